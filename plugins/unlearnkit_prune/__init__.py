@@ -1,0 +1,45 @@
+"""Pruning: set to zero every weight that matters to the forget set."""
+
+from collections.abc import Iterable
+from typing import ClassVar, final
+
+import attrs
+import torch
+from torch import Tensor
+
+from unlearnkit import ElementwiseUnlearner, Need, Unlearner, UnlearnerTraits, hookimpl, option
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Prune(ElementwiseUnlearner):
+    """θ' = 0 where F_f > τ, else θ.
+
+    With τ = 0 every weight that any forgotten sample touches is removed: the baseline that destroys models.
+
+    Source: the naive pruning of the notebook that this project follows; magnitude aside, as in Foster et al. 2024,
+    section 3.
+
+    Example:
+        >>> theta, forget = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 0.5, 2.0])
+        >>> Prune(tau=0.5).rule(theta, forget, torch.zeros(3))
+        tensor([1., 2., 0.])
+    """
+
+    name: ClassVar[str] = "prune"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.FORGET_IMPORTANCE})
+    traits: ClassVar[UnlearnerTraits] = UnlearnerTraits(
+        local=True, non_amplifying=True, sign_preserving=True, odd=True, idempotent=True, monotone={"tau"}
+    )
+
+    tau: float = option(0.0, symbol="τ", at_least=0, doc="prune weights whose forget importance is above this")
+
+    def rule(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:  # noqa: ARG002 - not needed here
+        """Zero where F_f > τ."""
+        return torch.where(forget > self.tau, torch.zeros_like(theta), theta)
+
+
+@hookimpl
+def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
+    """Offer the method of this package."""
+    return [Prune]

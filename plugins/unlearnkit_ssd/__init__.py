@@ -1,0 +1,67 @@
+"""Selective synaptic dampening: shrink the weights that matter far more to the forget set than to the reference."""
+
+from collections.abc import Iterable
+from typing import ClassVar, final
+
+import attrs
+import torch
+from torch import Tensor
+
+from unlearnkit import ElementwiseUnlearner, Evidence, Role, Unlearner, UnlearnerTraits, hookimpl, option
+
+
+@final
+@attrs.frozen(kw_only=True)
+class SelectiveSynapticDampening(ElementwiseUnlearner):
+    """θ' = θ·min(λ·F_r/F_f, 1) where F_f > α·F_r, else θ.
+
+    Source: Foster, Schoepf and Brintrup 2024 (Fast Machine Unlearning Without Retraining Through Selective Synaptic
+    Dampening), equations 4 to 6, with F_r measured on the full set D.
+
+    Example:
+        >>> theta, forget = torch.tensor([1.0, 1.0, 1.0]), torch.tensor([10.0, 20.0, 0.0])
+        >>> SelectiveSynapticDampening(alpha=10.0, lam=1.0).rule(theta, forget, torch.tensor([1.0, 1.0, 0.0]))
+        tensor([1.0000, 0.0500, 1.0000])
+    """
+
+    name: ClassVar[str] = "ssd"
+    traits: ClassVar[UnlearnerTraits] = UnlearnerTraits(
+        local=True,
+        non_amplifying=True,
+        sign_preserving=True,
+        odd=True,
+        scale_free=True,
+        monotone={"alpha", "lam"},
+    )
+
+    alpha: float = option(10.0, symbol="α", above=0, source="equation 4", doc="selection weighting")
+    lam: float = option(1.0, symbol="λ", at_least=0, source="equation 5", doc="dampening constant")
+    epsilon: float = option(
+        0.0,
+        symbol="ε",
+        at_least=0,
+        doc="added to F_f in the quotient; 1e-8 for parity with the notebook, else 0",
+    )
+
+    def rule(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:
+        """Dampen where F_f > α·F_r; a selected weight has F_f > 0, so the quotient needs no epsilon."""
+        beta = (self.lam * (reference / (forget + self.epsilon))).clamp(max=1.0)
+        return torch.where(forget > self.alpha * reference, theta * beta, theta)
+
+    def remarks(self, evidence: Evidence) -> tuple[str, ...]:
+        """Say when α is so large that no weight can be selected."""
+        forget, reference = evidence.forget, evidence.reference
+        if forget is None or reference is None or reference.role is not Role.FULL or forget.count == 0:
+            return ()
+        # Each forgotten sample is in D too, so the totals obey F_f ≤ F_D and the means F_f/F_D ≤ 1/p, p = |D_f|/|D|.
+        bound = reference.count / forget.count
+        if forget.fingerprint.unit != "sample" or self.alpha < bound:
+            return ()
+        counts = f"{reference.count} terms in the full set, {forget.count} in the forget set"
+        return (f"α = {self.alpha:g} can select nothing: F_f/F_D is at most 1/p = {bound:.6g} ({counts}).",)
+
+
+@hookimpl
+def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
+    """Offer the method of this package."""
+    return [SelectiveSynapticDampening]

@@ -1,0 +1,83 @@
+"""unlearnkit: make a trained network forget, and say honestly what the edit did.
+
+This list of names is the public API; plugins import from here and from `unlearnkit.testing`, and from nowhere else.
+"""
+
+from unlearnkit.elementwise import ElementwiseUnlearner
+from unlearnkit.errors import (
+    BudgetError,
+    ConfigurationError,
+    DuplicateMethodError,
+    MismatchError,
+    NonFiniteError,
+    PluginLoadError,
+    PluginWarning,
+    StoreError,
+    UnknownMethodError,
+    UnlearnKitError,
+    UnlearnKitWarning,
+    UnsupportedModelError,
+)
+from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
+from unlearnkit.evidence import Evidence, Need
+from unlearnkit.fisher import BatchedDiagonalFisher, DiagonalFisher
+from unlearnkit.hookspecs import Run, hookimpl
+from unlearnkit.importance import Importance
+from unlearnkit.metric import Exam, Metric, MetricTraits
+from unlearnkit.objective import CrossEntropy, Objective
+from unlearnkit.options import Option, option, options_of
+from unlearnkit.parameters import device_of, trainable
+from unlearnkit.pipeline import Pipeline
+from unlearnkit.plugins import PluginManager
+from unlearnkit.progress import Progress
+from unlearnkit.provenance import BatchTrail, Fingerprint, Role
+from unlearnkit.report import Report, TensorChange
+from unlearnkit.unlearner import Unlearner, UnlearnerTraits
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Accumulator",
+    "BatchTrail",
+    "BatchedDiagonalFisher",
+    "BudgetError",
+    "ConfigurationError",
+    "CrossEntropy",
+    "DiagonalFisher",
+    "DuplicateMethodError",
+    "ElementwiseUnlearner",
+    "EstimatorTraits",
+    "Evidence",
+    "Exam",
+    "Fingerprint",
+    "Importance",
+    "ImportanceEstimator",
+    "Metric",
+    "MetricTraits",
+    "MismatchError",
+    "Need",
+    "NonFiniteError",
+    "Objective",
+    "Option",
+    "Pipeline",
+    "PluginLoadError",
+    "PluginManager",
+    "PluginWarning",
+    "Progress",
+    "Report",
+    "Role",
+    "Run",
+    "StoreError",
+    "TensorChange",
+    "UnknownMethodError",
+    "UnlearnKitError",
+    "UnlearnKitWarning",
+    "Unlearner",
+    "UnlearnerTraits",
+    "UnsupportedModelError",
+    "device_of",
+    "hookimpl",
+    "option",
+    "options_of",
+    "trainable",
+]

@@ -1,0 +1,185 @@
+"""What a batch is: any nesting of tuples, lists, mappings and dataclasses whose tensors share dimension 0."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from unlearnkit.errors import ConfigurationError, MismatchError
+
+_DIGEST_ELEMENTS = 4096
+
+
+def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:  # noqa: PLR0911 - one return a kind
+    """Apply ``function`` to every tensor of a nested batch and keep the nesting.
+
+    Args:
+        batch: Tensors in tuples (named ones too), lists, mappings, dataclasses and attrs classes.
+        function: Applied to each tensor; everything else passes through.
+
+    Returns:
+        A batch of the same structure.
+
+    Example:
+        >>> map_tensors((torch.ones(2), "label"), lambda t: t + 1)
+        (tensor([2., 2.]), 'label')
+    """
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_tensors(item, function) for item in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(map_tensors(item, function) for item in batch)
+    if isinstance(batch, Mapping):
+        mapped = {key: map_tensors(item, function) for key, item in batch.items()}
+        return mapped if type(batch) is dict else type(batch)(mapped)  # type: ignore[call-arg]
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch) if f.init}
+        return dataclasses.replace(batch, **{k: map_tensors(v, function) for k, v in fields.items()})
+    if attrs.has(type(batch)):
+        fields = {f.alias: getattr(batch, f.name) for f in attrs.fields(type(batch)) if f.init}
+        return attrs.evolve(batch, **{k: map_tensors(v, function) for k, v in fields.items()})
+    return batch
+
+
+def tensors(batch: Any) -> Iterator[Tensor]:
+    """Yield every tensor of a nested batch, in order.
+
+    Args:
+        batch: See `map_tensors`.
+
+    Yields:
+        Each tensor once per place it stands in.
+    """
+    found: list[Tensor] = []
+
+    def collect(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(batch, collect)
+    yield from found
+
+
+def batch_size(batch: Any) -> int:
+    """Return the number of samples: the length of dimension 0, which every tensor must share.
+
+    Args:
+        batch: See `map_tensors`.
+
+    Returns:
+        The number of samples, at least 1.
+
+    Raises:
+        MismatchError: No tensor, a scalar tensor, an empty batch or lengths that differ.
+
+    Example:
+        >>> batch_size({"image": torch.zeros(4, 3), "label": torch.zeros(4)})
+        4
+    """
+    shapes = [tuple(tensor.shape) for tensor in tensors(batch)]
+    if not shapes:
+        raise MismatchError(
+            f"a batch must hold at least one tensor, saw {type(batch).__name__} without any: "
+            "check what your data loader yields"
+        )
+    lengths = {shape[0] if shape else None for shape in shapes}
+    if len(lengths) != 1 or None in lengths:
+        raise MismatchError(
+            f"every tensor of a batch must have the same length in dimension 0 (the samples), saw shapes {shapes}: "
+            "check the collate function of your data loader"
+        )
+    size = shapes[0][0]
+    if size == 0:
+        raise MismatchError("a batch must hold at least one sample, saw 0: drop empty batches from your data loader")
+    return size
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Move every tensor of a batch to ``device``, without waiting when the source is pinned.
+
+    Args:
+        batch: See `map_tensors`.
+        device: Where to.
+
+    Returns:
+        The moved batch.
+    """
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def take(batch: Any, rows: slice) -> Any:
+    """Return some samples of a batch, as views.
+
+    Args:
+        batch: See `map_tensors`.
+        rows: Which samples, a slice of dimension 0.
+
+    Returns:
+        A smaller batch of the same structure.
+
+    Example:
+        >>> take((torch.arange(4), torch.arange(4)), slice(1, 3))
+        (tensor([1, 2]), tensor([1, 2]))
+    """
+    return map_tensors(batch, lambda tensor: tensor[rows])
+
+
+def pick(batch: Any, where: int | str, *, what: str) -> Any:
+    """Take one field out of a batch, by position in a sequence or by key or attribute.
+
+    Args:
+        batch: A sequence, a mapping or an object.
+        where: An index (negative counts from the end) or a name.
+        what: What is looked for, for the message.
+
+    Returns:
+        The field.
+
+    Raises:
+        ConfigurationError: The batch has no such field; the message lists those it has.
+
+    Example:
+        >>> pick(("image", "fine", "coarse"), -1, what="targets")
+        'coarse'
+    """
+    if isinstance(where, int) and isinstance(batch, tuple | list):
+        if -len(batch) <= where < len(batch):
+            return batch[where]
+        seen = f"a {type(batch).__name__} of {len(batch)} fields"
+    elif isinstance(where, str) and isinstance(batch, Mapping):
+        if where in batch:
+            return batch[where]
+        seen = f"the keys {sorted(map(str, batch))}"
+    elif isinstance(where, str) and hasattr(batch, where):
+        return getattr(batch, where)
+    else:
+        seen = f"a {type(batch).__name__}" + (
+            f" with the keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else ""
+        )
+    raise ConfigurationError(
+        f"expected the {what} of a batch at {where!r}, saw {seen}: say where they are, "
+        f"for example CrossEntropy(inputs='image', targets='label')"
+    )
+
+
+def digest(batch: Any) -> bytes:
+    """Hash the sizes and some values of a batch, so that another order of the data gives another digest.
+
+    Args:
+        batch: See `map_tensors`. At most 4,096 evenly spaced elements of each tensor are read.
+
+    Returns:
+        16 bytes.
+    """
+    state = hashlib.blake2b(digest_size=16)
+    for tensor in tensors(batch):
+        flat = tensor.detach().reshape(-1)
+        some = flat[:: max(1, flat.numel() // _DIGEST_ELEMENTS)].to("cpu", torch.float64)
+        state.update(repr(tuple(tensor.shape)).encode())
+        state.update(some.contiguous().numpy().tobytes())
+    return state.digest()

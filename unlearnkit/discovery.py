@@ -1,0 +1,126 @@
+"""Which plugins are installed: the entry points of the group ``unlearnkit``, and what is wrong with each."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from typing import final
+
+import attrs
+
+from unlearnkit.errors import PluginWarning
+
+GROUP = "unlearnkit"
+DISABLE = "UNLEARNKIT_DISABLE_PLUGINS"
+"""Environment variable: names of plugins not to load, separated by commas, or ``*`` for none at all."""
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Problem:
+    """What is wrong with a plugin, who is to blame, and the cause.
+
+    Attributes:
+        plugin: Name of the plugin.
+        origin: Distribution and version.
+        stage: Where: ``"import"``, ``"hook signature"``, ``"unknown hook"``, ``"blocked"`` or the name of a hook.
+        error: The cause, or None.
+    """
+
+    plugin: str
+    origin: str
+    stage: str
+    error: Exception | None = attrs.field(default=None, eq=False)
+
+    def __str__(self) -> str:
+        cause = f": {type(self.error).__name__}: {self.error}" if self.error is not None else ""
+        return f"plugin {self.plugin!r} of {self.origin or 'an unknown distribution'}, {self.stage}{cause}"
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Discovered:
+    """A plugin that was found.
+
+    Attributes:
+        name: Name of its entry point.
+        target: Module it is loaded from.
+        distribution: Name of the distribution, "" when registered by hand.
+        version: Its version.
+        problem: Why it cannot be used, or None.
+    """
+
+    name: str
+    target: str = ""
+    distribution: str = ""
+    version: str = ""
+    problem: Problem | None = None
+
+    @property
+    def origin(self) -> str:
+        """Distribution and version, or the module for a plugin registered by hand."""
+        return f"{self.distribution} {self.version}".strip() or self.target
+
+    def with_problem(self, problem: Problem | None) -> "Discovered":
+        """Return a copy that carries a problem.
+
+        Args:
+            problem: What is wrong, or None.
+
+        Returns:
+            The copy.
+        """
+        return attrs.evolve(self, problem=problem)
+
+
+def entry_point_plugins() -> Iterator[tuple[Discovered, Callable[[], object]]]:
+    """Yield every installed plugin and how to load it, in the order of their names.
+
+    Yields:
+        The plugin (with a problem when it is switched off or its name is taken) and a function that imports it.
+    """
+    switched_off = {name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()}
+    taken: dict[str, str] = {}
+    for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
+        dist = point.dist
+        found = Discovered(
+            name=point.name,
+            target=point.value,
+            distribution=dist.name if dist else "",
+            version=dist.version if dist else "",
+        )
+        identity = f"{found.origin} ({point.value})"
+        if taken.get(point.name) == identity:
+            continue  # the same distribution seen twice on the path
+        if point.name in taken:
+            found = attrs.evolve(found, name=f"{point.name}@{found.distribution}")
+        taken.setdefault(point.name, identity)
+        if "*" in switched_off or point.name in switched_off:
+            blocked = Problem(
+                plugin=found.name, origin=found.origin, stage="blocked", error=RuntimeError(f"by {DISABLE}")
+            )
+            found = found.with_problem(blocked)
+        yield found, point.load
+
+
+def of_object(plugin: object, name: str | None) -> Discovered:
+    """Describe a plugin that was registered by hand.
+
+    Args:
+        plugin: A module or an object.
+        name: Its name, or None to take its own.
+
+    Returns:
+        The description.
+    """
+    own = getattr(plugin, "__name__", None) or type(plugin).__qualname__
+    return Discovered(name=name or str(own), target=str(getattr(plugin, "__module__", None) or own))
+
+
+def warn_of(problem: Problem) -> None:
+    """Issue the one warning about a problem.
+
+    Args:
+        problem: What to warn of.
+    """
+    warnings.warn(f"{problem} (the plugin or this part of it is left out)", PluginWarning, stacklevel=2)

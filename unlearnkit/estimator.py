@@ -1,0 +1,251 @@
+"""The contract of everything that says how much each weight matters to a set of data."""
+
+import abc
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal, final
+
+import attrs
+import torch
+from torch import nn
+
+from unlearnkit.batches import batch_size, to_device
+from unlearnkit.errors import (
+    ConfigurationError,
+    MismatchError,
+    UnlearnKitError,
+    UnsupportedModelError,
+    raise_all,
+)
+from unlearnkit.guard import ModelGuard
+from unlearnkit.importance import Importance
+from unlearnkit.objective import Objective
+from unlearnkit.options import option_values
+from unlearnkit.parameters import check_finite, device_of, digest, trainable
+from unlearnkit.progress import Progress, length, silent
+from unlearnkit.provenance import BatchTrail, Fingerprint, Role
+
+
+@final
+@attrs.frozen(kw_only=True)
+class EstimatorTraits:
+    """What an estimator promises; the laws that apply to it follow from these.
+
+    Attributes:
+        unit: ``"sample"``: one term per sample. ``"batch"``: one term per batch.
+        labels: Where the labels come from.
+        batch_free: Totals do not depend on batch size and order, and I(A) + I(B) = I(A ∪ B).
+        quadratic: A loss times c gives totals times c².
+        deterministic: The same input gives the same bits on one CPU.
+    """
+
+    unit: Literal["sample", "batch"] = "sample"
+    labels: Literal["data", "model", "none"] = "data"
+    batch_free: bool = False
+    quadratic: bool = False
+    deterministic: bool = True
+
+
+class ImportanceEstimator(abc.ABC):
+    """Turns a model and data into an `Importance`. Subclass it and write `estimate_batch`.
+
+    The public method checks what goes in and what the author's method gave back, runs the model in eval mode, and
+    leaves it as it was found, also after an exception.
+
+    Example:
+        >>> class Ones(ImportanceEstimator):
+        ...     name = "ones"
+        ...     traits = EstimatorTraits(batch_free=True)
+        ...     def estimate_batch(self, model, batch, *, objective):
+        ...         totals = {n: torch.ones_like(p) * len(batch[0]) for n, p in model.named_parameters()}
+        ...         return Importance(totals=totals, count=len(batch[0]))
+        >>> from unlearnkit.objective import CrossEntropy
+        >>> data = [(torch.zeros(3, 2), torch.zeros(3, dtype=torch.long))]
+        >>> Ones().estimate(nn.Linear(2, 2), data, objective=CrossEntropy())
+        Importance(2 tensors, 6 weights, count=3, samples=3, role=unknown)
+    """
+
+    name: ClassVar[str]
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits()
+
+    @abc.abstractmethod
+    def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
+        """Measure one batch.
+
+        Args:
+            model: In eval mode, on its device, every ``.grad`` None. Leave it as it is.
+            batch: On the model's device.
+            objective: Its `losses` gives one loss per sample.
+
+        Returns:
+            One total per trainable parameter (see `unlearnkit.trainable`), in at least float32, on the model's
+            device, and how many terms it has. The framework adds fingerprint, sample count and trail.
+        """
+
+    def accumulator(self, model: nn.Module, *, objective: Objective) -> "Accumulator":
+        """Start one pass over data; override it to keep state between batches instead of adding whole importances.
+
+        Args:
+            model: As for `estimate_batch`.
+            objective: As for `estimate_batch`.
+
+        Returns:
+            What the batches are handed to, one after the other.
+        """
+        return _Merging(self, model, objective)
+
+    @final
+    def estimate(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        *,
+        objective: Objective,
+        role: Role | str = Role.UNKNOWN,
+        progress: Progress = silent,
+    ) -> Importance:
+        """Measure all batches.
+
+        Args:
+            model: Runs where it is, in eval mode: dropout off, BatchNorm on its running statistics. Left as found.
+            batches: A data loader or any iterable of batches.
+            objective: How a batch becomes losses.
+            role: Which set this is; recorded.
+            progress: Shows a bar over the batches.
+
+        Returns:
+            The sum over all batches.
+
+        Raises:
+            ConfigurationError: No data, or a model without trainable parameters.
+            NonFiniteError: A NaN or an infinity in the model or in a batch's importance, naming parameter and batch.
+            MismatchError: The estimator returned something that does not fit the model, or changed the model.
+            UnlearnKitError: Anything else the estimator refuses.
+        """
+        check_finite(model, when="before an importance is estimated")
+        device, total, trail, samples = device_of(model), None, BatchTrail(), 0
+        fingerprint = self._fingerprint(model, objective)
+        guard = ModelGuard(model)
+        try:
+            model.eval()
+            pass_ = self.accumulator(model, objective=objective)
+            for index, batch in enumerate(progress(batches, f"importance: {Role(role).value}", length(batches))):
+                trail, samples = trail.add(batch), samples + batch_size(batch)
+                self._add(pass_, to_device(batch, device), index)
+            if samples:
+                total = pass_.result()
+                self._check(total, model)
+            self._check_untouched(guard)
+        except BaseException:
+            guard.restore()
+            raise
+        guard.restore_surroundings()
+        if total is None:
+            raise ConfigurationError(
+                f"expected data for the {Role(role).value} importance, saw an empty iterable: "
+                "a generator can be read only once, and an empty set has no importance"
+            )
+        return attrs.evolve(
+            total,
+            samples=samples,
+            trail=trail,
+            role=role,
+            fingerprint=_with_precision(fingerprint, total, model),
+        )
+
+    def _add(self, pass_: "Accumulator", batch: Any, index: int) -> None:
+        try:
+            with torch.enable_grad():
+                pass_.add(batch)
+        except UnlearnKitError as error:
+            error.add_note(f"in batch {index} (counted from 0) of estimator {self.name!r}")
+            raise
+        except RuntimeError as error:
+            if "not have gradient" not in str(error) and "does not require grad" not in str(error):
+                raise
+            raise UnsupportedModelError(
+                f"the loss of batch {index} does not depend on any trainable parameter of {type(self).__name__}'s "
+                "model through differentiable operations: is the model called under torch.no_grad()?"
+            ) from error
+
+    def _check(self, total: Any, model: nn.Module) -> None:
+        who = f"estimator {self.name!r} ({type(self).__module__}.{type(self).__qualname__})"
+        if not isinstance(total, Importance):
+            raise MismatchError(f"{who}: expected an Importance, saw {type(total).__name__}")
+        problems = total.name_problems(trainable(model), shapes_only=True)
+        device = device_of(model)
+        problems += [
+            f"{name}: expected a total on {device}, saw {t.device}"
+            for name, t in total.totals.items()
+            if t.device != device
+        ]
+        raise_all(problems, where=who)
+        total.check_values(who=who)
+
+    def _check_untouched(self, guard: ModelGuard) -> None:
+        problems = guard.structure_changes()
+        problems += [f"{name}: an estimator must not edit parameters" for name in guard.changed_parameters()]
+        problems += [f"{name}: an estimator must not edit buffers" for name in guard.changed_buffers()]
+        raise_all(problems, where=f"estimator {self.name!r} changed the model (it was put back)")
+
+    def _fingerprint(self, model: nn.Module, objective: Objective) -> Fingerprint:
+        options = option_values(self, meaning_only=True)
+        return Fingerprint(
+            estimator=self.name,
+            unit=self.traits.unit,
+            labels=self.traits.labels,
+            objective=objective.describe(),
+            options=", ".join(f"{key}={value!r}" for key, value in options.items()),
+            model=digest(model),
+        )
+
+
+class Accumulator(abc.ABC):
+    """One pass over data: batches go in, one importance comes out."""
+
+    @abc.abstractmethod
+    def add(self, batch: Any) -> None:
+        """Add one batch.
+
+        Args:
+            batch: On the model's device.
+        """
+
+    @abc.abstractmethod
+    def result(self) -> Importance:
+        """End the pass.
+
+        Returns:
+            Totals and count; the framework adds the rest.
+        """
+
+
+@final
+class _Merging(Accumulator):
+    """Adds whole importances: what every estimator gets that does not ask for more."""
+
+    def __init__(self, estimator: ImportanceEstimator, model: nn.Module, objective: Objective) -> None:
+        self._estimator, self._model, self._objective = estimator, model, objective
+        self._total: Importance | None = None
+
+    def add(self, batch: Any) -> None:
+        one = self._estimator.estimate_batch(self._model, batch, objective=self._objective)
+        self._estimator._check(one, self._model)  # noqa: SLF001 - same module
+        if self._total is None:
+            # A copy, in the model's order: the author may hand out the same tensors for every batch.
+            totals = {name: one.totals[name].clone() for name in trainable(self._model)}
+            self._total = Importance(totals=totals, count=one.count)
+            return
+        for name, total in self._total.totals.items():
+            total.add_(one.totals[name])
+        self._total = attrs.evolve(self._total, count=self._total.count + one.count)
+
+    def result(self) -> Importance:
+        if self._total is None:
+            raise ConfigurationError("expected at least one batch before the end of the pass, saw none")
+        return self._total
+
+
+def _with_precision(fingerprint: Fingerprint, total: Importance, model: nn.Module) -> Fingerprint:
+    gradients = sorted({str(p.dtype).removeprefix("torch.") for p in trainable(model).values()})
+    totals = sorted({str(t.dtype).removeprefix("torch.") for t in total.totals.values()})
+    return attrs.evolve(fingerprint, precision=f"gradients {'/'.join(gradients)}, totals {'/'.join(totals)}")

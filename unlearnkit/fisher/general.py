@@ -1,0 +1,164 @@
+"""Squared per-sample gradients of any model: `torch.func` in chunks, or one sample at a time where that cannot work."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from unlearnkit.batches import batch_size, map_tensors, take, tensors
+from unlearnkit.errors import UnlearnKitError, UnlearnKitWarning, UnsupportedModelError
+from unlearnkit.objective import Objective, check_losses
+from unlearnkit.parameters import trainable, wide
+
+_LARGEST_CHUNK = 16  # above it vmap over convolutions falls off a cliff on CPUs and gains nothing elsewhere
+_WITHOUT_VMAP: set[type] = set()
+
+
+@final
+class SquaredGradients:
+    """Σ_i (∂ loss_i / ∂θ)² over one batch, for any model whose samples do not mix.
+
+    Args:
+        model: In eval mode.
+        objective: One loss per sample.
+        chunk: Samples differentiated together, or 0 to choose by ``memory``.
+        memory: Bound on the bytes of per-sample gradients held at one time.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective, *, chunk: int = 0, memory: int = 512 << 20) -> None:
+        refuse_batch_statistics(model)
+        self._model: nn.Module = getattr(model, "_orig_mod", model)  # torch.func cannot look into compiled code
+        self._objective = objective
+        self._named = trainable(self._model)
+        per_sample = sum(p.numel() * max(4, p.element_size()) for p in self._named.values())
+        self._chunk = chunk or max(1, min(_LARGEST_CHUNK, memory // (2 * per_sample)))
+
+    def __call__(self, batch: Any) -> dict[str, Tensor]:
+        """Return the sum of squares over one batch.
+
+        Args:
+            batch: On the model's device.
+
+        Returns:
+            Parameter name to total, in at least float32.
+
+        Raises:
+            UnlearnKitError: What the objective or this class refuses.
+        """
+        if type(self._model) in _WITHOUT_VMAP:
+            return self.one_at_a_time(batch)
+        try:
+            return self.vectorised(batch)
+        except UnlearnKitError:
+            raise
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            # Which of torch's errors mean "vmap cannot" is not documented; a fault of the model fails again below.
+            totals = self.one_at_a_time(batch)
+            _WITHOUT_VMAP.add(type(self._model))
+            warnings.warn(
+                f"{type(self._model).__name__} cannot be differentiated many samples at a time ({_first_line(error)}): "
+                "going on one sample at a time, exactly but several times slower",
+                UnlearnKitWarning,
+                stacklevel=2,
+            )
+            return totals
+
+    def vectorised(self, batch: Any) -> dict[str, Tensor]:
+        """Differentiate a chunk of samples at a time.
+
+        Args:
+            batch: On the model's device.
+
+        Returns:
+            Parameter name to total.
+        """
+        losses = _Losses(self._model, self._objective)
+        weights = {f"model.{name}": p.detach() for name, p in self._named.items()}
+
+        def loss(weights: dict[str, Tensor], *sample: Tensor) -> Tensor:
+            one = _rebuild(batch, [t.unsqueeze(0) for t in sample])
+            value: Tensor = functional_call(losses, weights, (one,))
+            return value.squeeze(0)
+
+        columns = list(tensors(batch))
+        gradients: Callable[..., dict[str, Tensor]] = vmap(
+            grad(loss), in_dims=(None, *(0 for _ in columns)), randomness="different"
+        )
+        totals = self._zeros()
+        for start in range(0, batch_size(batch), self._chunk):
+            for name, g in gradients(weights, *(t[start : start + self._chunk] for t in columns)).items():
+                total = totals[name.removeprefix("model.")]
+                total.add_(g.to(total.dtype).square_().sum(0))
+        return totals
+
+    def one_at_a_time(self, batch: Any) -> dict[str, Tensor]:
+        """Differentiate each sample alone.
+
+        Args:
+            batch: On the model's device.
+
+        Returns:
+            Parameter name to total.
+        """
+        totals = self._zeros()
+        for i in range(batch_size(batch)):
+            one = take(batch, slice(i, i + 1))
+            loss = check_losses(self._objective.losses(self._model, one), one, objective=self._objective)
+            found = torch.autograd.grad(loss.sum(), list(self._named.values()), allow_unused=True)
+            for total, g in zip(totals.values(), found, strict=True):
+                if g is not None:
+                    total.add_(g.to(total.dtype).square())
+        return totals
+
+    def _zeros(self) -> dict[str, Tensor]:
+        return {name: torch.zeros_like(p, dtype=wide(p.dtype)) for name, p in self._named.items()}
+
+
+def refuse_batch_statistics(model: nn.Module) -> None:
+    """Refuse a model that mixes the samples of a batch: there is no per-sample gradient.
+
+    Args:
+        model: In eval mode.
+
+    Raises:
+        UnsupportedModelError: Naming each BatchNorm layer that keeps no running statistics or is in training mode.
+    """
+    kind = nn.modules.batchnorm._BatchNorm  # noqa: SLF001 - the only common parent of BatchNorm1d, 2d and 3d
+    mixing = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, kind) and (module.running_mean is None or module.training)
+    ]
+    if mixing:
+        raise UnsupportedModelError(
+            f"expected samples that do not mix, saw BatchNorm on batch statistics in {', '.join(mixing)}: "
+            "per-sample gradients do not exist there; use eval mode and track_running_stats=True, or GroupNorm"
+        )
+
+
+@final
+class _Losses(nn.Module):
+    """The objective as a module, so that `functional_call` can swap the weights of the model inside it."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self._objective = objective
+        self.training = False
+
+    def forward(self, batch: Any) -> Tensor:
+        return check_losses(self._objective.losses(self.model, batch), batch, objective=self._objective)
+
+
+def _rebuild(batch: Any, columns: list[Tensor]) -> Any:
+    """Put other tensors into the places of a batch's tensors, in order."""
+    rest: Iterator[Tensor] = iter(columns)
+    return map_tensors(batch, lambda _: next(rest))
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:120] if text else type(error).__name__

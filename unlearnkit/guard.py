@@ -1,0 +1,175 @@
+"""Remember a model bit by bit, so that whatever foreign code does to it can be undone or blamed."""
+
+import random
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unlearnkit.parameters import bits, buffers, parameters
+
+_Members = dict[str, Any]
+
+
+@final
+class ModelGuard:
+    """A snapshot of a model and of the random state: weights, buffers, gradients, modes, structure.
+
+    While the guard is held, every ``.grad`` is None; `restore_surroundings` puts the originals back.
+
+    Args:
+        model: The model to remember; it is not copied, only its tensors are.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> guard = ModelGuard(model)
+        >>> with torch.no_grad():
+        ...     _ = model.weight.zero_()
+        >>> guard.changed_parameters()
+        ['weight']
+        >>> guard.restore()
+        >>> guard.changed_parameters()
+        []
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules: dict[nn.Module, tuple[bool, _Members, _Members, _Members]] = {
+            m: (m.training, dict(m._parameters), dict(m._buffers), dict(m._modules))  # noqa: SLF001
+            for m in model.modules()
+        }
+        self._model = model
+        self._parameters = _Tensors(parameters(model))
+        self._buffers = _Tensors(buffers(model))
+        self._flags = [(p, p.requires_grad) for p in model.parameters()]
+        self._grads = [(p, p.grad) for p in model.parameters()]
+        self._rng = _random_state()
+        for p in model.parameters():
+            p.grad = None
+
+    def before(self, name: str) -> Tensor:
+        """Return the value that a parameter had.
+
+        Args:
+            name: Its qualified name.
+
+        Returns:
+            A copy made when the guard was; do not edit it.
+        """
+        copy: Tensor = self._parameters.copies[name]
+        return copy
+
+    def structure_changes(self) -> list[str]:
+        """Say which modules, parameters or buffers were added, removed or replaced.
+
+        Returns:
+            One sentence each; empty when the structure is as it was.
+        """
+        problems: list[str] = []
+        for module, (_, held, buffered, children) in self._modules.items():
+            name = type(module).__name__
+            if not _same_members(held, module._parameters):  # noqa: SLF001
+                problems.append(f"{name} gained, lost or replaced a parameter")
+            if not _same_members(children, module._modules):  # noqa: SLF001
+                problems.append(f"{name} gained, lost or replaced a child module")
+            if set(buffered) != set(module._buffers):  # noqa: SLF001
+                problems.append(f"{name} gained or lost a buffer")
+        kinds = self._parameters.kind_changes(parameters(self._model))
+        return problems + kinds + self._buffers.kind_changes(buffers(self._model))
+
+    def changed_parameters(self) -> list[str]:
+        """Return the names of the parameters whose bits differ from the snapshot.
+
+        Returns:
+            Names in the model's order.
+        """
+        return self._parameters.changed(parameters(self._model))
+
+    def changed_buffers(self) -> list[str]:
+        """Return the names of the buffers whose bits differ from the snapshot.
+
+        Returns:
+            Names in the model's order.
+        """
+        return self._buffers.changed(buffers(self._model))
+
+    def restore_surroundings(self) -> None:
+        """Put back all but the weights: gradients, modes, ``requires_grad``, buffers and random state."""
+        for module, (training, *_) in self._modules.items():
+            module.training = training
+        for (p, flag), (_, grad) in zip(self._flags, self._grads, strict=True):
+            p.requires_grad_(flag)
+            p.grad = grad
+        self._buffers.restore()
+        _set_random_state(self._rng)
+
+    def restore(self) -> None:
+        """Put everything back, bit by bit, structure included."""
+        for module, (_, *members) in self._modules.items():
+            for saved, name in zip(members, ("_parameters", "_buffers", "_modules"), strict=True):
+                held = getattr(module, name)
+                held.clear()
+                held.update(saved)
+        self._parameters.restore()
+        self.restore_surroundings()
+
+
+@final
+class _Tensors:
+    """Named tensors: the objects, the storage they had, and a copy of their values."""
+
+    def __init__(self, named: dict[str, Any]) -> None:
+        self.objects: _Members = dict(named)
+        self.storages = {name: t.data for name, t in named.items()}
+        self.copies = {name: t.detach().clone() for name, t in named.items()}
+
+    def kind_changes(self, now: dict[str, Any]) -> list[str]:
+        """Say which tensors have another shape, dtype or device than they had."""
+        problems = []
+        for name, copy in self.copies.items():
+            if name not in now:
+                continue
+            seen = now[name]
+            want, have = _kind(copy), _kind(seen)
+            if want != have:
+                problems.append(f"{name}: expected {want}, saw {have}")
+        return problems
+
+    def changed(self, now: dict[str, Any]) -> list[str]:
+        """Name the tensors whose bits differ."""
+        return [
+            name
+            for name, copy in self.copies.items()
+            if name not in now or _kind(now[name]) != _kind(copy) or not torch.equal(bits(now[name]), bits(copy))
+        ]
+
+    def restore(self) -> None:
+        """Write the old values into the old storage of the old objects."""
+        with torch.no_grad():
+            for name, tensor in self.objects.items():
+                tensor.data = self.storages[name]
+                if not torch.equal(bits(tensor), bits(self.copies[name])):
+                    tensor.data.copy_(self.copies[name])
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"shape {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"
+
+
+def _same_members(before: _Members, now: _Members) -> bool:
+    return list(before) == list(now) and all(before[key] is now[key] for key in before)
+
+
+def _random_state() -> tuple[Any, ...]:
+    # Asking for the CUDA state would start CUDA: a process that has not touched it has no state to keep.
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+def _set_random_state(state: tuple[Any, ...]) -> None:
+    python, numpy_state, cpu, cuda = state
+    random.setstate(python)
+    np.random.set_state(numpy_state)
+    torch.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state_all(cuda)

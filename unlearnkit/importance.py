@@ -1,0 +1,257 @@
+"""How much each weight matters to a set of data: exact totals and how many terms they have."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self, final
+
+import attrs
+import torch
+from torch import Tensor
+
+from unlearnkit.errors import MismatchError, NonFiniteError, raise_all
+from unlearnkit.provenance import BatchTrail, Fingerprint, Role
+
+_WIDE = (torch.float32, torch.float64)
+
+
+def _freeze_totals(totals: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return MappingProxyType({str(name): tensor.detach() for name, tensor in totals.items()})
+
+
+def _check_totals(_: Any, __: Any, totals: Mapping[str, Tensor]) -> None:
+    if not totals:
+        raise MismatchError("Importance.totals: expected at least one named tensor, saw none")
+    raise_all(
+        (
+            f"{name}: expected float32 or float64, saw {tensor.dtype} (squares of half-precision gradients vanish)"
+            for name, tensor in totals.items()
+            if tensor.dtype not in _WIDE
+        ),
+        where="Importance.totals",
+    )
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Importance:
+    """The exact sum of one non-negative term per sample (or batch) for every weight, and the number of terms.
+
+    Merging is addition, removing data is subtraction, the mean is derived. Only like may meet like: the fingerprint
+    says what was measured, on which model, and mixing kinds is a `MismatchError`.
+
+    Attributes:
+        totals: Parameter name to total, each of its parameter's shape, float32 or float64, ≥ 0.
+        count: How many terms were added: samples for a per-sample estimator, batches or their sizes for a batched one.
+        samples: How many samples were seen.
+        fingerprint: What was measured and on which model.
+        role: Which set it was measured on.
+        trail: Batch sizes and order, as they were iterated.
+
+    Example:
+        >>> one = Importance(totals={"w": torch.tensor([1.0, 4.0])}, count=1, samples=1)
+        >>> two = one + one
+        >>> two
+        Importance(1 tensors, 2 weights, count=2, samples=2, role=unknown)
+        >>> two.mean()["w"]
+        tensor([1., 4.])
+    """
+
+    totals: Mapping[str, Tensor] = attrs.field(converter=_freeze_totals, validator=_check_totals)
+    count: int = attrs.field(validator=attrs.validators.ge(0))
+    samples: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+    fingerprint: Fingerprint = attrs.field(factory=Fingerprint)
+    role: Role = attrs.field(default=Role.UNKNOWN, converter=Role)
+    trail: BatchTrail = attrs.field(factory=BatchTrail)
+
+    def __repr__(self) -> str:
+        weights = sum(t.numel() for t in self.totals.values())
+        return (
+            f"Importance({len(self.totals)} tensors, {weights} weights, count={self.count}, "
+            f"samples={self.samples}, role={self.role.value})"
+        )
+
+    def merge(self, other: "Importance") -> "Importance":
+        """Add the importance of further data: I(A) + I(B) = I(A ∪ B) for disjoint A and B.
+
+        Args:
+            other: The same names, shapes, dtypes, device and kind.
+
+        Returns:
+            A new importance; the role is kept when both have the same.
+
+        Raises:
+            MismatchError: The two are not of one kind.
+        """
+        self.check_same_kind(other)
+        return attrs.evolve(
+            self,
+            totals={name: total + other.totals[name] for name, total in self.totals.items()},
+            count=self.count + other.count,
+            samples=self.samples + other.samples,
+            role=self.role if self.role is other.role else Role.UNKNOWN,
+            trail=self.trail.then(other.trail),
+        )
+
+    def subtract(self, other: "Importance") -> "Importance":
+        """Remove the importance of data that this one contains: I(D) − I(D_f) = I(D_r).
+
+        Differences that are negative by rounding become 0; larger ones mean that ``other`` was not a part.
+
+        Args:
+            other: The importance of a part of this one's data, of the same kind.
+
+        Returns:
+            A new importance with an unknown role and no trail.
+
+        Raises:
+            MismatchError: Not of one kind, or ``other`` is not a part of this importance.
+        """
+        self.check_same_kind(other)
+        problems = []
+        if other.count > self.count or other.samples > self.samples:
+            problems.append(f"expected a part of {self.count} terms, saw {other.count}")
+        totals = {}
+        for name, total in self.totals.items():
+            rest = total - other.totals[name]
+            allowed = total.abs() * torch.finfo(total.dtype).eps * max(4.0, float(self.count) ** 0.5)
+            if bool((rest < -allowed).any()):
+                problems.append(f"{name}: the part is larger than the whole by {float(-rest.min()):.3g}")
+            totals[name] = rest.clamp_(min=0)
+        raise_all(problems, where="Importance.subtract")
+        return attrs.evolve(
+            self,
+            totals=totals,
+            count=self.count - other.count,
+            samples=self.samples - other.samples,
+            role=Role.UNKNOWN,
+            trail=BatchTrail(),
+        )
+
+    __add__ = merge
+    __sub__ = subtract
+
+    def mean(self) -> dict[str, Tensor]:
+        """Return totals / count: one tensor per parameter, the shape and dtype of its total.
+
+        Returns:
+            Parameter name to mean.
+
+        Raises:
+            MismatchError: Nothing was counted.
+        """
+        if self.count == 0:
+            raise MismatchError("Importance.mean: expected at least one term, saw count = 0: estimate on data first")
+        return {name: total / self.count for name, total in self.totals.items()}
+
+    def unnormalised(self) -> "Importance":
+        """Take the sum as a single term, so that `mean` returns the totals: the notebook's un-normalised variant.
+
+        Returns:
+            The same totals with ``count`` = 1.
+        """
+        return attrs.evolve(self, count=1)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Importance":
+        """Move or convert the totals.
+
+        Args:
+            device: Where to, or None to stay.
+            dtype: float32 or float64, or None to keep.
+
+        Returns:
+            An importance with the converted totals.
+        """
+        moved = {name: total.to(device=device, dtype=dtype) for name, total in self.totals.items()}
+        return attrs.evolve(self, totals=moved)
+
+    def check_same_kind(self, other: "Importance") -> None:
+        """Refuse another importance that this one must not be added to or taken from.
+
+        Args:
+            other: The other importance.
+
+        Raises:
+            MismatchError: Listing every difference in names, shapes, dtypes, devices and fingerprints.
+        """
+        raise_all(
+            [*self.name_problems(other.totals), *self.kind_problems(other)],
+            where="two importances do not match",
+        )
+
+    def kind_problems(self, other: "Importance") -> list[str]:
+        """Say how what was measured differs.
+
+        Args:
+            other: The other importance.
+
+        Returns:
+            One sentence per difference of fingerprint or batch size.
+        """
+        problems = self.fingerprint.differences(other.fingerprint)
+        if self.fingerprint.unit == "batch":
+            problems += self.trail.differences(other.trail)
+        return problems
+
+    def name_problems(self, expected: Mapping[str, Tensor], *, shapes_only: bool = False) -> list[str]:
+        """Say how names, shapes, dtypes and devices differ from those of other tensors.
+
+        Args:
+            expected: Parameter name to a tensor.
+            shapes_only: Leave out dtypes and devices.
+
+        Returns:
+            One sentence per difference.
+        """
+        missing = [f"{name}: expected, but missing" for name in expected if name not in self.totals]
+        extra = [f"{name}: not expected" for name in self.totals if name not in expected]
+        problems = missing + extra
+        for name in self.totals.keys() & expected.keys():
+            have, want = self.totals[name], expected[name]
+            if have.shape != want.shape:
+                problems.append(f"{name}: expected shape {tuple(want.shape)}, saw {tuple(have.shape)}")
+            elif not shapes_only and (have.dtype, have.device) != (want.dtype, want.device):
+                problems.append(
+                    f"{name}: expected {want.dtype} on {want.device}, saw {have.dtype} on {have.device}: use .to()"
+                )
+        return problems
+
+    def check_values(self, *, who: str) -> None:
+        """Refuse totals that are not finite or are negative.
+
+        Args:
+            who: Who made them, for the message.
+
+        Raises:
+            NonFiniteError: A NaN or an infinity, naming the parameters.
+            MismatchError: A negative total, naming the parameters.
+        """
+        bad = [name for name, t in self.totals.items() if not bool(torch.isfinite(t).all())]
+        if bad:
+            raise NonFiniteError(f"{who}: expected finite importances, saw NaN or infinity in {', '.join(bad)}")
+        negative = [name for name, t in self.totals.items() if bool((t < 0).any())]
+        raise_all((f"{name}: expected importances ≥ 0, saw a negative one" for name in negative), where=who)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically; see `unlearnkit.importance_file.save`.
+
+        Args:
+            path: Where to; an existing file is replaced only when the new one is complete.
+        """
+        from unlearnkit.importance_file import save  # noqa: PLC0415 - the file format builds on this class
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Args:
+            path: A safetensors file.
+
+        Returns:
+            The importance, on the CPU.
+        """
+        from unlearnkit.importance_file import load  # noqa: PLC0415 - the file format builds on this class
+
+        return load(path)

@@ -1,0 +1,116 @@
+"""The contract of every number that says how well a model forgot."""
+
+import abc
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, final
+
+import attrs
+from torch import nn
+
+from unlearnkit.errors import MismatchError, raise_all
+from unlearnkit.guard import ModelGuard
+from unlearnkit.objective import CrossEntropy, Objective
+
+
+@final
+@attrs.frozen(kw_only=True)
+class MetricTraits:
+    """What a reader must know to read a metric.
+
+    Attributes:
+        low: Smallest possible value.
+        high: Largest possible value.
+        better: Whether higher or lower is better, or whether only the distance to a retrained model counts.
+        unit: ``"nats"``, ``"fraction"``, ``"seconds"``, …
+        source: Paper and equation.
+    """
+
+    low: float = float("-inf")
+    high: float = float("inf")
+    better: Literal["higher", "lower", "near retrained"] = "near retrained"
+    unit: str = ""
+    source: str = ""
+
+
+def _freeze(splits: Mapping[str, Iterable[Any]]) -> Mapping[str, Iterable[Any]]:
+    return MappingProxyType(dict(splits))
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Exam:
+    """What a metric may look at.
+
+    Attributes:
+        model: The model under examination.
+        splits: Batches by name (``"retain-train"``, ``"forget-train"``, ``"retain-test"``, ``"forget-test"``), each
+            iterable more than once.
+        objective: How a batch becomes losses.
+        original: The model before the edit, where it is at hand.
+        retrained: Models trained from scratch without the forget set.
+    """
+
+    model: nn.Module
+    splits: Mapping[str, Iterable[Any]] = attrs.field(converter=_freeze)
+    objective: Objective = attrs.field(factory=CrossEntropy)
+    original: nn.Module | None = None
+    retrained: tuple[nn.Module, ...] = attrs.field(default=(), converter=tuple)
+
+
+class Metric(abc.ABC):
+    """Measures a model. Subclass it and write `measure`; the public method sees that no model is changed by it.
+
+    Example:
+        >>> class Weights(Metric):
+        ...     name = "weights"
+        ...     def measure(self, exam):
+        ...         return {"weights": float(sum(p.numel() for p in exam.model.parameters()))}
+        >>> Weights().evaluate(Exam(model=nn.Linear(2, 1), splits={}))
+        {'weights': 3.0}
+    """
+
+    name: ClassVar[str]
+    traits: ClassVar[MetricTraits] = MetricTraits()
+
+    @abc.abstractmethod
+    def measure(self, exam: Exam) -> Mapping[str, float | None]:
+        """Measure.
+
+        Args:
+            exam: Models and data; leave them as they are.
+
+        Returns:
+            Name to value; None where the metric does not apply.
+        """
+
+    @final
+    def evaluate(self, exam: Exam) -> dict[str, float | None]:
+        """Measure, and refuse a metric that changed a model that it measured.
+
+        Args:
+            exam: Models and data.
+
+        Returns:
+            Name to value.
+
+        Raises:
+            MismatchError: The metric changed a model (it was put back) or returned something else than numbers.
+        """
+        models = [m for m in (exam.model, exam.original, *exam.retrained) if m is not None]
+        guards = [ModelGuard(model) for model in dict.fromkeys(models)]
+        problems: list[str] = []
+        try:
+            values = self.measure(exam)
+            for guard in guards:
+                problems += guard.structure_changes()
+                problems += [f"{n}: edited" for n in guard.changed_parameters() + guard.changed_buffers()]
+        finally:
+            # Backwards, so that the random state of the first guard is the one that stays.
+            for guard in reversed(guards):
+                guard.restore()
+        who = f"metric {self.name!r} ({type(self).__module__}.{type(self).__qualname__})"
+        raise_all(problems, where=f"{who} changed a model that it measured (it was put back)")
+        if not isinstance(values, Mapping) or not all(v is None or isinstance(v, int | float) for v in values.values()):
+            raise MismatchError(f"{who}: expected a mapping of names to numbers or None, saw {values!r}")
+        return {str(key): None if value is None else float(value) for key, value in values.items()}

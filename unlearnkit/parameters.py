@@ -1,0 +1,172 @@
+"""A model's parameters and buffers by name: the one way this package joins numbers to weights."""
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from unlearnkit.errors import ConfigurationError, NonFiniteError
+
+_INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_COMPILED_PREFIX = "_orig_mod."  # what torch.compile puts before the names of the module it wraps
+
+
+def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return every parameter once, by its qualified name; tied weights are one parameter under their first name.
+
+    Args:
+        model: Any module; names are those of the module itself where ``torch.compile`` wraps it.
+
+    Returns:
+        Name to parameter, in the model's own order.
+
+    Example:
+        >>> list(parameters(nn.Sequential(nn.Linear(2, 2), nn.ReLU())))
+        ['0.weight', '0.bias']
+    """
+    return {name.replace(_COMPILED_PREFIX, ""): p for name, p in model.named_parameters()}
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that may be edited: those with ``requires_grad``.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Name to parameter, in the model's own order.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    found = {name: p for name, p in parameters(model).items() if p.requires_grad}
+    if not found:
+        raise ConfigurationError(
+            f"expected a model with at least one trainable parameter, saw {type(model).__name__} with none: "
+            "call requires_grad_(True) on the weights that may be edited"
+        )
+    return found
+
+
+def buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return every buffer once, by its qualified name.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Name to buffer, in the model's own order.
+    """
+    return {name.replace(_COMPILED_PREFIX, ""): b for name, b in model.named_buffers()}
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device that the model's parameters are on.
+
+    Args:
+        model: A module whose parameters are all on one device.
+
+    Returns:
+        That device; the CPU for a model without parameters.
+
+    Raises:
+        ConfigurationError: The parameters are on several devices.
+    """
+    devices = {p.device for p in model.parameters()}
+    if len(devices) > 1:
+        raise ConfigurationError(
+            f"expected all parameters on one device, saw {sorted(map(str, devices))}: move the model with .to(device)"
+        )
+    return devices.pop() if devices else torch.device("cpu")
+
+
+def digest(model: nn.Module) -> str:
+    """Hash all parameters and buffers: names, dtypes, shapes and bits.
+
+    Args:
+        model: Any module. The digest does not depend on the device.
+
+    Returns:
+        32 hexadecimal digits. Equal digests mean bit-identical weights.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> before = digest(model)
+        >>> with torch.no_grad():
+        ...     _ = model.bias.add_(1.0)
+        >>> digest(model) == before
+        False
+    """
+    state = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted({**parameters(model), **buffers(model)}.items()):
+        state.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+        state.update(flat.view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """View a tensor's bits as integers, so that NaN equals itself and −0 differs from +0.
+
+    Args:
+        tensor: Any dtype.
+
+    Returns:
+        An integer view of the same shape (a last dimension of 2 is added for complex dtypes).
+    """
+    plain = tensor.detach()
+    if plain.is_complex():
+        plain = torch.view_as_real(plain)
+    return plain if plain.dtype == torch.bool else plain.view(_INTEGER_OF_SIZE[plain.element_size()])
+
+
+def count_changed(before: Tensor, after: Tensor) -> int:
+    """Count the elements whose bits differ.
+
+    Args:
+        before: A tensor.
+        after: A tensor of the same shape, dtype and device.
+
+    Returns:
+        How many elements differ.
+
+    Example:
+        >>> count_changed(torch.tensor([0.0, 1.0]), torch.tensor([-0.0, 1.0]))
+        1
+    """
+    return int(torch.count_nonzero(bits(before) != bits(after)))
+
+
+def check_finite(model: nn.Module, *, when: str) -> None:
+    """Refuse a model that holds a NaN or an infinity.
+
+    Args:
+        model: Any module.
+        when: For the message: "before the edit", say.
+
+    Raises:
+        NonFiniteError: Naming every such parameter and buffer.
+    """
+    named = {**parameters(model), **buffers(model)}
+    bad = [name for name, t in named.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+    if bad:
+        raise NonFiniteError(
+            f"expected finite weights {when}, saw NaN or infinity in {', '.join(bad)} of {type(model).__name__}: "
+            "the model is damaged; load a checkpoint that is not"
+        )
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype to square and to add in: at least float32, because half-precision squares vanish.
+
+    Args:
+        dtype: A floating dtype.
+
+    Returns:
+        float64 for float64, else float32.
+
+    Example:
+        >>> wide(torch.bfloat16)
+        torch.float32
+    """
+    return torch.promote_types(dtype, torch.float32)

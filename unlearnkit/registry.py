@@ -1,0 +1,169 @@
+"""The classes that plugins provide, checked one by one, by name."""
+
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar, final
+
+import attrs
+
+from unlearnkit.discovery import Discovered, Problem, warn_of
+from unlearnkit.errors import DuplicateMethodError, PluginLoadError, UnknownMethodError
+from unlearnkit.options import Option, options_of
+from unlearnkit.suggest import nearest
+from unlearnkit.unlearner import NAME, describe
+
+T = TypeVar("T")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Provided:
+    """A class that a plugin provides.
+
+    Attributes:
+        name: What it is asked for by.
+        cls: The class.
+        plugin: Who provides it.
+    """
+
+    name: str
+    cls: type[Any]
+    plugin: Discovered
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """What it can be told."""
+        return options_of(self.cls)
+
+    @property
+    def doc(self) -> str:
+        """The first line of its docstring."""
+        return describe(self.cls)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Registry(Generic[T]):
+    """All provided classes of one kind.
+
+    Attributes:
+        kind: ``"unlearner"``, ``"estimator"`` or ``"metric"``.
+        entries: What can be asked for, sorted by name.
+        problems: What was left out, and why.
+    """
+
+    kind: str
+    entries: tuple[Provided, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    @classmethod
+    def collect(cls, kind: str, base: type, calls: Iterable[tuple[Discovered, Callable[[], Any]]]) -> "Registry[Any]":
+        """Ask every plugin, and check every class that it gives.
+
+        Args:
+            kind: For messages.
+            base: What each class must be a subclass of.
+            calls: Each plugin, and how to call its hook.
+
+        Returns:
+            The registry; a faulty class is left out, warned about and recorded, the others stay.
+        """
+        entries: list[Provided] = []
+        problems: list[Problem] = []
+        for plugin, call in calls:
+            try:
+                classes = [c for result in call() for c in result]
+            except Exception as error:  # noqa: BLE001 - foreign code: recorded with its cause, raised when asked for
+                problems.append(problem_of(plugin, f"registering its {kind}s", error))
+                continue
+            for c in classes:
+                fault = fault_of(c, base)
+                if fault:
+                    problems.append(problem_of(plugin, f"registering its {kind}s", PluginLoadError(fault)))
+                else:
+                    entries.append(Provided(name=c.name, cls=c, plugin=plugin))
+        for problem in problems:
+            warn_of(problem)
+        return Registry(kind=kind, entries=tuple(sorted(entries, key=lambda e: e.name)), problems=tuple(problems))
+
+    def get(self, name: str, problems: Iterable[Problem] = ()) -> type[T]:
+        """Return the class of a name.
+
+        Args:
+            name: What is asked for.
+            problems: All that is wrong with any plugin, to say so when the name is missing.
+
+        Returns:
+            The class.
+
+        Raises:
+            DuplicateMethodError: Two plugins provide the name.
+            PluginLoadError: The plugin of that name is broken; its error is the cause.
+            UnknownMethodError: Nobody provides the name.
+        """
+        found = [entry for entry in self.entries if entry.name == name]
+        if len({entry.cls for entry in found}) > 1:
+            providers = " and ".join(f"{entry.plugin.origin} (plugin {entry.plugin.name!r})" for entry in found)
+            raise DuplicateMethodError(
+                f"the {self.kind} {name!r} is provided by {providers}: uninstall one, or switch it off with "
+                "UNLEARNKIT_DISABLE_PLUGINS"
+            )
+        if found:
+            return found[0].cls
+        broken = list(problems)
+        for problem in broken:
+            if problem.plugin == name or problem.plugin.startswith(f"{name}@"):
+                raise PluginLoadError(f"the {self.kind} {name!r} cannot be used: {problem}") from problem.error
+        hint = f". Not usable: {'; '.join(map(str, broken))}" if broken else ""
+        raise UnknownMethodError(
+            f"no {self.kind} is called {name!r}{nearest(name, {entry.name for entry in self.entries})}{hint}"
+        )
+
+    def duplicates(self) -> dict[str, list[Provided]]:
+        """Return the names that several plugins provide.
+
+        Returns:
+            Name to its providers.
+        """
+        by_name: dict[str, list[Provided]] = defaultdict(list)
+        for entry in self.entries:
+            by_name[entry.name].append(entry)
+        return {name: entries for name, entries in by_name.items() if len({e.cls for e in entries}) > 1}
+
+
+def fault_of(cls: Any, base: type) -> str:
+    """Say what is wrong with a class that a plugin returned.
+
+    Args:
+        cls: What it returned.
+        base: What it must be a subclass of.
+
+    Returns:
+        A sentence, or "" when it can be used.
+    """
+    if not isinstance(cls, type):
+        return f"expected a class, saw {cls!r}: return the class, not an object of it"
+    if not issubclass(cls, base):
+        return f"expected a subclass of {base.__name__}, saw {cls.__module__}.{cls.__qualname__}"
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
+        return f"{cls.__qualname__} is abstract: write {missing}"
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        return f"{cls.__qualname__}.name: expected lower-case letters, digits and '-', as 'my-method', saw {name!r}"
+    return ""
+
+
+def problem_of(plugin: Discovered, stage: str, error: Exception) -> Problem:
+    """Describe what went wrong in a plugin.
+
+    Args:
+        plugin: Who is to blame.
+        stage: Where.
+        error: The cause.
+
+    Returns:
+        The description.
+    """
+    return Problem(plugin=plugin.name, origin=plugin.origin, stage=stage, error=error)

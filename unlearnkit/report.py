@@ -1,0 +1,128 @@
+"""What an edit did, counted on the real weights."""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import attrs
+
+from unlearnkit.provenance import Fingerprint
+
+
+@final
+@attrs.frozen(kw_only=True)
+class TensorChange:
+    """What happened to one parameter.
+
+    Attributes:
+        name: Qualified name.
+        size: Number of weights.
+        changed: How many weights have other bits than before.
+    """
+
+    name: str
+    size: int
+    changed: int
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Evidenced:
+    """One importance that an edit relied on, without its tensors.
+
+    Attributes:
+        role: ``"forget"``, ``"retain"``, ``"full"`` or ``"unknown"``.
+        count: Terms.
+        samples: Samples.
+        batches: Batch sizes as text, as ``"97 × 512, 1 × 336"``.
+        order: Hash of the data in its order.
+        fingerprint: Its kind.
+    """
+
+    role: str
+    count: int
+    samples: int
+    batches: str
+    order: str
+    fingerprint: Fingerprint
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Report:
+    """The record of one edit.
+
+    Attributes:
+        method: Name of the method.
+        options: Its options.
+        tensors: One entry per trainable parameter.
+        evidence: The importances it used.
+        remarks: Sentences that a person should read: why nothing could be selected, say.
+        seconds: Stage to wall-clock seconds.
+        model_before: Digest of the weights before the edit.
+        model_after: Digest of the weights after it.
+        provider: Distribution and version that the method comes from, or "" when it was not found by a plugin manager.
+
+    Example:
+        >>> report = Report(method="ssd", tensors=(TensorChange(name="w", size=4, changed=1),))
+        >>> report.changed, report.size, report.fraction
+        (1, 4, 0.25)
+        >>> print(report.sentence())
+        ssd changed 1 of 4 weights (25 %).
+    """
+
+    method: str
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    tensors: tuple[TensorChange, ...] = ()
+    evidence: tuple[Evidenced, ...] = ()
+    remarks: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = attrs.field(factory=dict)
+    model_before: str = ""
+    model_after: str = ""
+    provider: str = ""
+
+    @property
+    def changed(self) -> int:
+        """How many weights have other bits than before."""
+        return sum(t.changed for t in self.tensors)
+
+    @property
+    def size(self) -> int:
+        """How many trainable weights the model has."""
+        return sum(t.size for t in self.tensors)
+
+    @property
+    def fraction(self) -> float:
+        """Changed weights as a fraction of the trainable ones, 0 to 1."""
+        return self.changed / self.size if self.size else 0.0
+
+    def sentence(self) -> str:
+        """Say in words what the edit did, a no-op included.
+
+        Returns:
+            One or two sentences.
+        """
+        if self.changed == 0:
+            why = f" {self.remarks[0]}" if self.remarks else ""
+            return f"{self.method} changed nothing: 0 of {self.size} weights.{why}"
+        return f"{self.method} changed {self.changed} of {self.size} weights ({100 * self.fraction:.3g} %)."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON, the derived numbers included.
+
+        Returns:
+            Nested dicts, lists, strings and numbers; infinite options as strings.
+        """
+        plain = attrs.asdict(self, value_serializer=lambda _, __, value: _plain(value))
+        return {**plain, "changed": self.changed, "size": self.size, "fraction": self.fraction}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, float) and (value != value or abs(value) == float("inf")):  # noqa: PLR0124 - NaN
+        return str(value)  # JSON has neither
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str) or attrs.has(type(value)):
+        return value
+    return str(value)

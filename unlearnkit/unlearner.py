@@ -1,0 +1,209 @@
+"""The contract of every method that makes a model forget."""
+
+import abc
+import re
+import time
+import warnings
+from collections.abc import Iterable
+from typing import Any, ClassVar, final
+
+import attrs
+from torch import nn
+
+from unlearnkit.errors import BudgetError, MismatchError, UnlearnKitWarning, raise_all
+from unlearnkit.evidence import Evidence, Need
+from unlearnkit.guard import ModelGuard
+from unlearnkit.importance import Importance
+from unlearnkit.options import option_values
+from unlearnkit.parameters import check_finite, count_changed, digest, trainable
+from unlearnkit.report import Evidenced, Report, TensorChange
+
+NAME = re.compile(r"[a-z][a-z0-9-]*")
+"""What a method, an estimator or a metric may be called."""
+
+
+def _names(names: Iterable[str]) -> frozenset[str]:
+    return frozenset(names)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class UnlearnerTraits:
+    """What a method promises; the laws that apply to it follow from these. The defaults promise the least.
+
+    The promises below ``deterministic`` concern the rule of an elementwise method: θ' from θ, F_f and F_r.
+
+    Attributes:
+        deterministic: The same input gives the same bits on one CPU.
+        local: A weight with F_f = 0 stays bit-identical, −0 and NaN included.
+        non_amplifying: |θ'| ≤ |θ|.
+        sign_preserving: θ' is 0 or has the sign of θ.
+        odd: The edit of −θ is minus the edit of θ.
+        scale_free: F_f and F_r times the same power of two give the same edit.
+        idempotent: A second edit with the same importances changes nothing.
+        monotone: Names of the options that, when raised, never make any |θ'| smaller.
+    """
+
+    deterministic: bool = True
+    local: bool = False
+    non_amplifying: bool = False
+    sign_preserving: bool = False
+    odd: bool = False
+    scale_free: bool = False
+    idempotent: bool = False
+    monotone: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+
+
+class Unlearner(abc.ABC):
+    """Edits a model in place so that it forgets. Subclass it and write `apply`.
+
+    The public method checks the evidence, the model before and the model after, counts what changed, and rolls back
+    bit by bit when anything goes wrong. A method whose edit of a weight depends on that weight and its importances
+    alone is an `ElementwiseUnlearner`, which is shorter still.
+
+    Example:
+        >>> class Halve(Unlearner):
+        ...     name = "halve"
+        ...     needs = frozenset()
+        ...     def apply(self, model, evidence):
+        ...         for p in trainable(model).values():
+        ...             p.data.mul_(0.5)
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> Halve().unlearn(model, Evidence()).changed
+        2
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[Need]]
+    traits: ClassVar[UnlearnerTraits] = UnlearnerTraits()
+
+    @abc.abstractmethod
+    def apply(self, model: nn.Module, evidence: Evidence) -> None:
+        """Edit the trainable parameters of the model in place.
+
+        Args:
+            model: In the mode it was found in, every ``.grad`` None. Buffers, frozen parameters and structure must
+                stay as they are.
+            evidence: Holds at least what ``needs`` declares.
+        """
+
+    def remarks(self, evidence: Evidence) -> tuple[str, ...]:
+        """Say what a user should know before the edit; override it to warn.
+
+        Args:
+            evidence: As for `apply`.
+
+        Returns:
+            Sentences: each is issued as a warning and kept in the report.
+        """
+        del evidence
+        return ()
+
+    @final
+    def unlearn(self, model: nn.Module, evidence: Evidence) -> Report:
+        """Edit the model in place, whole or not at all.
+
+        Args:
+            model: Its trainable parameters are edited; everything else stays.
+            evidence: Must hold what ``needs`` declares; its importances must be this very model's.
+
+        Returns:
+            What was changed.
+
+        Raises:
+            MismatchError: Importances that are not this model's, or a method that changed what it must not.
+            NonFiniteError: NaN or infinity before or after the edit.
+            BudgetError: More weights were changed than allowed.
+            ConfigurationError: Evidence is missing.
+        """
+        evidence.check(self.needs, method=self.name)
+        check_finite(model, when=f"before {self.name!r} edits them")
+        before = digest(model)
+        for importance in (evidence.forget, evidence.reference):
+            if importance is not None:
+                _check_importance(importance, model, before)
+        remarks = self.remarks(evidence)
+        for remark in remarks:
+            warnings.warn(f"{self.name}: {remark}", UnlearnKitWarning, stacklevel=2)
+        guard, start = ModelGuard(model), time.perf_counter()
+        try:
+            self.apply(model, evidence)
+            seconds = time.perf_counter() - start
+            self._check_after(model, guard)
+            changes = _changes(model, guard)
+            _check_budget(changes, evidence.max_fraction, method=self.name)
+        except BaseException:
+            guard.restore()
+            raise
+        guard.restore_surroundings()
+        return Report(
+            method=self.name,
+            options=option_values(self),
+            tensors=changes,
+            evidence=tuple(_evidenced(i) for i in (evidence.forget, evidence.reference) if i is not None),
+            remarks=remarks,
+            seconds={"edit": seconds},
+            model_before=before,
+            model_after=digest(model),
+        )
+
+    def _check_after(self, model: nn.Module, guard: ModelGuard) -> None:
+        who = f"method {self.name!r} ({type(self).__module__}.{type(self).__qualname__}) broke the contract"
+        problems = guard.structure_changes()
+        raise_all(problems, where=f"{who} (the model was put back)")
+        allowed = trainable(model)
+        problems += [f"{n}: a frozen parameter was edited" for n in guard.changed_parameters() if n not in allowed]
+        problems += [f"{n}: a buffer was edited" for n in guard.changed_buffers()]
+        raise_all(problems, where=f"{who} (the model was put back)")
+        check_finite(model, when=f"after {self.name!r} edited them (the model was put back)")
+
+
+def _check_importance(importance: Importance, model: nn.Module, model_digest: str) -> None:
+    where = f"the {importance.role.value} importance does not fit {type(model).__name__}"
+    raise_all(importance.name_problems(trainable(model), shapes_only=True), where=where)
+    if importance.fingerprint.model not in {"", model_digest}:
+        raise MismatchError(
+            f"{where}: it was measured on the weights {importance.fingerprint.model}, saw {model_digest}: "
+            "the model was edited or trained since; estimate again"
+        )
+    importance.check_values(who=f"the {importance.role.value} importance")
+
+
+def _changes(model: nn.Module, guard: ModelGuard) -> tuple[TensorChange, ...]:
+    return tuple(
+        TensorChange(name=name, size=p.numel(), changed=count_changed(guard.before(name), p))
+        for name, p in trainable(model).items()
+    )
+
+
+def _check_budget(changes: tuple[TensorChange, ...], budget: float | None, *, method: str) -> None:
+    changed, size = sum(t.changed for t in changes), sum(t.size for t in changes)
+    if budget is not None and changed > budget * size:
+        raise BudgetError(
+            f"method {method!r}: expected at most {budget:.3g} of the weights to change, saw {changed} of {size} "
+            f"({changed / size:.3g}); the model was put back: choose weaker options, or raise max_fraction"
+        )
+
+
+def _evidenced(importance: Importance) -> Evidenced:
+    return Evidenced(
+        role=importance.role.value,
+        count=importance.count,
+        samples=importance.samples,
+        batches=importance.trail.describe(),
+        order=importance.trail.order,
+        fingerprint=importance.fingerprint,
+    )
+
+
+def describe(owner: Any) -> str:
+    """Return the first line of an object's or a class's docstring.
+
+    Args:
+        owner: A class or an instance.
+
+    Returns:
+        One line, or "".
+    """
+    kind = owner if isinstance(owner, type) else type(owner)
+    return (kind.__doc__ or "").strip().partition("\n")[0]
