@@ -12,9 +12,7 @@ from unlearnkit.config import Config, load_config
 from unlearnkit.console import bars, clear_errors, out
 from unlearnkit.plugins import default_manager
 from unlearnkit.reporting import method_table, plugin_table, run_table, tensor_table
-from unlearnkit.runner import run as run_methods
 from unlearnkit.suggest import nearest
-from unlearnkit.trainer import train_original
 
 app = typer.Typer(
     name="unlearnkit",
@@ -55,6 +53,8 @@ def run(
     traceback: Traceback = False,
 ) -> None:
     """Make a trained model forget: importances, edits, evaluation, one folder of results per method."""
+    from unlearnkit.runner import run as run_methods  # noqa: PLC0415 - torchvision and scikit-learn take seconds
+
     with clear_errors(traceback=traceback):
         chosen = _only(load_config(config, settings or []), method or [])
         records = []
@@ -81,6 +81,8 @@ def train(
     traceback: Traceback = False,
 ) -> None:
     """Train the original model of an experiment, and write its checkpoint."""
+    from unlearnkit.trainer import train_original  # noqa: PLC0415 - torchvision and scikit-learn take seconds
+
     with clear_errors(traceback=traceback):
         chosen = load_config(config, settings or [])
         with bars(quiet=quiet) as progress:
@@ -103,7 +105,7 @@ def demo(
     traceback: Traceback = False,
 ) -> None:
     """Train on real digits, forget one with every method, compare with retraining; under a minute, no download."""
-    from unlearnkit.demo import demo as run_demo  # noqa: PLC0415 - nothing else needs it
+    from unlearnkit.demo import demo as run_demo  # noqa: PLC0415 - torchvision and scikit-learn take seconds
 
     with clear_errors(traceback=traceback):
         with bars(quiet=quiet) as progress:

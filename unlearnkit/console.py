@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from unlearnkit.errors import UnlearnKitError
+from unlearnkit.errors import UnlearnKitError, UnlearnKitWarning
 from unlearnkit.progress import Progress
 
 FAULT = 2
@@ -56,6 +56,7 @@ def clear_errors(*, traceback: bool = False) -> Iterator[None]:
     """
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
+        warnings.simplefilter("always", UnlearnKitWarning)
         try:
             yield
         except UnlearnKitError as error:

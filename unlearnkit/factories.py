@@ -60,7 +60,10 @@ def call(function: Callable[..., T], options: Mapping[str, Any], *, where: str) 
     Raises:
         ConfigurationError: An option that it does not take (the nearest is named) or one that is missing.
     """
-    signature = inspect.signature(function)
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some builtins do not say what they take
+        return function(**options)
     takes = signature.parameters
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values()):
         unknown = [name for name in options if name not in takes]
