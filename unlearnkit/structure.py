@@ -8,7 +8,6 @@ import attrs
 import cattrs
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 from cattrs.gen import make_dict_structure_fn
-from cattrs.strategies import configure_union_passthrough
 
 from unlearnkit.errors import ConfigurationError, sentence
 from unlearnkit.suggest import nearest
@@ -20,7 +19,7 @@ def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
     for kind, noun in {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}.items():
         converter.register_structure_hook(kind, functools.partial(_strict, kind=kind, noun=noun))
-    configure_union_passthrough(int | str, converter, accept_ints_as_floats=False)
+    converter.register_structure_hook_func(lambda kind: kind == int | str, _number_or_name)
     converter.register_structure_hook_factory(
         attrs.has, lambda cls: make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True)
     )
@@ -33,6 +32,12 @@ def _strict(value: Any, _: Any, *, kind: type, noun: str) -> Any:
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ConfigurationError(f"expected {noun}, saw {value!r}")
+    return value
+
+
+def _number_or_name(value: Any, _: Any) -> int | str:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ConfigurationError(f"expected a whole number or a string, saw {value!r}")
     return value
 
 
