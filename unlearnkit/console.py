@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from unlearnkit.errors import UnlearnKitError, UnlearnKitWarning
-from unlearnkit.progress import Progress
+from unlearnkit.progress import Progress, silent
 
 FAULT = 2
 """Exit code of an error that the user can mend."""
@@ -32,8 +32,11 @@ def bars(*, quiet: bool = False) -> Iterator[Progress]:
     Yields:
         What long functions take as ``progress``.
     """
+    if quiet:
+        yield silent
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, TimeRemainingColumn(), console=err, transient=True, disable=quiet) as shown:
+    with Bars(*columns, TimeRemainingColumn(), console=err, transient=True) as shown:
 
         def progress(items: Iterable[Any], what: str, total: int | None) -> Iterable[Any]:
             yield from shown.track(items, total=total, description=what)
