@@ -51,7 +51,10 @@ class SquaredGradients:
         if type(self._model) in _WITHOUT_VMAP:
             return self.one_at_a_time(batch)
         try:
-            return self.vectorised(batch)
+            with warnings.catch_warnings():
+                # Attention has no batching rule and is differentiated by a loop inside torch: nothing the user can do.
+                warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
+                return self.vectorised(batch)
         except UnlearnKitError:
             raise
         except (RuntimeError, ValueError, NotImplementedError) as error:
@@ -91,7 +94,7 @@ class SquaredGradients:
         for start in range(0, batch_size(batch), self._chunk):
             for name, g in gradients(weights, *(t[start : start + self._chunk] for t in columns)).items():
                 total = totals[name.removeprefix("model.")]
-                total.add_(g.to(total.dtype).square_().sum(0))
+                total.add_(g.to(total.dtype).square().sum(0))  # not in place: zeros of an unused weight are expanded
         return totals
 
     def one_at_a_time(self, batch: Any) -> dict[str, Tensor]:
