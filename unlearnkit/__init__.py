@@ -3,6 +3,7 @@
 This list of names is the public API; plugins import from here and from `unlearnkit.testing`, and from nowhere else.
 """
 
+from unlearnkit.distillation import class_labels, class_logits, copy_state, divergence, fresh_model, teacher_of
 from unlearnkit.elementwise import ElementwiseUnlearner
 from unlearnkit.errors import (
     BudgetError,
@@ -20,10 +21,12 @@ from unlearnkit.errors import (
 )
 from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
 from unlearnkit.evidence import Evidence, Need
+from unlearnkit.finetuning import Descent, Loss, Pass, fine_tune
 from unlearnkit.fisher import BatchedDiagonalFisher, DiagonalFisher
 from unlearnkit.hookspecs import Run, hookimpl
 from unlearnkit.importance import Importance
 from unlearnkit.metric import Exam, Metric, MetricTraits
+from unlearnkit.mixing import Interleaved, Paired, reshuffled
 from unlearnkit.objective import CrossEntropy, Objective
 from unlearnkit.options import Option, option, options_of
 from unlearnkit.parameters import device_of, trainable
@@ -43,6 +46,7 @@ __all__ = [
     "BudgetError",
     "ConfigurationError",
     "CrossEntropy",
+    "Descent",
     "DiagonalFisher",
     "DuplicateMethodError",
     "ElementwiseUnlearner",
@@ -52,6 +56,8 @@ __all__ = [
     "Fingerprint",
     "Importance",
     "ImportanceEstimator",
+    "Interleaved",
+    "Loss",
     "Metric",
     "MetricTraits",
     "MismatchError",
@@ -59,6 +65,8 @@ __all__ = [
     "NonFiniteError",
     "Objective",
     "Option",
+    "Paired",
+    "Pass",
     "Pipeline",
     "PluginLoadError",
     "PluginManager",
@@ -75,9 +83,17 @@ __all__ = [
     "Unlearner",
     "UnlearnerTraits",
     "UnsupportedModelError",
+    "class_labels",
+    "class_logits",
+    "copy_state",
     "device_of",
+    "divergence",
+    "fine_tune",
+    "fresh_model",
     "hookimpl",
     "option",
     "options_of",
+    "reshuffled",
+    "teacher_of",
     "trainable",
 ]

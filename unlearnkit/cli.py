@@ -12,6 +12,7 @@ from unlearnkit.config import Config, load_config
 from unlearnkit.console import bars, clear_errors, out
 from unlearnkit.plugins import default_manager
 from unlearnkit.reporting import method_table, plugin_table, run_table, tensor_table
+from unlearnkit.scaffold import new_plugin as write_plugin
 from unlearnkit.suggest import nearest
 
 app = typer.Typer(
@@ -68,7 +69,7 @@ def run(
             return
         out.print(run_table(records))
         for record in records:
-            out.print(escape(record.report.sentence()))
+            out.print(escape(record.sentence()))
         out.print(f"results: {escape(chosen.output)}/LABEL/model.safetensors and report.json")
 
 
@@ -133,6 +134,22 @@ def plugins(traceback: Traceback = False) -> None:
     with clear_errors(traceback=traceback):
         manager = default_manager()
         out.print(plugin_table(manager.plugins(), manager.problems()))
+
+
+@app.command(name="new-plugin")
+def new_plugin(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What it is asked for by, as my-method.")],
+    kind: Annotated[
+        str, typer.Option("--kind", "-k", help="elementwise, gradient, estimator or metric.")
+    ] = "elementwise",
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write it into.")] = Path(),
+    traceback: Traceback = False,
+) -> None:
+    """Write a new plugin: a distribution that installs, runs and passes its tests as it is."""
+    with clear_errors(traceback=traceback):
+        folder = write_plugin(name, kind=kind, output=output)
+        out.print(f"{escape(str(folder))}: written", highlight=False, soft_wrap=True)
+        out.print(escape(f"next: pip install -e '{folder}[test]' && pytest {folder}"), highlight=False, soft_wrap=True)
 
 
 @app.callback(invoke_without_command=True)

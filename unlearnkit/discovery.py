@@ -103,7 +103,7 @@ def entry_point_plugins() -> Iterator[tuple[Discovered, Callable[[], object]]]:
 
 def _distribution_of(point: EntryPoint) -> tuple[str, str]:
     # A damaged installation may have lost its METADATA: the plugin may still load.
-    metadata: Any = point.dist.metadata if point.dist else {}
+    metadata: Any = (point.dist.metadata if point.dist else None) or {}
     return (
         str(metadata["Name"]) if "Name" in metadata else "",
         str(metadata["Version"]) if "Version" in metadata else "",

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.parameters import bits, buffers, parameters
+from unlearnkit.parameters import bits, parameters
+from unlearnkit.parameters import buffers as _buffers_of
 
 _Members = dict[Any, Any]
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -42,7 +43,7 @@ class ModelGuard:
         self._names = {m: name or type(m).__name__ for name, m in model.named_modules()}
         self._model = model
         self._parameters = _Tensors(parameters(model))
-        self._buffers = _Tensors(buffers(model))
+        self._buffers = _Tensors(_buffers_of(model))
         self._flags = [(p, p.requires_grad) for p in model.parameters()]
         self._grads = [(p, p.grad) for p in model.parameters()]
         self._rng = _random_state()
@@ -86,7 +87,7 @@ class ModelGuard:
             if set(buffered) != set(module._buffers):  # noqa: SLF001
                 problems.append(f"{name} gained or lost a buffer")
         kinds = self._parameters.kind_changes(parameters(self._model))
-        return problems + kinds + self._buffers.kind_changes(buffers(self._model))
+        return problems + kinds + self._buffers.kind_changes(_buffers_of(self._model))
 
     def changed_parameters(self) -> list[str]:
         """Return the names of the parameters whose bits differ from the snapshot.
@@ -102,17 +103,24 @@ class ModelGuard:
         Returns:
             Names in the model's order.
         """
-        return self._buffers.changed(buffers(self._model))
+        return self._buffers.changed(_buffers_of(self._model))
 
-    def restore_surroundings(self) -> None:
-        """Put back all but the weights: gradients, modes, ``requires_grad``, buffers, hooks and random state."""
+    def restore_surroundings(self, *, buffers: bool = True) -> None:
+        """Put back all but the weights: gradients, modes, ``requires_grad``, buffers, hooks and random state.
+
+        Args:
+            buffers: False keeps the values that the buffers have now, in the objects that they were.
+        """
+        if not buffers:
+            self._buffers.adopt(_buffers_of(self._model))
         for module, (training, saved) in self._modules.items():
             module.training = training
             _put_back(module, saved, ("_buffers", *_HOOKS))
         for (p, flag), (_, grad) in zip(self._flags, self._grads, strict=True):
             p.requires_grad_(flag)
             p.grad = grad
-        self._buffers.restore()
+        if buffers:
+            self._buffers.restore()
         _set_random_state(self._rng)
 
     def restore(self) -> None:
@@ -151,6 +159,14 @@ class _Tensors:
             for name, copy in self.copies.items()
             if name not in now or _kind(now[name]) != _kind(copy) or not torch.equal(bits(now[name]), bits(copy))
         ]
+
+    def adopt(self, now: dict[str, Any]) -> None:
+        """Write the values of now into the old storage of the old objects."""
+        values = {name: t.detach().clone() for name, t in now.items() if name in self.objects}
+        with torch.no_grad():
+            for name, value in values.items():
+                self.objects[name].data = self.storages[name]
+                self.objects[name].data.copy_(value)
 
     def restore(self) -> None:
         """Write the old values into the old storage of the old objects."""

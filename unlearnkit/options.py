@@ -25,7 +25,7 @@ class Option:
         doc: One line.
         source: Paper and equation, or "".
         meaning: Whether it changes the result, not only the time and memory that it takes.
-        kind: ``float``, ``int``, ``bool`` or ``str``; ``object`` for a plain ``attrs.field``, whose values are not known.
+        kind: ``float``, ``int``, ``bool`` or ``str``; ``object`` for a plain ``attrs.field``.
         bounds: The sign and the number of each bound, as ``((">", 0.0),)``.
         choices: The only strings allowed; empty when any is.
     """

@@ -16,6 +16,7 @@ from unlearnkit.metric import Metric
 from unlearnkit.registry import FOREIGN_FAULTS, Provided, Registry, problem_of
 from unlearnkit.report import Report
 from unlearnkit.suggest import nearest
+from unlearnkit.tracing import traced
 from unlearnkit.unlearner import Unlearner
 
 T = TypeVar("T")
@@ -48,8 +49,9 @@ class PluginManager:
         self._pluggy.add_hookspecs(hookspecs)
         self._discovered: dict[str, Discovered] = {}
         self._problems: list[Problem] = []
-        self._warned: set[str] = set()
-        self._registries: dict[str, Registry[Any]] = {}
+        self._warned: set[int] = set()
+        self._registries: dict[str, Registry[Any]] = {kind: Registry(kind=kind) for kind in _KINDS}
+        self._asked: dict[str, set[str]] = {kind: set() for kind in _KINDS}
         self._pending = entry_points
 
     def register(self, plugin: object, *, name: str | None = None) -> None:
@@ -69,6 +71,7 @@ class PluginManager:
             raise ConfigurationError(f"expected a new plugin name, saw {found.name!r} again: pass name=")
         problem = self._add(found, plugin)
         if problem is not None:
+            self._warned.add(id(problem))
             raise PluginLoadError(str(problem)) from problem.error
         self._warn(self._problems)
 
@@ -206,17 +209,17 @@ class PluginManager:
         self._discovered[found.name] = found.with_problem(problem)
         if problem is not None:
             self._problems.append(problem)
-        self._registries.clear()
 
     def _warn(self, problems: Iterable[Problem]) -> None:
-        new = [p for p in problems if p.stage != "blocked" and str(p) not in self._warned]
-        self._warned.update(map(str, new))  # all of them first: a warning may have been made an error
+        new = [p for p in problems if p.stage != "blocked" and id(p) not in self._warned]
+        self._warned.update(map(id, new))  # all of them first: a warning may have been made an error
         for problem in new:
             warn_of(problem)
 
     def _add(self, found: Discovered, plugin: object) -> Problem | None:
         try:
             self._pluggy.register(plugin, name=found.name)
+            unknown = self._unknown_hooks(found, plugin)
         except FOREIGN_FAULTS as error:  # pluggy's own errors and whatever attribute access on a plugin raises
             # pluggy before 1.7 leaves a plugin half registered after a validation error.
             if self._pluggy.get_plugin(found.name) is plugin:
@@ -226,8 +229,19 @@ class PluginManager:
             self._remember(found, problem)
             return problem
         self._remember(found, None)
-        self._problems += unknown_hooks(found, plugin)
+        self._problems += unknown
         return None
+
+    def _unknown_hooks(self, found: Discovered, plugin: object) -> list[Problem]:
+        marks = ((name, self._pluggy.parse_hookimpl_opts(plugin, name)) for name in dir(plugin))
+        # An optional hook is one that a newer host may have.
+        marked = [mark.get("specname") or name for name, mark in marks if mark and not mark.get("optionalhook")]
+        known = {name for name in dir(hookspecs) if hasattr(getattr(hookspecs, name), f"{hookspecs.PROJECT}_spec")}
+        return [
+            problem_of(found, "unknown hook", PluginLoadError(f"no hook is called {name!r}{nearest(name, known)}"))
+            for name in marked
+            if name not in known
+        ]
 
     def _registry(self, kind: str) -> Registry[Any]:
         self._load()
@@ -236,9 +250,11 @@ class PluginManager:
                 f"expected a kind of class that plugins provide, saw {kind!r}{nearest(kind, _KINDS)}"
             )
         hook, base = _KINDS[kind]
-        if kind not in self._registries:
-            self._registries[kind] = Registry.collect(kind, base, self._call_each(hook))
-            self._warn(self._registries[kind].problems)
+        asked = self._asked[kind]
+        new = [(found, call) for found, call in self._call_each(hook) if found.name not in asked]
+        asked.update(found.name for found, _ in new)
+        self._registries[kind] = self._registries[kind].extend(base, new)
+        self._warn(self._registries[kind].problems)
         return self._registries[kind]
 
     def _call_each(self, hook: str, **arguments: Any) -> Iterable[tuple[Discovered, Callable[[], Any]]]:
@@ -246,7 +262,9 @@ class PluginManager:
             others = [p for _, p in self._pluggy.list_name_plugin() if p is not plugin]
             caller = self._pluggy.subset_hook_caller(hook, others)
             if plugin is not None and caller.get_hookimpls():
-                yield self._discovered[name], functools.partial(caller, **arguments)
+                found = self._discovered[name]
+                call = functools.partial(caller, **arguments)
+                yield found, traced(call, hook=hook, plugin=found.name, origin=found.origin)
 
     def _tell(self, hook: str, **arguments: Any) -> None:
         self._load()
@@ -255,27 +273,6 @@ class PluginManager:
                 call()
             except FOREIGN_FAULTS as error:  # an observer must not be able to stop the run it observes
                 warn_of(problem_of(found, hook, error))
-
-
-def unknown_hooks(found: Discovered, plugin: object) -> list[Problem]:
-    """Find functions marked as hook implementations whose name no hook specification has.
-
-    Args:
-        found: The plugin's name and origin.
-        plugin: The module or object.
-
-    Returns:
-        One problem each, naming the closest known hook.
-    """
-    marks = {name: getattr(getattr(plugin, name, None), f"{hookspecs.PROJECT}_impl", None) for name in dir(plugin)}
-    # An optional hook is one that a newer host may have; anything but a dict is not pluggy's mark.
-    marked = [name for name, mark in marks.items() if isinstance(mark, dict) and not mark.get("optionalhook")]
-    known = {name for name in dir(hookspecs) if hasattr(getattr(hookspecs, name), f"{hookspecs.PROJECT}_spec")}
-    return [
-        problem_of(found, "unknown hook", PluginLoadError(f"no hook is called {name!r}{nearest(name, known)}"))
-        for name in marked
-        if name not in known
-    ]
 
 
 @functools.cache

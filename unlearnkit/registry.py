@@ -60,32 +60,31 @@ class Registry(Generic[T]):
     entries: tuple[Provided, ...] = ()
     problems: tuple[Problem, ...] = ()
 
-    @classmethod
-    def collect(cls, kind: str, base: type, calls: Iterable[tuple[Discovered, Callable[[], Any]]]) -> "Registry[Any]":
-        """Ask every plugin, and check every class that it gives.
+    def extend(self, base: type, calls: Iterable[tuple[Discovered, Callable[[], Any]]]) -> "Registry[T]":
+        """Ask further plugins, and check every class that they give.
 
         Args:
-            kind: For messages.
             base: What each class must be a subclass of.
             calls: Each plugin, and how to call its hook.
 
         Returns:
-            The registry; a faulty class is left out and recorded, the others stay.
+            A larger registry; a faulty class is left out and recorded, the others stay.
         """
-        entries: list[Provided] = []
-        problems: list[Problem] = []
+        entries, problems = [*self.entries], [*self.problems]
         for plugin, call in calls:
             try:
                 judged = [(c, fault_of(c, base)) for result in call() for c in result]
             except FOREIGN_FAULTS as error:  # recorded with its cause, raised when asked for
-                problems.append(problem_of(plugin, f"registering its {kind}s", error))
+                problems.append(problem_of(plugin, f"registering its {self.kind}s", error))
                 continue
             for c, fault in judged:
                 if fault:
-                    problems.append(problem_of(plugin, f"registering its {kind}s", PluginLoadError(fault)))
+                    problems.append(problem_of(plugin, f"registering its {self.kind}s", PluginLoadError(fault)))
                 else:
                     entries.append(Provided(name=c.name, cls=c, plugin=plugin))
-        return Registry(kind=kind, entries=tuple(sorted(entries, key=lambda e: e.name)), problems=tuple(problems))
+        return attrs.evolve(
+            self, entries=tuple(sorted(entries, key=lambda entry: entry.name)), problems=tuple(problems)
+        )
 
     def get(self, name: str, problems: Iterable[Problem] = ()) -> type[T]:
         """Return the class of a name.

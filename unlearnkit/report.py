@@ -55,6 +55,7 @@ class Report:
         method: Name of the method.
         options: Its options.
         tensors: One entry per trainable parameter.
+        buffers_changed: Names of the buffers that have other bits than before; only methods that train change any.
         evidence: The importances it used.
         remarks: Sentences that a person should read: why nothing could be selected, say.
         seconds: Stage to wall-clock seconds.
@@ -73,6 +74,7 @@ class Report:
     method: str
     options: Mapping[str, Any] = attrs.field(factory=dict)
     tensors: tuple[TensorChange, ...] = ()
+    buffers_changed: tuple[str, ...] = ()
     evidence: tuple[Evidenced, ...] = ()
     remarks: tuple[str, ...] = ()
     seconds: Mapping[str, float] = attrs.field(factory=dict)

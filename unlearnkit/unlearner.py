@@ -35,10 +35,12 @@ def _names(names: Iterable[str]) -> frozenset[str]:
 class UnlearnerTraits:
     """What a method promises; the laws that apply to it follow from these. The defaults promise the least.
 
-    The promises below ``deterministic`` concern the rule of an elementwise method: θ' from θ, F_f and F_r.
+    The promises below ``edits_buffers`` concern the rule of an elementwise method: θ' from θ, F_f and F_r.
 
     Attributes:
         deterministic: The same input gives the same bits on one CPU.
+        edits_buffers: No promise but a permission: the values of buffers, such as BatchNorm's running statistics, may
+            change; the report names those that did. Without it every buffer keeps its bits.
         local: A weight with F_f = 0 stays bit-identical, −0 and NaN included.
         non_amplifying: |θ'| ≤ |θ|.
         sign_preserving: θ' is 0 or has the sign of θ.
@@ -49,6 +51,7 @@ class UnlearnerTraits:
     """
 
     deterministic: bool = True
+    edits_buffers: bool = False
     local: bool = False
     non_amplifying: bool = False
     sign_preserving: bool = False
@@ -86,8 +89,8 @@ class Unlearner(abc.ABC):
         """Edit the trainable parameters of the model in place.
 
         Args:
-            model: In the mode it was found in, every ``.grad`` None. Buffers, frozen parameters and structure must
-                stay as they are.
+            model: In the mode it was found in, every ``.grad`` None. Frozen parameters and structure must stay as they
+                are, and so must buffers unless the method has the trait ``edits_buffers``.
             evidence: Holds at least what ``needs`` declares.
         """
 
@@ -132,12 +135,13 @@ class Unlearner(abc.ABC):
             BudgetError: More weights were changed than allowed.
             ConfigurationError: Evidence is missing.
         """
-        evidence.check(self.needs, method=self.name)
         check_finite(model, when=f"before {self.name!r} edits them")
         before = digest(model)
+        # Each against the model before one against the other: a stale one is better called stale than different.
         for importance in (evidence.forget, evidence.reference):
             if importance is not None:
                 _check_importance(importance, model, before)
+        evidence.check(self.needs, method=self.name)
         remarks = self.remarks(evidence)
         for remark in remarks:
             warnings.warn(f"{self.name}: {remark}", UnlearnKitWarning, stacklevel=2)
@@ -145,15 +149,17 @@ class Unlearner(abc.ABC):
         try:
             self.apply(model, evidence)
             seconds = time.perf_counter() - start
-            self._check_after(model, guard)
-            changes = _changes(guard)
+            edits_buffers = self.promises().edits_buffers
+            self._check_after(model, guard, edits_buffers=edits_buffers)
+            changes, buffers_changed = _changes(guard), tuple(guard.changed_buffers())
             _check_budget(changes, evidence.max_fraction, method=self.name)
-            guard.restore_surroundings()
+            guard.restore_surroundings(buffers=not edits_buffers)
             return accept(
                 Report(
                     method=self.name,
                     options=option_values(self),
                     tensors=changes,
+                    buffers_changed=buffers_changed,
                     evidence=tuple(_evidenced(i) for i in (evidence.forget, evidence.reference) if i is not None),
                     remarks=remarks,
                     seconds={"edit": seconds},
@@ -165,13 +171,13 @@ class Unlearner(abc.ABC):
             guard.restore()
             raise
 
-    def _check_after(self, model: nn.Module, guard: ModelGuard) -> None:
+    def _check_after(self, model: nn.Module, guard: ModelGuard, *, edits_buffers: bool) -> None:
         who = f"method {self.name!r} ({type(self).__module__}.{type(self).__qualname__}) broke the contract"
         problems = guard.structure_changes()
         raise_all(problems, where=f"{who} (the model was put back)")
         allowed = guard.trainable()
         problems += [f"{n}: a frozen parameter was edited" for n in guard.changed_parameters() if n not in allowed]
-        problems += [f"{n}: a buffer was edited" for n in guard.changed_buffers()]
+        problems += [f"{n}: a buffer was edited" for n in guard.changed_buffers() if not edits_buffers]
         raise_all(problems, where=f"{who} (the model was put back)")
         check_finite(model, when=f"after {self.name!r} edited them (the model was put back)")
 

@@ -14,6 +14,7 @@ from unlearnkit.checkpoint import save_checkpoint
 from unlearnkit.errors import StoreError
 from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.report import Report
+from unlearnkit.reporting.verdict import verdict
 
 FORMAT = "unlearnkit-run-1"
 
@@ -41,6 +42,14 @@ class RunRecord:
     metrics: Mapping[str, Mapping[str, float | None]] = attrs.field(factory=dict)
     manifest: Mapping[str, Any] = attrs.field(factory=dict)
 
+    def sentence(self) -> str:
+        """Say in words what the edit did and, where it was measured, what that came to; see `verdict`.
+
+        Returns:
+            One sentence or several.
+        """
+        return " ".join([self.report.sentence(), *verdict(self.report, self.before, self.after)])
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON.
 
@@ -50,7 +59,7 @@ class RunRecord:
         return {
             "format": FORMAT,
             "label": self.label,
-            "sentence": self.report.sentence(),
+            "sentence": self.sentence(),
             **self.report.to_dict(),
             "forget": dict(self.forget),
             "before": {name: attrs.asdict(score) for name, score in self.before.items()},

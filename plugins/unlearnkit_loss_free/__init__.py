@@ -1,0 +1,141 @@
+"""Importance without a loss: how much each weight moves the size of the model's output; labels are not needed."""
+
+from collections.abc import Iterable
+from typing import Any, ClassVar, final
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from unlearnkit import (
+    ConfigurationError,
+    EstimatorTraits,
+    Importance,
+    ImportanceEstimator,
+    MismatchError,
+    Objective,
+    hookimpl,
+    option,
+    trainable,
+)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class LossFree(ImportanceEstimator):
+    """Ω = Σ_b w_b·|∂/∂θ mean_{i∈b} ‖f(x_i)‖²₂|, f(x) the logits: one term per batch, no labels.
+
+    This is what the published code computes, and it depends on batch size and order, which are recorded: gradients of
+    opposite sign cancel inside a batch. With a batch size of 1 it is the sensitivity of memory aware synapses, the mean
+    over samples of |∂/∂θ ‖f(x)‖²₂|, that the method comes from. Absolute values, not squares: Ω is to the Fisher
+    information as a gradient to its square, and α and λ tuned to one mean nothing with the other.
+
+    With ``weights="size"`` a batch of n samples has w_b = n and counts n terms; ``"equal"``, w_b = 1 and one term a
+    batch, is what the published code does.
+
+    The objective says only where the logits are (`CrossEntropy.logits`, also inside another objective's
+    ``objective``); its loss and its labels are not looked at, and a batch may have none.
+
+    Source: Foster, Schoepf and Brintrup 2024 (Loss-Free Machine Unlearning) and the published code (LFSSD); after
+    Aljundi et al. 2018 (Memory Aware Synapses), the importance Ω.
+
+    Example:
+        >>> from unlearnkit import CrossEntropy
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> _ = nn.init.ones_(model.weight)
+        >>> data = [(torch.tensor([[1.0, 0.0]]),), (torch.tensor([[1.0, -2.0]]),)]  # f = 1 and −1
+        >>> LossFree().estimate(model, data, objective=CrossEntropy()).totals["weight"]  # |2·f·x| = (2, 0) and (2, 4)
+        tensor([[4., 4.]])
+    """
+
+    name: ClassVar[str] = "loss-free"
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits(unit="batch", labels="none")
+
+    weights: str = option(
+        "size", choices=("size", "equal"), doc="weight of a batch: its size, or equal (parity with published code)"
+    )
+
+    def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
+        """Differentiate the mean of ‖f(x)‖²₂; see `ImportanceEstimator.estimate_batch`."""
+        outputs = logits(model, batch, objective=objective)
+        return _absolute(model, outputs.square().sum(1), weights=self.weights)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class OutputNorm(ImportanceEstimator):
+    """Ω = Σ_b w_b·|∂/∂θ mean_{i∈b} ‖f(x_i)‖₂|, f(x) the logits: as `LossFree`, with the norm not squared.
+
+    Not squaring keeps samples with large outputs from dominating. At f(x) = 0, where the norm has no gradient, 0 is
+    taken. Everything that is said of `LossFree` about batches, labels and objectives holds here.
+
+    Source: Schoepf, Foster and Brintrup 2024 (Potion: Towards Poison Unlearning), the method XLF, and the published
+    code.
+
+    Example:
+        >>> from unlearnkit import CrossEntropy
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> _ = nn.init.ones_(model.weight)
+        >>> data = [(torch.tensor([[1.0, 0.0]]),), (torch.tensor([[1.0, -2.0]]),)]  # f = 1 and −1
+        >>> OutputNorm().estimate(model, data, objective=CrossEntropy()).totals["weight"]  # |x| = (1, 0) and (1, 2)
+        tensor([[2., 2.]])
+    """
+
+    name: ClassVar[str] = "output-norm"
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits(unit="batch", labels="none")
+
+    weights: str = option(
+        "size", choices=("size", "equal"), doc="weight of a batch: its size, or equal (parity with published code)"
+    )
+
+    def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
+        """Differentiate the mean of ‖f(x)‖₂; see `ImportanceEstimator.estimate_batch`."""
+        outputs = logits(model, batch, objective=objective)
+        return _absolute(model, torch.linalg.vector_norm(outputs, dim=1), weights=self.weights)
+
+
+def logits(model: nn.Module, batch: Any, *, objective: Objective) -> Tensor:
+    """Ask an objective, or the one that it wraps, for the model's output.
+
+    Args:
+        model: Called once.
+        batch: With or without labels.
+        objective: Has a method ``logits(model, batch)``, or an attribute ``objective`` that has.
+
+    Returns:
+        Shape (batch, outputs), at least float32.
+
+    Raises:
+        ConfigurationError: The objective has no logits.
+        MismatchError: The output is no tensor with one row per sample.
+    """
+    inner: Any = objective
+    while not hasattr(inner, "logits"):
+        if not isinstance(getattr(inner, "objective", None), Objective):
+            raise ConfigurationError(
+                f"expected an objective with a method logits(model, batch), as CrossEntropy has, saw "
+                f"{type(objective).__name__}: add one that returns what the model gives for each sample"
+            )
+        inner = inner.objective
+    found = inner.logits(model, batch)
+    if not isinstance(found, Tensor) or found.dim() == 0:
+        seen = "a scalar tensor" if isinstance(found, Tensor) else type(found).__name__
+        raise MismatchError(f"{type(inner).__name__}.logits must return one row per sample, saw {seen}")
+    return found.to(torch.promote_types(found.dtype, torch.float32)).reshape(len(found), -1)
+
+
+def _absolute(model: nn.Module, sizes: Tensor, *, weights: str) -> Importance:
+    """Take |∂ mean / ∂θ| as one term, or as one for each sample."""
+    named = trainable(model)
+    grads = torch.autograd.grad(sizes.mean(), list(named.values()), allow_unused=True)
+    terms, totals = len(sizes) if weights == "size" else 1, {}
+    for (name, p), g in zip(named.items(), grads, strict=True):
+        wide = torch.promote_types(p.dtype, torch.float32)
+        totals[name] = torch.zeros_like(p, dtype=wide) if g is None else terms * g.to(wide).abs()
+    return Importance(totals=totals, count=terms)
+
+
+@hookimpl
+def unlearnkit_register_estimators() -> Iterable[type[ImportanceEstimator]]:
+    """Offer the estimators of this package."""
+    return [LossFree, OutputNorm]

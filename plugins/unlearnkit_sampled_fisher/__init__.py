@@ -1,0 +1,125 @@
+"""Fisher information in the proper sense: labels come from the model's own predictions, drawn or in expectation."""
+
+from collections.abc import Iterable
+from typing import Any, ClassVar, final
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from unlearnkit import (
+    ConfigurationError,
+    DiagonalFisher,
+    EstimatorTraits,
+    Importance,
+    ImportanceEstimator,
+    Objective,
+    hookimpl,
+    option,
+)
+from unlearnkit_sampled_fisher.objectives import GivenLabels, OneClass, logits
+from unlearnkit_sampled_fisher.uniform import uniforms
+
+
+@final
+@attrs.frozen(kw_only=True)
+class SampledFisher(ImportanceEstimator):
+    """F_j = Σ_i 1/m Σ_{k≤m} (∂/∂θ_j −log p(ŷ_ik | x_i))² with ŷ_ik ~ p(· | x_i): an unbiased estimate of the Fisher.
+
+    Each sample gets ``draws`` = m labels, drawn by inverting its own distribution function at uniform numbers that
+    depend on ``seed`` and on the bytes of that sample alone (of all its tensors, labels included where a batch has
+    them). So the draw follows a sample through any order and any batch, totals add up over disjoint data, and equal
+    samples get equal labels. The batch's own labels are not otherwise looked at.
+
+    The objective says only where the logits are (`CrossEntropy.logits`, also inside another objective's
+    ``objective``), of shape (batch, classes); the loss is −log softmax(f(x))_ŷ.
+
+    Source: Kunstner, Balles and Hennig 2019 (Limitations of the Empirical Fisher Approximation), equation 2, with one
+    or more drawn labels in the place of the expectation.
+
+    Example:
+        >>> from unlearnkit import CrossEntropy
+        >>> model = nn.Linear(1, 2, bias=False)
+        >>> _ = nn.init.zeros_(model.weight)
+        >>> data = [(torch.tensor([[2.0], [4.0]]),)]  # p = (½, ½): both labels give the gradient ±x/2
+        >>> SampledFisher().estimate(model, data, objective=CrossEntropy()).totals["weight"]
+        tensor([[5.],
+                [5.]])
+    """
+
+    name: ClassVar[str] = "sampled-fisher"
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits(labels="model", batch_free=True)
+
+    seed: int = option(0, at_least=0, doc="of the labels that are drawn")
+    draws: int = option(1, symbol="m", at_least=1, doc="labels drawn for each sample; their squares are averaged")
+    memory_mib: int = option(
+        512, at_least=1, meaning=False, doc="bound on the per-sample gradients held at one time, in MiB"
+    )
+
+    def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
+        """Draw labels, then square per-sample gradients; see `ImportanceEstimator.estimate_batch`."""
+        with torch.no_grad():
+            cumulative = logits(model, batch, objective=objective).double().softmax(1).cumsum(1)
+        fisher, given = DiagonalFisher(memory_mib=self.memory_mib), GivenLabels(objective=objective)
+        totals: dict[str, Tensor] = {}
+        for u in uniforms(batch, seed=self.seed, draws=self.draws):
+            labels = torch.searchsorted(cumulative[:, :-1].contiguous(), u.to(cumulative.device)[:, None], right=True)
+            one = fisher.estimate_batch(model, (batch, labels.squeeze(1)), objective=given)
+            totals = {name: totals.get(name, 0) + total / self.draws for name, total in one.totals.items()}
+        return Importance(totals=totals, count=len(cumulative))
+
+
+@final
+@attrs.frozen(kw_only=True)
+class ExactFisher(ImportanceEstimator):
+    """F_j = Σ_i Σ_c p(c | x_i)·(∂/∂θ_j −log p(c | x_i))²: the diagonal of the Fisher information, exactly.
+
+    It costs as many passes as there are classes: C times `DiagonalFisher`, and more classes than ``max_classes`` are
+    refused. `SampledFisher` estimates the same at the price of one. A batch's labels are not looked at.
+
+    The objective says only where the logits are (`CrossEntropy.logits`, also inside another objective's
+    ``objective``), of shape (batch, classes).
+
+    Source: Kunstner, Balles and Hennig 2019 (Limitations of the Empirical Fisher Approximation), equation 2.
+
+    Example:
+        >>> import math
+        >>> from unlearnkit import CrossEntropy
+        >>> model = nn.Linear(1, 2)
+        >>> with torch.no_grad():
+        ...     _ = model.weight.zero_(), model.bias.copy_(torch.tensor([math.log(3.0), 0.0]))  # p = (¾, ¼)
+        >>> found = ExactFisher().estimate(model, [(torch.tensor([[2.0]]),)], objective=CrossEntropy())
+        >>> found.totals["weight"]  # x²·(¾·¼² + ¼·¾²) = 4·3/16
+        tensor([[0.7500],
+                [0.7500]])
+    """
+
+    name: ClassVar[str] = "exact-fisher"
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits(labels="model", batch_free=True)
+
+    max_classes: int = option(32, at_least=1, meaning=False, doc="refuse more classes: each costs one pass")
+    memory_mib: int = option(
+        512, at_least=1, meaning=False, doc="bound on the per-sample gradients held at one time, in MiB"
+    )
+
+    def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
+        """Square per-sample gradients for every class; see `ImportanceEstimator.estimate_batch`."""
+        with torch.no_grad():
+            size, classes = logits(model, batch, objective=objective).shape
+        if classes > self.max_classes:
+            raise ConfigurationError(
+                f"{self.name}: expected at most max_classes = {self.max_classes} classes, saw {classes}: it costs "
+                f"{classes} times as much as diagonal-fisher; take sampled-fisher, or raise max_classes"
+            )
+        fisher = DiagonalFisher(memory_mib=self.memory_mib)
+        totals: dict[str, Tensor] = {}
+        for label in range(classes):
+            one = fisher.estimate_batch(model, batch, objective=OneClass(objective=objective, label=label))
+            totals = {name: totals.get(name, 0) + total for name, total in one.totals.items()}
+        return Importance(totals=totals, count=size)
+
+
+@hookimpl
+def unlearnkit_register_estimators() -> Iterable[type[ImportanceEstimator]]:
+    """Offer the estimators of this package."""
+    return [SampledFisher, ExactFisher]

@@ -1,0 +1,165 @@
+"""For each law of estimators: a deliberately wrong estimator that this law rejects, and no other one."""
+
+import attrs
+import pytest
+import torch
+
+from unlearnkit import EstimatorTraits, Importance, ImportanceEstimator, trainable
+from unlearnkit.testing import LawError, broken_laws, laws_for
+from unlearnkit.testing.laws.estimator import ESTIMATOR_LAWS
+
+FREE = EstimatorTraits(batch_free=True, quadratic=True)
+
+
+def gradients(model, loss):
+    named = trainable(model)
+    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), found, strict=True)}
+
+
+class Right(ImportanceEstimator):
+    """Squared gradients, one sample at a time."""
+
+    name = "wrong"
+    traits = FREE
+
+    def estimate_batch(self, model, batch, *, objective):
+        x, y = batch
+        totals = {name: torch.zeros_like(p) for name, p in trainable(model).items()}
+        for i in range(len(x)):
+            loss = self.loss(model, (x[i : i + 1], y[i : i + 1]), objective)
+            for name, g in gradients(model, loss).items():
+                totals[name] += self.term(g)
+        return Importance(totals=totals, count=len(x))
+
+    def loss(self, model, sample, objective):
+        return objective.losses(model, sample)[0]
+
+    def term(self, g):
+        return g.detach() ** 2
+
+
+def scaled(importance, factor):
+    return attrs.evolve(importance, totals={name: factor * t for name, t in importance.totals.items()})
+
+
+class MeasuresFrozen(Right):
+    def estimate_batch(self, model, batch, *, objective):
+        found = super().estimate_batch(model, batch, objective=objective)
+        every = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+        return attrs.evolve(found, totals={**every, **found.totals})
+
+
+class StaysInEvalMode(Right):
+    def estimate(self, model, batches, **options):
+        found = super().estimate(model, batches, **options)
+        model.eval()
+        return found
+
+
+class ClearsGradients(Right):
+    def estimate(self, model, batches, **options):
+        try:
+            return super().estimate(model, batches, **options)
+        except OSError:
+            model.zero_grad(set_to_none=True)
+            raise
+
+
+class NormalisesInPlace(Right):
+    def estimate_batch(self, model, batch, *, objective):
+        found = super().estimate_batch(model, batch, objective=objective)
+        batch[0].sub_(batch[0].mean())
+        return found
+
+
+class AddsGradients(Right):
+    traits = EstimatorTraits(batch_free=True)
+
+    def estimate(self, model, batches, **options):
+        return scaled(super().estimate(model, batches, **options), -1.0)
+
+
+class CountsBatches(Right):
+    def estimate_batch(self, model, batch, *, objective):
+        return attrs.evolve(super().estimate_batch(model, batch, objective=objective), count=1)
+
+
+class Averages(Right):
+    def estimate(self, model, batches, **options):
+        found = super().estimate(model, batches, **options)
+        return scaled(found, 1 / found.samples)
+
+
+class RemembersOrder(Right):
+    def __init__(self):
+        self.seen = {}
+
+    def estimate(self, model, batches, **options):
+        rows = [tuple(row.tolist()) for x, _ in batches for row in x]
+        first = self.seen.setdefault((options["objective"].factor, *sorted(rows)), rows)
+        return scaled(super().estimate(model, batches, **options), 1.0 if rows == first else 2.0)
+
+
+class AddsPerBatch(Right):
+    traits = EstimatorTraits(batch_free=True)
+
+    def estimate_batch(self, model, batch, *, objective):
+        found = super().estimate_batch(model, batch, objective=objective)
+        return attrs.evolve(found, totals={name: t + 1 for name, t in found.totals.items()})
+
+
+class TakesAbsoluteValues(Right):
+    def term(self, g):
+        return g.detach().abs()
+
+
+class DrawsLabels(Right):
+    traits = EstimatorTraits(quadratic=False)
+
+    def loss(self, model, sample, objective):
+        return objective.losses(model, (sample[0], torch.randint(4, (1,))))[0]
+
+
+WRONG = {
+    "runs": MeasuresFrozen(),
+    "untouched": StaysInEvalMode(),
+    "rolls-back": ClearsGradients(),
+    "data": NormalisesInPlace(),
+    "non-negative": AddsGradients(),
+    "count": CountsBatches(),
+    "additive": Averages(),
+    "order-free": RemembersOrder(),
+    "batch-size-free": AddsPerBatch(),
+    "quadratic": TakesAbsoluteValues(),
+    "deterministic": DrawsLabels(),
+}
+
+
+def test_every_law_has_its_wrong_estimator():
+    assert list(WRONG) == [law.name for law in ESTIMATOR_LAWS]
+    assert all(law.rejects for law in ESTIMATOR_LAWS)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_law_rejects_its_wrong_estimator(name):
+    law = next(law for law in laws_for(WRONG[name]) if law.name == name)
+    with pytest.raises(LawError, match=f"the law '{name}' is broken by {type(WRONG[name]).__name__}"):
+        law.check(WRONG[name])
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_no_other_law_rejects_the_wrong_estimator(name):
+    for law in laws_for(WRONG[name]):
+        if law.name != name:
+            law.check(WRONG[name], examples=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRONG)
+def test_no_other_law_rejects_the_wrong_estimator_however_long_it_looks(name):
+    assert set(broken_laws(WRONG[name], examples=200)) == {name}
+
+
+def test_the_right_estimator_passes():
+    assert broken_laws(Right(), examples=10) == {}

@@ -1,0 +1,74 @@
+"""Values written as Python come back equal, bit by bit."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from unlearnkit_ssd import SelectiveSynapticDampening
+
+from unlearnkit import DiagonalFisher, Role
+from unlearnkit.testing import RuleInputs, Scene, dtypes, same, shapes, tensors
+from unlearnkit.testing.source import source
+
+
+def again(value):
+    imports = set()
+    text = source(value, imports)
+    names = {}
+    exec("\n".join(imports), names)
+    return eval(text, names)
+
+
+@settings(max_examples=60, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(st.data(), dtypes(), shapes())
+def test_tensors_come_back_bit_by_bit(data, dtype, shape):
+    tensor = data.draw(tensors(dtype=dtype, shape=shape, finite=False))
+    assert same(again(tensor), tensor)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        -0.0,
+        math.inf,
+        -math.inf,
+        "it's",
+        b"x",
+        (1,),
+        (),
+        [1, (2.5, None)],
+        {"a": 1.0},
+        frozenset({"b", "a"}),
+        torch.float16,
+        Role.FORGET,
+        Scene(layers=("conv",), dtype=torch.float64, forget=(math.inf,)),
+        SelectiveSynapticDampening(alpha=math.inf),
+        DiagonalFisher(chunk=2),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_come_back_equal(value):
+    assert again(value) == value
+
+
+def test_nan_comes_back():
+    assert math.isnan(again(math.nan))
+
+
+def test_public_names_are_imported_from_where_they_are_public():
+    imports = set()
+    source((RuleInputs(theta=1, forget=2, reference=3), DiagonalFisher()), imports)
+    assert imports == {"from unlearnkit.testing import RuleInputs", "from unlearnkit import DiagonalFisher"}
+
+
+def test_a_class_that_nobody_can_import_is_named_only():
+    class Local:
+        pass
+
+    imports = set()
+    assert source(Local(), imports) == "Local()"
+    assert imports == set()

@@ -1,0 +1,56 @@
+"""What plugin authors test their plugins with: laws, strategies, checks and oracles.
+
+It needs hypothesis (``pip install 'unlearnkit[testing]'``), and pytest for `parametrize_with_checks` only.
+"""
+
+from unlearnkit.testing.cases import RuleInputs
+from unlearnkit.testing.checks import broken_laws, check_estimator, check_metric, check_unlearner
+from unlearnkit.testing.law import Law, LawError, fail, holds
+from unlearnkit.testing.laws import laws_for
+from unlearnkit.testing.models import SmallNet
+from unlearnkit.testing.oracles import batched_squares, per_sample_squares
+from unlearnkit.testing.pytest_support import parametrize_with_checks
+from unlearnkit.testing.scene import Broken, Scaled, Scene, models, scenes
+from unlearnkit.testing.snapshot import Snapshot, same
+from unlearnkit.testing.strategies import (
+    dtypes,
+    from_unlearner,
+    importances,
+    rule_inputs,
+    shapes,
+    tensors,
+    totals,
+    values_of,
+)
+
+__all__ = [
+    "Broken",
+    "Law",
+    "LawError",
+    "RuleInputs",
+    "Scaled",
+    "Scene",
+    "SmallNet",
+    "Snapshot",
+    "batched_squares",
+    "broken_laws",
+    "check_estimator",
+    "check_metric",
+    "check_unlearner",
+    "dtypes",
+    "fail",
+    "from_unlearner",
+    "holds",
+    "importances",
+    "laws_for",
+    "models",
+    "parametrize_with_checks",
+    "per_sample_squares",
+    "rule_inputs",
+    "same",
+    "scenes",
+    "shapes",
+    "tensors",
+    "totals",
+    "values_of",
+]

@@ -1,0 +1,185 @@
+"""A law: one sentence about every method of a kind, and the search for an input that breaks it."""
+
+import textwrap
+import warnings
+from collections.abc import Callable
+from typing import Any, final
+
+import attrs
+from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Flaky, HypothesisException
+
+from unlearnkit import UnlearnKitWarning
+from unlearnkit.rng import private_rng
+from unlearnkit.testing.source import class_name, source
+
+
+@final
+class LawError(AssertionError):
+    """A method, an estimator or a metric breaks a law; the message holds the smallest counterexample found."""
+
+
+def _always(_: Any) -> bool:
+    return True
+
+
+def _nothing(_: Any) -> st.SearchStrategy[Any]:
+    return st.none()
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Law:
+    """What every method of a kind owes its users, or what those methods owe that promise it in their traits.
+
+    Attributes:
+        name: Short, unique among the laws of a kind.
+        sentence: What is true when the law holds.
+        holds: Called with the subject and one case; raises AssertionError, saying what was seen, when it does not hold.
+        cases: Makes the Hypothesis strategy that draws the cases for a subject; cases are written into the message
+            with `unlearnkit.testing.source`, so draw plain values, tensors and attrs objects.
+        applies: Whether a subject owes the law.
+        promise: The trait that the law follows from, or "" when every method of the kind owes it.
+        waiver: What an author writes who did not mean to promise it, as ``"local=False"``.
+        rejects: A wrong method that this law finds, in words.
+        examples: How many cases are tried.
+
+    Example:
+        >>> bounded = Law(
+        ...     name="bounded",
+        ...     sentence="No weight leaves [−1, 1].",
+        ...     cases=lambda method: st.floats(-9, 9),
+        ...     holds=lambda method, x: None if abs(method(x)) <= 1 else fail(f"{x} became {method(x)}"),
+        ... )
+        >>> bounded.check(lambda x: max(-1.0, min(x, 1.0)))
+    """
+
+    name: str
+    sentence: str
+    holds: Callable[[Any, Any], None]
+    cases: Callable[[Any], st.SearchStrategy[Any]] = _nothing
+    applies: Callable[[Any], bool] = _always
+    promise: str = ""
+    waiver: str = attrs.field(default=attrs.Factory(lambda law: law.promise and f"{law.promise}=False", True))
+    rejects: str = ""
+    examples: int = attrs.field(default=100, validator=attrs.validators.ge(1))
+
+    def __str__(self) -> str:
+        return self.name
+
+    def check(self, subject: Any, *, examples: int | None = None) -> None:
+        """Search for a counterexample; the same search on every run.
+
+        Args:
+            subject: A method, an estimator or a metric.
+            examples: How many cases to try, instead of the law's own number.
+
+        Raises:
+            LawError: The law is broken.
+        """
+        found = self._search(subject, examples or self.examples)
+        if found is not None:
+            case, error, flaky = found
+            expected = isinstance(error, AssertionError)
+            raise LawError(self._message(subject, case, error, flaky=flaky)) from (None if expected else error)
+
+    def _search(self, subject: Any, examples: int) -> tuple[Any, Exception, bool] | None:
+        """Return the smallest failing case, its error, and whether it fails only now and then."""
+        failures: list[tuple[Any, Exception]] = []
+
+        @settings(
+            max_examples=examples,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            phases=[Phase.generate, Phase.shrink],
+            suppress_health_check=list(HealthCheck),
+            report_multiple_bugs=False,
+            verbosity=Verbosity.quiet,
+        )
+        @given(case=self.cases(subject))
+        def search(case: Any) -> None:
+            try:
+                # Generators start from the same state for each case, or a smaller one could not be found again.
+                with private_rng(seed=0), warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UnlearnKitWarning)
+                    self.holds(subject, case)
+            except HypothesisException:
+                raise
+            except Exception as error:
+                failures.append((case, error))
+                raise
+
+        try:
+            search()
+        except Flaky:
+            return (*failures[-1], True)
+        except Exception:
+            if not failures:
+                raise
+            return (*failures[-1], False)
+        return None
+
+    def _message(self, subject: Any, case: Any, error: Exception, *, flaky: bool) -> str:
+        seen = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+        return "\n".join(
+            [
+                f"the law {self.name!r} is broken by {type(subject).__name__}: {self.sentence}",
+                textwrap.indent(f"Seen: {seen}" + (" (not every time)" if flaky else ""), "  "),
+                "  The smallest counterexample found, to copy and run:",
+                "",
+                textwrap.indent(self.reproduction(subject, case), "    "),
+                "",
+                f"  {self._advice(subject)}",
+            ]
+        )
+
+    def reproduction(self, subject: Any, case: Any) -> str:
+        """Write a case as a script.
+
+        Args:
+            subject: What the law is about.
+            case: One case.
+
+        Returns:
+            Python that fails as the law does.
+        """
+        imports = {"from unlearnkit.testing import laws_for"}
+        lines = [f"subject = {source(subject, imports)}"]
+        if attrs.has(type(case)):
+            names = [field.name for field in attrs.fields(type(case))]
+            lines += [f"{name} = {source(getattr(case, name), imports)}" for name in names]
+            lines += [f"case = {class_name(type(case), imports)}({', '.join(f'{name}={name}' for name in names)})"]
+        else:
+            lines += [f"case = {source(case, imports)}"]
+        lines += [f"law = next(law for law in laws_for(subject) if law.name == {self.name!r})"]
+        return "\n".join([*sorted(imports), *lines, "law.holds(subject, case)"])
+
+    def _advice(self, subject: Any) -> str:
+        if not self.promise:
+            return "Every object of this kind owes this law; no trait lifts it."
+        return f"Not meant as a promise? Write {self.waiver} in the traits of {type(subject).__name__}."
+
+
+def fail(seen: str) -> None:
+    """Say that a law does not hold.
+
+    Args:
+        seen: What was seen, with numbers.
+
+    Raises:
+        AssertionError: Always.
+    """
+    raise AssertionError(seen)
+
+
+def holds(condition: Any, seen: str) -> None:
+    """Require something of a case.
+
+    Args:
+        condition: What must be true.
+        seen: What was seen instead, with numbers.
+    """
+    if not bool(condition):
+        fail(seen)

@@ -1,0 +1,114 @@
+"""The laws of every number that says how well a model forgot."""
+
+from typing import Any
+
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from unlearnkit import Exam, Metric, UnsupportedModelError
+from unlearnkit.rng import private_rng
+from unlearnkit.testing.law import Law, holds
+from unlearnkit.testing.scene import Scene, scenes
+from unlearnkit.testing.snapshot import Snapshot, same
+
+
+def _scenes(_: Any) -> st.SearchStrategy[Scene]:
+    return scenes(largest=4)
+
+
+def _evaluate(metric: Metric, exam: Exam) -> dict[str, float | None] | None:
+    """Measure, or return None where the metric fails: the law "runs" reports that."""
+    try:
+        return metric.evaluate(exam)
+    except Exception:  # noqa: BLE001 - see above
+        return None
+
+
+def _runs(metric: Metric, scene: Scene) -> None:
+    try:
+        values = metric.evaluate(scene.exam())
+    except UnsupportedModelError:
+        assume(False)
+    else:
+        holds(values, "no value at all: say None for what does not apply")
+
+
+def _untouched(metric: Metric, scene: Scene) -> None:
+    exam = scene.exam()
+    models = {"model": exam.model, "original": exam.original, "retrained": exam.retrained[0]}
+    before = {name: Snapshot.take(model) for name, model in models.items() if model is not None}
+    if _evaluate(metric, exam) is None:
+        return
+    for name, was in before.items():
+        model = models[name]
+        assert model is not None
+        changed = was.differences(Snapshot.take(model))
+        holds(not changed, f"exam.{name}, changed: {', '.join(changed)}")
+
+
+def _data(metric: Metric, scene: Scene) -> None:
+    exam = scene.exam()
+    if _evaluate(metric, exam) is not None:
+        for name, batches in exam.splits.items():
+            holds(same(batches, scene.data(name)), f"the batches of {name!r} were edited")
+
+
+def _range(metric: Metric, scene: Scene) -> None:
+    low, high = metric.traits.low, metric.traits.high
+    for name, value in (_evaluate(metric, scene.exam()) or {}).items():
+        holds(value is None or low <= value <= high, f"{name} = {value}, expected {low:g} to {high:g}")
+
+
+def _deterministic(metric: Metric, scene: Scene) -> None:
+    runs = []
+    for seed in (1, 2):
+        with private_rng(seed=seed):
+            runs.append(_evaluate(metric, scene.exam()))
+    holds(same(*runs), f"two runs on the same input gave {runs[0]} and {runs[1]}")
+
+
+METRIC_LAWS = (
+    Law(
+        name="runs",
+        sentence="evaluate() measures every model that the metric does not refuse (UnsupportedModelError).",
+        cases=_scenes,
+        holds=_runs,
+        examples=20,
+        rejects="divides by the number of samples beyond the third",
+    ),
+    Law(
+        name="untouched",
+        sentence="The models are left as found: weights, buffers, gradients, modes, ties, random state.",
+        cases=_scenes,
+        holds=_untouched,
+        examples=20,
+        rejects="trains the model that the next metric measures",
+    ),
+    Law(
+        name="data",
+        sentence="Batches are left as they are.",
+        cases=_scenes,
+        holds=_data,
+        examples=20,
+        rejects="sorts the labels in place",
+    ),
+    Law(
+        name="range",
+        sentence="Values are None or lie between traits.low and traits.high; NaN does not.",
+        cases=_scenes,
+        holds=_range,
+        promise="low, high",
+        waiver="the true bounds low=… and high=…",
+        examples=20,
+        rejects="calls a percentage a fraction",
+    ),
+    Law(
+        name="deterministic",
+        sentence="The same input gives the same values on one CPU, whatever the global generators are at.",
+        cases=_scenes,
+        holds=_deterministic,
+        examples=20,
+        rejects="looks at a random sample drawn from the global generator",
+    ),
+)
+"""What every metric owes."""

@@ -1,0 +1,285 @@
+"""The laws of every method, whatever it does to the weights."""
+
+from collections.abc import Callable
+from typing import Any, final
+
+import attrs
+import torch
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from unlearnkit import ElementwiseUnlearner, Evidence, Need, Report, Unlearner, UnsupportedModelError
+from unlearnkit.rng import private_rng
+from unlearnkit.testing.law import Law, holds
+from unlearnkit.testing.scene import Broken, Scene, scenes
+from unlearnkit.testing.snapshot import Snapshot, same
+from unlearnkit.testing.strategies import DTYPES
+
+_DATA = {Need.FORGET_DATA: "forget_data", Need.RETAIN_DATA: "retain_data"}
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Edit:
+    """One call of `Unlearner.unlearn`, seen from outside.
+
+    Attributes:
+        before: The model before the call.
+        after: The model after it.
+        evidence: What the method was given.
+        report: What it reported, or None when it raised.
+    """
+
+    before: Snapshot
+    after: Snapshot
+    evidence: Evidence
+    report: Report | None
+
+    @classmethod
+    def perform(cls, method: Unlearner, scene: Scene, *, must: bool = False, **changed: Any) -> "Edit":
+        """Build the scene's model and let a method edit it.
+
+        Args:
+            method: The method.
+            scene: Model and evidence.
+            must: Hand exceptions on, instead of keeping None as the report.
+            changed: Fields of the evidence to replace.
+
+        Returns:
+            What was seen.
+        """
+        model = scene.model()
+        evidence, before, report = scene.evidence(model, **changed), Snapshot.take(model), None
+        try:
+            report = method.unlearn(model, evidence)
+        except Exception:  # the law "runs" reports it, the other laws are about calls that succeed
+            if must:
+                raise
+        return cls(before=before, after=Snapshot.take(model), evidence=evidence, report=report)
+
+
+def scenes_for(method: Unlearner) -> st.SearchStrategy[Scene]:
+    """Draw scenes for a method: in half precision too, where it does not run the model.
+
+    Args:
+        method: The method.
+
+    Returns:
+        A strategy.
+    """
+    dtypes = DTYPES if isinstance(method, ElementwiseUnlearner) else (torch.float32, torch.float64)
+    return scenes(dtypes=dtypes)
+
+
+def _runs(method: Unlearner, scene: Scene) -> None:
+    try:
+        Edit.perform(method, scene, must=True)
+    except UnsupportedModelError:
+        assume(False)
+
+
+def _untouched(*parts: str) -> Callable[[Unlearner, Scene], None]:
+    """Make the body of a law that says that parts of the model stay as they were."""
+
+    def body(method: Unlearner, scene: Scene) -> None:
+        edit = Edit.perform(method, scene)
+        changed = edit.before.differences(edit.after, *parts) if edit.report else []
+        holds(not changed, f"changed: {', '.join(changed)}")
+
+    return body
+
+
+def _buffers(method: Unlearner, scene: Scene) -> None:
+    edit = Edit.perform(method, scene)
+    if edit.report is None:
+        return
+    changed = [n for n, b in edit.before.buffers.items() if not same(b, edit.after.buffers.get(n))]
+    if not method.promises().edits_buffers:
+        holds(not changed, f"changed: {', '.join(changed)}")
+    told = list(edit.report.buffers_changed)
+    holds(told == changed, f"the report says that {told} changed, in truth it is {changed}")
+
+
+def _frozen(method: Unlearner, scene: Scene) -> None:
+    edit = Edit.perform(method, scene)
+    was, now = edit.before.weights(trainable=False), edit.after.weights(trainable=False)
+    if edit.report:
+        holds(list(was) == list(now), f"frozen before: {list(was)}, after: {list(now)}")
+        changed = [name for name in was if not same(was[name], now[name])]
+        holds(not changed, f"edited although frozen: {', '.join(changed)}")
+
+
+def _evidence(method: Unlearner, scene: Scene) -> None:
+    edit = Edit.perform(method, scene)
+    if edit.report is None:
+        return
+    fresh = scene.evidence(scene.model())
+    for role in ("forget", "reference"):
+        was, now = getattr(fresh, role).totals, getattr(edit.evidence, role).totals
+        holds(same(dict(was), dict(now)), f"the totals of evidence.{role} were edited")
+    for name in _DATA.values():
+        holds(same(getattr(fresh, name), getattr(edit.evidence, name)), f"the batches of evidence.{name} were edited")
+
+
+def _report(method: Unlearner, scene: Scene) -> None:
+    edit = Edit.perform(method, scene)
+    if edit.report is None:
+        return
+    was, now = edit.before.weights(trainable=True), {name: p for name, (p, _) in edit.after.parameters.items()}
+    real = {
+        name: (p.numel(), sum(not same(a, b) for a, b in zip(p.reshape(-1), now[name].reshape(-1), strict=True)))
+        for name, p in was.items()
+        if name in now
+    }
+    told = {t.name: (t.size, t.changed) for t in edit.report.tensors}
+    holds(told == real, f"the report says (size, changed) = {told}, in truth it is {real}")
+
+
+def _faults(method: Unlearner) -> st.SearchStrategy[tuple[Scene, str]]:
+    faults = ["budget", *(name for need, name in _DATA.items() if need in method.needs)]
+    return st.tuples(scenes_for(method), st.sampled_from(faults))
+
+
+def _rolls_back(method: Unlearner, case: tuple[Scene, str]) -> None:
+    scene, fault = case
+    # A budget of 0 makes every edit an error after the fact; broken data are an error in its midst.
+    change = {"max_fraction": 0.0} if fault == "budget" else {fault: Broken(scene.data(fault))}
+    edit = Edit.perform(method, scene, **change)
+    if edit.report is None:
+        changed = edit.before.differences(edit.after)
+        holds(not changed, f"unlearn() raised, and these differ: {', '.join(changed)}")
+
+
+def _deterministic(method: Unlearner, scene: Scene) -> None:
+    runs = []
+    for seed in (1, 2):  # the global generators are no input: Evidence.seed is
+        with private_rng(seed=seed):
+            runs.append(Edit.perform(method, scene).after.weights(trainable=True))
+    changed = [name for name in runs[0] if not same(runs[0][name], runs[1].get(name))]
+    holds(not changed, f"two runs on the same input differ in {', '.join(changed)}")
+
+
+def _edited_once(method: Unlearner, scene: Scene) -> None:
+    assert isinstance(method, ElementwiseUnlearner)
+    edit = Edit.perform(method, scene)
+    if edit.report is None:
+        return
+    forget, reference = edit.evidence.forget, edit.evidence.reference
+    assert forget is not None
+    assert reference is not None
+    needed = Need.REFERENCE_IMPORTANCE in method.needs
+    ready = method.prepare(forget, reference)
+    for name, theta in edit.before.weights(trainable=True).items():
+        f, r = forget.mean()[name], reference.mean()[name]
+        expected = ready.edit(theta, f, r if needed else torch.zeros_like(r))
+        seen, _ = edit.after.parameters.get(name, (None, True))
+        holds(same(expected, seen), f"{name}: edit() gives {expected.tolist()}, unlearn() gave {seen}")
+
+
+def _promises(trait: str) -> Callable[[Any], bool]:
+    return lambda method: bool(getattr(method.promises(), trait))
+
+
+UNLEARNER_LAWS = (
+    Law(
+        name="runs",
+        sentence="unlearn() edits every model that the method does not refuse (UnsupportedModelError), without error.",
+        cases=scenes_for,
+        holds=_runs,
+        examples=30,
+        rejects="indexes the second dimension of every weight, biases included",
+    ),
+    Law(
+        name="buffers",
+        sentence="Buffers keep their bits, unless the trait edits_buffers is set; the report names those that change.",
+        cases=scenes_for,
+        holds=_buffers,
+        examples=20,
+        rejects="resets the running statistics of BatchNorm",
+    ),
+    Law(
+        name="grads",
+        sentence="Every .grad is what it was.",
+        cases=scenes_for,
+        holds=_untouched("grads"),
+        examples=20,
+        rejects="clears the gradients",
+    ),
+    Law(
+        name="modes",
+        sentence="Every module is in the mode, train or eval, that it was in.",
+        cases=scenes_for,
+        holds=_untouched("modes"),
+        examples=20,
+        rejects="leaves the model in eval mode",
+    ),
+    Law(
+        name="random-state",
+        sentence="The global random states of Python, numpy and torch are what they were.",
+        cases=scenes_for,
+        holds=_untouched("rng"),
+        examples=20,
+        rejects="draws a number from torch's global generator",
+    ),
+    Law(
+        name="structure",
+        sentence="The same objects stand under the same names; tied weights stay tied.",
+        cases=scenes_for,
+        holds=_untouched("structure"),
+        examples=20,
+        rejects="replaces the bias of the head by a copy of itself",
+    ),
+    Law(
+        name="frozen",
+        sentence="Parameters without requires_grad keep their bits, and stay without it.",
+        cases=scenes_for,
+        holds=_frozen,
+        examples=20,
+        rejects="edits frozen parameters too",
+    ),
+    Law(
+        name="evidence",
+        sentence="Importances and batches are left as they are.",
+        cases=scenes_for,
+        holds=_evidence,
+        examples=20,
+        rejects="zeroes the forget importance when it has used it",
+    ),
+    Law(
+        name="report",
+        sentence="Report.tensors counts exactly the weights of each trainable parameter whose bits differ.",
+        cases=scenes_for,
+        holds=_report,
+        examples=20,
+        rejects="reports one changed weight more than there are",
+    ),
+    Law(
+        name="rolls-back",
+        sentence="After an exception everything is as it was: weights, buffers, gradients, modes, random state.",
+        cases=_faults,
+        holds=_rolls_back,
+        examples=20,
+        rejects="looks at the budget after the edit and raises without undoing it",
+    ),
+    Law(
+        name="deterministic",
+        sentence="The same input gives the same bits on one CPU, whatever the global generators are at.",
+        cases=scenes_for,
+        holds=_deterministic,
+        applies=_promises("deterministic"),
+        promise="deterministic",
+        examples=20,
+        rejects="draws its noise from the global generator instead of from Evidence.seed",
+    ),
+)
+"""What every method owes."""
+
+EDITED_ONCE = Law(
+    name="edited-once",
+    sentence="unlearn() gives each trainable parameter, by name and tied ones once, what edit() gives.",
+    cases=scenes_for,
+    holds=_edited_once,
+    examples=20,
+    rejects="edits a tied weight once for each of its names",
+)
+"""What an elementwise method owes on a whole model."""

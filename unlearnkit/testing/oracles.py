@@ -1,0 +1,72 @@
+"""Slow, plain computations to compare an estimator with: one loop each, in float64, nothing shared with the package."""
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlearnkit import Objective
+from unlearnkit.batches import batch_size, map_tensors, take
+
+
+def per_sample_squares(model: nn.Module, batches: Iterable[Any], objective: Objective) -> dict[str, Tensor]:
+    """Add up the squared gradient of every sample, one sample at a time.
+
+    Σ_i (∂/∂θ loss_i)²: what `unlearnkit.DiagonalFisher` must give.
+
+    Args:
+        model: Copied to float64 and eval mode; left as it is.
+        batches: Batches of samples.
+        objective: Gives one loss per sample.
+
+    Returns:
+        Name of each trainable parameter to its total, float64.
+    """
+    exact, totals = _exact(model)
+    for batch in batches:
+        wide = _wide(batch)
+        for i in range(batch_size(wide)):
+            loss = objective.losses(exact, take(wide, slice(i, i + 1)))[0]
+            for name, g in _gradients(exact, loss).items():
+                totals[name] += g**2
+    return totals
+
+
+def batched_squares(model: nn.Module, batches: Iterable[Any], objective: Objective) -> dict[str, Tensor]:
+    """Add up the squared gradient of every batch's mean loss: the loop of the notebook and of the SSD paper's code.
+
+    Σ_b (∂/∂θ mean_{i∈b} loss_i)²: what `unlearnkit.BatchedDiagonalFisher` must give with ``weights="equal"``.
+
+    Args:
+        model: Copied to float64 and eval mode; left as it is.
+        batches: Batches of samples.
+        objective: Gives one loss per sample.
+
+    Returns:
+        Name of each trainable parameter to its total, float64; divide by the number of batches for the normalised
+        variant.
+    """
+    exact, totals = _exact(model)
+    for batch in batches:
+        loss = objective.losses(exact, _wide(batch)).mean()
+        for name, g in _gradients(exact, loss).items():
+            totals[name] += g**2
+    return totals
+
+
+def _exact(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
+    exact = copy.deepcopy(model).double().eval()
+    totals = {name: torch.zeros_like(p).detach() for name, p in exact.named_parameters() if p.requires_grad}
+    return exact, totals
+
+
+def _gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+
+
+def _wide(batch: Any) -> Any:
+    return map_tensors(batch, lambda t: t.double() if t.is_floating_point() else t)

@@ -1,0 +1,95 @@
+"""Write values as Python that can be pasted into a shell: a counterexample that cannot be run helps nobody."""
+
+import enum
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+import unlearnkit
+from unlearnkit.parameters import bits
+
+
+def source(value: Any, imports: set[str]) -> str:
+    """Write a value as a Python expression.
+
+    Args:
+        value: Numbers, strings, tensors, dtypes, enums, attrs objects, and tuples, lists, sets and mappings of them.
+        imports: Import statements that the expression needs are added to it.
+
+    Returns:
+        An expression that evaluates to an equal value, NaN payloads and −0 included.
+
+    Example:
+        >>> needed = set()
+        >>> source((float("inf"), torch.tensor([-0.0])), needed)
+        '(float("inf"), torch.tensor([-0.0], dtype=torch.float32))'
+        >>> needed
+        {'import torch'}
+    """
+    if isinstance(value, Tensor):
+        return _tensor(value, imports)
+    if isinstance(value, torch.dtype):
+        imports.add("import torch")
+        return str(value)
+    if isinstance(value, enum.Enum):
+        return f"{class_name(type(value), imports)}.{value.name}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
+    if attrs.has(type(value)):
+        fields = [f"{f.alias}={source(getattr(value, f.name), imports)}" for f in attrs.fields(type(value)) if f.init]
+        return f"{class_name(type(value), imports)}({', '.join(fields)})"
+    return _nested(value, imports)
+
+
+def _nested(value: Any, imports: set[str]) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{source(k, imports)}: {source(v, imports)}" for k, v in value.items()) + "}"
+    if isinstance(value, set | frozenset):
+        return f"{type(value).__name__}({source(sorted(value), imports)})"
+    if isinstance(value, list):
+        return "[" + ", ".join(source(item, imports) for item in value) + "]"
+    if isinstance(value, tuple):
+        items = [source(item, imports) for item in value]
+        return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return repr(value)
+    # Anything else: by its class, which is all that is known of it.
+    return f"{class_name(type(value), imports)}()"
+
+
+def _tensor(tensor: Tensor, imports: set[str]) -> str:
+    imports.add("import torch")
+    values = tensor.tolist()
+    device = "" if tensor.device.type == "cpu" else f', device="{tensor.device}"'
+    again = torch.tensor(values, dtype=tensor.dtype)
+    if again.is_floating_point():
+        again[again.isnan()] = math.nan  # the text "nan" carries neither the sign nor the payload of a NaN
+    if torch.equal(bits(again), bits(tensor.cpu())):
+        return f"torch.tensor({source(values, imports)}, dtype={tensor.dtype}{device})"
+    patterns = bits(tensor)
+    return f"torch.tensor({patterns.tolist()}, dtype={patterns.dtype}{device}).view({tensor.dtype})"
+
+
+def class_name(cls: type, imports: set[str]) -> str:
+    """Write the name of a class as it can be imported.
+
+    Args:
+        cls: A class.
+        imports: The import statement is added to it.
+
+    Returns:
+        The name to use after that import.
+    """
+    module, name = cls.__module__, cls.__qualname__
+    if module.startswith("unlearnkit.testing"):
+        module = "unlearnkit.testing"
+    elif getattr(unlearnkit, name, None) is cls:
+        module = "unlearnkit"
+    if "<locals>" in name:
+        return name.rpartition(".")[2]  # nothing can import it; whoever wrote it knows where it is
+    imports.add(f"from {module} import {name.partition('.')[0]}")
+    return name

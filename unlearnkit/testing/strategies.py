@@ -1,0 +1,290 @@
+"""Hypothesis strategies for tensors, importances, rules, small models and the options of methods.
+
+House rules: tensors of at most 8 elements; float64, float32, float16 and bfloat16; importances in float32 or float64
+also for half-precision weights, as the framework keeps them.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from typing import Any, Literal, TypeVar
+
+import torch
+from hypothesis import assume
+from hypothesis import strategies as st
+from torch import Tensor
+
+from unlearnkit import ConfigurationError, Importance, Option, Unlearner, options_of
+from unlearnkit.parameters import bits
+from unlearnkit.testing.cases import RuleInputs
+
+U = TypeVar("U", bound=Unlearner)
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+SHAPES = ((1,), (2,), (3,), (8,), (2, 3), (), (2, 2, 2))
+_FOLDED: dict[int, list[tuple[int, ...]]] = {
+    1: [()],
+    2: [(1, 2)],
+    3: [(3, 1)],
+    4: [(2, 2)],
+    6: [(2, 3), (3, 2)],
+    8: [(2, 4), (2, 2, 2)],
+}
+_WIDTHS: dict[torch.dtype, Literal[16, 32, 64]] = {
+    torch.float64: 64,
+    torch.float32: 32,
+    torch.float16: 16,
+    torch.bfloat16: 32,
+}
+_SIGNALLING = {
+    torch.float64: 0x7FF0_0000_0000_0001,
+    torch.float32: 0x7F80_0001,
+    torch.float16: 0x7C01,
+    torch.bfloat16: 0x7F81,
+}
+_LARGEST, _SMALLEST = 2.0**10, 2.0**-10
+
+
+def dtypes() -> st.SearchStrategy[torch.dtype]:
+    """Draw a dtype of weights.
+
+    Returns:
+        A strategy; it shrinks to float32.
+    """
+    return st.sampled_from(DTYPES)
+
+
+def shapes() -> st.SearchStrategy[tuple[int, ...]]:
+    """Draw a shape of at most 8 elements, a scalar's among them.
+
+    Returns:
+        A strategy; it shrinks to one element.
+    """
+    return st.sampled_from(SHAPES)
+
+
+@st.composite
+def tensors(
+    draw: st.DrawFn,
+    *,
+    dtype: torch.dtype = torch.float32,
+    shape: tuple[int, ...] = (3,),
+    elements: st.SearchStrategy[float] | None = None,
+    finite: bool = True,
+) -> Tensor:
+    """Draw a tensor over the whole range of its dtype, −0 and subnormal numbers included.
+
+    Args:
+        draw: Given by Hypothesis.
+        dtype: A floating dtype.
+        shape: At most 8 elements.
+        elements: Draws the values, instead of any number of the dtype.
+        finite: False for NaN (a signalling one too) and infinities as well.
+
+    Returns:
+        A strategy.
+    """
+    size = math.prod(shape)
+    if elements is None:
+        elements = _any_number(dtype, finite=finite)
+    tensor = _rounded(draw(_several(elements, size)), dtype, finite=finite)
+    if not finite and draw(st.booleans()):
+        bits(tensor)[draw(st.integers(0, size - 1))] = _SIGNALLING[dtype]
+    return tensor.reshape(shape)
+
+
+def _rounded(values: Sequence[float], dtype: torch.dtype, *, finite: bool) -> Tensor:
+    tensor = torch.tensor(values, dtype=torch.float64).to(dtype)
+    if finite:  # bfloat16 has no width of its own: a float32 may round to infinity
+        largest = torch.finfo(dtype).max
+        tensor = tensor.clamp(-largest, largest)
+    return tensor
+
+
+@cache  # making a strategy costs more than drawing from it
+def _any_number(dtype: torch.dtype, *, finite: bool) -> st.SearchStrategy[float]:
+    limits = torch.finfo(dtype)
+    ends = (0.0, -0.0, 1.0, -1.0, limits.max, limits.min, limits.tiny)
+    return st.sampled_from(ends) | st.floats(width=_WIDTHS[dtype], allow_nan=not finite, allow_infinity=not finite)
+
+
+@lru_cache(maxsize=64)
+def _several(elements: st.SearchStrategy[float], size: int) -> st.SearchStrategy[list[float]]:
+    return st.lists(elements, min_size=size, max_size=size)
+
+
+@cache
+def totals(
+    *, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = (3,), moderate: bool = False
+) -> st.SearchStrategy[Tensor]:
+    """Draw the importances of one tensor: often 0, 1, 2, 10 or the largest: ties, dead weights, overflow.
+
+    Args:
+        dtype: float32 or float64.
+        shape: At most 8 elements.
+        moderate: Stay between 2^−20 and 2^20, away from under- and overflow.
+
+    Returns:
+        A strategy.
+    """
+    return tensors(dtype=dtype, shape=shape, elements=_any_total(dtype, moderate=moderate))
+
+
+@cache
+def _any_total(dtype: torch.dtype, *, moderate: bool) -> st.SearchStrategy[float]:
+    low, high = (2.0**-20, 2.0**20) if moderate else (0.0, float(torch.finfo(torch.float32).max))
+    return st.sampled_from((0.0, 1.0, 2.0, 10.0, high)) | st.floats(low, high, width=_WIDTHS[dtype])
+
+
+@st.composite
+def importances(
+    draw: st.DrawFn, *, like: dict[str, tuple[int, ...]] | None = None, dtype: torch.dtype = torch.float32
+) -> Importance:
+    """Draw an importance.
+
+    Args:
+        draw: Given by Hypothesis.
+        like: Name to shape; one to three small tensors when left out.
+        dtype: float32 or float64.
+
+    Returns:
+        A strategy.
+    """
+    if like is None:
+        like = {f"p{i}": draw(shapes()) for i in range(draw(st.integers(1, 3)))}
+    return Importance(
+        totals={name: draw(totals(dtype=dtype, shape=shape)) for name, shape in like.items()},
+        count=draw(st.integers(1, 4)),
+    )
+
+
+@st.composite
+def rule_inputs(
+    draw: st.DrawFn,
+    *,
+    weights: Sequence[torch.dtype] = DTYPES,
+    finite: bool = True,
+    moderate: bool = False,
+    extra: st.SearchStrategy[Any] | None = None,
+) -> RuleInputs:
+    """Draw what an elementwise rule gets: θ, F_f and F_r of one shape.
+
+    Args:
+        draw: Given by Hypothesis.
+        weights: The dtypes θ may have.
+        finite: False for NaN and infinities among the weights.
+        moderate: Keep the importances away from under- and overflow.
+        extra: Drawn into `RuleInputs.extra`.
+
+    Returns:
+        A strategy.
+    """
+    dtype, kind = draw(st.sampled_from(list(weights))), draw(st.sampled_from((torch.float32, torch.float64)))
+    # Weight by weight and the shape last: so a counterexample loses the weights that it does not need.
+    rows = draw(_rows(dtype, kind, finite=finite, moderate=moderate))
+    theta, forget, reference = zip(*rows, strict=True)
+    weight = _rounded(theta, dtype, finite=finite)
+    if not finite and draw(st.booleans()):
+        bits(weight)[draw(st.integers(0, len(rows) - 1))] = _SIGNALLING[dtype]
+    shape = draw(st.sampled_from([(len(rows),), *_FOLDED.get(len(rows), ())]))
+    return RuleInputs(
+        theta=weight.reshape(shape),
+        forget=torch.tensor(forget, dtype=kind).reshape(shape),
+        reference=torch.tensor(reference, dtype=kind).reshape(shape),
+        extra=None if extra is None else draw(extra),
+    )
+
+
+@cache
+def _rows(
+    dtype: torch.dtype, kind: torch.dtype, *, finite: bool, moderate: bool
+) -> st.SearchStrategy[list[tuple[float, float, float]]]:
+    total = _any_total(kind, moderate=moderate)
+    return st.lists(st.tuples(_any_number(dtype, finite=finite), total, total), min_size=1, max_size=8)
+
+
+def values_of(option: Option) -> st.SearchStrategy[Any]:
+    """Draw allowed values of an option: its default, its bounds, ∞ where it is allowed, and ordinary numbers.
+
+    Numbers between 2^−10 and 2^10 in size are ordinary; a law that fails only beyond them is about rounding.
+
+    Args:
+        option: Declared with `unlearnkit.option`.
+
+    Returns:
+        A strategy.
+
+    Raises:
+        ConfigurationError: The option is a plain ``attrs.field``, required, and its values are not known.
+    """
+    usual = st.nothing() if option.required else st.just(option.default)
+    if option.choices:
+        return usual | st.sampled_from(option.choices)
+    if option.kind is bool:
+        return usual | st.booleans()
+    if option.kind is float:
+        return usual | _numbers(dict(option.bounds))
+    if option.kind is int:
+        bounds = dict(option.bounds)
+        low = max(bounds.get("≥", -8), bounds.get(">", -9) + 1)
+        return usual | st.integers(math.ceil(low), math.floor(bounds.get("≤", low + 16)))
+    if option.required:
+        raise ConfigurationError(
+            f"option {option.name!r}: expected a declaration with unlearnkit.option(), which knows its bounds, saw a "
+            "plain field: pass a strategy for it by name"
+        )
+    return usual
+
+
+def _numbers(bounds: dict[str, float]) -> st.SearchStrategy[float]:
+    low = max(bounds.get("≥", -_LARGEST), bounds.get(">", -_LARGEST))
+    high = bounds.get("≤", _LARGEST)
+    if high <= low:
+        high = low + 1 if "≤" not in bounds else high
+    ordinary = st.floats(low, high).filter(
+        lambda x: (abs(x) >= _SMALLEST or x == 0.0) and all(x > bound for sign, bound in bounds.items() if sign == ">")
+    )
+    edges = [bound for sign, bound in bounds.items() if sign != ">"] + ([] if "≤" in bounds else [math.inf])
+    return ordinary | st.sampled_from(edges) if edges else ordinary
+
+
+@st.composite
+def from_unlearner(draw: st.DrawFn, /, cls: type[U], **given: st.SearchStrategy[Any]) -> U:
+    """Draw an object of a method class with options that it accepts.
+
+    Args:
+        draw: Given by Hypothesis.
+        cls: The class; its options are read from its attrs fields.
+        given: Strategies for single options, instead of their bounds.
+
+    Returns:
+        A strategy.
+
+    Raises:
+        ConfigurationError: An option whose values are not known and for which no strategy is given.
+    """
+    options = {o.name.lstrip("_"): draw(given[o.name] if o.name in given else values_of(o)) for o in options_of(cls)}
+    try:
+        return cls(**options)
+    except ConfigurationError:  # a validator that looks at several options
+        assume(False)
+        raise
+
+
+def two_values(method: Unlearner, names: Sequence[str]) -> st.SearchStrategy[tuple[str, Any, Any]]:
+    """Draw the name of an option and two of its values, the smaller one first.
+
+    Args:
+        method: Has the options.
+        names: Which.
+
+    Returns:
+        A strategy.
+    """
+    options = {option.name: option for option in options_of(method)}
+
+    def pair(name: str) -> st.SearchStrategy[tuple[str, Any, Any]]:
+        values = values_of(options[name]).filter(lambda value: value is not None)
+        return st.tuples(values, values).map(lambda two: (name, *sorted(two)))
+
+    return st.sampled_from(sorted(names)).flatmap(pair)
