@@ -20,7 +20,7 @@ from unlearnkit.errors import (
 )
 from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
 from unlearnkit.evidence import Evidence, Need
-from unlearnkit.fisher import BatchedDiagonalFisher, DiagonalFisher
+from unlearnkit.fisher import BatchedDiagonalFisher, DiagonalFisher, SketchedFisher
 from unlearnkit.hookspecs import Run, hookimpl
 from unlearnkit.importance import Importance
 from unlearnkit.metric import Exam, Metric, MetricTraits
@@ -67,6 +67,7 @@ __all__ = [
     "Report",
     "Role",
     "Run",
+    "SketchedFisher",
     "StoreError",
     "TensorChange",
     "UnknownMethodError",

@@ -4,9 +4,19 @@ from unlearnkit.fisher.batched import BatchedDiagonalFisher
 from unlearnkit.fisher.diagonal import DiagonalFisher
 from unlearnkit.fisher.families import BUILTIN
 from unlearnkit.fisher.rule import Call, Rule, register_rule, visible
+from unlearnkit.fisher.sketched import SketchedFisher
 from unlearnkit.fisher.totals import Slot
 
 for _rule in BUILTIN:
     register_rule(_rule)
 
-__all__ = ["BatchedDiagonalFisher", "Call", "DiagonalFisher", "Rule", "Slot", "register_rule", "visible"]
+__all__ = [
+    "BatchedDiagonalFisher",
+    "Call",
+    "DiagonalFisher",
+    "Rule",
+    "SketchedFisher",
+    "Slot",
+    "register_rule",
+    "visible",
+]

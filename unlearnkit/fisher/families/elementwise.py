@@ -61,7 +61,8 @@ class SubtractRule(_Broadcast):
 
     def slope(self, g: Tensor, call: Call) -> Tensor:
         """Return ±g."""
-        return g * call.options[next(role for role, w in call.weights.items() if w is not None)]
+        sign: float = call.options[next(iter(call.weights))]
+        return g * sign
 
 
 @final
