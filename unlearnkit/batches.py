@@ -1,8 +1,10 @@
 """What a batch is: any nesting of tuples, lists, mappings and dataclasses whose tensors share dimension 0."""
 
+import copy
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import attrs
@@ -36,7 +38,11 @@ def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:  # noq
         return type(batch)(map_tensors(item, function) for item in batch)
     if isinstance(batch, Mapping):
         mapped = {key: map_tensors(item, function) for key, item in batch.items()}
-        return mapped if type(batch) is dict else type(batch)(mapped)  # type: ignore[call-arg]
+        if isinstance(batch, MutableMapping):
+            changed = copy.copy(batch)  # keeps what its class needs to be made: a defaultdict's factory, say
+            changed.update(mapped)
+            return changed
+        return type(batch)(mapped)  # type: ignore[call-arg]
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch) if f.init}
         return dataclasses.replace(batch, **{k: map_tensors(v, function) for k, v in fields.items()})
@@ -155,7 +161,7 @@ def pick(batch: Any, where: int | str, *, what: str) -> Any:
         if where in batch:
             return batch[where]
         seen = f"the keys {sorted(map(str, batch))}"
-    elif isinstance(where, str) and hasattr(batch, where):
+    elif isinstance(where, str) and not callable(getattr(batch, where, len)):
         return getattr(batch, where)
     else:
         seen = f"a {type(batch).__name__}" + (
@@ -178,8 +184,9 @@ def digest(batch: Any) -> bytes:
     """
     state = hashlib.blake2b(digest_size=16)
     for tensor in tensors(batch):
-        flat = tensor.detach().reshape(-1)
-        some = flat[:: max(1, flat.numel() // _DIGEST_ELEMENTS)].to("cpu", torch.float64)
+        plain = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+        flat = plain.reshape(-1)
+        some = flat[:: max(1, math.ceil(flat.numel() / _DIGEST_ELEMENTS))].to("cpu", torch.float64)
         state.update(repr(tuple(tensor.shape)).encode())
         state.update(some.contiguous().numpy().tobytes())
     return state.digest()

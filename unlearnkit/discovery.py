@@ -3,8 +3,8 @@
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
-from typing import final
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, final
 
 import attrs
 
@@ -30,7 +30,7 @@ class Problem:
     plugin: str
     origin: str
     stage: str
-    error: Exception | None = attrs.field(default=None, eq=False)
+    error: BaseException | None = attrs.field(default=None, eq=False)
 
     def __str__(self) -> str:
         cause = f": {type(self.error).__name__}: {self.error}" if self.error is not None else ""
@@ -82,25 +82,32 @@ def entry_point_plugins() -> Iterator[tuple[Discovered, Callable[[], object]]]:
     switched_off = {name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()}
     taken: dict[str, str] = {}
     for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
-        dist = point.dist
-        found = Discovered(
-            name=point.name,
-            target=point.value,
-            distribution=dist.name if dist else "",
-            version=dist.version if dist else "",
-        )
+        distribution, version = _distribution_of(point)
+        found = Discovered(name=point.name, target=point.value, distribution=distribution, version=version)
         identity = f"{found.origin} ({point.value})"
         if taken.get(point.name) == identity:
             continue  # the same distribution seen twice on the path
         if point.name in taken:
             found = attrs.evolve(found, name=f"{point.name}@{found.distribution}")
+            if found.name in taken:
+                found = attrs.evolve(found, name=f"{found.name}:{point.value}")
         taken.setdefault(point.name, identity)
+        taken.setdefault(found.name, identity)
         if "*" in switched_off or point.name in switched_off:
             blocked = Problem(
                 plugin=found.name, origin=found.origin, stage="blocked", error=RuntimeError(f"by {DISABLE}")
             )
             found = found.with_problem(blocked)
         yield found, point.load
+
+
+def _distribution_of(point: EntryPoint) -> tuple[str, str]:
+    # A damaged installation may have lost its METADATA: the plugin may still load.
+    metadata: Any = point.dist.metadata if point.dist else {}
+    return (
+        str(metadata["Name"]) if "Name" in metadata else "",
+        str(metadata["Version"]) if "Version" in metadata else "",
+    )
 
 
 def of_object(plugin: object, name: str | None) -> Discovered:

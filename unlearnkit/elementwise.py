@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from unlearnkit.errors import MismatchError, NonFiniteError
 from unlearnkit.evidence import Evidence, Need
 from unlearnkit.importance import Importance
-from unlearnkit.parameters import trainable, wide
+from unlearnkit.parameters import bits, trainable, wide
 from unlearnkit.unlearner import Unlearner
 
 
@@ -76,25 +76,20 @@ class ElementwiseUnlearner(Unlearner):
             NonFiniteError: The rule made a NaN or an infinity of finite numbers.
         """
         dtype = torch.promote_types(wide(theta.dtype), torch.promote_types(forget.dtype, reference.dtype))
-        arguments = tuple(t.detach().to(dtype) for t in (theta, forget, reference))
-        versions = [t._version for t in arguments]  # noqa: SLF001 - the only cheap way to see an edit in place
         who = f"method {self.name!r}: rule()"
-        with torch.no_grad():
+        # Copies, so that a rule that edits in place hurts nobody; not in inference mode, which counts no versions.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            arguments = tuple(t.detach().to(dtype, copy=True) for t in (theta, forget, reference))
+            versions = [t._version for t in arguments]  # noqa: SLF001 - the only cheap way to see an edit in place
             edited = self.rule(*arguments)
-        if [t._version for t in arguments] != versions:  # noqa: SLF001
-            raise MismatchError(f"{who} must not edit its arguments in place: return a new tensor")
-        if not isinstance(edited, Tensor):
-            raise MismatchError(f"{who} must return a tensor, saw {type(edited).__name__}")
-        if (edited.shape, edited.dtype, edited.device) != (theta.shape, dtype, theta.device):
-            raise MismatchError(
-                f"{who} must return shape {tuple(theta.shape)}, {dtype} on {theta.device}, saw "
-                f"{tuple(edited.shape)}, {edited.dtype} on {edited.device}"
-            )
-        result = edited.to(theta.dtype)
-        if not bool(torch.isfinite(result).all()) and bool(torch.isfinite(theta).all()):
-            raise NonFiniteError(f"{who} made NaN or infinity of finite weights")
-        # A signalling NaN would be quietened by the way there and back; what the rule left alone keeps its bits.
-        return result if theta.dtype == dtype else torch.where(edited == arguments[0], theta, result)
+            if [t._version for t in arguments] != versions:  # noqa: SLF001
+                raise MismatchError(f"{who} must not edit its arguments in place: return a new tensor")
+            _check_edited(edited, arguments[0], who=who)
+            result: Tensor = edited.to(theta.dtype)
+            if bool((torch.isfinite(theta) & ~torch.isfinite(result)).any()):
+                raise NonFiniteError(f"{who} made NaN or infinity of finite weights")
+            # The way there and back quietens a signalling NaN: what the rule left alone keeps its own bits.
+            return torch.where(bits(edited) == bits(theta.to(dtype)), theta, result)
 
     @final
     def apply(self, model: nn.Module, evidence: Evidence) -> None:
@@ -112,3 +107,13 @@ class ElementwiseUnlearner(Unlearner):
                 except Exception as error:
                     error.add_note(f"while {self.name!r} edited {name!r}")
                     raise
+
+
+def _check_edited(edited: object, theta: Tensor, *, who: str) -> None:
+    if not isinstance(edited, Tensor):
+        raise MismatchError(f"{who} must return a tensor, saw {type(edited).__name__}")
+    if (edited.shape, edited.dtype, edited.device) != (theta.shape, theta.dtype, theta.device):
+        raise MismatchError(
+            f"{who} must return shape {tuple(theta.shape)}, {theta.dtype} on {theta.device}, saw "
+            f"{tuple(edited.shape)}, {edited.dtype} on {edited.device}"
+        )

@@ -3,7 +3,7 @@
 A message says what was expected, what was seen, who is to blame and what to do about it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UnlearnKitError(Exception):
@@ -72,8 +72,21 @@ def raise_all(problems: Iterable[str], *, where: str, error: type[UnlearnKitErro
         unlearnkit.errors.MismatchError: the model: a: expected 3 values, saw 4
     """
     found = list(problems)
-    if len(found) == 1:
-        raise error(f"{where}: {found[0]}")
     if found:
-        lines = "\n".join(f"  - {problem}" for problem in found)
-        raise error(f"{where}: {len(found)} problems:\n{lines}")
+        raise error(sentence(found, where=where))
+
+
+def sentence(problems: Sequence[str], *, where: str) -> str:
+    """Write one message for one or several problems.
+
+    Args:
+        problems: One sentence each, at least one.
+        where: Who is being checked.
+
+    Returns:
+        One line for one problem, else a list.
+    """
+    if len(problems) == 1:
+        return f"{where}: {problems[0]}"
+    lines = "\n".join(f"  - {problem}" for problem in problems)
+    return f"{where}: {len(problems)} problems:\n{lines}"

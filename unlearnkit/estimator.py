@@ -1,7 +1,7 @@
 """The contract of everything that says how much each weight matters to a set of data."""
 
 import abc
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, final
 
 import attrs
@@ -12,7 +12,6 @@ from unlearnkit.batches import batch_size, to_device
 from unlearnkit.errors import (
     ConfigurationError,
     MismatchError,
-    UnlearnKitError,
     UnsupportedModelError,
     raise_all,
 )
@@ -123,17 +122,22 @@ class ImportanceEstimator(abc.ABC):
         """
         check_finite(model, when="before an importance is estimated")
         device, total, trail, samples = device_of(model), None, BatchTrail(), 0
+        named = trainable(model)
         fingerprint = self._fingerprint(model, objective)
         guard = ModelGuard(model)
         try:
             model.eval()
             pass_ = self.accumulator(model, objective=objective)
             for index, batch in enumerate(progress(batches, f"importance: {Role(role).value}", length(batches))):
-                trail, samples = trail.add(batch), samples + batch_size(batch)
-                self._add(pass_, to_device(batch, device), index)
+                try:
+                    trail, samples = trail.add(batch), samples + batch_size(batch)
+                    self._add(pass_, to_device(batch, device))
+                except Exception as error:
+                    error.add_note(f"in batch {index} (counted from 0) of estimator {self.name!r}")
+                    raise
             if samples:
                 total = pass_.result()
-                self._check(total, model)
+                self._check(total, named)
             self._check_untouched(guard)
         except BaseException:
             guard.restore()
@@ -149,35 +153,33 @@ class ImportanceEstimator(abc.ABC):
             samples=samples,
             trail=trail,
             role=role,
-            fingerprint=_with_precision(fingerprint, total, model),
+            fingerprint=_with_precision(fingerprint, total, named),
         )
 
-    def _add(self, pass_: "Accumulator", batch: Any, index: int) -> None:
+    def _add(self, pass_: "Accumulator", batch: Any) -> None:
         try:
             with torch.enable_grad():
                 pass_.add(batch)
-        except UnlearnKitError as error:
-            error.add_note(f"in batch {index} (counted from 0) of estimator {self.name!r}")
-            raise
         except RuntimeError as error:
             if "not have gradient" not in str(error) and "does not require grad" not in str(error):
                 raise
             raise UnsupportedModelError(
-                f"the loss of batch {index} does not depend on any trainable parameter of {type(self).__name__}'s "
-                "model through differentiable operations: is the model called under torch.no_grad()?"
+                "expected a loss that depends on a trainable parameter through differentiable operations, saw one that "
+                "does not: is the model called under torch.no_grad()?"
             ) from error
 
-    def _check(self, total: Any, model: nn.Module) -> None:
+    def _check(self, total: Any, named: Mapping[str, nn.Parameter]) -> None:
         who = f"estimator {self.name!r} ({type(self).__module__}.{type(self).__qualname__})"
         if not isinstance(total, Importance):
             raise MismatchError(f"{who}: expected an Importance, saw {type(total).__name__}")
-        problems = total.name_problems(trainable(model), shapes_only=True)
-        device = device_of(model)
+        problems = total.name_problems(named, shapes_only=True)
         problems += [
-            f"{name}: expected a total on {device}, saw {t.device}"
+            f"{name}: expected a total on {named[name].device}, saw {t.device}"
             for name, t in total.totals.items()
-            if t.device != device
+            if name in named and t.device != named[name].device
         ]
+        if total.count == 0:
+            problems.append("expected a count of at least one term, saw 0")
         raise_all(problems, where=who)
         total.check_values(who=who)
 
@@ -225,14 +227,15 @@ class _Merging(Accumulator):
 
     def __init__(self, estimator: ImportanceEstimator, model: nn.Module, objective: Objective) -> None:
         self._estimator, self._model, self._objective = estimator, model, objective
+        self._named = trainable(model)
         self._total: Importance | None = None
 
     def add(self, batch: Any) -> None:
         one = self._estimator.estimate_batch(self._model, batch, objective=self._objective)
-        self._estimator._check(one, self._model)  # noqa: SLF001 - same module
+        self._estimator._check(one, self._named)  # noqa: SLF001 - same module
         if self._total is None:
             # A copy, in the model's order: the author may hand out the same tensors for every batch.
-            totals = {name: one.totals[name].clone() for name in trainable(self._model)}
+            totals = {name: one.totals[name].clone() for name in self._named}
             self._total = Importance(totals=totals, count=one.count)
             return
         for name, total in self._total.totals.items():
@@ -245,7 +248,7 @@ class _Merging(Accumulator):
         return self._total
 
 
-def _with_precision(fingerprint: Fingerprint, total: Importance, model: nn.Module) -> Fingerprint:
-    gradients = sorted({str(p.dtype).removeprefix("torch.") for p in trainable(model).values()})
+def _with_precision(fingerprint: Fingerprint, total: Importance, named: Mapping[str, nn.Parameter]) -> Fingerprint:
+    gradients = sorted({str(p.dtype).removeprefix("torch.") for p in named.values()})
     totals = sorted({str(t.dtype).removeprefix("torch.") for t in total.totals.values()})
     return attrs.evolve(fingerprint, precision=f"gradients {'/'.join(gradients)}, totals {'/'.join(totals)}")

@@ -23,6 +23,21 @@ class Need(enum.Enum):
     MODEL_FACTORY = "model_factory"
 
 
+def check_fraction(owner: Any, field: "attrs.Attribute[Any]", value: Any) -> None:
+    """Refuse a budget that is not a fraction; an attrs validator.
+
+    Args:
+        owner: Whose field.
+        field: Which field.
+        value: None, or a number from 0 to 1.
+
+    Raises:
+        ConfigurationError: It is neither.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1):
+        raise ConfigurationError(f"{type(owner).__name__}.{field.name}: expected None or 0 to 1, saw {value!r}")
+
+
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Evidence:
@@ -47,10 +62,7 @@ class Evidence:
     model_factory: Callable[[], nn.Module] | None = None
     objective: Objective = attrs.field(factory=CrossEntropy)
     seed: int = 0
-    max_fraction: float | None = attrs.field(
-        default=None,
-        validator=attrs.validators.optional(attrs.validators.and_(attrs.validators.ge(0), attrs.validators.le(1))),
-    )
+    max_fraction: float | None = attrs.field(default=None, validator=check_fraction)
     progress: Progress = silent
 
     def check(self, needs: Iterable[Need], *, method: str) -> None:

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from unlearnkit.parameters import bits, buffers, parameters
 
-_Members = dict[str, Any]
+_Members = dict[Any, Any]
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_MEMBERS = ("_parameters", "_buffers", "_modules", *_HOOKS)
 
 
 @final
@@ -34,10 +36,10 @@ class ModelGuard:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules: dict[nn.Module, tuple[bool, _Members, _Members, _Members]] = {
-            m: (m.training, dict(m._parameters), dict(m._buffers), dict(m._modules))  # noqa: SLF001
-            for m in model.modules()
+        self._modules: dict[nn.Module, tuple[bool, tuple[_Members, ...]]] = {
+            m: (m.training, tuple(dict(getattr(m, members)) for members in _MEMBERS)) for m in model.modules()
         }
+        self._names = {m: name or type(m).__name__ for name, m in model.named_modules()}
         self._model = model
         self._parameters = _Tensors(parameters(model))
         self._buffers = _Tensors(buffers(model))
@@ -59,6 +61,15 @@ class ModelGuard:
         copy: Tensor = self._parameters.copies[name]
         return copy
 
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that could be edited when the guard was made, whatever was done to them since.
+
+        Returns:
+            Name to parameter, in the model's own order.
+        """
+        flags = dict(self._flags)
+        return {name: p for name, p in self._parameters.objects.items() if flags[p]}
+
     def structure_changes(self) -> list[str]:
         """Say which modules, parameters or buffers were added, removed or replaced.
 
@@ -66,8 +77,8 @@ class ModelGuard:
             One sentence each; empty when the structure is as it was.
         """
         problems: list[str] = []
-        for module, (_, held, buffered, children) in self._modules.items():
-            name = type(module).__name__
+        for module, (_, (held, buffered, children, *_)) in self._modules.items():
+            name = self._names[module]
             if not _same_members(held, module._parameters):  # noqa: SLF001
                 problems.append(f"{name} gained, lost or replaced a parameter")
             if not _same_members(children, module._modules):  # noqa: SLF001
@@ -94,9 +105,10 @@ class ModelGuard:
         return self._buffers.changed(buffers(self._model))
 
     def restore_surroundings(self) -> None:
-        """Put back all but the weights: gradients, modes, ``requires_grad``, buffers and random state."""
-        for module, (training, *_) in self._modules.items():
+        """Put back all but the weights: gradients, modes, ``requires_grad``, buffers, hooks and random state."""
+        for module, (training, saved) in self._modules.items():
             module.training = training
+            _put_back(module, saved, ("_buffers", *_HOOKS))
         for (p, flag), (_, grad) in zip(self._flags, self._grads, strict=True):
             p.requires_grad_(flag)
             p.grad = grad
@@ -105,11 +117,8 @@ class ModelGuard:
 
     def restore(self) -> None:
         """Put everything back, bit by bit, structure included."""
-        for module, (_, *members) in self._modules.items():
-            for saved, name in zip(members, ("_parameters", "_buffers", "_modules"), strict=True):
-                held = getattr(module, name)
-                held.clear()
-                held.update(saved)
+        for module, (_, saved) in self._modules.items():
+            _put_back(module, saved, _MEMBERS)
         self._parameters.restore()
         self.restore_surroundings()
 
@@ -150,6 +159,14 @@ class _Tensors:
                 tensor.data = self.storages[name]
                 if not torch.equal(bits(tensor), bits(self.copies[name])):
                     tensor.data.copy_(self.copies[name])
+
+
+def _put_back(module: nn.Module, saved: tuple[_Members, ...], which: tuple[str, ...]) -> None:
+    for name, members in zip(_MEMBERS, saved, strict=True):
+        if name in which:
+            held = getattr(module, name)
+            held.clear()
+            held.update(members)
 
 
 def _kind(tensor: Tensor) -> str:

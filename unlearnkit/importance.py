@@ -16,7 +16,18 @@ _WIDE = (torch.float32, torch.float64)
 
 
 def _freeze_totals(totals: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    if not isinstance(totals, Mapping):
+        raise MismatchError(f"Importance.totals: expected a mapping of names to tensors, saw {type(totals).__name__}")
+    raise_all(
+        (f"{n}: expected a tensor, saw {type(t).__name__}" for n, t in totals.items() if not isinstance(t, Tensor)),
+        where="Importance.totals",
+    )
     return MappingProxyType({str(name): tensor.detach() for name, tensor in totals.items()})
+
+
+def _check_number(_: Any, field: "attrs.Attribute[int]", value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise MismatchError(f"Importance.{field.name}: expected a whole number ≥ 0, saw {value!r}")
 
 
 def _check_totals(_: Any, __: Any, totals: Mapping[str, Tensor]) -> None:
@@ -58,8 +69,8 @@ class Importance:
     """
 
     totals: Mapping[str, Tensor] = attrs.field(converter=_freeze_totals, validator=_check_totals)
-    count: int = attrs.field(validator=attrs.validators.ge(0))
-    samples: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+    count: int = attrs.field(validator=_check_number)
+    samples: int = attrs.field(default=0, validator=_check_number)
     fingerprint: Fingerprint = attrs.field(factory=Fingerprint)
     role: Role = attrs.field(default=Role.UNKNOWN, converter=Role)
     trail: BatchTrail = attrs.field(factory=BatchTrail)
@@ -114,7 +125,8 @@ class Importance:
         totals = {}
         for name, total in self.totals.items():
             rest = total - other.totals[name]
-            allowed = total.abs() * torch.finfo(total.dtype).eps * max(4.0, float(self.count) ** 0.5)
+            # Adding n terms of one sign in any order is off by at most n·eps, relative.
+            allowed = total.abs() * torch.finfo(total.dtype).eps * max(4, self.count, self.samples)
             if bool((rest < -allowed).any()):
                 problems.append(f"{name}: the part is larger than the whole by {float(-rest.min()):.3g}")
             totals[name] = rest.clamp_(min=0)
@@ -206,7 +218,7 @@ class Importance:
         missing = [f"{name}: expected, but missing" for name in expected if name not in self.totals]
         extra = [f"{name}: not expected" for name in self.totals if name not in expected]
         problems = missing + extra
-        for name in self.totals.keys() & expected.keys():
+        for name in (name for name in self.totals if name in expected):
             have, want = self.totals[name], expected[name]
             if have.shape != want.shape:
                 problems.append(f"{name}: expected shape {tuple(want.shape)}, saw {tuple(have.shape)}")

@@ -1,13 +1,17 @@
 """The file format of an importance: safetensors, with everything else as JSON in its header."""
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 import cattrs
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from unlearnkit.errors import StoreError, UnlearnKitError
 from unlearnkit.files import atomic_write
@@ -23,6 +27,9 @@ def save(importance: Importance, path: str | Path) -> None:
     Args:
         importance: What to write.
         path: Where to.
+
+    Raises:
+        StoreError: The file cannot be written.
     """
     header = {
         "count": importance.count,
@@ -34,9 +41,14 @@ def save(importance: Importance, path: str | Path) -> None:
             "order": importance.trail.order,
         },
     }
-    tensors = {name: total.contiguous() for name, total in importance.totals.items()}
+    # Copies, because safetensors refuses tensors that share memory.
+    tensors = {name: total.to("cpu", copy=True).contiguous() for name, total in importance.totals.items()}
+    text = json.dumps(header)
     with atomic_write(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata={"format": _FORMAT, "importance": json.dumps(header)})
+        try:
+            save_file(tensors, temporary, {"format": _FORMAT, "importance": text, "digest": _digest(text, tensors)})
+        except (OSError, SafetensorError) as error:
+            raise StoreError(f"cannot write {path}: {error}") from error
 
 
 def load(path: str | Path) -> Importance:
@@ -55,13 +67,15 @@ def load(path: str | Path) -> Importance:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             totals = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safetensors has no iterator
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:  # ValueError: text that is not UTF-8
         raise StoreError(f"{path}: expected an importance file, saw: {error}") from error
     if metadata.get("format") != _FORMAT:
         raise StoreError(
             f"{path}: expected an importance file ({_FORMAT}), saw format {metadata.get('format')!r}: "
             "a model's checkpoint is not an importance"
         )
+    if metadata.get("digest") != _digest(metadata.get("importance", ""), totals):
+        raise StoreError(f"{path}: expected the digest of what was written, saw another: the file is damaged")
     try:
         importance = _rebuild(json.loads(metadata["importance"]), totals)
         importance.check_values(who=str(path))
@@ -75,6 +89,14 @@ def load(path: str | Path) -> Importance:
     ) as error:
         raise StoreError(f"{path}: the header or the totals are damaged: {error}") from error
     return importance
+
+
+def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
+    state = hashlib.blake2b(header.encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        state.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
 
 
 def _rebuild(header: dict[str, Any], totals: dict[str, Any]) -> Importance:

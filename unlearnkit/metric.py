@@ -95,7 +95,8 @@ class Metric(abc.ABC):
             Name to value.
 
         Raises:
-            MismatchError: The metric changed a model (it was put back) or returned something else than numbers.
+            MismatchError: The metric changed a model (it was put back) or returned something
+                else than None and numbers within its bounds.
         """
         models = [m for m in (exam.model, exam.original, *exam.retrained) if m is not None]
         guards = [ModelGuard(model) for model in dict.fromkeys(models)]
@@ -113,4 +114,9 @@ class Metric(abc.ABC):
         raise_all(problems, where=f"{who} changed a model that it measured (it was put back)")
         if not isinstance(values, Mapping) or not all(v is None or isinstance(v, int | float) for v in values.values()):
             raise MismatchError(f"{who}: expected a mapping of names to numbers or None, saw {values!r}")
-        return {str(key): None if value is None else float(value) for key, value in values.items()}
+        found = {str(key): None if value is None else float(value) for key, value in values.items()}
+        # Written so that NaN is outside too: a metric that fails must not pass for a number.
+        low, high = self.traits.low, self.traits.high
+        outside = [f"{key}: saw {v}" for key, v in found.items() if v is not None and not low <= v <= high]
+        raise_all(outside, where=f"{who}: expected None or a number from {low:g} to {high:g}")
+        return found

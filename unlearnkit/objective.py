@@ -79,9 +79,28 @@ class CrossEntropy(Objective):
     output: int | str = "auto"
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return −log p(y | x) of every sample; see `Objective.losses`."""
+        """Return −log p(y | x) of every sample; see `Objective.losses`.
+
+        Args:
+            model: Called with the batch's input.
+            batch: See `CrossEntropy`.
+
+        Returns:
+            Shape (batch,), nats.
+
+        Raises:
+            ConfigurationError: A label is out of range (known on the CPU only), or a field is not where it should be.
+        """
         logits, targets = self.logits(model, batch), self.labels(batch)
-        loss = nn.functional.cross_entropy(logits, targets, reduction="none")
+        if not targets.is_floating_point():
+            targets = targets.long()  # torch takes no other integers
+        try:
+            loss = nn.functional.cross_entropy(logits, targets, reduction="none")
+        except IndexError as error:
+            raise ConfigurationError(
+                f"expected labels from 0 to {logits.shape[1] - 1}, one for each logit, saw another: {error} "
+                "(check CrossEntropy(targets=...) and the last layer)"
+            ) from error
         return loss.flatten(1).sum(1) if loss.dim() > 1 else loss
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:

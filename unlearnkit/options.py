@@ -1,5 +1,6 @@
 """Options of methods and estimators: attrs fields that know their symbol, their source and their bounds."""
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
@@ -24,6 +25,9 @@ class Option:
         doc: One line.
         source: Paper and equation, or "".
         meaning: Whether it changes the result, not only the time and memory that it takes.
+        kind: ``float``, ``int``, ``bool`` or ``str``; ``object`` for a plain ``attrs.field``, whose values are not known.
+        bounds: The sign and the number of each bound, as ``((">", 0.0),)``.
+        choices: The only strings allowed; empty when any is.
     """
 
     name: str
@@ -33,6 +37,9 @@ class Option:
     doc: str
     source: str
     meaning: bool
+    kind: type = object
+    bounds: tuple[tuple[str, float], ...] = ()
+    choices: tuple[str, ...] = ()
 
 
 def option(
@@ -86,7 +93,7 @@ def option(
     return attrs.field(
         default=default,
         converter=attrs.Converter(check, takes_self=True, takes_field=True),
-        metadata={"symbol": symbol, "doc": doc, "source": source, "meaning": meaning},
+        metadata={"symbol": symbol, "doc": doc, "source": source, "meaning": meaning, "check": check},
     )
 
 
@@ -105,7 +112,8 @@ class _Check:
         if value is None and self.optional:
             return None
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            with contextlib.suppress(OverflowError):  # refused below, as an int
+                value = float(value)
         if not self._fits(value):
             where = f"{type(owner).__name__}.{field.name}" + (f" ({self.symbol})" if self.symbol else "")
             raise ConfigurationError(f"{where}: expected {self._expected()}, saw {value!r}")
@@ -162,6 +170,9 @@ def options_of(owner: Any) -> tuple[Option, ...]:
             doc=field.metadata.get("doc", ""),
             source=field.metadata.get("source", ""),
             meaning=field.metadata.get("meaning", True),
+            kind=getattr(field.metadata.get("check"), "kind", object),
+            bounds=getattr(field.metadata.get("check"), "bounds", ()),
+            choices=getattr(field.metadata.get("check"), "choices", ()),
         )
         for field in attrs.fields(kind)
         if field.init

@@ -10,7 +10,7 @@ from torch import nn
 
 from unlearnkit.errors import ConfigurationError
 from unlearnkit.estimator import ImportanceEstimator
-from unlearnkit.evidence import Evidence, Need
+from unlearnkit.evidence import Evidence, Need, check_fraction
 from unlearnkit.fisher import DiagonalFisher
 from unlearnkit.hookspecs import Run
 from unlearnkit.importance import Importance
@@ -23,8 +23,15 @@ from unlearnkit.report import Report
 from unlearnkit.unlearner import Unlearner
 
 
-def _is_a(kind: type) -> Any:
-    return attrs.validators.instance_of(kind)
+def _is_a(kind: type) -> Callable[[Any, "attrs.Attribute[Any]", Any], None]:
+    def check(_: Any, field: "attrs.Attribute[Any]", value: Any) -> None:
+        if not isinstance(value, kind):
+            hint = ": pass an object, not its class" if isinstance(value, type) and issubclass(value, kind) else ""
+            raise ConfigurationError(
+                f"Pipeline.{field.name}: expected an object of {kind.__name__}, saw {value!r}{hint}"
+            )
+
+    return check
 
 
 @final
@@ -56,7 +63,7 @@ class Pipeline:
     estimator: ImportanceEstimator = attrs.field(factory=DiagonalFisher, validator=_is_a(ImportanceEstimator))
     normalise: bool = True
     reference_role: Role = attrs.field(default=Role.FULL, converter=Role)
-    max_fraction: float | None = None
+    max_fraction: float | None = attrs.field(default=None, validator=check_fraction)
     plugins: PluginManager = attrs.field(factory=default_manager, repr=False)
 
     def run(
@@ -95,6 +102,7 @@ class Pipeline:
             estimator=self.estimator.name,
             model=type(model).__qualname__,
         )
+        provider = self.plugins.provider_of(type(self.unlearner))
         self.plugins.before_run(run)
         seconds: dict[str, float] = {}
 
@@ -114,27 +122,23 @@ class Pipeline:
             self.plugins.after_estimate(run, role.value, found)
             return found if self.normalise else found.unnormalised()
 
-        report = self.unlearner.unlearn(
-            model,
-            Evidence(
-                forget=importance(Need.FORGET_IMPORTANCE, forget, Role.FORGET),
-                reference=importance(Need.REFERENCE_IMPORTANCE, reference, self.reference_role),
-                forget_data=forget_data if forget_data is not None or isinstance(forget, Importance) else forget,
-                retain_data=retain_data,
-                model_factory=model_factory,
-                objective=objective,
-                seed=seed,
-                max_fraction=self.max_fraction,
-                progress=progress,
-            ),
+        def accept(report: Report) -> Report:
+            complete = attrs.evolve(report, seconds={**seconds, **report.seconds}, provider=provider)
+            self.plugins.after_run(run, complete)
+            return complete
+
+        evidence = Evidence(
+            forget=importance(Need.FORGET_IMPORTANCE, forget, Role.FORGET),
+            reference=importance(Need.REFERENCE_IMPORTANCE, reference, self.reference_role),
+            forget_data=forget_data if forget_data is not None or isinstance(forget, Importance) else forget,
+            retain_data=retain_data,
+            model_factory=model_factory,
+            objective=objective,
+            seed=seed,
+            max_fraction=self.max_fraction,
+            progress=progress,
         )
-        report = attrs.evolve(
-            report,
-            seconds={**seconds, **report.seconds},
-            provider=self.plugins.provider_of(type(self.unlearner)),
-        )
-        self.plugins.after_run(run, report)
-        return report
+        return self.unlearner.unlearn(model, evidence, accept=accept)
 
 
 @contextmanager

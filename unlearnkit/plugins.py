@@ -13,8 +13,9 @@ from unlearnkit.estimator import ImportanceEstimator
 from unlearnkit.hookspecs import Run
 from unlearnkit.importance import Importance
 from unlearnkit.metric import Metric
-from unlearnkit.registry import Provided, Registry, problem_of
+from unlearnkit.registry import FOREIGN_FAULTS, Provided, Registry, problem_of
 from unlearnkit.report import Report
+from unlearnkit.suggest import nearest
 from unlearnkit.unlearner import Unlearner
 
 T = TypeVar("T")
@@ -47,6 +48,8 @@ class PluginManager:
         self._pluggy.add_hookspecs(hookspecs)
         self._discovered: dict[str, Discovered] = {}
         self._problems: list[Problem] = []
+        self._warned: set[str] = set()
+        self._registries: dict[str, Registry[Any]] = {}
         self._pending = entry_points
 
     def register(self, plugin: object, *, name: str | None = None) -> None:
@@ -67,6 +70,7 @@ class PluginManager:
         problem = self._add(found, plugin)
         if problem is not None:
             raise PluginLoadError(str(problem)) from problem.error
+        self._warn(self._problems)
 
     def unlearner(self, name: str) -> type[Unlearner]:
         """Return a method's class.
@@ -184,33 +188,41 @@ class PluginManager:
             return
         self._pending = False
         for found, load in entry_point_plugins():
-            problem = found.problem or self._load_one(found, load)
-            if problem is not None and problem.stage != "blocked":
-                warn_of(problem)
+            if found.problem is not None:
+                self._remember(found, found.problem)
+            else:
+                self._load_one(found, load)
+        self._warn(self._problems)
 
-    def _load_one(self, found: Discovered, load: Callable[[], object]) -> Problem | None:
+    def _load_one(self, found: Discovered, load: Callable[[], object]) -> None:
         try:
             plugin = load()
-        except Exception as error:  # noqa: BLE001 - anything may go wrong in foreign code; it is recorded, not hidden
-            problem = problem_of(found, "import", error)
-            self._remember(found, problem)
-            return problem
-        return self._add(found, plugin)
+        except FOREIGN_FAULTS as error:  # recorded, not hidden
+            self._remember(found, problem_of(found, "import", error))
+        else:
+            self._add(found, plugin)
 
     def _remember(self, found: Discovered, problem: Problem | None) -> None:
         self._discovered[found.name] = found.with_problem(problem)
         if problem is not None:
             self._problems.append(problem)
-        _forget_registries(self)
+        self._registries.clear()
+
+    def _warn(self, problems: Iterable[Problem]) -> None:
+        new = [p for p in problems if p.stage != "blocked" and str(p) not in self._warned]
+        self._warned.update(map(str, new))  # all of them first: a warning may have been made an error
+        for problem in new:
+            warn_of(problem)
 
     def _add(self, found: Discovered, plugin: object) -> Problem | None:
         try:
             self._pluggy.register(plugin, name=found.name)
-        except Exception as error:  # noqa: BLE001 - pluggy's own errors and whatever attribute access on a plugin raises
+        except FOREIGN_FAULTS as error:  # pluggy's own errors and whatever attribute access on a plugin raises
             # pluggy before 1.7 leaves a plugin half registered after a validation error.
-            if self._pluggy.has_plugin(found.name):
+            if self._pluggy.get_plugin(found.name) is plugin:
                 self._pluggy.unregister(name=found.name)
-            problem = problem_of(found, "hook signature", error)
+            stage = "hook signature" if isinstance(error, pluggy.PluginValidationError) else "registration"
+            problem = problem_of(found, stage, error)
             self._remember(found, problem)
             return problem
         self._remember(found, None)
@@ -219,12 +231,15 @@ class PluginManager:
 
     def _registry(self, kind: str) -> Registry[Any]:
         self._load()
+        if kind not in _KINDS:
+            raise ConfigurationError(
+                f"expected a kind of class that plugins provide, saw {kind!r}{nearest(kind, _KINDS)}"
+            )
         hook, base = _KINDS[kind]
-        cached = self.__dict__.setdefault("_registries", {})
-        if kind not in cached:
-            cached[kind] = Registry.collect(kind, base, self._call_each(hook))
-        found: Registry[Any] = cached[kind]
-        return found
+        if kind not in self._registries:
+            self._registries[kind] = Registry.collect(kind, base, self._call_each(hook))
+            self._warn(self._registries[kind].problems)
+        return self._registries[kind]
 
     def _call_each(self, hook: str, **arguments: Any) -> Iterable[tuple[Discovered, Callable[[], Any]]]:
         for name, plugin in self._pluggy.list_name_plugin():
@@ -238,12 +253,8 @@ class PluginManager:
         for found, call in self._call_each(hook, **arguments):
             try:
                 call()
-            except Exception as error:  # noqa: BLE001 - an observer must not be able to stop the run it observes
+            except FOREIGN_FAULTS as error:  # an observer must not be able to stop the run it observes
                 warn_of(problem_of(found, hook, error))
-
-
-def _forget_registries(manager: PluginManager) -> None:
-    manager.__dict__.pop("_registries", None)
 
 
 def unknown_hooks(found: Discovered, plugin: object) -> list[Problem]:
@@ -256,10 +267,10 @@ def unknown_hooks(found: Discovered, plugin: object) -> list[Problem]:
     Returns:
         One problem each, naming the closest known hook.
     """
-    marked = [name for name in dir(plugin) if hasattr(getattr(plugin, name, None), f"{hookspecs.PROJECT}_impl")]
+    marks = {name: getattr(getattr(plugin, name, None), f"{hookspecs.PROJECT}_impl", None) for name in dir(plugin)}
+    # An optional hook is one that a newer host may have; anything but a dict is not pluggy's mark.
+    marked = [name for name, mark in marks.items() if isinstance(mark, dict) and not mark.get("optionalhook")]
     known = {name for name in dir(hookspecs) if hasattr(getattr(hookspecs, name), f"{hookspecs.PROJECT}_spec")}
-    from unlearnkit.suggest import nearest  # noqa: PLC0415
-
     return [
         problem_of(found, "unknown hook", PluginLoadError(f"no hook is called {name!r}{nearest(name, known)}"))
         for name in marked

@@ -10,6 +10,8 @@ from typing import Any, final
 import attrs
 
 from unlearnkit.batches import batch_size, digest
+from unlearnkit.errors import ConfigurationError
+from unlearnkit.suggest import nearest
 
 
 class Role(enum.Enum):
@@ -19,6 +21,11 @@ class Role(enum.Enum):
     RETAIN = "retain"
     FULL = "full"
     UNKNOWN = "unknown"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Role":
+        known = [role.value for role in cls]
+        raise ConfigurationError(f"expected the role of a data set, saw {value!r}{nearest(str(value), known)}")
 
 
 @final

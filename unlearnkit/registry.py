@@ -7,13 +7,16 @@ from typing import Any, Generic, TypeVar, final
 
 import attrs
 
-from unlearnkit.discovery import Discovered, Problem, warn_of
+from unlearnkit.discovery import Discovered, Problem
 from unlearnkit.errors import DuplicateMethodError, PluginLoadError, UnknownMethodError
+from unlearnkit.evidence import Need
 from unlearnkit.options import Option, options_of
 from unlearnkit.suggest import nearest
-from unlearnkit.unlearner import NAME, describe
+from unlearnkit.unlearner import NAME, Unlearner, describe
 
 T = TypeVar("T")
+FOREIGN_FAULTS = (Exception, SystemExit)
+"""What foreign code may raise without stopping the host: a script that is imported may call ``sys.exit``."""
 
 
 @final
@@ -67,24 +70,21 @@ class Registry(Generic[T]):
             calls: Each plugin, and how to call its hook.
 
         Returns:
-            The registry; a faulty class is left out, warned about and recorded, the others stay.
+            The registry; a faulty class is left out and recorded, the others stay.
         """
         entries: list[Provided] = []
         problems: list[Problem] = []
         for plugin, call in calls:
             try:
-                classes = [c for result in call() for c in result]
-            except Exception as error:  # noqa: BLE001 - foreign code: recorded with its cause, raised when asked for
+                judged = [(c, fault_of(c, base)) for result in call() for c in result]
+            except FOREIGN_FAULTS as error:  # recorded with its cause, raised when asked for
                 problems.append(problem_of(plugin, f"registering its {kind}s", error))
                 continue
-            for c in classes:
-                fault = fault_of(c, base)
+            for c, fault in judged:
                 if fault:
                     problems.append(problem_of(plugin, f"registering its {kind}s", PluginLoadError(fault)))
                 else:
                     entries.append(Provided(name=c.name, cls=c, plugin=plugin))
-        for problem in problems:
-            warn_of(problem)
         return Registry(kind=kind, entries=tuple(sorted(entries, key=lambda e: e.name)), problems=tuple(problems))
 
     def get(self, name: str, problems: Iterable[Problem] = ()) -> type[T]:
@@ -152,10 +152,13 @@ def fault_of(cls: Any, base: type) -> str:
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not NAME.fullmatch(name):
         return f"{cls.__qualname__}.name: expected lower-case letters, digits and '-', as 'my-method', saw {name!r}"
+    needs: Any = getattr(cls, "needs", None) if issubclass(cls, Unlearner) else frozenset()
+    if not (isinstance(needs, frozenset) and all(isinstance(need, Need) for need in needs)):
+        return f"{cls.__qualname__}.needs: expected a frozenset of Need, saw {needs!r}"
     return ""
 
 
-def problem_of(plugin: Discovered, stage: str, error: Exception) -> Problem:
+def problem_of(plugin: Discovered, stage: str, error: BaseException) -> Problem:
     """Describe what went wrong in a plugin.
 
     Args:

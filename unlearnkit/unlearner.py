@@ -4,7 +4,7 @@ import abc
 import re
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, final
 
 import attrs
@@ -20,6 +20,10 @@ from unlearnkit.report import Evidenced, Report, TensorChange
 
 NAME = re.compile(r"[a-z][a-z0-9-]*")
 """What a method, an estimator or a metric may be called."""
+
+
+def _as_it_is(report: Report) -> Report:
+    return report
 
 
 def _names(names: Iterable[str]) -> frozenset[str]:
@@ -87,6 +91,14 @@ class Unlearner(abc.ABC):
             evidence: Holds at least what ``needs`` declares.
         """
 
+    def promises(self) -> UnlearnerTraits:
+        """Say what this object promises with its own options; override it when an option takes a promise back.
+
+        Returns:
+            ``traits``, or a copy of them made by ``attrs.evolve``.
+        """
+        return self.traits
+
     def remarks(self, evidence: Evidence) -> tuple[str, ...]:
         """Say what a user should know before the edit; override it to warn.
 
@@ -100,12 +112,16 @@ class Unlearner(abc.ABC):
         return ()
 
     @final
-    def unlearn(self, model: nn.Module, evidence: Evidence) -> Report:
+    def unlearn(
+        self, model: nn.Module, evidence: Evidence, *, accept: Callable[[Report], Report] = _as_it_is
+    ) -> Report:
         """Edit the model in place, whole or not at all.
 
         Args:
             model: Its trainable parameters are edited; everything else stays.
             evidence: Must hold what ``needs`` declares; its importances must be this very model's.
+            accept: Sees the report and the edited model before the edit is final, and returns the report; an exception
+                there, Ctrl-C included, rolls the edit back.
 
         Returns:
             What was changed.
@@ -130,28 +146,30 @@ class Unlearner(abc.ABC):
             self.apply(model, evidence)
             seconds = time.perf_counter() - start
             self._check_after(model, guard)
-            changes = _changes(model, guard)
+            changes = _changes(guard)
             _check_budget(changes, evidence.max_fraction, method=self.name)
+            guard.restore_surroundings()
+            return accept(
+                Report(
+                    method=self.name,
+                    options=option_values(self),
+                    tensors=changes,
+                    evidence=tuple(_evidenced(i) for i in (evidence.forget, evidence.reference) if i is not None),
+                    remarks=remarks,
+                    seconds={"edit": seconds},
+                    model_before=before,
+                    model_after=digest(model),
+                )
+            )
         except BaseException:
             guard.restore()
             raise
-        guard.restore_surroundings()
-        return Report(
-            method=self.name,
-            options=option_values(self),
-            tensors=changes,
-            evidence=tuple(_evidenced(i) for i in (evidence.forget, evidence.reference) if i is not None),
-            remarks=remarks,
-            seconds={"edit": seconds},
-            model_before=before,
-            model_after=digest(model),
-        )
 
     def _check_after(self, model: nn.Module, guard: ModelGuard) -> None:
         who = f"method {self.name!r} ({type(self).__module__}.{type(self).__qualname__}) broke the contract"
         problems = guard.structure_changes()
         raise_all(problems, where=f"{who} (the model was put back)")
-        allowed = trainable(model)
+        allowed = guard.trainable()
         problems += [f"{n}: a frozen parameter was edited" for n in guard.changed_parameters() if n not in allowed]
         problems += [f"{n}: a buffer was edited" for n in guard.changed_buffers()]
         raise_all(problems, where=f"{who} (the model was put back)")
@@ -169,10 +187,10 @@ def _check_importance(importance: Importance, model: nn.Module, model_digest: st
     importance.check_values(who=f"the {importance.role.value} importance")
 
 
-def _changes(model: nn.Module, guard: ModelGuard) -> tuple[TensorChange, ...]:
+def _changes(guard: ModelGuard) -> tuple[TensorChange, ...]:
     return tuple(
         TensorChange(name=name, size=p.numel(), changed=count_changed(guard.before(name), p))
-        for name, p in trainable(model).items()
+        for name, p in guard.trainable().items()
     )
 
 

@@ -46,7 +46,12 @@ class SelectiveSynapticDampening(ElementwiseUnlearner):
     def rule(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:
         """Dampen where F_f > α·F_r; a selected weight has F_f > 0, so the quotient needs no epsilon."""
         beta = (self.lam * (reference / (forget + self.epsilon))).clamp(max=1.0)
+        beta = beta.nan_to_num(nan=0.0)  # ∞·0: what the reference does not need is zeroed at every λ, at ∞ too
         return torch.where(forget > self.alpha * reference, theta * beta, theta)
+
+    def promises(self) -> UnlearnerTraits:
+        """Take the promise of scale back when ε ≠ 0: ε has the unit of F_f and does not scale with it."""
+        return attrs.evolve(self.traits, scale_free=self.epsilon == 0)
 
     def remarks(self, evidence: Evidence) -> tuple[str, ...]:
         """Say when α is so large that no weight can be selected."""

@@ -1,0 +1,68 @@
+"""What several test files share: a trained model on the digits, and the configuration that makes it."""
+
+import os
+
+os.environ.setdefault("COLUMNS", "100")  # rich measures the terminal, and there is none
+
+import pytest
+import torch
+from hypothesis import settings
+
+from unlearnkit.config import load_config
+from unlearnkit.trainer import train_original
+
+# Selected by --hypothesis-profile in pyproject.toml: the same failure on every run, on however slow a machine.
+settings.register_profile("unlearnkit", derandomize=True, deadline=None)
+settings.register_profile("thorough", derandomize=True, deadline=None, max_examples=20_000)
+
+DIGITS = """
+output = "{root}/out"
+device = "cpu"
+
+[model]
+factory = "unlearnkit.models:small_cnn"
+options = {{ width = 4 }}
+checkpoint = "{root}/original.safetensors"
+
+[data]
+name = "digits"
+
+[forget]
+classes = [3]
+
+[training]
+epochs = 4
+learning_rate = 1e-2
+
+[[method]]
+name = "prune"
+
+[[method]]
+name = "ssd"
+options = {{ alpha = 3.0 }}
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tests share the cores with each other: torch must not take all of them in every process."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def trained_checkpoint(tmp_path_factory):
+    """The path of a small network trained on the digits; treat it as read-only."""
+    root = tmp_path_factory.mktemp("digits")
+    (root / "experiment.toml").write_text(DIGITS.format(root=root))
+    config = load_config(root / "experiment.toml")
+    train_original(config)
+    return root / "original.safetensors"
+
+
+@pytest.fixture
+def digits_toml(tmp_path, trained_checkpoint):
+    """A configuration on the digits whose checkpoint is there and whose output is the test's own folder."""
+    path = tmp_path / "experiment.toml"
+    text = DIGITS.format(root=tmp_path)
+    path.write_text(text.replace(f"{tmp_path}/original.safetensors", str(trained_checkpoint)))
+    return path

@@ -1,0 +1,93 @@
+"""Pickles that may hold plain values and numpy arrays only."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from unlearnkit.data.plain_pickle import load_plain_pickle
+from unlearnkit.errors import StoreError
+
+VALUES = {"text": "é", "bytes": b"\xff", "none": b"", "numbers": [1, 2.5, True, None], "nested": {"a": (1, 2)}}
+
+
+class Harmful:
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_values_and_arrays_in_every_protocol(tmp_path, protocol):
+    path = tmp_path / "values"
+    arrays = {"u1": np.arange(6, dtype=np.uint8).reshape(2, 3), "f8": np.array([0.5])}
+    path.write_bytes(pickle.dumps(VALUES | arrays, protocol=protocol))
+    seen = load_plain_pickle(path)
+    for key, array in arrays.items():
+        assert seen[key].dtype == array.dtype
+        np.testing.assert_array_equal(seen[key], array)
+    if protocol != 0:  # the text protocol has no other way to write bytes than as text
+        assert {key: seen[key] for key in VALUES} == VALUES
+
+
+def test_text_of_python_2_is_read_as_latin1(tmp_path):
+    (tmp_path / "old").write_bytes(b"\x80\x02}U\x04dataU\x02\xff\x00s.")
+    assert load_plain_pickle(tmp_path / "old") == {"data": "\xff\x00"}
+
+
+def test_arrays_as_numpy_1_wrote_them(tmp_path):
+    new = pickle.dumps(np.arange(3, dtype=np.int64), protocol=2)
+    path = tmp_path / "old"
+    path.write_bytes(new.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert load_plain_pickle(path).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("harm", "name"),
+    [
+        (Harmful(os.system, "true"), "system"),
+        (Harmful(eval, "1"), "eval"),
+        (Harmful(bytearray, 10), "bytearray"),
+        (Harmful(getattr, "a", "upper"), "getattr"),
+        (Harmful(__import__, "os"), "__import__"),
+        (np.array([Harmful(eval, "1")], dtype=object), "eval"),
+    ],
+)
+@pytest.mark.parametrize("protocol", [2, pickle.HIGHEST_PROTOCOL])
+def test_anything_else_is_refused_and_not_run(tmp_path, harm, name, protocol):
+    path = tmp_path / "harm"
+    path.write_bytes(pickle.dumps({"data": harm}, protocol=protocol))
+    with pytest.raises(StoreError, match="refused a pickle that asks for") as caught:
+        load_plain_pickle(path)
+    assert name in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_no_codec_but_latin1(tmp_path):
+    path = tmp_path / "codec"
+    path.write_bytes(b"c_codecs\nencode\n(V1\nVzlib_codec\ntR.")
+    with pytest.raises(StoreError, match="expected bytes encoded as latin1"):
+        load_plain_pickle(path)
+
+
+def test_bytes_may_not_ask_for_memory(tmp_path):
+    path = tmp_path / "bytes"
+    path.write_bytes(pickle.dumps(Harmful(bytes, 10**15), protocol=2))
+    with pytest.raises(StoreError, match="is damaged"):
+        load_plain_pickle(path)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5, 30, -1])
+def test_a_truncated_file(tmp_path, cut):
+    path = tmp_path / "cut"
+    path.write_bytes(pickle.dumps({"data": np.arange(10)})[:cut])
+    with pytest.raises(StoreError, match="is damaged or not a pickle"):
+        load_plain_pickle(path)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(StoreError, match=r"cannot read .*absent"):
+        load_plain_pickle(tmp_path / "absent")

@@ -1,0 +1,53 @@
+"""Tables for the terminal."""
+
+import io
+
+from rich.console import Console
+
+from unlearnkit import PluginManager
+from unlearnkit.discovery import Discovered, Problem
+from unlearnkit.evaluation import LossAndAccuracy
+from unlearnkit.report import Report, TensorChange
+from unlearnkit.reporting import RunRecord, method_table, plugin_table, run_table, tensor_table
+
+
+def text(table, width=80):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+REPORT = Report(
+    method="m",
+    tensors=(TensorChange(name="w", size=4000, changed=1000), TensorChange(name="empty", size=0, changed=0)),
+    seconds={"edit": 1.0, "forget importance": 0.5, "evaluation": 100.0},
+)
+
+
+def test_runs():
+    before = {"retain-test": LossAndAccuracy(loss=1, accuracy=0.75, samples=4)}
+    after = {"retain-test": LossAndAccuracy(loss=1, accuracy=None, samples=4)}
+    shown = text(run_table([RunRecord(label="one", report=REPORT, before=before, after=after)]))
+    assert "0.750→–" in shown
+    assert "1,000" in shown
+    assert "0.2500" in shown
+    assert "1.50" in shown
+
+
+def test_tensors():
+    shown = text(tensor_table(REPORT))
+    assert "m changed 1000 of 4000 weights (25 %)." in shown
+    assert "empty" in shown
+
+
+def test_methods_show_symbols_and_defaults():
+    shown = text(method_table("methods", PluginManager().provided("unlearner")), width=200)
+    assert "alpha (α) = 10.0: selection weighting" in shown
+
+
+def test_plugins_show_what_is_wrong():
+    problem = Problem(plugin="bad", origin="foo 1.0", stage="import", error=ImportError("no module named bar"))
+    plugins = [Discovered(name="bad", problem=problem), Discovered(name="good", distribution="foo", version="1.0")]
+    shown = text(plugin_table(plugins, [problem]), width=160)
+    assert "import: no module named bar" in shown
+    assert "usable" in shown

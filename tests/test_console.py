@@ -1,0 +1,44 @@
+"""Progress bars, warnings as lines, errors as messages."""
+
+import warnings
+
+import pytest
+
+from unlearnkit.console import bars, clear_errors
+from unlearnkit.errors import ConfigurationError
+
+
+def test_bars_pass_every_item_through():
+    with bars() as progress:
+        assert list(progress([1, 2, 3], "counting", 3)) == [1, 2, 3]
+        assert list(progress(iter([1]), "not counted", None)) == [1]
+
+
+def test_an_error_is_printed_with_its_notes(capsys):
+    error = ConfigurationError("expected [x], saw [y]")
+    error.add_note("in batch 3")
+    with pytest.raises(SystemExit) as caught, clear_errors():
+        raise error
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: expected [x], saw [y]\nin batch 3\n"
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError), clear_errors():
+        _ = 1 / 0
+
+
+def test_ctrl_c(capsys):
+    with pytest.raises(SystemExit) as caught, clear_errors():
+        raise KeyboardInterrupt
+    assert caught.value.code == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_warnings_are_lines_and_the_old_display_comes_back(capsys):
+    shown = warnings.showwarning
+    with clear_errors():
+        warnings.simplefilter("always")
+        warnings.warn("be [careful]", UserWarning, stacklevel=1)
+    assert capsys.readouterr().err == "warning: be [careful]\n"
+    assert warnings.showwarning is shown

@@ -1,0 +1,161 @@
+"""The main job: importances once, every method from the original model, results whole or not at all."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from unlearnkit import Metric, PluginManager, hookimpl
+from unlearnkit.config import load_config
+from unlearnkit.errors import ConfigurationError, StoreError, UnknownMethodError
+from unlearnkit.runner import run
+
+
+def records(path, *overrides, **options):
+    return list(run(load_config(path, overrides), **options))
+
+
+def test_the_main_job(digits_toml, tmp_path, trained_checkpoint):
+    prune, ssd = records(digits_toml)
+    assert (prune.label, ssd.label) == ("prune", "ssd")
+    original = load_file(trained_checkpoint)
+    for record in (prune, ssd):
+        edited = load_file(tmp_path / "out" / record.label / "model.safetensors")
+        differ = sum(int((edited[t.name] != original[t.name]).sum()) for t in record.report.tensors)
+        assert differ == record.report.changed > 0
+        assert torch.equal(edited["features.1.running_mean"], original["features.1.running_mean"])
+    assert prune.report.fraction > 0.9 > ssd.report.fraction
+    assert ssd.before["forget-test"].accuracy > ssd.after["forget-test"].accuracy
+
+
+def test_the_report_on_disk(digits_toml, tmp_path):
+    records(digits_toml, "method=[{name='ssd', options={alpha=3}}]")
+    report = json.loads((tmp_path / "out" / "ssd" / "report.json").read_text())
+    assert report["format"] == "unlearnkit-run-1"
+    assert report["options"] == {"alpha": 3.0, "lam": 1.0, "epsilon": 0.0}
+    assert report["forget"]["samples"] == 137
+    assert sum(t["changed"] for t in report["tensors"]) == report["changed"]
+    assert set(report["seconds"]) == {"forget importance", "full importance", "edit", "evaluation"}
+    assert [e["role"] for e in report["evidence"]] == ["forget", "full"]
+    assert set(report["before"]) == set(report["after"]) == {"retain-test", "forget-test", "forget-train"}
+    assert report["after"]["retain-test"]["samples"] == 404
+    assert report["manifest"]["config"]["seed"] == 0
+    assert report["provider"].startswith("unlearnkit ")
+    assert report["model_before"] != report["model_after"]
+
+
+def test_the_same_manifest_gives_the_same_bits(digits_toml, tmp_path):
+    records(digits_toml)
+    records(digits_toml, f"output='{tmp_path}/again'")
+    for label in ("prune", "ssd"):
+        one, two = (load_file(tmp_path / out / label / "model.safetensors") for out in ("out", "again"))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_dry_run_writes_nothing(digits_toml, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    prune, ssd = records(digits_toml, dry_run=True)
+    assert prune.report.changed > ssd.report.changed > 0
+    assert prune.after == {}
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_results_are_not_replaced_unasked(digits_toml, tmp_path):
+    records(digits_toml)
+    first = (tmp_path / "out" / "ssd" / "report.json").read_text()
+    with pytest.raises(StoreError, match=r"results are there already: .*prune.*ssd"):
+        records(digits_toml)
+    assert (tmp_path / "out" / "ssd" / "report.json").read_text() == first
+    records(digits_toml, overwrite=True)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["prune", "ssd"]
+
+
+def test_a_repeated_request_is_refused(digits_toml, tmp_path):
+    records(digits_toml)
+    edited = f"model.checkpoint='{tmp_path}/out/ssd/model.safetensors'"
+    out = f"output='{tmp_path}/second'"
+    with pytest.raises(ConfigurationError, match=r"digest [0-9a-f]{32}\) was applied to .* already"):
+        records(digits_toml, edited, out)
+    assert not (tmp_path / "second").exists()
+    other = records(digits_toml, edited, out, "forget.classes=[4]")
+    assert len(other) == 2
+    assert len(records(digits_toml, edited, f"output='{tmp_path}/third'", again=True)) == 2
+
+
+def test_everything_is_checked_before_the_first_result(digits_toml, tmp_path):
+    for override, error, message in (
+        ("method=[]", ConfigurationError, r"expected at least one \[\[method\]\]"),
+        ("method=[{name='prune'}, {name='sdd'}]", UnknownMethodError, "did you mean 'ssd'"),
+        ("method.ssd.options.alpha=-1", ConfigurationError, "expected a number > 0, saw -1"),
+        ("method.ssd.options.alpa=1", ConfigurationError, "unknown option 'alpa'; did you mean 'alpha'"),
+        ("evaluation.splits=['retain-tset']", ConfigurationError, "there is no 'retain-tset'; did you mean"),
+        ("evaluation.metrics=['nothing']", UnknownMethodError, "no metric is called 'nothing'"),
+        ("importance.estimator=fisher", UnknownMethodError, "no estimator is called 'fisher'"),
+        ("importance.options.chunks=1", ConfigurationError, "unknown option 'chunks'; did you mean 'chunk'"),
+    ):
+        with pytest.raises(error, match=message):
+            records(digits_toml, override)
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_rolls_back_and_leaves_no_folder(digits_toml, tmp_path):
+    with pytest.raises(Exception, match=r"expected at most 0.5 of the weights to change"):
+        records(digits_toml, "method.prune.max_fraction=0.5")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failure_while_writing_leaves_no_folder(digits_toml, tmp_path, monkeypatch):
+    def full_disk(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("unlearnkit.reporting.record.save_checkpoint", full_disk)
+    with pytest.raises(StoreError, match=r"No space left on device.*nothing was left half-written"):
+        records(digits_toml)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_retain_set_as_reference_and_sums_instead_of_means(digits_toml):
+    (ssd,) = records(
+        digits_toml, "importance.reference=retain", "method=[{name='ssd', normalise=false, options={alpha=1}}]"
+    )
+    forget, retain = ssd.report.evidence
+    assert (retain.role, retain.samples) == ("retain", 1210)
+    assert forget.count == retain.count == 1
+
+
+class CountWeights(Metric):
+    """Counts weights."""
+
+    name = "weights"
+
+    def measure(self, exam):
+        return {"weights": float(sum(p.numel() for p in exam.model.parameters())), "absent": None}
+
+
+class Offer:
+    @hookimpl
+    def unlearnkit_register_metrics(self):
+        return [CountWeights]
+
+
+def test_metrics_from_plugins(digits_toml, tmp_path):
+    plugins = PluginManager()
+    plugins.register(Offer(), name="mine")
+    prune, _ = records(digits_toml, "evaluation.metrics=['weights']", plugins=plugins)
+    assert prune.metrics["weights"]["absent"] is None
+    report = json.loads((tmp_path / "out" / "prune" / "report.json").read_text())
+    assert report["metrics"]["weights"]["weights"] == prune.report.size
+
+
+def test_progress_covers_every_long_stage(digits_toml):
+    seen = []
+
+    def progress(items, what, total):
+        seen.append((what, total))
+        return items
+
+    records(digits_toml, progress=progress)
+    assert ("importance: forget", 3) in seen
+    assert ("importance: full", 22) in seen
+    assert ("evaluating", 2) in seen

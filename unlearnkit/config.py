@@ -1,0 +1,202 @@
+"""The configuration of an experiment: a TOML file whose every key is checked."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import attrs
+
+from unlearnkit.errors import ConfigurationError, StoreError
+from unlearnkit.options import option
+from unlearnkit.overrides import apply_overrides
+from unlearnkit.structure import structure
+from unlearnkit.training import Training
+
+
+@final
+@attrs.frozen(kw_only=True)
+class ModelConfig:
+    """Which model.
+
+    Attributes:
+        factory: Import path of a function that makes it, as ``"unlearnkit.models:small_cnn"``.
+        options: Arguments of the function. ``num_classes`` is added from the data when the function takes it.
+        checkpoint: Weights of the original model: read by ``run``, written by ``train``.
+        allow_pickle: Whether the checkpoint may be a pickle (loaded with ``weights_only=True``).
+    """
+
+    factory: str
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    checkpoint: str = ""
+    allow_pickle: bool = False
+
+
+@final
+@attrs.frozen(kw_only=True)
+class DataConfig:
+    """Which data.
+
+    Attributes:
+        name: ``"digits"``, ``"cifar100"`` or ``"image-folder"``; or leave it out and give ``factory``.
+        factory: Import path of a function that returns a `DataBundle`.
+        options: Arguments of the function.
+        workers: Processes that load images.
+    """
+
+    name: str = ""
+    factory: str = ""
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    workers: int = option(0, at_least=0, doc="processes that load images")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class ForgetConfig:
+    """What to forget: exactly one of the four.
+
+    Attributes:
+        classes: Classes of the training target, by number or name.
+        fine: Fine classes inside coarse ones, by number or name.
+        indices: Indices into the training set.
+        indices_file: A text file with one index a line.
+    """
+
+    classes: tuple[int | str, ...] = ()
+    fine: tuple[int | str, ...] = ()
+    indices: tuple[int, ...] = ()
+    indices_file: str = ""
+
+
+@final
+@attrs.frozen(kw_only=True)
+class ImportanceConfig:
+    """How to measure what matters.
+
+    Attributes:
+        estimator: Name of the estimator.
+        options: Its options.
+        reference: ``"full"`` (D, as in the paper) or ``"retain"`` (D_r, as in the notebook).
+        batch_size: Samples per batch of both passes.
+        shuffle: Whether to shuffle the data once, with the experiment's seed; in data-set order otherwise.
+    """
+
+    estimator: str = "diagonal-fisher"
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    reference: str = option("full", choices=("full", "retain"), doc="the second set: D or D_r")
+    batch_size: int = option(64, at_least=1, doc="samples per batch")
+    shuffle: bool = False
+
+
+@final
+@attrs.frozen(kw_only=True)
+class MethodConfig:
+    """One edit; each method starts from the original model.
+
+    Attributes:
+        name: Name of the method.
+        label: Name of its output folder; the name when left out.
+        options: Its options.
+        normalise: Compare mean importances; false compares sums.
+        max_fraction: The largest fraction of weights that may change, 0 to 1; 1 sets no limit.
+    """
+
+    name: str
+    label: str = attrs.field(default=attrs.Factory(lambda self: self.name, takes_self=True))
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    normalise: bool = True
+    max_fraction: float = option(1.0, at_least=0, at_most=1, doc="largest fraction of weights that may change")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class EvaluationConfig:
+    """What to measure before and after.
+
+    Attributes:
+        batch_size: Samples per batch.
+        splits: Any of ``retain-train``, ``forget-train``, ``retain-test``, ``forget-test``; by default all but
+            ``retain-train``, which is as long as training.
+        metrics: Names of further metrics, from plugins.
+    """
+
+    batch_size: int = option(256, at_least=1, doc="samples per batch")
+    splits: tuple[str, ...] = ("retain-test", "forget-test", "forget-train")
+    metrics: tuple[str, ...] = ()
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Config:
+    """A whole experiment.
+
+    Attributes:
+        output: Folder for the results; relative paths are relative to the current folder.
+        model: Which model.
+        data: Which data.
+        forget: What to forget.
+        importance: How to measure what matters.
+        method: The edits, each from the original model.
+        evaluation: What to measure.
+        training: How ``unlearnkit train`` makes the original model.
+        seed: Of whatever draws numbers outside of training.
+        device: ``"auto"`` takes CUDA where there is one; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
+    """
+
+    output: str
+    model: ModelConfig
+    data: DataConfig
+    forget: ForgetConfig = attrs.field(factory=ForgetConfig)
+    importance: ImportanceConfig = attrs.field(factory=ImportanceConfig)
+    method: tuple[MethodConfig, ...] = ()
+    evaluation: EvaluationConfig = attrs.field(factory=EvaluationConfig)
+    training: Training = attrs.field(factory=Training)
+    seed: int = option(0, at_least=0, doc="of whatever draws numbers outside of training")
+    device: str = "auto"
+
+    def __attrs_post_init__(self) -> None:
+        labels = [method.label for method in self.method]
+        again = sorted({label for label in labels if labels.count(label) > 1})
+        if again:
+            raise ConfigurationError(
+                f"method: expected different labels, saw {again} more than once: give each a label"
+            )
+        bad = [label for label in labels if not label or Path(label).name != label]
+        if bad:
+            raise ConfigurationError(f"method.label: expected the name of a folder, saw {bad}")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read and check a configuration.
+
+    Args:
+        path: A TOML file.
+        overrides: Settings such as ``"importance.batch_size=32"`` or ``"method.ssd.options.alpha=5"``, which replace
+            or add to what the file says.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        StoreError: No such file.
+        ConfigurationError: Not TOML, a key that is not known (the nearest right one is named), a wrong type or value.
+    """
+    try:
+        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"cannot read the configuration {path}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}") from error
+    return structure(apply_overrides(raw, overrides), Config, where=str(path))
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """Return a configuration as plain values, for a record.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        Nested dicts, as in the TOML file, the defaults filled in.
+    """
+    return attrs.asdict(config)

@@ -1,0 +1,89 @@
+"""What the command line shows: progress bars, warnings as lines, errors without tracebacks."""
+
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from unlearnkit.errors import UnlearnKitError, UnlearnKitWarning
+from unlearnkit.progress import Progress, silent
+
+FAULT = 2
+"""Exit code of an error that the user can mend."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+out = Console()
+err = Console(stderr=True)
+
+
+@contextmanager
+def bars(*, quiet: bool = False) -> Iterator[Progress]:
+    """Show progress bars on the error stream while the block runs.
+
+    Args:
+        quiet: Show none.
+
+    Yields:
+        What long functions take as ``progress``.
+    """
+    if quiet:
+        yield silent
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, TimeRemainingColumn(), console=err, transient=True) as shown:
+
+        def progress(items: Iterable[Any], what: str, total: int | None) -> Iterable[Any]:
+            yield from shown.track(items, total=total, description=what)
+
+        yield progress
+
+
+@contextmanager
+def clear_errors(*, traceback: bool = False) -> Iterator[None]:
+    """Turn errors that a user can mend into one message and exit code 2, and warnings into lines.
+
+    Args:
+        traceback: Let errors through with their traceback.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UnlearnKitError: When ``traceback`` is set.
+    """
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        warnings.simplefilter("always", UnlearnKitWarning)
+        try:
+            yield
+        except UnlearnKitError as error:
+            if traceback:
+                raise
+            say("error", "\n".join([str(error), *getattr(error, "__notes__", [])]), style="bold red")
+            sys.exit(FAULT)
+        except KeyboardInterrupt:
+            say("interrupted", "nothing was left half-written", style="bold red")
+            sys.exit(INTERRUPTED)
+
+
+def say(kind: str, text: str, *, style: str) -> None:
+    """Print one message on the error stream.
+
+    Args:
+        kind: ``"error"`` or ``"warning"``.
+        text: Printed as it is.
+        style: Of the first word.
+    """
+    err.print(f"[{style}]{kind}:[/] ", end="")
+    err.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    del category
+    say("warning", str(message), style="yellow")

@@ -1,0 +1,132 @@
+"""CIFAR-100 with its fine and its coarse labels."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.datasets import CIFAR100
+
+from unlearnkit.data.cifar100_table import FINE_NAMES, SUPERCLASSES
+from unlearnkit.data.groups import coarse_of_fine
+from unlearnkit.data.labelled import DataBundle, LabelledImages, Transform
+from unlearnkit.data.plain_pickle import load_plain_pickle
+from unlearnkit.data.transforms import imagenet_transform
+from unlearnkit.errors import ConfigurationError, StoreError, raise_all
+
+_NAMES = {"fine": FINE_NAMES, "coarse": tuple(SUPERCLASSES)}
+_SHAPE = (3, 32, 32)
+
+
+def cifar100(
+    root: str | Path,
+    *,
+    download: bool = False,
+    target: str = "coarse",
+    image_size: int | None = 224,
+    verify: bool = True,
+) -> DataBundle:
+    """Read CIFAR-100 as torchvision downloads it, with both kinds of labels.
+
+    Images stay uint8 in memory (150 MB for training) and are resized when they are asked for. The labels are
+    checked against the published table of 20 superclasses of 5 classes each. Rocket is fine class 69.
+
+    Args:
+        root: The folder that holds ``cifar-100-python``, or that it is downloaded to.
+        download: Whether to download the archive (169 MB) when it is not there; needs ``verify``.
+        target: The label kind to train on: ``"coarse"`` (20 classes, as in the notebook) or ``"fine"`` (100).
+        image_size: See `imagenet_transform`; the notebook uses 224.
+        verify: Whether torchvision compares the files with their published checksums first. Switch it off only
+            for an archive in the same format that is not the original. Either way its pickles may hold nothing
+            but numbers, text, lists and numpy arrays.
+
+    Returns:
+        50,000 training and 10,000 test images (of the original), items ``(x, fine, coarse)``, the target last.
+
+    Raises:
+        StoreError: The files are missing, damaged or not CIFAR-100.
+        ConfigurationError: There is no such target or image size, or a download is not to be verified.
+    """
+    if target not in _NAMES:
+        raise ConfigurationError(f"target: expected one of {list(_NAMES)}, saw {target!r}")
+    if download and not verify:
+        raise ConfigurationError("verify: expected True together with download=True, saw False")
+    transform = imagenet_transform(image_size)
+    if verify:
+        _verify(root, download=download)
+    folder = Path(root) / CIFAR100.base_folder
+    _check_names(folder / "meta")
+    train, test = (_read(folder / part, target, transform) for part in ("train", "test"))
+    return DataBundle(name="CIFAR-100", train=train, test=test)
+
+
+def _verify(root: str | Path, *, download: bool) -> None:
+    try:
+        CIFAR100(root, download=download)
+    except (RuntimeError, OSError) as error:
+        raise StoreError(
+            f"cannot get CIFAR-100 in {Path(root).resolve()}: {error} (in Python: download=True; verify=False reads "
+            "an archive in the same format that is not the original)"
+        ) from error
+
+
+def _check_names(path: Path) -> None:
+    meta = _fields(path, "fine_label_names", "coarse_label_names")
+    raise_all(
+        (
+            f"{kind}_label_names: expected the {len(names)} names {names[0]} … {names[-1]} of CIFAR-100 in order"
+            for kind, names in _NAMES.items()
+            if list(meta[f"{kind}_label_names"]) != list(names)
+        ),
+        where=str(path),
+        error=StoreError,
+    )
+
+
+def _read(path: Path, target: str, transform: Transform) -> LabelledImages:
+    entry = _fields(path, "data", "fine_labels", "coarse_labels")
+    images = _images(entry["data"], path)
+    labels = {kind: _labels(entry[f"{kind}_labels"], kind, len(images), path) for kind in _NAMES}
+    _check_table(labels, path)
+    return LabelledImages(images=images, labels=labels, target=target, class_names=_NAMES, transform=transform)
+
+
+def _fields(path: Path, *keys: str) -> dict[str, Any]:
+    entry = load_plain_pickle(path)
+    if not isinstance(entry, dict) or not set(keys) <= entry.keys():
+        seen = sorted(map(str, entry)) if isinstance(entry, dict) else type(entry).__name__
+        raise StoreError(f"{path}: expected a dict with {', '.join(keys)}, saw {seen}: this is not CIFAR-100")
+    return entry
+
+
+def _images(data: Any, path: Path) -> Tensor:
+    width = int(np.prod(_SHAPE))
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != width:
+        seen = f"{data.dtype} of shape {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
+        raise StoreError(f"{path}: expected data of uint8 and shape (n, {width}), saw {seen}")
+    return torch.from_numpy(np.array(data)).reshape(-1, *_SHAPE)  # a copy: an unpickled array may be read-only
+
+
+def _labels(values: Any, kind: str, samples: int, path: Path) -> Tensor:
+    numbers = np.asarray(values)
+    last = len(_NAMES[kind]) - 1
+    if numbers.shape != (samples,) or not samples or not np.issubdtype(numbers.dtype, np.integer):
+        raise StoreError(
+            f"{path}: expected {kind}_labels to be {samples} whole numbers, one for each image (at least 1), "
+            f"saw {numbers.dtype} of shape {numbers.shape}"
+        )
+    if numbers.min() < 0 or numbers.max() > last:
+        raise StoreError(f"{path}: expected {kind}_labels between 0 and {last}, saw {numbers.min()} … {numbers.max()}")
+    return torch.from_numpy(numbers.astype(np.int64))
+
+
+def _check_table(labels: dict[str, Tensor], path: Path) -> None:
+    expected = coarse_of_fine(SUPERCLASSES, FINE_NAMES)[labels["fine"]]
+    wrong = torch.unique(torch.stack([labels["fine"], labels["coarse"]])[:, labels["coarse"] != expected], dim=1)
+    coarse = _NAMES["coarse"]
+    raise_all(
+        (f"{FINE_NAMES[f]} is labelled {coarse[c]}, against the table of CIFAR-100" for f, c in wrong.T.tolist()),
+        where=str(path),
+        error=StoreError,
+    )

@@ -1,0 +1,60 @@
+"""Scikit-learn's 1,797 handwritten digits: real images that every machine has."""
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from unlearnkit.data.groups import Groups, coarse_of_fine
+from unlearnkit.data.labelled import DataBundle, LabelledImages
+from unlearnkit.errors import ConfigurationError
+
+_BRIGHTEST = 16.0  # pixels count the dark points of 4 × 4 blocks
+_NAMES = tuple(str(digit) for digit in range(10))
+
+
+def digits(*, seed: int = 0, test_fraction: float = 0.25, groups: Groups | None = None) -> DataBundle:
+    """Load the digits, split so that each digit has the same share in both parts.
+
+    Args:
+        seed: Decides which samples are test samples; ≥ 0.
+        test_fraction: Share of test samples, between 0 and 1.
+        groups: Coarse name to digits as text, as ``{"even": "02468", …}`` or ``{"even": ["0", …], …}``: then labels
+            are ``fine`` and ``coarse``, and a model is trained on the coarse ones. None: labels are ``label``.
+
+    Returns:
+        Images of shape (1, 8, 8), float32 in 0 … 1, without a transform; 10 classes, or as many as groups.
+
+    Raises:
+        ConfigurationError: The fraction leaves too few samples, or the groups do not hold each digit once.
+
+    Example:
+        >>> image, label = digits().train[0]
+        >>> image.shape, image.dtype
+        (torch.Size([1, 8, 8]), torch.float32)
+    """
+    raw = load_digits()
+    everything = _labelled(raw.images, raw.target, groups)
+    if not 0 < test_fraction < 1 or min(test_fraction, 1 - test_fraction) * len(everything) < len(_NAMES):
+        raise ConfigurationError(
+            f"test_fraction: expected between 0 and 1, with at least {len(_NAMES)} of {len(everything)} samples on "
+            f"either side, saw {test_fraction}"
+        )
+    train, test = train_test_split(
+        np.arange(len(everything)), test_size=test_fraction, stratify=raw.target, random_state=seed
+    )
+    return DataBundle(name="digits", train=everything.subset(np.sort(train)), test=everything.subset(np.sort(test)))
+
+
+def _labelled(images: np.ndarray, labels: np.ndarray, groups: Groups | None) -> LabelledImages:
+    x = torch.from_numpy((images / _BRIGHTEST).astype(np.float32)).unsqueeze(1)
+    fine = torch.from_numpy(labels.astype(np.int64))
+    if groups is None:
+        return LabelledImages(images=x, labels={"label": fine}, target="label", class_names={"label": _NAMES})
+    groups = {name: list(members) for name, members in groups.items()}
+    return LabelledImages(
+        images=x,
+        labels={"fine": fine, "coarse": coarse_of_fine(groups, _NAMES)[fine]},
+        target="coarse",
+        class_names={"fine": _NAMES, "coarse": tuple(groups)},
+    )

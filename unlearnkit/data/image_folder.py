@@ -1,0 +1,109 @@
+"""Images in folders: ``train`` and ``test``, one folder for each class, as torchvision's ImageFolder reads them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import final
+
+import attrs
+import torch
+from torch import Tensor
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import default_loader
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from unlearnkit.data.groups import Groups, coarse_of_fine
+from unlearnkit.data.labelled import DataBundle, LabelledImages
+from unlearnkit.data.transforms import imagenet_transform
+from unlearnkit.errors import ConfigurationError, StoreError
+
+
+@final
+@attrs.frozen(kw_only=True, repr=False)
+class ImageFiles:
+    """Image files that are read when they are asked for.
+
+    Attributes:
+        paths: One file each; anything that Pillow reads.
+    """
+
+    paths: tuple[str, ...] = attrs.field(converter=tuple)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Read one image.
+
+        Args:
+            index: Its number.
+
+        Returns:
+            Shape (3, h, w), uint8, RGB.
+
+        Raises:
+            StoreError: The file cannot be read as an image.
+        """
+        try:
+            image: Tensor = pil_to_tensor(default_loader(self.paths[index]))
+        except OSError as error:
+            raise StoreError(f"cannot read the image {self.paths[index]}: {error}") from error
+        return image
+
+
+def image_folder(
+    root: str | Path, *, groups: Groups | None = None, target: str | None = None, image_size: int | None = 224
+) -> DataBundle:
+    """Describe the images under ``root/train/<class>/`` and ``root/test/<class>/``; none is read yet.
+
+    Args:
+        root: The folder that holds ``train`` and ``test``.
+        groups: Coarse name to class names, each class once: labels are ``fine`` and ``coarse``. None: labels are
+            ``label``.
+        target: The label kind to train on; by default ``coarse`` with groups and ``label`` without.
+        image_size: See `imagenet_transform`.
+
+    Returns:
+        Images of shape (3, image_size, image_size), float32, normalised as ImageNet models expect. Classes are
+        numbered in the order of their names, coarse ones in the order of ``groups``.
+
+    Raises:
+        StoreError: A folder is missing or holds no images.
+        ConfigurationError: Train and test have other classes, or the groups do not hold each class once.
+    """
+    root = Path(root)
+    train, test = _folder(root / "train"), _folder(root / "test")
+    if train.classes != test.classes:
+        only = sorted(set(train.classes) ^ set(test.classes))
+        raise ConfigurationError(
+            f"{root}: expected the same class folders in train and test, saw {only} in one of them only"
+        )
+    transform = imagenet_transform(image_size)
+    names = {"label": tuple(train.classes)}
+    if groups is not None:
+        names = {"fine": tuple(train.classes), "coarse": tuple(groups)}
+
+    def labelled(folder: ImageFolder) -> LabelledImages:
+        return LabelledImages(
+            images=ImageFiles(paths=[path for path, _ in folder.samples]),
+            labels=_labels(folder.targets, groups, train.classes),
+            target=target or list(names)[-1],
+            class_names=names,
+            transform=transform,
+        )
+
+    return DataBundle(name=root.name, train=labelled(train), test=labelled(test))
+
+
+def _labels(targets: Sequence[int], groups: Groups | None, classes: Sequence[str]) -> dict[str, Tensor]:
+    fine = torch.tensor(targets, dtype=torch.int64)
+    return {"label": fine} if groups is None else {"fine": fine, "coarse": coarse_of_fine(groups, classes)[fine]}
+
+
+def _folder(path: Path) -> ImageFolder:
+    try:
+        return ImageFolder(path)
+    except OSError as error:
+        raise StoreError(
+            f"expected one folder of images for each class in {path}: {error}: check the path, and that it holds "
+            "train/<class>/ and test/<class>/"
+        ) from error

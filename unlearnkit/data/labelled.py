@@ -1,0 +1,244 @@
+"""Images with one or several kinds of labels, and a training and a test set that belong together."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, Self, final
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from typing_extensions import override
+
+from unlearnkit.data.partition import Indices, Labels, Split, label_arrays
+from unlearnkit.data.splits import ForgetSpec
+from unlearnkit.errors import ConfigurationError, raise_all
+
+Transform = Callable[[Tensor], Tensor]
+
+
+class Images(Protocol):
+    """Images by number: a tensor of shape (n, channels, h, w), or anything that loads them one by one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Tensor: ...
+
+
+def _freeze_labels(labels: Mapping[str, Labels]) -> dict[str, Tensor]:
+    # A plain dict: loader workers pickle the data set, and a mapping proxy cannot be pickled.
+    return {kind: torch.from_numpy(array) for kind, array in label_arrays(labels).items()}
+
+
+def _freeze_names(names: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, ...]]:
+    return {kind: tuple(some) for kind, some in names.items()}
+
+
+def _freeze_rows(rows: Any) -> Tensor | None:
+    return None if rows is None else torch.as_tensor(np.asarray(rows), dtype=torch.int64).reshape(-1)
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class LabelledImages(Dataset[tuple[Tensor, ...]]):
+    """A data set whose items are ``(x, *labels)``, the training target last.
+
+    So a batch of CIFAR-100 trained on coarse labels is ``(x, fine, coarse)``, and `CrossEntropy` finds its targets
+    without being told. Labels can be read whole, without loading an image.
+
+    Attributes:
+        images: A uint8 or float tensor of shape (n, channels, h, w), or an object that loads image i when asked.
+        labels: Label kind to integer labels ≥ 0, each of shape (n,); kept as int64 tensors.
+        target: The label kind that a model is trained on.
+        class_names: Label kind to the names of its classes, where they are known.
+        transform: Applied to each image when it is asked for, or None. It should not be random, or importances
+            cannot be repeated.
+        rows: Which images these are, shape (n,), int64, or None for all in order: a subset shares its images.
+
+    Example:
+        >>> labels = {"coarse": [0, 0], "fine": [4, 5]}
+        >>> data = LabelledImages(images=torch.zeros(2, 1, 8, 8), labels=labels, target="coarse")
+        >>> data[1][1:], len(data)
+        ((tensor(5), tensor(0)), 2)
+    """
+
+    images: Images
+    labels: Mapping[str, Tensor] = attrs.field(converter=_freeze_labels)
+    target: str
+    class_names: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict, converter=_freeze_names)
+    transform: Transform | None = None
+    rows: Tensor | None = attrs.field(default=None, converter=_freeze_rows)
+
+    def __attrs_post_init__(self) -> None:
+        if self.target not in self.labels:
+            raise ConfigurationError(
+                f"LabelledImages.target: expected one of the label kinds {list(self.labels)}, saw {self.target!r}"
+            )
+        count = len(self.images) if self.rows is None else len(self.rows)
+        problems = [] if count == len(self) else [f"expected a label for each of {count} images, saw {len(self)}"]
+        if self.rows is not None and bool(((self.rows < 0) | (self.rows >= len(self.images))).any()):
+            problems.append(f"rows: expected image numbers between 0 and {len(self.images) - 1}")
+        problems += [problem for kind, some in self.labels.items() for problem in self._label_problems(kind, some)]
+        raise_all(problems, where="LabelledImages", error=ConfigurationError)
+
+    def _label_problems(self, kind: str, labels: Tensor) -> list[str]:
+        low, high = int(labels.min()), int(labels.max())
+        known = len(self.class_names.get(kind, ())) or high + 1
+        if low >= 0 and high < known:
+            return []
+        return [f"{kind}: expected labels between 0 and {known - 1}, saw {low} … {high}"]
+
+    @override
+    def __repr__(self) -> str:
+        return f"LabelledImages({len(self)} samples, labels {', '.join(self.kinds)})"
+
+    def __len__(self) -> int:
+        return len(self.labels[self.target])
+
+    @override
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        row = index if self.rows is None else int(self.rows[index])
+        image = self.images[row]
+        x = image if self.transform is None else self.transform(image)
+        return (x, *(self.labels[kind][index] for kind in self.kinds))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Return the label kinds in the order of an item: the target last."""
+        return (*(kind for kind in self.labels if kind != self.target), self.target)
+
+    @property
+    def targets(self) -> Tensor:
+        """Return the labels that a model is trained on: shape (n,), int64."""
+        return self.labels[self.target]
+
+    @property
+    def num_classes(self) -> int:
+        """Return how many classes the target has: as many as have names, else the highest label + 1."""
+        return len(self.class_names.get(self.target, ())) or int(self.targets.max()) + 1
+
+    def subset(self, indices: Indices | Tensor | Sequence[int]) -> Self:
+        """Take some samples; images are shared, not copied.
+
+        Args:
+            indices: Which samples, in the order wanted: whole numbers between 0 and n − 1.
+
+        Returns:
+            A smaller data set of the same kind.
+
+        Raises:
+            ConfigurationError: No index, or one that does not exist.
+
+        Example:
+            >>> data = LabelledImages(images=torch.zeros(3, 1, 8, 8), labels={"label": [5, 6, 7]}, target="label")
+            >>> data.subset([2, 0]).targets
+            tensor([7, 5])
+        """
+        chosen = np.asarray(indices)
+        if chosen.ndim != 1 or not chosen.size or not np.issubdtype(chosen.dtype, np.integer):
+            raise ConfigurationError(
+                "LabelledImages.subset: expected at least one whole number in one dimension, "
+                f"saw {chosen.dtype} of shape {chosen.shape}"
+            )
+        if chosen.min() < 0 or chosen.max() >= len(self):
+            raise ConfigurationError(
+                f"LabelledImages.subset: expected indices between 0 and {len(self) - 1}, "
+                f"saw {chosen.min()} … {chosen.max()}"
+            )
+        index = torch.from_numpy(chosen.astype(np.int64))
+        rows = index if self.rows is None else self.rows[index]
+        return attrs.evolve(self, rows=rows, labels={kind: some[index] for kind, some in self.labels.items()})
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class DataBundle:
+    """A training set and a test set of one task.
+
+    Attributes:
+        name: What the data are, for reports.
+        train: The full training set D.
+        test: Samples that no model is trained on, with the same label kinds, class names and target.
+
+    Example:
+        >>> from unlearnkit.data import digits
+        >>> digits()
+        DataBundle(digits: train 1347, test 450, target label of 10 classes)
+    """
+
+    name: str
+    train: LabelledImages
+    test: LabelledImages
+
+    def __attrs_post_init__(self) -> None:
+        raise_all(
+            (
+                f"{what}: expected the same in train and test, saw {mine!r} and {theirs!r}"
+                for what, mine, theirs in (
+                    ("label kinds", self.train.kinds, self.test.kinds),
+                    ("class names", self.train.class_names, self.test.class_names),
+                )
+                if mine != theirs
+            ),
+            where=f"DataBundle {self.name!r}",
+            error=ConfigurationError,
+        )
+
+    @override
+    def __repr__(self) -> str:
+        return (
+            f"DataBundle({self.name}: train {len(self.train)}, test {len(self.test)}, "
+            f"target {self.train.target} of {self.num_classes} classes)"
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Return how many outputs a model needs."""
+        return max(self.train.num_classes, self.test.num_classes)
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class ForgetSplit:
+    """What is forgotten of a training and of a test set.
+
+    Attributes:
+        train: D_f and D_r; neither is empty.
+        test: The test samples of the same classes and the others; either may be empty.
+    """
+
+    train: Split
+    test: Split
+
+
+def forget_split(bundle: DataBundle, spec: ForgetSpec) -> ForgetSplit:
+    """Apply one description of what to forget to the training and the test set.
+
+    Args:
+        bundle: The data.
+        spec: What to forget. A list of training indices forgets nothing of the test set.
+
+    Returns:
+        Indices into ``bundle.train`` and ``bundle.test``; hand them to `LabelledImages.subset`.
+
+    Raises:
+        ConfigurationError: See `ForgetSpec.split`.
+
+    Example:
+        >>> from unlearnkit.data import ByClass, digits
+        >>> forget_split(digits(), ByClass(classes=3))
+        ForgetSplit(train=Split(full-class: forget 137 of 1347), test=Split(full-class: forget 46 of 450))
+    """
+    names = {kind: _names(bundle, kind) for kind in bundle.train.kinds}
+    target = bundle.train.target
+    return ForgetSplit(
+        train=spec.split(bundle.train.labels, target=target, class_names=names),
+        test=spec.split_unseen(bundle.test.labels, target=target, class_names=names),
+    )
+
+
+def _names(bundle: DataBundle, kind: str) -> tuple[str, ...]:
+    # Without names the range would come from the labels present, and a test set may lack the last class.
+    known = bundle.train.class_names.get(kind, ())
+    highest = max(int(part.labels[kind].max()) for part in (bundle.train, bundle.test))
+    return known or tuple(map(str, range(highest + 1)))

@@ -1,0 +1,114 @@
+"""Loss and accuracy of a model on some data: every average is weighted by samples."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, final
+
+import attrs
+import torch
+from torch import nn
+
+from unlearnkit.batches import to_device
+from unlearnkit.errors import ConfigurationError, NonFiniteError
+from unlearnkit.objective import CrossEntropy, Objective
+from unlearnkit.parameters import buffers, device_of
+from unlearnkit.progress import Progress, length, silent
+from unlearnkit.rng import private_rng
+from unlearnkit.scores import score_batch, total
+
+
+@final
+@attrs.frozen(kw_only=True)
+class LossAndAccuracy:
+    """How well a model does on some data.
+
+    Attributes:
+        loss: Mean loss per sample, nats.
+        accuracy: Share of right predictions, 0 … 1; None unless the objective is `CrossEntropy`.
+        samples: How many samples were seen.
+    """
+
+    loss: float
+    accuracy: float | None
+    samples: int
+
+
+def loss_and_accuracy(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    objective: Objective | None = None,
+    progress: Progress = silent,
+) -> LossAndAccuracy:
+    """Measure a model in eval mode, and leave it as it was found.
+
+    Args:
+        model: On any one device; the batches are moved there.
+        batches: What a data loader yields; cut into batches of any size, with the same result up to rounding.
+        objective: The loss; by default `CrossEntropy`.
+        progress: Shows the batches.
+
+    Returns:
+        Averages over samples, added up in float64.
+
+    Raises:
+        ConfigurationError: There is no batch.
+        NonFiniteError: A loss is NaN or infinite, naming the batch.
+
+    Example:
+        >>> batch = (torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1]))
+        >>> loss_and_accuracy(nn.Identity(), [batch])
+        LossAndAccuracy(loss=0.6931471824645996, accuracy=0.5, samples=2)
+    """
+    scores = []
+    with undisturbed(model):
+        for number, batch in enumerate(progress(batches, "evaluating", length(batches)), start=1):
+            moved = to_device(batch, device_of(model))
+            losses, score = score_batch(model, moved, objective=objective or CrossEntropy())
+            if not bool(torch.isfinite(losses).all()):
+                raise NonFiniteError(
+                    f"expected finite losses, saw NaN or infinity in batch {number}: "
+                    "the model is damaged, or the data hold NaN"
+                )
+            scores.append(score)
+    if not scores:
+        raise ConfigurationError(
+            "expected at least one batch to evaluate on, saw none: the data set is empty, or its iterator is used up"
+        )
+    summed = total(scores)
+    return LossAndAccuracy(loss=summed.loss, accuracy=summed.accuracy, samples=summed.samples)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run a block with a model in eval mode and without gradients, and undo what else it changes.
+
+    Train/eval modes, buffers (bit by bit) and the random state are put back, after an exception too. Weights are not
+    guarded: a metric has no business with them.
+
+    Args:
+        model: Any module.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> model = nn.Dropout()
+        >>> with undisturbed(model):
+        ...     model.training
+        False
+        >>> model.training
+        True
+    """
+    modes = {module: module.training for module in model.modules()}
+    kept = {name: (buffer, buffer.detach().clone()) for name, buffer in buffers(model).items()}
+    try:
+        model.eval()
+        with private_rng(device_of(model)), torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        with torch.no_grad():
+            for buffer, value in kept.values():
+                buffer.copy_(value)

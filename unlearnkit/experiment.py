@@ -1,0 +1,238 @@
+"""What a configuration describes, made real: device, data, what to forget, the model, the methods."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, final
+
+import attrs
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from unlearnkit.checkpoint import load_checkpoint
+from unlearnkit.config import Config, ForgetConfig, MethodConfig
+from unlearnkit.data import (
+    ByClass,
+    ByIndex,
+    BySubclass,
+    DataBundle,
+    ForgetSpec,
+    ForgetSplit,
+    LabelledImages,
+    cifar100,
+    digits,
+    forget_split,
+    image_folder,
+    loader,
+)
+from unlearnkit.errors import ConfigurationError, StoreError
+from unlearnkit.estimator import ImportanceEstimator
+from unlearnkit.factories import call, import_path, resolve_device
+from unlearnkit.plugins import PluginManager
+from unlearnkit.rng import private_rng
+from unlearnkit.suggest import nearest
+from unlearnkit.unlearner import Unlearner
+
+DATASETS: dict[str, Callable[..., DataBundle]] = {"cifar100": cifar100, "digits": digits, "image-folder": image_folder}
+"""Data sets that a configuration can name; any other comes by the import path of a factory."""
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Experiment:
+    """A configuration and what it names, loaded and checked.
+
+    Attributes:
+        config: The configuration.
+        device: Where everything runs.
+        bundle: The data.
+        split: What is forgotten; None when the configuration does not say.
+    """
+
+    config: Config
+    device: torch.device
+    bundle: DataBundle
+    split: ForgetSplit | None
+
+    @classmethod
+    def load(cls, config: Config) -> "Experiment":
+        """Load the data and apply what to forget.
+
+        Args:
+            config: A checked configuration.
+
+        Returns:
+            The experiment.
+        """
+        device = resolve_device(config.device)
+        bundle = _bundle(config)
+        spec = forget_spec(config.forget)
+        return cls(
+            config=config, device=device, bundle=bundle, split=None if spec is None else forget_split(bundle, spec)
+        )
+
+    def fresh_model(self) -> nn.Module:
+        """Make an untrained model on the device; its initial weights depend on the training seed only.
+
+        Returns:
+            What the factory makes.
+
+        Raises:
+            ConfigurationError: The factory does not return a module.
+        """
+        factory, options = import_path(self.config.model.factory), dict(self.config.model.options)
+        if "num_classes" in inspect.signature(factory).parameters:
+            options.setdefault("num_classes", self.bundle.num_classes)
+        with private_rng(seed=self.config.training.seed):
+            model = call(factory, options, where="model.options")
+        if not isinstance(model, nn.Module):
+            raise ConfigurationError(
+                f"model.factory {self.config.model.factory!r}: expected it to return a torch.nn.Module, saw "
+                f"{type(model).__name__}"
+            )
+        return model.to(self.device)
+
+    def original_model(self) -> tuple[nn.Module, dict[str, str]]:
+        """Load the trained model.
+
+        Returns:
+            The model in eval mode on the device, and what is written beside its weights.
+
+        Raises:
+            ConfigurationError: The configuration names no checkpoint.
+            StoreError: The checkpoint is not there.
+        """
+        path = self.config.model.checkpoint
+        if not path:
+            raise ConfigurationError(
+                "model.checkpoint: expected the weights of a trained model, saw none: name a file; "
+                "`unlearnkit train CONFIG.toml` makes it"
+            )
+        if not Path(path).exists():
+            raise StoreError(f"model.checkpoint: {path} is not there: make it with `unlearnkit train CONFIG.toml`")
+        model = self.fresh_model()
+        metadata = load_checkpoint(model, path, allow_pickle=self.config.model.allow_pickle)
+        return model.eval(), metadata
+
+    def splits(self) -> dict[str, LabelledImages]:
+        """Return the four parts of the data that are not empty, and the full training set.
+
+        Returns:
+            ``"full-train"``, ``"retain-train"``, ``"forget-train"``, ``"retain-test"``, ``"forget-test"`` to data.
+
+        Raises:
+            ConfigurationError: The configuration does not say what to forget.
+        """
+        if self.split is None:
+            raise ConfigurationError(
+                "forget: expected what to forget, saw nothing: set one of classes, fine, indices, indices_file"
+            )
+        parts = {"full-train": self.bundle.train}
+        for which, data, split in (
+            ("train", self.bundle.train, self.split.train),
+            ("test", self.bundle.test, self.split.test),
+        ):
+            for role, rows in (("retain", split.retain), ("forget", split.forget)):
+                if len(rows):
+                    parts[f"{role}-{which}"] = data.subset(rows)
+        return parts
+
+    def importance_batches(self, data: LabelledImages) -> DataLoader[Any]:
+        """Cut data into batches for an importance.
+
+        Args:
+            data: Part of the training set.
+
+        Returns:
+            A loader that always yields the same batches.
+        """
+        return loader(
+            data,
+            batch_size=self.config.importance.batch_size,
+            shuffle=self.config.importance.shuffle,
+            seed=self.config.seed,
+            workers=self.config.data.workers,
+            device=self.device,
+        )
+
+    def evaluation_batches(self, data: LabelledImages) -> DataLoader[Any]:
+        """Cut data into batches for an evaluation.
+
+        Args:
+            data: Any part.
+
+        Returns:
+            A loader that always yields the same batches.
+        """
+        size, workers = self.config.evaluation.batch_size, self.config.data.workers
+        return loader(data, batch_size=size, workers=workers, device=self.device)
+
+    def estimator(self, plugins: PluginManager) -> ImportanceEstimator:
+        """Make the estimator.
+
+        Args:
+            plugins: Where its name is looked up.
+
+        Returns:
+            The estimator with its options.
+        """
+        chosen = self.config.importance
+        return call(
+            plugins.estimator(chosen.estimator), chosen.options, where=f"importance.options ({chosen.estimator})"
+        )
+
+
+def make_unlearner(method: MethodConfig, plugins: PluginManager) -> Unlearner:
+    """Make a method with its options.
+
+    Args:
+        method: Its part of the configuration.
+        plugins: Where its name is looked up.
+
+    Returns:
+        The method.
+    """
+    return call(plugins.unlearner(method.name), method.options, where=f"method.{method.label}.options")
+
+
+def forget_spec(config: ForgetConfig) -> ForgetSpec | None:
+    """Turn what a configuration says about forgetting into a rule.
+
+    Args:
+        config: The section ``[forget]``.
+
+    Returns:
+        The rule, or None when nothing is said.
+
+    Raises:
+        ConfigurationError: Several things are said.
+    """
+    given = {key: value for key, value in attrs.asdict(config, recurse=False).items() if value}
+    if len(given) > 1:
+        raise ConfigurationError(f"forget: expected one of classes, fine, indices, indices_file, saw {sorted(given)}")
+    if config.classes:
+        return ByClass(classes=config.classes)
+    if config.fine:
+        return BySubclass(fine=config.fine)
+    if config.indices:
+        return ByIndex(indices=config.indices)
+    return ByIndex.from_file(config.indices_file) if config.indices_file else None
+
+
+def _bundle(config: Config) -> DataBundle:
+    data = config.data
+    if bool(data.name) == bool(data.factory):
+        raise ConfigurationError(
+            f"data: expected either name or factory, saw name={data.name!r} and factory={data.factory!r}"
+        )
+    if data.name and data.name not in DATASETS:
+        raise ConfigurationError(f"data.name: no data set is called {data.name!r}{nearest(data.name, DATASETS)}")
+    factory = DATASETS[data.name] if data.name else import_path(data.factory)
+    bundle = call(factory, data.options, where="data.options")
+    if not isinstance(bundle, DataBundle):
+        raise ConfigurationError(
+            f"data.factory {data.factory!r}: expected it to return an unlearnkit.data.DataBundle, saw "
+            f"{type(bundle).__name__}"
+        )
+    return bundle

@@ -1,0 +1,83 @@
+"""Write a file whole or not at all."""
+
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from unlearnkit.errors import StoreError
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path; put what was written there in the place of ``path`` when the block ends well.
+
+    The temporary file lies in the same folder, so that the last step is a rename inside one file system: a
+    reader, or a power cut, sees the old file or the new one and never a part. An exception in the block,
+    Ctrl-C included, removes the temporary file and leaves ``path`` as it was.
+
+    Args:
+        path: Where to. A symbolic link is followed; the permissions of an existing file are kept.
+
+    Yields:
+        An empty file to write to.
+
+    Raises:
+        StoreError: The folder does not exist or cannot be written, or ``path`` is a folder.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with atomic_write(folder / "note.txt") as temporary:
+        ...     _ = temporary.write_text("complete")
+        >>> (folder / "note.txt").read_text(), len(list(folder.iterdir()))
+        ('complete', 1)
+    """
+    target = Path(path).resolve()
+    temporary, mode = _create_beside(target)
+    try:
+        yield temporary
+        _put(temporary, target, mode)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _create_beside(target: Path) -> tuple[Path, int]:
+    if target.is_dir():
+        raise StoreError(f"expected a file name to write to, saw the folder {target}: add a file name")
+    if not target.parent.is_dir():
+        raise StoreError(f"expected the folder {target.parent} to exist, to write {target.name} to it: create it first")
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        temporary.touch(exist_ok=False)  # not tempfile: its files can be read by their owner only
+        if target.exists():
+            shutil.copymode(target, temporary)
+        return temporary, stat.S_IMODE(temporary.stat().st_mode)
+    except OSError as error:
+        raise StoreError(f"cannot write to the folder {target.parent}: {error}: choose another folder") from error
+
+
+def _put(temporary: Path, target: Path, mode: int) -> None:
+    try:
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # the rename must not reach the disk before the bytes do
+        temporary.chmod(mode)  # a writer may have made its own file under our name
+        temporary.replace(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise StoreError(f"cannot finish writing {target}: {error}: the file that was there is unchanged") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the system can (Windows cannot open a folder)."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,92 @@
+"""The run manifest: everything that two runs must share to give the same bits on one CPU."""
+
+import datetime as dt
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from unlearnkit.data import LabelledImages, Split
+
+_PACKAGES = ("unlearnkit", "torch", "torchvision", "numpy", "scikit-learn", "safetensors", "pluggy", "attrs", "cattrs")
+_IMAGES = 64
+
+
+def data_digest(data: LabelledImages) -> str:
+    """Hash a data set: all labels, and 64 evenly spaced images.
+
+    Args:
+        data: Images are read through the transform, as training sees them.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    state = hashlib.blake2b(f"{len(data)}|{data.target}|".encode(), digest_size=16)
+    for kind in data.kinds:
+        state.update(kind.encode() + np.ascontiguousarray(data.labels[kind].numpy()).tobytes())
+    for index in np.linspace(0, len(data) - 1, min(_IMAGES, len(data))).astype(int).tolist():
+        state.update(data[index][0].contiguous().numpy().tobytes())
+    return state.hexdigest()
+
+
+def forget_record(split: Split) -> dict[str, Any]:
+    """Describe what is forgotten.
+
+    Args:
+        split: Of the training set.
+
+    Returns:
+        Scenario, sizes and a hash of the indices.
+    """
+    return {
+        "scenario": split.scenario,
+        "samples": len(split.forget),
+        "of": split.samples,
+        "fraction": len(split.forget) / split.samples,
+        "digest": split.digest(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide the bits.
+
+    Returns:
+        Name to version.
+    """
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES if _installed(name)}
+    return {"python": platform.python_version(), **found}
+
+
+def manifest(*, config: Mapping[str, Any], data: LabelledImages, device: torch.device) -> dict[str, Any]:
+    """Describe a run.
+
+    Args:
+        config: The whole configuration as plain values, seeds included.
+        data: The full training set.
+        device: Where it runs.
+
+    Returns:
+        Plain values for JSON. ``finished`` (UTC) is the only one that differs between two equal runs.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "config": config,
+        "data_digest": data_digest(data),
+        "versions": versions(),
+        "device": f"{device} ({name})",
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "finished": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

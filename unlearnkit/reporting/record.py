@@ -1,0 +1,91 @@
+"""The record of one run, and the folder that it is written to: whole or not at all."""
+
+import json
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+import attrs
+from torch import nn
+
+from unlearnkit.checkpoint import save_checkpoint
+from unlearnkit.errors import StoreError
+from unlearnkit.evaluation import LossAndAccuracy
+from unlearnkit.report import Report
+
+FORMAT = "unlearnkit-run-1"
+
+
+@final
+@attrs.frozen(kw_only=True)
+class RunRecord:
+    """Everything that is known about one edit.
+
+    Attributes:
+        label: Name of its folder.
+        report: What the method did.
+        forget: What was forgotten: scenario, sizes, a hash of the indices.
+        before: Split to loss and accuracy of the original model.
+        after: The same of the edited model.
+        metrics: Metric to its values, of the edited model.
+        manifest: What two runs must share to give the same bits.
+    """
+
+    label: str
+    report: Report
+    forget: Mapping[str, Any] = attrs.field(factory=dict)
+    before: Mapping[str, LossAndAccuracy] = attrs.field(factory=dict)
+    after: Mapping[str, LossAndAccuracy] = attrs.field(factory=dict)
+    metrics: Mapping[str, Mapping[str, float | None]] = attrs.field(factory=dict)
+    manifest: Mapping[str, Any] = attrs.field(factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON.
+
+        Returns:
+            Nested dicts; the report's own keys stand at the top.
+        """
+        return {
+            "format": FORMAT,
+            "label": self.label,
+            "sentence": self.report.sentence(),
+            **self.report.to_dict(),
+            "forget": dict(self.forget),
+            "before": {name: attrs.asdict(score) for name, score in self.before.items()},
+            "after": {name: attrs.asdict(score) for name, score in self.after.items()},
+            "metrics": {name: dict(values) for name, values in self.metrics.items()},
+            "manifest": dict(self.manifest),
+        }
+
+
+def write_result(folder: Path, model: nn.Module, record: RunRecord, *, metadata: Mapping[str, str]) -> None:
+    """Write ``model.safetensors`` and ``report.json`` to a folder that appears only when both are complete.
+
+    Args:
+        folder: Where to; a folder that is there already is replaced.
+        model: The edited model.
+        record: Its record.
+        metadata: Text to keep in the checkpoint.
+
+    Raises:
+        StoreError: The folder cannot be written.
+    """
+    mark = secrets.token_hex(6)
+    new, old = (folder.with_name(f".{folder.name}.{mark}.{suffix}") for suffix in ("new", "old"))
+    try:
+        new.mkdir(parents=True)
+        save_checkpoint(model, new / "model.safetensors", metadata)
+        text = json.dumps(record.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        (new / "report.json").write_text(text + "\n", encoding="utf-8")
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except OSError as error:
+        raise StoreError(f"cannot write the results to {folder}: {error}: nothing was left half-written") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,196 @@
+"""The main job from a configuration: importances once, then every method on a copy of the original model."""
+
+import copy
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, final
+
+import attrs
+from torch import nn
+
+from unlearnkit.config import Config, MethodConfig, plain
+from unlearnkit.errors import ConfigurationError, StoreError
+from unlearnkit.evaluation import LossAndAccuracy, loss_and_accuracy
+from unlearnkit.evidence import Need
+from unlearnkit.experiment import Experiment, make_unlearner
+from unlearnkit.importance import Importance
+from unlearnkit.manifest import forget_record, manifest
+from unlearnkit.metric import Exam
+from unlearnkit.objective import CrossEntropy
+from unlearnkit.pipeline import Pipeline
+from unlearnkit.plugins import PluginManager, default_manager
+from unlearnkit.progress import Progress, silent
+from unlearnkit.provenance import Role
+from unlearnkit.reporting import RunRecord, write_result
+from unlearnkit.suggest import nearest
+from unlearnkit.unlearner import Unlearner
+
+REQUESTS = "unlearnkit.requests"
+"""Key of a checkpoint's metadata: a JSON list of the digests of the forget sets that were applied to it."""
+
+
+def run(
+    config: Config,
+    *,
+    plugins: PluginManager | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    again: bool = False,
+    progress: Progress = silent,
+) -> Iterator[RunRecord]:
+    """Run every method of a configuration.
+
+    Everything that can be checked is checked before the first minute of work. Each method's folder appears whole or
+    not at all.
+
+    Args:
+        config: The configuration.
+        plugins: Where names are looked up.
+        dry_run: Edit in memory only, measure nothing, write nothing.
+        overwrite: Replace folders of earlier results.
+        again: Apply a forget set that the checkpoint says was applied to it already.
+        progress: Shows a bar for each long stage.
+
+    Yields:
+        One record per method, as soon as it is written.
+
+    Raises:
+        ConfigurationError: No method, an unknown split, a request that was applied already.
+        StoreError: A folder of results is in the way.
+    """
+    plugins = plugins or default_manager()
+    if not config.method:
+        raise ConfigurationError("method: expected at least one [[method]], saw none: `unlearnkit methods` lists them")
+    unlearners = {method.label: make_unlearner(method, plugins) for method in config.method}
+    folders = {method.label: Path(config.output) / method.label for method in config.method}
+    taken = [str(folder) for folder in folders.values() if folder.exists()]
+    if taken and not (dry_run or overwrite):
+        raise StoreError(f"results are there already: {', '.join(taken)}: choose another output, or overwrite them")
+    job = _Job.start(config, plugins, again=again, progress=progress)
+    importances = job.importances({need for unlearner in unlearners.values() for need in unlearner.needs})
+    before = {} if dry_run else job.evaluate(job.original)
+    for method in config.method:
+        model = copy.deepcopy(job.original)
+        record = job.edit(model, method, unlearners[method.label], importances)
+        if not dry_run:
+            record = job.evaluated(record, model, before)
+            write_result(folders[method.label], model, record, metadata=job.metadata())
+        yield record
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class _Job:
+    experiment: Experiment
+    plugins: PluginManager
+    original: nn.Module
+    requests: list[str]
+    progress: Progress
+    seconds: dict[str, float] = attrs.field(factory=dict)
+
+    @classmethod
+    def start(cls, config: Config, plugins: PluginManager, *, again: bool, progress: Progress) -> "_Job":
+        experiment = Experiment.load(config)
+        known = experiment.splits()
+        unknown = [s for s in config.evaluation.splits if s not in {*known, "forget-test", "retain-test"}]
+        if unknown:
+            raise ConfigurationError(f"evaluation.splits: there is no {unknown[0]!r}{nearest(unknown[0], known)}")
+        for name in config.evaluation.metrics:
+            plugins.metric(name)
+        original, metadata = experiment.original_model()
+        requests: list[str] = json.loads(metadata.get(REQUESTS, "[]"))
+        job = cls(experiment=experiment, plugins=plugins, original=original, requests=requests, progress=progress)
+        if job.request in requests and not again:
+            raise ConfigurationError(
+                f"this forget set (digest {job.request}) was applied to {config.model.checkpoint} already: applying a "
+                "method twice wrecks models; start from the original model, or say so with --again"
+            )
+        return job
+
+    @property
+    def request(self) -> str:
+        assert self.experiment.split is not None, "start() asked for the splits, which need it"
+        return self.experiment.split.train.digest()
+
+    def importances(self, needs: set[Need]) -> dict[Need, Importance]:
+        chosen = self.experiment.config.importance
+        estimator = self.experiment.estimator(self.plugins)
+        wanted = {
+            Need.FORGET_IMPORTANCE: (Role.FORGET, "forget-train"),
+            Need.REFERENCE_IMPORTANCE: (Role(chosen.reference), f"{chosen.reference}-train"),
+        }
+        found = {}
+        for need, (role, split) in wanted.items():
+            if need in needs:
+                start = time.perf_counter()
+                batches = self.experiment.importance_batches(self.experiment.splits()[split])
+                found[need] = estimator.estimate(
+                    self.original,
+                    batches,
+                    objective=CrossEntropy(),
+                    role=role,
+                    progress=self.progress,
+                )
+                self.seconds[f"{role.value} importance"] = time.perf_counter() - start
+        return found
+
+    def edit(
+        self, model: nn.Module, method: MethodConfig, unlearner: Unlearner, importances: dict[Need, Importance]
+    ) -> RunRecord:
+        config, splits = self.experiment.config, self.experiment.splits()
+        pipeline = Pipeline(
+            unlearner=unlearner,
+            estimator=self.experiment.estimator(self.plugins),
+            normalise=method.normalise,
+            reference_role=Role(config.importance.reference),
+            max_fraction=method.max_fraction,
+            plugins=self.plugins,
+        )
+        report = pipeline.run(
+            model,
+            forget=importances.get(Need.FORGET_IMPORTANCE),
+            reference=importances.get(Need.REFERENCE_IMPORTANCE),
+            forget_data=self.experiment.importance_batches(splits["forget-train"]),
+            retain_data=self.experiment.importance_batches(splits["retain-train"]),
+            model_factory=self.experiment.fresh_model,
+            seed=config.seed,
+            progress=self.progress,
+        )
+        report = attrs.evolve(report, seconds={**self.seconds, **report.seconds})
+        assert self.experiment.split is not None, "start() asked for the splits, which need it"
+        return RunRecord(label=method.label, report=report, forget=forget_record(self.experiment.split.train))
+
+    def evaluated(self, record: RunRecord, model: nn.Module, before: dict[str, LossAndAccuracy]) -> RunRecord:
+        start = time.perf_counter()
+        after, metrics = self.evaluate(model), self.measure(model)
+        seconds = {**record.report.seconds, "evaluation": time.perf_counter() - start}
+        report = attrs.evolve(record.report, seconds=seconds)
+        return attrs.evolve(
+            record, report=report, before=before, after=after, metrics=metrics, manifest=self.manifest()
+        )
+
+    def evaluate(self, model: nn.Module) -> dict[str, LossAndAccuracy]:
+        splits = self.experiment.splits()
+        return {
+            name: loss_and_accuracy(model, self.experiment.evaluation_batches(splits[name]), progress=self.progress)
+            for name in self.experiment.config.evaluation.splits
+            if name in splits
+        }
+
+    def measure(self, model: nn.Module) -> dict[str, dict[str, float | None]]:
+        names = self.experiment.config.evaluation.metrics
+        batches = {name: self.experiment.evaluation_batches(data) for name, data in self.experiment.splits().items()}
+        exam = Exam(model=model, splits=batches, original=self.original)
+        return {name: self.plugins.metric(name)().evaluate(exam) for name in names}
+
+    def manifest(self) -> dict[str, Any]:
+        experiment = self.experiment
+        return manifest(config=plain(experiment.config), data=experiment.bundle.train, device=experiment.device)
+
+    def metadata(self) -> dict[str, str]:
+        return {
+            REQUESTS: json.dumps([*self.requests, self.request]),
+            "unlearnkit.factory": self.experiment.config.model.factory,
+        }
