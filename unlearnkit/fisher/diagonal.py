@@ -59,8 +59,8 @@ class DiagonalFisher(ImportanceEstimator):
     def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
         """Start a pass of the engine; see `ImportanceEstimator.accumulator`."""
         memory = self.memory_mib << 20
-        general = SquaredGradients(model, objective, chunk=self.chunk, memory=memory, quiet=True)
         double = self.accumulate == "float64"
+        general = SquaredGradients(model, objective, chunk=self.chunk, memory=memory, double=double, quiet=True)
         totals = Totals(trainable(model), double=double, memory=memory, chooser=Chooser(timed=self.kernels == "timed"))
         return Engine(model, objective, totals=totals, general=general, chunk=self.chunk)
 

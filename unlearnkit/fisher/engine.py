@@ -20,7 +20,7 @@ from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective, check_losses
 from unlearnkit.parameters import device_of, trainable
 
-_PROBED = 3  # samples: two can be told apart, and three is a size that little else has by chance
+_PROBED = (3, 2)  # samples: a second size, because another dimension may be equal to the first by chance
 
 
 @final
@@ -64,6 +64,7 @@ class Engine(Accumulator):
             self._add(batch if step >= size else take(batch, slice(start, start + step)))
         self._count += size
         self._watch.look()
+        self._watch.next()
 
     def result(self) -> Importance:
         """End the pass; see `Accumulator.result`.
@@ -104,15 +105,22 @@ class Engine(Accumulator):
         self._totals.add(trial.result())
 
     def _script(self, batch: Any, key: tuple[object, ...]) -> Script:
-        if key not in self._scripts:
-            few = take(batch, slice(0, min(_PROBED, batch_size(batch))))
+        if key in self._scripts:
+            return self._scripts[key]
+        reason: Exception | None = None
+        for samples in (n for n in _PROBED if n <= batch_size(batch)):
             try:
-                self._scripts[key] = self._probed(few)
-            except (UnprovenError, UnlearnKitError):
+                self._scripts[key] = self._probed(take(batch, slice(0, samples)))
+            except UnlearnKitError:
                 raise
-            except Exception as error:
-                raise UnprovenError(f"{type(error).__name__}: {_first_line(error)}") from error
-        return self._scripts[key]
+            except Exception as error:  # noqa: BLE001 - whatever fails under the mode, the fallback may work
+                reason = reason or error
+            else:
+                return self._scripts[key]
+        assert reason is not None, "a batch of one sample is not probed"
+        if isinstance(reason, UnprovenError):
+            raise reason
+        raise UnprovenError(f"{type(reason).__name__}: {_first_line(reason)}") from reason
 
     def _probed(self, few: Any) -> Script:
         found = probe(self._model, self._objective, few, self._named)
@@ -138,6 +146,7 @@ class Engine(Accumulator):
     def _fall_back(self, batch: Any, reason: str) -> None:
         self._totals.add(self._general(batch))
         self._refused = True
+        self._watch.look(whole=True)  # a NaN is reason enough: the model is not to blame
         warnings.warn(
             f"{type(self._model).__name__} cannot be proven to keep its samples apart at {reason}: going on with "
             f"{self._general.describe()} for the whole model, exactly but two to five times slower",

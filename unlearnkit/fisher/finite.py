@@ -29,14 +29,17 @@ class Watch:
         self._clean = 0
         self._flags: list[tuple[int, Tensor]] = []
 
-    def look(self) -> None:
-        """Look after one batch.
+    def look(self, *, whole: bool = False) -> None:
+        """Look after one batch, or within it.
+
+        Args:
+            whole: At all totals, however large.
 
         Raises:
             NonFiniteError: On the CPU, at once, naming the parameters.
         """
-        index, self._batches = self._batches, self._batches + 1
-        whole = self._batches == 1 or self._batches % _EVERY == 0
+        index = self._batches
+        whole = whole or index % _EVERY == 0
         # A sum is finite when all its terms are, unless it overflows itself, which `end` then finds out.
         sums = [buffer.sum() for _, buffer in self._totals.running(largest=None if whole else _SMALL)]
         if not sums:
@@ -47,7 +50,11 @@ class Watch:
         elif not bool(fine):
             self._raise(self._totals.result(), index)
         if whole:
-            self._clean = self._batches
+            self._clean = index + 1
+
+    def next(self) -> None:
+        """Go on to the next batch."""
+        self._batches += 1
 
     def end(self, totals: Mapping[str, Tensor]) -> None:
         """Look at everything, once.

@@ -28,16 +28,25 @@ class SquaredGradients:
         objective: One loss per sample.
         chunk: Samples differentiated together, or 0 to choose by ``memory``.
         memory: Bound on the bytes of per-sample gradients held at one time.
+        double: Square and add in float64 whatever the model's dtype.
         quiet: Do not warn when samples must be differentiated one at a time.
     """
 
     def __init__(
-        self, model: nn.Module, objective: Objective, *, chunk: int = 0, memory: int = 512 << 20, quiet: bool = False
+        self,
+        model: nn.Module,
+        objective: Objective,
+        *,
+        chunk: int = 0,
+        memory: int = 512 << 20,
+        quiet: bool = False,
+        double: bool = False,
     ) -> None:
         refuse_batch_statistics(model)
         self._model: nn.Module = getattr(model, "_orig_mod", model)  # torch.func cannot look into compiled code
         self._objective = objective
         self._quiet = quiet
+        self._double = double
         self._compared = False
         self._named = trainable(self._model)
         per_sample = sum(p.numel() * max(4, p.element_size()) for p in self._named.values())
@@ -129,7 +138,9 @@ class SquaredGradients:
             for start in range(0, batch_size(batch), self._chunk):
                 for name, g in gradients(weights, *(t[start : start + self._chunk] for t in columns)).items():
                     total = totals[name.removeprefix("model.")]
-                    total.add_(g.to(total.dtype).square_().sum(0))
+                    total.add_(
+                        g.to(total.dtype).square().sum(0)
+                    )  # not in place: zeros of an unused weight are expanded
         return totals
 
     def one_at_a_time(self, batch: Any) -> dict[str, Tensor]:
@@ -152,7 +163,10 @@ class SquaredGradients:
         return totals
 
     def _zeros(self) -> dict[str, Tensor]:
-        return {name: torch.zeros_like(p, dtype=wide(p.dtype)) for name, p in self._named.items()}
+        return {
+            name: torch.zeros_like(p, dtype=torch.float64 if self._double else wide(p.dtype))
+            for name, p in self._named.items()
+        }
 
 
 def refuse_batch_statistics(model: nn.Module) -> None:

@@ -23,6 +23,7 @@ class Tap(torch.autograd.Function):
         del anchor
         ctx.save_for_backward(*saved)
         ctx.sink = sink
+        ctx.count = len(saved)
         ctx.set_materialize_grads(False)
         ctx.mark_dirty(y)
         return y
@@ -32,9 +33,10 @@ class Tap(torch.autograd.Function):
         """Hand the gradient to the sink and return it."""
         (g,) = grads
         if g is not None:
+            saved = ctx.saved_tensors  # checkpointing recomputes them here, and must be seen doing it
             with torch._C.DisableTorchFunction(), torch.no_grad():  # noqa: SLF001 - torch's own switch
-                ctx.sink(g, ctx.saved_tensors)
-        return (g, None, None, *(None for _ in ctx.saved_tensors))
+                ctx.sink(g, saved)
+        return (g, None, None, *[None] * ctx.count)
 
 
 def tap(y: Tensor, anchor: Tensor, sink: Sink, saved: tuple[Tensor, ...]) -> Tensor:
