@@ -31,9 +31,10 @@ def oracle(model, batches, objective=None):
         size = len(wide[0])
         for i in range(size):
             loss = objective.losses(double, take(wide, slice(i, i + 1))).sum()
-            for total, g in zip(totals.values(), torch.autograd.grad(loss, list(named.values()), allow_unused=True)):
+            found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+            for name, g in zip(named, found, strict=True):
                 if g is not None:
-                    total += g.square()
+                    totals[name] += g.square()
     return totals
 
 
