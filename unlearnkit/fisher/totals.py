@@ -79,8 +79,8 @@ class Totals:
             self.buffer(name, "plain", (total.numel(),), _same).add_(total.reshape(-1))
 
     def empty(self) -> "Totals":
-        """Return totals of the same kind that have nothing in them."""
-        return Totals(self._named, double=self._double, memory=self.memory, chooser=self.chooser)
+        """Return totals of the same kind with nothing in them, and without timing: a trial is too small to time."""
+        return Totals(self._named, double=self._double, memory=self.memory, chooser=Chooser())
 
     def running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yield the buffers as they are, for a look at them.

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, final
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from unlearnkit.fisher.families.windows import Geometry, conv_kernels, weight_gradients
+from unlearnkit.fisher.families.geometry import Geometry
+from unlearnkit.fisher.families.windows import conv_kernels, weight_gradients
 from unlearnkit.fisher.rule import Call, Rule
 from unlearnkit.fisher.totals import Slot
 

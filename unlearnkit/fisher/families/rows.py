@@ -47,7 +47,7 @@ def outer_kernels(slot: Slot, g: Tensor, a: Tensor) -> list[Kernel]:
     if g.is_cuda or out * inner <= _SMALL:
         kernels.reverse()
     if rows <= _PAIRS_UP_TO:
-        pair = Kernel(name="pairs", shape=shape, run=lambda total: pairs(slot, total, g, a))
+        pair = Kernel(name="pairs", shape=shape, run=lambda total: add_pairs(slot, total, g, a))
         kernels.insert(0 if rows <= 3 else len(kernels), pair)
     return kernels
 
@@ -67,9 +67,12 @@ def batched(slot: Slot, total: Tensor, g: Tensor, a: Tensor) -> None:
         total.add_(product.square_().sum(0))
 
 
-def pairs(slot: Slot, total: Tensor, g: Tensor, a: Tensor) -> None:
+def add_pairs(slot: Slot, total: Tensor, g: Tensor, a: Tensor) -> None:
     """Use (Σ_t g_t a_t)² = Σ_t g_t² a_t² + 2 Σ_{t<s} (g_t g_s)(a_t a_s): one product, nothing per sample."""
     rows = g.shape[1]
+    if rows == 1:
+        total.addmm_(g[:, 0].square().t(), a[:, 0].square())
+        return
     first, second = torch.triu_indices(rows, rows, device=g.device)
     twice = torch.where(first == second, 1.0, 2.0).to(g.dtype).view(1, -1, 1)
     for part in slot.chunks(len(g), len(first) * (g.shape[2] + a.shape[2])):

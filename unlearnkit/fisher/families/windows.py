@@ -1,44 +1,17 @@
 """The windows of a convolution's input, and the kernels that square per-sample weight gradients."""
 
 import math
-from typing import final
 
-import attrs
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from unlearnkit.fisher.families.rows import pairs
+from unlearnkit.fisher.families.geometry import Geometry
+from unlearnkit.fisher.families.small_maps import add_tap_pairs, as_weight, pays, tap_positions
 from unlearnkit.fisher.totals import Kernel, Slot
 
 _WINDOW_BYTES = 4 << 20  # windows copied at a time: they should stay in the cache until they are multiplied
-_PAIR_POSITIONS = 9
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Geometry:
-    """The sizes of a convolution, one per spatial dimension.
-
-    Attributes:
-        kernel: κ.
-        stride: s.
-        padding: Before and after.
-        dilation: d.
-        groups: How many.
-    """
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-    @property
-    def plain(self) -> bool:
-        """Whether a window is one pixel and every pixel has one."""
-        ones = (1,) * len(self.kernel)
-        return self.kernel == ones == self.stride and not any(map(any, self.padding)) and self.groups == 1
+_FEW_POSITIONS = 16
 
 
 def padded(x: Tensor, geometry: Geometry) -> Tensor:
@@ -119,21 +92,19 @@ def conv_kernels(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> list[K
     def from_transposed(total: Tensor) -> Tensor:
         return total.t().reshape(out, *geometry.kernel, channels).movedim(-1, 1)
 
-    def from_rows(total: Tensor) -> Tensor:
-        return total.reshape(out, *geometry.kernel, channels).movedim(-1, 1)
-
     def by_windows(total: Tensor) -> None:
         _by_windows(total, g, x, geometry)
 
-    def by_pairs(total: Tensor) -> None:
-        u = windows(padded(x.flatten(0, 1), geometry), geometry, tuple(g.shape[3:]))
-        pairs(slot, total, g.flatten(3).movedim(2, -1).flatten(1, 2), u.view(len(g), positions, -1))
-
     found = [Kernel(name="windows", shape=(taps * channels, out), run=by_windows, finish=from_transposed)]
-    if positions <= _PAIR_POSITIONS:
-        found.append(Kernel(name="pairs", shape=(out, taps * channels), run=by_pairs, finish=from_rows))
-        if positions <= 4:
-            found.reverse()
+    if positions <= _FEW_POSITIONS and g.shape[1] == 1:
+        met = tap_positions(geometry, tuple(x.shape[3:]), tuple(g.shape[3:]))
+        small = Kernel(
+            name="small map",
+            shape=(taps, out, channels),
+            run=lambda total: add_tap_pairs(slot, total, g, x, met),
+            finish=lambda total: as_weight(total, geometry.kernel),
+        )
+        found.insert(0 if pays(met, positions, taps * out * channels) else 1, small)
     if geometry.plain and g.shape[1] == 1:
         found.insert(0, Kernel(name="pixels", shape=(out, channels), run=lambda total: _by_pixels(total, g, x)))
     return found
