@@ -294,7 +294,7 @@ TORCHVISION = {
     ),
     "vgg": lambda: tv.vgg11_bn(num_classes=5),
     "alexnet": lambda: tv.alexnet(num_classes=5),
-    "maxvit": lambda: tv.MaxVit((32, 32), 8, 4, 8, [8, 16], [1, 1], 0.0, num_classes=5),
+    "maxvit": lambda: tv.MaxVit((32, 32), 8, 4, [8, 16], [1, 1], 8, 0.0, num_classes=5),
     "googlenet": lambda: tv.googlenet(num_classes=5, aux_logits=False, init_weights=False),
 }
 

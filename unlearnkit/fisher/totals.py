@@ -107,7 +107,8 @@ class Totals:
         total = parts[0]
         for part in parts[1:]:
             total = total + part
-        return total.contiguous()
+        # Sums over pairs of rows may come out below zero by rounding where all terms cancel; NaN stays NaN.
+        return total.clamp(min=0).contiguous()
 
 
 @final
