@@ -22,7 +22,7 @@ from unlearnkit.errors import (
 from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
 from unlearnkit.evidence import Evidence, Need
 from unlearnkit.finetuning import Descent, Loss, Pass, fine_tune
-from unlearnkit.fisher import BatchedDiagonalFisher, DiagonalFisher
+from unlearnkit.fisher import BatchedDiagonalFisher, DiagonalFisher, SketchedFisher
 from unlearnkit.hookspecs import Run, hookimpl
 from unlearnkit.importance import Importance
 from unlearnkit.metric import Exam, Metric, MetricTraits
@@ -75,6 +75,7 @@ __all__ = [
     "Report",
     "Role",
     "Run",
+    "SketchedFisher",
     "StoreError",
     "TensorChange",
     "UnknownMethodError",

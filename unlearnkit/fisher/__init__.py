@@ -2,5 +2,21 @@
 
 from unlearnkit.fisher.batched import BatchedDiagonalFisher
 from unlearnkit.fisher.diagonal import DiagonalFisher
+from unlearnkit.fisher.families import BUILTIN
+from unlearnkit.fisher.rule import Call, Rule, register_rule, visible
+from unlearnkit.fisher.sketched import SketchedFisher
+from unlearnkit.fisher.totals import Slot
 
-__all__ = ["BatchedDiagonalFisher", "DiagonalFisher"]
+for _rule in BUILTIN:
+    register_rule(_rule)
+
+__all__ = [
+    "BatchedDiagonalFisher",
+    "Call",
+    "DiagonalFisher",
+    "Rule",
+    "SketchedFisher",
+    "Slot",
+    "register_rule",
+    "visible",
+]

@@ -5,12 +5,15 @@ from typing import Any, ClassVar, final
 import attrs
 from torch import nn
 
-from unlearnkit.batches import batch_size
-from unlearnkit.estimator import EstimatorTraits, ImportanceEstimator
+from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
+from unlearnkit.fisher.choice import Chooser
+from unlearnkit.fisher.engine import Engine
 from unlearnkit.fisher.general import SquaredGradients
+from unlearnkit.fisher.totals import Totals
 from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective
 from unlearnkit.options import option
+from unlearnkit.parameters import trainable
 
 
 @final
@@ -40,9 +43,29 @@ class DiagonalFisher(ImportanceEstimator):
     memory_mib: int = option(
         512, at_least=1, meaning=False, doc="bound on the per-sample gradients held at one time, in MiB"
     )
-    chunk: int = option(0, at_least=0, meaning=False, doc="samples differentiated together; 0 chooses by memory_mib")
+    chunk: int = option(0, at_least=0, meaning=False, doc="samples differentiated together; 0: as many as fit")
+    accumulate: str = option(
+        "float32",
+        choices=("float32", "float64"),
+        doc="square and add in at least this precision; a float64 model always uses float64",
+    )
+    kernels: str = option(
+        "fixed",
+        choices=("fixed", "timed"),
+        meaning=False,
+        doc="kernels by rule, with the same bits in every run, or the fastest, timed once per layer",
+    )
+
+    def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
+        """Start a pass of the engine; see `ImportanceEstimator.accumulator`."""
+        memory = self.memory_mib << 20
+        double = self.accumulate == "float64"
+        general = SquaredGradients(model, objective, chunk=self.chunk, memory=memory, double=double, quiet=True)
+        totals = Totals(trainable(model), double=double, memory=memory, chooser=Chooser(timed=self.kernels == "timed"))
+        return Engine(model, objective, totals=totals, general=general, chunk=self.chunk)
 
     def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
         """Square and add the gradient of every sample; see `ImportanceEstimator.estimate_batch`."""
-        squares = SquaredGradients(model, objective, chunk=self.chunk, memory=self.memory_mib << 20)
-        return Importance(totals=squares(batch), count=batch_size(batch))
+        one = self.accumulator(model, objective=objective)
+        one.add(batch)
+        return one.result()

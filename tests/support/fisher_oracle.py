@@ -1,0 +1,66 @@
+"""One sample at a time in float64: the slow answer that every fast one is compared with."""
+
+import copy
+import warnings
+
+import attrs
+import torch
+
+from unlearnkit import CrossEntropy, DiagonalFisher, Objective
+from unlearnkit.batches import map_tensors, take
+
+
+@attrs.frozen
+class SumOfSquares(Objective):
+    """Half the squared output, position by position weighted so that no gradient is uniform."""
+
+    def losses(self, model, batch):
+        y = model(*batch[:-1]).flatten(1)
+        ramp = torch.linspace(0.5, 1.5, y.shape[1], dtype=y.dtype)
+        return (0.5 * y.square() * ramp).sum(1) + (y * batch[-1].to(y.dtype).reshape(-1, 1)).sum(1)
+
+
+def oracle(model, batches, objective=None):
+    """Differentiate every sample alone, in float64."""
+    objective = objective or CrossEntropy()
+    double = copy.deepcopy(model).double().eval()
+    named = {n: p for n, p in double.named_parameters() if p.requires_grad}
+    totals = {n: torch.zeros_like(p) for n, p in named.items()}
+    for batch in batches:
+        wide = map_tensors(batch, lambda t: t.double() if t.is_floating_point() else t)
+        size = len(wide[0])
+        for i in range(size):
+            loss = objective.losses(double, take(wide, slice(i, i + 1))).sum()
+            found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+            for name, g in zip(named, found, strict=True):
+                if g is not None:
+                    totals[name] += g.square()
+    return totals
+
+
+def estimate(model, batches, objective=None, **options):
+    """The engine's totals."""
+    estimator = DiagonalFisher(**options)
+    return dict(estimator.estimate(model, batches, objective=objective or CrossEntropy()).totals)
+
+
+def distance(seen, expected):
+    """The largest relative L1 difference over all parameters that are more than rounding error."""
+    scale = max((float(t.mean()) for t in expected.values() if t.numel()), default=0.0)
+    worst = 0.0
+    for name, want in expected.items():
+        assert seen[name].shape == want.shape, name
+        if want.numel():
+            floor = 1e-9 * scale * want.numel()
+            difference = float((seen[name].double() - want).abs().sum())
+            worst = max(worst, difference / (float(want.sum()) + floor) if float(want.sum()) + floor else difference)
+    return worst
+
+
+def engine_only(model, batches, objective=None, tolerance=1e-4, **options):
+    """Assert that the engine itself is right: no warning, no fallback."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        seen = estimate(model, batches, objective, **options)
+    assert distance(seen, oracle(model, batches, objective)) < tolerance
+    return seen

@@ -1,0 +1,147 @@
+"""The probe: what a forward pass does with each parameter, and which rows belong to which sample."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, final
+
+import attrs
+import torch
+from torch import Tensor
+
+from unlearnkit.fisher.families.anything import AnyFunction
+from unlearnkit.fisher.families.spread import SPREADING, SpreadRule
+from unlearnkit.fisher.intercept import Guide, Seen, enterable, in_place
+from unlearnkit.fisher.layout import recognise, touched_rows
+from unlearnkit.fisher.rule import Call, Rule, rule_for
+from unlearnkit.fisher.script import Action, Script, Step, UnprovenError
+from unlearnkit.fisher.tap import Sink
+
+
+@final
+class Discovery(Guide):
+    """Decides about every call the first time, and watches one sample's loss at a time.
+
+    A call is claimed when it mixes parameters with data. Tensors are data unless they are parameters, buffers, or
+    were made of these alone: whatever is not known counts as data, which can only cost speed.
+
+    Args:
+        samples: How many samples the probe has.
+        buffers: The model's buffers.
+    """
+
+    def __init__(self, samples: int, buffers: Iterable[Tensor]) -> None:
+        self._samples = samples
+        self._constants: dict[int, Tensor] = {id(b): b for b in buffers}
+        self._buffers = frozenset(self._constants)
+        self._steps: list[Step] = []
+        self._touched: dict[int, list[Tensor | None]] = {}
+        self._saved: dict[int, tuple[tuple[int, ...], ...]] = {}
+        self.sample = 0
+        self.precisions: set[torch.dtype] = set()
+
+    def script(self) -> Script:
+        """Return the steps, each claim with its layout.
+
+        Returns:
+            What later passes follow; a layer that no gradient reached has no layout.
+
+        Raises:
+            UnprovenError: The rows of some layer cannot be told apart by sample.
+        """
+        return Script([self._settled(i, step) for i, step in enumerate(self._steps)])
+
+    def step(self, seen: Seen) -> Step | None:
+        """Decide about a call; see `Guide.step`."""
+        tracked = {id(t) for t in seen.tracked}
+        mixed = any(id(t) not in tracked and id(t) not in self._constants for t in seen.tensors)
+        step = self._mixed(seen) if mixed else self._alone(seen)
+        if step is not None:
+            self._steps.append(step)
+        return step
+
+    def sink(self, step: Step, call: Call, y: Any) -> Sink:
+        """Watch the gradient of a claimed call; see `Guide.sink`."""
+        if not isinstance(y, Tensor) or not y.is_floating_point():
+            raise UnprovenError(f"{step.describe()}: it returns a {type(y).__name__}, not one tensor")
+        index = len(self._steps) - 1
+        self._steps[index] = attrs.evolve(step, shape=tuple(y.shape))
+        self._saved[index] = tuple(tuple(t.shape) for t in call.saved)
+        touched: list[Tensor | None] = [None] * self._samples
+        self._touched[index] = touched
+        self.precisions.add(y.dtype)
+
+        def watch(g: Tensor, saved: tuple[Tensor, ...]) -> None:
+            del saved
+            rows = touched_rows(g)
+            before = touched[self.sample]
+            touched[self.sample] = rows if before is None else before | rows
+
+        return watch
+
+    def passed(self, function: Callable[..., Any], tensors: list[Tensor], result: Any) -> None:
+        """Remember what is made of constants alone; see `Guide.passed`."""
+        if all(id(t) in self._constants for t in tensors):
+            self._remember(result)
+        elif in_place(function) and tensors and id(tensors[0]) not in self._buffers:
+            self._constants.pop(id(tensors[0]), None)
+
+    def _remember(self, result: Any) -> None:
+        for t in result if isinstance(result, tuple | list) else (result,):
+            # A state that starts at zero for every sample has one row per sample, as data has.
+            if isinstance(t, Tensor) and not (t.dim() and t.shape[0] == self._samples):
+                self._constants[id(t)] = t
+
+    def _mixed(self, seen: Seen) -> Step | None:
+        rule = rule_for(seen.function)
+        if rule is not None and _covers(rule, seen):
+            return _step(Action.CLAIM, seen, rule)
+        if enterable(seen.function) and rule is None:
+            return _step(Action.ENTER, seen)
+        with torch.no_grad():
+            result = seen.run() if not in_place(seen.function) else None
+        if not isinstance(result, Tensor) and result is not None and not isinstance(result, tuple | list):
+            return None
+        if not isinstance(result, Tensor):
+            raise UnprovenError(f"{_step(Action.CLAIM, seen).describe()}: no rule covers it")
+        if any(result is t for t in seen.tensors) or not result.is_floating_point():
+            return None
+        return _step(Action.CLAIM, seen, AnyFunction(seen, result.shape[0] if result.dim() else 0))
+
+    def _alone(self, seen: Seen) -> Step | None:
+        result = seen.run()
+        if seen.function in SPREADING and len(seen.tracked) == 1:
+            rule = SpreadRule(seen.function)
+            if rule.covers(seen.tracked[0], result, self._samples):
+                return _step(Action.CLAIM, seen, rule)
+        parts = result if isinstance(result, tuple | list) else (result,)
+        if any(isinstance(t, Tensor) and t.requires_grad for t in parts):
+            return _step(Action.DERIVE, seen)
+        self._remember(result)
+        return None
+
+    def _settled(self, index: int, step: Step) -> Step:
+        if step.action is not Action.CLAIM:
+            return step
+        assert step.rule is not None, "a claim has a rule"
+        head = step.shape[:2]
+        touched = [torch.zeros(head, dtype=torch.bool) if t is None else t.cpu() for t in self._touched[index]]
+        layout = recognise(step.shape, touched, free_rows=step.rule.free_rows)
+        if layout is None and not any(bool(t.any()) for t in touched):
+            return step  # no gradient came here: as long as none comes, its rows do not matter
+        if layout is None:
+            raise UnprovenError(f"{step.describe()}: which of its rows belong to which sample cannot be told")
+        leading = layout.length(self._samples)
+        if any(shape[: len(leading)] != leading for shape in self._saved[index]):
+            raise UnprovenError(f"{step.describe()}: its input and its output have their samples in different places")
+        return attrs.evolve(step, layout=layout)
+
+
+def _covers(rule: Rule, seen: Seen) -> bool:
+    call = rule.bind(*seen.args, **seen.kwargs)
+    if call is None:
+        return False
+    held = {id(w) for w in call.weights.values() if w is not None}
+    return all(id(t) in held for t in seen.tracked)
+
+
+def _step(action: Action, seen: Seen, rule: Rule | None = None) -> Step:
+    return Step(action=action, function=seen.function, names=seen.names, rule=rule)

@@ -1,0 +1,69 @@
+"""Embeddings: ∂ℓ_n/∂E_v = Σ_{t: i_nt = v} g_nt, only the rows that a sample looks up."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - its usual name
+
+from unlearnkit.fisher.rule import Call, Rule
+from unlearnkit.fisher.totals import Slot
+
+
+@final
+class EmbeddingRule(Rule):
+    """y_nt = E[i_nt]; the row ``padding_idx`` has no gradient. Repeated indices of one sample add before squaring."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.embedding,)
+    free_rows: ClassVar[bool] = True
+
+    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
+        """See `Rule.bind`."""
+        return _embedding(*args, **kwargs)
+
+    def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
+        """Return the whole table for each sample, shape (n, V, D); only tied tables need it; see `Rule.per_sample`."""
+        del role
+        vocabulary, _ = call.options
+        keys, rows = _rows(g, call)
+        table = torch.zeros(len(g) * vocabulary, g.shape[-1], dtype=g.dtype, device=g.device)
+        return table.index_add_(0, keys, rows).view(len(g), vocabulary, g.shape[-1])
+
+    def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
+        """Add the looked-up rows only; see `Rule.add_squares`."""
+        del role
+        vocabulary, _ = call.options
+        keys, rows = _rows(g, call)
+        found, place = torch.unique(keys, return_inverse=True)
+        sums = torch.zeros(len(found), g.shape[-1], dtype=g.dtype, device=g.device).index_add_(0, place, rows)
+        slot.add_rows(sums, found % vocabulary)
+
+
+def _embedding(  # noqa: PLR0917 - torch's own signature
+    input: Tensor,  # noqa: A002 - torch's name
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Call | None:
+    del norm_type, sparse
+    # A maximal norm edits the table in place; frequencies are counted over the whole batch and mix the samples.
+    if max_norm is not None or scale_grad_by_freq:
+        return None
+    vocabulary = weight.shape[0]
+    padding = None if padding_idx is None else padding_idx % vocabulary
+    return Call(weights={"weight": weight}, saved=(input,), options=(vocabulary, padding))
+
+
+def _rows(g: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """Number every looked-up row by sample · V + index, and leave the padding out."""
+    vocabulary, padding = call.options
+    index = call.saved[0].flatten(1).to(torch.long)
+    samples = torch.arange(len(g), device=g.device).unsqueeze(1)
+    keys, rows = (samples * vocabulary + index).flatten(), g.flatten(0, -2)
+    if padding is None:
+        return keys, rows
+    return keys, rows * (index.flatten() != padding).unsqueeze(1)

@@ -1,0 +1,85 @@
+"""Kernels for Σ_n (Σ_t g_ntᵀ a_nt)²: the squares of sums of outer products."""
+
+import torch
+from torch import Tensor
+
+from unlearnkit.fisher.totals import Kernel, Slot
+
+_PAIRS_UP_TO = 8
+_SMALL = 1 << 14  # elements below which one batched product beats a loop over samples
+
+
+def add_outer(slot: Slot, g: Tensor, a: Tensor) -> None:
+    """Add the squares of per-sample sums of outer products.
+
+    Args:
+        slot: A parameter whose shape flattens to (O, I).
+        g: Shape (n, T, O).
+        a: Shape (n, T, I).
+    """
+    rows, out = g.shape[1:]
+    inner = a.shape[2]
+    if not g.numel() or not a.numel():
+        return
+    if rows == 1:
+        slot.totals.buffer(slot.name, "outer", (out, inner), _same).addmm_(g[:, 0].square().t(), a[:, 0].square())
+        return
+    slot.run((rows, out, inner), outer_kernels(slot, g, a))
+
+
+def outer_kernels(slot: Slot, g: Tensor, a: Tensor) -> list[Kernel]:
+    """List the kernels for T > 1, the best guess first.
+
+    Args:
+        slot: As for `add_outer`.
+        g: As for `add_outer`.
+        a: As for `add_outer`.
+
+    Returns:
+        At least two kernels.
+    """
+    rows, out, inner = g.shape[1], g.shape[2], a.shape[2]
+    shape = (out, inner)
+    kernels = [
+        Kernel(name="outer", shape=shape, run=lambda total: one_by_one(total, g, a)),
+        Kernel(name="batched", shape=shape, run=lambda total: batched(slot, total, g, a)),
+    ]
+    if g.is_cuda or out * inner <= _SMALL:
+        kernels.reverse()
+    if rows <= _PAIRS_UP_TO:
+        pair = Kernel(name="pairs", shape=shape, run=lambda total: add_pairs(slot, total, g, a))
+        kernels.insert(0 if rows <= 3 else len(kernels), pair)
+    return kernels
+
+
+def one_by_one(total: Tensor, g: Tensor, a: Tensor) -> None:
+    """Multiply one sample at a time into one buffer that stays in the cache, and square it there."""
+    buffer = torch.empty(total.shape, dtype=total.dtype, device=total.device)
+    for g_n, a_n in zip(g, a, strict=True):
+        torch.mm(g_n.t(), a_n, out=buffer)
+        total.addcmul_(buffer, buffer)
+
+
+def batched(slot: Slot, total: Tensor, g: Tensor, a: Tensor) -> None:
+    """Multiply a chunk of samples at a time."""
+    for part in slot.chunks(len(g), total.numel()):
+        product = torch.bmm(g[part].transpose(1, 2), a[part])
+        total.add_(product.square_().sum(0))
+
+
+def add_pairs(slot: Slot, total: Tensor, g: Tensor, a: Tensor) -> None:
+    """Use (Σ_t g_t a_t)² = Σ_t g_t² a_t² + 2 Σ_{t<s} (g_t g_s)(a_t a_s): one product, nothing per sample."""
+    rows = g.shape[1]
+    if rows == 1:
+        total.addmm_(g[:, 0].square().t(), a[:, 0].square())
+        return
+    first, second = torch.triu_indices(rows, rows, device=g.device)
+    twice = torch.where(first == second, 1.0, 2.0).to(g.dtype).view(1, -1, 1)
+    for part in slot.chunks(len(g), len(first) * (g.shape[2] + a.shape[2])):
+        gg = g[part][:, first].mul_(g[part][:, second]).mul_(twice)
+        aa = a[part][:, first].mul_(a[part][:, second])
+        total.addmm_(gg.flatten(0, 1).t(), aa.flatten(0, 1))
+
+
+def _same(buffer: Tensor) -> Tensor:
+    return buffer

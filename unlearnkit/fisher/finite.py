@@ -1,0 +1,82 @@
+"""Finds the first batch whose gradients hold a NaN or an infinity, without looking at every weight every time."""
+
+from collections.abc import Mapping
+from typing import final
+
+import torch
+from torch import Tensor
+
+from unlearnkit.errors import NonFiniteError
+from unlearnkit.fisher.totals import Totals
+
+_SMALL = 1 << 16  # elements of the totals that are looked at after every batch: biases and norms
+_EVERY = 16  # batches between two looks at all totals
+
+
+@final
+class Watch:
+    """Looks at running totals: NaN and infinity never leave a sum of squares, so a late look still finds them.
+
+    On a CUDA device nothing waits: the looks are collected and read at the end.
+
+    Args:
+        totals: The running totals.
+    """
+
+    def __init__(self, totals: Totals) -> None:
+        self._totals = totals
+        self._batches = 0
+        self._clean = 0
+        self._flags: list[tuple[int, Tensor]] = []
+
+    def look(self, *, whole: bool = False) -> None:
+        """Look after one batch, or within it.
+
+        Args:
+            whole: At all totals, however large.
+
+        Raises:
+            NonFiniteError: On the CPU, at once, naming the parameters.
+        """
+        index = self._batches
+        whole = whole or index % _EVERY == 0
+        # A sum is finite when all its terms are, unless it overflows itself, which `end` then finds out.
+        sums = [buffer.sum() for _, buffer in self._totals.running(largest=None if whole else _SMALL)]
+        if not sums:
+            return
+        fine = torch.isfinite(torch.stack([s.double() for s in sums]).sum())
+        if fine.is_cuda:
+            self._flags.append((index, fine))
+        elif not bool(fine):
+            self._raise(self._totals.result(), index)
+        if whole:
+            self._clean = index + 1
+
+    def next(self) -> None:
+        """Go on to the next batch."""
+        self._batches += 1
+
+    def end(self, totals: Mapping[str, Tensor]) -> None:
+        """Look at everything, once.
+
+        Args:
+            totals: The result of the pass.
+
+        Raises:
+            NonFiniteError: Naming the parameters and the batch.
+        """
+        first = next((index for index, fine in self._flags if not bool(fine)), None)
+        if first is not None or not all(bool(torch.isfinite(t.sum())) for t in totals.values()):
+            self._raise(totals, first)
+
+    def _raise(self, totals: Mapping[str, Tensor], index: int | None) -> None:
+        names = [name for name, t in totals.items() if not bool(torch.isfinite(t).all())]
+        if not names:
+            return
+        where = (
+            f"in batch {index}" if index is not None else f"in one of the batches {self._clean} to {self._batches - 1}"
+        )
+        raise NonFiniteError(
+            f"expected finite gradients, saw NaN or infinity {where} (counted from 0) in the squares for "
+            f"{', '.join(names)}: look at that batch's inputs and losses; squares overflow above 1e19 in float32"
+        )

@@ -1,0 +1,239 @@
+"""Sees every torch function that a model calls, on this thread only, and acts on those that use a parameter."""
+
+import abc
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, final
+
+import attrs
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from unlearnkit.fisher.rule import Call, rule_for
+from unlearnkit.fisher.script import Action, Step, UnprovenError
+from unlearnkit.fisher.tap import Sink, tap
+
+_CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+_IN_PLACE = frozenset(
+    f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "and", "or", "xor", "mod", "matmul")
+)
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Seen:
+    """A call that has a parameter, or a tensor made of parameters only, among its arguments.
+
+    Attributes:
+        function: What is called.
+        args: By position.
+        kwargs: By name.
+        tensors: All tensors among them, in order.
+        names: The labels of those that are tracked.
+        tracked: Those that are tracked.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    tensors: tuple[Tensor, ...]
+    names: tuple[str, ...]
+    tracked: tuple[Tensor, ...]
+
+    def run(self) -> Any:
+        """Call the function as the model did."""
+        return self.function(*self.args, **self.kwargs)
+
+    def run_detached(self) -> Any:
+        """Call the function with its tracked arguments cut from the graph."""
+        cut = {id(t): t.detach() for t in self.tracked}
+        args = _replace(self.args, cut)
+        kwargs = {key: _replace(value, cut) for key, value in self.kwargs.items()}
+        return self.function(*args, **kwargs)
+
+
+class Guide(abc.ABC):
+    """Tells the interceptor what to do with each call, and receives the gradients of those that are claimed."""
+
+    @abc.abstractmethod
+    def step(self, seen: Seen) -> Step | None:
+        """Decide about a call; None to run it as it is."""
+
+    @abc.abstractmethod
+    def sink(self, step: Step, call: Call, y: Any) -> Sink:
+        """Return what receives the gradient of a claimed call's output ``y``."""
+
+    def passed(self, function: Callable[..., Any], tensors: list[Tensor], result: Any) -> None:
+        """Look at a call without parameters; by default nothing is done."""
+        del function, tensors, result
+
+
+@final
+class Interceptor(TorchFunctionMode):
+    """A torch function mode: thread-local, and gone when its ``with`` block is left, by an exception too.
+
+    Args:
+        named: The trainable parameters.
+        guide: Decides.
+        device: Of the model.
+    """
+
+    def __init__(self, named: Mapping[str, Tensor], guide: Guide, device: torch.device) -> None:
+        super().__init__()
+        self._guide = guide
+        self._labels = {id(p): name for name, p in named.items()}
+        self._recomputing = False
+        self.anchor = torch.zeros((), device=device, requires_grad=True)
+        self.derived: dict[str, tuple[Tensor, frozenset[str]]] = {}
+
+    def label(self, tensor: Tensor | None) -> str | None:
+        """Return the label of a tracked tensor, else None."""
+        return None if tensor is None else self._labels.get(id(tensor))
+
+    def backward(self, losses: Tensor, weights: Tensor, *, keep: bool = False) -> None:
+        """Run the backward pass: every tap's sink gets its gradient, and no parameter does.
+
+        The mode stays on, so that segments recomputed by checkpointing are tapped again.
+
+        Args:
+            losses: Shape (batch,).
+            weights: Shape (batch,): the factor of each loss.
+            keep: Keep the graph for another pass.
+        """
+        self._recomputing = True
+        with self:
+            inside(torch.autograd.backward)(losses, weights, retain_graph=keep, inputs=[self.anchor])
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """See one call; see the class."""
+        kwargs = kwargs or {}
+        tensors = [*_tensors(args), *_tensors(kwargs.values())]
+        tracked = tuple(t for t in tensors if id(t) in self._labels)
+        if not tracked:
+            result = func(*args, **kwargs)
+            if not self._recomputing:
+                self._guide.passed(func, tensors, result)
+            return result
+        if not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        names = tuple(self._labels[id(t)] for t in tracked)
+        seen = Seen(function=func, args=args, kwargs=kwargs, tensors=tuple(tensors), names=names, tracked=tracked)
+        return self._again(seen) if self._recomputing else self._first(seen)
+
+    def _first(self, seen: Seen) -> Any:
+        step = self._guide.step(seen)
+        if step is None:
+            result = seen.run()
+            if any(t.requires_grad for t in _tensors([result])):
+                raise UnprovenError(
+                    f"{Step(action=Action.DERIVE, function=seen.function, names=seen.names).describe()}"
+                    ": a call that the probe did not see"
+                )
+            return result
+        if step.action is Action.ENTER:
+            with self:
+                return inside(seen.function)(*seen.args, **seen.kwargs)
+        return self._derive(seen) if step.action is Action.DERIVE else self._claim(seen, step)
+
+    def _derive(self, seen: Seen) -> Any:
+        result = seen.run()
+        bases = frozenset[str]().union(*(self.derived[n][1] if n in self.derived else {n} for n in seen.names))
+        for tensor in _tensors([result]):
+            if tensor.requires_grad and id(tensor) not in self._labels:
+                label = f"{' and '.join(sorted(bases))} (derived, {len(self.derived)})"
+                self._labels[id(tensor)] = label
+                self.derived[label] = (tensor, bases)
+        return result
+
+    def _claim(self, seen: Seen, step: Step) -> Any:
+        assert step.rule is not None, "a claim has a rule"
+        call = step.rule.bind(*seen.args, **seen.kwargs)
+        if call is None:
+            raise UnprovenError(f"{step.describe()}: a call that its rule does not cover")
+        if in_place(seen.function):
+            call = attrs.evolve(call, saved=tuple(t.detach().clone() for t in call.saved))
+        y = seen.run_detached()
+        sink = self._guide.sink(step, call, y)
+        return tap(y, self.anchor, sink, call.saved)
+
+    def _again(self, seen: Seen) -> Any:
+        """Repeat a call for a checkpointed segment: the same tensors are saved, and no gradient will come."""
+        rule = rule_for(seen.function)
+        call = rule.bind(*seen.args, **seen.kwargs) if rule else None
+        if call is not None:
+            return tap(seen.run_detached(), self.anchor, _ignore, call.saved)
+        if enterable(seen.function):
+            with self:
+                return inside(seen.function)(*seen.args, **seen.kwargs)
+        return seen.run()
+
+
+def in_place(function: Callable[..., Any]) -> bool:
+    """Say whether a function edits its first argument, by torch's naming.
+
+    Args:
+        function: Any function of torch.
+
+    Returns:
+        True for ``add_``, ``__iadd__`` and the like.
+    """
+    name = getattr(function, "__name__", "")
+    return name in _IN_PLACE or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+
+
+def enterable(function: Callable[..., Any]) -> bool:
+    """Say whether a function is written in Python, so that its own calls can be seen.
+
+    Args:
+        function: Any function of torch.
+
+    Returns:
+        True when `inside` works on it.
+    """
+    return isinstance(function, types.FunctionType)
+
+
+def inside(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a Python function of torch that does not ask for modes at its own door, only further in.
+
+    torch's functions hand themselves to the active mode before anything else; run under a mode they would come back
+    for ever. The copy finds "no mode" there; what it calls is seen as usual.
+
+    Args:
+        function: A function written in Python.
+
+    Returns:
+        A copy of it; the original is untouched.
+    """
+    assert isinstance(function, types.FunctionType), "see enterable"
+    around = {**function.__globals__, **dict.fromkeys(_CHECKS, _nothing)}
+    copy = types.FunctionType(function.__code__, around, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def _ignore(g: Tensor, saved: tuple[Tensor, ...]) -> None:
+    del g, saved
+
+
+def _nothing(*_: Any) -> bool:
+    return False
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _tensors(value)
+
+
+def _replace(value: Any, by: Mapping[int, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return by.get(id(value), value)
+    if type(value) in {tuple, list}:
+        return type(value)(_replace(item, by) for item in value)
+    return value

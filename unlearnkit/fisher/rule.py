@@ -1,0 +1,170 @@
+"""The contract of a layer rule, and the registry that finds the rule of a function."""
+
+import abc
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, ParamSpec, TypeVar, final
+
+import attrs
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from unlearnkit.errors import ConfigurationError
+from unlearnkit.fisher.totals import Slot
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Call:
+    """One call of a parametric function, as a rule understands it.
+
+    Attributes:
+        weights: Role (``"weight"``, ``"bias"``) to the tensor that the model passed; None where it passed none.
+        saved: What the per-sample gradient needs besides the output's gradient; rows as in the output.
+        options: Anything else: strides, normalised shape, epsilon.
+    """
+
+    weights: Mapping[str, Tensor | None]
+    saved: tuple[Tensor, ...] = ()
+    options: Any = None
+
+
+class Rule(abc.ABC):
+    """Says what the per-sample gradient of a parametric function is. Write `bind` and `per_sample`, and register it.
+
+    The engine runs the function itself with its weights detached, so that torch's own backward gives the gradient of
+    the input and the gradient of the weights is never formed; the rule adds the squares instead.
+
+    Example:
+        >>> import torch
+        >>> @visible
+        ... def scale(x, factor):
+        ...     return x * factor
+        >>> class ScaleRule(Rule):
+        ...     functions = (scale,)
+        ...     def bind(self, x, factor):
+        ...         return Call(weights={"factor": factor}, saved=(x,))
+        ...     def per_sample(self, role, g, call):
+        ...         return (g * call.saved[0]).flatten(1).sum(1)
+        >>> register_rule(ScaleRule())
+        >>> isinstance(rule_for(scale), ScaleRule)
+        True
+    """
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]]
+    free_rows: ClassVar[bool] = False
+    """Whether all leading dimensions are alike, so that the batch may stand in dimension 1."""
+    converts: ClassVar[bool] = True
+    """Whether ``g`` and the saved tensors are to come in the dtype of the totals."""
+
+    @abc.abstractmethod
+    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
+        """Name the arguments of one call.
+
+        Args:
+            args: As the model passed them.
+            kwargs: As the model passed them.
+
+        Returns:
+            The call, or None when this rule does not cover it.
+        """
+
+    @abc.abstractmethod
+    def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
+        """Return the gradient of one weight for each sample.
+
+        Args:
+            role: Which weight: a key of ``call.weights``.
+            g: Gradient of the output, shape (n, k, …): the k rows of dimension 0 that belong to each of n samples.
+            call: Its ``saved`` tensors have the same leading (n, k) as ``g`` and the dtype of the totals.
+
+        Returns:
+            Shape (n, *weight.shape), or anything that reshapes to it.
+        """
+
+    def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
+        """Add Σ_n (per-sample gradient)² to the totals; override it where that need not be materialised.
+
+        Args:
+            role: As for `per_sample`.
+            g: As for `per_sample`.
+            call: As for `per_sample`.
+            slot: Where the squares of this weight go.
+        """
+        for rows in slot.chunks(len(g), slot.numel):
+            part = attrs.evolve(call, saved=tuple(t[rows] for t in call.saved))
+            slot.add(self.per_sample(role, g[rows], part))
+
+
+_RULES: dict[Callable[..., Any], Rule] = {}
+
+
+def register_rule(rule: Rule) -> None:
+    """Make a rule known to every later estimate.
+
+    Args:
+        rule: Its ``functions`` become covered.
+
+    Raises:
+        ConfigurationError: Another rule covers one of them.
+    """
+    for function in rule.functions:
+        known = _RULES.get(function)
+        if known is not None and type(known) is not type(rule):
+            raise ConfigurationError(
+                f"expected one rule for {name_of(function)}, saw {type(known).__name__} and {type(rule).__name__}"
+            )
+        _RULES[function] = rule
+
+
+def rule_for(function: Callable[..., Any]) -> Rule | None:
+    """Find the rule of a function.
+
+    Args:
+        function: As ``__torch_function__`` gets it.
+
+    Returns:
+        The rule, or None.
+    """
+    return _RULES.get(function)
+
+
+def visible(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let a function of your own be seen as one call, as torch's own functions are; a decorator.
+
+    Args:
+        function: Takes at least one tensor by position.
+
+    Returns:
+        The same function, which a `Rule` can name in its ``functions``.
+    """
+
+    @functools.wraps(function)
+    def seen(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        if has_torch_function(tensors):
+            result: _R = handle_torch_function(seen, tensors, *args, **kwargs)
+            return result
+        return function(*args, **kwargs)
+
+    return seen
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Name a function for a message.
+
+    Args:
+        function: Any callable.
+
+    Returns:
+        ``torch.lstm`` for a built-in function, else its qualified name.
+    """
+    name = getattr(function, "__qualname__", None) or repr(function)
+    return (
+        name.replace("_VariableFunctionsClass.", "torch.")
+        .replace("_TensorBase.", "Tensor.")
+        .replace("TensorBase.", "Tensor.")
+    )

@@ -1,0 +1,119 @@
+"""What the calls of a forward pass with parameters in them are: found out once, then followed."""
+
+import enum
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, final
+
+import attrs
+from torch import Tensor
+
+from unlearnkit.fisher.layout import Layout
+from unlearnkit.fisher.rule import Rule, name_of
+
+
+@final
+class UnprovenError(Exception):
+    """The engine cannot prove that it would be exact here; the message says where and why."""
+
+
+@final
+class Action(enum.Enum):
+    """What to do with a call that has a parameter (or something made of parameters only) among its arguments."""
+
+    CLAIM = "a rule knows its per-sample gradient"
+    DERIVE = "it makes a tensor of parameters alone"
+    ENTER = "look inside a function that is written in Python"
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Step:
+    """One call of the forward pass.
+
+    Attributes:
+        action: What to do.
+        function: What is called.
+        names: The parameters, or made-of-parameters tensors, among its arguments.
+        rule: For ``CLAIM``.
+        shape: For ``CLAIM``: the shape of its output in the probe.
+        layout: For ``CLAIM``: how its rows belong to samples; None when the probe's gradients were all zero here.
+    """
+
+    action: Action
+    function: Callable[..., Any]
+    names: tuple[str, ...]
+    rule: Rule | None = None
+    shape: tuple[int, ...] = ()
+    layout: Layout | None = None
+
+    def describe(self) -> str:
+        """Say what this is in a message.
+
+        Returns:
+            Like ``linear of fc.weight and fc.bias``.
+        """
+        return f"{name_of(self.function)} of {' and '.join(self.names) or 'no parameter'}"
+
+    def check(self, y: Any, samples: int) -> None:
+        """Refuse an output whose rows are not as many as the probe's layout says.
+
+        Args:
+            y: What the function returned.
+            samples: n.
+
+        Raises:
+            UnprovenError: Another shape.
+        """
+        if self.layout is None:
+            return
+        head = self.layout.length(samples)
+        expected = (*head, *self.shape[len(head) :])
+        if not isinstance(y, Tensor) or tuple(y.shape) != expected:
+            seen = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+            raise UnprovenError(f"{self.describe()}: expected an output of shape {expected}, saw {seen}")
+
+
+@final
+class Script:
+    """The steps of one kind of forward pass, in order, as a probe found them."""
+
+    def __init__(self, steps: list[Step]) -> None:
+        self._steps = steps
+        self._next = 0
+        used = Counter(name for step in steps if step.action is not Action.ENTER for name in step.names)
+        derived = {name for step in steps if step.action is Action.DERIVE for name in step.names}
+        self.shared = frozenset(derived | {name for name, times in used.items() if times > 1})
+        """Parameters used more than once, or through tensors made of them."""
+        self.doubtful = any(step.action is Action.CLAIM and step.layout is None for step in steps)
+        """Whether some layer got no gradient in the probe, so that its layout is not known."""
+
+    def start(self) -> None:
+        """Begin a pass."""
+        self._next = 0
+
+    def peek(self, function: Callable[..., Any], names: tuple[str, ...]) -> Step | None:
+        """Return the next step when it is this call, and move on.
+
+        Args:
+            function: What is called.
+            names: The parameters among its arguments.
+
+        Returns:
+            The step, or None for a call that the probe did not see.
+        """
+        if self._next < len(self._steps):
+            step = self._steps[self._next]
+            if step.names == names and step.function == function:
+                self._next += 1
+                return step
+        return None
+
+    def finish(self) -> None:
+        """End a pass.
+
+        Raises:
+            UnprovenError: Some steps of the probe did not happen.
+        """
+        if self._next < len(self._steps):
+            raise UnprovenError(f"{self._steps[self._next].describe()}: expected a call as in the probe, saw none")

@@ -1,0 +1,187 @@
+"""Where squares are added up: in each kernel's own layout, in at least float32."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import final
+
+import attrs
+import torch
+from torch import Tensor
+
+from unlearnkit.fisher.choice import Chooser
+from unlearnkit.parameters import wide
+
+_MIB = 1 << 20
+_CHUNK_CAP = 32 * _MIB  # larger chunks leave the caches and gain nothing
+
+Finish = Callable[[Tensor], Tensor]
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Kernel:
+    """One way to add the squares of a layer.
+
+    Attributes:
+        name: Names the way and the layout of its buffer.
+        shape: The shape of the buffer that it adds to.
+        run: Adds to a buffer of that shape.
+        finish: Turns the buffer into a tensor that reshapes to the parameter's shape.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    run: Callable[[Tensor], None]
+    finish: Finish = lambda buffer: buffer
+
+
+@final
+class Totals:
+    """The running totals of one pass.
+
+    Args:
+        named: Parameter name to parameter.
+        double: Square and add in float64 whatever the model's dtype.
+        memory: Bound in bytes on what a kernel may hold besides its inputs.
+        chooser: Picks one of several kernels.
+    """
+
+    def __init__(self, named: Mapping[str, Tensor], *, double: bool, memory: int, chooser: Chooser) -> None:
+        self._named = dict(named)
+        self._double = double
+        self.memory = memory
+        self.chooser = chooser
+        self._buffers: dict[str, dict[str, tuple[Tensor, Finish]]] = {name: {} for name in self._named}
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype in which a parameter's gradients are squared and added."""
+        return torch.float64 if self._double else wide(self._named[name].dtype)
+
+    def parameter(self, name: str) -> Tensor:
+        """Return a parameter by its name."""
+        return self._named[name]
+
+    def slot(self, name: str) -> "Slot":
+        """Return the place for the squares of one parameter."""
+        return Slot(totals=self, name=name, shape=tuple(self._named[name].shape), dtype=self.dtype(name))
+
+    def buffer(self, name: str, layout: str, shape: tuple[int, ...], finish: Finish) -> Tensor:
+        """Return the running buffer of a parameter in some layout, zeros at first."""
+        held = self._buffers[name]
+        if layout not in held:
+            device = self._named[name].device
+            held[layout] = torch.zeros(shape, dtype=self.dtype(name), device=device), finish
+        return held[layout][0]
+
+    def add(self, totals: Mapping[str, Tensor]) -> None:
+        """Add squares that somebody else has added up: parameter name to a tensor of its shape."""
+        for name, total in totals.items():
+            self.buffer(name, "plain", (total.numel(),), _same).add_(total.reshape(-1))
+
+    def empty(self) -> "Totals":
+        """Return totals of the same kind with nothing in them, and without timing: a trial is too small to time."""
+        return Totals(self._named, double=self._double, memory=self.memory, chooser=Chooser())
+
+    def running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield the buffers as they are, for a look at them.
+
+        Args:
+            largest: Leave out buffers with more elements.
+
+        Yields:
+            Parameter name and buffer.
+        """
+        for name, held in self._buffers.items():
+            for buffer, _ in held.values():
+                if largest is None or buffer.numel() <= largest:
+                    yield name, buffer
+
+    def result(self) -> dict[str, Tensor]:
+        """Return the totals, each in its parameter's shape; zeros for a parameter that nothing used."""
+        return {name: self._one(name, p) for name, p in self._named.items()}
+
+    def _one(self, name: str, p: Tensor) -> Tensor:
+        parts = [finish(buffer).reshape(p.shape) for buffer, finish in self._buffers[name].values()]
+        if not parts:
+            return torch.zeros(p.shape, dtype=self.dtype(name), device=p.device)
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        # Sums over pairs of rows may come out below zero by rounding where all terms cancel; NaN stays NaN.
+        return total.clamp(min=0).contiguous()
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Slot:
+    """The place for the squares of one parameter; what a rule adds to.
+
+    Attributes:
+        totals: The pass that it belongs to.
+        name: The parameter.
+        shape: Its shape.
+        dtype: In which to square and to add.
+    """
+
+    totals: Totals
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        """How many elements the parameter has."""
+        return math.prod(self.shape)
+
+    def chunks(self, samples: int, numel: int) -> Iterator[slice]:
+        """Cut a batch so that a chunk's work stays within the memory bound.
+
+        Args:
+            samples: n.
+            numel: Elements that one sample needs.
+
+        Yields:
+            Slices of the samples.
+        """
+        bound = min(self.totals.memory, _CHUNK_CAP)
+        step = max(1, min(samples, bound // max(1, numel * self.dtype.itemsize)))
+        for start in range(0, samples, step):
+            yield slice(start, min(start + step, samples))
+
+    def add(self, per_sample: Tensor) -> None:
+        """Square per-sample gradients and add them.
+
+        Args:
+            per_sample: Shape (n, *shape) or one that reshapes to it; not kept.
+        """
+        flat = per_sample.to(self.dtype).reshape(per_sample.shape[0], self.numel)
+        self.totals.buffer(self.name, "plain", (self.numel,), _same).add_(flat.square().sum(0))
+
+    def add_rows(self, per_row: Tensor, where: Tensor) -> None:
+        """Square gradients of single rows of the parameter and add them.
+
+        Args:
+            per_row: Shape (m, *shape[1:]): gradients that no other entry shares sample and row with.
+            where: Shape (m,): the row of the parameter that each belongs to.
+        """
+        buffer = self.totals.buffer(self.name, "plain", (self.numel,), _same)
+        buffer.view(self.shape).index_add_(0, where, per_row.to(self.dtype).square())
+
+    def run(self, key: tuple[object, ...], kernels: list[Kernel]) -> None:
+        """Run one of several kernels: the one chosen for this parameter and key.
+
+        Args:
+            key: The signature of the call: sizes that decide which kernel is fast.
+            kernels: The best guess first.
+        """
+        kernel = self.totals.chooser.choose((self.name, *key), kernels, self._scratch)
+        kernel.run(self.totals.buffer(self.name, kernel.name, kernel.shape, kernel.finish))
+
+    def _scratch(self, kernel: Kernel) -> Callable[[], None]:
+        device = next(iter(self.totals._named.values())).device  # noqa: SLF001 - same module
+        buffer = torch.zeros(kernel.shape, dtype=self.dtype, device=device)
+        return lambda: kernel.run(buffer)
+
+
+def _same(buffer: Tensor) -> Tensor:
+    return buffer
