@@ -57,9 +57,9 @@ def test_half_precision_is_squared_in_float32():
 
 def test_the_clock_chooses_only_on_request():
     slow = Kernel(
-        name="slow", shape=(1,), run=lambda b: [torch.randn(200, 200) @ torch.randn(200, 200) for _ in range(50)]
+        name="slow", shape=(1,), run=lambda _: [torch.randn(200, 200) @ torch.randn(200, 200) for _ in range(50)]
     )
-    fast = Kernel(name="fast", shape=(1,), run=lambda b: None)
+    fast = Kernel(name="fast", shape=(1,), run=lambda _: None)
     trial = lambda kernel: lambda: kernel.run(torch.zeros(1))  # noqa: E731
     assert Chooser().choose("k", [slow, fast], trial).name == "slow"
     assert Chooser(timed=True).choose("k", [slow, fast], trial).name == "fast"
