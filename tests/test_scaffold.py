@@ -209,7 +209,7 @@ def environment(tmp_path_factory):
     (site / "borrowed.pth").write_text(str(Path(attrs.__file__).parent.parent))
     [wheel] = (root / "wheels").glob("unlearnkit-*.whl")
     call(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--force-reinstall", wheel)
-    where = call(python, "-c", "import unlearnkit; print(unlearnkit.__file__)")
+    where = call(python, "-c", "import unlearnkit; print(unlearnkit.__file__)", cwd=root)
     assert str(site) in where
     return python, root
 
