@@ -3,10 +3,13 @@
 import attrs
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from unlearnkit import Evidence, Importance
+from unlearnkit.config import load_config
 from unlearnkit.parameters import buffers, parameters
+from unlearnkit.runner import run
 
 
 @attrs.frozen
@@ -69,6 +72,19 @@ class Tiny:
                 for p, grad in zip(weights, grads, strict=True):
                     p.sub_(rate * grad)
         return model
+
+
+@pytest.fixture
+def run_by_name(digits_toml, trained_checkpoint, tmp_path):
+    """Run one method by its name from a configuration; returns the record and the weights before and after."""
+
+    def run_it(name, *overrides, options="{}"):
+        method = f"method=[{{name='{name}', options={options}}}]"
+        (record,) = run(load_config(digits_toml, [method, *overrides]))
+        edited = tmp_path / "out" / name / "model.safetensors"
+        return record, load_file(trained_checkpoint), load_file(edited)
+
+    return run_it
 
 
 @pytest.fixture
