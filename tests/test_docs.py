@@ -53,6 +53,7 @@ SECTIONS = {
     "[importance]": configuration.ImportanceConfig,
     "[[method]]": configuration.MethodConfig,
     "[evaluation]": configuration.EvaluationConfig,
+    "[tuning]": configuration.TuningConfig,
     "[training]": Training,
 }
 

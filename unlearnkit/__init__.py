@@ -25,7 +25,7 @@ from unlearnkit.finetuning import Descent, Loss, Pass, fine_tune
 from unlearnkit.fisher import BatchedDiagonalFisher, DiagonalFisher, SketchedFisher
 from unlearnkit.hookspecs import Run, hookimpl
 from unlearnkit.importance import Importance
-from unlearnkit.metric import Exam, Metric, MetricTraits
+from unlearnkit.metric import Exam, Measurement, Metric, MetricTraits, NotApplicable
 from unlearnkit.mixing import Interleaved, Paired, reshuffled
 from unlearnkit.objective import CrossEntropy, Objective
 from unlearnkit.options import Option, option, options_of
@@ -58,11 +58,13 @@ __all__ = [
     "ImportanceEstimator",
     "Interleaved",
     "Loss",
+    "Measurement",
     "Metric",
     "MetricTraits",
     "MismatchError",
     "Need",
     "NonFiniteError",
+    "NotApplicable",
     "Objective",
     "Option",
     "Paired",

@@ -11,7 +11,7 @@ from unlearnkit import __version__
 from unlearnkit.config import Config, load_config
 from unlearnkit.console import bars, clear_errors, out
 from unlearnkit.plugins import default_manager
-from unlearnkit.reporting import method_table, plugin_table, run_table, tensor_table
+from unlearnkit.reporting import method_table, plugin_table, run_table, tensor_table, tuning_table
 from unlearnkit.scaffold import new_plugin as write_plugin
 from unlearnkit.suggest import nearest
 
@@ -36,6 +36,9 @@ Methods = Annotated[
     list[str] | None, typer.Option("--method", "-m", help="Run only this method (its label); repeatable.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")]
+Again = Annotated[
+    bool, typer.Option("--again", help="Apply a forget set to a checkpoint that it was applied to already.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bars.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show Python's traceback of an error.")]
 
@@ -47,9 +50,7 @@ def run(
     method: Methods = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be edited; write nothing.")] = False,
     overwrite: Overwrite = False,
-    again: Annotated[
-        bool, typer.Option("--again", help="Apply a forget set to a checkpoint that it was applied to already.")
-    ] = False,
+    again: Again = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
 ) -> None:
@@ -71,6 +72,34 @@ def run(
         for record in records:
             out.print(escape(record.sentence()))
         out.print(f"results: {escape(chosen.output)}/LABEL/model.safetensors and report.json")
+
+
+@app.command()
+def tune(
+    config: ConfigPath,
+    settings: Settings = None,
+    method: Annotated[str, typer.Option("--method", "-m", help="Tune this method (its label).")] = "",
+    overwrite: Overwrite = False,
+    again: Again = False,
+    quiet: Quiet = False,
+    traceback: Traceback = False,
+) -> None:
+    """Find the right edit: importances once, many edits, chosen on validation data within a budget."""
+    from unlearnkit.tuning import tune as tune_method  # noqa: PLC0415 - torchvision and scikit-learn take seconds
+
+    with clear_errors(traceback=traceback):
+        chosen = load_config(config, settings or [])
+        if method:
+            chosen = attrs.evolve(chosen, tuning=attrs.evolve(chosen.tuning, method=method))
+        with bars(quiet=quiet) as progress:
+            tuned = tune_method(chosen, overwrite=overwrite, again=again, progress=progress)
+        out.print(tuning_table(tuned.tuning))
+        out.print(escape(tuned.tuning.sentence()), highlight=False)
+        if tuned.tuning.chosen is not None:
+            out.print(run_table([tuned.record]))
+        out.print(f"results: {escape(str(tuned.folder))}", highlight=False)
+    if tuned.tuning.chosen is None:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -118,11 +118,49 @@ class EvaluationConfig:
         splits: Any of ``retain-train``, ``forget-train``, ``retain-test``, ``forget-test``; by default all but
             ``retain-train``, which is as long as training.
         metrics: Names of further metrics, from plugins.
+        retrained: Checkpoints of models trained without the forget set, which metrics compare with.
     """
 
     batch_size: int = option(256, at_least=1, doc="samples per batch")
     splits: tuple[str, ...] = ("retain-test", "forget-test", "forget-train")
     metrics: tuple[str, ...] = ()
+    retrained: tuple[str, ...] = ()
+
+
+@final
+@attrs.frozen(kw_only=True)
+class TuningConfig:
+    """How ``unlearnkit tune`` looks for the right edit; see `unlearnkit.evaluation.tuning.Tuner`.
+
+    Attributes:
+        method: Label of the method to tune; may be left out where there is one.
+        target: Which forget accuracy to aim at: ``"stated"`` (``forget_accuracy``), ``"retrained"`` (the mean of the
+            models in ``evaluation.retrained``) or ``"unseen"`` (the original's on samples never trained on).
+        forget_accuracy: The stated one.
+        budget: The largest loss of retain accuracy on validation data.
+        validation_fraction: The share of the training set, forget and retain set alike, to choose by. The importances
+            are measured on the rest.
+        unseen_fraction: For the target ``"unseen"``: the share of the test set that is taken away to set the target.
+        operating: The option that decides what is selected; found when left out.
+        strength: The option that decides how strongly the selected weights are edited; found when left out.
+        fractions: Shares of weights to select in the first round.
+        strengths: Values of the strength option in multiples of the operating option.
+        reestimate: Whether to re-estimate BatchNorm on retain data: ``"yes"``, ``"no"``, or ``"both"`` to try both.
+        rounds: How often to look closer around the best.
+    """
+
+    method: str = ""
+    target: str = option("stated", choices=("stated", "retrained", "unseen"), doc="which forget accuracy to aim at")
+    forget_accuracy: float = option(0.0, at_least=0, at_most=1, doc="the stated one")
+    budget: float = option(0.02, at_least=0, at_most=1, doc="largest loss of retain accuracy on validation data")
+    validation_fraction: float = option(0.2, above=0, at_most=0.9, doc="share of the training set to choose by")
+    unseen_fraction: float = option(0.5, above=0, at_most=0.9, doc="share of the test set that sets the target")
+    operating: str = ""
+    strength: str = ""
+    fractions: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+    strengths: tuple[float, ...] = (0.0, 0.3, 1.0)
+    reestimate: str = option("both", choices=("both", "yes", "no"), doc="re-estimate BatchNorm on retain data")
+    rounds: int = option(2, at_least=0, doc="how often to look closer around the best")
 
 
 @final
@@ -138,6 +176,7 @@ class Config:
         importance: How to measure what matters.
         method: The edits, each from the original model.
         evaluation: What to measure.
+        tuning: How ``unlearnkit tune`` looks for the right edit.
         training: How ``unlearnkit train`` makes the original model.
         seed: Of whatever draws numbers outside of training.
         device: ``"auto"`` takes CUDA where there is one; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
@@ -150,6 +189,7 @@ class Config:
     importance: ImportanceConfig = attrs.field(factory=ImportanceConfig)
     method: tuple[MethodConfig, ...] = ()
     evaluation: EvaluationConfig = attrs.field(factory=EvaluationConfig)
+    tuning: TuningConfig = attrs.field(factory=TuningConfig)
     training: Training = attrs.field(factory=Training)
     seed: int = option(0, at_least=0, doc="of whatever draws numbers outside of training")
     device: str = "auto"

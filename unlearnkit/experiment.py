@@ -101,16 +101,29 @@ class Experiment:
 
         Raises:
             ConfigurationError: The configuration names no checkpoint.
-            StoreError: The checkpoint is not there.
         """
-        path = self.config.model.checkpoint
-        if not path:
+        if not self.config.model.checkpoint:
             raise ConfigurationError(
                 "model.checkpoint: expected the weights of a trained model, saw none: name a file; "
                 "`unlearnkit train CONFIG.toml` makes it"
             )
+        return self.trained_model(self.config.model.checkpoint)
+
+    def trained_model(self, path: str, *, key: str = "model.checkpoint") -> tuple[nn.Module, dict[str, str]]:
+        """Load a model of the configuration's kind.
+
+        Args:
+            path: Its checkpoint: the original model's, or that of a model retrained without the forget set.
+            key: Where the configuration names it, for the message.
+
+        Returns:
+            The model in eval mode on the device, and what is written beside its weights.
+
+        Raises:
+            StoreError: The checkpoint is not there.
+        """
         if not Path(path).exists():
-            raise StoreError(f"model.checkpoint: {path} is not there: make it with `unlearnkit train CONFIG.toml`")
+            raise StoreError(f"{key}: {path} is not there: make it with `unlearnkit train CONFIG.toml`")
         model = self.fresh_model()
         metadata = load_checkpoint(model, path, allow_pickle=self.config.model.allow_pickle)
         return model.eval(), metadata

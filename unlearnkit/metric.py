@@ -24,6 +24,8 @@ class MetricTraits:
         better: Whether higher or lower is better, or whether only the distance to a retrained model counts.
         unit: ``"nats"``, ``"fraction"``, ``"seconds"``, …
         source: Paper and equation.
+        cost: What it takes: forward passes, models, training.
+        trust: What the number does not say.
     """
 
     low: float = float("-inf")
@@ -31,10 +33,42 @@ class MetricTraits:
     better: Literal["higher", "lower", "near retrained"] = "near retrained"
     unit: str = ""
     source: str = ""
+    cost: str = ""
+    trust: str = ""
+
+
+@final
+@attrs.frozen
+class NotApplicable:
+    """What `Metric.measure` returns in the place of a number that does not exist, and why it does not.
+
+    Attributes:
+        reason: Half a sentence, as ``"no retrained model at hand"``.
+    """
+
+    reason: str
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Measurement:
+    """A number, or the reason why there is none.
+
+    Attributes:
+        value: None where the metric does not apply.
+        reason: Why, when the value is None; else "".
+    """
+
+    value: float | None
+    reason: str = ""
 
 
 def _freeze(splits: Mapping[str, Iterable[Any]]) -> Mapping[str, Iterable[Any]]:
     return MappingProxyType(dict(splits))
+
+
+def _models(models: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
+    return tuple(models)
 
 
 @final
@@ -55,7 +89,7 @@ class Exam:
     splits: Mapping[str, Iterable[Any]] = attrs.field(converter=_freeze)
     objective: Objective = attrs.field(factory=CrossEntropy)
     original: nn.Module | None = None
-    retrained: tuple[nn.Module, ...] = attrs.field(default=(), converter=tuple)
+    retrained: tuple[nn.Module, ...] = attrs.field(default=(), converter=_models)
 
 
 class Metric(abc.ABC):
@@ -74,29 +108,41 @@ class Metric(abc.ABC):
     traits: ClassVar[MetricTraits] = MetricTraits()
 
     @abc.abstractmethod
-    def measure(self, exam: Exam) -> Mapping[str, float | None]:
+    def measure(self, exam: Exam) -> Mapping[str, "float | NotApplicable | None"]:
         """Measure.
 
         Args:
             exam: Models and data; leave them as they are.
 
         Returns:
-            Name to value; None where the metric does not apply.
+            Name to value; where the metric does not apply, `NotApplicable` with the reason (or None, without one).
         """
 
     @final
     def evaluate(self, exam: Exam) -> dict[str, float | None]:
-        """Measure, and refuse a metric that changed a model that it measured.
+        """Measure, and refuse a metric that changed a model that it measured; see `examine` for the reasons.
 
         Args:
             exam: Models and data.
 
         Returns:
-            Name to value.
+            Name to value; None where the metric does not apply.
+        """
+        return {name: found.value for name, found in self.examine(exam).items()}
+
+    @final
+    def examine(self, exam: Exam) -> dict[str, Measurement]:
+        """Measure, refuse a metric that changed a model that it measured, and say why a value is missing.
+
+        Args:
+            exam: Models and data.
+
+        Returns:
+            Name to value or reason.
 
         Raises:
             MismatchError: The metric changed a model (it was put back) or returned something
-                else than None and numbers within its bounds.
+                else than None, `NotApplicable` and numbers within its bounds.
         """
         models = [m for m in (exam.model, exam.original, *exam.retrained) if m is not None]
         guards = [ModelGuard(model) for model in dict.fromkeys(models)]
@@ -112,11 +158,26 @@ class Metric(abc.ABC):
                 guard.restore()
         who = f"metric {self.name!r} ({type(self).__module__}.{type(self).__qualname__})"
         raise_all(problems, where=f"{who} changed a model that it measured (it was put back)")
-        if not isinstance(values, Mapping) or not all(v is None or isinstance(v, int | float) for v in values.values()):
+        if not isinstance(values, Mapping) or not all(_may_be_returned(v) for v in values.values()):
             raise MismatchError(f"{who}: expected a mapping of names to numbers or None, saw {values!r}")
-        found = {str(key): None if value is None else float(value) for key, value in values.items()}
+        found = {str(key): _measurement(value) for key, value in values.items()}
         # Written so that NaN is outside too: a metric that fails must not pass for a number.
         low, high = self.traits.low, self.traits.high
-        outside = [f"{key}: saw {v}" for key, v in found.items() if v is not None and not low <= v <= high]
+        numbers = {key: m.value for key, m in found.items() if m.value is not None}
+        outside = [f"{key}: saw {v}" for key, v in numbers.items() if not low <= v <= high]
         raise_all(outside, where=f"{who}: expected None or a number from {low:g} to {high:g}")
         return found
+
+
+def _may_be_returned(value: object) -> bool:
+    return value is None or isinstance(value, int | float | NotApplicable)
+
+
+def _measurement(value: float | NotApplicable | None) -> Measurement:
+    if value is None:
+        return Measurement(value=None, reason="the metric gives no reason")
+    return (
+        Measurement(value=None, reason=value.reason)
+        if isinstance(value, NotApplicable)
+        else Measurement(value=float(value))
+    )

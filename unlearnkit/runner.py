@@ -17,7 +17,7 @@ from unlearnkit.evidence import Need
 from unlearnkit.experiment import Experiment, make_unlearner
 from unlearnkit.importance import Importance
 from unlearnkit.manifest import forget_record, manifest
-from unlearnkit.metric import Exam
+from unlearnkit.metric import Exam, Measurement
 from unlearnkit.objective import CrossEntropy
 from unlearnkit.pipeline import Pipeline
 from unlearnkit.plugins import PluginManager, default_manager
@@ -68,7 +68,7 @@ def run(
     taken = [str(folder) for folder in folders.values() if folder.exists()]
     if taken and not (dry_run or overwrite):
         raise StoreError(f"results are there already: {', '.join(taken)}: choose another output, or overwrite them")
-    job = _Job.start(config, plugins, again=again, progress=progress)
+    job = Job.start(config, plugins, again=again, progress=progress)
     importances = job.importances({need for unlearner in unlearners.values() for need in unlearner.needs})
     before = {} if dry_run else job.evaluate(job.original)
     for method in config.method:
@@ -82,16 +82,43 @@ def run(
 
 @final
 @attrs.frozen(kw_only=True, eq=False)
-class _Job:
+class Job:
+    """What all edits of one configuration share.
+
+    Attributes:
+        experiment: The configuration made real.
+        plugins: Where names are looked up.
+        original: The trained model.
+        retrained: The reference models that the configuration names.
+        requests: Digests of the forget sets that were applied to the checkpoint already.
+        progress: Shows a bar for each long stage.
+        seconds: Stage to seconds, for what the edits share.
+    """
+
     experiment: Experiment
     plugins: PluginManager
     original: nn.Module
+    retrained: tuple[nn.Module, ...]
     requests: list[str]
     progress: Progress
     seconds: dict[str, float] = attrs.field(factory=dict)
 
     @classmethod
-    def start(cls, config: Config, plugins: PluginManager, *, again: bool, progress: Progress) -> "_Job":
+    def start(cls, config: Config, plugins: PluginManager, *, again: bool, progress: Progress) -> "Job":
+        """Load data and models, and check all that can be checked.
+
+        Args:
+            config: The configuration.
+            plugins: Where names are looked up.
+            again: Allow a forget set that was applied to the checkpoint already.
+            progress: Shows a bar for each long stage.
+
+        Returns:
+            The job.
+
+        Raises:
+            ConfigurationError: An unknown split or metric, or a request that was applied already.
+        """
         experiment = Experiment.load(config)
         known = experiment.splits()
         unknown = [s for s in config.evaluation.splits if s not in {*known, "forget-test", "retain-test"}]
@@ -101,7 +128,16 @@ class _Job:
             plugins.metric(name)
         original, metadata = experiment.original_model()
         requests: list[str] = json.loads(metadata.get(REQUESTS, "[]"))
-        job = cls(experiment=experiment, plugins=plugins, original=original, requests=requests, progress=progress)
+        job = cls(
+            experiment=experiment,
+            plugins=plugins,
+            original=original,
+            retrained=tuple(
+                experiment.trained_model(path, key="evaluation.retrained")[0] for path in config.evaluation.retrained
+            ),
+            requests=requests,
+            progress=progress,
+        )
         if job.request in requests and not again:
             raise ConfigurationError(
                 f"this forget set (digest {job.request}) was applied to {config.model.checkpoint} already: applying a "
@@ -111,10 +147,19 @@ class _Job:
 
     @property
     def request(self) -> str:
+        """Return the digest of the forget set."""
         assert self.experiment.split is not None, "start() asked for the splits, which need it"
         return self.experiment.split.train.digest()
 
     def importances(self, needs: set[Need]) -> dict[Need, Importance]:
+        """Estimate each importance that is needed, once.
+
+        Args:
+            needs: What the methods declare.
+
+        Returns:
+            Need to importance of the original model.
+        """
         chosen = self.experiment.config.importance
         estimator = self.experiment.estimator(self.plugins)
         wanted = {
@@ -139,6 +184,17 @@ class _Job:
     def edit(
         self, model: nn.Module, method: MethodConfig, unlearner: Unlearner, importances: dict[Need, Importance]
     ) -> RunRecord:
+        """Edit a copy of the original model.
+
+        Args:
+            model: The copy, edited in place.
+            method: Its part of the configuration.
+            unlearner: The method.
+            importances: See `importances`.
+
+        Returns:
+            The record of the edit, without an evaluation.
+        """
         config, splits = self.experiment.config, self.experiment.splits()
         pipeline = Pipeline(
             unlearner=unlearner,
@@ -163,15 +219,41 @@ class _Job:
         return RunRecord(label=method.label, report=report, forget=forget_record(self.experiment.split.train))
 
     def evaluated(self, record: RunRecord, model: nn.Module, before: dict[str, LossAndAccuracy]) -> RunRecord:
+        """Measure an edited model.
+
+        Args:
+            record: Of the edit.
+            model: The edited model.
+            before: What `evaluate` found of the original.
+
+        Returns:
+            The record with scores, metrics and manifest.
+        """
         start = time.perf_counter()
-        after, metrics = self.evaluate(model), self.measure(model)
+        after, measured = self.evaluate(model), self.measure(model)
         seconds = {**record.report.seconds, "evaluation": time.perf_counter() - start}
         report = attrs.evolve(record.report, seconds=seconds)
         return attrs.evolve(
-            record, report=report, before=before, after=after, metrics=metrics, manifest=self.manifest()
+            record,
+            report=report,
+            before=before,
+            after=after,
+            metrics={name: {k: m.value for k, m in found.items()} for name, found in measured.items()},
+            not_applicable={
+                name: {k: m.reason for k, m in found.items() if m.value is None} for name, found in measured.items()
+            },
+            manifest=self.manifest(),
         )
 
     def evaluate(self, model: nn.Module) -> dict[str, LossAndAccuracy]:
+        """Measure loss and accuracy.
+
+        Args:
+            model: Any.
+
+        Returns:
+            Split to scores.
+        """
         splits = self.experiment.splits()
         return {
             name: loss_and_accuracy(model, self.experiment.evaluation_batches(splits[name]), progress=self.progress)
@@ -179,17 +261,27 @@ class _Job:
             if name in splits
         }
 
-    def measure(self, model: nn.Module) -> dict[str, dict[str, float | None]]:
+    def measure(self, model: nn.Module) -> dict[str, dict[str, Measurement]]:
+        """Measure what the configuration names besides.
+
+        Args:
+            model: Any.
+
+        Returns:
+            Metric to its values or reasons.
+        """
         names = self.experiment.config.evaluation.metrics
         batches = {name: self.experiment.evaluation_batches(data) for name, data in self.experiment.splits().items()}
-        exam = Exam(model=model, splits=batches, original=self.original)
-        return {name: self.plugins.metric(name)().evaluate(exam) for name in names}
+        exam = Exam(model=model, splits=batches, original=self.original, retrained=self.retrained)
+        return {name: self.plugins.metric(name)().examine(exam) for name in names}
 
     def manifest(self) -> dict[str, Any]:
+        """Describe the run."""
         experiment = self.experiment
         return manifest(config=plain(experiment.config), data=experiment.bundle.train, device=experiment.device)
 
     def metadata(self) -> dict[str, str]:
+        """Return what is kept beside the edited weights."""
         return {
             REQUESTS: json.dumps([*self.requests, self.request]),
             "unlearnkit.factory": self.experiment.config.model.factory,

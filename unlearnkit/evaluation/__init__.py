@@ -1,5 +1,45 @@
 """What an edit did: measures of a model on data, none of which changes the model."""
 
 from unlearnkit.evaluation.accuracy import LossAndAccuracy, loss_and_accuracy, undisturbed
+from unlearnkit.evaluation.activation import activation_distance
+from unlearnkit.evaluation.divergence import jensen_shannon, kl_divergence
+from unlearnkit.evaluation.epsilon import epsilon_scores, forgetting_quality
+from unlearnkit.evaluation.gap import Gap, gap_to_retrain
+from unlearnkit.evaluation.klom import klom
+from unlearnkit.evaluation.membership import (
+    AttackSuccess,
+    PopulationAttack,
+    Samples,
+    attack_success,
+    population_attack,
+    rmia_scores,
+    ulira,
+)
+from unlearnkit.evaluation.outputs import Outputs, outputs_of
+from unlearnkit.evaluation.tug_of_war import tug_of_war
+from unlearnkit.evaluation.zrf import zero_retrain_forgetting
 
-__all__ = ["LossAndAccuracy", "loss_and_accuracy", "undisturbed"]
+__all__ = [
+    "AttackSuccess",
+    "Gap",
+    "LossAndAccuracy",
+    "Outputs",
+    "PopulationAttack",
+    "Samples",
+    "activation_distance",
+    "attack_success",
+    "epsilon_scores",
+    "forgetting_quality",
+    "gap_to_retrain",
+    "jensen_shannon",
+    "kl_divergence",
+    "klom",
+    "loss_and_accuracy",
+    "outputs_of",
+    "population_attack",
+    "rmia_scores",
+    "tug_of_war",
+    "ulira",
+    "undisturbed",
+    "zero_retrain_forgetting",
+]

@@ -2,5 +2,6 @@
 
 from unlearnkit.reporting.record import RunRecord, write_result
 from unlearnkit.reporting.tables import method_table, plugin_table, run_table, tensor_table
+from unlearnkit.reporting.tuning_table import tuning_table
 
-__all__ = ["RunRecord", "method_table", "plugin_table", "run_table", "tensor_table", "write_result"]
+__all__ = ["RunRecord", "method_table", "plugin_table", "run_table", "tensor_table", "tuning_table", "write_result"]

@@ -30,8 +30,10 @@ class RunRecord:
         forget: What was forgotten: scenario, sizes, a hash of the indices.
         before: Split to loss and accuracy of the original model.
         after: The same of the edited model.
-        metrics: Metric to its values, of the edited model.
+        metrics: Metric to its values, of the edited model; None where it does not apply.
+        not_applicable: Metric to the reason for each None.
         manifest: What two runs must share to give the same bits.
+        tuning: How the edit was found, as plain values; None where it was not looked for.
     """
 
     label: str
@@ -40,7 +42,9 @@ class RunRecord:
     before: Mapping[str, LossAndAccuracy] = attrs.field(factory=dict)
     after: Mapping[str, LossAndAccuracy] = attrs.field(factory=dict)
     metrics: Mapping[str, Mapping[str, float | None]] = attrs.field(factory=dict)
+    not_applicable: Mapping[str, Mapping[str, str]] = attrs.field(factory=dict)
     manifest: Mapping[str, Any] = attrs.field(factory=dict)
+    tuning: Mapping[str, Any] | None = None
 
     def sentence(self) -> str:
         """Say in words what the edit did and, where it was measured, what that came to; see `verdict`.
@@ -65,16 +69,18 @@ class RunRecord:
             "before": {name: attrs.asdict(score) for name, score in self.before.items()},
             "after": {name: attrs.asdict(score) for name, score in self.after.items()},
             "metrics": {name: dict(values) for name, values in self.metrics.items()},
+            "not_applicable": {name: dict(reasons) for name, reasons in self.not_applicable.items()},
             "manifest": dict(self.manifest),
+            **({} if self.tuning is None else {"tuning": dict(self.tuning)}),
         }
 
 
-def write_result(folder: Path, model: nn.Module, record: RunRecord, *, metadata: Mapping[str, str]) -> None:
+def write_result(folder: Path, model: nn.Module | None, record: RunRecord, *, metadata: Mapping[str, str]) -> None:
     """Write ``model.safetensors`` and ``report.json`` to a folder that appears only when both are complete.
 
     Args:
         folder: Where to; a folder that is there already is replaced.
-        model: The edited model.
+        model: The edited model; None when there is none, and then no checkpoint is written.
         record: Its record.
         metadata: Text to keep in the checkpoint.
 
@@ -85,7 +91,8 @@ def write_result(folder: Path, model: nn.Module, record: RunRecord, *, metadata:
     new, old = (folder.with_name(f".{folder.name}.{mark}.{suffix}") for suffix in ("new", "old"))
     try:
         new.mkdir(parents=True)
-        save_checkpoint(model, new / "model.safetensors", metadata)
+        if model is not None:
+            save_checkpoint(model, new / "model.safetensors", metadata)
         text = json.dumps(record.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
         (new / "report.json").write_text(text + "\n", encoding="utf-8")
         if folder.exists():

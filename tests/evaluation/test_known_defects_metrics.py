@@ -1,0 +1,177 @@
+"""One test per defect of published unlearning metrics; the docstring is what went wrong there."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from unlearnkit import Exam, Metric, MismatchError
+from unlearnkit.evaluation import (
+    attack_success,
+    gap_to_retrain,
+    jensen_shannon,
+    population_attack,
+    tug_of_war,
+    ulira,
+    zero_retrain_forgetting,
+)
+from unlearnkit.evaluation import metrics as shipped
+from unlearnkit.evaluation.features import margins, modified_entropies, softmax_of
+from unlearnkit.evaluation.membership import Samples
+from unlearnkit.parameters import digest
+
+LOGITS = np.random.default_rng(0).normal(size=(60, 5))
+LABELS = np.random.default_rng(1).integers(0, 5, 60)
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(), nn.Linear(6, 2))
+
+
+def exam(**changes):
+    def batch(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return [(torch.randn(30, 3, generator=generator), torch.randint(2, (30,), generator=generator))]
+
+    splits = {name: batch(i) for i, name in enumerate(("retain-train", "forget-train", "retain-test", "forget-test"))}
+    return Exam(**{"model": net(), "splits": splits, "original": net(1), "retrained": [net(2), net(3)], **changes})
+
+
+def test_row_04_jensen_shannon_is_a_divergence():
+    """Jensen-Shannon divergence and ZRF: arguments swapped, averaged over batch × classes, NaN on disjoint one-hot
+    outputs (0.003 instead of 0.63 nat at 1,000 classes)."""
+    p, q = softmax_of(LOGITS), softmax_of(LOGITS[::-1])
+    js = jensen_shannon(p, q)
+    assert ((js >= 0) & (js <= math.log(2))).all()
+    assert np.array_equal(js, jensen_shannon(q, p))
+    assert (js > 0).all()
+    assert (jensen_shannon(p, p) == 0).all()
+    eye = np.eye(1000)[:2]
+    assert jensen_shannon(eye[:1], eye[1:])[0] == math.log(2)  # disjoint one-hot outputs
+    padded = [np.pad(x, ((0, 0), (0, 995))) for x in (p, q)]
+    assert jensen_shannon(*padded) == pytest.approx(js, abs=1e-15)
+    assert zero_retrain_forgetting(*padded) == pytest.approx(zero_retrain_forgetting(p, q))
+    # The mean over samples does not depend on how many there are.
+    assert jensen_shannon(np.tile(p, (3, 1)), np.tile(q, (3, 1))).mean() == pytest.approx(js.mean())
+
+
+def test_row_05_a_score_does_not_depend_on_batch_mates():
+    """ "Modified entropy" indexes all rows by all labels."""
+    p = softmax_of(LOGITS)
+    whole = modified_entropies(p, LABELS)
+    assert whole.shape == (60,)
+    alone = [modified_entropies(p[i : i + 1], LABELS[i : i + 1])[0] for i in range(60)]
+    assert whole.tolist() == alone
+    order = np.random.default_rng(2).permutation(60)
+    assert modified_entropies(p[order], LABELS[order]).tolist() == whole[order].tolist()
+    known = Samples(logits=LOGITS, labels=LABELS)
+    unseen = Samples(logits=LOGITS / 2, labels=LABELS)
+    for kind in ("entropy", "loss", "confidence"):
+        attack = population_attack(kind, members=known, nonmembers=unseen)
+        scores = attack.scores(known)
+        for i in (0, 31):
+            one = Samples(logits=LOGITS[i : i + 1], labels=LABELS[i : i + 1])
+            assert attack.scores(one)[0] == pytest.approx(scores[i], abs=1e-12)
+
+
+@pytest.mark.parametrize("name", shipped.__all__)
+def test_row_06_a_metric_leaves_the_models_as_they_are(name):
+    """A metric (relearn time) trains the very model that the next metric measures."""
+    paper = exam()
+    models = [paper.model, paper.original, *paper.retrained]
+    paper.model[0].weight.grad = torch.ones(6, 3)
+
+    def state():
+        return [(digest(m), [x.training for x in m.modules()]) for m in models], torch.get_rng_state().tolist()
+
+    before, first = state(), getattr(shipped, name)().examine(paper)
+    assert state() == before
+    assert paper.model[0].weight.grad.unique().tolist() == [1.0]
+    assert getattr(shipped, name)().examine(paper) == first
+
+
+def test_row_06_a_metric_that_trains_is_refused_and_undone():
+    """A metric (relearn time) trains the very model that the next metric measures."""
+
+    class Relearn(Metric):
+        name = "relearn"
+
+        def measure(self, exam):
+            model = exam.model.train()
+            x, y = exam.splits["forget-train"][0]
+            with torch.enable_grad():
+                nn.functional.cross_entropy(model(x), y).backward()
+            torch.optim.SGD(model.parameters(), lr=0.1).step()
+            return {"steps": 1}
+
+    paper = exam()
+    before = digest(paper.model)
+    with pytest.raises(MismatchError, match=r"metric 'relearn' .*changed a model that it measured"):
+        Relearn().examine(paper)
+    assert digest(paper.model) == before
+
+
+def test_row_13_forgetting_more_than_retraining_is_a_gap():
+    """Forget accuracy 0 presented as success where a retrained model keeps 72 %."""
+    retrained = [0.70, 0.72, 0.74]
+    none, half, right = (gap_to_retrain(a, retrained).sds for a in (0.0, 0.36, 0.72))
+    assert none < half < right == pytest.approx(0)
+    assert gap_to_retrain(1.0, retrained).sds > 0
+    known = {"forget": 0.72, "retain": 0.95}
+    assert tug_of_war({"forget": 0.0, "retain": 0.95}, known) < tug_of_war({"forget": 0.7, "retain": 0.9}, known)
+
+
+def test_row_15_an_attack_on_a_model_and_its_own_copy_scores_a_half():
+    """Membership attack uses retain data as its non-members."""
+    model = net()
+    twin = copy.deepcopy(model)
+    # Forgotten and unseen samples are the same: whoever finds a difference compares with something else.
+    splits = dict(exam().splits)
+    splits["forget-test"] = splits["forget-train"]
+    paper = exam(model=model, original=twin, splits=splits)
+    for cls in (shipped.EntropyAttack, shipped.LossAttack, shipped.ConfidenceAttack, shipped.RelativeMembership):
+        found = cls().evaluate(paper)
+        assert found["AUC"] == found["original AUC"] == pytest.approx(0.5), cls.name
+    phi = margins(LOGITS, LABELS).reshape(6, 10)
+    assert ulira(phi, phi).auc == 0.5
+    assert attack_success(phi[0], phi[0]).auc == pytest.approx(0.5)
+    # Retain data never stand in for what was never seen: without unseen samples there is no number.
+    del splits["forget-test"], splits["retain-test"]
+    found = shipped.LossAttack().examine(exam(splits=splits))
+    assert all(m.value is None and "no split 'retain-test'" in m.reason for m in found.values())
+
+
+def test_row_16_likelihood_ratios_are_of_logit_scaled_confidences():
+    """Likelihood-ratio attack fits Gaussians to 0/1 correctness."""
+    p = softmax_of(LOGITS)[np.arange(60), LABELS]
+    assert margins(LOGITS, LABELS) == pytest.approx(np.log(p / (1 - p)))
+    assert len(np.unique(margins(LOGITS, LABELS))) == 60  # not two values
+    random = np.random.default_rng(3)
+    retrained = random.normal(2.0, 1.0, size=(10, 40))
+    # Every label is predicted right by every model: correctness tells nothing, confidence does.
+    remembers = random.normal(6.0, 1.0, size=(10, 40)).clip(0.1)
+    assert ulira(remembers, retrained.clip(0.1)).auc > 0.9
+    assert ulira(retrained, retrained).auc == 0.5
+
+
+@pytest.mark.parametrize("name", shipped.__all__)
+def test_row_17_no_number_stands_for_a_failure(name):
+    """A failing metric is swallowed and printed as 0.5, −1 or nothing."""
+    cls = getattr(shipped, name)
+    for value in cls().examine(exam(splits={}, retrained=())).values():
+        assert value.value is None
+        assert value.reason
+
+    def fails(_):
+        raise OSError("the disk is gone")
+
+    class Disk:
+        def __iter__(self):
+            return fails(self)
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        cls().examine(exam(splits=dict.fromkeys(exam().splits, Disk())))

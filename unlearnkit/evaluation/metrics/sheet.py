@@ -1,0 +1,95 @@
+"""What the metrics share: an exam whose models are run once over each split, and reasons instead of numbers."""
+
+from collections.abc import Callable, Mapping
+from typing import final
+
+from torch import nn
+
+from unlearnkit.evaluation.outputs import InapplicableError, Outputs, outputs_of
+from unlearnkit.metric import Exam, NotApplicable
+
+Values = dict[str, "float | NotApplicable | None"]
+SPLITS = ("retain-train", "forget-train", "retain-test", "forget-test")
+
+
+@final
+class Sheet:
+    """The outputs of an exam's models on its splits, computed when they are asked for, and kept.
+
+    Args:
+        exam: The exam.
+    """
+
+    def __init__(self, exam: Exam) -> None:
+        self._exam = exam
+        self._known: dict[tuple[int, str], Outputs] = {}
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Return which of the four splits there are, in the usual order."""
+        return tuple(name for name in SPLITS if name in self._exam.splits)
+
+    @property
+    def named(self) -> Mapping[str, nn.Module]:
+        """Return the models to show beside each other: prefix of a value's name to model."""
+        models = {"": self._exam.model}
+        if self._exam.original is not None:
+            models["original "] = self._exam.original
+        return models
+
+    def of(self, model: nn.Module, split: str) -> Outputs:
+        """Run a model over a split.
+
+        Args:
+            model: One of the exam's.
+            split: Its name.
+
+        Returns:
+            Logits and labels.
+
+        Raises:
+            InapplicableError: There is no such split.
+        """
+        if split not in self._exam.splits:
+            raise InapplicableError(f"there is no split {split!r}: no such samples at hand")
+        key = (id(model), split)
+        if key not in self._known:
+            self._known[key] = outputs_of(model, self._exam.splits[split], objective=self._exam.objective)
+        return self._known[key]
+
+    def retrained(self, at_least: int = 1) -> tuple[nn.Module, ...]:
+        """Return the retrained models.
+
+        Args:
+            at_least: How many there must be.
+
+        Returns:
+            All of them.
+
+        Raises:
+            InapplicableError: There are fewer.
+        """
+        models = self._exam.retrained
+        if len(models) < at_least:
+            few = f"at least {at_least} retrained models are needed, saw {len(models)}"
+            raise InapplicableError(few if models else "no retrained model at hand")
+        return models
+
+
+def answer(measure: Callable[[], float]) -> float | NotApplicable:
+    """Measure, or say why not. Only what does not exist becomes a reason: any other error stays an error.
+
+    Args:
+        measure: Returns the number.
+
+    Returns:
+        The number, or the reason.
+
+    Example:
+        >>> answer(lambda: 0.5)
+        0.5
+    """
+    try:
+        return measure()
+    except InapplicableError as reason:
+        return NotApplicable(str(reason))

@@ -1,0 +1,80 @@
+"""Take the running statistics of BatchNorm again, on retain data, after an edit."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from unlearnkit.batches import to_device
+from unlearnkit.errors import ConfigurationError
+from unlearnkit.objective import CrossEntropy, Objective
+from unlearnkit.parameters import device_of
+from unlearnkit.rng import private_rng
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Say whether a model has running statistics that an edit leaves behind.
+
+    Args:
+        model: Any.
+
+    Returns:
+        Whether one of its layers is a BatchNorm that tracks them.
+
+    Example:
+        >>> has_batch_norm(nn.Sequential(nn.BatchNorm1d(2))), has_batch_norm(nn.LayerNorm(2))
+        (True, False)
+    """
+    return bool(_layers(model))
+
+
+def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, objective: Objective | None = None) -> None:
+    """Set running mean and variance of each BatchNorm to the plain average over some batches, in place.
+
+    They describe the activations of the model as it was: an edit shifts these, and the statistics no longer fit. No
+    weight changes and no gradient is taken. As in the layer itself every batch counts the same: use one batch size.
+
+    Source: after Izmailov, Podoprikhin, Garipov, Vetrov and Wilson 2018 (Averaging Weights Leads to Wider Optima and
+    Better Generalization), section 3.2; the same pass as `torch.optim.swa_utils.update_bn`.
+
+    Args:
+        model: Its BatchNorm layers are in training mode during the pass, all others in eval mode.
+        batches: Retain data; a batch of one sample is left out when there are others, as it has no variance.
+        objective: Says how a batch becomes a forward pass; `CrossEntropy`.
+
+    Raises:
+        ConfigurationError: There is no batch.
+
+    Example:
+        >>> model = nn.Sequential(nn.BatchNorm1d(1))
+        >>> reestimate_batch_norm(model, [(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0]))])
+        >>> model[0].running_mean, model[0].running_var
+        (tensor([2.]), tensor([2.]))
+    """
+    layers, objective = _layers(model), objective or CrossEntropy()
+    kept = [(layer, layer.momentum) for layer in layers]
+    modes = {module: module.training for module in model.modules()}
+    seen = False
+    try:
+        model.eval()
+        for layer in layers:
+            layer.train()
+            layer.reset_running_stats()
+            layer.momentum = None  # what torch calls a cumulative average
+        with torch.no_grad(), private_rng(device_of(model)):
+            for batch in batches:
+                moved, seen = to_device(batch, device_of(model)), True
+                objective.losses(model, moved)
+    finally:
+        for layer, momentum in kept:
+            layer.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode
+    if layers and not seen:
+        raise ConfigurationError("expected at least one batch of retain data to re-estimate BatchNorm on, saw none")
+
+
+def _layers(model: nn.Module) -> list[_BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]

@@ -1,0 +1,171 @@
+"""From a share of weights to the value of an option: operating points that do not depend on scale or estimator."""
+
+from functools import cache
+from math import sqrt
+from typing import Any, Self, final
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from unlearnkit.elementwise import ElementwiseUnlearner
+from unlearnkit.errors import ConfigurationError
+from unlearnkit.importance import Importance
+from unlearnkit.options import options_of
+from unlearnkit.parameters import count_changed, trainable
+
+LOWEST, HIGHEST = 1e-30, 1e30
+_STEPS = 60
+_TOLERANCE = 0.01  # of the share asked for
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class OperatingCurve:
+    """How many weights a method selects, as a function of one of its options.
+
+    The *selected fraction* is the share of all trainable weights whose bits the edit changes when the method's strength
+    option (λ, where it has one) is at its lowest value, at which nothing that is selected stays as it is. So it does
+    not depend on λ. It is counted on the real weights, one elementwise edit for each value tried; weights that
+    are 0 already do not count. The option must be one that the method calls monotone: raised, it never selects more.
+
+    Attributes:
+        unlearner: The method, its strength at the lowest value.
+        option: The option that decides what is selected.
+        strength: The option that decides how strong the edit of the selected is, or "".
+        weights: Parameter name to weights, copies.
+        forget: Importance for the forget set.
+        reference: Importance for the reference set, or None.
+    """
+
+    unlearner: ElementwiseUnlearner
+    option: str
+    strength: str
+    weights: dict[str, Tensor] = attrs.field(repr=False)
+    forget: Importance
+    reference: Importance | None
+    _counted: Any = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "_counted", cache(self._count))
+
+    @classmethod
+    def of(
+        cls,
+        unlearner: ElementwiseUnlearner,
+        model: nn.Module,
+        *,
+        forget: Importance,
+        reference: Importance | None,
+        option: str = "",
+        strength: str | None = None,
+    ) -> Self:
+        """Choose the options, and copy the weights.
+
+        Args:
+            unlearner: The method.
+            model: Whose weights; left as it is.
+            forget: Importance for the forget set.
+            reference: Importance for the reference set.
+            option: What decides the selection; "" takes, of the monotone options, the one that reaches the most weights
+                at its lowest value.
+            strength: What decides the strength; None takes another monotone option, "" none.
+
+        Returns:
+            The curve.
+
+        Raises:
+            ConfigurationError: The method declares no such monotone option.
+        """
+        monotone = [o.name for o in options_of(unlearner) if o.name in unlearner.promises().monotone]
+        for name in (option, strength):
+            if name and name not in monotone:
+                raise ConfigurationError(f"{unlearner.name}: expected a monotone option, {monotone}, saw {name!r}")
+        if not monotone:
+            raise ConfigurationError(
+                f"{unlearner.name!r} declares no monotone option: there is none to find a selected fraction with. "
+                "Name those it has in its traits, or tune another method"
+            )
+        weights = {name: p.detach().clone() for name, p in trainable(model).items()}
+
+        def curve(name: str, strong: str, method: ElementwiseUnlearner) -> Self:
+            return cls(
+                unlearner=method, option=name, strength=strong, weights=weights, forget=forget, reference=reference
+            )
+
+        if not option:
+            reach = {name: curve(name, "", unlearner).fraction(_lowest(unlearner, name)) for name in monotone}
+            option = max(monotone, key=reach.__getitem__)
+        if strength is None:
+            strength = next((name for name in monotone if name != option), "")
+        strongest = with_options(unlearner, **{strength: _lowest(unlearner, strength)}) if strength else unlearner
+        return curve(option, strength, strongest)
+
+    def fraction(self, value: float) -> float:
+        """Count what is selected.
+
+        Args:
+            value: Of the option.
+
+        Returns:
+            The selected fraction, 0 … 1.
+        """
+        found: float = self._counted(value)
+        return found
+
+    def value_for(self, fraction: float) -> float:
+        """Find the option's value at which a given share of weights is selected, by bisection on its logarithm.
+
+        Args:
+            fraction: The share, 0 … 1.
+
+        Returns:
+            A value at which no more than 1 % more are selected; the lowest there is, where even that selects fewer.
+        """
+        low, high = self._range()
+        if self.fraction(low) <= fraction:
+            return low
+        for _ in range(_STEPS):
+            middle = sqrt(low) * sqrt(high)
+            found = self.fraction(middle)
+            if abs(found - fraction) <= _TOLERANCE * fraction:
+                return middle
+            low, high = (middle, high) if found > fraction else (low, middle)
+        return high
+
+    def _range(self) -> tuple[float, float]:
+        option = next(o for o in options_of(self.unlearner) if o.name == self.option)
+        top = min((bound for sign, bound in option.bounds if sign == "≤"), default=HIGHEST)
+        return max(_lowest(self.unlearner, self.option), LOWEST), top
+
+    def _count(self, value: float) -> float:
+        method = with_options(self.unlearner, **{self.option: value}).prepare(self.forget, self.reference)
+        f, r = self.forget.mean(), self.reference.mean() if self.reference else {}
+        changed = total = 0
+        with torch.no_grad():
+            for name, theta in self.weights.items():
+                f_p = f[name].to(theta.device)
+                r_p = r[name].to(theta.device) if name in r else torch.zeros_like(f_p)
+                changed += count_changed(theta, method.edit(theta, f_p, r_p))
+                total += theta.numel()
+        return changed / total
+
+
+def with_options(unlearner: ElementwiseUnlearner, **options: float) -> ElementwiseUnlearner:
+    """Return a copy of a method with other options.
+
+    Args:
+        unlearner: An object of a frozen attrs class.
+        options: Name to value.
+
+    Returns:
+        The copy.
+    """
+    method: Any = unlearner
+    changed: ElementwiseUnlearner = attrs.evolve(method, **options)
+    return changed
+
+
+def _lowest(unlearner: ElementwiseUnlearner, name: str) -> float:
+    bounds = next(o for o in options_of(unlearner) if o.name == name).bounds
+    return max((bound if sign == "≥" else max(bound, LOWEST) for sign, bound in bounds if sign != "≤"), default=LOWEST)

@@ -1,0 +1,252 @@
+"""Tuning from a configuration: the right edit of one method, its checkpoint, and everything that was tried."""
+
+import copy
+from pathlib import Path
+from typing import final
+
+import attrs
+import numpy as np
+from sklearn.model_selection import train_test_split
+from torch import nn
+
+from unlearnkit.config import Config, MethodConfig, TuningConfig
+from unlearnkit.data import LabelledImages, forget_split
+from unlearnkit.data.carve import Carved, carve
+from unlearnkit.elementwise import ElementwiseUnlearner
+from unlearnkit.errors import ConfigurationError, StoreError
+from unlearnkit.evaluation import loss_and_accuracy
+from unlearnkit.evaluation.tuning import Tuner, Tuning, Validation
+from unlearnkit.evidence import Need
+from unlearnkit.experiment import Experiment, forget_spec, make_unlearner
+from unlearnkit.hookspecs import Run
+from unlearnkit.importance import Importance
+from unlearnkit.manifest import forget_record
+from unlearnkit.objective import CrossEntropy
+from unlearnkit.options import option_values
+from unlearnkit.plugins import PluginManager, default_manager
+from unlearnkit.progress import Progress, silent
+from unlearnkit.provenance import Role
+from unlearnkit.report import Report
+from unlearnkit.reporting import RunRecord, write_result
+from unlearnkit.runner import Job
+from unlearnkit.suggest import nearest
+
+_REESTIMATE = {"both": (False, True), "yes": (True,), "no": (False,)}
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Tuned:
+    """What a search from a configuration leaves behind.
+
+    Attributes:
+        tuning: What was tried and chosen.
+        record: As it was written.
+        folder: Where to.
+    """
+
+    tuning: Tuning
+    record: RunRecord
+    folder: Path
+
+
+def tune(
+    config: Config,
+    *,
+    plugins: PluginManager | None = None,
+    overwrite: bool = False,
+    again: bool = False,
+    progress: Progress = silent,
+) -> Tuned:
+    """Find the right edit with one method, make it on a copy of the original model, and write both.
+
+    The validation samples are carved from the forget set and from the retain set of the training data; importances are
+    measured on the rest, in the search and in the final edit alike. (The original was trained on all of them, so its
+    accuracy on them is that on training data.) The test set is looked at once, after the choice. Only the target
+    ``"unseen"`` takes part of it away first; then all test scores are of the remaining part.
+
+    Args:
+        config: The configuration.
+        plugins: Where names are looked up.
+        overwrite: Replace the folder of an earlier result.
+        again: Apply a forget set that the checkpoint says was applied to it already.
+        progress: Shows a bar for each long stage.
+
+    Returns:
+        The result. Without a candidate within the budget no model is written, and the record says so.
+
+    Raises:
+        StoreError: The folder of results is in the way.
+    """
+    plugins = plugins or default_manager()
+    method = _method(config)
+    unlearner = _elementwise(method, plugins)
+    folder = Path(config.output) / f"{method.label}-tuned"
+    if folder.exists() and not overwrite:
+        raise StoreError(f"results are there already: {folder}: choose another output, or overwrite them")
+    job = Job.start(config, plugins, again=again, progress=progress)
+    search = _Search.start(job, config.tuning)
+    model = copy.deepcopy(job.original)
+    run = Run(
+        method=unlearner.name,
+        options=option_values(unlearner),
+        estimator=search.job.experiment.config.importance.estimator,
+        model=type(model).__qualname__,
+    )
+    plugins.before_run(run)
+    tuning = search.tune(model, unlearner, method)
+    report = tuning.report or Report(method=unlearner.name, remarks=(tuning.sentence(),))
+    report = attrs.evolve(report, provider=plugins.provider_of(type(unlearner)))
+    record = search.record(folder.name, tuning, report, model)
+    if tuning.chosen is not None:
+        plugins.after_run(run, report)
+    write_result(folder, model if tuning.chosen else None, record, metadata=job.metadata())
+    return Tuned(tuning=tuning, record=record, folder=folder)
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class _Search:
+    job: Job
+    carved: Carved
+    unseen: LabelledImages | None
+
+    @classmethod
+    def start(cls, job: Job, config: TuningConfig) -> "_Search":
+        if config.target == "retrained" and not job.retrained:
+            raise ConfigurationError(
+                "tuning.target 'retrained': expected checkpoints of retrained models in evaluation.retrained, saw none"
+            )
+        unseen = None
+        if config.target == "unseen":
+            experiment, unseen = _set_aside(job.experiment, config.unseen_fraction)
+            job = attrs.evolve(job, experiment=experiment)
+        split = job.experiment.split
+        assert split is not None, "Job.start() asked for the splits, which need it"
+        targets, seed = job.experiment.bundle.train.targets, job.experiment.config.seed
+        carved = carve(split.train, targets, fraction=config.validation_fraction, seed=seed)
+        return cls(job=job, carved=carved, unseen=unseen)
+
+    def tune(self, model: nn.Module, unlearner: ElementwiseUnlearner, method: MethodConfig) -> Tuning:
+        experiment, config = self.job.experiment, self.job.experiment.config.tuning
+        forget, reference = self.importances(unlearner, method)
+        target, source = self.target(config)
+        tuner = Tuner(
+            unlearner=unlearner,
+            operating=config.operating,
+            strength=config.strength or None,
+            fractions=config.fractions,
+            strengths=config.strengths,
+            reestimate=_REESTIMATE[config.reestimate],
+            budget=config.budget,
+            rounds=config.rounds,
+        )
+        return tuner.tune(
+            model,
+            forget=forget,
+            reference=reference,
+            validation=Validation(
+                retain=experiment.evaluation_batches(self.part(self.carved.retain_validation)),
+                forget=experiment.evaluation_batches(self.part(self.carved.forget_validation)),
+            ),
+            target=target,
+            target_source=source,
+            retain_data=experiment.evaluation_batches(self.part(self.carved.retain)),
+            seed=experiment.config.seed,
+            max_fraction=method.max_fraction,
+            progress=self.job.progress,
+        )
+
+    def part(self, rows: np.ndarray) -> LabelledImages:
+        return self.job.experiment.bundle.train.subset(rows)
+
+    def importances(
+        self, unlearner: ElementwiseUnlearner, method: MethodConfig
+    ) -> tuple[Importance, Importance | None]:
+        experiment = self.job.experiment
+        estimator, role = experiment.estimator(self.job.plugins), Role(experiment.config.importance.reference)
+
+        def estimate(rows: np.ndarray, role: Role) -> Importance:
+            batches = experiment.importance_batches(self.part(rows))
+            found = estimator.estimate(
+                self.job.original, batches, objective=CrossEntropy(), role=role, progress=self.job.progress
+            )
+            return found if method.normalise else found.unnormalised()
+
+        forget = estimate(self.carved.forget, Role.FORGET)
+        if Need.REFERENCE_IMPORTANCE not in unlearner.needs:
+            return forget, None
+        return forget, estimate(self.carved.full if role is Role.FULL else self.carved.retain, role)
+
+    def target(self, config: TuningConfig) -> tuple[float, str]:
+        if config.target == "stated":
+            return config.forget_accuracy, "stated"
+        if self.unseen is not None:
+            what = f"the original's on {len(self.unseen)} samples of the same kind that it was not trained on"
+            return _accuracy(self.job.experiment, self.job.original, self.unseen), what
+        data = self.part(self.carved.forget_validation)
+        found = [_accuracy(self.job.experiment, model, data) for model in self.job.retrained]
+        return float(np.mean(found)), f"the mean of {len(found)} retrained models on the same samples"
+
+    def record(self, label: str, tuning: Tuning, report: Report, model: nn.Module) -> RunRecord:
+        split = self.job.experiment.split
+        assert split is not None, "Job.start() asked for the splits, which need it"
+        record = RunRecord(label=label, report=report, forget=forget_record(split.train), tuning=self.described(tuning))
+        if tuning.chosen is None:
+            return attrs.evolve(record, manifest=self.job.manifest())
+        return self.job.evaluated(record, model, self.job.evaluate(self.job.original))
+
+    def described(self, tuning: Tuning) -> dict[str, object]:
+        carved = self.carved
+        samples = {
+            "forget importance": len(carved.forget),
+            "retain importance": len(carved.retain),
+            "forget validation": len(carved.forget_validation),
+            "retain validation": len(carved.retain_validation),
+            "unseen": 0 if self.unseen is None else len(self.unseen),
+        }
+        return {**tuning.to_dict(), "samples": samples}
+
+
+def _method(config: Config) -> MethodConfig:
+    known = {method.label: method for method in config.method}
+    wanted = config.tuning.method
+    if not wanted and len(known) == 1:
+        return next(iter(known.values()))
+    if wanted not in known:
+        hint = nearest(wanted, known) if wanted else f": the configuration has {[*known]}"
+        raise ConfigurationError(f"tuning.method: expected the label of the method to tune, saw {wanted!r}{hint}")
+    return known[wanted]
+
+
+def _elementwise(method: MethodConfig, plugins: PluginManager) -> ElementwiseUnlearner:
+    unlearner = make_unlearner(method, plugins)
+    if not isinstance(unlearner, ElementwiseUnlearner):
+        raise ConfigurationError(
+            f"tuning.method {method.label!r}: expected an elementwise method, whose edits cost no training, saw "
+            f"{method.name!r}"
+        )
+    return unlearner
+
+
+def _accuracy(experiment: Experiment, model: nn.Module, data: LabelledImages) -> float:
+    found = loss_and_accuracy(model, experiment.evaluation_batches(data)).accuracy
+    assert found is not None, "the objective is cross entropy"
+    return found
+
+
+def _set_aside(experiment: Experiment, fraction: float) -> tuple[Experiment, LabelledImages]:
+    """Take part of the test set out of it, and return of that part what is of the forgotten kind."""
+    test, spec = experiment.bundle.test, forget_spec(experiment.config.forget)
+    assert spec is not None, "Job.start() asked for the splits, which need it"
+    labels = test.targets.numpy()
+    rest, aside = train_test_split(
+        np.arange(len(test)), test_size=fraction, random_state=experiment.config.seed, stratify=labels
+    )
+    bundle = attrs.evolve(experiment.bundle, test=test.subset(np.sort(rest)))
+    part = attrs.evolve(experiment.bundle, test=test.subset(np.sort(aside)))
+    rows = forget_split(part, spec).test.forget
+    if spec.carries_over and not len(rows):
+        raise ConfigurationError("tuning.target 'unseen': the test set has no sample of what is forgotten")
+    unseen = part.test.subset(rows) if spec.carries_over else part.test
+    return attrs.evolve(experiment, bundle=bundle, split=forget_split(bundle, spec)), unseen
