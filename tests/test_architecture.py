@@ -40,6 +40,7 @@ reporting experiment
 runner scaffold trainer
 tuning
 demo
+commands
 cli
 __main__
 """

@@ -1,0 +1,41 @@
+"""``unlearnkit run``."""
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from unlearnkit.commands.options import Again, ConfigPath, Methods, Overwrite, Quiet, Settings, Traceback, only
+from unlearnkit.config import load_config
+from unlearnkit.console import bars, clear_errors, out
+from unlearnkit.reporting import run_table, tensor_table
+
+
+def run(
+    config: ConfigPath,
+    settings: Settings = None,
+    method: Methods = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be edited; write nothing.")] = False,
+    overwrite: Overwrite = False,
+    again: Again = False,
+    quiet: Quiet = False,
+    traceback: Traceback = False,
+) -> None:
+    """Make a trained model forget: importances, edits, evaluation, one folder of results per method."""
+    from unlearnkit.runner import run as run_methods  # noqa: PLC0415 - torchvision and scikit-learn take seconds
+
+    with clear_errors(traceback=traceback):
+        chosen = only(load_config(config, settings or []), method or [])
+        records = []
+        with bars(quiet=quiet) as progress:
+            for record in run_methods(chosen, dry_run=dry_run, overwrite=overwrite, again=again, progress=progress):
+                records.append(record)
+                if dry_run:
+                    out.print(tensor_table(record.report))
+        if dry_run:
+            out.print("dry run: nothing was written")
+            return
+        out.print(run_table(records))
+        for record in records:
+            out.print(escape(record.sentence()))
+        out.print(f"results: {escape(chosen.output)}/LABEL/model.safetensors and report.json")

@@ -1,0 +1,29 @@
+"""``unlearnkit train``."""
+
+from rich.markup import escape
+
+from unlearnkit.commands.options import ConfigPath, Overwrite, Quiet, Settings, Traceback
+from unlearnkit.config import load_config
+from unlearnkit.console import bars, clear_errors, out
+
+
+def train(
+    config: ConfigPath,
+    settings: Settings = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    traceback: Traceback = False,
+) -> None:
+    """Train the original model of an experiment, and write its checkpoint."""
+    from unlearnkit.trainer import train_original  # noqa: PLC0415 - torchvision and scikit-learn take seconds
+
+    with clear_errors(traceback=traceback):
+        chosen = load_config(config, settings or [])
+        with bars(quiet=quiet) as progress:
+            record = train_original(chosen, overwrite=overwrite, progress=progress)
+        for number, epoch in enumerate(record["epochs"], start=1):
+            out.print(
+                f"epoch {number}: loss {epoch['loss']:.4f}, accuracy {epoch['accuracy']:.4f}, {epoch['seconds']:.1f} s"
+            )
+        out.print(f"test: loss {record['test']['loss']:.4f}, accuracy {record['test']['accuracy']:.4f}")
+        out.print(f"checkpoint: {escape(chosen.model.checkpoint)}")

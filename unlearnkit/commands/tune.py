@@ -1,0 +1,39 @@
+"""``unlearnkit tune``."""
+
+from typing import Annotated
+
+import attrs
+import typer
+from rich.markup import escape
+
+from unlearnkit.commands.options import Again, ConfigPath, Overwrite, Quiet, Settings, Traceback
+from unlearnkit.config import load_config
+from unlearnkit.console import bars, clear_errors, out
+from unlearnkit.reporting import run_table, tuning_table
+
+
+def tune(
+    config: ConfigPath,
+    settings: Settings = None,
+    method: Annotated[str, typer.Option("--method", "-m", help="Tune this method (its label).")] = "",
+    overwrite: Overwrite = False,
+    again: Again = False,
+    quiet: Quiet = False,
+    traceback: Traceback = False,
+) -> None:
+    """Find the right edit: importances once, many edits, chosen on validation data within a budget."""
+    from unlearnkit.tuning import tune as tune_method  # noqa: PLC0415 - torchvision and scikit-learn take seconds
+
+    with clear_errors(traceback=traceback):
+        chosen = load_config(config, settings or [])
+        if method:
+            chosen = attrs.evolve(chosen, tuning=attrs.evolve(chosen.tuning, method=method))
+        with bars(quiet=quiet) as progress:
+            tuned = tune_method(chosen, overwrite=overwrite, again=again, progress=progress)
+        out.print(tuning_table(tuned.tuning))
+        out.print(escape(tuned.tuning.sentence()), highlight=False)
+        if tuned.tuning.chosen is not None:
+            out.print(run_table([tuned.record]))
+        out.print(f"results: {escape(str(tuned.folder))}", highlight=False)
+    if tuned.tuning.chosen is None:
+        raise typer.Exit(1)
