@@ -1,4 +1,4 @@
-"""Bad input, as the command meets it: one clear message, exit code 2, no traceback, nothing written, nothing changed."""
+"""Bad input, as the command meets it: one clear message, exit code 2, no traceback, nothing written or changed."""
 
 import shutil
 
