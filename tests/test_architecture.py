@@ -34,7 +34,7 @@ hookspecs registry
 builtins plugins
 pipeline
 
-data models training evaluation
+data models training evaluation store
 config console manifest
 reporting experiment
 runner scaffold trainer

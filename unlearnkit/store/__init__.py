@@ -1,0 +1,17 @@
+"""Importances on disk: measured once, kept by group, and made smaller with every request."""
+
+from unlearnkit.store.algebra import Cancellation
+from unlearnkit.store.manifest import Edit, StoreManifest
+from unlearnkit.store.passes import estimate_resumable, fill
+from unlearnkit.store.staleness import Staleness
+from unlearnkit.store.store import ImportanceStore
+
+__all__ = [
+    "Cancellation",
+    "Edit",
+    "ImportanceStore",
+    "Staleness",
+    "StoreManifest",
+    "estimate_resumable",
+    "fill",
+]

@@ -1,0 +1,151 @@
+"""Named tensors in a folder of safetensors files, written and read one file at a time."""
+
+import hashlib
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import final
+
+import attrs
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from unlearnkit.errors import StoreError
+from unlearnkit.files import atomic_write
+
+SHARD_BYTES = 64 << 20
+"""Small tensors share a file of about this size; a larger tensor has a file of its own."""
+
+_NAME = re.compile(r"[0-9a-f]{16}\.safetensors")
+
+
+@final
+@attrs.frozen
+class Shard:
+    """One file: its name inside the folder, and a hash of all its bytes.
+
+    Attributes:
+        file: 16 hexadecimal digits and ``.safetensors``; never a path.
+        digest: 32 hexadecimal digits.
+    """
+
+    file: str = attrs.field()
+    digest: str
+
+    @file.validator
+    def _check_file(self, _: object, value: str) -> None:
+        # The name comes from a manifest that somebody may have edited: it must not lead out of the folder.
+        if not _NAME.fullmatch(value):
+            raise StoreError(f"expected a shard's name as 0123456789abcdef.safetensors, saw {value!r}")
+
+
+def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], *, limit: int = SHARD_BYTES) -> tuple[Shard, ...]:
+    """Write tensors as they come, so that no more than one file's worth of them is in memory.
+
+    Args:
+        folder: Must exist.
+        tensors: Name and tensor; any iterable, read once.
+        limit: Bytes after which a file is closed.
+
+    Returns:
+        The files, in order.
+    """
+    return tuple(_write_shard(folder, part) for part in _parts(tensors, limit))
+
+
+def read_shards(folder: Path, shards: Iterable[Shard], *, verify: bool = True) -> dict[str, Tensor]:
+    """Open tensors as memory maps: their bytes are read from the files when they are used.
+
+    Args:
+        folder: Where the files lie.
+        shards: Which files.
+        verify: Read each file once and compare its hash.
+
+    Returns:
+        Name to tensor, on the CPU. Do not edit them.
+
+    Raises:
+        StoreError: A file is missing, a link, damaged, or not what was written.
+    """
+    found: dict[str, Tensor] = {}
+    for shard in shards:
+        path = folder / shard.file
+        if verify:
+            check_shard(folder, shard)
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                found.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise StoreError(f"{path}: expected the safetensors file that was written there, saw: {error}") from error
+    return found
+
+
+def check_shard(folder: Path, shard: Shard) -> None:
+    """Compare a file with the hash of what was written.
+
+    Args:
+        folder: Where it lies.
+        shard: Which.
+
+    Raises:
+        StoreError: It is missing, a link or has other bytes.
+    """
+    path = folder / shard.file
+    if path.is_symlink():
+        raise StoreError(f"{path}: expected a file, saw a symbolic link: somebody has replaced it")
+    try:
+        seen = file_digest(path)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot read it: {error}") from error
+    if seen != shard.digest:
+        raise StoreError(
+            f"{path}: expected the digest {shard.digest}, saw {seen}: the file was damaged or replaced; make it again"
+        )
+
+
+def file_digest(path: Path) -> str:
+    """Hash all bytes of a file.
+
+    Args:
+        path: Of the file.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _parts(tensors: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[str, Tensor]]:
+    part: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        new = tensor.numel() * tensor.element_size()
+        if part and size + new > limit:
+            yield part
+            part, size = {}, 0
+        part[name] = tensor
+        size += new
+    if part:
+        yield part
+
+
+def _write_shard(folder: Path, tensors: dict[str, Tensor]) -> Shard:
+    path = folder / f"{secrets.token_hex(8)}.safetensors"
+    with atomic_write(path) as temporary:
+        try:
+            save_file({name: _plain(tensor) for name, tensor in tensors.items()}, temporary)
+        except (SafetensorError, OSError) as error:
+            raise StoreError(f"cannot write {path}: {error}: nothing was changed") from error
+        digest = file_digest(temporary)
+    return Shard(path.name, digest)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Make what safetensors takes: on the CPU, contiguous, and sharing its memory with nobody."""
+    plain = tensor.detach().to("cpu").contiguous()
+    whole = plain.untyped_storage().nbytes() == plain.numel() * plain.element_size()
+    return plain if whole and plain.data_ptr() != 0 else torch.clone(plain)
