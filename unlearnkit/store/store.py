@@ -36,7 +36,8 @@ class ImportanceStore:
         folder: Where it lies.
 
     Example:
-        >>>         >>> from unlearnkit.provenance import Fingerprint
+        >>> import tempfile, torch
+        >>> from unlearnkit.provenance import Fingerprint
         >>> store = ImportanceStore.create(Path(tempfile.mkdtemp()) / "importances")
         >>> kind = Fingerprint(estimator="diagonal-fisher", unit="sample")
         >>> for key, value in {"cat": 1.0, "dog": 4.0}.items():
