@@ -37,6 +37,7 @@ pipeline
 data models training evaluation store
 config console manifest
 reporting experiment
+references
 runner scaffold trainer
 tuning
 demo

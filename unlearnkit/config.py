@@ -108,6 +108,11 @@ class MethodConfig:
     max_fraction: float = option(1.0, at_least=0, at_most=1, doc="largest fraction of weights that may change")
 
 
+def _distinct_seeds(_: Any, __: Any, seeds: tuple[int, ...]) -> None:
+    if any(seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise ConfigurationError(f"evaluation.retrained_seeds: expected different whole numbers ≥ 0, saw {list(seeds)}")
+
+
 @final
 @attrs.frozen(kw_only=True)
 class EvaluationConfig:
@@ -119,12 +124,16 @@ class EvaluationConfig:
             ``retain-train``, which is as long as training.
         metrics: Names of further metrics, from plugins.
         retrained: Checkpoints of models trained without the forget set, which metrics compare with.
+        retrained_seeds: Training seeds of further such models, which are trained when they are first needed and kept.
+        retrained_folder: Where they are kept; ``.retrained`` in the folder of results when left out.
     """
 
     batch_size: int = option(256, at_least=1, doc="samples per batch")
     splits: tuple[str, ...] = ("retain-test", "forget-test", "forget-train")
     metrics: tuple[str, ...] = ()
     retrained: tuple[str, ...] = ()
+    retrained_seeds: tuple[int, ...] = attrs.field(default=(), validator=_distinct_seeds)
+    retrained_folder: str = ""
 
 
 @final
@@ -135,7 +144,7 @@ class TuningConfig:
     Attributes:
         method: Label of the method to tune; may be left out where there is one.
         target: Which forget accuracy to aim at: ``"stated"`` (``forget_accuracy``), ``"retrained"`` (the mean of the
-            models in ``evaluation.retrained``) or ``"unseen"`` (the original's on samples never trained on).
+            retrained models of ``[evaluation]``) or ``"unseen"`` (the original's on samples never trained on).
         forget_accuracy: The stated one.
         budget: The largest loss of retain accuracy on validation data.
         validation_fraction: The share of the training set, forget and retain set alike, to choose by. The importances

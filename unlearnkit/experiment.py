@@ -72,8 +72,11 @@ class Experiment:
             config=config, device=device, bundle=bundle, split=None if spec is None else forget_split(bundle, spec)
         )
 
-    def fresh_model(self) -> nn.Module:
-        """Make an untrained model on the device; its initial weights depend on the training seed only.
+    def fresh_model(self, *, seed: int | None = None) -> nn.Module:
+        """Make an untrained model on the device; its initial weights depend on the seed only.
+
+        Args:
+            seed: Of the initial weights; by default the training seed.
 
         Returns:
             What the factory makes.
@@ -84,7 +87,7 @@ class Experiment:
         factory, options = import_path(self.config.model.factory), dict(self.config.model.options)
         if "num_classes" in inspect.signature(factory).parameters:
             options.setdefault("num_classes", self.bundle.num_classes)
-        with private_rng(seed=self.config.training.seed):
+        with private_rng(seed=self.config.training.seed if seed is None else seed):
             model = call(factory, options, where="model.options")
         if not isinstance(model, nn.Module):
             raise ConfigurationError(

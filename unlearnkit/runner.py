@@ -23,6 +23,7 @@ from unlearnkit.pipeline import Pipeline
 from unlearnkit.plugins import PluginManager, default_manager
 from unlearnkit.progress import Progress, silent
 from unlearnkit.provenance import Role
+from unlearnkit.references import references
 from unlearnkit.reporting import RunRecord, write_result
 from unlearnkit.suggest import nearest
 from unlearnkit.unlearner import Unlearner
@@ -68,7 +69,7 @@ def run(
     taken = [str(folder) for folder in folders.values() if folder.exists()]
     if taken and not (dry_run or overwrite):
         raise StoreError(f"results are there already: {', '.join(taken)}: choose another output, or overwrite them")
-    job = Job.start(config, plugins, again=again, progress=progress)
+    job = Job.start(config, plugins, again=again, progress=progress, references=not dry_run)
     importances = job.importances({need for unlearner in unlearners.values() for need in unlearner.needs})
     before = {} if dry_run else job.evaluate(job.original)
     for method in config.method:
@@ -104,7 +105,9 @@ class Job:
     seconds: dict[str, float] = attrs.field(factory=dict)
 
     @classmethod
-    def start(cls, config: Config, plugins: PluginManager, *, again: bool, progress: Progress) -> "Job":
+    def start(
+        cls, config: Config, plugins: PluginManager, *, again: bool, progress: Progress, references: bool = True
+    ) -> "Job":
         """Load data and models, and check all that can be checked.
 
         Args:
@@ -112,6 +115,7 @@ class Job:
             plugins: Where names are looked up.
             again: Allow a forget set that was applied to the checkpoint already.
             progress: Shows a bar for each long stage.
+            references: Whether to load retrained models, and to train those that are not there yet.
 
         Returns:
             The job.
@@ -132,9 +136,7 @@ class Job:
             experiment=experiment,
             plugins=plugins,
             original=original,
-            retrained=tuple(
-                experiment.trained_model(path, key="evaluation.retrained")[0] for path in config.evaluation.retrained
-            ),
+            retrained=(),
             requests=requests,
             progress=progress,
         )
@@ -143,7 +145,20 @@ class Job:
                 f"this forget set (digest {job.request}) was applied to {config.model.checkpoint} already: applying a "
                 "method twice wrecks models; start from the original model, or say so with --again"
             )
-        return job
+        return job.with_references() if references else job
+
+    def with_references(self) -> "Job":
+        """Load the retrained models that the configuration asks for, and train those that are not there yet.
+
+        Returns:
+            The job with them.
+        """
+        if not (self.experiment.config.evaluation.retrained or self.experiment.config.evaluation.retrained_seeds):
+            return self
+        start = time.perf_counter()
+        retrained = references(self.experiment, progress=self.progress)
+        self.seconds["retrained models"] = time.perf_counter() - start
+        return attrs.evolve(self, retrained=retrained)
 
     @property
     def request(self) -> str:

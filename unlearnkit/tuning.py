@@ -115,7 +115,8 @@ class _Search:
     def start(cls, job: Job, config: TuningConfig) -> "_Search":
         if config.target == "retrained" and not job.retrained:
             raise ConfigurationError(
-                "tuning.target 'retrained': expected checkpoints of retrained models in evaluation.retrained, saw none"
+                "tuning.target 'retrained': expected retrained models, saw none: name checkpoints in "
+                "evaluation.retrained, or training seeds in evaluation.retrained_seeds"
             )
         unseen = None
         if config.target == "unseen":

@@ -98,7 +98,7 @@ def test_the_test_set_has_no_say(digits_toml, monkeypatch):
 
 
 def test_the_target_of_a_retrained_model(digits_toml, trained_checkpoint):
-    with pytest.raises(ConfigurationError, match=r"retrained models in evaluation\.retrained, saw none"):
+    with pytest.raises(ConfigurationError, match=r"retrained models, saw none: .*retrained_seeds"):
         tune(config(digits_toml, "tuning.target=retrained"))
     # The original stands in for a retrained model: then the right edit forgets nothing.
     found = tune(config(digits_toml, "tuning.target=retrained", f"evaluation.retrained=['{trained_checkpoint}']"))
