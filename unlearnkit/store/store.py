@@ -12,11 +12,11 @@ from unlearnkit.importance import Importance
 from unlearnkit.parameters import digest
 from unlearnkit.provenance import Role
 from unlearnkit.store.algebra import Cancellation, difference
-from unlearnkit.store.manifest import Edit, StoreManifest, read_manifest, write_manifest
+from unlearnkit.store.manifest import Edit, Entry, StoreManifest, read_manifest, write_manifest
 from unlearnkit.store.reading import check_kind, entry_of, importance_of, rounding, stable, sum_of
 from unlearnkit.store.shards import check_shard, read_shards
 from unlearnkit.store.staleness import Staleness
-from unlearnkit.store.writer import writing
+from unlearnkit.store.writer import Writer, writing
 
 
 @final
@@ -234,11 +234,7 @@ class ImportanceStore:
         Args:
             keys: Of the groups.
         """
-        gone = set(keys)
-        with writing(self.folder) as writer:
-            for key in gone:
-                entry_of(writer.manifest, key)
-            writer.commit({k: e for k, e in writer.manifest.groups.items() if k not in gone})
+        self.change(remove=keys)
 
     def take_out(self, key: str, part: Importance) -> tuple[Cancellation, ...]:
         """Remove the importance of some samples of a group: I(G) − I(part), in float64.
@@ -249,24 +245,8 @@ class ImportanceStore:
 
         Returns:
             For each parameter, how many weights have lost their digits to cancellation; empty in the usual case.
-
-        Raises:
-            MismatchError: The part is of another kind, or no part of the group.
         """
-        with writing(self.folder) as writer:
-            manifest = writer.manifest
-            entry = entry_of(manifest, key)
-            check_kind(self.folder, manifest, part)
-            if part.count >= entry.count:
-                raise MismatchError(
-                    f"{key!r}: expected a part of its {entry.count} terms, saw {part.count}: remove the group instead"
-                )
-            lost: list[Cancellation] = []
-            whole, eps = read_shards(self.folder, entry.shards), rounding(manifest)
-            rest = difference(whole, part.totals, terms=entry.count, eps=eps, lost=lost)
-            left = writer.write(rest, count=entry.count - part.count, samples=entry.samples - part.samples)
-            writer.commit({**manifest.groups, key: left})
-        return tuple(lost)
+        return self.change(parts={key: part})
 
     def record_edit(self, edit: Edit) -> Staleness:
         """Note that the model was edited: the importances are those of an older model now.
@@ -276,18 +256,51 @@ class ImportanceStore:
 
         Returns:
             How stale the importances are.
+        """
+        self.change(edit=edit)
+        return self.staleness()
+
+    def change(
+        self, *, remove: Iterable[str] = (), parts: Mapping[str, Importance] | None = None, edit: Edit | None = None
+    ) -> tuple[Cancellation, ...]:
+        """Remove groups, take parts out of others and record an edit, all at once or not at all.
+
+        Args:
+            remove: Groups to forget whole.
+            parts: Group to the importance of some of its samples.
+            edit: What was done to the model.
+
+        Returns:
+            As `take_out`.
 
         Raises:
-            MismatchError: The edit was made to another model.
+            MismatchError: A part is of another kind or no part of its group; the edit was made to another model.
         """
+        gone, lost = set(remove), list[Cancellation]()
         with writing(self.folder) as writer:
             manifest = writer.manifest
-            if manifest.models and manifest.models[-1] != edit.before:
+            if edit and manifest.models and manifest.models[-1] != edit.before:
                 raise MismatchError(
                     f"the store {self.folder} fits the model {manifest.models[-1]}, saw an edit of {edit.before}"
                 )
-            write_manifest(self.folder, attrs.evolve(manifest, edits=(*manifest.edits, edit)))
-        return self.staleness()
+            left = {key: self._without(writer, key, part, lost) for key, part in (parts or {}).items()}
+            for key in gone:
+                entry_of(manifest, key)
+            groups = {key: left.get(key, entry) for key, entry in manifest.groups.items() if key not in gone}
+            writer.commit(groups, edits=(*manifest.edits, edit) if edit else manifest.edits)
+        return tuple(lost)
+
+    def _without(self, writer: Writer, key: str, part: Importance, lost: list[Cancellation]) -> Entry:
+        manifest = writer.manifest
+        entry = entry_of(manifest, key)
+        check_kind(self.folder, manifest, part)
+        if part.count >= entry.count:
+            raise MismatchError(
+                f"{key!r}: expected a part of its {entry.count} terms, saw {part.count}: remove the group instead"
+            )
+        whole = read_shards(self.folder, entry.shards)
+        rest = difference(whole, part.totals, terms=entry.count, eps=rounding(manifest), lost=lost)
+        return writer.write(rest, count=entry.count - part.count, samples=entry.samples - part.samples)
 
     def forget_edits_after(self, model: str) -> None:
         """Note that edits were rolled back.

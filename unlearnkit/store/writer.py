@@ -89,8 +89,9 @@ class Writer:
             **changes: Other fields of the manifest.
         """
         known = self.manifest.total
-        total = self._total([known, added] if known and added else list(groups.values()))
-        manifest = attrs.evolve(self.manifest, groups=dict(groups), total=total, **changes)
+        if groups != self.manifest.groups:
+            known = self._total([known, added] if known and added else list(groups.values()))
+        manifest = attrs.evolve(self.manifest, groups=dict(groups), total=known, **changes)
         write_manifest(self.folder, manifest)
         sweep(self.folder, manifest)
 
