@@ -45,6 +45,7 @@ PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXPERIMENTS = sorted((ROOT / "docs" / "experiments").glob("*.toml"))
 PLUGINS = sorted(path.parent.name for path in (ROOT / "plugins").glob("unlearnkit_*/__init__.py"))
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
+EXIT_CODES = {"error:": 2, "rolled back:": 1}
 SECTIONS = {
     "": configuration.Config,
     "[model]": configuration.ModelConfig,
@@ -55,6 +56,7 @@ SECTIONS = {
     "[evaluation]": configuration.EvaluationConfig,
     "[tuning]": configuration.TuningConfig,
     "[training]": Training,
+    "[deletion]": configuration.DeletionConfig,
 }
 
 
@@ -145,7 +147,8 @@ def run_commands(block, where, folder):
             default_manager.cache_clear()
             importlib.invalidate_caches()
             result = CliRunner().invoke(app, [*arguments])
-            assert result.exit_code == (2 if shown.startswith("error:") else 0), f"{where}: {command}\n{result.output}"
+            expected = next((code for start, code in EXIT_CODES.items() if shown.startswith(start)), 0)
+            assert result.exit_code == expected, f"{where}: {command}\n{result.output}"
             right = not shown.strip() or doctest.OutputChecker().check_output(shown, result.output, FLAGS)
             assert right, f"{where}: {command}\nexpected:\n{shown}\nsaw:\n{result.output}"
 

@@ -6,7 +6,9 @@ import typer
 
 from unlearnkit import __version__
 from unlearnkit.commands.demo import demo
+from unlearnkit.commands.forget import forget
 from unlearnkit.commands.installed import methods, plugins
+from unlearnkit.commands.ledger import ledger, purge, rollback, verify_receipts
 from unlearnkit.commands.new_plugin import new_plugin
 from unlearnkit.commands.run import run
 from unlearnkit.commands.train import train
@@ -21,7 +23,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (run, tune, train, demo, methods, plugins, new_plugin):
+COMMANDS = (run, tune, train, demo, ledger, forget, verify_receipts, rollback, purge, methods, plugins, new_plugin)
+for command in COMMANDS:
     app.command()(command)
 
 

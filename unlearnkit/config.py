@@ -174,6 +174,28 @@ class TuningConfig:
 
 @final
 @attrs.frozen(kw_only=True)
+class DeletionConfig:
+    """How deletion requests are dealt with; see `unlearnkit.deletion`.
+
+    Attributes:
+        folder: Of the ledger; ``ledger`` inside the output folder when left out.
+        method: Label of the ``[[method]]`` that edits; may be left out where there is one.
+        groups: The kind of label by which importances are kept apart; the training target when left out.
+        budget: The largest loss of accuracy on retained test data that one edit may cost; beyond it, it is rolled back.
+        keep: How many earlier models are kept, to be put back.
+        every: Batches after which an importance pass writes down how far it is.
+    """
+
+    folder: str = ""
+    method: str = ""
+    groups: str = ""
+    budget: float = option(0.02, at_least=0, at_most=1, doc="largest loss of accuracy on retained test data")
+    keep: int = option(1, at_least=0, doc="earlier models kept, to be put back")
+    every: int = option(50, at_least=1, doc="batches between two checkpoints of an importance pass")
+
+
+@final
+@attrs.frozen(kw_only=True)
 class Config:
     """A whole experiment.
 
@@ -187,6 +209,7 @@ class Config:
         evaluation: What to measure.
         tuning: How ``unlearnkit tune`` looks for the right edit.
         training: How ``unlearnkit train`` makes the original model.
+        deletion: How deletion requests are dealt with.
         seed: Of whatever draws numbers outside of training.
         device: ``"auto"`` takes CUDA where there is one; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
     """
@@ -200,6 +223,7 @@ class Config:
     evaluation: EvaluationConfig = attrs.field(factory=EvaluationConfig)
     tuning: TuningConfig = attrs.field(factory=TuningConfig)
     training: Training = attrs.field(factory=Training)
+    deletion: DeletionConfig = attrs.field(factory=DeletionConfig)
     seed: int = option(0, at_least=0, doc="of whatever draws numbers outside of training")
     device: str = "auto"
 

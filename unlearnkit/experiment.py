@@ -212,6 +212,29 @@ def make_unlearner(method: MethodConfig, plugins: PluginManager) -> Unlearner:
     return call(plugins.unlearner(method.name), method.options, where=f"method.{method.label}.options")
 
 
+def chosen_method(config: Config, wanted: str, *, key: str) -> MethodConfig:
+    """Find the one method that a command works with.
+
+    Args:
+        config: The configuration.
+        wanted: Its label; "" where there is only one.
+        key: Where the configuration says which, for the message.
+
+    Returns:
+        Its part of the configuration.
+
+    Raises:
+        ConfigurationError: There is no such method, or several and none is named.
+    """
+    known = {method.label: method for method in config.method}
+    if not wanted and len(known) == 1:
+        return next(iter(known.values()))
+    if wanted not in known:
+        hint = nearest(wanted, known) if wanted else f": the configuration has {[*known]}"
+        raise ConfigurationError(f"{key}: expected the label of a method, saw {wanted!r}{hint}")
+    return known[wanted]
+
+
 def forget_spec(config: ForgetConfig) -> ForgetSpec | None:
     """Turn what a configuration says about forgetting into a rule.
 

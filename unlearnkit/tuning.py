@@ -17,7 +17,7 @@ from unlearnkit.errors import ConfigurationError, StoreError
 from unlearnkit.evaluation import loss_and_accuracy
 from unlearnkit.evaluation.tuning import Tuner, Tuning, Validation
 from unlearnkit.evidence import Need
-from unlearnkit.experiment import Experiment, forget_spec, make_unlearner
+from unlearnkit.experiment import Experiment, chosen_method, forget_spec, make_unlearner
 from unlearnkit.hookspecs import Run
 from unlearnkit.importance import Importance
 from unlearnkit.manifest import forget_record
@@ -29,7 +29,6 @@ from unlearnkit.provenance import Role
 from unlearnkit.report import Report
 from unlearnkit.reporting import RunRecord, write_result
 from unlearnkit.runner import Job
-from unlearnkit.suggest import nearest
 
 _REESTIMATE = {"both": (False, True), "yes": (True,), "no": (False,)}
 
@@ -79,7 +78,7 @@ def tune(
         StoreError: The folder of results is in the way.
     """
     plugins = plugins or default_manager()
-    method = _method(config)
+    method = chosen_method(config, config.tuning.method, key="tuning.method")
     unlearner = _elementwise(method, plugins)
     folder = Path(config.output) / f"{method.label}-tuned"
     if folder.exists() and not overwrite:
@@ -207,17 +206,6 @@ class _Search:
             "unseen": 0 if self.unseen is None else len(self.unseen),
         }
         return {**tuning.to_dict(), "samples": samples}
-
-
-def _method(config: Config) -> MethodConfig:
-    known = {method.label: method for method in config.method}
-    wanted = config.tuning.method
-    if not wanted and len(known) == 1:
-        return next(iter(known.values()))
-    if wanted not in known:
-        hint = nearest(wanted, known) if wanted else f": the configuration has {[*known]}"
-        raise ConfigurationError(f"tuning.method: expected the label of the method to tune, saw {wanted!r}{hint}")
-    return known[wanted]
 
 
 def _elementwise(method: MethodConfig, plugins: PluginManager) -> ElementwiseUnlearner:

@@ -1,17 +1,13 @@
 """What a store of importances says of itself, in one JSON file that is replaced whole."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import attrs
-import cattrs
 
-from unlearnkit.errors import StoreError, UnlearnKitError
-from unlearnkit.files import atomic_write
 from unlearnkit.provenance import Fingerprint
+from unlearnkit.sealed import read_sealed, write_sealed
 from unlearnkit.store.shards import Shard
 
 FORMAT = "unlearnkit-store-1"
@@ -95,10 +91,7 @@ def write_manifest(folder: Path, manifest: StoreManifest) -> None:
         folder: Of the store.
         manifest: The new one.
     """
-    body = cattrs.unstructure(manifest)
-    text = json.dumps({"format": FORMAT, "digest": _digest(body), "store": body}, indent=1)
-    with atomic_write(folder / FILE) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_sealed(folder / FILE, manifest, kind=FORMAT)
 
 
 def read_manifest(folder: Path) -> StoreManifest:
@@ -109,26 +102,5 @@ def read_manifest(folder: Path) -> StoreManifest:
 
     Returns:
         The manifest.
-
-    Raises:
-        StoreError: There is none, or it is damaged, or of another format.
     """
-    path = folder / FILE
-    if path.is_symlink() or not path.is_file():
-        raise StoreError(f"expected a store of importances in {folder}, saw no file {FILE}: create the store first")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged: {error}") from error
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise StoreError(f"{path}: expected the format {FORMAT}, saw another: it is no store, or a newer one")
-    if raw.get("digest") != _digest(raw.get("store")):
-        raise StoreError(f"{path}: expected the digest of what was written, saw another: the file was changed")
-    try:
-        return cattrs.structure(raw["store"], StoreManifest)
-    except (ValueError, TypeError, KeyError, UnlearnKitError, cattrs.BaseValidationError) as error:
-        raise StoreError(f"{path} is damaged: {error}") from error
-
-
-def _digest(body: Any) -> str:
-    return hashlib.blake2b(json.dumps(body, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return read_sealed(folder / FILE, StoreManifest, kind=FORMAT)

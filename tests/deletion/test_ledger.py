@@ -1,0 +1,275 @@
+"""Deletion requests on the digits: what is asked, what is done, what is written down, and what is refused."""
+
+import json
+import shutil
+
+import attrs
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from unlearnkit import CrossEntropy, DiagonalFisher
+from unlearnkit.cli import app
+from unlearnkit.config import load_config
+from unlearnkit.deletion import Deletion, purge, rollback, verify
+from unlearnkit.errors import ConfigurationError, StoreError
+from unlearnkit.parameters import digest
+from unlearnkit.sealed import write_sealed
+
+
+def samples_of(deletion, digit):
+    return np.flatnonzero(deletion.experiment.bundle.train.targets.numpy() == digit).tolist()
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_the_store_holds_what_a_pass_over_the_data_gives(deletion):
+    store, train = deletion.ledger.store, deletion.experiment.bundle.train
+    assert store.keys == tuple("0123456789")
+    model = deletion.model(deletion.ledger.state.current).double()
+    batch = [(train.subset(samples_of(deletion, 3))[i]) for i in range(len(samples_of(deletion, 3)))]
+    x, y = (torch.stack(part) for part in zip(*[(b[0].double(), b[-1]) for b in batch], strict=True))
+    want = DiagonalFisher().estimate(model, [(x, y)], objective=CrossEntropy()).totals
+    for name, total in store.group("3").totals.items():
+        scale = float(want[name].abs().max())
+        torch.testing.assert_close(total, want[name], rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_a_whole_group_is_forgotten_without_a_pass_over_data(deletion, monkeypatch):
+    monkeypatch.setattr(DiagonalFisher, "accumulator", lambda *_, **__: pytest.fail("a gradient was taken"))
+    before = deletion.ledger.store.total().count
+    deletion.ask("ticket-1", groups=["3"])
+    receipt = deletion.work()
+    assert receipt.outcome == "forgotten"
+    assert receipt.groups == ("3",)
+    assert len(receipt.samples) == len(samples_of(deletion, 3))
+    assert receipt.after["forget-train"]["accuracy"] < receipt.before["forget-train"]["accuracy"] - 0.3
+    assert receipt.before["retain-test"]["accuracy"] - receipt.after["retain-test"]["accuracy"] <= 0.05
+    assert "3" not in deletion.ledger.store.keys
+    assert deletion.ledger.store.total().count == before - len(receipt.samples)
+    assert digest(deletion.model(deletion.ledger.state.current)) == receipt.model_after != receipt.model_before
+    assert receipt.edit["changed"] == sum(t["changed"] for t in receipt.edit["tensors"]) > 0
+    assert "no certificate of erasure" in receipt.statement
+    assert deletion.ledger.store.staleness().edits == 1
+    verify(deletion.ledger)
+
+
+def test_some_samples_are_measured_alone_and_taken_out_of_their_groups(ledger_toml):
+    gentle = Deletion.load(load_config(ledger_toml, ["deletion.method=gentle", "method.gentle.options.alpha=30.0"]))
+    some = samples_of(gentle, 3)[:30] + samples_of(gentle, 5)[:2]
+    before = {key: gentle.ledger.store.group(key).count for key in "35"}
+    gentle.ask("ticket-1", samples=some)
+    receipt = gentle.work()
+    store = gentle.ledger.store
+    assert receipt.outcome == "forgotten"
+    assert receipt.groups == ()
+    assert (store.group("3").count, store.group("5").count) == (before["3"] - 30, before["5"] - 2)
+    assert gentle.ledger.forgotten() == set(gentle.ledger.hashes(some))
+
+
+def test_no_raw_sample_number_and_no_request_stays_behind(gentle):
+    gentle.ask("ticket-1", samples=[1000, 1001])
+    gentle.work()
+    assert list((gentle.ledger.folder / "queue").iterdir()) == []
+    assert list((gentle.ledger.folder / "pending").iterdir()) == []
+    receipt = json.loads((gentle.ledger.folder / "receipts" / "000002.json").read_text())["content"]
+    assert receipt["samples"] == sorted(gentle.ledger.hashes([1000, 1001]))
+    assert (gentle.ledger.folder / "salt").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_repeated_request_is_refused_by_name(gentle):
+    gentle.ask("ticket-1", samples=[4, 5])
+    with pytest.raises(ConfigurationError, match="'ticket-1' is waiting already"):
+        gentle.ask("ticket-1", samples=[6])
+    gentle.work()
+    with pytest.raises(ConfigurationError, match=r"'ticket-1' was dealt with already \(receipt 2: forgotten\)"):
+        gentle.ask("ticket-1", samples=[6])
+
+
+def test_samples_forgotten_already_are_left_out(gentle):
+    gentle.ask("ticket-1", samples=[4, 5])
+    gentle.work()
+    gentle.ask("ticket-2", samples=[5, 6])
+    assert gentle.work().samples == tuple(gentle.ledger.hashes([6]))
+    gentle.ask("ticket-3", samples=[4, 6])
+    receipt = gentle.work()
+    assert receipt.outcome == "nothing to forget"
+    assert receipt.model_before == receipt.model_after
+    verify(gentle.ledger)
+
+
+def test_waiting_requests_are_dealt_with_in_one_edit(gentle):
+    gentle.ask("ticket-1", samples=[4, 5])
+    gentle.ask("ticket-2", samples=[5, 6])
+    receipt = gentle.work()
+    assert receipt.requests == ("ticket-1", "ticket-2")
+    assert len(receipt.samples) == 3
+    assert gentle.work() is None
+
+
+def test_a_batch_too_large_for_alpha_says_that_it_selects_nothing(ledger_toml):
+    config = load_config(ledger_toml, ["method.ssd.options.alpha=5.0"])
+    deletion = Deletion.load(config)
+    for digit in "348":
+        deletion.ask(f"ticket-{digit}", groups=[digit])
+    with pytest.warns(UserWarning, match="can select nothing"):
+        receipt = deletion.work()
+    assert any("can select nothing" in remark for remark in receipt.edit["remarks"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (["deletion.method=prune"], "of the accuracy on retained test data"),
+        (["deletion.method=prune", "method.prune.max_fraction=0.2"], "expected at most 0.2 of the weights to change"),
+    ],
+)
+def test_an_edit_past_its_limits_is_rolled_back_and_said(ledger_toml, settings, reason):
+    deletion = Deletion.load(load_config(ledger_toml, settings))
+    before = deletion.ledger.state.current, deletion.ledger.store.manifest
+    deletion.ask("ticket-1", groups=["3"])
+    receipt = deletion.work()
+    assert receipt.outcome == "rolled back"
+    assert reason in receipt.reason
+    assert (deletion.ledger.state.current, deletion.ledger.store.manifest) == before
+    assert deletion.ledger.forgotten() == frozenset()
+    verify(deletion.ledger)
+    deletion.ask("ticket-1", groups=["3"])  # with other options it may be asked again
+
+
+def test_rollback_puts_the_model_back_and_asks_for_new_importances(deletion):
+    before = deletion.ledger.state.current
+    deletion.ask("ticket-1", groups=["3"])
+    deletion.work()
+    receipt = rollback(deletion)
+    assert receipt.outcome == "restored"
+    assert deletion.ledger.state.current == before
+    assert deletion.ledger.forgotten() == frozenset()
+    verify(deletion.ledger)
+    deletion.ask("ticket-1", groups=["3"])
+    with pytest.raises(StoreError, match=r"groups \['3'\] differ. Measure them again"):
+        deletion.work()
+    assert deletion.refresh().outcome == "measured again"
+    assert deletion.work().outcome == "forgotten"
+    assert [p.name for p in deletion.ledger.folder.glob("importances-*")] == ["importances-1"]
+    verify(deletion.ledger)
+
+
+def test_after_a_purge_nothing_can_be_put_back(gentle):
+    gentle.ask("ticket-1", samples=[4, 5])
+    gentle.work()
+    assert len(list((gentle.ledger.folder / "models").iterdir())) == 2
+    purge(gentle)
+    assert len(list((gentle.ledger.folder / "models").iterdir())) == 1
+    with pytest.raises(ConfigurationError, match="expected an earlier model to put back, saw none"):
+        rollback(gentle)
+    gentle.ask("ticket-2", samples=[6])
+    with pytest.raises(StoreError, match="was purged"):
+        gentle.work()
+    gentle.refresh()
+    assert gentle.work().outcome == "forgotten"
+    verify(gentle.ledger)
+
+
+def test_bad_requests(deletion):
+    with pytest.raises(ConfigurationError, match="expected samples between 0 and 1346, saw"):
+        deletion.ask("ticket-1", samples=[1347, -1])
+    with pytest.raises(ConfigurationError, match="no group is called '33'"):
+        deletion.ask("ticket-1", groups=["33"])
+    with pytest.raises(ConfigurationError, match="expected a name"):
+        deletion.ask(" ", samples=[1])
+    with pytest.raises(ConfigurationError, match="saw neither"):
+        deletion.ask("ticket-1")
+    deletion.ask("ticket-1", groups=list("0123456789"))
+    with pytest.raises(ConfigurationError, match="some must stay"):
+        deletion.work()
+
+
+def test_without_a_ledger_it_says_so(deletion, tmp_path):
+    shutil.rmtree(deletion.ledger.folder)
+    with pytest.raises(StoreError, match=r"ledger.json: expected a file"):
+        deletion.work()
+    assert not deletion.ledger.folder.exists()
+
+
+# --- the chain --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three(deletion):
+    for number, digit in enumerate("123", start=1):
+        deletion.ask(f"ticket-{number}", groups=[digit])
+        deletion.work()
+    return deletion
+
+
+def files(folder):
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "lock")
+
+
+def test_any_byte_that_is_changed_is_found(three):
+    verify(three.ledger)
+    rng = np.random.default_rng(0)
+    for path in files(three.ledger.folder):
+        good = path.read_bytes()
+        for position in {0, len(good) - 1, *rng.integers(0, len(good), 2).tolist()}:
+            bad = bytearray(good)
+            bad[position] ^= 1 << int(rng.integers(0, 8))
+            path.write_bytes(bad)
+            with pytest.raises(StoreError):
+                verify(three.ledger)
+        path.write_bytes(good)
+    verify(three.ledger)
+
+
+def test_a_missing_receipt_and_one_that_was_written_anew_are_found(three):
+    folder = three.ledger.folder / "receipts"
+    last = three.ledger.chain.read()[-1]
+    (folder / "000002.json").rename(folder / "aside")
+    with pytest.raises(StoreError, match="one is missing"):
+        verify(three.ledger)
+    (folder / "aside").rename(folder / "000002.json")
+    write_sealed(folder / "000004.json", attrs.evolve(last, reason="rewritten"), kind="unlearnkit-receipt-1")
+    with pytest.raises(StoreError, match="receipts were added or removed"):
+        verify(three.ledger)
+    second = three.ledger.chain.read()[1]
+    write_sealed(folder / "000002.json", attrs.evolve(second, samples=()), kind="unlearnkit-receipt-1")
+    with pytest.raises(StoreError, match=r"000003.json: .* the chain is broken here"):
+        verify(three.ledger)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_commands(ledger_toml, tmp_path):
+    (tmp_path / "ids.txt").write_text("4\n5\n")
+    started = call("ledger", ledger_toml, "-q")
+    assert started.exit_code == 0, started.output
+    assert "10 groups" in started.output
+    queued = call("forget", ledger_toml, "-q", "--request", "t1", "--samples", "ids.txt", "--queue")
+    assert "1 requests are waiting" in queued.output
+    done = call("forget", ledger_toml, "-q", "-r", "t2", "-g", "3")
+    assert done.exit_code == 0, done.output
+    assert "Receipt 2 (t1, t2)" in done.output
+    assert "forget-train: accuracy" in done.output
+    assert "no request is waiting" in call("forget", ledger_toml, "-q").output
+    again = call("forget", ledger_toml, "-q", "-r", "t2", "-g", "3")
+    assert again.exit_code == 2
+    assert "was dealt with already" in " ".join(again.output.split())
+    refused = call("forget", ledger_toml, "-q", "-r", "t3", "-g", "4", "--set", "deletion.method=prune")
+    assert refused.exit_code == 1
+    assert "rolled back" in " ".join(refused.output.split())
+    verified = call("verify-receipts", ledger_toml)
+    assert verified.exit_code == 0
+    assert "3 receipts, all as they were written" in verified.output
+    assert "restored" not in verified.output
+    assert "put back" in call("rollback", ledger_toml, "-q").output
+    assert call("purge", ledger_toml, "-q").exit_code == 0
+    path = tmp_path / "out" / "ledger" / "receipts" / "000002.json"
+    path.write_text(path.read_text().replace('"number": 2', '"number": 3'))
+    tampered = call("verify-receipts", ledger_toml)
+    assert tampered.exit_code == 2
+    assert "000002.json" in tampered.output

@@ -1,0 +1,150 @@
+"""One edit for all that is waiting: importances, method, limits, receipt."""
+
+import resource
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from torch import nn
+
+from unlearnkit.data import LabelledImages
+from unlearnkit.deletion.importances import Found, find
+from unlearnkit.deletion.population import Rows
+from unlearnkit.deletion.receipt import Receipt
+from unlearnkit.deletion.state import KeptModel, Pending, State
+from unlearnkit.elementwise import ElementwiseUnlearner
+from unlearnkit.errors import BudgetError
+from unlearnkit.evaluation import loss_and_accuracy
+from unlearnkit.experiment import chosen_method, make_unlearner
+from unlearnkit.options import option_values
+from unlearnkit.pipeline import Pipeline
+from unlearnkit.provenance import Role
+from unlearnkit.report import Report
+from unlearnkit.store import Edit
+
+if TYPE_CHECKING:
+    from unlearnkit.deletion.work import Deletion
+
+Splits = dict[str, LabelledImages]
+Scores = dict[str, dict[str, float | int | None]]
+
+
+def edit(deletion: "Deletion", state: State, rows: Rows, names: tuple[str, ...]) -> Receipt:
+    """Forget samples, or say why they were not.
+
+    Args:
+        deletion: What the work is done with; its ledger is held.
+        state: Of the ledger.
+        rows: Numbers of the samples.
+        names: Of the requests.
+
+    Returns:
+        The receipt: ``"forgotten"`` or ``"rolled back"``. Everything is written down when this returns.
+    """
+    start, config = time.perf_counter(), deletion.experiment.config
+    population = deletion.population()
+    found = find(
+        deletion.ledger.store,
+        population,
+        rows,
+        measure=lambda part: deletion.measure(state.base, part),
+        role=Role(config.importance.reference),
+    )
+    seconds = {"importances": time.perf_counter() - start}
+    splits = dict(population.splits(rows))
+    model = deletion.model(state.current)
+    before = _scores(deletion, model, splits)
+    receipt = deletion.receipt(
+        state, "rolled back", requests=names, before=before, staleness=deletion.ledger.store.staleness().sentence()
+    )
+    try:
+        report = _unlearn(deletion, model, found, rows, population.without(rows))
+        after = _scores(deletion, model, splits)
+        _check_budget(before, after, config.deletion.budget)
+    except BudgetError as error:
+        receipt = attrs.evolve(receipt, reason=str(error))
+        deletion.ledger.decide(state, Pending(receipt=receipt, answered=names))
+        return receipt
+    kept = deletion.ledger.put_model(model)
+    receipt = attrs.evolve(
+        receipt,
+        outcome="forgotten",
+        samples=tuple(sorted(deletion.ledger.hashes(rows.tolist()))),
+        groups=found.whole,
+        model_after=kept.digest,
+        model_file=kept.file,
+        edit={**report.to_dict(), "derived": _derived(deletion, found)},
+        after=after,
+        seconds={**seconds, **report.seconds, "all": time.perf_counter() - start},
+        peak_mib=_peak_mib(),
+    )
+    recorded = Edit(
+        before=state.current.digest, after=kept.digest, fraction=report.fraction, request=str(receipt.number)
+    )
+    pending = Pending(receipt=receipt, remove=found.whole, edit=recorded, answered=names)
+    deletion.ledger.decide(_moved(state, kept, keep=config.deletion.keep), pending, found.parts.items())
+    return receipt
+
+
+def _unlearn(deletion: "Deletion", model: nn.Module, found: Found, go: Rows, stay: Rows) -> Report:
+    experiment, config = deletion.experiment, deletion.experiment.config
+    method, train = chosen_method(config, config.deletion.method, key="deletion.method"), experiment.bundle.train
+    pipeline = Pipeline(
+        unlearner=make_unlearner(method, deletion.plugins),
+        estimator=experiment.estimator(deletion.plugins),
+        normalise=method.normalise,
+        reference_role=Role(config.importance.reference),
+        max_fraction=method.max_fraction,
+        plugins=deletion.plugins,
+    )
+    return pipeline.run(
+        model,
+        forget=found.forget,
+        reference=found.reference,
+        forget_data=experiment.importance_batches(train.subset(go)),
+        retain_data=experiment.importance_batches(train.subset(stay)),
+        model_factory=experiment.fresh_model,
+        seed=config.seed,
+        progress=deletion.progress,
+    )
+
+
+def _derived(deletion: "Deletion", found: Found) -> dict[str, Any]:
+    """Return options that the method worked out from the importances: an adaptive threshold, say."""
+    config = deletion.experiment.config
+    method = make_unlearner(chosen_method(config, config.deletion.method, key="deletion.method"), deletion.plugins)
+    if not isinstance(method, ElementwiseUnlearner):
+        return {}
+    given, ready = option_values(method), option_values(method.prepare(found.forget, found.reference))
+    return {key: value for key, value in ready.items() if given.get(key) != value}
+
+
+def _scores(deletion: "Deletion", model: nn.Module, splits: Splits) -> Scores:
+    return {
+        name: attrs.asdict(
+            loss_and_accuracy(model, deletion.experiment.evaluation_batches(data), progress=deletion.progress)
+        )
+        for name, data in splits.items()
+    }
+
+
+def _check_budget(before: Scores, after: Scores, budget: float) -> None:
+    was, now = (scores["retain-test"]["accuracy"] for scores in (before, after))
+    assert was is not None, "the objective is cross entropy"
+    assert now is not None, "the objective is cross entropy"
+    if was - now > budget:
+        raise BudgetError(
+            f"expected to lose at most {budget:.3g} of the accuracy on retained test data, saw {was:.4f} → {now:.4f}: "
+            "choose weaker options, or raise deletion.budget"
+        )
+
+
+def _moved(state: State, kept: KeptModel, *, keep: int) -> State:
+    earlier = (*state.kept, state.current)
+    return attrs.evolve(state, current=kept, kept=earlier[len(earlier) - keep :])
+
+
+def _peak_mib() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)

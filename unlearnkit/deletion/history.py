@@ -1,0 +1,123 @@
+"""Looking back: check the record, put an earlier model back, delete earlier models."""
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import attrs
+
+from unlearnkit.deletion.ledger import Ledger
+from unlearnkit.deletion.receipt import Receipt
+from unlearnkit.deletion.state import Pending
+from unlearnkit.errors import ConfigurationError, StoreError
+
+if TYPE_CHECKING:
+    from unlearnkit.deletion.work import Deletion
+
+
+def verify(ledger: Ledger) -> list[Receipt]:
+    """Walk the chain of receipts and compare every digest: any byte that was changed is found.
+
+    Receipts, the ledger's state, the models, the importances and the salt are checked. Somebody who can write to the
+    folder could rewrite all of it: keep the digest of the last receipt in another place, and compare.
+
+    Args:
+        ledger: Any.
+
+    Returns:
+        All receipts.
+
+    Raises:
+        StoreError: Naming the first file that was changed, is missing, or does not fit the others.
+    """
+    state, receipts = ledger.state, ledger.chain.read()
+    last = receipts[-1].digest if receipts else ""
+    done = len(receipts) - (1 if state.pending and receipts and receipts[-1] == state.pending.receipt else 0)
+    expected = receipts[done - 1].digest if done else ""
+    if (state.receipts, state.head) != (done, expected):
+        raise StoreError(
+            f"{ledger.folder}: expected {state.receipts} receipts, the last with the digest {state.head}, saw {done}, "
+            f"the last with {last}: receipts were added or removed"
+        )
+    ledger.hashes([0])
+    for kept in (state.current, state.base, *state.kept):
+        ledger.check_model(kept)
+    ledger.store.verify()
+    _check_models(ledger, receipts)
+    fits = ledger.store.manifest.models
+    if state.pending is None and fits and fits[-1] != state.current.digest:
+        raise StoreError(f"{ledger.folder}: the importances are of the model {fits[-1]}, not of {state.current.digest}")
+    return receipts
+
+
+def rollback(deletion: "Deletion") -> Receipt:
+    """Put the model back that was in use before the last edit. What that edit forgot is then in the model again.
+
+    The store has given up the importances of those samples: measure them again before the next request.
+
+    Args:
+        deletion: What the work is done with.
+
+    Returns:
+        The receipt.
+
+    Raises:
+        ConfigurationError: There is no earlier model: none was kept, or it was purged.
+    """
+    ledger = deletion.ledger
+    with ledger.held() as state:
+        if not state.kept:
+            raise ConfigurationError(
+                "expected an earlier model to put back, saw none: it was purged, deletion.keep is 0, or nothing was "
+                "edited yet"
+            )
+        earlier = state.kept[-1]
+        undone = _last_edit(ledger.chain.read(), state.current.digest)
+        receipt = deletion.receipt(
+            state,
+            "restored",
+            reason=f"receipt {undone.number} was rolled back: its samples are in the model again",
+            requests=undone.requests,
+            samples=undone.samples,
+            groups=undone.groups,
+            model_after=earlier.digest,
+            model_file=earlier.file,
+        )
+        new = attrs.evolve(state, current=earlier, kept=state.kept[:-1])
+        ledger.decide(new, Pending(receipt=receipt, back_to=earlier.digest))
+        return receipt
+
+
+def purge(deletion: "Deletion") -> Receipt:
+    """Delete all earlier models: afterwards nothing can be put back.
+
+    The model that the importances were measured on goes too; requests for parts of groups then need importances that
+    are measured again.
+
+    Args:
+        deletion: What the work is done with.
+
+    Returns:
+        The receipt.
+    """
+    ledger = deletion.ledger
+    with ledger.held() as state:
+        gone = {kept.digest for kept in (state.base, *state.kept)} - {state.current.digest}
+        receipt = deletion.receipt(state, "purged", reason=f"{len(gone)} earlier models")
+        ledger.decide(attrs.evolve(state, kept=(), base=state.current), Pending(receipt=receipt))
+        return receipt
+
+
+def _last_edit(receipts: list[Receipt], current: str) -> Receipt:
+    edits = [r for r in receipts if r.outcome == "forgotten" and r.model_after == current]
+    if not edits:
+        raise StoreError(f"expected a receipt of the edit that made the model {current}, saw none")
+    return edits[-1]
+
+
+def _check_models(ledger: Ledger, receipts: list[Receipt]) -> None:
+    for earlier, later in pairwise(receipts):
+        if earlier.model_after != later.model_before:
+            raise StoreError(
+                f"{ledger.folder}: expected receipt {later.number} to begin with the model {earlier.model_after}, saw "
+                f"{later.model_before}"
+            )

@@ -1,0 +1,85 @@
+"""The two importances of a request: from the store where whole groups go, measured where parts of groups do."""
+
+from collections.abc import Callable
+from typing import final
+
+import attrs
+import numpy as np
+import torch
+
+from unlearnkit.deletion.population import Population, Rows
+from unlearnkit.errors import StoreError
+from unlearnkit.importance import Importance
+from unlearnkit.provenance import Role
+from unlearnkit.store import ImportanceStore
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Found:
+    """What an edit needs, and what the store must give up afterwards.
+
+    Attributes:
+        forget: Importance of the samples to forget.
+        reference: Importance of all samples, or of those that stay.
+        whole: Groups to remove.
+        parts: Group to the importance of those of its samples that go.
+    """
+
+    forget: Importance
+    reference: Importance
+    whole: tuple[str, ...]
+    parts: dict[str, Importance]
+
+
+def find(
+    store: ImportanceStore, population: Population, rows: Rows, *, measure: Callable[[Rows], Importance], role: Role
+) -> Found:
+    """Look up and measure; nothing is changed.
+
+    Args:
+        store: Of the population.
+        population: Without what is forgotten already.
+        rows: What to forget now.
+        measure: Measures samples on the model that the store was measured on: one pass over them alone.
+        role: ``full`` to compare with all samples, ``retain`` with those that stay.
+
+    Returns:
+        Importances in float64 on the CPU, of the model in use.
+
+    Raises:
+        StoreError: The store does not cover the population.
+    """
+    groups, whole = population.groups, population.whole(rows)
+    _check_cover(store, {key: len(members) for key, members in groups.items()})
+    cut = {key: members[np.isin(members, rows)] for key, members in groups.items() if key not in whole}
+    parts = {key: measure(part) for key, part in cut.items() if len(part)}
+    total = store.total()
+    pieces = [*([store.groups(whole)] if whole else []), *(_of(part, total) for part in parts.values())]
+    forget = pieces[0]
+    for piece in pieces[1:]:
+        forget = forget.merge(piece)
+    forget = attrs.evolve(forget, role=Role.FORGET)
+    reference = total if role is Role.FULL else attrs.evolve(_wide(total).subtract(_wide(forget)), role=role)
+    return Found(forget=forget, reference=reference, whole=whole, parts=parts)
+
+
+def _check_cover(store: ImportanceStore, sizes: dict[str, int]) -> None:
+    stored = {key: entry.samples for key, entry in store.manifest.groups.items()}
+    if stored != sizes:
+        differ = sorted(key for key in {*stored, *sizes} if stored.get(key) != sizes.get(key))
+        raise StoreError(
+            f"the importances in {store.folder} do not cover the training data that is left: groups {differ} differ. "
+            "Measure them again: `unlearnkit ledger CONFIG.toml --refresh`"
+        )
+
+
+def _of(part: Importance, total: Importance) -> Importance:
+    """Take what was measured on the older model as an importance of the one in use: the store says how old it is."""
+    current = attrs.evolve(part.fingerprint, model=total.fingerprint.model)
+    dtype = next(iter(total.totals.values())).dtype
+    return attrs.evolve(part.to("cpu", dtype), fingerprint=current)
+
+
+def _wide(importance: Importance) -> Importance:
+    return importance.to(dtype=torch.float64)

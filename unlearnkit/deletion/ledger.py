@@ -1,0 +1,287 @@
+"""A ledger of deletion requests: the model in use, its importances, the queue, and a receipt for everything done."""
+
+import hashlib
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import final
+
+import attrs
+from filelock import FileLock, Timeout
+from torch import nn
+
+from unlearnkit.checkpoint import load_checkpoint, save_checkpoint
+from unlearnkit.deletion.chain import FOLDER, Chain
+from unlearnkit.deletion.queue import Queue
+from unlearnkit.deletion.receipt import Receipt
+from unlearnkit.deletion.state import KeptModel, Pending, State, read_state, write_state
+from unlearnkit.errors import StoreError
+from unlearnkit.files import atomic_write
+from unlearnkit.importance import Importance
+from unlearnkit.manifest import versions
+from unlearnkit.parameters import digest
+from unlearnkit.store import ImportanceStore
+from unlearnkit.store.shards import file_digest
+
+_SALT = "salt"
+_MODELS = "models"
+_PENDING = "pending"
+
+
+@final
+@attrs.frozen
+class Ledger:
+    """A folder that holds the model in use, its importances, waiting requests and the receipts.
+
+    What is decided is written to ``ledger.json`` first, in one piece, and then done; whoever opens a ledger after a
+    crash does what is left, and nothing twice.
+
+    Attributes:
+        folder: Where it lies.
+    """
+
+    folder: Path = attrs.field(converter=Path)
+
+    @classmethod
+    def start(cls, folder: str | Path, model: nn.Module, *, receipt: Callable[[KeptModel], Receipt]) -> "Ledger":
+        """Make a ledger with a model and without importances.
+
+        Args:
+            folder: A new one, or one whose start was interrupted.
+            model: The trained model.
+            receipt: Makes the first receipt.
+
+        Returns:
+            The ledger.
+
+        Raises:
+            StoreError: There is a ledger already.
+        """
+        ledger = cls(folder)
+        if (ledger.folder / "ledger.json").exists():
+            raise StoreError(f"{folder}: there is a ledger already: choose another folder")
+        try:
+            for name in (FOLDER, _MODELS, _PENDING, "queue"):
+                (ledger.folder / name).mkdir(parents=True, exist_ok=True)
+            salt = ledger._make_salt()
+        except OSError as error:
+            raise StoreError(f"cannot make a ledger in {folder}: {error}") from error
+        kept = ledger.put_model(model)
+        state = State(current=kept, base=kept, salt=salt, pending=Pending(receipt=receipt(kept)))
+        ledger.new_store(state.store)
+        write_state(ledger.folder, state)
+        with ledger.held():
+            return ledger
+
+    @property
+    def state(self) -> State:
+        """Where the ledger stands."""
+        return read_state(self.folder)
+
+    @property
+    def chain(self) -> Chain:
+        """Its receipts."""
+        return Chain(self.folder)
+
+    @property
+    def queue(self) -> Queue:
+        """What is waiting."""
+        return Queue(self.folder / "queue")
+
+    @property
+    def store(self) -> ImportanceStore:
+        """Its importances."""
+        return ImportanceStore.open(self.folder / self.state.store)
+
+    @contextmanager
+    def held(self) -> Iterator[State]:
+        """Hold the ledger, so that nobody else changes it, and finish what a crash has left.
+
+        Yields:
+            Where it stands.
+
+        Raises:
+            StoreError: Another process holds it.
+        """
+        read_state(self.folder)  # says that there is no ledger, before a lock file makes a folder look like one
+        try:
+            with FileLock(self.folder / "lock", timeout=0):
+                self.finish()
+                yield self.state
+        except Timeout as error:
+            raise StoreError(f"another process is working on the ledger {self.folder}: wait, and try again") from error
+
+    def hashes(self, samples: Iterable[int]) -> list[str]:
+        """Hash sample numbers with the ledger's salt: without the salt nobody can tell which they are.
+
+        Args:
+            samples: Numbers of training samples.
+
+        Returns:
+            One hash each, in order.
+
+        Raises:
+            StoreError: The salt is missing or another.
+        """
+        try:
+            salt = (self.folder / _SALT).read_bytes()
+        except OSError as error:
+            raise StoreError(f"{self.folder / _SALT}: cannot read the salt: {error}") from error
+        if hashlib.blake2b(salt).hexdigest() != self.state.salt:
+            raise StoreError(f"{self.folder / _SALT}: expected the salt of this ledger, saw another: it was changed")
+        return [hashlib.blake2b(str(int(i)).encode(), key=salt, digest_size=16).hexdigest() for i in samples]
+
+    def forgotten(self) -> frozenset[str]:
+        """Return the hashes of all samples that are forgotten now.
+
+        Returns:
+            What receipts say was forgotten, without what was put back.
+        """
+        gone: set[str] = set()
+        for receipt in self.chain.read():
+            if receipt.outcome == "forgotten":
+                gone.update(receipt.samples)
+            elif receipt.outcome == "restored":
+                gone.difference_update(receipt.samples)
+        return frozenset(gone)
+
+    def put_model(self, model: nn.Module) -> KeptModel:
+        """Write a model; nothing refers to it yet.
+
+        Args:
+            model: Any of the ledger's kind.
+
+        Returns:
+            Its digests.
+        """
+        name = digest(model)
+        path = self._model_path(name)
+        save_checkpoint(model, path)
+        return KeptModel(digest=name, file=file_digest(path))
+
+    def load_model(self, kept: KeptModel, model: nn.Module) -> nn.Module:
+        """Load a model of the ledger into a model of the same kind.
+
+        Args:
+            kept: Which.
+            model: Of the kind; in place.
+
+        Returns:
+            The model, in eval mode.
+
+        Raises:
+            StoreError: Its file is missing or was changed.
+        """
+        self.check_model(kept)
+        load_checkpoint(model, self._model_path(kept.digest))
+        return model.eval()
+
+    def check_model(self, kept: KeptModel) -> None:
+        """Compare a model's file with the digest of what was written.
+
+        Args:
+            kept: Which.
+
+        Raises:
+            StoreError: It is missing or was changed.
+        """
+        path = self._model_path(kept.digest)
+        if path.is_symlink() or not path.is_file():
+            raise StoreError(f"{path}: expected a model of the ledger, saw none: it was purged, or somebody removed it")
+        if file_digest(path) != kept.file:
+            raise StoreError(f"{path}: expected the digest of what was written, saw another: the model was changed")
+
+    def new_store(self, name: str) -> ImportanceStore:
+        """Make an empty store of importances, or open one whose filling was interrupted.
+
+        Args:
+            name: Of its folder.
+
+        Returns:
+            The store.
+        """
+        folder = self.folder / name
+        if (folder / "manifest.json").exists():
+            return ImportanceStore.open(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        return ImportanceStore.create(folder, versions=versions())
+
+    def decide(self, state: State, pending: Pending, parts: Iterable[tuple[str, Importance]] = ()) -> None:
+        """Commit to something, and do it.
+
+        Args:
+            state: Where the ledger stands afterwards.
+            pending: What must be done.
+            parts: Group to the importance to be taken out of it; written before the decision.
+        """
+        files = {}
+        for key, part in parts:
+            files[key] = f"{secrets.token_hex(8)}.safetensors"
+            part.save(self.folder / _PENDING / files[key])
+        write_state(self.folder, attrs.evolve(state, pending=attrs.evolve(pending, parts=files)))
+        self.finish()
+
+    def finish(self) -> None:
+        """Do what was decided and is not done yet; the ledger must be held."""
+        state = self.state
+        if state.pending is None:
+            self._sweep(state)
+            return
+        todo = state.pending
+        self.chain.append(todo.receipt)
+        self._change_store(state, todo)
+        done = attrs.evolve(state, head=todo.receipt.digest, receipts=todo.receipt.number, pending=None)
+        self.queue.drop(todo.answered)
+        write_state(self.folder, done)
+        self._sweep(done)
+
+    def _change_store(self, state: State, todo: Pending) -> None:
+        store = ImportanceStore.open(self.folder / state.store)
+        if todo.back_to:
+            store.forget_edits_after(todo.back_to)
+        if todo.edit and todo.edit not in store.manifest.edits:
+            parts = {key: Importance.load(self.folder / _PENDING / name) for key, name in todo.parts.items()}
+            store.change(remove=todo.remove, parts=parts, edit=todo.edit)
+
+    def _sweep(self, state: State) -> None:
+        """Delete models and parts that nothing refers to, and importances older than those in use."""
+        models = {f"{kept.digest}.safetensors" for kept in (state.current, state.base, *state.kept)}
+        for path in (self.folder / _MODELS).iterdir():
+            if path.name not in models:
+                _delete(path)
+        for path in (self.folder / _PENDING).iterdir():
+            _delete(path)
+        for path in self.folder.glob("importances-*"):
+            if number_of(path.name) < number_of(state.store):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _model_path(self, name: str) -> Path:
+        return self.folder / _MODELS / f"{name}.safetensors"
+
+    def _make_salt(self) -> str:
+        path = self.folder / _SALT
+        if not path.exists():
+            with atomic_write(path) as temporary:
+                temporary.chmod(0o600)
+                temporary.write_bytes(secrets.token_bytes(32))
+            path.chmod(0o600)
+        return hashlib.blake2b(path.read_bytes()).hexdigest()
+
+
+def number_of(store: str) -> int:
+    """Return how often importances were measured before those of a store.
+
+    Args:
+        store: Name of its folder, as ``"importances-2"``.
+
+    Returns:
+        The number at its end.
+    """
+    return int(store.rpartition("-")[2])
+
+
+def _delete(path: Path) -> None:
+    with suppress(OSError):  # open in another process on Windows: the next one gets it
+        path.unlink()

@@ -1,0 +1,111 @@
+"""Values as JSON text that shows when a byte of it was changed."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cattrs
+
+from unlearnkit.errors import StoreError, UnlearnKitError
+from unlearnkit.files import atomic_write
+
+T = TypeVar("T")
+
+
+def seal(value: Any, *, kind: str) -> str:
+    """Write a value as JSON, always in the same way, with its kind and its digest.
+
+    Args:
+        value: An attrs object of plain values.
+        kind: Name and version of the format.
+
+    Returns:
+        The text.
+    """
+    return _dump({"kind": kind, "digest": seal_digest(value), "content": cattrs.unstructure(value)})
+
+
+def seal_digest(value: Any) -> str:
+    """Hash everything in a value.
+
+    Args:
+        value: An attrs object of plain values.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> import attrs
+        >>> Point = attrs.make_class("Point", ["x"])
+        >>> seal_digest(Point(1)) == seal_digest(Point(1)) != seal_digest(Point(2))
+        True
+    """
+    return hashlib.blake2b(_dump(cattrs.unstructure(value)).encode(), digest_size=32).hexdigest()
+
+
+def unseal(text: str, cls: type[T], *, kind: str, where: str) -> T:
+    """Read what `seal` wrote, and check that it is that to the last byte.
+
+    Args:
+        text: The JSON.
+        cls: The attrs class of the value.
+        kind: The format that is expected.
+        where: For messages: the file.
+
+    Returns:
+        The value.
+
+    Raises:
+        StoreError: Another format, or text that was changed.
+    """
+    try:
+        raw = json.loads(text)
+        seen = raw["kind"]
+        value = cattrs.structure(raw["content"], cls) if seen == kind else None
+    except (ValueError, TypeError, KeyError, RecursionError, UnlearnKitError, cattrs.BaseValidationError) as error:
+        raise StoreError(f"{where} is damaged: expected {kind}, saw {type(error).__name__}: {error}") from error
+    if value is None:
+        raise StoreError(f"{where}: expected {kind}, saw {str(seen)[:80]!r}: another file, or one of another version")
+    if seal(value, kind=kind) != text:
+        raise StoreError(f"{where}: expected the digest of what was written, saw another: the file was changed")
+    return value
+
+
+def write_sealed(path: Path, value: Any, *, kind: str) -> None:
+    """Put a sealed value in the place of a file, whole or not at all.
+
+    Args:
+        path: The file.
+        value: An attrs object of plain values.
+        kind: Name and version of the format.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(seal(value, kind=kind).encode())
+
+
+def read_sealed(path: Path, cls: type[T], *, kind: str) -> T:
+    """Read a sealed file.
+
+    Args:
+        path: The file; a symbolic link is refused.
+        cls: The attrs class of the value.
+        kind: The format that is expected.
+
+    Returns:
+        The value.
+
+    Raises:
+        StoreError: It is missing, a link, damaged or changed.
+    """
+    if path.is_symlink() or not path.is_file():
+        raise StoreError(f"{path}: expected a file ({kind}), saw {'a link' if path.is_symlink() else 'none'}")
+    try:
+        text = path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path}: cannot read it: {error}") from error
+    return unseal(text, cls, kind=kind, where=str(path))
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
