@@ -56,6 +56,36 @@ def test_images_keep_their_size_when_none_is_given(root):
     assert image_folder(root, image_size=None).train[0][0].shape == (3, 4, 6)
 
 
+def test_the_first_images_of_each_class(root):
+    bundle = image_folder(root, groups=GROUPS, image_size=8, per_class=1, test_per_class=1)
+    assert bundle.train.labels["fine"].tolist() == [0, 1, 2]
+    assert [path[-12:] for path in bundle.train.images.paths] == ["car/0000.png", "cat/0000.png", "dog/0000.png"]
+    assert len(image_folder(root, image_size=8, per_class=99).train) == 6
+
+
+@pytest.mark.parametrize("key", ["per_class", "test_per_class"])
+def test_at_least_one_image_of_each_class(root, key):
+    with pytest.raises(ConfigurationError, match=f"{key}: expected at least 1 image a class.*saw 0"):
+        image_folder(root, **{key: 0})
+
+
+def test_images_kept_in_memory_are_read_once_and_are_the_same(root):
+    lazy, kept = (image_folder(root, image_size=8, in_memory=flag) for flag in (False, True))
+    expected = [lazy.train[i] for i in range(len(lazy.train))]
+    for path in lazy.train.images.paths:
+        Image.new("RGB", (6, 4), (0, 0, 0)).save(path)
+    for i, item in enumerate(expected):
+        assert all(torch.equal(one, other) for one, other in zip(kept.train[i], item, strict=True))
+    assert not torch.equal(lazy.train[0][0], expected[0][0])
+
+
+def test_images_of_several_sizes_cannot_be_kept_as_they_are(root):
+    Image.new("RGB", (5, 5)).save(root / "train" / "car" / "0000.png")
+    with pytest.raises(ConfigurationError, match="expected images of one size"):
+        image_folder(root, image_size=None, in_memory=True)
+    assert image_folder(root, image_size=8, in_memory=True).train[0][0].shape == (3, 8, 8)
+
+
 def test_grey_images_become_rgb(root):
     Image.new("L", (4, 4), 255).save(root / "test" / "car" / "0000.png")
     x, _ = image_folder(root, image_size=None).test[0]

@@ -1,6 +1,8 @@
 """Images in folders: ``train`` and ``test``, one folder for each class, as torchvision's ImageFolder reads them."""
 
-from collections.abc import Sequence
+import itertools
+import operator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import final
 
@@ -51,9 +53,16 @@ class ImageFiles:
 
 
 def image_folder(
-    root: str | Path, *, groups: Groups | None = None, target: str | None = None, image_size: int | None = 224
+    root: str | Path,
+    *,
+    groups: Groups | None = None,
+    target: str | None = None,
+    image_size: int | None = 224,
+    per_class: int | None = None,
+    test_per_class: int | None = None,
+    in_memory: bool = False,
 ) -> DataBundle:
-    """Describe the images under ``root/train/<class>/`` and ``root/test/<class>/``; none is read yet.
+    """Describe the images under ``root/train/<class>/`` and ``root/test/<class>/``.
 
     Args:
         root: The folder that holds ``train`` and ``test``.
@@ -61,6 +70,10 @@ def image_folder(
             ``label``.
         target: The label kind to train on; by default ``coarse`` with groups and ``label`` without.
         image_size: See `imagenet_transform`.
+        per_class: Take only the first so many training images of each class, by file name; None takes all.
+        test_per_class: The same for the test images.
+        in_memory: Read, resize and normalise every image once, now, and keep the result: 12 · image_size² bytes an
+            image. Else each is read whenever it is asked for, in every epoch again.
 
     Returns:
         Images of shape (3, image_size, image_size), float32, normalised as ImageNet models expect. Classes are
@@ -68,7 +81,8 @@ def image_folder(
 
     Raises:
         StoreError: A folder is missing or holds no images.
-        ConfigurationError: Train and test have other classes, or the groups do not hold each class once.
+        ConfigurationError: Train and test have other classes, the groups do not hold each class once, fewer than one
+            image a class is asked for, or images of several sizes are to be kept in memory as they are.
     """
     root = Path(root)
     train, test = _folder(root / "train"), _folder(root / "test")
@@ -82,16 +96,42 @@ def image_folder(
     if groups is not None:
         names = {"fine": tuple(train.classes), "coarse": tuple(groups)}
 
-    def labelled(folder: ImageFolder) -> LabelledImages:
+    def labelled(folder: ImageFolder, key: str, count: int | None) -> LabelledImages:
+        samples = _first(folder.samples, count, key=key)
+        files = ImageFiles(paths=[path for path, _ in samples])
         return LabelledImages(
-            images=ImageFiles(paths=[path for path, _ in folder.samples]),
-            labels=_labels(folder.targets, groups, train.classes),
+            images=_read(files, transform, where=root) if in_memory else files,
+            labels=_labels([number for _, number in samples], groups, train.classes),
             target=target or list(names)[-1],
             class_names=names,
-            transform=transform,
+            transform=None if in_memory else transform,
         )
 
-    return DataBundle(name=root.name, train=labelled(train), test=labelled(test))
+    return DataBundle(
+        name=root.name,
+        train=labelled(train, "per_class", per_class),
+        test=labelled(test, "test_per_class", test_per_class),
+    )
+
+
+def _first(samples: Sequence[tuple[str, int]], count: int | None, *, key: str) -> list[tuple[str, int]]:
+    """Keep the first so many samples of each class; they are sorted by class and file name."""
+    if count is None:
+        return list(samples)
+    if count < 1:
+        raise ConfigurationError(f"{key}: expected at least 1 image a class, or none given for all, saw {count}")
+    groups = itertools.groupby(samples, key=operator.itemgetter(1))
+    return [sample for _, some in groups for sample in itertools.islice(some, count)]
+
+
+def _read(files: ImageFiles, transform: Callable[[Tensor], Tensor], *, where: Path) -> Tensor:
+    images = [transform(files[index]) for index in range(len(files))]
+    shapes = {tuple(image.shape) for image in images}
+    if len(shapes) > 1:
+        raise ConfigurationError(
+            f"in_memory: expected images of one size in {where}, saw {len(shapes)} different ones: give an image_size"
+        )
+    return torch.stack(images)
 
 
 def _labels(targets: Sequence[int], groups: Groups | None, classes: Sequence[str]) -> dict[str, Tensor]:
