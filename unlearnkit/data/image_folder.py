@@ -14,7 +14,7 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from unlearnkit.data.groups import Groups, coarse_of_fine
-from unlearnkit.data.labelled import DataBundle, LabelledImages
+from unlearnkit.data.labelled import DataBundle, Images, LabelledImages
 from unlearnkit.data.transforms import imagenet_transform
 from unlearnkit.errors import ConfigurationError, StoreError
 
@@ -98,9 +98,11 @@ def image_folder(
 
     def labelled(folder: ImageFolder, key: str, count: int | None) -> LabelledImages:
         samples = _first(folder.samples, count, key=key)
-        files = ImageFiles(paths=[path for path, _ in samples])
+        paths: list[str] = [path for path, _ in samples]
+        files = ImageFiles(paths=paths)
+        images: Images = _read(files, transform, where=root) if in_memory else files
         return LabelledImages(
-            images=_read(files, transform, where=root) if in_memory else files,
+            images=images,
             labels=_labels([number for _, number in samples], groups, train.classes),
             target=target or list(names)[-1],
             class_names=names,
