@@ -28,7 +28,7 @@ class ImageFiles:
         paths: One file each; anything that Pillow reads.
     """
 
-    paths: tuple[str, ...] = attrs.field(converter=tuple)
+    paths: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -98,8 +98,7 @@ def image_folder(
 
     def labelled(folder: ImageFolder, key: str, count: int | None) -> LabelledImages:
         samples = _first(folder.samples, count, key=key)
-        paths: list[str] = [path for path, _ in samples]
-        files = ImageFiles(paths=paths)
+        files = ImageFiles(paths=tuple(path for path, _ in samples))
         images: Images = _read(files, transform, where=root) if in_memory else files
         return LabelledImages(
             images=images,
