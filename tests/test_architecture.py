@@ -25,7 +25,7 @@ PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 LAYERS = """
 errors progress rng suggest tracing
 batches factories files mixing options overrides parameters structure
-checkpoint discovery guard objective provenance sealed
+checkpoint discovery guard objective patch provenance sealed
 importance report
 importance_file evidence metric estimator scores
 unlearner distillation finetuning

@@ -50,14 +50,7 @@ def save_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, s
         where="metadata",
         error=ConfigurationError,
     )
-    state = _state(model)
-    # Clones, because safetensors refuses tensors that share memory, as views into one flat buffer do.
-    tensors = {names[0]: state[names[0]].to("cpu", copy=True).contiguous() for names in _tied(state)}
-    with atomic_write(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata=text)
-        except (SafetensorError, OSError) as error:
-            raise StoreError(f"cannot write {path}: {error}") from error
+    write_checkpoint(model_state(model), path, text)
 
 
 def load_checkpoint(model: nn.Module, path: str | Path, *, allow_pickle: bool = False) -> dict[str, str]:
@@ -84,6 +77,51 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, allow_pickle: bool = 
     values = {name: next(found[n] for n in names if n in found) for names in groups for name in names}
     _load(model, values)
     return metadata
+
+
+def model_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return what a checkpoint of a model holds: weights and persistent buffers, tied weights once.
+
+    Args:
+        model: On any device, compiled or not.
+
+    Returns:
+        Name to tensor, not copied.
+    """
+    state = _state(model)
+    return {names[0]: state[names[0]].detach() for names in _tied(state)}
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors of a checkpoint without a model to load them into.
+
+    Args:
+        path: A safetensors file.
+
+    Returns:
+        Name to tensor, and the metadata.
+    """
+    return _read(Path(path), allow_pickle=False)
+
+
+def write_checkpoint(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as a checkpoint, atomically.
+
+    Args:
+        state: Name to tensor.
+        path: Where to.
+        metadata: Text to keep with them.
+
+    Raises:
+        StoreError: The file cannot be written.
+    """
+    # Copies, because safetensors refuses tensors that share memory, as views into one flat buffer do.
+    tensors = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+    with atomic_write(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=dict(metadata or {}))
+        except (SafetensorError, OSError) as error:
+            raise StoreError(f"cannot write {path}: {error}") from error
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

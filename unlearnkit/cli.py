@@ -10,6 +10,7 @@ from unlearnkit.commands.forget import forget
 from unlearnkit.commands.installed import methods, plugins
 from unlearnkit.commands.ledger import ledger, purge, rollback, verify_receipts
 from unlearnkit.commands.new_plugin import new_plugin
+from unlearnkit.commands.patch import app as patch
 from unlearnkit.commands.run import run
 from unlearnkit.commands.train import train
 from unlearnkit.commands.tune import tune
@@ -26,6 +27,7 @@ app = typer.Typer(
 COMMANDS = (run, tune, train, demo, ledger, forget, verify_receipts, rollback, purge, methods, plugins, new_plugin)
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(patch)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,6 +1,7 @@
 """A model's parameters and buffers by name: the one way this package joins numbers to weights."""
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -97,8 +98,20 @@ def digest(model: nn.Module) -> str:
         >>> digest(model) == before
         False
     """
+    return digest_tensors({**parameters(model), **buffers(model)})
+
+
+def digest_tensors(named: Mapping[str, Tensor]) -> str:
+    """Hash tensors: names, dtypes, shapes and bits.
+
+    Args:
+        named: Name to tensor, in any order and on any device.
+
+    Returns:
+        32 hexadecimal digits.
+    """
     state = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted({**parameters(model), **buffers(model)}.items()):
+    for name, tensor in sorted(named.items()):
         state.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         flat = tensor.detach().to("cpu").contiguous().reshape(-1)
         state.update(flat.view(torch.uint8).numpy().data)

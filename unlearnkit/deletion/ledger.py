@@ -253,6 +253,9 @@ class Ledger:
                 _delete(path)
         for path in (self.folder / _PENDING).iterdir():
             _delete(path)
+        for path in (self.folder, *(self.folder / name for name in (FOLDER, _MODELS, "queue"))):
+            for half_written in path.glob(".*.tmp"):
+                _delete(half_written)
         for path in self.folder.glob("importances-*"):
             if number_of(path.name) < number_of(state.store):
                 shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,93 @@
+"""kill -9 at any moment of an importance pass, an edit, a store write, a receipt: nothing is lost or half-written."""
+
+import multiprocessing
+import random
+import signal
+import time
+
+import pytest
+import torch
+from crashing import work
+
+from unlearnkit.deletion import Ledger, verify
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["crashing"])  # imports torch once, not once for every process
+
+
+def run(*arguments, kill_after=None):
+    """Run the work in another process and return its exit code."""
+    process = CONTEXT.Process(target=work, args=[str(a) for a in arguments[:2]] + list(arguments[2:]))
+    process.start()
+    if kill_after is not None:
+        time.sleep(kill_after)
+        process.kill()
+    process.join()
+    return process.exitcode
+
+
+@pytest.fixture(scope="module")
+def whole(started, tmp_path_factory):
+    """What an uninterrupted run leaves: its ledger, how many events it took, and for how many seconds it ran."""
+    root = tmp_path_factory.mktemp("whole")
+    start = time.perf_counter()
+    assert run(started / "ledger.toml", root / "ledger", None, str(root / "events")) == 0
+    return Ledger(root / "ledger"), int((root / "events").read_text()), time.perf_counter() - start
+
+
+def check(ledger, whole):
+    receipts = verify(ledger)
+    expected = verify(whole)
+    assert [(r.outcome, r.requests, r.groups) for r in receipts] == [
+        (r.outcome, r.requests, r.groups) for r in expected
+    ]
+    assert [r.model_after for r in receipts] == [r.model_after for r in expected]
+    assert ledger.store.keys == whole.store.keys
+    for key in whole.store.keys:
+        for name, total in whole.store.group(key).totals.items():
+            assert torch.equal(total, ledger.store.group(key).totals[name]), (key, name)
+    names = {p.name for p in ledger.folder.rglob("*") if p.is_file()}
+    left = {n for n in names if n.endswith((".tmp", ".part"))}
+    assert left == set()
+
+
+def interrupted(started, folder, whole, *, kill_at=None, kill_after=None):
+    code = run(started / "ledger.toml", folder, kill_at, kill_after=kill_after)
+    assert code in {0, -signal.SIGKILL}
+    again = run(started / "ledger.toml", folder)
+    assert again == 0
+    check(Ledger(folder), whole)
+    return code
+
+
+@pytest.mark.parametrize("part", range(12))
+def test_killed_at_a_file_system_event(started, tmp_path, whole, part):
+    ledger, events, _ = whole
+    kill_at = random.Random(part).randrange(part * events // 12, (part + 1) * events // 12) + 1
+    assert interrupted(started, tmp_path / "ledger", ledger, kill_at=kill_at) == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(140))
+def test_killed_at_many_file_system_events(started, tmp_path, whole, seed):
+    ledger, events, _ = whole
+    kill_at = random.Random(1000 + seed).randrange(1, events + 1)
+    assert interrupted(started, tmp_path / "ledger", ledger, kill_at=kill_at) == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(60))
+def test_killed_at_any_time(started, tmp_path, whole, seed):
+    ledger, _, seconds = whole
+    interrupted(started, tmp_path / "ledger", ledger, kill_after=random.Random(seed).uniform(0.0, seconds))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_again_and_again(started, tmp_path, whole, seed):
+    ledger, events, _ = whole
+    rng = random.Random(seed)
+    for _ in range(5):
+        run(started / "ledger.toml", tmp_path / "ledger", rng.randrange(1, events + 1))
+    assert run(started / "ledger.toml", tmp_path / "ledger") == 0
+    check(Ledger(tmp_path / "ledger"), ledger)

@@ -1,0 +1,45 @@
+"""Work on a ledger in a process of its own, which ends by SIGKILL at a chosen moment."""
+
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+from unlearnkit.config import load_config
+from unlearnkit.deletion import Deletion
+from unlearnkit.errors import ConfigurationError
+
+EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree", "os.truncate"}
+REQUESTS = {"ticket-1": {"groups": ["3"]}, "ticket-2": {"samples": [4, 5, 6]}, "ticket-3": {"groups": ["8"]}}
+
+
+def work(config, folder, kill_at=None, counted=None):
+    """Do all that is not done yet; with kill_at, die at that file-system event inside the folder."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    seen = 0
+
+    def watch(event, arguments):
+        nonlocal seen
+        if event in EVENTS and any(str(folder) in os.fspath(a) for a in arguments if isinstance(a, str | os.PathLike)):
+            seen += 1
+            if seen == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    deletion = Deletion.load(load_config(config, [f"deletion.folder='{folder}'"]))
+    deletion.start()
+    for name, asked in REQUESTS.items():
+        try:
+            deletion.ask(name, **asked)
+        except ConfigurationError as error:
+            if "waiting already" not in str(error) and "dealt with already" not in str(error):
+                raise
+        deletion.work()
+    if not [r for r in deletion.ledger.chain.read() if r.outcome == "measured again"]:
+        deletion.refresh()
+    if counted:
+        Path(counted).write_text(str(seen))
