@@ -126,11 +126,14 @@ def _first(samples: Sequence[tuple[str, int]], count: int | None, *, key: str) -
 
 
 def _read(files: ImageFiles, transform: Callable[[Tensor], Tensor], *, where: Path) -> Tensor:
-    images = [transform(files[index]) for index in range(len(files))]
-    shapes = {tuple(image.shape) for image in images}
-    if len(shapes) > 1:
+    images = [files[index] for index in range(len(files))]
+    if len({tuple(image.shape) for image in images}) == 1:
+        return transform(torch.stack(images))  # a batch at once is several times faster than one by one
+    images = [transform(image) for image in images]
+    sizes = {tuple(image.shape) for image in images}
+    if len(sizes) > 1:
         raise ConfigurationError(
-            f"in_memory: expected images of one size in {where}, saw {len(shapes)} different ones: give an image_size"
+            f"in_memory: expected images of one size in {where}, saw {len(sizes)} different ones: give an image_size"
         )
     return torch.stack(images)
 
