@@ -51,6 +51,7 @@ SECTIONS = {
     "[model]": configuration.ModelConfig,
     "[data]": configuration.DataConfig,
     "[forget]": configuration.ForgetConfig,
+    "[objective]": configuration.ObjectiveConfig,
     "[importance]": configuration.ImportanceConfig,
     "[[method]]": configuration.MethodConfig,
     "[evaluation]": configuration.EvaluationConfig,

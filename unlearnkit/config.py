@@ -70,6 +70,20 @@ class ForgetConfig:
 
 @final
 @attrs.frozen(kw_only=True)
+class ObjectiveConfig:
+    """How a batch becomes one loss per sample: in training, importances, methods that train, and evaluation.
+
+    Attributes:
+        factory: Import path of an `Objective` class, or of a function that returns one.
+        options: Its arguments.
+    """
+
+    factory: str = "unlearnkit:CrossEntropy"
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+@final
+@attrs.frozen(kw_only=True)
 class ImportanceConfig:
     """How to measure what matters.
 
@@ -204,6 +218,7 @@ class Config:
         model: Which model.
         data: Which data.
         forget: What to forget.
+        objective: How a batch becomes losses.
         importance: How to measure what matters.
         method: The edits, each from the original model.
         evaluation: What to measure.
@@ -218,6 +233,7 @@ class Config:
     model: ModelConfig
     data: DataConfig
     forget: ForgetConfig = attrs.field(factory=ForgetConfig)
+    objective: ObjectiveConfig = attrs.field(factory=ObjectiveConfig)
     importance: ImportanceConfig = attrs.field(factory=ImportanceConfig)
     method: tuple[MethodConfig, ...] = ()
     evaluation: EvaluationConfig = attrs.field(factory=EvaluationConfig)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from unlearnkit.checkpoint import load_checkpoint
-from unlearnkit.config import Config, ForgetConfig, MethodConfig
+from unlearnkit.config import Config, ForgetConfig, MethodConfig, ObjectiveConfig
 from unlearnkit.data import (
     ByClass,
     ByIndex,
@@ -29,6 +29,7 @@ from unlearnkit.data import (
 from unlearnkit.errors import ConfigurationError, StoreError
 from unlearnkit.estimator import ImportanceEstimator
 from unlearnkit.factories import call, import_path, resolve_device
+from unlearnkit.objective import Objective
 from unlearnkit.plugins import PluginManager
 from unlearnkit.rng import private_rng
 from unlearnkit.suggest import nearest
@@ -46,12 +47,14 @@ class Experiment:
     Attributes:
         config: The configuration.
         device: Where everything runs.
+        objective: How a batch becomes losses.
         bundle: The data.
         split: What is forgotten; None when the configuration does not say.
     """
 
     config: Config
     device: torch.device
+    objective: Objective
     bundle: DataBundle
     split: ForgetSplit | None
 
@@ -65,12 +68,11 @@ class Experiment:
         Returns:
             The experiment.
         """
-        device = resolve_device(config.device)
+        device, objective = resolve_device(config.device), make_objective(config.objective)
         bundle = _bundle(config)
         spec = forget_spec(config.forget)
-        return cls(
-            config=config, device=device, bundle=bundle, split=None if spec is None else forget_split(bundle, spec)
-        )
+        split = None if spec is None else forget_split(bundle, spec)
+        return cls(config=config, device=device, objective=objective, bundle=bundle, split=split)
 
     def fresh_model(self, *, seed: int | None = None) -> nn.Module:
         """Make an untrained model on the device; its initial weights depend on the seed only.
@@ -233,6 +235,27 @@ def chosen_method(config: Config, wanted: str, *, key: str) -> MethodConfig:
         hint = nearest(wanted, known) if wanted else f": the configuration has {[*known]}"
         raise ConfigurationError(f"{key}: expected the label of a method, saw {wanted!r}{hint}")
     return known[wanted]
+
+
+def make_objective(config: ObjectiveConfig) -> Objective:
+    """Make the objective that a configuration names.
+
+    Args:
+        config: The section ``[objective]``.
+
+    Returns:
+        The objective with its options.
+
+    Raises:
+        ConfigurationError: The factory does not return an objective.
+    """
+    made = call(import_path(config.factory), config.options, where="objective.options")
+    if not isinstance(made, Objective):
+        raise ConfigurationError(
+            f"objective.factory {config.factory!r}: expected it to return an unlearnkit.Objective, saw "
+            f"{type(made).__name__}"
+        )
+    return made
 
 
 def forget_spec(config: ForgetConfig) -> ForgetSpec | None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Self, final
 
 import attrs
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unlearnkit.errors import MismatchError, NonFiniteError, raise_all
+from unlearnkit.frozen import by_fields, read_only
 from unlearnkit.provenance import BatchTrail, Fingerprint, Role
 
 _WIDE = (torch.float32, torch.float64)
@@ -22,7 +22,7 @@ def _freeze_totals(totals: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         (f"{n}: expected a tensor, saw {type(t).__name__}" for n, t in totals.items() if not isinstance(t, Tensor)),
         where="Importance.totals",
     )
-    return MappingProxyType({str(name): tensor.detach() for name, tensor in totals.items()})
+    return read_only({str(name): tensor.detach() for name, tensor in totals.items()})
 
 
 def _check_number(_: Any, field: "attrs.Attribute[int]", value: Any) -> None:
@@ -74,6 +74,8 @@ class Importance:
     fingerprint: Fingerprint = attrs.field(factory=Fingerprint)
     role: Role = attrs.field(default=Role.UNKNOWN, converter=Role)
     trail: BatchTrail = attrs.field(factory=BatchTrail)
+
+    __reduce__ = by_fields
 
     def __repr__(self) -> str:
         weights = sum(t.numel() for t in self.totals.values())

@@ -2,13 +2,13 @@
 
 import abc
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal, final
 
 import attrs
 from torch import nn
 
 from unlearnkit.errors import MismatchError, raise_all
+from unlearnkit.frozen import by_fields, read_only
 from unlearnkit.guard import ModelGuard
 from unlearnkit.objective import CrossEntropy, Objective
 
@@ -64,7 +64,7 @@ class Measurement:
 
 
 def _freeze(splits: Mapping[str, Iterable[Any]]) -> Mapping[str, Iterable[Any]]:
-    return MappingProxyType(dict(splits))
+    return read_only(splits)  # typed: attrs takes the type of the argument from its converter
 
 
 def _models(models: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
@@ -90,6 +90,8 @@ class Exam:
     objective: Objective = attrs.field(factory=CrossEntropy)
     original: nn.Module | None = None
     retrained: tuple[nn.Module, ...] = attrs.field(default=(), converter=_models)
+
+    __reduce__ = by_fields
 
 
 class Metric(abc.ABC):

@@ -4,13 +4,13 @@ import enum
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, final
 
 import attrs
 
 from unlearnkit.batches import batch_size, digest
 from unlearnkit.errors import ConfigurationError
+from unlearnkit.frozen import by_fields, read_only
 from unlearnkit.suggest import nearest
 
 
@@ -69,7 +69,7 @@ class Fingerprint:
 
 
 def _freeze(sizes: Mapping[Any, int]) -> Mapping[int, int]:
-    return MappingProxyType({int(size): int(times) for size, times in sorted(sizes.items(), key=lambda kv: int(kv[0]))})
+    return read_only({int(size): int(times) for size, times in sorted(sizes.items(), key=lambda kv: int(kv[0]))})
 
 
 @final
@@ -89,6 +89,8 @@ class BatchTrail:
 
     sizes: Mapping[int, int] = attrs.field(factory=dict, converter=_freeze)
     order: str = ""
+
+    __reduce__ = by_fields
 
     def add(self, batch: Any) -> "BatchTrail":
         """Append one batch.

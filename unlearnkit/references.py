@@ -16,6 +16,7 @@ from unlearnkit.config import Config
 from unlearnkit.errors import StoreError
 from unlearnkit.experiment import Experiment
 from unlearnkit.manifest import data_digest, versions
+from unlearnkit.objective import CrossEntropy, Objective
 from unlearnkit.parameters import digest
 from unlearnkit.progress import Progress, silent
 from unlearnkit.training import Training, train
@@ -43,6 +44,7 @@ class Recipe:
             see `initial_digest`.
         data: Digest of the full training set; see `unlearnkit.manifest.data_digest`.
         forget: Digest of which samples are left out; see `unlearnkit.data.Split.digest`.
+        objective: What training makes smaller; see `unlearnkit.Objective.describe`.
         training: How it is trained; the seed is also that of the initial weights.
         device: ``"cpu"`` or ``"cuda"``: the same seed gives other weights on the other.
         versions: Package to version.
@@ -53,6 +55,7 @@ class Recipe:
     initial: str
     data: str
     forget: str
+    objective: str = CrossEntropy().describe()
     training: Training
     device: str = "cpu"
     versions: Mapping[str, str] = attrs.field(factory=_versions)
@@ -116,7 +119,15 @@ class ReferenceStore:
         """
         return self.folder / f"{recipe.key()}.safetensors"
 
-    def get(self, recipe: Recipe, model: nn.Module, data: Dataset[Any], *, progress: Progress = silent) -> nn.Module:
+    def get(
+        self,
+        recipe: Recipe,
+        model: nn.Module,
+        data: Dataset[Any],
+        *,
+        objective: Objective | None = None,
+        progress: Progress = silent,
+    ) -> nn.Module:
         """Read the weights of a recipe into an untrained model; or train it, and keep its weights.
 
         Args:
@@ -124,6 +135,7 @@ class ReferenceStore:
                 it does.
             model: Fresh from its factory, on its device; trained in place.
             data: The retain set.
+            objective: The recipe's, as an object; by default `CrossEntropy`.
             progress: Shows a bar for each epoch of training.
 
         Returns:
@@ -141,7 +153,7 @@ class ReferenceStore:
             if path.exists():
                 _load(model, path, recipe)
             else:
-                train(model, data, training=recipe.training, progress=progress)
+                train(model, data, objective=objective, training=recipe.training, progress=progress)
                 save_checkpoint(model, path, {RECIPE: recipe.text()})
         return model.eval()
 
@@ -172,9 +184,8 @@ def retrained_models(
     models = []
     for seed in seeds:
         model = experiment.fresh_model(seed=seed)
-        models.append(
-            store.get(_recipe(experiment, model, digest_of_data, seed), data=data, model=model, progress=progress)
-        )
+        recipe = _recipe(experiment, model, digest_of_data, seed)
+        models.append(store.get(recipe, model, data, objective=experiment.objective, progress=progress))
     return tuple(models)
 
 
@@ -214,6 +225,7 @@ def _recipe(experiment: Experiment, model: nn.Module, data: str, seed: int) -> R
         initial=initial_digest(model),
         data=data,
         forget=split.train.digest(),
+        objective=experiment.objective.describe(),
         training=attrs.evolve(config.training, seed=seed),
         device=experiment.device.type,
     )

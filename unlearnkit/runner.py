@@ -18,7 +18,6 @@ from unlearnkit.experiment import Experiment, make_unlearner
 from unlearnkit.importance import Importance
 from unlearnkit.manifest import forget_record, manifest
 from unlearnkit.metric import Exam, Measurement
-from unlearnkit.objective import CrossEntropy
 from unlearnkit.pipeline import Pipeline
 from unlearnkit.plugins import PluginManager, default_manager
 from unlearnkit.progress import Progress, silent
@@ -189,7 +188,7 @@ class Job:
                 found[need] = estimator.estimate(
                     self.original,
                     batches,
-                    objective=CrossEntropy(),
+                    objective=self.experiment.objective,
                     role=role,
                     progress=self.progress,
                 )
@@ -226,6 +225,7 @@ class Job:
             forget_data=self.experiment.importance_batches(splits["forget-train"]),
             retain_data=self.experiment.importance_batches(splits["retain-train"]),
             model_factory=self.experiment.fresh_model,
+            objective=self.experiment.objective,
             seed=config.seed,
             progress=self.progress,
         )
@@ -269,10 +269,15 @@ class Job:
         Returns:
             Split to scores.
         """
-        splits = self.experiment.splits()
+        experiment, splits = self.experiment, self.experiment.splits()
         return {
-            name: loss_and_accuracy(model, self.experiment.evaluation_batches(splits[name]), progress=self.progress)
-            for name in self.experiment.config.evaluation.splits
+            name: loss_and_accuracy(
+                model,
+                experiment.evaluation_batches(splits[name]),
+                objective=experiment.objective,
+                progress=self.progress,
+            )
+            for name in experiment.config.evaluation.splits
             if name in splits
         }
 
@@ -285,9 +290,9 @@ class Job:
         Returns:
             Metric to its values or reasons.
         """
-        names = self.experiment.config.evaluation.metrics
+        names, objective = self.experiment.config.evaluation.metrics, self.experiment.objective
         batches = {name: self.experiment.evaluation_batches(data) for name, data in self.experiment.splits().items()}
-        exam = Exam(model=model, splits=batches, original=self.original, retrained=self.retrained)
+        exam = Exam(model=model, splits=batches, objective=objective, original=self.original, retrained=self.retrained)
         return {name: self.plugins.metric(name)().examine(exam) for name in names}
 
     def manifest(self) -> dict[str, Any]:

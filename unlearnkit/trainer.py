@@ -39,8 +39,10 @@ def train_original(config: Config, *, overwrite: bool = False, progress: Progres
         raise StoreError(f"{path} is there already: choose another checkpoint, or overwrite it")
     experiment = Experiment.load(config)
     model = experiment.fresh_model()
-    history = train(model, experiment.bundle.train, training=config.training, progress=progress)
-    test = loss_and_accuracy(model, experiment.evaluation_batches(experiment.bundle.test), progress=progress)
+    objective = experiment.objective
+    history = train(model, experiment.bundle.train, objective=objective, training=config.training, progress=progress)
+    batches = experiment.evaluation_batches(experiment.bundle.test)
+    test = loss_and_accuracy(model, batches, objective=objective, progress=progress)
     record = {
         "format": "unlearnkit-training-1",
         "epochs": [attrs.asdict(epoch) for epoch in history],

@@ -112,6 +112,11 @@ class _Search:
 
     @classmethod
     def start(cls, job: Job, config: TuningConfig) -> "_Search":
+        objective = job.experiment.objective
+        if not isinstance(objective, CrossEntropy):
+            raise ConfigurationError(
+                f"objective: `tune` chooses by accuracy: expected a CrossEntropy, saw {objective.describe()}"
+            )
         if config.target == "retrained" and not job.retrained:
             raise ConfigurationError(
                 "tuning.target 'retrained': expected retrained models, saw none: name checkpoints in "
@@ -152,6 +157,7 @@ class _Search:
             target=target,
             target_source=source,
             retain_data=experiment.evaluation_batches(self.part(self.carved.retain)),
+            objective=experiment.objective,
             seed=experiment.config.seed,
             max_fraction=method.max_fraction,
             progress=self.job.progress,
@@ -169,7 +175,7 @@ class _Search:
         def estimate(rows: np.ndarray, role: Role) -> Importance:
             batches = experiment.importance_batches(self.part(rows))
             found = estimator.estimate(
-                self.job.original, batches, objective=CrossEntropy(), role=role, progress=self.job.progress
+                self.job.original, batches, objective=experiment.objective, role=role, progress=self.job.progress
             )
             return found if method.normalise else found.unnormalised()
 
@@ -219,8 +225,9 @@ def _elementwise(method: MethodConfig, plugins: PluginManager) -> ElementwiseUnl
 
 
 def _accuracy(experiment: Experiment, model: nn.Module, data: LabelledImages) -> float:
-    found = loss_and_accuracy(model, experiment.evaluation_batches(data)).accuracy
-    assert found is not None, "the objective is cross entropy"
+    batches = experiment.evaluation_batches(data)
+    found = loss_and_accuracy(model, batches, objective=experiment.objective).accuracy
+    assert found is not None, "_Search.start() refuses an objective without classes"
     return found
 
 

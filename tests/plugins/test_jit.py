@@ -9,31 +9,58 @@ from unlearnkit import Evidence, UnsupportedModelError
 from unlearnkit.testing import parametrize_with_checks
 
 
-@parametrize_with_checks([JustInTime(draws=2), JustInTime(draws=2, through="both", sigma=0.1)])
+@parametrize_with_checks(
+    [JustInTime(draws=2), JustInTime(draws=2, through="both", sigma=0.1, clip=False, reduction="mean")]
+)
 def test_contract(subject, law):
     law.check(subject, examples=6)
 
 
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("through", ["clean", "both"])
-def test_against_the_loop_by_hand(tiny, close, through):
-    model, report = tiny.unlearned(JustInTime(sigma=0.7, draws=3, epochs=2, learning_rate=0.05, through=through))
+def test_against_the_loop_by_hand(tiny, close, through, reduction, clip):
+    options = {"sigma": 0.7, "draws": 3, "epochs": 2, "learning_rate": 0.05}
+    model, report = tiny.unlearned(JustInTime(**options, through=through, reduction=reduction, clip=clip))
     oracle = tiny.model()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for x, _ in tiny.forget * 2:
-            noises = [0.7 * torch.randn_like(x) for _ in range(3)]
+            places = [x + 0.7 * torch.randn_like(x) for _ in range(3)]
+            if clip:
+                places = [place.clamp(float(x.min()), float(x.max())) for place in places]
 
-            def loss(m, x=x, noises=noises):
+            def loss(m, x=x, places=places):
                 terms = []
-                for noise in noises:
-                    moved = m(x + noise)
+                for place in places:
+                    moved = m(place)
                     far = m(x) - (moved if through == "both" else moved.detach())
-                    terms += [far[i].square().sum().sqrt() / noise[i].square().sum().sqrt() for i in range(len(x))]
-                return sum(terms) / len(terms)
+                    step = place - x
+                    terms += [far[i].square().sum().sqrt() / step[i].square().sum().sqrt() for i in range(len(x))]
+                return sum(terms) / (3 if reduction == "sum" else len(terms))
 
             tiny.steps(oracle, [loss])
     close(model, oracle)
     assert report.buffers_changed == ()
+
+
+def test_the_loss_worked_out_by_hand():
+    """f(x) = x·(1, −1); x = 1 moved to 1 + ξ: ‖f(x) − f(x + ξ)‖/|ξ| = √2, at whatever noise; one step shrinks w."""
+    model = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+    data = [(torch.tensor([[1.0], [5.0]]), torch.tensor([0, 1]))]
+    method = JustInTime(through="both", learning_rate=0.1, clip=False)
+    method.unlearn(model, Evidence(forget_data=data))
+    # d/dw ‖w‖ = w/‖w‖ = (1, −1)/√2 for each of the two samples
+    assert model.weight.flatten().tolist() == pytest.approx([1 - 0.2 / 2**0.5, -1 + 0.2 / 2**0.5])
+
+
+def test_where_clipping_leaves_no_noise_nothing_changes_and_nothing_is_nan():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
+    data = [(torch.ones(3, 2), torch.tensor([0, 1, 0]))]  # smallest and largest value are 1
+    report = JustInTime(through="both").unlearn(model, Evidence(forget_data=data))
+    assert report.changed == 0
 
 
 def test_neither_labels_nor_the_retain_set_are_used(tiny, close):
@@ -53,7 +80,9 @@ def roughness(model, x):
 
 def test_the_model_becomes_smoother_where_it_forgets(tiny):
     before = tiny.model()
-    model, _ = tiny.unlearned(JustInTime(epochs=10, draws=10, learning_rate=0.02, through="both"))
+    model, _ = tiny.unlearned(
+        JustInTime(epochs=10, draws=10, learning_rate=0.02, through="both", clip=False, reduction="mean")
+    )
     for x, _ in tiny.forget:
         assert roughness(model, x) < 0.9 * roughness(before, x)
 

@@ -1,5 +1,7 @@
 """``unlearnkit train``."""
 
+from collections.abc import Mapping
+
 from rich.markup import escape
 
 from unlearnkit.commands.options import ConfigPath, Overwrite, Quiet, Settings, Traceback
@@ -22,8 +24,11 @@ def train(
         with bars(quiet=quiet) as progress:
             record = train_original(chosen, overwrite=overwrite, progress=progress)
         for number, epoch in enumerate(record["epochs"], start=1):
-            out.print(
-                f"epoch {number}: loss {epoch['loss']:.4f}, accuracy {epoch['accuracy']:.4f}, {epoch['seconds']:.1f} s"
-            )
-        out.print(f"test: loss {record['test']['loss']:.4f}, accuracy {record['test']['accuracy']:.4f}")
+            out.print(f"epoch {number}: {_scores(epoch)}, {epoch['seconds']:.1f} s")
+        out.print(f"test: {_scores(record['test'])}")
         out.print(f"checkpoint: {escape(chosen.model.checkpoint)}")
+
+
+def _scores(scores: Mapping[str, float | None]) -> str:
+    accuracy = scores["accuracy"]
+    return f"loss {scores['loss']:.4f}" + ("" if accuracy is None else f", accuracy {accuracy:.4f}")

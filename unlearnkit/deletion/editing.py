@@ -14,7 +14,7 @@ from unlearnkit.deletion.population import Rows
 from unlearnkit.deletion.receipt import Receipt
 from unlearnkit.deletion.state import KeptModel, Pending, State
 from unlearnkit.elementwise import ElementwiseUnlearner
-from unlearnkit.errors import BudgetError
+from unlearnkit.errors import BudgetError, ConfigurationError
 from unlearnkit.evaluation import loss_and_accuracy
 from unlearnkit.experiment import chosen_method, make_unlearner
 from unlearnkit.options import option_values
@@ -105,6 +105,7 @@ def _unlearn(deletion: "Deletion", model: nn.Module, found: Found, go: Rows, sta
         forget_data=experiment.importance_batches(train.subset(go)),
         retain_data=experiment.importance_batches(train.subset(stay)),
         model_factory=experiment.fresh_model,
+        objective=experiment.objective,
         seed=config.seed,
         progress=deletion.progress,
     )
@@ -121,9 +122,12 @@ def _derived(deletion: "Deletion", found: Found) -> dict[str, Any]:
 
 
 def _scores(deletion: "Deletion", model: nn.Module, splits: Splits) -> Scores:
+    experiment, progress = deletion.experiment, deletion.progress
     return {
         name: attrs.asdict(
-            loss_and_accuracy(model, deletion.experiment.evaluation_batches(data), progress=deletion.progress)
+            loss_and_accuracy(
+                model, experiment.evaluation_batches(data), objective=experiment.objective, progress=progress
+            )
         )
         for name, data in splits.items()
     }
@@ -131,8 +135,8 @@ def _scores(deletion: "Deletion", model: nn.Module, splits: Splits) -> Scores:
 
 def _check_budget(before: Scores, after: Scores, budget: float) -> None:
     was, now = (scores["retain-test"]["accuracy"] for scores in (before, after))
-    assert was is not None, "the objective is cross entropy"
-    assert now is not None, "the objective is cross entropy"
+    if was is None or now is None:
+        raise ConfigurationError("objective: deletion.budget is a loss of accuracy: expected a CrossEntropy")
     if was - now > budget:
         raise BudgetError(
             f"expected to lose at most {budget:.3g} of the accuracy on retained test data, saw {was:.4f} → {now:.4f}: "

@@ -19,7 +19,6 @@ from unlearnkit.errors import ConfigurationError, StoreError
 from unlearnkit.experiment import Experiment, chosen_method, make_unlearner
 from unlearnkit.importance import Importance
 from unlearnkit.manifest import versions
-from unlearnkit.objective import CrossEntropy
 from unlearnkit.plugins import PluginManager, default_manager
 from unlearnkit.progress import Progress, silent
 from unlearnkit.provenance import Role
@@ -179,7 +178,7 @@ class Deletion:
             )
         batches = self.experiment.importance_batches(self.experiment.bundle.train.subset(rows))
         return self.experiment.estimator(self.plugins).estimate(
-            self.model(base), batches, objective=CrossEntropy(), role=Role.FORGET, progress=self.progress
+            self.model(base), batches, objective=self.experiment.objective, role=Role.FORGET, progress=self.progress
         )
 
     def receipt(self, state: State, outcome: Outcome, **fields: Any) -> Receipt:
@@ -212,7 +211,7 @@ class Deletion:
             experiment.estimator(self.plugins),
             self.model(kept),
             {key: experiment.importance_batches(train.subset(rows)) for key, rows in groups.items()},
-            objective=CrossEntropy(),
+            objective=experiment.objective,
             every=experiment.config.deletion.every,
             progress=self.progress,
         )

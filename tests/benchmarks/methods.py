@@ -1,0 +1,262 @@
+"""What every shipped method does to the digits, beside retraining; `docs/reference/methods.md` shows the table.
+
+    python -m tests.benchmarks.methods                # measure what is not in docs/results/methods-digits.csv yet
+    python -m tests.benchmarks.methods --search jit   # how the settings beside the defaults were chosen
+
+Every digit is forgotten whole, from originals with the training seeds 0 to 4. Each method runs through `Pipeline` as in
+`unlearnkit run`: at its defaults, and, where those leave the digit known or wreck the model, at one other setting too.
+Those were searched on an original with training seed 200, which is not in the table: the smallest gap to retraining,
+median over the digits 0, 2, 4, 6 and 8, in the grid below. One trial is a line of the file, written as soon as it is
+measured, so that an interrupted run goes on where it stopped.
+"""
+
+import argparse
+import copy
+import csv
+import functools
+import itertools
+import time
+import warnings
+from collections import defaultdict
+from pathlib import Path
+
+import attrs
+import numpy as np
+import torch
+
+from tests.benchmarks.tuning import Bench
+from unlearnkit import CrossEntropy, Need, Pipeline, PluginManager, Role, UnlearnKitError
+from unlearnkit.data import digits, loader
+from unlearnkit.models import small_cnn
+
+TRIALS = Path(__file__).parents[2] / "docs" / "results" / "methods-digits.csv"
+SPLITS = ("forget-train", "retain-train", "retain-test", "forget-test")
+SEARCH_SEED = 200
+SEARCH_DIGITS = (0, 2, 4, 6, 8)
+RETRAINED_SEEDS = range(100, 105)
+BATCH = 64
+
+
+@attrs.frozen(kw_only=True)
+class Setting:
+    """One row of the table.
+
+    Attributes:
+        method: Name of the method, or "original" for no edit.
+        options: Other than the defaults.
+        estimator: Name of the estimator, at its defaults.
+        reference: Which set F_r is measured on.
+    """
+
+    method: str
+    options: dict = attrs.field(factory=dict)
+    estimator: str = "diagonal-fisher"
+    reference: str = "full"
+
+    def __str__(self):
+        parts = [self.method, *(f"{name}={value}" for name, value in self.options.items())]
+        parts += [self.estimator] * (self.estimator != "diagonal-fisher")
+        return " ".join([*parts, *["D_r"] * (self.reference == "retain")])
+
+
+def settings():
+    """Every shipped method at its defaults and at its other setting, and every shipped estimator with two methods."""
+    names = [entry.name for entry in shipped("unlearner")]
+    others = [entry.name for entry in shipped("estimator") if entry.name != "diagonal-fisher"]
+    found = [Setting(method="original")]
+    for name in names:
+        found += [Setting(method=name), *(setting for setting in OTHER if setting.method == name)]
+    return found + [attrs.evolve(setting, estimator=name) for name in others for setting in FOR_ESTIMATORS]
+
+
+def shipped(role):
+    """The methods or estimators of this distribution, by name."""
+    provided = PluginManager().provided(role)
+    return sorted((entry for entry in provided if entry.plugin.origin.startswith("unlearnkit ")), key=lambda e: e.name)
+
+
+def each(method, reference="full", **values):
+    """Every combination of some values of options."""
+    for chosen in itertools.product(*values.values()):
+        yield Setting(method=method, options=dict(zip(values, chosen, strict=True)), reference=reference)
+
+
+GRID = {
+    "prune": [*each("prune", tau=[1e-5, 1e-4, 1e-3, 1e-2, 1e-1])],
+    "binary-mask": [*each("binary-mask", lam=[2.0, 4.0, 6.0, 7.0, 8.0, 9.0])],
+    "ssd": [*each("ssd", alpha=[2.0, 4.0, 6.0, 7.0, 8.0, 9.0], lam=[0.1, 1.0])],
+    "ssd-adaptive": [*each("ssd-adaptive", lam=[0.03, 0.1, 0.3])],
+    "ssd-soft": [*each("ssd-soft", alpha=[0.03, 0.3, 1.0, 3.0])],
+    "fisher-topk": [*each("fisher-topk", fraction=[0.01, 0.02, 0.03, 0.05, 0.1], scope=["global", "tensor"])],
+    "fisher-noise": [
+        *each("fisher-noise", reference="retain", sigma=[1e-3, 3e-3, 1e-2], gamma=[0.25, 0.5], floor=[1e-6, 1e-3])
+    ],
+    "finetune": [*each("finetune", epochs=[5, 20], learning_rate=[3e-3, 1e-2])],
+    "neg-grad-plus": [*each("neg-grad-plus", beta=[0.9, 0.95, 0.98])],
+    "bad-teacher": [*each("bad-teacher", epochs=[5, 10], learning_rate=[3e-3, 1e-2])],
+    "scrub": [*each("scrub", max_epochs=[2, 3, 4], learning_rate=[1e-3, 3e-3])],
+    "jit": [*each("jit", clip=[False], sigma=[0.2, 0.3, 0.5], learning_rate=[3e-5, 1e-4, 3e-4])],
+}
+"""What was searched for the settings beside the defaults."""
+
+OTHER = []
+"""The best of each grid, for the methods whose defaults leave the digit known or wreck the model."""
+
+FOR_ESTIMATORS = [Setting(method="ssd-adaptive"), Setting(method="fisher-topk", options={"fraction": 0.05})]
+"""Methods that need no α, which means nothing without its estimator: one adapts, one takes a fixed share."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Digits:
+    """The data, the originals and what retraining gives; each made once."""
+
+    bundle: object = attrs.field(factory=lambda: digits(seed=0))
+
+    @functools.cache  # noqa: B019 - there is one object
+    def original(self, seed):
+        return self.bench(0).trained(np.arange(len(self.bundle.train)), seed)
+
+    def bench(self, digit):
+        return Bench(bundle=self.bundle, digit=digit)
+
+    @functools.cache  # noqa: B019 - there is one object
+    def retrained(self, digit, seed):
+        bench = self.bench(digit)
+        return bench.trained(bench.split.train.retain, seed)
+
+    @functools.cache  # noqa: B019 - there is one object
+    def importance(self, seed, digit, role, estimator):
+        """The importance of one set and the CPU seconds that it took; ``digit`` is None for the full set."""
+        if role is Role.FULL:
+            rows = np.arange(len(self.bundle.train))
+        else:
+            split = self.bench(digit).split.train
+            rows = split.forget if role is Role.FORGET else split.retain
+        start, estimator = time.process_time(), PluginManager().estimator(estimator)()
+        batches = loader(self.bundle.train.subset(rows), batch_size=BATCH)
+        found = estimator.estimate(self.original(seed), batches, objective=CrossEntropy(), role=role)
+        return found, time.process_time() - start
+
+
+def trial(data, setting, seed, digit):
+    """Edit once and measure; a dict that is one line of the file."""
+    bench = data.bench(digit)
+    model = copy.deepcopy(data.original(seed))
+    outcome = {} if setting.method == "original" else edit(data, model, setting, seed, digit)
+    found = {split: f"{value:.5f}" for split, value in bench.accuracies(model).items()}
+    moved = f"{different(bench, data.original(seed), model):.5f}"
+    return {"setting": str(setting), "seed": seed, "digit": digit, **found, "moved": moved, **outcome}
+
+
+def edit(data, model, setting, seed, digit):
+    """Edit a copy of an original as `unlearnkit run` does, and say what it changed and what it took."""
+    unlearner = PluginManager().unlearner(setting.method)(**setting.options)
+    role, seconds, evidence = Role(setting.reference), 0.0, {}
+    for need, key, which in (
+        (Need.FORGET_IMPORTANCE, "forget", Role.FORGET),
+        (Need.REFERENCE_IMPORTANCE, "reference", role),
+    ):
+        if need in unlearner.needs:
+            whose = None if which is Role.FULL else digit
+            evidence[key], took = data.importance(seed, whose, which, setting.estimator)
+            seconds += took
+    split, train = data.bench(digit).split.train, data.bundle.train
+    start, note, changed = time.process_time(), "", 0.0
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            report = Pipeline(unlearner=unlearner, reference_role=role).run(
+                model,
+                **evidence,
+                forget_data=loader(train.subset(split.forget), batch_size=BATCH),
+                retain_data=loader(train.subset(split.retain), batch_size=BATCH),
+                model_factory=small_cnn,
+                seed=seed,
+            )
+        changed = report.fraction
+    except UnlearnKitError as error:  # a loss that is not finite, say: the model is rolled back
+        note = type(error).__name__
+    return {
+        "changed": f"{changed:.5f}",
+        "seconds": f"{seconds + time.process_time() - start:.3f}",
+        "note": note,
+    }
+
+
+def different(bench, original, model):
+    """The share of the training data whose predicted class is another than before."""
+    with torch.no_grad():
+        return np.mean(
+            [
+                float(n)
+                for batch in bench.batches(np.arange(len(bench.bundle.train)))
+                for n in (original(batch[0]).argmax(1) != model(batch[0]).argmax(1))
+            ]
+        )
+
+
+FIELDS = ("setting", "seed", "digit", *SPLITS, "moved", "changed", "seconds", "note")
+
+
+def read(path=TRIALS):
+    """The lines of the file, as dicts of text."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def measure(path, *, seeds):
+    """Write every trial that is not in the file."""
+    done = {(row["setting"], int(row["seed"]), int(row["digit"])) for row in read(path)}
+    data, wanted = Digits(), settings()
+    fresh = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        for seed in range(seeds):
+            for digit in range(10):
+                start = time.perf_counter()
+                for setting in wanted:
+                    if (str(setting), seed, digit) not in done:
+                        writer.writerow(trial(data, setting, seed, digit))
+                        file.flush()
+                print(f"seed {seed}, digit {digit}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def gap(row, means):
+    """Mean |accuracy − mean accuracy of the retrained models| over forget set, retain set and retained test data."""
+    return float(np.mean([abs(float(row[split]) - means[split]) for split in SPLITS[:3]]))
+
+
+def search(names):
+    """Print the median gap of every setting of the grids of some methods."""
+    data, gaps = Digits(), defaultdict(list)
+    for digit in SEARCH_DIGITS:
+        rows = [data.bench(digit).accuracies(data.retrained(digit, seed)) for seed in RETRAINED_SEEDS]
+        means = {split: float(np.mean([row[split] for row in rows])) for split in SPLITS}
+        for name in names:
+            for setting in [Setting(method=name), *GRID[name]]:
+                row = trial(data, setting, SEARCH_SEED, digit)
+                gaps[str(setting)].append((gap(row, means), float(row["forget-train"]), float(row["retain-test"])))
+    for setting, found in gaps.items():
+        middle = np.median(np.array(found), axis=0)
+        print(f"{setting:60} gap {middle[0]:.3f}  forget {middle[1]:.3f}  retain {middle[2]:.3f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--search", nargs="+", choices=GRID, metavar="METHOD")
+    parser.add_argument("--trials", type=Path, default=TRIALS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.search:
+        search(arguments.search)
+    else:
+        measure(arguments.trials, seeds=arguments.seeds)
+
+
+if __name__ == "__main__":
+    main()
