@@ -3,12 +3,15 @@
 import json
 
 import pytest
+from safetensors import safe_open
 from typer.testing import CliRunner
 
 from unlearnkit import ConfigurationError, CrossEntropy
 from unlearnkit.cli import app
 from unlearnkit.config import load_config
+from unlearnkit.deletion.editing import _check_budget
 from unlearnkit.experiment import Experiment
+from unlearnkit.references import RECIPE, reference_folder
 from unlearnkit.runner import run
 from unlearnkit.testing import Scaled
 from unlearnkit.trainer import train_original
@@ -91,3 +94,22 @@ def test_train_uses_it_and_the_command_shows_no_accuracy_that_there_is_not(digit
 def test_errors(digits_toml, setting, said):
     with pytest.raises(ConfigurationError, match=said):
         records(digits_toml, setting)
+
+
+def test_retrained_references_are_trained_with_it_and_kept_apart(digits_toml, tmp_path):
+    settings = ["evaluation.retrained_seeds=[1]", "training.epochs=1", "method=[{name='prune'}]"]
+    kept = set()
+    for number, extra in enumerate(([], [TWICE])):
+        records(digits_toml, *settings, *extra, f"output='{tmp_path}/out{number}'")
+        folder = reference_folder(load_config(digits_toml, [*settings, f"output='{tmp_path}/out{number}'"]))
+        (file,) = [path for path in folder.glob("*.safetensors") if path.name not in kept]
+        kept.add(file.name)
+        with safe_open(file, framework="pt") as opened:
+            objective = json.loads(opened.metadata()[RECIPE])["objective"]
+        assert objective == (Scaled(factor=2.0) if extra else CrossEntropy()).describe()
+
+
+def test_a_budget_of_accuracy_needs_accuracies():
+    scores = {"retain-test": {"accuracy": None}}
+    with pytest.raises(ConfigurationError, match=r"deletion.budget is a loss of accuracy: expected a CrossEntropy"):
+        _check_budget(scores, scores, 0.1)
