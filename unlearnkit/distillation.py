@@ -141,7 +141,7 @@ def divergence(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) ->
 
     p_T = softmax(teacher / T), q_T = softmax(student / T), KL(p ‖ q) = Σ_c p_c·(ln p_c − ln q_c). The factor T² keeps
     the size of the gradients when T changes. Source: Hinton et al. 2015 (Distilling the Knowledge in a Neural
-    Network), section 2.
+    Network).
 
     Args:
         teacher: Logits, shape (batch, classes, …).

@@ -15,8 +15,8 @@ from unlearnkit import ElementwiseUnlearner, Unlearner, UnlearnerTraits, hookimp
 class BinaryMask(ElementwiseUnlearner):
     """θ' = 0 where F_f > λ·F_r, else θ.
 
-    Source: the binary mask of the notebook that this project follows: selective synaptic dampening (Foster et al.
-    2024, equation 5) with the dampening replaced by 0.
+    Source: the binary mask of the notebook that this project follows: the selection of selective synaptic dampening
+    (Foster et al. 2024), with the dampening replaced by 0.
 
     Example:
         >>> theta, forget = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 0.0])

@@ -30,8 +30,8 @@ class FineTune(Unlearner):
     By default in train mode, as the model was trained: dropout is on, and BatchNorm uses and updates the statistics
     of the batches. ``mode = "eval"`` leaves the buffers as they are.
 
-    Source: Golatkar, Achille and Soatto 2020 (Eternal Sunshine of the Spotless Net), section 6, baseline
-    "fine-tune"; Warnecke et al. 2023 (Machine Unlearning of Features and Labels), section VI.
+    Source: Golatkar, Achille and Soatto 2020 (Eternal Sunshine of the Spotless Net), the baseline
+    "fine-tune"; Warnecke et al. 2023 (Machine Unlearning of Features and Labels), fine-tuning.
 
     Example:
         >>> import torch

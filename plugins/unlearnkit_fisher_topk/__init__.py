@@ -25,7 +25,7 @@ class FisherTopK(Unlearner):
     one weight cannot zero exactly k of several that tie.
 
     Source: the ratio is that of Foster, Schoepf and Brintrup 2024 (Fast Machine Unlearning Without Retraining Through
-    Selective Synaptic Dampening), equation 4, with a number of weights in the place of the threshold α.
+    Selective Synaptic Dampening), with a number of weights in the place of the threshold α.
 
     Example:
         >>> model = nn.Linear(4, 1, bias=False)

@@ -17,8 +17,8 @@ class Prune(ElementwiseUnlearner):
 
     With τ = 0 every weight that any forgotten sample touches is removed: the baseline that destroys models.
 
-    Source: the naive pruning of the notebook that this project follows; magnitude aside, as in Foster et al. 2024,
-    section 3.
+    Source: the naive pruning of the notebook that this project follows; pruning by importance is the starting point
+    of Foster et al. 2024 (Selective Synaptic Dampening) too.
 
     Example:
         >>> theta, forget = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 0.5, 2.0])

@@ -33,7 +33,7 @@ class Retrain(Unlearner):
 
     In train mode: dropout is on, BatchNorm starts afresh.
 
-    Source: the definition of exact unlearning, as in Bourtoule et al. 2021 (Machine Unlearning), section III.
+    Source: the definition of exact unlearning, as in Bourtoule et al. 2021 (Machine Unlearning).
 
     Example:
         >>> import torch

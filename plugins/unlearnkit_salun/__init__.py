@@ -34,12 +34,14 @@ class SalUn(Unlearner):
     are, equal ones at the threshold all are. The paper takes |∇ℓ(D_f)| as saliency; F_f here is an importance, of
     whatever estimator the run uses, so that the mask needs no second look at the data. All other weights keep their
     bits, whatever the optimiser. In each epoch a pass over the forget set, with labels y' drawn anew and uniformly from
-    the other classes, comes before one over the retain set.
+    the other classes, comes before one over the retain set. (The authors' code draws from all classes, the right one
+    included, and shuffles both sets into one for CIFAR-100.)
 
     By default in train mode, as in the authors' code; ``mode = "eval"`` leaves BatchNorm's buffers as they are.
 
-    Source: Fan et al. 2024 (SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency), equations 3 to
-    5; the order of the two passes from the authors' code, ``unlearn/RL.py``.
+    Source: Fan et al. 2024 (SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency), the weight
+    saliency map and unlearning by random labels; the order of the two passes from the authors' code,
+    ``Classification/unlearn/RL.py``.
 
     Example:
         >>> values = {"weight": torch.tensor([[4.0], [1.0]]), "bias": torch.tensor([3.0, 0.0])}

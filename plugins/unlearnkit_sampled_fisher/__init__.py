@@ -34,7 +34,7 @@ class SampledFisher(ImportanceEstimator):
     The objective says only where the logits are (`CrossEntropy.logits`, also inside another objective's
     ``objective``), of shape (batch, classes); the loss is −log softmax(f(x))_ŷ.
 
-    Source: Kunstner, Balles and Hennig 2019 (Limitations of the Empirical Fisher Approximation), equation 2, with one
+    Source: Kunstner, Balles and Hennig 2019 (Limitations of the Empirical Fisher Approximation), the Fisher, with one
     or more drawn labels in the place of the expectation.
 
     Example:
@@ -80,7 +80,7 @@ class ExactFisher(ImportanceEstimator):
     The objective says only where the logits are (`CrossEntropy.logits`, also inside another objective's
     ``objective``), of shape (batch, classes).
 
-    Source: Kunstner, Balles and Hennig 2019 (Limitations of the Empirical Fisher Approximation), equation 2.
+    Source: Kunstner, Balles and Hennig 2019 (Limitations of the Empirical Fisher Approximation), the Fisher.
 
     Example:
         >>> import math

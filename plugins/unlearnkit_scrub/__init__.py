@@ -36,7 +36,7 @@ class Scrub(Unlearner):
     By default in train mode, as in the authors' code; ``mode = "eval"`` leaves BatchNorm's buffers as they are. The
     authors' smoothing of weights and decay of the learning rate are left out.
 
-    Source: Kurmanji et al. 2023 (Towards Unbounded Machine Unlearning), section 3, objective and algorithm 1; T = 4,
+    Source: Kurmanji et al. 2023 (Towards Unbounded Machine Unlearning), the objective and the algorithm SCRUB; T = 4,
     γ = 0.99 and two epochs of climbing from the authors' code, whose α is 0.001 to 0.5.
 
     Example:

@@ -16,7 +16,7 @@ class SelectiveSynapticDampening(ElementwiseUnlearner):
     """θ' = θ·min(λ·F_r/F_f, 1) where F_f > α·F_r, else θ.
 
     Source: Foster, Schoepf and Brintrup 2024 (Fast Machine Unlearning Without Retraining Through Selective Synaptic
-    Dampening), equations 4 to 6, with F_r measured on the full set D.
+    Dampening), the selection and the dampening, with F_r measured on the full set D.
 
     Example:
         >>> theta, forget = torch.tensor([1.0, 1.0, 1.0]), torch.tensor([10.0, 20.0, 0.0])
@@ -34,8 +34,8 @@ class SelectiveSynapticDampening(ElementwiseUnlearner):
         monotone={"alpha", "lam"},
     )
 
-    alpha: float = option(10.0, symbol="α", above=0, source="equation 4", doc="selection weighting")
-    lam: float = option(1.0, symbol="λ", at_least=0, source="equation 5", doc="dampening constant")
+    alpha: float = option(10.0, symbol="α", above=0, source="the selection", doc="selection weighting")
+    lam: float = option(1.0, symbol="λ", at_least=0, source="the dampening", doc="dampening constant")
     epsilon: float = option(
         0.0,
         symbol="ε",

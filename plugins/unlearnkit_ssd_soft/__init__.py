@@ -20,7 +20,7 @@ class SoftSynapticDampening(ElementwiseUnlearner):
     overflow.
 
     Source: a smooth form of Foster, Schoepf and Brintrup 2024 (Fast Machine Unlearning Without Retraining Through
-    Selective Synaptic Dampening), equations 4 to 6, whose factor F_r/F_f it approaches for α·F_f ≫ F_r and λ = 1/α; we
+    Selective Synaptic Dampening), whose factor F_r/F_f it approaches for α·F_f ≫ F_r and λ = 1/α; we
     know of no paper that has it.
 
     Example:

@@ -23,7 +23,7 @@ class DiagonalFisher(ImportanceEstimator):
 
     The totals do not depend on batch size, order or chunking, and each sample counts one term.
 
-    Source: Kunstner, Balles and Hennig 2019, equation 3 (Limitations of the Empirical Fisher Approximation); the use
+    Source: Kunstner, Balles and Hennig 2019 (Limitations of the Empirical Fisher Approximation), F̃; the use
     as importance: Kirkpatrick et al. 2017.
 
     Example:
