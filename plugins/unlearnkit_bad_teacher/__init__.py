@@ -37,7 +37,7 @@ class BadTeacher(Unlearner):
     used. An epoch takes every batch of both sets once, evenly mixed.
 
     By default in eval mode, teachers always: batches here are of one set, and those of one class would be normalised by
-    statistics of their own. The authors shuffle both sets into common batches, and leave the model in the mode it is in.
+    statistics of their own. The authors shuffle both sets into common batches, in the mode that the model is in.
 
     Source: Chundawat et al. 2023 (Can Bad Teaching Induce Forgetting? Unlearning in Deep Networks Using an
     Incompetent Teacher), the section on the method, equation of L(x, l_u).
