@@ -23,7 +23,7 @@ PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 
 # Whoever stands in a line may import what stands in the lines above it, and its own package. "" is the public API.
 LAYERS = """
-errors frozen progress rng suggest tracing
+errors frozen memory progress rng suggest tracing
 batches factories files mixing options overrides parameters structure
 checkpoint discovery guard objective patch provenance sealed
 importance report

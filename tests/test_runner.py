@@ -36,6 +36,12 @@ def test_the_report_on_disk(digits_toml, tmp_path):
     assert report["options"] == {"alpha": 3.0, "lam": 1.0, "epsilon": 0.0}
     assert report["forget"]["samples"] == 137
     assert sum(t["changed"] for t in report["tensors"]) == report["changed"]
+    assert sum(t["changed"] for t in report["layers"]) == report["changed"]
+    layers = ["features.0", "features.1", "features.4", "features.5", "head"]
+    assert [layer["name"] for layer in report["layers"]] == layers
+    assert all(t["fraction"] == t["changed"] / t["size"] for t in [*report["layers"], *report["tensors"]])
+    assert report["peak_memory"]["host"] > 2**20
+    assert report["peak_memory"]["cuda"] is None
     assert set(report["seconds"]) == {"forget importance", "full importance", "edit", "evaluation"}
     assert [e["role"] for e in report["evidence"]] == ["forget", "full"]
     assert set(report["before"]) == set(report["after"]) == {"retain-test", "forget-test", "forget-train"}

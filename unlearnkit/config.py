@@ -137,6 +137,8 @@ class EvaluationConfig:
         splits: Any of ``retain-train``, ``forget-train``, ``retain-test``, ``forget-test``; by default all but
             ``retain-train``, which is as long as training.
         metrics: Names of further metrics, from plugins.
+        options: Metric to its options.
+        seed: Of whatever draws numbers while measuring, for metrics that have a seed; independent of the other two.
         retrained: Checkpoints of models trained without the forget set, which metrics compare with.
         retrained_seeds: Training seeds of further such models, which are trained when they are first needed and kept.
         retrained_folder: Where they are kept; ``.retrained`` in the folder of results when left out.
@@ -145,6 +147,8 @@ class EvaluationConfig:
     batch_size: int = option(256, at_least=1, doc="samples per batch")
     splits: tuple[str, ...] = ("retain-test", "forget-test", "forget-train")
     metrics: tuple[str, ...] = ()
+    options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    seed: int = option(0, at_least=0, doc="of whatever draws numbers while measuring")
     retrained: tuple[str, ...] = ()
     retrained_seeds: tuple[int, ...] = attrs.field(default=(), validator=_distinct_seeds)
     retrained_folder: str = ""
@@ -225,7 +229,7 @@ class Config:
         tuning: How ``unlearnkit tune`` looks for the right edit.
         training: How ``unlearnkit train`` makes the original model.
         deletion: How deletion requests are dealt with.
-        seed: Of whatever draws numbers outside of training.
+        seed: Of the edit and of the order of its data; ``training.seed`` and ``evaluation.seed`` are others.
         device: ``"auto"`` takes CUDA where there is one; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
     """
 
@@ -240,7 +244,7 @@ class Config:
     tuning: TuningConfig = attrs.field(factory=TuningConfig)
     training: Training = attrs.field(factory=Training)
     deletion: DeletionConfig = attrs.field(factory=DeletionConfig)
-    seed: int = option(0, at_least=0, doc="of whatever draws numbers outside of training")
+    seed: int = option(0, at_least=0, doc="of the edit and of the order of its data")
     device: str = "auto"
 
     def __attrs_post_init__(self) -> None:

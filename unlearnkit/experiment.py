@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from unlearnkit.checkpoint import load_checkpoint
-from unlearnkit.config import Config, ForgetConfig, MethodConfig, ObjectiveConfig
+from unlearnkit.config import Config, EvaluationConfig, ForgetConfig, MethodConfig, ObjectiveConfig
 from unlearnkit.data import (
     ByClass,
     ByIndex,
@@ -29,7 +29,9 @@ from unlearnkit.data import (
 from unlearnkit.errors import ConfigurationError, StoreError
 from unlearnkit.estimator import ImportanceEstimator
 from unlearnkit.factories import call, import_path, resolve_device
+from unlearnkit.metric import Metric
 from unlearnkit.objective import Objective
+from unlearnkit.options import options_of
 from unlearnkit.plugins import PluginManager
 from unlearnkit.rng import private_rng
 from unlearnkit.suggest import nearest
@@ -255,6 +257,32 @@ def make_objective(config: ObjectiveConfig) -> Objective:
             f"objective.factory {config.factory!r}: expected it to return an unlearnkit.Objective, saw "
             f"{type(made).__name__}"
         )
+    return made
+
+
+def make_metrics(config: EvaluationConfig, plugins: PluginManager) -> dict[str, Metric]:
+    """Make the metrics that a configuration names.
+
+    Args:
+        config: The section ``[evaluation]``; its seed is that of every metric that has one.
+        plugins: Where names are looked up.
+
+    Returns:
+        Name to metric, with its options.
+
+    Raises:
+        ConfigurationError: Options of a metric that is not measured.
+    """
+    for name in config.options:
+        if name not in config.metrics:
+            hint = nearest(name, config.metrics)
+            raise ConfigurationError(f"evaluation.options: expected metrics of evaluation.metrics, saw {name!r}{hint}")
+    made = {}
+    for name in config.metrics:
+        cls, options = plugins.metric(name), dict(config.options.get(name, {}))
+        if any(known.name == "seed" for known in options_of(cls)):
+            options.setdefault("seed", config.seed)
+        made[name] = call(cls, options, where=f"evaluation.options.{name}")
     return made
 
 

@@ -23,6 +23,11 @@ class TensorChange:
     size: int
     changed: int
 
+    @property
+    def fraction(self) -> float:
+        """Changed weights as a fraction of all, 0 to 1."""
+        return self.changed / self.size if self.size else 0.0
+
 
 @final
 @attrs.frozen(kw_only=True)
@@ -97,6 +102,24 @@ class Report:
         """Changed weights as a fraction of the trainable ones, 0 to 1."""
         return self.changed / self.size if self.size else 0.0
 
+    def layers(self) -> tuple[TensorChange, ...]:
+        """Add up the tensors of each layer: weight and bias of one module.
+
+        Returns:
+            One entry per module that has trainable parameters of its own, in the model's order.
+
+        Example:
+            >>> weight, bias = (TensorChange(name=f"a.{name}", size=4, changed=1) for name in ("weight", "bias"))
+            >>> Report(method="ssd", tensors=(weight, bias)).layers()
+            (TensorChange(name='a', size=8, changed=2),)
+        """
+        found: dict[str, TensorChange] = {}
+        for t in self.tensors:
+            name = t.name.rpartition(".")[0] or t.name
+            so_far = found.get(name, TensorChange(name=name, size=0, changed=0))
+            found[name] = TensorChange(name=name, size=so_far.size + t.size, changed=so_far.changed + t.changed)
+        return tuple(found.values())
+
     def sentence(self) -> str:
         """Say in words what the edit did, a no-op included.
 
@@ -115,7 +138,9 @@ class Report:
             Nested dicts, lists, strings and numbers; infinite options as strings.
         """
         plain = attrs.asdict(self, value_serializer=lambda _, __, value: _plain(value))
-        return {**plain, "changed": self.changed, "size": self.size, "fraction": self.fraction}
+        parts = {"tensors": self.tensors, "layers": self.layers()}
+        counted = {name: [{**attrs.asdict(t), "fraction": t.fraction} for t in some] for name, some in parts.items()}
+        return {**plain, **counted, "changed": self.changed, "size": self.size, "fraction": self.fraction}
 
 
 def _plain(value: Any) -> Any:

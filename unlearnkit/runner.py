@@ -14,9 +14,10 @@ from unlearnkit.config import Config, MethodConfig, plain
 from unlearnkit.errors import ConfigurationError, StoreError
 from unlearnkit.evaluation import LossAndAccuracy, loss_and_accuracy
 from unlearnkit.evidence import Need
-from unlearnkit.experiment import Experiment, make_unlearner
+from unlearnkit.experiment import Experiment, make_metrics, make_unlearner
 from unlearnkit.importance import Importance
 from unlearnkit.manifest import forget_record, manifest
+from unlearnkit.memory import peak_memory
 from unlearnkit.metric import Exam, Measurement
 from unlearnkit.pipeline import Pipeline
 from unlearnkit.plugins import PluginManager, default_manager
@@ -127,8 +128,7 @@ class Job:
         unknown = [s for s in config.evaluation.splits if s not in {*known, "forget-test", "retain-test"}]
         if unknown:
             raise ConfigurationError(f"evaluation.splits: there is no {unknown[0]!r}{nearest(unknown[0], known)}")
-        for name in config.evaluation.metrics:
-            plugins.metric(name)
+        make_metrics(config.evaluation, plugins)
         original, metadata = experiment.original_model()
         requests: list[str] = json.loads(metadata.get(REQUESTS, "[]"))
         job = cls(
@@ -257,6 +257,7 @@ class Job:
             not_applicable={
                 name: {k: m.reason for k, m in found.items() if m.value is None} for name, found in measured.items()
             },
+            memory=peak_memory(self.experiment.device),
             manifest=self.manifest(),
         )
 
@@ -290,10 +291,11 @@ class Job:
         Returns:
             Metric to its values or reasons.
         """
-        names, objective = self.experiment.config.evaluation.metrics, self.experiment.objective
+        objective = self.experiment.objective
         batches = {name: self.experiment.evaluation_batches(data) for name, data in self.experiment.splits().items()}
         exam = Exam(model=model, splits=batches, objective=objective, original=self.original, retrained=self.retrained)
-        return {name: self.plugins.metric(name)().examine(exam) for name in names}
+        metrics = make_metrics(self.experiment.config.evaluation, self.plugins)
+        return {name: metric.examine(exam) for name, metric in metrics.items()}
 
     def manifest(self) -> dict[str, Any]:
         """Describe the run."""

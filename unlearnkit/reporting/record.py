@@ -13,6 +13,7 @@ from torch import nn
 from unlearnkit.checkpoint import save_checkpoint
 from unlearnkit.errors import StoreError
 from unlearnkit.evaluation import LossAndAccuracy
+from unlearnkit.memory import PeakMemory
 from unlearnkit.report import Report
 from unlearnkit.reporting.verdict import verdict
 
@@ -32,6 +33,7 @@ class RunRecord:
         after: The same of the edited model.
         metrics: Metric to its values, of the edited model; None where it does not apply.
         not_applicable: Metric to the reason for each None.
+        memory: The most that the process had held when the edit was measured; None where it was not.
         manifest: What two runs must share to give the same bits.
         tuning: How the edit was found, as plain values; None where it was not looked for.
     """
@@ -43,6 +45,7 @@ class RunRecord:
     after: Mapping[str, LossAndAccuracy] = attrs.field(factory=dict)
     metrics: Mapping[str, Mapping[str, float | None]] = attrs.field(factory=dict)
     not_applicable: Mapping[str, Mapping[str, str]] = attrs.field(factory=dict)
+    memory: PeakMemory | None = None
     manifest: Mapping[str, Any] = attrs.field(factory=dict)
     tuning: Mapping[str, Any] | None = None
 
@@ -70,6 +73,7 @@ class RunRecord:
             "after": {name: attrs.asdict(score) for name, score in self.after.items()},
             "metrics": {name: dict(values) for name, values in self.metrics.items()},
             "not_applicable": {name: dict(reasons) for name, reasons in self.not_applicable.items()},
+            "peak_memory": None if self.memory is None else attrs.asdict(self.memory),
             "manifest": dict(self.manifest),
             **({} if self.tuning is None else {"tuning": dict(self.tuning)}),
         }

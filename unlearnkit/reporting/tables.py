@@ -57,8 +57,7 @@ def tensor_table(report: Report) -> Table:
     for name in ("weights", "edited", "fraction"):
         table.add_column(name, justify="right")
     for t in report.tensors:
-        fraction = t.changed / t.size if t.size else 0.0
-        table.add_row(t.name, f"{t.size:,}", f"{t.changed:,}", f"{fraction:.4f}")
+        table.add_row(t.name, f"{t.size:,}", f"{t.changed:,}", f"{t.fraction:.4f}")
     return table
 
 

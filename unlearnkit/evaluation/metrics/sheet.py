@@ -1,11 +1,12 @@
 """What the metrics share: an exam whose models are run once over each split, and reasons instead of numbers."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import final
 
 from torch import nn
 
-from unlearnkit.evaluation.outputs import InapplicableError, Outputs, outputs_of
+from unlearnkit.evaluation.outputs import InapplicableError, Outputs, mean, outputs_of
 from unlearnkit.metric import Exam, NotApplicable
 
 Values = dict[str, "float | NotApplicable | None"]
@@ -74,6 +75,22 @@ class Sheet:
             few = f"at least {at_least} retrained models are needed, saw {len(models)}"
             raise InapplicableError(few if models else "no retrained model at hand")
         return models
+
+
+def beside(sheet: Sheet, name: str, measure: Callable[[nn.Module], float]) -> Values:
+    """Measure the model, and beside it the original and the retrained models.
+
+    Args:
+        sheet: The exam's models.
+        name: Of the value.
+        measure: Returns the number of one model.
+
+    Returns:
+        ``name``, ``"original …"`` where there is one, and the mean of the retrained models as ``"retrained …"``.
+    """
+    found: Values = {f"{prefix}{name}": answer(partial(measure, model)) for prefix, model in sheet.named.items()}
+    found[f"retrained {name}"] = answer(lambda: mean(measure(model) for model in sheet.retrained()))
+    return found
 
 
 def answer(measure: Callable[[], float]) -> float | NotApplicable:

@@ -8,8 +8,8 @@ from typing import ClassVar, final
 import attrs
 from torch import nn
 
-from unlearnkit.evaluation.metrics.sheet import Sheet, Values, answer
-from unlearnkit.evaluation.outputs import InapplicableError, mean
+from unlearnkit.evaluation.metrics.sheet import Sheet, beside
+from unlearnkit.evaluation.outputs import InapplicableError
 from unlearnkit.evaluation.zrf import zero_retrain_forgetting
 from unlearnkit.metric import Exam, Metric, MetricTraits, NotApplicable
 from unlearnkit.options import option
@@ -42,13 +42,7 @@ class ZeroRetrainForgetting(Metric):
     def measure(self, exam: Exam) -> Mapping[str, float | NotApplicable | None]:
         """Measure it on the forget set; see `unlearnkit.Metric.measure`."""
         sheet = Sheet(exam)
-        values: Values = {}
-        for prefix in sheet.named:
-            values[f"{prefix}forget-train"] = answer(partial(self._zrf, sheet, exam, sheet.named[prefix]))
-        values["retrained forget-train"] = answer(
-            lambda: mean(self._zrf(sheet, exam, model) for model in sheet.retrained())
-        )
-        return values
+        return beside(sheet, "forget-train", partial(self._zrf, sheet, exam))
 
     def _zrf(self, sheet: Sheet, exam: Exam, model: nn.Module) -> float:
         p = sheet.of(model, "forget-train").probabilities

@@ -4,7 +4,8 @@ from unlearnkit.evaluation.tuning.batch_norm import has_batch_norm, reestimate_b
 from unlearnkit.evaluation.tuning.candidate import Candidate, Setting
 from unlearnkit.evaluation.tuning.curve import OperatingCurve
 from unlearnkit.evaluation.tuning.result import Tuning
-from unlearnkit.evaluation.tuning.tuner import Tuner, Validation
+from unlearnkit.evaluation.tuning.trials import Validation
+from unlearnkit.evaluation.tuning.tuner import Tuner
 
 __all__ = [
     "Candidate",

@@ -1,45 +1,24 @@
 """The search for the right edit: coarse to fine over selected fraction, strength and BatchNorm."""
 
 import time
-import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any, Never, final
+from typing import Any, final
 
 import attrs
 from torch import nn
 
 from unlearnkit.elementwise import ElementwiseUnlearner
-from unlearnkit.errors import BudgetError, ConfigurationError, NonFiniteError, UnlearnKitWarning
-from unlearnkit.evaluation.outputs import InapplicableError, outputs_of
-from unlearnkit.evaluation.tuning.batch_norm import has_batch_norm, reestimate_batch_norm
+from unlearnkit.errors import ConfigurationError
+from unlearnkit.evaluation.tuning.batch_norm import has_batch_norm
 from unlearnkit.evaluation.tuning.candidate import Candidate, Setting
-from unlearnkit.evaluation.tuning.curve import OperatingCurve, with_options
+from unlearnkit.evaluation.tuning.curve import OperatingCurve
 from unlearnkit.evaluation.tuning.result import Tuning
+from unlearnkit.evaluation.tuning.trials import Scores, Trials, Validation
 from unlearnkit.evidence import Evidence
 from unlearnkit.importance import Importance
 from unlearnkit.objective import CrossEntropy, Objective
 from unlearnkit.options import option
-from unlearnkit.parameters import buffers, digest
 from unlearnkit.progress import Progress, silent
-from unlearnkit.report import Report
-
-
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class Validation:
-    """Data to choose by: carved from the training set, never the test set.
-
-    Attributes:
-        retain: Batches of retained samples, iterable more than once.
-        forget: Batches of samples to forget.
-    """
-
-    retain: Iterable[Any]
-    forget: Iterable[Any]
-
-
-class _RollBackError(Exception):
-    """Raised inside an edit that was measured, so that it is undone bit by bit."""
 
 
 def _shares(values: Iterable[float]) -> tuple[float, ...]:
@@ -136,159 +115,66 @@ class Tuner:
         """
         if not 0 <= target <= 1:
             raise ConfigurationError(f"Tuner.tune: expected a target accuracy from 0 to 1, saw {target!r}")
-        start = time.perf_counter()
-        curve = OperatingCurve.of(
-            self.unlearner, model, forget=forget, reference=reference, option=self.operating, strength=self.strength
+        start, objective = time.perf_counter(), objective or CrossEntropy()
+        evidence = Evidence(
+            forget=forget,
+            reference=reference,
+            retain_data=retain_data,
+            objective=objective,
+            seed=seed,
+            max_fraction=max_fraction,
         )
-        search = _Search(
-            tuner=self,
-            model=model,
-            curve=curve,
-            evidence=Evidence(
-                forget=forget,
-                reference=reference,
-                retain_data=retain_data,
-                objective=objective or CrossEntropy(),
-                seed=seed,
-                max_fraction=max_fraction,
-            ),
-            validation=validation,
-            target=target,
-            original=_Scores.of(model, validation, objective),
-        )
-        candidates = search.run(progress)
+        trials = self._trials(model, evidence, validation, target)
+        candidates = self._search(trials, progress)
         chosen = max((c for c in candidates if c.feasible), key=lambda c: c.order, default=None)
-        report = None if chosen is None else search.commit(chosen)
         return Tuning(
             target=target,
             target_source=target_source,
             budget=self.budget,
-            original_retain=search.original.retain,
-            original_forget=search.original.forget,
+            original_retain=trials.original.retain,
+            original_forget=trials.original.forget,
             candidates=tuple(candidates),
             chosen=chosen,
-            report=report,
+            report=None if chosen is None else trials.commit(chosen),
             seconds=time.perf_counter() - start,
         )
 
-
-@final
-@attrs.frozen(kw_only=True)
-class _Scores:
-    """Accuracy, and mean probability of the label, on retained and on forget data."""
-
-    retain: float
-    forget: float
-    retain_probability: float
-    forget_probability: float
-
-    @classmethod
-    def of(cls, model: nn.Module, validation: Validation, objective: Objective | None) -> "_Scores":
-        try:
-            retain, forget = (
-                outputs_of(model, data, objective=objective) for data in (validation.retain, validation.forget)
-            )
-        except InapplicableError as reason:
-            raise ConfigurationError(f"Tuner.tune: cannot judge by the validation data: {reason}") from reason
-        return cls(
-            retain=retain.accuracy,
-            forget=forget.accuracy,
-            retain_probability=retain.certainty,
-            forget_probability=forget.certainty,
+    def _trials(self, model: nn.Module, evidence: Evidence, validation: Validation, target: float) -> Trials:
+        assert evidence.forget is not None, "tune() was given it"
+        curve = OperatingCurve.of(
+            self.unlearner,
+            model,
+            forget=evidence.forget,
+            reference=evidence.reference,
+            option=self.operating,
+            strength=self.strength,
+        )
+        return Trials(
+            unlearner=self.unlearner,
+            model=model,
+            curve=curve,
+            evidence=evidence,
+            validation=validation,
+            target=target,
+            budget=self.budget,
+            original=Scores.of(model, validation, evidence.objective),
         )
 
-
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class _Search:
-    tuner: Tuner
-    model: nn.Module
-    curve: OperatingCurve
-    evidence: Evidence
-    validation: Validation
-    target: float
-    original: _Scores
-
-    def run(self, progress: Progress) -> list[Candidate]:
+    def _search(self, trials: Trials, progress: Progress) -> list[Candidate]:
         found: dict[Setting, Candidate] = {}
-        for number in range(self.tuner.rounds + 1):
-            settings = list(self._grid() if number == 0 else self._closer(list(found.values()), number))
+        for number in range(self.rounds + 1):
+            settings = self._grid(trials) if number == 0 else self._closer([*found.values()], number)
             new = [s for s in dict.fromkeys(settings) if s not in found]
-            for setting in progress(new, f"tuning, round {number + 1} of {self.tuner.rounds + 1}", len(new)):
-                found[setting] = self.measure(setting)
-        return list(found.values())
+            for setting in progress(new, f"tuning, round {number + 1} of {self.rounds + 1}", len(new)):
+                found[setting] = trials.measure(setting)
+        return [*found.values()]
 
-    def measure(self, setting: Setting) -> Candidate:
-        """Make an edit, score it, undo it."""
-        seen: dict[str, Any] = {}
-
-        def accept(report: Report) -> Never:
-            self._finish(setting)
-            seen["scores"] = _Scores.of(self.model, self.validation, self.evidence.objective)
-            seen["changed"] = report.fraction
-            raise _RollBackError
-
-        method = self.method(setting)
-        options = self._options(method)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UnlearnKitWarning)  # said once, when the chosen edit is made
-                method.unlearn(self.model, self.evidence, accept=accept)
-        except _RollBackError:
-            return self._candidate(setting, options, seen["scores"], changed=seen["changed"])
-        except (BudgetError, NonFiniteError) as error:
-            return Candidate(setting=setting, options=options, problem=str(error))
-        raise AssertionError("accept() always raises")
-
-    def commit(self, candidate: Candidate) -> Report:
-        """Make the chosen edit for good."""
-        before = {name: b.detach().clone() for name, b in buffers(self.model).items()}
-
-        def accept(report: Report) -> Report:
-            self._finish(candidate.setting)
-            changed = [n for n, b in buffers(self.model).items() if not bool((b == before[n]).all())]
-            return attrs.evolve(report, buffers_changed=tuple(changed), model_after=digest(self.model))
-
-        return self.method(candidate.setting).unlearn(self.model, self.evidence, accept=accept)
-
-    def method(self, setting: Setting) -> ElementwiseUnlearner:
-        value = self.curve.value_for(setting.fraction)
-        options = {self.curve.option: value}
-        if setting.strength is not None:
-            options[self.curve.strength] = setting.strength * value
-        return with_options(self.tuner.unlearner, **options)
-
-    def _finish(self, setting: Setting) -> None:
-        if setting.reestimate:
-            assert self.evidence.retain_data is not None, "no such setting is made without retain data"
-            reestimate_batch_norm(self.model, self.evidence.retain_data, objective=self.evidence.objective)
-
-    def _options(self, method: ElementwiseUnlearner) -> dict[str, Any]:
-        names = (self.curve.option, self.curve.strength)
-        return {name: getattr(method, name) for name in names if name}
-
-    def _candidate(self, setting: Setting, options: dict[str, Any], seen: _Scores, *, changed: float) -> Candidate:
-        distance, damage = abs(seen.forget - self.target), self.original.retain - seen.retain
-        return Candidate(
-            setting=setting,
-            options=options,
-            selected=self.curve.fraction(options[self.curve.option]),
-            changed=changed,
-            **attrs.asdict(seen),
-            distance=distance,
-            damage=damage,
-            score=(1 - distance) * (1 - max(damage, 0.0)),
-            margin=(1 - abs(seen.forget_probability - self.target)) * seen.retain_probability,
-            # Accuracies are shares of samples: a budget of exactly so many is kept by exactly so many.
-            feasible=damage <= self.tuner.budget + 1e-12,
-        )
-
-    def _grid(self) -> Iterator[Setting]:
-        strengths = self.tuner.strengths if self.curve.strength else (None,)
-        norm = self.evidence.retain_data is not None and has_batch_norm(self.model)
-        for reestimate in dict.fromkeys(r and norm for r in self.tuner.reestimate):
+    def _grid(self, trials: Trials) -> Iterator[Setting]:
+        strengths = self.strengths if trials.curve.strength else (None,)
+        norm = trials.evidence.retain_data is not None and has_batch_norm(trials.model)
+        for reestimate in dict.fromkeys(r and norm for r in self.reestimate):
             for strength in strengths:
-                for fraction in self.tuner.fractions:
+                for fraction in self.fractions:
                     yield Setting(fraction=fraction, strength=strength, reestimate=reestimate)
 
     def _closer(self, found: list[Candidate], number: int) -> Iterator[Setting]:
@@ -298,9 +184,9 @@ class _Search:
         for c in sorted(pool, key=lambda c: c.order, reverse=True):
             best.setdefault((c.setting.strength, c.setting.reestimate), c)
         # Three times as fine in every round; steps of √10 where there is one fraction only.
-        ends = sorted(self.tuner.fractions)
+        ends = sorted(self.fractions)
         step = (ends[-1] / ends[0]) ** (1 / (len(ends) - 1)) if len(ends) > 1 and ends[0] < ends[-1] else 10**0.5
-        for c in list(best.values())[: self.tuner.promising]:
+        for c in list(best.values())[: self.promising]:
             for k in (-2, -1, 1, 2):
                 fraction = min(1.0, c.setting.fraction * step ** (k / 3**number))
                 yield attrs.evolve(c.setting, fraction=fraction)

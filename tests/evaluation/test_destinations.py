@@ -1,0 +1,65 @@
+"""Where forgotten samples go, by hand and against scikit-learn."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import confusion_matrix
+
+from unlearnkit.errors import MismatchError
+from unlearnkit.evaluation import destinations, total_variation
+
+RANDOM = np.random.default_rng(0)
+MINE, ONE, TWO = (RANDOM.normal(size=(50, 4)) for _ in range(3))
+
+
+def test_by_hand():
+    eye = np.eye(3)
+    found = destinations(eye[[0, 0, 1, 2]], [eye[[0, 1, 1, 1]]])
+    assert found.counts.tolist() == [2, 1, 1]
+    assert found.retrained.tolist() == [[1, 3, 0]]
+    assert found.confusion.tolist() == [[1, 0, 0], [1, 1, 1], [0, 0, 0]]
+    assert found.distance == 0.5  # ½·(|½ − ¼| + |¼ − ¾| + |¼ − 0|)
+    assert found.agreement == 0.5
+
+
+def test_against_scikit_learn():
+    found = destinations(MINE, [ONE, TWO])
+    by_hand = sum(confusion_matrix(k.argmax(1), MINE.argmax(1), labels=range(4)) for k in (ONE, TWO))
+    assert np.array_equal(found.confusion, by_hand)
+    assert found.agreement == pytest.approx(np.mean([(k.argmax(1) == MINE.argmax(1)).mean() for k in (ONE, TWO)]))
+    assert found.counts.sum() == 50
+    assert found.retrained.sum(axis=1).tolist() == [50, 50]
+
+
+def test_total_variation_is_the_largest_difference_of_any_set_of_classes():
+    from itertools import chain, combinations
+
+    a, b = RANDOM.integers(1, 20, 4), RANDOM.integers(1, 30, 4)
+    p, q = a / a.sum(), b / b.sum()
+    sets = chain.from_iterable(combinations(range(4), k) for k in range(5))
+    assert total_variation(a, b) == pytest.approx(max(abs(p[list(s)].sum() - q[list(s)].sum()) for s in sets))
+    assert total_variation(a, b) == total_variation(b, a)
+    assert total_variation(a, 3 * a) == pytest.approx(0)
+    assert total_variation([1, 0], [0, 5]) == 1
+
+
+def test_a_retrained_model_is_no_distance_from_itself():
+    found = destinations(MINE, [MINE])
+    assert (found.distance, found.agreement) == (0, 1)
+
+
+def test_plain_values():
+    plain = json.loads(json.dumps(destinations(MINE, [ONE, TWO]).to_dict()))
+    assert set(plain) == {"counts", "retrained", "confusion", "distance", "agreement"}
+    assert sum(map(sum, plain["confusion"])) == 100
+
+
+def test_what_does_not_fit():
+    with pytest.raises(MismatchError, match="at least one retrained model"):
+        destinations(MINE, [])
+    with pytest.raises(MismatchError, match="the same samples and classes"):
+        destinations(MINE, [ONE[:10]])
+    for bad in ([0, 0], [-1, 2]):
+        with pytest.raises(MismatchError, match="counts ≥ 0, not all of them 0"):
+            total_variation([1, 1], bad)

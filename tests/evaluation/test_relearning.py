@@ -1,0 +1,100 @@
+"""Learning again: counted on a copy, between the original and the retrained models."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from unlearnkit import Exam
+from unlearnkit.errors import ConfigurationError
+from unlearnkit.evaluation import Goal, Relearning, loss_and_accuracy, metrics
+from unlearnkit.parameters import digest
+
+X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0).long()
+BATCHES = list(zip(X.split(20), Y.split(20), strict=True))
+
+
+def net(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(), nn.Linear(6, 2))
+
+
+def trained(model, steps, rate=0.05):
+    """Plain torch: the oracle of what Relearning does."""
+    model = copy.deepcopy(model).eval()
+    adam = torch.optim.Adam(model.parameters(), lr=rate)
+    for number in range(steps):
+        x, y = BATCHES[number % len(BATCHES)]
+        adam.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        adam.step()
+    return model
+
+
+def test_it_counts_the_steps_of_plain_adam():
+    model, goal = net(0), Goal(loss=0.3)
+    found = Relearning(learning_rate=0.05).steps(model, BATCHES, goal=goal)
+    losses = [loss_and_accuracy(trained(model, steps), BATCHES).loss for steps in (found - 1, found)]
+    assert found > 3
+    assert losses[0] > 0.3 >= losses[1]
+
+
+def test_the_model_is_left_as_it_is():
+    model = net(0).train()
+    model[0].weight.grad = torch.ones(6, 4)
+    before, rng = digest(model), torch.get_rng_state()
+    Relearning(most=5).steps(model, BATCHES, goal=Goal(accuracy=1.0))
+    assert digest(model) == before
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert model.training
+    assert model[0].weight.grad.unique().tolist() == [1.0]
+
+
+def test_it_says_when_it_gives_up():
+    assert Relearning(most=2).steps(net(0), BATCHES, goal=Goal(loss=0.0)) is None
+    with pytest.raises(ConfigurationError, match="at least one batch"):
+        Relearning().steps(net(0), [], goal=Goal(loss=0.0))
+
+
+def exam(model, original, retrained):
+    return Exam(model=model, original=original, retrained=retrained, splits={"forget-train": BATCHES})
+
+
+OPTIONS = {"learning_rate": 0.05, "until": "loss", "margin": 0.0}
+
+
+def test_the_metric_lies_between_its_anchors():
+    original, retrained = trained(net(1), 30), [net(2), net(3)]
+    metric = metrics.RelearnTime(**OPTIONS)
+    knows = metric.evaluate(exam(copy.deepcopy(original), original, retrained))
+    assert (knows["steps"], knows["original steps"], knows["relative"]) == (0, 0, 0)
+    again = metric.evaluate(exam(copy.deepcopy(retrained[0]), original, retrained[:1]))
+    assert again["steps"] == again["retrained steps"] > 0
+    assert again["relative"] == 1
+    half = metric.evaluate(exam(trained(retrained[0], 10), original, retrained))
+    assert 0 < half["relative"] < 1
+    assert half["relative"] == half["steps"] / half["retrained steps"]
+
+
+def test_accuracy_within_a_margin():
+    original = trained(net(1), 100)
+    found = metrics.RelearnTime(learning_rate=0.05, margin=0.1).evaluate(exam(net(0), original, []))
+    goal = loss_and_accuracy(original, BATCHES).accuracy * 0.9
+    steps = int(found["steps"])
+    assert loss_and_accuracy(trained(net(0), steps), BATCHES).accuracy >= goal
+    assert loss_and_accuracy(trained(net(0), steps - 1), BATCHES).accuracy < goal
+
+
+def test_reasons():
+    metric = metrics.RelearnTime(**{**OPTIONS, "most": 1})
+    original = trained(net(1), 60)
+    found = metric.examine(exam(net(0), original, []))
+    assert "was not reached in 1 steps" in found["steps"].reason
+    assert found["retrained steps"].reason == "no retrained model at hand"
+    assert "no original model at hand" in metric.examine(exam(net(0), None, []))["steps"].reason
+    same = metric.examine(exam(original, original, [original]))
+    assert "nothing to learn again" in same["relative"].reason
+    frozen = net(0).requires_grad_(False)
+    assert "cannot be trained" in metric.examine(exam(frozen, original, []))["steps"].reason

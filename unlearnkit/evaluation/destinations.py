@@ -1,0 +1,118 @@
+"""Where forgotten samples go: which classes they are taken for, and which they are by a retrained model."""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import attrs
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from unlearnkit.errors import MismatchError
+from unlearnkit.evaluation.arrays import Floats, Ints, floats, same_shape
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Destinations:
+    """What some samples are predicted to be, by one model and by retrained ones.
+
+    Attributes:
+        counts: Samples that the model predicts to be of each class, shape (classes,).
+        retrained: The same of each retrained model, shape (models, classes).
+        confusion: Samples that a retrained model takes for class i and the model for class j, summed over the retrained
+            models: shape (classes, classes).
+    """
+
+    counts: Ints
+    retrained: Ints
+    confusion: Ints
+
+    @property
+    def distance(self) -> float:
+        """Return the mean total variation between the model's shares of predictions and a retrained model's, 0 … 1."""
+        return float(np.mean([total_variation(self.counts, known) for known in self.retrained]))
+
+    @property
+    def agreement(self) -> float:
+        """Return the share of samples of which both predict the same, 0 … 1, averaged over the retrained models."""
+        return float(np.trace(self.confusion) / self.confusion.sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON.
+
+        Returns:
+            Lists of whole numbers, and the two derived shares.
+        """
+        lists = {name: array.tolist() for name, array in attrs.asdict(self).items()}
+        return {**lists, "distance": self.distance, "agreement": self.agreement}
+
+
+def total_variation(one: ArrayLike | Tensor, other: ArrayLike | Tensor) -> float:
+    """Return TV = ½·Σ_c |a_c/Σa − b_c/Σb| of two histograms: the largest difference in the share of any set of classes.
+
+    Source: Levin, Peres and Wilmer 2009 (Markov Chains and Mixing Times), proposition 4.2.
+
+    Args:
+        one: Counts, shape (classes,), each ≥ 0 and not all 0.
+        other: Likewise, for the same classes.
+
+    Returns:
+        0 … 1; 0 for equal shares, 1 for disjoint ones.
+
+    Raises:
+        MismatchError: A count is negative, all are 0, or the classes differ.
+
+    Example:
+        >>> total_variation([3, 1], [1, 1])  # ½·(|¾ − ½| + |¼ − ½|)
+        0.25
+    """
+    a, b = (floats(values, what="counts", dimensions=1) for values in (one, other))
+    same_shape(a, b, what="total_variation")
+    if min(a.min(), b.min()) < 0 or not a.sum() or not b.sum():
+        raise MismatchError("total_variation: expected counts ≥ 0, not all of them 0, saw another histogram")
+    return min(float(np.abs(a / a.sum() - b / b.sum()).sum() / 2), 1.0)
+
+
+def destinations(logits: ArrayLike | Tensor, retrained: Sequence[ArrayLike | Tensor]) -> Destinations:
+    """Count where samples go.
+
+    Args:
+        logits: Of the model, shape (n, classes).
+        retrained: The same samples' logits of each retrained model, at least one.
+
+    Returns:
+        Counts of predictions, and the confusion of the model with the retrained models.
+
+    Raises:
+        MismatchError: There is no retrained model, or its samples or classes are others.
+
+    Example:
+        >>> found = destinations([[1, 0, 0], [0, 1, 0]], [[[1, 0, 0], [0, 0, 1]]])
+        >>> found.counts.tolist(), found.retrained.tolist(), found.distance, found.agreement
+        ([1, 1, 0], [[1, 0, 1]], 0.5, 0.5)
+    """
+    z = floats(logits, what="logits", dimensions=2)
+    others = [floats(known, what="logits of a retrained model", dimensions=2) for known in retrained]
+    if not others:
+        raise MismatchError("destinations: expected at least one retrained model, saw none")
+    for known in others:
+        same_shape(z, known, what="destinations")
+    classes, mine, theirs = z.shape[1], _predicted(z), [_predicted(known) for known in others]
+    confusion = sum(_pairs(known, mine, classes) for known in theirs)
+    return Destinations(
+        counts=np.bincount(mine, minlength=classes),
+        retrained=np.stack([np.bincount(known, minlength=classes) for known in theirs]),
+        confusion=np.asarray(confusion),
+    )
+
+
+def _predicted(logits: Floats) -> Ints:
+    found: Ints = logits.argmax(axis=1)
+    return found
+
+
+def _pairs(rows: Ints, columns: Ints, classes: int) -> Ints:
+    flat = np.bincount(rows * classes + columns, minlength=classes * classes)
+    square: Ints = flat.reshape(classes, classes)
+    return square

@@ -1,0 +1,78 @@
+"""Relearn time, between that of the original and that of retrained models."""
+
+from collections.abc import Mapping
+from functools import cache, partial
+from typing import ClassVar, final
+
+import attrs
+from torch import nn
+
+from unlearnkit.errors import UnsupportedModelError
+from unlearnkit.evaluation.accuracy import loss_and_accuracy
+from unlearnkit.evaluation.metrics.sheet import Sheet, answer, beside
+from unlearnkit.evaluation.outputs import InapplicableError, mean
+from unlearnkit.evaluation.relearning import Goal, Relearning
+from unlearnkit.metric import Exam, Metric, MetricTraits, NotApplicable
+from unlearnkit.options import option
+
+
+@final
+@attrs.frozen(kw_only=True)
+class RelearnTime(Metric):
+    """Steps on the forget set until the original's forget accuracy is near; (t_u − t_o)/(mean t_r − t_o) is relative.
+
+    ``"steps"`` of the model and ``"retrained steps"``, the mean of the retrained models; the original needs none.
+    ``"relative"`` is 0 where the model knows as much as the original, 1 where it must learn as long as a retrained one.
+    A copy is trained. See `unlearnkit.evaluation.relearning.Relearning`.
+    """
+
+    name: ClassVar[str] = "relearn-time"
+    traits: ClassVar[MetricTraits] = MetricTraits(
+        low=0.0,
+        unit="steps; fraction",
+        source="Chundawat et al. 2023 (Zero-Shot Machine Unlearning), Anamnesis Index; Golatkar et al. 2020",
+        cost="up to 100 steps of training for each model, and a pass over the forget set after each",
+        trust="depends on step size and batch size; a destroyed model learns slowly too: look at retain accuracy",
+    )
+
+    learning_rate: float = option(1e-3, symbol="η", above=0.0, doc="step size of Adam")
+    most: int = option(100, at_least=1, doc="steps after which it is given up")
+    until: str = option("accuracy", choices=("accuracy", "loss"), doc="what of the original's is to be reached")
+    margin: float = option(0.05, at_least=0, at_most=1, doc="how far from it: a share of the accuracy, or nats")
+
+    def measure(self, exam: Exam) -> Mapping[str, float | NotApplicable | None]:
+        """Train copies; see `unlearnkit.Metric.measure`."""
+        sheet = Sheet(exam)
+        steps = cache(partial(self._steps, sheet, exam))
+        values = beside(sheet, "steps", steps)
+        values["relative"] = answer(lambda: _relative(steps(exam.model), mean(map(steps, sheet.retrained()))))
+        return values
+
+    def _steps(self, sheet: Sheet, exam: Exam, model: nn.Module) -> float:
+        sheet.of(model, "forget-train")  # says why, where there is no such split or no classification
+        if exam.original is None:
+            raise InapplicableError("no original model at hand, whose forget accuracy is to be reached again")
+        if not any(p.requires_grad for p in model.parameters()):
+            raise InapplicableError("the model cannot be trained: all its weights are frozen")
+        relearning = Relearning(learning_rate=self.learning_rate, most=self.most)
+        batches = exam.splits["forget-train"]
+        try:
+            found = relearning.steps(model, batches, goal=self._goal(exam, exam.original), objective=exam.objective)
+        except UnsupportedModelError as error:
+            raise InapplicableError(f"the model cannot be trained: {error}") from error
+        if found is None:
+            raise InapplicableError(f"the original's forget {self.until} was not reached in {self.most} steps")
+        return float(found)
+
+    def _goal(self, exam: Exam, original: nn.Module) -> Goal:
+        known = loss_and_accuracy(original, exam.splits["forget-train"], objective=exam.objective)
+        if self.until == "loss":
+            return Goal(loss=known.loss + self.margin)
+        assert known.accuracy is not None, "the sheet has its outputs: it is a classifier"
+        return Goal(accuracy=known.accuracy * (1 - self.margin))
+
+
+def _relative(steps: float, retrained: float) -> float:
+    if not retrained:
+        raise InapplicableError("the retrained models know as much as the original: there is nothing to learn again")
+    return steps / retrained
