@@ -363,7 +363,7 @@ def test_row_20_every_average_is_weighted_by_samples():
         ("importence.batch_size=3", "did you mean 'importance'"),
         ("importance.batch_sise=3", "did you mean 'batch_size'"),
         ("training.epoch=3", "did you mean 'epochs'"),
-        ("importance.options.memory_mb=3", "did you mean 'memory_mib'"),
+        ("importance.options.memory_budge=3", "did you mean 'memory_budget'"),
         ("method.ssd.options.aplha=3", "did you mean 'alpha'"),
         ("method.ssd.option.alpha=3", "did you mean 'options'"),
         ("model.options.widht=3", "did you mean 'width'"),

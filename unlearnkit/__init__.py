@@ -22,7 +22,14 @@ from unlearnkit.errors import (
 from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
 from unlearnkit.evidence import Evidence, Need
 from unlearnkit.finetuning import Descent, Loss, Pass, fine_tune
-from unlearnkit.fisher import BatchedDiagonalFisher, DiagonalFisher, SketchedFisher
+from unlearnkit.fisher import (
+    BatchedDiagonalFisher,
+    DiagonalFisher,
+    PassStatistics,
+    SketchedFisher,
+    estimate_groups,
+    fisher_statistics,
+)
 from unlearnkit.hookspecs import Run, hookimpl
 from unlearnkit.importance import Importance
 from unlearnkit.metric import Exam, Measurement, Metric, MetricTraits, NotApplicable
@@ -69,6 +76,7 @@ __all__ = [
     "Option",
     "Paired",
     "Pass",
+    "PassStatistics",
     "Pipeline",
     "PluginLoadError",
     "PluginManager",
@@ -91,7 +99,9 @@ __all__ = [
     "copy_state",
     "device_of",
     "divergence",
+    "estimate_groups",
     "fine_tune",
+    "fisher_statistics",
     "fresh_model",
     "hookimpl",
     "option",

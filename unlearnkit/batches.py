@@ -118,12 +118,12 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def take(batch: Any, rows: slice) -> Any:
-    """Return some samples of a batch, as views.
+def take(batch: Any, rows: slice | Tensor) -> Any:
+    """Return some samples of a batch: views of a slice, copies of single samples.
 
     Args:
         batch: See `map_tensors`.
-        rows: Which samples, a slice of dimension 0.
+        rows: Which samples: a slice of dimension 0, or indices.
 
     Returns:
         A smaller batch of the same structure.

@@ -153,7 +153,7 @@ class ImportanceEstimator(abc.ABC):
             samples=samples,
             trail=trail,
             role=role,
-            fingerprint=_with_precision(fingerprint, total, named),
+            fingerprint=with_precision(fingerprint, total, named),
         )
 
     def _add(self, pass_: "Accumulator", batch: Any) -> None:
@@ -190,13 +190,12 @@ class ImportanceEstimator(abc.ABC):
         raise_all(problems, where=f"estimator {self.name!r} changed the model (it was put back)")
 
     def _fingerprint(self, model: nn.Module, objective: Objective) -> Fingerprint:
-        options = option_values(self, meaning_only=True)
         return Fingerprint(
             estimator=self.name,
             unit=self.traits.unit,
             labels=self.traits.labels,
             objective=objective.describe(),
-            options=", ".join(f"{key}={value!r}" for key, value in options.items()),
+            options=options_text(self),
             model=digest(model),
         )
 
@@ -248,7 +247,29 @@ class _Merging(Accumulator):
         return self._total
 
 
-def _with_precision(fingerprint: Fingerprint, total: Importance, named: Mapping[str, nn.Parameter]) -> Fingerprint:
+def options_text(estimator: ImportanceEstimator) -> str:
+    """Write the options of an estimator that change its result, as they stand in a fingerprint.
+
+    Args:
+        estimator: Any.
+
+    Returns:
+        Like ``"weights='size', reduction='mean'"``.
+    """
+    return ", ".join(f"{key}={value!r}" for key, value in option_values(estimator, meaning_only=True).items())
+
+
+def with_precision(fingerprint: Fingerprint, total: Importance, named: Mapping[str, nn.Parameter]) -> Fingerprint:
+    """Write the dtypes of gradients and totals into a fingerprint.
+
+    Args:
+        fingerprint: Of the pass.
+        total: Its result.
+        named: The trainable parameters.
+
+    Returns:
+        A fingerprint with ``precision``.
+    """
     gradients = sorted({str(p.dtype).removeprefix("torch.") for p in named.values()})
     totals = sorted({str(t.dtype).removeprefix("torch.") for t in total.totals.values()})
     return attrs.evolve(fingerprint, precision=f"gradients {'/'.join(gradients)}, totals {'/'.join(totals)}")

@@ -1,6 +1,6 @@
 """Fisher information in the proper sense: labels come from the model's own predictions, drawn or in expectation."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, final
 
 import attrs
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit import (
+    Accumulator,
     ConfigurationError,
     DiagonalFisher,
     EstimatorTraits,
@@ -17,7 +18,7 @@ from unlearnkit import (
     hookimpl,
     option,
 )
-from unlearnkit_sampled_fisher.objectives import GivenLabels, OneClass, logits
+from unlearnkit_sampled_fisher.objectives import GivenLabels, logits
 from unlearnkit_sampled_fisher.uniform import uniforms
 
 
@@ -52,21 +53,25 @@ class SampledFisher(ImportanceEstimator):
 
     seed: int = option(0, at_least=0, doc="of the labels that are drawn")
     draws: int = option(1, symbol="m", at_least=1, doc="labels drawn for each sample; their squares are averaged")
-    memory_mib: int = option(
-        512, at_least=1, meaning=False, doc="bound on the per-sample gradients held at one time, in MiB"
+    memory_budget: int = option(
+        64, at_least=1, meaning=False, doc="in MiB: bound on the per-sample work held at one time"
     )
 
+    def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
+        """Draw labels, then square per-sample gradients on one pass of `DiagonalFisher`."""
+        return _Relabelled(self._labels, DiagonalFisher(memory_budget=self.memory_budget), model, objective)
+
     def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
-        """Draw labels, then square per-sample gradients; see `ImportanceEstimator.estimate_batch`."""
-        with torch.no_grad():
-            cumulative = logits(model, batch, objective=objective).double().softmax(1).cumsum(1)
-        fisher, given = DiagonalFisher(memory_mib=self.memory_mib), GivenLabels(objective=objective)
-        totals: dict[str, Tensor] = {}
+        """Measure one batch alone; see `ImportanceEstimator.estimate_batch`."""
+        one = self.accumulator(model, objective=objective)
+        one.add(batch)
+        return one.result()
+
+    def _labels(self, batch: Any, p: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        cumulative = p.cumsum(1)[:, :-1].contiguous()
+        share = p.new_full((len(p),), 1 / self.draws)
         for u in uniforms(batch, seed=self.seed, draws=self.draws):
-            labels = torch.searchsorted(cumulative[:, :-1].contiguous(), u.to(cumulative.device)[:, None], right=True)
-            one = fisher.estimate_batch(model, (batch, labels.squeeze(1)), objective=given)
-            totals = {name: totals.get(name, 0) + total / self.draws for name, total in one.totals.items()}
-        return Importance(totals=totals, count=len(cumulative))
+            yield torch.searchsorted(cumulative, u.to(p.device)[:, None], right=True).squeeze(1), share
 
 
 @final
@@ -98,25 +103,63 @@ class ExactFisher(ImportanceEstimator):
     traits: ClassVar[EstimatorTraits] = EstimatorTraits(labels="model", batch_free=True)
 
     max_classes: int = option(32, at_least=1, meaning=False, doc="refuse more classes: each costs one pass")
-    memory_mib: int = option(
-        512, at_least=1, meaning=False, doc="bound on the per-sample gradients held at one time, in MiB"
+    memory_budget: int = option(
+        64, at_least=1, meaning=False, doc="in MiB: bound on the per-sample work held at one time"
     )
 
+    def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
+        """Square per-sample gradients for every class on one pass of `DiagonalFisher`."""
+        return _Relabelled(self._labels, DiagonalFisher(memory_budget=self.memory_budget), model, objective)
+
     def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
-        """Square per-sample gradients for every class; see `ImportanceEstimator.estimate_batch`."""
-        with torch.no_grad():
-            size, classes = logits(model, batch, objective=objective).shape
+        """Measure one batch alone; see `ImportanceEstimator.estimate_batch`."""
+        one = self.accumulator(model, objective=objective)
+        one.add(batch)
+        return one.result()
+
+    def _labels(self, batch: Any, p: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        del batch
+        classes = p.shape[1]
         if classes > self.max_classes:
             raise ConfigurationError(
                 f"{self.name}: expected at most max_classes = {self.max_classes} classes, saw {classes}: it costs "
                 f"{classes} times as much as diagonal-fisher; take sampled-fisher, or raise max_classes"
             )
-        fisher = DiagonalFisher(memory_mib=self.memory_mib)
-        totals: dict[str, Tensor] = {}
         for label in range(classes):
-            one = fisher.estimate_batch(model, batch, objective=OneClass(objective=objective, label=label))
-            totals = {name: totals.get(name, 0) + total for name, total in one.totals.items()}
-        return Importance(totals=totals, count=size)
+            yield torch.full((len(p),), label, device=p.device), p[:, label]
+
+
+@final
+class _Relabelled(Accumulator):
+    """Gives each batch to one pass of `DiagonalFisher` again and again, with other labels and weights each time.
+
+    Args:
+        labels: Of a batch and its class probabilities: labels and weights of the samples, as often as wanted.
+        fisher: Squares the gradients.
+        model: In eval mode.
+        objective: Says where the logits are.
+    """
+
+    def __init__(
+        self,
+        labels: Callable[[Any, Tensor], Iterator[tuple[Tensor, Tensor]]],
+        fisher: DiagonalFisher,
+        model: nn.Module,
+        objective: Objective,
+    ) -> None:
+        self._labels, self._model, self._objective = labels, model, objective
+        self._pass = fisher.accumulator(model, objective=GivenLabels(objective=objective))
+        self._count = 0
+
+    def add(self, batch: Any) -> None:
+        with torch.no_grad():
+            p = logits(self._model, batch, objective=self._objective).double().softmax(1)
+        for labels, weights in self._labels(batch, p):
+            self._pass.add((batch, labels, weights))
+        self._count += len(p)
+
+    def result(self) -> Importance:
+        return attrs.evolve(self._pass.result(), count=self._count)
 
 
 @hookimpl

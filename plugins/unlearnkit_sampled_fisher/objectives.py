@@ -12,37 +12,21 @@ from unlearnkit import ConfigurationError, MismatchError, Objective
 @final
 @attrs.frozen(kw_only=True)
 class GivenLabels(Objective):
-    """−log p(y | x) for labels that stand beside the batch: it takes pairs (batch, labels).
+    """−√w·log p(y | x) for labels y and weights w beside the batch: its squared gradient is w·(∂ −log p(y | x))².
+
+    It takes triples (batch, labels, weights).
 
     Attributes:
         objective: Says where the logits are.
     """
 
     objective: Objective
-
-    def losses(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return −log p(y | x) of every sample; see `Objective.losses`."""
-        inner, labels = batch
-        return nn.functional.cross_entropy(logits(model, inner, objective=self.objective), labels, reduction="none")
-
-
-@final
-@attrs.frozen(kw_only=True)
-class OneClass(Objective):
-    """−√p_c·log p_c for one class c, √p_c taken as a constant: its squared gradient is p_c·(∂ −log p_c)².
-
-    Attributes:
-        objective: Says where the logits are.
-        label: c.
-    """
-
-    objective: Objective
-    label: int
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the weighted loss of every sample; see `Objective.losses`."""
-        log_p = logits(model, batch, objective=self.objective).log_softmax(1)[:, self.label]
-        return -(log_p.detach() / 2).exp() * log_p
+        inner, labels, weights = batch
+        found = logits(model, inner, objective=self.objective)
+        return nn.functional.cross_entropy(found, labels, reduction="none") * weights.sqrt().to(found.dtype)
 
 
 def logits(model: nn.Module, batch: Any, *, objective: Objective) -> Tensor:

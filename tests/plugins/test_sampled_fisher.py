@@ -105,7 +105,7 @@ def test_the_empirical_fisher_is_another_number():
 def test_provenance(kind):
     found = kind().estimate(net(), [(inputs(2),)], objective=CrossEntropy())
     assert (found.fingerprint.labels, found.fingerprint.unit) == ("model", "sample")
-    assert "memory_mib" not in found.fingerprint.options
+    assert "memory_budget" not in found.fingerprint.options
     assert ("seed=0, draws=1" if kind is SampledFisher else "") == found.fingerprint.options
 
 

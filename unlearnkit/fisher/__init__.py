@@ -5,6 +5,7 @@ from unlearnkit.fisher.diagonal import DiagonalFisher
 from unlearnkit.fisher.families import BUILTIN
 from unlearnkit.fisher.rule import Call, Rule, register_rule, visible
 from unlearnkit.fisher.sketched import SketchedFisher
+from unlearnkit.fisher.statistics import PassStatistics, estimate_groups, fisher_statistics
 from unlearnkit.fisher.totals import Slot
 
 for _rule in BUILTIN:
@@ -14,9 +15,12 @@ __all__ = [
     "BatchedDiagonalFisher",
     "Call",
     "DiagonalFisher",
+    "PassStatistics",
     "Rule",
     "SketchedFisher",
     "Slot",
+    "estimate_groups",
+    "fisher_statistics",
     "register_rule",
     "visible",
 ]

@@ -1,6 +1,6 @@
 """Receives the gradients of claimed layers and adds their squares; those of shared weights wait for the end."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
 
 import attrs
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from unlearnkit.fisher.intercept import Guide, Interceptor, Seen
+from unlearnkit.fisher.ledger import Part
 from unlearnkit.fisher.rule import Call, Rule
 from unlearnkit.fisher.script import Script, Step, UnprovenError
 from unlearnkit.fisher.tap import Sink
-from unlearnkit.fisher.totals import Totals
 
 
 @final
@@ -33,14 +33,16 @@ class Following(Guide):
     Args:
         script: From a probe.
         samples: n.
-        totals: Where to.
+        parts: Which samples are added where; all samples, in order.
     """
 
-    def __init__(self, script: Script, samples: int, totals: Totals) -> None:
+    def __init__(self, script: Script, samples: int, parts: Sequence[Part]) -> None:
         self._script = script
         self._samples = samples
-        self._totals = totals
+        self._parts = parts
+        self._totals = parts[0].sums.squares  # for dtypes and shapes, which all have in common
         self._uses: list[_Use] = []
+        self._surprises: list[tuple[Step, Tensor]] = []  # looked at once, because a look makes a device wait
         self.interceptor: Interceptor | None = None
         script.start()
 
@@ -63,7 +65,14 @@ class Following(Guide):
         return receive
 
     def finish(self) -> None:
-        """Add the squares of weights that are used more than once or through other tensors; end the pass."""
+        """Add the squares of weights that are used more than once or through other tensors; end the pass.
+
+        Raises:
+            UnprovenError: A gradient came where the probe had none.
+        """
+        if self._surprises and bool(torch.stack([seen for _, seen in self._surprises]).any()):
+            step = next(step for step, seen in self._surprises if bool(seen))
+            raise UnprovenError(f"{step.describe()}: a gradient where the probe had none")
         with torch.no_grad():
             for group in _together(self._uses, self._derived):
                 self._add_together(group)
@@ -75,8 +84,7 @@ class Following(Guide):
 
     def _receive(self, step: Step, call: Call, g: Tensor, labels: Mapping[str, str | None]) -> None:
         if step.layout is None:
-            if bool((g != 0).any()):
-                raise UnprovenError(f"{step.describe()}: a gradient where the probe had none")
+            self._surprises.append((step, (g != 0).any()))
             return
         assert step.rule is not None, "a claim has a rule"
         g = step.layout.samples_first(g, self._samples)
@@ -91,21 +99,30 @@ class Following(Guide):
                 use = _Use(label=label, role=role, rule=step.rule, g=_converted(g, dtype), call=ready)
                 self._uses.append(use)
             else:
-                step.rule.add_squares(role, _converted(g, dtype), ready, self._totals.slot(label))
+                self._add(step.rule, role, _converted(g, dtype), ready, label)
+
+    def _add(self, rule: Rule, role: str, g: Tensor, call: Call, label: str) -> None:
+        for part in self._parts:
+            whole = len(self._parts) == 1
+            mine = call if whole else attrs.evolve(call, saved=tuple(part.of(t) for t in call.saved))
+            rows = g if whole else part.of(g)
+            rule.add_squares(role, rows, mine, part.sums.squares.slot(label))
+            if part.sums.absolute is not None:
+                rule.add_absolute(role, rows, mine, part.sums.absolute.slot(label))
 
     def _add_together(self, uses: list[_Use]) -> None:
-        names = sorted({name for use in uses for name in self._bases(use.label)})
-        slots = [self._totals.slot(name) for name in names]
+        slots = [self._totals.slot(name) for name in sorted({name for use in uses for name in self._bases(use.label)})]
         made = sum(self._derived[u.label][0].numel() for u in uses if u.label in self._derived)
-        for rows in slots[0].chunks(self._samples, sum(slot.numel for slot in slots) + made):
-            sums: dict[str, Tensor] = {}
-            for name, part in self._parts(uses, rows):
-                sums[name] = part if name not in sums else sums[name] + part
-            for slot in slots:
-                if slot.name in sums:
-                    slot.add(sums[slot.name])
+        work = max(use.rule.work(use.g, use.call) for use in uses) + made + sum(slot.numel for slot in slots)
+        for part in self._parts:
+            for cut in slots[0].chunks(part.rows.stop - part.rows.start, work):
+                sums: dict[str, Tensor] = {}
+                for name, one in self._pieces(uses, slice(part.rows.start + cut.start, part.rows.start + cut.stop)):
+                    sums[name] = one if name not in sums else sums[name] + one
+                for name, one in sums.items():
+                    part.sums.receive(name, one)
 
-    def _parts(self, uses: list[_Use], rows: slice) -> Iterator[tuple[str, Tensor]]:
+    def _pieces(self, uses: list[_Use], rows: slice) -> Iterator[tuple[str, Tensor]]:
         for use in uses:
             call = attrs.evolve(use.call, saved=tuple(t[rows] for t in use.call.saved))
             per_sample = use.rule.per_sample(use.role, use.g[rows], call)

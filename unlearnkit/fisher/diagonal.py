@@ -9,6 +9,7 @@ from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimat
 from unlearnkit.fisher.choice import Chooser
 from unlearnkit.fisher.engine import Engine
 from unlearnkit.fisher.general import SquaredGradients
+from unlearnkit.fisher.ledger import Ledger
 from unlearnkit.fisher.totals import Totals
 from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective
@@ -40,14 +41,18 @@ class DiagonalFisher(ImportanceEstimator):
     name: ClassVar[str] = "diagonal-fisher"
     traits: ClassVar[EstimatorTraits] = EstimatorTraits(batch_free=True, quadratic=True)
 
-    memory_mib: int = option(
-        512, at_least=1, meaning=False, doc="bound on the per-sample gradients held at one time, in MiB"
+    memory_budget: int = option(
+        64,
+        at_least=1,
+        meaning=False,
+        doc="in MiB: bound on the per-sample work held at one time, beside twice the weights",
     )
     chunk: int = option(0, at_least=0, meaning=False, doc="samples differentiated together; 0: as many as fit")
     accumulate: str = option(
         "float32",
-        choices=("float32", "float64"),
-        doc="square and add in at least this precision; a float64 model always uses float64",
+        choices=("float32", "compensated", "float64"),
+        doc="square and add in at least float32; in float32 and keep what rounding loses from batch to batch; or in "
+        "float64, as a float64 model always does",
     )
     kernels: str = option(
         "fixed",
@@ -58,14 +63,41 @@ class DiagonalFisher(ImportanceEstimator):
 
     def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
         """Start a pass of the engine; see `ImportanceEstimator.accumulator`."""
-        memory = self.memory_mib << 20
-        double = self.accumulate == "float64"
-        general = SquaredGradients(model, objective, chunk=self.chunk, memory=memory, double=double, quiet=True)
-        totals = Totals(trainable(model), double=double, memory=memory, chooser=Chooser(timed=self.kernels == "timed"))
-        return Engine(model, objective, totals=totals, general=general, chunk=self.chunk)
+        return start(self, model, objective=objective)
 
     def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
         """Square and add the gradient of every sample; see `ImportanceEstimator.estimate_batch`."""
         one = self.accumulator(model, objective=objective)
         one.add(batch)
         return one.result()
+
+
+def start(
+    fisher: DiagonalFisher, model: nn.Module, *, objective: Objective, absolute: bool = False, gradient: bool = False
+) -> Engine:
+    """Start a pass of the engine.
+
+    Args:
+        fisher: Its options.
+        model: In eval mode.
+        objective: One loss per sample.
+        absolute: Whether to add Σ|g| too.
+        gradient: Whether to add the gradients of batches too.
+
+    Returns:
+        What the batches are handed to.
+    """
+    memory, double, named = fisher.memory_budget << 20, fisher.accumulate == "float64", trainable(model)
+    compensated, chooser = fisher.accumulate == "compensated", Chooser(timed=fisher.kernels == "timed")
+
+    def empty() -> Totals:
+        return Totals(named, double=double, memory=memory, chooser=chooser, compensated=compensated)
+
+    return Engine(
+        model,
+        objective,
+        ledger=Ledger(empty, absolute=absolute, gradient=gradient),
+        general=SquaredGradients(model, objective, chunk=fisher.chunk, memory=memory, double=double, quiet=True),
+        chunk=fisher.chunk,
+        careful=compensated,
+    )

@@ -1,21 +1,24 @@
 """Σ_i (∂ℓ_i/∂θ)² in one ordinary forward and backward pass: the engine behind `DiagonalFisher`."""
 
 import warnings
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unlearnkit.batches import batch_size, take, tensors
 from unlearnkit.errors import UnlearnKitError, UnlearnKitWarning
 from unlearnkit.estimator import Accumulator
 from unlearnkit.fisher.collect import Following
 from unlearnkit.fisher.finite import Watch
-from unlearnkit.fisher.general import SquaredGradients, refuse_batch_statistics
+from unlearnkit.fisher.general import Receive, SquaredGradients, refuse_batch_statistics
 from unlearnkit.fisher.intercept import Interceptor
-from unlearnkit.fisher.probe import probe
-from unlearnkit.fisher.script import Script, UnprovenError
-from unlearnkit.fisher.totals import Totals
+from unlearnkit.fisher.ledger import ALL, Ledger, Part
+from unlearnkit.fisher.memory import Limit, out_of_memory
+from unlearnkit.fisher.probe import Comparison, Found, check_alone, probe
+from unlearnkit.fisher.script import UnprovenError
+from unlearnkit.fisher.underflow import Underflow
 from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective, check_losses
 from unlearnkit.parameters import device_of, trainable
@@ -29,39 +32,65 @@ class Engine(Accumulator):
 
     The first batch of each shape is probed with a few samples: which function uses which parameter, which rows belong
     to which sample, and whether the totals equal those of one sample at a time. What cannot be proven goes by
-    `SquaredGradients`, with one warning.
+    `SquaredGradients`, with one warning. Where memory runs out, a batch is halved.
 
     Args:
         model: In eval mode.
         objective: One loss per sample.
-        totals: Where the squares are added.
+        ledger: Where the squares are added.
         general: The fallback.
         chunk: Samples in one pass, or 0 for whole batches.
+        careful: Add every pass apart from the rest, not only those that may run out of memory.
     """
 
     def __init__(
-        self, model: nn.Module, objective: Objective, *, totals: Totals, general: SquaredGradients, chunk: int = 0
+        self,
+        model: nn.Module,
+        objective: Objective,
+        *,
+        ledger: Ledger,
+        general: SquaredGradients,
+        chunk: int = 0,
+        careful: bool = False,
     ) -> None:
         refuse_batch_statistics(model)
         self._model: nn.Module = getattr(model, "_orig_mod", model)  # compiled code cannot be looked into
         self._objective = objective
-        self._totals, self._general, self._chunk = totals, general, chunk
+        self._ledger, self._general = ledger, general
         self._named = trainable(self._model)
-        self._scripts: dict[tuple[object, ...], Script] = {}
+        self._device = device_of(self._model)
+        self._careful = careful or self._device.type == "cuda"
+        self._fitted: dict[tuple[object, ...], int] = {}
+        self._limit = Limit(chunk)
+        self._scripts: dict[tuple[object, ...], Found] = {}
+        self._alone: Tensor | None = None
         self._count = 0
         self._refused = False
-        self._watch = Watch(totals)
+        self._reason = ""
+        self._watch = Watch(ledger)
+        self._underflow = Underflow()
 
-    def add(self, batch: Any) -> None:
+    def add(self, batch: Any, keys: Sequence[Hashable] = ()) -> None:
         """Add one batch; see `Accumulator.add`.
+
+        Args:
+            batch: On the model's device.
+            keys: The group of each sample; none: all are of one.
 
         Raises:
             NonFiniteError: A NaN or an infinity, naming the parameters and the batch.
+            OutOfMemoryError: Not even one sample fits.
         """
         size = batch_size(batch)
-        step = self._chunk or size
-        for start in range(0, size, step):
-            self._add(batch if step >= size else take(batch, slice(start, start + step)))
+        batch, keys = _sorted(batch, keys or [ALL] * size)
+        start = 0
+        while start < size:
+            rows = slice(start, start + self._limit.step(size - start))
+            if self._fits(take(batch, rows) if rows != slice(0, size) else batch, keys[rows]):
+                start = rows.stop
+            else:
+                self._limit.halve(rows.stop - rows.start, self._device)
+        self._ledger.end_batch(size)
         self._count += size
         self._watch.look()
         self._watch.next()
@@ -75,84 +104,189 @@ class Engine(Accumulator):
         Raises:
             NonFiniteError: A NaN or an infinity, naming the parameters and the batches.
         """
-        totals = self._totals.result()
+        totals = self._ledger.result(last=True)
         self._watch.end(totals)
+        too_small = self._underflow.report(totals)
+        if too_small:
+            warnings.warn(too_small, UnlearnKitWarning, stacklevel=2)
         return Importance(totals=totals, count=self._count)
 
-    def _add(self, batch: Any) -> None:
-        size = batch_size(batch)
-        if self._refused or size == 1:
-            self._totals.add(self._general(batch) if self._refused else self._general.one_at_a_time(batch))
-            return
-        try:
-            self._by_script(batch)
-        except UnprovenError as unproven:
-            self._fall_back(batch, str(unproven))
+    def groups(self) -> Iterator[tuple[Hashable, int, dict[str, Tensor]]]:
+        """Yield key, number of samples and squares of every group, whose buffers are given back."""
+        for key, count in self._ledger.counts.items():
+            yield key, count, self._ledger.group(key)
 
-    def _by_script(self, batch: Any) -> None:
-        key = _signature(batch)
-        script = self._script(batch, key)
-        if not script.doubtful:
-            self._pass(batch, script, self._totals)
-            return
-        trial = self._totals.empty()
+    def absolute(self) -> dict[str, Tensor]:
+        """Return Σ_i |g_i| over all samples, when it was asked for."""
+        return self._ledger.absolute()
+
+    @property
+    def signed(self) -> dict[str, Tensor]:
+        """Σ_i g_i of the pass, when it was asked for."""
+        return self._whole(self._ledger.signed)
+
+    @property
+    def batched(self) -> dict[str, Tensor]:
+        """Σ_b n_b (1/n_b Σ_{i∈b} g_i)² of the pass, when it was asked for."""
+        return self._whole(self._ledger.batched)
+
+    def _whole(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            name: found[name] if name in found else torch.zeros_like(p, dtype=self._ledger.dtype(name))
+            for name, p in self._named.items()
+        }
+
+    def _fits(self, batch: Any, keys: Sequence[Hashable]) -> bool:
+        """Add a batch, or nothing of it and return False when memory runs out."""
+        parts, kind, size = self._ledger.parts(keys), _signature(batch), batch_size(batch)
+        if self._careful or self._refused or self._fitted.get(kind, 0) < size:
+            self._ledger.begin(parts)
         try:
-            self._pass(batch, script, trial)
+            self._add(batch, parts, kind)
+        except (RuntimeError, torch.OutOfMemoryError) as error:
+            if not out_of_memory(error) or size == 1:
+                raise
+            if not self._ledger.opened:
+                error.add_note("memory ran out in the middle of a batch whose like had fitted before: set chunk")
+                raise
+            self._ledger.roll_back()
+            return False  # outside of this block nothing holds the tensors of the failed pass any more
+        self._ledger.commit(keys)
+        self._fitted[kind] = max(size, self._fitted.get(kind, 0))
+        if self._reason:
+            self._say_why()
+        return True
+
+    def _add(self, batch: Any, parts: Sequence[Part], kind: tuple[object, ...]) -> None:
+        if self._refused:
+            self._generally(batch, parts)
+        elif batch_size(batch) == 1 and not (kind in self._scripts and self._one_by_script(batch, parts, kind)):
+            self._general.each(batch, self._receiver(parts[0], look=self._count == 0))
+        elif batch_size(batch) > 1:
+            try:
+                self._by_script(batch, parts, kind)
+            except UnprovenError as unproven:
+                self._fall_back(batch, parts, str(unproven))
+
+    def _by_script(self, batch: Any, parts: Sequence[Part], kind: tuple[object, ...]) -> None:
+        found = self._script(batch, kind)
+        if not found.script.doubtful:
+            self._ledger.stage(self._pass(batch, found, parts))
+            return
+        trial = [Part(rows=part.rows, sums=part.sums.empty()) for part in parts]
+        try:
+            gradients = self._pass(batch, found, trial)
         except UnprovenError:
-            del self._scripts[key]
-            trial = self._totals.empty()
-            self._pass(batch, self._script(batch, key), trial)
-        self._totals.add(trial.result())
+            del self._scripts[kind]
+            trial = [Part(rows=part.rows, sums=part.sums.empty()) for part in parts]
+            gradients = self._pass(batch, self._script(batch, kind), trial)
+        self._ledger.stage(gradients)
+        for part, tried in zip(parts, trial, strict=True):
+            part.sums.add(tried.sums)
 
-    def _script(self, batch: Any, key: tuple[object, ...]) -> Script:
-        if key in self._scripts:
-            return self._scripts[key]
+    def _one_by_script(self, batch: Any, parts: Sequence[Part], kind: tuple[object, ...]) -> bool:
+        """Add a single sample as a batch of one where its like is known, or nothing and return False."""
+        if self._scripts[kind].script.doubtful:
+            return False
+        try:
+            self._ledger.stage(self._pass(batch, self._scripts[kind], parts))
+        except UnprovenError:
+            return False  # models may treat one sample differently; a pass that does not follow the script adds nothing
+        return True
+
+    def _script(self, batch: Any, kind: tuple[object, ...]) -> Found:
+        if kind in self._scripts:
+            return self._scripts[kind]
         reason: Exception | None = None
         for samples in (n for n in _PROBED if n <= batch_size(batch)):
             try:
-                self._scripts[key] = self._probed(take(batch, slice(0, samples)))
+                self._scripts[kind] = self._probed(take(batch, slice(0, samples)))
             except UnlearnKitError:
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever fails under the mode, the fallback may work
+            except Exception as error:  # whatever fails under the mode, the fallback may work
+                if out_of_memory(error):
+                    raise
                 reason = reason or error
             else:
-                return self._scripts[key]
+                return self._scripts[kind]
         assert reason is not None, "a batch of one sample is not probed"
         if isinstance(reason, UnprovenError):
             raise reason
         raise UnprovenError(f"{type(reason).__name__}: {_first_line(reason)}") from reason
 
-    def _probed(self, few: Any) -> Script:
+    def _probed(self, few: Any) -> Found:
         found = probe(self._model, self._objective, few, self._named)
-        trial = self._totals.empty()
-        self._pass(few, found.script, trial)
-        found.check(trial.result(), self._general.one_at_a_time(few))
-        return found.script
+        trial = self._ledger.trial(batch_size(few))
+        self._alone = None
+        self._pass(few, found, [trial])
+        comparison = Comparison(trial.sums.squares.result(last=True))
 
-    def _pass(self, batch: Any, script: Script, totals: Totals) -> None:
-        guide = Following(script, batch_size(batch), totals)
-        interceptor = Interceptor(self._named, guide, device_of(self._model))
+        def receive(name: str, g: Tensor) -> None:
+            comparison.receive(name, g)
+            self._underflow.look(name, g, self._ledger.dtype(name))
+
+        self._alone = self._general.each(few, receive)
+        comparison.verdict(found.precision)
+        return found
+
+    def _pass(self, batch: Any, found: Found, parts: Sequence[Part]) -> dict[str, Tensor]:
+        guide = Following(found.script, batch_size(batch), parts)
+        interceptor = Interceptor(self._named, guide, self._device, attached=self._ledger.gradient)
         guide.interceptor = interceptor
         try:
             with interceptor:
                 losses = self._objective.losses(self._model, batch)
             losses = check_losses(losses, batch, objective=self._objective)
-            script.finish()
-            interceptor.backward(losses, torch.ones_like(losses))
+            if self._alone is not None:
+                check_alone(losses, self._alone, found.precision)
+                self._alone = None
+            found.script.finish()
+            gradients = interceptor.backward(losses, torch.ones_like(losses))
             guide.finish()
         finally:
             guide.interceptor = None
+        return gradients
 
-    def _fall_back(self, batch: Any, reason: str) -> None:
-        self._totals.add(self._general(batch))
-        self._refused = True
+    def _generally(self, batch: Any, parts: Sequence[Part]) -> None:
+        for part in parts:
+            self._general.add(take(batch, part.rows) if len(parts) > 1 else batch, self._receiver(part))
+
+    def _receiver(self, part: Part, *, look: bool = False) -> Receive:
+        def receive(name: str, g: Tensor) -> None:
+            part.sums.receive(name, g)
+            if self._ledger.gradient:
+                self._ledger.stage({name: g.sum(0)})
+            if look:
+                self._underflow.look(name, g, self._ledger.dtype(name))
+
+        return receive
+
+    def _fall_back(self, batch: Any, parts: Sequence[Part], reason: str) -> None:
+        if not self._ledger.opened:  # nothing has been added yet: what cannot be proven is noticed going forward
+            self._ledger.begin(parts)
+        self._generally(batch, parts)
+        self._refused, self._reason = True, reason
+
+    def _say_why(self) -> None:
         self._watch.look(whole=True)  # a NaN is reason enough: the model is not to blame
         warnings.warn(
-            f"{type(self._model).__name__} cannot be proven to keep its samples apart at {reason}: going on with "
+            f"{type(self._model).__name__} cannot be proven to keep its samples apart at {self._reason}: going on with "
             f"{self._general.describe()} for the whole model, exactly but two to five times slower",
             UnlearnKitWarning,
             stacklevel=2,
         )
+        self._reason = ""
+
+
+def _sorted(batch: Any, keys: Sequence[Hashable]) -> tuple[Any, Sequence[Hashable]]:
+    """Bring the samples of each group side by side, the groups in the order of their first samples."""
+    first = {key: place for place, key in reversed(list(enumerate(keys)))}
+    order = sorted(range(len(keys)), key=lambda i: first[keys[i]])
+    if order == list(range(len(keys))):
+        return batch, keys
+    index = torch.tensor(order)
+    device = next(tensors(batch)).device
+    return take(batch, index.to(device, non_blocking=True)), [keys[i] for i in order]
 
 
 def _signature(batch: Any) -> tuple[object, ...]:

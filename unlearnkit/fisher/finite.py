@@ -1,16 +1,27 @@
 """Finds the first batch whose gradients hold a NaN or an infinity, without looking at every weight every time."""
 
-from collections.abc import Mapping
-from typing import final
+from collections.abc import Iterator, Mapping
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
 
 from unlearnkit.errors import NonFiniteError
-from unlearnkit.fisher.totals import Totals
 
 _SMALL = 1 << 16  # elements of the totals that are looked at after every batch: biases and norms
 _EVERY = 16  # batches between two looks at all totals
+
+
+class Running(Protocol):
+    """Anything that adds up squares."""
+
+    def running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield parameter names and buffers; see `Totals.running`."""
+        ...
+
+    def result(self) -> dict[str, Tensor]:
+        """Return the totals so far."""
+        ...
 
 
 @final
@@ -23,7 +34,7 @@ class Watch:
         totals: The running totals.
     """
 
-    def __init__(self, totals: Totals) -> None:
+    def __init__(self, totals: Running) -> None:
         self._totals = totals
         self._batches = 0
         self._clean = 0

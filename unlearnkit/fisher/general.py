@@ -18,16 +18,19 @@ _LARGEST_CHUNK = 16  # above it vmap over convolutions falls off a cliff on CPUs
 _ROUNDING = 0.3  # half precision; what is wrong in structure is wrong by a factor
 _NOTHING = 1e-4  # of the largest square: below it lie rounding errors
 
+Receive = Callable[[str, Tensor], None]
+"""Takes a parameter's name and the gradients of some samples, shape (n, *shape), in the parameter's dtype."""
+
 
 @final
 class SquaredGradients:
-    """Σ_i (∂ loss_i / ∂θ)² over one batch, for any model whose samples do not mix.
+    """The gradients of every sample of a batch, for any model whose samples do not mix, and the sum of their squares.
 
     Args:
         model: In eval mode.
         objective: One loss per sample.
         chunk: Samples differentiated together, or 0 to choose by ``memory``.
-        memory: Bound on the bytes of per-sample gradients held at one time.
+        memory: Bound in bytes on the per-sample gradients held at one time, beyond those of a plain pass.
         double: Square and add in float64 whatever the model's dtype.
         quiet: Do not warn when samples must be differentiated one at a time.
     """
@@ -50,7 +53,8 @@ class SquaredGradients:
         self._compared = False
         self._named = trainable(self._model)
         per_sample = sum(p.numel() * max(4, p.element_size()) for p in self._named.values())
-        self._chunk = chunk or max(1, min(_LARGEST_CHUNK, memory // max(1, 2 * per_sample)))
+        # The gradients of one sample are what a plain pass holds too; each further one is held with its square.
+        self._chunk = chunk or min(_LARGEST_CHUNK, 1 + memory // max(1, 2 * per_sample))
         self._alone = self._chunk == 1
 
     def __call__(self, batch: Any) -> dict[str, Tensor]:
@@ -65,20 +69,94 @@ class SquaredGradients:
         Raises:
             UnlearnKitError: What the objective or this class refuses.
         """
-        if self._alone or batch_size(batch) == 1:
-            return self.one_at_a_time(batch)
-        try:
-            totals = self.vectorised(batch)
-            self._compare(batch)
-        except UnlearnKitError:
-            raise
-        except (RuntimeError, ValueError, NotImplementedError) as error:
-            # Which of torch's errors mean "vmap cannot" is not documented; a fault of the model fails again below.
-            totals = self.one_at_a_time(batch)
-            self._alone = True
-            if not self._quiet:
-                self._warn(error)
-        return totals
+        return self._squares(batch, self.add)
+
+    def add(self, batch: Any, receive: Receive) -> None:
+        """Hand out the gradients of every sample once, in chunks where that works.
+
+        Args:
+            batch: On the model's device.
+            receive: Called for every parameter that a sample's loss depends on.
+
+        Raises:
+            UnlearnKitError: What the objective or this class refuses.
+            OutOfMemoryError: Some samples may have been handed out.
+        """
+        done = 0
+        if not self._alone and batch_size(batch) > 1:
+            try:
+                self._compare(batch)
+                for rows, gradients in self._chunks(batch):
+                    for name, g in gradients.items():
+                        receive(name, g)
+                    done = rows.stop
+            except (UnlearnKitError, torch.OutOfMemoryError):
+                raise
+            except (RuntimeError, ValueError, NotImplementedError) as error:
+                # Which of torch's errors mean "vmap cannot" is not documented; a fault of the model fails again below.
+                self._alone = True
+                if not self._quiet:
+                    self._warn(error)
+        if done < batch_size(batch):
+            self.each(take(batch, slice(done, None)), receive)
+
+    def each(self, batch: Any, receive: Receive) -> Tensor:
+        """Hand out the gradients of every sample, differentiating one at a time.
+
+        Args:
+            batch: On the model's device.
+            receive: Called for every parameter that a sample's loss depends on.
+
+        Returns:
+            The loss of every sample alone.
+        """
+        losses = []
+        for i in range(batch_size(batch)):
+            one = take(batch, slice(i, i + 1))
+            loss = check_losses(self._objective.losses(self._model, one), one, objective=self._objective)
+            found = list(torch.autograd.grad(loss.sum(), list(self._named.values()), allow_unused=True))
+            for name in reversed(self._named):
+                g = found.pop()  # not kept: two samples' gradients would be twice the weights
+                if g is not None:
+                    receive(name, g.unsqueeze(0))
+            losses.append(loss.detach())
+        return torch.cat(losses)
+
+    def one_at_a_time(self, batch: Any) -> dict[str, Tensor]:
+        """Square and add the gradients of each sample alone.
+
+        Args:
+            batch: On the model's device.
+
+        Returns:
+            Parameter name to total.
+        """
+        return self._squares(batch, self.each)
+
+    def vectorised(self, batch: Any) -> dict[str, Tensor]:
+        """Square and add the gradients of a chunk of samples at a time.
+
+        Args:
+            batch: On the model's device.
+
+        Returns:
+            Parameter name to total.
+        """
+
+        def hand_out(batch: Any, receive: Receive) -> None:
+            for _, gradients in self._chunks(batch):
+                for name, g in gradients.items():
+                    receive(name, g)
+
+        return self._squares(batch, hand_out)
+
+    def describe(self) -> str:
+        """Say how the gradients are taken.
+
+        Returns:
+            A few words for a message.
+        """
+        return "one sample at a time" if self._alone else f"torch.func on {self._chunk} samples at a time"
 
     def _warn(self, error: Exception) -> None:
         warnings.warn(
@@ -94,33 +172,15 @@ class SquaredGradients:
             return
         few = take(batch, slice(0, 2))
         seen, expected = self.vectorised(few), self.one_at_a_time(few)
+        largest = max((float(t.max()) for t in expected.values() if t.numel()), default=0.0)
         for name, total in expected.items():
             difference = float((seen[name] - total).abs().sum())
-            if not difference <= _ROUNDING * (float(total.sum()) + _NOTHING * total.numel() * self._largest(expected)):
+            if not difference <= _ROUNDING * (float(total.sum()) + _NOTHING * total.numel() * largest):
                 raise RuntimeError(f"torch.func gives other gradients for {name} than autograd")
         self._compared = True
 
-    @staticmethod
-    def _largest(totals: dict[str, Tensor]) -> float:
-        return max(float(t.max()) for t in totals.values() if t.numel())
-
-    def describe(self) -> str:
-        """Say how the gradients are taken.
-
-        Returns:
-            A few words for a message.
-        """
-        return "one sample at a time" if self._alone else f"torch.func on {self._chunk} samples at a time"
-
-    def vectorised(self, batch: Any) -> dict[str, Tensor]:
-        """Differentiate a chunk of samples at a time.
-
-        Args:
-            batch: On the model's device.
-
-        Returns:
-            Parameter name to total.
-        """
+    def _chunks(self, batch: Any) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """Differentiate a chunk of samples at a time with `torch.func`."""
         losses = _Losses(self._model, self._objective)
         weights = {f"model.{name}": p.detach() for name, p in self._named.items()}
 
@@ -133,40 +193,24 @@ class SquaredGradients:
         gradients: Callable[..., dict[str, Tensor]] = vmap(
             grad(loss), in_dims=(None, *(0 for _ in columns)), randomness="different"
         )
-        totals = self._zeros()
-        with _QUIET:
-            for start in range(0, batch_size(batch), self._chunk):
-                for name, g in gradients(weights, *(t[start : start + self._chunk] for t in columns)).items():
-                    total = totals[name.removeprefix("model.")]
-                    total.add_(
-                        g.to(total.dtype).square().sum(0)
-                    )  # not in place: zeros of an unused weight are expanded
-        return totals
+        for start in range(0, batch_size(batch), self._chunk):
+            rows = slice(start, min(start + self._chunk, batch_size(batch)))
+            with _QUIET:
+                found = gradients(weights, *(t[rows] for t in columns))
+            yield rows, {name.removeprefix("model."): g for name, g in found.items()}
 
-    def one_at_a_time(self, batch: Any) -> dict[str, Tensor]:
-        """Differentiate each sample alone.
-
-        Args:
-            batch: On the model's device.
-
-        Returns:
-            Parameter name to total.
-        """
-        totals = self._zeros()
-        for i in range(batch_size(batch)):
-            one = take(batch, slice(i, i + 1))
-            loss = check_losses(self._objective.losses(self._model, one), one, objective=self._objective)
-            found = torch.autograd.grad(loss.sum(), list(self._named.values()), allow_unused=True)
-            for total, g in zip(totals.values(), found, strict=True):
-                if g is not None:
-                    total.add_(g.to(total.dtype).square())
-        return totals
-
-    def _zeros(self) -> dict[str, Tensor]:
-        return {
+    def _squares(self, batch: Any, hand_out: Callable[[Any, Receive], object]) -> dict[str, Tensor]:
+        totals = {
             name: torch.zeros_like(p, dtype=torch.float64 if self._double else wide(p.dtype))
             for name, p in self._named.items()
         }
+
+        def receive(name: str, g: Tensor) -> None:
+            # not squared in place: zeros of an unused weight are expanded
+            totals[name].add_(g.to(totals[name].dtype).square().sum(0))
+
+        hand_out(batch, receive)
+        return totals
 
 
 def refuse_batch_statistics(model: nn.Module) -> None:

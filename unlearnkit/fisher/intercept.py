@@ -77,10 +77,14 @@ class Interceptor(TorchFunctionMode):
         named: The trainable parameters.
         guide: Decides.
         device: Of the model.
+        attached: Leave the weights on the graph, so that `backward` returns their ordinary gradients too.
     """
 
-    def __init__(self, named: Mapping[str, Tensor], guide: Guide, device: torch.device) -> None:
+    def __init__(
+        self, named: Mapping[str, Tensor], guide: Guide, device: torch.device, *, attached: bool = False
+    ) -> None:
         super().__init__()
+        self._named, self._attached = named, attached
         self._guide = guide
         self._labels = {id(p): name for name, p in named.items()}
         self._recomputing = False
@@ -91,7 +95,7 @@ class Interceptor(TorchFunctionMode):
         """Return the label of a tracked tensor, else None."""
         return None if tensor is None else self._labels.get(id(tensor))
 
-    def backward(self, losses: Tensor, weights: Tensor, *, keep: bool = False) -> None:
+    def backward(self, losses: Tensor, weights: Tensor, *, keep: bool = False) -> dict[str, Tensor]:
         """Run the backward pass: every tap's sink gets its gradient, and no parameter does.
 
         The mode stays on, so that segments recomputed by checkpointing are tapped again.
@@ -100,10 +104,23 @@ class Interceptor(TorchFunctionMode):
             losses: Shape (batch,).
             weights: Shape (batch,): the factor of each loss.
             keep: Keep the graph for another pass.
+
+        Returns:
+            The gradient of the weighted sum for every parameter that was used, where weights stay attached; else none.
         """
         self._recomputing = True
         with self:
-            inside(torch.autograd.backward)(losses, weights, retain_graph=keep, inputs=[self.anchor])
+            if not self._attached:
+                inside(torch.autograd.backward)(losses, weights, retain_graph=keep, inputs=[self.anchor])
+                return {}
+            found = inside(torch.autograd.grad)(
+                losses,
+                [self.anchor, *self._named.values()],
+                weights,
+                retain_graph=keep or bool(self.derived),
+                allow_unused=True,
+            )
+        return {name: g for name, g in zip(self._named, found[1:], strict=True) if g is not None}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -155,16 +172,21 @@ class Interceptor(TorchFunctionMode):
             raise UnprovenError(f"{step.describe()}: a call that its rule does not cover")
         if in_place(seen.function):
             call = attrs.evolve(call, saved=tuple(t.detach().clone() for t in call.saved))
-        y = seen.run_detached()
+        y = self._run(seen)
         sink = self._guide.sink(step, call, y)
+        if not step.rule.functions and not y._is_view():  # noqa: SLF001 - torch has no public name for it
+            y = y.clone()  # any function at all may have kept its result, which a tap edits
         return tap(y, self.anchor, sink, call.saved)
+
+    def _run(self, seen: Seen) -> Any:
+        return seen.run() if self._attached else seen.run_detached()
 
     def _again(self, seen: Seen) -> Any:
         """Repeat a call for a checkpointed segment: the same tensors are saved, and no gradient will come."""
         rule = rule_for(seen.function)
         call = rule.bind(*seen.args, **seen.kwargs) if rule else None
         if call is not None:
-            return tap(seen.run_detached(), self.anchor, _ignore, call.saved)
+            return tap(self._run(seen), self.anchor, _ignore, call.saved)
         if enterable(seen.function):
             with self:
                 return inside(seen.function)(*seen.args, **seen.kwargs)

@@ -1,5 +1,6 @@
 """Looks at a few samples before the first batch: finds the steps of the forward pass, and checks the totals."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, final
 
@@ -23,6 +24,13 @@ _TOLERANCES = {
     torch.bfloat16: (0.3, 1e-4),
     torch.float16: (0.2, 1e-5),
 }
+# How far a sample's loss in a whole batch may be from its loss alone: relative, and in nats.
+_SAME_LOSS = {
+    torch.float64: (1e-6, 1e-9),
+    torch.float32: (1e-2, 1e-4),
+    torch.bfloat16: (0.3, 0.3),
+    torch.float16: (0.3, 0.1),
+}
 
 
 @final
@@ -38,28 +46,71 @@ class Found:
     script: Script
     precision: torch.dtype
 
-    def check(self, totals: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> None:
-        """Compare the engine's totals of the probe with those of one sample at a time.
+
+@final
+class Comparison:
+    """Compares the engine's totals of the probe with those of one sample at a time, without holding both.
+
+    Args:
+        totals: Parameter name to total, by the engine; the squares of single samples are taken from it in place.
+    """
+
+    def __init__(self, totals: dict[str, Tensor]) -> None:
+        self._rest = totals
+        self._sums = {name: t.new_zeros(()) for name, t in totals.items()}
+
+    def receive(self, name: str, gradient: Tensor) -> None:
+        """Take one sample's gradient of one parameter, with a leading 1.
 
         Args:
-            totals: Parameter name to total, by the engine.
-            reference: The same, by differentiating each sample alone.
+            name: Of the parameter.
+            gradient: By differentiating that sample alone.
+        """
+        rest = self._rest[name]
+        g = gradient[0].to(rest.dtype)
+        rest.addcmul_(g, g, value=-1)
+        self._sums[name].add_(torch.dot(g.reshape(-1), g.reshape(-1)))
+
+    def verdict(self, precision: torch.dtype) -> None:
+        """Say whether the two are the same.
+
+        Args:
+            precision: The coarsest dtype among the layers' outputs.
 
         Raises:
             UnprovenError: They differ by more than rounding.
         """
-        relative, share = _TOLERANCES[self.precision]
-        largest = max((float(t.mean()) for t in reference.values() if t.numel()), default=0.0)
-        for name, expected in reference.items():
-            seen = totals[name].to(expected.dtype)
-            if not expected.numel() or not bool(torch.isfinite(expected).all()):
+        relative, share = _TOLERANCES[precision]
+        sums = {name: float(t) for name, t in self._sums.items()}
+        means = [sums[name] / t.numel() for name, t in self._rest.items() if t.numel()]
+        largest = max((mean for mean in means if math.isfinite(mean)), default=0.0)
+        for name, rest in self._rest.items():
+            if not rest.numel() or not math.isfinite(sums[name]):
                 continue
-            difference, scale = float((seen - expected).abs().sum()), float(expected.sum())
-            if not difference <= relative * scale + share * largest * expected.numel():
+            difference = float(rest.abs().sum())
+            if not difference <= relative * sums[name] + share * largest * rest.numel():
                 raise UnprovenError(
-                    f"{name}: the totals of {difference / max(scale, 1e-300):.2g} relative difference to those of one "
-                    "sample at a time"
+                    f"{name}: the totals of {difference / max(sums[name], 1e-300):.2g} relative difference to those of "
+                    "one sample at a time"
                 )
+
+
+def check_alone(losses: Tensor, alone: Tensor, precision: torch.dtype) -> None:
+    """Compare the losses of some samples within a whole batch with their losses alone.
+
+    Args:
+        losses: Of the batch; its first samples are those of ``alone``.
+        alone: Of the probe's samples, each by itself.
+        precision: The coarsest dtype among the layers' outputs.
+
+    Raises:
+        UnprovenError: A sample's loss depends on its neighbours.
+    """
+    relative, nats = _SAME_LOSS[precision]
+    seen, expected = losses.detach()[: len(alone)].double(), alone.double()
+    apart = (seen - expected).abs() > relative * expected.abs() + nats
+    if bool(apart.any()):
+        raise UnprovenError("the losses, which are others within a batch than alone")
 
 
 def probe(model: nn.Module, objective: Objective, batch: Any, named: Mapping[str, Tensor]) -> Found:

@@ -2,7 +2,8 @@
 
 import abc
 import functools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, ParamSpec, TypeVar, final
 
 import attrs
@@ -94,9 +95,48 @@ class Rule(abc.ABC):
             call: As for `per_sample`.
             slot: Where the squares of this weight go.
         """
-        for rows in slot.chunks(len(g), slot.numel):
-            part = attrs.evolve(call, saved=tuple(t[rows] for t in call.saved))
-            slot.add(self.per_sample(role, g[rows], part))
+        for part in self.parts(role, g, call, slot):
+            slot.add(part)
+
+    def add_absolute(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
+        """Add Σ_n |per-sample gradient|; override it where that need not be materialised.
+
+        Args:
+            role: As for `per_sample`.
+            g: As for `per_sample`.
+            call: As for `per_sample`.
+            slot: Where the absolute values of this weight go.
+        """
+        for part in self.parts(role, g, call, slot):
+            slot.add_absolute(part)
+
+    def work(self, g: Tensor, call: Call) -> int:
+        """Say how many elements `per_sample` holds for one sample besides its result; bounds the chunks.
+
+        Args:
+            g: As for `per_sample`.
+            call: As for `per_sample`.
+
+        Returns:
+            By default as many as one sample of ``g`` and of what is saved.
+        """
+        return sum(math.prod(t.shape[1:]) for t in (g, *call.saved))
+
+    @final
+    def parts(self, role: str, g: Tensor, call: Call, slot: Slot) -> Iterator[Tensor]:
+        """Form the per-sample gradients of a few samples at a time.
+
+        Args:
+            role: As for `per_sample`.
+            g: As for `per_sample`.
+            call: As for `per_sample`.
+            slot: Of the weight; bounds the memory.
+
+        Yields:
+            What `per_sample` returns for a chunk of the samples.
+        """
+        for rows in slot.chunks(len(g), slot.numel + self.work(g, call)):
+            yield self.per_sample(role, g[rows], attrs.evolve(call, saved=tuple(t[rows] for t in call.saved)))
 
 
 _RULES: dict[Callable[..., Any], Rule] = {}

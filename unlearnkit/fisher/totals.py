@@ -1,7 +1,7 @@
 """Where squares are added up: in each kernel's own layout, in at least float32."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import final
 
 import attrs
@@ -13,6 +13,7 @@ from unlearnkit.parameters import wide
 
 _MIB = 1 << 20
 _CHUNK_CAP = 32 * _MIB  # larger chunks leave the caches and gain nothing
+_TWO_SUM = 1 << 16  # elements at a time: three of them stay in the cache
 
 Finish = Callable[[Tensor], Tensor]
 
@@ -36,22 +37,44 @@ class Kernel:
 
 
 @final
+class _Buffers(dict[str, dict[str, tuple[Tensor, Finish]]]):
+    """Parameter name to layout to a buffer and what turns it into the parameter's shape."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__({name: {} for name in names})
+
+    def all(self) -> Iterator[tuple[str, str, Tensor, Finish]]:
+        """Yield parameter name, layout, buffer and finish."""
+        for name, held in self.items():
+            for layout, (buffer, finish) in held.items():
+                yield name, layout, buffer, finish
+
+
+@final
 class Totals:
     """The running totals of one pass.
+
+    Between `begin` and `commit` squares are added apart from the rest, so that `roll_back` can take them out again.
 
     Args:
         named: Parameter name to parameter.
         double: Square and add in float64 whatever the model's dtype.
         memory: Bound in bytes on what a kernel may hold besides its inputs.
         chooser: Picks one of several kernels.
+        compensated: Keep what rounding loses when a commit is added to the rest.
     """
 
-    def __init__(self, named: Mapping[str, Tensor], *, double: bool, memory: int, chooser: Chooser) -> None:
+    def __init__(
+        self, named: Mapping[str, Tensor], *, double: bool, memory: int, chooser: Chooser, compensated: bool = False
+    ) -> None:
         self._named = dict(named)
         self._double = double
         self.memory = memory
         self.chooser = chooser
-        self._buffers: dict[str, dict[str, tuple[Tensor, Finish]]] = {name: {} for name in self._named}
+        self._compensated = compensated
+        self._buffers = _Buffers(self._named)
+        self._open: _Buffers | None = None
+        self._lost: dict[tuple[str, str], Tensor] = {}
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype in which a parameter's gradients are squared and added."""
@@ -67,7 +90,7 @@ class Totals:
 
     def buffer(self, name: str, layout: str, shape: tuple[int, ...], finish: Finish) -> Tensor:
         """Return the running buffer of a parameter in some layout, zeros at first."""
-        held = self._buffers[name]
+        held = (self._buffers if self._open is None else self._open)[name]
         if layout not in held:
             device = self._named[name].device
             held[layout] = torch.zeros(shape, dtype=self.dtype(name), device=device), finish
@@ -82,6 +105,27 @@ class Totals:
         """Return totals of the same kind with nothing in them, and without timing: a trial is too small to time."""
         return Totals(self._named, double=self._double, memory=self.memory, chooser=Chooser())
 
+    def begin(self) -> None:
+        """Add apart from now on."""
+        self._open = _Buffers(self._named)
+
+    def roll_back(self) -> None:
+        """Forget what was added since `begin`."""
+        self._open = None
+
+    def commit(self) -> None:
+        """Add what was added since `begin` to the rest."""
+        opened, self._open = self._open, None
+        for name, layout, buffer, finish in opened.all() if opened is not None else ():
+            held = self._buffers[name]
+            if layout not in held:
+                held[layout] = buffer, finish
+            elif self._compensated:
+                lost = self._lost.setdefault((name, layout), torch.zeros_like(buffer))
+                add_exactly(held[layout][0], lost, buffer)
+            else:
+                held[layout][0].add_(buffer)
+
     def running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yield the buffers as they are, for a look at them.
 
@@ -91,17 +135,28 @@ class Totals:
         Yields:
             Parameter name and buffer.
         """
-        for name, held in self._buffers.items():
-            for buffer, _ in held.values():
-                if largest is None or buffer.numel() <= largest:
-                    yield name, buffer
+        for name, _, buffer, _ in self._buffers.all():
+            if largest is None or buffer.numel() <= largest:
+                yield name, buffer
 
-    def result(self) -> dict[str, Tensor]:
-        """Return the totals, each in its parameter's shape; zeros for a parameter that nothing used."""
-        return {name: self._one(name, p) for name, p in self._named.items()}
+    def result(self, *, last: bool = False) -> dict[str, Tensor]:
+        """Return the totals, each in its parameter's shape; zeros for a parameter that nothing used.
+
+        Args:
+            last: Give every buffer back as soon as it has been read: nothing can be added any more.
+        """
+        found = {}
+        for name, p in self._named.items():
+            found[name] = self._one(name, p)
+            if last:
+                self._buffers[name].clear()
+        return found
 
     def _one(self, name: str, p: Tensor) -> Tensor:
-        parts = [finish(buffer).reshape(p.shape) for buffer, finish in self._buffers[name].values()]
+        parts = [
+            finish(buffer + self._lost[name, layout] if (name, layout) in self._lost else buffer).reshape(p.shape)
+            for layout, (buffer, finish) in self._buffers[name].items()
+        ]
         if not parts:
             return torch.zeros(p.shape, dtype=self.dtype(name), device=p.device)
         total = parts[0]
@@ -155,17 +210,32 @@ class Slot:
             per_sample: Shape (n, *shape) or one that reshapes to it; not kept.
         """
         flat = per_sample.to(self.dtype).reshape(per_sample.shape[0], self.numel)
-        self.totals.buffer(self.name, "plain", (self.numel,), _same).add_(flat.square().sum(0))
+        total = self.totals.buffer(self.name, "plain", (self.numel,), _same)
+        if len(flat) == 1:
+            total.addcmul_(flat[0], flat[0])
+        else:
+            total.add_(flat.square().sum(0))
 
-    def add_rows(self, per_row: Tensor, where: Tensor) -> None:
+    def add_absolute(self, per_sample: Tensor) -> None:
+        """Add the absolute values of per-sample gradients.
+
+        Args:
+            per_sample: As for `add`.
+        """
+        flat = per_sample.to(self.dtype).reshape(per_sample.shape[0], self.numel)
+        self.totals.buffer(self.name, "plain", (self.numel,), _same).add_(flat.abs().sum(0))
+
+    def add_rows(self, per_row: Tensor, where: Tensor, *, absolute: bool = False) -> None:
         """Square gradients of single rows of the parameter and add them.
 
         Args:
             per_row: Shape (m, *shape[1:]): gradients that no other entry shares sample and row with.
             where: Shape (m,): the row of the parameter that each belongs to.
+            absolute: Add their absolute values instead.
         """
+        wider = per_row.to(self.dtype)
         buffer = self.totals.buffer(self.name, "plain", (self.numel,), _same)
-        buffer.view(self.shape).index_add_(0, where, per_row.to(self.dtype).square())
+        buffer.view(self.shape).index_add_(0, where, wider.abs() if absolute else wider.square())
 
     def run(self, key: tuple[object, ...], kernels: list[Kernel]) -> None:
         """Run one of several kernels: the one chosen for this parameter and key.
@@ -181,6 +251,22 @@ class Slot:
         device = next(iter(self.totals._named.values())).device  # noqa: SLF001 - same module
         buffer = torch.zeros(kernel.shape, dtype=self.dtype, device=device)
         return lambda: kernel.run(buffer)
+
+
+def add_exactly(total: Tensor, lost: Tensor, term: Tensor) -> None:
+    """Add so that ``total + lost`` stays exact to the rounding of ``lost``: Knuth's two-sum, in place.
+
+    Args:
+        total: The running sum, rounded.
+        lost: What rounding took from it so far.
+        term: What to add; overwritten.
+    """
+    for start in range(0, total.numel(), _TWO_SUM):
+        t, low, x = (v.view(-1)[start : start + _TWO_SUM] for v in (total, lost, term))
+        sum_ = t + x
+        back = sum_ - t
+        low.add_((t - (sum_ - back)).add_(x.sub_(back)))
+        t.copy_(sum_)
 
 
 def _same(buffer: Tensor) -> Tensor:

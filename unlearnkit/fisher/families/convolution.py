@@ -4,6 +4,7 @@
 summed over positions. A transposed convolution is the same with x and g in each other's place.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, final
 
@@ -32,6 +33,10 @@ class ConvolutionRule(Rule):
             return _positions(g)
         return weight_gradients(g, call.saved[0], call.options)
 
+    def work(self, g: Tensor, call: Call) -> int:
+        """Count the windows; see `Rule.work`."""
+        return _work(g, call.saved[0], call.options)
+
     def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
         """Add the squares by the kernel chosen for this layer; see `Rule.add_squares`."""
         if role == "bias":
@@ -56,6 +61,10 @@ class TransposedConvolutionRule(Rule):
         if role == "bias":
             return _positions(g)
         return weight_gradients(call.saved[0], g, call.options)
+
+    def work(self, g: Tensor, call: Call) -> int:
+        """Count the windows; see `Rule.work`."""
+        return _work(call.saved[0], g, call.options)
 
     def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
         """Add the squares by the kernel chosen for this layer; see `Rule.add_squares`."""
@@ -126,6 +135,13 @@ def _padding(
 def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
     values = (value,) if isinstance(value, int) else tuple(value)
     return values * dimensions if len(values) == 1 else values
+
+
+def _work(g: Tensor, x: Tensor, geometry: Geometry) -> int:
+    """Count the elements of the windows of one sample, of its padded input and of its copied gradient."""
+    positions = math.prod(g.shape[3:]) * g.shape[1]
+    window = x.shape[2] * math.prod(geometry.kernel)
+    return 2 * positions * window + 2 * math.prod(x.shape[1:]) + math.prod(g.shape[1:])
 
 
 def _positions(g: Tensor) -> Tensor:

@@ -33,11 +33,17 @@ class EmbeddingRule(Rule):
     def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
         """Add the looked-up rows only; see `Rule.add_squares`."""
         del role
-        vocabulary, _ = call.options
-        keys, rows = _rows(g, call)
-        found, place = torch.unique(keys, return_inverse=True)
-        sums = torch.zeros(len(found), g.shape[-1], dtype=g.dtype, device=g.device).index_add_(0, place, rows)
-        slot.add_rows(sums, found % vocabulary)
+        slot.add_rows(*_looked_up(g, call))
+
+    def add_absolute(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
+        """Add the looked-up rows only; see `Rule.add_absolute`."""
+        del role
+        slot.add_rows(*_looked_up(g, call), absolute=True)
+
+    def work(self, g: Tensor, call: Call) -> int:
+        """Leave room for the rows; see `Rule.work`."""
+        del call
+        return 3 * g[0].numel()
 
 
 def _embedding(  # noqa: PLR0917 - torch's own signature
@@ -56,6 +62,22 @@ def _embedding(  # noqa: PLR0917 - torch's own signature
     vocabulary = weight.shape[0]
     padding = None if padding_idx is None else padding_idx % vocabulary
     return Call(weights={"weight": weight}, saved=(input,), options=(vocabulary, padding))
+
+
+def _looked_up(g: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """Add the gradients of one row within one sample; no shape depends on the data, so that no device must wait.
+
+    Returns:
+        As many rows as were looked up, zeros where there are fewer sums, and the row of the table of each.
+    """
+    vocabulary, _ = call.options
+    keys, rows = _rows(g, call)
+    keys, order = torch.sort(keys)
+    new = torch.ones_like(keys)
+    new[1:] = keys[1:] != keys[:-1]
+    place = new.cumsum(0) - 1
+    sums = torch.zeros(rows.shape, dtype=g.dtype, device=g.device).index_add_(0, place, rows[order])
+    return sums, torch.zeros_like(keys).scatter_(0, place, keys).remainder(vocabulary)
 
 
 def _rows(g: Tensor, call: Call) -> tuple[Tensor, Tensor]:

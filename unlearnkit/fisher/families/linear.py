@@ -38,6 +38,15 @@ class LinearRule(Rule):
         else:
             add_outer(slot, _rows(g), _rows(call.saved[0]))
 
+    def add_absolute(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
+        """Add |g|ᵀ|a| where there is one row, else form the gradients in chunks; see `Rule.add_absolute`."""
+        rows = _rows(g)
+        if role == "bias" or rows.shape[1] != 1:
+            super().add_absolute(role, g, call, slot)
+            return
+        total = slot.totals.buffer(slot.name, "outer", (rows.shape[2], call.saved[0].shape[-1]), _same)
+        total.addmm_(rows[:, 0].abs().t(), _rows(call.saved[0])[:, 0].abs())
+
 
 @final
 class MatmulRule(Rule):
@@ -83,3 +92,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call |
 
 def _rows(t: Tensor) -> Tensor:
     return t.flatten(1, -2)
+
+
+def _same(buffer: Tensor) -> Tensor:
+    return buffer

@@ -1,0 +1,236 @@
+"""Memory: how much a pass holds, and what happens when it runs out."""
+
+import pytest
+import torch
+from fisher_oracle import distance, engine_only, estimate, oracle
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from unlearnkit import CrossEntropy, DiagonalFisher, Objective, UnlearnKitWarning, fisher_statistics
+from unlearnkit.fisher.general import SquaredGradients
+
+MIB = 1 << 20
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)).eval()
+
+
+def batches(*sizes):
+    torch.manual_seed(1)
+    return [(torch.randn(n, 3, 6, 6), torch.randint(0, 5, (n,))) for n in sizes]
+
+
+class Small(Objective):
+    """Runs out of memory when it sees too many samples, or in the backward pass of too many."""
+
+    def __init__(self, most, *, backward=False, error=torch.OutOfMemoryError):
+        self.most, self.backward, self.error, self.fails = most, backward, error, 0
+
+    def losses(self, model, batch):
+        found = CrossEntropy().losses(model, batch)
+        if len(batch[0]) > self.most:
+            if not self.backward:
+                raise self._out()
+            found = Explode.apply(found, model, self)
+        return found
+
+    def _out(self):
+        self.fails += 1
+        return self.error("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+class Explode(torch.autograd.Function):
+    """Fails in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x, model, owner):  # noqa: ARG004
+        ctx.owner = owner
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):  # noqa: ARG004
+        raise ctx.owner._out()
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_a_batch_that_does_not_fit_is_halved(backward, error):
+    model, data, objective = network(), batches(13, 13, 5), Small(4, backward=backward, error=error)
+    with pytest.warns(UnlearnKitWarning, match=r"out of memory with 13 samples.*going on with 6 and fewer") as caught:
+        seen = estimate(model, data, objective)
+    assert len(caught) == 1
+    assert objective.fails == 2, "the smaller size stays"
+    assert distance(seen, oracle(model, data)) < 1e-5
+
+
+class FailsOnce(nn.Module):
+    """A layer whose backward pass runs out of memory once, after later layers have added their squares."""
+
+    def __init__(self, on):
+        super().__init__()
+        self.on, self.large = on, 0
+
+    def forward(self, x):
+        if len(x) > 3:
+            self.large += 1
+            if self.large == self.on:
+                x = x.clone()
+                x.register_hook(self._fail)
+        return x
+
+    def _fail(self, g):  # noqa: ARG002
+        raise torch.OutOfMemoryError("out of memory")
+
+
+def test_squares_of_a_pass_that_failed_half_way_are_taken_out_again():
+    model = network()
+    model.insert(1, FailsOnce(1))
+    with pytest.warns(UnlearnKitWarning, match="out of memory"):
+        seen = estimate(model, batches(8, 8))
+    assert distance(seen, oracle(model, batches(8, 8))) < 1e-5
+
+
+def test_half_a_pass_that_cannot_be_taken_out_is_an_error_and_not_a_wrong_number():
+    """On the CPU a batch no larger than one that went well is added directly."""
+    model = network()
+    model.insert(1, FailsOnce(2))
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        estimate(model, batches(8, 8))
+    assert any("whose like had fitted before" in note for note in caught.value.__notes__)
+
+
+class Mixing(nn.Module):
+    """Cannot go by the engine, and can by torch.func."""
+
+    def __init__(self):
+        super().__init__()
+        self.f = nn.Linear(108, 5)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.f(x - x.mean(0)) if len(x) > 1 else self.f(x)
+
+
+def test_the_fallback_is_halved_too(monkeypatch):
+    ordinary = SquaredGradients._chunks
+
+    def chunks(self, batch):
+        for found in ordinary(self, batch):
+            yield found
+            if len(batch[0]) > 5:
+                raise torch.OutOfMemoryError("after a chunk has been added")
+
+    monkeypatch.setattr(SquaredGradients, "_chunks", chunks)
+    model, data = Mixing(), batches(9, 3)
+    with pytest.warns(UnlearnKitWarning) as caught:
+        seen = estimate(model, data, chunk=9)
+    assert sorted("out of memory" in str(w.message) for w in caught) == [False, True]
+    assert any("torch.func" in str(w.message) for w in caught)
+    assert distance(seen, oracle(model, data)) < 1e-5
+
+
+def test_not_even_one_sample():
+    with pytest.raises(torch.OutOfMemoryError), pytest.warns(UnlearnKitWarning, match="out of memory"):
+        estimate(network(), batches(4), Small(0))
+
+
+def test_groups_and_batch_gradients_survive_running_out():
+    model, data = network(), batches(9, 9)
+    expected = fisher_statistics(model, data, objective=CrossEntropy(), key=-1, gradient=True, absolute=True)
+    with pytest.warns(UnlearnKitWarning, match="out of memory"):
+        seen = fisher_statistics(model, data, objective=Small(5, backward=True), key=-1, gradient=True, absolute=True)
+    for key, one in expected.groups.items():
+        assert distance(seen.groups[key].totals, {n: t.double() for n, t in one.totals.items()}) < 1e-5
+        assert seen.groups[key].count == one.count
+    assert distance(seen.batched.totals, {n: t.double() for n, t in expected.batched.totals.items()}) < 1e-5
+    assert distance(seen.absolute.totals, {n: t.double() for n, t in expected.absolute.totals.items()}) < 1e-5
+
+
+def peak(run):
+    """The most bytes that torch's CPU allocator held at one time during a call, beyond those held before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        run()
+    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+def plain(model, batch):
+    nn.functional.cross_entropy(model(batch[0]), batch[1]).backward()
+    model.zero_grad(set_to_none=True)
+
+
+def wide():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(512, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 5))
+
+
+def tokens():
+    layer = nn.TransformerEncoderLayer(256, 4, 1024, batch_first=True)
+    return nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Flatten(), nn.Linear(4096, 5))
+
+
+def embedded():
+    return nn.Sequential(nn.Embedding(20_000, 64), nn.Flatten(), nn.Linear(64 * 12, 5))
+
+
+CASES = {
+    "mlp": (wide, lambda n: torch.randn(n, 512)),
+    "tokens": (tokens, lambda n: torch.randn(n, 16, 256)),
+    "embedding": (embedded, lambda n: torch.randint(0, 20_000, (n, 12))),
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("budget", [64, 4])
+def test_a_pass_holds_little_more_than_a_plain_one(kind, budget):
+    """At most twice the weights and the budget; batch times parameters would be 16 to 64 times the weights."""
+    make, draw = CASES[kind]
+    model = make().eval()
+    batch = (draw(32), torch.randint(0, 5, (32,)))
+    weights = sum(p.numel() * 4 for p in model.parameters())
+    ordinary = peak(lambda: plain(model, batch))
+    run = DiagonalFisher(memory_budget=budget)
+    ours = peak(lambda: run.estimate(model, [batch, batch, (batch[0][:1], batch[1][:1])], objective=CrossEntropy()))
+    assert ours <= ordinary + 2 * weights + budget * MIB
+    assert ours < 32 * weights
+
+
+def test_the_fallback_keeps_to_it_too():
+    class Loops(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head = nn.GRU(512, 512, batch_first=True), nn.Linear(512, 5)
+
+        def forward(self, x):
+            return self.head(self.cell(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    model, batch = Loops(), (torch.randn(16, 4, 512), torch.randint(0, 5, (16,)))
+    weights = sum(p.numel() * 4 for p in model.parameters())
+    ordinary = peak(lambda: plain(model, batch))
+    with pytest.warns(UnlearnKitWarning, match="cannot be proven"):
+        ours = peak(lambda: DiagonalFisher().estimate(model, [batch], objective=CrossEntropy()))
+    assert ours <= ordinary + 2 * weights + 64 * MIB
+
+
+def test_shared_weights_are_cut_into_chunks():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.head = nn.Conv2d(64, 64, 3, padding=1), nn.Linear(64, 5)
+
+        def forward(self, x):
+            return self.head(self.one(self.one(x)).mean((2, 3)))
+
+    model, batch = Twice(), (torch.randn(16, 64, 16, 16), torch.randint(0, 5, (16,)))
+    ordinary = peak(lambda: plain(model, batch))
+    ours = peak(lambda: DiagonalFisher(memory_budget=8).estimate(model, [batch], objective=CrossEntropy()))
+    kept = 2 * 2 * batch[0].numel() * 4  # inputs and gradients of both uses wait for the end of the pass
+    assert ours <= ordinary + kept + 8 * MIB
+    engine_only(model, [batch])

@@ -1,0 +1,207 @@
+"""All that is added up on one pass: squares for each group of samples and, on request, Σ|g| and batch gradients."""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import final
+
+import attrs
+import torch
+from torch import Tensor
+
+from unlearnkit.fisher.totals import Totals
+
+ALL = "all samples"
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Sums:
+    """What is added up for one group of samples.
+
+    Attributes:
+        squares: Σ_i g_i².
+        absolute: Σ_i |g_i|, or None when nobody asked.
+    """
+
+    squares: Totals
+    absolute: Totals | None = None
+
+    def receive(self, name: str, per_sample: Tensor) -> None:
+        """Add per-sample gradients of one parameter: shape (n, *shape)."""
+        self.squares.slot(name).add(per_sample)
+        if self.absolute is not None:
+            self.absolute.slot(name).add_absolute(per_sample)
+
+    def empty(self) -> "Sums":
+        """Return sums of the same kind with nothing in them."""
+        return Sums(squares=self.squares.empty(), absolute=self.absolute.empty() if self.absolute is not None else None)
+
+    def add(self, other: "Sums") -> None:
+        """Add the sums of other samples, which give their buffers back."""
+        for mine, theirs in zip(self.all(), other.all(), strict=True):
+            mine.add(theirs.result(last=True))
+
+    def all(self) -> Iterator[Totals]:
+        """Yield what there is."""
+        yield self.squares
+        if self.absolute is not None:
+            yield self.absolute
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Part:
+    """Neighbouring samples of a batch that belong to one group.
+
+    Attributes:
+        rows: Which samples.
+        sums: Where they are added.
+    """
+
+    rows: slice
+    sums: Sums
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Cut the rows out of a tensor whose dimension 0 is the sample; a view."""
+        return tensor[self.rows]
+
+
+@final
+class Ledger:
+    """One `Sums` for each group; what is added between `begin` and `commit` can be taken out again.
+
+    Args:
+        make: Makes empty totals.
+        absolute: Whether to add Σ|g| too.
+        gradient: Whether to add the gradients of batches too: their sum, and n·(mean gradient)² of each batch.
+    """
+
+    def __init__(self, make: Callable[[], Totals], *, absolute: bool = False, gradient: bool = False) -> None:
+        self._make = make
+        self._pattern = make()
+        self._absolute = absolute
+        self.gradient = gradient
+        self._groups: dict[Hashable, Sums] = {}
+        self._touched: set[Hashable] = set()
+        self._open: list[Totals] = []
+        self._staged: dict[str, Tensor] = {}
+        self._batch: dict[str, Tensor] = {}
+        self.counts: Counter[Hashable] = Counter()
+        """How many samples each group has."""
+        self.signed: dict[str, Tensor] = {}
+        """Σ_i g_i of the pass."""
+        self.batched: dict[str, Tensor] = {}
+        """Σ_b n_b (1/n_b Σ_{i∈b} g_i)² of the pass."""
+
+    def parts(self, keys: Sequence[Hashable]) -> list[Part]:
+        """Cut samples into parts: one for each run of equal keys.
+
+        Args:
+            keys: One for each sample, equal ones side by side.
+
+        Returns:
+            The parts in order.
+        """
+        found, begin = [], 0
+        for end in range(1, len(keys) + 1):
+            if end == len(keys) or keys[end] != keys[begin]:
+                found.append(Part(rows=slice(begin, end), sums=self._sums(keys[begin])))
+                begin = end
+        return found
+
+    def begin(self, parts: Sequence[Part]) -> None:
+        """Add to these parts apart from now on; see `Totals.begin`."""
+        self._open = [totals for part in parts for totals in part.sums.all()]
+        for totals in self._open:
+            totals.begin()
+
+    def commit(self, keys: Sequence[Hashable]) -> None:
+        """Take over what was added since `begin`, or without it, for these samples.
+
+        Args:
+            keys: One for each sample.
+        """
+        for totals in self._open:
+            totals.commit()
+        for name, g in self._staged.items():
+            _add(self._batch, name, g)
+        self._open, self._staged = [], {}
+        self.counts.update(keys)
+
+    def roll_back(self) -> None:
+        """Forget what was added since `begin`."""
+        for totals in self._open:
+            totals.roll_back()
+        self._open, self._staged = [], {}
+
+    @property
+    def opened(self) -> bool:
+        """Whether what is being added can still be taken out."""
+        return bool(self._open)
+
+    def trial(self, samples: int) -> Part:
+        """Return a place for squares that do not count."""
+        return Part(rows=slice(0, samples), sums=Sums(squares=self._pattern.empty()))
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype in which a parameter's gradients are squared and added."""
+        return self._pattern.dtype(name)
+
+    def stage(self, gradients: Mapping[str, Tensor]) -> None:
+        """Add gradients of sums over samples of the current batch, each of its parameter's shape."""
+        for name, g in gradients.items():
+            _add(self._staged, name, g.to(self.dtype(name)))
+
+    def end_batch(self, size: int) -> None:
+        """Square the gradient of the batch that just ended."""
+        for name, g in self._batch.items():
+            _add(self.batched, name, g.square().div_(size))
+            _add(self.signed, name, g)
+        self._batch = {}
+
+    def running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield the buffers of the groups that were added to since the last look at everything; see `Totals.running`.
+
+        Args:
+            largest: Leave out buffers with more elements.
+
+        Yields:
+            Parameter name and buffer.
+        """
+        for key in self._touched:
+            yield from self._groups[key].squares.running(largest=largest)
+        if largest is None:
+            self._touched.clear()
+
+    def result(self, *, last: bool = False) -> dict[str, Tensor]:
+        """Return the squares of all groups together; see `Totals.result`."""
+        if list(self._groups) == [ALL]:
+            return self._groups[ALL].squares.result(last=last)
+        total: dict[str, Tensor] = {}
+        for sums in self._groups.values():
+            for name, t in sums.squares.result().items():
+                _add(total, name, t)
+        return total
+
+    def group(self, key: Hashable) -> dict[str, Tensor]:
+        """Return the squares of one group and give its buffers back."""
+        return self._groups[key].squares.result(last=True)
+
+    def absolute(self) -> dict[str, Tensor]:
+        """Return Σ|g| over all groups and give the buffers back."""
+        total: dict[str, Tensor] = {}
+        for sums in self._groups.values():
+            assert sums.absolute is not None, "asked for at the start"
+            for name, t in sums.absolute.result(last=True).items():
+                _add(total, name, t)
+        return total
+
+    def _sums(self, key: Hashable) -> Sums:
+        self._touched.add(key)
+        if key not in self._groups:
+            self._groups[key] = Sums(squares=self._make(), absolute=self._make() if self._absolute else None)
+        return self._groups[key]
+
+
+def _add(held: dict[str, Tensor], name: str, term: Tensor) -> None:
+    held[name] = held[name].add_(term) if name in held else term.clone()  # may be shared

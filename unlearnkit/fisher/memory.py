@@ -1,0 +1,62 @@
+"""Out of memory is no end: fewer samples in one pass."""
+
+import gc
+import warnings
+from typing import final
+
+import torch
+
+from unlearnkit.errors import UnlearnKitWarning
+
+_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory ran out.
+
+    Args:
+        error: torch raises an error of its own for a device, and a plain RuntimeError for the CPU.
+
+    Returns:
+        True for both.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
+
+
+@final
+class Limit:
+    """How many samples go through the model in one pass: halved whenever memory runs out, and never raised again.
+
+    Args:
+        chunk: To begin with; 0 for whole batches.
+    """
+
+    def __init__(self, chunk: int) -> None:
+        self._chunk = chunk
+        self._said = False
+
+    def step(self, size: int) -> int:
+        """Return how many samples to take of so many."""
+        return min(self._chunk or size, size)
+
+    def halve(self, tried: int, device: torch.device) -> None:
+        """Take half as many from now on, give memory back, and say so the first time.
+
+        Args:
+            tried: How many samples were too many: at least two.
+            device: Where.
+        """
+        self._chunk = tried // 2
+        gc.collect()  # what the failed pass held may be in cycles
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        if not self._said:
+            self._said = True
+            warnings.warn(
+                f"out of memory with {tried} samples in one pass: going on with {self._chunk} and fewer if need be; "
+                f"the totals are the same, and chunk={self._chunk} begins there",
+                UnlearnKitWarning,
+                stacklevel=2,
+            )

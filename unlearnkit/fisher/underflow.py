@@ -1,0 +1,70 @@
+"""Says when squares are too small for the dtype that they are added in."""
+
+from collections.abc import Mapping
+from typing import final
+
+import torch
+from torch import Tensor
+
+_AT_A_TIME = 1 << 18  # elements: what is made on the way is small
+
+
+@final
+class Underflow:
+    """Finds weights whose gradient is not zero and whose total is zero, or too small to have all its digits.
+
+    A total between 0 and the smallest normal number has lost digits: every total is looked at, once, at the end. A
+    total of 0 is a loss only where some gradient was not 0, and single gradients are seen only where a sample is
+    differentiated alone, as the samples of the engine's probe are: there it is noted which weights had g ≠ 0 = g².
+    """
+
+    def __init__(self) -> None:
+        self._lost: dict[str, Tensor] = {}
+
+    def look(self, name: str, gradient: Tensor, dtype: torch.dtype) -> None:
+        """Look at one gradient.
+
+        Args:
+            name: Of the parameter.
+            gradient: Its shape, or with leading ones.
+            dtype: That squares are added in.
+        """
+        flat = gradient.detach().reshape(-1)
+        pieces = [_vanishes(flat[at : at + _AT_A_TIME].to(dtype)) for at in range(0, len(flat), _AT_A_TIME)]
+        if pieces and bool(torch.stack([piece.any() for piece in pieces]).any()):
+            lost = torch.cat(pieces)
+            self._lost[name] = lost | self._lost[name] if name in self._lost else lost
+
+    def report(self, totals: Mapping[str, Tensor]) -> str | None:
+        """Say which totals are too small.
+
+        Args:
+            totals: At the end of the pass.
+
+        Returns:
+            One sentence, or None when there is nothing to say.
+        """
+        found = {}
+        for name, total in totals.items():
+            small = (total > 0) & (total < torch.finfo(total.dtype).tiny)
+            if name in self._lost:
+                small |= (total == 0) & self._lost[name].view(total.shape)
+            found[name] = small.sum()
+        counts = {name: count for name, count in zip(found, _numbers(list(found.values())), strict=True) if count}
+        if not counts:
+            return None
+        names = ", ".join(f"{name} ({count} of {totals[name].numel()})" for name, count in counts.items())
+        kinds = " and ".join(sorted({str(totals[name].dtype).removeprefix("torch.") for name in counts}))
+        return (
+            f"squares underflow in {kinds}: weights whose gradients are not zero have a total of zero or of few digits "
+            f"in {names}: use accumulate='float64', or multiply the loss by a power of two"
+        )
+
+
+def _vanishes(g: Tensor) -> Tensor:
+    return (g != 0) & (g.square() == 0)
+
+
+def _numbers(counts: list[Tensor]) -> list[int]:
+    """Bring all counts over at once: one wait, not one for each parameter."""
+    return [int(count) for count in torch.stack(counts).cpu()] if counts else []
