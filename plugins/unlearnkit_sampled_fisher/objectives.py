@@ -26,7 +26,8 @@ class GivenLabels(Objective):
         """Return the weighted loss of every sample; see `Objective.losses`."""
         inner, labels, weights = batch
         found = logits(model, inner, objective=self.objective)
-        return nn.functional.cross_entropy(found, labels, reduction="none") * weights.sqrt().to(found.dtype)
+        losses: Tensor = nn.functional.cross_entropy(found, labels, reduction="none") * weights.sqrt().to(found.dtype)
+        return losses
 
 
 def logits(model: nn.Module, batch: Any, *, objective: Objective) -> Tensor:

@@ -49,7 +49,7 @@ class Underflow:
             small = (total > 0) & (total < torch.finfo(total.dtype).tiny)
             if name in self._lost:
                 small |= (total == 0) & self._lost[name].view(total.shape)
-            found[name] = small.sum()
+            found[name] = torch.count_nonzero(small)  # a sum would copy it to 64 bits
         counts = {name: count for name, count in zip(found, _numbers(list(found.values())), strict=True) if count}
         if not counts:
             return None
