@@ -240,10 +240,12 @@ class Importance:
             NonFiniteError: A NaN or an infinity, naming the parameters.
             MismatchError: A negative total, naming the parameters.
         """
-        bad = [name for name, t in self.totals.items() if not bool(torch.isfinite(t).all())]
+        # Sums and minima need no copies as large as the totals; a sum may overflow by itself, hence the second look.
+        dubious = [name for name, t in self.totals.items() if not bool(torch.isfinite(t.sum()))]
+        bad = [name for name in dubious if not bool(torch.isfinite(self.totals[name]).all())]
         if bad:
             raise NonFiniteError(f"{who}: expected finite importances, saw NaN or infinity in {', '.join(bad)}")
-        negative = [name for name, t in self.totals.items() if bool((t < 0).any())]
+        negative = [name for name, t in self.totals.items() if t.numel() and bool(t.min() < 0)]
         raise_all((f"{name}: expected importances ≥ 0, saw a negative one" for name in negative), where=who)
 
     def save(self, path: str | Path) -> None:

@@ -30,9 +30,9 @@ class Underflow:
             dtype: That squares are added in.
         """
         flat = gradient.detach().reshape(-1)
-        pieces = [_vanishes(flat[at : at + _AT_A_TIME].to(dtype)) for at in range(0, len(flat), _AT_A_TIME)]
-        if pieces and bool(torch.stack([piece.any() for piece in pieces]).any()):
-            lost = torch.cat(pieces)
+        parts = [_vanishes(part.to(dtype)).any() for part in _parts(flat)]
+        if parts and bool(torch.stack(parts).any()):
+            lost = torch.cat([_vanishes(part.to(dtype)) for part in _parts(flat)])
             self._lost[name] = lost | self._lost[name] if name in self._lost else lost
 
     def report(self, totals: Mapping[str, Tensor]) -> str | None:
@@ -44,12 +44,7 @@ class Underflow:
         Returns:
             One sentence, or None when there is nothing to say.
         """
-        found = {}
-        for name, total in totals.items():
-            small = (total > 0) & (total < torch.finfo(total.dtype).tiny)
-            if name in self._lost:
-                small |= (total == 0) & self._lost[name].view(total.shape)
-            found[name] = torch.count_nonzero(small)  # a sum would copy it to 64 bits
+        found = {name: self._too_small(name, total.reshape(-1)) for name, total in totals.items()}
         counts = {name: count for name, count in zip(found, _numbers(list(found.values())), strict=True) if count}
         if not counts:
             return None
@@ -59,6 +54,19 @@ class Underflow:
             f"squares underflow in {kinds}: weights whose gradients are not zero have a total of zero or of few digits "
             f"in {names}: use accumulate='float64', or multiply the loss by a power of two"
         )
+
+    def _too_small(self, name: str, total: Tensor) -> Tensor:
+        tiny, count = torch.finfo(total.dtype).tiny, torch.zeros((), dtype=torch.long, device=total.device)
+        for i, part in enumerate(_parts(total)):
+            small = (part > 0) & (part < tiny)
+            if name in self._lost:
+                small |= (part == 0) & _parts(self._lost[name])[i]
+            count += torch.count_nonzero(small)
+        return count
+
+
+def _parts(flat: Tensor) -> list[Tensor]:
+    return [flat[at : at + _AT_A_TIME] for at in range(0, len(flat), _AT_A_TIME)]
 
 
 def _vanishes(g: Tensor) -> Tensor:
