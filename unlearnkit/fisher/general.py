@@ -119,6 +119,7 @@ class SquaredGradients:
                 g = found.pop()  # not kept: two samples' gradients would be twice the weights
                 if g is not None:
                     receive(name, g.unsqueeze(0))
+                del g
             losses.append(loss.detach())
         return torch.cat(losses)
 
