@@ -26,7 +26,7 @@ LAYERS = """
 errors frozen memory progress rng suggest tracing
 batches factories files mixing options overrides parameters structure
 checkpoint discovery guard objective patch provenance sealed
-importance report
+importance language report
 importance_file evidence metric estimator scores
 unlearner distillation finetuning
 elementwise fisher

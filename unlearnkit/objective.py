@@ -112,23 +112,8 @@ class CrossEntropy(Objective):
 
         Returns:
             Shape (batch, classes, …).
-
-        Raises:
-            ConfigurationError: The model's output holds no logits where they were looked for.
         """
-        result = model(pick(batch, self.inputs, what="inputs"))
-        if self.output != "auto":
-            return _tensor(pick(result, self.output, what="logits"))
-        if isinstance(result, Tensor):
-            return result
-        found = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
-        if found is None:
-            keys = f" with the keys {sorted(map(str, result))}" if isinstance(result, Mapping) else ""
-            raise ConfigurationError(
-                f"expected the model {type(model).__name__} to return logits as a tensor or in a field 'logits', saw "
-                f"{type(result).__name__}{keys}: name the field, for example CrossEntropy(output='out')"
-            )
-        return _tensor(found)
+        return logits_of(model(pick(batch, self.inputs, what="inputs")), output=self.output, model=model)
 
     def labels(self, batch: Any) -> Tensor:
         """Return the labels of the batch.
@@ -140,6 +125,34 @@ class CrossEntropy(Objective):
             Shape (batch, …), an integer dtype (or class probabilities).
         """
         return _tensor(pick(batch, self.targets, what="targets"))
+
+
+def logits_of(result: Any, *, output: int | str, model: nn.Module) -> Tensor:
+    """Find the logits in what a model returned.
+
+    Args:
+        result: A tensor, a mapping, a sequence or an object.
+        output: Where they stand; ``"auto"`` takes a tensor as it is, or the field ``logits``.
+        model: For the message.
+
+    Returns:
+        The logits.
+
+    Raises:
+        ConfigurationError: They are not there.
+    """
+    if output != "auto":
+        return _tensor(pick(result, output, what="logits"))
+    if isinstance(result, Tensor):
+        return result
+    found = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
+    if found is None:
+        keys = f" with the keys {sorted(map(str, result))}" if isinstance(result, Mapping) else ""
+        raise ConfigurationError(
+            f"expected the model {type(model).__name__} to return logits as a tensor or in a field 'logits', saw "
+            f"{type(result).__name__}{keys}: name the field, for example CrossEntropy(output='out')"
+        )
+    return _tensor(found)
 
 
 def check_losses(losses: Any, batch: Any, *, objective: Objective) -> Tensor:
