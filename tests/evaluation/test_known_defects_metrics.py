@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from unlearnkit import Exam, Metric, MismatchError
+from unlearnkit.config import load_config
 from unlearnkit.evaluation import (
+    LossAndAccuracy,
     attack_success,
     gap_to_retrain,
     jensen_shannon,
@@ -21,7 +23,13 @@ from unlearnkit.evaluation import (
 from unlearnkit.evaluation import metrics as shipped
 from unlearnkit.evaluation.features import margins, modified_entropies, softmax_of
 from unlearnkit.evaluation.membership import Samples
+from unlearnkit.experiment import Experiment
 from unlearnkit.parameters import digest
+from unlearnkit.references import retrained_models
+from unlearnkit.report import Report, TensorChange
+from unlearnkit.reporting.verdict import verdict
+from unlearnkit.runner import run
+from unlearnkit.trainer import train_original
 
 LOGITS = np.random.default_rng(0).normal(size=(60, 5))
 LABELS = np.random.default_rng(1).integers(0, 5, 60)
@@ -115,6 +123,41 @@ def test_row_06_a_metric_that_trains_is_refused_and_undone():
     assert digest(paper.model) == before
 
 
+def test_row_07_a_retrained_reference_does_not_depend_on_the_original(digits_toml, tmp_path):
+    """ "Retrain from scratch" resets the last layer only."""
+    found = []
+    for seed in (0, 1):  # two originals of the same kind, each with a folder of its own
+        checkpoint = tmp_path / f"{seed}.safetensors"
+        settings = [f"model.checkpoint='{checkpoint}'", f"evaluation.retrained_folder='{tmp_path / str(seed)}'"]
+        config = load_config(digits_toml, [*settings, "training.epochs=1", f"training.seed={seed}"])
+        train_original(config)
+        experiment = Experiment.load(config)
+        found.append((experiment.original_model()[0], *retrained_models(experiment, [100])))
+    (one, first), (other, second) = found
+    assert digest(one) != digest(other)
+    assert digest(first) == digest(second)
+    assert all(
+        not torch.equal(a, b)
+        for a, b in zip(first.state_dict().values(), one.state_dict().values(), strict=True)
+        if a.is_floating_point()
+    )  # every layer, not the last alone
+
+
+def test_row_14_a_destroyed_model_and_a_no_op_are_results_in_words():
+    """Breadth without truth: nine of eleven methods changed no prediction at their defaults, and nothing said so."""
+    report = Report(method="ssd", tensors=(TensorChange(name="w", size=4, changed=1),))
+
+    def scores(retain, forget):
+        pairs = (("retain-test", retain), ("forget-train", forget))
+        return {name: LossAndAccuracy(loss=1 - value, accuracy=value, samples=100) for name, value in pairs}
+
+    before = scores(0.96, 0.95)
+    assert "has no effect" in " ".join(verdict(report, before, before))
+    assert "nothing was forgotten" in " ".join(verdict(report, before, scores(0.95, 0.97)))
+    assert "destroyed" in " ".join(verdict(report, before, scores(0.11, 0.0)))
+    assert "0 of 4 weights" in Report(method="ssd", tensors=(TensorChange(name="w", size=4, changed=0),)).sentence()
+
+
 def test_row_13_forgetting_more_than_retraining_is_a_gap():
     """Forget accuracy 0 presented as success where a retrained model keeps 72 %."""
     retrained = [0.70, 0.72, 0.74]
@@ -156,6 +199,37 @@ def test_row_16_likelihood_ratios_are_of_logit_scaled_confidences():
     remembers = random.normal(6.0, 1.0, size=(10, 40)).clip(0.1)
     assert ulira(remembers, retrained.clip(0.1)).auc > 0.9
     assert ulira(retrained, retrained).auc == 0.5
+
+
+@pytest.mark.parametrize("name", shipped.__all__)
+def test_row_20_a_metric_does_not_depend_on_how_data_are_cut_into_batches(name):
+    """Per-batch accuracies averaged without weights."""
+    whole = exam()
+    cut = {split: list(zip(x.split(7), y.split(7), strict=True)) for split, [(x, y)] in whole.splits.items()}
+    options = {"margin": 1.0} if name == "RelearnTime" else {}  # its steps are batches: there must be none
+    one, other = (getattr(shipped, name)(**options).evaluate(paper) for paper in (whole, exam(splits=cut)))
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        assert other[key] == (None if value is None else pytest.approx(value, abs=1e-5)), key
+
+
+def test_row_22_the_same_seeds_give_the_same_numbers_and_each_seed_has_its_own_part(digits_toml):
+    """Results change with worker count, world size or library version and nobody can tell."""
+    names = "evaluation.metrics=['mia-loss', 'loss-and-accuracy', 'zrf']"
+    usual = [names, "method=[{name='ssd', options={alpha=3}}]", "evaluation.splits=['retain-test', 'forget-train']"]
+
+    def found(*settings):
+        (record,) = run(load_config(digits_toml, [*usual, *settings]), overwrite=True)
+        return record
+
+    one, again, measured = found(), found(), found("evaluation.seed=7")
+    assert one.metrics == again.metrics
+    assert one.report.model_after == again.report.model_after == measured.report.model_after
+    assert one.after == measured.after
+    assert one.metrics["zrf"] != measured.metrics["zrf"]  # its untrained model is drawn from the evaluation's seed
+    shuffled = found("seed=7", "importance.shuffle=true", "training.seed=9")
+    assert shuffled.report.model_before == one.report.model_before
+    assert shuffled.before == one.before
 
 
 @pytest.mark.parametrize("name", shipped.__all__)
