@@ -40,6 +40,7 @@ reporting experiment
 references
 runner scaffold trainer
 deletion tuning
+comparison
 demo
 commands
 cli

@@ -56,6 +56,7 @@ SECTIONS = {
     "[[method]]": configuration.MethodConfig,
     "[evaluation]": configuration.EvaluationConfig,
     "[tuning]": configuration.TuningConfig,
+    "[comparison]": configuration.ComparisonConfig,
     "[training]": Training,
     "[deletion]": configuration.DeletionConfig,
 }

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from unlearnkit import __version__
+from unlearnkit.commands.compare import compare
 from unlearnkit.commands.demo import demo
 from unlearnkit.commands.forget import forget
 from unlearnkit.commands.installed import methods, plugins
@@ -24,7 +25,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-COMMANDS = (run, tune, train, demo, ledger, forget, verify_receipts, rollback, purge, methods, plugins, new_plugin)
+COMMANDS = (
+    run,
+    tune,
+    compare,
+    train,
+    demo,
+    ledger,
+    forget,
+    verify_receipts,
+    rollback,
+    purge,
+    methods,
+    plugins,
+    new_plugin,
+)
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(patch)

@@ -113,6 +113,8 @@ class MethodConfig:
         options: Its options.
         normalise: Compare mean importances; false compares sums.
         max_fraction: The largest fraction of weights that may change, 0 to 1; 1 sets no limit.
+        grid: For ``unlearnkit compare``: options to lists of values; every combination is a variant of its own.
+        tuned: For ``unlearnkit compare``: look for the options by ``[tuning]`` in the place of fixed ones.
     """
 
     name: str
@@ -120,11 +122,20 @@ class MethodConfig:
     options: Mapping[str, Any] = attrs.field(factory=dict)
     normalise: bool = True
     max_fraction: float = option(1.0, at_least=0, at_most=1, doc="largest fraction of weights that may change")
+    grid: Mapping[str, Any] = attrs.field(factory=dict)
+    tuned: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        for name, values in self.grid.items():
+            if not isinstance(values, list | tuple) or not values:
+                raise ConfigurationError(f"grid.{name}: expected a list of at least one value, saw {values!r}")
+            if name in self.options:
+                raise ConfigurationError(f"grid.{name}: stands in options too: one of the two must go")
 
 
-def _distinct_seeds(_: Any, __: Any, seeds: tuple[int, ...]) -> None:
+def _seeds(_: Any, field: "attrs.Attribute[Any]", seeds: tuple[int, ...]) -> None:
     if any(seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise ConfigurationError(f"evaluation.retrained_seeds: expected different whole numbers ≥ 0, saw {list(seeds)}")
+        raise ConfigurationError(f"{field.name}: expected different whole numbers ≥ 0, saw {list(seeds)}")
 
 
 @final
@@ -150,7 +161,7 @@ class EvaluationConfig:
     options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     seed: int = option(0, at_least=0, doc="of whatever draws numbers while measuring")
     retrained: tuple[str, ...] = ()
-    retrained_seeds: tuple[int, ...] = attrs.field(default=(), validator=_distinct_seeds)
+    retrained_seeds: tuple[int, ...] = attrs.field(default=(), validator=_seeds)
     retrained_folder: str = ""
 
 
@@ -214,6 +225,29 @@ class DeletionConfig:
 
 @final
 @attrs.frozen(kw_only=True)
+class ComparisonConfig:
+    """What ``unlearnkit compare`` puts beside each other: methods × options × seeds × forget targets.
+
+    Attributes:
+        training_seeds: One original model each, in the place of ``training.seed``.
+        retrained_seeds: Of the models retrained without the forget set, besides ``evaluation.retrained_seeds``.
+        unlearning_seeds: Of what methods draw, of the order of importance batches and of the validation split of
+            tuning; in the place of the top-level ``seed``.
+        metrics: What to measure, besides ``evaluation.metrics``.
+        forget: What to forget, one after the other; the section ``[forget]`` when left out.
+        threads: Of torch in each process. The last bits of a result depend on it, so results are kept by it.
+    """
+
+    training_seeds: tuple[int, ...] = attrs.field(default=(0,), validator=_seeds)
+    retrained_seeds: tuple[int, ...] = attrs.field(default=(100, 101, 102), validator=_seeds)
+    unlearning_seeds: tuple[int, ...] = attrs.field(default=(0,), validator=_seeds)
+    metrics: tuple[str, ...] = ("tug-of-war", "gap-to-retrain")
+    forget: tuple[ForgetConfig, ...] = ()
+    threads: int = option(1, at_least=1, doc="of torch in each process")
+
+
+@final
+@attrs.frozen(kw_only=True)
 class Config:
     """A whole experiment.
 
@@ -227,6 +261,7 @@ class Config:
         method: The edits, each from the original model.
         evaluation: What to measure.
         tuning: How ``unlearnkit tune`` looks for the right edit.
+        comparison: What ``unlearnkit compare`` compares.
         training: How ``unlearnkit train`` makes the original model.
         deletion: How deletion requests are dealt with.
         seed: Of the edit and of the order of its data; ``training.seed`` and ``evaluation.seed`` are others.
@@ -242,6 +277,7 @@ class Config:
     method: tuple[MethodConfig, ...] = ()
     evaluation: EvaluationConfig = attrs.field(factory=EvaluationConfig)
     tuning: TuningConfig = attrs.field(factory=TuningConfig)
+    comparison: ComparisonConfig = attrs.field(factory=ComparisonConfig)
     training: Training = attrs.field(factory=Training)
     deletion: DeletionConfig = attrs.field(factory=DeletionConfig)
     seed: int = option(0, at_least=0, doc="of the edit and of the order of its data")

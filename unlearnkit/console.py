@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,6 +42,36 @@ def bars(*, quiet: bool = False) -> Iterator[Progress]:
             yield from shown.track(items, total=total, description=what)
 
         yield progress
+
+
+@contextmanager
+def counting(total: int, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
+    """Show one bar for many pieces of work, several at a time, with the names of the running ones.
+
+    Args:
+        total: How many there are.
+        quiet: Show nothing.
+
+    Yields:
+        To be told ``("started" or anything else for an end, name, counts=…)``: whether the piece is one of those
+        that the bar counts.
+    """
+    running: list[str] = []
+    columns = (TextColumn("{task.percentage:>3.0f} %"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    names = TextColumn("{task.description}", markup=False)
+    with Bars(*columns, TimeRemainingColumn(), names, console=err, transient=True, disable=quiet) as shown:
+        bar = shown.add_task("", total=total)
+
+        def tell(kind: str, name: str, *, counts: bool = True) -> None:
+            if kind == "started":
+                running.append(name)
+            elif name in running:
+                running.remove(name)
+            more = f" and {len(running) - 1} more" if len(running) > 1 else ""
+            advance = int(counts and kind != "started")
+            shown.update(bar, advance=advance, description=f"{running[0]}{more}" if running else "")
+
+        yield tell
 
 
 @contextmanager

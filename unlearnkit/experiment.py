@@ -212,7 +212,12 @@ def make_unlearner(method: MethodConfig, plugins: PluginManager) -> Unlearner:
 
     Returns:
         The method.
+
+    Raises:
+        ConfigurationError: It has a grid, which stands for several methods.
     """
+    if method.grid:
+        raise ConfigurationError(f"method {method.label!r}: expected no grid, which is for `unlearnkit compare` alone")
     return call(plugins.unlearner(method.name), method.options, where=f"method.{method.label}.options")
 
 

@@ -1,4 +1,4 @@
-"""Models retrained without the forget set: each is trained once, and kept by everything that it depends on."""
+"""Models retrained without the forget set, and originals: trained once, kept by everything that they depend on."""
 
 import hashlib
 import json
@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from unlearnkit.checkpoint import load_checkpoint, save_checkpoint
 from unlearnkit.config import Config
+from unlearnkit.data import LabelledImages
 from unlearnkit.errors import StoreError
 from unlearnkit.experiment import Experiment
 from unlearnkit.manifest import data_digest, versions
@@ -43,7 +44,8 @@ class Recipe:
         initial: Digest of the untrained model, layers and weights, so that a change of the factory's code is noticed;
             see `initial_digest`.
         data: Digest of the full training set; see `unlearnkit.manifest.data_digest`.
-        forget: Digest of which samples are left out; see `unlearnkit.data.Split.digest`.
+        forget: Digest of which samples are left out; see `unlearnkit.data.Split.digest`; "" for none, which makes an
+            original model.
         objective: What training makes smaller; see `unlearnkit.Objective.describe`.
         training: How it is trained; the seed is also that of the initial weights.
         device: ``"cpu"`` or ``"cuda"``: the same seed gives other weights on the other.
@@ -179,14 +181,23 @@ def retrained_models(
     seeds = experiment.config.evaluation.retrained_seeds if seeds is None else seeds
     if not seeds:
         return ()
-    store, data = ReferenceStore(folder=reference_folder(experiment.config)), experiment.splits()["retain-train"]
-    digest_of_data = data_digest(experiment.bundle.train)
-    models = []
-    for seed in seeds:
-        model = experiment.fresh_model(seed=seed)
-        recipe = _recipe(experiment, model, digest_of_data, seed)
-        models.append(store.get(recipe, model, data, objective=experiment.objective, progress=progress))
-    return tuple(models)
+    data, split = experiment.splits()["retain-train"], experiment.split
+    assert split is not None, "splits() needs it"
+    return tuple(_kept(experiment, seed, data, forget=split.train.digest(), progress=progress) for seed in seeds)
+
+
+def kept_original(experiment: Experiment, *, progress: Progress = silent) -> nn.Module:
+    """Train the original model of a configuration, or read what is kept: the reference whose forget set is empty.
+
+    Args:
+        experiment: A loaded configuration; its training seed is the model's. Its checkpoint is not looked at.
+        progress: Shows a bar for each epoch of training.
+
+    Returns:
+        The model in eval mode on the experiment's device.
+    """
+    seed = experiment.config.training.seed
+    return _kept(experiment, seed, experiment.bundle.train, forget="", progress=progress)
 
 
 def references(experiment: Experiment, *, progress: Progress = silent) -> tuple[nn.Module, ...]:
@@ -216,18 +227,20 @@ def reference_folder(config: Config) -> Path:
     return Path(config.evaluation.retrained_folder or Path(config.output) / ".retrained")
 
 
-def _recipe(experiment: Experiment, model: nn.Module, data: str, seed: int) -> Recipe:
-    config, split = experiment.config, experiment.split
-    assert split is not None, "splits() was asked first, which needs it"
-    return Recipe(
+def _kept(experiment: Experiment, seed: int, data: LabelledImages, *, forget: str, progress: Progress) -> nn.Module:
+    config, model = experiment.config, experiment.fresh_model(seed=seed)
+    recipe = Recipe(
         factory=config.model.factory,
         options=config.model.options,
         initial=initial_digest(model),
-        data=data,
-        forget=split.train.digest(),
+        data=data_digest(experiment.bundle.train),
+        forget=forget,
         objective=experiment.objective.describe(),
         training=attrs.evolve(config.training, seed=seed),
         device=experiment.device.type,
+    )
+    return ReferenceStore(folder=reference_folder(config)).get(
+        recipe, model, data, objective=experiment.objective, progress=progress
     )
 
 

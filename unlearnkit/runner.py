@@ -64,6 +64,9 @@ def run(
     plugins = plugins or default_manager()
     if not config.method:
         raise ConfigurationError("method: expected at least one [[method]], saw none: `unlearnkit methods` lists them")
+    tuned = [method.label for method in config.method if method.tuned]
+    if tuned:
+        raise ConfigurationError(f"method {tuned[0]!r}: expected fixed options, saw tuned: use `unlearnkit tune`")
     unlearners = {method.label: make_unlearner(method, plugins) for method in config.method}
     folders = {method.label: Path(config.output) / method.label for method in config.method}
     taken = [str(folder) for folder in folders.values() if folder.exists()]

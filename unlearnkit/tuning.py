@@ -1,6 +1,7 @@
 """Tuning from a configuration: the right edit of one method, its checkpoint, and everything that was tried."""
 
 import copy
+import time
 from pathlib import Path
 from typing import final
 
@@ -76,43 +77,58 @@ def tune(
 
     Raises:
         StoreError: The folder of results is in the way.
+        ConfigurationError: The method has a grid, or cannot be tuned.
     """
     plugins = plugins or default_manager()
     method = chosen_method(config, config.tuning.method, key="tuning.method")
-    unlearner = _elementwise(method, plugins)
+    unlearner = elementwise(method, plugins)
     folder = Path(config.output) / f"{method.label}-tuned"
     if folder.exists() and not overwrite:
         raise StoreError(f"results are there already: {folder}: choose another output, or overwrite them")
-    job = Job.start(config, plugins, again=again, progress=progress)
-    search = _Search.start(job, config.tuning)
+    job, unseen = set_aside(Job.start(config, plugins, again=again, progress=progress))
+    search = Search.start(job, unseen)
     model = copy.deepcopy(job.original)
-    run = Run(
-        method=unlearner.name,
-        options=option_values(unlearner),
-        estimator=search.job.experiment.config.importance.estimator,
-        model=type(model).__qualname__,
-    )
-    plugins.before_run(run)
-    tuning = search.tune(model, unlearner, method)
-    report = tuning.report or Report(method=unlearner.name, remarks=(tuning.sentence(),))
-    report = attrs.evolve(report, provider=plugins.provider_of(type(unlearner)))
+    tuning, report = search.edit(model, unlearner, method)
     record = search.record(folder.name, tuning, report, model)
-    if tuning.chosen is not None:
-        plugins.after_run(run, report)
     write_result(folder, model if tuning.chosen else None, record, metadata=job.metadata())
     return Tuned(tuning=tuning, record=record, folder=folder)
 
 
 @final
 @attrs.frozen(kw_only=True, eq=False)
-class _Search:
+class Search:
+    """The validation split of one original model, and the importances beside it, for as many methods as one likes.
+
+    Attributes:
+        job: The job, with the test set that is left.
+        carved: The training set in four parts.
+        unseen: Samples that set the target ``"unseen"``; see `set_aside`.
+        known: Importances that were measured already.
+        seconds: What these took.
+    """
+
     job: Job
     carved: Carved
     unseen: LabelledImages | None
+    known: dict[Role, Importance] = attrs.field(factory=dict, repr=False)
+    seconds: dict[str, float] = attrs.field(factory=dict)
 
     @classmethod
-    def start(cls, job: Job, config: TuningConfig) -> "_Search":
-        objective = job.experiment.objective
+    def start(cls, job: Job, unseen: LabelledImages | None = None) -> "Search":
+        """Carve the validation split.
+
+        Args:
+            job: The job.
+            unseen: What `set_aside` took out of its test set.
+
+        Returns:
+            The search.
+
+        Raises:
+            ConfigurationError: The target is that of retrained models, and there are none; or the objective has no
+                accuracy to choose by.
+        """
+        objective, config = job.experiment.objective, job.experiment.config.tuning
         if not isinstance(objective, CrossEntropy):
             raise ConfigurationError(
                 f"objective: `tune` chooses by accuracy: expected a CrossEntropy, saw {objective.describe()}"
@@ -122,20 +138,42 @@ class _Search:
                 "tuning.target 'retrained': expected retrained models, saw none: name checkpoints in "
                 "evaluation.retrained, or training seeds in evaluation.retrained_seeds"
             )
-        unseen = None
-        if config.target == "unseen":
-            experiment, unseen = _set_aside(job.experiment, config.unseen_fraction)
-            job = attrs.evolve(job, experiment=experiment)
         split = job.experiment.split
         assert split is not None, "Job.start() asked for the splits, which need it"
         targets, seed = job.experiment.bundle.train.targets, job.experiment.config.seed
         carved = carve(split.train, targets, fraction=config.validation_fraction, seed=seed)
         return cls(job=job, carved=carved, unseen=unseen)
 
-    def tune(self, model: nn.Module, unlearner: ElementwiseUnlearner, method: MethodConfig) -> Tuning:
+    def edit(self, model: nn.Module, unlearner: ElementwiseUnlearner, method: MethodConfig) -> tuple[Tuning, Report]:
+        """Search, edit with what was found, and tell the observers.
+
+        Args:
+            model: A copy of the original, edited in place; or left alone, where nothing is within the budget.
+            unlearner: The method.
+            method: Its part of the configuration.
+
+        Returns:
+            What was tried, and the report of the edit; without one, a report that says so.
+        """
+        plugins = self.job.plugins
+        run = Run(
+            method=unlearner.name,
+            options=option_values(unlearner),
+            estimator=self.job.experiment.config.importance.estimator,
+            model=type(model).__qualname__,
+        )
+        plugins.before_run(run)
+        tuning = self._tune(model, unlearner, method)
+        report = tuning.report or Report(method=unlearner.name, remarks=(tuning.sentence(),))
+        report = attrs.evolve(report, provider=plugins.provider_of(type(unlearner)))
+        if tuning.chosen is not None:
+            plugins.after_run(run, report)
+        return tuning, report
+
+    def _tune(self, model: nn.Module, unlearner: ElementwiseUnlearner, method: MethodConfig) -> Tuning:
         experiment, config = self.job.experiment, self.job.experiment.config.tuning
-        forget, reference = self.importances(unlearner, method)
-        target, source = self.target(config)
+        forget, reference = self._importances(unlearner, method)
+        target, source = self._target(config)
         tuner = Tuner(
             unlearner=unlearner,
             operating=config.operating,
@@ -151,58 +189,85 @@ class _Search:
             forget=forget,
             reference=reference,
             validation=Validation(
-                retain=experiment.evaluation_batches(self.part(self.carved.retain_validation)),
-                forget=experiment.evaluation_batches(self.part(self.carved.forget_validation)),
+                retain=experiment.evaluation_batches(self._part(self.carved.retain_validation)),
+                forget=experiment.evaluation_batches(self._part(self.carved.forget_validation)),
             ),
             target=target,
             target_source=source,
-            retain_data=experiment.evaluation_batches(self.part(self.carved.retain)),
+            retain_data=experiment.evaluation_batches(self._part(self.carved.retain)),
             objective=experiment.objective,
             seed=experiment.config.seed,
             max_fraction=method.max_fraction,
             progress=self.job.progress,
         )
 
-    def part(self, rows: np.ndarray) -> LabelledImages:
+    def _part(self, rows: np.ndarray) -> LabelledImages:
         return self.job.experiment.bundle.train.subset(rows)
 
-    def importances(
+    def _importances(
         self, unlearner: ElementwiseUnlearner, method: MethodConfig
     ) -> tuple[Importance, Importance | None]:
         experiment = self.job.experiment
         estimator, role = experiment.estimator(self.job.plugins), Role(experiment.config.importance.reference)
 
         def estimate(rows: np.ndarray, role: Role) -> Importance:
-            batches = experiment.importance_batches(self.part(rows))
-            found = estimator.estimate(
-                self.job.original, batches, objective=experiment.objective, role=role, progress=self.job.progress
-            )
-            return found if method.normalise else found.unnormalised()
+            if role not in self.known:
+                start = time.perf_counter()
+                batches = experiment.importance_batches(self._part(rows))
+                self.known[role] = estimator.estimate(
+                    self.job.original, batches, objective=experiment.objective, role=role, progress=self.job.progress
+                )
+                self.seconds[f"{role.value} importance"] = time.perf_counter() - start
+            return self.known[role] if method.normalise else self.known[role].unnormalised()
 
         forget = estimate(self.carved.forget, Role.FORGET)
         if Need.REFERENCE_IMPORTANCE not in unlearner.needs:
             return forget, None
         return forget, estimate(self.carved.full if role is Role.FULL else self.carved.retain, role)
 
-    def target(self, config: TuningConfig) -> tuple[float, str]:
+    def _target(self, config: TuningConfig) -> tuple[float, str]:
         if config.target == "stated":
             return config.forget_accuracy, "stated"
         if self.unseen is not None:
             what = f"the original's on {len(self.unseen)} samples of the same kind that it was not trained on"
             return _accuracy(self.job.experiment, self.job.original, self.unseen), what
-        data = self.part(self.carved.forget_validation)
+        data = self._part(self.carved.forget_validation)
         found = [_accuracy(self.job.experiment, model, data) for model in self.job.retrained]
         return float(np.mean(found)), f"the mean of {len(found)} retrained models on the same samples"
 
     def record(self, label: str, tuning: Tuning, report: Report, model: nn.Module) -> RunRecord:
-        split = self.job.experiment.split
-        assert split is not None, "Job.start() asked for the splits, which need it"
-        record = RunRecord(label=label, report=report, forget=forget_record(split.train), tuning=self.described(tuning))
+        """Measure an edited model; without an edit there is nothing to measure.
+
+        Args:
+            label: Of the record.
+            tuning: What was tried.
+            report: Of the edit.
+            model: The edited model.
+
+        Returns:
+            The record.
+        """
+        record = self.described(label, tuning, report)
         if tuning.chosen is None:
             return attrs.evolve(record, manifest=self.job.manifest())
         return self.job.evaluated(record, model, self.job.evaluate(self.job.original))
 
-    def described(self, tuning: Tuning) -> dict[str, object]:
+    def described(self, label: str, tuning: Tuning, report: Report) -> RunRecord:
+        """Put down what was tried, without measuring.
+
+        Args:
+            label: Of the record.
+            tuning: What was tried.
+            report: Of the edit.
+
+        Returns:
+            The record.
+        """
+        split = self.job.experiment.split
+        assert split is not None, "Job.start() asked for the splits, which need it"
+        return RunRecord(label=label, report=report, forget=forget_record(split.train), tuning=self._described(tuning))
+
+    def _described(self, tuning: Tuning) -> dict[str, object]:
         carved = self.carved
         samples = {
             "forget importance": len(carved.forget),
@@ -214,7 +279,19 @@ class _Search:
         return {**tuning.to_dict(), "samples": samples}
 
 
-def _elementwise(method: MethodConfig, plugins: PluginManager) -> ElementwiseUnlearner:
+def elementwise(method: MethodConfig, plugins: PluginManager) -> ElementwiseUnlearner:
+    """Make a method that can be tuned.
+
+    Args:
+        method: Its part of the configuration.
+        plugins: Where its name is looked up.
+
+    Returns:
+        The method.
+
+    Raises:
+        ConfigurationError: It is not elementwise.
+    """
     unlearner = make_unlearner(method, plugins)
     if not isinstance(unlearner, ElementwiseUnlearner):
         raise ConfigurationError(
@@ -231,13 +308,29 @@ def _accuracy(experiment: Experiment, model: nn.Module, data: LabelledImages) ->
     return found
 
 
-def _set_aside(experiment: Experiment, fraction: float) -> tuple[Experiment, LabelledImages]:
-    """Take part of the test set out of it, and return of that part what is of the forgotten kind."""
-    test, spec = experiment.bundle.test, forget_spec(experiment.config.forget)
-    assert spec is not None, "Job.start() asked for the splits, which need it"
-    labels = test.targets.numpy()
+def set_aside(job: Job) -> tuple[Job, LabelledImages | None]:
+    """For the target ``"unseen"``: take part of the test set out of it, so that it can set the target.
+
+    Args:
+        job: The job.
+
+    Returns:
+        The job with the test set that is left, and what of the other part is of the forgotten kind; for any other
+        target the same job, and None.
+
+    Raises:
+        ConfigurationError: The test set has no sample of what is forgotten.
+    """
+    experiment, config = job.experiment, job.experiment.config
+    if config.tuning.target != "unseen":
+        return job, None
+    test, spec = experiment.bundle.test, forget_spec(config.forget)
+    assert spec is not None, "a job has something to forget"
     rest, aside = train_test_split(
-        np.arange(len(test)), test_size=fraction, random_state=experiment.config.seed, stratify=labels
+        np.arange(len(test)),
+        test_size=config.tuning.unseen_fraction,
+        random_state=config.seed,
+        stratify=test.targets.numpy(),
     )
     bundle = attrs.evolve(experiment.bundle, test=test.subset(np.sort(rest)))
     part = attrs.evolve(experiment.bundle, test=test.subset(np.sort(aside)))
@@ -245,4 +338,5 @@ def _set_aside(experiment: Experiment, fraction: float) -> tuple[Experiment, Lab
     if spec.carries_over and not len(rows):
         raise ConfigurationError("tuning.target 'unseen': the test set has no sample of what is forgotten")
     unseen = part.test.subset(rows) if spec.carries_over else part.test
-    return attrs.evolve(experiment, bundle=bundle, split=forget_split(bundle, spec)), unseen
+    left = attrs.evolve(experiment, bundle=bundle, split=forget_split(bundle, spec))
+    return attrs.evolve(job, experiment=left), unseen

@@ -1,6 +1,9 @@
 """What a run came to, in words: no effect, nothing forgotten, model destroyed."""
 
 from collections.abc import Mapping
+from typing import final
+
+import attrs
 
 from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.report import Report
@@ -9,6 +12,20 @@ DESTROYED = 0.5
 """A model that keeps at most this share of its accuracy on retained data is called destroyed."""
 
 Scores = Mapping[str, LossAndAccuracy]
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Finding:
+    """Something that a reader of the numbers must not overlook.
+
+    Attributes:
+        kind: ``"no effect"``, ``"nothing forgotten"`` or ``"model destroyed"``: to count by.
+        sentence: With the numbers.
+    """
+
+    kind: str
+    sentence: str
 
 
 def verdict(report: Report, before: Scores, after: Scores) -> tuple[str, ...]:
@@ -28,9 +45,24 @@ def verdict(report: Report, before: Scores, after: Scores) -> tuple[str, ...]:
         >>> verdict(Report(method="prune"), {"retain-test": good}, {"retain-test": lost})
         ('The model is destroyed: retain-test accuracy 0.960→0.110.',)
     """
+    return tuple(found.sentence for found in findings(report, before, after))
+
+
+def findings(report: Report, before: Scores, after: Scores) -> tuple[Finding, ...]:
+    """Find what `verdict` says.
+
+    Args:
+        report: What the method did.
+        before: See `verdict`.
+        after: See `verdict`.
+
+    Returns:
+        What there is to say, each with its kind.
+    """
     pairs = {name: (before[name], score) for name, score in after.items() if name in before}
     if pairs and report.changed and all(was == now for was, now in pairs.values()):
-        return (f"The edit has no effect: no loss and no accuracy changed ({', '.join(pairs)}).",)
+        said = f"The edit has no effect: no loss and no accuracy changed ({', '.join(pairs)})."
+        return (Finding(kind="no effect", sentence=said),)
     rates = {
         name: (was.accuracy, now.accuracy)
         for name, (was, now) in pairs.items()
@@ -38,12 +70,13 @@ def verdict(report: Report, before: Scores, after: Scores) -> tuple[str, ...]:
     }
     forget = {name: rate for name, rate in rates.items() if name.startswith("forget")}
     lost = {n: (was, now) for n, (was, now) in rates.items() if n.startswith("retain") and 0 < was >= now / DESTROYED}
-    sentences = []
+    found = []
     if report.changed and forget and all(now >= was for was, now in forget.values()):
-        sentences.append(f"By accuracy nothing was forgotten: {_texts(forget)}.")
+        said = f"By accuracy nothing was forgotten: {_texts(forget)}."
+        found.append(Finding(kind="nothing forgotten", sentence=said))
     if lost:
-        sentences.append(f"The model is destroyed: {_texts(lost)}.")
-    return tuple(sentences)
+        found.append(Finding(kind="model destroyed", sentence=f"The model is destroyed: {_texts(lost)}."))
+    return tuple(found)
 
 
 def _texts(rates: Mapping[str, tuple[float, float]]) -> str:
