@@ -162,6 +162,8 @@ DIRECT = {
     "scalar": (lambda m, x: x * m.w, {"w": torch.tensor(1.0)}),
     "scale in place": (lambda m, x: (x * 1.0).mul_(m.w), {"w": ones(3, 1)}),
     "divided": (lambda m, x: x / m.w, {"w": ones(2)}),
+    "divided in place": (lambda m, x: (x * 1.0).div_(m.w), {"w": ones(3, 1)}),
+    "divided by data": (lambda m, x: m.w / (x * x + 1), {"w": ones(2)}),
     "power": (lambda m, x: x.abs() ** m.w, {"w": ones(2)}),
     "exponent of a parameter": (lambda m, x: x * m.w.exp(), {"w": ones(2)}),
     "matrix product": (lambda m, x: x @ m.w, {"w": ones(2, 4)}),
@@ -169,6 +171,8 @@ DIRECT = {
     "addmm": (lambda m, x: torch.addmm(m.b, x.flatten(1), m.w), {"w": ones(6, 2), "b": ones(2)}),
     "einsum": (lambda m, x: torch.einsum("nij,jk->nik", x, m.w), {"w": ones(2, 3)}),
     "prelu": (lambda m, x: F.prelu(x, m.w), {"w": ones(3)}),
+    "prelu of vectors": (lambda m, x: F.prelu(x.flatten(1), m.w), {"w": ones(6)}),
+    "prelu with one slope": (lambda m, x: F.prelu(x, m.w), {"w": ones(1)}),
     "class token": (lambda m, x: torch.cat([m.w.expand(len(x), -1, -1), x], 1), {"w": ones(1, 1, 2)}),
     "class token repeated": (lambda m, x: torch.cat([m.w.repeat(len(x), 1, 1), x], 1), {"w": ones(1, 2, 2)}),
     "a slice": (lambda m, x: x + m.w[:3], {"w": ones(5, 2)}),
@@ -192,4 +196,5 @@ DIRECT = {
 @pytest.mark.parametrize("sizes", [[5, 3], [2, 1], [7]])
 def test_direct_parameters(kind, sizes):
     forward, weights = DIRECT[kind]
-    check(Uses(forward, **weights), lambda n: torch.randn(n, 3, 2), sizes, torch.float64)
+    model = Uses(forward, **weights)
+    check(model, lambda n: torch.randn(n, 3, 2), sizes, torch.float64, slow=kind in {"power", "einsum"})

@@ -295,6 +295,10 @@ TORCHVISION = {
     "vgg": lambda: tv.vgg11_bn(num_classes=5),
     "alexnet": lambda: tv.alexnet(num_classes=5),
     "maxvit": lambda: tv.MaxVit((32, 32), 8, 4, [8, 16], [1, 1], 8, 0.0, num_classes=5),
+    "inception": lambda: tv.inception_v3(num_classes=5, aux_logits=False, init_weights=False),
+    "mobilenet v2": lambda: tv.mobilenet_v2(num_classes=5),
+    "efficientnet v2": lambda: tv.efficientnet_v2_s(num_classes=5),
+    "wide resnet": lambda: tv.ResNet(tv.resnet.Bottleneck, [1, 1, 1, 1], num_classes=5, width_per_group=128),
     "googlenet": lambda: tv.googlenet(num_classes=5, aux_logits=False, init_weights=False),
 }
 
@@ -304,7 +308,7 @@ TORCHVISION = {
 def test_torchvision(name):
     """In float64, where no activation changes sides by rounding."""
     model = spread(TORCHVISION[name]()).double()
-    data = images(3, 2, side=64 if name in {"alexnet", "squeezenet", "vgg"} else 32)
+    data = images(3, 2, side={"inception": 80, "alexnet": 64, "squeezenet": 64, "vgg": 64}.get(name, 32))
     engine_only(model, [(x.double(), y) for x, y in data], tolerance=1e-8)
 
 

@@ -18,6 +18,8 @@ from unlearnkit import (
 )
 from unlearnkit.batches import take
 
+pytestmark = pytest.mark.filterwarnings("ignore:no rule for")
+
 
 class Everything(nn.Module):
     """A layer of every family, a tied weight, a position embedding, a class token, and one that is never used."""

@@ -47,7 +47,9 @@ class Discovery(Guide):
         Raises:
             UnprovenError: The rows of some layer cannot be told apart by sample.
         """
-        return Script([self._settled(i, step) for i, step in enumerate(self._steps)])
+        steps = [self._settled(i, step) for i, step in enumerate(self._steps)]
+        slow = dict.fromkeys(step.describe() for step in steps if isinstance(step.rule, AnyFunction))
+        return Script(steps, slow=tuple(slow))
 
     def step(self, seen: Seen) -> Step | None:
         """Decide about a call; see `Guide.step`."""

@@ -11,6 +11,7 @@ from unlearnkit.batches import batch_size, take, tensors
 from unlearnkit.errors import UnlearnKitError, UnlearnKitWarning
 from unlearnkit.estimator import Accumulator
 from unlearnkit.fisher.collect import Following
+from unlearnkit.fisher.eager import EAGER
 from unlearnkit.fisher.finite import Watch
 from unlearnkit.fisher.general import Receive, SquaredGradients, refuse_batch_statistics
 from unlearnkit.fisher.intercept import Interceptor
@@ -67,6 +68,7 @@ class Engine(Accumulator):
         self._count = 0
         self._refused = False
         self._reason = ""
+        self._slow: set[str] = set()
         self._watch = Watch(ledger)
         self._underflow = Underflow()
 
@@ -142,7 +144,8 @@ class Engine(Accumulator):
         if self._careful or self._refused or self._fitted.get(kind, 0) < size:
             self._ledger.begin(parts)
         try:
-            self._add(batch, parts, kind)
+            with EAGER:
+                self._add(batch, parts, kind)
         except (RuntimeError, torch.OutOfMemoryError) as error:
             if not out_of_memory(error) or size == 1:
                 raise
@@ -208,11 +211,23 @@ class Engine(Accumulator):
                     raise
                 reason = reason or error
             else:
+                self._say_slow(self._scripts[kind].script.slow)
                 return self._scripts[kind]
         assert reason is not None, "a batch of one sample is not probed"
         if isinstance(reason, UnprovenError):
             raise reason
         raise UnprovenError(f"{type(reason).__name__}: {_first_line(reason)}") from reason
+
+    def _say_slow(self, slow: Sequence[str]) -> None:
+        new = [step for step in slow if step not in self._slow]
+        self._slow.update(new)
+        if new:
+            warnings.warn(
+                f"no rule for {'; '.join(new)}: differentiated one sample at a time, that function alone, exactly but "
+                "for one small forward and backward pass of it for each sample: see register_rule",
+                UnlearnKitWarning,
+                stacklevel=2,
+            )
 
     def _probed(self, few: Any) -> Found:
         found = probe(self._model, self._objective, few, self._named)

@@ -76,9 +76,15 @@ class Step:
 
 @final
 class Script:
-    """The steps of one kind of forward pass, in order, as a probe found them."""
+    """The steps of one kind of forward pass, in order, as a probe found them.
 
-    def __init__(self, steps: list[Step]) -> None:
+    Args:
+        steps: In order.
+        slow: Those that no rule covers, in words.
+    """
+
+    def __init__(self, steps: list[Step], slow: tuple[str, ...] = ()) -> None:
+        self.slow = slow
         self._steps = steps
         self._next = 0
         used = Counter(name for step in steps if step.action is not Action.ENTER for name in step.names)

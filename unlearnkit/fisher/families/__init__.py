@@ -1,7 +1,8 @@
 """One file per layer family: the formula of its per-sample gradient and the kernels that add its squares."""
 
+from unlearnkit.fisher.families.activation import PReLURule
 from unlearnkit.fisher.families.convolution import ConvolutionRule, TransposedConvolutionRule
-from unlearnkit.fisher.families.elementwise import AddRule, MultiplyRule, SubtractRule
+from unlearnkit.fisher.families.elementwise import AddRule, DivideRule, MultiplyRule, SubtractRule
 from unlearnkit.fisher.families.embedding import EmbeddingRule
 from unlearnkit.fisher.families.linear import LinearRule, MatmulRule
 from unlearnkit.fisher.families.normalisation import (
@@ -27,4 +28,6 @@ BUILTIN: tuple[Rule, ...] = (
     AddRule(),
     SubtractRule(),
     MultiplyRule(),
+    DivideRule(),
+    PReLURule(),
 )

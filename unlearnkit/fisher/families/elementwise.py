@@ -83,6 +83,35 @@ class MultiplyRule(_Broadcast):
         return g * call.saved[0]
 
 
+@final
+class DivideRule(_Broadcast):
+    """y = x / θ: the slope is −x / θ²; y = θ / x: it is 1 / x."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = (
+        torch.div,
+        torch.true_divide,
+        Tensor.div,
+        Tensor.div_,
+        Tensor.true_divide,
+        Tensor.__truediv__,
+    )
+
+    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
+        """See `Rule.bind`; rounding divisions are not covered."""
+        if kwargs or len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
+            return None
+        theta = _theta(args)
+        return None if theta is None else _both(args, (args[1 - theta],))
+
+    def slope(self, g: Tensor, call: Call) -> Tensor:
+        """Return −g x / θ², or g / x."""
+        role, theta = next(iter(call.weights.items()))
+        assert theta is not None, "a role with a gradient has a weight"
+        if role == "left":
+            return g / call.saved[0]
+        return g * call.saved[0] / theta.detach().to(g.dtype).square().neg()
+
+
 def _theta(args: tuple[Any, ...]) -> int | None:
     """Find the argument that every sample shares: the one that broadcasts against the other."""
     left, right = args

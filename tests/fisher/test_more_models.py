@@ -1,0 +1,266 @@
+"""More whole models through the engine: what the modes of torch and unusual layers do to it."""
+
+import dataclasses
+import warnings
+
+import pytest
+import torch
+from fisher_oracle import SumOfSquares, distance, engine_only, estimate, oracle
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils.checkpoint import checkpoint
+
+from unlearnkit import CrossEntropy, DiagonalFisher, Objective, UnlearnKitWarning, UnsupportedModelError
+
+
+def images(*sizes, side=6, dtype=torch.float32):
+    torch.manual_seed(1)
+    return [(torch.randn(n, 3, side, side, dtype=dtype), torch.randint(0, 5, (n,))) for n in sizes]
+
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 5)).eval()
+
+
+def test_dataclass_outputs():
+    @dataclasses.dataclass
+    class Output:
+        logits: torch.Tensor
+        other: int = 0
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = small()
+
+        def forward(self, x):
+            return Output(logits=self.inner(x))
+
+    engine_only(Wrapped(), images(4, 3, 1))
+
+
+def test_dropout_is_off():
+    model = nn.Sequential(*small(), nn.Dropout(0.5)).train()
+    data = images(4)
+    seen = engine_only(model, data)
+    assert model.training
+    assert distance(seen, oracle(model.eval(), data)) < 1e-5
+
+
+class Segments(nn.Module):
+    """Two layers of which one is recomputed in the backward pass."""
+
+    def __init__(self, *, reentrant):
+        super().__init__()
+        self.stem, self.body, self.head = nn.Linear(108, 8), nn.Linear(8, 8), nn.Linear(8, 5)
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        x = self.stem(x.flatten(1)).relu()
+        return self.head(checkpoint(self.body, x, use_reentrant=self.reentrant).relu())
+
+
+def test_checkpointed_segments_that_do_not_re_enter():
+    engine_only(Segments(reentrant=False), images(4, 3, 1))
+
+
+def test_checkpointed_segments_that_re_enter_are_refused_by_torch_itself():
+    """Its backward works with .backward() only, and there is no per-sample way of that."""
+    with pytest.raises(RuntimeError, match="use_reentrant"):
+        estimate(Segments(reentrant=True), images(4))
+
+
+def test_a_compiled_part_of_a_model():
+    model = small()
+    model[3].compile(backend="eager")
+    engine_only(model, images(4, 3, 1))
+    assert torch._dynamo.eval_frame._stance.stance == "default"
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.RNN, nn.LSTM])
+def test_recurrent_layers_take_the_general_path(kind):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head = kind(18, 4, num_layers=2, bidirectional=True), nn.Linear(8, 5)
+
+        def forward(self, x):
+            return self.head(self.cell(x.flatten(2).reshape(len(x), 6, 18).transpose(0, 1))[0][-1])
+
+    torch.manual_seed(0)
+    model, data = Recurrent(), images(4, 3, 1)
+    with pytest.warns(UnlearnKitWarning, match="no rule covers it") as caught:
+        seen = estimate(model, data)
+    assert len(caught) == 1
+    assert distance(seen, oracle(model, data)) < 1e-4
+
+
+def test_recurrent_cells_are_ordinary_layers():
+    """A cell's weights are used at every step: their gradients are added before they are squared."""
+
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside, self.across, self.head = nn.Linear(18, 4), nn.Linear(4, 4), nn.Linear(4, 5)
+
+        def forward(self, x):
+            state = x.new_zeros(len(x), 4)
+            for step in x.flatten(2).reshape(len(x), 6, 18).unbind(1):
+                state = (self.inside(step) + self.across(state)).tanh()
+            return self.head(state)
+
+    engine_only(Steps(), images(4, 3, 1))
+
+
+def test_batch_norm_in_training_mode_is_refused():
+    class Stubborn(nn.BatchNorm2d):
+        def eval(self):
+            return self
+
+        def train(self, mode=True):  # noqa: ARG002
+            self.training = True
+            return self
+
+    model = nn.Sequential(Stubborn(3), *small())
+    with pytest.raises(UnsupportedModelError, match=r"BatchNorm on batch statistics in 0: per-sample gradients do not"):
+        estimate(model, images(4))
+
+
+class Failing(nn.Module):
+    """Raises in the backward pass."""
+
+    def forward(self, x):
+        x = x.clone()
+        if x.requires_grad:
+            x.register_hook(self._fail)
+        return x
+
+    def _fail(self, g):  # noqa: ARG002
+        raise KeyError("mine")
+
+
+def test_an_exception_in_the_backward_pass_leaves_nothing_behind():
+    model = small()
+    model.insert(1, Failing())
+    with pytest.raises(KeyError, match="mine"):
+        estimate(model, images(4))
+    assert _get_current_function_mode_stack() == []
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.is_grad_enabled()
+
+
+class Branching(nn.Module):
+    """Looks at the whole batch: three samples of the probe and one alone go the same way, eight go another."""
+
+    def __init__(self):
+        super().__init__()
+        self.f = nn.Linear(108, 5)
+
+    def forward(self, x):
+        return self.f(x.flatten(1)) * (2.0 if float(x.abs().sum()) > 108 * 4 else 1.0)
+
+
+def test_samples_whose_loss_depends_on_their_neighbours_are_noticed():
+    model, data = Branching(), images(8)
+    with pytest.warns(UnlearnKitWarning, match="the losses, which are others within a batch than alone"):
+        seen = estimate(model, data)
+    assert distance(seen, oracle(model, data)) < 1e-5
+
+
+def test_a_function_without_a_rule_is_named_with_its_cost():
+    class Power(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.inner = nn.Parameter(torch.ones(5)), small()
+
+        def forward(self, x):
+            return self.inner(x).abs() ** self.w
+
+    model, data = Power(), images(4, 3)
+    with pytest.warns(UnlearnKitWarning, match=r"no rule for .*pow.* of w:.*one sample at a time") as caught:
+        seen = estimate(model, data)
+    assert len(caught) == 1
+    assert distance(seen, oracle(model, data)) < 1e-4
+
+
+def test_groups_of_dtypes():
+    """Half the model in float64: every parameter in its own precision."""
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(108, 4), nn.Linear(4, 5).double()
+
+        def forward(self, x):
+            return self.b(self.a(x.flatten(1)).double())
+
+    seen = engine_only(Mixed(), images(4, 3))
+    assert {seen["a.weight"].dtype, seen["b.weight"].dtype} == {torch.float32, torch.float64}
+
+
+def test_channels_last_transposed_and_grouped():
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, groups=3), nn.ConvTranspose2d(6, 4, 2, stride=2, groups=2), nn.GroupNorm(2, 4),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.RMSNorm(16), nn.Linear(16, 5),
+    ).to(memory_format=torch.channels_last)  # fmt: skip
+    data = [(x.contiguous(memory_format=torch.channels_last), y) for x, y in images(4, 3)]
+    engine_only(model, data)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_squares_in_float32(dtype):
+    """Gradients of 1e-5 have squares that float16 does not know."""
+
+    class Tiny(Objective):
+        def losses(self, model, batch):
+            return 1e-4 * SumOfSquares().losses(model, batch)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    data = [(torch.randn(5, 6), torch.randn(5))]
+    with torch.autocast("cpu", dtype):
+        seen = estimate(model, data, Tiny())
+    assert {t.dtype for t in seen.values()} == {torch.float32}
+    assert distance(seen, oracle(model, data, Tiny())) < 0.1
+
+
+def test_frozen_parameters_have_no_totals_and_cost_nothing():
+    model = small()
+    model[0].requires_grad_(False)
+    assert set(engine_only(model, images(4))) == {"3.weight", "3.bias"}
+
+
+def test_two_estimates_one_inside_the_other():
+    """An objective that itself estimates: the outer mode must not see the inner model's calls as its own."""
+
+    class Nested(Objective):
+        def losses(self, model, batch):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                DiagonalFisher().estimate(
+                    nn.Linear(3, 2), [(torch.randn(3, 3), torch.arange(3) % 2)], objective=CrossEntropy()
+                )
+            return CrossEntropy().losses(model, batch)
+
+    model, data = small(), images(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        seen = estimate(model, data, Nested())
+    assert distance(seen, oracle(model, data)) < 1e-5
+
+
+def test_scaled_dot_product_attention_with_packed_weights():
+    class Attend(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.out, self.head = nn.Linear(18, 48, bias=False), nn.Linear(16, 16), nn.Linear(16, 5)
+
+        def forward(self, x):
+            tokens = x.flatten(2).reshape(len(x), 6, 18)
+            q, k, v = self.qkv(tokens).unflatten(2, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+            return self.head(self.out(y).mean(1))
+
+    engine_only(Attend(), images(4, 3, 1))
