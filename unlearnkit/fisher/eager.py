@@ -23,7 +23,7 @@ class Eager:
         """Turn the switch, where anything can have been compiled at all."""
         with self._lock:
             if self._inside == 0 and "torch._dynamo" in sys.modules:
-                self._switch = torch.compiler.set_stance("force_eager")  # type: ignore[no-untyped-call]
+                self._switch = torch.compiler.set_stance("force_eager")
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
