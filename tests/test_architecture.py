@@ -24,9 +24,9 @@ PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 # Whoever stands in a line may import what stands in the lines above it, and its own package. "" is the public API.
 LAYERS = """
 errors frozen memory progress rng suggest tracing
-batches factories files mixing options overrides parameters structure
-checkpoint discovery guard objective patch provenance sealed
-importance language report
+batches chunks factories files mixing options overrides parameters structure
+checkpoint discovery journal objective patch provenance sealed
+guard importance language report sweep
 importance_file evidence metric estimator scores
 unlearner distillation finetuning
 elementwise fisher

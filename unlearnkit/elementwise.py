@@ -3,23 +3,27 @@
 import abc
 from typing import ClassVar, Self, final
 
-import torch
 from torch import Tensor, nn
 
-from unlearnkit.errors import MismatchError, NonFiniteError
 from unlearnkit.evidence import Evidence, Need
+from unlearnkit.guard import ModelGuard
 from unlearnkit.importance import Importance
-from unlearnkit.parameters import bits, trainable, wide
+from unlearnkit.journal import Journal
+from unlearnkit.parameters import trainable
+from unlearnkit.sweep import Averaged, Sweep
 from unlearnkit.unlearner import Unlearner
 
 
 class ElementwiseUnlearner(Unlearner):
     """θ' = rule(θ, F_f, F_r), for every weight by itself. Subclass it and write `rule`.
 
+    The edit is one pass over the three arrays, in pieces; no copy of the model is made, and an edit that fails is
+    undone from a journal of what it overwrote.
+
     Importances arrive as means over samples (or as totals, when they are `Importance.unnormalised`).
 
     Example:
-        >>> import attrs
+        >>> import attrs, torch
         >>> @final
         ... @attrs.frozen(kw_only=True)
         ... class Halve(ElementwiseUnlearner):
@@ -36,6 +40,8 @@ class ElementwiseUnlearner(Unlearner):
     @abc.abstractmethod
     def rule(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:
         """Return the edited weights: a pure function, element by element, nothing edited in place.
+
+        It is called for pieces of a parameter that fit in cache, so it must not look at a whole one: use `prepare`.
 
         Args:
             theta: Weights, any shape, float32 or float64.
@@ -75,45 +81,60 @@ class ElementwiseUnlearner(Unlearner):
             MismatchError: The rule returned another shape, dtype or device, or edited its arguments.
             NonFiniteError: The rule made a NaN or an infinity of finite numbers.
         """
-        dtype = torch.promote_types(wide(theta.dtype), torch.promote_types(forget.dtype, reference.dtype))
-        who = f"method {self.name!r}: rule()"
-        # Copies, so that a rule that edits in place hurts nobody; not in inference mode, which counts no versions.
-        with torch.inference_mode(mode=False), torch.no_grad():
-            arguments = tuple(t.detach().to(dtype, copy=True) for t in (theta, forget, reference))
-            versions = [t._version for t in arguments]  # noqa: SLF001 - the only cheap way to see an edit in place
-            edited = self.rule(*arguments)
-            if [t._version for t in arguments] != versions:  # noqa: SLF001
-                raise MismatchError(f"{who} must not edit its arguments in place: return a new tensor")
-            _check_edited(edited, arguments[0], who=who)
-            result: Tensor = edited.to(theta.dtype)
-            if bool((torch.isfinite(theta) & ~torch.isfinite(result)).any()):
-                raise NonFiniteError(f"{who} made NaN or infinity of finite weights")
-            # The way there and back quietens a signalling NaN: what the rule left alone keeps its own bits.
-            return torch.where(bits(edited) == bits(theta.to(dtype)), theta, result)
+        return self.sweep().copy(theta, Averaged(total=forget), Averaged(total=reference))
+
+    @final
+    def sweep(self) -> Sweep:
+        """Return the rule together with the checks that are made of it, ready to be applied in pieces.
+
+        Returns:
+            What `edit` and `apply` use.
+        """
+        return Sweep(rule=self.rule, who=f"method {self.name!r}: rule()")
 
     @final
     def apply(self, model: nn.Module, evidence: Evidence) -> None:
         """Edit every trainable parameter by name; see `Unlearner.apply`."""
-        forget = evidence.forget
+        self._write(model, evidence, Journal())
+
+    @final
+    def _edit(self, model: nn.Module, evidence: Evidence, guard: ModelGuard) -> dict[str, int]:
+        return self._write(model, evidence, guard.journal) if self._writes() else super()._edit(model, evidence, guard)
+
+    @final
+    def _guard(self, model: nn.Module) -> ModelGuard:
+        # A rule sees copies of pieces only: what the journal holds is all that can have changed.
+        return ModelGuard(model, copies=not self._writes())
+
+    def _writes(self) -> bool:
+        """Say whether the framework does the writing: not when a subclass replaces ``apply``, final or not."""
+        return type(self).apply is ElementwiseUnlearner.apply
+
+    def _write(self, model: nn.Module, evidence: Evidence, journal: Journal) -> dict[str, int]:
+        forget, reference, changed = evidence.forget, evidence.reference, {}
         assert forget is not None, "checked by Evidence.check: FORGET_IMPORTANCE is among the needs"
-        ready = self.prepare(forget, evidence.reference)
-        f, r = forget.mean(), evidence.reference.mean() if evidence.reference else {}
-        with torch.no_grad():
-            for name, p in trainable(model).items():
-                f_p = f[name].to(p.device)
-                r_p = r[name].to(p.device) if name in r else torch.zeros_like(f_p)
-                try:
-                    p.copy_(ready.edit(p, f_p, r_p))
-                except Exception as error:
-                    error.add_note(f"while {self.name!r} edited {name!r}")
-                    raise
+        sweep = self.prepare(forget, reference).sweep()
+        for name, p in trainable(model).items():
+            try:
+                changed[name] = sweep.write(p, *arguments(name, forget, reference), journal=journal)
+            except Exception as error:
+                error.add_note(f"while {self.name!r} edited {name!r}")
+                raise
+        return changed
 
 
-def _check_edited(edited: object, theta: Tensor, *, who: str) -> None:
-    if not isinstance(edited, Tensor):
-        raise MismatchError(f"{who} must return a tensor, saw {type(edited).__name__}")
-    if (edited.shape, edited.dtype, edited.device) != (theta.shape, theta.dtype, theta.device):
-        raise MismatchError(
-            f"{who} must return shape {tuple(theta.shape)}, {theta.dtype} on {theta.device}, saw "
-            f"{tuple(edited.shape)}, {edited.dtype} on {edited.device}"
-        )
+def arguments(name: str, forget: Importance, reference: Importance | None) -> tuple[Averaged, Averaged | None]:
+    """Return what a `Sweep` takes for one parameter.
+
+    Args:
+        name: Of the parameter.
+        forget: Importance for the forget set.
+        reference: Importance for the reference set, or None.
+
+    Returns:
+        F_f and F_r; None stands for zeros.
+    """
+    f = Averaged(total=forget.totals[name], count=forget.terms())
+    if reference is None or name not in reference.totals:
+        return f, None
+    return f, Averaged(total=reference.totals[name], count=reference.terms())

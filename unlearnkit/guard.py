@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unlearnkit.journal import Journal
 from unlearnkit.parameters import bits, parameters
 from unlearnkit.parameters import buffers as _buffers_of
 
@@ -23,6 +24,11 @@ class ModelGuard:
 
     Args:
         model: The model to remember; it is not copied, only its tensors are.
+        copies: False copies no parameter: the one who edits them writes through ``journal``, and what is edited past it
+            is neither seen nor undone. Buffers are copied all the same.
+
+    Attributes:
+        journal: What is written through it is undone by `restore`.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -36,13 +42,14 @@ class ModelGuard:
         []
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, copies: bool = True) -> None:
+        self.journal = Journal()
         self._modules: dict[nn.Module, tuple[bool, tuple[_Members, ...]]] = {
             m: (m.training, tuple(dict(getattr(m, members)) for members in _MEMBERS)) for m in model.modules()
         }
         self._names = {m: name or type(m).__name__ for name, m in model.named_modules()}
         self._model = model
-        self._parameters = _Tensors(parameters(model))
+        self._parameters = _Tensors(parameters(model), copies=copies)
         self._buffers = _Tensors(_buffers_of(model))
         self._flags = [(p, p.requires_grad) for p in model.parameters()]
         self._grads = [(p, p.grad) for p in model.parameters()]
@@ -128,29 +135,28 @@ class ModelGuard:
         for module, (_, saved) in self._modules.items():
             _put_back(module, saved, _MEMBERS)
         self._parameters.restore()
+        with torch.no_grad():
+            self.journal.undo()
         self.restore_surroundings()
 
 
 @final
 class _Tensors:
-    """Named tensors: the objects, the storage they had, and a copy of their values."""
+    """Named tensors: the objects, the storage they had, and a copy of their values unless it is not wanted."""
 
-    def __init__(self, named: dict[str, Any]) -> None:
+    def __init__(self, named: dict[str, Any], *, copies: bool = True) -> None:
         self.objects: _Members = dict(named)
         self.storages = {name: t.data for name, t in named.items()}
-        self.copies = {name: t.detach().clone() for name, t in named.items()}
+        self.kinds = {name: _kind(t) for name, t in named.items()}
+        self.copies = {name: t.detach().clone() for name, t in named.items() if copies}
 
     def kind_changes(self, now: dict[str, Any]) -> list[str]:
         """Say which tensors have another shape, dtype or device than they had."""
-        problems = []
-        for name, copy in self.copies.items():
-            if name not in now:
-                continue
-            seen = now[name]
-            want, have = _kind(copy), _kind(seen)
-            if want != have:
-                problems.append(f"{name}: expected {want}, saw {have}")
-        return problems
+        return [
+            f"{name}: expected {kind}, saw {_kind(now[name])}"
+            for name, kind in self.kinds.items()
+            if name in now and _kind(now[name]) != kind
+        ]
 
     def changed(self, now: dict[str, Any]) -> list[str]:
         """Name the tensors whose bits differ."""
@@ -173,7 +179,7 @@ class _Tensors:
         with torch.no_grad():
             for name, tensor in self.objects.items():
                 tensor.data = self.storages[name]
-                if not torch.equal(bits(tensor), bits(self.copies[name])):
+                if name in self.copies and not torch.equal(bits(tensor), bits(self.copies[name])):
                     tensor.data.copy_(self.copies[name])
 
 

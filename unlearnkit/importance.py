@@ -1,5 +1,6 @@
 """How much each weight matters to a set of data: exact totals and how many terms they have."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, final
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from unlearnkit.errors import MismatchError, NonFiniteError, raise_all
 from unlearnkit.frozen import by_fields, read_only
+from unlearnkit.parameters import extremes
 from unlearnkit.provenance import BatchTrail, Fingerprint, Role
 
 _WIDE = (torch.float32, torch.float64)
@@ -154,9 +156,21 @@ class Importance:
         Raises:
             MismatchError: Nothing was counted.
         """
+        terms = self.terms()
+        return {name: total / terms for name, total in self.totals.items()}
+
+    def terms(self) -> int:
+        """Return what a total is divided by to get the mean.
+
+        Returns:
+            ``count``.
+
+        Raises:
+            MismatchError: Nothing was counted.
+        """
         if self.count == 0:
             raise MismatchError("Importance.mean: expected at least one term, saw count = 0: estimate on data first")
-        return {name: total / self.count for name, total in self.totals.items()}
+        return self.count
 
     def unnormalised(self) -> "Importance":
         """Take the sum as a single term, so that `mean` returns the totals: the notebook's un-normalised variant.
@@ -240,12 +254,11 @@ class Importance:
             NonFiniteError: A NaN or an infinity, naming the parameters.
             MismatchError: A negative total, naming the parameters.
         """
-        # Sums and minima need no copies as large as the totals; a sum may overflow by itself, hence the second look.
-        dubious = [name for name, t in self.totals.items() if not bool(torch.isfinite(t.sum()))]
-        bad = [name for name in dubious if not bool(torch.isfinite(self.totals[name]).all())]
+        ranges = {name: extremes(t) for name, t in self.totals.items()}
+        bad = [name for name, ends in ranges.items() if not all(map(math.isfinite, ends))]
         if bad:
             raise NonFiniteError(f"{who}: expected finite importances, saw NaN or infinity in {', '.join(bad)}")
-        negative = [name for name, t in self.totals.items() if t.numel() and bool(t.min() < 0)]
+        negative = [name for name, (lowest, _) in ranges.items() if lowest < 0]
         raise_all((f"{name}: expected importances ≥ 0, saw a negative one" for name in negative), where=who)
 
     def save(self, path: str | Path) -> None:

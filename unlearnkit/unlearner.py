@@ -4,7 +4,7 @@ import abc
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, final
 
 import attrs
@@ -145,13 +145,15 @@ class Unlearner(abc.ABC):
         remarks = self.remarks(evidence)
         for remark in remarks:
             warnings.warn(f"{self.name}: {remark}", UnlearnKitWarning, stacklevel=2)
-        guard, start = ModelGuard(model), time.perf_counter()
+        guard, start = self._guard(model), time.perf_counter()
         try:
-            self.apply(model, evidence)
+            counted = self._edit(model, evidence, guard)
             seconds = time.perf_counter() - start
             edits_buffers = self.promises().edits_buffers
-            self._check_after(model, guard, edits_buffers=edits_buffers)
-            changes, buffers_changed = _changes(guard), tuple(guard.changed_buffers())
+            self._check_after(guard, edits_buffers=edits_buffers)
+            if counted is None:
+                check_finite(model, when=f"after {self.name!r} edited them (the model was put back)")
+            changes, buffers_changed = _changes(guard, counted), tuple(guard.changed_buffers())
             _check_budget(changes, evidence.max_fraction, method=self.name)
             guard.restore_surroundings(buffers=not edits_buffers)
             return accept(
@@ -171,7 +173,7 @@ class Unlearner(abc.ABC):
             guard.restore()
             raise
 
-    def _check_after(self, model: nn.Module, guard: ModelGuard, *, edits_buffers: bool) -> None:
+    def _check_after(self, guard: ModelGuard, *, edits_buffers: bool) -> None:
         who = f"method {self.name!r} ({type(self).__module__}.{type(self).__qualname__}) broke the contract"
         problems = guard.structure_changes()
         raise_all(problems, where=f"{who} (the model was put back)")
@@ -179,7 +181,15 @@ class Unlearner(abc.ABC):
         problems += [f"{n}: a frozen parameter was edited" for n in guard.changed_parameters() if n not in allowed]
         problems += [f"{n}: a buffer was edited" for n in guard.changed_buffers() if not edits_buffers]
         raise_all(problems, where=f"{who} (the model was put back)")
-        check_finite(model, when=f"after {self.name!r} edited them (the model was put back)")
+
+    def _guard(self, model: nn.Module) -> ModelGuard:
+        return ModelGuard(model)
+
+    def _edit(self, model: nn.Module, evidence: Evidence, guard: ModelGuard) -> Mapping[str, int] | None:
+        """Edit the model; return parameter name to weights changed when they were counted, and checked, on the way."""
+        del guard
+        self.apply(model, evidence)
+        return None
 
 
 def _check_importance(importance: Importance, model: nn.Module, model_digest: str) -> None:
@@ -193,9 +203,13 @@ def _check_importance(importance: Importance, model: nn.Module, model_digest: st
     importance.check_values(who=f"the {importance.role.value} importance")
 
 
-def _changes(guard: ModelGuard) -> tuple[TensorChange, ...]:
+def _changes(guard: ModelGuard, counted: Mapping[str, int] | None) -> tuple[TensorChange, ...]:
     return tuple(
-        TensorChange(name=name, size=p.numel(), changed=count_changed(guard.before(name), p))
+        TensorChange(
+            name=name,
+            size=p.numel(),
+            changed=count_changed(guard.before(name), p) if counted is None else counted[name],
+        )
         for name, p in guard.trainable().items()
     )
 

@@ -5,14 +5,13 @@ from math import sqrt
 from typing import Any, Self, final
 
 import attrs
-import torch
 from torch import Tensor, nn
 
-from unlearnkit.elementwise import ElementwiseUnlearner
+from unlearnkit.elementwise import ElementwiseUnlearner, arguments
 from unlearnkit.errors import ConfigurationError
 from unlearnkit.importance import Importance
 from unlearnkit.options import options_of
-from unlearnkit.parameters import count_changed, trainable
+from unlearnkit.parameters import trainable
 
 LOWEST, HIGHEST = 1e-30, 1e30
 _STEPS = 60
@@ -140,15 +139,11 @@ class OperatingCurve:
 
     def _count(self, value: float) -> float:
         method = with_options(self.unlearner, **{self.option: value}).prepare(self.forget, self.reference)
-        f, r = self.forget.mean(), self.reference.mean() if self.reference else {}
-        changed = total = 0
-        with torch.no_grad():
-            for name, theta in self.weights.items():
-                f_p = f[name].to(theta.device)
-                r_p = r[name].to(theta.device) if name in r else torch.zeros_like(f_p)
-                changed += count_changed(theta, method.edit(theta, f_p, r_p))
-                total += theta.numel()
-        return changed / total
+        sweep = method.sweep()
+        changed = sum(
+            sweep.count(theta, *arguments(name, self.forget, self.reference)) for name, theta in self.weights.items()
+        )
+        return changed / sum(theta.numel() for theta in self.weights.values())
 
 
 def with_options(unlearner: ElementwiseUnlearner, **options: float) -> ElementwiseUnlearner:

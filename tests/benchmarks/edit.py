@@ -1,0 +1,211 @@
+"""What an edit costs against copying memory: ``python -m tests.benchmarks.edit``.
+
+Every variant applies selective synaptic dampening to the same weights, one after the other in each round, and is
+undone between the rounds, unmeasured. The floor is a copy that moves 16 bytes per float32 weight, as an edit must:
+three arrays read, one written. ``--stages`` measures the parts of `Unlearner.unlearn` instead.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18
+from unlearnkit_ssd import SelectiveSynapticDampening
+
+from unlearnkit import Evidence, Importance, trainable
+from unlearnkit.guard import ModelGuard
+from unlearnkit.parameters import check_finite, digest
+
+METHOD = SelectiveSynapticDampening(alpha=10.0, lam=1.0)
+COUNTS = (97, 49_500)
+CLOCK = [time.perf_counter]
+
+Run = Callable[[], object]
+
+
+def resnet() -> nn.Module:
+    """Make the notebook's model: 11 million weights in 62 parameters."""
+    return resnet18(num_classes=20)
+
+
+def layers(weights: int) -> nn.Module:
+    """Make a model of equal layers, about as many weights as said."""
+    count = max(1, round(weights / 1e7))
+    width = round((weights / count) ** 0.5)
+    return nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(count)))
+
+
+def importance(model: nn.Module, *, seed: int, count: int, scale: float) -> Importance:
+    """Draw an importance whose values spread over decades, as real ones do."""
+    generator = torch.Generator().manual_seed(seed)
+    totals = {
+        name: (torch.randn(p.shape, generator=generator).mul_(2).exp_() * (scale * count)).to(p.device)
+        for name, p in trainable(model).items()
+    }
+    return Importance(totals=totals, count=count, samples=count)
+
+
+# The variants: each returns what is measured and what undoes it
+
+
+def ours(model: nn.Module, evidence: Evidence) -> tuple[Run, Run]:
+    state: dict[str, ModelGuard] = {}
+
+    def run() -> None:
+        state["guard"] = METHOD._guard(model)
+        METHOD._edit(model, evidence, state["guard"])
+
+    def undo() -> None:
+        with torch.no_grad():
+            state.pop("guard").journal.undo()
+
+    return run, undo
+
+
+def out_of_place(model: nn.Module, change: Callable[[Tensor, Tensor, Tensor], None], evidence: Evidence):
+    """Make a variant that works on whole tensors and means."""
+    kept = [p.detach().clone() for p in trainable(model).values()]
+
+    def run() -> None:
+        with torch.no_grad():
+            f, r = evidence.forget.mean(), evidence.reference.mean()
+            for name, p in trainable(model).items():
+                change(p, f[name], r[name])
+
+    def undo() -> None:
+        with torch.no_grad():
+            for p, before in zip(trainable(model).values(), kept, strict=True):
+                p.copy_(before)
+
+    return run, undo
+
+
+def boolean_index(theta: Tensor, forget: Tensor, reference: Tensor) -> None:
+    """Edit as the notebook does: select by a mask, gather, scatter."""
+    mask = forget > METHOD.alpha * reference
+    beta = (METHOD.lam * (reference[mask] / forget[mask])).clamp(max=1.0)
+    theta[mask] = theta[mask] * beta
+
+
+def whole_rule(theta: Tensor, forget: Tensor, reference: Tensor) -> None:
+    """Apply the same rule to whole tensors, without a check, a count or a way back."""
+    theta.copy_(METHOD.rule(theta, forget, reference))
+
+
+def copies(model: nn.Module) -> tuple[Run, Run]:
+    """Move 16 bytes per weight: two copies into memory that is there already."""
+    sources = [p.detach().clone() for p in trainable(model).values()]
+    targets = [(torch.zeros_like(s), torch.zeros_like(s)) for s in sources]
+
+    def run() -> None:
+        for source, (one, other) in zip(sources, targets, strict=True):
+            one.copy_(source)
+            other.copy_(source)
+
+    return run, lambda: None
+
+
+def triad(model: nn.Module) -> tuple[Run, Run]:
+    """Read two arrays and write one: 12 bytes per weight, the arithmetic of the STREAM benchmark."""
+    a, b, c = ([torch.ones_like(p) for p in trainable(model).values()] for _ in range(3))
+
+    def run() -> None:
+        for x, y, z in zip(a, b, c, strict=True):
+            torch.add(x, y, alpha=3.0, out=z)
+
+    return run, lambda: None
+
+
+def variants(model: nn.Module, evidence: Evidence) -> dict[str, tuple[Run, Run]]:
+    return {
+        "copy, 16 bytes": copies(model),
+        "triad, 12 bytes": triad(model),
+        "the edit, checked, counted, undoable": ours(model, evidence),
+        "the rule on whole tensors, none of that": out_of_place(model, whole_rule, evidence),
+        "the notebook: boolean index": out_of_place(model, boolean_index, evidence),
+    }
+
+
+def stages(model: nn.Module, evidence: Evidence) -> dict[str, tuple[Run, Run]]:
+    def check() -> None:
+        for each in (evidence.forget, evidence.reference):
+            each.check_values(who="benchmark")
+
+    def nothing() -> None:
+        pass
+
+    return {
+        "copy, 16 bytes": copies(model),
+        "weights finite?": (lambda: check_finite(model, when=""), nothing),
+        "digest, once before and once after": (lambda: (digest(model), digest(model)), nothing),
+        "importances finite and ≥ 0?": (check, nothing),
+        "the edit, checked, counted, undoable": ours(model, evidence),
+        "a copy of the model (other methods only)": (lambda: ModelGuard(model), nothing),
+        "unlearn(), all of it": (lambda: METHOD.unlearn(model, evidence), nothing),
+    }
+
+
+@contextmanager
+def _timed(device: str, times: list[float]) -> Iterator[None]:
+    start = CLOCK[0]()
+    yield
+    if device != "cpu":
+        torch.cuda.synchronize()
+    times.append(CLOCK[0]() - start)
+
+
+def measure(runs: dict[str, tuple[Run, Run]], rounds: int, device: str) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name, (run, undo) in runs.items():
+            with _timed(device, times[name] if number else []):
+                run()
+            undo()
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--weights", type=float, default=0, help="default: ResNet18's 11 million")
+    parser.add_argument("--stages", action="store_true", help="the parts of unlearn() instead of other ways to edit")
+    parser.add_argument("--cpu-time", action="store_true", help="one thread, its own CPU time: for a busy machine")
+    args = parser.parse_args()
+    if args.cpu_time:
+        torch.set_num_threads(1)
+        CLOCK[0] = time.thread_time
+    torch.manual_seed(0)
+    model = (layers(int(args.weights)) if args.weights else resnet()).to(args.device)
+    evidence = Evidence(
+        forget=importance(model, seed=1, count=COUNTS[0], scale=0.1),
+        reference=importance(model, seed=2, count=COUNTS[1], scale=1.0),
+    )
+    size = sum(p.numel() for p in trainable(model).values())
+    selected = METHOD._edit(model, evidence, guard := METHOD._guard(model))
+    with torch.no_grad():
+        guard.journal.undo()
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, device {args.device}; "
+        f"{size / 1e6:.1f} M weights, {100 * sum(selected.values()) / size:.2g} % selected, "
+        f"journal {guard.journal.nbytes / size:.2g} bytes a weight"
+    )
+    times = measure((stages if args.stages else variants)(model, evidence), args.rounds, args.device)
+    floor = times["copy, 16 bytes"]
+    print("| what | ms | ns a weight | × copy of 16 bytes | share of copy bandwidth |\n|---|---|---|---|---|")
+    for name, each in times.items():
+        median = statistics.median(each)
+        ratio = statistics.median(t / base for t, base in zip(each, floor, strict=True))
+        print(
+            f"| {name} | {median * 1e3:.1f} | {median / size * 1e9:.2f} | {ratio:.2f} | {100 / ratio:.0f} % |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What an edit overwrote: enough to undo it, and no more."""
+
+from typing import final
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlearnkit.chunks import in_memory_order
+from unlearnkit.parameters import bits
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class _Entry:
+    """Some places of one tensor and the bits that they had; ``places`` is None when it is all of them."""
+
+    target: Tensor
+    places: Tensor | None
+    values: Tensor
+
+    def undo(self) -> None:
+        if self.places is None:
+            self.target.copy_(self.values)
+        else:
+            self.target.view(-1)[self.places.long()] = self.values
+
+
+@final
+class Journal:
+    """Writes new values into tensors and remembers the old ones where, and only where, their bits change.
+
+    Example:
+        >>> weights, journal = torch.tensor([1.0, 2.0, 3.0]), Journal()
+        >>> journal.write(weights, torch.tensor([1.0, 0.0, 3.0]))
+        1
+        >>> journal.undo()
+        >>> weights
+        tensor([1., 2., 3.])
+    """
+
+    def __init__(self) -> None:
+        self._entries: list[_Entry] = []
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory the old values and their places take."""
+        return sum(t.nbytes for e in self._entries for t in (e.places, e.values) if t is not None)
+
+    def write(self, target: Tensor, new: Tensor) -> int:
+        """Overwrite a tensor.
+
+        Args:
+            target: Overwritten where its bits differ from those of ``new``; at most 2³¹ elements.
+            new: Shape, dtype and device of ``target``.
+
+        Returns:
+            How many elements have other bits than before.
+        """
+        old, fresh = (bits(t) for t in in_memory_order(target.detach(), new.detach()))
+        places = _differing(old, fresh)
+        changed = places.numel()
+        if not changed:
+            return 0
+        # Remembered before it is overwritten, so that an interrupt between the two can be undone.
+        if old.is_contiguous() and changed * (4 + old.element_size()) < old.nbytes:
+            kept = _Entry(target=old, places=places.to(torch.int32), values=old.view(-1)[places])
+        else:
+            kept = _Entry(target=old, places=None, values=old.clone())
+        self._entries.append(kept)
+        old.copy_(fresh)
+        return changed
+
+    def undo(self) -> None:
+        """Put the old bits back, the last first. Undoing twice is undoing once."""
+        for entry in reversed(self._entries):
+            entry.undo()
+
+
+def _differing(one: Tensor, other: Tensor) -> Tensor:
+    """Return the flat places, in row-major order, at which two integer tensors differ."""
+    if one.device.type != "cpu":
+        return torch.nonzero((one != other).reshape(-1)).view(-1)
+    # numpy compares and searches several times as fast as torch does on a CPU.
+    return torch.from_numpy(np.flatnonzero(one.numpy() != other.numpy()))

@@ -1,0 +1,141 @@
+"""One pass over θ, F_f and F_r: rule, checks, comparison and write, piece by piece while each piece is in cache."""
+
+from collections.abc import Callable, Iterator
+from typing import final
+
+import attrs
+import torch
+from torch import Tensor
+
+from unlearnkit.chunks import chunk_size, chunks
+from unlearnkit.errors import MismatchError, NonFiniteError
+from unlearnkit.journal import Journal
+from unlearnkit.parameters import all_finite, bits, count_changed, wide
+
+Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""θ' = rule(θ, F_f, F_r), element by element."""
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Averaged:
+    """The importance of one parameter, divided only piece by piece.
+
+    Attributes:
+        total: F times ``count``.
+        count: How many terms the total has; None leaves it undivided.
+    """
+
+    total: Tensor
+    count: int | None = None
+
+    def piece(self, part: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Return the mean of a part of the total, as a tensor that nobody else holds.
+
+        Args:
+            part: A view of ``total``.
+            device: Where it is needed.
+            dtype: In which dtype.
+
+        Returns:
+            A new tensor, the same bits as a part of `Importance.mean`.
+        """
+        mean = part if self.count is None else part / self.count
+        return mean.to(device, dtype, copy=mean is part)
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Sweep:
+    """Applies a rule to one parameter at a time, in pieces; nothing of a parameter's size is made.
+
+    The bits are those of the rule on the whole tensor, as long as the rule is element by element and made of operations
+    that are rounded correctly (+ − × ÷ √, comparisons, choices): torch's exp or log of a number may differ in its last
+    bit with the place of the number in its tensor.
+
+    Attributes:
+        rule: Pure.
+        who: Whom to blame, for messages.
+
+    Example:
+        >>> halve = Sweep(rule=lambda t, f, r: torch.where(f > r, t / 2, t), who="halve")
+        >>> weights, zeros = torch.ones(2), Averaged(total=torch.zeros(2))
+        >>> halve.count(weights, Averaged(total=torch.tensor([0.0, 1.0])), zeros)
+        1
+    """
+
+    rule: Rule
+    who: str
+
+    def write(self, theta: Tensor, forget: Averaged, reference: Averaged | None, *, journal: Journal) -> int:
+        """Edit a parameter in place.
+
+        Args:
+            theta: On any device, of any strides.
+            forget: F_f of its shape.
+            reference: F_r of its shape, or None for zeros.
+            journal: Keeps what is overwritten.
+
+        Returns:
+            How many weights have other bits than before.
+        """
+        return sum(journal.write(piece, edited) for piece, edited in self.pieces(theta, forget, reference))
+
+    def count(self, theta: Tensor, forget: Averaged, reference: Averaged | None) -> int:
+        """Count the weights that `write` would change; arguments and result as there."""
+        return sum(count_changed(piece, edited) for piece, edited in self.pieces(theta, forget, reference))
+
+    def copy(self, theta: Tensor, forget: Averaged, reference: Averaged | None) -> Tensor:
+        """Return an edited copy, of the dtype of ``theta``; arguments as in `write`."""
+        whole = theta.detach().clone()
+        places = chunks(theta.detach(), whole, limit=chunk_size(theta.device))
+        for (_, target), (_, edited) in zip(places, self.pieces(theta, forget, reference), strict=True):
+            target.copy_(edited)
+        return whole
+
+    def pieces(self, theta: Tensor, forget: Averaged, reference: Averaged | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Edit a parameter piece by piece; arguments as in `write`.
+
+        Yields:
+            A view of ``theta``, and the edited values for it.
+
+        Raises:
+            MismatchError: The rule returned another shape, dtype or device, or edited its arguments.
+            NonFiniteError: The rule made a NaN or an infinity of finite numbers.
+        """
+        second = forget.total if reference is None else reference.total
+        dtype = torch.promote_types(wide(theta.dtype), torch.promote_types(forget.total.dtype, second.dtype))
+        parts = chunks(theta.detach(), forget.total, second, limit=chunk_size(theta.device))
+        for piece, forget_part, second_part in parts:
+            # Not in inference mode, which counts no versions.
+            with torch.inference_mode(mode=False), torch.no_grad():
+                f = forget.piece(forget_part, theta.device, dtype)
+                r = torch.zeros_like(f) if reference is None else reference.piece(second_part, theta.device, dtype)
+                edited = self._edited(piece, f, r)
+            yield piece, edited
+
+    def _edited(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:
+        arguments = (theta.to(forget.dtype, copy=True), forget, reference)
+        versions = [t._version for t in arguments]  # noqa: SLF001 - the only cheap way to see an edit in place
+        edited = self.rule(*arguments)
+        if [t._version for t in arguments] != versions:  # noqa: SLF001
+            raise MismatchError(f"{self.who} must not edit its arguments in place: return a new tensor")
+        self._check_kind(edited, arguments[0])
+        result = edited if edited.dtype == theta.dtype else _narrowed(edited, theta)
+        if not all_finite(result) and bool((torch.isfinite(theta) & ~torch.isfinite(result)).any()):
+            raise NonFiniteError(f"{self.who} made NaN or infinity of finite weights")
+        return result
+
+    def _check_kind(self, edited: object, theta: Tensor) -> None:
+        if not isinstance(edited, Tensor):
+            raise MismatchError(f"{self.who} must return a tensor, saw {type(edited).__name__}")
+        if (edited.shape, edited.dtype, edited.device) != (theta.shape, theta.dtype, theta.device):
+            raise MismatchError(
+                f"{self.who} must return shape {tuple(theta.shape)}, {theta.dtype} on {theta.device}, saw "
+                f"{tuple(edited.shape)}, {edited.dtype} on {edited.device}"
+            )
+
+
+def _narrowed(edited: Tensor, theta: Tensor) -> Tensor:
+    # The way there and back quietens a signalling NaN: what the rule left alone keeps its own bits.
+    return torch.where(bits(edited) == bits(theta.to(edited.dtype)), theta, edited.to(theta.dtype))
