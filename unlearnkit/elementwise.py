@@ -1,6 +1,7 @@
 """Methods whose edit of a weight depends on that weight and its two importances alone."""
 
 import abc
+from collections.abc import Mapping
 from typing import ClassVar, Self, final
 
 from torch import Tensor, nn
@@ -98,7 +99,7 @@ class ElementwiseUnlearner(Unlearner):
         self._write(model, evidence, Journal())
 
     @final
-    def _edit(self, model: nn.Module, evidence: Evidence, guard: ModelGuard) -> dict[str, int]:
+    def _edit(self, model: nn.Module, evidence: Evidence, guard: ModelGuard) -> Mapping[str, int] | None:
         return self._write(model, evidence, guard.journal) if self._writes() else super()._edit(model, evidence, guard)
 
     @final
