@@ -89,6 +89,9 @@ def tune(
     search = Search.start(job, unseen)
     model = copy.deepcopy(job.original)
     tuning, report = search.edit(model, unlearner, method)
+    # The edit is part of the search: each second is counted once.
+    looked = tuning.seconds - sum(report.seconds.values())
+    report = attrs.evolve(report, seconds={**job.seconds, **search.seconds, "tuning": looked, **report.seconds})
     record = search.record(folder.name, tuning, report, model)
     write_result(folder, model if tuning.chosen else None, record, metadata=job.metadata())
     return Tuned(tuning=tuning, record=record, folder=folder)

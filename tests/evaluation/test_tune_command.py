@@ -51,6 +51,9 @@ def test_the_command_writes_the_edited_model_and_the_frontier(digits_toml, tmp_p
         "retain validation": 242,
         "unseen": 0,
     }
+    assert set(report["seconds"]) == {"forget importance", "full importance", "tuning", "edit", "evaluation"}
+    assert report["seconds"]["tuning"] > report["seconds"]["edit"]
+    assert sum(report["seconds"][stage] for stage in ("tuning", "edit")) == pytest.approx(tuning["seconds"])
     assert [e["samples"] for e in report["evidence"]] == [110, 1078]
     assert report["after"]["forget-test"]["accuracy"] < report["before"]["forget-test"]["accuracy"]
     before, after = load_file(trained_checkpoint), load_file(folder / "model.safetensors")
