@@ -11,15 +11,16 @@ from typing import Any, ClassVar, final
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
+from unlearnkit.fisher.families.conv_kernels import conv_kernels
 from unlearnkit.fisher.families.geometry import Geometry
-from unlearnkit.fisher.families.windows import conv_kernels, weight_gradients
+from unlearnkit.fisher.families.windows import weight_gradients
 from unlearnkit.fisher.rule import Call, Rule
 from unlearnkit.fisher.totals import Slot
 
 
 @final
 class ConvolutionRule(Rule):
-    """y = W ∗ x + b. See the module for the formula and `unlearnkit.fisher.families.windows` for the kernels."""
+    """y = W ∗ x + b. See the module for the formula and `unlearnkit.fisher.families.conv_kernels` for the kernels."""
 
     functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.conv1d, F.conv2d, F.conv3d)
 

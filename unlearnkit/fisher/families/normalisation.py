@@ -1,23 +1,41 @@
 """Normalisation layers: y = γ · x̂ + β, so ∂ℓ_n/∂γ = Σ_t g_nt x̂_nt and ∂ℓ_n/∂β = Σ_t g_nt."""
 
 import abc
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, final
 
+import attrs
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from unlearnkit.errors import UnsupportedModelError
 from unlearnkit.fisher.rule import Call, Rule
+from unlearnkit.fisher.totals import Slot
 
+_CACHED = 1 << 20  # bytes of products that stay in a core's cache until they are summed
 _WHY = (
     "expected samples that do not mix, saw batch_norm on batch statistics: per-sample gradients do not exist there; "
     "use eval mode and track_running_stats=True, or GroupNorm"
 )
 
 
-class _ChannelNorm(Rule):
+class _Norm(Rule):
+    """A norm with a γ whose products g x̂ are summed: a few samples at a time, so that they stay in the cache."""
+
+    @final
+    def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
+        """Add the squares; see `Rule.add_squares`."""
+        if role == "bias":
+            slot.add(self.per_sample(role, g, call))
+            return
+        for rows in slot.chunks(len(g), math.prod(g.shape[1:]), bound=_CACHED):
+            part = attrs.evolve(call, saved=tuple(t[rows] for t in call.saved))
+            slot.add(self.per_sample(role, g[rows], part))
+
+
+class _ChannelNorm(_Norm):
     """A norm whose γ and β have one element per channel, dimension 1."""
 
     @abc.abstractmethod
@@ -83,7 +101,7 @@ class InstanceNormRule(_ChannelNorm):
         return _positions(F.instance_norm(x, mean, variance, use_input_stats=mean is None, eps=eps) * g)
 
 
-class _TrailingNorm(Rule):
+class _TrailingNorm(_Norm):
     """A norm over the last dimensions, whose γ and β have their shape."""
 
     free_rows: ClassVar[bool] = True

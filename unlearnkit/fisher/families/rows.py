@@ -6,6 +6,7 @@ from torch import Tensor
 from unlearnkit.fisher.totals import Kernel, Slot
 
 _PAIRS_UP_TO = 8
+_CACHED = 1 << 20  # bytes of a buffer that stay in a core's cache together with the totals that it is added to
 _SMALL = 1 << 14  # elements below which one batched product beats a loop over samples
 
 
@@ -53,11 +54,15 @@ def outer_kernels(slot: Slot, g: Tensor, a: Tensor) -> list[Kernel]:
 
 
 def one_by_one(total: Tensor, g: Tensor, a: Tensor) -> None:
-    """Multiply one sample at a time into one buffer that stays in the cache, and square it there."""
-    buffer = torch.empty(total.shape, dtype=total.dtype, device=total.device)
-    for g_n, a_n in zip(g, a, strict=True):
-        torch.mm(g_n.t(), a_n, out=buffer)
-        total.addcmul_(buffer, buffer)
+    """Multiply one sample at a time into one buffer, and square it there; block by block, which stays in the cache."""
+    out, inner = total.shape
+    step = max(1, _CACHED // (inner * total.element_size()))
+    for start in range(0, out, step):
+        block = total[start : start + step]
+        buffer = torch.empty(block.shape, dtype=total.dtype, device=total.device)
+        for g_n, a_n in zip(g[:, :, start : start + step].unbind(), a.unbind(), strict=True):
+            torch.mm(g_n.t(), a_n, out=buffer)
+            block.addcmul_(buffer, buffer)
 
 
 def batched(slot: Slot, total: Tensor, g: Tensor, a: Tensor) -> None:

@@ -1,0 +1,129 @@
+"""The kernels that square the per-sample weight gradients of a convolution, and which of them to try first."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - its usual name
+
+from unlearnkit.fisher.families.geometry import Geometry
+from unlearnkit.fisher.families.native import add_native, native_pays, native_possible
+from unlearnkit.fisher.families.rows import one_by_one
+from unlearnkit.fisher.families.small_maps import add_tap_pairs, as_weight, pays
+from unlearnkit.fisher.families.taps import Region, add_taps, tap_regions
+from unlearnkit.fisher.families.windows import add_windows, weight_gradients
+from unlearnkit.fisher.totals import Kernel, Slot
+
+_FEW_POSITIONS = 16
+_LARGE = 1 << 16  # elements for one kernel offset from which products offset by offset are as fast as larger ones
+
+
+def conv_kernels(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> list[Kernel]:
+    """List the kernels for a layer, the best guess first.
+
+    Args:
+        slot: The weight's.
+        g: Output gradient, shape (n, k, O, *positions).
+        x: Input, shape (n, k, C, *spatial).
+        geometry: Of the convolution.
+
+    Returns:
+        At least one kernel.
+    """
+    if geometry.groups > 1:
+        return _grouped_kernels(slot, g, x, geometry)
+    if geometry.plain and g.shape[1] == 1:
+        return [_pixels(g, x), _windows(g, x, geometry)]
+    positions, out, channels = math.prod(g.shape[3:]) * g.shape[1], g.shape[2], x.shape[2]
+    regions = tap_regions(geometry, tuple(x.shape[3:]), tuple(g.shape[3:]))
+    found = [_windows(g, x, geometry)]
+    found.insert(0 if out * channels >= _LARGE else 1, _taps(slot, g, x, geometry, regions))
+    if native_possible(g):
+        found.insert(0 if native_pays(positions, out) else 2, _native(slot, g, x, geometry))
+    if positions <= _FEW_POSITIONS:
+        first = pays(regions, positions, slot.numel)
+        found.insert(0 if first else len(found), _pairs(slot, g, x, geometry, regions))
+    return found
+
+
+def _windows(g: Tensor, x: Tensor, geometry: Geometry) -> Kernel:
+    out, channels = g.shape[2], x.shape[2]
+    return Kernel(
+        name="windows",
+        shape=(math.prod(geometry.kernel) * channels, out),
+        run=lambda total: add_windows(total, g, x, geometry),
+        finish=lambda total: total.t().reshape(out, *geometry.kernel, channels).movedim(-1, 1),
+    )
+
+
+def _taps(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry, regions: list[Region | None]) -> Kernel:
+    return Kernel(
+        name="taps",
+        shape=(len(regions), g.shape[2], x.shape[2]),
+        run=lambda total: add_taps(slot, total, g, x, regions),
+        finish=lambda total: as_weight(total, geometry.kernel),
+    )
+
+
+def _pairs(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry, regions: list[Region | None]) -> Kernel:
+    return Kernel(
+        name="pairs",
+        shape=(len(regions), g.shape[2], x.shape[2]),
+        run=lambda total: add_tap_pairs(slot, total, g, x, regions),
+        finish=lambda total: as_weight(total, geometry.kernel),
+    )
+
+
+def _native(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> Kernel:
+    return Kernel(name="plain", shape=(slot.numel,), run=lambda total: add_native(slot, total, g, x, geometry))
+
+
+def _pixels(g: Tensor, x: Tensor) -> Kernel:
+    shape = (g.shape[2], x.shape[2])
+    return Kernel(name="pixels", shape=shape, run=lambda total: _by_pixels(total, g, x))
+
+
+def _by_pixels(total: Tensor, g: Tensor, x: Tensor) -> None:
+    """Multiply g and x of one sample as they lie in memory: a 1×1 convolution needs no windows."""
+    rows, pixels = (t.flatten(3)[:, 0].transpose(1, 2) for t in (g, x))
+    one_by_one(total, rows, pixels)
+
+
+def _grouped_kernels(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> list[Kernel]:
+    out, channels = g.shape[2], x.shape[2] // geometry.groups
+    taps = math.prod(geometry.kernel)
+    positions = math.prod(g.shape[3:]) * g.shape[1]
+
+    def by_product(total: Tensor) -> None:
+        work = taps * (channels * geometry.groups * positions + channels * out)
+        for part in slot.chunks(len(g), work):
+            gradients = weight_gradients(g[part], x[part], geometry)
+            total.add_(gradients.flatten(1).square_().sum(0))
+
+    def by_taps(total: Tensor) -> None:
+        for part in slot.chunks(len(g), positions * out * 3):
+            _depthwise(total, g[part], x[part], geometry)
+
+    found = [Kernel(name="products", shape=(slot.numel,), run=by_product)]
+    if native_possible(g):
+        found.append(_native(slot, g, x, geometry))
+    if channels == 1 and out == geometry.groups:
+        found.insert(0, Kernel(name="taps", shape=(taps, out), run=by_taps, finish=lambda total: total.t()))
+    return found
+
+
+def _depthwise(total: Tensor, g: Tensor, x: Tensor, geometry: Geometry) -> None:
+    """Multiply g with the input shifted by each kernel offset: one channel sees one channel."""
+    samples, rows, out, *positions = g.shape
+    sides = [p for pair in reversed(geometry.padding) for p in pair]
+    wide = F.pad(x.flatten(0, 1), sides)
+    flat = g.flatten(0, 1)
+    for tap, offset in enumerate(
+        torch.cartesian_prod(*(torch.arange(k) for k in geometry.kernel)).view(-1, len(geometry.kernel)).tolist()
+    ):
+        cut = tuple(
+            slice(d * o, d * o + s * (p - 1) + 1, s)
+            for o, d, s, p in zip(offset, geometry.dilation, geometry.stride, positions, strict=True)
+        )
+        per = (wide[(slice(None), slice(None), *cut)] * flat).flatten(2).sum(2)
+        total[tap].add_(per.view(samples, rows, out).sum(1).square_().sum(0))
