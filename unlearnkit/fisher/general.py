@@ -51,6 +51,7 @@ class SquaredGradients:
         self._quiet = quiet
         self._double = double
         self._compared = False
+        self._reenters = False
         self._named = trainable(self._model)
         per_sample = sum(p.numel() * max(4, p.element_size()) for p in self._named.values())
         # The gradients of one sample are what a plain pass holds too; each further one is held with its square.
@@ -112,16 +113,27 @@ class SquaredGradients:
         """
         losses = []
         for i in range(batch_size(batch)):
-            one = take(batch, slice(i, i + 1))
-            loss = check_losses(self._objective.losses(self._model, one), one, objective=self._objective)
-            found = list(torch.autograd.grad(loss.sum(), list(self._named.values()), allow_unused=True))
+            loss, found = self._one(take(batch, slice(i, i + 1)))
             for name in reversed(self._named):
                 g = found.pop()  # not kept: two samples' gradients would be twice the weights
                 if g is not None:
                     receive(name, g.unsqueeze(0))
                 del g
-            losses.append(loss.detach())
+            losses.append(loss)
         return torch.cat(losses)
+
+    def _one(self, one: Any) -> tuple[Tensor, list[Tensor | None]]:
+        loss = check_losses(self._objective.losses(self._model, one), one, objective=self._objective)
+        if self._reenters:
+            return loss.detach(), _by_backward(loss, list(self._named.values()))
+        try:
+            found = torch.autograd.grad(loss.sum(), list(self._named.values()), allow_unused=True)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            self._reenters = True  # such checkpoints work with .backward() alone
+            return self._one(one)
+        return loss.detach(), list(found)
 
     def one_at_a_time(self, batch: Any) -> dict[str, Tensor]:
         """Square and add the gradients of each sample alone.
@@ -212,6 +224,19 @@ class SquaredGradients:
 
         hand_out(batch, receive)
         return totals
+
+
+def _by_backward(loss: Tensor, parameters: list[nn.Parameter]) -> list[Tensor | None]:
+    """Return the gradients that ``backward`` leaves in the parameters, which keep those that they had."""
+    held = [p.grad for p in parameters]
+    try:
+        for p in parameters:
+            p.grad = None
+        torch.autograd.backward(loss.sum())
+        return [p.grad for p in parameters]
+    finally:
+        for p, g in zip(parameters, held, strict=True):
+            p.grad = g
 
 
 def refuse_batch_statistics(model: nn.Module) -> None:

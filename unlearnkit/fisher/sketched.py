@@ -106,4 +106,4 @@ class _Sketch(Accumulator):
 
     def _draw(self, losses: Tensor) -> Tensor:
         coins = torch.randint(0, 2, losses.shape, generator=self._signs)
-        return (2 * coins - 1).to(losses)
+        return (2 * coins - 1).to(losses.device, losses.dtype, non_blocking=True)
