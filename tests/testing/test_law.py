@@ -1,6 +1,9 @@
 """A broken law says what is wrong in a way that can be copied, run and acted on."""
 
+import os
 import re
+import subprocess
+import sys
 
 import attrs
 import pytest
@@ -64,6 +67,41 @@ def test_the_counterexample_is_the_smallest_and_the_same_on_every_run():
     (text,) = texts
     assert "forget = torch.tensor([1.0], dtype=torch.float32)" in text
     assert "reference = torch.tensor([0.0], dtype=torch.float32)" in text
+
+
+SCRIPT = """
+import torch
+from unlearnkit import ElementwiseUnlearner, UnlearnerTraits
+from unlearnkit.testing import LawError, broken_laws
+
+class Doubles(ElementwiseUnlearner):
+    name = "doubles"
+    traits = UnlearnerTraits(non_amplifying=True, odd=True, idempotent=True)
+    def rule(self, theta, forget, reference):
+        return torch.where(forget > reference, theta.clamp(-1, 1) * 2, theta)
+
+for name, error in broken_laws(Doubles(), examples=30).items():
+    print(name, error)
+"""
+
+
+@pytest.mark.slow  # two processes import torch
+def test_the_failures_are_the_same_in_every_process():
+    """Whatever the seed of hashes, the random state of the machine and the folder are."""
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            timeout=300,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert "no-amplification the law 'no-amplification' is broken by Doubles" in outputs[0]
+    assert "idempotent the law 'idempotent' is broken by Doubles" in outputs[0]
+    assert outputs[0] == outputs[1]
 
 
 def laws_of(subject, name):
