@@ -89,9 +89,7 @@ def tune(
     search = Search.start(job, unseen)
     model = copy.deepcopy(job.original)
     tuning, report = search.edit(model, unlearner, method)
-    # The edit is part of the search: each second is counted once.
-    looked = tuning.seconds - sum(report.seconds.values())
-    report = attrs.evolve(report, seconds={**job.seconds, **search.seconds, "tuning": looked, **report.seconds})
+    report = attrs.evolve(report, seconds={**job.seconds, **report.seconds})
     record = search.record(folder.name, tuning, report, model)
     write_result(folder, model if tuning.chosen else None, record, metadata=job.metadata())
     return Tuned(tuning=tuning, record=record, folder=folder)
@@ -168,7 +166,13 @@ class Search:
         plugins.before_run(run)
         tuning = self._tune(model, unlearner, method)
         report = tuning.report or Report(method=unlearner.name, remarks=(tuning.sentence(),))
-        report = attrs.evolve(report, provider=plugins.provider_of(type(unlearner)))
+        # The edit is part of the search: each second is counted once.
+        looked = tuning.seconds - sum(report.seconds.values())
+        report = attrs.evolve(
+            report,
+            provider=plugins.provider_of(type(unlearner)),
+            seconds={**self.seconds, "tuning": looked, **report.seconds},
+        )
         if tuning.chosen is not None:
             plugins.after_run(run, report)
         return tuning, report

@@ -182,11 +182,7 @@ class _Stage:
             self.searches.append(Search.start(self.job, self.unseen))
         search = self.searches[0]
         tuning, report = search.edit(model, elementwise(trial.method, self.job.plugins), trial.method)
-        report = attrs.evolve(
-            report,
-            remarks=(*report.remarks, tuning.sentence()),
-            seconds={**search.seconds, "tuning": tuning.seconds},
-        )
+        report = attrs.evolve(report, remarks=(*report.remarks, tuning.sentence()))
         return search.described(trial.method.label, tuning, report), tuning.chosen is not None
 
 
