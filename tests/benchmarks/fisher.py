@@ -1,7 +1,11 @@
 """Times the exact diagonal Fisher against one plain pass and against others: ``python -m tests.benchmarks.fisher``.
 
 Every variant runs once per round, in turn, so that a busy machine slows all of them; the figure is the median over
-rounds of the ratio to the plain pass of the same round. Peak memory is measured in a fresh process per variant.
+rounds of the ratio to the plain pass of the same round. Peak memory (``--memory``) is that of a fresh process per
+variant beyond the same process before its first pass, and its ratio to the plain pass's.
+
+The whole table of ``docs/results/performance.md``: ``python -m tests.benchmarks.fisher --memory``, and the same with
+``--cpu-time`` on a machine that has other work.
 """
 
 import argparse
@@ -11,7 +15,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +26,17 @@ from unlearnkit import CrossEntropy, DiagonalFisher
 from unlearnkit.fisher.general import SquaredGradients
 
 Run = Callable[[], object]
+Made = tuple[nn.Module, tuple[int, ...]]
 CLASSES = 100
 
 
-def resnet(side: int) -> tuple[nn.Module, tuple[int, ...]]:
+def resnet(side: int) -> Made:
     from torchvision.models import resnet18
 
     return resnet18(num_classes=CLASSES), (3, side, side)
 
 
-def vit() -> tuple[nn.Module, tuple[int, ...]]:
+def vit() -> Made:
     from torchvision.models import VisionTransformer
 
     model = VisionTransformer(64, 8, 6, 6, 384, 1536, num_classes=CLASSES)
@@ -38,7 +44,7 @@ def vit() -> tuple[nn.Module, tuple[int, ...]]:
     return model, (3, 64, 64)
 
 
-def mlp() -> tuple[nn.Module, tuple[int, ...]]:
+def mlp() -> Made:
     layers = [
         nn.Flatten(),
         nn.Linear(3072, 1024),
@@ -50,10 +56,12 @@ def mlp() -> tuple[nn.Module, tuple[int, ...]]:
     return nn.Sequential(*layers), (3, 32, 32)
 
 
-CASES: dict[str, tuple[Callable[[], tuple[nn.Module, tuple[int, ...]]], int]] = {
+CASES: dict[str, tuple[Callable[[], Made], int]] = {
     "resnet18@64 B=32": (lambda: resnet(64), 32),
+    "resnet18@64 B=32 channels-last": (lambda: resnet(64), 32),
     "resnet18@64 B=64": (lambda: resnet(64), 64),
     "resnet18@224 B=8": (lambda: resnet(224), 8),
+    "resnet18@224 B=8 channels-last": (lambda: resnet(224), 8),
     "vit B=32": (vit, 32),
     "mlp B=128": (mlp, 128),
 }
@@ -102,6 +110,9 @@ def backpack(model: nn.Module, x: Tensor, y: Tensor) -> Run:
     from backpack import extend
     from backpack.extensions import SumGradSquared
 
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False  # its hooks cannot follow an edit in place
     extended, loss = extend(model, use_converter=True), extend(nn.CrossEntropyLoss(reduction="sum"))
 
     def run() -> None:
@@ -126,6 +137,25 @@ def opacus(model: nn.Module, x: Tensor, y: Tensor) -> Run:
     return run
 
 
+def nngeometry(model: nn.Module, x: Tensor, y: Tensor) -> Run:
+    from nngeometry.backend import TorchHooksJacobianBackend
+    from nngeometry.layercollection import LayerCollection
+    from nngeometry.object.pspace import PMatDiag
+    from torch.utils.data import DataLoader, TensorDataset
+
+    def losses(batch: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(model(batch), labels, reduction="none").unsqueeze(1)
+
+    layers = LayerCollection.from_model(model)
+    loader = DataLoader(TensorDataset(x, y), batch_size=len(x))
+
+    def run() -> None:
+        generator = TorchHooksJacobianBackend(layer_collection=layers, model=model, function=losses)
+        PMatDiag(generator=generator, examples=loader)
+
+    return run
+
+
 VARIANTS: dict[str, Callable[[nn.Module, Tensor, Tensor], Run]] = {
     "plain": plain,
     "notebook (another quantity)": notebook,
@@ -136,9 +166,10 @@ VARIANTS: dict[str, Callable[[nn.Module, Tensor, Tensor], Run]] = {
     "vmap, chunk 16": vmap(16),
     "backpack": backpack,
     "opacus": opacus,
+    "nngeometry": nngeometry,
 }
 CLOCK = [time.perf_counter]
-PEERS = ("backpack", "opacus")
+PEERS = ("backpack", "opacus", "nngeometry")
 QUICK = ("plain", "notebook (another quantity)", "unlearnkit", "unlearnkit, kernels timed")
 
 
@@ -147,7 +178,26 @@ def prepared(case: str, variant: str, device: str) -> Run:
     torch.manual_seed(0)
     model, shape = make()
     x, y = torch.randn(batch, *shape, device=device), torch.randint(0, CLASSES, (batch,), device=device)
-    return VARIANTS[variant](model.eval().to(device), x, y)
+    model = model.eval().to(device)
+    if "channels-last" in case:
+        model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    return VARIANTS[variant](model, x, y)
+
+
+def ready(case: str, variants: Iterable[str], device: str) -> dict[str, Run]:
+    """Prepare the variants and run each once; a peer that cannot do this model is named and left out."""
+    runs = {}
+    for name in variants:
+        try:
+            run = prepared(case, name, device)
+            run()
+        except Exception as error:
+            if name not in PEERS:
+                raise
+            print(f"{case}: {name} left out, {type(error).__name__}: {str(error).strip().splitlines()[0][:120]}")
+        else:
+            runs[name] = run
+    return runs
 
 
 def seconds(run: Run, device: str) -> float:
@@ -158,11 +208,8 @@ def seconds(run: Run, device: str) -> float:
     return CLOCK[0]() - start
 
 
-def ratios(case: str, variants: list[str], rounds: int, device: str) -> dict[str, tuple[float, float]]:
+def ratios(runs: dict[str, Run], rounds: int, device: str) -> dict[str, tuple[float, float]]:
     """Return for each variant the median seconds and the median ratio to the plain pass of the same round."""
-    runs = {name: prepared(case, name, device) for name in variants}
-    for run in runs.values():
-        run()
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -174,19 +221,46 @@ def ratios(case: str, variants: list[str], rounds: int, device: str) -> dict[str
     }
 
 
+def resident_kib(field: str) -> int:
+    """Read a figure of this process from Linux: ``VmRSS`` now, ``VmHWM`` at its highest."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith(field + ":")).split()[1])
+
+
+def growth_mib(case: str, variant: str, device: str, threads: int) -> float:
+    """Return by how much two passes raise this process's peak above what it held before, in MiB.
+
+    A process inherits the peak of the one that started it, so the kernel is told to forget it first.
+    """
+    torch.set_num_threads(threads)
+    small = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2))
+    small(torch.randn(2, 3, 8, 8)).sum().backward()  # what torch loads on first use is no part of a pass
+    run = prepared(case, variant, device)
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    idle = resident_kib("VmRSS")
+    run()
+    run()
+    return (resident_kib("VmHWM") - idle) / 1024
+
+
 def peak_mib(case: str, variant: str, device: str) -> float:
-    """Return how much the process grows beyond an idle one, in MiB: two runs in a fresh process."""
-    code = (
-        "import resource\n"
-        "from tests.benchmarks import fisher\n"
-        f"run = fisher.prepared({case!r}, {variant!r}, {device!r})\n"
-        "idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "run(); run()\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle)\n"
-    )
+    """Measure `growth_mib` in a fresh process."""
+    call = f"fisher.growth_mib({case!r}, {variant!r}, {device!r}, {torch.get_num_threads()})"
+    code = f"from tests.benchmarks import fisher\nprint({call})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    scale = 1 if sys.platform == "linux" else 1024
-    return float(done.stdout.split()[-1]) / 1024 / scale
+    return float(done.stdout.split()[-1])
+
+
+def table(case: str, runs: dict[str, Run], args: argparse.Namespace) -> None:
+    """Print the rows of one model."""
+    base = 0.0
+    for name, (median, ratio) in ratios(runs, args.rounds, args.device).items():
+        row = f"| {case} | {name} | {median * 1e3:.0f} | {ratio:.2f} |"
+        if args.memory:
+            peak = peak_mib(case, name, args.device)
+            base = base or peak
+            row += f" {peak:.0f} | {peak / base:.2f} |"
+        print(row, flush=True)
 
 
 def main() -> None:
@@ -195,24 +269,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--case", action="append", choices=CASES, help="may be repeated; default: all")
     parser.add_argument("--quick", action="store_true", help="leave out the slow alternatives and the peers")
-    parser.add_argument("--memory", action="store_true", help="measure peak memory too (CPU)")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory too (CPU, on Linux)")
     parser.add_argument("--cpu-time", action="store_true", help="one thread, its own CPU time: for a busy machine")
     args = parser.parse_args()
     if args.cpu_time:
         torch.set_num_threads(1)
         CLOCK[0] = time.thread_time
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, device {args.device}")
+    clock = "CPU time" if args.cpu_time else "wall clock"
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {clock}, {platform.machine()}, "
+        f"device {args.device}, {args.rounds} rounds"
+    )
     variants = list(QUICK if args.quick else VARIANTS)
     for peer in PEERS:
         if peer in variants and importlib.util.find_spec(peer) is None:
             print(f"{peer}: not installed, left out")
             variants.remove(peer)
-    print("| model | variant | ms | × plain |" + (" MiB |" if args.memory else ""))
-    print("|---|---|---|---|" + ("---|" if args.memory else ""))
+    print("| model | variant | ms | × plain |" + (" MiB | × plain |" if args.memory else ""))
+    print("|---|---|---|---|" + ("---|---|" if args.memory else ""))
     for case in args.case or CASES:
-        for name, (median, ratio) in ratios(case, variants, args.rounds, args.device).items():
-            row = f"| {case} | {name} | {median * 1e3:.0f} | {ratio:.2f} |"
-            print(row + (f" {peak_mib(case, name, args.device):.0f} |" if args.memory else ""), flush=True)
+        table(case, ready(case, variants, args.device), args)
 
 
 if __name__ == "__main__":
