@@ -124,7 +124,7 @@ class Ledger:
         for totals in self._open:
             totals.commit()
         for name, g in self._staged.items():
-            _add(self._batch, name, g)
+            _join(self._batch, name, g)
         self._open, self._staged = [], {}
         self.counts.update(keys)
 
@@ -150,13 +150,15 @@ class Ledger:
     def stage(self, gradients: Mapping[str, Tensor]) -> None:
         """Add gradients of sums over samples of the current batch, each of its parameter's shape."""
         for name, g in gradients.items():
-            _add(self._staged, name, g.to(self.dtype(name)))
+            _join(self._staged, name, g.to(self.dtype(name)))
 
     def end_batch(self, size: int) -> None:
         """Square the gradient of the batch that just ended."""
         for name, g in self._batch.items():
-            _add(self.batched, name, g.square().div_(size))
-            _add(self.signed, name, g)
+            if name not in self.signed:
+                self.signed[name], self.batched[name] = torch.zeros_like(g), torch.zeros_like(g)
+            self.signed[name].add_(g)
+            self.batched[name].addcmul_(g, g, value=1 / size)
         self._batch = {}
 
     def running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
@@ -204,4 +206,10 @@ class Ledger:
 
 
 def _add(held: dict[str, Tensor], name: str, term: Tensor) -> None:
-    held[name] = held[name].add_(term) if name in held else term.clone()  # may be shared
+    """Add in place to a tensor of our own; the first is taken over."""
+    held[name] = held[name].add_(term) if name in held else term
+
+
+def _join(held: dict[str, Tensor], name: str, term: Tensor) -> None:
+    """Add tensors that others may hold too."""
+    held[name] = held[name] + term if name in held else term
