@@ -11,11 +11,14 @@ import attrs
 from torch import nn
 
 from unlearnkit.checkpoint import save_checkpoint
-from unlearnkit.errors import StoreError
+from unlearnkit.errors import ConfigurationError, StoreError
 from unlearnkit.evaluation import LossAndAccuracy
+from unlearnkit.evaluation.views import Views
 from unlearnkit.memory import PeakMemory
-from unlearnkit.report import Report
+from unlearnkit.report import Report, TensorChange
+from unlearnkit.reporting.judgement import Judgement, judge
 from unlearnkit.reporting.verdict import verdict
+from unlearnkit.structure import structure
 
 FORMAT = "unlearnkit-run-1"
 
@@ -36,6 +39,8 @@ class RunRecord:
         memory: The most that the process had held when the edit was measured; None where it was not.
         manifest: What two runs must share to give the same bits.
         tuning: How the edit was found, as plain values; None where it was not looked for.
+        retrained: Split to the scores of each retrained model.
+        views: What the page of the run draws; None where that was not measured.
     """
 
     label: str
@@ -48,6 +53,39 @@ class RunRecord:
     memory: PeakMemory | None = None
     manifest: Mapping[str, Any] = attrs.field(factory=dict)
     tuning: Mapping[str, Any] | None = None
+    retrained: tuple[Mapping[str, LossAndAccuracy], ...] = ()
+    views: Views | None = None
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any], *, where: str = "report") -> "RunRecord":
+        """Read what `to_dict` wrote; keys that are derived, or that another version added, are left out.
+
+        Args:
+            plain: From ``report.json``.
+            where: For messages: the file.
+
+        Returns:
+            The record.
+
+        Raises:
+            StoreError: Not a record of a run.
+        """
+        if plain.get("format") != FORMAT:
+            raise StoreError(f"{where}: expected the format {FORMAT!r}, saw {plain.get('format')!r}")
+        mine, report = _fields(cls, plain), _fields(Report, plain)
+        report["tensors"] = [_fields(TensorChange, t) for t in report.get("tensors", [])]
+        try:
+            return structure({**mine, "report": report, "memory": plain.get("peak_memory")}, cls, where=where)
+        except ConfigurationError as error:
+            raise StoreError(f"{error}: the file was changed, or another version wrote it") from error
+
+    def judgement(self) -> Judgement:
+        """Say in one sentence what the edit came to; see `judge`.
+
+        Returns:
+            The verdict.
+        """
+        return judge(self.report, self.before, self.after, retrained=self.retrained, views=self.views)
 
     def sentence(self) -> str:
         """Say in words what the edit did and, where it was measured, what that came to; see `verdict`.
@@ -63,10 +101,12 @@ class RunRecord:
         Returns:
             Nested dicts; the report's own keys stand at the top.
         """
+        judged = self.judgement()
         return {
             "format": FORMAT,
             "label": self.label,
             "sentence": self.sentence(),
+            "verdict": {"kind": judged.kind, "sentence": judged.sentence},
             **self.report.to_dict(),
             "forget": dict(self.forget),
             "before": {name: attrs.asdict(score) for name, score in self.before.items()},
@@ -75,8 +115,34 @@ class RunRecord:
             "not_applicable": {name: dict(reasons) for name, reasons in self.not_applicable.items()},
             "peak_memory": None if self.memory is None else attrs.asdict(self.memory),
             "manifest": dict(self.manifest),
+            "retrained": [{name: attrs.asdict(score) for name, score in each.items()} for each in self.retrained],
             **({} if self.tuning is None else {"tuning": dict(self.tuning)}),
+            **({} if self.views is None else {"views": attrs.asdict(self.views)}),
         }
+
+
+def _fields(kind: type[attrs.AttrsInstance], plain: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: plain[field.name] for field in attrs.fields(kind) if field.name in plain}
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Read the record of a folder of results.
+
+    Args:
+        folder: Holds ``report.json``.
+
+    Returns:
+        The record.
+
+    Raises:
+        StoreError: There is none, or it cannot be read.
+    """
+    path = folder / "report.json"
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"cannot read the record of a run from {path}: {error}") from error
+    return RunRecord.from_dict(plain if isinstance(plain, dict) else {}, where=str(path))
 
 
 def write_result(folder: Path, model: nn.Module | None, record: RunRecord, *, metadata: Mapping[str, str]) -> None:

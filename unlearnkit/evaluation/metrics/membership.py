@@ -8,6 +8,7 @@ import attrs
 import numpy as np
 from torch import nn
 
+from unlearnkit.evaluation.arrays import Floats
 from unlearnkit.evaluation.membership import AttackSuccess, Samples, attack_success, population_attack
 from unlearnkit.evaluation.metrics.sheet import Sheet, Values, answer
 from unlearnkit.evaluation.outputs import InapplicableError, Outputs, mean
@@ -151,13 +152,29 @@ def unseen_halves(sheet: Sheet, model: nn.Module, seed: int) -> tuple[Outputs, O
 
 
 def _population(sheet: Sheet, model: nn.Module, *, kind: str, seed: int, most: int = 0) -> AttackSuccess:
+    return attack_success(*population_scores(sheet, model, kind=kind, seed=seed, most=most))
+
+
+def population_scores(sheet: Sheet, model: nn.Module, *, kind: str, seed: int, most: int = 0) -> tuple[Floats, Floats]:
+    """Train an attacker on retain data and unseen data, and let it score what was forgotten.
+
+    Args:
+        sheet: The exam's outputs.
+        model: Under attack.
+        kind: See `population_attack`.
+        seed: Of the solver and of the halves of unseen data.
+        most: Samples of each side to learn from; 0 takes all.
+
+    Returns:
+        Scores of forgotten and of unseen samples of the same kind; higher means "member".
+    """
     known, judged = unseen_halves(sheet, model, seed)
     members = sheet.of(model, "retain-train")
     attack = population_attack(
         kind, members=_samples(members, most, seed), nonmembers=_samples(known, most, seed), seed=seed
     )
     forgotten = sheet.of(model, "forget-train")
-    return attack_success(attack.scores(_samples(forgotten)), attack.scores(_samples(judged)))
+    return attack.scores(_samples(forgotten)), attack.scores(_samples(judged))
 
 
 def _samples(outputs: Outputs, most: int = 0, seed: int = 0) -> Samples:

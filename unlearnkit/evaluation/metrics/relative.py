@@ -1,7 +1,6 @@
 """RMIA on the forget set, with retrained models as references."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import ClassVar, final
 
 import attrs
@@ -45,14 +44,26 @@ class RelativeMembership(Metric):
 
     def measure(self, exam: Exam) -> Mapping[str, float | NotApplicable | None]:
         """Attack; see `unlearnkit.Metric.measure`."""
-        return attacked(exam, partial(self._attack, exam=exam))
+        return attacked(exam, self._attack)
 
-    def _attack(self, sheet: Sheet, model: nn.Module, *, exam: Exam) -> AttackSuccess:
-        at_least = 2 if any(model is known for known in exam.retrained) else 1
+    def _attack(self, sheet: Sheet, model: nn.Module) -> AttackSuccess:
+        return attack_success(*self.scores(sheet, model))
+
+    def scores(self, sheet: Sheet, model: nn.Module) -> tuple[Floats, Floats]:
+        """Score forgotten samples and unseen ones of the same kind; higher means "member".
+
+        Args:
+            sheet: The exam's outputs.
+            model: Under attack.
+
+        Returns:
+            Both, in this order.
+        """
+        at_least = 2 if sheet.is_retrained(model) else 1
         references = [known for known in sheet.retrained(at_least) if known is not model][:MOST]
         splits = [self._splits(sheet, one) for one in (model, *references)]
         forgotten, unseen, population = (np.stack(parts) for parts in zip(*splits, strict=True))
-        scores = [
+        first, second = (
             rmia_scores(
                 judged[0],
                 judged[1:],
@@ -62,8 +73,8 @@ class RelativeMembership(Metric):
                 a=self.a,
             )
             for judged in (forgotten, unseen)
-        ]
-        return attack_success(*scores)
+        )
+        return first, second
 
     def _splits(self, sheet: Sheet, model: nn.Module) -> tuple[Floats, Floats, Floats]:
         population, unseen = unseen_halves(sheet, model, self.seed)

@@ -19,11 +19,13 @@ class Sheet:
 
     Args:
         exam: The exam.
+        known: Outputs by the id of a model and the split, to read from and to add to: for several exams with the same
+            splits. Whoever hands it over keeps those models alive.
     """
 
-    def __init__(self, exam: Exam) -> None:
+    def __init__(self, exam: Exam, known: dict[tuple[int, str], Outputs] | None = None) -> None:
         self._exam = exam
-        self._known: dict[tuple[int, str], Outputs] = {}
+        self._known = {} if known is None else known
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -37,6 +39,17 @@ class Sheet:
         if self._exam.original is not None:
             models["original "] = self._exam.original
         return models
+
+    def is_retrained(self, model: nn.Module) -> bool:
+        """Say whether a model is one of the retrained ones.
+
+        Args:
+            model: One of the exam's.
+
+        Returns:
+            Whether it is.
+        """
+        return any(model is known for known in self._exam.retrained)
 
     def of(self, model: nn.Module, split: str) -> Outputs:
         """Run a model over a split.

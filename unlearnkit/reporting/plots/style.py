@@ -1,0 +1,103 @@
+"""What the pictures share: who has which colour, hatch, line and marker, and text that is nothing but text."""
+
+from typing import final
+
+import attrs
+from matplotlib.axes import Axes
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Look:
+    """How one model is drawn everywhere.
+
+    Attributes:
+        colour: Of Okabe and Ito's palette; each has a contrast of at least 3 to white and to a dark page.
+        hatch: Of its bars.
+        line: Of its curves.
+        marker: Of its points.
+    """
+
+    colour: str
+    hatch: str
+    line: str
+    marker: str
+
+
+LOOKS = {
+    "original": Look(colour="#0072B2", hatch="", line="-", marker="o"),
+    "unlearned": Look(colour="#D55E00", hatch="///", line="--", marker="s"),
+    "retrained": Look(colour="#009E73", hatch="...", line="-.", marker="^"),
+}
+SAMPLES = {
+    "forgotten": Look(colour="#D55E00", hatch="///", line="-", marker="s"),
+    "unseen": Look(colour="#0072B2", hatch="", line="--", marker="o"),
+}
+OTHER = Look(colour="#999999", hatch="", line=":", marker=".")
+LONGEST = 28
+"""Labels are cut to this many characters; the table beside a picture has them whole."""
+
+
+def plain(text: str) -> str:
+    r"""Keep matplotlib from reading mathematics into somebody's label, and cut what is too long.
+
+    Args:
+        text: A label.
+
+    Returns:
+        What to hand to matplotlib.
+
+    Example:
+        >>> plain("$x$")
+        '\\$x\\$'
+    """
+    short = text if len(text) <= LONGEST else f"{text[: LONGEST // 2 - 1]}…{text[-LONGEST // 2 :]}"
+    return " ".join(short.split()).replace("$", r"\$")
+
+
+def bars(
+    axes: Axes, names: list[str], groups: dict[str, list[float | None]], *, spread: dict[str, list[float]]
+) -> None:
+    """Draw horizontal bars in groups, each with its number at its end.
+
+    Args:
+        axes: Where to.
+        names: Of the groups, from above.
+        groups: Model to one value per group; None leaves the place empty.
+        spread: Model to one half-length of an error bar per group; 0 draws none.
+    """
+    height = 0.8 / max(len(groups), 1)
+    for place, (model, values) in enumerate(groups.items()):
+        look = LOOKS.get(model, OTHER)
+        at = [i - 0.4 + (place + 0.5) * height for i in range(len(names))]
+        axes.barh(
+            at,
+            [value or 0.0 for value in values],
+            height=0.9 * height,
+            color=look.colour,
+            hatch=look.hatch,
+            edgecolor="white",
+            linewidth=0,
+            label=model,
+        )
+        for y, value, half in zip(at, values, spread.get(model, [0.0] * len(names)), strict=True):
+            if value is not None:
+                if half:
+                    axes.errorbar(value, y, xerr=half, color=axes.xaxis.label.get_color(), capsize=2, linewidth=1)
+                axes.annotate(
+                    f"{value:.3f}", (value + half, y), xytext=(3, 0), textcoords="offset points", va="center", size=8
+                )
+    axes.set_yticks(range(len(names)), [plain(name) for name in names])
+    axes.invert_yaxis()
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
+
+
+def legend_above(axes: Axes, columns: int = 3) -> None:
+    """Put the legend above the axes, where no data can be.
+
+    Args:
+        axes: With labelled artists.
+        columns: Of the legend.
+    """
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, borderaxespad=0.2)
