@@ -37,7 +37,7 @@ pipeline
 data models training evaluation store
 config console manifest
 reporting experiment
-references
+gallery references
 runner scaffold trainer
 deletion tuning
 comparison

@@ -12,6 +12,7 @@ from unlearnkit.commands.installed import methods, plugins
 from unlearnkit.commands.ledger import ledger, purge, rollback, verify_receipts
 from unlearnkit.commands.new_plugin import new_plugin
 from unlearnkit.commands.patch import app as patch
+from unlearnkit.commands.report import report
 from unlearnkit.commands.run import run
 from unlearnkit.commands.train import train
 from unlearnkit.commands.tune import tune
@@ -29,6 +30,7 @@ COMMANDS = (
     run,
     tune,
     compare,
+    report,
     train,
     demo,
     ledger,

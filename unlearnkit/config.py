@@ -153,6 +153,7 @@ class EvaluationConfig:
         retrained: Checkpoints of models trained without the forget set, which metrics compare with.
         retrained_seeds: Training seeds of further such models, which are trained when they are first needed and kept.
         retrained_folder: Where they are kept; ``.retrained`` in the folder of results when left out.
+        page: Whether to write ``report.html`` too, and to look at up to 5,000 samples of each split for its pictures.
     """
 
     batch_size: int = option(256, at_least=1, doc="samples per batch")
@@ -163,6 +164,7 @@ class EvaluationConfig:
     retrained: tuple[str, ...] = ()
     retrained_seeds: tuple[int, ...] = attrs.field(default=(), validator=_seeds)
     retrained_folder: str = ""
+    page: bool = True
 
 
 @final

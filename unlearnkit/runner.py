@@ -15,6 +15,7 @@ from unlearnkit.errors import ConfigurationError, StoreError
 from unlearnkit.evaluation import LossAndAccuracy, loss_and_accuracy
 from unlearnkit.evidence import Need
 from unlearnkit.experiment import Experiment, make_metrics, make_unlearner
+from unlearnkit.gallery import Gallery
 from unlearnkit.importance import Importance
 from unlearnkit.manifest import forget_record, manifest
 from unlearnkit.memory import peak_memory
@@ -75,12 +76,14 @@ def run(
     job = Job.start(config, plugins, again=again, progress=progress, references=not dry_run)
     importances = job.importances({need for unlearner in unlearners.values() for need in unlearner.needs})
     before = {} if dry_run else job.evaluate(job.original)
+    gallery = job.gallery()
     for method in config.method:
         model = copy.deepcopy(job.original)
         record = job.edit(model, method, unlearners[method.label], importances)
         if not dry_run:
             record = job.evaluated(record, model, before)
-            write_result(folders[method.label], model, record, metadata=job.metadata())
+            record = gallery.illustrated(record, model) if config.evaluation.page else record
+            write_result(folders[method.label], model, record, metadata=job.metadata(), page=config.evaluation.page)
         yield record
 
 
@@ -299,6 +302,12 @@ class Job:
         exam = Exam(model=model, splits=batches, objective=objective, original=self.original, retrained=self.retrained)
         metrics = make_metrics(self.experiment.config.evaluation, self.plugins)
         return {name: metric.examine(exam) for name, metric in metrics.items()}
+
+    def gallery(self) -> Gallery:
+        """Return what looks at edited models beside the original and the retrained ones."""
+        return Gallery(
+            experiment=self.experiment, original=self.original, retrained=self.retrained, progress=self.progress
+        )
 
     def manifest(self) -> dict[str, Any]:
         """Describe the run."""

@@ -91,7 +91,10 @@ def tune(
     tuning, report = search.edit(model, unlearner, method)
     report = attrs.evolve(report, seconds={**job.seconds, **report.seconds})
     record = search.record(folder.name, tuning, report, model)
-    write_result(folder, model if tuning.chosen else None, record, metadata=job.metadata())
+    page = config.evaluation.page
+    if page and tuning.chosen is not None:
+        record = search.job.gallery().illustrated(record, model)
+    write_result(folder, model if tuning.chosen else None, record, metadata=job.metadata(), page=page)
     return Tuned(tuning=tuning, record=record, folder=folder)
 
 

@@ -1,11 +1,14 @@
 """The verdict: every branch, worked by hand."""
 
+import attrs
+import numpy as np
 import pytest
 
 from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.evaluation.views import RocCurve, Views
 from unlearnkit.report import Report, TensorChange
 from unlearnkit.reporting import judge
+from unlearnkit.reporting.judgement import near
 
 EDITED = Report(method="m", tensors=(TensorChange(name="w", size=4, changed=1),))
 
@@ -103,10 +106,10 @@ def test_within_k_sd_of_retraining():
 
 
 def test_outside_is_stated_for_the_worst_measure():
-    kind, sentence = said(scores(retain_test=0.90, forget_test=0.80), retrained=RETRAINED)
+    kind, sentence = said(scores(retain_test=0.84, forget_test=0.86), retrained=RETRAINED)
     assert kind == "apart"
     assert sentence == (
-        "Not like retraining: forget-test accuracy is 0.800, retrained models have 0.720 ± 0.020 (4.0 sd above). "
+        "Not like retraining: forget-test accuracy is 0.860, retrained models have 0.720 ± 0.020 (7.0 sd above). "
         "1 more of 2 measures is away too."
     )
 
@@ -137,8 +140,32 @@ def test_where_all_retrained_models_agree_there_is_no_unit():
 def test_one_sample_more_or_less_is_no_difference():
     kind, sentence = said(scores(samples=46, forget_test=1 / 46), retrained=all_agree(forget_test=0.0))
     assert kind == "near"
-    assert "(one sample off where all agree: forget-test accuracy)" in sentence
+    assert "(within sampling error where these agree: forget-test accuracy)" in sentence
     assert said(scores(samples=46, forget_test=2 / 46), retrained=all_agree(forget_test=0.0))[0] == "apart"
+
+
+def test_the_limit_is_where_one_more_retrained_model_would_lie():
+    """Draw n + 1 values of one normal distribution: 95 of 100 times the last is within the limit of the others."""
+    generator = np.random.default_rng(0)
+    for n in (3, 5):
+        values = generator.normal(size=(20_000, n + 1))
+        known, further = values[:, :n], values[:, n]
+        inside = np.abs(further - known.mean(axis=1)) <= near(n) * known.std(axis=1, ddof=1)
+        assert inside.mean() == pytest.approx(0.95, abs=0.01)
+    assert said(scores(retain_test=0.96, forget_test=0.72 + 0.02 * 4.9), retrained=RETRAINED)[0] == "near"
+    assert said(scores(retain_test=0.96, forget_test=0.72 + 0.02 * 5.1), retrained=RETRAINED)[0] == "apart"
+
+
+def test_an_area_where_all_agree_counts_from_the_error_of_guessing_on():
+    good = scores(retain_test=0.95)
+
+    def with_accuracy(auc):
+        curve = RocCurve(attack="RMIA", model="unlearned", auc=auc, fpr=(0, 1), tpr=(0, 1), members=137, nonmembers=46)
+        assert curve.guessing_error == pytest.approx((184 / (12 * 137 * 46)) ** 0.5)  # 0.0493
+        known = attrs.evolve(curve, model="retrained", auc=0.5)
+        return judge(EDITED, GOOD, good, retrained=RETRAINED, views=Views(curves=(curve, known, known, known))).kind
+
+    assert (with_accuracy(0.46), with_accuracy(0.40)) == ("near", "apart")
 
 
 def test_the_areas_of_attacks_are_measures():

@@ -1,6 +1,7 @@
 """What pictures of an edit are drawn from: counts and curves, and no sample among them."""
 
 from collections.abc import Mapping
+from math import sqrt
 from typing import final
 
 import attrs
@@ -69,6 +70,8 @@ class RocCurve:
         auc: Area under the whole curve, 0 … 1; ½ is guessing.
         fpr: False-positive rates, rising from 0 to 1; at most 50 points.
         tpr: True-positive rates at these.
+        members: How many forgotten samples were scored.
+        nonmembers: How many unseen ones.
 
     Example:
         >>> curve = RocCurve.of([3.0, 2.0], [1.0, 2.0], attack="loss", model="original")
@@ -81,6 +84,8 @@ class RocCurve:
     auc: float
     fpr: tuple[float, ...]
     tpr: tuple[float, ...]
+    members: int = 0
+    nonmembers: int = 0
 
     @classmethod
     def of(cls, members: ArrayLike, nonmembers: ArrayLike, *, attack: str, model: str) -> "RocCurve":
@@ -106,7 +111,19 @@ class RocCurve:
             auc=attack_success(members, nonmembers).auc,
             fpr=tuple(fpr[kept].round(_DIGITS).tolist()),
             tpr=tuple(tpr[kept].round(_DIGITS).tolist()),
+            members=np.size(members),
+            nonmembers=np.size(nonmembers),
         )
+
+    @property
+    def guessing_error(self) -> float:
+        """Return the standard error of the area of an attack that only guesses: √((m + n + 1)/(12·m·n)).
+
+        Source: Hanley and McNeil 1982, the variance of the Mann-Whitney statistic under the null; 0 where the numbers
+        of samples are not known.
+        """
+        m, n = self.members, self.nonmembers
+        return sqrt((m + n + 1) / (12 * m * n)) if m and n else 0.0
 
 
 @final

@@ -1,6 +1,7 @@
 """The verdict on an edit in one honest sentence: did it do anything, did the model survive, is it like retraining?"""
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import sqrt
 from typing import final
 
 import attrs
@@ -11,8 +12,31 @@ from unlearnkit.evaluation.views import Views
 from unlearnkit.report import Report
 from unlearnkit.reporting.verdict import Scores, verdict
 
-NEAR = 2.0
-"""Standard deviations of the retrained models within which a measure counts as like retraining."""
+SURE = 0.95
+"""Which share of further retrained models lies within the limit of `near`."""
+_WIDE = 1.96
+
+
+def near(models: int) -> float:
+    """Return within how many standard deviations one more retrained model would lie, 95 times in 100.
+
+    t_(n−1)(0.975)·√(1 + 1/n): the prediction interval of one more value of a normal distribution whose mean and
+    deviation were estimated from n. Two standard deviations would be the limit of infinitely many models.
+
+    Args:
+        models: How many retrained models there are, at least 2.
+
+    Returns:
+        The limit in standard deviations.
+
+    Example:
+        >>> [round(near(n), 2) for n in (3, 5, 10, 1000)]
+        [4.97, 3.04, 2.37, 1.96]
+    """
+    from scipy.stats import t  # noqa: PLC0415 - it takes long to import
+
+    quantile = float(t.ppf((1 + SURE) / 2, models - 1))
+    return quantile * sqrt(1 + 1 / models)
 
 
 @final
@@ -23,7 +47,8 @@ class Measure:
     Attributes:
         name: As ``"forget-test accuracy"``.
         gap: The difference, two-sided.
-        resolution: The smallest difference that one sample makes; 0 where that is not known.
+        resolution: What does not count as a difference where all retrained models agree: of an accuracy one sample, of
+            an attack's area 1.96 standard errors of guessing.
     """
 
     name: str
@@ -34,8 +59,8 @@ class Measure:
     def distance(self) -> float:
         """Return how far away it is, in standard deviations.
 
-        Where all retrained models agree there is no standard deviation: then a difference of no more than one sample
-        counts as 0, and any other as infinite.
+        Where all retrained models agree there is no standard deviation: then a difference within the resolution counts
+        as 0, and any other as infinite.
         """
         if self.gap.sds is not None:
             return abs(self.gap.sds)
@@ -105,7 +130,7 @@ def judge(
 
 
 def _compare(measures: tuple[Measure, ...], models: int) -> Judgement:
-    far = [measure for measure in measures if measure.distance > NEAR]
+    far = [measure for measure in measures if measure.distance > near(max(models, 2))]
     if models < ENOUGH:
         kind, said = "few references", _few(measures, models)
     elif far:
@@ -133,7 +158,8 @@ def _measures(after: Scores, retrained: Sequence[Scores], views: Views | None) -
                 areas.setdefault(curve.model, []).append(curve.auc)
         if areas.get("unlearned") and len(areas.get("retrained", ())) == len(retrained) > 0:
             gap = gap_to_retrain(areas["unlearned"][0], areas["retrained"])
-            yield Measure(name=f"AUC of the {attack} attack", gap=gap)
+            error = next(c.guessing_error for c in curves if (c.attack, c.model) == (attack, "unlearned"))
+            yield Measure(name=f"AUC of the {attack} attack", gap=gap, resolution=_WIDE * error)
 
 
 def _nothing(report: Report) -> str:
@@ -177,7 +203,7 @@ def _near(measures: Sequence[Measure], models: int) -> str:
     most = max(measure.distance for measure in measures)
     count = f"{len(measures)} measure{'s' if len(measures) > 1 else ''}"
     agreed = [m.name for m in measures if m.gap.sds is None and m.gap.delta]
-    note = f" (one sample off where all agree: {', '.join(agreed)})" if agreed else ""
+    note = f" (within sampling error where these agree: {', '.join(agreed)})" if agreed else ""
     if all(measure.gap.sds is None for measure in measures):
         return f"Like retraining on every measure: {count}, {models} retrained models that all agree{note}."
     return f"Within {most:.1f} sd of retraining on every measure: {count}, {models} retrained models{note}."

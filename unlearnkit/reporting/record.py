@@ -145,14 +145,20 @@ def read_record(folder: Path) -> RunRecord:
     return RunRecord.from_dict(plain if isinstance(plain, dict) else {}, where=str(path))
 
 
-def write_result(folder: Path, model: nn.Module | None, record: RunRecord, *, metadata: Mapping[str, str]) -> None:
+def write_result(
+    folder: Path, model: nn.Module | None, record: RunRecord, *, metadata: Mapping[str, str], page: bool = False
+) -> None:
     """Write ``model.safetensors`` and ``report.json`` to a folder that appears only when both are complete.
+
+    The page is written when these are safe: whatever may be wrong with a picture, no result is lost, and
+    ``unlearnkit report`` writes the page again.
 
     Args:
         folder: Where to; a folder that is there already is replaced.
         model: The edited model; None when there is none, and then no checkpoint is written.
         record: Its record.
         metadata: Text to keep in the checkpoint.
+        page: Write ``report.html`` too.
 
     Raises:
         StoreError: The folder cannot be written.
@@ -175,3 +181,7 @@ def write_result(folder: Path, model: nn.Module | None, record: RunRecord, *, me
         if old.exists() and not folder.exists():
             old.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
+    if page:
+        from unlearnkit.reporting.page import write_page  # noqa: PLC0415 - matplotlib takes a second
+
+        write_page(folder, record)

@@ -1,12 +1,14 @@
 """What tuning found: the chosen edit and everything that was tried."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, final
 
 import attrs
 
 from unlearnkit.evaluation.tuning.candidate import Candidate
 from unlearnkit.report import Report
+from unlearnkit.structure import structure
 
 
 @final
@@ -67,6 +69,21 @@ class Tuning:
             f"{tried}, and none keeps the loss of retain accuracy within {self.budget:g}: nothing was edited. Aim: "
             f"{aim}. The least harmful ({_options(best)}) loses {best.damage:.3f}."
         )
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "Tuning":
+        """Read what `to_dict` wrote, but for the report, which stands beside it.
+
+        Args:
+            plain: Plain values.
+
+        Returns:
+            The search.
+        """
+        known = {f.name: plain[f.name] for f in attrs.fields(cls) if f.name in plain and f.name != "chosen"}
+        found = structure(known, cls, where="tuning")
+        place = plain.get("chosen")
+        return found if place is None else attrs.evolve(found, chosen=found.candidates[place])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON.

@@ -1,40 +1,17 @@
 """Which layers were edited."""
 
 from collections.abc import Sequence
-from typing import final
 
-import attrs
 from matplotlib.axes import Axes
 
-from unlearnkit.report import Report
+from unlearnkit.report import Report, TensorChange
 from unlearnkit.reporting.plots.style import LOOKS, plain
 
 MOST = 24
 """How many bars a picture has at most."""
 
 
-@final
-@attrs.frozen(kw_only=True)
-class Layer:
-    """Some tensors together.
-
-    Attributes:
-        name: Of the tensor, or what the names of several begin with.
-        size: Weights.
-        changed: How many of them have other bits than before.
-    """
-
-    name: str
-    size: int
-    changed: int
-
-    @property
-    def fraction(self) -> float:
-        """Return the changed share, 0 … 1."""
-        return self.changed / self.size if self.size else 0.0
-
-
-def layers_of(report: Report, most: int = MOST) -> tuple[Layer, ...]:
+def layers_of(report: Report, most: int = MOST) -> tuple[TensorChange, ...]:
     """Put tensors together by the beginning of their names until there are few enough, in the order of the model.
 
     Args:
@@ -51,21 +28,21 @@ def layers_of(report: Report, most: int = MOST) -> tuple[Layer, ...]:
         ['fc1', 'fc2']
     """
     deepest = max((t.name.count(".") + 1 for t in report.tensors), default=1)
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[TensorChange, ...] = ()
     for depth in range(deepest, 0, -1):
         sums: dict[str, list[int]] = {}
         for t in report.tensors:
             entry = sums.setdefault(".".join(t.name.split(".")[:depth]), [0, 0])
             entry[0] += t.size
             entry[1] += t.changed
-        layers = tuple(Layer(name=name, size=size, changed=changed) for name, (size, changed) in sums.items())
+        layers = tuple(TensorChange(name=name, size=size, changed=changed) for name, (size, changed) in sums.items())
         if len(layers) <= most:
             return layers
     kept = {id(layer) for layer in sorted(layers, key=lambda layer: -layer.fraction)[:most]}
     return tuple(layer for layer in layers if id(layer) in kept)
 
 
-def edited_layers(axes: Axes, report: Report, *, layers: Sequence[Layer] = ()) -> Axes:
+def edited_layers(axes: Axes, report: Report, *, layers: Sequence[TensorChange] = ()) -> Axes:
     """Draw which share of the weights of each layer was changed.
 
     Args:

@@ -27,7 +27,7 @@ class Look:
 LOOKS = {
     "original": Look(colour="#0072B2", hatch="", line="-", marker="o"),
     "unlearned": Look(colour="#D55E00", hatch="///", line="--", marker="s"),
-    "retrained": Look(colour="#009E73", hatch="...", line="-.", marker="^"),
+    "retrained": Look(colour="#009E73", hatch="|||", line="-.", marker="^"),
 }
 SAMPLES = {
     "forgotten": Look(colour="#D55E00", hatch="///", line="-", marker="s"),
@@ -94,10 +94,21 @@ def bars(
 
 
 def legend_above(axes: Axes, columns: int = 3) -> None:
-    """Put the legend above the axes, where no data can be.
+    """Put the legend above the axes, where no data can be, and to the right: above the labels there is room to spare.
 
     Args:
         axes: With labelled artists.
         columns: Of the legend.
     """
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, borderaxespad=0.2)
+    axes.legend(
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=columns,
+        frameon=False,
+        borderaxespad=0.2,
+        borderpad=0.1,
+        columnspacing=1.2,
+        handlelength=1.6,
+        handletextpad=0.5,
+        fontsize="small",
+    )

@@ -1,0 +1,89 @@
+"""From the record of a run to the text of its page."""
+
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from unlearnkit.files import atomic_write
+from unlearnkit.reporting.page import looks, sections
+from unlearnkit.reporting.page.parts import number
+from unlearnkit.reporting.page.svg import svg
+from unlearnkit.reporting.record import RunRecord
+
+NAME = "report.html"
+
+_SECTIONS = (
+    sections.forgotten,
+    sections.scores,
+    sections.gap,
+    sections.search,
+    sections.layers,
+    looks.confidences,
+    looks.attacks,
+    looks.where,
+    sections.metrics,
+    sections.times,
+    sections.provenance,
+)
+_BADGES = {
+    "near": ("good", "✓ within the spread of retraining"),
+    "apart": ("bad", "≠ outside the spread of retraining"),
+    "destroyed": ("bad", "✗ model destroyed"),
+    "nothing": ("bad", "○ nothing done"),
+    "no effect": ("bad", "○ no effect"),
+}
+
+
+def render_page(record: RunRecord) -> str:
+    """Write the page of a run: one HTML text that refers to nothing outside itself.
+
+    Args:
+        record: Of the run.
+
+    Returns:
+        HTML; the same for the same record.
+    """
+    environment = Environment(
+        loader=PackageLoader("unlearnkit"),
+        autoescape=True,  # names of classes, labels and files come from outside
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    judged = record.judgement()
+    tone, badge = _BADGES.get(judged.kind, ("open", "? not comparable"))
+    return environment.get_template(NAME).render(
+        record=record,
+        judged=judged,
+        tone=tone,
+        badge=badge,
+        cards=_cards(record),
+        sections=[section(record) for section in _SECTIONS],
+        svg=svg,
+    )
+
+
+def write_page(folder: Path, record: RunRecord) -> Path:
+    """Write ``report.html`` into a folder of results, whole or not at all.
+
+    Args:
+        folder: It must be there.
+        record: Of the run.
+
+    Returns:
+        The path of the page.
+    """
+    text = render_page(record)
+    with atomic_write(folder / NAME) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return folder / NAME
+
+
+def _cards(record: RunRecord) -> list[tuple[str, str]]:
+    report = record.report
+    cards = [("weights changed", f"{100 * report.fraction:.3g} %")]
+    for split, after in record.after.items():
+        before = record.before.get(split)
+        if after.accuracy is not None:
+            cards.append((split, f"{number(before and before.accuracy)} → {number(after.accuracy)}"))
+    return cards
