@@ -30,6 +30,9 @@ name = "digits"
 [forget]
 classes = [3]
 
+[evaluation]
+page = false
+
 [training]
 epochs = 4
 learning_rate = 1e-2

@@ -162,10 +162,7 @@ def layers(record: RunRecord) -> Section:
     if not report.changed:
         return Section(name="layers", title=title, words=words)
     shown = layers_of(report)
-    rows = tuple(
-        (t.name, f"{t.size:,}", f"{t.changed:,}", f"{100 * t.fraction:.3g} %")
-        for t in report.tensors
-    )
+    rows = tuple((t.name, f"{t.size:,}", f"{t.changed:,}", f"{100 * t.fraction:.3g} %") for t in report.tensors)
     table = Table(caption="Every tensor", header=("tensor", "weights", "changed", "share"), rows=rows)
     most = max(shown, key=lambda layer: layer.fraction)
     touched = sum(1 for layer in shown if layer.changed)
