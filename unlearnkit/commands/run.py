@@ -38,4 +38,5 @@ def run(
         out.print(run_table(records))
         for record in records:
             out.print(escape(record.sentence()))
-        out.print(f"results: {escape(chosen.output)}/LABEL/model.safetensors and report.json")
+        page = ", report.html" if chosen.evaluation.page else ""
+        out.print(f"results: {escape(chosen.output)}/LABEL/model.safetensors, report.json{page}", highlight=False)
