@@ -34,7 +34,7 @@ def test_no_weight_changed_and_why():
     remark = "α = 10 can select nothing: F_f/F_D is at most 1/p = 9.8."
     nothing = Report(method="ssd", tensors=(TensorChange(name="w", size=4, changed=0),), remarks=(remark,))
     found = judge(nothing, GOOD, GOOD, retrained=RETRAINED)
-    assert found.kind == "nothing"
+    assert (found.kind, len(found.measures)) == ("nothing", 2)
     assert found.sentence == f"The edit did nothing: 0 of 4 weights changed, because {remark}"
     silent = Report(method="ssd", tensors=(TensorChange(name="w", size=4, changed=0),))
     assert judge(silent, {}, {}).sentence.endswith(

@@ -114,12 +114,12 @@ def judge(
         >>> print(judge(edit, score(0.9), score(0.0), retrained=known).sentence)
         Not like retraining: forget-test accuracy is 0.000, retrained models have 0.720 ± 0.020 (36.0 sd below).
     """
+    measures = tuple(_measures(after, retrained, views))
     if not report.changed and not report.buffers_changed:
-        return Judgement(kind="nothing", sentence=_nothing(report))
+        return Judgement(kind="nothing", sentence=_nothing(report), measures=measures)
     if not after:
         said = f"{report.sentence()} Nothing was measured: what that came to cannot be said."
         return Judgement(kind="not measured", sentence=said)
-    measures = tuple(_measures(after, retrained, views))
     said = " ".join(verdict(report, before, after))
     for words, kind in (("has no effect", "no effect"), ("is destroyed", "destroyed")):
         if words in said:
