@@ -28,7 +28,7 @@ batches chunks factories files mixing options overrides parameters structure
 checkpoint discovery journal objective patch provenance sealed
 guard importance language report sweep
 importance_file evidence metric estimator scores
-unlearner distillation finetuning
+distributed unlearner distillation finetuning
 elementwise fisher
 hookspecs registry
 builtins plugins
