@@ -1,12 +1,16 @@
 """Importances by 2 and 3 processes (gloo) against one; what a process that fails does to the others."""
 
+import json
 import multiprocessing
+import subprocess
+import sys
 
 import pytest
 import torch
 from ranks import batches, network, work
 
 from unlearnkit import CrossEntropy, DiagonalFisher, Importance
+from unlearnkit.checkpoint import read_checkpoint
 from unlearnkit.distributed import Ranks, estimate_together, joined
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -85,3 +89,21 @@ def test_alone_it_is_the_estimators_own_pass():
         found = estimate_together(DiagonalFisher(), network(), batches(7), objective=CrossEntropy())
     for name, total in alone(7).totals.items():
         assert torch.equal(found.totals[name], total)
+
+
+@pytest.mark.slow
+def test_the_command_under_torchrun_gives_what_one_process_gives(digits_toml, tmp_path):
+    """Results change with worker count, world size or library version and nobody can tell. (World size.)"""
+    one, two = tmp_path / "one", tmp_path / "two"
+    arguments = ["run", str(digits_toml), "-q", "-m", "ssd", "--set", "importance.options={accumulate='float64'}"]
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29533"]
+    for output, before in ((one, []), (two, launch)):
+        command = [sys.executable, *before, "-m", "unlearnkit", *arguments, "--set", f"output='{output}'"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("ssd changed") == 1  # rank 0 alone speaks
+    (first, _), (second, _) = (read_checkpoint(folder / "ssd" / "model.safetensors") for folder in (one, two))
+    reports = [json.loads((folder / "ssd" / "report.json").read_text()) for folder in (one, two)]
+    assert reports[0]["changed"] == reports[1]["changed"] > 0
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=1e-6, atol=0)

@@ -99,6 +99,12 @@ def joined() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def wait_for_all() -> None:
+    """Go on when every process has come this far; at once when there is only one."""
+    if Ranks.current().size > 1:
+        dist.barrier()
+
+
 def estimate_together(
     estimator: ImportanceEstimator,
     model: nn.Module,

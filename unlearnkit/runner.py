@@ -11,6 +11,7 @@ import attrs
 from torch import nn
 
 from unlearnkit.config import Config, MethodConfig, plain
+from unlearnkit.distributed import Ranks, estimate_together, wait_for_all
 from unlearnkit.errors import ConfigurationError, StoreError
 from unlearnkit.evaluation import LossAndAccuracy, loss_and_accuracy
 from unlearnkit.evidence import Need
@@ -45,7 +46,8 @@ def run(
     """Run every method of a configuration.
 
     Everything that can be checked is checked before the first minute of work. Each method's folder appears whole or
-    not at all.
+    not at all. Where torch.distributed is in use, the importances are shared out among its processes, every process
+    makes the same edits, and rank 0 writes.
 
     Args:
         config: The configuration.
@@ -73,6 +75,8 @@ def run(
     taken = [str(folder) for folder in folders.values() if folder.exists()]
     if taken and not (dry_run or overwrite):
         raise StoreError(f"results are there already: {', '.join(taken)}: choose another output, or overwrite them")
+    first = Ranks.current().rank == 0
+    wait_for_all()  # nobody has written yet when the others look whether something is in the way
     job = Job.start(config, plugins, again=again, progress=progress, references=not dry_run)
     importances = job.importances({need for unlearner in unlearners.values() for need in unlearner.needs})
     before = {} if dry_run else job.evaluate(job.original)
@@ -82,8 +86,9 @@ def run(
         record = job.edit(model, method, unlearners[method.label], importances)
         if not dry_run:
             record = job.evaluated(record, model, before)
-            record = gallery.illustrated(record, model) if config.evaluation.page else record
-            write_result(folders[method.label], model, record, metadata=job.metadata(), page=config.evaluation.page)
+            if first:
+                record = gallery.illustrated(record, model) if config.evaluation.page else record
+                write_result(folders[method.label], model, record, metadata=job.metadata(), page=config.evaluation.page)
         yield record
 
 
@@ -191,7 +196,8 @@ class Job:
             if need in needs:
                 start = time.perf_counter()
                 batches = self.experiment.importance_batches(self.experiment.splits()[split])
-                found[need] = estimator.estimate(
+                found[need] = estimate_together(
+                    estimator,
                     self.original,
                     batches,
                     objective=self.experiment.objective,

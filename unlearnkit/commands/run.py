@@ -22,16 +22,19 @@ def run(
     traceback: Traceback = False,
 ) -> None:
     """Make a trained model forget: importances, edits, evaluation, one folder of results per method."""
+    from unlearnkit.distributed import joined  # noqa: PLC0415 - torch takes seconds
     from unlearnkit.runner import run as run_methods  # noqa: PLC0415 - torchvision and scikit-learn take seconds
 
-    with clear_errors(traceback=traceback):
+    with clear_errors(traceback=traceback), joined() as ranks:
         chosen = only(load_config(config, settings or []), method or [])
         records = []
-        with bars(quiet=quiet) as progress:
+        with bars(quiet=quiet or ranks.rank > 0) as progress:
             for record in run_methods(chosen, dry_run=dry_run, overwrite=overwrite, again=again, progress=progress):
                 records.append(record)
-                if dry_run:
+                if dry_run and ranks.rank == 0:
                     out.print(tensor_table(record.report))
+        if ranks.rank > 0:
+            return
         if dry_run:
             out.print("dry run: nothing was written")
             return
