@@ -25,7 +25,7 @@ PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 LAYERS = """
 errors frozen memory progress rng suggest tracing
 batches chunks factories files mixing options overrides parameters structure
-checkpoint discovery journal objective patch provenance sealed
+checkpoint discovery feeding journal objective patch provenance sealed
 guard importance language report sweep
 importance_file evidence metric estimator scores
 distributed unlearner distillation finetuning

@@ -24,7 +24,7 @@ def config(tmp_path_factory):
             f"output='{root}/out'",
             f"model.checkpoint='{root}/original.safetensors'",
             "model.options.pretrained=false",
-            f"data.options={{root='{root}', verify=false, target='coarse', image_size=32}}",
+            f"data.options={{root='{root}', verify=false, target='coarse', image_size=32, on_device=true}}",
             "data.workers=0",
             "importance.batch_size=8",
             "training={epochs=1, batch_size=8}",

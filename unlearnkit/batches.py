@@ -4,19 +4,75 @@ import copy
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any, final
 
 import attrs
 import torch
 from torch import Tensor
+from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
 from unlearnkit.errors import ConfigurationError, MismatchError
 
 _DIGEST_ELEMENTS = 4096
 
 
-def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:  # noqa: PLR0911 - one return a kind
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Deferred:
+    """Data as they are stored, and what is still to be done to them: once a batch, on the device, by `to_device`.
+
+    A data set hands out one for each sample, a data loader puts those of a batch together.
+
+    Attributes:
+        raw: One sample, or a batch of them; uint8 images, say.
+        finish: Takes a batch of what is stored, and returns what a model takes. It must treat each sample by itself.
+
+    Example:
+        >>> to_device((Deferred(raw=torch.ones(2, 3), finish=torch.neg), "label"), torch.device("cpu"))[0][0]
+        tensor([-1., -1., -1.])
+    """
+
+    raw: Tensor
+    finish: Callable[[Tensor], Tensor]
+
+    def finished(self) -> Tensor:
+        """Return what a model takes."""
+        return self.finish(self.raw)
+
+    def pin_memory(self) -> "Deferred":
+        """Return the same in pinned memory; data loaders call it."""
+        return Deferred(raw=self.raw.pin_memory(), finish=self.finish)
+
+    @classmethod
+    def collate(cls, samples: Sequence["Deferred"], **options: Any) -> "Deferred":
+        """Put samples together; data loaders call it.
+
+        Args:
+            samples: Of one data set, at least one.
+            options: What torch passes on.
+
+        Returns:
+            A batch.
+
+        Raises:
+            MismatchError: The samples have different shapes.
+        """
+        shapes = sorted({tuple(sample.raw.shape) for sample in samples})
+        if len(shapes) > 1:
+            raise MismatchError(
+                f"samples that are finished on the device must have one shape, saw {shapes}: finish them one by one "
+                "(on_device=False)"
+            )
+        raw: Tensor = collate([sample.raw for sample in samples], collate_fn_map=options["collate_fn_map"])
+        return cls(raw=raw, finish=samples[0].finish)
+
+
+# The way that torch documents for types of one's own: every data loader, of whoever, then takes them.
+default_collate_fn_map[Deferred] = Deferred.collate
+
+
+def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """Apply ``function`` to every tensor of a nested batch and keep the nesting.
 
     Args:
@@ -30,14 +86,18 @@ def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:  # noq
         >>> map_tensors((torch.ones(2), "label"), lambda t: t + 1)
         (tensor([2., 2.]), 'label')
     """
-    if isinstance(batch, Tensor):
+    return _map(batch, Tensor, function)
+
+
+def _map(batch: Any, kind: type, function: Callable[[Any], Any]) -> Any:  # noqa: PLR0911 - one return a kind
+    if isinstance(batch, kind):
         return function(batch)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_tensors(item, function) for item in batch))
+        return type(batch)(*(_map(item, kind, function) for item in batch))
     if isinstance(batch, tuple | list):
-        return type(batch)(map_tensors(item, function) for item in batch)
+        return type(batch)(_map(item, kind, function) for item in batch)
     if isinstance(batch, Mapping):
-        mapped = {key: map_tensors(item, function) for key, item in batch.items()}
+        mapped = {key: _map(item, kind, function) for key, item in batch.items()}
         if isinstance(batch, MutableMapping):
             changed = copy.copy(batch)  # keeps what its class needs to be made: a defaultdict's factory, say
             changed.update(mapped)
@@ -45,10 +105,10 @@ def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:  # noq
         return type(batch)(mapped)  # type: ignore[call-arg]
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch) if f.init}
-        return dataclasses.replace(batch, **{k: map_tensors(v, function) for k, v in fields.items()})
+        return dataclasses.replace(batch, **{k: _map(v, kind, function) for k, v in fields.items()})
     if attrs.has(type(batch)):
         fields = {f.alias: getattr(batch, f.name) for f in attrs.fields(type(batch)) if f.init}
-        return attrs.evolve(batch, **{k: map_tensors(v, function) for k, v in fields.items()})
+        return attrs.evolve(batch, **{k: _map(v, kind, function) for k, v in fields.items()})
     return batch
 
 
@@ -106,16 +166,17 @@ def batch_size(batch: Any) -> int:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Move every tensor of a batch to ``device``, without waiting when the source is pinned.
+    """Move every tensor of a batch to ``device``, without waiting when the source is pinned, and finish it there.
 
     Args:
         batch: See `map_tensors`.
         device: Where to.
 
     Returns:
-        The moved batch.
+        The moved batch; each `Deferred` in it is what it stands for.
     """
-    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+    moved = map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+    return _map(moved, Deferred, Deferred.finished)
 
 
 def take(batch: Any, rows: slice | Tensor) -> Any:

@@ -8,13 +8,14 @@ import attrs
 import torch
 from torch import nn
 
-from unlearnkit.batches import batch_size, to_device
+from unlearnkit.batches import batch_size
 from unlearnkit.errors import (
     ConfigurationError,
     MismatchError,
     UnsupportedModelError,
     raise_all,
 )
+from unlearnkit.feeding import feed
 from unlearnkit.guard import ModelGuard
 from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective
@@ -128,10 +129,11 @@ class ImportanceEstimator(abc.ABC):
         try:
             model.eval()
             pass_ = self.accumulator(model, objective=objective)
-            for index, batch in enumerate(progress(batches, f"importance: {Role(role).value}", length(batches))):
+            shown = progress(batches, f"importance: {Role(role).value}", length(batches))
+            for index, (batch, moved) in enumerate(feed(shown, device)):
                 try:
                     trail, samples = trail.add(batch), samples + batch_size(batch)
-                    self._add(pass_, to_device(batch, device))
+                    self._add(pass_, moved)
                 except Exception as error:
                     error.add_note(f"in batch {index} (counted from 0) of estimator {self.name!r}")
                     raise

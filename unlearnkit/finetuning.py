@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from unlearnkit.batches import to_device
 from unlearnkit.errors import ConfigurationError, NonFiniteError, UnsupportedModelError, raise_all
 from unlearnkit.evidence import Evidence
+from unlearnkit.feeding import feed
 from unlearnkit.mixing import reshuffled
 from unlearnkit.options import option
 from unlearnkit.parameters import device_of, trainable
@@ -143,8 +143,8 @@ def fine_tune(
             for number, one in enumerate(passes):
                 batches = reshuffled(one.batches, seed=evidence.seed + number)
                 shown, total = evidence.progress(batches, one.name, length(batches)), []
-                for index, batch in enumerate(shown, start=1):
-                    total.append(_step(model, one, to_device(batch, device), optimizer, where=f"batch {index}"))
+                for index, (_, batch) in enumerate(feed(shown, device), start=1):
+                    total.append(_step(model, one, batch, optimizer, where=f"batch {index}"))
                     keep.restore()
                 if not total:
                     raise ConfigurationError(

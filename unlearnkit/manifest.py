@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from unlearnkit.batches import Deferred
 from unlearnkit.data import LabelledImages, Split
 
 _PACKAGES = ("unlearnkit", "torch", "torchvision", "numpy", "scikit-learn", "safetensors", "pluggy", "attrs", "cattrs")
@@ -20,7 +22,8 @@ def data_digest(data: LabelledImages) -> str:
     """Hash a data set: all labels, and 64 evenly spaced images.
 
     Args:
-        data: Images are read through the transform, as training sees them.
+        data: Images are read through the transform, as training sees them; as they are stored when they are finished
+            on the device, which the configuration says.
 
     Returns:
         32 hexadecimal digits.
@@ -29,7 +32,9 @@ def data_digest(data: LabelledImages) -> str:
     for kind in data.kinds:
         state.update(kind.encode() + np.ascontiguousarray(data.labels[kind].numpy()).tobytes())
     for index in np.linspace(0, len(data) - 1, min(_IMAGES, len(data))).astype(int).tolist():
-        state.update(data[index][0].contiguous().numpy().tobytes())
+        image = data[index][0]
+        stored: Tensor = image.raw if isinstance(image, Deferred) else image
+        state.update(stored.contiguous().numpy().tobytes())
     return state.hexdigest()
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from unlearnkit.batches import to_device
 from unlearnkit.errors import ConfigurationError, NonFiniteError
+from unlearnkit.feeding import feed
 from unlearnkit.objective import CrossEntropy, Objective
 from unlearnkit.options import option
 from unlearnkit.parameters import device_of, trainable
@@ -122,8 +122,8 @@ def _epoch(
     model: nn.Module, batches: Iterable[Any], objective: Objective, adam: torch.optim.Optimizer, epoch: int
 ) -> EpochRecord:
     start, device, scores = time.perf_counter(), device_of(model), []
-    for number, batch in enumerate(batches, start=1):
-        losses, score = score_batch(model, to_device(batch, device), objective=objective)
+    for number, (_, batch) in enumerate(feed(batches, device), start=1):
+        losses, score = score_batch(model, batch, objective=objective)
         if not bool(torch.isfinite(losses).all()):
             raise NonFiniteError(
                 f"expected a finite loss, saw NaN or infinity in epoch {epoch}, batch {number}: "

@@ -7,13 +7,14 @@ from unlearnkit.data.labelled import DataBundle, ForgetSplit, LabelledImages, fo
 from unlearnkit.data.loaders import loader
 from unlearnkit.data.partition import Split
 from unlearnkit.data.splits import ByClass, ByIndex, BySubclass, ForgetSpec
-from unlearnkit.data.transforms import imagenet_transform
+from unlearnkit.data.transforms import DeviceTransform, imagenet_transform
 
 __all__ = [
     "ByClass",
     "ByIndex",
     "BySubclass",
     "DataBundle",
+    "DeviceTransform",
     "ForgetSpec",
     "ForgetSplit",
     "LabelledImages",

@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from unlearnkit.data.groups import Groups, coarse_of_fine
 from unlearnkit.data.labelled import DataBundle, Images, LabelledImages
-from unlearnkit.data.transforms import imagenet_transform
+from unlearnkit.data.transforms import image_transform
 from unlearnkit.errors import ConfigurationError, StoreError
 
 
@@ -58,6 +58,7 @@ def image_folder(
     groups: Groups | None = None,
     target: str | None = None,
     image_size: int | None = 224,
+    on_device: bool = False,
     per_class: int | None = None,
     test_per_class: int | None = None,
     in_memory: bool = False,
@@ -70,6 +71,8 @@ def image_folder(
             ``label``.
         target: The label kind to train on; by default ``coarse`` with groups and ``label`` without.
         image_size: See `imagenet_transform`.
+        on_device: Whether images are resized and normalised a batch at a time on the model's device; see
+            `DeviceTransform`. They must then all have one size. With ``in_memory`` they are kept as they are.
         per_class: Take only the first so many training images of each class, by file name; None takes all.
         test_per_class: The same for the test images.
         in_memory: Read, resize and normalise every image once, now, and keep the result: 12 · image_size² bytes an
@@ -91,7 +94,7 @@ def image_folder(
         raise ConfigurationError(
             f"{root}: expected the same class folders in train and test, saw {only} in one of them only"
         )
-    transform = imagenet_transform(image_size)
+    transform = image_transform(image_size, on_device=on_device)
     names = {"label": tuple(train.classes)}
     if groups is not None:
         names = {"fine": tuple(train.classes), "coarse": tuple(groups)}
@@ -99,13 +102,13 @@ def image_folder(
     def labelled(folder: ImageFolder, key: str, count: int | None) -> LabelledImages:
         samples = _first(folder.samples, count, key=key)
         files = ImageFiles(paths=tuple(path for path, _ in samples))
-        images: Images = _read(files, transform, where=root) if in_memory else files
+        images: Images = _read(files, transform.get("transform", _as_it_is), where=root) if in_memory else files
         return LabelledImages(
             images=images,
             labels=_labels([number for _, number in samples], groups, train.classes),
             target=target or list(names)[-1],
             class_names=names,
-            transform=None if in_memory else transform,
+            **({} if in_memory and not on_device else transform),
         )
 
     return DataBundle(
@@ -151,3 +154,7 @@ def _folder(path: Path) -> ImageFolder:
             f"expected one folder of images for each class in {path}: {error}: check the path, and that it holds "
             "train/<class>/ and test/<class>/"
         ) from error
+
+
+def _as_it_is(image: Tensor) -> Tensor:
+    return image

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
+from unlearnkit.batches import Deferred
 from unlearnkit.data.partition import Indices, Labels, Split, label_arrays
 from unlearnkit.data.splits import ForgetSpec
 from unlearnkit.errors import ConfigurationError, raise_all
@@ -40,7 +41,7 @@ def _freeze_rows(rows: Any) -> Tensor | None:
 
 @final
 @attrs.frozen(kw_only=True, eq=False, repr=False)
-class LabelledImages(Dataset[tuple[Tensor, ...]]):
+class LabelledImages(Dataset[tuple[Any, ...]]):
     """A data set whose items are ``(x, *labels)``, the training target last.
 
     So a batch of CIFAR-100 trained on coarse labels is ``(x, fine, coarse)``, and `CrossEntropy` finds its targets
@@ -53,6 +54,8 @@ class LabelledImages(Dataset[tuple[Tensor, ...]]):
         class_names: Label kind to the names of its classes, where they are known.
         transform: Applied to each image when it is asked for, or None. It should not be random, or importances
             cannot be repeated.
+        device_transform: Applied to a whole batch once it is on the device (see `DeviceTransform`), instead of
+            ``transform``: ``x`` is then an `unlearnkit.batches.Deferred`, which every part of this package finishes.
         rows: Which images these are, shape (n,), int64, or None for all in order: a subset shares its images.
 
     Example:
@@ -67,9 +70,12 @@ class LabelledImages(Dataset[tuple[Tensor, ...]]):
     target: str
     class_names: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict, converter=_freeze_names)
     transform: Transform | None = None
+    device_transform: Transform | None = None
     rows: Tensor | None = attrs.field(default=None, converter=_freeze_rows)
 
     def __attrs_post_init__(self) -> None:
+        if self.transform is not None and self.device_transform is not None:
+            raise ConfigurationError("LabelledImages: expected transform or device_transform, saw both")
         if self.target not in self.labels:
             raise ConfigurationError(
                 f"LabelledImages.target: expected one of the label kinds {list(self.labels)}, saw {self.target!r}"
@@ -96,10 +102,12 @@ class LabelledImages(Dataset[tuple[Tensor, ...]]):
         return len(self.labels[self.target])
 
     @override
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
         row = index if self.rows is None else int(self.rows[index])
         image = self.images[row]
-        x = image if self.transform is None else self.transform(image)
+        x: Any = image if self.transform is None else self.transform(image)
+        if self.device_transform is not None:
+            x = Deferred(raw=image, finish=self.device_transform)
         return (x, *(self.labels[kind][index] for kind in self.kinds))
 
     @property

@@ -1,12 +1,23 @@
-"""The one image transform of the notebook: resize, scale to 0 … 1, normalise as ImageNet models expect."""
+"""The notebook's image transform, for one image or for a batch on a device: resize, scale to 0 … 1, normalise."""
 
+from collections.abc import Callable
+from typing import Any, final
+
+import attrs
 import torch
+from torch import Tensor
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
 
-from unlearnkit.errors import ConfigurationError
+from unlearnkit.errors import ConfigurationError, MismatchError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def _check_size(_: Any, __: Any, image_size: int | None) -> None:
+    if image_size is not None and image_size < 1:
+        raise ConfigurationError(f"image_size: expected at least 1 pixel or None, saw {image_size}")
 
 
 def imagenet_transform(image_size: int | None = 224) -> v2.Transform:
@@ -28,8 +39,84 @@ def imagenet_transform(image_size: int | None = 224) -> v2.Transform:
         >>> imagenet_transform(8)(torch.zeros(2, 3, 4, 6, dtype=torch.uint8)).shape
         torch.Size([2, 3, 8, 8])
     """
-    if image_size is not None and image_size < 1:
-        raise ConfigurationError(f"image_size: expected at least 1 pixel or None, saw {image_size}")
+    _check_size(None, None, image_size)
     sizing = [] if image_size is None else [v2.Resize(image_size, antialias=True), v2.CenterCrop(image_size)]
     to_float = v2.ToDtype(torch.float32, scale=True)
     return v2.Compose([*sizing, to_float, v2.Normalize(mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))])
+
+
+@final
+@attrs.frozen(kw_only=True)
+class DeviceTransform:
+    """Resizes, crops and normalises a batch of images where it is: `imagenet_transform`, a batch at a time.
+
+    Bilinear with antialiasing, half-pixel centres (``align_corners=False``), the shorter side to ``image_size`` and a
+    centre crop, all in float32. The transform of single uint8 images rounds to whole levels of brightness as it
+    resizes, so the two differ by up to one level (1/255 before normalisation); on float images by float rounding only.
+
+    Attributes:
+        image_size: Height and width of the result in pixels, or None to keep the size that images have.
+        mean: Of each channel, on the scale 0 … 1.
+        std: Standard deviation of each channel, likewise.
+
+    Example:
+        >>> DeviceTransform(image_size=8)(torch.zeros(2, 3, 4, 6, dtype=torch.uint8)).shape
+        torch.Size([2, 3, 8, 8])
+    """
+
+    image_size: int | None = attrs.field(default=224, validator=_check_size)
+    mean: tuple[float, ...] = attrs.field(default=IMAGENET_MEAN, converter=tuple)
+    std: tuple[float, ...] = attrs.field(default=IMAGENET_STD, converter=tuple)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Transform a batch.
+
+        Args:
+            images: Shape (n, channels, h, w); uint8 in 0 … 255, or floating in 0 … 1.
+
+        Returns:
+            Shape (n, channels, image_size, image_size), float32, on the same device.
+
+        Raises:
+            MismatchError: Another shape or dtype.
+        """
+        self._check(images)
+        if self.image_size is None or min(images.shape[-2:]) >= self.image_size:
+            return self._normalised(self._resized(images.float() if images.is_floating_point() else images / 255))
+        # The weights of a resize add up to 1, so normalising first gives the same, on fewer pixels.
+        return self._resized(self._normalised(images.float() if images.is_floating_point() else images / 255))
+
+    def _resized(self, images: Tensor) -> Tensor:
+        if self.image_size is None:
+            return images
+        size = [self.image_size]
+        resized = functional.resize(images, size, interpolation=functional.InterpolationMode.BILINEAR, antialias=True)
+        cropped: Tensor = functional.center_crop(resized, size)
+        return cropped
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        mean, std = (torch.tensor(t, device=images.device).view(-1, 1, 1) for t in (self.mean, self.std))
+        return (images - mean) / std
+
+    def _check(self, images: Tensor) -> None:
+        known = images.dtype == torch.uint8 or images.is_floating_point()
+        if images.dim() != 4 or images.shape[1] != len(self.mean) or not known:
+            raise MismatchError(
+                f"DeviceTransform: expected images of shape (n, {len(self.mean)}, h, w), uint8 or floating, saw "
+                f"{images.dtype} of shape {tuple(images.shape)}"
+            )
+
+
+def image_transform(image_size: int | None, *, on_device: bool) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Make the transform of a data set under the name of the field of `LabelledImages` that takes it.
+
+    Args:
+        image_size: See `imagenet_transform`.
+        on_device: For a batch on the device, instead of for one image when it is read.
+
+    Returns:
+        ``transform`` or ``device_transform``.
+    """
+    if on_device:
+        return {"device_transform": DeviceTransform(image_size=image_size)}
+    return {"transform": imagenet_transform(image_size)}

@@ -8,8 +8,8 @@ import attrs
 import torch
 from torch import nn
 
-from unlearnkit.batches import to_device
 from unlearnkit.errors import ConfigurationError, NonFiniteError
+from unlearnkit.feeding import feed
 from unlearnkit.objective import CrossEntropy, Objective
 from unlearnkit.parameters import buffers, device_of
 from unlearnkit.progress import Progress, length, silent
@@ -62,8 +62,8 @@ def loss_and_accuracy(
     """
     scores = []
     with undisturbed(model):
-        for number, batch in enumerate(progress(batches, "evaluating", length(batches)), start=1):
-            moved = to_device(batch, device_of(model))
+        shown = progress(batches, "evaluating", length(batches))
+        for number, (_, moved) in enumerate(feed(shown, device_of(model)), start=1):
             losses, score = score_batch(model, moved, objective=objective or CrossEntropy())
             if not bool(torch.isfinite(losses).all()):
                 raise NonFiniteError(

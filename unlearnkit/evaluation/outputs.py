@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.batches import to_device
 from unlearnkit.evaluation.accuracy import undisturbed
 from unlearnkit.evaluation.arrays import Floats, Ints, class_labels, floats
 from unlearnkit.evaluation.features import label_losses, softmax_of
+from unlearnkit.feeding import feed
 from unlearnkit.objective import CrossEntropy, Objective
 from unlearnkit.parameters import device_of
 
@@ -84,8 +84,7 @@ def outputs_of(model: nn.Module, batches: Iterable[Any], *, objective: Objective
     logits: list[Tensor] = []
     labels: list[Tensor] = []
     with undisturbed(model):
-        for batch in batches:
-            moved = to_device(batch, device_of(model))
+        for _, moved in feed(batches, device_of(model)):
             logits.append(objective.logits(model, moved).to("cpu", torch.float64))
             labels.append(objective.labels(moved).to("cpu"))
     if not logits:

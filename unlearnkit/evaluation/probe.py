@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.batches import to_device
 from unlearnkit.errors import ConfigurationError
 from unlearnkit.evaluation.accuracy import undisturbed
 from unlearnkit.evaluation.arrays import Floats, Ints, floats
 from unlearnkit.evaluation.outputs import InapplicableError
+from unlearnkit.feeding import feed
 from unlearnkit.objective import CrossEntropy, Objective
 from unlearnkit.parameters import device_of
 from unlearnkit.suggest import nearest
@@ -90,8 +90,7 @@ def features_of(
     values: list[Tensor] = []
     labels: list[Tensor] = []
     with undisturbed(model), _watching(_watched(model, layer)) as seen:
-        for batch in batches:
-            moved = to_device(batch, device_of(model))
+        for _, moved in feed(batches, device_of(model)):
             y, size = objective.labels(moved), len(objective.logits(model, moved))
             if not seen or len(seen[-1]) != size or y.dim() != 1 or y.is_floating_point():
                 raise InapplicableError(f"layer {layer or 'Linear'!r} has no row of features for each labelled sample")

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from unlearnkit.batches import to_device
 from unlearnkit.errors import ConfigurationError
+from unlearnkit.feeding import feed
 from unlearnkit.objective import CrossEntropy, Objective
 from unlearnkit.parameters import device_of
 from unlearnkit.rng import private_rng
@@ -64,8 +64,8 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, objective
             layer.reset_running_stats()
             layer.momentum = None  # what torch calls a cumulative average
         with torch.no_grad(), private_rng(device_of(model)):
-            for batch in batches:
-                moved, seen = to_device(batch, device_of(model)), True
+            for _, moved in feed(batches, device_of(model)):
+                seen = True
                 objective.losses(model, moved)
     finally:
         for layer, momentum in kept:
