@@ -37,7 +37,8 @@ def test_a_failed_trial_is_exit_code_1(small_toml):
     result, said = call("compare", small_toml, "-j", 1, *ONE)
     assert result.exit_code == 1
     assert "failed: diverges · classes=3 · training seed 0 · unlearning seed 0: NonFiniteError" in said
-    assert "1 × failed" in said
+    assert "diverges: 1 × failed (of 1)" in said
+    assert "ssd alpha=1e+09: 1 × nothing changed (of 1)" in said
     assert "mean ± sd: spread over 1 forget target × 1 training seed × 1 unlearning seed" in said
     result, said = call("compare", small_toml, "-j", 1, "-m", "ssd", *ONE)
     assert result.exit_code == 0

@@ -78,15 +78,15 @@ def test_the_page_and_the_lines(done, small):
     assert header == (
         "variant",
         "n",
-        "median",
-        "10th p.",
+        "ToW median",
+        "ToW 10th p.",
         "ToW mean ± sd",
         "edited",
         "forget-train",
         "seconds",
         "remarks",
     )
-    assert lines[0] == ("(original, not edited)", "2", "0.250", "0.250", "0.250 ± 0.000", "–", "1.000 ± 0.000", "–", "")
+    assert lines[0] == ("(original)", "2", "0.250", "0.250", "0.250 ± 0.000", "–", "1.000 ± 0.000", "–", "")
     assert lines[1][:5] == ("ssd alpha=2", "2", "0.700", "0.540", "0.700 ± 0.283")
     assert lines[1][7] == "1.00"  # without evaluation
     page = summary_page(summarise(rows), unedited(rows), rows=rows, covers=covers(small()))

@@ -38,6 +38,8 @@ def compare(
         with counting(len(pending), quiet=quiet) as told:
             comparison.run(chosen.jobs, watch=lambda event: told(event.kind, event.name, counts=bool(event.key)))
         out.print(comparison.table())
+        for line in comparison.remarks():
+            out.print(escape(line), highlight=False)
         out.print(escape(f"mean ± sd: {comparison.covers}"), highlight=False)
         for trial in comparison.failed:
             out.print(escape(f"failed: {trial.name}: {comparison.results[trial.key].error}"), highlight=False)

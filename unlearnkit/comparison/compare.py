@@ -9,7 +9,7 @@ import attrs
 from rich.table import Table
 
 from unlearnkit.comparison.bench import Bench
-from unlearnkit.comparison.pages import summary_page, summary_table
+from unlearnkit.comparison.pages import remark_lines, summary_page, summary_table
 from unlearnkit.comparison.processes import in_processes
 from unlearnkit.comparison.result import TrialResult
 from unlearnkit.comparison.rows import TrialFolder
@@ -157,6 +157,14 @@ class Comparison:
         """
         rows = self.rows()
         return summary_table(summarise(rows), unedited(rows))
+
+    def remarks(self) -> list[str]:
+        """Say what the table does not: what changed nothing, destroyed the model, failed.
+
+        Returns:
+            A line for each variant of which there is anything to say.
+        """
+        return remark_lines(summarise(self.rows()))
 
     def sizing(self, jobs: int | None = None) -> Sizing:
         """Choose how many processes.

@@ -42,7 +42,8 @@ def lines_of(
     """
     known = {name for s in summaries for name in s.measures}
     columns = {name: title for name, title in (_SHORT if short else _SHOWN).items() if name in known}
-    tug = ("median", "10th p.", "ToW mean ± sd") if _TUG in known else ()
+    names = ("median", "10th p.", "ToW mean ± sd") if short else ("ToW median", "ToW 10th p.", "ToW mean ± sd")
+    tug = names if _TUG in known else ()
     header = ("variant", "n", *tug, *columns.values(), "seconds", "remarks")
 
     def line(name: str, n: int, found: Mapping[str, Statistic], seconds: str, remarks: str) -> tuple[str, ...]:
@@ -52,7 +53,7 @@ def lines_of(
         return (name, str(n), *(three if tug else ()), *shown, seconds, remarks)
 
     n = max((s.n for s in original.values()), default=0)
-    first = [line("(original, not edited)", n, original, "–", "")] if n else []
+    first = [line("(original)", n, original, "–", "")] if n else []
     return header, [*first, *(line(s.variant, s.trials, s.measures, _price(s), s.remarks) for s in summaries)]
 
 
@@ -68,12 +69,24 @@ def summary_table(summaries: Sequence[VariantSummary], original: Mapping[str, St
     """
     header, lines = lines_of(summaries, original, short=True)
     table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    for name in header:
-        words = name in {"variant", "remarks"}
-        table.add_column(name, justify="left" if words else "right", no_wrap=not words, min_width=9 if words else None)
+    for name in header[:-1]:  # remarks need more room than there is: `remark_lines`
+        words = name == "variant"
+        table.add_column(name, justify="left" if words else "right", no_wrap=not words, overflow="fold")
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*line[:-1])
     return table
+
+
+def remark_lines(summaries: Sequence[VariantSummary]) -> list[str]:
+    """Say what the numbers do not: how many trials changed nothing, destroyed the model, failed.
+
+    Args:
+        summaries: Of all variants.
+
+    Returns:
+        A line for each variant of which there is anything to say.
+    """
+    return [f"{s.variant}: {s.remarks} (of {s.trials})" for s in summaries if s.remarks]
 
 
 def summary_page(
