@@ -176,7 +176,7 @@ class Interceptor(TorchFunctionMode):
         sink = self._guide.sink(step, call, y)
         if not step.rule.functions and not y._is_view():  # noqa: SLF001 - torch has no public name for it
             y = y.clone()  # any function at all may have kept its result, which a tap edits
-        return tap(y, self.anchor, sink, call.saved)
+        return tap(y, self.anchor, sink, call.saved, fresh=step.rule.fresh)
 
     def _run(self, seen: Seen) -> Any:
         return seen.run() if self._attached else seen.run_detached()
@@ -186,7 +186,7 @@ class Interceptor(TorchFunctionMode):
         rule = rule_for(seen.function)
         call = rule.bind(*seen.args, **seen.kwargs) if rule else None
         if call is not None:
-            return tap(self._run(seen), self.anchor, _ignore, call.saved)
+            return tap(self._run(seen), self.anchor, _ignore, call.saved, fresh=rule is not None and rule.fresh)
         if enterable(seen.function):
             with self:
                 return inside(seen.function)(*seen.args, **seen.kwargs)

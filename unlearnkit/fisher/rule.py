@@ -60,6 +60,8 @@ class Rule(abc.ABC):
     """Whether all leading dimensions are alike, so that the batch may stand in dimension 1."""
     converts: ClassVar[bool] = True
     """Whether ``g`` and the saved tensors are to come in the dtype of the totals."""
+    fresh: ClassVar[bool] = False
+    """Whether the functions always return new memory that nothing else keeps, be it behind a view."""
 
     @abc.abstractmethod
     def bind(self, *args: Any, **kwargs: Any) -> Call | None:

@@ -39,7 +39,7 @@ class Tap(torch.autograd.Function):
         return (g, None, None, *[None] * ctx.count)
 
 
-def tap(y: Tensor, anchor: Tensor, sink: Sink, saved: tuple[Tensor, ...]) -> Tensor:
+def tap(y: Tensor, anchor: Tensor, sink: Sink, saved: tuple[Tensor, ...], *, fresh: bool = False) -> Tensor:
     """Put a tap on a tensor.
 
     Args:
@@ -47,10 +47,16 @@ def tap(y: Tensor, anchor: Tensor, sink: Sink, saved: tuple[Tensor, ...]) -> Ten
         anchor: A scalar leaf that requires a gradient.
         sink: Called in the backward pass with the gradient of ``y`` and the saved tensors.
         saved: Kept until then.
+        fresh: The function made the memory of ``y`` anew, so that what ``y`` is a view of belongs to it alone.
 
     Returns:
         ``y``, or a copy where it is a view of something else.
     """
-    own = y.clone() if y._is_view() else y  # noqa: SLF001 - torch has no public name for it
+    base, shape = y._base if fresh else None, y.shape  # noqa: SLF001 - torch has no public name for it
+    if base is not None and base.numel() == y.numel() and base.is_contiguous() and y.is_contiguous():
+        # A linear layer on (n, t, …) rows is a product of (n·t, …) rows, viewed: the tap sits under the view.
+        Tap.apply(base, anchor, lambda g, kept: sink(g.reshape(shape), kept), *saved)
+        return y
+    own = y.clone() if y._is_view() else y  # noqa: SLF001
     tapped: Tensor = Tap.apply(own, anchor, sink, *saved)
     return tapped

@@ -21,6 +21,7 @@ class LinearRule(Rule):
 
     functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.linear,)
     free_rows: ClassVar[bool] = True
+    fresh: ClassVar[bool] = True
 
     def bind(self, *args: Any, **kwargs: Any) -> Call | None:
         """See `Rule.bind`."""
@@ -61,6 +62,7 @@ class MatmulRule(Rule):
         Tensor.__matmul__,
     )
     free_rows: ClassVar[bool] = True
+    fresh: ClassVar[bool] = True
 
     def bind(self, *args: Any, **kwargs: Any) -> Call | None:
         """See `Rule.bind`."""
