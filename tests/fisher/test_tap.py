@@ -11,7 +11,7 @@ from unlearnkit.fisher.tap import tap
 def tapped(y, *, fresh):
     seen = []
     anchor = torch.zeros((), requires_grad=True)
-    return tap(y, anchor, lambda g, saved: seen.append(g), (), fresh=fresh), anchor, seen
+    return tap(y, anchor, lambda g, _: seen.append(g), (), fresh=fresh), anchor, seen
 
 
 def test_a_linear_layer_on_many_rows_is_tapped_under_its_view():
@@ -41,8 +41,9 @@ class InPlace(nn.Module):
 
     def forward(self, x):
         rows = self.one(x)
-        rows.relu_()
+        rows.mul_(2)
         rows[:, 0] += 1
+        rows = rows.view(-1, 6).relu_().view_as(rows)
         return self.two(rows).transpose(1, 2)
 
 
