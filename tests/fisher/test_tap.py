@@ -37,10 +37,10 @@ class InPlace(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.zero, self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 6), nn.Linear(6, 2)
 
     def forward(self, x):
-        rows = self.one(x)
+        rows = self.one(self.zero(x))
         rows.mul_(2)
         rows[:, 0] += 1
         rows = rows.view(-1, 6).relu_().view_as(rows)

@@ -53,10 +53,14 @@ def tap(y: Tensor, anchor: Tensor, sink: Sink, saved: tuple[Tensor, ...], *, fre
         ``y``, or a copy where it is a view of something else.
     """
     base, shape = y._base if fresh else None, y.shape  # noqa: SLF001 - torch has no public name for it
-    if base is not None and base.numel() == y.numel() and base.is_contiguous() and y.is_contiguous():
+    if base is not None and base.grad_fn is not None and base.numel() == y.numel() and _in_order(base, y):
         # A linear layer on (n, t, …) rows is a product of (n·t, …) rows, viewed: the tap sits under the view.
         Tap.apply(base, anchor, lambda g, kept: sink(g.reshape(shape), kept), *saved)
         return y
     own = y.clone() if y._is_view() else y  # noqa: SLF001
     tapped: Tensor = Tap.apply(own, anchor, sink, *saved)
     return tapped
+
+
+def _in_order(base: Tensor, y: Tensor) -> bool:
+    return base.is_contiguous() and y.is_contiguous()
