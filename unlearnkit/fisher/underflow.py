@@ -50,9 +50,10 @@ class Underflow:
             return None
         names = ", ".join(f"{name} ({count} of {totals[name].numel()})" for name, count in counts.items())
         kinds = " and ".join(sorted({str(totals[name].dtype).removeprefix("torch.") for name in counts}))
+        wider = "use accumulate='float64', or " if "float32" in kinds else ""
         return (
             f"squares underflow in {kinds}: weights whose gradients are not zero have a total of zero or of few digits "
-            f"in {names}: use accumulate='float64', or multiply the loss by a power of two"
+            f"in {names}: {wider}multiply the loss by a power of two"
         )
 
     def _too_small(self, name: str, total: Tensor) -> Tensor:
