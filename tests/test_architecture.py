@@ -26,7 +26,7 @@ LAYERS = """
 errors frozen memory progress rng suggest tracing
 batches chunks factories files mixing options overrides parameters structure
 checkpoint discovery feeding journal objective patch provenance sealed
-guard importance language report sweep
+guard importance language precision report sweep
 importance_file evidence metric estimator scores
 distributed unlearner distillation finetuning
 elementwise fisher
