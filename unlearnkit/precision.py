@@ -30,7 +30,7 @@ class Autocast(Objective):
         "Autocast(objective=CrossEntropy(inputs=0, targets=-1, output='auto'))"
     """
 
-    objective: Objective = attrs.field(factory=CrossEntropy, validator=attrs.validators.instance_of(Objective))
+    objective: Objective = attrs.field(factory=CrossEntropy)
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the losses in float32; see `Objective.losses`."""
