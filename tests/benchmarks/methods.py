@@ -100,6 +100,7 @@ OTHER = [
     Setting(method="binary-mask", options={"lam": 7.0}),
     Setting(method="fisher-noise", options={"sigma": 0.01, "gamma": 0.25}, reference="retain"),
     Setting(method="fisher-topk", options={"fraction": 0.05, "scope": "tensor"}),
+    Setting(method="jit", options={"sigma": 0.3, "learning_rate": 3e-5}),
     Setting(method="prune", options={"tau": 1e-3}),
     Setting(method="ssd", options={"alpha": 7.0, "lam": 0.1}),
     Setting(method="ssd-adaptive", options={"lam": 0.1}),

@@ -57,9 +57,9 @@ weights, BatchNorm), 20 epochs of Adam at 3·10⁻³; batches of 64. All are med
 Rows without options are at the defaults, with `diagonal-fisher` importances and F_r on the full set. Where the
 defaults forget little or wreck the model, a second row has another setting: the smallest gap in a grid, on an
 original of training seed 200, which is not in the table (`python -m tests.benchmarks.methods --search NAME` prints
-it). In the grids of `prune` and `fisher-noise` nothing both forgets and keeps the rest, and the smallest gap is that of
-an edit that does nothing: another setting is shown. What is best for one original is not for the next: tune on your
-own data ([tuned edits](../results/tuning-digits.md)).
+it). In the grids of `prune`, `fisher-noise` and `jit` nothing both forgets and keeps the rest, and the smallest gap
+is that of an edit that does nothing: another setting is shown. What is best for one original is not for the next:
+tune on your own data ([tuned edits](../results/tuning-digits.md)).
 
 """
 
