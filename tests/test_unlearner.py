@@ -437,4 +437,4 @@ def test_the_report_is_plain_json():
     plain = json.loads(json.dumps(Optioned().unlearn(model, evidence).to_dict(), allow_nan=False))
     assert (plain["changed"], plain["size"], plain["options"]) == (4, 28, {"alpha": "inf"})
     assert [e["role"] for e in plain["evidence"]] == ["forget", "full"]
-    assert plain["tensors"][0] == {"name": "embed.weight", "size": 20, "changed": 4}
+    assert plain["tensors"][0] == {"name": "embed.weight", "size": 20, "changed": 4, "fraction": 0.2}

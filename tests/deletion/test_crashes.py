@@ -15,9 +15,12 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["crashing"])  # imports torch once, not once for every process
 
 
-def run(*arguments, kill_after=None):
+SHORT = {"requests": ("ticket-1", "ticket-2"), "refresh": False}
+
+
+def run(*arguments, kill_after=None, **scenario):
     """Run the work in another process and return its exit code."""
-    process = CONTEXT.Process(target=work, args=[str(a) for a in arguments[:2]] + list(arguments[2:]))
+    process = CONTEXT.Process(target=work, args=[*map(str, arguments[:2]), *arguments[2:]], kwargs=scenario)
     process.start()
     if kill_after is not None:
         time.sleep(kill_after)
@@ -29,9 +32,18 @@ def run(*arguments, kill_after=None):
 @pytest.fixture(scope="module")
 def whole(started, tmp_path_factory):
     """What an uninterrupted run leaves: its ledger, how many events it took, and for how many seconds it ran."""
-    root = tmp_path_factory.mktemp("whole")
+    return uninterrupted(started, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def short(started, tmp_path_factory):
+    """The same of two requests, without a second measurement."""
+    return uninterrupted(started, tmp_path_factory.mktemp("short"), **SHORT)
+
+
+def uninterrupted(started, root, **scenario):
     start = time.perf_counter()
-    assert run(started / "ledger.toml", root / "ledger", None, str(root / "events")) == 0
+    assert run(started / "ledger.toml", root / "ledger", None, str(root / "events"), **scenario) == 0
     return Ledger(root / "ledger"), int((root / "events").read_text()), time.perf_counter() - start
 
 
@@ -51,20 +63,20 @@ def check(ledger, whole):
     assert left == set()
 
 
-def interrupted(started, folder, whole, *, kill_at=None, kill_after=None):
-    code = run(started / "ledger.toml", folder, kill_at, kill_after=kill_after)
+def interrupted(started, folder, whole, *, kill_at=None, kill_after=None, **scenario):
+    code = run(started / "ledger.toml", folder, kill_at, kill_after=kill_after, **scenario)
     assert code in {0, -signal.SIGKILL}
-    again = run(started / "ledger.toml", folder)
+    again = run(started / "ledger.toml", folder, **scenario)
     assert again == 0
     check(Ledger(folder), whole)
     return code
 
 
 @pytest.mark.parametrize("part", range(12))
-def test_killed_at_a_file_system_event(started, tmp_path, whole, part):
-    ledger, events, _ = whole
+def test_killed_at_a_file_system_event(started, tmp_path, short, part):
+    ledger, events, _ = short
     kill_at = random.Random(part).randrange(part * events // 12, (part + 1) * events // 12) + 1
-    assert interrupted(started, tmp_path / "ledger", ledger, kill_at=kill_at) == -signal.SIGKILL
+    assert interrupted(started, tmp_path / "ledger", ledger, kill_at=kill_at, **SHORT) == -signal.SIGKILL
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", 
 REQUESTS = {"ticket-1": {"groups": ["3"]}, "ticket-2": {"samples": [4, 5, 6]}, "ticket-3": {"groups": ["8"]}}
 
 
-def work(config, folder, kill_at=None, counted=None):
+def work(config, folder, kill_at=None, counted=None, requests=tuple(REQUESTS), *, refresh=True):
     """Do all that is not done yet; with kill_at, die at that file-system event inside the folder."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -31,12 +31,12 @@ def work(config, folder, kill_at=None, counted=None):
     sys.addaudithook(watch)
     deletion = Deletion.load(load_config(config, [f"deletion.folder='{folder}'", "deletion.budget=0.3"]))
     deletion.start()
-    for name, asked in REQUESTS.items():
+    for name in requests:
         answered = {n for receipt in deletion.ledger.chain.read() for n in receipt.requests}
         if name not in answered and name not in {request.name for request in deletion.ledger.queue.waiting()}:
-            deletion.ask(name, **asked)
+            deletion.ask(name, **REQUESTS[name])
         deletion.work()
-    if not [r for r in deletion.ledger.chain.read() if r.outcome == "measured again"]:
+    if refresh and not [r for r in deletion.ledger.chain.read() if r.outcome == "measured again"]:
         deletion.refresh()
     if counted:
         Path(counted).write_text(str(seen))

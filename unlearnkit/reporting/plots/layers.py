@@ -57,7 +57,7 @@ def edited_layers(axes: Axes, report: Report, *, layers: Sequence[TensorChange] 
         >>> from matplotlib.figure import Figure
         >>> from unlearnkit.report import TensorChange
         >>> report = Report(method="m", tensors=(TensorChange(name="fc.weight", size=4, changed=1),))
-        >>> edited_layers(Figure().subplots(), report).patches[0].get_width()
+        >>> float(edited_layers(Figure().subplots(), report).patches[0].get_width())
         25.0
     """
     layers = layers or layers_of(report)

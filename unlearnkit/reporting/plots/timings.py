@@ -19,7 +19,7 @@ def timings(axes: Axes, seconds: Mapping[str, float]) -> Axes:
 
     Example:
         >>> from matplotlib.figure import Figure
-        >>> timings(Figure().subplots(), {"edit": 0.25}).patches[0].get_width()
+        >>> float(timings(Figure().subplots(), {"edit": 0.25}).patches[0].get_width())
         0.25
     """
     at = range(len(seconds))
