@@ -1,7 +1,5 @@
 """One edit for all that is waiting: importances, method, limits, receipt."""
 
-import resource
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +15,7 @@ from unlearnkit.elementwise import ElementwiseUnlearner
 from unlearnkit.errors import BudgetError, ConfigurationError
 from unlearnkit.evaluation import loss_and_accuracy
 from unlearnkit.experiment import chosen_method, make_unlearner
+from unlearnkit.memory import MIB, peak_memory
 from unlearnkit.options import option_values
 from unlearnkit.pipeline import Pipeline
 from unlearnkit.provenance import Role
@@ -77,7 +76,7 @@ def edit(deletion: "Deletion", state: State, rows: Rows, names: tuple[str, ...])
         edit={**report.to_dict(), "derived": _derived(deletion, found)},
         after=after,
         seconds={**seconds, **report.seconds, "all": time.perf_counter() - start},
-        peak_mib=_peak_mib(),
+        peak_mib=_mib(peak_memory(deletion.experiment.device).host),
     )
     recorded = Edit(
         before=state.current.digest, after=kept.digest, fraction=report.fraction, request=str(receipt.number)
@@ -149,6 +148,5 @@ def _moved(state: State, kept: KeptModel, *, keep: int) -> State:
     return attrs.evolve(state, current=kept, kept=earlier[len(earlier) - keep :])
 
 
-def _peak_mib() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
+def _mib(size: int | None) -> float | None:
+    return None if size is None else round(size / MIB, 1)
