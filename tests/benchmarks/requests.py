@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.requests
 
-One digit is forgotten, on a fresh ledger each round. The three run in turn, so that a busy machine slows all of them. The
-figures are medians of CPU seconds of one thread (waiting for the disk is not in them), and ratios within a round.
+One digit is forgotten, on a fresh ledger each round. The three run in turn, so that a busy machine slows all of them.
+The figures are medians of CPU seconds of one thread (waiting for the disk is not in them), and ratios within a round.
 """
 
 import argparse
