@@ -150,7 +150,7 @@ def test_groups_and_batch_gradients_survive_running_out():
 
 def peak(run):
     """The most bytes that torch's CPU allocator held at one time during a call, beyond those held before it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as prof:
         run()
     events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = most = 0
