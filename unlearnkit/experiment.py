@@ -1,7 +1,7 @@
 """What a configuration describes, made real: device, data, what to forget, the model, the methods."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -28,11 +28,13 @@ from unlearnkit.data import (
 )
 from unlearnkit.errors import ConfigurationError, StoreError
 from unlearnkit.estimator import ImportanceEstimator
+from unlearnkit.evaluation import LossAndAccuracy, loss_and_accuracy
 from unlearnkit.factories import call, import_path, resolve_device
 from unlearnkit.metric import Metric
 from unlearnkit.objective import Objective
 from unlearnkit.options import options_of
 from unlearnkit.plugins import PluginManager
+from unlearnkit.progress import Progress, silent
 from unlearnkit.rng import private_rng
 from unlearnkit.suggest import nearest
 from unlearnkit.unlearner import Unlearner
@@ -187,6 +189,29 @@ class Experiment:
         """
         size, workers = self.config.evaluation.batch_size, self.config.data.workers
         return loader(data, batch_size=size, workers=workers, device=self.device)
+
+    def scores(
+        self, model: nn.Module, parts: Mapping[str, LabelledImages], *, progress: Progress = silent
+    ) -> dict[str, LossAndAccuracy]:
+        """Measure loss and accuracy on parts of the data.
+
+        Args:
+            model: Any.
+            parts: Name to data.
+            progress: Shows a bar for each part.
+
+        Returns:
+            Name to scores.
+        """
+        return {
+            name: loss_and_accuracy(model, self.evaluation_batches(data), objective=self.objective, progress=progress)
+            for name, data in parts.items()
+        }
+
+    def evaluated_splits(self) -> dict[str, LabelledImages]:
+        """Return those splits that the configuration asks to evaluate and that are not empty."""
+        parts = self.splits()
+        return {name: parts[name] for name in self.config.evaluation.splits if name in parts}
 
     def estimator(self, plugins: PluginManager) -> ImportanceEstimator:
         """Make the estimator.

@@ -7,7 +7,7 @@ import numpy as np
 from torch import nn
 
 from unlearnkit.data import LabelledImages
-from unlearnkit.evaluation import LossAndAccuracy, Outputs, loss_and_accuracy
+from unlearnkit.evaluation import LossAndAccuracy, Outputs
 from unlearnkit.evaluation.metrics.sheet import SPLITS, Sheet
 from unlearnkit.evaluation.portrait import portrait
 from unlearnkit.experiment import Experiment
@@ -64,17 +64,7 @@ class Gallery:
         return attrs.evolve(record, retrained=tuple(self._scores), views=views)
 
     def _evaluate(self, model: nn.Module) -> dict[str, LossAndAccuracy]:
-        experiment, parts = self.experiment, self.experiment.splits()
-        return {
-            name: loss_and_accuracy(
-                model,
-                experiment.evaluation_batches(parts[name]),
-                objective=experiment.objective,
-                progress=self.progress,
-            )
-            for name in experiment.config.evaluation.splits
-            if name in parts
-        }
+        return self.experiment.scores(model, self.experiment.evaluated_splits(), progress=self.progress)
 
     def _batches(self) -> dict[str, Any]:
         parts = self.experiment.splits()

@@ -13,7 +13,7 @@ from torch import nn
 from unlearnkit.config import Config, MethodConfig, plain
 from unlearnkit.distributed import Ranks, estimate_together, wait_for_all
 from unlearnkit.errors import ConfigurationError, StoreError
-from unlearnkit.evaluation import LossAndAccuracy, loss_and_accuracy
+from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.evidence import Need
 from unlearnkit.experiment import Experiment, make_metrics, make_unlearner
 from unlearnkit.gallery import Gallery
@@ -282,17 +282,7 @@ class Job:
         Returns:
             Split to scores.
         """
-        experiment, splits = self.experiment, self.experiment.splits()
-        return {
-            name: loss_and_accuracy(
-                model,
-                experiment.evaluation_batches(splits[name]),
-                objective=experiment.objective,
-                progress=self.progress,
-            )
-            for name in experiment.config.evaluation.splits
-            if name in splits
-        }
+        return self.experiment.scores(model, self.experiment.evaluated_splits(), progress=self.progress)
 
     def measure(self, model: nn.Module) -> dict[str, dict[str, Measurement]]:
         """Measure what the configuration names besides.

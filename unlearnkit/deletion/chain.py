@@ -23,10 +23,6 @@ class Chain:
 
     folder: Path
 
-    def __len__(self) -> int:
-        """Return how many receipts there are."""
-        return len(self._files())
-
     def read(self) -> list[Receipt]:
         """Read all receipts and check each, and each against the one before it.
 

@@ -8,12 +8,11 @@ from torch import nn
 
 from unlearnkit.data import LabelledImages
 from unlearnkit.deletion.importances import Found, find
-from unlearnkit.deletion.population import Rows
+from unlearnkit.deletion.population import Population, Rows
 from unlearnkit.deletion.receipt import Receipt
 from unlearnkit.deletion.state import KeptModel, Pending, State
 from unlearnkit.elementwise import ElementwiseUnlearner
 from unlearnkit.errors import BudgetError, ConfigurationError
-from unlearnkit.evaluation import loss_and_accuracy
 from unlearnkit.experiment import chosen_method, make_unlearner
 from unlearnkit.memory import MIB, peak_memory
 from unlearnkit.options import option_values
@@ -29,12 +28,13 @@ Splits = dict[str, LabelledImages]
 Scores = dict[str, dict[str, float | int | None]]
 
 
-def edit(deletion: "Deletion", state: State, rows: Rows, names: tuple[str, ...]) -> Receipt:
+def edit(deletion: "Deletion", state: State, population: Population, rows: Rows, names: tuple[str, ...]) -> Receipt:
     """Forget samples, or say why they were not.
 
     Args:
         deletion: What the work is done with; its ledger is held.
         state: Of the ledger.
+        population: Who is not forgotten yet.
         rows: Numbers of the samples.
         names: Of the requests.
 
@@ -42,7 +42,6 @@ def edit(deletion: "Deletion", state: State, rows: Rows, names: tuple[str, ...])
         The receipt: ``"forgotten"`` or ``"rolled back"``. Everything is written down when this returns.
     """
     start, config = time.perf_counter(), deletion.experiment.config
-    population = deletion.population()
     found = find(
         deletion.ledger.store,
         population,
@@ -121,15 +120,8 @@ def _derived(deletion: "Deletion", found: Found) -> dict[str, Any]:
 
 
 def _scores(deletion: "Deletion", model: nn.Module, splits: Splits) -> Scores:
-    experiment, progress = deletion.experiment, deletion.progress
-    return {
-        name: attrs.asdict(
-            loss_and_accuracy(
-                model, experiment.evaluation_batches(data), objective=experiment.objective, progress=progress
-            )
-        )
-        for name, data in splits.items()
-    }
+    found = deletion.experiment.scores(model, splits, progress=deletion.progress)
+    return {name: attrs.asdict(score) for name, score in found.items()}
 
 
 def _check_budget(before: Scores, after: Scores, budget: float) -> None:

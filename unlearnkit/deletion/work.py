@@ -127,9 +127,10 @@ class Deletion:
             if not waiting:
                 return None
             names = tuple(request.name for request in waiting)
-            rows = self.population().rows(waiting)
+            population = self.population()
+            rows = population.rows(waiting)
             if len(rows):
-                return edit(self, state, rows, names)
+                return edit(self, state, population, rows, names)
             why = "all of these samples were forgotten before"
             receipt = self.receipt(state, "nothing to forget", reason=why, requests=names)
             self.ledger.decide(state, Pending(receipt=receipt, answered=names))
