@@ -1,14 +1,19 @@
-"""Write a file whole or not at all."""
+"""Write a file, or a folder of files, whole or not at all."""
 
+import ctypes
+import glob
 import os
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from unlearnkit.errors import StoreError
+
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 @contextmanager
@@ -45,6 +50,69 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a new empty folder; put it in the place of ``path`` when the block ends well.
+
+    Whoever is killed leaves the old folder or the new one at ``path``. On Linux the two change places in one step;
+    where a file system cannot do that, there is a moment between two renames without a folder, and the next call for
+    the same path puts the old one back first.
+
+    Args:
+        path: Where to; what an earlier, killed call left beside it is cleared away.
+
+    Yields:
+        A folder to write to.
+
+    Raises:
+        OSError: The folder cannot be made or put in place; what was there is there still.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "results"
+        >>> for text in ("one", "two"):
+        ...     with atomic_folder(folder) as new:
+        ...         _ = (new / "note.txt").write_text(text)
+        >>> (folder / "note.txt").read_text(), [p.name for p in folder.parent.iterdir()]
+        ('two', ['results'])
+    """
+    target = Path(path)
+    _clear_away(target)
+    mark = secrets.token_hex(6)
+    new, old = (target.with_name(f".{target.name}.{mark}.{suffix}") for suffix in ("new", "old"))
+    try:
+        new.mkdir(parents=True)
+        yield new
+        if target.exists() and not _swapped(new, target):
+            target.rename(old)
+        if old.exists() or not target.exists():
+            new.rename(target)
+        _sync_folder(target.parent)
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _clear_away(target: Path) -> None:
+    """Put back, or delete, what a killed `atomic_folder` has left beside its target."""
+    for old in target.parent.glob(f".{glob.escape(target.name)}.*.old"):
+        if not target.exists():
+            old.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    for new in target.parent.glob(f".{glob.escape(target.name)}.*.new"):
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step, or return False where the system or the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
 
 
 def _create_beside(target: Path) -> tuple[Path, int]:

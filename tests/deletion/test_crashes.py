@@ -1,32 +1,21 @@
 """kill -9 at any moment of an importance pass, an edit, a store write, a receipt: nothing is lost or half-written."""
 
-import multiprocessing
 import random
 import signal
 import time
 
+import forked
 import pytest
 import torch
 from crashing import work
 
 from unlearnkit.deletion import Ledger, verify
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["crashing"])  # imports torch once, not once for every process
-
-
 SHORT = {"requests": ("ticket-1", "ticket-2"), "refresh": False}
 
 
-def run(*arguments, kill_after=None, **scenario):
-    """Run the work in another process and return its exit code."""
-    process = CONTEXT.Process(target=work, args=[*map(str, arguments[:2]), *arguments[2:]], kwargs=scenario)
-    process.start()
-    if kill_after is not None:
-        time.sleep(kill_after)
-        process.kill()
-    process.join()
-    return process.exitcode
+def run(config, folder, *arguments, **options):
+    return forked.run(work, str(config), str(folder), *arguments, **options)
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,19 @@
 """The folder of results appears whole or not at all."""
 
+import itertools
 import json
+import signal
 
 import pytest
+from forked import run
+from overwriting import overwrite, result
 from torch import nn
 
+from unlearnkit.checkpoint import load_checkpoint
 from unlearnkit.errors import StoreError
 from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.report import Report, TensorChange
-from unlearnkit.reporting import RunRecord, write_result
+from unlearnkit.reporting import RunRecord, read_record, write_result
 
 
 def record(**changes):
@@ -49,3 +54,41 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot write the results"):
         write_result(tmp_path / "file" / "m", nn.Linear(2, 2), record(), metadata={})
+
+
+def number_of(folder):
+    """Read which results a folder holds, and that its two files belong together."""
+    assert sorted(p.name for p in folder.iterdir()) == ["model.safetensors", "report.json"]
+    model = nn.Linear(2, 2)
+    load_checkpoint(model, folder / "model.safetensors")
+    label = read_record(folder).label
+    assert model.weight.unique().tolist() == [float(label)]
+    return int(label)
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_killed_at_any_moment_of_an_overwrite_the_old_results_or_the_new_are_there(tmp_path, exchange):
+    seen = []
+    for kill_at in itertools.count(1):
+        folder = tmp_path / str(kill_at) / "m"
+        result(folder, 1)
+        code = run(overwrite, folder, kill_at, exchange=exchange)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        seen.append(number_of(folder) if folder.exists() else None)
+        result(folder, 3)
+        assert number_of(folder) == 3
+        assert [p.name for p in folder.parent.iterdir()] == ["m"]  # and nothing is left of the killed one
+    assert seen == sorted(seen, key=[1, None, 2].index)
+    assert {1, 2} <= set(seen)
+    assert seen.count(None) <= (0 if exchange else 1)
+
+
+def test_what_a_kill_between_two_renames_has_moved_is_put_back_first(tmp_path):
+    result(tmp_path / "m", 1)
+    (tmp_path / "m").rename(tmp_path / ".m.abc.old")
+    with pytest.raises(ValueError, match="Out of range float values"):
+        write_result(tmp_path / "m", nn.Linear(2, 2), record(forget={"x": float("nan")}), metadata={})
+    assert number_of(tmp_path / "m") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]

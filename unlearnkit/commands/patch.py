@@ -1,11 +1,13 @@
 """``unlearnkit patch``: an edit as a file of its own."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
+from torch import Tensor
 
 from unlearnkit.checkpoint import read_checkpoint, write_checkpoint
 from unlearnkit.commands.options import Overwrite, Traceback
@@ -47,9 +49,7 @@ def apply(
 ) -> None:
     """Edit a checkpoint; one that the patch was not made for is refused."""
     with clear_errors(traceback=traceback):
-        state, metadata = read_checkpoint(checkpoint)
-        write_checkpoint(Patch.load(patch).apply(state), _free(output, overwrite=overwrite), metadata)
-        out.print(f"{escape(str(output))}: written", highlight=False)
+        _changed(Patch.load(patch).apply, checkpoint, output, overwrite=overwrite)
 
 
 @app.command()
@@ -58,9 +58,7 @@ def revert(
 ) -> None:
     """Take the edit back, bit by bit."""
     with clear_errors(traceback=traceback):
-        state, metadata = read_checkpoint(checkpoint)
-        write_checkpoint(Patch.load(patch).revert(state), _free(output, overwrite=overwrite), metadata)
-        out.print(f"{escape(str(output))}: written", highlight=False)
+        _changed(Patch.load(patch).revert, checkpoint, output, overwrite=overwrite)
 
 
 @app.command()
@@ -84,6 +82,14 @@ def inspect(patch: PatchFile, traceback: Traceback = False) -> None:
     """Show what a patch holds, as JSON."""
     with clear_errors(traceback=traceback):
         out.print_json(json.dumps(Patch.load(patch).inspect()))
+
+
+def _changed(
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]], checkpoint: Path, output: Path, *, overwrite: bool
+) -> None:
+    state, metadata = read_checkpoint(checkpoint)
+    write_checkpoint(change(state), _free(output, overwrite=overwrite), metadata)
+    out.print(f"{escape(str(output))}: written", highlight=False)
 
 
 def _free(path: Path, *, overwrite: bool) -> Path:

@@ -1,8 +1,6 @@
 """The record of one run, and the folder that it is written to: whole or not at all."""
 
 import json
-import secrets
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
@@ -14,6 +12,7 @@ from unlearnkit.checkpoint import save_checkpoint
 from unlearnkit.errors import ConfigurationError, StoreError
 from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.evaluation.views import Views
+from unlearnkit.files import atomic_folder, atomic_write
 from unlearnkit.memory import PeakMemory
 from unlearnkit.report import Report, TensorChange
 from unlearnkit.reporting.judgement import Judgement, judge
@@ -154,7 +153,7 @@ def write_result(
     ``unlearnkit report`` writes the page again.
 
     Args:
-        folder: Where to; a folder that is there already is replaced.
+        folder: Where to; a folder that is there already is replaced, see `unlearnkit.files.atomic_folder`.
         model: The edited model; None when there is none, and then no checkpoint is written.
         record: Its record.
         metadata: Text to keep in the checkpoint.
@@ -163,24 +162,15 @@ def write_result(
     Raises:
         StoreError: The folder cannot be written.
     """
-    mark = secrets.token_hex(6)
-    new, old = (folder.with_name(f".{folder.name}.{mark}.{suffix}") for suffix in ("new", "old"))
     try:
-        new.mkdir(parents=True)
-        if model is not None:
-            save_checkpoint(model, new / "model.safetensors", metadata)
-        text = json.dumps(record.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-        (new / "report.json").write_text(text + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
+        with atomic_folder(folder) as new:
+            if model is not None:
+                save_checkpoint(model, new / "model.safetensors", metadata)
+            text = json.dumps(record.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+            with atomic_write(new / "report.json") as temporary:
+                temporary.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise StoreError(f"cannot write the results to {folder}: {error}: nothing was left half-written") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
     if page:
         from unlearnkit.reporting.page import write_page  # noqa: PLC0415 - matplotlib takes a second
 
