@@ -92,6 +92,10 @@ def timed(model: nn.Module, x: Tensor, y: Tensor) -> Run:
     return ours(model, x, y, kernels="timed")
 
 
+def compiled(model: nn.Module, x: Tensor, y: Tensor) -> Run:
+    return ours(model, x, y, kernels="compiled")
+
+
 def one_at_a_time(model: nn.Module, x: Tensor, y: Tensor) -> Run:
     squares = SquaredGradients(model, CrossEntropy())
     return lambda: squares.one_at_a_time((x, y))
@@ -161,6 +165,7 @@ VARIANTS: dict[str, Callable[[nn.Module, Tensor, Tensor], Run]] = {
     "notebook (another quantity)": notebook,
     "unlearnkit": ours,
     "unlearnkit, kernels timed": timed,
+    "unlearnkit, kernels compiled": compiled,
     "one at a time": one_at_a_time,
     "vmap, chunk 8": vmap(8),
     "vmap, chunk 16": vmap(16),
@@ -170,7 +175,13 @@ VARIANTS: dict[str, Callable[[nn.Module, Tensor, Tensor], Run]] = {
 }
 CLOCK = [time.perf_counter]
 PEERS = ("backpack", "opacus", "nngeometry")
-QUICK = ("plain", "notebook (another quantity)", "unlearnkit", "unlearnkit, kernels timed")
+QUICK = (
+    "plain",
+    "notebook (another quantity)",
+    "unlearnkit",
+    "unlearnkit, kernels timed",
+    "unlearnkit, kernels compiled",
+)
 
 
 def prepared(case: str, variant: str, device: str) -> Run:

@@ -2,20 +2,19 @@
 
 import pytest
 import torch
-from fisher_oracle import distance
+from compiler import HAS_COMPILER
+from fisher_oracle import CONVOLVE, distance, squares_of_each
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from unlearnkit.fisher.choice import Chooser
+from unlearnkit.fisher.families.compiled import OuterSquares
 from unlearnkit.fisher.families.conv_kernels import conv_kernels
 from unlearnkit.fisher.families.geometry import Geometry
 from unlearnkit.fisher.families.native import native_pays
+from unlearnkit.fisher.families.regions import meetings, tap_regions
 from unlearnkit.fisher.families.small_maps import pays
-from unlearnkit.fisher.families.taps import meetings, tap_regions
 from unlearnkit.fisher.totals import Totals
-
-CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 @st.composite
@@ -32,19 +31,6 @@ def problems(draw):
     return geometry, channels, draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.booleans())
 
 
-def squares_of_each(geometry, w, x, g):
-    """Σ_n (∂/∂W Σ_k ⟨g_nk, conv(x_nk, W)⟩)² by autograd, one sample at a time, in float64."""
-    total = torch.zeros_like(w, dtype=torch.float64)
-    for x_n, g_n in zip(x.double(), g.double(), strict=True):
-        leaf = w.double().requires_grad_()
-        padding = tuple(p for p, _ in geometry.padding)
-        y = CONVOLVE[len(geometry.kernel)](
-            x_n, leaf, None, geometry.stride, padding, geometry.dilation, geometry.groups
-        )
-        total += torch.autograd.grad((y * g_n).sum(), leaf)[0].square()
-    return total
-
-
 @settings(max_examples=40)
 @given(problems(), st.sampled_from([torch.float32, torch.float64]), st.sampled_from([1 << 8, 1 << 24]))
 def test_every_kernel(problem, dtype, memory):
@@ -59,7 +45,8 @@ def test_every_kernel(problem, dtype, memory):
         x, g = (t.contiguous(memory_format=torch.channels_last) for t in (x, g))
     x, g = (t.unflatten(0, (samples, rows)) for t in (x, g))
     expected = squares_of_each(geometry, w, x, g)
-    slot = Totals({"w": w}, double=False, memory=memory, chooser=Chooser()).slot("w")
+    compiled = OuterSquares() if HAS_COMPILER else None
+    slot = Totals({"w": w}, double=False, memory=memory, chooser=Chooser(), compiled=compiled).slot("w")
     for kernel in conv_kernels(slot, g, x, geometry):
         total = torch.zeros(kernel.shape, dtype=dtype)
         kernel.run(total)

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from compiler import HAS_COMPILER
 from fisher_oracle import estimate
 from torch import nn
 
+KERNELS = ["fixed", "compiled"] if HAS_COMPILER else ["fixed"]
 DTYPES = [torch.float32, torch.float64]
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
@@ -63,28 +65,33 @@ def test_order(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", [{"chunk": 1}, {"chunk": 4}, {"memory_budget": 1}, {"kernels": "timed"}])
+@pytest.mark.parametrize(
+    "options", [{"chunk": 1}, {"chunk": 4}, {"memory_budget": 1}, {"kernels": "timed"}, {"kernels": KERNELS[-1]}]
+)
 def test_chunk_memory_budget_and_kernels(dtype, options):
     model, x, y = made(dtype)
     assert furthest(estimate(model, [(x, y)], **options), estimate(model, [(x, y)])) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_channels_last(dtype):
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_channels_last(dtype, kernels):
     model, x, y = made(dtype)
-    expected = estimate(model, [(x, y)])
-    seen = estimate(model.to(memory_format=torch.channels_last), [(x.to(memory_format=torch.channels_last), y)])
+    expected = estimate(model, [(x, y)], kernels=kernels)
+    last = [(x.to(memory_format=torch.channels_last), y)]
+    seen = estimate(model.to(memory_format=torch.channels_last), last, kernels=kernels)
     assert furthest(seen, expected) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_thread_count(dtype):
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_thread_count(dtype, kernels):
     model, x, y = made(dtype)
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(estimate(model, [(x, y)]))
+            found.append(estimate(model, [(x, y)], kernels=kernels))
     finally:
         torch.set_num_threads(before)
     assert furthest(found[1], found[0]) < TOLERANCE[dtype]

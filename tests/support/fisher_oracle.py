@@ -5,9 +5,12 @@ import warnings
 
 import attrs
 import torch
+from torch.nn import functional as F
 
 from unlearnkit import CrossEntropy, DiagonalFisher, Objective
 from unlearnkit.batches import map_tensors, take
+
+CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 @attrs.frozen
@@ -67,3 +70,16 @@ def engine_only(model, batches, objective=None, tolerance=1e-4, *, slow=False, *
         seen = estimate(model, batches, objective, **options)
     assert distance(seen, oracle(model, batches, objective)) < tolerance
     return seen
+
+
+def squares_of_each(geometry, w, x, g):
+    """Σ_n (∂/∂W Σ_k ⟨g_nk, conv(x_nk, W)⟩)² by autograd, one sample at a time, in float64."""
+    total = torch.zeros_like(w, dtype=torch.float64)
+    for x_n, g_n in zip(x.double(), g.double(), strict=True):
+        leaf = w.double().requires_grad_()
+        padding = tuple(p for p, _ in geometry.padding)
+        y = CONVOLVE[len(geometry.kernel)](
+            x_n, leaf, None, geometry.stride, padding, geometry.dilation, geometry.groups
+        )
+        total += torch.autograd.grad((y * g_n).sum(), leaf)[0].square()
+    return total

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import attrs
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from unlearnkit.fisher.choice import Chooser
 from unlearnkit.parameters import wide
+
+if TYPE_CHECKING:
+    from unlearnkit.fisher.families.compiled import OuterSquares
 
 _MIB = 1 << 20
 _CHUNK_CAP = 32 * _MIB  # larger chunks leave the caches and gain nothing
@@ -62,16 +65,25 @@ class Totals:
         memory: Bound in bytes on what a kernel may hold besides its inputs.
         chooser: Picks one of several kernels.
         compensated: Keep what rounding loses when a commit is added to the rest.
+        compiled: The compiled kernel, where it is wanted.
     """
 
     def __init__(
-        self, named: Mapping[str, Tensor], *, double: bool, memory: int, chooser: Chooser, compensated: bool = False
+        self,
+        named: Mapping[str, Tensor],
+        *,
+        double: bool,
+        memory: int,
+        chooser: Chooser,
+        compensated: bool = False,
+        compiled: "OuterSquares | None" = None,
     ) -> None:
         self._named = dict(named)
         self._double = double
         self.memory = memory
         self.chooser = chooser
         self._compensated = compensated
+        self.compiled = compiled
         self._buffers = _Buffers(self._named)
         self._open: _Buffers | None = None
         self._lost: dict[tuple[str, str], Tensor] = {}
@@ -103,7 +115,7 @@ class Totals:
 
     def empty(self) -> "Totals":
         """Return totals of the same kind with nothing in them, and without timing: a trial is too small to time."""
-        return Totals(self._named, double=self._double, memory=self.memory, chooser=Chooser())
+        return Totals(self._named, double=self._double, memory=self.memory, chooser=Chooser(), compiled=self.compiled)
 
     def begin(self) -> None:
         """Add apart from now on."""

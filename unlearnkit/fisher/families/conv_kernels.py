@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
+from unlearnkit.fisher.families.compiled import compiled_convolution
 from unlearnkit.fisher.families.geometry import Geometry
 from unlearnkit.fisher.families.native import add_native, native_pays, native_possible
+from unlearnkit.fisher.families.regions import Region, tap_regions
 from unlearnkit.fisher.families.rows import one_by_one
 from unlearnkit.fisher.families.small_maps import add_tap_pairs, as_weight, pays
-from unlearnkit.fisher.families.taps import Region, add_taps, tap_regions
+from unlearnkit.fisher.families.taps import add_taps
 from unlearnkit.fisher.families.windows import add_windows, weight_gradients
 from unlearnkit.fisher.totals import Kernel, Slot
 
@@ -30,6 +32,11 @@ def conv_kernels(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> list[K
     Returns:
         At least one kernel.
     """
+    compiled = compiled_convolution(slot, g, x, geometry)
+    return ([] if compiled is None else [compiled]) + _by_torch(slot, g, x, geometry)
+
+
+def _by_torch(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> list[Kernel]:
     if geometry.groups > 1:
         return _grouped_kernels(slot, g, x, geometry)
     if geometry.plain and g.shape[1] == 1:

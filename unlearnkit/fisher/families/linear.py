@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
+from unlearnkit.fisher.families.compiled import compiled_linear
 from unlearnkit.fisher.families.rows import add_outer
 from unlearnkit.fisher.rule import Call, Rule
 from unlearnkit.fisher.totals import Slot
@@ -40,8 +41,12 @@ class LinearRule(Rule):
             add_outer(slot, _rows(g), _rows(call.saved[0]))
 
     def add_absolute(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
-        """Add |g|ᵀ|a| where there is one row, else form the gradients in chunks; see `Rule.add_absolute`."""
+        """Add |g|ᵀ|a| where there is one row, else see `Rule.add_absolute`."""
         rows = _rows(g)
+        kernel = None if role == "bias" else compiled_linear(slot, rows, _rows(call.saved[0]), absolute=True)
+        if kernel is not None and rows.shape[1] > 1:
+            slot.run(tuple(rows.shape[1:]), [kernel])
+            return
         if role == "bias" or rows.shape[1] != 1:
             super().add_absolute(role, g, call, slot)
             return

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from unlearnkit.fisher.families.compiled import compiled_linear
 from unlearnkit.fisher.totals import Kernel, Slot
 
 _PAIRS_UP_TO = 8
@@ -50,7 +51,8 @@ def outer_kernels(slot: Slot, g: Tensor, a: Tensor) -> list[Kernel]:
     if rows <= _PAIRS_UP_TO:
         pair = Kernel(name="pairs", shape=shape, run=lambda total: add_pairs(slot, total, g, a))
         kernels.insert(0 if rows <= 3 else len(kernels), pair)
-    return kernels
+    compiled = compiled_linear(slot, g, a)
+    return kernels if compiled is None else [compiled, *kernels]
 
 
 def one_by_one(total: Tensor, g: Tensor, a: Tensor) -> None:

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from unlearnkit.fisher.families.regions import Region, meetings
 from unlearnkit.fisher.families.rows import add_pairs
-from unlearnkit.fisher.families.taps import Region, meetings, met
+from unlearnkit.fisher.families.taps import met
 from unlearnkit.fisher.totals import Slot
 
 _CACHE = 1 << 20  # elements: a per-sample buffer above it falls out of the caches and costs memory traffic instead

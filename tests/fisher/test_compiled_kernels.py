@@ -1,0 +1,132 @@
+"""The compiled kernel against the samples alone in float64: layers of every size, and what it refuses."""
+
+import pytest
+import torch
+from compiler import HAS_COMPILER
+from fisher_oracle import distance, estimate, squares_of_each
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from unlearnkit import CrossEntropy, DiagonalFisher, fisher_statistics
+from unlearnkit.fisher.choice import Chooser
+from unlearnkit.fisher.families.compiled import OuterSquares, compiled_convolution, compiled_linear
+from unlearnkit.fisher.families.geometry import Geometry
+from unlearnkit.fisher.totals import Totals
+
+pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
+
+
+def slot(w):
+    return Totals({"w": w}, double=False, memory=1 << 24, chooser=Chooser(), compiled=OuterSquares()).slot("w")
+
+
+def two_runs(kernel):
+    total = torch.zeros(kernel.shape)
+    kernel.run(total)
+    kernel.run(total)
+    return kernel.finish(total)
+
+
+SIZES = st.sampled_from([16, 17, 31, 32, 33, 70])
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 5), st.sampled_from([2, 3, 65, 256, 257, 600]), SIZES, st.integers(1, 40), st.booleans())
+def test_linear(samples, rows, out, inner, time_major):
+    torch.manual_seed(rows + out)
+    shape = (lambda n: (rows, samples, n)) if time_major else (lambda n: (samples, rows, n))
+    g, a = (torch.randn(shape(n)) for n in (out, inner))
+    if time_major:
+        g, a = g.transpose(0, 1), a.transpose(0, 1)
+    for left, right in ((g, a), (a, g)):
+        w = torch.zeros(left.shape[2], right.shape[2])
+        expected = torch.einsum("nto,nti->noi", left.double(), right.double())
+        kernel = compiled_linear(slot(w), left, right)
+        assert distance({"w": two_runs(kernel)}, {"w": 2 * expected.square().sum(0)}) < 1e-5
+        kernel = compiled_linear(slot(w), left, right, absolute=True)
+        assert distance({"w": two_runs(kernel)}, {"w": 2 * expected.abs().sum(0)}) < 1e-5
+
+
+@pytest.mark.parametrize("channels", [3, 8, 40])
+@pytest.mark.parametrize(("groups", "out"), [(1, 16), (1, 35), (2, 64)])
+@pytest.mark.parametrize("size", [2, 5, 20])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (5, 2, 2), (1, 1, 0), (1, 2, 0), (3, 3, 0)])
+def test_convolution(channels, groups, out, size, kernel, stride, padding):
+    if size + 2 * padding < kernel:
+        return
+    torch.manual_seed(channels)
+    x, w = torch.randn(3, channels * groups, size, size), torch.randn(out, channels, kernel, kernel)
+    g = torch.randn_like(F.conv2d(x, w, None, stride, padding, 1, groups))
+    geometry = Geometry(
+        kernel=(kernel,) * 2, stride=(stride,) * 2, padding=((padding,) * 2,) * 2, dilation=(1, 1), groups=groups
+    )
+    expected = {"w": 2 * squares_of_each(geometry, w, x[:, None], g[:, None])}
+    for layout in (torch.contiguous_format, torch.channels_last):
+        rows, maps = (t.contiguous(memory_format=layout)[:, None] for t in (g, x))
+        seen = two_runs(compiled_convolution(slot(w), rows, maps, geometry))
+        assert distance({"w": seen.reshape(w.shape)}, expected) < 1e-5
+
+
+def test_a_gradient_whose_maps_are_cut_out_of_larger_ones():
+    w = torch.zeros(16, 8, 1, 1)
+    g, x = torch.randn(2, 1, 16, 6, 6)[..., 1:4, 1:5], torch.randn(2, 1, 8, 5, 7)[..., 1:4, 2:6]
+    geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=((0, 0),) * 2, dilation=(1, 1), groups=1)
+    seen = two_runs(compiled_convolution(slot(w), g, x, geometry)).reshape(w.shape)
+    assert distance({"w": seen}, {"w": 2 * squares_of_each(geometry, w, x, g)}) < 1e-5
+
+
+def test_one_thread_or_three_give_the_same_bits():
+    w, before = torch.zeros(70, 50), torch.get_num_threads()
+    kernel = compiled_linear(slot(w), torch.randn(6, 9, 70), torch.randn(6, 9, 50))
+    try:
+        torch.set_num_threads(1)
+        one = two_runs(kernel)
+        torch.set_num_threads(3)
+        assert torch.equal(two_runs(kernel), one)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_nan_and_infinity_are_kept():
+    g, a = torch.ones(2, 2, 16), torch.ones(2, 2, 3)
+    g[0, 0, 0], g[1, 1, 1] = torch.nan, torch.inf
+    seen = two_runs(compiled_linear(slot(torch.zeros(16, 3)), g, a))
+    assert seen[0].isnan().all()
+    assert seen[1].isinf().all()
+    assert seen[2:].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_dtype_is_left_to_torch(dtype):
+    g, a = torch.ones(2, 2, 16, dtype=dtype), torch.ones(2, 2, 3, dtype=dtype)
+    assert compiled_linear(slot(torch.zeros(16, 3)), g, a) is None
+
+
+def test_few_output_channels_are_left_to_torch():
+    geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=((0, 0),) * 2, dilation=(1, 1), groups=8)
+    g = torch.ones(2, 1, 64, 3, 3)
+    assert compiled_convolution(slot(torch.zeros(64, 8, 1, 1)), g, g, geometry) is None
+
+
+def network():
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(16, 8, 2, 2), nn.Flatten(2)]
+    return nn.Sequential(*convolutions, nn.Linear(64, 20), nn.Tanh(), nn.Flatten(), nn.Linear(160, 4))
+
+
+def test_a_network_and_sums_of_absolute_values():
+    model, data = network(), [(torch.randn(n, 3, 4, 4), torch.arange(n) % 4) for n in (5, 2)]
+    fixed, ours = (
+        fisher_statistics(
+            model, data, objective=CrossEntropy(), absolute=True, key=-1, fisher=DiagonalFisher(kernels=kernels)
+        )
+        for kernels in ("fixed", "compiled")
+    )
+    exact = {n: t.double() for n, t in estimate(network().double(), [(x.double(), y) for x, y in data]).items()}
+    assert distance(ours.importance.totals, exact) < 1e-5
+    assert distance(ours.absolute.totals, dict(fixed.absolute.totals)) < 1e-5
+    assert ours.importance.fingerprint == fixed.importance.fingerprint
+    for key, group in fixed.groups.items():
+        assert distance(ours.groups[key].totals, dict(group.totals)) < 1e-5

@@ -1,0 +1,93 @@
+"""C++ that is compiled on the user's machine when it is first asked for, and kept.
+
+`torch.utils.cpp_extension` would do, but needs ninja and torch's headers, takes half a minute instead of a second,
+and waits for ever on the lock of a build that was killed.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+from unlearnkit.errors import ConfigurationError
+
+_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC")
+# By name and not -march=native: the folder of a user may be shared by machines of several kinds.
+_INSTRUCTIONS = {
+    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"),
+    "AVX2": ("-mavx2", "-mfma"),
+}
+
+
+@functools.cache
+def load(source: Path) -> ctypes.CDLL:
+    """Compile a C++ file, unless that has been done before, and load it.
+
+    Its ``extern "C"`` functions can be called by `ctypes`. OpenMP in it is torch's own: the same threads.
+
+    Args:
+        source: One file that includes nothing but the standard library.
+
+    Returns:
+        The library.
+
+    Raises:
+        ConfigurationError: There is no compiler, it fails, or its result cannot be kept.
+    """
+    flags = _flags()
+    built = cache_folder() / f"{source.stem}-{_digest(source, flags)}.so"
+    if not built.exists():
+        _build(source, flags, built)
+    return ctypes.CDLL(str(built))
+
+
+def cache_folder() -> Path:
+    """Say where compiled libraries are kept.
+
+    Returns:
+        ``$UNLEARNKIT_CACHE``, or ``unlearnkit`` in ``$XDG_CACHE_HOME`` or in ``~/.cache``.
+    """
+    if "UNLEARNKIT_CACHE" in os.environ:
+        return Path(os.environ["UNLEARNKIT_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unlearnkit"
+
+
+def _flags() -> tuple[str, ...]:
+    threads = () if platform.system() == "Darwin" else ("-fopenmp",)  # Apple's compiler has no OpenMP of its own
+    return (*_FLAGS, *threads, *_INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), ()))
+
+
+def _digest(source: Path, flags: tuple[str, ...]) -> str:
+    seen = (source.read_text(encoding="utf-8"), *flags, platform.system(), platform.machine())
+    return hashlib.sha256("\0".join(seen).encode()).hexdigest()[:16]
+
+
+def _build(source: Path, flags: tuple[str, ...], built: Path) -> None:
+    wanted = os.environ.get("CXX")
+    compiler = next(filter(None, map(shutil.which, (wanted,) if wanted else ("c++", "g++", "clang++"))), None)
+    if compiler is None:
+        seen = f"CXX={wanted}, which is not found" if wanted else "none on the path"
+        raise ConfigurationError(f"compiled kernels need a C++ compiler (c++, g++, clang++ or $CXX), saw {seen}")
+    try:
+        built.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=built.parent) as folder:
+            fresh = Path(folder) / built.name
+            _run([compiler, *flags, str(source), "-o", str(fresh)])
+            fresh.replace(built)  # at once: others see all of it or nothing
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot keep a compiled kernel in {built.parent} ({error}): set UNLEARNKIT_CACHE to a folder"
+        ) from error
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ConfigurationError(f"{' '.join(command)} failed:\n{done.stderr.strip()[-2000:]}")

@@ -1,0 +1,169 @@
+"""The compiled kernel: Σ_n (Σ_t g_nt a_ntᵀ)² of linear layers and convolutions, squared in registers.
+
+What one sample adds never reaches memory, and windows are never copied. See ``outer_squares.cpp`` beside this file.
+"""
+
+import ctypes
+import math
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - its usual name
+
+from unlearnkit.compiled import load
+from unlearnkit.fisher.families.geometry import Geometry
+from unlearnkit.fisher.families.meetings import Plan, convolution_plan, linear_plan, needs_padding
+from unlearnkit.fisher.totals import Kernel, Slot
+
+_PACKED = 1 << 20  # elements of the gradient laid out anew at a time
+_NARROW = 16  # output channels below which most of a tile would be empty
+_PLACES = (1 << 31) - 1  # the plan counts elements in 32 bits
+
+
+@final
+class OuterSquares:
+    """The library, loaded.
+
+    Raises:
+        ConfigurationError: It cannot be compiled here; see `unlearnkit.compiled.load`.
+    """
+
+    def __init__(self) -> None:
+        self._library = load(Path(__file__).with_name("outer_squares.cpp"))
+        self._library.width.restype = ctypes.c_int64
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        self._library.add.argtypes = [
+            *(pointer, number, pointer, pointer, pointer, number, number, number, number),
+            *(pointer, number, pointer, pointer, pointer, number, number),
+        ]
+        self._library.add.restype = None
+        self._width = int(self._library.width())
+
+    def padded(self, channels: int) -> int:
+        """Return the length of a row of totals for so many output channels."""
+        return -(-channels // self._width) * self._width
+
+    def add(self, total: Tensor, g: Tensor, x: Tensor, plan: Plan, *, absolute: bool = False) -> None:
+        """Add Σ_n (Σ_t g_nt a_ntᵀ)², or absolute values in place of squares.
+
+        Args:
+            total: float32, shape (J, `padded` (O)), contiguous.
+            g: float32, shape (n, O, P), of any strides.
+            x: float32, n samples, each laid out as the plan says.
+            plan: Of the layer.
+            absolute: Whether not to square.
+        """
+        samples, channels, positions = g.shape
+        step = max(1, min(samples, _PACKED // (positions * total.shape[1])))
+        packed = torch.empty(step * positions * total.shape[1])
+        strides = (ctypes.c_int64 * 3)(*g.stride())
+        for start in range(0, samples, step):
+            some, inputs = g[start : start + step], x[start : start + step]
+            self._library.add(
+                *(total.data_ptr(), total.stride(0), some.data_ptr(), strides, inputs.data_ptr(), x.stride(0)),
+                *(len(some), channels, positions, plan.sections.ctypes.data, len(plan.sections)),
+                *(plan.offsets.ctypes.data, plan.meetings.ctypes.data, packed.data_ptr()),
+                *(int(absolute), torch.get_num_threads()),
+            )
+
+
+def compiled_convolution(
+    slot: Slot, g: Tensor, x: Tensor, geometry: Geometry, *, absolute: bool = False
+) -> Kernel | None:
+    """Offer the kernel for a convolution.
+
+    Args:
+        slot: The weight's.
+        g: Output gradient, shape (n, k, O, *positions).
+        x: Input, shape (n, k, C, *spatial).
+        geometry: Of the convolution.
+        absolute: Whether not to square.
+
+    Returns:
+        It, or None where it was not asked for, cannot do this or would not pay.
+    """
+    outer, groups = slot.totals.compiled, geometry.groups
+    out, channels = g.shape[2] // groups, x.shape[2] // groups
+    if outer is None or out < _NARROW or not (_can(g) and _can(x)):
+        return None
+    kernel = geometry.kernel
+    shape = (groups, math.prod(kernel) * channels, outer.padded(out))
+
+    def run(total: Tensor) -> None:
+        gradient, inputs, one = _flat(g, x, geometry)
+        spatial, positions = tuple(inputs.shape[2:]), tuple(gradient.shape[2:])
+        plan = convolution_plan(one, channels, spatial, tuple(inputs.stride()[1:]), positions)
+        flat = gradient.flatten(2)
+        for group, rows, maps in zip(total, torch.split(flat, out, 1), torch.split(inputs, channels, 1), strict=True):
+            outer.add(group, rows, maps, plan, absolute=absolute)
+
+    def finish(total: Tensor) -> Tensor:
+        whole = total[:, :, :out].transpose(1, 2).reshape(groups * out, -1)
+        if needs_padding(channels):
+            return whole
+        return whole.view(groups * out, *kernel, channels).movedim(-1, 1)
+
+    return Kernel(name="compiled", shape=shape, run=run, finish=finish)
+
+
+def compiled_linear(slot: Slot, g: Tensor, a: Tensor, *, absolute: bool = False) -> Kernel | None:
+    """Offer the kernel for Σ_n (Σ_t g_ntᵀ a_nt)².
+
+    Args:
+        slot: A parameter whose shape flattens to (O, I).
+        g: Shape (n, T, O).
+        a: Shape (n, T, I).
+        absolute: Whether not to square.
+
+    Returns:
+        It, or None where it was not asked for, cannot do this or would not pay.
+    """
+    outer, swap = slot.totals.compiled, g.shape[2] < a.shape[2]
+    across, down = (a, g) if swap else (g, a)  # the longer side fills the tiles
+    width, inner = across.shape[2], down.shape[2]
+    if outer is None or width < _NARROW or not (_can(g) and _can(a)):
+        return None
+    plan = linear_plan(g.shape[1], inner, (down.stride(1), down.stride(2)))
+
+    def run(total: Tensor) -> None:
+        outer.add(total, across.transpose(1, 2), down, plan, absolute=absolute)
+
+    def finish(total: Tensor) -> Tensor:
+        return total[:, :width] if swap else total[:, :width].t()
+
+    return Kernel(name="compiled", shape=(inner, outer.padded(width)), run=run, finish=finish)
+
+
+def _flat(g: Tensor, x: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Geometry]:
+    """Bring a convolution into the form (n, O, *positions) and (n, C, *spatial) of one group, padded if need be.
+
+    The rows of a sample, where there are several, become an axis that the window does not reach along.
+
+    Returns:
+        Gradient, input, and the geometry of a group of them.
+    """
+    kernel, stride, padding, dilation = geometry.kernel, geometry.stride, geometry.padding, geometry.dilation
+    gradient, inputs = g.transpose(1, 2), x.transpose(1, 2)
+    if needs_padding(x.shape[2] // geometry.groups) and any(map(any, padding)):
+        inputs = F.pad(inputs, [p for pair in reversed(padding) for p in pair])
+        padding = ((0, 0),) * len(padding)
+    if g.shape[1] == 1:
+        gradient, inputs = gradient[:, :, 0], inputs[:, :, 0]
+    else:
+        kernel, stride, dilation, padding = (1, *kernel), (1, *stride), (1, *dilation), ((0, 0), *padding)
+        gradient = gradient.contiguous()
+    one = Geometry(kernel=kernel, stride=stride, padding=padding, dilation=dilation, groups=1)
+    return gradient if _even(gradient) else gradient.contiguous(), inputs, one
+
+
+def _even(gradient: Tensor) -> bool:
+    """Say whether the positions of a map lie at equal distances, in their order."""
+    lengths, steps = gradient.shape[2:], gradient.stride()[2:]
+    return all(step == steps[-1] * math.prod(lengths[i + 1 :]) for i, step in enumerate(steps))
+
+
+def _can(t: Tensor) -> bool:
+    reach = sum((n - 1) * s for n, s in zip(t.shape[1:], t.stride()[1:], strict=True) if n)
+    return t.device.type == "cpu" and t.dtype == torch.float32 and t.numel() > 0 and reach < _PLACES

@@ -1,0 +1,214 @@
+// Adds squares (or absolute values) of per-sample sums of outer products, without ever storing such a sum in memory:
+//
+//     total[j, o] += sum over n of ( sum over meetings (p, q) of  x[n, q + offset(j)] * g[n, o, p] ) ^ 2
+//
+// A small tile of (j, o) stays in registers while the meetings of a sample go by, is squared there, and stays while
+// the next sample goes by. j runs over the elements of a window, o over output channels; which position p of the
+// gradient meets which place q of the input is listed once per layer, so that strides, dilation, padding, any number
+// of spatial dimensions and plain linear layers are all the same to this file.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, ROWS = 8;
+#elif defined(__AVX__)
+constexpr int LANES = 8, ROWS = 4;
+#else
+constexpr int LANES = 4, ROWS = 4;
+#endif
+constexpr int64_t WIDTH = 2 * LANES;   // o of a tile
+constexpr int64_t LONG = 256;          // meetings between which a tile leaves the registers: what is read fits the cache
+constexpr int64_t CACHED = 6144;       // floats of g of a run of samples that a tile's neighbours read again
+
+typedef float vec __attribute__((vector_size(LANES * 4)));
+typedef float unaligned __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+inline vec load(const float* from) { return *reinterpret_cast<const unaligned*>(from); }
+inline void store(float* to, vec value) { *reinterpret_cast<unaligned*>(to) = value; }
+
+struct Square {
+    static vec of(vec v) { return v * v; }
+};
+struct Absolute {
+    static vec of(vec v) { return v < 0 ? -v : v; }
+};
+
+// A position of the gradient and the place of the input that it meets, the latter in elements.
+struct Meeting {
+    int32_t position, place;
+};
+// Consecutive j, and the meetings that they share.
+struct Section {
+    int64_t first, length, meeting, meetings;
+};
+struct Job {
+    float* total;            // (j, stride)
+    int64_t stride;
+    const int32_t* offsets;  // of each j, in elements of x
+    const Meeting* meetings;
+    const float* g;          // packed: (block of WIDTH o, n, p, WIDTH)
+    const float* x;
+    int64_t x_stride, samples, positions;
+};
+
+template <int M>
+inline void products(vec (&sum)[M][2], const float* g, const float* const (&x)[M], const Meeting* met, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+        const float* row = g + met[i].position * WIDTH;
+        const vec left = load(row), right = load(row + LANES);
+        const int64_t place = met[i].place;
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+            const float element = x[m][place];
+            sum[m][0] += element * left;
+            sum[m][1] += element * right;
+        }
+    }
+}
+
+// Few meetings: a run of samples, squared and added in registers.
+template <int M, typename Power>
+void short_tile(float* total, int64_t stride, const float* g, int64_t g_stride, const float* x, int64_t x_stride,
+                const int32_t* offsets, const Meeting* met, int64_t count, int64_t samples) {
+    vec held[M][2];
+    for (int m = 0; m < M; ++m)
+        for (int h = 0; h < 2; ++h) held[m][h] = load(total + m * stride + h * LANES);
+    for (int64_t n = 0; n < samples; ++n) {
+        const float* in[M];
+        vec sum[M][2];
+        for (int m = 0; m < M; ++m) {
+            in[m] = x + n * x_stride + offsets[m];
+            sum[m][0] = sum[m][1] = vec{};
+        }
+        products<M>(sum, g + n * g_stride, in, met, count);
+        for (int m = 0; m < M; ++m)
+            for (int h = 0; h < 2; ++h) held[m][h] += Power::of(sum[m][h]);
+    }
+    for (int m = 0; m < M; ++m)
+        for (int h = 0; h < 2; ++h) store(total + m * stride + h * LANES, held[m][h]);
+}
+
+// Many meetings: a part of one sample's; the sums wait in `sums` for the next part. Adding part by part also rounds less.
+template <int M, typename Power>
+void long_tile(float* total, int64_t stride, float* sums, const float* g, const float* x, const int32_t* offsets,
+               const Meeting* met, int64_t count, bool first, bool last) {
+    const float* in[M];
+    vec sum[M][2];
+    for (int m = 0; m < M; ++m) {
+        in[m] = x + offsets[m];
+        sum[m][0] = sum[m][1] = vec{};
+    }
+    products<M>(sum, g, in, met, count);
+    for (int m = 0; m < M; ++m)
+        for (int h = 0; h < 2; ++h) {
+            float* waiting = sums + m * WIDTH + h * LANES;
+            const vec so_far = first ? sum[m][h] : load(waiting) + sum[m][h];
+            if (!last) {
+                store(waiting, so_far);
+                continue;
+            }
+            float* to = total + m * stride + h * LANES;
+            store(to, load(to) + Power::of(so_far));
+        }
+}
+
+// Calls f with the number of rows of a tile as a constant.
+template <typename F>
+void with_rows(int64_t rows, F f) {
+    switch (rows) {
+        case 1: f(std::integral_constant<int, 1>()); break;
+        case 2: f(std::integral_constant<int, 2>()); break;
+        case 3: f(std::integral_constant<int, 3>()); break;
+        case 4: f(std::integral_constant<int, 4>()); break;
+        case 5: f(std::integral_constant<int, 5>()); break;
+        case 6: f(std::integral_constant<int, 6>()); break;
+        case 7: f(std::integral_constant<int, 7>()); break;
+        default: f(std::integral_constant<int, 8>()); break;
+    }
+}
+
+template <typename Power>
+void section(const Job& job, const Section& s, int64_t block, std::vector<float>& sums) {
+    const int64_t panel = job.positions * WIDTH;
+    const float* g = job.g + block * job.samples * panel;
+    float* total = job.total + s.first * job.stride + block * WIDTH;
+    const int32_t* offsets = job.offsets + s.first;
+    const Meeting* met = job.meetings + s.meeting;
+    if (s.meetings <= LONG) {
+        const int64_t run = std::max<int64_t>(1, CACHED / panel);
+        for (int64_t n = 0; n < job.samples; n += run)
+            for (int64_t j = 0; j < s.length; j += ROWS)
+                with_rows(std::min<int64_t>(ROWS, s.length - j), [&](auto rows) {
+                    short_tile<rows(), Power>(total + j * job.stride, job.stride, g + n * panel, panel,
+                                              job.x + n * job.x_stride, job.x_stride, offsets + j, met, s.meetings,
+                                              std::min(run, job.samples - n));
+                });
+        return;
+    }
+    sums.resize(s.length * WIDTH);
+    for (int64_t n = 0; n < job.samples; ++n)
+        for (int64_t i = 0; i < s.meetings; i += LONG)
+            for (int64_t j = 0; j < s.length; j += ROWS)
+                with_rows(std::min<int64_t>(ROWS, s.length - j), [&](auto rows) {
+                    long_tile<rows(), Power>(total + j * job.stride, job.stride, sums.data() + j * WIDTH,
+                                             g + n * panel, job.x + n * job.x_stride, offsets + j, met + i,
+                                             std::min(LONG, s.meetings - i), i == 0, i + LONG >= s.meetings);
+                });
+}
+
+// Writes WIDTH channels of a sample side by side, position by position; zeros beside the last channel.
+void pack(float* to, const float* g, int64_t o_stride, int64_t p_stride, int64_t channels, int64_t positions) {
+    constexpr int64_t TOGETHER = 16;
+    if (channels < WIDTH) std::memset(to, 0, sizeof(float) * WIDTH * positions);
+    for (int64_t start = 0; start < positions; start += TOGETHER) {
+        const int64_t stop = std::min(start + TOGETHER, positions);
+        if (o_stride == 1) {
+            for (int64_t p = start; p < stop; ++p)
+                std::memcpy(to + p * WIDTH, g + p * p_stride, sizeof(float) * channels);
+            continue;
+        }
+        for (int64_t o = 0; o < channels; ++o)
+            for (int64_t p = start; p < stop; ++p) to[p * WIDTH + o] = g[o * o_stride + p * p_stride];
+    }
+}
+
+template <typename Power>
+void run(const Job& job, float* packed, const float* g, const int64_t* g_strides, int64_t channels,
+         const Section* sections, int64_t count, int threads) {
+    const int64_t blocks = (channels + WIDTH - 1) / WIDTH, panel = job.positions * WIDTH;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for collapse(2) schedule(static)
+        for (int64_t b = 0; b < blocks; ++b)
+            for (int64_t n = 0; n < job.samples; ++n)
+                pack(packed + (b * job.samples + n) * panel, g + n * g_strides[0] + b * WIDTH * g_strides[1],
+                     g_strides[1], g_strides[2], std::min(WIDTH, channels - b * WIDTH), job.positions);
+        std::vector<float> sums;
+#pragma omp for collapse(2) schedule(dynamic)
+        for (int64_t b = 0; b < blocks; ++b)  // no two threads add to the same place: the sums do not depend on them
+            for (int64_t s = 0; s < count; ++s) section<Power>(job, sections[s], b, sums);
+    }
+}
+
+}  // namespace
+
+extern "C" int64_t width() { return WIDTH; }
+
+extern "C" void add(float* total, int64_t stride, const float* g, const int64_t* g_strides, const float* x,
+                    int64_t x_stride, int64_t samples, int64_t channels, int64_t positions, const int64_t* sections,
+                    int64_t count, const int32_t* offsets, const int32_t* meetings, float* packed, int64_t absolute,
+                    int64_t threads) {
+    const Job job{total, stride, offsets, reinterpret_cast<const Meeting*>(meetings), packed, x, x_stride, samples,
+                  positions};
+    const auto* parts = reinterpret_cast<const Section*>(sections);
+    if (absolute)
+        run<Absolute>(job, packed, g, g_strides, channels, parts, count, static_cast<int>(threads));
+    else
+        run<Square>(job, packed, g, g_strides, channels, parts, count, static_cast<int>(threads));
+}
