@@ -24,6 +24,7 @@ PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 # Whoever stands in a line may import what stands in the lines above it, and its own package. "" is the public API.
 LAYERS = """
 errors frozen memory progress rng suggest tracing
+shards
 batches chunks compiled factories files mixing options overrides parameters structure
 checkpoint discovery feeding journal objective patch provenance sealed
 guard importance language precision report sweep

@@ -6,11 +6,13 @@ from typing import ClassVar, Self, final
 
 from torch import Tensor, nn
 
+from unlearnkit.errors import UnlearnKitError, UnsupportedModelError, raise_all
 from unlearnkit.evidence import Evidence, Need
 from unlearnkit.guard import ModelGuard
 from unlearnkit.importance import Importance
 from unlearnkit.journal import Journal
-from unlearnkit.parameters import trainable
+from unlearnkit.parameters import device_of, trainable
+from unlearnkit.shards import added, agreed, counts_here, is_sharded, local
 from unlearnkit.sweep import Averaged, Sweep
 from unlearnkit.unlearner import Unlearner
 
@@ -100,7 +102,10 @@ class ElementwiseUnlearner(Unlearner):
 
     @final
     def _edit(self, model: nn.Module, evidence: Evidence, guard: ModelGuard) -> Mapping[str, int] | None:
-        return self._write(model, evidence, guard.journal) if self._writes() else super()._edit(model, evidence, guard)
+        if not self._writes():
+            return super()._edit(model, evidence, guard)
+        spread = any(is_sharded(p) for p in trainable(model).values())
+        return (self._write_pieces if spread else self._write)(model, evidence, guard.journal)
 
     @final
     def _guard(self, model: nn.Module) -> ModelGuard:
@@ -117,11 +122,33 @@ class ElementwiseUnlearner(Unlearner):
         sweep = self.prepare(forget, reference).sweep()
         for name, p in trainable(model).items():
             try:
-                changed[name] = sweep.write(p, *arguments(name, forget, reference), journal=journal)
+                changed[name] = sweep.write(local(p), *arguments(name, forget, reference), journal=journal)
             except Exception as error:
                 error.add_note(f"while {self.name!r} edited {name!r}")
                 raise
         return changed
+
+    @final
+    def _write_pieces(self, model: nn.Module, evidence: Evidence, journal: Journal) -> dict[str, int]:
+        """Edit the pieces of a sharded model, and count over all processes; an error in one is raised in all."""
+        problems, changed = [], {}
+        try:
+            changed = self._write(model, evidence, journal)
+        except Exception as error:  # noqa: BLE001 - the other processes wait: they must hear of it, whatever it is
+            problems = [": ".join([type(error).__name__, str(error), *getattr(error, "__notes__", [])])]
+        raise_all(agreed(problems), where="an edit in pieces (the model was put back)", error=UnlearnKitError)
+        named = trainable(model)
+        mine = [changed[name] if counts_here(p) else 0 for name, p in named.items()]
+        return dict(zip(named, added(mine, device=device_of(model)), strict=True))
+
+    @final
+    def _check_shardable(self) -> None:
+        if not self._writes() or type(self).prepare is not ElementwiseUnlearner.prepare:
+            raise UnsupportedModelError(
+                f"method {self.name!r}: expected a model that is whole in this process, saw one whose parameters are "
+                "sharded (FSDP, DTensor): this method looks at all importances at once before it edits (a percentile, "
+                "say), which no process has; use one that does not, with thresholds of your own"
+            )
 
 
 def arguments(name: str, forget: Importance, reference: Importance | None) -> tuple[Averaged, Averaged | None]:
@@ -133,9 +160,9 @@ def arguments(name: str, forget: Importance, reference: Importance | None) -> tu
         reference: Importance for the reference set, or None.
 
     Returns:
-        F_f and F_r; None stands for zeros.
+        F_f and F_r, of a sharded parameter the pieces that lie here; None stands for zeros.
     """
-    f = Averaged(total=forget.totals[name], count=forget.terms())
+    f = Averaged(total=local(forget.totals[name]), count=forget.terms())
     if reference is None or name not in reference.totals:
         return f, None
-    return f, Averaged(total=reference.totals[name], count=reference.terms())
+    return f, Averaged(total=local(reference.totals[name]), count=reference.terms())

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, final
 
 import attrs
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unlearnkit.batches import batch_size
 from unlearnkit.errors import (
@@ -23,6 +23,7 @@ from unlearnkit.options import option_values
 from unlearnkit.parameters import check_finite, device_of, digest, trainable
 from unlearnkit.progress import Progress, length, silent
 from unlearnkit.provenance import BatchTrail, Fingerprint, Role
+from unlearnkit.shards import settle, told
 
 
 @final
@@ -36,6 +37,7 @@ class EstimatorTraits:
         batch_free: Totals do not depend on batch size and order, and I(A) + I(B) = I(A ∪ B).
         quadratic: A loss times c gives totals times c².
         deterministic: The same input gives the same bits on one CPU.
+        sharded: Takes a model whose parameters are sharded over processes, as its ``accumulator`` makes possible.
     """
 
     unit: Literal["sample", "batch"] = "sample"
@@ -43,6 +45,7 @@ class EstimatorTraits:
     batch_free: bool = False
     quadratic: bool = False
     deterministic: bool = True
+    sharded: bool = False
 
 
 class ImportanceEstimator(abc.ABC):
@@ -105,6 +108,9 @@ class ImportanceEstimator(abc.ABC):
     ) -> Importance:
         """Measure all batches.
 
+        Of a model that is sharded over processes (see `unlearnkit.shards`), every process must ask, with the same
+        batches in the same order; the result is sharded as the model is.
+
         Args:
             model: Runs where it is, in eval mode: dropout off, BatchNorm on its running statistics. Left as found.
             batches: A data loader or any iterable of batches.
@@ -118,9 +124,12 @@ class ImportanceEstimator(abc.ABC):
         Raises:
             ConfigurationError: No data, or a model without trainable parameters.
             NonFiniteError: A NaN or an infinity in the model or in a batch's importance, naming parameter and batch.
-            MismatchError: The estimator returned something that does not fit the model, or changed the model.
+            MismatchError: The estimator returned something that does not fit the model, or changed the model; or the
+                model is sharded and the processes saw different data.
+            UnsupportedModelError: The model is sharded and the estimator cannot take it.
             UnlearnKitError: Anything else the estimator refuses.
         """
+        spread = self._settled(model)
         check_finite(model, when="before an importance is estimated")
         device, total, trail, samples = device_of(model), None, BatchTrail(), 0
         named = trainable(model)
@@ -137,6 +146,8 @@ class ImportanceEstimator(abc.ABC):
                 except Exception as error:
                     error.add_note(f"in batch {index} (counted from 0) of estimator {self.name!r}")
                     raise
+            if spread:
+                _check_same_data(trail)
             if samples:
                 total = pass_.result()
                 self._check(total, named)
@@ -155,8 +166,18 @@ class ImportanceEstimator(abc.ABC):
             samples=samples,
             trail=trail,
             role=role,
-            fingerprint=with_precision(fingerprint, total, named),
+            fingerprint=with_precision(fingerprint, total, pass_.differentiated() or named),
         )
+
+    def _settled(self, model: nn.Module) -> bool:
+        spread = settle(model)
+        if spread and not self.traits.sharded:
+            raise UnsupportedModelError(
+                f"estimator {self.name!r}: expected a model that is whole in every process, saw one whose parameters "
+                "are sharded (FSDP, DTensor): of the estimators that come with unlearnkit diagonal-fisher, "
+                "sketched-fisher and batched-diagonal-fisher take one"
+            )
+        return spread
 
     def _add(self, pass_: "Accumulator", batch: Any) -> None:
         try:
@@ -221,6 +242,14 @@ class Accumulator(abc.ABC):
             Totals and count; the framework adds the rest.
         """
 
+    def differentiated(self) -> Mapping[str, Tensor] | None:
+        """Return the tensors whose gradients were taken, when they are others than the model's parameters.
+
+        Returns:
+            Name to tensor: what a sharded model was gathered into, say, in the dtype that it computes in.
+        """
+        return None
+
 
 @final
 class _Merging(Accumulator):
@@ -249,6 +278,14 @@ class _Merging(Accumulator):
         return self._total
 
 
+def _check_same_data(trail: BatchTrail) -> None:
+    seen = told((dict(trail.sizes), trail.order))
+    raise_all(
+        (f"rank {rank} saw others than rank 0" for rank, theirs in enumerate(seen) if theirs != seen[0]),
+        where="expected the same batches in the same order in every process (give a shuffling loader one seed)",
+    )
+
+
 def options_text(estimator: ImportanceEstimator) -> str:
     """Write the options of an estimator that change its result, as they stand in a fingerprint.
 
@@ -261,7 +298,7 @@ def options_text(estimator: ImportanceEstimator) -> str:
     return ", ".join(f"{key}={value!r}" for key, value in option_values(estimator, meaning_only=True).items())
 
 
-def with_precision(fingerprint: Fingerprint, total: Importance, named: Mapping[str, nn.Parameter]) -> Fingerprint:
+def with_precision(fingerprint: Fingerprint, total: Importance, named: Mapping[str, Tensor]) -> Fingerprint:
     """Write the dtypes of gradients and totals into a fingerprint.
 
     Args:

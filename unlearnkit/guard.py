@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from unlearnkit.journal import Journal
 from unlearnkit.parameters import bits, parameters
 from unlearnkit.parameters import buffers as _buffers_of
+from unlearnkit.shards import local
 
 _Members = dict[Any, Any]
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -180,7 +181,7 @@ class _Tensors:
             for name, tensor in self.objects.items():
                 tensor.data = self.storages[name]
                 if name in self.copies and not torch.equal(bits(tensor), bits(self.copies[name])):
-                    tensor.data.copy_(self.copies[name])
+                    local(tensor).copy_(local(self.copies[name]))
 
 
 def _put_back(module: nn.Module, saved: tuple[_Members, ...], which: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ from unlearnkit.errors import MismatchError, NonFiniteError, raise_all
 from unlearnkit.frozen import by_fields, read_only
 from unlearnkit.parameters import extremes
 from unlearnkit.provenance import BatchTrail, Fingerprint, Role
+from unlearnkit.shards import layout, local, spread_like
 
 _WIDE = (torch.float32, torch.float64)
 
@@ -54,7 +55,9 @@ class Importance:
     says what was measured, on which model, and mixing kinds is a `MismatchError`.
 
     Attributes:
-        totals: Parameter name to total, each of its parameter's shape, float32 or float64, ≥ 0.
+        totals: Parameter name to total, each of its parameter's shape, float32 or float64, ≥ 0. Of a model that is
+            sharded over processes they are sharded as its parameters are, and what is done with the importance is done
+            by all processes alike.
         count: How many terms were added: samples for a per-sample estimator, batches or their sizes for a batched one.
         samples: How many samples were seen.
         fingerprint: What was measured and on which model.
@@ -128,12 +131,13 @@ class Importance:
             problems.append(f"expected a part of {self.count} terms, saw {other.count}")
         totals = {}
         for name, total in self.totals.items():
-            rest = total - other.totals[name]
+            rest = local(total) - local(other.totals[name])
             # Adding n terms of one sign in any order is off by at most n·eps, relative.
-            allowed = total.abs() * torch.finfo(total.dtype).eps * max(4, self.count, self.samples)
-            if bool((rest < -allowed).any()):
-                problems.append(f"{name}: the part is larger than the whole by {float(-rest.min()):.3g}")
-            totals[name] = rest.clamp_(min=0)
+            allowed = local(total).abs() * torch.finfo(total.dtype).eps * max(4, self.count, self.samples)
+            too_low, _ = extremes(spread_like(torch.where(rest < -allowed, rest, 0), total))
+            if too_low < 0:
+                problems.append(f"{name}: the part is larger than the whole by {-too_low:.3g}")
+            totals[name] = spread_like(rest.clamp_(min=0), total)
         raise_all(problems, where="Importance.subtract")
         return attrs.evolve(
             self,
@@ -238,6 +242,8 @@ class Importance:
             have, want = self.totals[name], expected[name]
             if have.shape != want.shape:
                 problems.append(f"{name}: expected shape {tuple(want.shape)}, saw {tuple(have.shape)}")
+            elif layout(have) != layout(want):
+                problems.append(f"{name}: expected a tensor that is {layout(want)}, saw one that is {layout(have)}")
             elif not shapes_only and (have.dtype, have.device) != (want.dtype, want.device):
                 problems.append(
                     f"{name}: expected {want.dtype} on {want.device}, saw {have.dtype} on {have.device}: use .to()"

@@ -13,10 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unlearnkit.errors import StoreError, UnlearnKitError
+from unlearnkit.errors import StoreError, UnlearnKitError, UnsupportedModelError
 from unlearnkit.files import atomic_write
 from unlearnkit.importance import Importance
 from unlearnkit.provenance import BatchTrail, Fingerprint
+from unlearnkit.shards import is_sharded
 
 _FORMAT = "unlearnkit-importance-1"
 
@@ -30,7 +31,12 @@ def save(importance: Importance, path: str | Path) -> None:
 
     Raises:
         StoreError: The file cannot be written.
+        UnsupportedModelError: The importance is sharded over processes, of which each would write a part.
     """
+    if any(is_sharded(total) for total in importance.totals.values()):
+        raise UnsupportedModelError(
+            f"{path}: expected an importance that is whole in this process, saw a sharded one: use save_sharded()"
+        )
     header = {
         "count": importance.count,
         "samples": importance.samples,

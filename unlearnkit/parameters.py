@@ -9,6 +9,7 @@ from blake3 import blake3
 from torch import Tensor, nn
 
 from unlearnkit.errors import ConfigurationError, NonFiniteError
+from unlearnkit.shards import is_sharded, local, whole, widest
 
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _COMPILED_PREFIX = "_orig_mod."  # what torch.compile puts before the names of the module it wraps
@@ -87,7 +88,8 @@ def digest(model: nn.Module) -> str:
     """Hash all parameters and buffers: names, dtypes, shapes and bits.
 
     Args:
-        model: Any module. The digest does not depend on the device.
+        model: Any module. The digest does not depend on the device, nor on how the model is sharded over processes: of
+            a sharded one every process must ask, and parameters are gathered one at a time.
 
     Returns:
         32 hexadecimal digits. Equal digests mean bit-identical weights.
@@ -115,7 +117,7 @@ def digest_tensors(named: Mapping[str, Tensor]) -> str:
     state = blake3(max_threads=torch.get_num_threads())  # cryptographic, and several times as fast as hashlib's
     for name, tensor in sorted(named.items()):
         state.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+        flat = whole(tensor).to("cpu").contiguous().reshape(-1)
         state.update(flat.view(torch.uint8).numpy().data)
     return state.hexdigest(length=16)
 
@@ -124,12 +126,12 @@ def bits(tensor: Tensor) -> Tensor:
     """View a tensor's bits as integers, so that NaN equals itself and −0 differs from +0.
 
     Args:
-        tensor: Any dtype.
+        tensor: Any dtype; of a sharded one, the piece that lies here.
 
     Returns:
         An integer view of the same shape (a last dimension of 2 is added for complex dtypes).
     """
-    plain = tensor.detach()
+    plain = local(tensor)
     if plain.is_complex():
         plain = torch.view_as_real(plain)
     return plain if plain.dtype == torch.bool else plain.view(_INTEGER_OF_SIZE[plain.element_size()])
@@ -159,7 +161,7 @@ def extremes(tensor: Tensor) -> tuple[float, float]:
     """Return the smallest and the largest element, in one pass: both are NaN when one element is.
 
     Args:
-        tensor: A real dtype.
+        tensor: A real dtype; of a sharded one every process must ask.
 
     Returns:
         Two numbers; (0, 0) when there are no elements.
@@ -170,8 +172,9 @@ def extremes(tensor: Tensor) -> tuple[float, float]:
     """
     if not tensor.numel():
         return 0.0, 0.0
-    low, high = torch.aminmax(tensor.detach())
-    return float(low), float(high)
+    piece = local(tensor)
+    low, high = map(float, torch.aminmax(piece)) if piece.numel() else (math.inf, -math.inf)
+    return widest(low, high, device=piece.device) if is_sharded(tensor) else (low, high)
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -10,13 +10,14 @@ from typing import Any, ClassVar, final
 import attrs
 from torch import nn
 
-from unlearnkit.errors import BudgetError, MismatchError, UnlearnKitWarning, raise_all
+from unlearnkit.errors import BudgetError, MismatchError, UnlearnKitWarning, UnsupportedModelError, raise_all
 from unlearnkit.evidence import Evidence, Need
 from unlearnkit.guard import ModelGuard
 from unlearnkit.importance import Importance
 from unlearnkit.options import option_values
 from unlearnkit.parameters import check_finite, count_changed, digest, trainable
 from unlearnkit.report import Evidenced, Report, TensorChange
+from unlearnkit.shards import settle
 
 NAME = re.compile(r"[a-z][a-z0-9-]*")
 """What a method, an estimator or a metric may be called."""
@@ -120,6 +121,9 @@ class Unlearner(abc.ABC):
     ) -> Report:
         """Edit the model in place, whole or not at all.
 
+        A model that is sharded over processes is edited where its pieces lie, by all processes together: each must call
+        this, with importances that are sharded as the model is. ``accept`` is then called on each.
+
         Args:
             model: Its trainable parameters are edited; everything else stays.
             evidence: Must hold what ``needs`` declares; its importances must be this very model's.
@@ -134,7 +138,10 @@ class Unlearner(abc.ABC):
             NonFiniteError: NaN or infinity before or after the edit.
             BudgetError: More weights were changed than allowed.
             ConfigurationError: Evidence is missing.
+            UnsupportedModelError: The model is sharded, and the method is not one that can edit pieces.
         """
+        if settle(model):
+            self._check_shardable()
         check_finite(model, when=f"before {self.name!r} edits them")
         before = digest(model)
         # Each against the model before one against the other: a stale one is better called stale than different.
@@ -181,6 +188,12 @@ class Unlearner(abc.ABC):
         problems += [f"{n}: a frozen parameter was edited" for n in guard.changed_parameters() if n not in allowed]
         problems += [f"{n}: a buffer was edited" for n in guard.changed_buffers() if not edits_buffers]
         raise_all(problems, where=f"{who} (the model was put back)")
+
+    def _check_shardable(self) -> None:
+        raise UnsupportedModelError(
+            f"method {self.name!r}: expected a model that is whole in this process, saw one whose parameters are "
+            "sharded (FSDP, DTensor): only methods that edit weight by weight take one"
+        )
 
     def _guard(self, model: nn.Module) -> ModelGuard:
         return ModelGuard(model)

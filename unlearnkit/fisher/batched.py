@@ -4,10 +4,11 @@ from typing import Any, ClassVar, final
 
 import attrs
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unlearnkit.batches import batch_size
-from unlearnkit.estimator import EstimatorTraits, ImportanceEstimator
+from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
+from unlearnkit.fisher.sharded import SquaredSums, is_spread
 from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective, check_losses
 from unlearnkit.options import option
@@ -38,7 +39,7 @@ class BatchedDiagonalFisher(ImportanceEstimator):
     """
 
     name: ClassVar[str] = "batched-diagonal-fisher"
-    traits: ClassVar[EstimatorTraits] = EstimatorTraits(unit="batch", quadratic=True)
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits(unit="batch", quadratic=True, sharded=True)
 
     weights: str = option(
         "size",
@@ -49,13 +50,26 @@ class BatchedDiagonalFisher(ImportanceEstimator):
         "mean", choices=("mean", "sum"), doc="square the gradient of the batch's mean loss or of its sum"
     )
 
+    def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
+        """Start a pass; a batch stays one batch when the model is sharded. See `ImportanceEstimator.accumulator`."""
+        if is_spread(model):
+            return SquaredSums(model, objective, terms=self._weighted, counted=self._counted)
+        return super().accumulator(model, objective=objective)
+
+    def _weighted(self, size: int) -> list[tuple[Tensor, float]]:
+        each = 1 / size if self.reduction == "mean" else 1.0
+        return [(torch.full((size,), each, dtype=torch.float64), float(self._counted(size)))]
+
+    def _counted(self, size: int) -> int:
+        return size if self.weights == "size" else 1
+
     def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
         """Square one batch gradient; see `ImportanceEstimator.estimate_batch`."""
         named = trainable(model)
         losses = check_losses(objective.losses(model, batch), batch, objective=objective)
         loss = losses.mean() if self.reduction == "mean" else losses.sum()
         grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-        terms = batch_size(batch) if self.weights == "size" else 1
+        terms = self._counted(batch_size(batch))
         totals = {
             name: torch.zeros_like(p, dtype=wide(p.dtype)) if g is None else terms * g.to(wide(g.dtype)).square()
             for (name, p), g in zip(named.items(), grads, strict=True)

@@ -11,6 +11,7 @@ from unlearnkit.fisher.engine import Engine
 from unlearnkit.fisher.families.compiled import OuterSquares
 from unlearnkit.fisher.general import SquaredGradients
 from unlearnkit.fisher.ledger import Ledger
+from unlearnkit.fisher.sharded import SampleSquares, is_spread
 from unlearnkit.fisher.totals import Totals
 from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective
@@ -40,7 +41,7 @@ class DiagonalFisher(ImportanceEstimator):
     """
 
     name: ClassVar[str] = "diagonal-fisher"
-    traits: ClassVar[EstimatorTraits] = EstimatorTraits(batch_free=True, quadratic=True)
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits(batch_free=True, quadratic=True, sharded=True)
 
     memory_budget: int = option(
         64,
@@ -65,6 +66,10 @@ class DiagonalFisher(ImportanceEstimator):
 
     def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
         """Start a pass of the engine; see `ImportanceEstimator.accumulator`."""
+        if is_spread(model):
+            return SampleSquares(
+                model, objective, double=self.accumulate == "float64", compensated=self.accumulate == "compensated"
+            )
         return start(self, model, objective=objective)
 
     def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:

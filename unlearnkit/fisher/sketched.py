@@ -1,6 +1,7 @@
 """The random-sign sketch of the diagonal Fisher: right on average, on any model, for one ordinary backward pass."""
 
 import math
+from functools import partial
 from typing import Any, ClassVar, final
 
 import attrs
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from unlearnkit.batches import batch_size
 from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
 from unlearnkit.fisher.general import refuse_batch_statistics
+from unlearnkit.fisher.sharded import SquaredSums, is_spread
 from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective, check_losses
 from unlearnkit.options import option
@@ -38,7 +40,7 @@ class SketchedFisher(ImportanceEstimator):
     """
 
     name: ClassVar[str] = "sketched-fisher"
-    traits: ClassVar[EstimatorTraits] = EstimatorTraits(quadratic=True)
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits(quadratic=True, sharded=True)
 
     probes: int = option(1, at_least=1, symbol="R", doc="independent sign patterns per batch; each costs a backward")
     seed: int = option(0, at_least=0, doc="of the signs")
@@ -51,7 +53,10 @@ class SketchedFisher(ImportanceEstimator):
 
     def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
         """Start a pass with fresh signs; see `ImportanceEstimator.accumulator`."""
-        return _Sketch(model, objective, probes=self.probes, seed=self.seed)
+        coins = torch.Generator().manual_seed(self.seed)
+        if is_spread(model):
+            return SquaredSums(model, objective, terms=partial(_terms, coins, self.probes), counted=int)
+        return _Sketch(model, objective, probes=self.probes, coins=coins)
 
     def relative_error(self, batches: int) -> float:
         """Bound the relative standard deviation of a total.
@@ -79,19 +84,19 @@ class SketchedFisher(ImportanceEstimator):
 class _Sketch(Accumulator):
     """One pass: its generator draws all signs, on the CPU, so that they are the same on every device."""
 
-    def __init__(self, model: nn.Module, objective: Objective, *, probes: int, seed: int) -> None:
+    def __init__(self, model: nn.Module, objective: Objective, *, probes: int, coins: torch.Generator) -> None:
         refuse_batch_statistics(model)
         self._model, self._objective, self._probes = model, objective, probes
         self._named = trainable(model)
         self._totals = {name: torch.zeros_like(p, dtype=wide(p.dtype)) for name, p in self._named.items()}
-        self._signs = torch.Generator().manual_seed(seed)
+        self._coins = coins
         self._count = 0
 
     def add(self, batch: Any) -> None:
         losses = check_losses(self._objective.losses(self._model, batch), batch, objective=self._objective)
         parameters = list(self._named.values())
         for probe in range(self._probes):
-            signs = self._draw(losses)
+            signs = _signs(self._coins, len(losses)).to(losses.device, losses.dtype, non_blocking=True)
             found = torch.autograd.grad(
                 losses, parameters, signs, allow_unused=True, retain_graph=probe + 1 < self._probes
             )
@@ -104,6 +109,10 @@ class _Sketch(Accumulator):
     def result(self) -> Importance:
         return Importance(totals=self._totals, count=self._count)
 
-    def _draw(self, losses: Tensor) -> Tensor:
-        coins = torch.randint(0, 2, losses.shape, generator=self._signs)
-        return (2 * coins - 1).to(losses.device, losses.dtype, non_blocking=True)
+
+def _terms(coins: torch.Generator, probes: int, size: int) -> list[tuple[Tensor, float]]:
+    return [(_signs(coins, size), 1 / probes) for _ in range(probes)]
+
+
+def _signs(coins: torch.Generator, size: int) -> Tensor:
+    return 2 * torch.randint(0, 2, (size,), generator=coins) - 1

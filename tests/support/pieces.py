@@ -1,0 +1,204 @@
+"""What each of several processes does in the tests of sharded models."""
+
+import os
+import traceback
+import warnings
+from pathlib import Path
+from typing import final
+
+import attrs
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from unlearnkit_finetune import FineTune
+from unlearnkit_prune import Prune
+from unlearnkit_sampled_fisher import SampledFisher
+from unlearnkit_ssd import SelectiveSynapticDampening
+from unlearnkit_ssd_adaptive import AdaptiveSynapticDampening
+
+from unlearnkit import (
+    BatchedDiagonalFisher,
+    BudgetError,
+    CrossEntropy,
+    DiagonalFisher,
+    ElementwiseUnlearner,
+    Evidence,
+    Pipeline,
+    SketchedFisher,
+    UnlearnKitError,
+)
+from unlearnkit.parameters import digest
+from unlearnkit.shards import is_sharded, local, whole
+
+
+def network(dtype=torch.float64):
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(1, 3, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(48, 9),
+        nn.LayerNorm(9),
+        nn.Tanh(),
+        nn.Linear(9, 4),
+    ]
+    return nn.Sequential(*layers).to(dtype).eval()
+
+
+def batches(samples=11, size=4, dtype=torch.float64, seed=1):
+    made = torch.Generator().manual_seed(seed)
+    images = torch.randn(samples, 1, 6, 6, generator=made).to(dtype)
+    labels = torch.randint(0, 4, (samples,), generator=made)
+    labels[0] = 3
+    return list(zip(images.split(size), labels.split(size), strict=True))
+
+
+def fsdp(model, **options):
+    """Shard every linear layer by itself, and the rest together."""
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, **options)
+    return fully_shard(model, **options)
+
+
+def mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 6), nn.Tanh(), nn.Linear(6, 4)).double().eval()
+
+
+def tensor_parallel(model):
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    return parallelize_module(model, mesh, {"1": ColwiseParallel(), "3": RowwiseParallel()})
+
+
+ESTIMATORS = {
+    "diagonal": DiagonalFisher(),
+    "compensated": DiagonalFisher(accumulate="compensated"),
+    "sketched": SketchedFisher(probes=2, seed=3),
+    "batched": BatchedDiagonalFisher(),
+    "notebook": BatchedDiagonalFisher(weights="equal", reduction="sum"),
+}
+"""By a name for the test; each must give what it gives in one process."""
+
+
+def gathered(importance):
+    """An importance whose tensors are whole, on every rank."""
+    return attrs.evolve(importance, totals={name: whole(t) for name, t in importance.totals.items()})
+
+
+MODELS = {"fsdp": lambda: fsdp(network()), "tensor-parallel": lambda: tensor_parallel(mlp())}
+
+
+def estimates(folder, kind):
+    """Estimate with a sharded model by every estimator; return whole totals, and what must have stayed as it was."""
+    model = MODELS[kind]()
+    before, result = digest(model), {}
+    for name, estimator in ESTIMATORS.items():
+        found = estimator.estimate(model, batches(), objective=CrossEntropy(), role="full")
+        assert all(is_sharded(t) for t in found.totals.values())
+        assert all(p.grad is None for p in model.parameters())
+        held = max(local(t).numel() for t in found.totals.values())
+        result[name] = {"importance": gathered(found), "held": held, "before": before, "after": digest(model)}
+    return result
+
+
+METHODS = {
+    "ssd": SelectiveSynapticDampening(alpha=1.2),
+    "prune": Prune(tau=1e-3),
+}
+
+
+def importances(model):
+    estimator = DiagonalFisher()
+    forget = estimator.estimate(model, batches(3, seed=2), objective=CrossEntropy(), role="forget")
+    return forget, estimator.estimate(model, batches(), objective=CrossEntropy(), role="retain")
+
+
+def edits(folder, kind):
+    """Edit a sharded model by every method; return report and weights of each, and of an edit that was refused."""
+    result = {}
+    for name, method in METHODS.items():
+        model = MODELS[kind]()
+        forget, reference = importances(model)
+        with pytest.raises(BudgetError):
+            method.unlearn(model, Evidence(forget=forget, reference=reference, max_fraction=1e-3))
+        rolled_back = digest(model)
+        report = Pipeline(unlearner=method).run(model, forget=forget, reference=reference)
+        weights = {name: whole(p) for name, p in model.named_parameters()}
+        result[name] = {"report": report, "weights": weights, "rolled back": rolled_back, "after": digest(model)}
+    return result
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Broken(ElementwiseUnlearner):
+    """Makes a NaN of the last weights, which one rank alone holds."""
+
+    name = "broken"
+
+    def rule(self, theta, forget, reference):
+        del forget, reference
+        return theta * (torch.nan if dist.get_rank() == 1 else 1)
+
+
+def refusals(folder, case):
+    """Return what is said of work that cannot be done on pieces, and of errors of one rank."""
+    model, said = fsdp(network()), {}
+    forget, reference = importances(model)
+    evidence = Evidence(forget=forget, reference=reference, forget_data=batches(3), retain_data=batches())
+    before = digest(model)
+
+    def collect(name, act):
+        try:
+            act()
+        except (UnlearnKitError, RuntimeError) as error:
+            said[name] = f"{type(error).__name__}: {error}"
+        assert digest(model) == before
+
+    collect("percentile", lambda: AdaptiveSynapticDampening().unlearn(model, evidence))
+    collect("training", lambda: FineTune().unlearn(model, evidence))
+    collect("estimator", lambda: SampledFisher().estimate(model, batches(), objective=CrossEntropy()))
+    collect("one rank", lambda: Broken().unlearn(model, evidence))
+    other = batches(seed=dist.get_rank())
+    collect("other data", lambda: DiagonalFisher().estimate(model, other, objective=CrossEntropy()))
+    collect("a file", lambda: forget.save(folder / "importance.safetensors"))
+    in_one = Evidence(forget=gathered(forget), reference=gathered(reference))
+    collect("whole", lambda: METHODS["ssd"].unlearn(model, in_one))
+    collect("no part", lambda: forget - forget.merge(forget))
+    damaged = attrs.evolve(
+        forget, totals={n: t * (torch.nan if n == "6.bias" else 1) for n, t in forget.totals.items()}
+    )
+    collect("not finite", lambda: METHODS["ssd"].unlearn(model, attrs.evolve(evidence, forget=damaged)))
+    return said
+
+
+def algebra(folder, case):
+    """Return what importances on pieces are made into."""
+    forget, reference = importances(fsdp(network()))
+    both = forget + reference
+    mean = both.mean()
+    return {
+        "sum": gathered(both),
+        "rest": gathered(both - forget),
+        "mean": {name: whole(t) for name, t in mean.items()},
+        "float32": gathered(both.to(dtype=torch.float32)),
+    }
+
+
+def enter(rank, size, folder, work, case):
+    """Run ``work(folder, case)`` as one of several processes; write what it returns, or the text of an error."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+    try:
+        torch.save(work(Path(folder), case), Path(folder) / f"{rank}.pt")
+    except Exception as error:  # noqa: BLE001 - whatever it is, the test must hear of it
+        (Path(folder) / f"{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+        traceback.print_exc()
+        os._exit(1)  # the others must not wait for this one
+    dist.barrier()
+    dist.destroy_process_group()

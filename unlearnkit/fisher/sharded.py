@@ -1,0 +1,135 @@
+"""Fisher information of a model that is sharded over processes: totals lie where the pieces of the weights lie."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from unlearnkit.batches import batch_size, take
+from unlearnkit.estimator import Accumulator
+from unlearnkit.fisher.general import refuse_batch_statistics
+from unlearnkit.fisher.leaves import Leaves
+from unlearnkit.fisher.totals import add_exactly
+from unlearnkit.importance import Importance
+from unlearnkit.objective import Objective, check_losses
+from unlearnkit.parameters import trainable, wide
+from unlearnkit.shards import is_sharded
+
+Terms = Callable[[int], Iterable[tuple[Tensor, float]]]
+"""For a batch of so many samples: the factor of every sample's loss, and that of the squared gradient; one per term."""
+
+
+def is_spread(model: nn.Module) -> bool:
+    """Say whether a model is sharded over processes.
+
+    Args:
+        model: Its layers in pieces.
+
+    Returns:
+        True when some parameter is a sharded tensor.
+    """
+    return any(is_sharded(p) for p in model.parameters())
+
+
+@final
+class SquaredSums(Accumulator):
+    """Σ_b Σ_t c_t (∂/∂θ Σ_{i∈b} w_ti ℓ_i)²: a batch is dealt out to all processes, its gradient is added, then squared.
+
+    Args:
+        model: In eval mode.
+        objective: One loss per sample.
+        terms: w and c of a batch, the same in every process.
+        counted: How many terms a batch of so many samples counts.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective, *, terms: Terms, counted: Callable[[int], int]) -> None:
+        refuse_batch_statistics(model)
+        self._model, self._objective, self._terms, self._counted = model, objective, terms, counted
+        named = trainable(model)
+        self._leaves = Leaves(model, named)
+        self._totals = {name: self._leaves.zeros(name, wide(p.dtype)) for name, p in named.items()}
+        self._count = 0
+
+    def add(self, batch: Any) -> None:
+        """Add one batch, the same in every process; see `Accumulator.add`."""
+        size = batch_size(batch)
+        own, rows = self._leaves.own(batch)
+        losses = check_losses(self._objective.losses(self._model, own), own, objective=self._objective)
+        terms = list(self._terms(size))
+        for i, (weights, factor) in enumerate(terms):
+            mine = (weights[rows] if rows is not None else torch.zeros(1)).to(losses.device, losses.dtype)
+            self._square(losses, mine, factor, keep=i + 1 < len(terms), real=rows is not None)
+        self._count += self._counted(size)
+
+    def _square(self, losses: Tensor, weights: Tensor, factor: float, *, keep: bool, real: bool) -> None:
+        def receive(name: str, gradient: Tensor) -> None:
+            total = self._totals[name]
+            g = self._leaves.piece(name, _real(gradient, real=real).to(total.dtype))
+            total.addcmul_(g, g, value=factor)
+
+        self._leaves.backward(losses, weights, receive, keep=keep)
+
+    def result(self) -> Importance:
+        """End the pass; see `Accumulator.result`."""
+        return Importance(totals=self._leaves.spread(self._totals), count=self._count)
+
+    def differentiated(self) -> Mapping[str, Tensor] | None:
+        """Return what the layers are gathered into; see `Accumulator.differentiated`."""
+        return self._leaves.tensors
+
+
+@final
+class SampleSquares(Accumulator):
+    """Σ_i (∂ℓ_i/∂θ)², every process differentiating one sample at a time: exact for any model.
+
+    Args:
+        model: In eval mode.
+        objective: One loss per sample.
+        double: Square and add in float64 whatever the model's dtype.
+        compensated: Keep what rounding loses from round to round.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective, *, double: bool, compensated: bool) -> None:
+        refuse_batch_statistics(model)
+        self._model, self._objective = model, objective
+        named = trainable(model)
+        self._leaves = Leaves(model, named)
+        self._totals = {
+            name: self._leaves.zeros(name, torch.float64 if double else wide(p.dtype)) for name, p in named.items()
+        }
+        self._lost = {name: torch.zeros_like(t) for name, t in self._totals.items() if compensated}
+        self._count = 0
+
+    def add(self, batch: Any) -> None:
+        """Add one batch, the same in every process; see `Accumulator.add`."""
+        for start in range(0, batch_size(batch), self._leaves.size):
+            own, rows = self._leaves.own(take(batch, slice(start, start + self._leaves.size)))
+            self._one(own, real=rows is not None)
+        self._count += batch_size(batch)
+
+    def _one(self, one: Any, *, real: bool) -> None:
+        def receive(name: str, gradient: Tensor) -> None:
+            total = self._totals[name]
+            squares = self._leaves.squares(name, _real(gradient, real=real), total.dtype)
+            if name in self._lost:
+                add_exactly(total, self._lost[name], squares)
+            else:
+                total.add_(squares)
+
+        losses = check_losses(self._objective.losses(self._model, one), one, objective=self._objective)
+        self._leaves.backward(losses, torch.full_like(losses, float(real)), receive)
+
+    def result(self) -> Importance:
+        """End the pass; see `Accumulator.result`."""
+        totals = {name: t + self._lost[name] if name in self._lost else t for name, t in self._totals.items()}
+        return Importance(totals=self._leaves.spread(totals), count=self._count)
+
+    def differentiated(self) -> Mapping[str, Tensor] | None:
+        """Return what the layers are gathered into; see `Accumulator.differentiated`."""
+        return self._leaves.tensors
+
+
+def _real(gradient: Tensor, *, real: bool) -> Tensor:
+    """Nothing comes of a sample that only went through the motions, be it infinite."""
+    return gradient if real else torch.zeros_like(gradient)
