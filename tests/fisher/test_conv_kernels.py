@@ -46,8 +46,11 @@ def test_every_kernel(problem, dtype, memory):
     x, g = (t.unflatten(0, (samples, rows)) for t in (x, g))
     expected = squares_of_each(geometry, w, x, g)
     compiled = OuterSquares() if HAS_COMPILER else None
-    slot = Totals({"w": w}, double=False, memory=memory, chooser=Chooser(), compiled=compiled).slot("w")
-    for kernel in conv_kernels(slot, g, x, geometry):
+    slots = [
+        Totals({"w": w}, double=False, memory=memory, chooser=Chooser(), compiled=outer).slot("w")
+        for outer in {None, compiled}
+    ]
+    for kernel in (k for slot in slots for k in conv_kernels(slot, g, x, geometry)):
         total = torch.zeros(kernel.shape, dtype=dtype)
         kernel.run(total)
         kernel.run(total)

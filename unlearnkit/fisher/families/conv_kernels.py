@@ -33,7 +33,7 @@ def conv_kernels(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> list[K
         At least one kernel.
     """
     compiled = compiled_convolution(slot, g, x, geometry)
-    return ([] if compiled is None else [compiled]) + _by_torch(slot, g, x, geometry)
+    return _by_torch(slot, g, x, geometry) if compiled is None else [compiled]
 
 
 def _by_torch(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> list[Kernel]:

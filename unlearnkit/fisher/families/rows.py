@@ -38,8 +38,11 @@ def outer_kernels(slot: Slot, g: Tensor, a: Tensor) -> list[Kernel]:
         a: As for `add_outer`.
 
     Returns:
-        At least two kernels.
+        At least one kernel.
     """
+    compiled = compiled_linear(slot, g, a)
+    if compiled is not None:
+        return [compiled]
     rows, out, inner = g.shape[1], g.shape[2], a.shape[2]
     shape = (out, inner)
     kernels = [
@@ -51,8 +54,7 @@ def outer_kernels(slot: Slot, g: Tensor, a: Tensor) -> list[Kernel]:
     if rows <= _PAIRS_UP_TO:
         pair = Kernel(name="pairs", shape=shape, run=lambda total: add_pairs(slot, total, g, a))
         kernels.insert(0 if rows <= 3 else len(kernels), pair)
-    compiled = compiled_linear(slot, g, a)
-    return kernels if compiled is None else [compiled, *kernels]
+    return kernels
 
 
 def one_by_one(total: Tensor, g: Tensor, a: Tensor) -> None:
