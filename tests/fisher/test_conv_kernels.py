@@ -6,6 +6,8 @@ from compiler import HAS_COMPILER
 from fisher_oracle import CONVOLVE, distance, squares_of_each
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlearnkit.fisher.choice import Chooser
 from unlearnkit.fisher.families.compiled import OuterSquares
@@ -15,6 +17,16 @@ from unlearnkit.fisher.families.native import native_pays
 from unlearnkit.fisher.families.regions import meetings, tap_regions
 from unlearnkit.fisher.families.small_maps import pays
 from unlearnkit.fisher.totals import Totals
+
+
+class Counter(TorchDispatchMode):
+    """Counts operations, each of which a device would be told to start."""
+
+    seen = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen += 1
+        return func(*args, **(kwargs or {}))
 
 
 @st.composite
@@ -81,6 +93,18 @@ def test_the_choice_by_rule_for_the_stages_of_a_residual_network(channels, out, 
 def test_torchs_own_gradient_is_left_out_in_float64():
     assert "plain" in names(64, 64, 16) or not torch.backends.mkldnn.is_available()
     assert "plain" not in names(64, 64, 16, dtype=torch.float64)
+
+
+def test_on_a_device_many_samples_at_a_time():
+    with FakeTensorMode():  # a device that is not there will do: nothing is computed
+        w, x = torch.empty(64, 64, 3, 3, device="cuda"), torch.empty(64, 1, 64, 8, 8, device="cuda")
+        slot = Totals({"w": w}, double=False, memory=1 << 26, chooser=Chooser(), compiled=None).slot("w")
+        geometry = Geometry(kernel=(3, 3), stride=(1, 1), padding=((1, 1),) * 2, dilation=(1, 1), groups=1)
+        kernel, total = conv_kernels(slot, x, x, geometry)[0], torch.empty(w.numel(), device="cuda")
+        with Counter() as operations:
+            kernel.run(total)
+    assert kernel.name == "products"
+    assert operations.seen < 64
 
 
 def test_a_pixelwise_convolution_copies_no_windows():

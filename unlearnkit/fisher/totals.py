@@ -200,18 +200,19 @@ class Slot:
         """How many elements the parameter has."""
         return math.prod(self.shape)
 
-    def chunks(self, samples: int, numel: int, *, bound: int = _CHUNK_CAP) -> Iterator[slice]:
+    def chunks(self, samples: int, numel: int, *, bound: int = _CHUNK_CAP, cached: bool = True) -> Iterator[slice]:
         """Cut a batch so that a chunk's work stays within the memory bound.
 
         Args:
             samples: n.
             numel: Elements that one sample needs.
             bound: In bytes, where a kernel is fastest with less than it may have.
+            cached: Whether that is so: on a device more at a time is always faster.
 
         Yields:
             Slices of the samples.
         """
-        bound = min(self.totals.memory, bound)
+        bound = min(self.totals.memory, bound) if cached else self.totals.memory
         step = max(1, min(samples, bound // max(1, numel * self.dtype.itemsize)))
         for start in range(0, samples, step):
             yield slice(start, min(start + step, samples))

@@ -39,6 +39,8 @@ def conv_kernels(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> list[K
 def _by_torch(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> list[Kernel]:
     if geometry.groups > 1:
         return _grouped_kernels(slot, g, x, geometry)
+    if g.is_cuda:  # a loop over samples would start thousands of small products
+        return [_products(slot, g, x, geometry), _windows(g, x, geometry)]
     if geometry.plain and g.shape[1] == 1:
         return [_pixels(g, x), _windows(g, x, geometry)]
     positions, out, channels = math.prod(g.shape[3:]) * g.shape[1], g.shape[2], x.shape[2]
@@ -96,22 +98,29 @@ def _by_pixels(total: Tensor, g: Tensor, x: Tensor) -> None:
     one_by_one(total, rows, pixels)
 
 
+def _products(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> Kernel:
+    """Copy windows, multiply and square a chunk of samples at a time: few operations, each of them large."""
+    positions = math.prod(g.shape[3:]) * g.shape[1]
+    work = math.prod(geometry.kernel) * x.shape[2] * positions + slot.numel
+
+    def run(total: Tensor) -> None:
+        for part in slot.chunks(len(g), work, cached=not g.is_cuda):
+            gradients = weight_gradients(g[part], x[part], geometry)
+            total.add_(gradients.flatten(1).square_().sum(0))
+
+    return Kernel(name="products", shape=(slot.numel,), run=run)
+
+
 def _grouped_kernels(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> list[Kernel]:
     out, channels = g.shape[2], x.shape[2] // geometry.groups
     taps = math.prod(geometry.kernel)
     positions = math.prod(g.shape[3:]) * g.shape[1]
 
-    def by_product(total: Tensor) -> None:
-        work = taps * (channels * geometry.groups * positions + channels * out)
-        for part in slot.chunks(len(g), work):
-            gradients = weight_gradients(g[part], x[part], geometry)
-            total.add_(gradients.flatten(1).square_().sum(0))
-
     def by_taps(total: Tensor) -> None:
         for part in slot.chunks(len(g), positions * out * 3):
             _depthwise(total, g[part], x[part], geometry)
 
-    found = [Kernel(name="products", shape=(slot.numel,), run=by_product)]
+    found = [_products(slot, g, x, geometry)]
     if native_possible(g):
         found.append(_native(slot, g, x, geometry))
     if channels == 1 and out == geometry.groups:

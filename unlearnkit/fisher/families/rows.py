@@ -71,7 +71,7 @@ def one_by_one(total: Tensor, g: Tensor, a: Tensor) -> None:
 
 def batched(slot: Slot, total: Tensor, g: Tensor, a: Tensor) -> None:
     """Multiply a chunk of samples at a time."""
-    for part in slot.chunks(len(g), total.numel()):
+    for part in slot.chunks(len(g), total.numel(), cached=not g.is_cuda):
         product = torch.bmm(g[part].transpose(1, 2), a[part])
         total.add_(product.square_().sum(0))
 
