@@ -107,6 +107,16 @@ def test_norms(kind, dtype):
     check(NORMS[kind](4), lambda n: torch.randn(n, 4, 3, 2) * 3 + 1, [5, 1, 2], dtype)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", [3, 4, 9])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_batch_norm_on_maps_of_few_and_many_positions(dtype, size, layout):
+    layer = nn.BatchNorm2d(3)
+    layer.running_mean.copy_(torch.tensor([1.0, -2.0, 0.5]))
+    layer.running_var.copy_(torch.tensor([0.1, 2.0, 1.0]))
+    check(layer, lambda n: torch.randn(n, 3, size, size).contiguous(memory_format=layout), [5, 1], dtype)
+
+
 def test_batch_norm_on_vectors():
     layer = nn.BatchNorm1d(3)
     layer.running_mean.copy_(torch.tensor([1.0, -2.0, 0.5]))

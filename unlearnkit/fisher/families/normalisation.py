@@ -15,6 +15,7 @@ from unlearnkit.fisher.rule import Call, Rule
 from unlearnkit.fisher.totals import Slot
 
 _CACHED = 1 << 20  # bytes of products that stay in a core's cache until they are summed
+_LARGE_MAP = 16  # positions below which torch's own pass spends its time between channels
 _WHY = (
     "expected samples that do not mix, saw batch_norm on batch statistics: per-sample gradients do not exist there; "
     "use eval mode and track_running_stats=True, or GroupNorm"
@@ -61,9 +62,12 @@ class BatchNormRule(_ChannelNorm):
         return _batch_norm(*args, **kwargs)
 
     def products(self, g: Tensor, call: Call) -> Tensor:
-        """Return Σ_t g x̂, from sums alone."""
+        """Return Σ_t g x̂, in one pass where torch has one, else from sums alone."""
         mean, inverse = (t.to(g.dtype) for t in call.options)
-        both = _positions(g * call.saved[0].flatten(0, 1))
+        x = call.saved[0].flatten(0, 1)
+        if g.device.type == "cpu" and g[0, 0].numel() >= _LARGE_MAP and g.is_contiguous() and x.is_contiguous():
+            return _each_alone(g, x, mean, inverse)
+        both = _positions(g * x)
         result: Tensor = (both - _positions(g) * mean) * inverse
         return result
 
@@ -216,6 +220,18 @@ def _rms_norm(
         return None
     eps = torch.finfo(input.dtype).eps if eps is None else eps
     return Call(weights={"weight": weight}, saved=(input,), options=(tuple(normalized_shape), eps))
+
+
+def _each_alone(g: Tensor, x: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
+    """Return Σ_t g (x − μ) / √(σ² + ε): torch's own gradient of γ, with the channels of all rows side by side."""
+    rows, channels = g.shape[:2]
+    means, ones = mean.repeat(rows), torch.ones(rows * channels, dtype=g.dtype)
+    one = (t.view(1, rows * channels, -1) for t in (g, x))
+    _, found, _ = torch.ops.aten.native_batch_norm_backward(
+        *one, None, means, ones, means, ones, False, 0.0, [False, True, False]
+    )
+    result: Tensor = found.view(rows, channels) * inverse
+    return result
 
 
 def _positions(t: Tensor) -> Tensor:
