@@ -56,6 +56,21 @@ def mlp() -> Made:
     return nn.Sequential(*layers), (3, 32, 32)
 
 
+class Sequences(nn.Module):
+    """An LSTM and a linear layer on its last output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.LSTM(256, 256, batch_first=True), nn.Linear(256, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.cell(x)[0][:, -1])
+
+
+def lstm() -> Made:
+    return Sequences(), (50, 256)
+
+
 CASES: dict[str, tuple[Callable[[], Made], int]] = {
     "resnet18@64 B=32": (lambda: resnet(64), 32),
     "resnet18@64 B=32 channels-last": (lambda: resnet(64), 32),
@@ -64,6 +79,7 @@ CASES: dict[str, tuple[Callable[[], Made], int]] = {
     "resnet18@224 B=8 channels-last": (lambda: resnet(224), 8),
     "vit B=32": (vit, 32),
     "mlp B=128": (mlp, 128),
+    "lstm, 50 steps, B=32": (lstm, 32),
 }
 
 

@@ -214,7 +214,7 @@ def test_functional_call_on_the_models_own_weights():
     engine_only(Called(), images(4))
 
 
-@pytest.mark.parametrize("model", [Recurrent, Experts])
+@pytest.mark.parametrize("model", [Experts])
 def test_what_cannot_be_proven_falls_back_with_one_warning(model):
     model, data = spread(model()), images(5, 4)
     with pytest.warns(UnlearnKitWarning, match=r"cannot be proven.*times slower") as caught:

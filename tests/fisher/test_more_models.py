@@ -89,24 +89,6 @@ def test_a_compiled_part_of_a_model():
     assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
-@pytest.mark.parametrize("kind", [nn.GRU, nn.RNN, nn.LSTM])
-def test_recurrent_layers_take_the_general_path(kind):
-    class Recurrent(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.cell, self.head = kind(18, 4, num_layers=2, bidirectional=True), nn.Linear(8, 5)
-
-        def forward(self, x):
-            return self.head(self.cell(x.flatten(2).reshape(len(x), 6, 18).transpose(0, 1))[0][-1])
-
-    torch.manual_seed(0)
-    model, data = Recurrent(), images(4, 3, 1)
-    with pytest.warns(UnlearnKitWarning, match="no rule covers it") as caught:
-        seen = estimate(model, data)
-    assert len(caught) == 1
-    assert distance(seen, oracle(model, data)) < 1e-4
-
-
 def test_recurrent_cells_are_ordinary_layers():
     """A cell's weights are used at every step: their gradients are added before they are squared."""
 

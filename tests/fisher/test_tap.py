@@ -11,7 +11,7 @@ from unlearnkit.fisher.tap import tap
 def tapped(y, *, fresh):
     seen = []
     anchor = torch.zeros((), requires_grad=True)
-    return tap(y, anchor, lambda g, _: seen.append(g), (), fresh=fresh), anchor, seen
+    return tap(y, anchor, lambda found, _: seen.extend(found), (), fresh=fresh), anchor, seen
 
 
 def test_a_linear_layer_on_many_rows_is_tapped_under_its_view():

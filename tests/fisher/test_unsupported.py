@@ -53,6 +53,11 @@ def experts(m, x):
     return y
 
 
+def packed(m, x):
+    rows = nn.utils.rnn.pack_padded_sequence(x.unsqueeze(1), [1] * len(x), batch_first=True)
+    return m.cell(rows)[1][-1]
+
+
 def tokens():
     return torch.tensor(
         [[0, 1, 1, 2, 3, 0], [2, 2, 2, 1, 0, 3], [3, 1, 0, 0, 2, 1], [1, 1, 1, 1, 1, 1], [0, 3, 2, 1, 0, 2]]
@@ -72,10 +77,7 @@ def by_backward(model, data, objective):
 
 
 FALLS_BACK = {
-    "recurrent": (
-        lambda: Uses(lambda m, x: m.cell(x.unsqueeze(1))[0][:, 0], cell=nn.GRU(6, 5, batch_first=True)),
-        None,
-    ),
+    "packed sequences": (lambda: Uses(packed, cell=nn.GRU(6, 5, batch_first=True)), None),
     "experts": (lambda: Uses(experts, f=linear(), g=linear()), None),
     "mixing": (lambda: Uses(lambda m, x: m.f(x - x.mean(0) * (len(x) > 1)), f=linear()), None),
     "branching": (lambda: Uses(lambda m, x: m.f(x) * (1 + (len(x) > 3)), f=linear()), None),

@@ -8,22 +8,40 @@ import torch
 from torch import Tensor
 
 from unlearnkit.fisher.intercept import Guide, Interceptor, Seen
+from unlearnkit.fisher.layout import Layout
 from unlearnkit.fisher.ledger import Part
 from unlearnkit.fisher.rule import Call, Rule
 from unlearnkit.fisher.script import Script, Step, UnprovenError
-from unlearnkit.fisher.tap import Sink
+from unlearnkit.fisher.tap import Gradients, Sink
 
 
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class _Use:
-    """One use of a weight whose per-sample gradients must be added to others before they are squared."""
+    """One use of a weight; where there are others, their per-sample gradients are added before they are squared."""
 
     label: str
     role: str
     rule: Rule
     g: Tensor
     call: Call
+
+    @property
+    def size(self) -> int:
+        """How many elements of one sample wait for the end of the pass."""
+        return sum(t[0].numel() for t in (self.g, *self.call.saved) if len(t))
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What uses have in common that are one use with more rows; by itself where rows are not alike."""
+        if not self.rule.free_rows or self.call.options is not None:
+            return (id(self),)
+        shapes = tuple(t.shape[2:] for t in (self.g, *self.call.saved))
+        return (self.label, self.role, self.rule, shapes)
+
+    def of(self, rows: slice) -> "_Use":
+        """Cut samples out; views."""
+        return attrs.evolve(self, g=self.g[rows], call=_with(self.call, [t[rows] for t in self.call.saved]))
 
 
 @final
@@ -54,13 +72,13 @@ class Following(Guide):
         """Check the shapes and return what adds the squares; see `Guide.sink`."""
         assert self.interceptor is not None, "set before the pass"
         step.check(y, self._samples)
-        head = step.layout.length(self._samples) if step.layout else ()
+        head = step.inputs.length(self._samples) if step.inputs is not None else ()
         if any(tuple(t.shape[: len(head)]) != head for t in call.saved):
             raise UnprovenError(f"{step.describe()}: an input with other rows than in the probe")
         labels = {role: self.interceptor.label(weight) for role, weight in call.weights.items()}
 
-        def receive(g: Tensor, saved: tuple[Tensor, ...]) -> None:
-            self._receive(step, attrs.evolve(call, saved=saved), g, labels)
+        def receive(gradients: Gradients, saved: tuple[Tensor, ...]) -> None:
+            self._receive(step, _with(call, saved), gradients, labels)
 
         return receive
 
@@ -82,50 +100,59 @@ class Following(Guide):
         assert self.interceptor is not None, "set before the pass"
         return self.interceptor.derived
 
-    def _receive(self, step: Step, call: Call, g: Tensor, labels: Mapping[str, str | None]) -> None:
-        if step.layout is None:
-            self._surprises.append((step, (g != 0).any()))
+    def _receive(self, step: Step, call: Call, gradients: Gradients, labels: Mapping[str, str | None]) -> None:
+        pairs = list(zip(gradients, step.layouts, strict=True))
+        self._surprises += [(step, (g != 0).any()) for g, layout in pairs if g is not None and layout is None]
+        if step.inputs is None or all(g is None or layout is None for g, layout in pairs):
             return
         assert step.rule is not None, "a claim has a rule"
-        g = step.layout.samples_first(g, self._samples)
-        saved = tuple(step.layout.samples_first(t, self._samples) for t in call.saved)
+        g, *more = (self._placed(g, layout, call) for g, layout in pairs)
+        saved = (*(step.inputs.samples_first(t, self._samples) for t in call.saved), *more)
         for role, label in labels.items():
             if label is None:
                 continue
             base = label if label not in self._derived else next(iter(self._derived[label][1]))
             dtype = self._totals.dtype(base) if step.rule.converts else None
             ready = attrs.evolve(call, saved=tuple(_converted(t, dtype) for t in saved))
+            use = _Use(label=label, role=role, rule=step.rule, g=_converted(g, dtype), call=ready)
             if label in self._script.shared or label in self._derived:
-                use = _Use(label=label, role=role, rule=step.rule, g=_converted(g, dtype), call=ready)
                 self._uses.append(use)
             else:
-                self._add(step.rule, role, _converted(g, dtype), ready, label)
+                self._add(use)
 
-    def _add(self, rule: Rule, role: str, g: Tensor, call: Call, label: str) -> None:
+    def _placed(self, g: Tensor | None, layout: Layout | None, call: Call) -> Tensor:
+        """Bring the samples in front; no elements where there is no gradient, which a rule of several results knows."""
+        if g is None or layout is None:
+            return call.saved[0].new_empty(self._samples, 0)
+        return layout.samples_first(g, self._samples)
+
+    def _add(self, use: _Use) -> None:
         for part in self._parts:
-            whole = len(self._parts) == 1
-            mine = call if whole else attrs.evolve(call, saved=tuple(part.of(t) for t in call.saved))
-            rows = g if whole else part.of(g)
-            rule.add_squares(role, rows, mine, part.sums.squares.slot(label))
-            if part.sums.absolute is not None:
-                rule.add_absolute(role, rows, mine, part.sums.absolute.slot(label))
+            _hand_on(use if len(self._parts) == 1 else use.of(part.rows), part)
 
     def _add_together(self, uses: list[_Use]) -> None:
         slots = [self._totals.slot(name) for name in sorted({name for use in uses for name in self._bases(use.label)})]
         made = sum(self._derived[u.label][0].numel() for u in uses if u.label in self._derived)
         work = max(use.rule.work(use.g, use.call) for use in uses) + made + sum(slot.numel for slot in slots)
+        work = max(work, sum(use.size for use in uses))
         for part in self._parts:
             for cut in slots[0].chunks(part.rows.stop - part.rows.start, work):
-                sums: dict[str, Tensor] = {}
-                for name, one in self._pieces(uses, slice(part.rows.start + cut.start, part.rows.start + cut.stop)):
-                    sums[name] = one if name not in sums else sums[name] + one
-                for name, one in sums.items():
-                    part.sums.receive(name, one)
+                rows = slice(part.rows.start + cut.start, part.rows.start + cut.stop)
+                self._add_chunk(_merged([use.of(rows) for use in uses]), part)
 
-    def _pieces(self, uses: list[_Use], rows: slice) -> Iterator[tuple[str, Tensor]]:
+    def _add_chunk(self, uses: list[_Use], part: Part) -> None:
+        if len(uses) == 1 and uses[0].label not in self._derived:
+            _hand_on(uses[0], part)
+            return
+        sums: dict[str, Tensor] = {}
+        for name, one in self._pieces(uses):
+            sums[name] = one if name not in sums else sums[name] + one
+        for name, one in sums.items():
+            part.sums.receive(name, one)
+
+    def _pieces(self, uses: list[_Use]) -> Iterator[tuple[str, Tensor]]:
         for use in uses:
-            call = attrs.evolve(use.call, saved=tuple(t[rows] for t in use.call.saved))
-            per_sample = use.rule.per_sample(use.role, use.g[rows], call)
+            per_sample = use.rule.per_sample(use.role, use.g, use.call)
             if use.label not in self._derived:
                 yield use.label, per_sample.reshape(len(per_sample), *self._totals.slot(use.label).shape)
                 continue
@@ -147,6 +174,30 @@ class Following(Guide):
 
     def _bases(self, label: str) -> frozenset[str]:
         return self._derived[label][1] if label in self._derived else frozenset({label})
+
+
+def _hand_on(use: _Use, part: Part) -> None:
+    """Let a rule add what a use has to the sums of a part."""
+    use.rule.add_squares(use.role, use.g, use.call, part.sums.squares.slot(use.label))
+    if part.sums.absolute is not None:
+        use.rule.add_absolute(use.role, use.g, use.call, part.sums.absolute.slot(use.label))
+
+
+def _merged(uses: list[_Use]) -> list[_Use]:
+    """Make one use with more rows of the uses of one weight by one rule, such as those at the steps of a loop."""
+    kinds: dict[tuple[object, ...], list[_Use]] = {}
+    for use in uses:
+        kinds.setdefault(use.kind, []).append(use)
+    return [_joined(some) if len(some) > 1 else some[0] for some in kinds.values()]
+
+
+def _joined(uses: list[_Use]) -> _Use:
+    saved = [torch.cat(some, 1) for some in zip(*(use.call.saved for use in uses), strict=True)]
+    return attrs.evolve(uses[0], g=torch.cat([use.g for use in uses], 1), call=_with(uses[0].call, saved))
+
+
+def _with(call: Call, saved: Sequence[Tensor]) -> Call:
+    return attrs.evolve(call, saved=tuple(saved))
 
 
 def _together(uses: list[_Use], derived: Mapping[str, tuple[Tensor, frozenset[str]]]) -> list[list[_Use]]:

@@ -7,13 +7,13 @@ import attrs
 import torch
 from torch import Tensor
 
-from unlearnkit.fisher.families.anything import AnyFunction
-from unlearnkit.fisher.families.spread import SPREADING, SpreadRule
+from unlearnkit.fisher.families.anything import AnyFunction, Rerun, SeveralResults
+from unlearnkit.fisher.families.spread import spreading
 from unlearnkit.fisher.intercept import Guide, Seen, enterable, in_place
-from unlearnkit.fisher.layout import recognise, touched_rows
+from unlearnkit.fisher.layout import Layout, recognise, touched_rows
 from unlearnkit.fisher.rule import Call, Rule, rule_for
 from unlearnkit.fisher.script import Action, Script, Step, UnprovenError
-from unlearnkit.fisher.tap import Sink
+from unlearnkit.fisher.tap import Gradients, Sink, results
 
 
 @final
@@ -33,7 +33,7 @@ class Discovery(Guide):
         self._constants: dict[int, Tensor] = {id(b): b for b in buffers}
         self._buffers = frozenset(self._constants)
         self._steps: list[Step] = []
-        self._touched: dict[int, list[Tensor | None]] = {}
+        self._touched: dict[int, list[list[Tensor | None]]] = {}
         self._saved: dict[int, tuple[tuple[int, ...], ...]] = {}
         self.sample = 0
         self.precisions: set[torch.dtype] = set()
@@ -48,7 +48,7 @@ class Discovery(Guide):
             UnprovenError: The rows of some layer cannot be told apart by sample.
         """
         steps = [self._settled(i, step) for i, step in enumerate(self._steps)]
-        slow = dict.fromkeys(step.describe() for step in steps if isinstance(step.rule, AnyFunction))
+        slow = dict.fromkeys(step.describe() for step in steps if isinstance(step.rule, Rerun))
         return Script(steps, slow=tuple(slow))
 
     def step(self, seen: Seen) -> Step | None:
@@ -62,20 +62,22 @@ class Discovery(Guide):
 
     def sink(self, step: Step, call: Call, y: Any) -> Sink:
         """Watch the gradient of a claimed call; see `Guide.sink`."""
-        if not isinstance(y, Tensor) or not y.is_floating_point():
-            raise UnprovenError(f"{step.describe()}: it returns a {type(y).__name__}, not one tensor")
+        found = results(y)
+        if not found:
+            raise UnprovenError(f"{step.describe()}: it returns a {type(y).__name__} without floating tensors")
         index = len(self._steps) - 1
-        self._steps[index] = attrs.evolve(step, shape=tuple(y.shape))
+        self._steps[index] = attrs.evolve(step, shapes=tuple(tuple(t.shape) for t in found))
         self._saved[index] = tuple(tuple(t.shape) for t in call.saved)
-        touched: list[Tensor | None] = [None] * self._samples
+        touched: list[list[Tensor | None]] = [[None] * self._samples for _ in found]
         self._touched[index] = touched
-        self.precisions.add(y.dtype)
+        self.precisions.update(t.dtype for t in found)
 
-        def watch(g: Tensor, saved: tuple[Tensor, ...]) -> None:
+        def watch(gradients: Gradients, saved: tuple[Tensor, ...]) -> None:
             del saved
-            rows = touched_rows(g)
-            before = touched[self.sample]
-            touched[self.sample] = rows if before is None else before | rows
+            for mine, g in zip(touched, gradients, strict=True):
+                if g is not None:
+                    rows, before = touched_rows(g), mine[self.sample]
+                    mine[self.sample] = rows if before is None else before | rows
 
         return watch
 
@@ -100,20 +102,19 @@ class Discovery(Guide):
             return _step(Action.ENTER, seen)
         with torch.no_grad():
             result = seen.run() if not in_place(seen.function) else None
-        if not isinstance(result, Tensor) and result is not None and not isinstance(result, tuple | list):
+        if result is None:
+            raise UnprovenError(f"{_step(Action.CLAIM, seen).describe()}: no rule covers it")
+        if not results(result) or any(t is held for t in results(result) for held in seen.tensors):
             return None
         if not isinstance(result, Tensor):
-            raise UnprovenError(f"{_step(Action.CLAIM, seen).describe()}: no rule covers it")
-        if any(result is t for t in seen.tensors) or not result.is_floating_point():
-            return None
+            return _step(Action.CLAIM, seen, SeveralResults(seen, self._samples))
         return _step(Action.CLAIM, seen, AnyFunction(seen, result.shape[0] if result.dim() else 0))
 
     def _alone(self, seen: Seen) -> Step | None:
         result = seen.run()
-        if seen.function in SPREADING and len(seen.tracked) == 1:
-            rule = SpreadRule(seen.function)
-            if rule.covers(seen.tracked[0], result, self._samples):
-                return _step(Action.CLAIM, seen, rule)
+        rule = spreading(seen.function, seen.tracked[0], result, self._samples) if len(seen.tracked) == 1 else None
+        if rule is not None:
+            return _step(Action.CLAIM, seen, rule)
         parts = result if isinstance(result, tuple | list) else (result,)
         if any(isinstance(t, Tensor) and t.requires_grad for t in parts):
             return _step(Action.DERIVE, seen)
@@ -124,17 +125,23 @@ class Discovery(Guide):
         if step.action is not Action.CLAIM:
             return step
         assert step.rule is not None, "a claim has a rule"
-        head = step.shape[:2]
-        touched = [torch.zeros(head, dtype=torch.bool) if t is None else t.cpu() for t in self._touched[index]]
-        layout = recognise(step.shape, touched, free_rows=step.rule.free_rows)
-        if layout is None and not any(bool(t.any()) for t in touched):
-            return step  # no gradient came here: as long as none comes, its rows do not matter
-        if layout is None:
-            raise UnprovenError(f"{step.describe()}: which of its rows belong to which sample cannot be told")
-        leading = layout.length(self._samples)
+        layouts = tuple(
+            self._layout(step, step.rule, shape, seen)
+            for shape, seen in zip(step.shapes, self._touched[index], strict=True)
+        )
+        step = attrs.evolve(step, layouts=layouts)
+        leading = step.inputs.length(self._samples) if step.inputs is not None else ()
         if any(shape[: len(leading)] != leading for shape in self._saved[index]):
             raise UnprovenError(f"{step.describe()}: its input and its output have their samples in different places")
-        return attrs.evolve(step, layout=layout)
+        return step
+
+    def _layout(self, step: Step, rule: Rule, shape: tuple[int, ...], seen: list[Tensor | None]) -> Layout | None:
+        """Recognise the layout of one result; None where no gradient came: until one comes, its rows do not matter."""
+        touched = [torch.zeros(shape[:2], dtype=torch.bool) if t is None else t.cpu() for t in seen]
+        layout = recognise(shape, touched, free_rows=rule.free_rows)
+        if layout is None and any(bool(t.any()) for t in touched):
+            raise UnprovenError(f"{step.describe()}: which of its rows belong to which sample cannot be told")
+        return layout
 
 
 def _covers(rule: Rule, seen: Seen) -> bool:

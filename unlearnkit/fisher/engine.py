@@ -224,7 +224,7 @@ class Engine(Accumulator):
         if new:
             warnings.warn(
                 f"no rule for {'; '.join(new)}: differentiated one sample at a time, that function alone, exactly but "
-                "for one small forward and backward pass of it for each sample: see register_rule",
+                "for one small forward and backward pass of it for each sample and weight: see register_rule",
                 UnlearnKitWarning,
                 stacklevel=2,
             )

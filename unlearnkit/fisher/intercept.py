@@ -12,7 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from unlearnkit.fisher.rule import Call, rule_for
 from unlearnkit.fisher.script import Action, Step, UnprovenError
-from unlearnkit.fisher.tap import Sink, tap
+from unlearnkit.fisher.tap import Gradients, Sink, tap, tap_all
+from unlearnkit.fisher.written_out import hindrance, written_out
 
 _CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 _IN_PLACE = frozenset(
@@ -62,7 +63,7 @@ class Guide(abc.ABC):
 
     @abc.abstractmethod
     def sink(self, step: Step, call: Call, y: Any) -> Sink:
-        """Return what receives the gradient of a claimed call's output ``y``."""
+        """Return what receives the gradients of a claimed call's output ``y``."""
 
     def passed(self, function: Callable[..., Any], tensors: list[Tensor], result: Any) -> None:
         """Look at a call without parameters; by default nothing is done."""
@@ -151,8 +152,11 @@ class Interceptor(TorchFunctionMode):
                 )
             return result
         if step.action is Action.ENTER:
+            reason = hindrance(seen.function, seen.args)
+            if reason is not None:
+                raise UnprovenError(f"{step.describe()}: {reason}")
             with self:
-                return inside(seen.function)(*seen.args, **seen.kwargs)
+                return entered(seen.function)(*seen.args, **seen.kwargs)
         return self._derive(seen) if step.action is Action.DERIVE else self._claim(seen, step)
 
     def _derive(self, seen: Seen) -> Any:
@@ -174,6 +178,8 @@ class Interceptor(TorchFunctionMode):
             call = attrs.evolve(call, saved=tuple(t.detach().clone() for t in call.saved))
         y = self._run(seen)
         sink = self._guide.sink(step, call, y)
+        if not isinstance(y, Tensor):
+            return tap_all(y, self.anchor, sink, call.saved)
         if not step.rule.functions and not y._is_view():  # noqa: SLF001 - torch has no public name for it
             y = y.clone()  # any function at all may have kept its result, which a tap edits
         return tap(y, self.anchor, sink, call.saved, fresh=step.rule.fresh)
@@ -189,7 +195,7 @@ class Interceptor(TorchFunctionMode):
             return tap(self._run(seen), self.anchor, _ignore, call.saved, fresh=rule is not None and rule.fresh)
         if enterable(seen.function):
             with self:
-                return inside(seen.function)(*seen.args, **seen.kwargs)
+                return entered(seen.function)(*seen.args, **seen.kwargs)
         return seen.run()
 
 
@@ -207,15 +213,27 @@ def in_place(function: Callable[..., Any]) -> bool:
 
 
 def enterable(function: Callable[..., Any]) -> bool:
-    """Say whether a function is written in Python, so that its own calls can be seen.
+    """Say whether the calls that a function makes can be seen: it is written in Python, or written out by us.
 
     Args:
         function: Any function of torch.
 
     Returns:
-        True when `inside` works on it.
+        True when `entered` works on it.
     """
-    return isinstance(function, types.FunctionType)
+    return isinstance(function, types.FunctionType) or written_out(function) is not None
+
+
+def entered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what to run in the place of a function so that the calls in it are seen.
+
+    Args:
+        function: One that is `enterable`.
+
+    Returns:
+        A function of the same arguments and results.
+    """
+    return written_out(function) or inside(function)
 
 
 def inside(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -230,15 +248,15 @@ def inside(function: Callable[..., Any]) -> Callable[..., Any]:
     Returns:
         A copy of it; the original is untouched.
     """
-    assert isinstance(function, types.FunctionType), "see enterable"
+    assert isinstance(function, types.FunctionType), "a function written in Python"
     around = {**function.__globals__, **dict.fromkeys(_CHECKS, _nothing)}
     copy = types.FunctionType(function.__code__, around, function.__name__, function.__defaults__, function.__closure__)
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
 
 
-def _ignore(g: Tensor, saved: tuple[Tensor, ...]) -> None:
-    del g, saved
+def _ignore(gradients: Gradients, saved: tuple[Tensor, ...]) -> None:
+    del gradients, saved
 
 
 def _nothing(*_: Any) -> bool:

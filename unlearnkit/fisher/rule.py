@@ -57,7 +57,8 @@ class Rule(abc.ABC):
 
     functions: ClassVar[tuple[Callable[..., Any], ...]]
     free_rows: ClassVar[bool] = False
-    """Whether all leading dimensions are alike, so that the batch may stand in dimension 1."""
+    """Whether all leading dimensions are alike and the gradients of their rows add up, so that the batch may stand in
+    dimension 1, and calls with one weight and no options may be joined to one call with more rows."""
     converts: ClassVar[bool] = True
     """Whether ``g`` and the saved tensors are to come in the dtype of the totals."""
     fresh: ClassVar[bool] = False

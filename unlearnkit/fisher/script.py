@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any, final
 
 import attrs
-from torch import Tensor
 
-from unlearnkit.fisher.layout import Layout
+from unlearnkit.fisher.layout import Layout, Order
 from unlearnkit.fisher.rule import Rule, name_of
+from unlearnkit.fisher.tap import results
 
 
 @final
@@ -36,16 +36,21 @@ class Step:
         function: What is called.
         names: The parameters, or made-of-parameters tensors, among its arguments.
         rule: For ``CLAIM``.
-        shape: For ``CLAIM``: the shape of its output in the probe.
-        layout: For ``CLAIM``: how its rows belong to samples; None when the probe's gradients were all zero here.
+        shapes: For ``CLAIM``: the shapes of its floating results in the probe.
+        layouts: For ``CLAIM``: how the rows of each belong to samples; None where the probe's gradients were all zero.
     """
 
     action: Action
     function: Callable[..., Any]
     names: tuple[str, ...]
     rule: Rule | None = None
-    shape: tuple[int, ...] = ()
-    layout: Layout | None = None
+    shapes: tuple[tuple[int, ...], ...] = ()
+    layouts: tuple[Layout | None, ...] = ()
+
+    @property
+    def inputs(self) -> Layout | None:
+        """How what the rule saves is laid out: as its one result, or with the samples in front."""
+        return self.layouts[0] if len(self.layouts) == 1 else Layout(order=Order.MAJOR, rows=1)
 
     def describe(self) -> str:
         """Say what this is in a message.
@@ -65,13 +70,14 @@ class Step:
         Raises:
             UnprovenError: Another shape.
         """
-        if self.layout is None:
-            return
-        head = self.layout.length(samples)
-        expected = (*head, *self.shape[len(head) :])
-        if not isinstance(y, Tensor) or tuple(y.shape) != expected:
-            seen = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-            raise UnprovenError(f"{self.describe()}: expected an output of shape {expected}, saw {seen}")
+        found = results(y)
+        if len(found) != len(self.shapes):
+            raise UnprovenError(f"{self.describe()}: expected {len(self.shapes)} outputs, saw {len(found)}")
+        for t, shape, layout in zip(found, self.shapes, self.layouts, strict=True):
+            head = layout.length(samples) if layout is not None else tuple(t.shape)
+            expected = (*head, *shape[len(head) :])
+            if layout is not None and tuple(t.shape) != expected:
+                raise UnprovenError(f"{self.describe()}: expected an output of shape {expected}, saw {tuple(t.shape)}")
 
 
 @final
@@ -91,7 +97,7 @@ class Script:
         derived = {name for step in steps if step.action is Action.DERIVE for name in step.names}
         self.shared = frozenset(derived | {name for name, times in used.items() if times > 1})
         """Parameters used more than once, or through tensors made of them."""
-        self.doubtful = any(step.action is Action.CLAIM and step.layout is None for step in steps)
+        self.doubtful = any(step.action is Action.CLAIM and None in step.layouts for step in steps)
         """Whether some layer got no gradient in the probe, so that its layout is not known."""
 
     def start(self) -> None:
