@@ -28,7 +28,7 @@ shards
 batches chunks compiled factories files mixing options overrides parameters structure
 checkpoint discovery feeding journal objective patch provenance sealed
 guard importance language precision report sweep
-importance_file evidence metric estimator scores
+importance_file sharded_file evidence metric estimator scores
 distributed unlearner distillation finetuning
 elementwise fisher
 hookspecs registry

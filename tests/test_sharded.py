@@ -1,7 +1,5 @@
 """Models that are sharded over 2 and 3 processes (gloo) against the same model in one."""
 
-import multiprocessing
-
 import pytest
 import torch
 from pieces import (
@@ -10,34 +8,16 @@ from pieces import (
     algebra,
     batches,
     edits,
-    enter,
     estimates,
     importances,
     mlp,
     network,
     refusals,
+    together,
 )
 
 from unlearnkit import CrossEntropy, Evidence
 from unlearnkit.parameters import digest
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pieces"])  # imports torch once, not once for every process
-
-
-def together(folder, work, case="", *, size=2):
-    """Run some work on every rank; return what each wrote, a value or the text of an error."""
-    processes = [CONTEXT.Process(target=enter, args=(rank, size, str(folder), work, case)) for rank in range(size)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    return [_written(folder, rank) for rank in range(size)]
-
-
-def _written(folder, rank):
-    said = folder / f"{rank}.txt"
-    return said.read_text() if said.exists() else torch.load(folder / f"{rank}.pt", weights_only=False)
 
 
 def assert_same(found, one, *, rtol=1e-12):

@@ -1,5 +1,6 @@
 """What each of several processes does in the tests of sharded models."""
 
+import multiprocessing
 import os
 import traceback
 import warnings
@@ -29,9 +30,11 @@ from unlearnkit import (
     Evidence,
     Pipeline,
     SketchedFisher,
+    StoreError,
     UnlearnKitError,
 )
 from unlearnkit.parameters import digest
+from unlearnkit.sharded_file import load_sharded, save_sharded
 from unlearnkit.shards import is_sharded, local, whole
 
 
@@ -176,6 +179,32 @@ def refusals(folder, case):
     return said
 
 
+def saves(folder, case):
+    """Save an importance that is sharded over these processes, and read it again; the first one's failure too."""
+    model = fsdp(network())
+    forget, _ = importances(model)
+    save_sharded(forget, folder / "importance")
+    found = load_sharded(folder / "importance", model)
+    with pytest.raises(StoreError, match=r"cannot write"):
+        save_sharded(forget, folder / "meet" / "no folder")  # a file stands there
+    return gathered(found), gathered(forget)
+
+
+def reads(folder, path):
+    """Read what other processes wrote, for a sharded model, and edit with it."""
+    model = fsdp(network())
+    forget = load_sharded(path, model)
+    METHODS["prune"].unlearn(model, Evidence(forget=forget))
+    return {"importance": gathered(forget), "after": digest(model)}
+
+
+def damaged(folder, path):
+    """Read a folder in which one file of several is damaged."""
+    with pytest.raises(StoreError) as found:
+        load_sharded(path, fsdp(network()))
+    return str(found.value)
+
+
 def algebra(folder, case):
     """Return what importances on pieces are made into."""
     forget, reference = importances(fsdp(network()))
@@ -202,3 +231,22 @@ def enter(rank, size, folder, work, case):
         os._exit(1)  # the others must not wait for this one
     dist.barrier()
     dist.destroy_process_group()
+
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["pieces"])  # imports torch once, not once for every process
+
+
+def together(folder, work, case="", *, size=2):
+    """Run some work on every rank; return what each wrote, a value or the text of an error."""
+    processes = [CONTEXT.Process(target=enter, args=(rank, size, str(folder), work, case)) for rank in range(size)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [_written(folder, rank) for rank in range(size)]
+
+
+def _written(folder, rank):
+    said = folder / f"{rank}.txt"
+    return said.read_text() if said.exists() else torch.load(folder / f"{rank}.pt", weights_only=False)
