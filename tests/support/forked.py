@@ -6,7 +6,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOADED = ["crashing", "overwriting"]
+_PRELOADED = ["crashing", "overwriting", "pieces"]
 
 
 def _serve():
@@ -42,3 +42,18 @@ def run(target, *arguments, kill_after=None, **options):
         process.kill()
         process.join()
     return process.exitcode
+
+
+def run_all(target, arguments):
+    """Call a function in several processes at once, and wait for all of them.
+
+    Args:
+        target: A function of a module of its own.
+        arguments: The arguments of each process.
+    """
+    _serve()
+    processes = [CONTEXT.Process(target=target, args=each) for each in arguments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()

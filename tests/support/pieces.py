@@ -1,6 +1,5 @@
 """What each of several processes does in the tests of sharded models."""
 
-import multiprocessing
 import os
 import traceback
 import warnings
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import final
 
 import attrs
+import forked
 import pytest
 import torch
 import torch.distributed as dist
@@ -233,17 +233,9 @@ def enter(rank, size, folder, work, case):
     dist.destroy_process_group()
 
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pieces"])  # imports torch once, not once for every process
-
-
 def together(folder, work, case="", *, size=2):
     """Run some work on every rank; return what each wrote, a value or the text of an error."""
-    processes = [CONTEXT.Process(target=enter, args=(rank, size, str(folder), work, case)) for rank in range(size)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
+    forked.run_all(enter, [(rank, size, str(folder), work, case) for rank in range(size)])
     return [_written(folder, rank) for rank in range(size)]
 
 
