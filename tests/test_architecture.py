@@ -26,6 +26,7 @@ LAYERS = """
 errors frozen memory progress rng suggest tracing
 shards
 batches chunks compiled factories files mixing options overrides parameters structure
+saving
 checkpoint discovery feeding journal objective patch provenance sealed
 guard importance language precision report sweep
 importance_file sharded_file evidence metric estimator scores

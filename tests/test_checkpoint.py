@@ -274,7 +274,7 @@ def test_a_failure_leaves_the_old_file(path, monkeypatch):
         file.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("unlearnkit.checkpoint.save_file", fail)
+    monkeypatch.setattr("unlearnkit.saving.save_file", fail)
     with pytest.raises(StoreError, match=r"cannot write .*model.safetensors: disk full"):
         save_checkpoint(small_cnn(), path)
     assert path.read_bytes() == old

@@ -290,7 +290,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     def full_disk(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("unlearnkit.importance_file.save_file", full_disk)
+    monkeypatch.setattr("unlearnkit.saving.save_file", full_disk)
     with pytest.raises(StoreError, match=r"cannot write .*No space left"):
         importance([1.0, 1.0]).save(path)
     assert path.read_bytes() == before

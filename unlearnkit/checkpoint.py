@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unlearnkit.errors import ConfigurationError, StoreError, raise_all
-from unlearnkit.files import atomic_write
+from unlearnkit.saving import save_tensors
 
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")  # what torch.save writes now, and what it wrote before 1.6
 _PICKLE_SUFFIXES = {".pt", ".pth", ".pkl", ".bin"}
@@ -53,7 +52,9 @@ def save_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, s
     write_checkpoint(model_state(model), path, text)
 
 
-def load_checkpoint(model: nn.Module, path: str | Path, *, allow_pickle: bool = False) -> dict[str, str]:
+def load_checkpoint(
+    model: nn.Module, path: str | Path, *, allow_pickle: bool = False, undo: bool = True
+) -> dict[str, str]:
     """Load weights and buffers into a model; nothing is loaded unless everything fits.
 
     Args:
@@ -61,6 +62,8 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, allow_pickle: bool = 
         path: What `save_checkpoint` wrote, or another safetensors file of a state dict, or with ``allow_pickle``
             what ``torch.save(model.state_dict(), path)`` wrote.
         allow_pickle: Whether to read a pickle, with ``weights_only=True``: do so only for files you trust.
+        undo: Whether to copy the model first, so that it is put back when loading is interrupted half way. False needs
+            no memory for that: for a new model, which is thrown away then.
 
     Returns:
         The metadata; empty for a pickle.
@@ -75,7 +78,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, allow_pickle: bool = 
     groups = _tied(state)
     raise_all(_problems(state, groups, found), where=f"{path} does not fit {type(model).__name__}")
     values = {name: next(found[n] for n in names if n in found) for names in groups for name in names}
-    _load(model, values)
+    _load(model, values, undo=undo)
     return metadata
 
 
@@ -115,13 +118,7 @@ def write_checkpoint(state: Mapping[str, Tensor], path: str | Path, metadata: Ma
     Raises:
         StoreError: The file cannot be written.
     """
-    # Copies, because safetensors refuses tensors that share memory, as views into one flat buffer do.
-    tensors = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in state.items()}
-    with atomic_write(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata=dict(metadata or {}))
-        except (SafetensorError, OSError) as error:
-            raise StoreError(f"cannot write {path}: {error}") from error
+    save_tensors(state, path, metadata)
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
@@ -169,12 +166,13 @@ def _differences(name: str, expected: Tensor, seen: Tensor) -> list[str]:
     return problems
 
 
-def _load(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+def _load(model: nn.Module, values: Mapping[str, Tensor], *, undo: bool) -> None:
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()} if undo else {}
     try:
-        model.load_state_dict({key: values[key.replace(_PREFIX, "")] for key in before})
+        model.load_state_dict({key: values[key.replace(_PREFIX, "")] for key in model.state_dict()})
     except BaseException:  # a module may have a loading hook of its own that fails half way
-        model.load_state_dict(before, strict=False)
+        if undo:
+            model.load_state_dict(before, strict=False)
         raise
 
 

@@ -134,7 +134,7 @@ class Experiment:
         if not Path(path).exists():
             raise StoreError(f"{key}: {path} is not there: make it with `unlearnkit train CONFIG.toml`")
         model = self.fresh_model()
-        metadata = load_checkpoint(model, path, allow_pickle=self.config.model.allow_pickle)
+        metadata = load_checkpoint(model, path, allow_pickle=self.config.model.allow_pickle, undo=False)
         return model.eval(), metadata
 
     def splits(self) -> dict[str, LabelledImages]:

@@ -10,13 +10,12 @@ import attrs
 import cattrs
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from unlearnkit.errors import StoreError, UnlearnKitError, UnsupportedModelError
-from unlearnkit.files import atomic_write
 from unlearnkit.importance import Importance
 from unlearnkit.provenance import BatchTrail, Fingerprint
+from unlearnkit.saving import save_tensors
 from unlearnkit.shards import is_sharded
 
 _FORMAT = "unlearnkit-importance-1"
@@ -47,14 +46,9 @@ def save(importance: Importance, path: str | Path) -> None:
             "order": importance.trail.order,
         },
     }
-    # Copies, because safetensors refuses tensors that share memory.
-    tensors = {name: total.to("cpu", copy=True).contiguous() for name, total in importance.totals.items()}
     text = json.dumps(header)
-    with atomic_write(Path(path)) as temporary:
-        try:
-            save_file(tensors, temporary, {"format": _FORMAT, "importance": text, "digest": _digest(text, tensors)})
-        except (OSError, SafetensorError) as error:
-            raise StoreError(f"cannot write {path}: {error}") from error
+    metadata = {"format": _FORMAT, "importance": text, "digest": _digest(text, importance.totals)}
+    save_tensors(importance.totals, path, metadata)
 
 
 def load(path: str | Path) -> Importance:
@@ -101,7 +95,8 @@ def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
     state = hashlib.blake2b(header.encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         state.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        plain = tensor.detach().to("cpu").contiguous()
+        state.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()
 
 

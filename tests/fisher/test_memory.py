@@ -3,8 +3,8 @@
 import pytest
 import torch
 from fisher_oracle import distance, engine_only, estimate, oracle
+from peaks import peak
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
 from unlearnkit import CrossEntropy, DiagonalFisher, Objective, UnlearnKitWarning, fisher_statistics
 from unlearnkit.fisher.general import SquaredGradients
@@ -146,18 +146,6 @@ def test_groups_and_batch_gradients_survive_running_out():
         assert seen.groups[key].count == one.count
     assert distance(seen.batched.totals, {n: t.double() for n, t in expected.batched.totals.items()}) < 1e-5
     assert distance(seen.absolute.totals, {n: t.double() for n, t in expected.absolute.totals.items()}) < 1e-5
-
-
-def peak(run):
-    """The most bytes that torch's CPU allocator held at one time during a call, beyond those held before it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as prof:
-        run()
-    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
 
 
 def plain(model, batch):

@@ -17,7 +17,6 @@ from unlearnkit.errors import StoreError
 from unlearnkit.parameters import digest
 from unlearnkit.provenance import Fingerprint, Role
 from unlearnkit.store import Edit, ImportanceStore
-from unlearnkit.store import shards as shards_module
 
 KIND = Fingerprint(estimator="diagonal-fisher", unit="sample", precision="gradients float64, totals float64")
 
@@ -274,7 +273,7 @@ def test_a_full_disk_leaves_the_old_state(store, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shards_module, "save_file", full)
+    monkeypatch.setattr("unlearnkit.saving.save_file", full)
     with pytest.raises(StoreError, match="No space left on device"):
         store.put("bee", importance(1.0, 1.0))
     with pytest.raises(StoreError, match="No space left on device"):

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from unlearnkit.deletion.population import Population, Rows
-from unlearnkit.errors import StoreError
+from unlearnkit.errors import StoreError, raise_all
 from unlearnkit.importance import Importance
 from unlearnkit.provenance import Role
-from unlearnkit.store import ImportanceStore
+from unlearnkit.store import ImportanceStore, difference, on_disk, summed
 
 
 @final
@@ -45,7 +45,7 @@ def find(
         role: ``full`` to compare with all samples, ``retain`` with those that stay.
 
     Returns:
-        Importances in float64 on the CPU, of the model in use.
+        Importances on the CPU, of the model in use, as memory maps: the largest models' do not fit into memory.
 
     Raises:
         StoreError: The store does not cover the population.
@@ -53,14 +53,13 @@ def find(
     groups, whole = population.groups, population.whole(rows)
     _check_cover(store, {key: len(members) for key, members in groups.items()})
     cut = {key: members[np.isin(members, rows)] for key, members in groups.items() if key not in whole}
-    parts = {key: measure(part) for key, part in cut.items() if len(part)}
+    parts = {key: _put_down(measure(part)) for key, part in cut.items() if len(part)}
     total = store.total()
-    pieces = [*([store.groups(whole)] if whole else []), *(_of(part, total) for part in parts.values())]
-    forget = pieces[0]
-    for piece in pieces[1:]:
-        forget = forget.merge(piece)
-    forget = attrs.evolve(forget, role=Role.FORGET)
-    reference = total if role is Role.FULL else attrs.evolve(_wide(total).subtract(_wide(forget)), role=role)
+    forget = _sum([*([store.groups(whole)] if whole else []), *(_of(part, total) for part in parts.values())])
+    if role is Role.FULL:
+        reference = total
+    else:
+        reference = _without(total, forget, eps=store.rounding) if parts else store.rest(whole)
     return Found(forget=forget, reference=reference, whole=whole, parts=parts)
 
 
@@ -76,10 +75,38 @@ def _check_cover(store: ImportanceStore, sizes: dict[str, int]) -> None:
 
 def _of(part: Importance, total: Importance) -> Importance:
     """Take what was measured on the older model as an importance of the one in use: the store says how old it is."""
-    current = attrs.evolve(part.fingerprint, model=total.fingerprint.model)
-    dtype = next(iter(total.totals.values())).dtype
-    return attrs.evolve(part.to("cpu", dtype), fingerprint=current)
+    return attrs.evolve(part, fingerprint=attrs.evolve(part.fingerprint, model=total.fingerprint.model))
 
 
-def _wide(importance: Importance) -> Importance:
-    return importance.to(dtype=torch.float64)
+def _put_down(measured: Importance) -> Importance:
+    return attrs.evolve(measured, totals=on_disk(measured.totals.items()))
+
+
+def _sum(pieces: list[Importance]) -> Importance:
+    first, *others = pieces
+    if not others:
+        return attrs.evolve(first, role=Role.FORGET)
+    trail = first.trail
+    for other in others:
+        problems = [*first.name_problems(other.totals, shapes_only=True), *first.kind_problems(other)]
+        raise_all(problems, where="two importances do not match")
+        trail = trail.then(other.trail)
+    return attrs.evolve(
+        first,
+        totals=on_disk(summed([piece.totals for piece in pieces], torch.float64)),
+        count=sum(piece.count for piece in pieces),
+        samples=sum(piece.samples for piece in pieces),
+        role=Role.FORGET,
+        trail=trail,
+    )
+
+
+def _without(total: Importance, part: Importance, *, eps: float) -> Importance:
+    rest = difference(total.totals, part.totals, terms=total.count, eps=eps, lost=[])
+    return attrs.evolve(
+        total,
+        totals=on_disk(rest),
+        count=total.count - part.count,
+        samples=total.samples - part.samples,
+        role=Role.RETAIN,
+    )

@@ -175,7 +175,7 @@ class Ledger:
             StoreError: Its file is missing or was changed.
         """
         self.check_model(kept)
-        load_checkpoint(model, self._model_path(kept.digest))
+        load_checkpoint(model, self._model_path(kept.digest), undo=False)
         return model.eval()
 
     def check_model(self, kept: KeptModel) -> None:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from unlearnkit.errors import StoreError, raise_all
-from unlearnkit.files import atomic_write
 from unlearnkit.parameters import digest_tensors
 from unlearnkit.patch.edit import Patch
 from unlearnkit.patch.tensor import TensorPatch
+from unlearnkit.saving import save_tensors
 
 FORMAT = "unlearnkit-patch-1"
 _PARTS = ("index", "factor", "value_index", "value", "old")
@@ -31,18 +30,14 @@ def save(patch: Patch, path: str | Path) -> None:
         StoreError: It cannot be written.
     """
     tensors = {
-        f"{part}/{name}": getattr(one, part).contiguous().clone()
+        f"{part}/{name}": getattr(one, part)
         for name, one in patch.tensors.items()
         for part in _PARTS
         if getattr(one, part) is not None
     }
     header = json.dumps({"before": patch.before, "after": patch.after, "about": dict(patch.about)})
     metadata = {"format": FORMAT, "patch": header, "digest": _seal(header, tensors)}
-    with atomic_write(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata)
-        except (SafetensorError, OSError) as error:
-            raise StoreError(f"cannot write {path}: {error}") from error
+    save_tensors(tensors, path, metadata)
 
 
 def load(path: str | Path) -> Patch:

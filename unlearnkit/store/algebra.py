@@ -7,7 +7,9 @@ import attrs
 import torch
 from torch import Tensor
 
+from unlearnkit.chunks import chunk_size, chunks
 from unlearnkit.errors import raise_all
+from unlearnkit.parameters import extremes
 
 LOST = 0.01
 """A difference whose relative rounding error is likely larger than this has lost its digits to cancellation."""
@@ -39,11 +41,15 @@ def summed(parts: Sequence[Mapping[str, Tensor]], dtype: torch.dtype) -> Iterato
     Yields:
         Name and sum.
     """
-    for name, first in parts[0].items():
-        total = first.to(torch.float64, copy=True)
-        for part in parts[1:]:
-            total += part[name]
-        yield name, total.to(dtype)
+    for name in parts[0]:
+        yield name, _sum([part[name] for part in parts]).to(dtype)
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    total = tensors[0].to(torch.float64, copy=True)
+    for tensor in tensors[1:]:
+        total += tensor
+    return total
 
 
 def difference(
@@ -60,7 +66,7 @@ def difference(
         whole: Totals.
         part: Totals of some of the same samples.
         terms: How many terms the whole has.
-        eps: Rounding error of one addition, in the precision in which the totals were made.
+        eps: Rounding error of one step, in the coarsest precision of gradients and totals.
         lost: Receives one entry for each parameter that has such weights.
 
     Yields:
@@ -69,16 +75,25 @@ def difference(
     Raises:
         MismatchError: The part is larger than the whole: it was not a part of it.
     """
-    for name, total in whole.items():
+    for name in whole:
+        yield name, _rest(name, whole[name], part[name], terms=max(4, terms), eps=eps, lost=lost)
+
+
+def _rest(name: str, whole: Tensor, part: Tensor, *, terms: int, eps: float, lost: list[Cancellation]) -> Tensor:
+    """Subtract, in pieces: nothing but the result is of the size of the whole."""
+    rest = torch.empty_like(whole, dtype=torch.float64)
+    top, gone, below = extremes(whole)[1], 0, 0.0
+    for total, taken, left in chunks(whole, part, rest, limit=chunk_size(rest.device)):
         wide = total.to(torch.float64)
-        rest = wide - part[name]
-        larger = rest < -wide * (eps * max(4, terms))
-        raise_all(
-            [f"{name}: the part is larger than the whole by {float(-rest.min()):.3g}"] if bool(larger.any()) else [],
-            where="taking a part out of a store",
-        )
-        likely = wide * (eps * max(4, terms) ** 0.5)
-        gone = int(torch.count_nonzero((likely > LOST * rest.abs()) & (part[name] > 0)))
-        if gone:
-            lost.append(Cancellation(name=name, entries=gone, of=total.numel()))
-        yield name, rest.clamp_(min=0)
+        torch.sub(wide, taken, out=left)
+        # A gradient is off by eps of the large ones beside it, from whose sums it was made: g² then by 2·g·eps·g_top.
+        allowed = (wide + 2 * (wide * top).sqrt() + eps * top).mul_(eps * terms)
+        if bool((left < -allowed).any()):
+            below = min(below, float(left.min()))
+        gone += int(torch.count_nonzero((wide * (eps * terms**0.5) > LOST * left.abs()) & (taken > 0)))
+        left.clamp_(min=0)
+    problems = [f"{name}: the part is larger than the whole by {-below:.3g}"] if below < 0 else []
+    raise_all(problems, where="taking a part out of a store")
+    if gone:
+        lost.append(Cancellation(name=name, entries=gone, of=whole.numel()))
+    return rest

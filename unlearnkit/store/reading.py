@@ -1,7 +1,7 @@
 """From a manifest to importances, as memory maps; and what may be added to them."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ from unlearnkit.suggest import nearest
 
 T = TypeVar("T")
 _TRIES = 5
+_COARSE_FIRST = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def stable(folder: Path, read: Callable[[StoreManifest], T]) -> T:
@@ -107,12 +108,23 @@ def sum_of(folder: Path, manifest: StoreManifest, keys: tuple[str, ...], role: R
     entries = [entry_of(manifest, key) for key in keys]
     if len(entries) == 1:
         return importance_of(folder, manifest, entries[0], role)
-    parts = [read_shards(folder, entry.shards) for entry in entries]
-    with tempfile.TemporaryDirectory(prefix="unlearnkit-", ignore_cleanup_errors=True) as scratch:
-        shards = write_shards(Path(scratch), summed(parts, torch.float64))
-        totals = read_shards(Path(scratch), shards, verify=False)
+    totals = on_disk(summed([read_shards(folder, entry.shards) for entry in entries], torch.float64))
     whole = Entry(shards=(), count=sum(e.count for e in entries), samples=sum(e.samples for e in entries))
     return importance_of(folder, manifest, whole, role, totals)
+
+
+def on_disk(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Put tensors into a temporary file as they come, and return them as memory maps of it.
+
+    Args:
+        tensors: Name and tensor; read once, one after the other.
+
+    Returns:
+        Name to tensor. The file is deleted already, and its space is free when the last of them is gone. It lies where
+        the environment variable ``TMPDIR`` says: on some systems that is memory after all.
+    """
+    with tempfile.TemporaryDirectory(prefix="unlearnkit-", ignore_cleanup_errors=True) as scratch:
+        return read_shards(Path(scratch), write_shards(Path(scratch), tensors), verify=False)
 
 
 def check_kind(folder: Path, manifest: StoreManifest, importance: Importance) -> None:
@@ -136,14 +148,16 @@ def check_kind(folder: Path, manifest: StoreManifest, importance: Importance) ->
 
 
 def rounding(manifest: StoreManifest) -> float:
-    """Return the rounding error of one addition in the coarsest of the steps that made the totals.
+    """Return the rounding error of one step in the coarsest of the precisions that made the totals.
+
+    Gradients count too: those of one sample differ in their last digits with the batch that it is measured in.
 
     Args:
         manifest: Of the store.
 
     Returns:
-        The machine epsilon of float32 or float64.
+        A machine epsilon.
     """
-    measured = manifest.fingerprint.precision if manifest.fingerprint else ""
-    double = manifest.precision == "float64" and "totals float32" not in measured
-    return torch.finfo(torch.float64 if double else torch.float32).eps
+    measured = f"{manifest.precision} {manifest.fingerprint.precision if manifest.fingerprint else ''}"
+    coarsest = next(dtype for dtype in _COARSE_FIRST if str(dtype).removeprefix("torch.") in measured)
+    return torch.finfo(coarsest).eps

@@ -4,17 +4,16 @@ import hashlib
 import re
 import secrets
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import final
 
 import attrs
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from unlearnkit.errors import StoreError
-from unlearnkit.files import atomic_write
+from unlearnkit.saving import save_tensors
 
 SHARD_BYTES = 64 << 20
 """Small tensors share a file of about this size; a larger tensor has a file of its own."""
@@ -42,18 +41,19 @@ class Shard:
             raise StoreError(f"expected a shard's name as 0123456789abcdef.safetensors, saw {value!r}")
 
 
-def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], *, limit: int = SHARD_BYTES) -> tuple[Shard, ...]:
-    """Write tensors as they come, so that no more than one file's worth of them is in memory.
+def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], *, limit: int | None = None) -> tuple[Shard, ...]:
+    """Write tensors as they come: besides ``limit`` bytes, no more than one of them is in memory.
 
     Args:
         folder: Must exist.
         tensors: Name and tensor; any iterable, read once.
-        limit: Bytes after which a file is closed.
+        limit: Bytes after which a file is closed; `SHARD_BYTES` when left out.
 
     Returns:
         The files, in order.
     """
-    return tuple(_write_shard(folder, part) for part in _parts(tensors, limit))
+    # Not a loop: it would hold a file's tensors while those of the next one are made.
+    return tuple(map(partial(_write_shard, folder), _parts(tensors, limit or SHARD_BYTES)))
 
 
 def read_shards(folder: Path, shards: Iterable[Shard], *, verify: bool = True) -> dict[str, Tensor]:
@@ -129,23 +129,15 @@ def _parts(tensors: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[s
             part, size = {}, 0
         part[name] = tensor
         size += new
+        del tensor  # or it would stay while the next one is made
+        if size >= limit:
+            yield part
+            part, size = {}, 0
     if part:
         yield part
 
 
 def _write_shard(folder: Path, tensors: dict[str, Tensor]) -> Shard:
     path = folder / f"{secrets.token_hex(8)}.safetensors"
-    with atomic_write(path) as temporary:
-        try:
-            save_file({name: _plain(tensor) for name, tensor in tensors.items()}, temporary)
-        except (SafetensorError, OSError) as error:
-            raise StoreError(f"cannot write {path}: {error}: nothing was changed") from error
-        digest = file_digest(temporary)
-    return Shard(path.name, digest)
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Make what safetensors takes: on the CPU, contiguous, and sharing its memory with nobody."""
-    plain = tensor.detach().to("cpu").contiguous()
-    whole = plain.untyped_storage().nbytes() == plain.numel() * plain.element_size()
-    return plain if whole and plain.data_ptr() != 0 else torch.clone(plain)
+    save_tensors(tensors, path, hint=": nothing was changed")
+    return Shard(path.name, file_digest(path))

@@ -108,6 +108,11 @@ class ImportanceStore:
         """The groups, in the order in which they were put."""
         return tuple(self.manifest.groups)
 
+    @property
+    def rounding(self) -> float:
+        """The rounding error of one addition in the coarsest of the steps that made the totals."""
+        return rounding(self.manifest)
+
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def group(self, key: str) -> Importance:

@@ -76,8 +76,11 @@ class Writer:
         Returns:
             What a manifest says of them.
         """
-        shards = write_shards(self.folder, ((name, tensor.to(self.dtype)) for name, tensor in tensors))
+        shards = write_shards(self.folder, map(self._narrow, tensors))
         return Entry(shards=shards, count=count, samples=samples)
+
+    def _narrow(self, named: tuple[str, Tensor]) -> tuple[str, Tensor]:
+        return named[0], named[1].to(self.dtype)
 
     def commit(self, groups: Mapping[str, Entry], *, added: Entry | None = None, **changes: Any) -> None:
         """Make the total, put the manifest in place, and delete what it does not refer to any more.

@@ -1,0 +1,81 @@
+"""How much memory a request takes beyond the model: two times its largest tensor, and what changes."""
+
+import shutil
+import warnings
+
+import heavy
+import pytest
+from peaks import peak, peak_of_python, uncounted_maps
+
+from unlearnkit import Importance
+from unlearnkit.config import load_config
+from unlearnkit.deletion import Deletion
+from unlearnkit.store import shards
+from unlearnkit.trainer import train_original
+
+MIB = 1 << 20
+CONSTANT = 4 * MIB
+"""For small tensors that share a file, and for the pieces that a sum or a rule works on at a time."""
+MODEL = sum(p.nbytes for p in heavy.network().parameters())
+
+
+@pytest.fixture(scope="module")
+def heavy_root(tmp_path_factory):
+    """A configuration and its started ledger."""
+    root = tmp_path_factory.mktemp("heavy")
+    (root / "heavy.toml").write_text(heavy.TOML.format(root=root))
+    config = load_config(root / "heavy.toml")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # float32 squares of so deep a network underflow, which does not matter here
+        train_original(config)
+        Deletion.load(config).start()
+    return root
+
+
+@pytest.fixture
+def deletion(heavy_root, tmp_path, monkeypatch):
+    """Makes a deletion on a ledger of the test's own, in which the memory of `work` can be counted."""
+    uncounted_maps(monkeypatch)
+    monkeypatch.setattr(shards, "SHARD_BYTES", MIB)  # a constant that the tensors of a real model are far above
+    shutil.copytree(heavy_root / "out" / "ledger", tmp_path / "ledger")
+    warnings.simplefilter("ignore")
+
+    def make(*settings):
+        return Deletion.load(
+            load_config(heavy_root / "heavy.toml", [f"deletion.folder='{tmp_path}/ledger'", *settings])
+        )
+
+    return make
+
+
+def held(work):
+    """Deal with a request; return the bytes beyond the model, and the receipt."""
+    most = peak(work.work) - MODEL
+    receipt = work.ledger.chain.read()[-1]
+    assert receipt.outcome == "forgotten"
+    assert 0 < receipt.edit["fraction"] < 0.1
+    return most, receipt
+
+
+@pytest.mark.parametrize("reference", ["full", "retain"])
+def test_a_request_for_a_group_holds_twice_the_largest_tensor(deletion, reference):
+    work = deletion(f"importance.reference='{reference}'")
+    work.ask("ticket", groups=["1"])
+    most, _ = held(work)
+    assert most <= 2 * heavy.LARGEST + CONSTANT
+
+
+def test_a_request_for_some_samples_holds_no_more_once_they_are_measured(deletion, tmp_path, monkeypatch):
+    """A pass over data holds the totals of the whole model, as every pass does; it is over before the edit."""
+    work = deletion("importance.reference='retain'")
+    work.measure(work.ledger.state.base, [6, 7]).save(tmp_path / "measured")
+    monkeypatch.setattr(Deletion, "measure", lambda *_: Importance.load(tmp_path / "measured"))
+    work.ask("ticket", samples=[6, 7])
+    most, _ = held(work)
+    assert most <= 2 * heavy.LARGEST + CONSTANT
+
+
+def test_what_python_and_numpy_hold_is_little(deletion):
+    work = deletion()
+    work.ask("ticket", groups=["1"])
+    assert peak_of_python(work.work) < heavy.LARGEST

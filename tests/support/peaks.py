@@ -1,0 +1,42 @@
+"""How much memory a call takes, counted by the allocators and not by a clock or a neighbour."""
+
+import tracemalloc
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+def peak(run):
+    """The most bytes that torch's CPU allocator held at one time during a call, beyond those held before it.
+
+    Memory maps of files are in it, unless `uncounted_maps` was called.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as prof:
+        run()
+    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+def uncounted_maps(monkeypatch):
+    """Let safetensors map files in a way that the counter of torch does not see: the system can drop their pages."""
+
+    def from_file(filename, shared=False, nbytes=0):
+        assert not shared
+        return torch.from_numpy(np.memmap(filename, dtype=np.uint8, mode="c", shape=(nbytes,))).untyped_storage()
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", staticmethod(from_file))
+
+
+def peak_of_python(run):
+    """The same of what Python and numpy hold."""
+    tracemalloc.start()
+    try:
+        run()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
