@@ -214,6 +214,8 @@ class DeletionConfig:
         groups: The kind of label by which importances are kept apart; the training target when left out.
         budget: The largest loss of accuracy on retained test data that one edit may cost; beyond it, it is rolled back.
         keep: How many earlier models are kept, to be put back.
+        keep_as: What they are kept as: ``"patch"``, the old values of what an edit changed; ``"model"``, all weights;
+            or ``"smaller"``, the one of the two that takes less room.
         every: Batches after which an importance pass writes down how far it is.
     """
 
@@ -222,6 +224,7 @@ class DeletionConfig:
     groups: str = ""
     budget: float = option(0.02, at_least=0, at_most=1, doc="largest loss of accuracy on retained test data")
     keep: int = option(1, at_least=0, doc="earlier models kept, to be put back")
+    keep_as: str = option("smaller", choices=("smaller", "patch", "model"), doc="what earlier models are kept as")
     every: int = option(50, at_least=1, doc="batches between two checkpoints of an importance pass")
 
 

@@ -10,6 +10,8 @@ import torch
 from crashing import work
 
 from unlearnkit.deletion import Ledger, verify
+from unlearnkit.models import small_cnn
+from unlearnkit.parameters import digest
 
 SHORT = {"requests": ("ticket-1", "ticket-2"), "refresh": False}
 
@@ -47,9 +49,17 @@ def check(ledger, whole):
     for key in whole.store.keys:
         for name, total in whole.store.group(key).totals.items():
             assert torch.equal(total, ledger.store.group(key).totals[name]), (key, name)
+    assert [p.name for p in files(ledger, "models")] == [p.name for p in files(whole, "models")]
+    assert [m.digest for m in ledger.state.kept] == [m.digest for m in whole.state.kept]
+    for kept in ledger.state.models:
+        assert digest(ledger.load_model(kept, small_cnn(width=4))) == kept.digest
     names = {p.name for p in ledger.folder.rglob("*") if p.is_file()}
     left = {n for n in names if n.endswith((".tmp", ".part"))}
     assert left == set()
+
+
+def files(ledger, name):
+    return sorted((ledger.folder / name).iterdir())
 
 
 def interrupted(started, folder, whole, *, kill_at=None, kill_after=None, **scenario):

@@ -232,11 +232,11 @@ def test_a_missing_receipt_and_one_that_was_written_anew_are_found(three):
     with pytest.raises(StoreError, match="one is missing"):
         verify(three.ledger)
     (folder / "aside").rename(folder / "000002.json")
-    write_sealed(folder / "000004.json", attrs.evolve(last, reason="rewritten"), kind="unlearnkit-receipt-1")
+    write_sealed(folder / "000004.json", attrs.evolve(last, reason="rewritten"), kind="unlearnkit-receipt-2")
     with pytest.raises(StoreError, match="receipts were added or removed"):
         verify(three.ledger)
     second = three.ledger.chain.read()[1]
-    write_sealed(folder / "000002.json", attrs.evolve(second, samples=()), kind="unlearnkit-receipt-1")
+    write_sealed(folder / "000002.json", attrs.evolve(second, samples=()), kind="unlearnkit-receipt-2")
     with pytest.raises(StoreError, match=r"000003.json: .* the chain is broken here"):
         verify(three.ledger)
 

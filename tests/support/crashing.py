@@ -9,14 +9,17 @@ from pathlib import Path
 import torch
 
 from unlearnkit.config import load_config
-from unlearnkit.deletion import Deletion
+from unlearnkit.deletion import Deletion, purge, rollback
 
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree", "os.truncate"}
 REQUESTS = {"ticket-1": {"groups": ["3"]}, "ticket-2": {"samples": [4, 5, 6]}, "ticket-3": {"groups": ["8"]}}
 
 
 def work(config, folder, kill_at=None, counted=None, requests=tuple(REQUESTS), *, refresh=True):
-    """Do all that is not done yet; with kill_at, die at that file-system event inside the folder."""
+    """Do all that is not done yet; with kill_at, die at that file-system event inside the folder.
+
+    Requests, then the last of them put back; then the importances are measured again, or else earlier models purged.
+    """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     seen = 0
@@ -29,14 +32,20 @@ def work(config, folder, kill_at=None, counted=None, requests=tuple(REQUESTS), *
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
-    deletion = Deletion.load(load_config(config, [f"deletion.folder='{folder}'", "deletion.budget=0.3"]))
+    settings = [f"deletion.folder='{folder}'", "deletion.budget=0.3", "deletion.keep=2", "deletion.keep_as='patch'"]
+    deletion = Deletion.load(load_config(config, settings))
     deletion.start()
     for name in requests:
         answered = {n for receipt in deletion.ledger.chain.read() for n in receipt.requests}
         if name not in answered and name not in {request.name for request in deletion.ledger.queue.waiting()}:
             deletion.ask(name, **REQUESTS[name])
         deletion.work()
-    if refresh and not [r for r in deletion.ledger.chain.read() if r.outcome == "measured again"]:
+    outcomes = {receipt.outcome for receipt in deletion.ledger.chain.read()}
+    if "restored" not in outcomes:
+        rollback(deletion)
+    if refresh and "measured again" not in outcomes:
         deletion.refresh()
+    if not refresh and "purged" not in outcomes:
+        purge(deletion)
     if counted:
         Path(counted).write_text(str(seen))

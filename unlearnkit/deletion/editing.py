@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from torch import nn
 
+from unlearnkit.checkpoint import model_state
 from unlearnkit.data import LabelledImages
 from unlearnkit.deletion.importances import Found, find
 from unlearnkit.deletion.population import Population, Rows
@@ -16,6 +17,8 @@ from unlearnkit.errors import BudgetError, ConfigurationError
 from unlearnkit.experiment import chosen_method, make_unlearner
 from unlearnkit.memory import MIB, peak_memory
 from unlearnkit.options import option_values
+from unlearnkit.parameters import parameters
+from unlearnkit.patch import TensorPatch
 from unlearnkit.pipeline import Pipeline
 from unlearnkit.provenance import Role
 from unlearnkit.report import Report
@@ -64,7 +67,7 @@ def edit(deletion: "Deletion", state: State, population: Population, rows: Rows,
         receipt = attrs.evolve(receipt, reason=str(error))
         deletion.ledger.decide(state, Pending(receipt=receipt, answered=names))
         return receipt
-    kept = deletion.ledger.put_model(model)
+    kept, patch = deletion.ledger.put_model(model), _patch(deletion, state.current, model, report, names)
     receipt = attrs.evolve(
         receipt,
         outcome="forgotten",
@@ -72,6 +75,7 @@ def edit(deletion: "Deletion", state: State, population: Population, rows: Rows,
         groups=found.whole,
         model_after=kept.digest,
         model_file=kept.file,
+        patch_file=patch.file if patch else "",
         edit={**report.to_dict(), "derived": _derived(deletion, found)},
         after=after,
         seconds={**seconds, **report.seconds, "all": time.perf_counter() - start},
@@ -81,8 +85,23 @@ def edit(deletion: "Deletion", state: State, population: Population, rows: Rows,
         before=state.current.digest, after=kept.digest, fraction=report.fraction, request=str(receipt.number)
     )
     pending = Pending(receipt=receipt, remove=found.whole, edit=recorded, answered=names)
-    deletion.ledger.decide(_moved(state, kept, keep=config.deletion.keep), pending, found.parts.items())
+    earlier = (*state.kept, state.current)
+    earlier = earlier[len(earlier) - config.deletion.keep :]
+    new = state.standing(kept, base=state.base, kept=earlier, patch=patch)
+    deletion.ledger.decide(new, pending, found.parts.items())
     return receipt
+
+
+def _patch(
+    deletion: "Deletion", before: KeptModel, model: nn.Module, report: Report, names: tuple[str, ...]
+) -> KeptModel | None:
+    """Keep the model before the edit as a patch, where that is asked for or smaller; None keeps it whole."""
+    keep_as, sizes = deletion.experiment.config.deletion.keep_as, parameters(model)
+    size = sum(t.changed * TensorPatch.bytes_each(sizes[t.name].element_size()) for t in report.tensors)
+    larger = size >= sum(tensor.nbytes for tensor in model_state(model).values())
+    if keep_as == "model" or (keep_as == "smaller" and larger) or report.model_after == before.digest:
+        return None
+    return deletion.ledger.put_patch(before, model, about={"method": report.method, "requests": list(names)})
 
 
 def _unlearn(deletion: "Deletion", model: nn.Module, found: Found, go: Rows, stay: Rows) -> Report:
@@ -133,11 +152,6 @@ def _check_budget(before: Scores, after: Scores, budget: float) -> None:
             f"expected to lose at most {budget:.3g} of the accuracy on retained test data, saw {was:.4f} → {now:.4f}: "
             "choose weaker options, or raise deletion.budget"
         )
-
-
-def _moved(state: State, kept: KeptModel, *, keep: int) -> State:
-    earlier = (*state.kept, state.current)
-    return attrs.evolve(state, current=kept, kept=earlier[len(earlier) - keep :])
 
 
 def _mib(size: int | None) -> float | None:

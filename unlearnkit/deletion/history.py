@@ -3,11 +3,9 @@
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-import attrs
-
 from unlearnkit.deletion.ledger import Ledger
 from unlearnkit.deletion.receipt import Receipt
-from unlearnkit.deletion.state import Pending
+from unlearnkit.deletion.state import Pending, State
 from unlearnkit.errors import ConfigurationError, StoreError
 
 if TYPE_CHECKING:
@@ -39,10 +37,11 @@ def verify(ledger: Ledger) -> list[Receipt]:
             f"the last with {last}: receipts were added or removed"
         )
     ledger.hashes([0])
-    for kept in (state.current, state.base, *state.kept):
+    for kept in state.models:
         ledger.check_model(kept)
     ledger.store.verify()
     _check_models(ledger, receipts)
+    _check_files(ledger, state, [*receipts, *([state.pending.receipt] if state.pending else [])])
     fits = ledger.store.manifest.models
     if state.pending is None and fits and fits[-1] != state.current.digest:
         raise StoreError(f"{ledger.folder}: the importances are of the model {fits[-1]}, not of {state.current.digest}")
@@ -51,6 +50,9 @@ def verify(ledger: Ledger) -> list[Receipt]:
 
 def rollback(deletion: "Deletion") -> Receipt:
     """Put the model back that was in use before the last edit. What that edit forgot is then in the model again.
+
+    Where it was kept as a patch, the old values are written into the model in use and the result is compared with its
+    digest: it is the model of before to the last bit.
 
     The store has given up the importances of those samples: measure them again before the next request.
 
@@ -71,6 +73,8 @@ def rollback(deletion: "Deletion") -> Receipt:
                 "edited yet"
             )
         earlier = state.kept[-1]
+        if earlier.through:
+            earlier = ledger.put_model(deletion.model(earlier))
         undone = _last_edit(ledger.chain.read(), state.current.digest)
         receipt = deletion.receipt(
             state,
@@ -82,16 +86,17 @@ def rollback(deletion: "Deletion") -> Receipt:
             model_after=earlier.digest,
             model_file=earlier.file,
         )
-        new = attrs.evolve(state, current=earlier, kept=state.kept[:-1])
+        new = state.standing(earlier, base=state.base, kept=state.kept[:-1])
         ledger.decide(new, Pending(receipt=receipt, back_to=earlier.digest))
         return receipt
 
 
 def purge(deletion: "Deletion") -> Receipt:
-    """Delete all earlier models: afterwards nothing can be put back.
+    """Delete all earlier models, and the patches that lead back to them: afterwards nothing can be put back.
 
-    The model that the importances were measured on goes too; requests for parts of groups then need importances that
-    are measured again.
+    The patches go whole: their factors, with the edited model beside them, would give old values back. The model that
+    the importances were measured on goes too; requests for parts of groups then need importances that are measured
+    again.
 
     Args:
         deletion: What the work is done with.
@@ -101,9 +106,9 @@ def purge(deletion: "Deletion") -> Receipt:
     """
     ledger = deletion.ledger
     with ledger.held() as state:
-        gone = {kept.digest for kept in (state.base, *state.kept)} - {state.current.digest}
+        gone = {kept.digest for kept in state.models} - {state.current.digest}
         receipt = deletion.receipt(state, "purged", reason=f"{len(gone)} earlier models")
-        ledger.decide(attrs.evolve(state, kept=(), base=state.current), Pending(receipt=receipt))
+        ledger.decide(state.standing(state.current, base=state.current, kept=()), Pending(receipt=receipt))
         return receipt
 
 
@@ -121,3 +126,12 @@ def _check_models(ledger: Ledger, receipts: list[Receipt]) -> None:
                 f"{ledger.folder}: expected receipt {later.number} to begin with the model {earlier.model_after}, saw "
                 f"{later.model_before}"
             )
+
+
+def _check_files(ledger: Ledger, state: State, receipts: list[Receipt]) -> None:
+    """Compare the files of models and patches with what the receipts say of them."""
+    wrote = {("", r.model_after, r.model_file) for r in receipts}
+    wrote |= {(r.model_after, r.model_before, r.patch_file) for r in receipts if r.outcome == "forgotten"}
+    for kept in state.models:
+        if (kept.through, kept.digest, kept.file) not in wrote:
+            raise StoreError(f"{ledger.folder}: no receipt says that the file {kept.name} was written: {kept.file}")

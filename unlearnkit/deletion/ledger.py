@@ -3,16 +3,16 @@
 import hashlib
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import attrs
 from filelock import FileLock, Timeout
 from torch import nn
 
-from unlearnkit.checkpoint import load_checkpoint, save_checkpoint
+from unlearnkit.checkpoint import load_checkpoint, model_state, read_checkpoint, save_checkpoint
 from unlearnkit.deletion.chain import FOLDER, Chain
 from unlearnkit.deletion.queue import Queue
 from unlearnkit.deletion.receipt import Receipt
@@ -22,6 +22,7 @@ from unlearnkit.files import atomic_write
 from unlearnkit.importance import Importance
 from unlearnkit.manifest import versions
 from unlearnkit.parameters import digest
+from unlearnkit.patch import Patch
 from unlearnkit.store import ImportanceStore
 from unlearnkit.store.shards import file_digest
 
@@ -156,10 +157,25 @@ class Ledger:
         Returns:
             Its digests.
         """
-        name = digest(model)
-        path = self._model_path(name)
-        save_checkpoint(model, path)
-        return KeptModel(digest=name, file=file_digest(path))
+        kept = KeptModel(digest=digest(model), file="")
+        save_checkpoint(model, self._model_path(kept))
+        return attrs.evolve(kept, file=file_digest(self._model_path(kept)))
+
+    def put_patch(self, before: KeptModel, model: nn.Module, *, about: Mapping[str, Any]) -> KeptModel:
+        """Write what an edit overwrote; nothing refers to it yet.
+
+        Args:
+            before: The model before the edit, whole.
+            model: The edited one.
+            about: Plain values to keep with the patch.
+
+        Returns:
+            The model before the edit, as a patch.
+        """
+        kept = KeptModel(digest=before.digest, file="", through=digest(model))
+        earlier, _ = read_checkpoint(self._model_path(before))
+        Patch.between(earlier, model_state(model), about=about).save(self._model_path(kept))
+        return attrs.evolve(kept, file=file_digest(self._model_path(kept)))
 
     def load_model(self, kept: KeptModel, model: nn.Module) -> nn.Module:
         """Load a model of the ledger into a model of the same kind.
@@ -174,8 +190,12 @@ class Ledger:
         Raises:
             StoreError: Its file is missing or was changed.
         """
-        self.check_model(kept)
-        load_checkpoint(model, self._model_path(kept.digest), undo=False)
+        whole, *patches = self.state.way_to(kept)
+        self.check_model(whole)
+        load_checkpoint(model, self._model_path(whole), undo=False)
+        for patch in patches:
+            self.check_model(patch)
+            Patch.load(self._model_path(patch)).undo(model_state(model))
         return model.eval()
 
     def check_model(self, kept: KeptModel) -> None:
@@ -187,7 +207,7 @@ class Ledger:
         Raises:
             StoreError: It is missing or was changed.
         """
-        path = self._model_path(kept.digest)
+        path = self._model_path(kept)
         if path.is_symlink() or not path.is_file():
             raise StoreError(f"{path}: expected a model of the ledger, saw none: it was purged, or somebody removed it")
         if file_digest(path) != kept.file:
@@ -247,7 +267,7 @@ class Ledger:
 
     def _sweep(self, state: State) -> None:
         """Delete models and parts that nothing refers to, and importances older than those in use."""
-        models = {f"{kept.digest}.safetensors" for kept in (state.current, state.base, *state.kept)}
+        models = {kept.name for kept in state.models}
         for path in (self.folder / _MODELS).iterdir():
             if path.name not in models:
                 _delete(path)
@@ -260,8 +280,8 @@ class Ledger:
             if number_of(path.name) < number_of(state.store):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _model_path(self, name: str) -> Path:
-        return self.folder / _MODELS / f"{name}.safetensors"
+    def _model_path(self, kept: KeptModel) -> Path:
+        return self.folder / _MODELS / kept.name
 
     def _make_salt(self) -> str:
         path = self.folder / _SALT

@@ -7,7 +7,7 @@ import attrs
 
 from unlearnkit.sealed import seal_digest
 
-FORMAT = "unlearnkit-receipt-1"
+FORMAT = "unlearnkit-receipt-2"
 STATEMENT = (
     "This is approximate unlearning. The receipt says what was asked and what was done; it is no certificate of "
     "erasure: low accuracy on forgotten samples does not prove that they left no trace in the model."
@@ -33,6 +33,7 @@ class Receipt:
         model_before: Digest of the model's weights and buffers before.
         model_after: And after.
         model_file: Digest of the bytes of the file that holds the model after.
+        patch_file: Digest of the bytes of the patch that leads back to the model before; "" where that was kept whole.
         edit: The method, its options and what the framework derived from them, the estimator's fingerprint, edited
             counts per parameter, remarks.
         before: Split to loss, accuracy and samples, before.
@@ -56,6 +57,7 @@ class Receipt:
     model_before: str = ""
     model_after: str = ""
     model_file: str = ""
+    patch_file: str = ""
     edit: Mapping[str, Any] = attrs.field(factory=dict)
     before: Mapping[str, Any] = attrs.field(factory=dict)
     after: Mapping[str, Any] = attrs.field(factory=dict)

@@ -1,31 +1,40 @@
 """Where a ledger stands: one small file that is replaced whole. A change of the ledger happens when it is replaced."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import final
 
 import attrs
 
 from unlearnkit.deletion.receipt import Receipt
+from unlearnkit.errors import StoreError
 from unlearnkit.sealed import read_sealed, write_sealed
 from unlearnkit.store import Edit
 
-FORMAT = "unlearnkit-ledger-1"
+FORMAT = "unlearnkit-ledger-2"
 FILE = "ledger.json"
 
 
 @final
 @attrs.frozen(kw_only=True)
 class KeptModel:
-    """A model of the ledger.
+    """A model of the ledger: whole, or as a patch with the values that an edit of it overwrote.
 
     Attributes:
         digest: Of its weights and buffers; its file is called so.
         file: Digest of the file's bytes.
+        through: Digest of the model that the edit made, from which the patch leads back to this one; "" for a whole
+            one.
     """
 
     digest: str
     file: str
+    through: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.digest}{'.patch' if self.through else ''}.safetensors"
 
 
 @final
@@ -59,6 +68,7 @@ class State:
         current: The model in use.
         base: The model that the importances were measured on.
         kept: Earlier models that can be put back, the oldest first.
+        between: Patches that lead back to one of those through a model that cannot be put back itself.
         store: Name of the folder with the importances.
         head: Digest of the last receipt.
         receipts: How many there are.
@@ -69,11 +79,57 @@ class State:
     current: KeptModel
     base: KeptModel
     kept: tuple[KeptModel, ...] = ()
+    between: tuple[KeptModel, ...] = ()
     store: str = "importances-0"
     head: str = ""
     receipts: int = 0
     salt: str = ""
     pending: Pending | None = None
+
+    @property
+    def models(self) -> tuple[KeptModel, ...]:
+        """All models of the ledger, each once."""
+        return tuple(dict.fromkeys((self.current, self.base, *self.kept, *self.between)))
+
+    def way_to(self, model: KeptModel) -> tuple[KeptModel, ...]:
+        """Return how a model is put together.
+
+        Args:
+            model: One of the ledger's.
+
+        Returns:
+            A whole model first, then the patches to take back one after the other; the model itself is the last.
+
+        Raises:
+            StoreError: A model on the way is not there.
+        """
+        known, way = {m.digest: m for m in self.models}, [model]
+        while way[-1].through:
+            step = known.get(way[-1].through)
+            if step is None or step in way:
+                raise StoreError(f"the model {model.digest} is a patch of the model {way[-1].through}, which is gone")
+            way.append(step)
+        return tuple(reversed(way))
+
+    def standing(
+        self, current: KeptModel, *, base: KeptModel, kept: Iterable[KeptModel], patch: KeptModel | None = None
+    ) -> "State":
+        """Let other models be in use and kept; patches that lead to them stay, everything else goes.
+
+        Args:
+            current: The model in use, whole.
+            base: The model that the importances were measured on.
+            kept: Earlier models that can be put back, the oldest first.
+            patch: The model that was in use, as a patch.
+
+        Returns:
+            The state afterwards.
+        """
+        known = {model.digest: model for model in (*self.models, *([patch] if patch else []), current)}
+        base, kept = known[base.digest], tuple(known[model.digest] for model in kept)
+        whole = attrs.evolve(self, current=current, base=base, kept=kept, between=tuple(known.values()))
+        ways = dict.fromkeys(step for root in (base, *kept) for step in whole.way_to(root))
+        return attrs.evolve(whole, between=tuple(step for step in ways if step not in {current, base, *kept}))
 
 
 def write_state(folder: Path, state: State) -> None:

@@ -89,7 +89,8 @@ class Deletion:
             name = f"importances-{number_of(state.store) + 1}"
             self._fill(name, state.current)
             receipt = self.receipt(state, "measured again", groups=tuple(self.population().groups))
-            self.ledger.decide(attrs.evolve(state, store=name, base=state.current), Pending(receipt=receipt))
+            new = state.standing(state.current, base=state.current, kept=state.kept)
+            self.ledger.decide(attrs.evolve(new, store=name), Pending(receipt=receipt))
             return receipt
 
     def ask(self, name: str, *, samples: Iterable[int] = (), groups: Iterable[str] = ()) -> None:

@@ -7,6 +7,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from unlearnkit.chunks import chunk_size, chunks
 from unlearnkit.errors import MismatchError
 from unlearnkit.parameters import bits
 
@@ -43,12 +44,24 @@ class TensorPatch:
             The patch; empty when the two are bit-identical.
         """
         was, now = before.detach().cpu().reshape(-1), after.detach().cpu().reshape(-1)
-        where = (bits(was) != bits(now)).nonzero().reshape(-1)
+        where = _differing(was, now)
         was, now = was[where], now[where]
         factor = now.double() / was.double() if was.is_floating_point() else torch.full(was.shape, torch.nan).double()
         exact = bits((was.double() * factor).to(was.dtype)) == bits(now)
         old = torch.cat([was[exact], was[~exact]]) if keep_old else None
         return cls(index=where[exact], factor=factor[exact], value_index=where[~exact], value=now[~exact], old=old)
+
+    @staticmethod
+    def bytes_each(size: int) -> int:
+        """Return how much room a changed element takes in a patch with old values.
+
+        Args:
+            size: Of the element itself, in bytes.
+
+        Returns:
+            Bytes: of its place, its factor and its old value.
+        """
+        return 8 + 8 + size
 
     @property
     def changed(self) -> int:
@@ -81,11 +94,26 @@ class TensorPatch:
         Raises:
             MismatchError: The old values were not kept.
         """
+        earlier = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        self.undo(earlier)
+        return earlier
+
+    def undo(self, tensor: Tensor) -> None:
+        """Put the old values into a tensor.
+
+        Args:
+            tensor: The edited tensor, changed in place.
+
+        Raises:
+            MismatchError: The old values were not kept.
+        """
         if self.old is None:
             raise MismatchError("expected a patch with old values, saw one without: it can be applied, not reverted")
-        flat = tensor.detach().cpu().reshape(-1).clone()
-        flat[torch.cat([self.index, self.value_index])] = self.old
-        return flat.reshape(tensor.shape)
+        target = tensor.detach()
+        flat = target.reshape(-1)  # a view, but of a tensor with gaps
+        flat[torch.cat([self.index, self.value_index]).to(flat.device)] = self.old.to(flat.device)
+        if not target.is_contiguous():
+            target.copy_(flat.view(target.shape))
 
     def problems(self, name: str, tensor: Tensor | None) -> Iterator[str]:
         """Say what does not fit a tensor.
@@ -124,3 +152,12 @@ class TensorPatch:
             yield f"{name}: expected one float64 factor per index, saw {self.factor.dtype} {tuple(self.factor.shape)}"
         if self.value.shape != self.value_index.shape or (self.old is not None and self.old.shape != (self.changed,)):
             yield f"{name}: expected one value per index"
+
+
+def _differing(was: Tensor, now: Tensor) -> Tensor:
+    """Return the places at which two flat tensors differ; in pieces, so that nothing of their size is made."""
+    found, start = [], 0
+    for one, other in chunks(was, now, limit=chunk_size(was.device)):
+        found.append((bits(one) != bits(other)).nonzero().reshape(-1) + start)
+        start += len(one)
+    return torch.cat(found)

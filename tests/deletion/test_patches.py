@@ -1,0 +1,194 @@
+"""Earlier models kept as patches: smaller files, and the same guarantees as with whole models."""
+
+import shutil
+
+import attrs
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from unlearnkit.cli import app
+from unlearnkit.config import load_config
+from unlearnkit.deletion import Deletion, purge, rollback, verify
+from unlearnkit.deletion.state import read_state, write_state
+from unlearnkit.errors import ConfigurationError, StoreError, UnlearnKitWarning
+from unlearnkit.parameters import digest
+from unlearnkit.patch import Patch
+from unlearnkit.store.shards import file_digest
+
+
+@pytest.fixture
+def make(ledger_toml):
+    """Makes a deletion that forgets few samples and keeps as many patches as it is told."""
+
+    def make(*settings):
+        mine = ["deletion.method=gentle", "deletion.keep_as='patch'", "deletion.budget=1.0"]
+        mine += ["method.gentle.options.alpha=8.0", *settings]
+        return Deletion.load(load_config(ledger_toml, mine))
+
+    return make
+
+
+def forget(deletion, *samples):
+    deletion.ask(f"ticket {samples}", samples=samples)
+    receipt = deletion.work()
+    assert receipt.outcome == "forgotten"
+    assert receipt.model_before != receipt.model_after
+    return receipt
+
+
+def models(deletion):
+    return {path.name: path for path in (deletion.ledger.folder / "models").iterdir()}
+
+
+def test_one_whole_model_and_a_patch(make):
+    deletion = make()
+    before = deletion.ledger.state.current
+    receipt = forget(deletion, 4, 5)
+    found = models(deletion)
+    patch = f"{before.digest}.patch.safetensors"
+    assert set(found) == {f"{receipt.model_after}.safetensors", patch}  # the measured model too is on the way back
+    assert receipt.patch_file == file_digest(found[patch])
+    kept = Patch.load(found[patch])
+    assert kept.changed == receipt.edit["changed"]
+    assert kept.reversible
+    assert found[patch].stat().st_size < found[f"{receipt.model_after}.safetensors"].stat().st_size
+    verify(deletion.ledger)
+
+
+def test_rollback_puts_every_bit_back(make):
+    deletion = make("deletion.keep=2")
+    states = [deletion.ledger.state.current]
+    for samples in ((4, 5), (6,)):
+        forget(deletion, *samples)
+        states.append(deletion.ledger.state.current)
+    assert deletion.ledger.store.staleness().edits == 2
+    for number, state in enumerate((states[1], states[0]), start=1):
+        assert rollback(deletion).model_after == state.digest
+        assert deletion.ledger.state.current == state  # the file too, to the last byte
+        assert digest(deletion.model(state)) == state.digest
+        assert deletion.ledger.store.staleness().edits == 2 - number
+        verify(deletion.ledger)
+    assert set(models(deletion)) == {f"{states[0].digest}.safetensors"}
+    with pytest.raises(ConfigurationError, match="expected an earlier model to put back"):
+        rollback(deletion)
+
+
+def test_the_measured_model_is_found_through_patches_that_cannot_be_put_back(make):
+    deletion = make("deletion.keep=1", "method.gentle.options.alpha=2.0")
+    base = deletion.ledger.state.base.digest
+    for samples in ((4, 5), (6,), tuple(range(30, 40))):  # each is measured on the model of the start
+        forget(deletion, *samples)
+    state = deletion.ledger.state
+    assert len(state.kept) == 1
+    assert [len(models(deletion)), len(state.models)] == [4, 4]
+    assert digest(deletion.model(state.base)) == base
+    rollback(deletion)
+    with pytest.raises(ConfigurationError, match="expected an earlier model to put back"):
+        rollback(deletion)
+    deletion.refresh()  # then it is needed no more
+    assert set(models(deletion)) == {f"{deletion.ledger.state.current.digest}.safetensors"}
+    verify(deletion.ledger)
+
+
+def test_nothing_is_kept_to_be_put_back_but_the_measured_model_is(make):
+    deletion = make("deletion.keep=0")
+    forget(deletion, 4, 5)
+    forget(deletion, 6)
+    assert deletion.ledger.state.kept == ()
+    with pytest.raises(ConfigurationError, match="expected an earlier model to put back"):
+        rollback(deletion)
+
+
+def test_purge_deletes_the_patches_whole(make):
+    deletion = make("deletion.keep=2")
+    forget(deletion, 4, 5)
+    old = Patch.load(next(path for name, path in models(deletion).items() if "patch" in name))
+    values = [one.old for one in old.tensors.values()]
+    forget(deletion, 6)
+    assert purge(deletion).reason == "2 earlier models"
+    assert set(models(deletion)) == {f"{deletion.ledger.state.current.digest}.safetensors"}
+    left = b"".join(p.read_bytes() for p in deletion.ledger.folder.rglob("*") if p.is_file())
+    runs = [v[i : i + 4].numpy().tobytes() for v in values for i in range(len(v) - 3)]
+    assert runs
+    assert not any(run in left for run in runs)  # four old values in a row are nowhere
+    verify(deletion.ledger)
+
+
+@pytest.mark.parametrize(("keep_as", "whole"), [("model", True), ("smaller", False)])
+def test_a_small_edit(make, keep_as, whole):
+    deletion = make(f"deletion.keep_as='{keep_as}'")
+    receipt = forget(deletion, 4, 5)
+    assert (receipt.patch_file == "") == whole
+    assert any("patch" in name for name in models(deletion)) == (not whole)
+    before = receipt.model_before
+    assert rollback(deletion).model_after == before
+    verify(deletion.ledger)
+
+
+def test_an_edit_of_most_weights_keeps_the_whole_model(make):
+    deletion = make("deletion.keep_as='smaller'", "deletion.method='prune'")
+    receipt = forget(deletion, *range(30))
+    assert receipt.edit["fraction"] > 0.2
+    assert receipt.patch_file == ""
+    assert rollback(deletion).model_after == receipt.model_before
+    verify(deletion.ledger)
+
+
+def test_an_edit_that_changes_nothing(make):
+    deletion = make("method.gentle.options.alpha=1e30", "deletion.keep_as='patch'")
+    deletion.ask("ticket", samples=[4])
+    with pytest.warns(UnlearnKitWarning, match="can select nothing"):
+        receipt = deletion.work()
+    assert receipt.model_before == receipt.model_after
+    assert receipt.patch_file == ""
+    verify(deletion.ledger)
+    assert rollback(deletion).model_after == receipt.model_before
+    verify(deletion.ledger)
+
+
+@pytest.fixture
+def patched(make):
+    deletion = make()
+    receipt = forget(deletion, 4, 5)
+    return deletion, models(deletion)[f"{receipt.model_before}.patch.safetensors"]
+
+
+def test_a_patch_for_another_model_in_its_place_is_found_before_anything_is_changed(patched):
+    deletion, path = patched
+    state = deletion.ledger.state
+    Patch.between({"w": torch.zeros(2)}, {"w": torch.ones(2)}).save(path)
+    for act in (lambda: verify(deletion.ledger), lambda: rollback(deletion)):
+        with pytest.raises(StoreError, match="expected the digest of what was written"):
+            act()
+    assert deletion.ledger.state == state
+    path.unlink()
+    for act in (lambda: verify(deletion.ledger), lambda: rollback(deletion)):
+        with pytest.raises(StoreError, match="expected a model of the ledger, saw none"):
+            act()
+    assert deletion.ledger.state == state
+
+
+def test_a_patch_that_no_receipt_names_is_found(patched):
+    """Somebody has replaced the patch and its digest in the ledger's state, but cannot change the receipts."""
+    deletion, path = patched
+    good = Patch.load(path)
+    Patch(tensors=good.tensors, before=good.before, after=good.after, about={"changed": True}).save(path)
+    known = read_state(deletion.ledger.folder)
+    kept = attrs.evolve(known.kept[0], file=file_digest(path))
+    write_state(deletion.ledger.folder, attrs.evolve(known, kept=(kept,), base=kept))
+    with pytest.raises(StoreError, match="no receipt says that the file"):
+        verify(deletion.ledger)
+
+
+def test_the_patch_edits_a_copy_of_the_model_elsewhere(patched, tmp_path, trained_checkpoint):
+    deletion, path = patched
+    shutil.copy(trained_checkpoint, "elsewhere.safetensors")
+    done = CliRunner().invoke(app, ["patch", "apply", str(path), "elsewhere.safetensors", "edited.safetensors"])
+    assert done.exit_code == 0, done.output
+    patch = Patch.load(path)
+    assert patch.about["requests"] == ["ticket (4, 5)"]
+    state = deletion.ledger.state
+    assert digest(deletion.model(state.current)) == state.current.digest
+    back = CliRunner().invoke(app, ["patch", "revert", str(path), "edited.safetensors", "again.safetensors"])
+    assert back.exit_code == 0, back.output
