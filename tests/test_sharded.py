@@ -40,6 +40,22 @@ def edited(request, tmp_path_factory):
 WHOLE = {"fsdp": network, "tensor-parallel": mlp}
 
 
+@pytest.mark.slow
+def test_copies_of_pieces_count_once(tmp_path):
+    """Hybrid sharding: 2 × 2 processes, each piece in two of them."""
+    model = network()
+    forget, reference = importances(model)
+    report = METHODS["ssd"].unlearn(model, Evidence(forget=forget, reference=reference))
+    for name in ("estimates", "edits"):
+        (tmp_path / name).mkdir()
+    for found in together(tmp_path / "estimates", estimates, "hybrid", size=4):
+        for name, estimator in ESTIMATORS.items():
+            one = estimator.estimate(network(), batches(), objective=CrossEntropy(), role="full")
+            assert_same(found[name]["importance"], one)
+    for found in together(tmp_path / "edits", edits, "hybrid", size=4):
+        assert found["ssd"]["report"].tensors == report.tensors
+
+
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_every_estimator_gives_on_shards_what_it_gives_in_one_process(estimated, name):
     """Edits silently lost on wrapped or sharded models. (Row 12 of the defects: here the importances; 11 samples in

@@ -93,7 +93,16 @@ def gathered(importance):
     return attrs.evolve(importance, totals={name: whole(t) for name, t in importance.totals.items()})
 
 
-MODELS = {"fsdp": lambda: fsdp(network()), "tensor-parallel": lambda: tensor_parallel(mlp())}
+def hybrid(model):
+    """Shard over pairs of processes that hold copies of each other's pieces."""
+    return fsdp(model, mesh=init_device_mesh("cpu", (2, dist.get_world_size() // 2)))
+
+
+MODELS = {
+    "fsdp": lambda: fsdp(network()),
+    "hybrid": lambda: hybrid(network()),
+    "tensor-parallel": lambda: tensor_parallel(mlp()),
+}
 
 
 def estimates(folder, kind):

@@ -11,7 +11,8 @@ from unlearnkit.fisher.engine import Engine
 from unlearnkit.fisher.families.compiled import OuterSquares
 from unlearnkit.fisher.general import SquaredGradients
 from unlearnkit.fisher.ledger import Ledger
-from unlearnkit.fisher.sharded import SampleSquares, is_spread
+from unlearnkit.fisher.sharded import is_spread
+from unlearnkit.fisher.sharded_engine import ShardedEngine
 from unlearnkit.fisher.totals import Totals
 from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective
@@ -67,8 +68,13 @@ class DiagonalFisher(ImportanceEstimator):
     def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
         """Start a pass of the engine; see `ImportanceEstimator.accumulator`."""
         if is_spread(model):
-            return SampleSquares(
-                model, objective, double=self.accumulate == "float64", compensated=self.accumulate == "compensated"
+            return ShardedEngine(
+                model,
+                objective,
+                memory=self.memory_budget << 20,
+                double=self.accumulate == "float64",
+                compensated=self.accumulate == "compensated",
+                chunk=self.chunk,
             )
         return start(self, model, objective=objective)
 

@@ -24,7 +24,7 @@ from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective, check_losses
 from unlearnkit.parameters import device_of, trainable
 
-_PROBED = (3, 2)  # samples: a second size, because another dimension may be equal to the first by chance
+PROBED = (3, 2)  # samples: a second size, because another dimension may be equal to the first by chance
 
 
 @final
@@ -140,7 +140,7 @@ class Engine(Accumulator):
 
     def _fits(self, batch: Any, keys: Sequence[Hashable]) -> bool:
         """Add a batch, or nothing of it and return False when memory runs out."""
-        parts, kind, size = self._ledger.parts(keys), _signature(batch), batch_size(batch)
+        parts, kind, size = self._ledger.parts(keys), signature(batch), batch_size(batch)
         if self._careful or self._refused or self._fitted.get(kind, 0) < size:
             self._ledger.begin(parts)
         try:
@@ -201,7 +201,7 @@ class Engine(Accumulator):
         if kind in self._scripts:
             return self._scripts[kind]
         reason: Exception | None = None
-        for samples in (n for n in _PROBED if n <= batch_size(batch)):
+        for samples in (n for n in PROBED if n <= batch_size(batch)):
             try:
                 self._scripts[kind] = self._probed(take(batch, slice(0, samples)))
             except UnlearnKitError:
@@ -304,8 +304,15 @@ def _sorted(batch: Any, keys: Sequence[Hashable]) -> tuple[Any, Sequence[Hashabl
     return take(batch, index.to(device, non_blocking=True)), [keys[i] for i in order]
 
 
-def _signature(batch: Any) -> tuple[object, ...]:
-    """Name what the steps of a forward pass may depend on: shapes beside the batch's, dtypes, autocast."""
+def signature(batch: Any) -> tuple[object, ...]:
+    """Name what the steps of a forward pass may depend on: shapes beside the batch's, dtypes, autocast.
+
+    Args:
+        batch: Any.
+
+    Returns:
+        A key.
+    """
     shapes = tuple((tuple(t.shape[1:]), t.dtype) for t in tensors(batch))
     return (*shapes, *(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")))
 

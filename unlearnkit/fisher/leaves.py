@@ -1,6 +1,6 @@
 """What autograd sees of a model that is sharded over processes, and the way of a gradient back to its pieces."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, final
 
@@ -35,13 +35,14 @@ class Leaves:
         tensors: Parameter name to what autograd sees.
         rank: Which of the samples are this process's: those at rank, rank + size, …
         size: Over how many processes samples are dealt out.
+        gathers: Whether these are ordinary tensors, gathered layer by layer.
     """
 
     def __init__(self, model: nn.Module, named: Mapping[str, nn.Parameter]) -> None:
         self._named = dict(named)
-        self._fsdp = bool(fsdp_modules(model))
-        self.tensors = _gathered(model, self._named) if self._fsdp else dict(self._named)
-        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if self._fsdp else (0, 1)
+        self.gathers = bool(fsdp_modules(model))
+        self.tensors, self._owners = _gathered(model, self._named) if self.gathers else (dict(self._named), {})
+        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if self.gathers else (0, 1)
 
     def own(self, batch: Any) -> tuple[Any, slice | None]:
         """Cut this process's samples out of a batch.
@@ -77,6 +78,18 @@ class Leaves:
             for handle in handles:
                 handle.remove()
 
+    def owners(self, names: Iterable[str]) -> list[Any]:
+        """Return the FSDP modules that gather some parameters; none for those that are whole everywhere.
+
+        Args:
+            names: Of parameters.
+
+        Returns:
+            Each module once, in the model's order.
+        """
+        wanted = set(names)
+        return list(dict.fromkeys(module for name, module in self._owners.items() if name in wanted))
+
     def piece(self, name: str, whole: Tensor) -> Tensor:
         """Add a tensor over the processes that see different samples, and return the piece that lies here.
 
@@ -89,11 +102,11 @@ class Leaves:
         """
         parameter: Any = self._named[name]
         if not is_sharded(parameter):
-            if self._fsdp:
+            if self.gathers:
                 whole = whole.clone()
                 dist.all_reduce(whole)
             return whole
-        if self._fsdp:
+        if self.gathers:
             whole = _partial(whole, parameter)
         sharded: Any = whole
         return local(sharded.redistribute(placements=parameter.placements))
@@ -109,7 +122,7 @@ class Leaves:
         Returns:
             The piece.
         """
-        if self._fsdp:
+        if self.gathers:
             return self.piece(name, gradient.to(dtype).square())
         return self.piece(name, gradient).to(dtype).square()
 
@@ -146,19 +159,18 @@ def _partial(mine: Tensor, parameter: Any) -> Any:
     return DTensor.from_local(mine, mesh, terms, run_check=False, shape=mine.shape, stride=mine.stride())
 
 
-def _gathered(model: nn.Module, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Find the tensors that FSDP gathers each layer into, one layer at a time."""
+def _gathered(model: nn.Module, named: Mapping[str, nn.Parameter]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Find the tensors that FSDP gathers each layer into, one layer at a time, and the layer of each."""
     names = {id(p): name for name, p in named.items()}
     found: dict[str, Tensor] = {name: p for name, p in named.items() if not is_sharded(p)}
+    owners: dict[str, Any] = {}
     for module in fsdp_modules(model).values():
-        held = [
-            (m, key, names[id(p)])
-            for m in module.modules()
-            for key, p in m.named_parameters(recurse=False)
-            if id(p) in names
-        ]
+        held = [(m, key, id(p)) for m in module.modules() for key, p in m.named_parameters(recurse=False)]
         module.unshard()
-        found |= {name: getattr(m, key) for m, key, name in held if getattr(m, key) is not named[name]}
+        for m, key, which in held:
+            name, now = names.get(which), getattr(m, key)
+            if name is not None and now is not named[name]:
+                found[name], owners[name] = now, module
         module.reshard()
     problems = [f"{name}: {layout(named[name])}" for name in named if name not in found or is_sharded(found[name])]
     if problems:
@@ -166,4 +178,4 @@ def _gathered(model: nn.Module, named: Mapping[str, nn.Parameter]) -> dict[str, 
             "expected every sharded parameter to be gathered by FSDP (fully_shard) for its layer, saw others beside "
             f"it: {'; '.join(problems)}. FSDP together with tensor parallelism is not supported"
         )
-    return {name: found[name] for name in named}
+    return {name: found[name] for name in named}, owners

@@ -1,7 +1,7 @@
 """Looks at a few samples before the first batch: finds the steps of the forward pass, and checks the totals."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import attrs
@@ -71,26 +71,39 @@ class Comparison:
         rest.addcmul_(g, g, value=-1)
         self._sums[name].add_(torch.dot(g.reshape(-1), g.reshape(-1)))
 
-    def verdict(self, precision: torch.dtype) -> None:
+    def receive_squares(self, name: str, squares: Tensor) -> None:
+        """Take the squares of some samples' gradients of one parameter.
+
+        Args:
+            name: Of the parameter.
+            squares: Of its total's shape.
+        """
+        self._rest[name].sub_(squares)
+        self._sums[name].add_(squares.sum())
+
+    def verdict(
+        self, precision: torch.dtype, *, together: Callable[[Tensor], Tensor] = lambda numbers: numbers
+    ) -> None:
         """Say whether the two are the same.
 
         Args:
             precision: The coarsest dtype among the layers' outputs.
+            together: Adds numbers over all processes, where each has compared pieces.
 
         Raises:
             UnprovenError: They differ by more than rounding.
         """
         relative, share = _TOLERANCES[precision]
-        sums = {name: float(t) for name, t in self._sums.items()}
-        means = [sums[name] / t.numel() for name, t in self._rest.items() if t.numel()]
+        columns = [(float(self._sums[name]), float(t.abs().sum()), float(t.numel())) for name, t in self._rest.items()]
+        rows = dict(zip(self._rest, together(torch.tensor(columns, dtype=torch.float64)).tolist(), strict=True))
+        means = [total / numel for total, _, numel in rows.values() if numel]
         largest = max((mean for mean in means if math.isfinite(mean)), default=0.0)
-        for name, rest in self._rest.items():
-            if not rest.numel() or not math.isfinite(sums[name]):
+        for name, (total, difference, numel) in rows.items():
+            if not numel or not math.isfinite(total):
                 continue
-            difference = float(rest.abs().sum())
-            if not difference <= relative * sums[name] + share * largest * rest.numel():
+            if not difference <= relative * total + share * largest * numel:
                 raise UnprovenError(
-                    f"{name}: the totals of {difference / max(sums[name], 1e-300):.2g} relative difference to those of "
+                    f"{name}: the totals of {difference / max(total, 1e-300):.2g} relative difference to those of "
                     "one sample at a time"
                 )
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from unlearnkit.batches import batch_size, take
 from unlearnkit.estimator import Accumulator
 from unlearnkit.fisher.general import refuse_batch_statistics
-from unlearnkit.fisher.leaves import Leaves
+from unlearnkit.fisher.leaves import Leaves, Receive
 from unlearnkit.fisher.totals import add_exactly
 from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective, check_losses
@@ -65,7 +65,7 @@ class SquaredSums(Accumulator):
     def _square(self, losses: Tensor, weights: Tensor, factor: float, *, keep: bool, real: bool) -> None:
         def receive(name: str, gradient: Tensor) -> None:
             total = self._totals[name]
-            g = self._leaves.piece(name, _real(gradient, real=real).to(total.dtype))
+            g = self._leaves.piece(name, real_part(gradient, real=real).to(total.dtype))
             total.addcmul_(g, g, value=factor)
 
         self._leaves.backward(losses, weights, receive, keep=keep)
@@ -80,56 +80,90 @@ class SquaredSums(Accumulator):
 
 
 @final
-class SampleSquares(Accumulator):
+class PieceTotals:
+    """Running totals where the pieces of the weights lie.
+
+    Args:
+        leaves: Of the model.
+        named: Its trainable parameters.
+        double: Add in float64 whatever the model's dtype.
+        compensated: Keep what rounding loses from term to term.
+    """
+
+    def __init__(
+        self, leaves: Leaves, named: Mapping[str, nn.Parameter], *, double: bool, compensated: bool = False
+    ) -> None:
+        self._leaves = leaves
+        self._totals = {
+            name: leaves.zeros(name, torch.float64 if double else wide(p.dtype)) for name, p in named.items()
+        }
+        self._lost = {name: torch.zeros_like(t) for name, t in self._totals.items() if compensated}
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of one parameter's total."""
+        return self._totals[name].dtype
+
+    def add(self, name: str, piece: Tensor) -> None:
+        """Add a term, which may be overwritten."""
+        if name in self._lost:
+            add_exactly(self._totals[name], self._lost[name], piece.to(self.dtype(name)))
+        else:
+            self._totals[name].add_(piece)
+
+    def result(self) -> dict[str, Tensor]:
+        """Return the totals, sharded as the parameters are."""
+        whole = {name: t + self._lost[name] if name in self._lost else t for name, t in self._totals.items()}
+        return self._leaves.spread(whole)
+
+
+@final
+class SampleSquares:
     """Σ_i (∂ℓ_i/∂θ)², every process differentiating one sample at a time: exact for any model.
 
     Args:
         model: In eval mode.
         objective: One loss per sample.
-        double: Square and add in float64 whatever the model's dtype.
-        compensated: Keep what rounding loses from round to round.
+        leaves: Of the model.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective, *, double: bool, compensated: bool) -> None:
-        refuse_batch_statistics(model)
-        self._model, self._objective = model, objective
-        named = trainable(model)
-        self._leaves = Leaves(model, named)
-        self._totals = {
-            name: self._leaves.zeros(name, torch.float64 if double else wide(p.dtype)) for name, p in named.items()
-        }
-        self._lost = {name: torch.zeros_like(t) for name, t in self._totals.items() if compensated}
-        self._count = 0
+    def __init__(self, model: nn.Module, objective: Objective, leaves: Leaves) -> None:
+        self._model, self._objective, self._leaves = model, objective, leaves
 
-    def add(self, batch: Any) -> None:
-        """Add one batch, the same in every process; see `Accumulator.add`."""
+    def hand_out(self, batch: Any, dtype: Callable[[str], torch.dtype], receive: Receive) -> Tensor:
+        """Hand out the squares of all samples of a batch, the same batch in every process, as pieces.
+
+        Args:
+            batch: On the model's device.
+            dtype: Of each parameter's total.
+            receive: Takes a parameter's name and the piece of the squares of some samples.
+
+        Returns:
+            The losses of this process's own samples.
+        """
+        losses = []
         for start in range(0, batch_size(batch), self._leaves.size):
             own, rows = self._leaves.own(take(batch, slice(start, start + self._leaves.size)))
-            self._one(own, real=rows is not None)
-        self._count += batch_size(batch)
+            loss = self._one(own, dtype, receive, real=rows is not None)
+            losses += [loss] if rows is not None else []
+        return torch.cat(losses) if losses else loss[:0]
 
-    def _one(self, one: Any, *, real: bool) -> None:
-        def receive(name: str, gradient: Tensor) -> None:
-            total = self._totals[name]
-            squares = self._leaves.squares(name, _real(gradient, real=real), total.dtype)
-            if name in self._lost:
-                add_exactly(total, self._lost[name], squares)
-            else:
-                total.add_(squares)
+    def _one(self, one: Any, dtype: Callable[[str], torch.dtype], receive: Receive, *, real: bool) -> Tensor:
+        def square(name: str, gradient: Tensor) -> None:
+            receive(name, self._leaves.squares(name, real_part(gradient, real=real), dtype(name)))
 
         losses = check_losses(self._objective.losses(self._model, one), one, objective=self._objective)
-        self._leaves.backward(losses, torch.full_like(losses, float(real)), receive)
-
-    def result(self) -> Importance:
-        """End the pass; see `Accumulator.result`."""
-        totals = {name: t + self._lost[name] if name in self._lost else t for name, t in self._totals.items()}
-        return Importance(totals=self._leaves.spread(totals), count=self._count)
-
-    def differentiated(self) -> Mapping[str, Tensor] | None:
-        """Return what the layers are gathered into; see `Accumulator.differentiated`."""
-        return self._leaves.tensors
+        self._leaves.backward(losses, torch.full_like(losses, float(real)), square)
+        return losses.detach()
 
 
-def _real(gradient: Tensor, *, real: bool) -> Tensor:
-    """Nothing comes of a sample that only went through the motions, be it infinite."""
+def real_part(gradient: Tensor, *, real: bool) -> Tensor:
+    """Take nothing of a sample that only goes through the motions, be it infinite.
+
+    Args:
+        gradient: Of whatever.
+        real: Whether the sample counts.
+
+    Returns:
+        The gradient, or zeros.
+    """
     return gradient if real else torch.zeros_like(gradient)

@@ -164,6 +164,12 @@ class Totals:
                 self._buffers[name].clear()
         return found
 
+    def take(self, name: str) -> Tensor:
+        """Return the total of one parameter, in its shape, and give its buffers back: it starts again at zero."""
+        total = self._one(name, self._named[name])
+        self._buffers[name].clear()
+        return total
+
     def _one(self, name: str, p: Tensor) -> Tensor:
         parts = [
             finish(buffer + self._lost[name, layout] if (name, layout) in self._lost else buffer).reshape(p.shape)

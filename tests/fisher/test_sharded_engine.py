@@ -1,0 +1,45 @@
+"""The engine under FSDP: its way through each kind of model, and that it is exact on all of them."""
+
+import pytest
+import torch
+from engine_pieces import estimate_all, in_half, largest_held
+from pieces import batches, network, together
+from sharded_models import CASES, PLAIN
+
+from unlearnkit import DiagonalFisher
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
+def ranks(request, tmp_path_factory):
+    return together(tmp_path_factory.mktemp("engine"), estimate_all, size=request.param)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.filterwarnings("ignore::unlearnkit.UnlearnKitWarning")
+def test_it_is_exact_and_says_when_it_is_slow(ranks, name):
+    case = CASES[name]
+    one = DiagonalFisher().estimate(case.make(), case.data(), objective=case.objective, role="full")
+    for rank, found in enumerate(ranks):
+        importance, said = found[name]
+        assert (importance.count, importance.samples, importance.trail) == (one.count, one.samples, one.trail)
+        assert importance.fingerprint == one.fingerprint
+        # Gradients that are rounding errors, squared, are not compared.
+        largest = max(float(total.max()) for total in one.totals.values()) * 1e-24
+        for parameter, total in one.totals.items():
+            torch.testing.assert_close(importance.totals[parameter], total, rtol=1e-12, atol=largest, msg=parameter)
+        expected = [case.says] if case.says and rank == 0 else []
+        assert len(said) == len(expected), said
+        assert all(text in words for text, words in zip(expected, said, strict=True)), said
+
+
+def test_no_process_holds_the_totals_of_more_than_a_layer(tmp_path):
+    for held, everything in together(tmp_path, largest_held):
+        assert held == 48 * 9 + 9 < everything
+
+
+def test_gradients_in_half_precision_are_said_to_be(tmp_path):
+    one = DiagonalFisher().estimate(network(torch.float32), batches(dtype=torch.float32), objective=PLAIN)
+    for found, sketched in together(tmp_path, in_half):
+        assert found.fingerprint.precision == sketched.fingerprint.precision == "gradients bfloat16, totals float32"
+        for name, total in one.totals.items():
+            torch.testing.assert_close(found.totals[name], total, rtol=0.3, atol=0.05 * float(total.max()))
