@@ -27,9 +27,10 @@ errors frozen memory progress rng suggest tracing
 shards
 batches chunks compiled factories files mixing options overrides parameters structure
 saving
-checkpoint discovery feeding journal objective patch provenance sealed
-guard importance language precision report sweep
+checkpoint discovery feeding journal objective patch provenance ranks sealed
+guard importance language precision report sharing sweep
 importance_file sharded_file evidence metric estimator scores
+resuming
 distributed unlearner distillation finetuning
 elementwise fisher
 hookspecs registry

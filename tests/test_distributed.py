@@ -70,7 +70,7 @@ def test_models_that_differ_are_refused(tmp_path):
 def test_a_rank_that_dies_ends_the_job_by_name(tmp_path):
     said, none = together(tmp_path, case="killed")
     assert none is None
-    assert "rank 0: another process is gone before the importances were added" in said
+    assert "rank 0: rank 1 is gone: it was killed" in said
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])

@@ -93,6 +93,9 @@ class ImportanceConfig:
         reference: ``"full"`` (D, as in the paper) or ``"retain"`` (D_r, as in the notebook).
         batch_size: Samples per batch of both passes.
         shuffle: Whether to shuffle the data once, with the experiment's seed; in data-set order otherwise.
+        checkpoint: A folder where a pass writes down how far it is, so that a run that was killed goes on from there;
+            removed when the results are written. Left out, nothing is written.
+        every: Batches after which it writes; of each process, where there are several.
     """
 
     estimator: str = "diagonal-fisher"
@@ -100,6 +103,8 @@ class ImportanceConfig:
     reference: str = option("full", choices=("full", "retain"), doc="the second set: D or D_r")
     batch_size: int = option(64, at_least=1, doc="samples per batch")
     shuffle: bool = False
+    checkpoint: str = ""
+    every: int = option(50, at_least=1, doc="batches between two checkpoints of an importance pass")
 
 
 @final

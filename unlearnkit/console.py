@@ -45,6 +45,25 @@ def bars(*, quiet: bool = False) -> Iterator[Progress]:
 
 
 @contextmanager
+def together(device: str, *, quiet: bool = False) -> Iterator[tuple[bool, Progress]]:
+    """Join the processes that ``torchrun`` has started, where it has; the first of them alone shows progress and warns.
+
+    Args:
+        device: As the configuration names it.
+        quiet: Show no progress bars.
+
+    Yields:
+        Whether this is the first process, which alone speaks; and what long functions take as ``progress``.
+    """
+    from unlearnkit.ranks import joined  # noqa: PLC0415 - torch takes seconds
+
+    with joined(device) as ranks, bars(quiet=quiet or ranks.rank > 0) as progress, warnings.catch_warnings():
+        if ranks.rank > 0:
+            warnings.simplefilter("ignore", UnlearnKitWarning)
+        yield ranks.rank == 0, progress
+
+
+@contextmanager
 def counting(total: int, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
     """Show one bar for many pieces of work, several at a time, with the names of the running ones.
 

@@ -1,108 +1,37 @@
 """Importances by several processes: each measures its share of the batches, and the totals are added once."""
 
 import hashlib
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from itertools import islice
-from typing import Any, TypeVar, final
+from collections.abc import Iterable, Sized
+from contextlib import suppress
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, final
 
 import attrs
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader
 
-from unlearnkit.errors import ConfigurationError, MismatchError, UnlearnKitError, raise_all
+from unlearnkit.errors import (
+    ConfigurationError,
+    MismatchError,
+    StoreError,
+    UnlearnKitError,
+    UnsupportedModelError,
+    raise_all,
+)
 from unlearnkit.estimator import ImportanceEstimator
 from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective
 from unlearnkit.parameters import device_of, digest, trainable
 from unlearnkit.progress import Progress, silent
 from unlearnkit.provenance import BatchTrail, Fingerprint, Role
+from unlearnkit.ranks import Ranks, joined
+from unlearnkit.resuming import estimate_resumable
+from unlearnkit.shards import is_sharded
+from unlearnkit.sharing import Shared, tell, wait_for_all
 
-T = TypeVar("T")
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Ranks:
-    """How many processes work together, and which of them this is.
-
-    Attributes:
-        rank: 0 … size − 1.
-        size: 1 when torch.distributed is not in use.
-
-    Example:
-        >>> list(Ranks(rank=1, size=3).share("abcdefg"))
-        ['b', 'e']
-    """
-
-    rank: int = 0
-    size: int = 1
-
-    @classmethod
-    def current(cls) -> "Ranks":
-        """Ask torch.distributed.
-
-        Returns:
-            The ranks of the default process group.
-        """
-        if not (dist.is_available() and dist.is_initialized()):
-            return cls()
-        return cls(rank=dist.get_rank(), size=dist.get_world_size())
-
-    def share(self, batches: Iterable[T]) -> Iterable[T]:
-        """Return every size-th batch: over all ranks each batch once, none dropped at the end.
-
-        Args:
-            batches: The same in the same order on every rank. Of a `torch.utils.data.DataLoader` only the rank's own
-                batches are loaded.
-
-        Returns:
-            The rank's batches.
-        """
-        if self.size == 1:
-            return batches
-        if isinstance(batches, DataLoader) and batches.batch_sampler is not None:
-            return self._own_batches(batches)
-        return islice(batches, self.rank, None, self.size)
-
-    def _own_batches(self, loader: DataLoader[T]) -> DataLoader[T]:
-        assert loader.batch_sampler is not None, "checked by share()"
-        return DataLoader(
-            loader.dataset,
-            batch_sampler=list(islice(loader.batch_sampler, self.rank, None, self.size)),
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-        )
-
-
-@contextmanager
-def joined() -> Iterator[Ranks]:
-    """Join the processes that ``torchrun`` has started, where it has: NCCL on CUDA, else gloo.
-
-    Yields:
-        This process among them; alone when there are no others.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
-        yield Ranks.current()
-        return
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if cuda else "gloo")
-    try:
-        yield Ranks.current()
-    finally:
-        dist.destroy_process_group()
-
-
-def wait_for_all() -> None:
-    """Go on when every process has come this far; at once when there is only one."""
-    if Ranks.current().size > 1:
-        dist.barrier()
+__all__ = ["Ranks", "Shared", "estimate_together", "forget_parts", "joined", "wait_for_all"]
 
 
 def estimate_together(
@@ -112,6 +41,8 @@ def estimate_together(
     *,
     objective: Objective,
     role: Role | str = Role.UNKNOWN,
+    checkpoint: str | Path | None = None,
+    every: int = 50,
     progress: Progress = silent,
 ) -> Importance:
     """Measure an importance with all processes of the default group; each gets the whole result.
@@ -119,12 +50,22 @@ def estimate_together(
     Totals are added once, at the end, in float64. For a float64 model they equal those of one process to 10⁻¹². Without
     other processes this is `unlearnkit.ImportanceEstimator.estimate`.
 
+    With a checkpoint each rank writes down how far it is, in a file of its own, as
+    `unlearnkit.store.estimate_resumable` does. A job that was killed is started again with the same arguments and as
+    many processes: each rank goes on from its last segment, and on CPUs the totals are bit-equal to those of a job
+    that was not interrupted. The files stay: see `forget_parts`.
+
+    A model whose parameters are sharded over the processes needs all of them for each batch: there is nothing to share
+    out, and this is `unlearnkit.ImportanceEstimator.estimate` again.
+
     Args:
         estimator: The same on every rank.
         model: Bit-identical on every rank.
         batches: The same in the same order on every rank; see `Ranks.share`.
         objective: How a batch becomes losses.
         role: Which set this is.
+        checkpoint: A folder for this pass alone, made when it is first needed; of every machine its own, or shared.
+        every: Batches of a rank after which it writes; the same at every start.
         progress: Shows a bar; on rank 0 only.
 
     Returns:
@@ -132,32 +73,85 @@ def estimate_together(
 
     Raises:
         ConfigurationError: No data.
+        StoreError: The checkpoint is of other data, another model, or another number of processes.
+        UnsupportedModelError: A checkpoint for a model that is sharded.
     """
-    ranks = Ranks.current()
-    if ranks.size == 1:
+    ranks, folder = Ranks.current(), None if checkpoint is None else Path(checkpoint)
+    spread = any(map(is_sharded, model.parameters()))
+    if spread and folder is not None:
+        raise UnsupportedModelError("expected no checkpoint for an importance of a model that is sharded, saw one")
+    if spread or (ranks.size == 1 and folder is None):
         return estimator.estimate(model, batches, objective=objective, role=role, progress=progress)
-    own, error = None, ""
+    own, error, bar = None, "", progress if ranks.rank == 0 else silent
+
+    def measured(mine: Iterable[Any]) -> Importance:
+        if folder is None:
+            return estimator.estimate(model, mine, objective=objective, role=role, progress=bar)
+        part = _part_of(folder, ranks)
+        return estimate_resumable(
+            estimator, model, mine, objective=objective, checkpoint=part, every=every, role=role, progress=bar
+        )
+
+    if ranks.size == 1:
+        return measured(batches)
     try:
-        mine = list(ranks.share(batches)) if not isinstance(batches, DataLoader) else ranks.share(batches)
-        if len(mine):  # type: ignore[arg-type]
-            bar = progress if ranks.rank == 0 else silent
-            own = estimator.estimate(model, mine, objective=objective, role=role, progress=bar)
+        mine = _or_none(ranks.share(batches))
+        own = None if mine is None else measured(mine)
     except Exception as problem:  # noqa: BLE001 - the other ranks wait: they must hear of it, whatever it is
         error = f"{type(problem).__name__}: {problem}"
-    told = _gathered(_Told.of(own, error=error, model=digest(model)))
+    told = tell(_Told.of(own, error=error, model=digest(model)))
     _check(told)
-    measured = [one for one in told if one.fingerprint is not None]
-    if not measured:
+    found = [one for one in told if one.fingerprint is not None]
+    if not found:
         raise ConfigurationError("expected data for an importance, saw an empty iterable on every rank")
-    totals = _added(model, own)
     return Importance(
-        totals=totals,
+        totals=_added(model, own),
         count=sum(one.count for one in told),
         samples=sum(one.samples for one in told),
         role=role,
-        trail=_trail([one.trail for one in measured]),
-        fingerprint=_in_float64(measured[0].fingerprint),
+        trail=_trail([one.trail for one in found]),
+        fingerprint=_in_float64(found[0].fingerprint),
     )
+
+
+def forget_parts(checkpoint: str | Path) -> None:
+    """Delete what this rank wrote down of a pass; when every rank has, the folder is gone too.
+
+    Args:
+        checkpoint: See `estimate_together`.
+    """
+    folder, ranks = Path(checkpoint), Ranks.current()
+    (folder / _part_name(ranks)).unlink(missing_ok=True)
+    with suppress(OSError):  # the last one finds it empty
+        folder.rmdir()
+
+
+def _part_name(ranks: Ranks) -> str:
+    return f"rank-{ranks.rank}-of-{ranks.size}.part"
+
+
+def _part_of(folder: Path, ranks: Ranks) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = [path.name for path in folder.glob("rank-*-of-*.part")]
+    except OSError as error:
+        raise StoreError(f"cannot write down how far the importance is in {folder}: {error}") from error
+    others = sorted(name for name in found if not name.endswith(f"-of-{ranks.size}.part"))
+    if others:
+        raise StoreError(
+            f"{folder} holds parts of a pass by another number of processes: expected {ranks.size}, saw {others[0]}: "
+            "start as many again to go on, or delete the folder to begin again"
+        )
+    return folder / _part_name(ranks)
+
+
+def _or_none(batches: Iterable[Any]) -> Iterable[Any] | None:
+    """Return the same batches; None where there are none: there may be fewer than ranks."""
+    if isinstance(batches, Sized):
+        return batches if len(batches) else None
+    rest = iter(batches)
+    first = list(islice(rest, 1))
+    return chain(first, rest) if first else None
 
 
 @final
@@ -177,22 +171,6 @@ class _Told:
         if own is None:
             return cls(error=error, model=model)
         return cls(model=model, count=own.count, samples=own.samples, fingerprint=own.fingerprint, trail=own.trail)
-
-
-def _gathered(mine: _Told) -> list[_Told]:
-    ranks = Ranks.current()
-    plain = {**attrs.asdict(mine, recurse=False), "trail": (dict(mine.trail.sizes), mine.trail.order)}
-    found: list[Any] = [None] * ranks.size
-    try:
-        if dist.get_backend() == "gloo":
-            dist.monitored_barrier(wait_all_ranks=True)  # names the ranks that are gone
-        dist.all_gather_object(found, plain)
-    except RuntimeError as error:
-        raise UnlearnKitError(
-            f"rank {ranks.rank}: another process is gone before the importances were added: {error}. Nothing was "
-            "changed: start the job again"
-        ) from error
-    return [_Told(**{**one, "trail": BatchTrail(sizes=one["trail"][0], order=one["trail"][1])}) for one in found]
 
 
 def _check(told: list[_Told]) -> None:

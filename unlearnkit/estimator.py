@@ -133,7 +133,7 @@ class ImportanceEstimator(abc.ABC):
         check_finite(model, when="before an importance is estimated")
         device, total, trail, samples = device_of(model), None, BatchTrail(), 0
         named = trainable(model)
-        fingerprint = self._fingerprint(model, objective)
+        fingerprint = fingerprint_of(self, model, objective=objective)
         guard = ModelGuard(model)
         try:
             model.eval()
@@ -212,16 +212,6 @@ class ImportanceEstimator(abc.ABC):
         problems += [f"{name}: an estimator must not edit buffers" for name in guard.changed_buffers()]
         raise_all(problems, where=f"estimator {self.name!r} changed the model (it was put back)")
 
-    def _fingerprint(self, model: nn.Module, objective: Objective) -> Fingerprint:
-        return Fingerprint(
-            estimator=self.name,
-            unit=self.traits.unit,
-            labels=self.traits.labels,
-            objective=objective.describe(),
-            options=options_text(self),
-            model=digest(model),
-        )
-
 
 class Accumulator(abc.ABC):
     """One pass over data: batches go in, one importance comes out."""
@@ -283,6 +273,27 @@ def _check_same_data(trail: BatchTrail) -> None:
     raise_all(
         (f"rank {rank} saw others than rank 0" for rank, theirs in enumerate(seen) if theirs != seen[0]),
         where="expected the same batches in the same order in every process (give a shuffling loader one seed)",
+    )
+
+
+def fingerprint_of(estimator: ImportanceEstimator, model: nn.Module, *, objective: Objective) -> Fingerprint:
+    """Say of which kind an importance will be.
+
+    Args:
+        estimator: What measures.
+        model: What is measured.
+        objective: How a batch becomes losses.
+
+    Returns:
+        Its fingerprint; without the precision, which the result says.
+    """
+    return Fingerprint(
+        estimator=estimator.name,
+        unit=estimator.traits.unit,
+        labels=estimator.traits.labels,
+        objective=objective.describe(),
+        options=options_text(estimator),
+        model=digest(model),
     )
 
 

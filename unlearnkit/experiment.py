@@ -36,6 +36,7 @@ from unlearnkit.options import options_of
 from unlearnkit.plugins import PluginManager
 from unlearnkit.progress import Progress, silent
 from unlearnkit.rng import private_rng
+from unlearnkit.sharing import Shared
 from unlearnkit.suggest import nearest
 from unlearnkit.unlearner import Unlearner
 
@@ -190,10 +191,21 @@ class Experiment:
         size, workers = self.config.evaluation.batch_size, self.config.data.workers
         return loader(data, batch_size=size, workers=workers, device=self.device)
 
+    def shared_batches(self, data: LabelledImages) -> Shared:
+        """Cut data into batches for an evaluation by all processes together.
+
+        Args:
+            data: Any part.
+
+        Returns:
+            The batches of `evaluation_batches`.
+        """
+        return Shared(items=self.evaluation_batches(data))
+
     def scores(
         self, model: nn.Module, parts: Mapping[str, LabelledImages], *, progress: Progress = silent
     ) -> dict[str, LossAndAccuracy]:
-        """Measure loss and accuracy on parts of the data.
+        """Measure loss and accuracy on parts of the data; several processes share the batches, so call it on all.
 
         Args:
             model: Any.
@@ -204,7 +216,7 @@ class Experiment:
             Name to scores.
         """
         return {
-            name: loss_and_accuracy(model, self.evaluation_batches(data), objective=self.objective, progress=progress)
+            name: loss_and_accuracy(model, self.shared_batches(data), objective=self.objective, progress=progress)
             for name, data in parts.items()
         }
 

@@ -39,7 +39,7 @@ class Gallery:
     _scores: list[dict[str, LossAndAccuracy]] = attrs.field(factory=list, init=False, repr=False)
 
     def illustrated(self, record: RunRecord, model: nn.Module) -> RunRecord:
-        """Add the scores of the retrained models, and what the page of a run draws.
+        """Add the scores of the retrained models, and what the page of a run draws; call it on every process.
 
         Args:
             record: Of an edit, evaluated.
@@ -69,7 +69,7 @@ class Gallery:
     def _batches(self) -> dict[str, Any]:
         parts = self.experiment.splits()
         return {
-            name: self.experiment.evaluation_batches(_some(parts[name], self.experiment.config.evaluation.seed))
+            name: self.experiment.shared_batches(_some(parts[name], self.experiment.config.evaluation.seed))
             for name in SPLITS
             if name in parts
         }

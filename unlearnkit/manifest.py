@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unlearnkit.batches import Deferred
 from unlearnkit.data import LabelledImages, Split
+from unlearnkit.ranks import Ranks
 
 _PACKAGES = ("unlearnkit", "torch", "torchvision", "numpy", "scikit-learn", "safetensors", "pluggy", "attrs", "cattrs")
 _IMAGES = 64
@@ -84,6 +85,7 @@ def manifest(*, config: Mapping[str, Any], data: LabelledImages, device: torch.d
         "versions": versions(),
         "device": f"{device} ({name})",
         "threads": torch.get_num_threads(),
+        "processes": Ranks.current().size,
         "platform": platform.platform(),
         "finished": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     }

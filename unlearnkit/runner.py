@@ -11,8 +11,10 @@ import attrs
 from torch import nn
 
 from unlearnkit.config import Config, MethodConfig, plain
-from unlearnkit.distributed import Ranks, estimate_together, wait_for_all
+from unlearnkit.data import LabelledImages
+from unlearnkit.distributed import estimate_together, forget_parts
 from unlearnkit.errors import ConfigurationError, StoreError
+from unlearnkit.estimator import ImportanceEstimator
 from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.evidence import Need
 from unlearnkit.experiment import Experiment, make_metrics, make_unlearner
@@ -25,8 +27,11 @@ from unlearnkit.pipeline import Pipeline
 from unlearnkit.plugins import PluginManager, default_manager
 from unlearnkit.progress import Progress, silent
 from unlearnkit.provenance import Role
+from unlearnkit.ranks import Ranks
 from unlearnkit.references import references
+from unlearnkit.report import Report
 from unlearnkit.reporting import RunRecord, write_result
+from unlearnkit.sharing import agreed, follow_rank_0, wait_for_all
 from unlearnkit.suggest import nearest
 from unlearnkit.unlearner import Unlearner
 
@@ -46,8 +51,8 @@ def run(
     """Run every method of a configuration.
 
     Everything that can be checked is checked before the first minute of work. Each method's folder appears whole or
-    not at all. Where torch.distributed is in use, the importances are shared out among its processes, every process
-    makes the same edits, and rank 0 writes.
+    not at all. Where torch.distributed is in use, importances and evaluation are shared out among its processes, every
+    process makes the same edits, and rank 0 writes.
 
     Args:
         config: The configuration.
@@ -65,6 +70,8 @@ def run(
         StoreError: A folder of results is in the way.
     """
     plugins = plugins or default_manager()
+    if dry_run:
+        config = attrs.evolve(config, importance=attrs.evolve(config.importance, checkpoint=""))
     if not config.method:
         raise ConfigurationError("method: expected at least one [[method]], saw none: `unlearnkit methods` lists them")
     tuned = [method.label for method in config.method if method.tuned]
@@ -75,7 +82,6 @@ def run(
     taken = [str(folder) for folder in folders.values() if folder.exists()]
     if taken and not (dry_run or overwrite):
         raise StoreError(f"results are there already: {', '.join(taken)}: choose another output, or overwrite them")
-    first = Ranks.current().rank == 0
     wait_for_all()  # nobody has written yet when the others look whether something is in the way
     job = Job.start(config, plugins, again=again, progress=progress, references=not dry_run)
     importances = job.importances({need for unlearner in unlearners.values() for need in unlearner.needs})
@@ -86,10 +92,10 @@ def run(
         record = job.edit(model, method, unlearners[method.label], importances)
         if not dry_run:
             record = job.evaluated(record, model, before)
-            if first:
-                record = gallery.illustrated(record, model) if config.evaluation.page else record
-                write_result(folders[method.label], model, record, metadata=job.metadata(), page=config.evaluation.page)
+            record = gallery.illustrated(record, model) if config.evaluation.page else record
+            job.write(folders[method.label], model, record)
         yield record
+    job.forget_checkpoints()
 
 
 @final
@@ -195,17 +201,62 @@ class Job:
         for need, (role, split) in wanted.items():
             if need in needs:
                 start = time.perf_counter()
-                batches = self.experiment.importance_batches(self.experiment.splits()[split])
-                found[need] = estimate_together(
-                    estimator,
-                    self.original,
-                    batches,
-                    objective=self.experiment.objective,
-                    role=role,
-                    progress=self.progress,
-                )
+                found[need] = self.importance(estimator, self.experiment.splits()[split], role)
                 self.seconds[f"{role.value} importance"] = time.perf_counter() - start
         return found
+
+    def importance(
+        self, estimator: ImportanceEstimator, data: LabelledImages, role: Role, *, stage: str = "run"
+    ) -> Importance:
+        """Estimate one importance of the original model, with all processes there are.
+
+        Args:
+            estimator: Of the configuration.
+            data: The samples.
+            role: Which set this is.
+            stage: Whose pass it is: the checkpoints of different data are kept apart.
+
+        Returns:
+            The importance.
+        """
+        return estimate_together(
+            estimator,
+            self.original,
+            self.experiment.importance_batches(data),
+            objective=self.experiment.objective,
+            role=role,
+            checkpoint=self._checkpoint(stage, role),
+            every=self.experiment.config.importance.every,
+            progress=self.progress,
+        )
+
+    def forget_checkpoints(self, *, stage: str = "run") -> None:
+        """Delete what the passes wrote down, when the results are safe.
+
+        Args:
+            stage: See `importance`.
+        """
+        for role in Role:
+            folder = self._checkpoint(stage, role)
+            if folder is not None:
+                forget_parts(folder)
+
+    def _checkpoint(self, stage: str, role: Role) -> Path | None:
+        chosen = self.experiment.config.importance.checkpoint
+        return Path(chosen) / f"{stage}-{role.value}" if chosen else None
+
+    def write(self, folder: Path, model: nn.Module | None, record: RunRecord) -> None:
+        """Write a folder of results: the first process does, and the others wait.
+
+        Args:
+            folder: Where to.
+            model: The edited model, or None.
+            record: What to say of it.
+        """
+        with agreed():
+            if Ranks.current().rank == 0:
+                page = self.experiment.config.evaluation.page
+                write_result(folder, model, record, metadata=self.metadata(), page=page)
 
     def edit(
         self, model: nn.Module, method: MethodConfig, unlearner: Unlearner, importances: dict[Need, Importance]
@@ -230,18 +281,19 @@ class Job:
             max_fraction=method.max_fraction,
             plugins=self.plugins,
         )
-        report = pipeline.run(
-            model,
-            forget=importances.get(Need.FORGET_IMPORTANCE),
-            reference=importances.get(Need.REFERENCE_IMPORTANCE),
-            forget_data=self.experiment.importance_batches(splits["forget-train"]),
-            retain_data=self.experiment.importance_batches(splits["retain-train"]),
-            model_factory=self.experiment.fresh_model,
-            objective=self.experiment.objective,
-            seed=config.seed,
-            progress=self.progress,
-        )
-        report = attrs.evolve(report, seconds={**self.seconds, **report.seconds})
+        with agreed():
+            report = pipeline.run(
+                model,
+                forget=importances.get(Need.FORGET_IMPORTANCE),
+                reference=importances.get(Need.REFERENCE_IMPORTANCE),
+                forget_data=self.experiment.importance_batches(splits["forget-train"]),
+                retain_data=self.experiment.importance_batches(splits["retain-train"]),
+                model_factory=self.experiment.fresh_model,
+                objective=self.experiment.objective,
+                seed=config.seed,
+                progress=self.progress,
+            )
+        report = aligned(attrs.evolve(report, seconds={**self.seconds, **report.seconds}), model)
         assert self.experiment.split is not None, "start() asked for the splits, which need it"
         return RunRecord(label=method.label, report=report, forget=forget_record(self.experiment.split.train))
 
@@ -294,7 +346,7 @@ class Job:
             Metric to its values or reasons.
         """
         objective = self.experiment.objective
-        batches = {name: self.experiment.evaluation_batches(data) for name, data in self.experiment.splits().items()}
+        batches = {name: self.experiment.shared_batches(data) for name, data in self.experiment.splits().items()}
         exam = Exam(model=model, splits=batches, objective=objective, original=self.original, retrained=self.retrained)
         metrics = make_metrics(self.experiment.config.evaluation, self.plugins)
         return {name: metric.examine(exam) for name, metric in metrics.items()}
@@ -316,3 +368,21 @@ class Job:
             REQUESTS: json.dumps([*self.requests, self.request]),
             "unlearnkit.factory": self.experiment.config.model.factory,
         }
+
+
+def aligned(report: Report, model: nn.Module) -> Report:
+    """See that all processes have made the same edit.
+
+    Args:
+        report: Of the edit.
+        model: The edited model; where it differs from rank 0's, it becomes that.
+
+    Returns:
+        The report, with a remark where it did.
+    """
+    others = follow_rank_0(model, report.model_after)
+    if not others:
+        return report
+    who = f"ranks {', '.join(map(str, others))} of {Ranks.current().size}"
+    remark = f"{who} made another edit than rank 0, as CUDA may; all went on with that of rank 0"
+    return attrs.evolve(report, remarks=(*report.remarks, remark))

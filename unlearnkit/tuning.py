@@ -28,8 +28,9 @@ from unlearnkit.plugins import PluginManager, default_manager
 from unlearnkit.progress import Progress, silent
 from unlearnkit.provenance import Role
 from unlearnkit.report import Report
-from unlearnkit.reporting import RunRecord, write_result
-from unlearnkit.runner import Job
+from unlearnkit.reporting import RunRecord
+from unlearnkit.runner import Job, aligned
+from unlearnkit.sharing import agreed, wait_for_all
 
 _REESTIMATE = {"both": (False, True), "yes": (True,), "no": (False,)}
 
@@ -65,6 +66,9 @@ def tune(
     accuracy on them is that on training data.) The test set is looked at once, after the choice. Only the target
     ``"unseen"`` takes part of it away first; then all test scores are of the remaining part.
 
+    Where torch.distributed is in use, importances, candidates and evaluation are shared out among its processes: the
+    same are tried and the same one is chosen; every process makes that edit, and rank 0 writes.
+
     Args:
         config: The configuration.
         plugins: Where names are looked up.
@@ -85,16 +89,17 @@ def tune(
     folder = Path(config.output) / f"{method.label}-tuned"
     if folder.exists() and not overwrite:
         raise StoreError(f"results are there already: {folder}: choose another output, or overwrite them")
+    wait_for_all()  # as in run()
     job, unseen = set_aside(Job.start(config, plugins, again=again, progress=progress))
     search = Search.start(job, unseen)
     model = copy.deepcopy(job.original)
     tuning, report = search.edit(model, unlearner, method)
     report = attrs.evolve(report, seconds={**job.seconds, **report.seconds})
     record = search.record(folder.name, tuning, report, model)
-    page = config.evaluation.page
-    if page and tuning.chosen is not None:
+    if config.evaluation.page and tuning.chosen is not None:
         record = search.job.gallery().illustrated(record, model)
-    write_result(folder, model if tuning.chosen else None, record, metadata=job.metadata(), page=page)
+    job.write(folder, model if tuning.chosen else None, record)
+    job.forget_checkpoints(stage="tune")
     return Tuned(tuning=tuning, record=record, folder=folder)
 
 
@@ -167,8 +172,10 @@ class Search:
             model=type(model).__qualname__,
         )
         plugins.before_run(run)
-        tuning = self._tune(model, unlearner, method)
+        with agreed():
+            tuning = self._tune(model, unlearner, method)
         report = tuning.report or Report(method=unlearner.name, remarks=(tuning.sentence(),))
+        report = aligned(report, model)
         # The edit is part of the search: each second is counted once.
         looked = tuning.seconds - sum(report.seconds.values())
         report = attrs.evolve(
@@ -199,8 +206,8 @@ class Search:
             forget=forget,
             reference=reference,
             validation=Validation(
-                retain=experiment.evaluation_batches(self._part(self.carved.retain_validation)),
-                forget=experiment.evaluation_batches(self._part(self.carved.forget_validation)),
+                retain=experiment.shared_batches(self._part(self.carved.retain_validation)),
+                forget=experiment.shared_batches(self._part(self.carved.forget_validation)),
             ),
             target=target,
             target_source=source,
@@ -208,6 +215,7 @@ class Search:
             objective=experiment.objective,
             seed=experiment.config.seed,
             max_fraction=method.max_fraction,
+            together=True,
             progress=self.job.progress,
         )
 
@@ -223,10 +231,7 @@ class Search:
         def estimate(rows: np.ndarray, role: Role) -> Importance:
             if role not in self.known:
                 start = time.perf_counter()
-                batches = experiment.importance_batches(self._part(rows))
-                self.known[role] = estimator.estimate(
-                    self.job.original, batches, objective=experiment.objective, role=role, progress=self.job.progress
-                )
+                self.known[role] = self.job.importance(estimator, self._part(rows), role, stage="tune")
                 self.seconds[f"{role.value} importance"] = time.perf_counter() - start
             return self.known[role] if method.normalise else self.known[role].unnormalised()
 
@@ -312,7 +317,7 @@ def elementwise(method: MethodConfig, plugins: PluginManager) -> ElementwiseUnle
 
 
 def _accuracy(experiment: Experiment, model: nn.Module, data: LabelledImages) -> float:
-    batches = experiment.evaluation_batches(data)
+    batches = experiment.shared_batches(data)
     found = loss_and_accuracy(model, batches, objective=experiment.objective).accuracy
     assert found is not None, "_Search.start() refuses an objective without classes"
     return found

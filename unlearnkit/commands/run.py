@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from unlearnkit.commands.options import Again, ConfigPath, Methods, Overwrite, Quiet, Settings, Traceback, only
 from unlearnkit.config import load_config
-from unlearnkit.console import bars, clear_errors, out
+from unlearnkit.console import clear_errors, out, together
 from unlearnkit.reporting import run_table, tensor_table
 
 
@@ -22,18 +22,17 @@ def run(
     traceback: Traceback = False,
 ) -> None:
     """Make a trained model forget: importances, edits, evaluation, one folder of results per method."""
-    from unlearnkit.distributed import joined  # noqa: PLC0415 - torch takes seconds
     from unlearnkit.runner import run as run_methods  # noqa: PLC0415 - torchvision and scikit-learn take seconds
 
-    with clear_errors(traceback=traceback), joined() as ranks:
+    with clear_errors(traceback=traceback):
         chosen = only(load_config(config, settings or []), method or [])
         records = []
-        with bars(quiet=quiet or ranks.rank > 0) as progress:
+        with together(chosen.device, quiet=quiet) as (first, progress):
             for record in run_methods(chosen, dry_run=dry_run, overwrite=overwrite, again=again, progress=progress):
                 records.append(record)
-                if dry_run and ranks.rank == 0:
+                if dry_run and first:
                     out.print(tensor_table(record.report))
-        if ranks.rank > 0:
+        if not first:
             return
         if dry_run:
             out.print("dry run: nothing was written")

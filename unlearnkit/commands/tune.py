@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from unlearnkit.commands.options import Again, ConfigPath, Overwrite, Quiet, Settings, Traceback
 from unlearnkit.config import load_config
-from unlearnkit.console import bars, clear_errors, out
+from unlearnkit.console import clear_errors, out, together
 from unlearnkit.reporting import run_table, tuning_table
 
 
@@ -28,8 +28,10 @@ def tune(
         chosen = load_config(config, settings or [])
         if method:
             chosen = attrs.evolve(chosen, tuning=attrs.evolve(chosen.tuning, method=method))
-        with bars(quiet=quiet) as progress:
+        with together(chosen.device, quiet=quiet) as (first, progress):
             tuned = tune_method(chosen, overwrite=overwrite, again=again, progress=progress)
+        if not first:
+            return
         out.print(tuning_table(tuned.tuning))
         out.print(escape(tuned.tuning.sentence()), highlight=False)
         if tuned.tuning.chosen is not None:

@@ -151,7 +151,9 @@ def keyed(trial: Trial, facts: Mapping[str, Any]) -> Trial:
         "model": [config.model.factory, config.model.options],
         "data": [config.data.name, config.data.factory, config.data.options],
         "training": attrs.asdict(config.training),
-        "importance": attrs.asdict(config.importance),
+        "importance": attrs.asdict(
+            config.importance, filter=lambda field, _: field.name not in {"checkpoint", "every"}
+        ),
         "normalise": trial.method.normalise,
         "max_fraction": trial.method.max_fraction,
         "tuning": attrs.asdict(config.tuning) if trial.method.tuned or config.tuning.target == "unseen" else None,
@@ -177,6 +179,7 @@ def _one(config: Config, target: ForgetConfig, method: MethodConfig, training: i
         forget=target,
         method=(method,),
         evaluation=evaluation,
+        importance=attrs.evolve(config.importance, checkpoint=""),  # what a trial found is on disk as it ends
         tuning=attrs.evolve(config.tuning, method=""),
         training=attrs.evolve(config.training, seed=training),
         seed=unlearning,

@@ -14,7 +14,8 @@ from unlearnkit.objective import CrossEntropy, Objective
 from unlearnkit.parameters import buffers, device_of
 from unlearnkit.progress import Progress, length, silent
 from unlearnkit.rng import private_rng
-from unlearnkit.scores import score_batch, total
+from unlearnkit.scores import BatchScores, score_batch, total
+from unlearnkit.sharing import for_each
 
 
 @final
@@ -44,7 +45,8 @@ def loss_and_accuracy(
 
     Args:
         model: On any one device; the batches are moved there.
-        batches: What a data loader yields; cut into batches of any size, with the same result up to rounding.
+        batches: What a data loader yields; cut into batches of any size, with the same result up to rounding. Several
+            processes go through `unlearnkit.sharing.Shared` batches together, and each gets the same result.
         objective: The loss; by default `CrossEntropy`.
         progress: Shows the batches.
 
@@ -60,17 +62,20 @@ def loss_and_accuracy(
         >>> loss_and_accuracy(nn.Identity(), [batch])
         LossAndAccuracy(loss=0.6931471824645996, accuracy=0.5, samples=2)
     """
-    scores = []
-    with undisturbed(model):
-        shown = progress(batches, "evaluating", length(batches))
-        for number, (_, moved) in enumerate(feed(shown, device_of(model)), start=1):
+
+    def scored(own: Iterable[Any], numbers: Iterator[int]) -> Iterator[BatchScores]:
+        shown = progress(own, "evaluating", length(own))
+        for (_, moved), number in zip(feed(shown, device_of(model)), numbers, strict=False):
             losses, score = score_batch(model, moved, objective=objective or CrossEntropy())
             if not bool(torch.isfinite(losses).all()):
                 raise NonFiniteError(
-                    f"expected finite losses, saw NaN or infinity in batch {number}: "
+                    f"expected finite losses, saw NaN or infinity in batch {number + 1}: "
                     "the model is damaged, or the data hold NaN"
                 )
-            scores.append(score)
+            yield score
+
+    with undisturbed(model):
+        scores = for_each(batches, scored)
     if not scores:
         raise ConfigurationError(
             "expected at least one batch to evaluate on, saw none: the data set is empty, or its iterator is used up"

@@ -1,6 +1,6 @@
 """What a classifier says about some samples: the logits of each, and its label."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, final
 
 import attrs
@@ -14,6 +14,7 @@ from unlearnkit.evaluation.features import label_losses, softmax_of
 from unlearnkit.feeding import feed
 from unlearnkit.objective import CrossEntropy, Objective
 from unlearnkit.parameters import device_of
+from unlearnkit.sharing import for_each
 
 
 class InapplicableError(Exception):
@@ -65,7 +66,7 @@ def outputs_of(model: nn.Module, batches: Iterable[Any], *, objective: Objective
 
     Args:
         model: A classifier with one label per sample.
-        batches: What a data loader yields.
+        batches: What a data loader yields; or `unlearnkit.sharing.Shared`.
         objective: Says where logits and labels are; `CrossEntropy`.
 
     Returns:
@@ -78,17 +79,19 @@ def outputs_of(model: nn.Module, batches: Iterable[Any], *, objective: Objective
         >>> outputs_of(nn.Identity(), [(torch.tensor([[0.0, 1.0]]), torch.tensor([1]))]).accuracy
         1.0
     """
-    objective = objective or CrossEntropy()
-    if not isinstance(objective, CrossEntropy):
-        raise InapplicableError(f"{objective.describe()} is no classification: there are no class probabilities")
-    logits: list[Tensor] = []
-    labels: list[Tensor] = []
+    chosen = objective or CrossEntropy()
+    if not isinstance(chosen, CrossEntropy):
+        raise InapplicableError(f"{chosen.describe()} is no classification: there are no class probabilities")
+
+    def said(own: Iterable[Any], _: Iterator[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        for _, moved in feed(own, device_of(model)):
+            yield chosen.logits(model, moved).to("cpu", torch.float64), chosen.labels(moved).to("cpu")
+
     with undisturbed(model):
-        for _, moved in feed(batches, device_of(model)):
-            logits.append(objective.logits(model, moved).to("cpu", torch.float64))
-            labels.append(objective.labels(moved).to("cpu"))
-    if not logits:
+        found = for_each(batches, said)
+    if not found:
         raise InapplicableError("the split is empty")
+    logits, labels = [z for z, _ in found], [y for _, y in found]
     if any(z.dim() != 2 for z in logits) or any(y.dim() != 1 or y.is_floating_point() for y in labels):
         raise InapplicableError("the model does not predict one label per sample")
     z = floats(torch.cat(logits), what="logits", dimensions=2)

@@ -16,6 +16,7 @@ from unlearnkit.evaluation.outputs import InapplicableError
 from unlearnkit.feeding import feed
 from unlearnkit.objective import CrossEntropy, Objective
 from unlearnkit.parameters import device_of
+from unlearnkit.sharing import for_each
 from unlearnkit.suggest import nearest
 
 
@@ -68,7 +69,7 @@ def features_of(
 
     Args:
         model: A classifier with one label per sample; left as it is.
-        batches: What a data loader yields.
+        batches: What a data loader yields; or `unlearnkit.sharing.Shared`.
         layer: Qualified name of the layer whose input is wanted; left out, the `torch.nn.Linear` that is called last:
             the classifier on top of the penultimate features.
         objective: Says where logits and labels are; `CrossEntropy`.
@@ -84,23 +85,27 @@ def features_of(
         >>> features_of(model, [(torch.tensor([[-1.0, 2.0]]), torch.tensor([1]))]).values
         array([[0., 2.]])
     """
-    objective = objective or CrossEntropy()
-    if not isinstance(objective, CrossEntropy):
-        raise InapplicableError(f"{objective.describe()} is no classification: there are no class probabilities")
-    values: list[Tensor] = []
-    labels: list[Tensor] = []
-    with undisturbed(model), _watching(_watched(model, layer)) as seen:
-        for _, moved in feed(batches, device_of(model)):
-            y, size = objective.labels(moved), len(objective.logits(model, moved))
-            if not seen or len(seen[-1]) != size or y.dim() != 1 or y.is_floating_point():
-                raise InapplicableError(f"layer {layer or 'Linear'!r} has no row of features for each labelled sample")
-            values.append(seen[-1].flatten(1).to("cpu", torch.float64))
-            labels.append(y.to("cpu"))
-            seen.clear()
-    if not values:
+    chosen = objective or CrossEntropy()
+    if not isinstance(chosen, CrossEntropy):
+        raise InapplicableError(f"{chosen.describe()} is no classification: there are no class probabilities")
+    watched = _watched(model, layer)
+
+    def shown(own: Iterable[Any], _: Iterator[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        with _watching(watched) as seen:
+            for _, moved in feed(own, device_of(model)):
+                y, size = chosen.labels(moved), len(chosen.logits(model, moved))
+                if not seen or len(seen[-1]) != size or y.dim() != 1 or y.is_floating_point():
+                    where = f"layer {layer or 'Linear'!r}"
+                    raise InapplicableError(f"{where} has no row of features for each labelled sample")
+                yield seen[-1].flatten(1).to("cpu", torch.float64), y.to("cpu")
+                seen.clear()
+
+    with undisturbed(model):
+        parts = for_each(batches, shown)
+    if not parts:
         raise InapplicableError("the split is empty")
-    found = floats(torch.cat(values), what="features", dimensions=2)
-    return Features(values=found, labels=torch.cat(labels).numpy().astype(np.int64))
+    found = floats(torch.cat([x for x, _ in parts]), what="features", dimensions=2)
+    return Features(values=found, labels=torch.cat([y for _, y in parts]).numpy().astype(np.int64))
 
 
 @final

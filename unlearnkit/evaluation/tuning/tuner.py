@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, final
 
 import attrs
@@ -18,7 +19,8 @@ from unlearnkit.evidence import Evidence
 from unlearnkit.importance import Importance
 from unlearnkit.objective import CrossEntropy, Objective
 from unlearnkit.options import option
-from unlearnkit.progress import Progress, silent
+from unlearnkit.progress import Progress, length, silent
+from unlearnkit.sharing import Shared, for_each
 
 
 def _shares(values: Iterable[float]) -> tuple[float, ...]:
@@ -89,6 +91,7 @@ class Tuner:
         objective: Objective | None = None,
         seed: int = 0,
         max_fraction: float | None = None,
+        together: bool = False,
         progress: Progress = silent,
     ) -> Tuning:
         """Search, and edit the model in place with what was found; or edit nothing.
@@ -105,6 +108,8 @@ class Tuner:
             objective: How a batch becomes losses; `CrossEntropy`.
             seed: For methods that draw numbers.
             max_fraction: The largest fraction of weights that may change.
+            together: Whether all processes of torch.distributed call this with the same arguments: then the candidates
+                of a round are shared out among them. What is tried and chosen stays the same, and each makes the edit.
             progress: Shows a bar for each round.
 
         Returns:
@@ -125,7 +130,7 @@ class Tuner:
             max_fraction=max_fraction,
         )
         trials = self._trials(model, evidence, validation, target)
-        candidates = self._search(trials, progress)
+        candidates = self._search(trials, progress, together=together)
         chosen = max((c for c in candidates if c.feasible), key=lambda c: c.order, default=None)
         return Tuning(
             target=target,
@@ -160,13 +165,14 @@ class Tuner:
             original=Scores.of(model, validation, evidence.objective),
         )
 
-    def _search(self, trials: Trials, progress: Progress) -> list[Candidate]:
+    def _search(self, trials: Trials, progress: Progress, *, together: bool) -> list[Candidate]:
         found: dict[Setting, Candidate] = {}
         for number in range(self.rounds + 1):
             settings = self._grid(trials) if number == 0 else self._closer([*found.values()], number)
             new = [s for s in dict.fromkeys(settings) if s not in found]
-            for setting in progress(new, f"tuning, round {number + 1} of {self.rounds + 1}", len(new)):
-                found[setting] = trials.measure(setting)
+            what = f"tuning, round {number + 1} of {self.rounds + 1}"
+            work = partial(_measured, trials=trials, progress=progress, what=what)
+            found.update(zip(new, for_each(Shared(items=new) if together else new, work), strict=True))
         return [*found.values()]
 
     def _grid(self, trials: Trials) -> Iterator[Setting]:
@@ -190,3 +196,9 @@ class Tuner:
             for k in (-2, -1, 1, 2):
                 fraction = min(1.0, c.setting.fraction * step ** (k / 3**number))
                 yield attrs.evolve(c.setting, fraction=fraction)
+
+
+def _measured(
+    own: Iterable[Setting], _: Iterator[int], *, trials: Trials, progress: Progress, what: str
+) -> Iterator[Candidate]:
+    return map(trials.measure, progress(own, what, length(own)))

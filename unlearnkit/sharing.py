@@ -1,0 +1,197 @@
+"""Work that several processes share: each does a part, and every one hears all results, and every error."""
+
+import itertools
+import pickle
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar, final
+
+import attrs
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from unlearnkit.errors import UnlearnKitError
+from unlearnkit.parameters import buffers, parameters
+from unlearnkit.ranks import Ranks, alone
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_HEARD = "heard_by_all"  # of an exception: every rank has it
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Shared:
+    """Batches that all ranks go through together: each measures on its share, and hears the results of the others.
+
+    Hand it to a function of `unlearnkit.evaluation` on every rank, or on none: each waits for the others. Whoever does
+    not know of ranks sees all batches.
+
+    Attributes:
+        items: The same in the same order on every rank.
+
+    Example:
+        >>> list(Shared(items="abc"))
+        ['a', 'b', 'c']
+    """
+
+    items: Iterable[Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)  # type: ignore[arg-type]  # a TypeError, where there is no length
+
+
+def wait_for_all() -> None:
+    """Go on when every process has come this far; at once when there is only one."""
+    tell(None)
+
+
+def tell(mine: T, *, failure: Exception | None = None, place: int = 0) -> list[T]:
+    """Tell every rank something, and hear what each has to tell.
+
+    Args:
+        mine: What can be pickled.
+        failure: What went wrong here, to be raised on every rank.
+        place: Where it went wrong: of several failures the one with the smallest place is raised.
+
+    Returns:
+        What each told, by rank.
+
+    Raises:
+        Exception: A rank's failure.
+        UnlearnKitError: A process is gone, named where it is known.
+    """
+    ranks = Ranks.current()
+    heard = [(place, failure, mine)] if ranks.size == 1 else _gathered((place, _portable(failure), mine), ranks)
+    failed = [(at, rank) for rank, (at, error, _) in enumerate(heard) if error is not None]
+    if failed:
+        first = min(failed)[1]
+        raised = failure if first == ranks.rank else heard[first][1]
+        assert raised is not None, "only those that failed"
+        raised.add_note(f"on rank {first} of {ranks.size}")
+        setattr(raised, _HEARD, True)
+        raise raised
+    return [told for _, _, told in heard]
+
+
+def _gathered(mine: T, ranks: Ranks) -> list[T]:
+    heard: list[Any] = [None] * ranks.size
+    try:
+        with suppress(ValueError):  # a group without a CPU's backend, which cannot say who is gone
+            dist.monitored_barrier(wait_all_ranks=True)
+        dist.all_gather_object(heard, mine)
+    except RuntimeError as error:
+        gone = _gone(ranks, error)
+        setattr(gone, _HEARD, True)  # there is nobody left to tell
+        raise gone from error
+    return heard
+
+
+def _gone(ranks: Ranks, error: RuntimeError) -> UnlearnKitError:
+    named = re.search(r"Ranks ([\d, ]+) failed to pass", str(error))
+    who = f"rank {named[1]} is gone" if named else "another process is gone (rank 0 says which)"
+    return UnlearnKitError(
+        f"rank {ranks.rank}: {who}: it was killed, or ended with an error of its own. Nothing is half-written: "
+        "start the job again"
+    )
+
+
+def in_shares(items: Iterable[T], work: Callable[[Iterable[T], Iterator[int]], Iterable[R]]) -> list[R]:
+    """Do a piece of work for each item, every rank for its share; each gets all results, in the order of the items.
+
+    Inside ``work`` a rank is alone: what it calls must not wait for the others.
+
+    Args:
+        items: The same in the same order on every rank.
+        work: Takes some of the items, and their numbers in the whole; yields one result for each, which can be pickled.
+
+    Returns:
+        One result for each item.
+
+    Raises:
+        Exception: What ``work`` raised, on every rank; where several failed, at the first item. See `tell`.
+
+    Example:
+        >>> in_shares([3, 4], lambda own, numbers: (n * n for n in own))
+        [9, 16]
+    """
+    ranks, results = Ranks.current(), list[R]()
+    if ranks.size == 1:
+        return list(work(items, itertools.count()))
+    failure: Exception | None = None
+    try:
+        with alone():
+            for result in work(ranks.share(items), itertools.count(ranks.rank, ranks.size)):
+                results.append(result)  # one by one: what came before an error says where it was
+    except Exception as error:  # noqa: BLE001 - the other ranks wait: they must hear of it, whatever it is
+        failure = error
+    parts = tell(results, failure=failure, place=len(results) * ranks.size + ranks.rank)
+    return [part[i] for i in range(max(map(len, parts))) for part in parts if i < len(part)]
+
+
+def for_each(items: Iterable[T], work: Callable[[Iterable[T], Iterator[int]], Iterable[R]]) -> list[R]:
+    """Do a piece of work for each item: of `Shared` items each rank its share, of any others all here.
+
+    Args:
+        items: Batches, say.
+        work: See `in_shares`.
+
+    Returns:
+        One result for each item, in their order.
+    """
+    return in_shares(items.items, work) if isinstance(items, Shared) else list(work(items, itertools.count()))
+
+
+@contextmanager
+def agreed() -> Iterator[None]:
+    """Leave a block when every rank has left it; an exception on one is raised on all.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        Exception: What was raised on a rank. See `tell`.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        if Ranks.current().size == 1 or getattr(error, _HEARD, False):
+            raise
+        failure = error
+    tell(None, failure=failure)
+
+
+def follow_rank_0(model: nn.Module, seen: str) -> tuple[int, ...]:
+    """Give every rank the weights and buffers of rank 0, where they differ: not every edit on CUDA is repeatable.
+
+    Args:
+        model: Changed in place on the other ranks.
+        seen: Its digest.
+
+    Returns:
+        The ranks whose model was another.
+    """
+    told = tell(seen)
+    others = tuple(rank for rank, one in enumerate(told) if one != told[0])
+    if others:
+        for tensor in {**parameters(model), **buffers(model)}.values():
+            value = tensor.detach().clone(memory_format=torch.contiguous_format)
+            dist.broadcast(value, src=0)
+            with torch.no_grad():
+                tensor.copy_(value)
+    return others
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    try:
+        sent: Exception | None = pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - an exception of anybody's may not survive it
+        return UnlearnKitError(f"{type(error).__name__}: {error}")
+    return sent
