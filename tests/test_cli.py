@@ -101,3 +101,11 @@ def test_help_names_every_command():
 def test_the_module_is_the_command(module):
     result = subprocess.run([sys.executable, *module, "--version"], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == f"unlearnkit {__version__}"
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "ledger"])
+def test_commands_for_one_process_refuse_torchrun(digits_toml, monkeypatch, command):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = call(command, digits_toml, "-q")
+    assert result.exit_code == 2
+    assert "works in one process: expected no torchrun, saw 2 processes" in " ".join(result.stderr.split())

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from unlearnkit.console import bars, clear_errors
+from unlearnkit.console import bars, clear_errors, one_process, together
 from unlearnkit.errors import ConfigurationError
 
 
@@ -42,3 +42,18 @@ def test_warnings_are_lines_and_the_old_display_comes_back(capsys):
         warnings.warn("be [careful]", UserWarning, stacklevel=1)
     assert capsys.readouterr().err == "warning: be [careful]\n"
     assert warnings.showwarning is shown
+
+
+def test_the_only_process_speaks():
+    with together("cpu") as (first, progress):
+        assert first
+        assert list(progress([1], "counting", 1)) == [1]
+
+
+def test_what_is_for_one_process_says_so(monkeypatch):
+    one_process("train")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        ConfigurationError, match="`unlearnkit train` works in one process: expected no torchrun, saw 2"
+    ):
+        one_process("train")

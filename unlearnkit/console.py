@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from unlearnkit.errors import UnlearnKitError, UnlearnKitWarning
+from unlearnkit.errors import ConfigurationError, UnlearnKitError, UnlearnKitWarning
 from unlearnkit.progress import Progress, silent
 
 FAULT = 2
@@ -61,6 +61,24 @@ def together(device: str, *, quiet: bool = False) -> Iterator[tuple[bool, Progre
         if ranks.rank > 0:
             warnings.simplefilter("ignore", UnlearnKitWarning)
         yield ranks.rank == 0, progress
+
+
+def one_process(command: str) -> None:
+    """Refuse to work in several processes that ``torchrun`` has started: each would do the same.
+
+    Args:
+        command: For the message.
+
+    Raises:
+        ConfigurationError: There are several.
+    """
+    from unlearnkit.ranks import started  # noqa: PLC0415 - torch takes seconds
+
+    if started() > 1:
+        raise ConfigurationError(
+            f"`unlearnkit {command}` works in one process: expected no torchrun, saw {started()} processes that it "
+            "started: only `run` and `tune` share out their work"
+        )
 
 
 @contextmanager

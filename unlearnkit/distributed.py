@@ -115,13 +115,16 @@ def estimate_together(
 
 
 def forget_parts(checkpoint: str | Path) -> None:
-    """Delete what this rank wrote down of a pass; when every rank has, the folder is gone too.
+    """Delete what this rank wrote down of a pass, and what a kill has left of it; the last rank deletes the folder.
+
+    Call it when all ranks have the result, and it is safe.
 
     Args:
         checkpoint: See `estimate_together`.
     """
     folder, ranks = Path(checkpoint), Ranks.current()
-    (folder / _part_name(ranks)).unlink(missing_ok=True)
+    for path in (folder / _part_name(ranks), *folder.glob(".*.tmp")):
+        path.unlink(missing_ok=True)
     with suppress(OSError):  # the last one finds it empty
         folder.rmdir()
 

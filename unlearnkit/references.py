@@ -20,6 +20,7 @@ from unlearnkit.manifest import data_digest, versions
 from unlearnkit.objective import CrossEntropy, Objective
 from unlearnkit.parameters import digest
 from unlearnkit.progress import Progress, silent
+from unlearnkit.ranks import Ranks
 from unlearnkit.training import Training, train
 
 RECIPE = "unlearnkit.recipe"
@@ -183,7 +184,13 @@ def retrained_models(
         return ()
     data, split = experiment.splits()["retain-train"], experiment.split
     assert split is not None, "splits() needs it"
-    return tuple(_kept(experiment, seed, data, forget=split.train.digest(), progress=progress) for seed in seeds)
+    forget, first = split.train.digest(), Ranks.current().rank % len(seeds)
+    # Of several processes each begins with another seed: it trains some, and finds those of the others trained.
+    found = {
+        seed: _kept(experiment, seed, data, forget=forget, progress=progress)
+        for seed in [*seeds[first:], *seeds[:first]]
+    }
+    return tuple(found[seed] for seed in seeds)
 
 
 def kept_original(experiment: Experiment, *, progress: Progress = silent) -> nn.Module:

@@ -87,19 +87,32 @@ def _gathered(mine: T, ranks: Ranks) -> list[T]:
             dist.monitored_barrier(wait_all_ranks=True)
         dist.all_gather_object(heard, mine)
     except RuntimeError as error:
-        gone = _gone(ranks, error)
+        gone = UnlearnKitError(
+            f"rank {ranks.rank}: {_who(ranks, error)} gone: killed, or ended by an error. Nothing is half-written: "
+            "start the job again"
+        )
         setattr(gone, _HEARD, True)  # there is nobody left to tell
         raise gone from error
     return heard
 
 
-def _gone(ranks: Ranks, error: RuntimeError) -> UnlearnKitError:
+def _who(ranks: Ranks, error: RuntimeError) -> str:
     named = re.search(r"Ranks ([\d, ]+) failed to pass", str(error))
-    who = f"rank {named[1]} is gone" if named else "another process is gone (rank 0 says which)"
-    return UnlearnKitError(
-        f"rank {ranks.rank}: {who}: it was killed, or ended with an error of its own. Nothing is half-written: "
-        "start the job again"
-    )
+    gone = named[1].split(", ") if named else [str(r) for r in range(ranks.size) if _is_gone(r, ranks)]
+    if not gone:
+        return "another process is"
+    return f"rank {gone[0]} is" if len(gone) == 1 else f"ranks {', '.join(gone)} are"
+
+
+def _is_gone(rank: int, ranks: Ranks) -> bool:
+    """Knock: a connection that is closed says so at once. Nobody opens; the job ends here anyway."""
+    if rank == ranks.rank:
+        return False
+    try:
+        dist.isend(torch.zeros(1), rank, tag=1)
+    except (RuntimeError, ValueError) as error:
+        return "No backend type" not in str(error)  # NCCL alone cannot send from a CPU
+    return False
 
 
 def in_shares(items: Iterable[T], work: Callable[[Iterable[T], Iterator[int]], Iterable[R]]) -> list[R]:

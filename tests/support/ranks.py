@@ -1,6 +1,8 @@
-"""What each of several processes does in the tests of distributed importances."""
+"""What each of several processes does in the tests of work that they share."""
 
 import os
+import pickle
+import signal
 import warnings
 from pathlib import Path
 
@@ -8,10 +10,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from unlearnkit import CrossEntropy, DiagonalFisher
+from unlearnkit import CrossEntropy, DiagonalFisher, UnlearnKitError
+from unlearnkit.config import load_config
 from unlearnkit.data import LabelledImages, loader
 from unlearnkit.distributed import estimate_together
-from unlearnkit.errors import UnlearnKitError
+from unlearnkit.evaluation import features_of, loss_and_accuracy, outputs_of
+from unlearnkit.ranks import Ranks
+from unlearnkit.runner import run
+from unlearnkit.sharing import Shared, agreed, follow_rank_0, in_shares, tell
+from unlearnkit.store import ImportanceStore, fill
+from unlearnkit.tuning import tune
 
 
 def network(dtype=torch.float64):
@@ -19,34 +27,138 @@ def network(dtype=torch.float64):
     return nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4)).to(dtype).eval()
 
 
-def batches(samples, dtype=torch.float64):
-    made = torch.Generator().manual_seed(1)
+def batches(samples, dtype=torch.float64, seed=1):
+    made = torch.Generator().manual_seed(seed)
     images = torch.randn(samples, 1, 6, 6, generator=made).to(dtype)
     labels = torch.randint(0, 4, (samples,), generator=made)
     labels[0] = 3
     return loader(LabelledImages(images=images, labels={"label": labels}, target="label"), batch_size=5)
 
 
-def work(rank, size, folder, samples, case):
-    """Estimate together, and write the result, or the error, to a file of the rank."""
+def enter(rank, size, folder, task, *arguments):
+    """Be one of the processes: do a task, and write what came of it, or the error, to a file of the rank."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+    try:
+        came = task(*arguments)
+    except Exception as error:  # noqa: BLE001 - the test looks at it
+        came = error
+    (Path(folder) / f"{rank}.pickle").write_bytes(pickle.dumps(came))
+    if not isinstance(came, UnlearnKitError) or "is gone" not in str(came):
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+def last():
+    ranks = Ranks.current()
+    return ranks.rank == ranks.size - 1
+
+
+# --- importances ------------------------------------------------------------------------------------------------------
+
+
+def estimate(samples, case=""):
     model, data = network(), batches(samples)
-    if case == "another model" and rank == size - 1:
+    if case == "another model" and last():
         with torch.no_grad():
             model[0].bias.add_(1)
     if case == "a bad batch":
         data.dataset.images[6] = torch.nan  # in the second batch: rank 1's
     if case == "a list":
         data = list(data)
-    if case == "killed" and rank == size - 1:
-        os._exit(9)
-    try:
-        found = estimate_together(DiagonalFisher(), model, data, objective=CrossEntropy(), role="full")
-        found.save(Path(folder) / f"{rank}.safetensors")
-    except UnlearnKitError as error:
-        (Path(folder) / f"{rank}.txt").write_text(f"{type(error).__name__}: {error}")
-    if case != "killed":
-        dist.barrier()
-        dist.destroy_process_group()
+    if case == "a generator":
+        data = iter(list(data))
+    if case == "killed" and last():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return estimate_together(DiagonalFisher(), model, data, objective=CrossEntropy(), role="full")
+
+
+def dying(data, rank, after):
+    """Yield batches; after so many the process of a rank is killed."""
+    for number, batch in enumerate(data):
+        if number == after and Ranks.current().rank == rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield batch
+
+
+def resume(folder, samples=43, kill=None, seed=1):
+    """Measure with a checkpoint after every batch of a rank; kill is which rank dies, before which batch."""
+    data = batches(samples, seed=seed)
+    return estimate_together(
+        DiagonalFisher(),
+        network(),
+        data if kill is None else dying(data, *kill),
+        objective=CrossEntropy(),
+        checkpoint=folder,
+        every=1,
+    )
+
+
+def fill_store(folder, kill=None):
+    """Put two groups into a store; the process of a rank is killed in the second."""
+    one, two = batches(13), batches(43, seed=2)
+    data = {"one": one, "two": two if kill is None else dying(two, *kill)}
+    fill(
+        ImportanceStore.open(folder),
+        DiagonalFisher(),
+        network(),
+        data,
+        objective=CrossEntropy(),
+        every=1,
+        together=True,
+    )
+
+
+# --- evaluation and tuning --------------------------------------------------------------------------------------------
+
+
+def scores(samples=23, network=network, shared=True):
+    """Everything that looks at a model, once; on one process with shared=False."""
+    data = batches(samples)
+    data = Shared(items=data) if shared else data
+    model = network()
+    said, features = outputs_of(model, data), features_of(model, data)
+    return loss_and_accuracy(model, data), said.logits, said.labels, features.values, features.labels
+
+
+def bad_scores(shared=True):
+    """The data of batches 2 and 4 (counted from 1) are damaged: rank 1 meets both."""
+    data = batches(23)
+    data.dataset.images[[6, 17]] = torch.nan
+    return loss_and_accuracy(network(), Shared(items=data) if shared else data)
+
+
+def one_fails():
+    """Rank 1 fails in a block while the others wait for it in work that is shared."""
+    with agreed():
+        if Ranks.current().rank == 1:
+            raise KeyError("on its own")
+        return in_shares([1, 2, 3], lambda own, _: own)
+
+
+def squares(count):
+    """Squares of numbers, with their places, and who did each; inside, each is alone."""
+    rank = Ranks.current().rank
+
+    def work(own, numbers):
+        return ((n, number, rank, Ranks.current().size) for n, number in zip(own, numbers, strict=False))
+
+    return in_shares(list(range(count)), work)
+
+
+def followed():
+    """Rank 1 has another model: it gets that of rank 0."""
+    ranks, model = Ranks.current(), network()
+    if ranks.rank == 1:
+        with torch.no_grad():
+            model[0].weight.add_(1)
+    others = follow_rank_0(model, str(ranks.rank == 1))
+    return others, model.state_dict(), tell(ranks.rank)
+
+
+def from_configuration(path, *settings):
+    """What `unlearnkit run` and `unlearnkit tune` do."""
+    config = load_config(path, list(settings))
+    ran = list(run(config))
+    return ran, tune(config).record

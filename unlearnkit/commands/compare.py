@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from unlearnkit.commands.options import ConfigPath, Methods, Quiet, Settings, Traceback, only
 from unlearnkit.config import load_config
-from unlearnkit.console import clear_errors, counting, out
+from unlearnkit.console import clear_errors, counting, one_process, out
 
 
 def compare(
@@ -25,6 +25,7 @@ def compare(
     from unlearnkit.comparison import Comparison  # noqa: PLC0415 - torchvision and scikit-learn take seconds
 
     with clear_errors(traceback=traceback):
+        one_process("compare")
         comparison = Comparison.plan(only(load_config(config, settings or []), method or []))
         pending, total = comparison.pending, len(comparison.trials)
         if dry_run:

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from unlearnkit.commands.options import ConfigPath, Quiet, Settings, Traceback
 from unlearnkit.config import load_config
-from unlearnkit.console import bars, clear_errors, out
+from unlearnkit.console import bars, clear_errors, one_process, out
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,4 +78,5 @@ def deletion(config: "Path", settings: list[str] | None, *, quiet: bool, traceba
     from unlearnkit.deletion import Deletion  # noqa: PLC0415 - torchvision and scikit-learn take seconds
 
     with clear_errors(traceback=traceback), bars(quiet=quiet) as progress:
+        one_process("ledger` and `forget")
         yield Deletion.load(load_config(config, settings or []), progress=progress)

@@ -6,7 +6,7 @@ from rich.markup import escape
 
 from unlearnkit.commands.options import ConfigPath, Overwrite, Quiet, Settings, Traceback
 from unlearnkit.config import load_config
-from unlearnkit.console import bars, clear_errors, out
+from unlearnkit.console import bars, clear_errors, one_process, out
 
 
 def train(
@@ -20,6 +20,7 @@ def train(
     from unlearnkit.trainer import train_original  # noqa: PLC0415 - torchvision and scikit-learn take seconds
 
     with clear_errors(traceback=traceback):
+        one_process("train")
         chosen = load_config(config, settings or [])
         with bars(quiet=quiet) as progress:
             record = train_original(chosen, overwrite=overwrite, progress=progress)

@@ -1,15 +1,21 @@
 """The importances of a whole store: one pass for each group, which survives being killed."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from unlearnkit.distributed import estimate_together, forget_parts
 from unlearnkit.estimator import ImportanceEstimator
+from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective
 from unlearnkit.progress import Progress, silent
+from unlearnkit.ranks import Ranks
 from unlearnkit.resuming import estimate_resumable
+from unlearnkit.sharing import agreed, tell
 from unlearnkit.store.store import ImportanceStore
 
 
@@ -21,6 +27,7 @@ def fill(
     *,
     objective: Objective,
     every: int = 50,
+    together: bool = False,
     progress: Progress = silent,
 ) -> None:
     """Measure every group that a store does not have yet, and put it there.
@@ -34,14 +41,29 @@ def fill(
         model: The trained model.
         data: Group to its batches.
         objective: How a batch becomes losses.
-        every: See `estimate_resumable`.
+        every: See `estimate_resumable`; of each process, where there are several.
+        together: Whether all processes of torch.distributed call this with the same arguments; the first one writes.
         progress: Shows a bar for each segment.
     """
+    estimate = estimate_together if together else estimate_resumable
+    put = _put_together if together else _put
     for key, batches in data.items():
-        part = store.folder / f"{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.part"
-        if key not in store.keys:
-            found = estimate_resumable(
-                estimator, model, batches, objective=objective, checkpoint=part, every=every, progress=progress
-            )
-            store.put(key, found)
-        part.unlink(missing_ok=True)
+        name = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+        measure = partial(estimate, estimator, model, batches, objective=objective, every=every, progress=progress)
+        put(store, key, store.folder / f"{name}.part", measure)
+
+
+def _put(store: ImportanceStore, key: str, part: Path, measure: Callable[..., Importance]) -> None:
+    if key not in store.keys:
+        store.put(key, measure(checkpoint=part))
+    part.unlink(missing_ok=True)
+
+
+def _put_together(store: ImportanceStore, key: str, part: Path, measure: Callable[..., Importance]) -> None:
+    parts = part.with_suffix(".parts")  # a folder: each rank writes a file of its own
+    if not tell(key in store.keys)[0]:  # what the first one sees decides: it may have written already
+        found = measure(checkpoint=parts)
+        with agreed():
+            if Ranks.current().rank == 0:
+                store.put(key, found)
+    forget_parts(parts)
