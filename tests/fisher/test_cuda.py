@@ -8,6 +8,9 @@ from torch import nn
 
 from unlearnkit import CrossEntropy, DiagonalFisher, SketchedFisher, UnlearnKitWarning, fisher_statistics
 from unlearnkit.batches import to_device
+from unlearnkit.fisher.choice import Chooser
+from unlearnkit.fisher.families.triton_squares import triton_linear
+from unlearnkit.fisher.totals import Totals
 
 pytestmark = [
     pytest.mark.gpu,
@@ -83,3 +86,24 @@ def test_memory_stays_within_the_bound():
     plain()
     ours = lambda: DiagonalFisher().estimate(model, [batch, batch], objective=CrossEntropy())  # noqa: E731
     assert peak(ours) <= peak(plain) + 2 * weights + (64 << 20)
+
+
+@pytest.mark.parametrize("kernels", ["fixed", "timed"])
+def test_every_choice_of_kernels_gives_the_same_totals(kernels):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Flatten(2), nn.Linear(64, 40), nn.Flatten())
+    batch = (torch.randn(40, 3, 8, 8), torch.randint(0, 40, (40,)))
+    expected = oracle(model, [batch], CrossEntropy())
+    found = DiagonalFisher(kernels=kernels).estimate(model.to(DEVICE), [batch], objective=CrossEntropy()).totals
+    assert distance({n: t.cpu() for n, t in found.items()}, expected) < 1e-4
+
+
+def test_the_triton_kernel_equals_products():
+    pytest.importorskip("triton")
+    g, a = torch.randn(50, 65, 96, device=DEVICE), torch.randn(50, 65, 200, device=DEVICE)
+    w = torch.zeros(96, 200, device=DEVICE)
+    slot = Totals({"w": w}, double=False, memory=1 << 26, chooser=Chooser()).slot("w")
+    total = torch.zeros(w.numel(), device=DEVICE)
+    triton_linear(slot, g, a).run(total)
+    expected = torch.einsum("nto,nti->noi", g.double(), a.double()).square().sum(0)
+    assert distance({"w": total.view(w.shape).cpu()}, {"w": expected.cpu()}) < 1e-5

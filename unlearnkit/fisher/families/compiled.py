@@ -10,9 +10,9 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from unlearnkit.compiled import load
+from unlearnkit.fisher.families.arranged import arranged
 from unlearnkit.fisher.families.geometry import Geometry
 from unlearnkit.fisher.families.meetings import Plan, convolution_plan, linear_plan, needs_padding
 from unlearnkit.fisher.totals import Kernel, Slot
@@ -92,7 +92,7 @@ def compiled_convolution(
     shape = (groups, math.prod(kernel) * channels, outer.padded(out))
 
     def run(total: Tensor) -> None:
-        gradient, inputs, one = _flat(g, x, geometry)
+        gradient, inputs, one = arranged(g, x, geometry, pad=needs_padding(channels))
         spatial, positions = tuple(inputs.shape[2:]), tuple(gradient.shape[2:])
         plan = convolution_plan(one, channels, spatial, tuple(inputs.stride()[1:]), positions)
         flat = gradient.flatten(2)
@@ -134,34 +134,6 @@ def compiled_linear(slot: Slot, g: Tensor, a: Tensor, *, absolute: bool = False)
         return total[:, :width] if swap else total[:, :width].t()
 
     return Kernel(name="compiled", shape=(inner, outer.padded(width)), run=run, finish=finish)
-
-
-def _flat(g: Tensor, x: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Geometry]:
-    """Bring a convolution into the form (n, O, *positions) and (n, C, *spatial) of one group, padded if need be.
-
-    The rows of a sample, where there are several, become an axis that the window does not reach along.
-
-    Returns:
-        Gradient, input, and the geometry of a group of them.
-    """
-    kernel, stride, padding, dilation = geometry.kernel, geometry.stride, geometry.padding, geometry.dilation
-    gradient, inputs = g.transpose(1, 2), x.transpose(1, 2)
-    if needs_padding(x.shape[2] // geometry.groups) and any(map(any, padding)):
-        inputs = F.pad(inputs, [p for pair in reversed(padding) for p in pair])
-        padding = ((0, 0),) * len(padding)
-    if g.shape[1] == 1:
-        gradient, inputs = gradient[:, :, 0], inputs[:, :, 0]
-    else:
-        kernel, stride, dilation, padding = (1, *kernel), (1, *stride), (1, *dilation), ((0, 0), *padding)
-        gradient = gradient.contiguous()
-    one = Geometry(kernel=kernel, stride=stride, padding=padding, dilation=dilation, groups=1)
-    return gradient if _even(gradient) else gradient.contiguous(), inputs, one
-
-
-def _even(gradient: Tensor) -> bool:
-    """Say whether the positions of a map lie at equal distances, in their order."""
-    lengths, steps = gradient.shape[2:], gradient.stride()[2:]
-    return all(step == steps[-1] * math.prod(lengths[i + 1 :]) for i, step in enumerate(steps))
 
 
 def _can(t: Tensor) -> bool:

@@ -13,6 +13,7 @@ from unlearnkit.fisher.families.regions import Region, tap_regions
 from unlearnkit.fisher.families.rows import one_by_one
 from unlearnkit.fisher.families.small_maps import add_tap_pairs, as_weight, pays
 from unlearnkit.fisher.families.taps import add_taps
+from unlearnkit.fisher.families.triton_squares import triton_convolution
 from unlearnkit.fisher.families.windows import add_windows, weight_gradients
 from unlearnkit.fisher.totals import Kernel, Slot
 
@@ -40,7 +41,8 @@ def _by_torch(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> list[Kern
     if geometry.groups > 1:
         return _grouped_kernels(slot, g, x, geometry)
     if g.is_cuda:  # a loop over samples would start thousands of small products
-        return [_products(slot, g, x, geometry), _windows(g, x, geometry)]
+        triton = triton_convolution(slot, g, x, geometry)
+        return [_products(slot, g, x, geometry), *filter(None, [triton]), _windows(g, x, geometry)]
     if geometry.plain and g.shape[1] == 1:
         return [_pixels(g, x), _windows(g, x, geometry)]
     positions, out, channels = math.prod(g.shape[3:]) * g.shape[1], g.shape[2], x.shape[2]

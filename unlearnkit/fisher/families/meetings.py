@@ -62,7 +62,7 @@ def convolution_plan(
         [0, 1]
     """
     if needs_padding(channels):
-        return _together(geometry, channels, strides, positions)
+        return whole_window_plan(geometry, channels, strides, positions)
     map_places = _places(spatial, strides[1:])
     output = np.arange(math.prod(positions)).reshape(positions)
     met = []
@@ -72,6 +72,25 @@ def convolution_plan(
         else:
             met.append(np.stack([output[region[0]].ravel(), map_places[region[1]].ravel()], axis=1))
     return _plan(met, np.tile(np.arange(channels) * strides[0], len(met)))
+
+
+@functools.lru_cache(maxsize=128)
+def whole_window_plan(geometry: Geometry, channels: int, strides: tuple[int, ...], positions: tuple[int, ...]) -> Plan:
+    """Plan a convolution over all kernel offsets of a padded map at once.
+
+    Args:
+        geometry: Of one group; its padding does not count.
+        channels: C, of the group.
+        strides: Of one sample of the padded input, (C, *spatial), in elements.
+        positions: Shape of the output map.
+
+    Returns:
+        Window elements in the order (C, *kernel), which all meet the same positions.
+    """
+    taps = _places(geometry.kernel, tuple(d * s for d, s in zip(geometry.dilation, strides[1:], strict=True)))
+    offsets = (np.arange(channels)[:, None] * strides[0] + taps.ravel()).ravel()
+    places = _places(positions, tuple(m * s for m, s in zip(geometry.stride, strides[1:], strict=True)))
+    return _plan([np.stack([np.arange(places.size), places.ravel()], axis=1)], offsets)
 
 
 @functools.lru_cache(maxsize=128)
@@ -88,13 +107,6 @@ def linear_plan(rows: int, inner: int, strides: tuple[int, int]) -> Plan:
     """
     met = np.stack([np.arange(rows), np.arange(rows) * strides[0]], axis=1)
     return _plan([met], np.arange(inner) * strides[1])
-
-
-def _together(geometry: Geometry, channels: int, strides: tuple[int, ...], positions: tuple[int, ...]) -> Plan:
-    taps = _places(geometry.kernel, tuple(d * s for d, s in zip(geometry.dilation, strides[1:], strict=True)))
-    offsets = (np.arange(channels)[:, None] * strides[0] + taps.ravel()).ravel()
-    places = _places(positions, tuple(m * s for m, s in zip(geometry.stride, strides[1:], strict=True)))
-    return _plan([np.stack([np.arange(places.size), places.ravel()], axis=1)], offsets)
 
 
 def _plan(met: Sequence[Integers], offsets: Integers) -> Plan:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from unlearnkit.fisher.families.compiled import compiled_linear
+from unlearnkit.fisher.families.triton_squares import triton_linear
 from unlearnkit.fisher.totals import Kernel, Slot
 
 _PAIRS_UP_TO = 8
@@ -51,6 +52,8 @@ def outer_kernels(slot: Slot, g: Tensor, a: Tensor) -> list[Kernel]:
     ]
     if g.is_cuda or out * inner <= _SMALL:
         kernels.reverse()
+    triton = triton_linear(slot, g, a) if g.is_cuda else None
+    kernels += filter(None, [triton])
     if rows <= _PAIRS_UP_TO:
         pair = Kernel(name="pairs", shape=shape, run=lambda total: add_pairs(slot, total, g, a))
         kernels.insert(0 if rows <= 3 else len(kernels), pair)
