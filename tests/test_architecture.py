@@ -263,6 +263,7 @@ def test_whatever_is_imported_is_declared():
     names = {"sklearn": "scikit-learn", "typing_extensions": "typing-extensions", "PIL": "pillow"}
     project = PYPROJECT["project"]
     declared = {re.split(r"[^\w-]", text)[0].lower() for text in project["dependencies"]}
+    declared.add("triton")  # comes with torch where there is CUDA, and is looked for before it is imported
     for_tests = declared | {re.split(r"[^\w-]", t)[0] for t in project["optional-dependencies"]["testing"]}
     for path in [*FRAMEWORK, *PLUGINS]:
         allowed = for_tests if part(module_of(path, ROOT)) == "testing" else declared

@@ -79,8 +79,8 @@ def _add(slot: Slot, total: Tensor, g: Tensor, x: Tensor, plan: Plan) -> None:
     parts = torch.empty(shares, out, inner, device=g.device)
     offsets, places = _on(plan, g.device)
     _compiled()[-(-out // _TILE_O), -(-inner // _TILE_J), shares](
-        parts, g, x, offsets, places, samples, positions, out, inner, *g.stride(), x.stride(0), per,
-        TILE_O=_TILE_O, TILE_J=_TILE_J, TILE_T=_TILE_T,
+        parts, g, x, offsets, places, samples, out, inner, *g.stride(), x.stride(0),
+        PER=per, POSITIONS=positions, TILE_O=_TILE_O, TILE_J=_TILE_J, TILE_T=_TILE_T,
     )  # fmt: skip
     total.add_(parts.view(shares, -1).sum(0))
 
@@ -100,7 +100,8 @@ def _compiled() -> Any:
 
     # Triton reads the annotations: only those it knows.
     def squares(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0917
-        parts, g, x, offsets, places, samples, positions, out, inner, g_n, g_o, g_p, x_n, per,  # noqa: ANN001
+        parts, g, x, offsets, places, samples, out, inner, g_n, g_o, g_p, x_n,  # noqa: ANN001
+        PER: tl.constexpr, POSITIONS: tl.constexpr,  # noqa: N803
         TILE_O: tl.constexpr, TILE_J: tl.constexpr, TILE_T: tl.constexpr,  # noqa: N803
     ):  # fmt: skip
         o = tl.program_id(0) * TILE_O + tl.arange(0, TILE_O)
@@ -108,20 +109,21 @@ def _compiled() -> Any:
         share = tl.program_id(2)
         offset = tl.load(offsets + j, mask=j < inner, other=0)
         total = tl.zeros((TILE_O, TILE_J), dtype=tl.float32)
-        for n in range(share * per, tl.minimum(samples, (share + 1) * per)):
+        for i in range(PER):
+            n = share * PER + i
             sums = tl.zeros((TILE_O, TILE_J), dtype=tl.float32)
             g_of, x_of = g + tl.cast(n, tl.int64) * g_n, x + tl.cast(n, tl.int64) * x_n
-            for start in range(0, positions, TILE_T):
+            for start in range(0, POSITIONS, TILE_T):
                 p = start + tl.arange(0, TILE_T)
-                place = tl.load(places + p, mask=p < positions, other=0)
+                place = tl.load(places + p, mask=p < POSITIONS, other=0)
                 rows = tl.load(
                     g_of + o[:, None] * g_o + p[None, :] * g_p,
-                    mask=(o[:, None] < out) & (p[None, :] < positions),
+                    mask=(n < samples) & (o[:, None] < out) & (p[None, :] < POSITIONS),
                     other=0.0,
                 )
                 window = tl.load(
                     x_of + place[:, None] + offset[None, :],
-                    mask=(p[:, None] < positions) & (j[None, :] < inner),
+                    mask=(n < samples) & (p[:, None] < POSITIONS) & (j[None, :] < inner),
                     other=0.0,
                 )
                 sums = tl.dot(rows, window, sums, input_precision="ieee")
