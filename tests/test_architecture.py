@@ -25,9 +25,10 @@ PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 LAYERS = """
 errors frozen memory progress rng suggest tracing
 shards
-batches chunks compiled factories files mixing options overrides parameters structure
+averaged batches chunks compiled factories files mixing options overrides packed parameters structure
 saving
 checkpoint discovery feeding journal objective patch provenance ranks sealed
+fused
 guard importance language precision report sharing sweep
 importance_file sharded_file evidence metric estimator scores
 resuming

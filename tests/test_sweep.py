@@ -3,6 +3,7 @@
 import attrs
 import pytest
 import torch
+from compiler import HAS_COMPILER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -11,11 +12,14 @@ from unlearnkit_ssd import SelectiveSynapticDampening
 from unlearnkit_ssd_soft import SoftSynapticDampening
 
 from unlearnkit import ElementwiseUnlearner, Evidence, Importance, MismatchError, NonFiniteError, trainable
+from unlearnkit.averaged import Averaged
 from unlearnkit.chunks import chunk_size, chunks, in_memory_order
+from unlearnkit.fused.run import VARIABLE
 from unlearnkit.journal import Journal
 from unlearnkit.parameters import all_finite, bits, count_changed, digest, extremes
-from unlearnkit.sweep import Averaged, Sweep
+from unlearnkit.sweep import Sweep
 
+COMPILES = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=60)
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 RULES = [SelectiveSynapticDampening(alpha=1.0, epsilon=1e-8), BinaryMask(), SoftSynapticDampening(alpha=0.3)]
@@ -90,21 +94,19 @@ def test_pieces_of_a_dense_tensor_lie_together_in_memory(layout):
 # The edit
 
 
+@pytest.mark.parametrize("how", ["plain", pytest.param("compiled", marks=COMPILES)])
 @pytest.mark.parametrize("method", RULES, ids=lambda m: m.name)
 @pytest.mark.parametrize("dtype", DTYPES)
 @SETTINGS
 @given(SHAPES, st.integers(0, 2**20), st.sampled_from(LAYOUTS), st.integers(1, 9))
-def test_the_bits_are_those_of_the_rule_on_the_whole_tensor(method, dtype, shape, seed, layout, limit):
+def test_the_bits_are_those_of_the_rule_on_the_whole_tensor(how, method, dtype, shape, seed, layout, limit):
     theta, forget, reference = arrays(shape, seed, dtype, layout)
     expected, before = whole(method.rule, theta, forget, reference, (3, 7)), theta.clone()
-    f, r, sweep, journal = (
-        Averaged(total=forget, count=3),
-        Averaged(total=reference, count=7),
-        method.sweep(),
-        Journal(),
-    )
+    f, r, journal = Averaged(total=forget, count=3), Averaged(total=reference, count=7), Journal()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("unlearnkit.sweep.chunk_size", lambda _: limit)
+        patch.setenv(VARIABLE, how)
+        sweep = method.sweep()
         copy, counted = sweep.copy(theta, f, r), sweep.count(theta, f, r)
         assert torch.equal(bits(theta), bits(before))
         changed = sweep.write(theta, f, r, journal=journal)

@@ -27,13 +27,15 @@ _INSTRUCTIONS = {
 
 
 @functools.cache
-def load(source: Path) -> ctypes.CDLL:
+def load(source: Path, *, before: str = "", flags: tuple[str, ...] = ()) -> ctypes.CDLL:
     """Compile a C++ file, unless that has been done before, and load it.
 
     Its ``extern "C"`` functions can be called by `ctypes`. OpenMP in it is torch's own: the same threads.
 
     Args:
         source: One file that includes nothing but the standard library.
+        before: Lines put before those of the file.
+        flags: More of them for the compiler.
 
     Returns:
         The library.
@@ -41,11 +43,22 @@ def load(source: Path) -> ctypes.CDLL:
     Raises:
         ConfigurationError: There is no compiler, it fails, or its result cannot be kept.
     """
-    flags = _flags()
-    built = cache_folder() / f"{source.stem}-{_digest(source, flags)}.so"
+    text = before + source.read_text(encoding="utf-8")
+    flags = (*_flags(), *flags)
+    built = cache_folder() / f"{source.stem}-{_digest(text, flags)}.so"
     if not built.exists():
-        _build(source, flags, built)
+        _build(source.name, text, flags, built)
     return ctypes.CDLL(str(built))
+
+
+def find_compiler() -> str | None:
+    """Look for a C++ compiler.
+
+    Returns:
+        The path of ``$CXX`` when that is set, else of ``c++``, ``g++`` or ``clang++``; None when it is not there.
+    """
+    wanted = os.environ.get("CXX")
+    return next(filter(None, map(shutil.which, (wanted,) if wanted else ("c++", "g++", "clang++"))), None)
 
 
 def cache_folder() -> Path:
@@ -64,21 +77,21 @@ def _flags() -> tuple[str, ...]:
     return (*_FLAGS, *threads, *_INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), ()))
 
 
-def _digest(source: Path, flags: tuple[str, ...]) -> str:
-    seen = (source.read_text(encoding="utf-8"), *flags, platform.system(), platform.machine())
+def _digest(text: str, flags: tuple[str, ...]) -> str:
+    seen = (text, *flags, platform.system(), platform.machine())
     return hashlib.sha256("\0".join(seen).encode()).hexdigest()[:16]
 
 
-def _build(source: Path, flags: tuple[str, ...], built: Path) -> None:
-    wanted = os.environ.get("CXX")
-    compiler = next(filter(None, map(shutil.which, (wanted,) if wanted else ("c++", "g++", "clang++"))), None)
+def _build(name: str, text: str, flags: tuple[str, ...], built: Path) -> None:
+    compiler = find_compiler()
     if compiler is None:
-        seen = f"CXX={wanted}, which is not found" if wanted else "none on the path"
+        seen = f"CXX={os.environ['CXX']}, which is not found" if os.environ.get("CXX") else "none on the path"
         raise ConfigurationError(f"compiled kernels need a C++ compiler (c++, g++, clang++ or $CXX), saw {seen}")
     try:
         built.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=built.parent) as folder:
-            fresh = Path(folder) / built.name
+            source, fresh = Path(folder) / name, Path(folder) / built.name
+            source.write_text(text, encoding="utf-8")
             _run([compiler, *flags, str(source), "-o", str(fresh)])
             fresh.replace(built)  # at once: others see all of it or nothing
     except OSError as error:

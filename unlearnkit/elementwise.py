@@ -6,14 +6,16 @@ from typing import ClassVar, Self, final
 
 from torch import Tensor, nn
 
+from unlearnkit.averaged import Averaged
 from unlearnkit.errors import UnlearnKitError, UnsupportedModelError, raise_all
 from unlearnkit.evidence import Evidence, Need
+from unlearnkit.fused.run import fused
 from unlearnkit.guard import ModelGuard
 from unlearnkit.importance import Importance
 from unlearnkit.journal import Journal
 from unlearnkit.parameters import device_of, trainable
 from unlearnkit.shards import added, agreed, counts_here, is_sharded, local
-from unlearnkit.sweep import Averaged, Sweep
+from unlearnkit.sweep import Sweep
 from unlearnkit.unlearner import Unlearner
 
 
@@ -84,16 +86,20 @@ class ElementwiseUnlearner(Unlearner):
             MismatchError: The rule returned another shape, dtype or device, or edited its arguments.
             NonFiniteError: The rule made a NaN or an infinity of finite numbers.
         """
-        return self.sweep().copy(theta, Averaged(total=forget), Averaged(total=reference))
+        return self.sweep(weights=theta.numel()).copy(theta, Averaged(total=forget), Averaged(total=reference))
 
     @final
-    def sweep(self) -> Sweep:
-        """Return the rule together with the checks that are made of it, ready to be applied in pieces.
+    def sweep(self, *, weights: int = 0) -> Sweep:
+        """Return the rule together with the checks that are made of it, ready to be applied to one parameter at a time.
+
+        Args:
+            weights: How many are going to be edited: for many, the rule is compiled where it can be.
 
         Returns:
             What `edit` and `apply` use.
         """
-        return Sweep(rule=self.rule, who=f"method {self.name!r}: rule()")
+        who = f"method {self.name!r}: rule()"
+        return Sweep(rule=self.rule, who=who, fused=fused(self.rule, who=who, weights=weights))
 
     @final
     def apply(self, model: nn.Module, evidence: Evidence) -> None:
@@ -119,8 +125,9 @@ class ElementwiseUnlearner(Unlearner):
     def _write(self, model: nn.Module, evidence: Evidence, journal: Journal) -> dict[str, int]:
         forget, reference, changed = evidence.forget, evidence.reference, {}
         assert forget is not None, "checked by Evidence.check: FORGET_IMPORTANCE is among the needs"
-        sweep = self.prepare(forget, reference).sweep()
-        for name, p in trainable(model).items():
+        weights = trainable(model)
+        sweep = self.prepare(forget, reference).sweep(weights=sum(p.numel() for p in weights.values()))
+        for name, p in weights.items():
             try:
                 changed[name] = sweep.write(local(p), *arguments(name, forget, reference), journal=journal)
             except Exception as error:

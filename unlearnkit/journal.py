@@ -1,6 +1,6 @@
 """What an edit overwrote: enough to undo it, and no more."""
 
-from typing import final
+from typing import Protocol, final
 
 import attrs
 import numpy as np
@@ -11,14 +11,29 @@ from unlearnkit.chunks import in_memory_order
 from unlearnkit.parameters import bits
 
 
+class Entry(Protocol):
+    """What was overwritten in one place."""
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory it takes."""
+
+    def undo(self) -> None:
+        """Put the old bits back; a second time changes nothing."""
+
+
 @final
 @attrs.frozen(kw_only=True, eq=False)
-class _Entry:
+class _Places:
     """Some places of one tensor and the bits that they had; ``places`` is None when it is all of them."""
 
     target: Tensor
     places: Tensor | None
     values: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + (0 if self.places is None else self.places.nbytes)
 
     def undo(self) -> None:
         if self.places is None:
@@ -41,12 +56,20 @@ class Journal:
     """
 
     def __init__(self) -> None:
-        self._entries: list[_Entry] = []
+        self._entries: list[Entry] = []
 
     @property
     def nbytes(self) -> int:
         """How much memory the old values and their places take."""
-        return sum(t.nbytes for e in self._entries for t in (e.places, e.values) if t is not None)
+        return sum(entry.nbytes for entry in self._entries)
+
+    def add(self, entry: Entry) -> None:
+        """Remember what somebody else is about to overwrite.
+
+        Args:
+            entry: Ready to undo whatever has been overwritten so far, at any moment from now on.
+        """
+        self._entries.append(entry)
 
     def write(self, target: Tensor, new: Tensor) -> int:
         """Overwrite a tensor.
@@ -65,16 +88,24 @@ class Journal:
             return 0
         # Remembered before it is overwritten, so that an interrupt between the two can be undone.
         if old.is_contiguous() and changed * (4 + old.element_size()) < old.nbytes:
-            kept = _Entry(target=old, places=places.to(torch.int32), values=old.view(-1)[places])
+            kept = _Places(target=old, places=places.to(torch.int32), values=old.view(-1)[places])
         else:
-            kept = _Entry(target=old, places=None, values=old.clone())
+            kept = _Places(target=old, places=None, values=old.clone())
         self._entries.append(kept)
         old.copy_(fresh)
         return changed
 
-    def undo(self) -> None:
-        """Put the old bits back, the last first. Undoing twice is undoing once."""
-        for entry in reversed(self._entries):
+    def __len__(self) -> int:
+        """How many entries there are."""
+        return len(self._entries)
+
+    def undo(self, *, since: int = 0) -> None:
+        """Put the old bits back, the last first. Undoing twice is undoing once.
+
+        Args:
+            since: Only what was written after the journal had so many entries.
+        """
+        for entry in reversed(self._entries[since:]):
             entry.undo()
 
 

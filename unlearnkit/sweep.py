@@ -1,61 +1,35 @@
 """One pass over θ, F_f and F_r: rule, checks, comparison and write, piece by piece while each piece is in cache."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import final
 
 import attrs
 import torch
 from torch import Tensor
 
+from unlearnkit.averaged import Averaged
 from unlearnkit.chunks import chunk_size, chunks
 from unlearnkit.errors import MismatchError, NonFiniteError
+from unlearnkit.fused.run import Fused, Rule
 from unlearnkit.journal import Journal
 from unlearnkit.parameters import all_finite, bits, count_changed, wide
-
-Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""θ' = rule(θ, F_f, F_r), element by element."""
-
-
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class Averaged:
-    """The importance of one parameter, divided only piece by piece.
-
-    Attributes:
-        total: F times ``count``.
-        count: How many terms the total has; None leaves it undivided.
-    """
-
-    total: Tensor
-    count: int | None = None
-
-    def piece(self, part: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Return the mean of a part of the total, as a tensor that nobody else holds.
-
-        Args:
-            part: A view of ``total``.
-            device: Where it is needed.
-            dtype: In which dtype.
-
-        Returns:
-            A new tensor, the same bits as a part of `Importance.mean`.
-        """
-        mean = part if self.count is None else part / self.count
-        return mean.to(device, dtype, copy=mean is part)
 
 
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Sweep:
-    """Applies a rule to one parameter at a time, in pieces; nothing of a parameter's size is made.
+    """Applies a rule to one parameter at a time; nothing of a parameter's size is made.
+
+    Compiled code does it in one pass where it can; torch does the rest piece by piece, with the same bits.
 
     The bits are those of the rule on the whole tensor, as long as the rule is element by element and made of operations
-    that are rounded correctly (+ − × ÷ √, comparisons, choices): torch's exp or log of a number may differ in its last
+    that are rounded correctly (+ − × ÷, comparisons, choices): torch's exp, log or √ of a number may differ in its last
     bit with the place of the number in its tensor.
 
     Attributes:
         rule: Pure.
         who: Whom to blame, for messages.
+        fused: The rule in compiled form, or None for torch alone.
 
     Example:
         >>> halve = Sweep(rule=lambda t, f, r: torch.where(f > r, t / 2, t), who="halve")
@@ -66,6 +40,7 @@ class Sweep:
 
     rule: Rule
     who: str
+    fused: Fused | None = None
 
     def write(self, theta: Tensor, forget: Averaged, reference: Averaged | None, *, journal: Journal) -> int:
         """Edit a parameter in place.
@@ -79,14 +54,29 @@ class Sweep:
         Returns:
             How many weights have other bits than before.
         """
+        if self.fused is not None:
+            changed = self.fused.run(theta, forget, reference, plainly=self._plainly, journal=journal)
+            if changed is not None:
+                return changed
         return sum(journal.write(piece, edited) for piece, edited in self.pieces(theta, forget, reference))
 
     def count(self, theta: Tensor, forget: Averaged, reference: Averaged | None) -> int:
         """Count the weights that `write` would change; arguments and result as there."""
+        if self.fused is not None:
+            changed = self.fused.run(theta, forget, reference, plainly=self._plainly, write=False)
+            if changed is not None:
+                return changed
         return sum(count_changed(piece, edited) for piece, edited in self.pieces(theta, forget, reference))
 
     def copy(self, theta: Tensor, forget: Averaged, reference: Averaged | None) -> Tensor:
         """Return an edited copy, of the dtype of ``theta``; arguments as in `write`."""
+        if self.fused is not None:
+            whole = theta.detach().clone()
+            if self.fused.run(whole, forget, reference, plainly=self._plainly) is not None:
+                return whole
+        return self._plainly(theta, forget, reference)
+
+    def _plainly(self, theta: Tensor, forget: Averaged, reference: Averaged | None) -> Tensor:
         whole = theta.detach().clone()
         places = chunks(theta.detach(), whole, limit=chunk_size(theta.device))
         for (_, target), (_, edited) in zip(places, self.pieces(theta, forget, reference), strict=True):

@@ -2,22 +2,26 @@
 
 Every variant applies selective synaptic dampening to the same weights, one after the other in each round, and is
 undone between the rounds, unmeasured. The floor is a copy that moves 16 bytes per float32 weight, as an edit must:
-three arrays read, one written. ``--stages`` measures the parts of `Unlearner.unlearn` instead.
+three arrays read, one written. ``--stages`` measures the parts of `Unlearner.unlearn` instead, ``--fractions`` the edit
+when it changes none, a few or half of the weights.
 """
 
 import argparse
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import attrs
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 from unlearnkit_ssd import SelectiveSynapticDampening
 
 from unlearnkit import Evidence, Importance, trainable
+from unlearnkit.fused.run import VARIABLE
 from unlearnkit.guard import ModelGuard
 from unlearnkit.parameters import check_finite, digest
 
@@ -53,12 +57,13 @@ def importance(model: nn.Module, *, seed: int, count: int, scale: float) -> Impo
 # The variants: each returns what is measured and what undoes it
 
 
-def ours(model: nn.Module, evidence: Evidence) -> tuple[Run, Run]:
+def ours(model: nn.Module, evidence: Evidence, *, how: str = "auto", method=METHOD) -> tuple[Run, Run]:
     state: dict[str, ModelGuard] = {}
 
     def run() -> None:
-        state["guard"] = METHOD._guard(model)
-        METHOD._edit(model, evidence, state["guard"])
+        os.environ[VARIABLE] = how
+        state["guard"] = method._guard(model)
+        method._edit(model, evidence, state["guard"])
 
     def undo() -> None:
         with torch.no_grad():
@@ -97,15 +102,14 @@ def whole_rule(theta: Tensor, forget: Tensor, reference: Tensor) -> None:
     theta.copy_(METHOD.rule(theta, forget, reference))
 
 
-def copies(model: nn.Module) -> tuple[Run, Run]:
-    """Move 16 bytes per weight: two copies into memory that is there already."""
-    sources = [p.detach().clone() for p in trainable(model).values()]
-    targets = [(torch.zeros_like(s), torch.zeros_like(s)) for s in sources]
+def copies(evidence: Evidence) -> tuple[Run, Run]:
+    """Move 16 bytes per weight: copy both importances into memory that is there already."""
+    sources = [t for importance in (evidence.forget, evidence.reference) for t in importance.totals.values()]
+    targets = [torch.zeros_like(t) for t in sources]
 
     def run() -> None:
-        for source, (one, other) in zip(sources, targets, strict=True):
-            one.copy_(source)
-            other.copy_(source)
+        for source, target in zip(sources, targets, strict=True):
+            target.copy_(source)
 
     return run, lambda: None
 
@@ -123,12 +127,25 @@ def triad(model: nn.Module) -> tuple[Run, Run]:
 
 def variants(model: nn.Module, evidence: Evidence) -> dict[str, tuple[Run, Run]]:
     return {
-        "copy, 16 bytes": copies(model),
+        "copy, 16 bytes": copies(evidence),
         "triad, 12 bytes": triad(model),
-        "the edit, checked, counted, undoable": ours(model, evidence),
+        "the edit, compiled": ours(model, evidence, how="compiled"),
+        "the edit, by torch in pieces": ours(model, evidence, how="plain"),
         "the rule on whole tensors, none of that": out_of_place(model, whole_rule, evidence),
         "the notebook: boolean index": out_of_place(model, boolean_index, evidence),
     }
+
+
+def fractions(model: nn.Module, evidence: Evidence) -> dict[str, tuple[Run, Run]]:
+    """Choose α so that a share of the weights is selected, and λ so small that each of them changes."""
+    f, r = evidence.forget.mean(), evidence.reference.mean()
+    ratios = torch.cat([(f[name] / r[name]).flatten()[:1_000_000] for name in f])
+    runs = {"copy, 16 bytes": copies(evidence)}
+    for percent in (0, 1, 5, 50):
+        alpha = float(ratios.kthvalue(max(1, int(len(ratios) * (100 - percent) / 100))).values) * (1 if percent else 2)
+        method = attrs.evolve(METHOD, alpha=alpha, lam=alpha / 2)
+        runs[f"the edit of {percent} %"] = ours(model, evidence, how="compiled", method=method)
+    return runs
 
 
 def stages(model: nn.Module, evidence: Evidence) -> dict[str, tuple[Run, Run]]:
@@ -140,11 +157,11 @@ def stages(model: nn.Module, evidence: Evidence) -> dict[str, tuple[Run, Run]]:
         pass
 
     return {
-        "copy, 16 bytes": copies(model),
+        "copy, 16 bytes": copies(evidence),
         "weights finite?": (lambda: check_finite(model, when=""), nothing),
         "digest, once before and once after": (lambda: (digest(model), digest(model)), nothing),
         "importances finite and ≥ 0?": (check, nothing),
-        "the edit, checked, counted, undoable": ours(model, evidence),
+        "the edit": ours(model, evidence),
         "a copy of the model (other methods only)": (lambda: ModelGuard(model), nothing),
         "unlearn(), all of it": (lambda: METHOD.unlearn(model, evidence), nothing),
     }
@@ -175,11 +192,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--weights", type=float, default=0, help="default: ResNet18's 11 million")
     parser.add_argument("--stages", action="store_true", help="the parts of unlearn() instead of other ways to edit")
+    parser.add_argument("--fractions", action="store_true", help="the edit for several shares of changed weights")
+    parser.add_argument("--threads", type=int, default=0, help="default: torch's")
     parser.add_argument("--cpu-time", action="store_true", help="one thread, its own CPU time: for a busy machine")
     args = parser.parse_args()
     if args.cpu_time:
         torch.set_num_threads(1)
         CLOCK[0] = time.thread_time
+    if args.threads:
+        torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     model = (layers(int(args.weights)) if args.weights else resnet()).to(args.device)
     evidence = Evidence(
@@ -195,7 +216,8 @@ def main() -> None:
         f"{size / 1e6:.1f} M weights, {100 * sum(selected.values()) / size:.2g} % selected, "
         f"journal {guard.journal.nbytes / size:.2g} bytes a weight"
     )
-    times = measure((stages if args.stages else variants)(model, evidence), args.rounds, args.device)
+    rows = stages if args.stages else fractions if args.fractions else variants
+    times = measure(rows(model, evidence), args.rounds, args.device)
     floor = times["copy, 16 bytes"]
     print("| what | ms | ns a weight | × copy of 16 bytes | share of copy bandwidth |\n|---|---|---|---|---|")
     for name, each in times.items():

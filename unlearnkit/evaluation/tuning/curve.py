@@ -139,7 +139,7 @@ class OperatingCurve:
 
     def _count(self, value: float) -> float:
         method = with_options(self.unlearner, **{self.option: value}).prepare(self.forget, self.reference)
-        sweep = method.sweep()
+        sweep = method.sweep(weights=sum(theta.numel() for theta in self.weights.values()))
         changed = sum(
             sweep.count(theta, *arguments(name, self.forget, self.reference)) for name, theta in self.weights.items()
         )

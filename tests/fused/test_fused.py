@@ -1,0 +1,357 @@
+"""Rules in compiled form: the bits of torch, undone by a packed journal, and left to torch where torch must do it."""
+
+import logging
+
+import attrs
+import pytest
+import torch
+from compiler import HAS_COMPILER
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from unlearnkit_binary_mask import BinaryMask
+from unlearnkit_prune import Prune
+from unlearnkit_ssd import SelectiveSynapticDampening
+from unlearnkit_ssd_adaptive import AdaptiveSynapticDampening
+from unlearnkit_ssd_soft import SoftSynapticDampening
+
+from unlearnkit import (
+    ConfigurationError,
+    ElementwiseUnlearner,
+    Evidence,
+    Importance,
+    NonFiniteError,
+    UnlearnKitWarning,
+    trainable,
+)
+from unlearnkit.averaged import Averaged
+from unlearnkit.compiled import load
+from unlearnkit.fused import run as fused_run
+from unlearnkit.fused.kernel import compile_rule
+from unlearnkit.fused.run import VARIABLE, Fused, fused
+from unlearnkit.fused.trace import translate
+from unlearnkit.journal import Journal
+from unlearnkit.parameters import bits, digest
+from unlearnkit.sweep import Sweep
+
+pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
+
+SETTINGS = settings(derandomize=True, deadline=None, max_examples=60)
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+KINDS = [*((d, torch.float32) for d in DTYPES[1:]), *((d, torch.float64) for d in DTYPES)]
+METHODS = [
+    SelectiveSynapticDampening(alpha=1.0, epsilon=1e-8),
+    SoftSynapticDampening(alpha=0.3),
+    BinaryMask(),
+    Prune(tau=0.5),
+    AdaptiveSynapticDampening(alpha=1.5),
+]
+
+
+def halve(t, f, r):
+    return torch.where(f > r, t / 2, t)
+
+
+@pytest.fixture
+def small_steps(monkeypatch):
+    """Two threads, spans of 1,024 and steps of 600 weights, so that a small parameter has many."""
+    monkeypatch.setattr("unlearnkit.fused.passage._SPAN", 1024)
+    monkeypatch.setattr("unlearnkit.fused.passage._STEP", 600)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def arrays(size, *, dtype=torch.float32, totals=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    theta, forget, reference = (torch.randn(size, generator=generator, dtype=torch.float64) for _ in range(3))
+    reference = torch.where(torch.rand(size, generator=generator) < 0.2, 0.0, reference)
+    return theta.to(dtype), forget.abs().to(totals), reference.abs().to(totals)
+
+
+def sweeps(rule):
+    """The same rule in compiled form and by torch."""
+    return (
+        Sweep(rule=rule, who="a rule", fused=Fused(rule, who="a rule", required=True)),
+        Sweep(rule=rule, who="a rule"),
+    )
+
+
+def check(rule, theta, forget, reference, counts=(3, 7)):
+    """Edit twice, by compiled code and by torch, and undo; return the journal."""
+    compiled, plain = sweeps(rule)
+    f = Averaged(total=forget, count=counts[0])
+    r = None if reference is None else Averaged(total=reference, count=counts[1])
+    before, want, journal = theta.clone(), plain.copy(theta, f, r), Journal()
+    assert compiled.fused.run(theta.clone(), f, r, plainly=plain.copy) is not None, "compiled code did it"
+    count = compiled.count(theta, f, r)
+    assert torch.equal(bits(theta), bits(before))
+    assert torch.equal(bits(compiled.copy(theta, f, r)), bits(want))
+    assert compiled.write(theta, f, r, journal=journal) == count == int((bits(want) != bits(before)).sum())
+    assert torch.equal(bits(theta), bits(want))
+    for _ in range(2):
+        journal.undo()
+        assert torch.equal(bits(theta), bits(before))
+    return journal
+
+
+# The bits
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+@pytest.mark.parametrize(("dtype", "totals"), KINDS)
+@pytest.mark.usefixtures("small_steps")
+def test_every_method_that_ships(method, dtype, totals):
+    check(method.rule, *arrays((5003,), dtype=dtype, totals=totals))
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 63, 64, 65, 511, 512, 513, 1023, 1024, 2048, 4099])
+@pytest.mark.usefixtures("small_steps")
+def test_every_size(size):
+    check(halve, *arrays((size,)))
+
+
+@pytest.mark.parametrize(("dtype", "words"), [(torch.float16, 16), (torch.bfloat16, 16), (torch.float32, 32)])
+@SETTINGS
+@given(st.data())
+def test_any_bits_are_edited_as_by_torch_nan_zeros_and_subnormals_included(dtype, words, data):
+    integer = {16: torch.int16, 32: torch.int32}[words]
+    drawn = data.draw(st.lists(st.integers(-(2 ** (words - 1)), 2 ** (words - 1) - 1), min_size=1, max_size=8))
+    theta = torch.tensor(drawn, dtype=integer).view(dtype)
+    forget = torch.tensor(data.draw(st.lists(st.floats(0, width=32), min_size=len(drawn), max_size=len(drawn))))
+    compiled, plain = sweeps(halve)
+    args = Averaged(total=forget), Averaged(total=torch.full_like(forget, 1e-40))
+    assert torch.equal(bits(compiled.copy(theta, *args)), bits(plain.copy(theta, *args)))
+    finite = bool(torch.isfinite(theta).all())
+    # What is finite is not left to torch.
+    assert (compiled.fused.run(theta.clone(), *args, plainly=plain.copy) is not None) == finite
+
+
+def test_half_precision_rounds_as_torch_does():
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    for dtype in (torch.float16, torch.bfloat16):
+        theta = every.view(dtype)
+        theta = theta[torch.isfinite(theta)]
+        check(lambda t, f, _: t * (0.3 + f), theta, torch.full(theta.shape, 0.013), None)
+
+
+@pytest.mark.parametrize("count", [None, 1, 97, 2**24 + 1, 2**53])
+def test_means_are_divided_like_those_of_torch(count):
+    theta, forget, reference = arrays((1000,))
+    check(lambda t, f, r: t * f + r, theta, forget, reference, counts=(count, 3))
+
+
+def test_a_rule_without_reference_sees_zeros():
+    theta, forget, _ = arrays((1000,))
+    check(lambda t, f, r: torch.where(f > r, r, t), theta, forget, None)
+
+
+@pytest.mark.parametrize("turn", [lambda t: t.t(), lambda t: t.view(5, 6, 2, 4).to(memory_format=torch.channels_last)])
+def test_arrays_that_lie_alike_in_any_order(turn):
+    check(halve, *(turn(t) for t in arrays((5 * 6, 8))))
+
+
+def test_arrays_that_lie_differently_are_left_to_torch():
+    theta, forget, reference = arrays((6, 8))
+    compiled, plain = sweeps(halve)
+    args = Averaged(total=forget.t().contiguous().t()), Averaged(total=reference)
+    assert compiled.fused.run(theta, *args, plainly=plain.copy) is None
+    assert torch.equal(compiled.copy(theta, *args), plain.copy(theta, *args))
+
+
+# What is left to torch
+
+
+@pytest.mark.parametrize("place", [0, 700, 2047, 4000])
+@pytest.mark.usefixtures("small_steps")
+def test_an_infinite_result_undoes_the_compiled_edit_and_torch_does_it(place):
+    theta, forget, reference = arrays((4099,))
+    theta[place] = torch.inf
+    compiled, plain = sweeps(halve)
+    args, before, journal = (Averaged(total=forget), Averaged(total=reference)), theta.clone(), Journal()
+    assert compiled.fused.run(theta, *args, plainly=plain.copy, journal=journal) is None
+    assert torch.equal(theta, before)
+    want = plain.copy(theta, *args)
+    assert compiled.count(theta, *args) == plain.count(theta, *args)
+    assert torch.equal(compiled.copy(theta, *args), want)
+    assert compiled.write(theta, *args, journal=journal) == plain.count(before, *args)
+    assert torch.equal(theta, want)
+    journal.undo()
+    assert torch.equal(theta, before)
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_nan_made_of_finite_weights_names_the_method_and_leaves_the_model(monkeypatch):
+    @attrs.frozen(kw_only=True)
+    class Breaks(ElementwiseUnlearner):
+        name = "breaks"
+
+        def rule(self, theta, forget, reference):
+            return torch.where(forget > 1, theta * reference / 0, theta / 2)
+
+    monkeypatch.setenv(VARIABLE, "compiled")
+    model = nn.Sequential(nn.Linear(60, 60), nn.Linear(60, 60))
+    before, totals = digest(model), {n: torch.ones_like(p) for n, p in trainable(model).items()}
+    late = {**totals, "1.weight": totals["1.weight"].clone()}
+    late["1.weight"][50, 3] = 2
+    evidence = Evidence(forget=Importance(totals=late, count=1), reference=Importance(totals=totals, count=1))
+    with pytest.raises(NonFiniteError, match=r"method 'breaks': rule\(\) made NaN") as caught:
+        Breaks().unlearn(model, evidence)
+    assert caught.value.__notes__ == ["while 'breaks' edited '1.weight'"]
+    assert digest(model) == before
+
+
+@pytest.mark.parametrize("interrupted", [0, 1, 3, 7])
+@pytest.mark.usefixtures("small_steps")
+def test_an_interrupt_between_two_steps_is_undone(monkeypatch, interrupted):
+    calls = []
+
+    def interrupting(*args):
+        kernel = compile_rule(*args)
+
+        def call(*values):
+            changed = kernel(*values)
+            calls.append(changed)
+            if len(calls) == interrupted + 2:  # the first compares with torch
+                raise KeyboardInterrupt
+            return changed
+
+        return call
+
+    monkeypatch.setattr(fused_run, "compile_rule", interrupting)
+    monkeypatch.setattr(fused_run, "_compared", {})
+    monkeypatch.setattr(fused_run, "_COMPARED", 100)
+    theta, forget, reference = arrays((8 * 1024,))
+    before, journal = theta.clone(), Journal()
+    with pytest.raises(KeyboardInterrupt):
+        sweeps(halve)[0].write(theta, Averaged(total=forget), Averaged(total=reference), journal=journal)
+    assert not torch.equal(theta, before)
+    journal.undo()
+    assert torch.equal(theta, before)
+
+
+# The journal
+
+
+def test_the_journal_keeps_a_bit_for_each_weight_and_the_values_that_changed():
+    theta = torch.ones(1 << 16)
+    forget = torch.zeros_like(theta)
+    forget[::1000] = 1
+    assert check(halve, theta, forget, torch.zeros_like(theta)).nbytes == (1 << 16) // 8 + 66 * 4
+    assert check(halve, theta, torch.zeros_like(theta), forget).nbytes == 0
+
+
+def test_undo_since_a_mark_leaves_what_was_before():
+    theta, forget, reference = arrays((3000,))
+    compiled, args, journal = sweeps(halve)[0], (Averaged(total=forget), Averaged(total=reference)), Journal()
+    compiled.write(theta, *args, journal=journal)
+    once, mark = theta.clone(), len(journal)
+    compiled.write(theta, *args, journal=journal)
+    journal.undo(since=mark)
+    assert torch.equal(theta, once)
+
+
+def test_autograd_hears_of_the_edit():
+    weight, (_, forget, reference) = nn.Parameter(torch.ones(100)), arrays((100,))
+    loss = (weight * weight).sum()
+    sweeps(halve)[0].write(weight, Averaged(total=forget), Averaged(total=reference), journal=Journal())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_inside_inference_mode(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "compiled")
+    with torch.inference_mode():
+        model = nn.Linear(20, 20)
+        ones = {n: torch.ones_like(p) for n, p in trainable(model).items()}
+        f, r = Importance(totals=ones, count=1), Importance(totals={n: t / 2 for n, t in ones.items()}, count=1)
+        assert BinaryMask().unlearn(model, Evidence(forget=f, reference=r)).changed == 420
+
+
+# When
+
+
+def test_only_many_weights_are_worth_it_unless_the_environment_says_so(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert fused(halve, who="x", weights=(1 << 22) - 1) is None
+    assert fused(halve, who="x", weights=1 << 22) is not None
+    monkeypatch.setenv(VARIABLE, "plain")
+    assert fused(halve, who="x", weights=1 << 30) is None
+    monkeypatch.setenv(VARIABLE, "compiled")
+    assert fused(halve, who="x", weights=0) is not None
+    monkeypatch.setenv(VARIABLE, "fast")
+    with pytest.raises(ConfigurationError, match="expected UNLEARNKIT_EDIT to be auto, compiled or plain, saw 'fast'"):
+        fused(halve, who="x", weights=0)
+
+
+def test_a_large_model_is_edited_by_compiled_code_and_the_report_counts(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    calls = []
+    monkeypatch.setattr(fused_run, "compile_rule", lambda *args: calls.append(args) or compile_rule(*args))
+    model = nn.Linear(2048, 2048)
+    forget = {n: torch.rand_like(p) for n, p in trainable(model).items()}
+    reference = {n: torch.rand_like(p) for n, p in trainable(model).items()}
+    evidence = Evidence(forget=Importance(totals=forget, count=2), reference=Importance(totals=reference, count=5))
+    want = {n: torch.where(forget[n] / 2 > reference[n] / 5, 0.0, p.detach()) for n, p in trainable(model).items()}
+    changed = sum(int((want[n] != p).sum()) for n, p in trainable(model).items())
+    assert BinaryMask().unlearn(model, evidence).changed == changed
+    assert all(torch.equal(p, want[n]) for n, p in trainable(model).items())
+    assert len(calls) == 1
+
+
+def test_a_rule_that_cannot_be_compiled_is_left_to_torch_or_refused_when_compiling_is_asked_for(monkeypatch, caplog):
+    def rule(t, f, r):
+        return t * torch.exp(-f / r)
+
+    theta, forget, reference = arrays((100,))
+    args = Averaged(total=forget), Averaged(total=reference + 1)
+    loose = Sweep(rule=rule, who="a rule", fused=Fused(rule, who="a rule"))
+    with caplog.at_level(logging.INFO, logger="unlearnkit"):
+        assert torch.equal(loose.copy(theta, *args), rule(theta, forget, reference + 1))
+    assert "a rule is left to torch: torch.exp is not among the operations that are compiled" in caplog.text
+    with pytest.raises(ConfigurationError, match=r"a rule cannot be compiled \(torch.exp is not among"):
+        sweeps(rule)[0].copy(theta, *args)
+
+
+@pytest.fixture
+def empty_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("UNLEARNKIT_CACHE", str(tmp_path))
+    load.cache_clear()
+    yield
+    load.cache_clear()
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_without_a_compiler_torch_does_it_and_the_log_says_why(monkeypatch, caplog):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    theta, forget, reference = arrays((100,))
+    args = Averaged(total=forget), Averaged(total=reference)
+    with caplog.at_level(logging.INFO, logger="unlearnkit"):
+        edited = Sweep(rule=halve, who="a rule", fused=Fused(halve, who="a rule")).copy(theta, *args)
+    assert torch.equal(edited, halve(theta, forget, reference))
+    assert "need a C++ compiler" in caplog.text
+    with pytest.raises(ConfigurationError, match="need a C"):
+        sweeps(halve)[0].copy(theta, *args)
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_a_compiler_that_fails_is_a_warning(monkeypatch):
+    monkeypatch.setattr("unlearnkit.fused.kernel._FLAGS", ("-no-such-flag",))
+    theta, forget, reference = arrays((100,))
+    sweep = Sweep(rule=halve, who="a rule", fused=Fused(halve, who="a rule"))
+    with pytest.warns(UnlearnKitWarning, match="a rule is left to torch: .*no-such-flag"):
+        edited = sweep.copy(theta, Averaged(total=forget), Averaged(total=reference))
+    assert torch.equal(edited, halve(theta, forget, reference))
+
+
+def test_code_that_gives_other_bits_than_torch_is_not_used(monkeypatch):
+    monkeypatch.setattr(
+        fused_run, "translate", lambda _, dtype: translate(lambda t, f, r: torch.where(f > r, t / 3, t), dtype)
+    )
+    theta, forget, reference = arrays((100,))
+    sweep = Sweep(rule=halve, who="a rule", fused=Fused(halve, who="a rule"))
+    monkeypatch.setattr(fused_run, "_compared", {})
+    with pytest.warns(UnlearnKitWarning, match="gives other bits than torch"):
+        edited = sweep.copy(theta, Averaged(total=forget), Averaged(total=reference))
+    assert torch.equal(edited, halve(theta, forget, reference))

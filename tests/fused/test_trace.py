@@ -1,0 +1,106 @@
+"""What a rule may do to be compiled, and that whatever else it does is seen."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from unlearnkit.fused.trace import translate
+from unlearnkit.fused.untranslatable import Untranslatable
+
+
+def test_by_hand():
+    program = translate(lambda t, f, r: torch.where(f > 3 * r, t / 2, t), torch.float64)
+    assert program.statements == (
+        "const double v0 = reference * double(number[0]); const bool v1 = forget > v0; "
+        "const double v2 = theta / double(number[1]); const double v3 = v1 ? v2 : theta; return v3;"
+    )
+    assert program.numbers == (3.0, 2.0)
+
+
+def test_another_option_is_the_same_program_with_other_numbers():
+    one, other = (translate(lambda t, f, _, a=a: t * (f > a), torch.float32) for a in (1.0, math.inf))
+    assert one.statements == other.statements
+    assert (one.numbers, other.numbers) == ((1.0,), (math.inf,))
+
+
+def test_a_rule_that_changes_nothing_returns_its_argument():
+    assert translate(lambda t, _, __: t, torch.float32).statements == "return theta;"
+
+
+def test_it_may_ask_for_what_is_the_same_everywhere():
+    def rule(t, f, _):
+        assert t.is_floating_point()
+        assert f.device.type == "cpu"
+        return t.clamp(max=torch.finfo(t.dtype).max)
+
+    assert translate(rule, torch.float32).numbers == (torch.finfo(torch.float32).max,)
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (lambda t, f, r: t if (f > r).any() else f, "any"),
+        (lambda t, f, _: t if f[0] > 1 else f, "__getitem__"),
+        (lambda t, _, __: t * float(t.numpy().max()), "numpy"),
+        (lambda t, _, __: t * np.asarray(t).max(), "__array__"),
+        (lambda t, _, __: t * t.tolist()[0], "tolist"),
+        (lambda t, f, _: t if bool(f.sum()) else f, "sum"),
+        (lambda t, _, __: t * t.shape[0], "shape"),
+        (lambda t, _, __: t * t.dim(), "dim"),
+        (lambda t, _, __: t * len(t), "len"),
+        (lambda t, _, __: t * t.numel(), "numel"),
+        (lambda t, _, __: t.exp(), "exp"),
+        (lambda t, _, __: t.mul_(2), "mul_"),
+        (lambda t, _, __: t.data.mul_(2), "data"),
+        (lambda t, _, __: torch.add(t, t, alpha=2), "arguments"),
+        (lambda t, f, _: torch.add(t, t, out=f), "add is not"),
+        (lambda t, f, _: torch.div(t, f, rounding_mode="floor"), "floor"),
+        (lambda t, _, __: t**3, "power"),
+        (lambda t, f, _: t.clamp(max=f), "bound"),
+        (lambda t, _, __: t.double(), "like its arguments"),
+        (lambda t, f, _: t > f, "like its arguments"),
+        (lambda t, _, __: t.half().float(), "half"),
+        (lambda t, _, __: t + torch.ones(3), "none of the arguments"),
+        (lambda t, _, __: t + torch.rand_like(t), "rand_like"),
+        (lambda t, _, __: t + torch.ones(2, 1), "number for each"),
+        (lambda t, _, __: t.to("meta"), "number for each"),
+        (lambda t, _, __: t.float().expand(2, 3), "expand"),
+        (lambda t, _, __: t.view(torch.int32), "view"),
+        (lambda t, _, __: t * True, "True"),
+        (lambda t, _, __: t * 1e300, "1e"),
+        (lambda t, _, __: t * (2**53 + 1), "9007"),
+        (lambda t, _, __: t * math.nan, "not a number"),
+        (lambda t, _, __: torch.where(t, t, t), "fails|comparison"),
+        (lambda _, __, ___: torch.ones(3), "made of them"),
+        (lambda _, __, ___: None, "made of them"),
+        (lambda _, __, ___: 1 / 0, "it fails: ZeroDivisionError"),
+        (lambda t, _, __: torch.stack([t, t])[0], "stack"),
+        (lambda t, f, _: t * torch.stack([t, f]).sum(), "stack"),
+        (lambda t, f, _: t * max(t, f, key=torch.sum), "sum"),
+        (lambda t, _, __: torch.nn.functional.relu(t), "relu"),
+        (lambda t, _, __: t * sum(x for x in t), "dim|iter|unbind"),
+        (lambda t, _, __: torch.ops.aten.exp(t), "exp"),
+    ],
+)
+def test_refused(rule, said):
+    with pytest.raises(Untranslatable, match=said):
+        translate(rule, torch.float32)
+
+
+def test_the_rule_runs_once_outside_of_autograd_and_leaves_nothing_behind():
+    seen = []
+
+    def rule(t, _, __):
+        seen.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+        return t * 2
+
+    before = torch.get_rng_state(), random.getstate()
+    with torch.inference_mode():
+        translate(rule, torch.float32)
+    assert seen == [(False, False)]
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+    assert torch.ones(2).exp().shape == (2,)  # nobody watches any more

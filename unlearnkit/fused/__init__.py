@@ -1,0 +1,6 @@
+"""The edit of large models in one pass: a rule is translated to C++, compiled once and run over each array once.
+
+`trace` watches the rule and writes down what it does, `operations` says what that may be, `kernel` compiles it together
+with ``one_pass.cpp``, which does for any rule what an edit does around it: means, comparison, count, the journal's old
+values, the check that results are finite. `passage` runs it, `run` decides when, and what is left to torch.
+"""

@@ -1,0 +1,168 @@
+"""Compiled rules: chosen, compared with torch once, and left to torch where they cannot do it."""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlearnkit.averaged import Averaged
+from unlearnkit.compiled import find_compiler
+from unlearnkit.errors import ConfigurationError, UnlearnKitWarning
+from unlearnkit.fused.arrays import Arrays
+from unlearnkit.fused.kernel import Dtypes, Kernel, compile_rule
+from unlearnkit.fused.passage import Passage
+from unlearnkit.fused.trace import Program, translate
+from unlearnkit.fused.untranslatable import Untranslatable
+from unlearnkit.journal import Journal
+from unlearnkit.packed import Arena
+from unlearnkit.parameters import bits
+
+VARIABLE = "UNLEARNKIT_EDIT"
+"""The environment variable that says how elementwise methods edit: ``auto``, ``compiled`` or ``plain``."""
+# Compiling takes a second, once on each machine; torch needs a tenth of that for so many weights.
+_LARGE = 1 << 22
+# The first weights that a program with these constants meets in this process are computed by torch too.
+_COMPARED = 8192
+_compared: dict[tuple[Program, Dtypes], bool] = {}
+_LOG = logging.getLogger(__name__)
+
+Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""θ' = rule(θ, F_f, F_r), element by element."""
+Plainly = Callable[[Tensor, Averaged, Averaged | None], Tensor]
+"""Returns the edited copy of weights, made by torch."""
+
+
+def fused(rule: Rule, *, who: str, weights: int) -> "Fused | None":
+    """Say whether a rule is to be compiled, which changes how long an edit takes and not a bit of its result.
+
+    Args:
+        rule: Pure.
+        who: Whom to name, for messages.
+        weights: How many are going to be edited.
+
+    Returns:
+        What runs it; None when torch is to do it: for few weights, or when `VARIABLE` says ``plain``.
+
+    Raises:
+        ConfigurationError: `VARIABLE` has another value.
+    """
+    mode = os.environ.get(VARIABLE) or "auto"
+    if mode not in {"auto", "compiled", "plain"}:
+        raise ConfigurationError(f"expected {VARIABLE} to be auto, compiled or plain, saw {mode!r}")
+    wanted = mode == "compiled" or (mode == "auto" and weights >= _LARGE)
+    return Fused(rule, who=who, required=mode == "compiled") if wanted else None
+
+
+@final
+class Fused:
+    """Compiles a rule for each combination of dtypes that it meets, and runs it.
+
+    Args:
+        rule: Pure.
+        who: Whom to name, for messages.
+        required: Whether a rule that cannot be compiled is an error.
+    """
+
+    def __init__(self, rule: Rule, *, who: str, required: bool = False) -> None:
+        self._rule, self._who, self._required = rule, who, required
+        self._made: dict[Dtypes, tuple[Kernel, Program] | None] = {}
+        self._arenas = [Arena() for _ in range(torch.get_num_threads())]
+        self._executor = ThreadPoolExecutor(len(self._arenas) - 1) if len(self._arenas) > 1 else None
+
+    def run(
+        self,
+        theta: Tensor,
+        forget: Averaged,
+        reference: Averaged | None,
+        *,
+        plainly: Plainly,
+        journal: Journal | None = None,
+        write: bool = True,
+    ) -> int | None:
+        """Edit one parameter.
+
+        Args:
+            theta: On any device, of any strides; overwritten when ``write`` says so.
+            forget: F_f of its shape.
+            reference: F_r of its shape, or None for zeros.
+            plainly: How torch edits: the bits of the first weights are compared with it.
+            journal: Keeps what is overwritten, unless it is None.
+            write: False only counts.
+
+        Returns:
+            How many weights have other bits than before; None when torch must do it. With a journal, the weights are
+            then what they were.
+
+        Raises:
+            ConfigurationError: The rule cannot be compiled, and it is required.
+        """
+        arrays = Arrays.of(theta, forget, reference)
+        if arrays is None or not arrays.dtypes.supported():
+            return None
+        made = self._kernel(arrays, plainly)
+        if made is None:
+            return None
+        kernel, program = made
+        passage = Passage(
+            kernel=kernel, numbers=np.array(program.numbers or (0.0,)), arrays=arrays, journal=journal, write=write
+        )
+        changed = passage.run(self._arenas, self._executor)
+        if changed and write and not theta.is_inference():
+            torch.autograd.graph.increment_version(theta)
+        return changed
+
+    def _kernel(self, arrays: Arrays, plainly: Plainly) -> tuple[Kernel, Program] | None:
+        dtypes = arrays.dtypes
+        if dtypes not in self._made:
+            self._made[dtypes] = self._compile(dtypes, arrays.computing)
+        made = self._made[dtypes]
+        if made is None:
+            return None
+        agrees = _compared.get((made[1], dtypes))
+        if agrees is None:
+            agrees = self._agrees(made, arrays, plainly)
+            if agrees is None:
+                return None
+            _compared[made[1], dtypes] = agrees
+        if not agrees:
+            self._made[dtypes] = None
+            self._complain("its compiled form gives other bits than torch; please report this rule")
+        return self._made[dtypes]
+
+    def _compile(self, dtypes: Dtypes, computing: torch.dtype) -> tuple[Kernel, Program] | None:
+        try:
+            program = translate(self._rule, computing)
+            made = compile_rule(program, dtypes, computing), program
+        except Untranslatable as error:
+            if self._required:
+                raise ConfigurationError(f"{self._who} cannot be compiled ({error}): unset {VARIABLE}") from error
+            _LOG.info("%s is left to torch: %s", self._who, error)
+            return None
+        except ConfigurationError as error:
+            if self._required:
+                raise
+            if find_compiler() is None:
+                _LOG.info("%s is left to torch: %s", self._who, error)
+            else:
+                self._complain(str(error))
+            return None
+        _LOG.info("%s is compiled for %s", self._who, dtypes)
+        return made
+
+    def _agrees(self, made: tuple[Kernel, Program], arrays: Arrays, plainly: Plainly) -> bool | None:
+        """Compare with torch on the first weights; None when these are among what is left to torch."""
+        head, (kernel, program) = arrays.head(_COMPARED), made
+        expected = plainly(head.theta, head.forget, head.reference)
+        passage = Passage(kernel=kernel, numbers=np.array(program.numbers or (0.0,)), arrays=head)
+        if passage.run(self._arenas, None) is None:
+            return None
+        return torch.equal(bits(head.theta), bits(expected))
+
+    def _complain(self, problem: str) -> None:
+        warnings.warn(f"{self._who} is left to torch: {problem}", UnlearnKitWarning, stacklevel=3)
