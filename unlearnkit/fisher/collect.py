@@ -76,9 +76,10 @@ class Following(Guide):
         if any(tuple(t.shape[: len(head)]) != head for t in call.saved):
             raise UnprovenError(f"{step.describe()}: an input with other rows than in the probe")
         labels = {role: self.interceptor.label(weight) for role, weight in call.weights.items()}
+        bare = _with(call, ())  # autograd gives up what is saved as it goes back, and so must we
 
         def receive(gradients: Gradients, saved: tuple[Tensor, ...]) -> None:
-            self._receive(step, _with(call, saved), gradients, labels)
+            self._receive(step, _with(bare, saved), gradients, labels)
 
         return receive
 

@@ -256,7 +256,7 @@ class Engine(Accumulator):
                 check_alone(losses, self._alone, found.precision)
                 self._alone = None
             found.script.finish()
-            gradients = interceptor.backward(losses, torch.ones_like(losses))
+            gradients = interceptor.backward(losses.sum())
             guide.finish()
         finally:
             guide.interceptor = None

@@ -96,28 +96,27 @@ class Interceptor(TorchFunctionMode):
         """Return the label of a tracked tensor, else None."""
         return None if tensor is None else self._labels.get(id(tensor))
 
-    def backward(self, losses: Tensor, weights: Tensor, *, keep: bool = False) -> dict[str, Tensor]:
+    def backward(self, loss: Tensor, *, keep: bool = False) -> dict[str, Tensor]:
         """Run the backward pass: every tap's sink gets its gradient, and no parameter does.
 
         The mode stays on, so that segments recomputed by checkpointing are tapped again.
 
         Args:
-            losses: Shape (batch,).
-            weights: Shape (batch,): the factor of each loss.
+            loss: A scalar: of something that is given the gradient to begin with, torch asks symbolic algebra about
+                the shape, which takes 37 MiB and half a second to import.
             keep: Keep the graph for another pass.
 
         Returns:
-            The gradient of the weighted sum for every parameter that was used, where weights stay attached; else none.
+            The gradient of the loss for every parameter that was used, where weights stay attached; else none.
         """
         self._recomputing = True
         with self:
             if not self._attached:
-                inside(torch.autograd.backward)(losses, weights, retain_graph=keep, inputs=[self.anchor])
+                inside(torch.autograd.backward)(loss, retain_graph=keep, inputs=[self.anchor])
                 return {}
             found = inside(torch.autograd.grad)(
-                losses,
+                loss,
                 [self.anchor, *self._named.values()],
-                weights,
                 retain_graph=keep or bool(self.derived),
                 allow_unused=True,
             )

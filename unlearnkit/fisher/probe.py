@@ -148,9 +148,7 @@ def probe(model: nn.Module, objective: Objective, batch: Any, named: Mapping[str
     losses = check_losses(losses, batch, objective=objective)
     for sample in range(len(losses)):
         guide.sample = sample
-        alone = torch.zeros_like(losses)
-        alone[sample] = 1
-        interceptor.backward(losses, alone, keep=True)
+        interceptor.backward(losses[sample], keep=True)
     return Found(script=guide.script(), precision=_coarsest(guide.precisions | {p.dtype for p in named.values()}))
 
 

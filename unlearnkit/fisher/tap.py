@@ -56,8 +56,9 @@ def tap(y: Tensor, anchor: Tensor, sink: Sink, saved: tuple[Tensor, ...], *, fre
     base, shape = y._base if fresh else None, y.shape  # noqa: SLF001 - torch has no public name for it
     if base is not None and base.grad_fn is not None and base.numel() == y.numel() and _in_order(base, y):
         # A linear layer on (n, t, …) rows is a product of (n·t, …) rows, viewed: the tap sits under the view.
-        Tap.apply(anchor, lambda found, kept: sink((found[0].reshape(shape),), kept), 1, base, *saved)
-        return y
+        # A view made anew, because torch goes back through ``y`` by a copy of its gradient.
+        rows: Tensor = Tap.apply(anchor, lambda found, kept: sink((found[0].reshape(shape),), kept), 1, base, *saved)
+        return rows.view(shape)
     own = y.clone() if y._is_view() else y  # noqa: SLF001
     tapped: Tensor = Tap.apply(anchor, sink, 1, own, *saved)
     return tapped
