@@ -238,7 +238,7 @@ class ShardedEngine(Accumulator):
                     check_alone(losses, alone, found.precision)
             except UnprovenError as unproven:
                 problem = str(unproven)
-            interceptor.backward(losses, torch.full_like(losses, float(real)))
+            interceptor.backward(losses.sum() * float(real))
             with _gathered_again(leaves, script):
                 return sending, sending.finish(problem)
         except UnprovenError as unproven:
