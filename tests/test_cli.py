@@ -103,7 +103,7 @@ def test_the_module_is_the_command(module):
     assert result.stdout.strip() == f"unlearnkit {__version__}"
 
 
-@pytest.mark.parametrize("command", ["train", "compare", "ledger"])
+@pytest.mark.parametrize("command", ["train", "ledger", "forget"])
 def test_commands_for_one_process_refuse_torchrun(digits_toml, monkeypatch, command):
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = call(command, digits_toml, "-q")

@@ -1,11 +1,14 @@
 """Progress bars, warnings as lines, errors as messages."""
 
 import warnings
+from contextlib import nullcontext
 
 import pytest
 
 from unlearnkit.console import bars, clear_errors, one_process, together
-from unlearnkit.errors import ConfigurationError
+from unlearnkit.errors import ConfigurationError, UnlearnKitWarning
+from unlearnkit.progress import silent
+from unlearnkit.ranks import Ranks
 
 
 def test_bars_pass_every_item_through():
@@ -48,6 +51,15 @@ def test_the_only_process_speaks():
     with together("cpu") as (first, progress):
         assert first
         assert list(progress([1], "counting", 1)) == [1]
+
+
+def test_of_several_processes_the_others_are_silent(monkeypatch, capsys):
+    monkeypatch.setattr("unlearnkit.ranks.joined", lambda _: nullcontext(Ranks(rank=1, size=2)))
+    with clear_errors(), together("cpu") as (first, progress):
+        assert not first
+        assert progress is silent
+        warnings.warn("said by rank 0", UnlearnKitWarning, stacklevel=1)
+    assert capsys.readouterr().err == ""
 
 
 def test_what_is_for_one_process_says_so(monkeypatch):

@@ -60,8 +60,8 @@ def test_each_item_once_in_order_and_nobody_waits_inside(tmp_path):
 
 
 def test_a_model_that_came_out_otherwise_becomes_that_of_rank_0(tmp_path):
-    for others, state, told in together(tmp_path, followed):
-        assert others == (1,)
+    for remarks, state, told in together(tmp_path, followed):
+        assert remarks == ("rank 1 of 2 made another edit than rank 0, as CUDA may; all went on with that of rank 0",)
         assert told == [0, 1]
         for name, tensor in network().state_dict().items():
             assert torch.equal(state[name], tensor)

@@ -77,7 +77,7 @@ def one_process(command: str) -> None:
     if started() > 1:
         raise ConfigurationError(
             f"`unlearnkit {command}` works in one process: expected no torchrun, saw {started()} processes that it "
-            "started: only `run` and `tune` share out their work"
+            "started: only `run`, `tune` and `compare` share out their work"
         )
 
 

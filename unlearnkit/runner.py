@@ -383,6 +383,6 @@ def aligned(report: Report, model: nn.Module) -> Report:
     others = follow_rank_0(model, report.model_after)
     if not others:
         return report
-    who = f"ranks {', '.join(map(str, others))} of {Ranks.current().size}"
+    who = f"{'rank' if len(others) == 1 else 'ranks'} {', '.join(map(str, others))} of {Ranks.current().size}"
     remark = f"{who} made another edit than rank 0, as CUDA may; all went on with that of rank 0"
     return attrs.evolve(report, remarks=(*report.remarks, remark))

@@ -10,6 +10,8 @@ import sys
 import time
 
 import pytest
+from processes import together
+from ranks import compared
 
 from unlearnkit import Metric, PluginManager, hookimpl
 from unlearnkit.comparison import Comparison, compare
@@ -211,6 +213,14 @@ def test_several_processes_give_the_same_table(small, whole):
     assert table(comparison.folder) == whole[1]
     assert os.getpid() not in {event.process for event in events}
     assert len(told(events, "started")) == 4 + 8
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_processes_of_torchrun_give_the_same_table_and_do_each_trial_once(small_toml, whole, tmp_path, size):
+    came = together(tmp_path / "jobs", compared, small_toml, size=size)
+    assert table(tmp_path / "out") == whole[1]
+    assert sorted(name for done, _ in came for name in done) == sorted(t.name for t in whole[0].trials)
+    assert all(share == len(done) > 0 for done, share in came)
 
 
 KILLED = """

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from unlearnkit.comparison.sizing import need_of, sizing
+from unlearnkit.comparison.sizing import need_of, of_ranks, sizing
+from unlearnkit.errors import ConfigurationError
 from unlearnkit.memory import MIB, forget_peak, free_memory, peak_memory
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -77,3 +78,10 @@ def test_the_peak_of_a_block_is_seen_and_the_next_begins_anew():
 def test_free_memory_is_within_what_there_is():
     free = free_memory()
     assert free is None or 0 <= free <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_processes_of_torchrun_start_no_others():
+    chosen = of_ranks(None, ranks=4, threads=2)
+    assert (chosen.jobs, chosen.why) == (1, "4 processes of 2 threads, as torchrun has started")
+    with pytest.raises(ConfigurationError, match="expected none with the 4 processes of torchrun, saw 3"):
+        of_ranks(3, ranks=4, threads=2)

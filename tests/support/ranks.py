@@ -11,13 +11,16 @@ import torch.distributed as dist
 from torch import nn
 
 from unlearnkit import CrossEntropy, DiagonalFisher, UnlearnKitError
+from unlearnkit.comparison import Comparison
 from unlearnkit.config import load_config
 from unlearnkit.data import LabelledImages, loader
 from unlearnkit.distributed import estimate_together
 from unlearnkit.evaluation import features_of, loss_and_accuracy, outputs_of
+from unlearnkit.parameters import digest
 from unlearnkit.ranks import Ranks
-from unlearnkit.runner import run
-from unlearnkit.sharing import Shared, agreed, follow_rank_0, in_shares, tell
+from unlearnkit.report import Report
+from unlearnkit.runner import aligned, run
+from unlearnkit.sharing import Shared, agreed, in_shares, tell
 from unlearnkit.store import ImportanceStore, fill
 from unlearnkit.tuning import tune
 
@@ -148,13 +151,22 @@ def squares(count):
 
 
 def followed():
-    """Rank 1 has another model: it gets that of rank 0."""
+    """Rank 1 has another model: it gets that of rank 0, and the report says so."""
     ranks, model = Ranks.current(), network()
     if ranks.rank == 1:
         with torch.no_grad():
             model[0].weight.add_(1)
-    others = follow_rank_0(model, str(ranks.rank == 1))
-    return others, model.state_dict(), tell(ranks.rank)
+    report = aligned(Report(method="any", model_after=digest(model)), model)
+    return report.remarks, model.state_dict(), tell(ranks.rank)
+
+
+def compared(path):
+    """What `unlearnkit compare` does; return the trials of this process, and how many it was to do."""
+    events = []
+    comparison = Comparison.plan(load_config(path))
+    share = comparison.share
+    comparison.run(watch=events.append)
+    return [event.name for event in events if event.key and event.kind != "started"], share
 
 
 def from_configuration(path, *settings):

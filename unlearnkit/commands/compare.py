@@ -1,13 +1,16 @@
 """``unlearnkit compare``."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from unlearnkit.commands.options import ConfigPath, Methods, Quiet, Settings, Traceback, only
 from unlearnkit.config import load_config
-from unlearnkit.console import clear_errors, counting, one_process, out
+from unlearnkit.console import clear_errors, counting, out, together
+
+if TYPE_CHECKING:
+    from unlearnkit.comparison import Comparison
 
 
 def compare(
@@ -25,19 +28,18 @@ def compare(
     from unlearnkit.comparison import Comparison  # noqa: PLC0415 - torchvision and scikit-learn take seconds
 
     with clear_errors(traceback=traceback):
-        one_process("compare")
-        comparison = Comparison.plan(only(load_config(config, settings or []), method or []))
-        pending, total = comparison.pending, len(comparison.trials)
-        if dry_run:
-            left = {trial.key for trial in pending}
-            for trial in comparison.trials:
-                out.print(f"{'to do' if trial.key in left else 'done '}  {escape(trial.name)}", highlight=False)
-        chosen = comparison.sizing(jobs)
-        out.print(f"{total} trials, {len(pending)} to do; {escape(chosen.why)}", highlight=False, soft_wrap=True)
-        if dry_run:
+        chosen = only(load_config(config, settings or []), method or [])
+        with together(chosen.device, quiet=True) as (first, _):
+            comparison = Comparison.plan(chosen)
+            sizing = comparison.sizing(jobs)
+            if first:
+                _announce(comparison, sizing.why, every=dry_run)
+            if dry_run:
+                return
+            with counting(comparison.share, quiet=quiet or not first) as told:
+                comparison.run(sizing.jobs, watch=lambda event: told(event.kind, event.name, counts=bool(event.key)))
+        if not first:
             return
-        with counting(len(pending), quiet=quiet) as told:
-            comparison.run(chosen.jobs, watch=lambda event: told(event.kind, event.name, counts=bool(event.key)))
         out.print(comparison.table())
         for line in comparison.remarks():
             out.print(escape(line), highlight=False)
@@ -47,3 +49,12 @@ def compare(
         out.print(f"results: {escape(str(comparison.folder))}/trials.csv, summary.csv, summary.md", highlight=False)
     if comparison.failed:
         raise typer.Exit(1)
+
+
+def _announce(comparison: "Comparison", why: str, *, every: bool) -> None:
+    pending, total = comparison.pending, len(comparison.trials)
+    if every:
+        left = {trial.key for trial in pending}
+        for trial in comparison.trials:
+            out.print(f"{'to do' if trial.key in left else 'done '}  {escape(trial.name)}", highlight=False)
+    out.print(f"{total} trials, {len(pending)} to do; {escape(why)}", highlight=False, soft_wrap=True)

@@ -1,7 +1,8 @@
 """The comparison itself: what there is to do, what is done, and doing the rest."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import final
 
@@ -13,11 +14,11 @@ from unlearnkit.comparison.pages import remark_lines, summary_page, summary_tabl
 from unlearnkit.comparison.processes import in_processes
 from unlearnkit.comparison.result import TrialResult
 from unlearnkit.comparison.rows import TrialFolder
-from unlearnkit.comparison.sizing import Sizing, need_of, sizing
+from unlearnkit.comparison.sizing import Sizing, need_of, of_ranks, sizing
 from unlearnkit.comparison.summary import covers, long_table, summarise, unedited
 from unlearnkit.comparison.table import Row, csv_of, table_of
 from unlearnkit.comparison.trial import Trial, keyed, trials_of
-from unlearnkit.comparison.units import Event, Watch, groups_of, models_for, unseen
+from unlearnkit.comparison.units import Event, Unit, Watch, groups_of, models_for, unseen
 from unlearnkit.config import Config, plain
 from unlearnkit.errors import ConfigurationError, StoreError, UnlearnKitError
 from unlearnkit.experiment import Experiment
@@ -25,6 +26,8 @@ from unlearnkit.files import atomic_write
 from unlearnkit.manifest import manifest
 from unlearnkit.plugins import PluginManager, default_manager
 from unlearnkit.progress import Progress, silent
+from unlearnkit.ranks import Ranks
+from unlearnkit.sharing import in_shares, tell
 
 _DIED = (
     "the process died in this trial, without a word: killed by the system for want of memory, or a fault in a native "
@@ -175,11 +178,14 @@ class Comparison:
         Returns:
             The choice, and why.
         """
+        ranks, threads = Ranks.current(), self.config.comparison.threads
+        if ranks.size > 1:
+            return of_ranks(jobs, ranks=ranks.size, threads=threads)
         peaks = [result.memory.get("host", 0.0) for result in self.results.values()]
         retrained = len(self.trials[0].config.evaluation.retrained_seeds)
         return sizing(
             jobs,
-            threads=self.config.comparison.threads,
+            threads=threads,
             units=max(len(self.pending), 1),
             device=self.experiment.device,
             need=need_of(self.experiment.fresh_model(), retrained=retrained, peaks=peaks),
@@ -188,9 +194,12 @@ class Comparison:
     def run(self, jobs: int = 1, *, watch: Watch = unseen, progress: Progress = silent) -> None:
         """Do what is pending, and write the tables, even when it is stopped halfway.
 
+        Where torch.distributed is in use, all its processes must call it: each does some of the work, and the first
+        writes the tables. Then the folder must be one that all of them see.
+
         Args:
-            jobs: Processes; 1 works in this one.
-            watch: Is told of each start and end.
+            jobs: Processes; 1 works in this one, and in those of torch.distributed.
+            watch: Is told of each start and end in this process.
             progress: Shows a bar for each long stage, where this process does the work.
 
         Raises:
@@ -201,12 +210,25 @@ class Comparison:
         try:
             if jobs == 1:
                 bench = Bench(self.plugins, experiment=self.experiment, progress=progress)
-                for unit in groups_of(self.pending, self.folder / "trials", jobs=1):
-                    unit.do(bench, watch)
+                for wave in self._waves():
+                    in_shares(wave, partial(_done, bench=bench, watch=watch))
             else:
                 self._in_processes(jobs, watch)
         finally:
-            self.write()
+            if Ranks.current().rank == 0:
+                self.write()
+
+    @property
+    def share(self) -> int:
+        """Return how many trials this process will do itself, with those of torch.distributed where they are in use."""
+        units = Ranks.current().share(self._waves()[-1])
+        return sum(len(unit.trials) for unit in units)
+
+    def _waves(self) -> tuple[tuple[Unit, ...], ...]:
+        """List what the processes of torch.distributed do: models first, which several of them would wait for."""
+        pending, folder, size = tell(self.pending)[0], self.folder / "trials", Ranks.current().size
+        groups = groups_of(pending, folder, jobs=size)
+        return (groups,) if size == 1 else (models_for(pending, folder), groups)
 
     def write(self) -> None:
         """Write ``trials.csv``, ``summary.csv``, ``summary.md`` and ``comparison.json`` of the trials that ended.
@@ -254,3 +276,9 @@ class Comparison:
                     rows.write(trial, TrialResult.failure(_DIED))
                     listen(Event(kind="failed", name=trial.name, key=trial.key))
             jobs = 1  # one trial at a time from here on: then it is known which one a process dies in
+
+
+def _done(own: Iterable[Unit], _: Iterator[int], *, bench: Bench, watch: Watch) -> Iterator[None]:
+    for unit in own:
+        unit.do(bench, watch)
+        yield

@@ -9,6 +9,7 @@ import attrs
 import torch
 from torch import nn
 
+from unlearnkit.errors import ConfigurationError
 from unlearnkit.memory import MIB, free_memory
 
 _COPIES = 12
@@ -91,6 +92,25 @@ def sizing(
     if chosen * threads < min(cores, units):
         why += f"; {cores - chosen * threads} cores idle (comparison.threads uses them inside a trial)"
     return Sizing(jobs=chosen, threads=threads, why=why)
+
+
+def of_ranks(jobs: int | None, *, ranks: int, threads: int) -> Sizing:
+    """Say what processes of ``torchrun`` do: each works by itself, however many they are.
+
+    Args:
+        jobs: What was asked for.
+        ranks: How many there are.
+        threads: Of torch in each.
+
+    Returns:
+        One process for each of them.
+
+    Raises:
+        ConfigurationError: Each is to start more.
+    """
+    if jobs not in {None, 1}:
+        raise ConfigurationError(f"--jobs: expected none with the {ranks} processes of torchrun, saw {jobs}")
+    return Sizing(jobs=1, threads=threads, why=f"{_count(ranks, threads)}, as torchrun has started")
 
 
 def _count(jobs: int, threads: int) -> str:
