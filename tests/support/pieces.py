@@ -95,7 +95,9 @@ def gathered(importance):
 
 def hybrid(model):
     """Shard over pairs of processes that hold copies of each other's pieces."""
-    return fsdp(model, mesh=init_device_mesh("cpu", (2, dist.get_world_size() // 2)))
+    return fsdp(
+        model, mesh=init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("copies", "pieces"))
+    )
 
 
 MODELS = {
