@@ -82,6 +82,23 @@ def test_a_rank_that_dies_ends_the_job_by_name_and_the_next_job_goes_on(tmp_path
         torch.testing.assert_close(again[0].totals[name], total, rtol=1e-12, atol=1e-300)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("gone", [0, 1])
+def test_wherever_a_rank_is_killed_nothing_is_lost(tmp_path, gone):
+    """At every event of the file system: in the middle of writing, before and after the rename, at the very end."""
+    whole = together(tmp_path / "whole-job", resume, tmp_path / "whole", 23)[0]
+    for number in range(1, 1000):
+        job, folder = tmp_path / f"job-{number}", tmp_path / f"cut-{number}"
+        said = together(job, resume, folder, 23, None, 1, (gone, number))
+        if said[gone] is not None:
+            break  # there are fewer events
+        assert f"{gone} is gone" in str(said[1 - gone])
+        for found in together(tmp_path / f"again-{number}", resume, folder, 23):
+            assert (found.count, found.trail) == (23, whole.trail)
+            assert all(torch.equal(found.totals[name], total) for name, total in whole.totals.items())
+    assert number > 20
+
+
 def test_a_store_that_is_filled_together_is_as_it_was_when_a_rank_dies(tmp_path):
     folder, whole = tmp_path / "cut", tmp_path / "whole"
     ImportanceStore.create(folder)

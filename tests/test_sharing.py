@@ -3,7 +3,7 @@
 import pytest
 import torch
 from processes import together
-from ranks import bad_scores, batches, followed, from_configuration, network, one_fails, scores, squares
+from ranks import bad_scores, batches, followed, from_configuration, network, one_fails, scores, sharded_scores, squares
 
 from unlearnkit import NonFiniteError
 from unlearnkit.evaluation import loss_and_accuracy
@@ -37,6 +37,15 @@ def test_what_ranks_measure_together_is_what_one_measures(tmp_path, size, sample
         for found, expected in zip(arrays, one[1:], strict=True):
             assert found.dtype == expected.dtype
             assert (found == expected).all()
+
+
+def test_a_sharded_model_goes_through_all_batches_in_step(tmp_path):
+    one = scores(23, shared=False)  # five batches: shared out, a rank would wait for ever
+    for score, *arrays in together(tmp_path, sharded_scores, 23):
+        assert score.loss == pytest.approx(one[0].loss, rel=1e-12)
+        assert score.samples == 23
+        for found, expected in zip(arrays, one[1:], strict=True):
+            torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), rtol=1e-12, atol=1e-12)
 
 
 def test_of_several_errors_every_rank_raises_the_first_in_the_data(tmp_path):
@@ -83,7 +92,7 @@ def test_run_and_tune_give_the_same_figures_and_choose_the_same(digits_toml, tmp
         for mine, theirs in zip([*ran, tuned], [*one, one_tuned], strict=True):
             assert figures(mine) == figures(theirs)
             assert (mine.manifest["processes"], theirs.manifest["processes"]) == (size, 1)
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["prune", "ssd", "ssd-tuned"]
+    assert sorted(path.name for path in (tmp_path / "two").glob("[!.]*")) == ["prune", "ssd", "ssd-tuned"]
     assert (tmp_path / "two" / "ssd" / "report.html").exists() == (settings[-1] == MORE[-1])
 
 

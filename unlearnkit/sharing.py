@@ -15,6 +15,7 @@ from torch import nn
 from unlearnkit.errors import UnlearnKitError
 from unlearnkit.parameters import buffers, parameters
 from unlearnkit.ranks import Ranks, alone
+from unlearnkit.shards import is_sharded
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -148,17 +149,23 @@ def in_shares(items: Iterable[T], work: Callable[[Iterable[T], Iterator[int]], I
     return [part[i] for i in range(max(map(len, parts))) for part in parts if i < len(part)]
 
 
-def for_each(items: Iterable[T], work: Callable[[Iterable[T], Iterator[int]], Iterable[R]]) -> list[R]:
+def for_each(
+    items: Iterable[T], work: Callable[[Iterable[T], Iterator[int]], Iterable[R]], *, model: nn.Module
+) -> list[R]:
     """Do a piece of work for each item: of `Shared` items each rank its share, of any others all here.
 
     Args:
         items: Batches, say.
         work: See `in_shares`.
+        model: What it is done with. One whose parameters are sharded needs all ranks at every step: then each rank does
+            all the work, together with the others.
 
     Returns:
         One result for each item, in their order.
     """
-    return in_shares(items.items, work) if isinstance(items, Shared) else list(work(items, itertools.count()))
+    if isinstance(items, Shared) and not any(map(is_sharded, model.parameters())):
+        return in_shares(items.items, work)
+    return list(work(items, itertools.count()))
 
 
 @contextmanager

@@ -3,12 +3,15 @@
 import os
 import pickle
 import signal
+import sys
 import warnings
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from overwriting import EVENTS
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 from unlearnkit import CrossEntropy, DiagonalFisher, UnlearnKitError
 from unlearnkit.comparison import Comparison
@@ -85,8 +88,27 @@ def dying(data, rank, after):
         yield batch
 
 
-def resume(folder, samples=43, kill=None, seed=1):
-    """Measure with a checkpoint after every batch of a rank; kill is which rank dies, before which batch."""
+def die_at(number, folder):
+    """Let this process be killed at the n-th event of the file system in a folder, counted from 1."""
+    seen = 0
+
+    def watch(event, arguments):
+        nonlocal seen
+        if event in EVENTS and any(str(folder) in str(a) for a in arguments):
+            seen += 1
+            if seen == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+
+
+def resume(folder, samples=43, kill=None, seed=1, kill_at=None):
+    """Measure with a checkpoint after every batch of a rank.
+
+    The process of a rank is killed before a batch (kill), or at an event of the file system in the folder (kill_at).
+    """
+    if kill_at is not None and Ranks.current().rank == kill_at[0]:
+        die_at(kill_at[1], Path(folder))
     data = batches(samples, seed=seed)
     return estimate_together(
         DiagonalFisher(),
@@ -123,6 +145,11 @@ def scores(samples=23, network=network, shared=True):
     model = network()
     said, features = outputs_of(model, data), features_of(model, data)
     return loss_and_accuracy(model, data), said.logits, said.labels, features.values, features.labels
+
+
+def sharded_scores(samples):
+    """The same of a model whose parameters lie in pieces in all processes."""
+    return scores(samples, network=lambda: fully_shard(network()))
 
 
 def bad_scores(shared=True):

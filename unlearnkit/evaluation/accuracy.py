@@ -75,7 +75,7 @@ def loss_and_accuracy(
             yield score
 
     with undisturbed(model):
-        scores = for_each(batches, scored)
+        scores = for_each(batches, scored, model=model)
     if not scores:
         raise ConfigurationError(
             "expected at least one batch to evaluate on, saw none: the data set is empty, or its iterator is used up"

@@ -88,7 +88,7 @@ def outputs_of(model: nn.Module, batches: Iterable[Any], *, objective: Objective
             yield chosen.logits(model, moved).to("cpu", torch.float64), chosen.labels(moved).to("cpu")
 
     with undisturbed(model):
-        found = for_each(batches, said)
+        found = for_each(batches, said, model=model)
     if not found:
         raise InapplicableError("the split is empty")
     logits, labels = [z for z, _ in found], [y for _, y in found]

@@ -101,7 +101,7 @@ def features_of(
                 seen.clear()
 
     with undisturbed(model):
-        parts = for_each(batches, shown)
+        parts = for_each(batches, shown, model=model)
     if not parts:
         raise InapplicableError("the split is empty")
     found = floats(torch.cat([x for x, _ in parts]), what="features", dimensions=2)

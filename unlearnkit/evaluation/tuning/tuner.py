@@ -172,7 +172,8 @@ class Tuner:
             new = [s for s in dict.fromkeys(settings) if s not in found]
             what = f"tuning, round {number + 1} of {self.rounds + 1}"
             work = partial(_measured, trials=trials, progress=progress, what=what)
-            found.update(zip(new, for_each(Shared(items=new) if together else new, work), strict=True))
+            tried = for_each(Shared(items=new) if together else new, work, model=trials.model)
+            found.update(zip(new, tried, strict=True))
         return [*found.values()]
 
     def _grid(self, trials: Trials) -> Iterator[Setting]:
