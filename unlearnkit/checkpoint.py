@@ -10,10 +10,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from unlearnkit.errors import ConfigurationError, StoreError, raise_all
+from unlearnkit.parameters import digest_tensors
 from unlearnkit.saving import save_tensors
 
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")  # what torch.save writes now, and what it wrote before 1.6
 _PICKLE_SUFFIXES = {".pt", ".pth", ".pkl", ".bin"}
+_DIGEST = "unlearnkit.digest"  # of the tensors in the file
 _PREFIX = "_orig_mod."  # what torch.compile puts before the names of the module it wraps
 _DAMAGE = (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)
 
@@ -118,7 +120,7 @@ def write_checkpoint(state: Mapping[str, Tensor], path: str | Path, metadata: Ma
     Raises:
         StoreError: The file cannot be written.
     """
-    save_tensors(state, path, metadata)
+    save_tensors(state, path, {**(metadata or {}), _DIGEST: digest_tensors(state)})
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
@@ -200,10 +202,13 @@ def _is_pickle(path: Path) -> bool:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {key.replace(_PREFIX, ""): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return tensors, dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise StoreError(f"{path} is damaged or not a safetensors file: {error}: save it again") from error
+    if metadata.pop(_DIGEST, "") not in {"", digest_tensors(tensors)}:
+        raise StoreError(f"{path}: expected the digest of what was written, saw another: the file is damaged")
+    return {key.replace(_PREFIX, ""): tensor for key, tensor in tensors.items()}, metadata
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:

@@ -123,6 +123,8 @@ def clear_errors(*, traceback: bool = False) -> Iterator[None]:
 
     Raises:
         UnlearnKitError: When ``traceback`` is set.
+        OSError: Likewise.
+        BrokenPipeError: The reader of the output has gone.
     """
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
@@ -133,6 +135,13 @@ def clear_errors(*, traceback: bool = False) -> Iterator[None]:
             if traceback:
                 raise
             say("error", "\n".join([str(error), *getattr(error, "__notes__", [])]), style="bold red")
+            sys.exit(FAULT)
+        except BrokenPipeError:
+            raise  # the reader of a pipe has gone: click ends quietly
+        except OSError as error:
+            if traceback:
+                raise
+            say("error", f"the system refused: {error}", style="bold red")
             sys.exit(FAULT)
         except KeyboardInterrupt:
             say("interrupted", "nothing was left half-written", style="bold red")

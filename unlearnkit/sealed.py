@@ -64,7 +64,7 @@ def unseal(text: str, cls: type[T], *, kind: str, where: str) -> T:
         seen = raw["kind"]
         value = cattrs.structure(raw["content"], cls) if seen == kind else None
     except (ValueError, TypeError, KeyError, RecursionError, UnlearnKitError, cattrs.BaseValidationError) as error:
-        raise StoreError(f"{where} is damaged: expected {kind}, saw {type(error).__name__}: {error}") from error
+        raise StoreError(f"{where} is damaged: expected {kind}, saw {_leaves(error)}") from error
     if value is None:
         raise StoreError(f"{where}: expected {kind}, saw {str(seen)[:80]!r}: another file, or one of another version")
     if seal(value, kind=kind) != text:
@@ -79,9 +79,15 @@ def write_sealed(path: Path, value: Any, *, kind: str) -> None:
         path: The file.
         value: An attrs object of plain values.
         kind: Name and version of the format.
+
+    Raises:
+        StoreError: It cannot be written.
     """
     with atomic_write(path) as temporary:
-        temporary.write_bytes(seal(value, kind=kind).encode())
+        try:
+            temporary.write_bytes(seal(value, kind=kind).encode())
+        except OSError as error:
+            raise StoreError(f"cannot write {path}: {error}: what was there is unchanged") from error
 
 
 def read_sealed(path: Path, cls: type[T], *, kind: str) -> T:
@@ -105,6 +111,13 @@ def read_sealed(path: Path, cls: type[T], *, kind: str) -> T:
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: cannot read it: {error}") from error
     return unseal(text, cls, kind=kind, where=str(path))
+
+
+def _leaves(error: BaseException) -> str:
+    """Say what was wrong, not that something was: cattrs packs errors into groups."""
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(map(_leaves, error.exceptions))
+    return f"{type(error).__name__}: {error}"
 
 
 def _dump(value: Any) -> str:

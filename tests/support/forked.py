@@ -6,7 +6,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOADED = ["crashing", "overwriting", "pieces", "ranks"]
+_PRELOADED = ["commanding", "crashing", "overwriting", "pieces", "ranks"]
 
 
 def _serve():

@@ -45,6 +45,7 @@ def edit(deletion: "Deletion", state: State, population: Population, rows: Rows,
         The receipt: ``"forgotten"`` or ``"rolled back"``. Everything is written down when this returns.
     """
     start, config = time.perf_counter(), deletion.experiment.config
+    deletion.ledger.store.verify()  # all of it is read when it is made smaller: then there is no way back
     found = find(
         deletion.ledger.store,
         population,

@@ -27,15 +27,8 @@ def verify(ledger: Ledger) -> list[Receipt]:
     Raises:
         StoreError: Naming the first file that was changed, is missing, or does not fit the others.
     """
-    state, receipts = ledger.state, ledger.chain.read()
-    last = receipts[-1].digest if receipts else ""
-    done = len(receipts) - (1 if state.pending and receipts and receipts[-1] == state.pending.receipt else 0)
-    expected = receipts[done - 1].digest if done else ""
-    if (state.receipts, state.head) != (done, expected):
-        raise StoreError(
-            f"{ledger.folder}: expected {state.receipts} receipts, the last with the digest {state.head}, saw {done}, "
-            f"the last with {last}: receipts were added or removed"
-        )
+    ledger.check_folders()
+    state, receipts = ledger.state, ledger.receipts()
     ledger.hashes([0])
     for kept in state.models:
         ledger.check_model(kept)
@@ -72,10 +65,10 @@ def rollback(deletion: "Deletion") -> Receipt:
                 "expected an earlier model to put back, saw none: it was purged, deletion.keep is 0, or nothing was "
                 "edited yet"
             )
-        earlier = state.kept[-1]
+        earlier, undone = state.kept[-1], _last_edit(ledger.receipts(), state.current.digest)
+        ledger.check_model(state.current)
         if earlier.through:
             earlier = ledger.put_model(deletion.model(earlier))
-        undone = _last_edit(ledger.chain.read(), state.current.digest)
         receipt = deletion.receipt(
             state,
             "restored",

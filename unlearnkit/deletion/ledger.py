@@ -17,7 +17,7 @@ from unlearnkit.deletion.chain import FOLDER, Chain
 from unlearnkit.deletion.queue import Queue
 from unlearnkit.deletion.receipt import Receipt
 from unlearnkit.deletion.state import KeptModel, Pending, State, read_state, write_state
-from unlearnkit.errors import StoreError
+from unlearnkit.errors import StoreError, UnlearnKitError
 from unlearnkit.files import atomic_write
 from unlearnkit.importance import Importance
 from unlearnkit.manifest import versions
@@ -29,6 +29,7 @@ from unlearnkit.store.shards import file_digest
 _SALT = "salt"
 _MODELS = "models"
 _PENDING = "pending"
+_QUEUE = "queue"
 
 
 @final
@@ -64,7 +65,7 @@ class Ledger:
         if (ledger.folder / "ledger.json").exists():
             raise StoreError(f"{folder}: there is a ledger already: choose another folder")
         try:
-            for name in (FOLDER, _MODELS, _PENDING, "queue"):
+            for name in (FOLDER, _MODELS, _PENDING, _QUEUE):
                 (ledger.folder / name).mkdir(parents=True, exist_ok=True)
             salt = ledger._make_salt()
         except OSError as error:
@@ -86,10 +87,29 @@ class Ledger:
         """Its receipts."""
         return Chain(self.folder)
 
+    def receipts(self) -> list[Receipt]:
+        """Read all receipts, and check them against each other and against the ledger's state.
+
+        Returns:
+            The receipts, in order.
+
+        Raises:
+            StoreError: One was changed, added or removed.
+        """
+        state, receipts = self.state, self.chain.read()
+        done = len(receipts) - (1 if state.pending and receipts and receipts[-1] == state.pending.receipt else 0)
+        last = receipts[done - 1].digest if done else ""
+        if (state.receipts, state.head) != (done, last):
+            raise StoreError(
+                f"{self.folder / FOLDER}: expected {state.receipts} receipts, the last with the digest {state.head}, "
+                f"saw {done}, the last with {last}: receipts were added or removed"
+            )
+        return receipts
+
     @property
     def queue(self) -> Queue:
         """What is waiting."""
-        return Queue(self.folder / "queue")
+        return Queue(self.folder / _QUEUE)
 
     @property
     def store(self) -> ImportanceStore:
@@ -104,15 +124,28 @@ class Ledger:
             Where it stands.
 
         Raises:
-            StoreError: Another process holds it.
+            StoreError: Another process holds it, or it cannot be written.
         """
-        read_state(self.folder)  # says that there is no ledger, before a lock file makes a folder look like one
+        self.check_folders()  # says that there is no ledger, before a lock file makes a folder look like one
         try:
             with FileLock(self.folder / "lock", timeout=0):
                 self.finish()
                 yield self.state
         except Timeout as error:
             raise StoreError(f"another process is working on the ledger {self.folder}: wait, and try again") from error
+        except OSError as error:
+            raise StoreError(f"cannot write to the ledger {self.folder}: {error}") from error
+
+    def check_folders(self) -> None:
+        """Refuse links in the place of the ledger's folders: what is not needed any more is deleted in them.
+
+        Raises:
+            StoreError: Naming the first that is a link or missing.
+        """
+        for name in (FOLDER, _MODELS, _PENDING, _QUEUE, self.state.store):
+            path = self.folder / name
+            if path.is_symlink() or not path.is_dir():
+                raise StoreError(f"{path}: expected a folder, saw {'a link' if path.is_symlink() else 'none'}")
 
     def hashes(self, samples: Iterable[int]) -> list[str]:
         """Hash sample numbers with the ledger's salt: without the salt nobody can tell which they are.
@@ -126,12 +159,13 @@ class Ledger:
         Raises:
             StoreError: The salt is missing or another.
         """
+        path = self.folder / _SALT
         try:
-            salt = (self.folder / _SALT).read_bytes()
+            salt = b"" if path.is_symlink() else path.read_bytes()
         except OSError as error:
-            raise StoreError(f"{self.folder / _SALT}: cannot read the salt: {error}") from error
+            raise StoreError(f"{path}: cannot read the salt: {error}") from error
         if hashlib.blake2b(salt).hexdigest() != self.state.salt:
-            raise StoreError(f"{self.folder / _SALT}: expected the salt of this ledger, saw another: it was changed")
+            raise StoreError(f"{path}: expected the salt of this ledger, saw another, or a link: it was changed")
         return [hashlib.blake2b(str(int(i)).encode(), key=salt, digest_size=16).hexdigest() for i in samples]
 
     def forgotten(self) -> frozenset[str]:
@@ -141,7 +175,7 @@ class Ledger:
             What receipts say was forgotten, without what was put back.
         """
         gone: set[str] = set()
-        for receipt in self.chain.read():
+        for receipt in self.receipts():
             if receipt.outcome == "forgotten":
                 gone.update(receipt.samples)
             elif receipt.outcome == "restored":
@@ -250,8 +284,12 @@ class Ledger:
             self._sweep(state)
             return
         todo = state.pending
-        self.chain.append(todo.receipt)
-        self._change_store(state, todo)
+        try:
+            self.chain.append(todo.receipt)
+            self._change_store(state, todo)
+        except UnlearnKitError as error:
+            error.add_note(f"{todo.receipt.sentence()} It is decided, and the next command on the ledger finishes it.")
+            raise
         done = attrs.evolve(state, head=todo.receipt.digest, receipts=todo.receipt.number, pending=None)
         self.queue.drop(todo.answered)
         write_state(self.folder, done)
@@ -273,7 +311,7 @@ class Ledger:
                 _delete(path)
         for path in (self.folder / _PENDING).iterdir():
             _delete(path)
-        for path in (self.folder, *(self.folder / name for name in (FOLDER, _MODELS, "queue"))):
+        for path in (self.folder, *(self.folder / name for name in (FOLDER, _MODELS, _QUEUE))):
             for half_written in path.glob(".*.tmp"):
                 _delete(half_written)
         for path in self.folder.glob("importances-*"):

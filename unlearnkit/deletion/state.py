@@ -1,8 +1,9 @@
 """Where a ledger stands: one small file that is replaced whole. A change of the ledger happens when it is replaced."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import attrs
 
@@ -13,6 +14,21 @@ from unlearnkit.store import Edit
 
 FORMAT = "unlearnkit-ledger-2"
 FILE = "ledger.json"
+
+
+def _named(pattern: str) -> Callable[[Any, "attrs.Attribute[str]", str], None]:
+    """Refuse other names: they come from a file that somebody may have edited, and must not lead out of the folder."""
+
+    def check(_: Any, field: "attrs.Attribute[str]", value: str) -> None:
+        if not re.fullmatch(pattern, value):
+            raise StoreError(f"{field.name}: expected a name as {pattern}, saw {value!r}")
+
+    return check
+
+
+def _parts_named(_: Any, field: "attrs.Attribute[Any]", value: Mapping[str, str]) -> None:
+    for name in value.values():
+        _named(r"[0-9a-f]{16}\.safetensors")(None, field, name)
 
 
 @final
@@ -27,9 +43,9 @@ class KeptModel:
             one.
     """
 
-    digest: str
+    digest: str = attrs.field(validator=_named(r"[0-9a-f]{32}"))
     file: str
-    through: str = ""
+    through: str = attrs.field(default="", validator=_named(r"([0-9a-f]{32})?"))
 
     @property
     def name(self) -> str:
@@ -53,7 +69,7 @@ class Pending:
 
     receipt: Receipt
     remove: tuple[str, ...] = ()
-    parts: Mapping[str, str] = attrs.field(factory=dict)
+    parts: Mapping[str, str] = attrs.field(factory=dict, validator=_parts_named)
     edit: Edit | None = None
     back_to: str = ""
     answered: tuple[str, ...] = ()
@@ -80,7 +96,7 @@ class State:
     base: KeptModel
     kept: tuple[KeptModel, ...] = ()
     between: tuple[KeptModel, ...] = ()
-    store: str = "importances-0"
+    store: str = attrs.field(default="importances-0", validator=_named(r"importances-[0-9]+"))
     head: str = ""
     receipts: int = 0
     salt: str = ""

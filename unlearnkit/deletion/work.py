@@ -77,7 +77,7 @@ class Deletion:
         with self.ledger.held() as state:
             if state.receipts == 1:
                 self._fill(state.store, state.current)
-            return self.ledger.chain.read()[0]
+            return self.ledger.receipts()[0]
 
     def refresh(self) -> Receipt:
         """Measure the importances again, on the model in use and on all samples that are not forgotten.
@@ -107,7 +107,7 @@ class Deletion:
         request = Request(name=name, samples=tuple(samples), groups=tuple(groups))
         with self.ledger.held():
             self.population().check(request)
-            receipts = self.ledger.chain.read()
+            receipts = self.ledger.receipts()
             put_back = {n for r in receipts if r.outcome == "restored" for n in r.requests}
             done = [r for r in receipts if name in r.requests and r.outcome in {"forgotten", "nothing to forget"}]
             if done and name not in put_back:

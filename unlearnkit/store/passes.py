@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from unlearnkit.distributed import estimate_together, forget_parts
+from unlearnkit.errors import StoreError
 from unlearnkit.estimator import ImportanceEstimator
 from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective
@@ -44,13 +45,19 @@ def fill(
         every: See `estimate_resumable`; of each process, where there are several.
         together: Whether all processes of torch.distributed call this with the same arguments; the first one writes.
         progress: Shows a bar for each segment.
+
+    Raises:
+        StoreError: A link stands where a pass writes down how far it is.
     """
     estimate = estimate_together if together else estimate_resumable
     put = _put_together if together else _put
     for key, batches in data.items():
         name = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
         measure = partial(estimate, estimator, model, batches, objective=objective, every=every, progress=progress)
-        put(store, key, store.folder / f"{name}.part", measure)
+        part = store.folder / f"{name}.part"
+        if part.is_symlink() or part.with_suffix(".parts").is_symlink():
+            raise StoreError(f"{part}: expected a file or nothing, saw a symbolic link: somebody has put it there")
+        put(store, key, part, measure)
 
 
 def _put(store: ImportanceStore, key: str, part: Path, measure: Callable[..., Importance]) -> None:
