@@ -58,6 +58,15 @@ def test_source_that_does_not_compile_leaves_nothing(source):
     assert kept(source) == []
 
 
+def test_a_library_that_cannot_be_loaded_is_said(source):
+    source.write_text(SOURCE)
+    built = cache_folder() / f"twice-{compiled._digest(SOURCE, compiled._flags())}.so"
+    built.parent.mkdir()
+    built.write_bytes(b"not a library")
+    with pytest.raises(ConfigurationError, match=r"cannot load a compiled kernel .*: delete .*twice-"):
+        load(source)
+
+
 def test_no_compiler_is_said(source, monkeypatch):
     source.write_text(SOURCE)
     monkeypatch.setenv("CXX", "no-such-compiler")

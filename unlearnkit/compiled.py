@@ -41,14 +41,19 @@ def load(source: Path, *, before: str = "", flags: tuple[str, ...] = ()) -> ctyp
         The library.
 
     Raises:
-        ConfigurationError: There is no compiler, it fails, or its result cannot be kept.
+        ConfigurationError: There is no compiler, it fails, or its result cannot be kept or loaded.
     """
     text = before + source.read_text(encoding="utf-8")
     flags = (*_flags(), *flags)
     built = cache_folder() / f"{source.stem}-{_digest(text, flags)}.so"
     if not built.exists():
         _build(source.name, text, flags, built)
-    return ctypes.CDLL(str(built))
+    try:
+        return ctypes.CDLL(str(built))
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot load a compiled kernel ({error}): delete {built}, or set UNLEARNKIT_CACHE to another folder"
+        ) from error
 
 
 def find_compiler() -> str | None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from unlearnkit import CrossEntropy, DiagonalFisher, fisher_statistics
+from unlearnkit import ConfigurationError, CrossEntropy, DiagonalFisher, UnlearnKitWarning, fisher_statistics
+from unlearnkit.compiled import load
 from unlearnkit.fisher.choice import Chooser
 from unlearnkit.fisher.families.compiled import OuterSquares, compiled_convolution, compiled_linear
 from unlearnkit.fisher.families.geometry import Geometry
@@ -108,6 +109,34 @@ def test_few_output_channels_are_left_to_torch():
     geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=((0, 0),) * 2, dilation=(1, 1), groups=8)
     g = torch.ones(2, 1, 64, 3, 3)
     assert compiled_convolution(slot(torch.zeros(64, 8, 1, 1)), g, g, geometry) is None
+
+
+@pytest.fixture
+def nothing_compiled(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNLEARNKIT_CACHE", str(tmp_path))
+    load.cache_clear()
+    yield tmp_path
+    load.cache_clear()
+
+
+def test_without_a_compiler_it_goes_by_rule_unless_that_is_an_error(nothing_compiled, monkeypatch, caplog):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    model, batch = network(), (torch.randn(5, 3, 4, 4), torch.arange(5) % 4)
+    fixed = estimate(model, [batch], kernels="fixed")
+    with caplog.at_level("INFO"):
+        auto = estimate(model, [batch])
+    assert "kernels by rule: compiled kernels need a C++ compiler" in caplog.text
+    assert all(torch.equal(auto[name], total) for name, total in fixed.items())
+    with pytest.raises(ConfigurationError, match="need a C"):
+        estimate(model, [batch], kernels="compiled")
+
+
+def test_a_compiler_that_fails_is_a_warning(nothing_compiled, monkeypatch):
+    monkeypatch.setenv("CXX", "false")
+    model, batch = network(), (torch.randn(5, 3, 4, 4), torch.arange(5) % 4)
+    with pytest.warns(UnlearnKitWarning, match=r"going on with slower kernels: .*false .* failed"):
+        auto = estimate(model, [batch])
+    assert all(torch.equal(auto[name], total) for name, total in estimate(model, [batch], kernels="fixed").items())
 
 
 def network():

@@ -8,7 +8,7 @@ from torch import nn
 from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
 from unlearnkit.fisher.choice import Chooser
 from unlearnkit.fisher.engine import Engine
-from unlearnkit.fisher.families.compiled import OuterSquares
+from unlearnkit.fisher.families.compiled import outer_squares
 from unlearnkit.fisher.general import SquaredGradients
 from unlearnkit.fisher.ledger import Ledger
 from unlearnkit.fisher.sharded import is_spread
@@ -18,6 +18,8 @@ from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective
 from unlearnkit.options import option
 from unlearnkit.parameters import trainable
+
+_COMPILED = ("auto", "compiled")
 
 
 @final
@@ -58,11 +60,12 @@ class DiagonalFisher(ImportanceEstimator):
         "float64, as a float64 model always does",
     )
     kernels: str = option(
-        "fixed",
-        choices=("fixed", "timed", "compiled"),
+        "auto",
+        choices=("auto", "fixed", "timed", "compiled"),
         meaning=False,
-        doc="kernels by rule, with the same bits in every run; or the fastest, timed once per layer; or, on a CPU in "
-        "float32, one of our own, compiled once on this machine by its C++ compiler, and by rule elsewhere",
+        doc="`compiled`: on a CPU in float32 one of our own, compiled once on this machine by its C++ compiler, and by "
+        "rule elsewhere; `auto`: the same, and by rule where there is no compiler; `fixed`: by rule, with the same bits "
+        "on every run; `timed`: the fastest, timed once per layer",
     )
 
     def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
@@ -103,7 +106,7 @@ def start(
     memory, double, named = fisher.memory_budget << 20, fisher.accumulate == "float64", trainable(model)
     compensated, chooser = fisher.accumulate == "compensated", Chooser(timed=fisher.kernels == "timed")
 
-    compiled = OuterSquares() if fisher.kernels == "compiled" else None
+    compiled = outer_squares(model, required=fisher.kernels == "compiled") if fisher.kernels in _COMPILED else None
 
     def empty() -> Totals:
         return Totals(named, double=double, memory=memory, chooser=chooser, compensated=compensated, compiled=compiled)

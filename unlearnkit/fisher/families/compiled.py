@@ -4,21 +4,27 @@ What one sample adds never reaches memory, and windows are never copied. See ``o
 """
 
 import ctypes
+import functools
+import logging
 import math
+import warnings
 from pathlib import Path
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from unlearnkit.compiled import load
+from unlearnkit.compiled import find_compiler, load
+from unlearnkit.errors import ConfigurationError, UnlearnKitWarning
 from unlearnkit.fisher.families.arranged import arranged
 from unlearnkit.fisher.families.geometry import Geometry
 from unlearnkit.fisher.families.meetings import Plan, convolution_plan, linear_plan, needs_padding
 from unlearnkit.fisher.totals import Kernel, Slot
+from unlearnkit.parameters import device_of
 
 _PACKED = 1 << 20  # elements of the gradient laid out anew at a time
 _NARROW = 16  # output channels below which most of a tile would be empty
+_LOG = logging.getLogger(__name__)
 _PLACES = (1 << 31) - 1  # the plan counts elements in 32 bits
 
 
@@ -67,6 +73,38 @@ class OuterSquares:
                 *(plan.offsets.ctypes.data, plan.meetings.ctypes.data, packed.data_ptr()),
                 *(int(absolute), torch.get_num_threads()),
             )
+
+
+def outer_squares(model: nn.Module, *, required: bool) -> OuterSquares | None:
+    """Load the kernel for a model, if that has any use for it.
+
+    Args:
+        model: Whose importance is measured.
+        required: Whether it is an error that it cannot be compiled here.
+
+    Returns:
+        It; None for a model that is not on a CPU, and where it cannot be had: with a warning when a compiler is there.
+
+    Raises:
+        ConfigurationError: It is required and cannot be compiled or loaded.
+    """
+    if device_of(model).type != "cpu":
+        return None
+    try:
+        return OuterSquares()
+    except ConfigurationError as error:
+        if required:
+            raise
+        if find_compiler() is None:
+            _LOG.info("kernels by rule: %s", error)
+        else:
+            _warn_once(str(error))
+        return None
+
+
+@functools.cache
+def _warn_once(problem: str) -> None:
+    warnings.warn(f"going on with slower kernels: {problem}", UnlearnKitWarning, stacklevel=4)
 
 
 def compiled_convolution(
