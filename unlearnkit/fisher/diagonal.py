@@ -64,8 +64,8 @@ class DiagonalFisher(ImportanceEstimator):
         choices=("auto", "fixed", "timed", "compiled"),
         meaning=False,
         doc="`compiled`: on a CPU in float32 one of our own, compiled once on this machine by its C++ compiler, and by "
-        "rule elsewhere; `auto`: the same, and by rule where there is no compiler; `fixed`: by rule, with the same bits "
-        "on every run; `timed`: the fastest, timed once per layer",
+        "rule elsewhere; `auto`: the same, and by rule where there is no compiler; `fixed`: by rule, with the same "
+        "bits on every run; `timed`: the fastest, timed once per layer",
     )
 
     def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
