@@ -217,7 +217,7 @@ class ShardedEngine(Accumulator):
         if problems:
             raise UnprovenError(problems[0])
         size = self._leaves.size  # every process had the same samples
-        comparison = Comparison({name: piece / size for name, piece in sending.pieces.items()})
+        comparison = Comparison({name: piece.div_(size) for name, piece in sending.pieces.items()})
         losses = self._alone.hand_out(few, lambda name: sending.pieces[name].dtype, comparison.receive_squares)
         comparison.verdict(found.precision, together=self._together)
         return losses
