@@ -50,8 +50,8 @@ class Arrays:
         weights, first, *second = (t.view(-1) for t in found)
         return cls(
             theta=weights,
-            forget=attrs.evolve(forget, total=first),
-            reference=None if reference is None else attrs.evolve(reference, total=second[0]),
+            forget=Averaged(total=first, count=forget.count),
+            reference=None if reference is None else Averaged(total=second[0], count=reference.count),
         )
 
     @property
@@ -76,12 +76,12 @@ class Arrays:
         Returns:
             Copies of the weights, views of the importances.
         """
-        first, second = (
-            None if mean is None else attrs.evolve(mean, total=mean.total[:length])
-            for mean in (self.forget, self.reference)
+        forget, reference = self.forget, self.reference
+        return Arrays(
+            theta=self.theta[:length].clone(),
+            forget=Averaged(total=forget.total[:length], count=forget.count),
+            reference=None if reference is None else Averaged(total=reference.total[:length], count=reference.count),
         )
-        assert first is not None, "there is always an F_f"
-        return Arrays(theta=self.theta[:length].clone(), forget=first, reference=second)
 
 
 def _ordinary(t: Tensor) -> bool:

@@ -50,22 +50,24 @@ class Passage:
         """
         mark = 0 if self.journal is None else len(self.journal)
         spans = _spans(self.arrays.theta.numel(), 1 if executor is None else len(arenas))
-        others = [
-            executor.submit(self._span, *span, arena)
-            for span, arena in zip(spans[1:], arenas[1:], strict=False)
-            if executor is not None
-        ]
-        try:
-            counts = [self._span(*spans[0], arenas[0])]
-        finally:
-            wait(others)  # whatever happens, nobody writes after this
-        counts += [other.result() for other in others]
+        if executor is None or len(spans) == 1:
+            counts = [self._span(*span, arenas[0]) for span in spans]
+        else:
+            counts = self._shared(spans, arenas, executor)
         changed = [count for count in counts if count is not None]
         if len(changed) == len(counts):
             return sum(changed)
         if self.journal is not None:
             self.journal.undo(since=mark)
         return None
+
+    def _shared(self, spans: list[tuple[int, int]], arenas: list[Arena], executor: Executor) -> list[int | None]:
+        others = [executor.submit(self._span, *span, arena) for span, arena in zip(spans[1:], arenas[1:], strict=False)]
+        try:
+            count = self._span(*spans[0], arenas[0])
+        finally:
+            wait(others)  # whatever happens, nobody writes after this
+        return [count, *(other.result() for other in others)]
 
     def _span(self, start: int, stop: int, arena: Arena) -> int | None:
         changed = 0
