@@ -1,9 +1,9 @@
 """Methods whose edit of a weight depends on that weight and its two importances alone."""
 
 import abc
-from collections.abc import Mapping
 from typing import ClassVar, Self, final
 
+import attrs
 from torch import Tensor, nn
 
 from unlearnkit.averaged import Averaged
@@ -13,10 +13,11 @@ from unlearnkit.fused.run import fused
 from unlearnkit.guard import ModelGuard
 from unlearnkit.importance import Importance
 from unlearnkit.journal import Journal
+from unlearnkit.options import option_values
 from unlearnkit.parameters import device_of, trainable
 from unlearnkit.shards import added, agreed, counts_here, is_sharded, local
 from unlearnkit.sweep import Sweep
-from unlearnkit.unlearner import Unlearner
+from unlearnkit.unlearner import Counted, Unlearner
 
 
 class ElementwiseUnlearner(Unlearner):
@@ -107,7 +108,7 @@ class ElementwiseUnlearner(Unlearner):
         self._write(model, evidence, Journal())
 
     @final
-    def _edit(self, model: nn.Module, evidence: Evidence, guard: ModelGuard) -> Mapping[str, int] | None:
+    def _edit(self, model: nn.Module, evidence: Evidence, guard: ModelGuard) -> Counted | None:
         if not self._writes():
             return super()._edit(model, evidence, guard)
         spread = any(is_sharded(p) for p in trainable(model).values())
@@ -122,31 +123,35 @@ class ElementwiseUnlearner(Unlearner):
         """Say whether the framework does the writing: not when a subclass replaces ``apply``, final or not."""
         return type(self).apply is ElementwiseUnlearner.apply
 
-    def _write(self, model: nn.Module, evidence: Evidence, journal: Journal) -> dict[str, int]:
+    def _write(self, model: nn.Module, evidence: Evidence, journal: Journal) -> Counted:
         forget, reference, changed = evidence.forget, evidence.reference, {}
         assert forget is not None, "checked by Evidence.check: FORGET_IMPORTANCE is among the needs"
         weights = trainable(model)
-        sweep = self.prepare(forget, reference).sweep(weights=sum(p.numel() for p in weights.values()))
+        ready = self.prepare(forget, reference)
+        sweep = ready.sweep(weights=sum(p.numel() for p in weights.values()))
         for name, p in weights.items():
             try:
                 changed[name] = sweep.write(local(p), *arguments(name, forget, reference), journal=journal)
             except Exception as error:
                 error.add_note(f"while {self.name!r} edited {name!r}")
                 raise
-        return changed
+        given = option_values(self)
+        derived = {key: value for key, value in option_values(ready).items() if given.get(key) != value}
+        return Counted(changed=changed, derived=derived)
 
     @final
-    def _write_pieces(self, model: nn.Module, evidence: Evidence, journal: Journal) -> dict[str, int]:
+    def _write_pieces(self, model: nn.Module, evidence: Evidence, journal: Journal) -> Counted:
         """Edit the pieces of a sharded model, and count over all processes; an error in one is raised in all."""
-        problems, changed = [], {}
+        problems, here = [], Counted(changed={})
         try:
-            changed = self._write(model, evidence, journal)
+            here = self._write(model, evidence, journal)
         except Exception as error:  # noqa: BLE001 - the other processes wait: they must hear of it, whatever it is
             problems = [": ".join([type(error).__name__, str(error), *getattr(error, "__notes__", [])])]
         raise_all(agreed(problems), where="an edit in pieces (the model was put back)", error=UnlearnKitError)
         named = trainable(model)
-        mine = [changed[name] if counts_here(p) else 0 for name, p in named.items()]
-        return dict(zip(named, added(mine, device=device_of(model)), strict=True))
+        mine = [here.changed[name] if counts_here(p) else 0 for name, p in named.items()]
+        everywhere = dict(zip(named, added(mine, device=device_of(model)), strict=True))
+        return attrs.evolve(here, changed=everywhere)
 
     @final
     def _check_shardable(self) -> None:

@@ -59,6 +59,7 @@ class Report:
     Attributes:
         method: Name of the method.
         options: Its options.
+        derived: Options that it worked out from the importances: an adaptive threshold, say.
         tensors: One entry per trainable parameter.
         buffers_changed: Names of the buffers that have other bits than before; only methods that train change any.
         evidence: The importances it used.
@@ -78,6 +79,7 @@ class Report:
 
     method: str
     options: Mapping[str, Any] = attrs.field(factory=dict)
+    derived: Mapping[str, Any] = attrs.field(factory=dict)
     tensors: tuple[TensorChange, ...] = ()
     buffers_changed: tuple[str, ...] = ()
     evidence: tuple[Evidenced, ...] = ()

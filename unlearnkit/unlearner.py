@@ -62,6 +62,20 @@ class UnlearnerTraits:
     monotone: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
 
 
+@final
+@attrs.frozen(kw_only=True)
+class Counted:
+    """What is known of an edit that was counted, and checked, on the way.
+
+    Attributes:
+        changed: Parameter name to how many weights changed.
+        derived: Options that the method worked out from the importances.
+    """
+
+    changed: Mapping[str, int]
+    derived: Mapping[str, Any] = attrs.field(factory=dict)
+
+
 class Unlearner(abc.ABC):
     """Edits a model in place so that it forgets. Subclass it and write `apply`.
 
@@ -167,6 +181,7 @@ class Unlearner(abc.ABC):
                 Report(
                     method=self.name,
                     options=option_values(self),
+                    derived=counted.derived if counted else {},
                     tensors=changes,
                     buffers_changed=buffers_changed,
                     evidence=tuple(_evidenced(i) for i in (evidence.forget, evidence.reference) if i is not None),
@@ -198,8 +213,8 @@ class Unlearner(abc.ABC):
     def _guard(self, model: nn.Module) -> ModelGuard:
         return ModelGuard(model)
 
-    def _edit(self, model: nn.Module, evidence: Evidence, guard: ModelGuard) -> Mapping[str, int] | None:
-        """Edit the model; return parameter name to weights changed when they were counted, and checked, on the way."""
+    def _edit(self, model: nn.Module, evidence: Evidence, guard: ModelGuard) -> Counted | None:
+        """Edit the model; return what was counted, when it was counted and checked on the way."""
         del guard
         self.apply(model, evidence)
         return None
@@ -216,12 +231,12 @@ def _check_importance(importance: Importance, model: nn.Module, model_digest: st
     importance.check_values(who=f"the {importance.role.value} importance")
 
 
-def _changes(guard: ModelGuard, counted: Mapping[str, int] | None) -> tuple[TensorChange, ...]:
+def _changes(guard: ModelGuard, counted: Counted | None) -> tuple[TensorChange, ...]:
     return tuple(
         TensorChange(
             name=name,
             size=p.numel(),
-            changed=count_changed(guard.before(name), p) if counted is None else counted[name],
+            changed=count_changed(guard.before(name), p) if counted is None else counted.changed[name],
         )
         for name, p in guard.trainable().items()
     )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
+from unlearnkit_ssd_adaptive import AdaptiveSynapticDampening as Adaptive
 
 from unlearnkit import CrossEntropy, DiagonalFisher
 from unlearnkit.cli import app
@@ -118,6 +119,18 @@ def test_a_batch_too_large_for_alpha_says_that_it_selects_nothing(ledger_toml):
     with pytest.warns(UserWarning, match="can select nothing"):
         receipt = deletion.work()
     assert any("can select nothing" in remark for remark in receipt.edit["remarks"])
+
+
+def test_what_the_method_derived_is_in_the_receipt_and_worked_out_once(ledger_toml, monkeypatch):
+    ledger_toml.write_text(ledger_toml.read_text() + '[[method]]\nname = "ssd-adaptive"\n')
+    ready, prepare = [], Adaptive.prepare
+    monkeypatch.setattr(Adaptive, "prepare", lambda *a: ready.append(prepare(*a)) or ready[-1])
+    deletion = Deletion.load(load_config(ledger_toml, ["deletion.method='ssd-adaptive'", "deletion.budget=1.0"]))
+    deletion.ask("ticket-1", groups=["3"])
+    receipt = deletion.work()
+    assert len(ready) == 1
+    assert receipt.edit["derived"] == {"alpha": ready[0].alpha}
+    assert receipt.edit["options"]["alpha"] is None
 
 
 @pytest.mark.parametrize(

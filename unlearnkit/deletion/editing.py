@@ -1,7 +1,7 @@
 """One edit for all that is waiting: importances, method, limits, receipt."""
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 from torch import nn
@@ -12,11 +12,9 @@ from unlearnkit.deletion.importances import Found, find
 from unlearnkit.deletion.population import Population, Rows
 from unlearnkit.deletion.receipt import Receipt
 from unlearnkit.deletion.state import KeptModel, Pending, State
-from unlearnkit.elementwise import ElementwiseUnlearner
 from unlearnkit.errors import BudgetError, ConfigurationError
 from unlearnkit.experiment import chosen_method, make_unlearner
 from unlearnkit.memory import MIB, peak_memory
-from unlearnkit.options import option_values
 from unlearnkit.parameters import parameters
 from unlearnkit.patch import TensorPatch
 from unlearnkit.pipeline import Pipeline
@@ -77,7 +75,7 @@ def edit(deletion: "Deletion", state: State, population: Population, rows: Rows,
         model_after=kept.digest,
         model_file=kept.file,
         patch_file=patch.file if patch else "",
-        edit={**report.to_dict(), "derived": _derived(deletion, found)},
+        edit=report.to_dict(),
         after=after,
         seconds={**seconds, **report.seconds, "all": time.perf_counter() - start},
         peak_mib=_mib(peak_memory(deletion.experiment.device).host),
@@ -127,16 +125,6 @@ def _unlearn(deletion: "Deletion", model: nn.Module, found: Found, go: Rows, sta
         seed=config.seed,
         progress=deletion.progress,
     )
-
-
-def _derived(deletion: "Deletion", found: Found) -> dict[str, Any]:
-    """Return options that the method worked out from the importances: an adaptive threshold, say."""
-    config = deletion.experiment.config
-    method = make_unlearner(chosen_method(config, config.deletion.method, key="deletion.method"), deletion.plugins)
-    if not isinstance(method, ElementwiseUnlearner):
-        return {}
-    given, ready = option_values(method), option_values(method.prepare(found.forget, found.reference))
-    return {key: value for key, value in ready.items() if given.get(key) != value}
 
 
 def _scores(deletion: "Deletion", model: nn.Module, splits: Splits) -> Scores:
