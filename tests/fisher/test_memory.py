@@ -223,3 +223,14 @@ def test_shared_weights_are_cut_into_chunks():
     kept = 2 * 2 * batch[0].numel() * 4  # inputs and gradients of both uses wait for the end of the pass
     assert ours <= ordinary + kept + 8 * MIB
     engine_only(model, [batch])
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_the_probe_holds_no_more_than_a_pass(kind):
+    """A pass holds its totals in the place of the gradients; the probe before it compares without copies of these."""
+    make, draw = CASES[kind]
+    model = make().eval()
+    batch = (draw(32), torch.randint(0, 5, (32,)))
+    run = DiagonalFisher().accumulator(model, objective=CrossEntropy())
+    probed = peak(lambda: run.add(batch))
+    assert probed <= 1.15 * peak(lambda: plain(model, batch)) + 2 * MIB  # pieces of a quarter of a million elements

@@ -130,6 +130,7 @@ class Following(Guide):
     def _add(self, use: _Use) -> None:
         for part in self._parts:
             _hand_on(use if len(self._parts) == 1 else use.of(part.rows), part)
+            part.complete(use.label)
 
     def _add_together(self, uses: list[_Use]) -> None:
         slots = [self._totals.slot(name) for name in sorted({name for use in uses for name in self._bases(use.label)})]
@@ -140,6 +141,8 @@ class Following(Guide):
             for cut in slots[0].chunks(part.rows.stop - part.rows.start, work):
                 rows = slice(part.rows.start + cut.start, part.rows.start + cut.stop)
                 self._add_chunk(_merged([use.of(rows) for use in uses]), part)
+            for slot in slots:
+                part.complete(slot.name)
 
     def _add_chunk(self, uses: list[_Use], part: Part) -> None:
         if len(uses) == 1 and uses[0].label not in self._derived:

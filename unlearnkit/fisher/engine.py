@@ -231,10 +231,12 @@ class Engine(Accumulator):
 
     def _probed(self, few: Any) -> Found:
         found = probe(self._model, self._objective, few, self._named)
-        trial = self._ledger.trial(batch_size(few))
-        self._alone = None
+        comparison, self._alone = Comparison(), None
+        trial = self._ledger.trial(batch_size(few), comparison.expect)
         self._pass(few, found, [trial])
-        comparison = Comparison(trial.sums.squares.result(last=True))
+        for name in self._named:
+            if not comparison.expects(name):  # nothing used it
+                trial.complete(name)
 
         def receive(name: str, g: Tensor) -> None:
             comparison.receive(name, g)

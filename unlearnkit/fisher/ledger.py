@@ -56,10 +56,17 @@ class Part:
     Attributes:
         rows: Which samples.
         sums: Where they are added.
+        take: Takes the squares of a parameter out of ``sums`` as soon as they are complete, where given.
     """
 
     rows: slice
     sums: Sums
+    take: Callable[[str, Tensor], None] | None = None
+
+    def complete(self, name: str) -> None:
+        """Say that nothing more will be added for a parameter."""
+        if self.take is not None:
+            self.take(name, self.sums.squares.take(name))
 
     def of(self, tensor: Tensor) -> Tensor:
         """Cut the rows out of a tensor whose dimension 0 is the sample; a view."""
@@ -139,9 +146,9 @@ class Ledger:
         """Whether what is being added can still be taken out."""
         return bool(self._open)
 
-    def trial(self, samples: int) -> Part:
-        """Return a place for squares that do not count."""
-        return Part(rows=slice(0, samples), sums=Sums(squares=self._pattern.empty()))
+    def trial(self, samples: int, take: Callable[[str, Tensor], None]) -> Part:
+        """Return a place for squares that do not count, which are taken out parameter by parameter."""
+        return Part(rows=slice(0, samples), sums=Sums(squares=self._pattern.empty()), take=take)
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype in which a parameter's gradients are squared and added."""

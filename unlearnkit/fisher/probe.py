@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, final
 
 import attrs
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from unlearnkit.batches import batch_size
 from unlearnkit.fisher.discovery import Discovery
+from unlearnkit.fisher.folding import folded
 from unlearnkit.fisher.intercept import Interceptor
 from unlearnkit.fisher.script import Script, UnprovenError
 from unlearnkit.objective import Objective, check_losses
@@ -49,37 +51,62 @@ class Found:
 
 @final
 class Comparison:
-    """Compares the engine's totals of the probe with those of one sample at a time, without holding both.
+    """Compares the engine's totals of the probe with those of one sample at a time, holding neither.
+
+    Of parameters that are not small only pictures are compared, in which 64 neighbours are one number; see `folded`.
 
     Args:
-        totals: Parameter name to total, by the engine; the squares of single samples are taken from it in place.
+        totals: Parameter name to total, by the engine; more may be given by `expect`.
     """
 
-    def __init__(self, totals: dict[str, Tensor]) -> None:
-        self._rest = totals
-        self._sums = {name: t.new_zeros(()) for name, t in totals.items()}
+    def __init__(self, totals: Mapping[str, Tensor] = MappingProxyType({})) -> None:
+        self._rest: dict[str, Tensor] = {}
+        self._seen: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._numels: dict[str, int] = {}
+        for name, total in totals.items():
+            self.expect(name, total)
+
+    def expect(self, name: str, total: Tensor) -> None:
+        """Take the engine's total of one parameter, or a part of it.
+
+        Args:
+            name: Of the parameter.
+            total: Not kept.
+        """
+        picture = folded(total)
+        if name not in self._rest:
+            self._rest[name], self._seen[name] = torch.zeros_like(picture), torch.zeros_like(picture)
+            self._sums[name], self._numels[name] = total.new_zeros(()), total.numel()
+        self._rest[name].add_(picture)
+
+    def expects(self, name: str) -> bool:
+        """Say whether a parameter's total was given."""
+        return name in self._rest
 
     def receive(self, name: str, gradient: Tensor) -> None:
         """Take one sample's gradient of one parameter, with a leading 1.
 
         Args:
-            name: Of the parameter.
+            name: Of the parameter, which is expected.
             gradient: By differentiating that sample alone.
         """
-        rest = self._rest[name]
-        g = gradient[0].to(rest.dtype)
-        rest.addcmul_(g, g, value=-1)
-        self._sums[name].add_(torch.dot(g.reshape(-1), g.reshape(-1)))
+        g = gradient[0].to(self._rest[name].dtype)
+        self._take(name, folded(g, square=True), torch.linalg.vector_norm(g).square())
 
     def receive_squares(self, name: str, squares: Tensor) -> None:
         """Take the squares of some samples' gradients of one parameter.
 
         Args:
-            name: Of the parameter.
+            name: Of the parameter, which is expected.
             squares: Of its total's shape.
         """
-        self._rest[name].sub_(squares)
-        self._sums[name].add_(squares.sum())
+        self._take(name, folded(squares), squares.sum())
+
+    def _take(self, name: str, picture: Tensor, total: Tensor) -> None:
+        self._rest[name].sub_(picture)
+        self._seen[name].add_(picture)
+        self._sums[name].add_(total)
 
     def verdict(
         self, precision: torch.dtype, *, together: Callable[[Tensor], Tensor] = lambda numbers: numbers
@@ -94,18 +121,24 @@ class Comparison:
             UnprovenError: They differ by more than rounding.
         """
         relative, share = _TOLERANCES[precision]
-        columns = [(float(self._sums[name]), float(t.abs().sum()), float(t.numel())) for name, t in self._rest.items()]
-        rows = dict(zip(self._rest, together(torch.tensor(columns, dtype=torch.float64)).tolist(), strict=True))
-        means = [total / numel for total, _, numel in rows.values() if numel]
+        columns = torch.tensor([self._row(name) for name in self._rest], dtype=torch.float64)
+        rows = dict(zip(self._rest, together(columns).tolist(), strict=True))
+        means = [total / numel for total, numel, _, _ in rows.values() if numel]
         largest = max((mean for mean in means if math.isfinite(mean)), default=0.0)
-        for name, (total, difference, numel) in rows.items():
+        for name, (total, numel, size, difference) in rows.items():
             if not numel or not math.isfinite(total):
                 continue
-            if not difference <= relative * total + share * largest * numel:
+            floor = share * largest * numel * (size / total if total else 1.0)
+            if not difference <= relative * size + floor:
                 raise UnprovenError(
-                    f"{name}: the totals of {difference / max(total, 1e-300):.2g} relative difference to those of "
+                    f"{name}: the totals of {difference / max(size, 1e-300):.2g} relative difference to those of "
                     "one sample at a time"
                 )
+
+    def _row(self, name: str) -> tuple[float, float, float, float]:
+        """Return the sum of all squares, how many there are, the size of their picture, and what is left over."""
+        size, left = (float(t[name].abs().sum()) for t in (self._seen, self._rest))
+        return float(self._sums[name]), float(self._numels[name]), size, left
 
 
 def check_alone(losses: Tensor, alone: Tensor, precision: torch.dtype) -> None:

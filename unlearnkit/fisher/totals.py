@@ -159,18 +159,16 @@ class Totals:
         """
         found = {}
         for name, p in self._named.items():
-            found[name] = self._one(name, p)
-            if last:
-                self._buffers[name].clear()
+            found[name] = self.take(name) if last else self._one(name, p)
         return found
 
     def take(self, name: str) -> Tensor:
         """Return the total of one parameter, in its shape, and give its buffers back: it starts again at zero."""
-        total = self._one(name, self._named[name])
+        total = self._one(name, self._named[name], last=True)
         self._buffers[name].clear()
         return total
 
-    def _one(self, name: str, p: Tensor) -> Tensor:
+    def _one(self, name: str, p: Tensor, *, last: bool = False) -> Tensor:
         parts = [
             finish(buffer + self._lost[name, layout] if (name, layout) in self._lost else buffer).reshape(p.shape)
             for layout, (buffer, finish) in self._buffers[name].items()
@@ -181,7 +179,7 @@ class Totals:
         for part in parts[1:]:
             total = total + part
         # Sums over pairs of rows may come out below zero by rounding where all terms cancel; NaN stays NaN.
-        return total.clamp(min=0).contiguous()
+        return (total.clamp_(min=0) if last else total.clamp(min=0)).contiguous()
 
 
 @final
