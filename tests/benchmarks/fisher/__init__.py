@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.benchmarks.fisher.language import GPT, draw, gpt
 from unlearnkit import CrossEntropy, DiagonalFisher
 from unlearnkit.fisher.general import SquaredGradients
 
@@ -80,6 +81,7 @@ CASES: dict[str, tuple[Callable[[], Made], int]] = {
     "vit B=32": (vit, 32),
     "mlp B=128": (mlp, 128),
     "lstm, 50 steps, B=32": (lstm, 32),
+    "gpt, 64 tokens, B=16": (gpt, 16),
 }
 
 
@@ -145,7 +147,7 @@ def backpack(model: nn.Module, x: Tensor, y: Tensor) -> Run:
 def opacus(model: nn.Module, x: Tensor, y: Tensor) -> Run:
     from opacus import GradSampleModule
 
-    wrapped = GradSampleModule(model, loss_reduction="sum")
+    wrapped = GradSampleModule(model, loss_reduction="sum").train()  # it watches no layer in eval mode
     totals = [torch.zeros_like(p) for p in wrapped.parameters()]
 
     def run() -> None:
@@ -164,7 +166,8 @@ def nngeometry(model: nn.Module, x: Tensor, y: Tensor) -> Run:
     from torch.utils.data import DataLoader, TensorDataset
 
     def losses(batch: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(model(batch), labels, reduction="none").unsqueeze(1)
+        loss = F.cross_entropy(model(batch), labels, reduction="none")
+        return loss.reshape(len(loss), -1).sum(1, keepdim=True)
 
     layers = LayerCollection.from_model(model)
     loader = DataLoader(TensorDataset(x, y), batch_size=len(x))
@@ -204,7 +207,10 @@ def prepared(case: str, variant: str, device: str) -> Run:
     make, batch = CASES[case]
     torch.manual_seed(0)
     model, shape = make()
-    x, y = torch.randn(batch, *shape, device=device), torch.randint(0, CLASSES, (batch,), device=device)
+    if isinstance(model, GPT):
+        x, y = draw(batch, device)
+    else:
+        x, y = torch.randn(batch, *shape, device=device), torch.randint(0, CLASSES, (batch,), device=device)
     model = model.eval().to(device)
     if "channels-last" in case:
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
@@ -316,7 +322,3 @@ def main() -> None:
     print("|---|---|---|---|" + ("---|---|" if args.memory else ""))
     for case in args.case or CASES:
         table(case, ready(case, variants, args.device), args)
-
-
-if __name__ == "__main__":
-    main()
