@@ -3,6 +3,12 @@
 import forked
 import pytest
 from commanding import APPLY, FORGET, GO_ON, INSPECT, ROLLBACK, RUN, VERIFY, command, everything
+from typer.testing import CliRunner
+
+from unlearnkit.cli import app
+from unlearnkit.errors import StoreError
+from unlearnkit.store import ImportanceStore
+from unlearnkit.store.writer import Writer
 
 WRITING = {
     "forget": FORGET,
@@ -72,3 +78,19 @@ def test_a_full_disk(folder, call, name, largest):
     assert code == 0, said
     code, said = call(VERIFY)
     assert code == 0, said
+
+
+def test_a_disk_that_is_full_when_everything_is_decided(folder, monkeypatch):
+    """The store cannot be made smaller: the request is finished later, and done once."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "write", lambda *_, **__: (_ for _ in ()).throw(StoreError("No space left on device")))
+        result = CliRunner().invoke(app, list(FORGET))
+    said = " ".join(result.output.split())
+    assert result.exit_code == 2
+    assert said.startswith("error: No space left on device Receipt 3 (ticket-2): 136 samples were forgotten.")
+    assert "It is decided, and the next command on the ledger finishes it." in said
+    assert CliRunner().invoke(app, list(VERIFY)).exit_code == 0
+    again = CliRunner().invoke(app, list(FORGET))
+    assert "no request is waiting" in again.output
+    assert ImportanceStore.open("out/ledger/importances-0").keys == tuple("01256789")
+    assert CliRunner().invoke(app, list(VERIFY)).exit_code == 0

@@ -7,6 +7,7 @@ import attrs
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from typer.testing import CliRunner
 from unlearnkit_ssd_adaptive import AdaptiveSynapticDampening as Adaptive
 
@@ -206,6 +207,17 @@ def test_without_a_ledger_it_says_so(deletion, tmp_path):
     with pytest.raises(StoreError, match=r"ledger.json: expected a file"):
         deletion.work()
     assert not deletion.ledger.folder.exists()
+
+
+def test_a_second_process_is_told_so(ledger_toml, deletion):
+    deletion.ask("ticket-1", groups=["3"])
+    with FileLock(deletion.ledger.folder / "lock"):
+        for command in ("forget", "ledger", "rollback", "purge"):
+            result = call(command, ledger_toml, "-q")
+            assert result.exit_code == 2
+            assert "another process is working on the ledger" in " ".join(result.output.split())
+        verify(deletion.ledger)  # readers need not wait
+    assert call("forget", ledger_toml, "-q").exit_code == 0
 
 
 # --- the chain --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,75 @@
+"""Which models a ledger keeps: whatever happens in whatever order, all that may be needed again can be put together."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unlearnkit.deletion.state import KeptModel, State
+from unlearnkit.errors import StoreError
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["edit", "edit to an earlier one", "rollback", "refresh", "purge"]), st.booleans()),
+    max_size=12,
+)
+
+
+def model(number, through=None):
+    name = f"{number:032x}"
+    return KeptModel(digest=name, file=name, through="" if through is None else f"{through:032x}")
+
+
+def after(state, step, number, *, patched, keep):
+    now = int(state.current.digest, 16)
+    if step == "rollback":
+        last = state.kept[-1]
+        return state.standing(model(int(last.digest, 16)), base=state.base, kept=state.kept[:-1])
+    if step == "refresh":
+        return state.standing(state.current, base=state.current, kept=state.kept)
+    if step == "purge":
+        return state.standing(state.current, base=state.current, kept=())
+    kept = (*state.kept, state.current)
+    patch = model(now, through=number) if patched and number != now else None
+    return state.standing(model(number), base=state.base, kept=kept[len(kept) - keep :], patch=patch)
+
+
+@given(steps=STEPS, keep=st.integers(0, 3))
+def test_every_model_that_may_be_needed_can_be_put_together_and_no_other_is_kept(steps, keep):
+    state = State(current=model(0), base=model(0))
+    may_be_put_back = []
+    for number, (step, patched) in enumerate(steps, start=1):
+        if step == "rollback" and not state.kept:
+            continue
+        current, kept = state.current.digest, [m.digest for m in state.kept]
+        target = number if step == "edit" else number // 2
+        state = after(state, step, target, patched=patched, keep=keep)
+        if step.startswith("edit"):
+            may_be_put_back = [*kept, current][len(kept) + 1 - keep :]
+        else:
+            may_be_put_back = {"rollback": kept[:-1], "refresh": kept, "purge": []}[step]
+        assert [m.digest for m in state.kept] == may_be_put_back
+        assert state.current.through == ""
+        names = [m.digest for m in state.models]
+        assert len(names) == len(set(names))
+        needed = set()
+        for one in (state.base, *state.kept):
+            way = state.way_to(one)
+            assert way[0].through == ""
+            assert [m.through for m in way[1:]] == [m.digest for m in way[:-1]]
+            assert way[-1] == one
+            needed.update(way)
+        assert set(state.models) == needed | {state.current}
+
+
+def test_a_model_that_is_gone_is_named():
+    lost = model(1, through=2)
+    with pytest.raises(StoreError, match=r"is a patch of the model 0{31}2, which is gone"):
+        State(current=model(3), base=lost).way_to(lost)
+    round_about = State(current=model(3), base=lost, kept=(model(2, through=1),))
+    with pytest.raises(StoreError, match="which is gone"):
+        round_about.way_to(lost)
+
+
+@pytest.mark.parametrize("name", ["../../x", "", "0" * 31, "0" * 32 + "\n", "G" * 32])
+def test_names_that_are_no_digests_are_refused(name):
+    with pytest.raises(StoreError, match="expected a name"):
+        KeptModel(digest=name, file="")
