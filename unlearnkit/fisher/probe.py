@@ -121,7 +121,8 @@ class Comparison:
             UnprovenError: They differ by more than rounding.
         """
         relative, share = _TOLERANCES[precision]
-        columns = torch.tensor([self._row(name) for name in self._rest], dtype=torch.float64)
+        device = next((total.device for total in self._sums.values()), None)
+        columns = torch.tensor([self._row(name) for name in self._rest], dtype=torch.float64, device=device)
         rows = dict(zip(self._rest, together(columns).tolist(), strict=True))
         means = [total / numel for total, numel, _, _ in rows.values() if numel]
         largest = max((mean for mean in means if math.isfinite(mean)), default=0.0)
