@@ -68,6 +68,14 @@ class DiagonalFisher(ImportanceEstimator):
         "bits on every run; `timed`: the fastest, timed once per layer",
     )
 
+    recheck: int = option(
+        64,
+        at_least=0,
+        meaning=False,
+        doc="look at three samples of one pass of so many again, drawn at random: does the model still keep them "
+        "apart? 0: only in the first batch",
+    )
+
     def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
         """Start a pass of the engine; see `ImportanceEstimator.accumulator`."""
         if is_spread(model):
@@ -118,4 +126,5 @@ def start(
         general=SquaredGradients(model, objective, chunk=fisher.chunk, memory=memory, double=double, quiet=True),
         chunk=fisher.chunk,
         careful=compensated,
+        recheck=fisher.recheck,
     )

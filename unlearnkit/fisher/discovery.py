@@ -51,6 +51,24 @@ class Discovery(Guide):
         slow = dict.fromkeys(step.describe() for step in steps if isinstance(step.rule, Rerun))
         return Script(steps, slow=tuple(slow))
 
+    def compare(self, script: Script) -> None:
+        """Hold what these samples' losses touch against the layouts that are known, where the calls are the same.
+
+        Args:
+            script: From an earlier probe.
+
+        Raises:
+            UnprovenError: The rows of some layer belong to other samples than they did.
+        """
+        pairs = list(zip(self._steps, script.steps, strict=False))
+        if len(self._steps) != len(script.steps) or any(not _same_call(mine, known) for mine, known in pairs):
+            return
+        for index, (mine, known) in enumerate(pairs):
+            for shape, layout, seen in zip(mine.shapes, known.layouts, self._touched.get(index, ()), strict=False):
+                fits = layout is not None and shape[: len(head := layout.length(self._samples))] == head
+                if layout is not None and fits and not layout.agrees(_masks(shape, seen)):
+                    raise UnprovenError(f"{mine.describe()}: its rows belong to other samples than they did")
+
     def step(self, seen: Seen) -> Step | None:
         """Decide about a call; see `Guide.step`."""
         tracked = {id(t) for t in seen.tracked}
@@ -137,11 +155,19 @@ class Discovery(Guide):
 
     def _layout(self, step: Step, rule: Rule, shape: tuple[int, ...], seen: list[Tensor | None]) -> Layout | None:
         """Recognise the layout of one result; None where no gradient came: until one comes, its rows do not matter."""
-        touched = [torch.zeros(shape[:2], dtype=torch.bool) if t is None else t.cpu() for t in seen]
+        touched = _masks(shape, seen)
         layout = recognise(shape, touched, free_rows=rule.free_rows)
         if layout is None and any(bool(t.any()) for t in touched):
             raise UnprovenError(f"{step.describe()}: which of its rows belong to which sample cannot be told")
         return layout
+
+
+def _masks(shape: tuple[int, ...], seen: list[Tensor | None]) -> list[Tensor]:
+    return [torch.zeros(shape[:2], dtype=torch.bool) if t is None else t.cpu() for t in seen]
+
+
+def _same_call(one: Step, other: Step) -> bool:
+    return one.function == other.function and one.names == other.names
 
 
 def _covers(rule: Rule, seen: Seen) -> bool:

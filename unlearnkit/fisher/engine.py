@@ -17,7 +17,8 @@ from unlearnkit.fisher.general import Receive, SquaredGradients, refuse_batch_st
 from unlearnkit.fisher.intercept import Interceptor
 from unlearnkit.fisher.ledger import ALL, Ledger, Part
 from unlearnkit.fisher.memory import Limit, out_of_memory
-from unlearnkit.fisher.probe import Comparison, Found, check_alone, probe
+from unlearnkit.fisher.probe import Comparison, Found, probe
+from unlearnkit.fisher.recheck import Alone, Recheck, look_again, too_late
 from unlearnkit.fisher.script import UnprovenError
 from unlearnkit.fisher.underflow import Underflow
 from unlearnkit.importance import Importance
@@ -42,6 +43,7 @@ class Engine(Accumulator):
         general: The fallback.
         chunk: Samples in one pass, or 0 for whole batches.
         careful: Add every pass apart from the rest, not only those that may run out of memory.
+        recheck: Look at one pass of so many again; 0 for none.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Engine(Accumulator):
         general: SquaredGradients,
         chunk: int = 0,
         careful: bool = False,
+        recheck: int = 0,
     ) -> None:
         refuse_batch_statistics(model)
         self._model: nn.Module = getattr(model, "_orig_mod", model)  # compiled code cannot be looked into
@@ -64,7 +67,8 @@ class Engine(Accumulator):
         self._fitted: dict[tuple[object, ...], int] = {}
         self._limit = Limit(chunk)
         self._scripts: dict[tuple[object, ...], Found] = {}
-        self._alone: Tensor | None = None
+        self._alone: Alone | None = None
+        self._recheck = Recheck(recheck)
         self._count = 0
         self._refused = False
         self._reason = ""
@@ -172,7 +176,9 @@ class Engine(Accumulator):
                 self._fall_back(batch, parts, str(unproven))
 
     def _by_script(self, batch: Any, parts: Sequence[Part], kind: tuple[object, ...]) -> None:
-        found = self._script(batch, kind)
+        found, rows = self._script(batch, kind), self._recheck.rows(batch_size(batch))
+        if len(rows) >= found.samples and self._alone is None:
+            self._alone = self._again(batch, found, rows[: found.samples])
         if not found.script.doubtful:
             self._ledger.stage(self._pass(batch, found, parts))
             return
@@ -242,9 +248,15 @@ class Engine(Accumulator):
             comparison.receive(name, g)
             self._underflow.look(name, g, self._ledger.dtype(name))
 
-        self._alone = self._general.each(few, receive)
+        self._alone = Alone(rows=range(batch_size(few)), losses=self._general.each(few, receive))
         comparison.verdict(found.precision)
         return found
+
+    def _again(self, batch: Any, found: Found, rows: Sequence[int]) -> Alone:
+        passes = self._recheck.passes - 1
+        with too_late(passes):
+            losses = look_again(self._model, self._objective, batch, self._named, found=found, rows=rows)
+        return Alone(rows=rows, losses=losses, passes=passes)
 
     def _pass(self, batch: Any, found: Found, parts: Sequence[Part]) -> dict[str, Tensor]:
         guide = Following(found.script, batch_size(batch), parts)
@@ -255,7 +267,7 @@ class Engine(Accumulator):
                 losses = self._objective.losses(self._model, batch)
             losses = check_losses(losses, batch, objective=self._objective)
             if self._alone is not None:
-                check_alone(losses, self._alone, found.precision)
+                self._alone.check(losses, found.precision)
                 self._alone = None
             found.script.finish()
             gradients = interceptor.backward(losses.sum())

@@ -43,10 +43,12 @@ class Found:
     Attributes:
         script: The steps of the forward pass.
         precision: The coarsest dtype among the layers' outputs.
+        samples: How many samples it was found with.
     """
 
     script: Script
     precision: torch.dtype
+    samples: int
 
 
 @final
@@ -175,6 +177,28 @@ def probe(model: nn.Module, objective: Objective, batch: Any, named: Mapping[str
     Raises:
         UnprovenError: Some layer's rows cannot be told apart by sample.
     """
+    guide = _watched(model, objective, batch, named)
+    precision = _coarsest(guide.precisions | {p.dtype for p in named.values()})
+    return Found(script=guide.script(), precision=precision, samples=batch_size(batch))
+
+
+def probe_again(model: nn.Module, objective: Objective, batch: Any, named: Mapping[str, Tensor], found: Found) -> None:
+    """Compare what a probe found with other samples.
+
+    Args:
+        model: As for `probe`.
+        objective: As for `probe`.
+        batch: As many samples as the probe had.
+        named: As for `probe`.
+        found: By the probe.
+
+    Raises:
+        UnprovenError: The rows of some layer belong to other samples than they did.
+    """
+    _watched(model, objective, batch, named).compare(found.script)
+
+
+def _watched(model: nn.Module, objective: Objective, batch: Any, named: Mapping[str, Tensor]) -> Discovery:
     guide = Discovery(batch_size(batch), buffers(model).values())
     interceptor = Interceptor(named, guide, device_of(model))
     with interceptor:
@@ -183,7 +207,7 @@ def probe(model: nn.Module, objective: Objective, batch: Any, named: Mapping[str
     for sample in range(len(losses)):
         guide.sample = sample
         interceptor.backward(losses[sample], keep=True)
-    return Found(script=guide.script(), precision=_coarsest(guide.precisions | {p.dtype for p in named.values()}))
+    return guide
 
 
 def _coarsest(dtypes: set[torch.dtype]) -> torch.dtype:

@@ -91,7 +91,7 @@ class Script:
 
     def __init__(self, steps: list[Step], slow: tuple[str, ...] = ()) -> None:
         self.slow = slow
-        self._steps = steps
+        self.steps = tuple(steps)
         self.steps = tuple(steps)
         self._next = 0
         used = Counter(name for step in steps if step.action is not Action.ENTER for name in step.names)
@@ -115,8 +115,8 @@ class Script:
         Returns:
             The step, or None for a call that the probe did not see.
         """
-        if self._next < len(self._steps):
-            step = self._steps[self._next]
+        if self._next < len(self.steps):
+            step = self.steps[self._next]
             if step.names == names and step.function == function:
                 self._next += 1
                 return step
@@ -128,5 +128,5 @@ class Script:
         Raises:
             UnprovenError: Some steps of the probe did not happen.
         """
-        if self._next < len(self._steps):
-            raise UnprovenError(f"{self._steps[self._next].describe()}: expected a call as in the probe, saw none")
+        if self._next < len(self.steps):
+            raise UnprovenError(f"{self.steps[self._next].describe()}: expected a call as in the probe, saw none")
