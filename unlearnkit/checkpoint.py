@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unlearnkit.errors import ConfigurationError, StoreError, raise_all
 from unlearnkit.parameters import digest_tensors
 from unlearnkit.saving import save_tensors
+from unlearnkit.shards import need_whole
 
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")  # what torch.save writes now, and what it wrote before 1.6
 _PICKLE_SUFFIXES = {".pt", ".pth", ".pkl", ".bin"}
@@ -134,6 +135,7 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
         where=f"the state of {type(model).__name__}",
         error=StoreError,
     )
+    need_whole(state.values(), who="a checkpoint", instead="save and load the model by torch.distributed.checkpoint")
     return state
 
 

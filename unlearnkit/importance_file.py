@@ -12,11 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from unlearnkit.errors import StoreError, UnlearnKitError, UnsupportedModelError
+from unlearnkit.errors import StoreError, UnlearnKitError
 from unlearnkit.importance import Importance
 from unlearnkit.provenance import BatchTrail, Fingerprint
 from unlearnkit.saving import save_tensors
-from unlearnkit.shards import is_sharded
+from unlearnkit.shards import need_whole
 
 _FORMAT = "unlearnkit-importance-1"
 
@@ -30,12 +30,8 @@ def save(importance: Importance, path: str | Path) -> None:
 
     Raises:
         StoreError: The file cannot be written.
-        UnsupportedModelError: The importance is sharded over processes, of which each would write a part.
     """
-    if any(is_sharded(total) for total in importance.totals.values()):
-        raise UnsupportedModelError(
-            f"{path}: expected an importance that is whole in this process, saw a sharded one: use save_sharded()"
-        )
+    need_whole(importance.totals.values(), who=str(path), instead="use unlearnkit.sharded_file.save_sharded")
     header = {
         "count": importance.count,
         "samples": importance.samples,

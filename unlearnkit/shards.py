@@ -96,6 +96,23 @@ def layout(tensor: Tensor) -> str:
     return f"sharded as {tuple(like.placements)} over {tuple(like.device_mesh.shape)} processes"
 
 
+def need_whole(tensors: Iterable[Tensor], *, who: str, instead: str) -> None:
+    """Refuse sharded tensors where one process is to take them all.
+
+    Args:
+        tensors: Of a model or an importance.
+        who: Who cannot take them.
+        instead: What to do.
+
+    Raises:
+        UnsupportedModelError: One is sharded.
+    """
+    if any(map(is_sharded, tensors)):
+        raise UnsupportedModelError(
+            f"{who}: expected tensors that are whole in this process, saw sharded ones (FSDP, DTensor): {instead}"
+        )
+
+
 def settle(model: nn.Module) -> bool:
     """Put every layer of an FSDP model back into pieces, and say whether the model is sharded.
 

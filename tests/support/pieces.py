@@ -5,6 +5,7 @@ import traceback
 import warnings
 from pathlib import Path
 from typing import final
+from unittest.mock import patch
 
 import attrs
 import forked
@@ -32,10 +33,13 @@ from unlearnkit import (
     SketchedFisher,
     StoreError,
     UnlearnKitError,
+    estimate_groups,
 )
+from unlearnkit.checkpoint import save_checkpoint
 from unlearnkit.parameters import digest
 from unlearnkit.sharded_file import load_sharded, save_sharded
 from unlearnkit.shards import is_sharded, local, whole
+from unlearnkit.store import ImportanceStore
 
 
 def network(dtype=torch.float64):
@@ -159,6 +163,22 @@ class Broken(ElementwiseUnlearner):
         return theta * (torch.nan if dist.get_rank() == 1 else 1)
 
 
+def bad_labels():
+    return [(images, labels + 1) for images, labels in batches()]
+
+
+def gathers_anew(model):
+    """Make one layer forget what it was gathered into, as an extension of FSDP might."""
+    layer, unshard = model[6], type(model[6]).unshard
+
+    def anew(self, *arguments):
+        unshard(self, *arguments)
+        self._parameters["bias"] = nn.Parameter(self._parameters["bias"].detach().clone())
+
+    with patch.object(type(layer), "unshard", anew):
+        DiagonalFisher().estimate(model, batches(), objective=CrossEntropy())
+
+
 def refusals(folder, case):
     """Return what is said of work that cannot be done on pieces, and of errors of one rank."""
     model, said = fsdp(network()), {}
@@ -180,6 +200,12 @@ def refusals(folder, case):
     other = batches(seed=dist.get_rank())
     collect("other data", lambda: DiagonalFisher().estimate(model, other, objective=CrossEntropy()))
     collect("a file", lambda: forget.save(folder / "importance.safetensors"))
+    store = ImportanceStore.create(folder / f"store {dist.get_rank()}")
+    collect("a store", lambda: store.put("group", forget))
+    collect("a checkpoint", lambda: save_checkpoint(model, folder / "model.safetensors"))
+    collect("groups", lambda: estimate_groups(model, batches(), objective=CrossEntropy(), key=-1))
+    collect("a bad batch", lambda: DiagonalFisher().estimate(model, bad_labels(), objective=CrossEntropy()))
+    collect("new tensors", lambda: gathers_anew(model))
     in_one = Evidence(forget=gathered(forget), reference=gathered(reference))
     collect("whole", lambda: METHODS["ssd"].unlearn(model, in_one))
     collect("no part", lambda: forget - forget.merge(forget))

@@ -172,6 +172,7 @@ def _gathered(model: nn.Module, named: Mapping[str, nn.Parameter]) -> tuple[dict
             if name is not None and now is not named[name]:
                 found[name], owners[name] = now, module
         module.reshard()
+        _check_the_same(module, [(m, key, found[names[which]]) for m, key, which in held if names.get(which) in owners])
     problems = [f"{name}: {layout(named[name])}" for name in named if name not in found or is_sharded(found[name])]
     if problems:
         raise UnsupportedModelError(
@@ -179,3 +180,16 @@ def _gathered(model: nn.Module, named: Mapping[str, nn.Parameter]) -> tuple[dict
             f"it: {'; '.join(problems)}. FSDP together with tensor parallelism is not supported"
         )
     return {name: found[name] for name in named}, owners
+
+
+def _check_the_same(module: Any, gathered: list[tuple[nn.Module, str, Tensor]]) -> None:
+    """Make sure that a layer is gathered into the same tensors each time: no gradient may be missed in silence."""
+    mine = [(m, key, tensor) for m, key, tensor in gathered if getattr(m, key) is not tensor]
+    module.unshard()
+    others = [key for m, key, tensor in mine if getattr(m, key) is not tensor and not is_sharded(getattr(m, key))]
+    module.reshard()
+    if others:
+        raise UnsupportedModelError(
+            f"expected FSDP to gather a layer into the same tensors each time, saw new ones for {', '.join(others)}: "
+            "an extension of FSDP's gathering, or a version of torch, that is not supported"
+        )

@@ -19,6 +19,7 @@ from unlearnkit.objective import Objective
 from unlearnkit.parameters import trainable
 from unlearnkit.progress import Progress, length, silent
 from unlearnkit.provenance import BatchTrail, Fingerprint, Role
+from unlearnkit.shards import need_whole
 
 Key = int | str | Callable[[Any], Iterable[Hashable]]
 """Where the group of each sample stands in a batch (see `unlearnkit.batches.pick`), or what tells them."""
@@ -104,6 +105,7 @@ batched)
         >>> found.groups[1].count
         2
     """
+    need_whole(model.parameters(), who="several importances from one pass", instead="estimate each group by itself")
     fisher = fisher if fisher is not None else DiagonalFisher()
     survey = _Survey(
         fisher=fisher, absolute=absolute, gradient=gradient, keyed=_Keyed(batches, key) if key is not None else None

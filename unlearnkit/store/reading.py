@@ -12,6 +12,7 @@ from torch import Tensor
 from unlearnkit.errors import StoreError, raise_all
 from unlearnkit.importance import Importance
 from unlearnkit.provenance import Role
+from unlearnkit.shards import need_whole
 from unlearnkit.store.algebra import summed
 from unlearnkit.store.manifest import Entry, StoreManifest, read_manifest
 from unlearnkit.store.shards import read_shards, write_shards
@@ -135,6 +136,7 @@ def check_kind(folder: Path, manifest: StoreManifest, importance: Importance) ->
         manifest: Its manifest.
         importance: One term per sample, of the kind, names and shapes of what is there.
     """
+    need_whole(importance.totals.values(), who=str(folder), instead="use unlearnkit.sharded_file.save_sharded")
     problems = []
     if importance.fingerprint.unit != "sample":
         problems.append(f"expected one term per sample, saw the unit {importance.fingerprint.unit!r}")
