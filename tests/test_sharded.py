@@ -7,6 +7,7 @@ from pieces import (
     METHODS,
     algebra,
     batches,
+    dies,
     edits,
     estimates,
     importances,
@@ -115,6 +116,13 @@ def test_what_cannot_be_right_on_pieces_is_refused_by_name(tmp_path):
         assert list(said) == list(expected)
         for name, start in expected.items():
             assert said[name].startswith(start), said[name]
+
+
+@pytest.mark.parametrize("during", ["an edit", "an estimate"])
+def test_a_process_that_dies_ends_the_job_by_name(tmp_path, during):
+    said, same = together(tmp_path, dies, during, alive=1)[0]
+    assert said.startswith("rank 0: rank 1 is gone: killed, or ended by an error.")
+    assert all(same)
 
 
 def test_sums_and_differences_of_importances_on_pieces(tmp_path):

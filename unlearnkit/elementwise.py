@@ -16,6 +16,7 @@ from unlearnkit.journal import Journal
 from unlearnkit.options import option_values
 from unlearnkit.parameters import device_of, trainable
 from unlearnkit.shards import added, agreed, counts_here, is_sharded, local
+from unlearnkit.sharing import missing_nobody
 from unlearnkit.sweep import Sweep
 from unlearnkit.unlearner import Counted, Unlearner
 
@@ -147,10 +148,11 @@ class ElementwiseUnlearner(Unlearner):
             here = self._write(model, evidence, journal)
         except Exception as error:  # noqa: BLE001 - the other processes wait: they must hear of it, whatever it is
             problems = [": ".join([type(error).__name__, str(error), *getattr(error, "__notes__", [])])]
-        raise_all(agreed(problems), where="an edit in pieces (the model was put back)", error=UnlearnKitError)
-        named = trainable(model)
-        mine = [here.changed[name] if counts_here(p) else 0 for name, p in named.items()]
-        everywhere = dict(zip(named, added(mine, device=device_of(model)), strict=True))
+        with missing_nobody():
+            raise_all(agreed(problems), where="an edit in pieces (the model was put back)", error=UnlearnKitError)
+            named = trainable(model)
+            mine = [here.changed[name] if counts_here(p) else 0 for name, p in named.items()]
+            everywhere = dict(zip(named, added(mine, device=device_of(model)), strict=True))
         return attrs.evolve(here, changed=everywhere)
 
     @final

@@ -24,6 +24,7 @@ from unlearnkit.parameters import check_finite, device_of, digest, trainable
 from unlearnkit.progress import Progress, length, silent
 from unlearnkit.provenance import BatchTrail, Fingerprint, Role
 from unlearnkit.shards import settle, told
+from unlearnkit.sharing import missing_nobody
 
 
 @final
@@ -181,7 +182,7 @@ class ImportanceEstimator(abc.ABC):
 
     def _add(self, pass_: "Accumulator", batch: Any) -> None:
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), missing_nobody():
                 pass_.add(batch)
         except RuntimeError as error:
             if "not have gradient" not in str(error) and "does not require grad" not in str(error):

@@ -88,13 +88,38 @@ def _gathered(mine: T, ranks: Ranks) -> list[T]:
             dist.monitored_barrier(wait_all_ranks=True)
         dist.all_gather_object(heard, mine)
     except RuntimeError as error:
-        gone = UnlearnKitError(
-            f"rank {ranks.rank}: {_who(ranks, error)} gone: killed, or ended by an error. Nothing is half-written: "
-            "start the job again"
-        )
-        setattr(gone, _HEARD, True)  # there is nobody left to tell
-        raise gone from error
+        raise _gone(ranks, error) from error
     return heard
+
+
+@contextmanager
+def missing_nobody() -> Iterator[None]:
+    """Say who is gone, where an operation of all processes breaks off because one is.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RuntimeError: Any other, as it was.
+        UnlearnKitError: A process is gone, named where it is known.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        ranks = Ranks.current()
+        if ranks.size == 1 or not re.search(r"Connection (closed|reset)|[Tt]imed out", str(error)):
+            raise
+        gone = _gone(ranks, error)
+        raise gone from error
+
+
+def _gone(ranks: Ranks, error: RuntimeError) -> UnlearnKitError:
+    gone = UnlearnKitError(
+        f"rank {ranks.rank}: {_who(ranks, error)} gone: killed, or ended by an error. Nothing is half-written: "
+        "start the job again"
+    )
+    setattr(gone, _HEARD, True)  # there is nobody left to tell
+    return gone
 
 
 def _who(ranks: Ranks, error: RuntimeError) -> str:

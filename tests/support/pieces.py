@@ -29,6 +29,7 @@ from unlearnkit import (
     DiagonalFisher,
     ElementwiseUnlearner,
     Evidence,
+    Objective,
     Pipeline,
     SketchedFisher,
     StoreError,
@@ -242,6 +243,51 @@ def damaged(folder, path):
     return str(found.value)
 
 
+@final
+class Deadly(Objective):
+    """Ends the second process in its second batch."""
+
+    def __init__(self):
+        self.seen = 0
+
+    def losses(self, model, batch):
+        self.seen += 1
+        if dist.get_rank() == 1 and self.seen > 12:  # the probe of the first batch comes before
+            os._exit(9)
+        return CrossEntropy().losses(model, batch)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Last(ElementwiseUnlearner):
+    """Ends the second process in the middle of an edit."""
+
+    name = "last"
+
+    def rule(self, theta, forget, reference):
+        del forget, reference
+        if dist.get_rank() == 1:
+            os._exit(9)
+        return theta / 2
+
+
+def dies(folder, during):
+    """Return what the first process says when the second is gone, and whether its pieces are as they were."""
+    model = fsdp(network())
+    forget, reference = importances(model)
+    before = [local(p).clone() for p in model.parameters()]
+    evidence = Evidence(forget=forget, reference=reference)
+    act = {
+        "an edit": lambda: Last().unlearn(model, evidence),
+        "an estimate": lambda: DiagonalFisher().estimate(model, batches(80), objective=Deadly()),
+    }
+    with pytest.raises(UnlearnKitError) as found:
+        act[during]()
+    after = [local(p) for p in model.parameters()]
+    torch.save((str(found.value), [torch.equal(a, b) for a, b in zip(before, after, strict=True)]), folder / "0.pt")
+    os._exit(0)  # nobody is left to wait for
+
+
 def algebra(folder, case):
     """Return what importances on pieces are made into."""
     forget, reference = importances(fsdp(network()))
@@ -270,10 +316,10 @@ def enter(rank, size, folder, work, case):
     dist.destroy_process_group()
 
 
-def together(folder, work, case="", *, size=2):
-    """Run some work on every rank; return what each wrote, a value or the text of an error."""
+def together(folder, work, case="", *, size=2, alive=None):
+    """Run some work on every rank; return what each wrote, a value or the text of an error, or only the first ones."""
     forked.run_all(enter, [(rank, size, str(folder), work, case) for rank in range(size)])
-    return [_written(folder, rank) for rank in range(size)]
+    return [_written(folder, rank) for rank in range(alive or size)]
 
 
 def _written(folder, rank):
