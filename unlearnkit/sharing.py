@@ -5,6 +5,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any, TypeVar, final
 
 import attrs
@@ -20,6 +21,7 @@ from unlearnkit.shards import is_sharded
 T = TypeVar("T")
 R = TypeVar("R")
 
+_PATIENCE = timedelta(days=1)  # shares of a long pass end hours apart; a process that is gone is noticed at once
 _HEARD = "heard_by_all"  # of an exception: every rank has it
 
 
@@ -85,7 +87,7 @@ def _gathered(mine: T, ranks: Ranks) -> list[T]:
     heard: list[Any] = [None] * ranks.size
     try:
         with suppress(ValueError):  # a group without a CPU's backend, which cannot say who is gone
-            dist.monitored_barrier(wait_all_ranks=True)
+            dist.monitored_barrier(timeout=_PATIENCE, wait_all_ranks=True)
         dist.all_gather_object(heard, mine)
     except RuntimeError as error:
         raise _gone(ranks, error) from error
