@@ -222,7 +222,7 @@ def test_an_edit_of_few_weights_copies_no_model():
     )
     method = BinaryMask()
     guard = method._guard(model)
-    assert sum(method._edit(model, evidence, guard).values()) == 900
+    assert sum(method._edit(model, evidence, guard).changed.values()) == 900
     assert guard.journal.nbytes == 900 * 8
     with pytest.raises(KeyError):
         guard.before("weight")

@@ -208,7 +208,7 @@ def main() -> None:
         reference=importance(model, seed=2, count=COUNTS[1], scale=1.0),
     )
     size = sum(p.numel() for p in trainable(model).values())
-    selected = METHOD._edit(model, evidence, guard := METHOD._guard(model))
+    selected = METHOD._edit(model, evidence, guard := METHOD._guard(model)).changed
     with torch.no_grad():
         guard.journal.undo()
     print(

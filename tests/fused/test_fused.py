@@ -47,6 +47,8 @@ METHODS = [
     AdaptiveSynapticDampening(alpha=1.5),
 ]
 
+CASES = [(m, *KINDS[0]) for m in METHODS] + [(METHODS[0], *kind) for kind in KINDS[1:]]
+
 
 def halve(t, f, r):
     return torch.where(f > r, t / 2, t)
@@ -99,8 +101,7 @@ def check(rule, theta, forget, reference, counts=(3, 7)):
 # The bits
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
-@pytest.mark.parametrize(("dtype", "totals"), KINDS)
+@pytest.mark.parametrize(("method", "dtype", "totals"), CASES, ids=lambda x: getattr(x, "name", str(x)))
 @pytest.mark.usefixtures("small_steps")
 def test_every_method_that_ships(method, dtype, totals):
     check(method.rule, *arrays((5003,), dtype=dtype, totals=totals))

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -85,18 +85,53 @@ inline Wide rule(Wide theta, Wide forget, Wide reference, const double* number, 
     RULE
 }
 
+// Integers of 16 or 32 bits, a vector at a time in lanes of 32: read, compared, and those of a mask stored side by side.
+// A whole vector is stored: the next overwrites what is too much.
 #if defined(__AVX512F__)
-// Sixteen integers of 16 or 32 bits in lanes of 32, and back. A whole vector is stored: the next overwrites what is too
-// much.
-inline __m512i lanes(const BITS* from) {
+constexpr int LANES = 16;
+using Vector = __m512i;
+using Mask = std::uint16_t;
+inline Vector read(const BITS* from) {
     return sizeof(BITS) == 4 ? _mm512_loadu_si512(from)
                              : _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
-inline void store(BITS* to, __m512i lanes) {
+inline Mask differ(Vector a, Vector b) { return Mask(_mm512_cmpneq_epi32_mask(a, b)); }
+inline void store(BITS* to, Mask mask, Vector a) {
+    const Vector packed = _mm512_maskz_compress_epi32(mask, a);
     if (sizeof(BITS) == 4)
-        _mm512_storeu_si512(to, lanes);
+        _mm512_storeu_si512(to, packed);
     else
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(lanes));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(packed));
+}
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+using Vector = __m256i;
+using Mask = std::uint8_t;
+struct Orders {  // for each mask, its lanes in order
+    alignas(32) std::int32_t lane[256][LANES];
+    constexpr Orders() : lane() {
+        for (int mask = 0; mask < 256; ++mask)
+            for (int i = 0, n = 0; i < LANES; ++i)
+                if (mask >> i & 1) lane[mask][n++] = i;
+    }
+};
+constexpr Orders ORDERS;
+inline Vector read(const BITS* from) {
+    return sizeof(BITS) == 4 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))
+                             : _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+inline Mask differ(Vector a, Vector b) {
+    return Mask(~_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(a, b))));
+}
+inline void store(BITS* to, Mask mask, Vector a) {
+    const Vector order = _mm256_load_si256(reinterpret_cast<const __m256i*>(ORDERS.lane[mask]));
+    const Vector packed = _mm256_permutevar8x32_epi32(a, order);
+    if (sizeof(BITS) == 4) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), packed);
+    } else {
+        const __m128i low = _mm256_castsi256_si128(packed), high = _mm256_extracti128_si256(packed, 1);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_packus_epi32(low, high));
+    }
 }
 #endif
 
@@ -104,14 +139,13 @@ inline void store(BITS* to, __m512i lanes) {
 inline std::int64_t keep(const BITS* old, const BITS* fresh, int length, std::uint8_t* mask, BITS* values) {
     std::int64_t kept = 0;
     int i = 0;
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
     if (sizeof(BITS) <= 4)
-        for (; i + 16 <= length; i += 16) {
-            const __m512i was = lanes(old + i);
-            const __mmask16 differs = _mm512_cmpneq_epi32_mask(was, lanes(fresh + i));
-            const std::uint16_t word = differs;
-            std::memcpy(mask + i / 8, &word, 2);
-            store(values + kept, _mm512_maskz_compress_epi32(differs, was));
+        for (; i + LANES <= length; i += LANES) {
+            const Vector was = read(old + i);
+            const Mask word = differ(was, read(fresh + i));
+            std::memcpy(mask + i / 8, &word, sizeof word);
+            store(values + kept, word, was);
             kept += __builtin_popcount(word);
         }
 #endif
