@@ -9,7 +9,7 @@ from peaks import peak, peak_of_python, uncounted_maps
 
 from unlearnkit import Importance
 from unlearnkit.config import load_config
-from unlearnkit.deletion import Deletion
+from unlearnkit.deletion import Deletion, rollback
 from unlearnkit.store import shards
 from unlearnkit.trainer import train_original
 
@@ -61,8 +61,10 @@ def held(work):
 def test_a_request_for_a_group_holds_twice_the_largest_tensor(deletion, reference):
     work = deletion(f"importance.reference='{reference}'")
     work.ask("ticket", groups=["1"])
-    most, _ = held(work)
+    most, receipt = held(work)
     assert most <= 2 * heavy.LARGEST + CONSTANT
+    assert receipt.patch_file
+    assert peak(lambda: rollback(work)) - MODEL <= 20 * receipt.edit["changed"] + CONSTANT
 
 
 def test_a_request_for_some_samples_holds_no_more_once_they_are_measured(deletion, tmp_path, monkeypatch):
