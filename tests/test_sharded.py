@@ -41,6 +41,19 @@ def edited(request, tmp_path_factory):
 WHOLE = {"fsdp": network, "tensor-parallel": mlp}
 
 
+@pytest.mark.gpu
+def test_as_many_cuda_devices_as_there_are_give_what_one_process_gives(tmp_path):
+    """NCCL, a process for each device. (On one device: the same code with nobody to wait for.)"""
+    size = torch.cuda.device_count()
+    for found in together(tmp_path, estimates, "cuda", size=size):
+        for name, estimator in ESTIMATORS.items():
+            one = estimator.estimate(network(), batches(), objective=CrossEntropy(), role="full")
+            for parameter, total in one.totals.items():
+                torch.testing.assert_close(
+                    found[name]["importance"].totals[parameter].cpu(), total, rtol=1e-9, atol=1e-18
+                )
+
+
 @pytest.mark.slow
 def test_copies_of_pieces_count_once(tmp_path):
     """Hybrid sharding: 2 × 2 processes, each piece in two of them."""

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from engine_pieces import estimate_all, in_half, largest_held
+from engine_pieces import estimate_all, in_half, largest_held, of_hugging_face
 from pieces import batches, network, together
-from sharded_models import CASES, PLAIN
+from sharded_models import CASES, PLAIN, hugging_face, texts
 
 from unlearnkit import DiagonalFisher
+from unlearnkit.language import CausalLanguageModel
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
@@ -30,6 +31,17 @@ def test_it_is_exact_and_says_when_it_is_slow(ranks, name):
         expected = [case.says] if case.says and rank == 0 else []
         assert len(said) == len(expected), said
         assert all(text in words for text, words in zip(expected, said, strict=True)), said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_models_of_hugging_face(tmp_path, kind):
+    pytest.importorskip("transformers")
+    one = DiagonalFisher().estimate(hugging_face(kind)[0], texts(), objective=CausalLanguageModel())
+    largest = max(float(total.max()) for total in one.totals.values()) * 1e-24
+    for found in together(tmp_path, of_hugging_face, kind):
+        for parameter, total in one.totals.items():
+            torch.testing.assert_close(found.totals[parameter], total, rtol=1e-11, atol=largest, msg=parameter)
 
 
 def test_no_process_holds_the_totals_of_more_than_a_layer(tmp_path):

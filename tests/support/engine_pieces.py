@@ -5,10 +5,12 @@ from unittest.mock import patch
 
 import torch
 from pieces import ESTIMATORS, batches, fsdp, gathered, network
-from sharded_models import CASES, HALF, PLAIN
+from sharded_models import CASES, HALF, PLAIN, hugging_face, texts
+from torch.distributed.fsdp import fully_shard
 
-from unlearnkit import DiagonalFisher
+from unlearnkit import DiagonalFisher, UnlearnKitWarning
 from unlearnkit.fisher.totals import Totals
+from unlearnkit.language import CausalLanguageModel
 
 
 def estimate_all(folder, case):
@@ -45,3 +47,13 @@ def largest_held(folder, case):
         model = fsdp(network())
         DiagonalFisher().estimate(model, batches(), objective=PLAIN)
     return max(held), sum(p.numel() for p in model.parameters())
+
+
+def of_hugging_face(folder, kind):
+    """Estimate a model of Hugging Face's, sharded by layer; a warning is an error."""
+    model, layers = hugging_face(kind)
+    for layer in layers:
+        fully_shard(layer)
+    fully_shard(model)
+    warnings.simplefilter("error", UnlearnKitWarning)
+    return gathered(DiagonalFisher().estimate(model, texts(), objective=CausalLanguageModel()))

@@ -105,7 +105,12 @@ def hybrid(model):
     )
 
 
+def on_cuda(model):
+    return fsdp(model.cuda())
+
+
 MODELS = {
+    "cuda": lambda: on_cuda(network()),
     "fsdp": lambda: fsdp(network()),
     "hybrid": lambda: hybrid(network()),
     "tensor-parallel": lambda: tensor_parallel(mlp()),
@@ -305,7 +310,12 @@ def enter(rank, size, folder, work, case):
     """Run ``work(folder, case)`` as one of several processes; write what it returns, or the text of an error."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+    on_cuda = case == "cuda"
+    if on_cuda:
+        torch.cuda.set_device(rank)
+    dist.init_process_group(
+        "nccl" if on_cuda else "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size
+    )
     try:
         torch.save(work(Path(folder), case), Path(folder) / f"{rank}.pt")
     except Exception as error:  # noqa: BLE001 - whatever it is, the test must hear of it

@@ -46,7 +46,8 @@ class Gpt(nn.Module):
         self.head.weight = self.embed.weight
 
     def forward(self, input_ids):
-        x = self.embed(input_ids) + self.positions(torch.arange(input_ids.shape[1]))
+        # One row of positions, as Hugging Face's models have it: with a single sample it looks like a sample's.
+        x = self.embed(input_ids) + self.positions(torch.arange(input_ids.shape[1])[None])
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
@@ -142,3 +143,18 @@ CASES = {
     "a mean of the batch": Case(lambda: twice(mixes=True), fully_shard, batches, PLAIN, "cannot be proven to keep"),
 }
 HALF = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+
+
+def hugging_face(kind):
+    """A small model of the library, and the layers that are gathered one at a time."""
+    import transformers
+
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        small = {"n_positions": 7, "n_embd": 8, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=11, **small))
+        return model.double().eval(), model.transformer.h
+    small = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=11, num_key_value_heads=1, tie_word_embeddings=True, **small)
+    model = transformers.LlamaForCausalLM(config)
+    return model.double().eval(), model.model.layers

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from unlearnkit.batches import batch_size, take
+from unlearnkit.batches import batch_size, map_tensors, take
 from unlearnkit.errors import UnlearnKitError, UnlearnKitWarning, UnsupportedModelError
 from unlearnkit.estimator import Accumulator
 from unlearnkit.fisher.choice import Chooser
@@ -187,7 +187,10 @@ class ShardedEngine(Accumulator):
             except UnprovenError as unproven:
                 return self._give_up(str(unproven))
         own, rows = self._leaves.own(batch)
-        sending, problems = self._pass(own, self._scripts[kind], alone, real=rows is not None)
+        counted = batch_size(own) if rows is not None else 0
+        if batch_size(own) == 1:  # models may treat one sample differently, and no process may go another way
+            own = map_tensors(own, lambda t: torch.cat([t, t]))
+        sending, problems = self._pass(own, self._scripts[kind], alone, counted=counted)
         if problems:
             del self._scripts[kind]
             self._failures += 1
@@ -213,7 +216,7 @@ class ShardedEngine(Accumulator):
         raise reason
 
     def _checked(self, few: Any, found: Found) -> Tensor:
-        sending, problems = self._pass(few, found, None, real=True)
+        sending, problems = self._pass(few, found, None, counted=batch_size(few))
         if problems:
             raise UnprovenError(problems[0])
         size = self._leaves.size  # every process had the same samples
@@ -222,10 +225,11 @@ class ShardedEngine(Accumulator):
         comparison.verdict(found.precision, together=self._together)
         return losses
 
-    def _pass(self, own: Any, found: Found, alone: Tensor | None, *, real: bool) -> tuple[Sending, list[str]]:
+    def _pass(self, own: Any, found: Found, alone: Tensor | None, *, counted: int) -> tuple[Sending, list[str]]:
+        """Make one pass, of which the first samples count."""
         script, leaves = found.script, self._leaves
         totals = Totals(leaves.tensors, double=self._double, memory=self._memory, chooser=Chooser())
-        sending = Sending(script, batch_size(own), totals, leaves, real=real)
+        sending = Sending(script, batch_size(own), totals, leaves, real=counted > 0)
         interceptor = Interceptor(leaves.tensors, sending, device_of(self._model))
         sending.interceptor, problem = interceptor, ""
         try:
@@ -234,11 +238,11 @@ class ShardedEngine(Accumulator):
             losses = check_losses(losses, own, objective=self._objective)
             try:
                 script.finish()
-                if alone is not None and real:
-                    check_alone(losses, alone, found.precision)
+                if alone is not None:
+                    check_alone(losses[:counted], alone, found.precision)
             except UnprovenError as unproven:
                 problem = str(unproven)
-            interceptor.backward(losses.sum() * float(real))
+            interceptor.backward(losses[:counted].sum())
             with _gathered_again(leaves, script):
                 return sending, sending.finish(problem)
         except UnprovenError as unproven:
