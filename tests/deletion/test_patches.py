@@ -115,6 +115,31 @@ def test_purge_deletes_the_patches_whole(make):
     verify(deletion.ledger)
 
 
+def test_a_purge_that_cannot_delete_says_so(make, monkeypatch):
+    deletion = make()
+    forget(deletion, 4, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.unlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError("no")))
+        with pytest.raises(StoreError, match=r"cannot delete [0-9a-f]{32}.patch.safetensors: nothing refers to them"):
+            purge(deletion)
+    with deletion.ledger.held():  # what the next command does first
+        assert len(models(deletion)) == 1
+
+
+def test_a_whole_earlier_model_mends_a_damaged_one_and_is_checked_itself(make):
+    deletion = make("deletion.keep_as='model'")
+    receipt = forget(deletion, 4, 5)
+    now, before = (models(deletion)[f"{name}.safetensors"] for name in (receipt.model_after, receipt.model_before))
+    now.write_bytes(b"damaged")
+    good = before.read_bytes()
+    before.write_bytes(good[:-1])
+    with pytest.raises(StoreError, match="the model was changed"):
+        rollback(deletion)
+    before.write_bytes(good)
+    assert rollback(deletion).model_after == receipt.model_before
+    verify(deletion.ledger)
+
+
 @pytest.mark.parametrize(("keep_as", "whole"), [("model", True), ("smaller", False)])
 def test_a_small_edit(make, keep_as, whole):
     deletion = make(f"deletion.keep_as='{keep_as}'")

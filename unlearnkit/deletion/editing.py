@@ -66,7 +66,7 @@ def edit(deletion: "Deletion", state: State, population: Population, rows: Rows,
         receipt = attrs.evolve(receipt, reason=str(error))
         deletion.ledger.decide(state, Pending(receipt=receipt, answered=names))
         return receipt
-    kept, patch = deletion.ledger.put_model(model), _patch(deletion, state.current, model, report, names)
+    kept, patch = deletion.ledger.models.put(model), _patch(deletion, state.current, model, report, names)
     receipt = attrs.evolve(
         receipt,
         outcome="forgotten",
@@ -100,7 +100,7 @@ def _patch(
     larger = size >= sum(tensor.nbytes for tensor in model_state(model).values())
     if keep_as == "model" or (keep_as == "smaller" and larger) or report.model_after == before.digest:
         return None
-    return deletion.ledger.put_patch(before, model, about={"method": report.method, "requests": list(names)})
+    return deletion.ledger.models.put_patch(before, model, about={"method": report.method, "requests": list(names)})
 
 
 def _unlearn(deletion: "Deletion", model: nn.Module, found: Found, go: Rows, stay: Rows) -> Report:

@@ -31,7 +31,7 @@ def verify(ledger: Ledger) -> list[Receipt]:
     state, receipts = ledger.state, ledger.receipts()
     ledger.hashes([0])
     for kept in state.models:
-        ledger.check_model(kept)
+        ledger.models.check(kept)
     ledger.store.verify()
     _check_models(ledger, receipts)
     _check_files(ledger, state, [*receipts, *([state.pending.receipt] if state.pending else [])])
@@ -66,9 +66,10 @@ def rollback(deletion: "Deletion") -> Receipt:
                 "edited yet"
             )
         earlier, undone = state.kept[-1], _last_edit(ledger.receipts(), state.current.digest)
-        ledger.check_model(state.current)
         if earlier.through:
-            earlier = ledger.put_model(deletion.model(earlier))
+            earlier = ledger.models.put(deletion.model(earlier))
+        else:
+            ledger.models.check(earlier)  # the one in use may be damaged: then this mends it
         receipt = deletion.receipt(
             state,
             "restored",
@@ -96,12 +97,18 @@ def purge(deletion: "Deletion") -> Receipt:
 
     Returns:
         The receipt.
+
+    Raises:
+        StoreError: A file could not be deleted.
     """
     ledger = deletion.ledger
     with ledger.held() as state:
         gone = {kept.digest for kept in state.models} - {state.current.digest}
         receipt = deletion.receipt(state, "purged", reason=f"{len(gone)} earlier models")
         ledger.decide(state.standing(state.current, base=state.current, kept=()), Pending(receipt=receipt))
+        left = sorted(path.name for path in ledger.models.files if path.name != state.current.name)
+        if left:
+            raise StoreError(f"{ledger.folder}: cannot delete {', '.join(left)}: nothing refers to them; delete them")
         return receipt
 
 

@@ -3,17 +3,17 @@
 import hashlib
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import attrs
 from filelock import FileLock, Timeout
 from torch import nn
 
-from unlearnkit.checkpoint import load_checkpoint, model_state, read_checkpoint, save_checkpoint
 from unlearnkit.deletion.chain import FOLDER, Chain
+from unlearnkit.deletion.models import Models
 from unlearnkit.deletion.queue import Queue
 from unlearnkit.deletion.receipt import Receipt
 from unlearnkit.deletion.state import KeptModel, Pending, State, read_state, write_state
@@ -21,10 +21,7 @@ from unlearnkit.errors import StoreError, UnlearnKitError
 from unlearnkit.files import atomic_write
 from unlearnkit.importance import Importance
 from unlearnkit.manifest import versions
-from unlearnkit.parameters import digest
-from unlearnkit.patch import Patch
 from unlearnkit.store import ImportanceStore
-from unlearnkit.store.shards import file_digest
 
 _SALT = "salt"
 _MODELS = "models"
@@ -70,7 +67,7 @@ class Ledger:
             salt = ledger._make_salt()
         except OSError as error:
             raise StoreError(f"cannot make a ledger in {folder}: {error}") from error
-        kept = ledger.put_model(model)
+        kept = ledger.models.put(model)
         state = State(current=kept, base=kept, salt=salt, pending=Pending(receipt=receipt(kept)))
         ledger.new_store(state.store)
         write_state(ledger.folder, state)
@@ -105,6 +102,11 @@ class Ledger:
                 f"saw {done}, the last with {last}: receipts were added or removed"
             )
         return receipts
+
+    @property
+    def models(self) -> Models:
+        """Its models."""
+        return Models(self.folder / _MODELS)
 
     @property
     def queue(self) -> Queue:
@@ -182,35 +184,6 @@ class Ledger:
                 gone.difference_update(receipt.samples)
         return frozenset(gone)
 
-    def put_model(self, model: nn.Module) -> KeptModel:
-        """Write a model; nothing refers to it yet.
-
-        Args:
-            model: Any of the ledger's kind.
-
-        Returns:
-            Its digests.
-        """
-        kept = KeptModel(digest=digest(model), file="")
-        save_checkpoint(model, self._model_path(kept))
-        return attrs.evolve(kept, file=file_digest(self._model_path(kept)))
-
-    def put_patch(self, before: KeptModel, model: nn.Module, *, about: Mapping[str, Any]) -> KeptModel:
-        """Write what an edit overwrote; nothing refers to it yet.
-
-        Args:
-            before: The model before the edit, whole.
-            model: The edited one.
-            about: Plain values to keep with the patch.
-
-        Returns:
-            The model before the edit, as a patch.
-        """
-        kept = KeptModel(digest=before.digest, file="", through=digest(model))
-        earlier, _ = read_checkpoint(self._model_path(before))
-        Patch.between(earlier, model_state(model), about=about).save(self._model_path(kept))
-        return attrs.evolve(kept, file=file_digest(self._model_path(kept)))
-
     def load_model(self, kept: KeptModel, model: nn.Module) -> nn.Module:
         """Load a model of the ledger into a model of the same kind.
 
@@ -224,28 +197,7 @@ class Ledger:
         Raises:
             StoreError: Its file is missing or was changed.
         """
-        whole, *patches = self.state.way_to(kept)
-        self.check_model(whole)
-        load_checkpoint(model, self._model_path(whole), undo=False)
-        for patch in patches:
-            self.check_model(patch)
-            Patch.load(self._model_path(patch)).undo(model_state(model))
-        return model.eval()
-
-    def check_model(self, kept: KeptModel) -> None:
-        """Compare a model's file with the digest of what was written.
-
-        Args:
-            kept: Which.
-
-        Raises:
-            StoreError: It is missing or was changed.
-        """
-        path = self._model_path(kept)
-        if path.is_symlink() or not path.is_file():
-            raise StoreError(f"{path}: expected a model of the ledger, saw none: it was purged, or somebody removed it")
-        if file_digest(path) != kept.file:
-            raise StoreError(f"{path}: expected the digest of what was written, saw another: the model was changed")
+        return self.models.load(self.state.way_to(kept), model)
 
     def new_store(self, name: str) -> ImportanceStore:
         """Make an empty store of importances, or open one whose filling was interrupted.
@@ -306,7 +258,7 @@ class Ledger:
     def _sweep(self, state: State) -> None:
         """Delete models and parts that nothing refers to, and importances older than those in use."""
         models = {kept.name for kept in state.models}
-        for path in (self.folder / _MODELS).iterdir():
+        for path in self.models.files:
             if path.name not in models:
                 _delete(path)
         for path in (self.folder / _PENDING).iterdir():
@@ -317,9 +269,6 @@ class Ledger:
         for path in self.folder.glob("importances-*"):
             if number_of(path.name) < number_of(state.store):
                 shutil.rmtree(path, ignore_errors=True)
-
-    def _model_path(self, kept: KeptModel) -> Path:
-        return self.folder / _MODELS / kept.name
 
     def _make_salt(self) -> str:
         path = self.folder / _SALT
