@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from fisher_oracle import oracle
+from fisher_oracle import SumOfSquares, oracle
 from torch import nn
 
-from unlearnkit import CrossEntropy, DiagonalFisher, MismatchError
-from unlearnkit.precision import Autocast
+from unlearnkit import ConfigurationError, CrossEntropy, DiagonalFisher, MismatchError
+from unlearnkit.precision import Autocast, float32_products
 
 
 def scene():
@@ -51,6 +51,55 @@ def test_autocast_is_off_again_after_an_error():
     with pytest.raises(ZeroDivisionError):
         Autocast().losses(Broken(), (torch.zeros(1, 2), torch.zeros(1, dtype=torch.long)))
     assert not torch.is_autocast_enabled("cpu")
+
+
+def test_logits_are_those_of_the_lower_precision_too():
+    """Estimators that draw labels from the model ask for logits; found further in they would be of full precision."""
+    model, (batch, _) = scene()
+    seen, wide = Autocast().logits(model, batch), CrossEntropy().logits(model, batch)
+    assert seen.dtype == torch.float32
+    assert not torch.equal(seen, wide)
+    assert torch.allclose(seen, wide, atol=0.05)
+    with pytest.raises(ConfigurationError, match="method logits"):
+        Autocast(objective=SumOfSquares()).logits(model, batch)
+
+
+@pytest.fixture
+def switches():
+    """torch's switches, put back afterwards."""
+    held = [
+        torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv
+    ]  # fmt: skip
+    before = [switch.fp32_precision for switch in held]
+    yield held
+    for switch, value in zip(held, before, strict=True):
+        switch.fp32_precision = value
+
+
+def test_how_float32_is_multiplied_on_a_device(switches):
+    device = torch.device("cuda")
+    for product, convolution in (("ieee", "ieee"), ("ieee", "tf32"), ("tf32", "tf32")):
+        switches[0].fp32_precision, switches[1].fp32_precision = product, convolution
+        assert float32_products(device) == f"products {product}, convolutions {convolution}"
+        assert float32_products(torch.device("cpu")) == ""
+
+
+def test_a_switch_that_was_turned_stands_in_the_fingerprint_and_parts_importances(switches):
+    exact = estimate(CrossEntropy())
+    assert exact.fingerprint.precision == "gradients float32, totals float32"
+    switches[2].fp32_precision = "bf16"
+    rounded = estimate(CrossEntropy())
+    assert rounded.fingerprint.precision.endswith("totals float32, products bf16, convolutions ieee")
+    with pytest.raises(MismatchError, match="precision"):
+        exact.merge(rounded)
+
+
+@pytest.mark.gpu
+def test_tf32_on_a_gpu_is_recorded(switches):
+    model, batches = scene()
+    switches[0].fp32_precision = "tf32"
+    found = DiagonalFisher().estimate(model.cuda(), batches, objective=CrossEntropy())
+    assert "products tf32" in found.fingerprint.precision
 
 
 @pytest.mark.gpu

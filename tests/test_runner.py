@@ -51,6 +51,17 @@ def test_the_report_on_disk(digits_toml, tmp_path):
     assert report["model_before"] != report["model_after"]
 
 
+def test_importances_in_bfloat16_edit_and_say_so(digits_toml, tmp_path):
+    only = "method=[{name='ssd', options={alpha=3}}]"
+    (wide,) = records(digits_toml, only)
+    (low,) = records(digits_toml, only, "importance.precision='bfloat16'", f"output='{tmp_path}/low'")
+    report = json.loads((tmp_path / "low" / "ssd" / "report.json").read_text())
+    assert {e["fingerprint"]["objective"][:9] for e in report["evidence"]} == {"Autocast("}
+    assert low.before == wide.before, "what is measured of the model is not rounded"
+    assert low.report.model_after != wide.report.model_after
+    assert abs(low.report.fraction - wide.report.fraction) < 0.05
+
+
 def test_the_same_manifest_gives_the_same_bits(digits_toml, tmp_path):
     records(digits_toml)
     records(digits_toml, f"output='{tmp_path}/again'")

@@ -96,6 +96,7 @@ class ImportanceConfig:
         checkpoint: A folder where a pass writes down how far it is, so that a run that was killed goes on from there;
             removed when the results are written. Left out, nothing is written.
         every: Batches after which it writes; of each process, where there are several.
+        precision: ``"model"``: forward passes in the dtype of the weights; ``"bfloat16"``: by `Autocast`.
     """
 
     estimator: str = "diagonal-fisher"
@@ -105,6 +106,7 @@ class ImportanceConfig:
     shuffle: bool = False
     checkpoint: str = ""
     every: int = option(50, at_least=1, doc="batches between two checkpoints of an importance pass")
+    precision: str = option("model", choices=("model", "bfloat16"), doc="of the forward passes")
 
 
 @final

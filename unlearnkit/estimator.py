@@ -21,6 +21,7 @@ from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective
 from unlearnkit.options import option_values
 from unlearnkit.parameters import check_finite, device_of, digest, trainable
+from unlearnkit.precision import float32_products
 from unlearnkit.progress import Progress, length, silent
 from unlearnkit.provenance import BatchTrail, Fingerprint, Role
 from unlearnkit.shards import settle, told
@@ -311,7 +312,7 @@ def options_text(estimator: ImportanceEstimator) -> str:
 
 
 def with_precision(fingerprint: Fingerprint, total: Importance, named: Mapping[str, Tensor]) -> Fingerprint:
-    """Write the dtypes of gradients and totals into a fingerprint.
+    """Write the dtypes of gradients and totals into a fingerprint, and how float32 was multiplied.
 
     Args:
         fingerprint: Of the pass.
@@ -323,4 +324,8 @@ def with_precision(fingerprint: Fingerprint, total: Importance, named: Mapping[s
     """
     gradients = sorted({str(p.dtype).removeprefix("torch.") for p in named.values()})
     totals = sorted({str(t.dtype).removeprefix("torch.") for t in total.totals.values()})
-    return attrs.evolve(fingerprint, precision=f"gradients {'/'.join(gradients)}, totals {'/'.join(totals)}")
+    devices = {p.device.type: p.device for p in named.values() if p.dtype == torch.float32}
+    products = [said for said in map(float32_products, devices.values()) if said]
+    return attrs.evolve(
+        fingerprint, precision=", ".join([f"gradients {'/'.join(gradients)}", f"totals {'/'.join(totals)}", *products])
+    )

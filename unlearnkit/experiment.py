@@ -34,6 +34,7 @@ from unlearnkit.metric import Metric
 from unlearnkit.objective import Objective
 from unlearnkit.options import options_of
 from unlearnkit.plugins import PluginManager
+from unlearnkit.precision import Autocast
 from unlearnkit.progress import Progress, silent
 from unlearnkit.rng import private_rng
 from unlearnkit.sharing import Shared
@@ -160,6 +161,12 @@ class Experiment:
                 if len(rows):
                     parts[f"{role}-{which}"] = data.subset(rows)
         return parts
+
+    @property
+    def importance_objective(self) -> Objective:
+        """What importances differentiate: the objective, in bfloat16 where the configuration says so."""
+        lower = self.config.importance.precision == "bfloat16"
+        return Autocast(objective=self.objective) if lower else self.objective
 
     def importance_batches(self, data: LabelledImages) -> DataLoader[Any]:
         """Cut data into batches for an importance.

@@ -1,4 +1,4 @@
-"""Losses in lower precision, said where it counts: in the fingerprint of what is measured with them."""
+"""Lower precision, of losses and of products, said where it counts: in the fingerprint of what is measured with it."""
 
 from typing import Any, final
 
@@ -6,8 +6,11 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from unlearnkit.errors import ConfigurationError
 from unlearnkit.objective import CrossEntropy, Objective
 from unlearnkit.parameters import device_of
+
+_IEEE = "ieee"
 
 
 @final
@@ -34,6 +37,60 @@ class Autocast(Objective):
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the losses in float32; see `Objective.losses`."""
-        # Without the cache: a weight that was cast once would be one tensor for several calls of a layer.
-        with torch.autocast(device_of(model).type, torch.bfloat16, cache_enabled=False):
+        with _autocast(model):
             return self.objective.losses(model, batch).float()
+
+    def logits(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the logits in float32, for estimators that draw labels from them; see `CrossEntropy.logits`.
+
+        Args:
+            model: As for `losses`.
+            batch: As for `losses`.
+
+        Returns:
+            What the inner objective returns.
+
+        Raises:
+            ConfigurationError: The inner objective has no logits.
+        """
+        find = getattr(self.objective, "logits", None)
+        if find is None:
+            raise ConfigurationError(
+                f"expected an objective with a method logits(model, batch), as CrossEntropy has, saw {self.describe()}"
+            )
+        with _autocast(model):
+            found: Tensor = find(model, batch)
+            return found.float()
+
+
+def _autocast(model: nn.Module) -> torch.autocast:
+    # Without the cache: a weight that was cast once would be one tensor for several calls of a layer.
+    return torch.autocast(device_of(model).type, torch.bfloat16, cache_enabled=False)
+
+
+def float32_products(device: torch.device) -> str:
+    """Say in which precision torch multiplies float32 on a device, which its switches decide.
+
+    Args:
+        device: Where.
+
+    Returns:
+        On CUDA like ``"products ieee, convolutions tf32"``; elsewhere "" unless torch was asked to round.
+
+    Example:
+        >>> float32_products(torch.device("cpu"))
+        ''
+    """
+    backends: Any = torch.backends  # its switches are made when it is imported, unseen by type checkers
+    cuda = device.type == "cuda"
+    products, convolutions = (
+        (backends.cuda.matmul, backends.cudnn.conv) if cuda else (backends.mkldnn.matmul, backends.mkldnn.conv)
+    )
+    names = [_exact(switch.fp32_precision) for switch in (products, convolutions)]
+    if not cuda and set(names) == {_IEEE}:
+        return ""
+    return f"products {names[0]}, convolutions {names[1]}"
+
+
+def _exact(name: str) -> str:
+    return _IEEE if name == "none" else name  # nobody asked for anything else

@@ -223,7 +223,7 @@ class Job:
             estimator,
             self.original,
             self.experiment.importance_batches(data),
-            objective=self.experiment.objective,
+            objective=self.experiment.importance_objective,
             role=role,
             checkpoint=self._checkpoint(stage, role),
             every=self.experiment.config.importance.every,

@@ -180,7 +180,11 @@ class Deletion:
             )
         batches = self.experiment.importance_batches(self.experiment.bundle.train.subset(rows))
         return self.experiment.estimator(self.plugins).estimate(
-            self.model(base), batches, objective=self.experiment.objective, role=Role.FORGET, progress=self.progress
+            self.model(base),
+            batches,
+            objective=self.experiment.importance_objective,
+            role=Role.FORGET,
+            progress=self.progress,
         )
 
     def receipt(self, state: State, outcome: Outcome, **fields: Any) -> Receipt:
@@ -213,7 +217,7 @@ class Deletion:
             experiment.estimator(self.plugins),
             self.model(kept),
             {key: experiment.importance_batches(train.subset(rows)) for key, rows in groups.items()},
-            objective=experiment.objective,
+            objective=experiment.importance_objective,
             every=experiment.config.deletion.every,
             progress=self.progress,
         )
