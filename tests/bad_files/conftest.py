@@ -4,11 +4,15 @@ import shutil
 import warnings
 
 import pytest
+from commanding import PASS
 
+from unlearnkit import Importance
 from unlearnkit.checkpoint import read_checkpoint
 from unlearnkit.config import load_config
 from unlearnkit.deletion import Deletion
+from unlearnkit.importance_file import save
 from unlearnkit.patch import Patch
+from unlearnkit.runner import run
 from unlearnkit.store import ImportanceStore
 
 LEDGER = """
@@ -18,6 +22,10 @@ budget = 1.0
 keep_as = "patch"
 every = 2
 """
+
+
+def _interrupt(*_):
+    raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="session")
@@ -39,9 +47,12 @@ def work(tmp_path_factory, trained_checkpoint):
         after = read_checkpoint(deletion.ledger.folder / "models" / kept.name)[0]
         Patch.between(read_checkpoint("original.safetensors")[0], after).save("edit")
         interrupted = Deletion.load(load_config("ledger.toml", ["deletion.folder='half'"]))
-        patch.setattr(ImportanceStore, "put", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(ImportanceStore, "put", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             interrupted.start()
+        patch.setattr(Importance, "save", lambda importance, path: _interrupt(save(importance, path)))
+        with pytest.raises(KeyboardInterrupt):
+            next(run(load_config("ledger.toml", PASS)))
     return root
 
 

@@ -5,7 +5,7 @@ import json
 import damage
 import pytest
 from cattrs import unstructure
-from commanding import APPLY, FORGET, GO_ON, INSPECT, ROLLBACK, RUN, VERIFY, everything
+from commanding import APPLY, FORGET, GO_ON, INSPECT, RESUME, ROLLBACK, RUN, VERIFY, everything
 from typer.testing import CliRunner
 
 from unlearnkit.cli import app
@@ -24,7 +24,8 @@ FILES = {
     "the checkpoint that a patch edits": ("original.safetensors", [APPLY], damage.NAMED),
     "a patch": ("edit", [APPLY, INSPECT], damage.NAMED),
     "a stored importance": ("out/ledger/importances-0/*.safetensors", [FORGET, VERIFY], damage.TENSORS),
-    "a pass that was interrupted": ("half/*/*.part", [GO_ON], damage.TENSORS - {damage.gone}),
+    "a pass of a ledger that was interrupted": ("half/*/*.part", [GO_ON], damage.TENSORS - {damage.gone}),
+    "a pass of a run that was interrupted": ("pass/*/*", [RESUME], damage.NAMED - {damage.gone}),
     "a ledger's model": (f"out/ledger/models/{HEX * 32}.safetensors", [FORGET, VERIFY, ROLLBACK], damage.TENSORS),
     "a ledger's patch": ("out/ledger/models/*.patch.safetensors", [VERIFY, ROLLBACK], damage.TENSORS),
     "the manifest of a store": ("out/ledger/importances-0/manifest.json", [FORGET, VERIFY], damage.TEXTS),
@@ -126,7 +127,7 @@ def test_a_model_that_does_not_fit_but_has_the_right_digest(folder, bad):
 
 
 def test_undamaged_they_all_work(folder):
-    for command in (VERIFY, INSPECT, APPLY, RUN, GO_ON, ROLLBACK, VERIFY):
+    for command in (VERIFY, INSPECT, APPLY, RESUME, GO_ON, ROLLBACK, VERIFY):
         result = CliRunner().invoke(app, list(command))
         assert result.exit_code == 0, (command, result.output, result.exception)
 

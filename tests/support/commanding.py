@@ -11,6 +11,8 @@ from unlearnkit.cli import app
 FORGET, VERIFY = ("forget", "ledger.toml", "-q"), ("verify-receipts", "ledger.toml")
 ROLLBACK, RUN = ("rollback", "ledger.toml", "-q"), ("run", "ledger.toml", "-q")
 GO_ON = ("ledger", "ledger.toml", "-q", "--set", "deletion.folder='half'")
+PASS = ("importance.checkpoint='pass'", "importance.every=2")
+RESUME = (*RUN, *(word for setting in PASS for word in ("--set", setting)))
 APPLY, INSPECT = ("patch", "apply", "edit", "original.safetensors", "new"), ("patch", "inspect", "edit")
 WRITES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.link", "os.symlink", "os.truncate"}
 
