@@ -176,3 +176,41 @@ def test_progress_covers_every_long_stage(digits_toml):
     assert ("importance: forget", 3) in seen
     assert ("importance: full", 22) in seen
     assert ("evaluating", 2) in seen
+
+
+def test_a_run_that_was_stopped_goes_on_from_its_last_checkpoint(digits_toml, tmp_path):
+    def settings(name):
+        return (
+            f"output='{tmp_path}/{name}'",
+            f"importance.checkpoint='{tmp_path}/{name}-passes'",
+            "importance.every=4",
+        )
+
+    shown = []
+
+    def stopping(items, what, total):
+        shown.append(what)
+        if len(shown) == 4:  # the forget set was one segment; this is the third of the full set
+            raise KeyboardInterrupt
+        return items
+
+    def watching(items, what, total):
+        shown.append(what)
+        return items
+
+    *_, whole = records(digits_toml, *settings("whole"), progress=watching)
+    full = shown.count("importance: full")
+    shown.clear()
+    with pytest.raises(KeyboardInterrupt):
+        records(digits_toml, *settings("cut"), progress=stopping)
+    assert shown == ["importance: forget", *["importance: full"] * 3]
+    assert not (tmp_path / "cut").exists()
+    shown.clear()
+    assert not records(digits_toml, *settings("cut"), dry_run=True, progress=watching)[0].after
+    assert sorted(path.name for path in (tmp_path / "cut-passes").iterdir()) == ["run-forget", "run-full"]
+    shown.clear()
+    *_, again = records(digits_toml, *settings("cut"), progress=watching)
+    assert shown.count("importance: forget") == 0
+    assert shown.count("importance: full") == full - 2
+    assert again.report.model_after == whole.report.model_after
+    assert not list((tmp_path / "cut-passes").iterdir())
