@@ -3,6 +3,7 @@
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, final
 
 import torch
@@ -11,6 +12,7 @@ from torch.func import functional_call, grad, vmap
 
 from unlearnkit.batches import batch_size, map_tensors, take, tensors
 from unlearnkit.errors import UnlearnKitError, UnlearnKitWarning, UnsupportedModelError
+from unlearnkit.fisher.steady import Steady, needs_order
 from unlearnkit.objective import Objective, check_losses
 from unlearnkit.parameters import trainable, wide
 
@@ -52,6 +54,7 @@ class SquaredGradients:
         self._double = double
         self._compared = False
         self._reenters = False
+        self._order: Callable[[], AbstractContextManager[object]] = Steady if needs_order(self._model) else nullcontext
         self._named = trainable(self._model)
         per_sample = sum(p.numel() * max(4, p.element_size()) for p in self._named.values())
         # The gradients of one sample are what a plain pass holds too; each further one is held with its square.
@@ -123,7 +126,8 @@ class SquaredGradients:
         return torch.cat(losses)
 
     def _one(self, one: Any) -> tuple[Tensor, list[Tensor | None]]:
-        loss = check_losses(self._objective.losses(self._model, one), one, objective=self._objective)
+        with self._order():
+            loss = check_losses(self._objective.losses(self._model, one), one, objective=self._objective)
         if self._reenters:
             return loss.detach(), _by_backward(loss, list(self._named.values()))
         try:

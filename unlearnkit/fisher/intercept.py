@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from unlearnkit.fisher.rule import Call, rule_for
 from unlearnkit.fisher.script import Action, Step, UnprovenError
+from unlearnkit.fisher.steady import in_order
 from unlearnkit.fisher.tap import Gradients, Sink, tap, tap_all
 from unlearnkit.fisher.written_out import hindrance, written_out
 
@@ -131,6 +132,7 @@ class Interceptor(TorchFunctionMode):
         tracked = tuple(t for t in tensors if id(t) in self._labels)
         if not tracked:
             result = func(*args, **kwargs)
+            in_order(func, result)
             if not self._recomputing:
                 self._guide.passed(func, tensors, result)
             return result
@@ -138,7 +140,9 @@ class Interceptor(TorchFunctionMode):
             return func(*args, **kwargs)
         names = tuple(self._labels[id(t)] for t in tracked)
         seen = Seen(function=func, args=args, kwargs=kwargs, tensors=tuple(tensors), names=names, tracked=tracked)
-        return self._again(seen) if self._recomputing else self._first(seen)
+        result = self._again(seen) if self._recomputing else self._first(seen)
+        in_order(func, result)
+        return result
 
     def _first(self, seen: Seen) -> Any:
         step = self._guide.step(seen)
