@@ -1,4 +1,4 @@
-"""What an edit costs against copying memory: ``python -m tests.benchmarks.edit``.
+"""What an edit costs against copying memory: ``python -m tests.benchmarks.edit``, or ``….fisher.update``.
 
 Every variant applies selective synaptic dampening to the same weights, one after the other in each round, and is
 undone between the rounds, unmeasured. The floor is a copy that moves 16 bytes per float32 weight, as an edit must:
