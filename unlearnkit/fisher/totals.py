@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _MIB = 1 << 20
 _CHUNK_CAP = 32 * _MIB  # larger chunks leave the caches and gain nothing
+_FEW, _LARGE = 8, 1 << 14  # samples and elements between which rows are added one by one
 _TWO_SUM = 1 << 16  # elements at a time: three of them stay in the cache
 
 Finish = Callable[[Tensor], Tensor]
@@ -229,8 +230,9 @@ class Slot:
         """
         flat = per_sample.to(self.dtype).reshape(per_sample.shape[0], self.numel)
         total = self.totals.buffer(self.name, "plain", (self.numel,), _same)
-        if len(flat) == 1:
-            total.addcmul_(flat[0], flat[0])
+        if self._row_by_row(len(flat)):
+            for row in flat:
+                total.addcmul_(row, row)
         else:
             total.add_(flat.square().sum(0))
 
@@ -241,7 +243,16 @@ class Slot:
             per_sample: As for `add`.
         """
         flat = per_sample.to(self.dtype).reshape(per_sample.shape[0], self.numel)
-        self.totals.buffer(self.name, "plain", (self.numel,), _same).add_(flat.abs().sum(0))
+        total = self.totals.buffer(self.name, "plain", (self.numel,), _same)
+        if self._row_by_row(len(flat)):
+            for row in flat:
+                total.add_(row.abs())
+        else:
+            total.add_(flat.abs().sum(0))
+
+    def _row_by_row(self, samples: int) -> bool:
+        """Say whether adding one sample after the other is faster than a sum over them, which writes twice as much."""
+        return samples == 1 or (samples <= _FEW and self.numel >= _LARGE)
 
     def add_rows(self, per_row: Tensor, where: Tensor, *, absolute: bool = False) -> None:
         """Square gradients of single rows of the parameter and add them.
