@@ -111,6 +111,7 @@ def _compiled() -> Any:
         total = tl.zeros((TILE_O, TILE_J), dtype=tl.float32)
         for i in range(PER):
             n = share * PER + i
+            last = tl.minimum(tl.maximum(samples - n, 0), 1) * POSITIONS  # no positions beyond the last sample
             sums = tl.zeros((TILE_O, TILE_J), dtype=tl.float32)
             g_of, x_of = g + tl.cast(n, tl.int64) * g_n, x + tl.cast(n, tl.int64) * x_n
             for start in range(0, POSITIONS, TILE_T):
@@ -118,12 +119,12 @@ def _compiled() -> Any:
                 place = tl.load(places + p, mask=p < POSITIONS, other=0)
                 rows = tl.load(
                     g_of + o[:, None] * g_o + p[None, :] * g_p,
-                    mask=(n < samples) & (o[:, None] < out) & (p[None, :] < POSITIONS),
+                    mask=(o[:, None] < out) & (p[None, :] < last),
                     other=0.0,
                 )
                 window = tl.load(
                     x_of + place[:, None] + offset[None, :],
-                    mask=(n < samples) & (p[:, None] < POSITIONS) & (j[None, :] < inner),
+                    mask=(p[:, None] < last) & (j[None, :] < inner),
                     other=0.0,
                 )
                 sums = tl.dot(rows, window, sums, input_precision="ieee")
