@@ -28,7 +28,7 @@ from unlearnkit.progress import Progress, silent
 from unlearnkit.provenance import BatchTrail, Fingerprint, Role
 from unlearnkit.ranks import Ranks, joined
 from unlearnkit.resuming import estimate_resumable
-from unlearnkit.shards import is_sharded
+from unlearnkit.shards import is_spread
 from unlearnkit.sharing import Shared, tell, wait_for_all
 
 __all__ = ["Ranks", "Shared", "estimate_together", "forget_parts", "joined", "wait_for_all"]
@@ -77,7 +77,7 @@ def estimate_together(
         UnsupportedModelError: A checkpoint for a model that is sharded.
     """
     ranks, folder = Ranks.current(), None if checkpoint is None else Path(checkpoint)
-    spread = any(map(is_sharded, model.parameters()))
+    spread = is_spread(model)
     if spread and folder is not None:
         raise UnsupportedModelError("expected no checkpoint for an importance of a model that is sharded, saw one")
     if spread or (ranks.size == 1 and folder is None):

@@ -28,6 +28,18 @@ def is_sharded(tensor: Tensor) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
+def is_spread(model: nn.Module) -> bool:
+    """Say whether a model is sharded over processes.
+
+    Args:
+        model: Its layers in pieces.
+
+    Returns:
+        True when some parameter is a sharded tensor.
+    """
+    return any(is_sharded(p) for p in model.parameters())
+
+
 def local(tensor: Tensor) -> Tensor:
     """Return the piece of a tensor that lies in this process, to look at or to edit in place.
 

@@ -16,7 +16,7 @@ from torch import nn
 from unlearnkit.errors import UnlearnKitError
 from unlearnkit.parameters import buffers, parameters
 from unlearnkit.ranks import Ranks, alone
-from unlearnkit.shards import is_sharded
+from unlearnkit.shards import is_spread
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -190,7 +190,7 @@ def for_each(
     Returns:
         One result for each item, in their order.
     """
-    if isinstance(items, Shared) and not any(map(is_sharded, model.parameters())):
+    if isinstance(items, Shared) and not is_spread(model):
         return in_shares(items.items, work)
     return list(work(items, itertools.count()))
 

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from unlearnkit.batches import batch_size
 from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
-from unlearnkit.fisher.sharded import SquaredSums, is_spread
+from unlearnkit.fisher.sharded import SquaredSums
 from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective, check_losses
 from unlearnkit.options import option
 from unlearnkit.parameters import trainable, wide
+from unlearnkit.shards import is_spread
 
 
 @final

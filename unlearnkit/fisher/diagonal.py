@@ -11,13 +11,13 @@ from unlearnkit.fisher.engine import Engine
 from unlearnkit.fisher.families.compiled import outer_squares
 from unlearnkit.fisher.general import SquaredGradients
 from unlearnkit.fisher.ledger import Ledger
-from unlearnkit.fisher.sharded import is_spread
 from unlearnkit.fisher.sharded_engine import ShardedEngine
 from unlearnkit.fisher.totals import Totals
 from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective
 from unlearnkit.options import option
 from unlearnkit.parameters import trainable
+from unlearnkit.shards import is_spread
 
 _COMPILED = ("auto", "compiled")
 

@@ -14,22 +14,9 @@ from unlearnkit.fisher.totals import add_exactly
 from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective, check_losses
 from unlearnkit.parameters import trainable, wide
-from unlearnkit.shards import is_sharded
 
 Terms = Callable[[int], Iterable[tuple[Tensor, float]]]
 """For a batch of so many samples: the factor of every sample's loss, and that of the squared gradient; one per term."""
-
-
-def is_spread(model: nn.Module) -> bool:
-    """Say whether a model is sharded over processes.
-
-    Args:
-        model: Its layers in pieces.
-
-    Returns:
-        True when some parameter is a sharded tensor.
-    """
-    return any(is_sharded(p) for p in model.parameters())
 
 
 @final
