@@ -24,8 +24,8 @@ def arranged(g: Tensor, x: Tensor, geometry: Geometry, *, pad: bool) -> tuple[Te
     """
     kernel, stride, padding, dilation = geometry.kernel, geometry.stride, geometry.padding, geometry.dilation
     gradient, inputs = g.transpose(1, 2), x.transpose(1, 2)
-    if pad and any(map(any, padding)):
-        inputs = F.pad(inputs, [p for pair in reversed(padding) for p in pair])
+    if pad and geometry.padded:
+        inputs = F.pad(inputs, geometry.sides)
         padding = ((0, 0),) * len(padding)
     if g.shape[1] == 1:
         gradient, inputs = gradient[:, :, 0], inputs[:, :, 0]

@@ -133,8 +133,7 @@ def _grouped_kernels(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> li
 def _depthwise(total: Tensor, g: Tensor, x: Tensor, geometry: Geometry) -> None:
     """Multiply g with the input shifted by each kernel offset: one channel sees one channel."""
     samples, rows, out, *positions = g.shape
-    sides = [p for pair in reversed(geometry.padding) for p in pair]
-    wide = F.pad(x.flatten(0, 1), sides)
+    wide = F.pad(x.flatten(0, 1), geometry.sides)
     flat = g.flatten(0, 1)
     for tap, offset in enumerate(
         torch.cartesian_prod(*(torch.arange(k) for k in geometry.kernel)).view(-1, len(geometry.kernel)).tolist()

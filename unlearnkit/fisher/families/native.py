@@ -82,7 +82,7 @@ def weight_gradients(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
     left, right = _as_groups(x), _as_groups(g)
     before = tuple(first for first, _ in geometry.padding)
     if any(first != last for first, last in geometry.padding):
-        left = F.pad(left, [p for pair in reversed(geometry.padding) for p in pair])
+        left = F.pad(left, geometry.sides)
         before = (0,) * len(before)
     found: Tensor = _GRADIENTS[len(geometry.kernel) - 1](
         left,

@@ -23,9 +23,8 @@ def padded(x: Tensor, geometry: Geometry) -> Tensor:
         Shape (m, *padded spatial, C), contiguous; ``x``'s own memory when it is channels-last and not padded.
     """
     last = x.movedim(1, -1)
-    if any(map(any, geometry.padding)):
-        sides = [0, 0, *(p for pair in reversed(geometry.padding) for p in pair)]
-        last = F.pad(last, sides)
+    if geometry.padded:
+        last = F.pad(last, [0, 0, *geometry.sides])
     return last.contiguous()
 
 
