@@ -1,6 +1,5 @@
 """Whether this machine can compile the kernels that are compiled on demand."""
 
-import os
-import shutil
+from unlearnkit.compiled import find_compiler
 
-HAS_COMPILER = any(map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++")))
+HAS_COMPILER = find_compiler() is not None
