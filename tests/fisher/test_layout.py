@@ -51,3 +51,11 @@ def test_rows_that_are_no_multiple_of_the_samples_have_no_layout():
 @pytest.mark.parametrize("free_rows", [True, False])
 def test_no_evidence_and_several_possibilities_is_no_answer(free_rows):
     assert recognise((6, 3, 2), [torch.zeros(6, 3, dtype=torch.bool)] * 3, free_rows=free_rows) is None
+
+
+def test_evidence_of_a_single_row_is_no_answer_where_several_layouts_explain_it():
+    """The first of six rows, touched by the first sample: side by side, or every third row? Either, and so neither."""
+    one, none = torch.zeros(6, dtype=torch.bool), torch.zeros(6, dtype=torch.bool)
+    one[0] = True
+    assert recognise((6, 2), [one, none, none], free_rows=True) is None
+    assert recognise((3, 2), [one[:3], none[:3], none[:3]], free_rows=True) == Layout(order=Order.MAJOR, rows=1)

@@ -20,18 +20,18 @@ from unlearnkit.fisher.tap import Gradients, Sink, results
 class Discovery(Guide):
     """Decides about every call the first time, and watches one sample's loss at a time.
 
-    A call is claimed when it mixes parameters with data. Tensors are data unless they are parameters, buffers, or
+    A call is claimed when it mixes parameters with data. Tensors are data unless they are parameters, constants, or
     were made of these alone: whatever is not known counts as data, which can only cost speed.
 
     Args:
         samples: How many samples the probe has.
-        buffers: The model's buffers.
+        constants: The model's buffers and frozen parameters.
     """
 
-    def __init__(self, samples: int, buffers: Iterable[Tensor]) -> None:
+    def __init__(self, samples: int, constants: Iterable[Tensor]) -> None:
         self._samples = samples
-        self._constants: dict[int, Tensor] = {id(b): b for b in buffers}
-        self._buffers = frozenset(self._constants)
+        self._constants: dict[int, Tensor] = {id(t): t for t in constants}
+        self._fixed = frozenset(self._constants)
         self._steps: list[Step] = []
         self._touched: dict[int, list[list[Tensor | None]]] = {}
         self._saved: dict[int, tuple[tuple[int, ...], ...]] = {}
@@ -103,7 +103,7 @@ class Discovery(Guide):
         """Remember what is made of constants alone; see `Guide.passed`."""
         if all(id(t) in self._constants for t in tensors):
             self._remember(result)
-        elif in_place(function) and tensors and id(tensors[0]) not in self._buffers:
+        elif in_place(function) and tensors and id(tensors[0]) not in self._fixed:
             self._constants.pop(id(tensors[0]), None)
 
     def _remember(self, result: Any) -> None:

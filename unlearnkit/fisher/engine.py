@@ -17,7 +17,7 @@ from unlearnkit.fisher.general import Receive, SquaredGradients, refuse_batch_st
 from unlearnkit.fisher.intercept import Interceptor
 from unlearnkit.fisher.ledger import ALL, Ledger, Part
 from unlearnkit.fisher.memory import Limit, out_of_memory
-from unlearnkit.fisher.probe import Comparison, Found, probe
+from unlearnkit.fisher.probe import Comparison, Found, probe, probe_again
 from unlearnkit.fisher.recheck import Alone, Recheck, look_again, too_late
 from unlearnkit.fisher.script import UnprovenError
 from unlearnkit.fisher.underflow import Underflow
@@ -70,6 +70,7 @@ class Engine(Accumulator):
         self._alone: Alone | None = None
         self._recheck = Recheck(recheck)
         self._count = 0
+        self._grouped = False
         self._refused = False
         self._reason = ""
         self._slow: set[str] = set()
@@ -87,7 +88,7 @@ class Engine(Accumulator):
             NonFiniteError: A NaN or an infinity, naming the parameters and the batch.
             OutOfMemoryError: Not even one sample fits.
         """
-        size = batch_size(batch)
+        size, self._grouped = batch_size(batch), self._grouped or bool(keys)
         batch, keys = _sorted(batch, keys or [ALL] * size)
         start = 0
         while start < size:
@@ -237,6 +238,9 @@ class Engine(Accumulator):
 
     def _probed(self, few: Any) -> Found:
         found = probe(self._model, self._objective, few, self._named)
+        if not self._scripts and (self._grouped or found.script.shared):  # where it matters whose a row is
+            back = take(few, torch.arange(batch_size(few)).flip(0).to(self._device))
+            probe_again(self._model, self._objective, back, self._named, found)
         comparison, self._alone = Comparison(), None
         trial = self._ledger.trial(batch_size(few), comparison.expect)
         self._pass(few, found, [trial])

@@ -92,7 +92,7 @@ def recognise(shape: Sequence[int], touched: Sequence[Tensor], *, free_rows: boo
         free_rows: Whether the layer treats every leading index alike, so that dimension 1 may be the batch.
 
     Returns:
-        The layout, or None when none agrees or when nothing was touched and several are possible.
+        The layout, or None when none agrees, or more than one does: where few rows were touched, several may.
 
     Example:
         >>> import torch
@@ -108,9 +108,7 @@ def recognise(shape: Sequence[int], touched: Sequence[Tensor], *, free_rows: boo
     if shape and shape[0] % samples == 0 and shape[0] > samples:
         possible.append(Layout(order=Order.MINOR, rows=shape[0] // samples))
     agreeing = [layout for layout in possible if layout.agrees(touched)]
-    if not agreeing or (len(possible) > 1 and not any(bool(mask.any()) for mask in touched)):
-        return None
-    return agreeing[0]
+    return agreeing[0] if len(agreeing) == 1 else None
 
 
 def touched_rows(gradient: Tensor) -> Tensor:

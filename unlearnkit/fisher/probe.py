@@ -199,7 +199,8 @@ def probe_again(model: nn.Module, objective: Objective, batch: Any, named: Mappi
 
 
 def _watched(model: nn.Module, objective: Objective, batch: Any, named: Mapping[str, Tensor]) -> Discovery:
-    guide = Discovery(batch_size(batch), buffers(model).values())
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    guide = Discovery(batch_size(batch), [*buffers(model).values(), *frozen])
     interceptor = Interceptor(named, guide, device_of(model))
     with interceptor:
         losses = objective.losses(model, batch)

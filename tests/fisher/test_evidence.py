@@ -1,0 +1,110 @@
+"""What the probe must not take for granted: evidence that fits several layouts, and an order that data decide."""
+
+import pytest
+import torch
+from fisher_oracle import SumOfSquares, distance, engine_only, estimate, oracle
+from torch import nn
+
+from unlearnkit import CrossEntropy, UnlearnKitWarning, estimate_groups
+
+
+class Gated(nn.Module):
+    """Rows of all samples at one time side by side; a row of zeros has no part in the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 3)
+
+    def forward(self, x):
+        rows = self.a(x.transpose(0, 1).flatten(0, 1)).unflatten(0, (x.shape[1], len(x)))
+        return (rows * (x.abs().sum(2) > 0).t().unsqueeze(2)).sum(0)
+
+
+def quiet(x):
+    """Leave one row of one sample among those that are probed."""
+    x = x.clone()
+    x[0, 1:] = 0
+    x[1:3] = 0
+    return x
+
+
+class Squared(SumOfSquares):
+    """Without a gradient where the output is zero."""
+
+    def losses(self, model, batch):
+        return 0.5 * model(batch[0]).square().sum(1)
+
+
+def test_one_row_in_the_probe_says_nothing_about_the_others():
+    """A margin that most samples keep leaves few gradients to see."""
+    torch.manual_seed(0)
+    model, x = Gated(), torch.randn(6, 3, 4)
+    data = [(quiet(x), torch.randn(6)), (torch.randn(6, 3, 4), torch.randn(6))]
+    with pytest.warns(UnlearnKitWarning, match="which of its rows belong to which sample cannot be told"):
+        seen = estimate(model, data, Squared())
+    assert distance(seen, oracle(model, data, Squared())) < 1e-5
+
+
+class Twice(nn.Module):
+    """One layer on the samples as they come, and once more in the order of their first numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 5)
+
+    def forward(self, x):
+        order = x[:, 0].argsort()
+        return self.a(x[order])[order.argsort()] * self.a(x)
+
+
+class Once(Twice):
+    """The same once."""
+
+    def forward(self, x):
+        order = x[:, 0].argsort()
+        return self.a(x[order])[order.argsort()]
+
+
+def in_order(size):
+    """Samples of which the first three are in the order of their first numbers already, and the others are not."""
+    torch.manual_seed(0)
+    x = torch.randn(size, 4)
+    x[:3, 0] = torch.tensor([-9.0, -8.0, -7.0])
+    return x, torch.randint(0, 5, (size,))
+
+
+def test_an_order_that_the_data_decide_is_found_where_a_weight_is_used_twice():
+    model, data = Twice(), [in_order(8)]
+    with pytest.warns(UnlearnKitWarning, match="its rows belong to other samples than they did"):
+        seen = estimate(model, data)
+    assert distance(seen, oracle(model, data)) < 1e-5
+
+
+def test_and_where_groups_are_asked_for():
+    model, data = Once(), [in_order(8)]
+    with pytest.warns(UnlearnKitWarning, match="cannot be proven to keep its samples apart at linear of a"):
+        groups = estimate_groups(model, data, objective=CrossEntropy(), key=-1)
+    for key, one in groups.items():
+        mine = data[0][1] == key
+        expected = oracle(model, [tuple(t[mine] for t in data[0])])
+        assert distance(dict(one.totals), expected) < 1e-5
+
+
+def test_elsewhere_it_does_no_harm_and_costs_nothing():
+    engine_only(Once(), [in_order(8)])
+
+
+def test_frozen_weights_are_no_data():
+    """A low-rank update that is added to the weight itself is made of parameters alone."""
+
+    class Merged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base = nn.Linear(4, 5).requires_grad_(False)
+            self.a, self.b = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.randn(5, 2))
+
+        def forward(self, x):
+            return nn.functional.linear(x, self.base.weight + self.b @ self.a, self.base.bias)
+
+    torch.manual_seed(0)
+    engine_only(Merged(), [in_order(6)])
