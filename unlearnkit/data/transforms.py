@@ -1,5 +1,6 @@
 """The notebook's image transform, for one image or for a batch on a device: resize, scale to 0 … 1, normalise."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, final
 
@@ -95,7 +96,7 @@ class DeviceTransform:
         return cropped
 
     def _normalised(self, images: Tensor) -> Tensor:
-        mean, std = (torch.tensor(t, device=images.device).view(-1, 1, 1) for t in (self.mean, self.std))
+        mean, std = (_per_channel(t, images.device) for t in (self.mean, self.std))
         return (images - mean) / std
 
     def _check(self, images: Tensor) -> None:
@@ -105,6 +106,12 @@ class DeviceTransform:
                 f"DeviceTransform: expected images of shape (n, {len(self.mean)}, h, w), uint8 or floating, saw "
                 f"{images.dtype} of shape {tuple(images.shape)}"
             )
+
+
+@functools.cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Bring constants to a device, once: it would wait for them in every batch."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def image_transform(image_size: int | None, *, on_device: bool) -> dict[str, Callable[[Tensor], Tensor]]:

@@ -7,7 +7,7 @@ from torch import nn
 
 from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
 from unlearnkit.fisher.choice import Chooser
-from unlearnkit.fisher.engine import Engine
+from unlearnkit.fisher.engine import SETTLED, Engine
 from unlearnkit.fisher.families.compiled import outer_squares
 from unlearnkit.fisher.general import SquaredGradients
 from unlearnkit.fisher.ledger import Ledger
@@ -16,7 +16,7 @@ from unlearnkit.fisher.totals import Totals
 from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective
 from unlearnkit.options import option
-from unlearnkit.parameters import trainable
+from unlearnkit.parameters import device_of, trainable
 from unlearnkit.shards import is_spread
 
 _COMPILED = ("auto", "compiled")
@@ -126,5 +126,6 @@ def start(
         general=SquaredGradients(model, objective, chunk=fisher.chunk, memory=memory, double=double, quiet=True),
         chunk=fisher.chunk,
         careful=compensated,
+        settled=SETTLED.get(device_of(model).type, 1),
         recheck=fisher.recheck,
     )

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from unlearnkit.batches import batch_size, take, tensors
 from unlearnkit.errors import UnlearnKitError, UnlearnKitWarning
 from unlearnkit.estimator import Accumulator
+from unlearnkit.feeding import sent
 from unlearnkit.fisher.collect import Following
 from unlearnkit.fisher.eager import EAGER
 from unlearnkit.fisher.finite import Watch
 from unlearnkit.fisher.general import Receive, SquaredGradients, refuse_batch_statistics
 from unlearnkit.fisher.intercept import Interceptor
 from unlearnkit.fisher.ledger import ALL, Ledger, Part
-from unlearnkit.fisher.memory import Limit, out_of_memory
+from unlearnkit.fisher.memory import Fitted, Limit, out_of_memory
 from unlearnkit.fisher.probe import Comparison, Found, probe, probe_again
 from unlearnkit.fisher.recheck import Alone, Recheck, look_again, too_late
 from unlearnkit.fisher.script import UnprovenError
@@ -26,6 +27,7 @@ from unlearnkit.objective import Objective, check_losses
 from unlearnkit.parameters import device_of, trainable
 
 PROBED = (3, 2)  # samples: a second size, because another dimension may be equal to the first by chance
+SETTLED = {"cuda": 4}  # passes of one kind until all that runs beside them holds as much as it ever will; else 1
 
 
 @final
@@ -43,6 +45,7 @@ class Engine(Accumulator):
         general: The fallback.
         chunk: Samples in one pass, or 0 for whole batches.
         careful: Add every pass apart from the rest, not only those that may run out of memory.
+        settled: How many passes of a kind must have gone well before one is sure that it fits; see `SETTLED`.
         recheck: Look at one pass of so many again; 0 for none.
     """
 
@@ -55,6 +58,7 @@ class Engine(Accumulator):
         general: SquaredGradients,
         chunk: int = 0,
         careful: bool = False,
+        settled: int = 1,
         recheck: int = 0,
     ) -> None:
         refuse_batch_statistics(model)
@@ -63,8 +67,8 @@ class Engine(Accumulator):
         self._ledger, self._general = ledger, general
         self._named = trainable(self._model)
         self._device = device_of(self._model)
-        self._careful = careful or self._device.type == "cuda"
-        self._fitted: dict[tuple[object, ...], int] = {}
+        self._careful = careful
+        self._fitted = Fitted(settled)
         self._limit = Limit(chunk)
         self._scripts: dict[tuple[object, ...], Found] = {}
         self._alone: Alone | None = None
@@ -146,24 +150,31 @@ class Engine(Accumulator):
     def _fits(self, batch: Any, keys: Sequence[Hashable]) -> bool:
         """Add a batch, or nothing of it and return False when memory runs out."""
         parts, kind, size = self._ledger.parts(keys), signature(batch), batch_size(batch)
-        if self._careful or self._refused or self._fitted.get(kind, 0) < size:
+        if self._careful or self._refused or not self._fitted.sure(kind, size):
             self._ledger.begin(parts)
+        before, trusted = _asked(parts), None
         try:
             with EAGER:
                 self._add(batch, parts, kind)
         except (RuntimeError, torch.OutOfMemoryError) as error:
-            if not out_of_memory(error) or size == 1:
+            trusted = out_of_memory(error) and self._ledger.opened and self._trust(kind, size)
+            if not out_of_memory(error) or (size == 1 and not trusted):
                 raise
-            if not self._ledger.opened:
+            if not self._ledger.opened and _asked(parts) != before:
                 error.add_note("memory ran out in the middle of a batch whose like had fitted before: set chunk")
                 raise
             self._ledger.roll_back()
-            return False  # outside of this block nothing holds the tensors of the failed pass any more
+        if trusted is not None:  # here nothing holds the tensors of the failed pass any more
+            return trusted and self._fits(batch, keys)
         self._ledger.commit(keys)
-        self._fitted[kind] = max(size, self._fitted.get(kind, 0))
+        self._fitted.well(kind, size)
         if self._reason:
             self._say_why()
         return True
+
+    def _trust(self, kind: tuple[object, ...], size: int) -> bool:
+        """Say whether a batch may fit when nothing is set apart, and have it added so."""
+        return not (self._careful or self._refused) and self._fitted.trust(kind, size)
 
     def _add(self, batch: Any, parts: Sequence[Part], kind: tuple[object, ...]) -> None:
         if self._refused:
@@ -311,15 +322,19 @@ class Engine(Accumulator):
         self._reason = ""
 
 
+def _asked(parts: Sequence[Part]) -> int:
+    """Count how often somebody asked for a place to add to."""
+    return sum(totals.asked for part in parts for totals in part.sums.all())
+
+
 def _sorted(batch: Any, keys: Sequence[Hashable]) -> tuple[Any, Sequence[Hashable]]:
     """Bring the samples of each group side by side, the groups in the order of their first samples."""
     first = {key: place for place, key in reversed(list(enumerate(keys)))}
     order = sorted(range(len(keys)), key=lambda i: first[keys[i]])
     if order == list(range(len(keys))):
         return batch, keys
-    index = torch.tensor(order)
-    device = next(tensors(batch)).device
-    return take(batch, index.to(device, non_blocking=True)), [keys[i] for i in order]
+    index = sent(torch.tensor(order), next(tensors(batch)).device)
+    return take(batch, index), [keys[i] for i in order]
 
 
 def signature(batch: Any) -> tuple[object, ...]:

@@ -1,10 +1,11 @@
 """Finds the first batch whose gradients hold a NaN or an infinity, without looking at every weight every time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, final
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from unlearnkit.errors import NonFiniteError
 
@@ -51,12 +52,13 @@ class Watch:
         """
         index = self._batches
         whole = whole or index % _EVERY == 0
-        # A sum is finite when all its terms are, unless it overflows itself, which `end` then finds out.
-        sums = [buffer.sum() for _, buffer in self._totals.running(largest=None if whole else _SMALL)]
-        if not sums:
+        buffers = [buffer for _, buffer in self._totals.running(largest=None if whole else _SMALL)]
+        if not buffers:
             return
-        fine = torch.isfinite(torch.stack([s.double() for s in sums]).sum())
-        if fine.is_cuda:
+        # A sum is finite when all its terms are, unless it overflows itself, which `end` then finds out.
+        late = on_device(buffers[0])
+        fine = torch.isfinite(sum_at_once(buffers) if late else sum_in_turn(buffers))
+        if late:
             self._flags.append((index, fine))
         elif not bool(fine):
             self._raise(self._totals.result(), index)
@@ -91,3 +93,18 @@ class Watch:
             f"expected finite gradients, saw NaN or infinity {where} (counted from 0) in the squares for "
             f"{', '.join(names)}: look at that batch's inputs and losses; squares overflow above 1e19 in float32"
         )
+
+
+def on_device(tensor: Tensor) -> bool:
+    """Say whether the host would have to wait for the value of a tensor."""
+    return tensor.is_cuda
+
+
+def sum_in_turn(buffers: Sequence[Tensor]) -> Tensor:
+    """Add all elements up, buffer by buffer: fastest on a CPU."""
+    return torch.stack([buffer.sum().double() for buffer in buffers]).sum()
+
+
+def sum_at_once(buffers: Sequence[Tensor]) -> Tensor:
+    """Add the absolute values of all elements up, in a few operations for all buffers: fastest on a device."""
+    return get_total_norm(buffers, 1.0, foreach=True)

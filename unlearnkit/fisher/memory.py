@@ -2,13 +2,14 @@
 
 import gc
 import warnings
+from collections.abc import Hashable
 from typing import final
 
 import torch
 
 from unlearnkit.errors import UnlearnKitWarning
 
-_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
+_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -60,3 +61,45 @@ class Limit:
                 UnlearnKitWarning,
                 stacklevel=2,
             )
+
+
+@final
+class Fitted:
+    """Which batches are known to fit, so that their squares need not be added apart from the rest.
+
+    Args:
+        passes: How many must have gone well.
+    """
+
+    def __init__(self, passes: int) -> None:
+        self._passes = passes
+        self._known: dict[Hashable, tuple[int, int]] = {}
+
+    def sure(self, kind: Hashable, size: int) -> bool:
+        """Say whether so many samples of a kind of batch have gone well often enough."""
+        largest, times = self._known.get(kind, (0, 0))
+        return size <= largest and times >= self._passes
+
+    def well(self, kind: Hashable, size: int) -> None:
+        """Remember a pass that went well."""
+        largest, times = self._known.get(kind, (0, 0))
+        if size >= largest:
+            self._known[kind] = size, times + 1 if size == largest else 1
+
+    def trust(self, kind: Hashable, size: int) -> bool:
+        """Be sure from now on of batches that have gone well at all: what is set apart may be too much.
+
+        A second pass that sets apart holds two sets of totals where the first held one; later ones hold one again.
+
+        Args:
+            kind: Of batch.
+            size: How many samples.
+
+        Returns:
+            Whether such a batch has gone well, and one was not sure already.
+        """
+        largest, times = self._known.get(kind, (0, 0))
+        if size > largest or times >= self._passes:
+            return False
+        self._known[kind] = largest, self._passes
+        return True

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unlearnkit.batches import batch_size
 from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
+from unlearnkit.feeding import sent
 from unlearnkit.fisher.general import refuse_batch_statistics
 from unlearnkit.fisher.sharded import SquaredSums
 from unlearnkit.importance import Importance
@@ -97,7 +98,7 @@ class _Sketch(Accumulator):
         losses = check_losses(self._objective.losses(self._model, batch), batch, objective=self._objective)
         parameters = list(self._named.values())
         for probe in range(self._probes):
-            signs = _signs(self._coins, len(losses)).to(losses.device, losses.dtype, non_blocking=True)
+            signs = sent(_signs(self._coins, len(losses)), losses.device).to(losses.dtype)
             found = torch.autograd.grad(
                 losses, parameters, signs, allow_unused=True, retain_graph=probe + 1 < self._probes
             )

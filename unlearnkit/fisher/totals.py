@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 _MIB = 1 << 20
 _CHUNK_CAP = 32 * _MIB  # larger chunks leave the caches and gain nothing
 _FEW, _LARGE = 8, 1 << 14  # samples and elements between which rows are added one by one
-_TWO_SUM = 1 << 16  # elements at a time: three of them stay in the cache
+_TWO_SUM = {"cpu": 1 << 16}  # elements at a time: three of them stay in the cache
+_ON_DEVICE = 1 << 22  # elements at a time where there is no cache to stay in: few operations, and little memory
 
 Finish = Callable[[Tensor], Tensor]
 
@@ -88,6 +89,8 @@ class Totals:
         self._buffers = _Buffers(self._named)
         self._open: _Buffers | None = None
         self._lost: dict[tuple[str, str], Tensor] = {}
+        self.asked = 0
+        """How often a buffer was handed out: as long as it is what it was, nothing was added."""
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype in which a parameter's gradients are squared and added."""
@@ -103,6 +106,7 @@ class Totals:
 
     def buffer(self, name: str, layout: str, shape: tuple[int, ...], finish: Finish) -> Tensor:
         """Return the running buffer of a parameter in some layout, zeros at first."""
+        self.asked += 1
         held = (self._buffers if self._open is None else self._open)[name]
         if layout not in held:
             device = self._named[name].device
@@ -217,7 +221,8 @@ class Slot:
         Yields:
             Slices of the samples.
         """
-        bound = min(self.totals.memory, bound) if cached else self.totals.memory
+        on_host = self.totals.parameter(self.name).device.type == "cpu"
+        bound = min(self.totals.memory, bound) if cached and on_host else self.totals.memory
         step = max(1, min(samples, bound // max(1, numel * self.dtype.itemsize)))
         for start in range(0, samples, step):
             yield slice(start, min(start + step, samples))
@@ -290,8 +295,9 @@ def add_exactly(total: Tensor, lost: Tensor, term: Tensor) -> None:
         lost: What rounding took from it so far.
         term: What to add; overwritten.
     """
-    for start in range(0, total.numel(), _TWO_SUM):
-        t, low, x = (v.view(-1)[start : start + _TWO_SUM] for v in (total, lost, term))
+    step = _TWO_SUM.get(total.device.type, _ON_DEVICE)
+    for start in range(0, total.numel(), step):
+        t, low, x = (v.view(-1)[start : start + step] for v in (total, lost, term))
         sum_ = t + x
         back = sum_ - t
         low.add_((t - (sum_ - back)).add_(x.sub_(back)))

@@ -1,8 +1,8 @@
 """The kernels that square the per-sample weight gradients of a convolution, and which of them to try first."""
 
+import itertools
 import math
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
@@ -135,9 +135,7 @@ def _depthwise(total: Tensor, g: Tensor, x: Tensor, geometry: Geometry) -> None:
     samples, rows, out, *positions = g.shape
     wide = F.pad(x.flatten(0, 1), geometry.sides)
     flat = g.flatten(0, 1)
-    for tap, offset in enumerate(
-        torch.cartesian_prod(*(torch.arange(k) for k in geometry.kernel)).view(-1, len(geometry.kernel)).tolist()
-    ):
+    for tap, offset in enumerate(itertools.product(*map(range, geometry.kernel))):
         cut = tuple(
             slice(d * o, d * o + s * (p - 1) + 1, s)
             for o, d, s, p in zip(offset, geometry.dilation, geometry.stride, positions, strict=True)
