@@ -23,11 +23,11 @@ PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 
 # Whoever stands in a line may import what stands in the lines above it, and its own package. "" is the public API.
 LAYERS = """
-errors frozen memory progress rng suggest tracing
+errors frozen memory progress rng spare suggest tracing
 shards
-averaged batches chunks compiled factories files mixing options overrides packed parameters structure
+averaged batches chunks compiled factories files mixing options overrides parameters structure
 saving
-checkpoint discovery feeding journal objective patch provenance ranks sealed
+checkpoint discovery feeding journal objective packed patch provenance ranks sealed
 fused
 guard importance language precision report sharing sweep
 importance_file sharded_file evidence metric estimator scores

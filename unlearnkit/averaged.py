@@ -33,3 +33,19 @@ class Averaged:
         """
         mean = part if self.count is None else part / self.count
         return mean.to(device, dtype, copy=mean is part)
+
+
+@final
+@attrs.frozen(eq=False)
+class Trio:
+    """A parameter and its importances.
+
+    Attributes:
+        theta: The weights, on any device, of any strides.
+        forget: F_f, of their shape.
+        reference: F_r, likewise, or None for zeros.
+    """
+
+    theta: Tensor
+    forget: Averaged
+    reference: Averaged | None

@@ -6,7 +6,7 @@ from typing import ClassVar, Self, final
 import attrs
 from torch import Tensor, nn
 
-from unlearnkit.averaged import Averaged
+from unlearnkit.averaged import Averaged, Trio
 from unlearnkit.errors import UnlearnKitError, UnsupportedModelError, raise_all
 from unlearnkit.evidence import Evidence, Need
 from unlearnkit.fused.run import fused
@@ -130,9 +130,10 @@ class ElementwiseUnlearner(Unlearner):
         weights = trainable(model)
         ready = self.prepare(forget, reference)
         sweep = ready.sweep(weights=sum(p.numel() for p in weights.values()))
-        for name, p in weights.items():
+        trios = [Trio(local(p), *arguments(name, forget, reference)) for name, p in weights.items()]
+        for name, trio, count in zip(weights, trios, sweep.at_once(trios, journal=journal), strict=True):
             try:
-                changed[name] = sweep.write(local(p), *arguments(name, forget, reference), journal=journal)
+                changed[name] = sweep.by_torch(trio, journal=journal) if count is None else count
             except Exception as error:
                 error.add_note(f"while {self.name!r} edited {name!r}")
                 raise

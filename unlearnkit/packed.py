@@ -1,90 +1,92 @@
 """Old values, packed: a bit for each weight that says whether it changed, and the values of those that did."""
 
-import contextlib
-import mmap
-from typing import Any, final
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, final
 
 import attrs
 import numpy as np
 import torch
 from torch import Tensor
 
-# Memory that is asked for is not taken until it is written to, so what is never used costs nothing.
-_CHUNK = 16 << 20
-_LINE = 64  # bytes: a line of the cache, and how far behind the last value a kernel may write
+from unlearnkit.parameters import bits
+from unlearnkit.spare import LINE, Memory
+
+Outcomes = np.ndarray[Any, np.dtype[np.int64]]
+"""A row for each piece: where its old values are, how many there are, and whether torch must do it."""
+
+
+class Target(Protocol):
+    """What holds a tensor."""
+
+    @property
+    def flat(self) -> tuple[Tensor, ...]:
+        """Tensors, the first of which is overwritten, in one dimension and without gaps."""
 
 
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Packed:
-    """Places of one tensor that compiled code overwrites, remembered by it as it goes.
+    """Pieces of tensors that compiled code overwrites, remembered by it as it goes.
 
     Attributes:
-        target: Integers, contiguous, one dimension.
-        memory: Bytes: the bits of the places, then the values.
-        progress: Written by the code before it overwrites: up to where the bits hold, and how many values there are.
+        targets: The tensors.
+        first: The number of the first piece of each.
+        each: How many elements a piece has, unless it is the last of its tensor.
+        outcomes: Of all pieces of these tensors; written by the code.
+        span: The pieces that are remembered here: from, to.
+        memory: Of the old values: of each piece the bits, then the values.
+        start: The place in it that outcomes are counted from.
     """
 
-    target: Tensor
-    memory: np.ndarray[Any, np.dtype[np.uint8]]
-    progress: np.ndarray[Any, np.dtype[np.int64]]
+    targets: Sequence[Target]
+    first: np.ndarray[Any, np.dtype[np.int64]]
+    each: int
+    outcomes: Outcomes
+    span: tuple[int, int]
+    memory: Memory
+    start: int
 
     @property
     def nbytes(self) -> int:
         """How much memory it takes; nothing when nothing changed."""
-        values = int(self.progress[1])
-        return mask_bytes(self.target.numel()) + values * self.target.element_size() if values else 0
-
-    @property
-    def mask(self) -> int:
-        """The address of the bits."""
-        return self.memory.ctypes.data
-
-    @property
-    def values(self) -> int:
-        """The address of the values."""
-        return self.mask + mask_bytes(self.target.numel())
+        pieces = ((mask_bytes(target.numel()), kept * target.element_size()) for target, _, kept in self._pieces())
+        return sum(masks + values for masks, values in pieces)
 
     def undo(self) -> None:
         """Put the old bits back; a second time changes nothing."""
-        length, count = (int(n) for n in self.progress)
-        if not count:
-            return
-        start, size = mask_bytes(self.target.numel()), self.target.element_size()
-        places = np.flatnonzero(np.unpackbits(self.memory[:start], count=length, bitorder="little"))
-        values = self.memory[start : start + count * size].view(f"i{size}")
-        self.target[torch.from_numpy(places)] = torch.from_numpy(values)
+        for target, at, kept in self._pieces():
+            self._restore(bits(target), at, kept)
 
-
-@final
-class Arena:
-    """Memory for one thread's packed values, used up from the front."""
-
-    def __init__(self) -> None:
-        self._chunk, self._at = np.empty(0, dtype=np.uint8), 0
-
-    def open(self, target: Tensor) -> Packed:
-        """Return an entry with room for all of a tensor.
+    def undo_target(self, number: int) -> None:
+        """Put the old bits of one tensor back, and forget them.
 
         Args:
-            target: Integers, contiguous, one dimension.
-
-        Returns:
-            It; nothing may be opened until it is closed.
+            number: Its place among the targets.
         """
-        room = mask_bytes(target.numel()) + target.nbytes + _LINE
-        if len(self._chunk) - self._at < room:
-            self._chunk, self._at = _memory(max(_CHUNK, room)), 0
-        memory = self._chunk[self._at : self._at + room]
-        return Packed(target=target, memory=memory, progress=np.zeros(2, dtype=np.int64))
+        start, stop = self._range(number)
+        for target, at, kept in self._pieces(start, stop):
+            self._restore(bits(target), at, kept)
+        self.outcomes[start:stop, 1] = 0
 
-    def close(self, entry: Packed) -> None:
-        """Keep what an entry has used; the rest is free.
+    def _range(self, number: int) -> tuple[int, int]:
+        end = self.first[number + 1] if number + 1 < len(self.first) else len(self.outcomes)
+        return max(int(self.first[number]), self.span[0]), min(int(end), self.span[1])
 
-        Args:
-            entry: The one that was opened last.
-        """
-        self._at += -(-entry.nbytes // _LINE) * _LINE
+    def _pieces(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[Tensor, int, int]]:
+        """Yield those that changed: a view of the tensor, where its old values are, how many."""
+        start, stop = max(start, self.span[0]), self.span[1] if stop is None else stop
+        for place in start + np.flatnonzero(self.outcomes[start:stop, 1]):
+            number = int(np.searchsorted(self.first, place, side="right")) - 1
+            begin = int(place - self.first[number]) * self.each
+            at, kept, _ = self.outcomes[place].tolist()
+            yield self.targets[number].flat[0][begin : begin + self.each], at, kept
+
+    def _restore(self, target: Tensor, at: int, kept: int) -> None:
+        length, size = target.numel(), target.element_size()
+        memory = self.memory.array[self.start + at :]
+        middle = mask_bytes(length)
+        places = np.flatnonzero(np.unpackbits(memory[:middle], count=length, bitorder="little"))
+        target[torch.from_numpy(places)] = torch.from_numpy(memory[middle : middle + kept * size].view(f"i{size}"))
 
 
 def mask_bytes(length: int) -> int:
@@ -96,14 +98,4 @@ def mask_bytes(length: int) -> int:
     Returns:
         A number of bytes.
     """
-    return -(-length // (8 * _LINE)) * _LINE
-
-
-def _memory(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Return memory in large pages where there are any: what is written first to a page costs more than the writing."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return np.empty(size, dtype=np.uint8)
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without them: small pages do
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(pages, dtype=np.uint8)
+    return -(-length // (8 * LINE)) * LINE

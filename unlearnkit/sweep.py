@@ -1,13 +1,13 @@
 """One pass over θ, F_f and F_r: rule, checks, comparison and write, piece by piece while each piece is in cache."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import final
 
 import attrs
 import torch
 from torch import Tensor
 
-from unlearnkit.averaged import Averaged
+from unlearnkit.averaged import Averaged, Trio
 from unlearnkit.chunks import chunk_size, chunks
 from unlearnkit.errors import MismatchError, NonFiniteError
 from unlearnkit.fused.run import Fused, Rule
@@ -54,25 +54,39 @@ class Sweep:
         Returns:
             How many weights have other bits than before.
         """
-        if self.fused is not None:
-            changed = self.fused.run(theta, forget, reference, plainly=self._plainly, journal=journal)
-            if changed is not None:
-                return changed
-        return sum(journal.write(piece, edited) for piece, edited in self.pieces(theta, forget, reference))
+        [changed] = self.at_once([Trio(theta, forget, reference)], journal=journal)
+        return self.by_torch(Trio(theta, forget, reference), journal=journal) if changed is None else changed
 
     def count(self, theta: Tensor, forget: Averaged, reference: Averaged | None) -> int:
         """Count the weights that `write` would change; arguments and result as there."""
-        if self.fused is not None:
-            changed = self.fused.run(theta, forget, reference, plainly=self._plainly, write=False)
-            if changed is not None:
-                return changed
-        return sum(count_changed(piece, edited) for piece, edited in self.pieces(theta, forget, reference))
+        [changed] = self.at_once([Trio(theta, forget, reference)])
+        return self.by_torch(Trio(theta, forget, reference)) if changed is None else changed
+
+    def at_once(self, trios: Sequence[Trio], *, journal: Journal | None = None) -> list[int | None]:
+        """Edit many parameters as far as compiled code can.
+
+        Args:
+            trios: The weights are overwritten, unless there is no journal.
+            journal: Keeps what is overwritten; without it nothing is overwritten.
+
+        Returns:
+            For each how many weights have other bits than before; None where nothing was done, and `by_torch` is to be
+            asked.
+        """
+        if self.fused is None:
+            return [None] * len(trios)
+        return self.fused.run(trios, plainly=self._plainly, journal=journal, write=journal is not None)
+
+    def by_torch(self, trio: Trio, *, journal: Journal | None = None) -> int:
+        """Edit a parameter piece by piece; arguments and result as in `at_once`, errors as in `pieces`."""
+        pieces = self.pieces(trio.theta, trio.forget, trio.reference)
+        return sum(count_changed(*pair) if journal is None else journal.write(*pair) for pair in pieces)
 
     def copy(self, theta: Tensor, forget: Averaged, reference: Averaged | None) -> Tensor:
         """Return an edited copy, of the dtype of ``theta``; arguments as in `write`."""
         if self.fused is not None:
             whole = theta.detach().clone()
-            if self.fused.run(whole, forget, reference, plainly=self._plainly) is not None:
+            if self.fused.run([Trio(whole, forget, reference)], plainly=self._plainly) != [None]:
                 return whole
         return self._plainly(theta, forget, reference)
 

@@ -24,7 +24,7 @@ from unlearnkit import (
     UnlearnKitWarning,
     trainable,
 )
-from unlearnkit.averaged import Averaged
+from unlearnkit.averaged import Averaged, Trio
 from unlearnkit.compiled import load
 from unlearnkit.fused import run as fused_run
 from unlearnkit.fused.kernel import compile_rule
@@ -56,9 +56,10 @@ def halve(t, f, r):
 
 @pytest.fixture
 def small_steps(monkeypatch):
-    """Two threads, spans of 1,024 and steps of 600 weights, so that a small parameter has many."""
-    monkeypatch.setattr("unlearnkit.fused.passage._SPAN", 1024)
-    monkeypatch.setattr("unlearnkit.fused.passage._STEP", 600)
+    """Two threads, pieces of 600 weights and calls of two pieces, so that a small parameter has many."""
+    monkeypatch.setattr("unlearnkit.fused.passage._PIECE", 600)
+    monkeypatch.setattr("unlearnkit.fused.passage._CALL", 2)
+    monkeypatch.setattr("unlearnkit.fused.passage._PIECES_PER_THREAD", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -86,7 +87,7 @@ def check(rule, theta, forget, reference, counts=(3, 7)):
     f = Averaged(total=forget, count=counts[0])
     r = None if reference is None else Averaged(total=reference, count=counts[1])
     before, want, journal = theta.clone(), plain.copy(theta, f, r), Journal()
-    assert compiled.fused.run(theta.clone(), f, r, plainly=plain.copy) is not None, "compiled code did it"
+    assert compiled.fused.run([Trio(theta.clone(), f, r)], plainly=plain.copy) != [None], "compiled code did it"
     count = compiled.count(theta, f, r)
     assert torch.equal(bits(theta), bits(before))
     assert torch.equal(bits(compiled.copy(theta, f, r)), bits(want))
@@ -126,7 +127,7 @@ def test_any_bits_are_edited_as_by_torch_nan_zeros_and_subnormals_included(dtype
     assert torch.equal(bits(compiled.copy(theta, *args)), bits(plain.copy(theta, *args)))
     finite = bool(torch.isfinite(theta).all())
     # What is finite is not left to torch.
-    assert (compiled.fused.run(theta.clone(), *args, plainly=plain.copy) is not None) == finite
+    assert (compiled.fused.run([Trio(theta.clone(), *args)], plainly=plain.copy) != [None]) == finite
 
 
 def test_half_precision_rounds_as_torch_does():
@@ -157,7 +158,7 @@ def test_arrays_that_lie_differently_are_left_to_torch():
     theta, forget, reference = arrays((6, 8))
     compiled, plain = sweeps(halve)
     args = Averaged(total=forget.t().contiguous().t()), Averaged(total=reference)
-    assert compiled.fused.run(theta, *args, plainly=plain.copy) is None
+    assert compiled.fused.run([Trio(theta, *args)], plainly=plain.copy) == [None]
     assert torch.equal(compiled.copy(theta, *args), plain.copy(theta, *args))
 
 
@@ -171,7 +172,7 @@ def test_an_infinite_result_undoes_the_compiled_edit_and_torch_does_it(place):
     theta[place] = torch.inf
     compiled, plain = sweeps(halve)
     args, before, journal = (Averaged(total=forget), Averaged(total=reference)), theta.clone(), Journal()
-    assert compiled.fused.run(theta, *args, plainly=plain.copy, journal=journal) is None
+    assert compiled.fused.run([Trio(theta, *args)], plainly=plain.copy, journal=journal) == [None]
     assert torch.equal(theta, before)
     want = plain.copy(theta, *args)
     assert compiled.count(theta, *args) == plain.count(theta, *args)
@@ -203,9 +204,9 @@ def test_nan_made_of_finite_weights_names_the_method_and_leaves_the_model(monkey
     assert digest(model) == before
 
 
-@pytest.mark.parametrize("interrupted", [0, 1, 3, 7])
+@pytest.mark.parametrize("interrupted", [0, 1, 3, 6])
 @pytest.mark.usefixtures("small_steps")
-def test_an_interrupt_between_two_steps_is_undone(monkeypatch, interrupted):
+def test_an_interrupt_between_two_calls_is_undone(monkeypatch, interrupted):
     calls = []
 
     def interrupting(*args):
@@ -232,7 +233,36 @@ def test_an_interrupt_between_two_steps_is_undone(monkeypatch, interrupted):
     assert torch.equal(theta, before)
 
 
+@pytest.mark.usefixtures("small_steps")
+def test_of_many_parameters_only_the_one_with_an_infinite_result_is_left_to_torch():
+    sizes, dtypes = (5, 2000, 4099, 1, 700), (torch.float32, torch.float32, torch.float32, torch.float16, torch.float32)
+    trios = []
+    for seed, (size, dtype) in enumerate(zip(sizes, dtypes, strict=True)):
+        theta, forget, reference = arrays((size,), dtype=dtype, seed=seed)
+        trios.append(Trio(theta, Averaged(total=forget, count=2), Averaged(total=reference, count=3)))
+    trios[2].theta[3000] = torch.inf
+    before, (compiled, plain), journal = [t.theta.clone() for t in trios], sweeps(halve), Journal()
+    want = [plain.copy(t.theta, t.forget, t.reference) for t in trios]
+    counts = [int((bits(w) != bits(b)).sum()) for w, b in zip(want, before, strict=True)]
+    expected = [*counts[:2], None, *counts[3:]]
+    assert compiled.at_once(trios) == expected
+    assert all(torch.equal(t.theta, b) for t, b in zip(trios, before, strict=True))
+    assert compiled.at_once(trios, journal=journal) == expected
+    done = [w if count is not None else b for w, b, count in zip(want, before, expected, strict=True)]
+    assert all(torch.equal(t.theta, d) for t, d in zip(trios, done, strict=True))
+    assert compiled.by_torch(trios[2], journal=journal) == counts[2]
+    journal.undo()
+    assert all(torch.equal(t.theta, b) for t, b in zip(trios, before, strict=True))
+
+
 # The journal
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_threads_that_take_large_pages_undo_the_same(monkeypatch):
+    monkeypatch.setattr("unlearnkit.fused.passage._CALL", 1 << 12)
+    monkeypatch.setattr("unlearnkit.fused.passage._SHARED", 0)
+    check(lambda t, *_: t * 2, *arrays((100_003,)))
 
 
 def test_the_journal_keeps_a_bit_for_each_weight_and_the_values_that_changed():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from compiler import HAS_COMPILER
 
-from unlearnkit.averaged import Averaged
+from unlearnkit.averaged import Averaged, Trio
 from unlearnkit.fused.operations import OPERATIONS
 from unlearnkit.fused.run import Fused
 from unlearnkit.parameters import bits
@@ -121,7 +121,7 @@ def edited(rule, dtype, theta, forget, reference):
     def plainly(t, f, r):
         return rule(t, f.total, None if r is None else r.total)
 
-    changed = fused.run(result, Averaged(total=forget), Averaged(total=reference), plainly=plainly)
+    [changed] = fused.run([Trio(result, Averaged(total=forget), Averaged(total=reference))], plainly=plainly)
     assert changed == np.count_nonzero(bits(theta).numpy() != bits(result).numpy())
     return result
 
@@ -167,10 +167,8 @@ def test_two_zeros_of_different_sign_are_left_to_torch():
 
     fused, zeros = Fused(rule, who="a rule"), torch.zeros(3)
     theta = -zeros
-    assert (
-        fused.run(theta, Averaged(total=zeros), Averaged(total=zeros), plainly=lambda t, f, r: rule(t, f, r.total))
-        is None
-    )
+    trio = Trio(theta, Averaged(total=zeros), Averaged(total=zeros))
+    assert fused.run([trio], plainly=lambda t, f, r: rule(t, f, r.total)) == [None]
     assert bool(torch.signbit(theta).all())
 
 

@@ -6,7 +6,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.averaged import Averaged
+from unlearnkit.averaged import Averaged, Trio
 from unlearnkit.chunks import in_memory_order
 from unlearnkit.fused.kernel import Dtypes
 from unlearnkit.parameters import wide
@@ -15,74 +15,77 @@ _EXACT = 1 << 53  # the largest count of which every smaller one is a float64
 
 
 @final
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.frozen(eq=False)
 class Arrays:
-    """One parameter and its importances, each in one dimension, in the order of the parameter's memory.
+    """One parameter and its importances, each contiguous, in the order of the parameter's memory.
 
     Attributes:
-        theta: The weights.
-        forget: F_f.
-        reference: F_r, or None for zeros.
+        tensors: The weights, F_f and, unless it is zeros, F_r; views.
+        counts: What the importances are divided by, unless it is None.
+        dtypes: What a kernel for them is compiled for.
     """
 
-    theta: Tensor
-    forget: Averaged
-    reference: Averaged | None
+    tensors: tuple[Tensor, ...]
+    counts: tuple[int | None, ...]
+    dtypes: Dtypes
 
     @classmethod
-    def of(cls, theta: Tensor, forget: Averaged, reference: Averaged | None) -> Self | None:
+    def of(cls, trio: Trio) -> Self | None:
         """Look at a parameter and its importances as flat arrays.
 
         Args:
-            theta: Of any device and strides.
-            forget: F_f.
-            reference: F_r, or None for zeros.
+            trio: Of any device and strides.
 
         Returns:
-            Views; None when there are no such views in this computer's memory.
+            Views; None when there are no such views in this computer's memory, or no kernel for them.
         """
-        means = (forget,) if reference is None else (forget, reference)
-        if not theta.numel() or not all(map(_ordinary, (theta, *(mean.total for mean in means)))):
+        means = (trio.forget,) if trio.reference is None else (trio.forget, trio.reference)
+        tensors = (trio.theta, *(mean.total for mean in means))
+        counts = tuple(mean.count for mean in means)
+        if not trio.theta.numel() or not all(map(_ordinary, tensors)) or any((n or 0) > _EXACT for n in counts):
             return None
-        found = in_memory_order(theta.detach(), *(mean.total for mean in means))
-        if not all(t.is_contiguous() for t in found) or any((mean.count or 0) > _EXACT for mean in means):
-            return None
-        weights, first, *second = (t.view(-1) for t in found)
-        return cls(
-            theta=weights,
-            forget=Averaged(total=first, count=forget.count),
-            reference=None if reference is None else Averaged(total=second[0], count=reference.count),
-        )
+        if not all(t.is_contiguous() for t in tensors):
+            tensors = in_memory_order(*tensors)
+            if not all(t.is_contiguous() for t in tensors):
+                return None
+        dtypes = Dtypes(*(t.dtype for t in tensors))
+        return cls(tensors, counts, dtypes) if dtypes.supported() else None
 
     @property
-    def dtypes(self) -> Dtypes:
-        """What a kernel for them is compiled for."""
-        reference = None if self.reference is None else self.reference.total.dtype
-        return Dtypes(weight=self.theta.dtype, forget=self.forget.total.dtype, reference=reference)
+    def flat(self) -> tuple[Tensor, ...]:
+        """The tensors in one dimension."""
+        return tuple(t.detach().view(-1) for t in self.tensors)
 
     @property
     def computing(self) -> torch.dtype:
         """The dtype that the rule computes in."""
-        second = self.forget if self.reference is None else self.reference
-        totals = torch.promote_types(self.forget.total.dtype, second.total.dtype)
-        return torch.promote_types(wide(self.theta.dtype), totals)
+        dtype = wide(self.dtypes.weight)
+        for t in self.tensors[1:]:
+            dtype = torch.promote_types(dtype, t.dtype)
+        return dtype
 
-    def head(self, length: int) -> "Arrays":
+    @property
+    def row(self) -> tuple[int, int, int, float, float, int]:
+        """Addresses, divisors and length, for compiled code."""
+        addresses = [t.data_ptr() for t in self.tensors]
+        divisors = [1.0 if n is None else float(n) for n in self.counts]
+        if len(divisors) == 1:
+            return addresses[0], addresses[1], 0, divisors[0], 1.0, self.tensors[0].numel()
+        return addresses[0], addresses[1], addresses[2], divisors[0], divisors[1], self.tensors[0].numel()
+
+    def head(self, length: int) -> Trio:
         """Return the first elements.
 
         Args:
             length: How many.
 
         Returns:
-            Copies of the weights, views of the importances.
+            A copy of the weights, views of the importances.
         """
-        forget, reference = self.forget, self.reference
-        return Arrays(
-            theta=self.theta[:length].clone(),
-            forget=Averaged(total=forget.total[:length], count=forget.count),
-            reference=None if reference is None else Averaged(total=reference.total[:length], count=reference.count),
-        )
+        theta, *totals = (t[:length] for t in self.flat)
+        means = [Averaged(total=total, count=count) for total, count in zip(totals, self.counts, strict=True)]
+        return Trio(theta.clone(), means[0], means[1] if len(means) > 1 else None)
 
 
 def _ordinary(t: Tensor) -> bool:
-    return type(t) in {Tensor, nn.Parameter} and t.device.type == "cpu" and t.layout == torch.strided
+    return (type(t) is Tensor or type(t) is nn.Parameter) and t.is_cpu and t.layout is torch.strided

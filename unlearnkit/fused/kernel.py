@@ -17,6 +17,8 @@ _WEIGHTS = {
     torch.bfloat16: ("std::uint16_t", "std::uint16_t", 1),
     torch.float16: ("std::uint16_t", "std::uint16_t", 2),
 }
+PIECE = 1 << 14
+"""How many weights a thread edits at a time, at most: they and what is packed of them stay in the cache of its core."""
 TOTALS = frozenset({torch.float32, torch.float64})
 """The dtypes of totals that are compiled."""
 # Nothing here changes a result. The first forbids what would: a product and a sum rounded once.
@@ -27,7 +29,7 @@ Kernel = Callable[..., int]
 
 
 @final
-@attrs.frozen(kw_only=True)
+@attrs.frozen(cache_hash=True)
 class Dtypes:
     """What a kernel is compiled for.
 
@@ -39,7 +41,7 @@ class Dtypes:
 
     weight: torch.dtype
     forget: torch.dtype
-    reference: torch.dtype | None
+    reference: torch.dtype | None = None
 
     def supported(self) -> bool:
         """Say whether there is a kernel."""
@@ -69,12 +71,13 @@ def compile_rule(program: Program, dtypes: Dtypes, computing: torch.dtype) -> Ke
         "FORGET": KINDS[dtypes.forget],
         "REFERENCE": KINDS[dtypes.reference or dtypes.forget],
         "ZEROS": int(dtypes.reference is None),
+        "PIECE": PIECE,
         "RULE": program.statements,
     }
     before = "".join(f"#define {name} {value}\n" for name, value in defined.items())
     kernel: Any = load(_SOURCE, before=before, flags=_FLAGS).one_pass
-    pointer, number, integer = ctypes.c_void_p, ctypes.c_double, ctypes.c_int64
-    kernel.argtypes = [integer, pointer, pointer, pointer, number, number, *[pointer] * 4, ctypes.c_int]
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    kernel.argtypes = [pointer, *[integer] * 4, pointer, pointer, integer, pointer, ctypes.c_int, ctypes.c_int]
     kernel.restype = integer
     function: Kernel = kernel
     return function

@@ -1,14 +1,19 @@
-// One pass over θ, F_f and F_r for one rule. What is put before this file makes it that of a rule:
+// One pass over θ, F_f and F_r of many parameters for one rule. What is put before this file makes it that of a rule:
 //   WEIGHT, BITS          the type of θ, and the unsigned integer of its size
 //   NARROW                1 for bfloat16 and 2 for float16, whose WEIGHT is their bits; else 0
 //   COMPUTE               the type that the rule computes in
 //   FORGET, REFERENCE     the types of the totals
 //   ZEROS                 1 when there is no reference: it is zero, and no memory is read for it
+//   PIECE                 how many weights one thread edits at a time, at most; a multiple of BLOCK
 //   RULE                  statements that return θ' from theta, forget, reference and number[]; `odd |= …` refuses
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <thread>
+#include <vector>
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -56,6 +61,8 @@ struct Unsigned<double> { using type = std::uint64_t; };
 using WideBits = Unsigned<Wide>::type;
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
+
+constexpr BITS MAGNITUDE = BITS(BITS(~BITS(0)) >> 1);
 
 template <class T>
 inline T at_least(T x, T low) { return x < low ? low : x; }
@@ -163,29 +170,55 @@ inline std::int64_t keep(const BITS* old, const BITS* fresh, int length, std::ui
     return kept;
 }
 
-}  // namespace
+// Copies whole lines of the cache past it: the journal is not read again soon.
+inline void stream(std::uint8_t* to, const std::uint8_t* from, std::int64_t bytes) {
+#if defined(__AVX2__)
+    for (std::int64_t i = 0; i < bytes; i += 32)
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i),
+                            _mm256_load_si256(reinterpret_cast<const __m256i*>(from + i)));
+#else
+    std::memcpy(to, from, std::size_t(bytes));
+#endif
+}
 
-extern "C" {
+constexpr std::int64_t LINE = 64;
+constexpr std::int64_t lines(std::int64_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
 
-// Edits theta[0 … length) block by block and returns how many weights have other bits than before. Before a block is
-// overwritten, its old values are in `values` and `mask`, and progress[0] says up to where that holds, progress[1] how
-// many values there are. Stops at a block with a result that is not finite or that the rule calls odd, which it leaves
-// as it was. `mask` has a byte for each 8 weights; `values` has room for all weights and 64 bytes more.
-// Without `values` nothing is kept; without `write` nothing is overwritten.
-std::int64_t one_pass(std::int64_t length, WEIGHT* theta, const FORGET* forget, const REFERENCE* reference,
-                      double forget_count, double reference_count, const double* number, std::uint8_t* mask,
-                      BITS* values, std::int64_t* progress, int write) {
-    const FORGET by_forget = FORGET(forget_count);
-    const REFERENCE by_reference = REFERENCE(reference_count);
-    std::int64_t total = 0;
-    if (values != nullptr) std::memset(mask, 0, std::size_t((length + 7) / 8));
-    for (std::int64_t start = 0; start < length; start += BLOCK) {
-        const int size = int(length - start < BLOCK ? length - start : BLOCK);
-        WEIGHT* const block = theta + start;
-        const FORGET* const f = forget + start;
-        const REFERENCE* const r = reference + (ZEROS ? 0 : start);
-        alignas(64) BITS fresh[BLOCK];
-        unsigned odd = 0, changed = 0;
+struct Job {  // a parameter
+    WEIGHT* theta;
+    const FORGET* forget;
+    const REFERENCE* reference;
+    double forget_count, reference_count;
+    std::int64_t length, first;  // weights; the number of its first piece
+};
+
+struct Outcome {  // of a piece
+    std::int64_t at, kept;  // where its old values are, and how many: as many as have other bits than before
+    std::int64_t odd;       // whether torch must do it; some of its blocks may then have been overwritten
+};
+
+struct Piece {
+    std::int64_t size, kept = 0;
+    alignas(LINE) std::uint8_t record[lines(PIECE / 8) + PIECE * sizeof(BITS) + LINE];  // a bit for each weight; values
+
+    explicit Piece(std::int64_t n) : size(n) { std::memset(record, 0, std::size_t(masks())); }
+    std::int64_t masks() const { return lines((size + 7) / 8); }
+    std::int64_t bytes() const { return lines(masks() + kept * std::int64_t(sizeof(BITS))); }
+    BITS* values() { return reinterpret_cast<BITS*>(record + masks()); }
+};
+
+// Edits a piece block by block, and stops at a block with a result that is not finite or that the rule calls odd.
+bool edit(const Job& job, std::int64_t begin, const double* number, bool write, Piece& piece) {
+    const FORGET by_forget = FORGET(job.forget_count);
+    const REFERENCE by_reference = REFERENCE(job.reference_count);
+    for (std::int64_t start = 0; start < piece.size; start += BLOCK) {
+        const int size = int(std::min<std::int64_t>(piece.size - start, BLOCK));
+        WEIGHT* const block = job.theta + begin + start;
+        const FORGET* const f = job.forget + begin + start;
+        const REFERENCE* const r = job.reference + (ZEROS ? 0 : begin + start);
+        alignas(LINE) BITS fresh[BLOCK];
+        unsigned odd = 0;
+        BITS differs = 0, largest = 0;
         for (int i = 0; i < size; ++i) {
             const BITS before = cast_bits<BITS>(block[i]);
             const Wide was = Wide(widen(block[i])), mean = Wide(f[i] / by_forget);
@@ -195,19 +228,83 @@ std::int64_t one_pass(std::int64_t length, WEIGHT* theta, const FORGET* forget, 
             const bool alone = cast_bits<WideBits>(edited) == cast_bits<WideBits>(was);
             const BITS after = alone ? before : narrow(Number(edited));
             fresh[i] = after;
-            odd |= (after & EXPONENT) == EXPONENT;
-            changed += before != after;
+            differs |= before ^ after;
+            largest = std::max<BITS>(largest, after & MAGNITUDE);
         }
-        if (odd) break;
-        if (changed && values != nullptr) {
-            const BITS* const old = reinterpret_cast<const BITS*>(block);
-            progress[1] += keep(old, fresh, size, mask + start / 8, values + progress[1]);
-        }
-        progress[0] = start + size;
-        if (changed && write) std::memcpy(block, fresh, std::size_t(size) * sizeof(BITS));
-        total += changed;
+        if (odd || largest >= EXPONENT) return false;
+        if (!differs) continue;
+        const BITS* const old = reinterpret_cast<const BITS*>(block);
+        piece.kept += keep(old, fresh, size, piece.record + start / 8, piece.values() + piece.kept);
+        if (write) std::memcpy(block, fresh, std::size_t(size) * sizeof(BITS));
     }
-    return total;
+    return true;
+}
+
+// Memory that threads use up from the front, each a share at a time, so that no two touch a page first at one time.
+struct Journal {
+    std::uint8_t* const memory;
+    const std::int64_t share;
+    std::atomic<std::int64_t> used{0};
+};
+
+struct Share {
+    Journal& journal;
+    std::int64_t at = 0, end = 0;
+
+    std::int64_t add(const Piece& piece) {
+        const std::int64_t bytes = piece.bytes();
+        if (end - at < bytes) {
+            const std::int64_t size = std::max(bytes, journal.share);
+            at = journal.used.fetch_add(size);
+            end = at + size;
+        }
+        stream(journal.memory + at, piece.record, bytes);
+        at += bytes;
+        return at - bytes;
+    }
+};
+
+template <class Work>
+void on_threads(int threads, const Work& work) {
+#if defined(_OPENMP)
+#pragma omp parallel num_threads(threads)
+    work();
+#else
+    std::vector<std::thread> others;
+    for (int i = 1; i < threads; ++i) others.emplace_back(work);
+    work();
+    for (std::thread& other : others) other.join();
+#endif
+}
+
+}  // namespace
+
+extern "C" {
+
+// Edits the pieces from … to, each of `each` weights or what is left of its parameter, and writes an outcome for every
+// piece. Old values go to `memory`, with room for as many as there are; without it nothing is kept, and without `write`
+// nothing is overwritten. Returns how much of the memory is used.
+std::int64_t one_pass(const Job* jobs, std::int64_t count, std::int64_t from, std::int64_t to, std::int64_t each,
+                      const double* number, std::uint8_t* memory, std::int64_t share, Outcome* outcomes, int write,
+                      int threads) {
+    std::atomic<std::int64_t> next{from};
+    Journal journal{memory, share};
+    on_threads(threads, [&] {
+        Share mine{journal};
+        const Job* job = jobs;
+        for (std::int64_t p; (p = next.fetch_add(1)) < to;) {
+            while (job + 1 < jobs + count && job[1].first <= p) ++job;
+            const std::int64_t begin = (p - job->first) * each;
+            Piece piece(std::min(each, job->length - begin));
+            const bool done = edit(*job, begin, number, write != 0, piece);
+            const std::int64_t at = memory != nullptr && piece.kept ? mine.add(piece) : 0;
+            outcomes[p] = Outcome{at, piece.kept, !done};
+        }
+#if defined(__AVX2__)
+        _mm_sfence();
+#endif
+    });
+    return journal.used;
 }
 
 }

@@ -1,119 +1,90 @@
-"""One compiled pass over one parameter, on as many threads as torch has."""
+"""One compiled pass over many parameters, on as many threads as torch has."""
 
-from concurrent.futures import Executor, wait
+from collections.abc import Sequence
 from typing import Any, final
 
 import attrs
 import numpy as np
-from torch import Tensor
+import torch
 
-from unlearnkit.averaged import Averaged
 from unlearnkit.fused.arrays import Arrays
-from unlearnkit.fused.kernel import Kernel
+from unlearnkit.fused.kernel import PIECE, Kernel
 from unlearnkit.journal import Journal
-from unlearnkit.packed import Arena
-from unlearnkit.parameters import bits
+from unlearnkit.packed import Packed, mask_bytes
+from unlearnkit.spare import LINE, SHARE, Arena
 
-_STEP = 1 << 20  # weights for each call: room for as many old values is set aside
-_SPAN = 1 << 17  # weights below which another thread is not worth its start, and of which every span is a multiple
+_PIECE = PIECE
+_CALL = 1 << 12  # pieces for each call: room for as many old values is set aside, and Ctrl-C waits for its end
+_PIECES_PER_THREAD = 8  # below which another thread is not worth its start
+_SHARED = 8 * SHARE  # bytes of old values from which on threads take large pages
+_JOB = [(name, "u8") for name in ("theta", "forget", "reference")]
+_JOB += [("forget_count", "f8"), ("reference_count", "f8"), ("length", "i8"), ("first", "i8")]
 
 
 @final
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.frozen(kw_only=True)
 class Passage:
-    """A kernel, what it is applied to, and what becomes of the result.
+    """A kernel, and what becomes of its results.
 
     Attributes:
         kernel: The compiled rule.
-        numbers: Its constants, float64.
-        arrays: What it reads; the weights are overwritten when ``write`` says so.
+        numbers: Its constants.
+        arena: Of the old values.
         journal: Keeps what is overwritten, unless it is None.
         write: False only counts.
     """
 
     kernel: Kernel
-    numbers: np.ndarray[Any, np.dtype[np.float64]]
-    arrays: Arrays
+    numbers: tuple[float, ...]
+    arena: Arena
     journal: Journal | None = None
     write: bool = True
 
-    def run(self, arenas: list[Arena], executor: Executor | None) -> int | None:
+    def run(self, arrays: Sequence[Arrays]) -> list[int | None]:
         """Apply the kernel.
 
         Args:
-            arenas: One for each thread.
-            executor: Of the other threads; None when there are none.
+            arrays: What it reads, all of the dtypes that it is compiled for; the weights are overwritten when ``write``
+                says so.
 
         Returns:
-            How many weights have other bits than before. None when torch must do it: a result is not finite, or one
-            that only torch can tell. What is in the journal is then undone.
+            How many weights of each have other bits than before. None when torch must do it: a result is not finite, or
+            one that only torch can tell. Its weights, and its part of the journal, are then what they were.
         """
-        mark = 0 if self.journal is None else len(self.journal)
-        spans = _spans(self.arrays.theta.numel(), 1 if executor is None else len(arenas))
-        if executor is None or len(spans) == 1:
-            counts = [self._span(*span, arenas[0]) for span in spans]
-        else:
-            counts = self._shared(spans, arenas, executor)
-        changed = [count for count in counts if count is not None]
-        if len(changed) == len(counts):
-            return sum(changed)
-        if self.journal is not None:
-            self.journal.undo(since=mark)
-        return None
+        lengths = np.array([a.tensors[0].numel() for a in arrays])
+        ends = np.cumsum(-(-lengths // _PIECE))
+        first = np.concatenate([[0], ends[:-1]])
+        jobs = np.array([(*a.row, at) for a, at in zip(arrays, first.tolist(), strict=True)], dtype=_JOB)
+        outcomes = np.zeros((ends[-1], 3), dtype=np.int64)
+        parts = []
+        for start in range(0, len(outcomes), _CALL):
+            span = start, min(start + _CALL, len(outcomes))
+            if self.journal is None:
+                self._call(jobs, outcomes, span, None)
+            else:
+                parts.append(self._kept(arrays, first, jobs, outcomes, span))
+        counts = np.add.reduceat(outcomes, first)[:, 1:].tolist()
+        for number in (n for n, (_, odd) in enumerate(counts) if odd):
+            for part in parts:
+                part.undo_target(number)
+        return [None if odd else kept for kept, odd in counts]
 
-    def _shared(self, spans: list[tuple[int, int]], arenas: list[Arena], executor: Executor) -> list[int | None]:
-        others = [executor.submit(self._span, *span, arena) for span, arena in zip(spans[1:], arenas[1:], strict=False)]
-        try:
-            count = self._span(*spans[0], arenas[0])
-        finally:
-            wait(others)  # whatever happens, nobody writes after this
-        return [count, *(other.result() for other in others)]
-
-    def _span(self, start: int, stop: int, arena: Arena) -> int | None:
-        changed = 0
-        for at in range(start, stop, _STEP):
-            end = min(at + _STEP, stop)
-            counted, done = self._step(at, end, arena)
-            if done < end - at:
-                return None
-            changed += counted
-        return changed
-
-    def _step(self, start: int, stop: int, arena: Arena) -> tuple[int, int]:
-        if self.journal is None:
-            progress = np.zeros(2, dtype=np.int64)
-            return self._call(start, stop, None, None, progress), int(progress[0])
-        entry = arena.open(bits(self.arrays.theta[start:stop]))
+    def _kept(self, arrays: Sequence[Arrays], first: Any, jobs: Any, outcomes: Any, span: tuple[int, int]) -> Packed:
+        assert self.journal is not None
+        size = arrays[0].tensors[0].element_size()
+        worst = (span[1] - span[0]) * (mask_bytes(_PIECE) + _PIECE * size + LINE)
+        share = SHARE if worst >= _SHARED else 0
+        # The rest of a large page that is too small for the next old values stays unused: an eighth of it at most.
+        memory, at = self.arena.open(worst + bool(share) * (worst // 8 + torch.get_num_threads() * SHARE))
+        entry = Packed(targets=arrays, first=first, each=_PIECE, outcomes=outcomes, span=span, memory=memory, start=at)
         self.journal.add(entry)
-        changed = self._call(start, stop, entry.mask, entry.values, entry.progress)
-        arena.close(entry)
-        return changed, int(entry.progress[0])
+        self.arena.close(memory, at + self._call(jobs, outcomes, span, memory.address + at, share))
+        return entry
 
-    def _call(self, start: int, stop: int, mask: int | None, values: int | None, progress: np.ndarray[Any, Any]) -> int:
-        forget, reference = self.arrays.forget, self.arrays.reference
+    def _call(self, jobs: Any, outcomes: Any, span: tuple[int, int], memory: int | None, share: int = 0) -> int:
+        numbers = np.array(self.numbers or (0.0,))
+        threads = min(torch.get_num_threads(), -(-(span[1] - span[0]) // _PIECES_PER_THREAD))
+        addresses = jobs.ctypes.data, numbers.ctypes.data, outcomes.ctypes.data
         return self.kernel(
-            stop - start,
-            _address(self.arrays.theta, start),
-            _address(forget.total, start),
-            None if reference is None else _address(reference.total, start),
-            _divisor(forget),
-            1.0 if reference is None else _divisor(reference),
-            self.numbers.ctypes.data,
-            mask,
-            values,
-            progress.ctypes.data,
-            self.write,
+            addresses[0], len(jobs), *span, _PIECE, addresses[1], memory, share, addresses[2], self.write, threads
         )
-
-
-def _spans(length: int, threads: int) -> list[tuple[int, int]]:
-    each = -(-length // (threads * _SPAN)) * _SPAN
-    return [(start, min(start + each, length)) for start in range(0, length, each)]
-
-
-def _address(t: Tensor, start: int) -> int:
-    return t.data_ptr() + start * t.element_size()
-
-
-def _divisor(mean: Averaged) -> float:
-    return 1.0 if mean.count is None else float(mean.count)

@@ -3,15 +3,13 @@
 import logging
 import os
 import warnings
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from typing import final
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from unlearnkit.averaged import Averaged
+from unlearnkit.averaged import Averaged, Trio
 from unlearnkit.compiled import find_compiler
 from unlearnkit.errors import ConfigurationError, UnlearnKitWarning
 from unlearnkit.fused.arrays import Arrays
@@ -20,8 +18,8 @@ from unlearnkit.fused.passage import Passage
 from unlearnkit.fused.trace import Program, translate
 from unlearnkit.fused.untranslatable import Untranslatable
 from unlearnkit.journal import Journal
-from unlearnkit.packed import Arena
 from unlearnkit.parameters import bits
+from unlearnkit.spare import Arena
 
 VARIABLE = "UNLEARNKIT_EDIT"
 """The environment variable that says how elementwise methods edit: ``auto``, ``compiled`` or ``plain``."""
@@ -72,65 +70,58 @@ class Fused:
     def __init__(self, rule: Rule, *, who: str, required: bool = False) -> None:
         self._rule, self._who, self._required = rule, who, required
         self._made: dict[Dtypes, tuple[Kernel, Program] | None] = {}
-        self._arenas = [Arena() for _ in range(torch.get_num_threads())]
-        self._executor = ThreadPoolExecutor(len(self._arenas) - 1) if len(self._arenas) > 1 else None
+        self._arena = Arena()
 
     def run(
-        self,
-        theta: Tensor,
-        forget: Averaged,
-        reference: Averaged | None,
-        *,
-        plainly: Plainly,
-        journal: Journal | None = None,
-        write: bool = True,
-    ) -> int | None:
-        """Edit one parameter.
+        self, trios: Sequence[Trio], *, plainly: Plainly, journal: Journal | None = None, write: bool = True
+    ) -> list[int | None]:
+        """Edit parameters, all of them in one pass.
 
         Args:
-            theta: On any device, of any strides; overwritten when ``write`` says so.
-            forget: F_f of its shape.
-            reference: F_r of its shape, or None for zeros.
+            trios: The weights are overwritten when ``write`` says so.
             plainly: How torch edits: the bits of the first weights are compared with it.
             journal: Keeps what is overwritten, unless it is None.
             write: False only counts.
 
         Returns:
-            How many weights have other bits than before; None when torch must do it. With a journal, the weights are
-            then what they were.
+            How many weights of each have other bits than before; None when torch must do it. With a journal, the
+            weights are then what they were.
 
         Raises:
             ConfigurationError: The rule cannot be compiled, and it is required.
         """
-        arrays = Arrays.of(theta, forget, reference)
-        if arrays is None or not arrays.dtypes.supported():
-            return None
-        made = self._kernel(arrays, plainly)
-        if made is None:
-            return None
-        kernel, program = made
-        passage = Passage(
-            kernel=kernel, numbers=np.array(program.numbers or (0.0,)), arrays=arrays, journal=journal, write=write
-        )
-        changed = passage.run(self._arenas, self._executor)
-        if changed and write and not theta.is_inference():
-            torch.autograd.graph.increment_version(theta)
-        return changed
+        counts: list[int | None] = [None] * len(trios)
+        alike: dict[Dtypes, dict[int, Arrays]] = {}
+        for place, trio in enumerate(trios):
+            arrays = Arrays.of(trio)
+            if arrays is not None:
+                alike.setdefault(arrays.dtypes, {})[place] = arrays
+        for dtypes, group in alike.items():
+            made = self._kernel(dtypes, list(group.values()), plainly)
+            if made is not None:
+                passage = Passage(
+                    kernel=made[0], numbers=made[1].numbers, arena=self._arena, journal=journal, write=write
+                )
+                for place, count in zip(group, passage.run(list(group.values())), strict=True):
+                    counts[place] = count
+        if write:
+            edited = [trio.theta for trio, count in zip(trios, counts, strict=True) if count]
+            torch.autograd.graph.increment_version([theta for theta in edited if not theta.is_inference()])
+        return counts
 
-    def _kernel(self, arrays: Arrays, plainly: Plainly) -> tuple[Kernel, Program] | None:
-        dtypes = arrays.dtypes
+    def _kernel(self, dtypes: Dtypes, group: list[Arrays], plainly: Plainly) -> tuple[Kernel, Program] | None:
         if dtypes not in self._made:
-            self._made[dtypes] = self._compile(dtypes, arrays.computing)
+            self._made[dtypes] = self._compile(dtypes, group[0].computing)
         made = self._made[dtypes]
         if made is None:
             return None
-        agrees = _compared.get((made[1], dtypes))
-        if agrees is None:
-            agrees = self._agrees(made, arrays, plainly)
+        key = (made[1], dtypes)
+        if key not in _compared:
+            agrees = next((a for a in (self._agrees(made, arrays, plainly) for arrays in group) if a is not None), None)
             if agrees is None:
                 return None
-            _compared[made[1], dtypes] = agrees
-        if not agrees:
+            _compared[key] = agrees
+        if not _compared[key]:
             self._made[dtypes] = None
             self._complain("its compiled form gives other bits than torch; please report this rule")
         return self._made[dtypes]
@@ -157,12 +148,17 @@ class Fused:
 
     def _agrees(self, made: tuple[Kernel, Program], arrays: Arrays, plainly: Plainly) -> bool | None:
         """Compare with torch on the first weights; None when these are among what is left to torch."""
-        head, (kernel, program) = arrays.head(_COMPARED), made
-        expected = plainly(head.theta, head.forget, head.reference)
-        passage = Passage(kernel=kernel, numbers=np.array(program.numbers or (0.0,)), arrays=head)
-        if passage.run(self._arenas, None) is None:
+        kernel, program = made
+        trio = arrays.head(_COMPARED)
+        head = Arrays.of(trio)
+        assert head is not None, "a part of what is flat is flat"
+        try:
+            expected = plainly(trio.theta, trio.forget, trio.reference)
+        except Exception:  # noqa: BLE001 - torch meets it again, and whoever edits a parameter says which
             return None
-        return torch.equal(bits(head.theta), bits(expected))
+        if Passage(kernel=kernel, numbers=program.numbers, arena=self._arena).run([head]) == [None]:
+            return None
+        return torch.equal(bits(trio.theta), bits(expected))
 
     def _complain(self, problem: str) -> None:
         warnings.warn(f"{self._who} is left to torch: {problem}", UnlearnKitWarning, stacklevel=3)

@@ -1,0 +1,72 @@
+"""Memory of old values: used again when nobody holds it, and never before."""
+
+import ctypes
+import mmap
+
+import pytest
+
+from unlearnkit import spare
+from unlearnkit.spare import LINE, Arena, Memory
+
+
+@pytest.fixture(autouse=True)
+def _nothing_spare(monkeypatch):
+    monkeypatch.setattr(spare, "_spare", [])
+
+
+def test_it_starts_a_line_and_has_the_room(monkeypatch):
+    for large in (spare._LARGE_PAGES, False):
+        monkeypatch.setattr(spare, "_LARGE_PAGES", large)
+        memory = Memory(1000)
+        assert memory.address % LINE == 0
+        assert len(memory.array) >= 1000
+        memory.array[:1000] = 7
+        assert ctypes.string_at(memory.address, 1000) == b"\7" * 1000
+
+
+@pytest.mark.skipif(not spare._LARGE_PAGES, reason="this system takes no memory back on demand")
+class TestSpare:
+    def test_what_nobody_holds_is_used_again(self):
+        memory = Memory(1000)
+        address = memory.address
+        del memory
+        assert len(spare._spare) == 1
+        assert Memory(10).address == address
+
+    def test_what_is_held_is_not(self):
+        one, other = Memory(1000), Memory(1000)
+        assert one.address != other.address
+
+    def test_what_is_too_small_is_not(self):
+        small = Memory(1000)
+        del small
+        large = Memory(spare._LEAST + 1)
+        assert len(large.array) > spare._LEAST
+        assert len(spare._spare) == 1
+
+    def test_it_is_bounded(self, monkeypatch):
+        monkeypatch.setattr(spare, "_MOST_SPARE", spare._LEAST)
+        one, other = Memory(1), Memory(1)
+        del one, other
+        assert len(spare._spare) == 1
+
+    def test_a_system_without_large_pages(self, monkeypatch):
+        class Small(mmap.mmap):
+            def madvise(self, *_):
+                raise OSError("no large pages")
+
+        monkeypatch.setattr("mmap.mmap", Small)
+        assert len(Memory(5).array) == spare._LEAST
+
+
+def test_an_arena_hands_out_what_is_left():
+    arena = Arena()
+    first, start = arena.open(1000)
+    arena.close(first, start + 100)
+    second, place = arena.open(1000)
+    assert second is first
+    assert (start, place) == (0, 128)
+    third, place = arena.open(1000)
+    assert third is not first, "what was not closed may still be written to"
+    arena.close(third, place + len(third.array))
+    assert arena.open(1)[0] is not third

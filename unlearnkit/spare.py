@@ -1,0 +1,92 @@
+"""Memory for old values: asked for in large pages, and offered to the system when it is done with, not given back.
+
+What is written first to a page that the system has yet to find and to clear costs several times as much as writing
+to it again, so the next edit gets the memory of the last one: all of it, if the system had no use for it in between.
+"""
+
+import contextlib
+import mmap
+import weakref
+from typing import final
+
+import numpy as np
+
+LINE = 64
+"""Bytes of a line of the cache."""
+SHARE = 1 << 21
+"""Bytes of a large page."""
+# What is asked for is not taken until it is written to, so what is never used costs nothing.
+_LEAST = 1 << 24
+_MOST_SPARE = 1 << 30
+_RESERVED = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux's; not counted as if all of it were going to be used
+_LARGE_PAGES = hasattr(mmap, "MADV_HUGEPAGE") and hasattr(mmap, "MADV_FREE")  # Linux
+_spare: list[mmap.mmap] = []
+
+
+@final
+class Memory:
+    """Some memory, offered to the system when nobody holds this any more.
+
+    Args:
+        size: Bytes.
+
+    Attributes:
+        array: Bytes, at least as many; the first starts a line of the cache.
+        address: Of the first.
+    """
+
+    def __init__(self, size: int) -> None:
+        if _LARGE_PAGES:
+            pages = _pages(max(size, _LEAST))
+            self.array = np.frombuffer(pages, dtype=np.uint8)
+            weakref.finalize(self, _offer, pages).atexit = False
+        else:
+            room = np.empty(size + LINE, dtype=np.uint8)
+            self.array = room[-room.ctypes.data % LINE :]
+        self.address: int = self.array.ctypes.data
+
+
+@final
+class Arena:
+    """Hands out memory from the front."""
+
+    def __init__(self) -> None:
+        self._rest: tuple[Memory, int] | None = None
+
+    def open(self, size: int) -> tuple[Memory, int]:
+        """Return memory with so much room.
+
+        Args:
+            size: Bytes.
+
+        Returns:
+            Memory and the place in it from which on it may be used. Unless it is closed, it is not used again.
+        """
+        rest, self._rest = self._rest, None
+        return (Memory(size), 0) if rest is None or len(rest[0].array) - rest[1] < size else rest
+
+    def close(self, memory: Memory, end: int) -> None:
+        """Take back what is not used.
+
+        Args:
+            memory: What was opened.
+            end: The place in it from which on it is free.
+        """
+        self._rest = memory, -(-end // LINE) * LINE
+
+
+def _pages(size: int) -> mmap.mmap:
+    for place, pages in enumerate(_spare):
+        if len(pages) >= size:
+            return _spare.pop(place)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _RESERVED)
+    with contextlib.suppress(OSError):  # a kernel without them: small pages do
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages
+
+
+def _offer(pages: mmap.mmap) -> None:
+    if sum(map(len, _spare)) + len(pages) <= _MOST_SPARE:
+        with contextlib.suppress(OSError):
+            pages.madvise(mmap.MADV_FREE)
+        _spare.append(pages)
