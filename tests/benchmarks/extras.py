@@ -17,7 +17,7 @@ from tests.benchmarks.fisher import mlp, resnet
 from unlearnkit import CrossEntropy, DiagonalFisher
 from unlearnkit.fisher.diagonal import start
 
-ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+CASES = {"mlp": (128,), "resnet18@64": (8, 32, 64), "small vit": (8, 32)}
 
 
 def small_vit() -> tuple[nn.Module, tuple[int, ...]]:
@@ -28,21 +28,34 @@ def small_vit() -> tuple[nn.Module, tuple[int, ...]]:
     return model, (3, 64, 64)
 
 
+MODELS = {"mlp": mlp, "resnet18@64": lambda: resnet(64), "small vit": small_vit}
+
+
 def main() -> None:
-    """Print one line for each model."""
+    """Print a table of ratios."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     torch.set_num_threads(1)
-    for name, make, size in (("mlp", mlp, 128), ("resnet18@64", lambda: resnet(64), 8), ("small vit", small_vit, 8)):
+    header = False
+    for name, size in ((name, size) for name, sizes in CASES.items() for size in sizes):
         torch.manual_seed(0)
-        model, shape = make()
-        runs = variants(model.eval(), torch.randn(size, *shape), torch.arange(size) % 10)
-        times: dict[str, list[float]] = {kind: [] for kind in runs}
-        for _ in range(ROUNDS):
-            for kind, run in runs.items():
-                begin = time.thread_time()
-                run()
-                times[kind].append(time.thread_time() - begin)
-        medians = {kind: statistics.median(seen) for kind, seen in times.items()}
-        print(f"{name} B={size}", {kind: round(t / medians["plain"], 2) for kind, t in medians.items()}, flush=True)
+        model, shape = MODELS[name]()
+        medians = measure(variants(model.eval(), torch.randn(size, *shape), torch.arange(size) % 10), rounds)
+        if not header:
+            print(f"| model, batch | {' | '.join(medians)} |\n|{'---|' * (len(medians) + 1)}")
+            header = True
+        ratios = " | ".join(f"{t / medians['plain']:.2f}" for t in medians.values())
+        print(f"| {name}, {size} | {ratios} |", flush=True)
+
+
+def measure(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Return the median CPU time of each, in seconds."""
+    times: dict[str, list[float]] = {kind: [] for kind in runs}
+    for _ in range(rounds):
+        for kind, run in runs.items():
+            begin = time.thread_time()
+            run()
+            times[kind].append(time.thread_time() - begin)
+    return {kind: statistics.median(seen) for kind, seen in times.items()}
 
 
 def variants(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, Callable[[], None]]:
@@ -55,9 +68,11 @@ def variants(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, Ca
     found: dict[str, Callable[[], None]] = {"plain": plain}
     for kind, keys, options in (
         ("fisher", (), {}),
-        ("10 groups", y.tolist(), {}),
-        ("gradient", (), {"gradient": True}),
-        ("absolute", (), {"absolute": True}),
+        ("10 groups, batches sorted", [0] * len(y), {}),
+        ("10 groups, mixed in each batch", y.tolist(), {}),
+        ("gradient and batched", (), {"gradient": True}),
+        ("Σ\\|g\\|", (), {"absolute": True}),
+        ("gradient, batched and Σ\\|g\\|", (), {"gradient": True, "absolute": True}),
     ):
         run = start(DiagonalFisher(), model, objective=CrossEntropy(), **options)
         found[kind] = lambda run=run, keys=keys: run.add((x, y), keys)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from compiler import HAS_COMPILER
-from fisher_oracle import distance, estimate, squares_of_each
+from fisher_oracle import check_kernel, distance, estimate, weight_gradients_of_each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -14,6 +14,7 @@ from unlearnkit.compiled import load
 from unlearnkit.fisher.choice import Chooser
 from unlearnkit.fisher.families.compiled import OuterSquares, compiled_convolution, compiled_linear
 from unlearnkit.fisher.families.geometry import Geometry
+from unlearnkit.fisher.kernel import Into
 from unlearnkit.fisher.totals import Totals
 
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
@@ -23,11 +24,8 @@ def slot(w):
     return Totals({"w": w}, double=False, memory=1 << 24, chooser=Chooser(), compiled=OuterSquares()).slot("w")
 
 
-def two_runs(kernel):
-    total = torch.zeros(kernel.shape)
-    kernel.run(total)
-    kernel.run(total)
-    return kernel.finish(total)
+def outer(g, a):
+    return torch.einsum("nto,nti->noi", g.double(), a.double())
 
 
 SIZES = st.sampled_from([16, 17, 31, 32, 33, 70])
@@ -43,11 +41,7 @@ def test_linear(samples, rows, out, inner, time_major):
         g, a = g.transpose(0, 1), a.transpose(0, 1)
     for left, right in ((g, a), (a, g)):
         w = torch.zeros(left.shape[2], right.shape[2])
-        expected = torch.einsum("nto,nti->noi", left.double(), right.double())
-        kernel = compiled_linear(slot(w), left, right)
-        assert distance({"w": two_runs(kernel)}, {"w": 2 * expected.square().sum(0)}) < 1e-5
-        kernel = compiled_linear(slot(w), left, right, absolute=True)
-        assert distance({"w": two_runs(kernel)}, {"w": 2 * expected.abs().sum(0)}) < 1e-5
+        check_kernel(compiled_linear(slot(w), left, right), outer(left, right))
 
 
 @pytest.mark.parametrize("channels", [3, 8, 40])
@@ -63,19 +57,17 @@ def test_convolution(channels, groups, out, size, kernel, stride, padding):
     geometry = Geometry(
         kernel=(kernel,) * 2, stride=(stride,) * 2, padding=((padding,) * 2,) * 2, dilation=(1, 1), groups=groups
     )
-    expected = {"w": 2 * squares_of_each(geometry, w, x[:, None], g[:, None])}
+    expected = weight_gradients_of_each(geometry, w, x[:, None], g[:, None])
     for layout in (torch.contiguous_format, torch.channels_last):
         rows, maps = (t.contiguous(memory_format=layout)[:, None] for t in (g, x))
-        seen = two_runs(compiled_convolution(slot(w), rows, maps, geometry))
-        assert distance({"w": seen.reshape(w.shape)}, expected) < 1e-5
+        check_kernel(compiled_convolution(slot(w), rows, maps, geometry), expected)
 
 
 def test_a_gradient_whose_maps_are_cut_out_of_larger_ones():
     w = torch.zeros(16, 8, 1, 1)
     g, x = torch.randn(2, 1, 16, 6, 6)[..., 1:4, 1:5], torch.randn(2, 1, 8, 5, 7)[..., 1:4, 2:6]
     geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=((0, 0),) * 2, dilation=(1, 1), groups=1)
-    seen = two_runs(compiled_convolution(slot(w), g, x, geometry)).reshape(w.shape)
-    assert distance({"w": seen}, {"w": 2 * squares_of_each(geometry, w, x, g)}) < 1e-5
+    check_kernel(compiled_convolution(slot(w), g, x, geometry), weight_gradients_of_each(geometry, w, x, g))
 
 
 def test_one_thread_or_three_give_the_same_bits():
@@ -83,17 +75,23 @@ def test_one_thread_or_three_give_the_same_bits():
     kernel = compiled_linear(slot(w), torch.randn(6, 9, 70), torch.randn(6, 9, 50))
     try:
         torch.set_num_threads(1)
-        one = two_runs(kernel)
+        one = squares(kernel)
         torch.set_num_threads(3)
-        assert torch.equal(two_runs(kernel), one)
+        assert torch.equal(squares(kernel), one)
     finally:
         torch.set_num_threads(before)
+
+
+def squares(kernel):
+    into = Into(squares=torch.zeros(kernel.shape))
+    kernel.run(into)
+    return kernel.finish(into.squares)
 
 
 def test_nan_and_infinity_are_kept():
     g, a = torch.ones(2, 2, 16), torch.ones(2, 2, 3)
     g[0, 0, 0], g[1, 1, 1] = torch.nan, torch.inf
-    seen = two_runs(compiled_linear(slot(torch.zeros(16, 3)), g, a))
+    seen = squares(compiled_linear(slot(torch.zeros(16, 3)), g, a))
     assert seen[0].isnan().all()
     assert seen[1].isinf().all()
     assert seen[2:].isfinite().all()
@@ -145,17 +143,20 @@ def network():
     return nn.Sequential(*convolutions, nn.Linear(64, 20), nn.Tanh(), nn.Flatten(), nn.Linear(160, 4))
 
 
-def test_a_network_and_sums_of_absolute_values():
+def test_a_network_and_everything_that_one_pass_can_find_out():
     model, data = network(), [(torch.randn(n, 3, 4, 4), torch.arange(n) % 4) for n in (5, 2)]
+    everything = {"objective": CrossEntropy(), "absolute": True, "gradient": True, "key": -1}
     fixed, ours = (
-        fisher_statistics(
-            model, data, objective=CrossEntropy(), absolute=True, key=-1, fisher=DiagonalFisher(kernels=kernels)
-        )
+        fisher_statistics(model, data, fisher=DiagonalFisher(kernels=kernels), **everything)
         for kernels in ("fixed", "compiled")
     )
     exact = {n: t.double() for n, t in estimate(network().double(), [(x.double(), y) for x, y in data]).items()}
     assert distance(ours.importance.totals, exact) < 1e-5
     assert distance(ours.absolute.totals, dict(fixed.absolute.totals)) < 1e-5
+    assert distance(ours.batched.totals, dict(fixed.batched.totals)) < 1e-5
+    gradient = torch.autograd.grad(sum(CrossEntropy().losses(model, b).sum() for b in data) / 7, model.parameters())
+    for (name, seen), expected in zip(ours.gradient.items(), gradient, strict=True):
+        assert (seen - expected).abs().max() < 1e-5 * expected.abs().max(), name
     assert ours.importance.fingerprint == fixed.importance.fingerprint
     for key, group in fixed.groups.items():
         assert distance(ours.groups[key].totals, dict(group.totals)) < 1e-5

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from compiler import HAS_COMPILER
-from fisher_oracle import CONVOLVE, distance, squares_of_each
+from fisher_oracle import CONVOLVE, check_kernel, weight_gradients_of_each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,6 +16,7 @@ from unlearnkit.fisher.families.geometry import Geometry
 from unlearnkit.fisher.families.native import native_pays
 from unlearnkit.fisher.families.regions import meetings, tap_regions
 from unlearnkit.fisher.families.small_maps import pays
+from unlearnkit.fisher.kernel import Into
 from unlearnkit.fisher.totals import Totals
 
 
@@ -56,18 +57,14 @@ def test_every_kernel(problem, dtype, memory):
     if last and len(geometry.kernel) == 2:
         x, g = (t.contiguous(memory_format=torch.channels_last) for t in (x, g))
     x, g = (t.unflatten(0, (samples, rows)) for t in (x, g))
-    expected = squares_of_each(geometry, w, x, g)
+    expected = weight_gradients_of_each(geometry, w, x, g)
     compiled = OuterSquares() if HAS_COMPILER else None
     slots = [
         Totals({"w": w}, double=False, memory=memory, chooser=Chooser(), compiled=outer).slot("w")
         for outer in {None, compiled}
     ]
     for kernel in (k for slot in slots for k in conv_kernels(slot, g, x, geometry)):
-        total = torch.zeros(kernel.shape, dtype=dtype)
-        kernel.run(total)
-        kernel.run(total)
-        seen = {"w": kernel.finish(total).reshape(w.shape)}
-        assert distance(seen, {"w": 2 * expected}) < (1e-5 if dtype is torch.float32 else 1e-13), kernel.name
+        check_kernel(kernel, expected, dtype=dtype, tolerance=1e-5 if dtype is torch.float32 else 1e-13)
 
 
 def names(channels, out, size, *, kernel=3, dtype=torch.float32):
@@ -102,7 +99,7 @@ def test_on_a_device_many_samples_at_a_time():
         geometry = Geometry(kernel=(3, 3), stride=(1, 1), padding=((1, 1),) * 2, dilation=(1, 1), groups=1)
         kernel, total = conv_kernels(slot, x, x, geometry)[0], torch.empty(w.numel(), device="cuda")
         with Counter() as operations:
-            kernel.run(total)
+            kernel.run(Into(squares=total))
     assert kernel.name == "products"
     assert operations.seen < 64
 

@@ -10,6 +10,7 @@ from unlearnkit import CrossEntropy, DiagonalFisher, SketchedFisher, UnlearnKitW
 from unlearnkit.batches import to_device
 from unlearnkit.fisher.choice import Chooser
 from unlearnkit.fisher.families.triton_squares import triton_linear
+from unlearnkit.fisher.kernel import Into
 from unlearnkit.fisher.totals import Totals
 
 pytestmark = [
@@ -104,6 +105,6 @@ def test_the_triton_kernel_equals_products():
     w = torch.zeros(96, 200, device=DEVICE)
     slot = Totals({"w": w}, double=False, memory=1 << 26, chooser=Chooser()).slot("w")
     total = torch.zeros(w.numel(), device=DEVICE)
-    triton_linear(slot, g, a).run(total)
+    triton_linear(slot, g, a).run(Into(squares=total))
     expected = torch.einsum("nto,nti->noi", g.double(), a.double()).square().sum(0)
     assert distance({"w": total.view(w.shape).cpu()}, {"w": expected.cpu()}) < 1e-5

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from unlearnkit.fisher.choice import Chooser
-from unlearnkit.fisher.totals import Kernel, Totals
+from unlearnkit.fisher.kernel import Into, Kernel
+from unlearnkit.fisher.totals import Totals
 
 
 def totals(shape=(2, 3), memory=1 << 20, **options):
@@ -16,7 +17,7 @@ def totals(shape=(2, 3), memory=1 << 20, **options):
 def test_layouts_are_added_in_the_shape_of_the_parameter():
     t = totals()
     t.slot("w").add(torch.ones(4, 2, 3))
-    turned = Kernel(name="turned", shape=(3, 2), run=lambda b: b.add_(1.0), finish=lambda b: b.t())
+    turned = Kernel(name="turned", shape=(3, 2), run=lambda into: into.squares.add_(1.0), finish=lambda b: b.t())
     t.slot("w").run((), [turned])
     assert torch.equal(t.result()["w"], torch.full((2, 3), 5.0))
 
@@ -60,6 +61,6 @@ def test_the_clock_chooses_only_on_request():
         name="slow", shape=(1,), run=lambda _: [torch.randn(200, 200) @ torch.randn(200, 200) for _ in range(50)]
     )
     fast = Kernel(name="fast", shape=(1,), run=lambda _: None)
-    trial = lambda kernel: lambda: kernel.run(torch.zeros(1))  # noqa: E731
+    trial = lambda kernel: lambda: kernel.run(Into(squares=torch.zeros(1)))  # noqa: E731
     assert Chooser().choose("k", [slow, fast], trial).name == "slow"
     assert Chooser(timed=True).choose("k", [slow, fast], trial).name == "fast"

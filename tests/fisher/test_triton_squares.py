@@ -22,6 +22,7 @@ from fisher_oracle import CONVOLVE, distance, squares_of_each
 from unlearnkit.fisher.choice import Chooser
 from unlearnkit.fisher.families.geometry import Geometry
 from unlearnkit.fisher.families.triton_squares import triton_convolution, triton_linear
+from unlearnkit.fisher.kernel import Into
 from unlearnkit.fisher.totals import Totals
 
 def slot(w, memory=1 << 24):
@@ -29,8 +30,8 @@ def slot(w, memory=1 << 24):
 
 def compare(kernel, w, expected):
     total = torch.zeros(kernel.shape)
-    kernel.run(total)
-    kernel.run(total)
+    kernel.run(Into(squares=total))
+    kernel.run(Into(squares=total))
     assert distance({"w": kernel.finish(total).reshape(w.shape)}, {"w": 2 * expected}) < 1e-5
 
 g, a, w = torch.randn(5, 40, 70), torch.randn(40, 5, 66).transpose(0, 1), torch.zeros(70, 66)

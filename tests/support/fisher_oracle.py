@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from unlearnkit import CrossEntropy, DiagonalFisher, Objective
 from unlearnkit.batches import map_tensors, take
+from unlearnkit.fisher.kernel import Into
 
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -73,13 +74,36 @@ def engine_only(model, batches, objective=None, tolerance=1e-4, *, slow=False, *
 
 
 def squares_of_each(geometry, w, x, g):
-    """Σ_n (∂/∂W Σ_k ⟨g_nk, conv(x_nk, W)⟩)² by autograd, one sample at a time, in float64."""
-    total = torch.zeros_like(w, dtype=torch.float64)
+    """Σ_n of the squares of `weight_gradients_of_each`."""
+    return weight_gradients_of_each(geometry, w, x, g).square().sum(0)
+
+
+def weight_gradients_of_each(geometry, w, x, g):
+    """∂/∂W Σ_k ⟨g_nk, conv(x_nk, W)⟩ for each n by autograd, one sample at a time, in float64."""
+    found = []
     for x_n, g_n in zip(x.double(), g.double(), strict=True):
         leaf = w.double().requires_grad_()
         padding = tuple(p for p, _ in geometry.padding)
         y = CONVOLVE[len(geometry.kernel)](
             x_n, leaf, None, geometry.stride, padding, geometry.dilation, geometry.groups
         )
-        total += torch.autograd.grad((y * g_n).sum(), leaf)[0].square()
-    return total
+        found.append(torch.autograd.grad((y * g_n).sum(), leaf)[0])
+    return torch.stack(found)
+
+
+SUMS = {"squares": torch.square, "absolute": torch.abs, "signed": torch.clone}
+"""What a kernel may add up to, and of what it is the sum over samples."""
+
+
+def check_kernel(kernel, per_sample, *, tolerance=1e-5, dtype=torch.float32):
+    """Run a kernel twice for each set of sums that it can be asked for, and compare them with per-sample gradients."""
+    able = ["squares"] if kernel.squares_only else ["squares", "absolute", "signed"]
+    for wanted in ({"squares"}, {"squares", *able[1:2]}, {"squares", *able[2:]}, set(able)):
+        into = Into(**{sum_: torch.zeros(kernel.shape, dtype=dtype) for sum_ in wanted})
+        kernel.run(into)
+        kernel.run(into)
+        for sum_ in wanted:
+            seen = kernel.finish(getattr(into, sum_)).reshape(per_sample.shape[1:])
+            terms = SUMS[sum_](per_sample.double())
+            wrong = (seen - 2 * terms.sum(0)).abs().max() if terms.numel() else 0.0
+            assert wrong <= tolerance * 2 * terms.abs().sum(0).max(), (kernel.name, sum_)

@@ -182,9 +182,7 @@ class Following(Guide):
 
 def _hand_on(use: _Use, part: Part) -> None:
     """Let a rule add what a use has to the sums of a part."""
-    use.rule.add_squares(use.role, use.g, use.call, part.sums.squares.slot(use.label))
-    if part.sums.absolute is not None:
-        use.rule.add_absolute(use.role, use.g, use.call, part.sums.absolute.slot(use.label))
+    use.rule.add_squares(use.role, use.g, use.call, part.sums.slot(use.label))
 
 
 def _merged(uses: list[_Use]) -> list[_Use]:

@@ -1,5 +1,6 @@
 """The diagonal empirical Fisher information: the sum of squared per-sample gradients, exactly."""
 
+from functools import partial
 from typing import Any, ClassVar, final
 
 import attrs
@@ -10,6 +11,7 @@ from unlearnkit.fisher.choice import Chooser
 from unlearnkit.fisher.engine import SETTLED, Engine
 from unlearnkit.fisher.families.compiled import outer_squares
 from unlearnkit.fisher.general import SquaredGradients
+from unlearnkit.fisher.gradients import BatchGradients
 from unlearnkit.fisher.ledger import Ledger
 from unlearnkit.fisher.sharded_engine import ShardedEngine
 from unlearnkit.fisher.totals import Totals
@@ -116,13 +118,23 @@ def start(
 
     compiled = outer_squares(model, required=fisher.kernels == "compiled") if fisher.kernels in _COMPILED else None
 
-    def empty() -> Totals:
-        return Totals(named, double=double, memory=memory, chooser=chooser, compensated=compensated, compiled=compiled)
+    def empty(*, signed: bool = False) -> Totals:
+        return Totals(
+            named,
+            double=double,
+            memory=memory,
+            chooser=chooser,
+            compensated=compensated and not signed,
+            compiled=compiled,
+            signed=signed,
+        )
 
     return Engine(
         model,
         objective,
-        ledger=Ledger(empty, absolute=absolute, gradient=gradient),
+        ledger=Ledger(
+            empty, absolute=absolute, gradients=BatchGradients(partial(empty, signed=True)) if gradient else None
+        ),
         general=SquaredGradients(model, objective, chunk=fisher.chunk, memory=memory, double=double, quiet=True),
         chunk=fisher.chunk,
         careful=compensated,

@@ -1,7 +1,7 @@
 """Σ_i (∂ℓ_i/∂θ)² in one ordinary forward and backward pass: the engine behind `DiagonalFisher`."""
 
 import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, final
 
 import torch
@@ -15,6 +15,7 @@ from unlearnkit.fisher.collect import Following
 from unlearnkit.fisher.eager import EAGER
 from unlearnkit.fisher.finite import Watch
 from unlearnkit.fisher.general import Receive, SquaredGradients, refuse_batch_statistics
+from unlearnkit.fisher.gradients import BatchGradients
 from unlearnkit.fisher.intercept import Interceptor
 from unlearnkit.fisher.ledger import ALL, Ledger, Part
 from unlearnkit.fisher.memory import Fitted, Limit, out_of_memory
@@ -132,20 +133,10 @@ class Engine(Accumulator):
         return self._ledger.absolute()
 
     @property
-    def signed(self) -> dict[str, Tensor]:
-        """Σ_i g_i of the pass, when it was asked for."""
-        return self._whole(self._ledger.signed)
-
-    @property
-    def batched(self) -> dict[str, Tensor]:
-        """Σ_b n_b (1/n_b Σ_{i∈b} g_i)² of the pass, when it was asked for."""
-        return self._whole(self._ledger.batched)
-
-    def _whole(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {
-            name: found[name] if name in found else torch.zeros_like(p, dtype=self._ledger.dtype(name))
-            for name, p in self._named.items()
-        }
+    def gradients(self) -> BatchGradients:
+        """The gradients of the batches, when they were asked for."""
+        assert self._ledger.gradients is not None, "asked for at the start"
+        return self._ledger.gradients
 
     def _fits(self, batch: Any, keys: Sequence[Hashable]) -> bool:
         """Add a batch, or nothing of it and return False when memory runs out."""
@@ -192,16 +183,15 @@ class Engine(Accumulator):
         if len(rows) >= found.samples and self._alone is None:
             self._alone = self._again(batch, found, rows[: found.samples])
         if not found.script.doubtful:
-            self._ledger.stage(self._pass(batch, found, parts))
+            self._pass(batch, found, parts)
             return
         trial = [Part(rows=part.rows, sums=part.sums.empty()) for part in parts]
         try:
-            gradients = self._pass(batch, found, trial)
+            self._pass(batch, found, trial)
         except UnprovenError:
             del self._scripts[kind]
             trial = [Part(rows=part.rows, sums=part.sums.empty()) for part in parts]
-            gradients = self._pass(batch, self._script(batch, kind), trial)
-        self._ledger.stage(gradients)
+            self._pass(batch, self._script(batch, kind), trial)
         for part, tried in zip(parts, trial, strict=True):
             part.sums.add(tried.sums)
 
@@ -210,7 +200,7 @@ class Engine(Accumulator):
         if self._scripts[kind].script.doubtful:
             return False
         try:
-            self._ledger.stage(self._pass(batch, self._scripts[kind], parts))
+            self._pass(batch, self._scripts[kind], parts)
         except UnprovenError:
             return False  # models may treat one sample differently; a pass that does not follow the script adds nothing
         return True
@@ -273,9 +263,9 @@ class Engine(Accumulator):
             losses = look_again(self._model, self._objective, batch, self._named, found=found, rows=rows)
         return Alone(rows=rows, losses=losses, passes=passes)
 
-    def _pass(self, batch: Any, found: Found, parts: Sequence[Part]) -> dict[str, Tensor]:
+    def _pass(self, batch: Any, found: Found, parts: Sequence[Part]) -> None:
         guide = Following(found.script, batch_size(batch), parts)
-        interceptor = Interceptor(self._named, guide, self._device, attached=self._ledger.gradient)
+        interceptor = Interceptor(self._named, guide, self._device)
         guide.interceptor = interceptor
         try:
             with interceptor:
@@ -285,11 +275,10 @@ class Engine(Accumulator):
                 self._alone.check(losses, found.precision)
                 self._alone = None
             found.script.finish()
-            gradients = interceptor.backward(losses.sum())
+            interceptor.backward(losses.sum())
             guide.finish()
         finally:
             guide.interceptor = None
-        return gradients
 
     def _generally(self, batch: Any, parts: Sequence[Part]) -> None:
         for part in parts:
@@ -298,8 +287,6 @@ class Engine(Accumulator):
     def _receiver(self, part: Part, *, look: bool = False) -> Receive:
         def receive(name: str, g: Tensor) -> None:
             part.sums.receive(name, g)
-            if self._ledger.gradient:
-                self._ledger.stage({name: g.sum(0)})
             if look:
                 self._underflow.look(name, g, self._ledger.dtype(name))
 

@@ -79,14 +79,10 @@ class Interceptor(TorchFunctionMode):
         named: The trainable parameters.
         guide: Decides.
         device: Of the model.
-        attached: Leave the weights on the graph, so that `backward` returns their ordinary gradients too.
     """
 
-    def __init__(
-        self, named: Mapping[str, Tensor], guide: Guide, device: torch.device, *, attached: bool = False
-    ) -> None:
+    def __init__(self, named: Mapping[str, Tensor], guide: Guide, device: torch.device) -> None:
         super().__init__()
-        self._named, self._attached = named, attached
         self._guide = guide
         self._labels = {id(p): name for name, p in named.items()}
         self._recomputing = False
@@ -97,7 +93,7 @@ class Interceptor(TorchFunctionMode):
         """Return the label of a tracked tensor, else None."""
         return None if tensor is None else self._labels.get(id(tensor))
 
-    def backward(self, loss: Tensor, *, keep: bool = False) -> dict[str, Tensor]:
+    def backward(self, loss: Tensor, *, keep: bool = False) -> None:
         """Run the backward pass: every tap's sink gets its gradient, and no parameter does.
 
         The mode stays on, so that segments recomputed by checkpointing are tapped again.
@@ -106,22 +102,10 @@ class Interceptor(TorchFunctionMode):
             loss: A scalar: of something that is given the gradient to begin with, torch asks symbolic algebra about
                 the shape, which takes 37 MiB and half a second to import.
             keep: Keep the graph for another pass.
-
-        Returns:
-            The gradient of the loss for every parameter that was used, where weights stay attached; else none.
         """
         self._recomputing = True
         with self:
-            if not self._attached:
-                inside(torch.autograd.backward)(loss, retain_graph=keep, inputs=[self.anchor])
-                return {}
-            found = inside(torch.autograd.grad)(
-                loss,
-                [self.anchor, *self._named.values()],
-                retain_graph=keep or bool(self.derived),
-                allow_unused=True,
-            )
-        return {name: g for name, g in zip(self._named, found[1:], strict=True) if g is not None}
+            inside(torch.autograd.backward)(loss, retain_graph=keep, inputs=[self.anchor])
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -179,7 +163,7 @@ class Interceptor(TorchFunctionMode):
             raise UnprovenError(f"{step.describe()}: a call that its rule does not cover")
         if in_place(seen.function):
             call = attrs.evolve(call, saved=tuple(t.detach().clone() for t in call.saved))
-        y = self._run(seen)
+        y = seen.run_detached()
         sink = self._guide.sink(step, call, y)
         if not isinstance(y, Tensor):
             return tap_all(y, self.anchor, sink, call.saved)
@@ -187,15 +171,12 @@ class Interceptor(TorchFunctionMode):
             y = y.clone()  # any function at all may have kept its result, which a tap edits
         return tap(y, self.anchor, sink, call.saved, fresh=step.rule.fresh)
 
-    def _run(self, seen: Seen) -> Any:
-        return seen.run() if self._attached else seen.run_detached()
-
     def _again(self, seen: Seen) -> Any:
         """Repeat a call for a checkpointed segment: the same tensors are saved, and no gradient will come."""
         rule = rule_for(seen.function)
         call = rule.bind(*seen.args, **seen.kwargs) if rule else None
         if call is not None:
-            return tap(self._run(seen), self.anchor, _ignore, call.saved, fresh=rule is not None and rule.fresh)
+            return tap(seen.run_detached(), self.anchor, _ignore, call.saved, fresh=rule is not None and rule.fresh)
         if enterable(seen.function):
             with self:
                 return entered(seen.function)(*seen.args, **seen.kwargs)

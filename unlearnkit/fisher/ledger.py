@@ -1,14 +1,15 @@
 """All that is added up on one pass: squares for each group of samples and, on request, Σ|g| and batch gradients."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import final
 
 import attrs
 import torch
 from torch import Tensor
 
-from unlearnkit.fisher.totals import Totals
+from unlearnkit.fisher.gradients import BatchGradients
+from unlearnkit.fisher.totals import Slot, Totals
 
 ALL = "all samples"
 
@@ -21,20 +22,25 @@ class Sums:
     Attributes:
         squares: Σ_i g_i².
         absolute: Σ_i |g_i|, or None when nobody asked.
+        signed: Σ_i g_i of the current batch, which all groups have in common; None when nobody asked.
     """
 
     squares: Totals
     absolute: Totals | None = None
+    signed: Totals | None = None
+
+    def slot(self, name: str) -> Slot:
+        """Return the place for the per-sample gradients of one parameter."""
+        return attrs.evolve(self.squares.slot(name), absolute=self.absolute, signed=self.signed)
 
     def receive(self, name: str, per_sample: Tensor) -> None:
         """Add per-sample gradients of one parameter: shape (n, *shape)."""
-        self.squares.slot(name).add(per_sample)
-        if self.absolute is not None:
-            self.absolute.slot(name).add_absolute(per_sample)
+        self.slot(name).add(per_sample)
 
     def empty(self) -> "Sums":
         """Return sums of the same kind with nothing in them."""
-        return Sums(squares=self.squares.empty(), absolute=self.absolute.empty() if self.absolute is not None else None)
+        absolute, signed = (None if t is None else t.empty() for t in (self.absolute, self.signed))
+        return Sums(squares=self.squares.empty(), absolute=absolute, signed=signed)
 
     def add(self, other: "Sums") -> None:
         """Add the sums of other samples, which give their buffers back."""
@@ -43,9 +49,7 @@ class Sums:
 
     def all(self) -> Iterator[Totals]:
         """Yield what there is."""
-        yield self.squares
-        if self.absolute is not None:
-            yield self.absolute
+        yield from (totals for totals in (self.squares, self.absolute, self.signed) if totals is not None)
 
 
 @final
@@ -80,25 +84,21 @@ class Ledger:
     Args:
         make: Makes empty totals.
         absolute: Whether to add Σ|g| too.
-        gradient: Whether to add the gradients of batches too: their sum, and n·(mean gradient)² of each batch.
+        gradients: Where to add the gradients of batches too.
     """
 
-    def __init__(self, make: Callable[[], Totals], *, absolute: bool = False, gradient: bool = False) -> None:
+    def __init__(
+        self, make: Callable[[], Totals], *, absolute: bool = False, gradients: BatchGradients | None = None
+    ) -> None:
         self._make = make
         self._pattern = make()
         self._absolute = absolute
-        self.gradient = gradient
+        self.gradients = gradients
         self._groups: dict[Hashable, Sums] = {}
         self._touched: set[Hashable] = set()
         self._open: list[Totals] = []
-        self._staged: dict[str, Tensor] = {}
-        self._batch: dict[str, Tensor] = {}
         self.counts: Counter[Hashable] = Counter()
         """How many samples each group has."""
-        self.signed: dict[str, Tensor] = {}
-        """Σ_i g_i of the pass."""
-        self.batched: dict[str, Tensor] = {}
-        """Σ_b n_b (1/n_b Σ_{i∈b} g_i)² of the pass."""
 
     def parts(self, keys: Sequence[Hashable]) -> list[Part]:
         """Cut samples into parts: one for each run of equal keys.
@@ -118,7 +118,7 @@ class Ledger:
 
     def begin(self, parts: Sequence[Part]) -> None:
         """Add to these parts apart from now on; see `Totals.begin`."""
-        self._open = [totals for part in parts for totals in part.sums.all()]
+        self._open = list(dict.fromkeys(totals for part in parts for totals in part.sums.all()))
         for totals in self._open:
             totals.begin()
 
@@ -130,16 +130,14 @@ class Ledger:
         """
         for totals in self._open:
             totals.commit()
-        for name, g in self._staged.items():
-            _join(self._batch, name, g)
-        self._open, self._staged = [], {}
+        self._open = []
         self.counts.update(keys)
 
     def roll_back(self) -> None:
         """Forget what was added since `begin`."""
         for totals in self._open:
             totals.roll_back()
-        self._open, self._staged = [], {}
+        self._open = []
 
     @property
     def opened(self) -> bool:
@@ -154,19 +152,10 @@ class Ledger:
         """Return the dtype in which a parameter's gradients are squared and added."""
         return self._pattern.dtype(name)
 
-    def stage(self, gradients: Mapping[str, Tensor]) -> None:
-        """Add gradients of sums over samples of the current batch, each of its parameter's shape."""
-        for name, g in gradients.items():
-            _join(self._staged, name, g.to(self.dtype(name)))
-
     def end_batch(self, size: int) -> None:
-        """Square the gradient of the batch that just ended."""
-        for name, g in self._batch.items():
-            if name not in self.signed:
-                self.signed[name], self.batched[name] = torch.zeros_like(g), torch.zeros_like(g)
-            self.signed[name].add_(g)
-            self.batched[name].addcmul_(g, g, value=1 / size)
-        self._batch = {}
+        """Say that a batch of so many samples has ended."""
+        if self.gradients is not None:
+            self.gradients.end_batch(size)
 
     def running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yield the buffers of the groups that were added to since the last look at everything; see `Totals.running`.
@@ -208,15 +197,14 @@ class Ledger:
     def _sums(self, key: Hashable) -> Sums:
         self._touched.add(key)
         if key not in self._groups:
-            self._groups[key] = Sums(squares=self._make(), absolute=self._make() if self._absolute else None)
+            self._groups[key] = Sums(
+                squares=self._make(),
+                absolute=self._make() if self._absolute else None,
+                signed=self.gradients.batch if self.gradients is not None else None,
+            )
         return self._groups[key]
 
 
 def _add(held: dict[str, Tensor], name: str, term: Tensor) -> None:
     """Add in place to a tensor of our own; the first is taken over."""
     held[name] = held[name].add_(term) if name in held else term
-
-
-def _join(held: dict[str, Tensor], name: str, term: Tensor) -> None:
-    """Add tensors that others may hold too."""
-    held[name] = held[name] + term if name in held else term

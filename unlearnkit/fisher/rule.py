@@ -3,7 +3,7 @@
 import abc
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, ParamSpec, TypeVar, final
 
 import attrs
@@ -90,28 +90,17 @@ class Rule(abc.ABC):
         """
 
     def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
-        """Add Σ_n (per-sample gradient)² to the totals; override it where that need not be materialised.
+        """Add Σ_n (per-sample gradient)², and what else the slot wants; override it where they need not all be formed.
 
         Args:
             role: As for `per_sample`.
             g: As for `per_sample`.
             call: As for `per_sample`.
-            slot: Where the squares of this weight go.
+            slot: Where it goes for this weight.
         """
-        for part in self.parts(role, g, call, slot):
-            slot.add(part)
-
-    def add_absolute(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
-        """Add Σ_n |per-sample gradient|; override it where that need not be materialised.
-
-        Args:
-            role: As for `per_sample`.
-            g: As for `per_sample`.
-            call: As for `per_sample`.
-            slot: Where the absolute values of this weight go.
-        """
-        for part in self.parts(role, g, call, slot):
-            slot.add_absolute(part)
+        for rows in slot.chunks(len(g), slot.numel + self.work(g, call)):
+            part = attrs.evolve(call, saved=tuple(t[rows] for t in call.saved))
+            slot.add(self.per_sample(role, g[rows], part))
 
     def work(self, g: Tensor, call: Call) -> int:
         """Say how many elements `per_sample` holds for one sample besides its result; bounds the chunks.
@@ -124,22 +113,6 @@ class Rule(abc.ABC):
             By default as many as one sample of ``g`` and of what is saved.
         """
         return sum(math.prod(t.shape[1:]) for t in (g, *call.saved))
-
-    @final
-    def parts(self, role: str, g: Tensor, call: Call, slot: Slot) -> Iterator[Tensor]:
-        """Form the per-sample gradients of a few samples at a time.
-
-        Args:
-            role: As for `per_sample`.
-            g: As for `per_sample`.
-            call: As for `per_sample`.
-            slot: Of the weight; bounds the memory.
-
-        Yields:
-            What `per_sample` returns for a chunk of the samples.
-        """
-        for rows in slot.chunks(len(g), slot.numel + self.work(g, call)):
-            yield self.per_sample(role, g[rows], attrs.evolve(call, saved=tuple(t[rows] for t in call.saved)))
 
 
 _RULES: dict[Callable[..., Any], Rule] = {}

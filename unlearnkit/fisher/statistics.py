@@ -115,12 +115,11 @@ batched)
     print_ = attrs.evolve(whole.fingerprint, options=options_text(fisher))
     whole = attrs.evolve(whole, fingerprint=print_)
     (engine,) = survey.engines
-    signed = engine.signed
     return PassStatistics(
         importance=whole,
         groups=_groups(engine, whole) if key is not None else {},
         absolute=_absolute(engine, whole) if absolute else None,
-        gradient={name: g / whole.count for name, g in signed.items()} if gradient else None,
+        gradient={name: g.div_(whole.count) for name, g in engine.gradients.signed().items()} if gradient else None,
         batched=_batched(engine, whole, named) if gradient else None,
     )
 
@@ -250,5 +249,5 @@ def _batched(engine: Engine, whole: Importance, named: Mapping[str, nn.Parameter
     print_: Fingerprint = attrs.evolve(
         whole.fingerprint, estimator=estimator.name, unit=estimator.traits.unit, options=options_text(estimator)
     )
-    found = attrs.evolve(whole, totals=engine.batched, fingerprint=print_)
+    found = attrs.evolve(whole, totals=engine.gradients.squares(), fingerprint=print_)
     return attrs.evolve(found, fingerprint=with_precision(print_, found, named))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unlearnkit.fisher.choice import Chooser
+from unlearnkit.fisher.kernel import Finish, Into, Kernel
 from unlearnkit.parameters import wide
 
 if TYPE_CHECKING:
@@ -19,26 +20,6 @@ _CHUNK_CAP = 32 * _MIB  # larger chunks leave the caches and gain nothing
 _FEW, _LARGE = 8, 1 << 14  # samples and elements between which rows are added one by one
 _TWO_SUM = {"cpu": 1 << 16}  # elements at a time: three of them stay in the cache
 _ON_DEVICE = 1 << 22  # elements at a time where there is no cache to stay in: few operations, and little memory
-
-Finish = Callable[[Tensor], Tensor]
-
-
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class Kernel:
-    """One way to add the squares of a layer.
-
-    Attributes:
-        name: Names the way and the layout of its buffer.
-        shape: The shape of the buffer that it adds to.
-        run: Adds to a buffer of that shape.
-        finish: Turns the buffer into a tensor that reshapes to the parameter's shape.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    run: Callable[[Tensor], None]
-    finish: Finish = lambda buffer: buffer
 
 
 @final
@@ -68,6 +49,7 @@ class Totals:
         chooser: Picks one of several kernels.
         compensated: Keep what rounding loses when a commit is added to the rest.
         compiled: The compiled kernel, where it is wanted.
+        signed: What is added may be below zero.
     """
 
     def __init__(
@@ -79,6 +61,7 @@ class Totals:
         chooser: Chooser,
         compensated: bool = False,
         compiled: "OuterSquares | None" = None,
+        signed: bool = False,
     ) -> None:
         self._named = dict(named)
         self._double = double
@@ -86,6 +69,7 @@ class Totals:
         self.chooser = chooser
         self._compensated = compensated
         self.compiled = compiled
+        self._signed = signed
         self._buffers = _Buffers(self._named)
         self._open: _Buffers | None = None
         self._lost: dict[tuple[str, str], Tensor] = {}
@@ -120,7 +104,14 @@ class Totals:
 
     def empty(self) -> "Totals":
         """Return totals of the same kind with nothing in them, and without timing: a trial is too small to time."""
-        return Totals(self._named, double=self._double, memory=self.memory, chooser=Chooser(), compiled=self.compiled)
+        return Totals(
+            self._named,
+            double=self._double,
+            memory=self.memory,
+            chooser=Chooser(),
+            compiled=self.compiled,
+            signed=self._signed,
+        )
 
     def begin(self) -> None:
         """Add apart from now on."""
@@ -156,6 +147,17 @@ class Totals:
             if largest is None or buffer.numel() <= largest:
                 yield name, buffer
 
+    def whole(self) -> Iterator[tuple[str, str, Tensor, Finish]]:
+        """Yield every parameter's total in one piece: name, layout, the buffer itself, and what finishes it.
+
+        Where kernels have added in several layouts, these become one first.
+        """
+        for name, held in self._buffers.items():
+            if len(held) > 1:
+                total = self.take(name)
+                self.buffer(name, "plain", (total.numel(),), _same).copy_(total.view(-1))
+        yield from self._buffers.all()
+
     def result(self, *, last: bool = False) -> dict[str, Tensor]:
         """Return the totals, each in its parameter's shape; zeros for a parameter that nothing used.
 
@@ -183,6 +185,8 @@ class Totals:
         total = parts[0]
         for part in parts[1:]:
             total = total + part
+        if self._signed:
+            return total.contiguous()
         # Sums over pairs of rows may come out below zero by rounding where all terms cancel; NaN stays NaN.
         return (total.clamp_(min=0) if last else total.clamp(min=0)).contiguous()
 
@@ -190,24 +194,33 @@ class Totals:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Slot:
-    """The place for the squares of one parameter; what a rule adds to.
+    """The place for what the per-sample gradients of one parameter add up to; what a rule adds to.
 
     Attributes:
-        totals: The pass that it belongs to.
+        totals: Σ g².
         name: The parameter.
         shape: Its shape.
         dtype: In which to square and to add.
+        absolute: Σ |g|, or None when nobody asked.
+        signed: Σ g, or None when nobody asked.
     """
 
     totals: Totals
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    absolute: Totals | None = None
+    signed: Totals | None = None
 
     @property
     def numel(self) -> int:
         """How many elements the parameter has."""
         return math.prod(self.shape)
+
+    @property
+    def squares_only(self) -> bool:
+        """Whether nothing but Σ g² is wanted."""
+        return self.absolute is None and self.signed is None
 
     def chunks(self, samples: int, numel: int, *, bound: int = _CHUNK_CAP, cached: bool = True) -> Iterator[slice]:
         """Cut a batch so that a chunk's work stays within the memory bound.
@@ -227,64 +240,68 @@ class Slot:
         for start in range(0, samples, step):
             yield slice(start, min(start + step, samples))
 
+    def into(self, layout: str, shape: tuple[int, ...], finish: Finish) -> Into:
+        """Return the running buffers in some layout.
+
+        Args:
+            layout: Its name.
+            shape: Of the buffers.
+            finish: Turns one into a tensor that reshapes to the parameter's shape.
+
+        Returns:
+            One for each thing that is wanted.
+        """
+        squares, *rest = (
+            None if totals is None else totals.buffer(self.name, layout, shape, finish)
+            for totals in (self.totals, self.absolute, self.signed)
+        )
+        assert squares is not None, "always wanted"
+        return Into(squares=squares, absolute=rest[0], signed=rest[1])
+
     def add(self, per_sample: Tensor) -> None:
-        """Square per-sample gradients and add them.
+        """Add up per-sample gradients.
 
         Args:
             per_sample: Shape (n, *shape) or one that reshapes to it; not kept.
         """
         flat = per_sample.to(self.dtype).reshape(per_sample.shape[0], self.numel)
-        total = self.totals.buffer(self.name, "plain", (self.numel,), _same)
-        if self._row_by_row(len(flat)):
+        into = self.into("plain", (self.numel,), _same)
+        if len(flat) == 1 or (len(flat) <= _FEW and self.numel >= _LARGE):
             for row in flat:
-                total.addcmul_(row, row)
+                into.add_one(row)
         else:
-            total.add_(flat.square().sum(0))
+            into.add(flat)
 
-    def add_absolute(self, per_sample: Tensor) -> None:
-        """Add the absolute values of per-sample gradients.
-
-        Args:
-            per_sample: As for `add`.
-        """
-        flat = per_sample.to(self.dtype).reshape(per_sample.shape[0], self.numel)
-        total = self.totals.buffer(self.name, "plain", (self.numel,), _same)
-        if self._row_by_row(len(flat)):
-            for row in flat:
-                total.add_(row.abs())
-        else:
-            total.add_(flat.abs().sum(0))
-
-    def _row_by_row(self, samples: int) -> bool:
-        """Say whether adding one sample after the other is faster than a sum over them, which writes twice as much."""
-        return samples == 1 or (samples <= _FEW and self.numel >= _LARGE)
-
-    def add_rows(self, per_row: Tensor, where: Tensor, *, absolute: bool = False) -> None:
-        """Square gradients of single rows of the parameter and add them.
+    def add_rows(self, per_row: Tensor, where: Tensor) -> None:
+        """Add up gradients of single rows of the parameter.
 
         Args:
             per_row: Shape (m, *shape[1:]): gradients that no other entry shares sample and row with.
             where: Shape (m,): the row of the parameter that each belongs to.
-            absolute: Add their absolute values instead.
         """
         wider = per_row.to(self.dtype)
-        buffer = self.totals.buffer(self.name, "plain", (self.numel,), _same)
-        buffer.view(self.shape).index_add_(0, where, wider.abs() if absolute else wider.square())
+        into = self.into("plain", (self.numel,), _same).view(self.shape)
+        into.squares.index_add_(0, where, wider.square())
+        if into.absolute is not None:
+            into.absolute.index_add_(0, where, wider.abs())
+        if into.signed is not None:
+            into.signed.index_add_(0, where, wider)
 
     def run(self, key: tuple[object, ...], kernels: list[Kernel]) -> None:
         """Run one of several kernels: the one chosen for this parameter and key.
 
         Args:
             key: The signature of the call: sizes that decide which kernel is fast.
-            kernels: The best guess first.
+            kernels: The best guess first; at least one that can add more than squares.
         """
-        kernel = self.totals.chooser.choose((self.name, *key), kernels, self._scratch)
-        kernel.run(self.totals.buffer(self.name, kernel.name, kernel.shape, kernel.finish))
+        able = [kernel for kernel in kernels if self.squares_only or not kernel.squares_only]
+        kernel = self.totals.chooser.choose((self.name, *key), able, self._scratch)
+        kernel.run(self.into(kernel.name, kernel.shape, kernel.finish))
 
     def _scratch(self, kernel: Kernel) -> Callable[[], None]:
         device = next(iter(self.totals._named.values())).device  # noqa: SLF001 - same module
         buffer = torch.zeros(kernel.shape, dtype=self.dtype, device=device)
-        return lambda: kernel.run(buffer)
+        return lambda: kernel.run(Into(squares=buffer))
 
 
 def add_exactly(total: Tensor, lost: Tensor, term: Tensor) -> None:

@@ -19,7 +19,8 @@ from unlearnkit.errors import ConfigurationError, UnlearnKitWarning
 from unlearnkit.fisher.families.arranged import arranged
 from unlearnkit.fisher.families.geometry import Geometry
 from unlearnkit.fisher.families.meetings import Plan, convolution_plan, linear_plan, needs_padding
-from unlearnkit.fisher.totals import Kernel, Slot
+from unlearnkit.fisher.kernel import Into, Kernel
+from unlearnkit.fisher.totals import Slot
 from unlearnkit.parameters import device_of
 
 _PACKED = 1 << 20  # elements of the gradient laid out anew at a time
@@ -41,8 +42,8 @@ class OuterSquares:
         self._library.width.restype = ctypes.c_int64
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         self._library.add.argtypes = [
-            *(pointer, number, pointer, pointer, pointer, number, number, number, number),
-            *(pointer, number, pointer, pointer, pointer, number, number),
+            *(pointer, pointer, pointer, number, pointer, pointer, pointer, number, number, number, number),
+            *(pointer, number, pointer, pointer, pointer, number),
         ]
         self._library.add.restype = None
         self._width = int(self._library.width())
@@ -51,27 +52,28 @@ class OuterSquares:
         """Return the length of a row of totals for so many output channels."""
         return -(-channels // self._width) * self._width
 
-    def add(self, total: Tensor, g: Tensor, x: Tensor, plan: Plan, *, absolute: bool = False) -> None:
-        """Add Σ_n (Σ_t g_nt a_ntᵀ)², or absolute values in place of squares.
+    def add(self, into: Into, g: Tensor, x: Tensor, plan: Plan) -> None:
+        """Add Σ_n (Σ_t g_nt a_ntᵀ)², and what else is wanted.
 
         Args:
-            total: float32, shape (J, `padded` (O)), contiguous.
+            into: Buffers of float32, shape (J, `padded` (O)), contiguous.
             g: float32, shape (n, O, P), of any strides.
             x: float32, n samples, each laid out as the plan says.
             plan: Of the layer.
-            absolute: Whether not to square.
         """
         samples, channels, positions = g.shape
-        step = max(1, min(samples, _PACKED // (positions * total.shape[1])))
-        packed = torch.empty(step * positions * total.shape[1])
+        stride = into.squares.stride(0)
+        totals = [None if t is None else t.data_ptr() for t in (into.squares, into.absolute, into.signed)]
+        step = max(1, min(samples, _PACKED // (positions * stride)))
+        packed = torch.empty(step * positions * stride)
         strides = (ctypes.c_int64 * 3)(*g.stride())
         for start in range(0, samples, step):
             some, inputs = g[start : start + step], x[start : start + step]
             self._library.add(
-                *(total.data_ptr(), total.stride(0), some.data_ptr(), strides, inputs.data_ptr(), x.stride(0)),
+                *(*totals, stride, some.data_ptr(), strides, inputs.data_ptr(), x.stride(0)),
                 *(len(some), channels, positions, plan.sections.ctypes.data, len(plan.sections)),
                 *(plan.offsets.ctypes.data, plan.meetings.ctypes.data, packed.data_ptr()),
-                *(int(absolute), torch.get_num_threads()),
+                torch.get_num_threads(),
             )
 
 
@@ -107,9 +109,7 @@ def _warn_once(problem: str) -> None:
     warnings.warn(f"going on with slower kernels: {problem}", UnlearnKitWarning, stacklevel=4)
 
 
-def compiled_convolution(
-    slot: Slot, g: Tensor, x: Tensor, geometry: Geometry, *, absolute: bool = False
-) -> Kernel | None:
+def compiled_convolution(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> Kernel | None:
     """Offer the kernel for a convolution.
 
     Args:
@@ -117,7 +117,6 @@ def compiled_convolution(
         g: Output gradient, shape (n, k, O, *positions).
         x: Input, shape (n, k, C, *spatial).
         geometry: Of the convolution.
-        absolute: Whether not to square.
 
     Returns:
         It, or None where it was not asked for, cannot do this or would not pay.
@@ -129,13 +128,15 @@ def compiled_convolution(
     kernel = geometry.kernel
     shape = (groups, math.prod(kernel) * channels, outer.padded(out))
 
-    def run(total: Tensor) -> None:
+    def run(into: Into) -> None:
         gradient, inputs, one = arranged(g, x, geometry, pad=needs_padding(channels))
         spatial, positions = tuple(inputs.shape[2:]), tuple(gradient.shape[2:])
         plan = convolution_plan(one, channels, spatial, tuple(inputs.stride()[1:]), positions)
         flat = gradient.flatten(2)
-        for group, rows, maps in zip(total, torch.split(flat, out, 1), torch.split(inputs, channels, 1), strict=True):
-            outer.add(group, rows, maps, plan, absolute=absolute)
+        for group, (rows, maps) in enumerate(
+            zip(torch.split(flat, out, 1), torch.split(inputs, channels, 1), strict=True)
+        ):
+            outer.add(into[group], rows, maps, plan)
 
     def finish(total: Tensor) -> Tensor:
         whole = total[:, :, :out].transpose(1, 2).reshape(groups * out, -1)
@@ -146,14 +147,13 @@ def compiled_convolution(
     return Kernel(name="compiled", shape=shape, run=run, finish=finish)
 
 
-def compiled_linear(slot: Slot, g: Tensor, a: Tensor, *, absolute: bool = False) -> Kernel | None:
+def compiled_linear(slot: Slot, g: Tensor, a: Tensor) -> Kernel | None:
     """Offer the kernel for Σ_n (Σ_t g_ntᵀ a_nt)².
 
     Args:
         slot: A parameter whose shape flattens to (O, I).
         g: Shape (n, T, O).
         a: Shape (n, T, I).
-        absolute: Whether not to square.
 
     Returns:
         It, or None where it was not asked for, cannot do this or would not pay.
@@ -165,8 +165,8 @@ def compiled_linear(slot: Slot, g: Tensor, a: Tensor, *, absolute: bool = False)
         return None
     plan = linear_plan(g.shape[1], inner, (down.stride(1), down.stride(2)))
 
-    def run(total: Tensor) -> None:
-        outer.add(total, across.transpose(1, 2), down, plan, absolute=absolute)
+    def run(into: Into) -> None:
+        outer.add(into, across.transpose(1, 2), down, plan)
 
     def finish(total: Tensor) -> Tensor:
         return total[:, :width] if swap else total[:, :width].t()

@@ -15,7 +15,8 @@ from unlearnkit.fisher.families.small_maps import add_tap_pairs, as_weight, pays
 from unlearnkit.fisher.families.taps import add_taps
 from unlearnkit.fisher.families.triton_squares import triton_convolution
 from unlearnkit.fisher.families.windows import add_windows, weight_gradients
-from unlearnkit.fisher.totals import Kernel, Slot
+from unlearnkit.fisher.kernel import Into, Kernel
+from unlearnkit.fisher.totals import Slot
 
 _FEW_POSITIONS = 16
 _LARGE = 1 << 16  # elements for one kernel offset from which products offset by offset are as fast as larger ones
@@ -62,7 +63,7 @@ def _windows(g: Tensor, x: Tensor, geometry: Geometry) -> Kernel:
     return Kernel(
         name="windows",
         shape=(math.prod(geometry.kernel) * channels, out),
-        run=lambda total: add_windows(total, g, x, geometry),
+        run=lambda into: add_windows(into, g, x, geometry),
         finish=lambda total: total.t().reshape(out, *geometry.kernel, channels).movedim(-1, 1),
     )
 
@@ -71,7 +72,7 @@ def _taps(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry, regions: list[Re
     return Kernel(
         name="taps",
         shape=(len(regions), g.shape[2], x.shape[2]),
-        run=lambda total: add_taps(slot, total, g, x, regions),
+        run=lambda into: add_taps(slot, into, g, x, regions),
         finish=lambda total: as_weight(total, geometry.kernel),
     )
 
@@ -80,24 +81,25 @@ def _pairs(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry, regions: list[R
     return Kernel(
         name="pairs",
         shape=(len(regions), g.shape[2], x.shape[2]),
-        run=lambda total: add_tap_pairs(slot, total, g, x, regions),
+        run=lambda into: add_tap_pairs(slot, into.squares, g, x, regions),
         finish=lambda total: as_weight(total, geometry.kernel),
+        squares_only=True,
     )
 
 
 def _native(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> Kernel:
-    return Kernel(name="plain", shape=(slot.numel,), run=lambda total: add_native(slot, total, g, x, geometry))
+    return Kernel(name="plain", shape=(slot.numel,), run=lambda into: add_native(slot, into, g, x, geometry))
 
 
 def _pixels(g: Tensor, x: Tensor) -> Kernel:
     shape = (g.shape[2], x.shape[2])
-    return Kernel(name="pixels", shape=shape, run=lambda total: _by_pixels(total, g, x))
+    return Kernel(name="pixels", shape=shape, run=lambda into: _by_pixels(into, g, x))
 
 
-def _by_pixels(total: Tensor, g: Tensor, x: Tensor) -> None:
+def _by_pixels(into: Into, g: Tensor, x: Tensor) -> None:
     """Multiply g and x of one sample as they lie in memory: a 1×1 convolution needs no windows."""
     rows, pixels = (t.flatten(3)[:, 0].transpose(1, 2) for t in (g, x))
-    one_by_one(total, rows, pixels)
+    one_by_one(into, rows, pixels)
 
 
 def _products(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> Kernel:
@@ -105,10 +107,9 @@ def _products(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> Kernel:
     positions = math.prod(g.shape[3:]) * g.shape[1]
     work = math.prod(geometry.kernel) * x.shape[2] * positions + slot.numel
 
-    def run(total: Tensor) -> None:
+    def run(into: Into) -> None:
         for part in slot.chunks(len(g), work, cached=not g.is_cuda):
-            gradients = weight_gradients(g[part], x[part], geometry)
-            total.add_(gradients.flatten(1).square_().sum(0))
+            into.add(weight_gradients(g[part], x[part], geometry).flatten(1), spoil=True)
 
     return Kernel(name="products", shape=(slot.numel,), run=run)
 
@@ -118,9 +119,9 @@ def _grouped_kernels(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> li
     taps = math.prod(geometry.kernel)
     positions = math.prod(g.shape[3:]) * g.shape[1]
 
-    def by_taps(total: Tensor) -> None:
+    def by_taps(into: Into) -> None:
         for part in slot.chunks(len(g), positions * out * 3):
-            _depthwise(total, g[part], x[part], geometry)
+            _depthwise(into, g[part], x[part], geometry)
 
     found = [_products(slot, g, x, geometry)]
     if native_possible(g):
@@ -130,7 +131,7 @@ def _grouped_kernels(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> li
     return found
 
 
-def _depthwise(total: Tensor, g: Tensor, x: Tensor, geometry: Geometry) -> None:
+def _depthwise(into: Into, g: Tensor, x: Tensor, geometry: Geometry) -> None:
     """Multiply g with the input shifted by each kernel offset: one channel sees one channel."""
     samples, rows, out, *positions = g.shape
     wide = F.pad(x.flatten(0, 1), geometry.sides)
@@ -141,4 +142,4 @@ def _depthwise(total: Tensor, g: Tensor, x: Tensor, geometry: Geometry) -> None:
             for o, d, s, p in zip(offset, geometry.dilation, geometry.stride, positions, strict=True)
         )
         per = (wide[(slice(None), slice(None), *cut)] * flat).flatten(2).sum(2)
-        total[tap].add_(per.view(samples, rows, out).sum(1).square_().sum(0))
+        into[tap].add(per.view(samples, rows, out).sum(1), spoil=True)

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, final
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from unlearnkit.fisher.families.compiled import compiled_convolution
 from unlearnkit.fisher.families.conv_kernels import conv_kernels
 from unlearnkit.fisher.families.geometry import Geometry
 from unlearnkit.fisher.families.windows import weight_gradients
@@ -47,11 +46,6 @@ class ConvolutionRule(Rule):
             geometry: Geometry = call.options
             slot.run((tuple(g.shape[1:]), geometry), conv_kernels(slot, g, call.saved[0], geometry))
 
-    def add_absolute(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
-        """Add them by the compiled kernel where it is wanted; see `Rule.add_absolute`."""
-        if role == "bias" or not _add_compiled(slot, g, call.saved[0], call.options):
-            super().add_absolute(role, g, call, slot)
-
 
 @final
 class TransposedConvolutionRule(Rule):
@@ -80,19 +74,6 @@ class TransposedConvolutionRule(Rule):
         elif g.numel():
             geometry: Geometry = call.options
             slot.run((tuple(g.shape[1:]), geometry), conv_kernels(slot, call.saved[0], g, geometry))
-
-    def add_absolute(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
-        """Add them by the compiled kernel where it is wanted; see `Rule.add_absolute`."""
-        if role == "bias" or not _add_compiled(slot, call.saved[0], g, call.options):
-            super().add_absolute(role, g, call, slot)
-
-
-def _add_compiled(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> bool:
-    """Add absolute values by the compiled kernel, or nothing and return False."""
-    kernel = compiled_convolution(slot, g, x, geometry, absolute=True)
-    if kernel is not None:
-        slot.run((tuple(g.shape[1:]), geometry), [kernel])
-    return kernel is not None
 
 
 def _convolution(  # noqa: PLR0917 - torch's own signature

@@ -35,11 +35,6 @@ class EmbeddingRule(Rule):
         del role
         slot.add_rows(*_looked_up(g, call))
 
-    def add_absolute(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
-        """Add the looked-up rows only; see `Rule.add_absolute`."""
-        del role
-        slot.add_rows(*_looked_up(g, call), absolute=True)
-
     def work(self, g: Tensor, call: Call) -> int:
         """Leave room for the rows; see `Rule.work`."""
         del call

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from unlearnkit.fisher.families.compiled import compiled_linear
 from unlearnkit.fisher.families.rows import add_outer
 from unlearnkit.fisher.rule import Call, Rule
 from unlearnkit.fisher.totals import Slot
@@ -34,24 +33,11 @@ class LinearRule(Rule):
         return rows.sum(1) if role == "bias" else torch.bmm(rows.transpose(1, 2), _rows(call.saved[0]))
 
     def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
-        """Add the squares without forming all gradients at once; see `Rule.add_squares`."""
+        """Add them up without forming all gradients at once; see `Rule.add_squares`."""
         if role == "bias":
             slot.add(self.per_sample(role, g, call))
         else:
             add_outer(slot, _rows(g), _rows(call.saved[0]))
-
-    def add_absolute(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
-        """Add |g|ᵀ|a| where there is one row, else see `Rule.add_absolute`."""
-        rows = _rows(g)
-        kernel = None if role == "bias" else compiled_linear(slot, rows, _rows(call.saved[0]), absolute=True)
-        if kernel is not None and rows.shape[1] > 1:
-            slot.run(tuple(rows.shape[1:]), [kernel])
-            return
-        if role == "bias" or rows.shape[1] != 1:
-            super().add_absolute(role, g, call, slot)
-            return
-        total = slot.totals.buffer(slot.name, "outer", (rows.shape[2], call.saved[0].shape[-1]), _same)
-        total.addmm_(rows[:, 0].abs().t(), _rows(call.saved[0])[:, 0].abs())
 
 
 @final
@@ -84,7 +70,7 @@ class MatmulRule(Rule):
         return rows.sum(1) if role == "bias" else torch.bmm(_rows(call.saved[0]).transpose(1, 2), rows)
 
     def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
-        """Add the squares without forming all gradients at once; see `Rule.add_squares`."""
+        """Add them up without forming all gradients at once; see `Rule.add_squares`."""
         if role == "bias":
             slot.add(self.per_sample(role, g, call))
         else:
@@ -99,7 +85,3 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call |
 
 def _rows(t: Tensor) -> Tensor:
     return t.flatten(1, -2)
-
-
-def _same(buffer: Tensor) -> Tensor:
-    return buffer

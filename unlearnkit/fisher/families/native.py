@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 from torch.nn import grad
 
 from unlearnkit.fisher.families.geometry import Geometry
+from unlearnkit.fisher.kernel import Into
 from unlearnkit.fisher.totals import Slot
 
 _GRADIENTS: tuple[Callable[..., Any], ...] = (grad.conv1d_weight, grad.conv2d_weight, grad.conv3d_weight)
@@ -50,20 +51,20 @@ def native_possible(g: Tensor) -> bool:
     return here and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
-def add_native(slot: Slot, total: Tensor, g: Tensor, x: Tensor, geometry: Geometry) -> None:
-    """Add Σ_n (∂ℓ_n/∂W)².
+def add_native(slot: Slot, into: Into, g: Tensor, x: Tensor, geometry: Geometry) -> None:
+    """Add Σ_n (∂ℓ_n/∂W)², and what else is wanted.
 
     Args:
         slot: Bounds the memory.
-        total: Shape (elements of W,).
+        into: Buffers of shape (elements of W,).
         g: Output gradient, shape (n, k, O, *positions).
         x: Input, shape (n, k, C, *spatial).
         geometry: Of the convolution.
     """
     several = g.shape[2] % _BLOCK == 0 and x.shape[2] % _BLOCK == 0
-    for part in slot.chunks(len(g), total.numel(), bound=_TOGETHER if several else 1):
+    for part in slot.chunks(len(g), slot.numel, bound=_TOGETHER if several else 1):
         for one in weight_gradients(g[part], x[part], geometry):
-            total.addcmul_(one, one)
+            into.add_one(one)
 
 
 def weight_gradients(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:

@@ -1,6 +1,8 @@
-// Adds squares (or absolute values) of per-sample sums of outer products, without ever storing such a sum in memory:
+// Adds squares of per-sample sums of outer products, without ever storing such a sum in memory:
 //
 //     total[j, o] += sum over n of ( sum over meetings (p, q) of  x[n, q + offset(j)] * g[n, o, p] ) ^ 2
+//
+// and, where they are wanted, the absolute values of the same sums, and the sums themselves, to totals of their own.
 //
 // A small tile of (j, o) stays in registers while the meetings of a sample go by, is squared there, and stays while
 // the next sample goes by. j runs over the elements of a window, o over output channels; which position p of the
@@ -32,11 +34,15 @@ typedef float unaligned __attribute__((vector_size(LANES * 4), aligned(4), may_a
 inline vec load(const float* from) { return *reinterpret_cast<const unaligned*>(from); }
 inline void store(float* to, vec value) { *reinterpret_cast<unaligned*>(to) = value; }
 
-struct Square {
-    static vec of(vec v) { return v * v; }
-};
-struct Absolute {
-    static vec of(vec v) { return v < 0 ? -v : v; }
+inline vec absolute(vec v) { return v < 0 ? -v : v; }
+
+// Three totals of one layout; the last two are null where they are not wanted.
+struct Totals {
+    float *squares, *absolute, *sign;
+    bool only_squares() const { return !absolute && !sign; }
+    Totals at(int64_t place) const {
+        return {squares + place, absolute ? absolute + place : nullptr, sign ? sign + place : nullptr};
+    }
 };
 
 // A position of the gradient and the place of the input that it meets, the latter in elements.
@@ -48,7 +54,7 @@ struct Section {
     int64_t first, length, meeting, meetings;
 };
 struct Job {
-    float* total;            // (j, stride)
+    Totals total;            // each (j, stride)
     int64_t stride;
     const int32_t* offsets;  // of each j, in elements of x
     const Meeting* meetings;
@@ -73,12 +79,18 @@ inline void products(vec (&sum)[M][2], const float* g, const float* const (&x)[M
 }
 
 // Few meetings: a run of samples, squared and added in registers.
-template <int M, typename Power>
-void short_tile(float* total, int64_t stride, const float* g, int64_t g_stride, const float* x, int64_t x_stride,
+template <int M, bool ONLY_SQUARES>
+void short_tile(Totals total, int64_t stride, const float* g, int64_t g_stride, const float* x, int64_t x_stride,
                 const int32_t* offsets, const Meeting* met, int64_t count, int64_t samples) {
-    vec held[M][2];
+    vec squares[M][2], absolutes[M][2], signs[M][2];
     for (int m = 0; m < M; ++m)
-        for (int h = 0; h < 2; ++h) held[m][h] = load(total + m * stride + h * LANES);
+        for (int h = 0; h < 2; ++h) {
+            const int64_t place = m * stride + h * LANES;
+            squares[m][h] = load(total.squares + place);
+            if constexpr (ONLY_SQUARES) continue;
+            if (total.absolute) absolutes[m][h] = load(total.absolute + place);
+            if (total.sign) signs[m][h] = load(total.sign + place);
+        }
     for (int64_t n = 0; n < samples; ++n) {
         const float* in[M];
         vec sum[M][2];
@@ -88,15 +100,26 @@ void short_tile(float* total, int64_t stride, const float* g, int64_t g_stride, 
         }
         products<M>(sum, g + n * g_stride, in, met, count);
         for (int m = 0; m < M; ++m)
-            for (int h = 0; h < 2; ++h) held[m][h] += Power::of(sum[m][h]);
+            for (int h = 0; h < 2; ++h) {
+                squares[m][h] += sum[m][h] * sum[m][h];
+                if constexpr (ONLY_SQUARES) continue;
+                if (total.absolute) absolutes[m][h] += absolute(sum[m][h]);
+                if (total.sign) signs[m][h] += sum[m][h];
+            }
     }
     for (int m = 0; m < M; ++m)
-        for (int h = 0; h < 2; ++h) store(total + m * stride + h * LANES, held[m][h]);
+        for (int h = 0; h < 2; ++h) {
+            const int64_t place = m * stride + h * LANES;
+            store(total.squares + place, squares[m][h]);
+            if constexpr (ONLY_SQUARES) continue;
+            if (total.absolute) store(total.absolute + place, absolutes[m][h]);
+            if (total.sign) store(total.sign + place, signs[m][h]);
+        }
 }
 
 // Many meetings: a part of one sample's; the sums wait in `sums` for the next part. Adding part by part also rounds less.
-template <int M, typename Power>
-void long_tile(float* total, int64_t stride, float* sums, const float* g, const float* x, const int32_t* offsets,
+template <int M>
+void long_tile(Totals total, int64_t stride, float* sums, const float* g, const float* x, const int32_t* offsets,
                const Meeting* met, int64_t count, bool first, bool last) {
     const float* in[M];
     vec sum[M][2];
@@ -113,8 +136,10 @@ void long_tile(float* total, int64_t stride, float* sums, const float* g, const 
                 store(waiting, so_far);
                 continue;
             }
-            float* to = total + m * stride + h * LANES;
-            store(to, load(to) + Power::of(so_far));
+            const Totals to = total.at(m * stride + h * LANES);
+            store(to.squares, load(to.squares) + so_far * so_far);
+            if (to.absolute) store(to.absolute, load(to.absolute) + absolute(so_far));
+            if (to.sign) store(to.sign, load(to.sign) + so_far);
         }
 }
 
@@ -133,11 +158,10 @@ void with_rows(int64_t rows, F f) {
     }
 }
 
-template <typename Power>
 void section(const Job& job, const Section& s, int64_t block, std::vector<float>& sums) {
     const int64_t panel = job.positions * WIDTH;
     const float* g = job.g + block * job.samples * panel;
-    float* total = job.total + s.first * job.stride + block * WIDTH;
+    const Totals total = job.total.at(s.first * job.stride + block * WIDTH);
     const int32_t* offsets = job.offsets + s.first;
     const Meeting* met = job.meetings + s.meeting;
     if (s.meetings <= LONG) {
@@ -145,9 +169,9 @@ void section(const Job& job, const Section& s, int64_t block, std::vector<float>
         for (int64_t n = 0; n < job.samples; n += run)
             for (int64_t j = 0; j < s.length; j += ROWS)
                 with_rows(std::min<int64_t>(ROWS, s.length - j), [&](auto rows) {
-                    short_tile<rows(), Power>(total + j * job.stride, job.stride, g + n * panel, panel,
-                                              job.x + n * job.x_stride, job.x_stride, offsets + j, met, s.meetings,
-                                              std::min(run, job.samples - n));
+                    const auto tile = total.only_squares() ? short_tile<rows(), true> : short_tile<rows(), false>;
+                    tile(total.at(j * job.stride), job.stride, g + n * panel, panel, job.x + n * job.x_stride,
+                         job.x_stride, offsets + j, met, s.meetings, std::min(run, job.samples - n));
                 });
         return;
     }
@@ -156,9 +180,9 @@ void section(const Job& job, const Section& s, int64_t block, std::vector<float>
         for (int64_t i = 0; i < s.meetings; i += LONG)
             for (int64_t j = 0; j < s.length; j += ROWS)
                 with_rows(std::min<int64_t>(ROWS, s.length - j), [&](auto rows) {
-                    long_tile<rows(), Power>(total + j * job.stride, job.stride, sums.data() + j * WIDTH,
-                                             g + n * panel, job.x + n * job.x_stride, offsets + j, met + i,
-                                             std::min(LONG, s.meetings - i), i == 0, i + LONG >= s.meetings);
+                    long_tile<rows()>(total.at(j * job.stride), job.stride, sums.data() + j * WIDTH, g + n * panel,
+                                      job.x + n * job.x_stride, offsets + j, met + i, std::min(LONG, s.meetings - i),
+                                      i == 0, i + LONG >= s.meetings);
                 });
 }
 
@@ -178,7 +202,6 @@ void pack(float* to, const float* g, int64_t o_stride, int64_t p_stride, int64_t
     }
 }
 
-template <typename Power>
 void run(const Job& job, float* packed, const float* g, const int64_t* g_strides, int64_t channels,
          const Section* sections, int64_t count, int threads) {
     const int64_t blocks = (channels + WIDTH - 1) / WIDTH, panel = job.positions * WIDTH;
@@ -192,7 +215,7 @@ void run(const Job& job, float* packed, const float* g, const int64_t* g_strides
         std::vector<float> sums;
 #pragma omp for collapse(2) schedule(dynamic)
         for (int64_t b = 0; b < blocks; ++b)  // no two threads add to the same place: the sums do not depend on them
-            for (int64_t s = 0; s < count; ++s) section<Power>(job, sections[s], b, sums);
+            for (int64_t s = 0; s < count; ++s) section(job, sections[s], b, sums);
     }
 }
 
@@ -200,15 +223,12 @@ void run(const Job& job, float* packed, const float* g, const int64_t* g_strides
 
 extern "C" int64_t width() { return WIDTH; }
 
-extern "C" void add(float* total, int64_t stride, const float* g, const int64_t* g_strides, const float* x,
-                    int64_t x_stride, int64_t samples, int64_t channels, int64_t positions, const int64_t* sections,
-                    int64_t count, const int32_t* offsets, const int32_t* meetings, float* packed, int64_t absolute,
-                    int64_t threads) {
-    const Job job{total, stride, offsets, reinterpret_cast<const Meeting*>(meetings), packed, x, x_stride, samples,
-                  positions};
+extern "C" void add(float* squares, float* absolute, float* sign, int64_t stride, const float* g,
+                    const int64_t* g_strides, const float* x, int64_t x_stride, int64_t samples, int64_t channels,
+                    int64_t positions, const int64_t* sections, int64_t count, const int32_t* offsets,
+                    const int32_t* meetings, float* packed, int64_t threads) {
+    const auto* met = reinterpret_cast<const Meeting*>(meetings);
     const auto* parts = reinterpret_cast<const Section*>(sections);
-    if (absolute)
-        run<Absolute>(job, packed, g, g_strides, channels, parts, count, static_cast<int>(threads));
-    else
-        run<Square>(job, packed, g, g_strides, channels, parts, count, static_cast<int>(threads));
+    const Job job{{squares, absolute, sign}, stride, offsets, met, packed, x, x_stride, samples, positions};
+    run(job, packed, g, g_strides, channels, parts, count, static_cast<int>(threads));
 }

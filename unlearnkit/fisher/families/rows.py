@@ -5,7 +5,8 @@ from torch import Tensor
 
 from unlearnkit.fisher.families.compiled import compiled_linear
 from unlearnkit.fisher.families.triton_squares import triton_linear
-from unlearnkit.fisher.totals import Kernel, Slot
+from unlearnkit.fisher.kernel import Into, Kernel
+from unlearnkit.fisher.totals import Slot
 
 _PAIRS_UP_TO = 8
 _CACHED = 1 << 20  # bytes of a buffer that stay in a core's cache together with the totals that it is added to
@@ -25,7 +26,7 @@ def add_outer(slot: Slot, g: Tensor, a: Tensor) -> None:
     if not g.numel() or not a.numel():
         return
     if rows == 1:
-        slot.totals.buffer(slot.name, "outer", (out, inner), _same).addmm_(g[:, 0].square().t(), a[:, 0].square())
+        add_single(slot.into("outer", (out, inner), _same), g[:, 0], a[:, 0])
         return
     slot.run((rows, out, inner), outer_kernels(slot, g, a))
 
@@ -47,36 +48,47 @@ def outer_kernels(slot: Slot, g: Tensor, a: Tensor) -> list[Kernel]:
     rows, out, inner = g.shape[1], g.shape[2], a.shape[2]
     shape = (out, inner)
     kernels = [
-        Kernel(name="outer", shape=shape, run=lambda total: one_by_one(total, g, a)),
-        Kernel(name="batched", shape=shape, run=lambda total: batched(slot, total, g, a)),
+        Kernel(name="outer", shape=shape, run=lambda into: one_by_one(into, g, a)),
+        Kernel(name="batched", shape=shape, run=lambda into: batched(slot, into, g, a)),
     ]
     if g.is_cuda or out * inner <= _SMALL:
         kernels.reverse()
     triton = triton_linear(slot, g, a) if g.is_cuda else None
     kernels += filter(None, [triton])
     if rows <= _PAIRS_UP_TO:
-        pair = Kernel(name="pairs", shape=shape, run=lambda total: add_pairs(slot, total, g, a))
+        pair = Kernel(
+            name="pairs", shape=shape, run=lambda into: add_pairs(slot, into.squares, g, a), squares_only=True
+        )
         kernels.insert(0 if rows <= 3 else len(kernels), pair)
     return kernels
 
 
-def one_by_one(total: Tensor, g: Tensor, a: Tensor) -> None:
+def add_single(into: Into, g: Tensor, a: Tensor) -> None:
+    """Add samples of one row each, shapes (n, O) and (n, I): Σ_n (g_n a_nᵀ)² = (g²)ᵀ(a²), one matrix product."""
+    into.squares.addmm_(g.square().t(), a.square())
+    if into.absolute is not None:
+        into.absolute.addmm_(g.abs().t(), a.abs())
+    if into.signed is not None:
+        into.signed.addmm_(g.t(), a)
+
+
+def one_by_one(into: Into, g: Tensor, a: Tensor) -> None:
     """Multiply one sample at a time into one buffer, and square it there; block by block, which stays in the cache."""
-    out, inner = total.shape
-    step = max(1, _CACHED // (inner * total.element_size()))
+    out, inner = into.squares.shape
+    step = max(1, _CACHED // (inner * into.squares.element_size()))
     for start in range(0, out, step):
-        block = total[start : start + step]
-        buffer = torch.empty(block.shape, dtype=total.dtype, device=total.device)
-        for g_n, a_n in zip(g[:, :, start : start + step].unbind(), a.unbind(), strict=True):
+        rows = slice(start, start + step)
+        block = into[rows]
+        buffer = torch.empty(block.squares.shape, dtype=block.squares.dtype, device=block.squares.device)
+        for g_n, a_n in zip(g[:, :, rows].unbind(), a.unbind(), strict=True):
             torch.mm(g_n.t(), a_n, out=buffer)
-            block.addcmul_(buffer, buffer)
+            block.add_one(buffer)
 
 
-def batched(slot: Slot, total: Tensor, g: Tensor, a: Tensor) -> None:
+def batched(slot: Slot, into: Into, g: Tensor, a: Tensor) -> None:
     """Multiply a chunk of samples at a time."""
-    for part in slot.chunks(len(g), total.numel(), cached=not g.is_cuda):
-        product = torch.bmm(g[part].transpose(1, 2), a[part])
-        total.add_(product.square_().sum(0))
+    for part in slot.chunks(len(g), into.squares.numel(), cached=not g.is_cuda):
+        into.add(torch.bmm(g[part].transpose(1, 2), a[part]), spoil=True)
 
 
 def add_pairs(slot: Slot, total: Tensor, g: Tensor, a: Tensor) -> None:

@@ -38,8 +38,8 @@ def add_tap_pairs(slot: Slot, total: Tensor, g: Tensor, x: Tensor, regions: list
         x: Input, shape (n, k, C, *spatial).
         regions: From `unlearnkit.fisher.families.taps.tap_regions`.
     """
-    for one, rows, pixels in met(g, x, total, regions):
-        add_pairs(slot, one, rows, pixels)
+    for tap, rows, pixels in met(g, x, regions):
+        add_pairs(slot, total[tap], rows, pixels)
 
 
 def as_weight(total: Tensor, kernel: tuple[int, ...]) -> Tensor:

@@ -11,39 +11,39 @@ from torch import Tensor
 
 from unlearnkit.fisher.families.regions import Region
 from unlearnkit.fisher.families.rows import one_by_one
+from unlearnkit.fisher.kernel import Into
 from unlearnkit.fisher.totals import Slot
 
 
-def add_taps(slot: Slot, total: Tensor, g: Tensor, x: Tensor, regions: list[Region | None]) -> None:
+def add_taps(slot: Slot, into: Into, g: Tensor, x: Tensor, regions: list[Region | None]) -> None:
     """Add Σ_n (Σ_p g_p x_{p'})² for each kernel offset.
 
     Args:
         slot: Bounds the memory.
-        total: Shape (K, O, C).
+        into: Buffers of shape (K, O, C).
         g: Output gradient, shape (n, k, O, *positions).
         x: Input, shape (n, k, C, *spatial).
         regions: From `tap_regions`.
     """
     per_sample = 2 * (g[0].numel() + x[0].numel())
     for part in slot.chunks(len(g), per_sample):
-        for one, rows, pixels in met(g[part], x[part], total, regions):
-            one_by_one(one, rows, pixels)
+        for tap, rows, pixels in met(g[part], x[part], regions):
+            one_by_one(into[tap], rows, pixels)
 
 
-def met(g: Tensor, x: Tensor, total: Tensor, regions: list[Region | None]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def met(g: Tensor, x: Tensor, regions: list[Region | None]) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Gather what meets at each kernel offset.
 
     Args:
         g: Output gradient, shape (n, k, O, *positions).
         x: Input, shape (n, k, C, *spatial).
-        total: Shape (K, …).
         regions: From `tap_regions`.
 
     Yields:
-        The offset's part of the total, its rows of g, shape (n, T, O), and its pixels, shape (n, T, C).
+        The number of the offset, its rows of g, shape (n, T, O), and its pixels, shape (n, T, C).
     """
     rows, pixels = (t.movedim(2, -1).contiguous() for t in (g, x))
-    for one, region in zip(total, regions, strict=True):
+    for tap, region in enumerate(regions):
         if region is not None:
             outputs, inputs = ((slice(None), slice(None), *axes) for axes in region)
-            yield one, rows[outputs].flatten(1, -2), pixels[inputs].flatten(1, -2)
+            yield tap, rows[outputs].flatten(1, -2), pixels[inputs].flatten(1, -2)

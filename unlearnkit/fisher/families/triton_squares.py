@@ -15,7 +15,8 @@ from torch import Tensor
 from unlearnkit.fisher.families.arranged import arranged
 from unlearnkit.fisher.families.geometry import Geometry
 from unlearnkit.fisher.families.meetings import Plan, linear_plan, whole_window_plan
-from unlearnkit.fisher.totals import Kernel, Slot
+from unlearnkit.fisher.kernel import Into, Kernel
+from unlearnkit.fisher.totals import Slot
 
 _TILE_O, _TILE_J, _TILE_T = 64, 64, 32
 _PROGRAMS = 1024  # several for each multiprocessor of a large device
@@ -36,12 +37,12 @@ def triton_convolution(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> 
     if geometry.groups > 1 or not _possible(g, x):
         return None
 
-    def run(total: Tensor) -> None:
+    def run(into: Into) -> None:
         gradient, inputs, one = arranged(g, x, geometry, pad=True)
         plan = whole_window_plan(one, x.shape[2], tuple(inputs.stride()[1:]), tuple(gradient.shape[2:]))
-        _add(slot, total, gradient.flatten(2), inputs, plan)
+        _add(slot, into.squares, gradient.flatten(2), inputs, plan)
 
-    return Kernel(name="triton", shape=(slot.numel,), run=run)
+    return Kernel(name="triton", shape=(slot.numel,), run=run, squares_only=True)
 
 
 def triton_linear(slot: Slot, g: Tensor, a: Tensor) -> Kernel | None:
@@ -58,7 +59,11 @@ def triton_linear(slot: Slot, g: Tensor, a: Tensor) -> Kernel | None:
     if not _possible(g, a):
         return None
     plan = linear_plan(a.shape[1], a.shape[2], (a.stride(1), a.stride(2)))
-    return Kernel(name="triton", shape=(slot.numel,), run=lambda total: _add(slot, total, g.transpose(1, 2), a, plan))
+
+    def run(into: Into) -> None:
+        _add(slot, into.squares, g.transpose(1, 2), a, plan)
+
+    return Kernel(name="triton", shape=(slot.numel,), run=run, squares_only=True)
 
 
 def _possible(g: Tensor, x: Tensor) -> bool:

@@ -8,6 +8,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from unlearnkit.fisher.families.geometry import Geometry
 from unlearnkit.fisher.families.rows import one_by_one
+from unlearnkit.fisher.kernel import Into
 
 _WINDOW_BYTES = 4 << 20  # windows copied at a time: they should stay in the cache until they are multiplied
 
@@ -72,16 +73,17 @@ def weight_gradients(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
     return product.view(samples, out, *geometry.kernel, channels).movedim(-1, 2)
 
 
-def add_windows(total: Tensor, g: Tensor, x: Tensor, geometry: Geometry) -> None:
+def add_windows(into: Into, g: Tensor, x: Tensor, geometry: Geometry) -> None:
     """Copy a few samples' windows, multiply each sample's into one buffer, and square it there.
 
     Args:
-        total: Shape (K·C, O).
+        into: Buffers of shape (K·C, O).
         g: As for `weight_gradients`.
         x: As for `weight_gradients`.
         geometry: Of the convolution.
     """
     rows, out, *positions = g.shape[1:]
+    total = into.squares
     per_sample = rows * math.prod(positions) * total.shape[0]
     step = max(1, min(len(g), _WINDOW_BYTES // (per_sample * total.element_size())))
     scratch = torch.empty(step * per_sample, dtype=total.dtype, device=total.device)
@@ -89,4 +91,4 @@ def add_windows(total: Tensor, g: Tensor, x: Tensor, geometry: Geometry) -> None
         part = slice(start, start + step)
         u = windows(padded(x[part].flatten(0, 1), geometry), geometry, tuple(positions), scratch)
         last = g[part].flatten(3).movedim(2, -1).reshape(len(g[part]), -1, out)
-        one_by_one(total, u.view(len(last), -1, total.shape[0]), last)
+        one_by_one(into, u.view(len(last), -1, total.shape[0]), last)

@@ -1,0 +1,85 @@
+"""One way to add what a layer's per-sample gradients come to, and the buffers that it adds to."""
+
+from collections.abc import Callable
+from typing import final
+
+import attrs
+from torch import Tensor
+
+Finish = Callable[[Tensor], Tensor]
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Into:
+    """The buffers that per-sample gradients are added to: all of one shape, in whatever layout a kernel likes.
+
+    Attributes:
+        squares: Σ g².
+        absolute: Σ |g|, or None where nobody asked.
+        signed: Σ g, or None where nobody asked.
+
+    Example:
+        >>> import torch
+        >>> into = Into(squares=torch.zeros(2), signed=torch.zeros(2))
+        >>> into.add(torch.tensor([[1.0, 2.0], [-3.0, 0.0]]))
+        >>> into.squares.tolist(), into.signed.tolist()
+        ([10.0, 4.0], [-2.0, 2.0])
+    """
+
+    squares: Tensor
+    absolute: Tensor | None = None
+    signed: Tensor | None = None
+
+    def __getitem__(self, part: int | slice) -> "Into":
+        """Return a part of each buffer, along dimension 0; views."""
+        return self._each(lambda buffer: buffer[part])
+
+    def view(self, shape: tuple[int, ...]) -> "Into":
+        """Return the buffers in another shape; views."""
+        return self._each(lambda buffer: buffer.view(shape))
+
+    def _each(self, turn: Callable[[Tensor], Tensor]) -> "Into":
+        absolute, signed = (None if buffer is None else turn(buffer) for buffer in (self.absolute, self.signed))
+        return Into(squares=turn(self.squares), absolute=absolute, signed=signed)
+
+    def add(self, several: Tensor, *, spoil: bool = False) -> None:
+        """Add gradients of several samples.
+
+        Args:
+            several: Shape (n, *shape).
+            spoil: Whether it may be overwritten, which saves as much memory again.
+        """
+        if self.signed is not None:
+            self.signed.add_(several.sum(0))
+        if self.absolute is not None:
+            self.absolute.add_(several.abs().sum(0))
+        self.squares.add_((several.square_() if spoil else several.square()).sum(0))
+
+    def add_one(self, one: Tensor) -> None:
+        """Add the gradient of one sample, which is cheaper than `add` where it is large."""
+        self.squares.addcmul_(one, one)
+        if self.absolute is not None:
+            self.absolute.add_(one.abs())
+        if self.signed is not None:
+            self.signed.add_(one)
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Kernel:
+    """One way to add up a layer's per-sample gradients.
+
+    Attributes:
+        name: Names the way and the layout of its buffers.
+        shape: The shape of the buffers that it adds to.
+        run: Adds to buffers of that shape.
+        finish: Turns a buffer into a tensor that reshapes to the parameter's shape.
+        squares_only: Whether it never sees a per-sample gradient, and so can add nothing but squares.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    run: Callable[[Into], None]
+    finish: Finish = lambda buffer: buffer
+    squares_only: bool = False
