@@ -14,6 +14,8 @@ from unlearnkit.fisher.rule import Call, Rule
 from unlearnkit.fisher.script import Script, Step, UnprovenError
 from unlearnkit.fisher.tap import Gradients, Sink
 
+_SMALL = 1 << 12  # elements of a parameter whose per-sample gradients are formed at once and shared out among groups
+
 
 @final
 @attrs.frozen(kw_only=True, eq=False)
@@ -128,9 +130,20 @@ class Following(Guide):
         return layout.samples_first(g, self._samples)
 
     def _add(self, use: _Use) -> None:
+        if len(self._parts) > 1 and self._small(use):
+            per_sample = use.rule.per_sample(use.role, use.g, use.call)
+            for part in self._parts:
+                part.sums.receive(use.label, part.of(per_sample))
+            return
         for part in self._parts:
             _hand_on(use if len(self._parts) == 1 else use.of(part.rows), part)
             part.complete(use.label)
+
+    def _small(self, use: _Use) -> bool:
+        """Say whether it is better to form all per-sample gradients than to go through the rule for every part."""
+        slot = self._totals.slot(use.label)
+        work = self._samples * (slot.numel + use.rule.work(use.g, use.call)) * slot.dtype.itemsize
+        return slot.numel <= _SMALL and work <= self._totals.memory
 
     def _add_together(self, uses: list[_Use]) -> None:
         slots = [self._totals.slot(name) for name in sorted({name for use in uses for name in self._bases(use.label)})]

@@ -31,7 +31,7 @@ class Sums:
 
     def slot(self, name: str) -> Slot:
         """Return the place for the per-sample gradients of one parameter."""
-        return attrs.evolve(self.squares.slot(name), absolute=self.absolute, signed=self.signed)
+        return self.squares.slot(name, absolute=self.absolute, signed=self.signed)
 
     def receive(self, name: str, per_sample: Tensor) -> None:
         """Add per-sample gradients of one parameter: shape (n, *shape)."""

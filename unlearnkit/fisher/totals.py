@@ -84,9 +84,10 @@ class Totals:
         """Return a parameter by its name."""
         return self._named[name]
 
-    def slot(self, name: str) -> "Slot":
-        """Return the place for the squares of one parameter."""
-        return Slot(totals=self, name=name, shape=tuple(self._named[name].shape), dtype=self.dtype(name))
+    def slot(self, name: str, *, absolute: "Totals | None" = None, signed: "Totals | None" = None) -> "Slot":
+        """Return the place for the squares of one parameter, and for what else is wanted; see `Slot`."""
+        shape = tuple(self._named[name].shape)
+        return Slot(totals=self, name=name, shape=shape, dtype=self.dtype(name), absolute=absolute, signed=signed)
 
     def buffer(self, name: str, layout: str, shape: tuple[int, ...], finish: Finish) -> Tensor:
         """Return the running buffer of a parameter in some layout, zeros at first."""
