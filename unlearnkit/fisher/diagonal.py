@@ -12,6 +12,7 @@ from unlearnkit.fisher.engine import SETTLED, Engine
 from unlearnkit.fisher.families.compiled import outer_squares
 from unlearnkit.fisher.general import SquaredGradients
 from unlearnkit.fisher.gradients import BatchGradients
+from unlearnkit.fisher.graphs import Recorder, recorder_on, refuse_with_graphs
 from unlearnkit.fisher.ledger import Ledger
 from unlearnkit.fisher.sharded_engine import ShardedEngine
 from unlearnkit.fisher.totals import Totals
@@ -78,9 +79,17 @@ class DiagonalFisher(ImportanceEstimator):
         "apart? 0: only in the first batch",
     )
 
+    graphs: bool = option(
+        False,
+        meaning=False,
+        doc="on CUDA: record the pass over one shape of batch as a CUDA graph, and replay it for every batch of that "
+        "shape; not run on a GPU yet",
+    )
+
     def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
         """Start a pass of the engine; see `ImportanceEstimator.accumulator`."""
         if is_spread(model):
+            refuse_with_graphs({"a model sharded over processes": self.graphs})
             return ShardedEngine(
                 model,
                 objective,
@@ -99,7 +108,13 @@ class DiagonalFisher(ImportanceEstimator):
 
 
 def start(
-    fisher: DiagonalFisher, model: nn.Module, *, objective: Objective, absolute: bool = False, gradient: bool = False
+    fisher: DiagonalFisher,
+    model: nn.Module,
+    *,
+    objective: Objective,
+    absolute: bool = False,
+    gradient: bool = False,
+    recorder: Recorder | None = None,
 ) -> Engine:
     """Start a pass of the engine.
 
@@ -109,12 +124,21 @@ def start(
         objective: One loss per sample.
         absolute: Whether to add Σ|g| too.
         gradient: Whether to add the gradients of batches too.
+        recorder: Records passes in the place of that of the device, where ``graphs`` asks for one.
 
     Returns:
         What the batches are handed to.
+
+    Raises:
+        ConfigurationError: ``graphs`` together with what cannot be recorded.
     """
     memory, double, named = fisher.memory_budget << 20, fisher.accumulate == "float64", trainable(model)
     compensated, chooser = fisher.accumulate == "compensated", Chooser(timed=fisher.kernels == "timed")
+    device = device_of(model)
+    if fisher.graphs:
+        wanted = {"accumulate='compensated'": compensated, "Σ|g|": absolute, "gradients of batches": gradient}
+        recorder = recorder or recorder_on(device)
+        refuse_with_graphs(wanted)
 
     compiled = outer_squares(model, required=fisher.kernels == "compiled") if fisher.kernels in _COMPILED else None
 
@@ -138,6 +162,7 @@ def start(
         general=SquaredGradients(model, objective, chunk=fisher.chunk, memory=memory, double=double, quiet=True),
         chunk=fisher.chunk,
         careful=compensated,
-        settled=SETTLED.get(device_of(model).type, 1),
+        settled=1 if fisher.graphs else SETTLED.get(device.type, 1),
         recheck=fisher.recheck,
+        recorder=recorder if fisher.graphs else None,
     )

@@ -1,7 +1,8 @@
 """Σ_i (∂ℓ_i/∂θ)² in one ordinary forward and backward pass: the engine behind `DiagonalFisher`."""
 
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -16,6 +17,7 @@ from unlearnkit.fisher.eager import EAGER
 from unlearnkit.fisher.finite import Watch
 from unlearnkit.fisher.general import Receive, SquaredGradients, refuse_batch_statistics
 from unlearnkit.fisher.gradients import BatchGradients
+from unlearnkit.fisher.graphs import Graphs, Recorder, refuse_with_graphs, unrecordable
 from unlearnkit.fisher.intercept import Interceptor
 from unlearnkit.fisher.ledger import ALL, Ledger, Part
 from unlearnkit.fisher.memory import Fitted, Limit, out_of_memory
@@ -48,6 +50,7 @@ class Engine(Accumulator):
         careful: Add every pass apart from the rest, not only those that may run out of memory.
         settled: How many passes of a kind must have gone well before one is sure that it fits; see `SETTLED`.
         recheck: Look at one pass of so many again; 0 for none.
+        recorder: Record passes by it and replay them; None to make each.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Engine(Accumulator):
         careful: bool = False,
         settled: int = 1,
         recheck: int = 0,
+        recorder: Recorder | None = None,
     ) -> None:
         refuse_batch_statistics(model)
         self._model: nn.Module = getattr(model, "_orig_mod", model)  # compiled code cannot be looked into
@@ -74,6 +78,7 @@ class Engine(Accumulator):
         self._scripts: dict[tuple[object, ...], Found] = {}
         self._alone: Alone | None = None
         self._recheck = Recheck(recheck)
+        self._graphs = None if recorder is None else Graphs(recorder, ledger.places)
         self._count = 0
         self._grouped = False
         self._refused = False
@@ -90,9 +95,12 @@ class Engine(Accumulator):
             keys: The group of each sample; none: all are of one.
 
         Raises:
+            ConfigurationError: Groups, where passes are recorded.
             NonFiniteError: A NaN or an infinity, naming the parameters and the batch.
             OutOfMemoryError: Not even one sample fits.
         """
+        if self._graphs is not None:
+            refuse_with_graphs({"groups": bool(keys)})
         size, self._grouped = batch_size(batch), self._grouped or bool(keys)
         batch, keys = _sorted(batch, keys or [ALL] * size)
         start = 0
@@ -116,6 +124,7 @@ class Engine(Accumulator):
         Raises:
             NonFiniteError: A NaN or an infinity, naming the parameters and the batches.
         """
+        self._graphs = None  # gives its memory back
         totals = self._ledger.result(last=True)
         self._watch.end(totals)
         too_small = self._underflow.report(totals)
@@ -182,9 +191,14 @@ class Engine(Accumulator):
         found, rows = self._script(batch, kind), self._recheck.rows(batch_size(batch))
         if len(rows) >= found.samples and self._alone is None:
             self._alone = self._again(batch, found, rows[: found.samples])
+        if self._graphs is not None and not self._ledger.opened:
+            self._by_graph(self._graphs, batch, found, parts, kind)
+            return
         if not found.script.doubtful:
             self._pass(batch, found, parts)
             return
+        if self._graphs is not None:
+            raise unrecordable("some layer of which got no gradient in the probe, so that every batch is looked at")
         trial = [Part(rows=part.rows, sums=part.sums.empty()) for part in parts]
         try:
             self._pass(batch, found, trial)
@@ -194,6 +208,20 @@ class Engine(Accumulator):
             self._pass(batch, self._script(batch, kind), trial)
         for part, tried in zip(parts, trial, strict=True):
             part.sums.add(tried.sums)
+
+    def _by_graph(
+        self, graphs: Graphs, batch: Any, found: Found, parts: Sequence[Part], kind: tuple[object, ...]
+    ) -> None:
+        alone, self._alone = self._alone, None
+        losses = graphs.run((kind, batch_size(batch)), batch, partial(self._recordable, found, parts))
+        if alone is not None:
+            alone.check(losses, found.precision)
+
+    def _recordable(self, found: Found, parts: Sequence[Part], batch: Any) -> Tensor:
+        """Make a pass that looks at nothing, and return the losses."""
+        seen: list[Tensor] = []
+        self._pass(batch, found, parts, look=seen.append)
+        return seen[0].detach()
 
     def _one_by_script(self, batch: Any, parts: Sequence[Part], kind: tuple[object, ...]) -> bool:
         """Add a single sample as a batch of one where its like is known, or nothing and return False."""
@@ -263,7 +291,9 @@ class Engine(Accumulator):
             losses = look_again(self._model, self._objective, batch, self._named, found=found, rows=rows)
         return Alone(rows=rows, losses=losses, passes=passes)
 
-    def _pass(self, batch: Any, found: Found, parts: Sequence[Part]) -> None:
+    def _pass(
+        self, batch: Any, found: Found, parts: Sequence[Part], *, look: Callable[[Tensor], None] | None = None
+    ) -> None:
         guide = Following(found.script, batch_size(batch), parts)
         interceptor = Interceptor(self._named, guide, self._device)
         guide.interceptor = interceptor
@@ -271,7 +301,9 @@ class Engine(Accumulator):
             with interceptor:
                 losses = self._objective.losses(self._model, batch)
             losses = check_losses(losses, batch, objective=self._objective)
-            if self._alone is not None:
+            if look is not None:
+                look(losses)
+            elif self._alone is not None:
                 self._alone.check(losses, found.precision)
                 self._alone = None
             found.script.finish()
@@ -293,6 +325,8 @@ class Engine(Accumulator):
         return receive
 
     def _fall_back(self, batch: Any, parts: Sequence[Part], reason: str) -> None:
+        if self._graphs is not None:
+            raise unrecordable(f"whose samples cannot be proven to be kept apart at {reason}")
         if not self._ledger.opened:  # nothing has been added yet: what cannot be proven is noticed going forward
             self._ledger.begin(parts)
         self._generally(batch, parts)

@@ -1,7 +1,7 @@
 """Where squares are added up: in each kernel's own layout, in at least float32."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, final
 
 import attrs
@@ -97,6 +97,10 @@ class Totals:
             device = self._named[name].device
             held[layout] = torch.zeros(shape, dtype=self.dtype(name), device=device), finish
         return held[layout][0]
+
+    def places(self) -> dict[Hashable, int]:
+        """Say where the running buffers lie in memory: parameter name and layout to an address."""
+        return {(name, layout): buffer.data_ptr() for name, layout, buffer, _ in self._buffers.all()}
 
     def add(self, totals: Mapping[str, Tensor]) -> None:
         """Add squares that somebody else has added up: parameter name to a tensor of its shape."""
