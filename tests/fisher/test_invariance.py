@@ -6,6 +6,8 @@ from compiler import HAS_COMPILER
 from fisher_oracle import estimate
 from torch import nn
 
+from unlearnkit import CrossEntropy, DiagonalFisher, fisher_statistics
+
 KERNELS = ["fixed", "compiled"] if HAS_COMPILER else ["fixed"]
 DTYPES = [torch.float32, torch.float64]
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -71,6 +73,23 @@ def test_order(dtype):
 def test_chunk_memory_budget_and_kernels(dtype, options):
     model, x, y = made(dtype)
     assert furthest(estimate(model, [(x, y)], **options), estimate(model, [(x, y)])) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("size", [1, 5])
+def test_absolute_values_and_the_gradient(dtype, kernels, size):
+    model, x, y = made(dtype)
+    seen, expected = (
+        fisher_statistics(
+            model, data, objective=CrossEntropy(), absolute=True, gradient=True, fisher=DiagonalFisher(kernels=kernels)
+        )
+        for data in (batches(x, y, size), batches(x, y, 13))
+    )
+    scale = expected.absolute.mean()  # what is added up to a gradient may cancel, down to its rounding
+    assert furthest(seen.absolute.totals, expected.absolute.totals) < TOLERANCE[dtype]
+    for name, gradient in expected.gradient.items():
+        assert (seen.gradient[name] - gradient).abs().max() < TOLERANCE[dtype] * scale[name].max(), name
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -65,6 +65,17 @@ def test_a_batch_that_does_not_fit_is_halved(backward, error):
     assert distance(seen, oracle(model, data)) < 1e-5
 
 
+def test_the_other_sums_of_a_batch_that_was_halved():
+    model, data, objective = network(), batches(13, 5), Small(4, backward=True, error=RuntimeError)
+    with pytest.warns(UnlearnKitWarning, match="out of memory with 13 samples"):
+        seen = fisher_statistics(model, data, objective=objective, absolute=True, gradient=True)
+    expected = fisher_statistics(model, data, objective=CrossEntropy(), absolute=True, gradient=True)
+    for name in ("absolute", "batched"):
+        assert distance(getattr(seen, name).totals, dict(getattr(expected, name).totals)) < 1e-5
+    for name, gradient in expected.gradient.items():
+        assert (seen.gradient[name] - gradient).abs().max() < 1e-5 * gradient.abs().max()
+
+
 class FailsOnce(nn.Module):
     """A layer whose backward pass runs out of memory once, after later layers have added their squares."""
 
