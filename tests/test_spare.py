@@ -3,10 +3,11 @@
 import ctypes
 import mmap
 
+import numpy as np
 import pytest
 
 from unlearnkit import spare
-from unlearnkit.spare import LINE, Arena, Memory
+from unlearnkit.spare import LINE, SHARE, Arena, Memory
 
 
 @pytest.fixture(autouse=True)
@@ -59,14 +60,19 @@ class TestSpare:
         assert len(Memory(5).array) == spare._LEAST
 
 
-def test_an_arena_hands_out_what_is_left():
-    arena = Arena()
-    first, start = arena.open(1000)
-    arena.close(first, start + 100)
-    second, place = arena.open(1000)
-    assert second is first
-    assert (start, place) == (0, 128)
-    third, place = arena.open(1000)
-    assert third is not first, "what was not closed may still be written to"
-    arena.close(third, place + len(third.array))
-    assert arena.open(1)[0] is not third
+def test_an_arena_has_room_until_its_shares_are_used_up():
+    arena = Arena(2)
+    memory, state = arena.room(1000)
+    known = np.ctypeslib.as_array((ctypes.c_int64 * 7).from_address(state))
+    assert known.tolist() == [memory.address, SHARE, 0, 0, 0, 0, 0]
+    known[2] = len(memory.array) - 1000 - 1000 // 7 - 2 * SHARE
+    assert arena.room(1000) == (memory, state)
+    known[2] += 1
+    other, state = arena.room(1000)
+    assert other is not memory
+    assert ctypes.c_int64.from_address(state).value == other.address
+
+
+def test_an_arena_for_much():
+    memory, _ = Arena(3).room(1 << 25)
+    assert len(memory.array) >= (1 << 25) * 8 // 7 + 3 * SHARE

@@ -14,11 +14,13 @@ from unlearnkit.guard import ModelGuard
 from unlearnkit.importance import Importance
 from unlearnkit.journal import Journal
 from unlearnkit.options import option_values
-from unlearnkit.parameters import device_of, trainable
+from unlearnkit.parameters import trainable
 from unlearnkit.shards import added, agreed, counts_here, is_sharded, local
 from unlearnkit.sharing import missing_nobody
 from unlearnkit.sweep import Sweep
 from unlearnkit.unlearner import Counted, Unlearner
+
+_Weights = dict[str, nn.Parameter]
 
 
 class ElementwiseUnlearner(Unlearner):
@@ -106,14 +108,15 @@ class ElementwiseUnlearner(Unlearner):
     @final
     def apply(self, model: nn.Module, evidence: Evidence) -> None:
         """Edit every trainable parameter by name; see `Unlearner.apply`."""
-        self._write(model, evidence, Journal())
+        self._write(trainable(model), evidence, Journal())
 
     @final
     def _edit(self, model: nn.Module, evidence: Evidence, guard: ModelGuard) -> Counted | None:
         if not self._writes():
             return super()._edit(model, evidence, guard)
-        spread = any(is_sharded(p) for p in trainable(model).values())
-        return (self._write_pieces if spread else self._write)(model, evidence, guard.journal)
+        weights = trainable(model)
+        spread = any(map(is_sharded, weights.values()))
+        return (self._write_pieces if spread else self._write)(weights, evidence, guard.journal)
 
     @final
     def _guard(self, model: nn.Module) -> ModelGuard:
@@ -124,10 +127,9 @@ class ElementwiseUnlearner(Unlearner):
         """Say whether the framework does the writing: not when a subclass replaces ``apply``, final or not."""
         return type(self).apply is ElementwiseUnlearner.apply
 
-    def _write(self, model: nn.Module, evidence: Evidence, journal: Journal) -> Counted:
+    def _write(self, weights: _Weights, evidence: Evidence, journal: Journal) -> Counted:
         forget, reference, changed = evidence.forget, evidence.reference, {}
         assert forget is not None, "checked by Evidence.check: FORGET_IMPORTANCE is among the needs"
-        weights = trainable(model)
         ready = self.prepare(forget, reference)
         sweep = ready.sweep(weights=sum(p.numel() for p in weights.values()))
         trios = [Trio(local(p), *arguments(name, forget, reference)) for name, p in weights.items()]
@@ -142,18 +144,18 @@ class ElementwiseUnlearner(Unlearner):
         return Counted(changed=changed, derived=derived)
 
     @final
-    def _write_pieces(self, model: nn.Module, evidence: Evidence, journal: Journal) -> Counted:
+    def _write_pieces(self, weights: _Weights, evidence: Evidence, journal: Journal) -> Counted:
         """Edit the pieces of a sharded model, and count over all processes; an error in one is raised in all."""
         problems, here = [], Counted(changed={})
         try:
-            here = self._write(model, evidence, journal)
+            here = self._write(weights, evidence, journal)
         except Exception as error:  # noqa: BLE001 - the other processes wait: they must hear of it, whatever it is
             problems = [": ".join([type(error).__name__, str(error), *getattr(error, "__notes__", [])])]
         with missing_nobody():
             raise_all(agreed(problems), where="an edit in pieces (the model was put back)", error=UnlearnKitError)
-            named = trainable(model)
-            mine = [here.changed[name] if counts_here(p) else 0 for name, p in named.items()]
-            everywhere = dict(zip(named, added(mine, device=device_of(model)), strict=True))
+            mine = [here.changed[name] if counts_here(p) else 0 for name, p in weights.items()]
+            device = next(iter(weights.values())).device
+            everywhere = dict(zip(weights, added(mine, device=device), strict=True))
         return attrs.evolve(here, changed=everywhere)
 
     @final

@@ -45,17 +45,19 @@ class ModelGuard:
 
     def __init__(self, model: nn.Module, *, copies: bool = True) -> None:
         self.journal = Journal()
-        self._modules: dict[nn.Module, tuple[bool, tuple[_Members, ...]]] = {
-            m: (m.training, tuple(dict(getattr(m, members)) for members in _MEMBERS)) for m in model.modules()
-        }
         self._names = {m: name or type(m).__name__ for name, m in model.named_modules()}
+        self._modules: dict[nn.Module, tuple[bool, tuple[_Members, ...]]] = {
+            m: (m.training, tuple(dict(getattr(m, members)) for members in _MEMBERS)) for m in self._names
+        }
         self._model = model
         self._parameters = _Tensors(parameters(model), copies=copies)
         self._buffers = _Tensors(_buffers_of(model))
-        self._flags = [(p, p.requires_grad) for p in model.parameters()]
-        self._grads = [(p, p.grad) for p in model.parameters()]
+        # Not another walk through the model, which costs more than copying its buffers.
+        everyone = list(dict.fromkeys(p for m in self._names for p in m._parameters.values() if p is not None))  # noqa: SLF001
+        self._flags = [(p, p.requires_grad) for p in everyone]
+        self._grads = [(p, p.grad) for p in everyone]
         self._rng = _random_state()
-        for p in model.parameters():
+        for p in everyone:
             p.grad = None
 
     def before(self, name: str) -> Tensor:
@@ -154,7 +156,7 @@ class _Tensors:
     def kind_changes(self, now: dict[str, Any]) -> list[str]:
         """Say which tensors have another shape, dtype or device than they had."""
         return [
-            f"{name}: expected {kind}, saw {_kind(now[name])}"
+            f"{name}: expected {_describe(kind)}, saw {_describe(_kind(now[name]))}"
             for name, kind in self.kinds.items()
             if name in now and _kind(now[name]) != kind
         ]
@@ -192,8 +194,13 @@ def _put_back(module: nn.Module, saved: tuple[_Members, ...], which: tuple[str, 
             held.update(members)
 
 
-def _kind(tensor: Tensor) -> str:
-    return f"shape {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"
+def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
+def _describe(kind: tuple[torch.Size, torch.dtype, torch.device]) -> str:
+    shape, dtype, device = kind
+    return f"shape {tuple(shape)}, {dtype} on {device}"
 
 
 def _same_members(before: _Members, now: _Members) -> bool:

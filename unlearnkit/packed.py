@@ -35,7 +35,6 @@ class Packed:
         outcomes: Of all pieces of these tensors; written by the code.
         span: The pieces that are remembered here: from, to.
         memory: Of the old values: of each piece the bits, then the values.
-        start: The place in it that outcomes are counted from.
     """
 
     targets: Sequence[Target]
@@ -44,7 +43,6 @@ class Packed:
     outcomes: Outcomes
     span: tuple[int, int]
     memory: Memory
-    start: int
 
     @property
     def nbytes(self) -> int:
@@ -83,7 +81,7 @@ class Packed:
 
     def _restore(self, target: Tensor, at: int, kept: int) -> None:
         length, size = target.numel(), target.element_size()
-        memory = self.memory.array[self.start + at :]
+        memory = self.memory.array[at:]
         middle = mask_bytes(length)
         places = np.flatnonzero(np.unpackbits(memory[:middle], count=length, bitorder="little"))
         target[torch.from_numpy(places)] = torch.from_numpy(memory[middle : middle + kept * size].view(f"i{size}"))

@@ -48,31 +48,36 @@ class Memory:
 
 @final
 class Arena:
-    """Hands out memory from the front."""
+    """Memory that threads use up from the front, each a share of it at a time.
 
-    def __init__(self) -> None:
-        self._rest: tuple[Memory, int] | None = None
+    Args:
+        threads: How many, at most.
 
-    def open(self, size: int) -> tuple[Memory, int]:
+    Attributes:
+        threads: As many.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._memory: Memory | None = None
+        self._state = np.zeros(0, dtype=np.int64)
+
+    def room(self, size: int) -> tuple[Memory, int]:
         """Return memory with so much room.
 
         Args:
-            size: Bytes.
+            size: Bytes, in parts of at most an eighth of a share.
 
         Returns:
-            Memory and the place in it from which on it may be used. Unless it is closed, it is not used again.
+            Memory, and the address of what compiled code knows of it: the ``Journal`` of ``one_pass.cpp``.
         """
-        rest, self._rest = self._rest, None
-        return (Memory(size), 0) if rest is None or len(rest[0].array) - rest[1] < size else rest
-
-    def close(self, memory: Memory, end: int) -> None:
-        """Take back what is not used.
-
-        Args:
-            memory: What was opened.
-            end: The place in it from which on it is free.
-        """
-        self._rest = memory, -(-end // LINE) * LINE
+        # What is left of a share and too small for the next part stays unused.
+        wanted = size + size // 7 + self.threads * SHARE
+        if self._memory is None or len(self._memory.array) - self._state[2] < wanted:
+            self._memory = Memory(wanted)
+            self._state = np.zeros(3 + 2 * self.threads, dtype=np.int64)
+            self._state[:2] = self._memory.address, SHARE
+        return self._memory, self._state.ctypes.data
 
 
 def _pages(size: int) -> mmap.mmap:

@@ -258,11 +258,9 @@ def test_of_many_parameters_only_the_one_with_an_infinite_result_is_left_to_torc
 # The journal
 
 
-@pytest.mark.usefixtures("small_steps")
-def test_threads_that_take_large_pages_undo_the_same(monkeypatch):
-    monkeypatch.setattr("unlearnkit.fused.passage._CALL", 1 << 12)
-    monkeypatch.setattr("unlearnkit.fused.passage._SHARED", 0)
-    check(lambda t, *_: t * 2, *arrays((100_003,)))
+def test_old_values_of_more_than_a_share_and_of_more_than_a_call(monkeypatch):
+    monkeypatch.setattr("unlearnkit.fused.passage._CALL", 70)
+    check(lambda t, *_: t * 2, *arrays((2_000_003,), dtype=torch.float64, totals=torch.float64))
 
 
 def test_the_journal_keeps_a_bit_for_each_weight_and_the_values_that_changed():

@@ -1,5 +1,6 @@
 """The arrays of one parameter, as compiled code wants them: side by side, without gaps."""
 
+import functools
 from typing import Self, final
 
 import attrs
@@ -48,7 +49,7 @@ class Arrays:
             tensors = in_memory_order(*tensors)
             if not all(t.is_contiguous() for t in tensors):
                 return None
-        dtypes = Dtypes(*(t.dtype for t in tensors))
+        dtypes = _dtypes(*(t.dtype for t in tensors))
         return cls(tensors, counts, dtypes) if dtypes.supported() else None
 
     @property
@@ -67,11 +68,9 @@ class Arrays:
     @property
     def row(self) -> tuple[int, int, int, float, float, int]:
         """Addresses, divisors and length, for compiled code."""
-        addresses = [t.data_ptr() for t in self.tensors]
-        divisors = [1.0 if n is None else float(n) for n in self.counts]
-        if len(divisors) == 1:
-            return addresses[0], addresses[1], 0, divisors[0], 1.0, self.tensors[0].numel()
-        return addresses[0], addresses[1], addresses[2], divisors[0], divisors[1], self.tensors[0].numel()
+        theta, forget, *second = (t.data_ptr() for t in self.tensors)
+        divisor, *other = (1.0 if n is None else float(n) for n in self.counts)
+        return theta, forget, second[0] if second else 0, divisor, other[0] if other else 1.0, self.tensors[0].numel()
 
     def head(self, length: int) -> Trio:
         """Return the first elements.
@@ -85,6 +84,11 @@ class Arrays:
         theta, *totals = (t[:length] for t in self.flat)
         means = [Averaged(total=total, count=count) for total, count in zip(totals, self.counts, strict=True)]
         return Trio(theta.clone(), means[0], means[1] if len(means) > 1 else None)
+
+
+@functools.cache
+def _dtypes(*dtypes: torch.dtype) -> Dtypes:
+    return Dtypes(*dtypes)
 
 
 def _ordinary(t: Tensor) -> bool:

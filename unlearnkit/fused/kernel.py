@@ -24,7 +24,7 @@ TOTALS = frozenset({torch.float32, torch.float64})
 # Nothing here changes a result. The first forbids what would: a product and a sum rounded once.
 _FLAGS = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing")
 _SOURCE = Path(__file__).with_name("one_pass.cpp")
-Kernel = Callable[..., int]
+Kernel = Callable[..., None]
 """The function `one_pass` of ``one_pass.cpp``."""
 
 
@@ -77,7 +77,7 @@ def compile_rule(program: Program, dtypes: Dtypes, computing: torch.dtype) -> Ke
     before = "".join(f"#define {name} {value}\n" for name, value in defined.items())
     kernel: Any = load(_SOURCE, before=before, flags=_FLAGS).one_pass
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
-    kernel.argtypes = [pointer, *[integer] * 4, pointer, pointer, integer, pointer, ctypes.c_int, ctypes.c_int]
-    kernel.restype = integer
+    kernel.argtypes = [pointer, *[integer] * 4, *[pointer] * 3, ctypes.c_int, ctypes.c_int]
+    kernel.restype = None
     function: Kernel = kernel
     return function

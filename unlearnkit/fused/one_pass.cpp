@@ -143,8 +143,8 @@ inline void store(BITS* to, Mask mask, Vector a) {
 #endif
 
 // Writes the values of `old` at which `fresh` differs to `values`, and a bit for each place to `mask`.
-inline std::int64_t keep(const BITS* old, const BITS* fresh, int length, std::uint8_t* mask, BITS* values) {
-    std::int64_t kept = 0;
+inline int keep(const BITS* old, const BITS* fresh, int length, std::uint8_t* mask, BITS* values) {
+    int kept = 0;
     int i = 0;
 #if defined(__AVX2__)
     if (sizeof(BITS) <= 4)
@@ -170,17 +170,6 @@ inline std::int64_t keep(const BITS* old, const BITS* fresh, int length, std::ui
     return kept;
 }
 
-// Copies whole lines of the cache past it: the journal is not read again soon.
-inline void stream(std::uint8_t* to, const std::uint8_t* from, std::int64_t bytes) {
-#if defined(__AVX2__)
-    for (std::int64_t i = 0; i < bytes; i += 32)
-        _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i),
-                            _mm256_load_si256(reinterpret_cast<const __m256i*>(from + i)));
-#else
-    std::memcpy(to, from, std::size_t(bytes));
-#endif
-}
-
 constexpr std::int64_t LINE = 64;
 constexpr std::int64_t lines(std::int64_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
 
@@ -197,22 +186,65 @@ struct Outcome {  // of a piece
     std::int64_t odd;       // whether torch must do it; some of its blocks may then have been overwritten
 };
 
-struct Piece {
-    std::int64_t size, kept = 0;
-    alignas(LINE) std::uint8_t record[lines(PIECE / 8) + PIECE * sizeof(BITS) + LINE];  // a bit for each weight; values
+// Copies whole lines past the cache: what is kept is not read again soon.
+inline void stream(std::uint8_t* to, const void* from, std::int64_t bytes) {
+#if defined(__AVX2__)
+    const auto* source = static_cast<const std::uint8_t*>(from);
+    for (std::int64_t i = 0; i < bytes; i += 32)
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i),
+                            _mm256_load_si256(reinterpret_cast<const __m256i*>(source + i)));
+#else
+    std::memcpy(to, from, std::size_t(bytes));
+#endif
+}
 
-    explicit Piece(std::int64_t n) : size(n) { std::memset(record, 0, std::size_t(masks())); }
-    std::int64_t masks() const { return lines((size + 7) / 8); }
-    std::int64_t bytes() const { return lines(masks() + kept * std::int64_t(sizeof(BITS))); }
-    BITS* values() { return reinterpret_cast<BITS*>(record + masks()); }
+// The old values of a piece, on their way to memory: a bit for each weight, then the values, a line at a time.
+struct Record {
+    static constexpr int PER_LINE = LINE / sizeof(BITS);
+    alignas(LINE) std::uint8_t mask[lines(PIECE / 8)];
+    alignas(LINE) BITS values[PER_LINE + BLOCK + PER_LINE];
+    std::uint8_t *begin, *end;  // in memory; null when nothing is to be kept
+    std::int64_t masks, kept;
+    int waiting;  // values
+
+    static std::int64_t most(std::int64_t size) { return lines((size + 7) / 8) + lines(size * sizeof(BITS)); }
+
+    void start(std::int64_t size, std::uint8_t* memory) {
+        masks = lines((size + 7) / 8);
+        std::memset(mask, 0, std::size_t(masks));
+        begin = memory;
+        end = memory == nullptr ? nullptr : memory + masks;
+        kept = waiting = 0;
+    }
+    void add(const BITS* old, const BITS* fresh, std::int64_t start, int size) {
+        const int more = keep(old, fresh, size, mask + start / 8, values + waiting);
+        kept += more;
+        if (begin == nullptr) return;
+        waiting += more;
+        const int whole = waiting / PER_LINE * PER_LINE;
+        send(whole);
+        waiting -= whole;
+        std::memcpy(values, values + whole, LINE);
+    }
+    void finish() {
+        if (begin == nullptr || !kept) return;
+        send((waiting + PER_LINE - 1) / PER_LINE * PER_LINE);
+        stream(begin, mask, masks);
+    }
+
+  private:
+    void send(int count) {
+        stream(end, values, count * std::int64_t(sizeof(BITS)));
+        end += count * sizeof(BITS);
+    }
 };
 
 // Edits a piece block by block, and stops at a block with a result that is not finite or that the rule calls odd.
-bool edit(const Job& job, std::int64_t begin, const double* number, bool write, Piece& piece) {
+bool edit(const Job& job, std::int64_t begin, std::int64_t length, const double* number, bool write, Record& record) {
     const FORGET by_forget = FORGET(job.forget_count);
     const REFERENCE by_reference = REFERENCE(job.reference_count);
-    for (std::int64_t start = 0; start < piece.size; start += BLOCK) {
-        const int size = int(std::min<std::int64_t>(piece.size - start, BLOCK));
+    for (std::int64_t start = 0; start < length; start += BLOCK) {
+        const int size = int(std::min<std::int64_t>(length - start, BLOCK));
         WEIGHT* const block = job.theta + begin + start;
         const FORGET* const f = job.forget + begin + start;
         const REFERENCE* const r = job.reference + (ZEROS ? 0 : begin + start);
@@ -233,34 +265,29 @@ bool edit(const Job& job, std::int64_t begin, const double* number, bool write, 
         }
         if (odd || largest >= EXPONENT) return false;
         if (!differs) continue;
-        const BITS* const old = reinterpret_cast<const BITS*>(block);
-        piece.kept += keep(old, fresh, size, piece.record + start / 8, piece.values() + piece.kept);
+        record.add(reinterpret_cast<const BITS*>(block), fresh, start, size);
         if (write) std::memcpy(block, fresh, std::size_t(size) * sizeof(BITS));
     }
     return true;
 }
 
-// Memory that threads use up from the front, each a share at a time, so that no two touch a page first at one time.
-struct Journal {
-    std::uint8_t* const memory;
-    const std::int64_t share;
-    std::atomic<std::int64_t> used{0};
+// Where a thread puts its old values: a share of the memory, so that no two touch a large page first at one time.
+struct Share {
+    std::int64_t at, end;
 };
 
-struct Share {
-    Journal& journal;
-    std::int64_t at = 0, end = 0;
+// What is used of the memory, from one call to the next.
+struct Journal {
+    std::uint8_t* memory;
+    std::int64_t share, used;
+    Share shares[];  // of each thread
 
-    std::int64_t add(const Piece& piece) {
-        const std::int64_t bytes = piece.bytes();
-        if (end - at < bytes) {
-            const std::int64_t size = std::max(bytes, journal.share);
-            at = journal.used.fetch_add(size);
-            end = at + size;
+    std::uint8_t* room(Share& mine, std::int64_t bytes) {
+        if (mine.end - mine.at < bytes) {
+            mine.at = __atomic_fetch_add(&used, share, __ATOMIC_RELAXED);
+            mine.end = mine.at + share;
         }
-        stream(journal.memory + at, piece.record, bytes);
-        at += bytes;
-        return at - bytes;
+        return memory + mine.at;
     }
 };
 
@@ -282,29 +309,30 @@ void on_threads(int threads, const Work& work) {
 extern "C" {
 
 // Edits the pieces from … to, each of `each` weights or what is left of its parameter, and writes an outcome for every
-// piece. Old values go to `memory`, with room for as many as there are; without it nothing is kept, and without `write`
-// nothing is overwritten. Returns how much of the memory is used.
-std::int64_t one_pass(const Job* jobs, std::int64_t count, std::int64_t from, std::int64_t to, std::int64_t each,
-                      const double* number, std::uint8_t* memory, std::int64_t share, Outcome* outcomes, int write,
-                      int threads) {
+// piece. Old values go to the journal's memory, which must have room for as many as there are; without a journal nothing
+// is kept, and without `write` nothing is overwritten.
+void one_pass(const Job* jobs, std::int64_t count, std::int64_t from, std::int64_t to, std::int64_t each,
+              const double* number, Journal* journal, Outcome* outcomes, int write, int threads) {
     std::atomic<std::int64_t> next{from};
-    Journal journal{memory, share};
+    std::atomic<int> thread{0};
     on_threads(threads, [&] {
-        Share mine{journal};
+        Share nothing{0, 0};
+        Share& mine = journal == nullptr ? nothing : journal->shares[thread.fetch_add(1)];
+        Record record;
         const Job* job = jobs;
         for (std::int64_t p; (p = next.fetch_add(1)) < to;) {
             while (job + 1 < jobs + count && job[1].first <= p) ++job;
-            const std::int64_t begin = (p - job->first) * each;
-            Piece piece(std::min(each, job->length - begin));
-            const bool done = edit(*job, begin, number, write != 0, piece);
-            const std::int64_t at = memory != nullptr && piece.kept ? mine.add(piece) : 0;
-            outcomes[p] = Outcome{at, piece.kept, !done};
+            const std::int64_t begin = (p - job->first) * each, length = std::min(each, job->length - begin);
+            record.start(length, journal == nullptr ? nullptr : journal->room(mine, Record::most(length)));
+            const bool done = edit(*job, begin, length, number, write != 0, record);
+            record.finish();
+            outcomes[p] = Outcome{mine.at, record.kept, !done};
+            if (journal != nullptr && record.kept) mine.at = record.end - journal->memory;
         }
 #if defined(__AVX2__)
         _mm_sfence();
 #endif
     });
-    return journal.used;
 }
 
 }

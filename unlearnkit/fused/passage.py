@@ -5,18 +5,16 @@ from typing import Any, final
 
 import attrs
 import numpy as np
-import torch
 
 from unlearnkit.fused.arrays import Arrays
 from unlearnkit.fused.kernel import PIECE, Kernel
 from unlearnkit.journal import Journal
 from unlearnkit.packed import Packed, mask_bytes
-from unlearnkit.spare import LINE, SHARE, Arena
+from unlearnkit.spare import LINE, Arena
 
 _PIECE = PIECE
 _CALL = 1 << 12  # pieces for each call: room for as many old values is set aside, and Ctrl-C waits for its end
 _PIECES_PER_THREAD = 8  # below which another thread is not worth its start
-_SHARED = 8 * SHARE  # bytes of old values from which on threads take large pages
 _JOB = [(name, "u8") for name in ("theta", "forget", "reference")]
 _JOB += [("forget_count", "f8"), ("reference_count", "f8"), ("length", "i8"), ("first", "i8")]
 
@@ -72,19 +70,14 @@ class Passage:
     def _kept(self, arrays: Sequence[Arrays], first: Any, jobs: Any, outcomes: Any, span: tuple[int, int]) -> Packed:
         assert self.journal is not None
         size = arrays[0].tensors[0].element_size()
-        worst = (span[1] - span[0]) * (mask_bytes(_PIECE) + _PIECE * size + LINE)
-        share = SHARE if worst >= _SHARED else 0
-        # The rest of a large page that is too small for the next old values stays unused: an eighth of it at most.
-        memory, at = self.arena.open(worst + bool(share) * (worst // 8 + torch.get_num_threads() * SHARE))
-        entry = Packed(targets=arrays, first=first, each=_PIECE, outcomes=outcomes, span=span, memory=memory, start=at)
+        memory, state = self.arena.room((span[1] - span[0]) * (mask_bytes(_PIECE) + _PIECE * size + LINE))
+        entry = Packed(targets=arrays, first=first, each=_PIECE, outcomes=outcomes, span=span, memory=memory)
         self.journal.add(entry)
-        self.arena.close(memory, at + self._call(jobs, outcomes, span, memory.address + at, share))
+        self._call(jobs, outcomes, span, state)
         return entry
 
-    def _call(self, jobs: Any, outcomes: Any, span: tuple[int, int], memory: int | None, share: int = 0) -> int:
+    def _call(self, jobs: Any, outcomes: Any, span: tuple[int, int], journal: int | None) -> None:
         numbers = np.array(self.numbers or (0.0,))
-        threads = min(torch.get_num_threads(), -(-(span[1] - span[0]) // _PIECES_PER_THREAD))
+        threads = min(self.arena.threads, -(-(span[1] - span[0]) // _PIECES_PER_THREAD))
         addresses = jobs.ctypes.data, numbers.ctypes.data, outcomes.ctypes.data
-        return self.kernel(
-            addresses[0], len(jobs), *span, _PIECE, addresses[1], memory, share, addresses[2], self.write, threads
-        )
+        self.kernel(addresses[0], len(jobs), *span, _PIECE, addresses[1], journal, addresses[2], self.write, threads)

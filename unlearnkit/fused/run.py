@@ -70,7 +70,7 @@ class Fused:
     def __init__(self, rule: Rule, *, who: str, required: bool = False) -> None:
         self._rule, self._who, self._required = rule, who, required
         self._made: dict[Dtypes, tuple[Kernel, Program] | None] = {}
-        self._arena = Arena()
+        self._arena = Arena(torch.get_num_threads())
 
     def run(
         self, trios: Sequence[Trio], *, plainly: Plainly, journal: Journal | None = None, write: bool = True
