@@ -6,12 +6,13 @@ from types import MappingProxyType
 from typing import Any
 
 import attrs
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unlearnkit.batches import batch_size, digest, map_tensors, pick, take, tensors, to_device
+from unlearnkit.batches import batch_size, digest, has_values, map_tensors, pick, take, tensors, to_device
 from unlearnkit.errors import ConfigurationError, MismatchError
 
 Pair = namedtuple("Pair", ["x", "y"])
@@ -158,3 +159,28 @@ def test_pick_by_key_and_by_attribute():
 def test_a_field_that_is_not_there_is_refused_with_those_that_are(batch, where, said):
     with pytest.raises(ConfigurationError, match=said):
         pick(batch, where, what="inputs")
+
+
+PLAIN = {
+    "strings": ["a", "b", "c"],
+    "a tuple, as collating makes it": ("a", "b", "c"),
+    "lists of several lengths": [[1], [2, 3], []],
+    "an array": np.array([5.0, 6.0, 7.0]),
+}
+
+
+@pytest.mark.parametrize("values", PLAIN.values(), ids=PLAIN.keys())
+def test_plain_values_go_with_their_samples(values):
+    batch = {"x": X, "values": values}
+    assert has_values(batch)
+    assert list(take(batch, slice(1, 3))["values"]) == list(values[1:])
+    assert list(take(batch, torch.tensor([2, 0]))["values"]) == [values[2], values[0]]
+    assert type(take(batch, slice(0, 1))["values"]) is type(values)
+
+
+@pytest.mark.parametrize("values", [("a", "b"), "abc", {1, 2, 3}, {"k": 3}, np.float32(1.0), [X, X, X], None])
+def test_others_stay_whole(values):
+    batch = (X, values)
+    assert not has_values(batch)
+    kept = take(batch, slice(0, 1))[1]
+    assert len(kept) == 3 if isinstance(values, list) else kept == values

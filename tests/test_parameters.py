@@ -6,8 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from unlearnkit import ConfigurationError, NonFiniteError, device_of, trainable
-from unlearnkit.parameters import bits, buffers, check_finite, count_changed, digest, parameters, wide
+from unlearnkit import (
+    ConfigurationError,
+    CrossEntropy,
+    DiagonalFisher,
+    NonFiniteError,
+    UnsupportedModelError,
+    device_of,
+    trainable,
+)
+from unlearnkit.parameters import bits, buffers, check_finite, check_ordinary, count_changed, digest, parameters, wide
 
 
 class Tied(nn.Module):
@@ -107,3 +115,41 @@ def test_what_is_not_finite_is_named():
         model[1].running_var[0] = float("inf")
     with pytest.raises(NonFiniteError, match=r"before the edit, saw NaN or infinity in 0.bias, 1.running_var of Seq"):
         check_finite(model, when="before the edit")
+
+
+def made_for_inference():
+    with torch.inference_mode():
+        return nn.Linear(2, 2)
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+
+
+UNUSUAL = {
+    "weight: not initialised": lambda: nn.LazyLinear(2),
+    "running_mean: not initialised": nn.LazyBatchNorm1d,
+    "weight: without values": lambda: nn.Linear(2, 2, device="meta"),
+    "weight: made under torch.inference_mode": made_for_inference,
+    "w: complex": Complex,
+}
+
+
+@pytest.mark.parametrize("words", UNUSUAL)
+def test_weights_without_values_or_real_squares_are_refused_by_name(words):
+    with pytest.raises(UnsupportedModelError, match=words):
+        check_ordinary(UNUSUAL[words]())
+
+
+def test_an_estimate_refuses_them_before_anything_else():
+    for make in UNUSUAL.values():
+        with pytest.raises(UnsupportedModelError, match="expected ordinary real weights"):
+            DiagonalFisher().estimate(make(), [(torch.ones(2, 2),)], objective=CrossEntropy())
+
+
+def test_frozen_complex_weights_and_complex_buffers_are_taken():
+    model = Complex().requires_grad_(False)
+    model.register_buffer("b", torch.ones(2, dtype=torch.complex64))
+    check_ordinary(model)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from typing import Any, final
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
@@ -86,18 +87,18 @@ def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
         >>> map_tensors((torch.ones(2), "label"), lambda t: t + 1)
         (tensor([2., 2.]), 'label')
     """
-    return _map(batch, Tensor, function)
+    return _map(batch, _is_tensor, function)
 
 
-def _map(batch: Any, kind: type, function: Callable[[Any], Any]) -> Any:  # noqa: PLR0911 - one return a kind
-    if isinstance(batch, kind):
+def _map(batch: Any, leaf: Callable[[Any], bool], function: Callable[[Any], Any]) -> Any:  # noqa: PLR0911 - one return a kind
+    if leaf(batch):
         return function(batch)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_map(item, kind, function) for item in batch))
+        return type(batch)(*(_map(item, leaf, function) for item in batch))
     if isinstance(batch, tuple | list):
-        return type(batch)(_map(item, kind, function) for item in batch)
+        return type(batch)(_map(item, leaf, function) for item in batch)
     if isinstance(batch, Mapping):
-        mapped = {key: _map(item, kind, function) for key, item in batch.items()}
+        mapped = {key: _map(item, leaf, function) for key, item in batch.items()}
         if isinstance(batch, MutableMapping):
             changed = copy.copy(batch)  # keeps what its class needs to be made: a defaultdict's factory, say
             changed.update(mapped)
@@ -105,10 +106,10 @@ def _map(batch: Any, kind: type, function: Callable[[Any], Any]) -> Any:  # noqa
         return type(batch)(mapped)  # type: ignore[call-arg]
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch) if f.init}
-        return dataclasses.replace(batch, **{k: _map(v, kind, function) for k, v in fields.items()})
+        return dataclasses.replace(batch, **{k: _map(v, leaf, function) for k, v in fields.items()})
     if attrs.has(type(batch)):
         fields = {f.alias: getattr(batch, f.name) for f in attrs.fields(type(batch)) if f.init}
-        return attrs.evolve(batch, **{k: _map(v, kind, function) for k, v in fields.items()})
+        return attrs.evolve(batch, **{k: _map(v, leaf, function) for k, v in fields.items()})
     return batch
 
 
@@ -176,11 +177,14 @@ def to_device(batch: Any, device: torch.device) -> Any:
         The moved batch; each `Deferred` in it is what it stands for.
     """
     moved = map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
-    return _map(moved, Deferred, Deferred.finished)
+    return _map(moved, lambda item: isinstance(item, Deferred), Deferred.finished)
 
 
 def take(batch: Any, rows: slice | Tensor) -> Any:
     """Return some samples of a batch: views of a slice, copies of single samples.
+
+    A list or tuple without tensors in it that is as long as the batch holds one value for each sample, as data loaders
+    make of strings; an array of numpy's does, too. Everything else that is no tensor belongs to the batch as a whole.
 
     Args:
         batch: See `map_tensors`.
@@ -192,8 +196,49 @@ def take(batch: Any, rows: slice | Tensor) -> Any:
     Example:
         >>> take((torch.arange(4), torch.arange(4)), slice(1, 3))
         (tensor([1, 2]), tensor([1, 2]))
+        >>> take((torch.arange(3), ("cat", "dog", "cow")), slice(1, 3))
+        (tensor([1, 2]), ('dog', 'cow'))
     """
-    return map_tensors(batch, lambda tensor: tensor[rows])
+    size = batch_size(batch)
+    return _map(batch, lambda item: _is_tensor(item) or _one_each(item, size), lambda item: _some(item, rows))
+
+
+def has_values(batch: Any) -> bool:
+    """Say whether a batch holds values other than tensors that belong to single samples; see `take`.
+
+    Args:
+        batch: See `map_tensors`.
+
+    Returns:
+        True for a list of strings as long as the batch, say.
+
+    Example:
+        >>> has_values((torch.arange(3), ("cat", "dog", "cow"))), has_values((torch.arange(3), ("cat", "dog")))
+        (True, False)
+    """
+    size = batch_size(batch)
+    found: list[Any] = []
+    _map(batch, lambda item: _one_each(item, size), found.append)
+    return bool(found)
+
+
+def _is_tensor(item: Any) -> bool:
+    return isinstance(item, Tensor)
+
+
+def _one_each(item: Any, size: int) -> bool:
+    """Say whether something holds one plain value for each sample."""
+    if isinstance(item, np.ndarray):
+        return item.ndim > 0 and len(item) == size
+    if not isinstance(item, tuple | list) or hasattr(item, "_fields") or len(item) != size:
+        return False
+    return next(tensors(item), None) is None
+
+
+def _some(item: Any, rows: slice | Tensor) -> Any:
+    if isinstance(item, Tensor) or isinstance(rows, slice):
+        return item[rows]
+    return item[rows.cpu().numpy()] if isinstance(item, np.ndarray) else type(item)(item[i] for i in rows.tolist())
 
 
 def pick(batch: Any, where: int | str, *, what: str) -> Any:

@@ -20,7 +20,7 @@ from unlearnkit.guard import ModelGuard
 from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective
 from unlearnkit.options import option_values
-from unlearnkit.parameters import check_finite, device_of, digest, trainable
+from unlearnkit.parameters import check_finite, check_ordinary, device_of, digest, trainable
 from unlearnkit.precision import float32_products
 from unlearnkit.progress import Progress, length, silent
 from unlearnkit.provenance import BatchTrail, Fingerprint, Role
@@ -128,9 +128,11 @@ class ImportanceEstimator(abc.ABC):
             NonFiniteError: A NaN or an infinity in the model or in a batch's importance, naming parameter and batch.
             MismatchError: The estimator returned something that does not fit the model, or changed the model; or the
                 model is sharded and the processes saw different data.
-            UnsupportedModelError: The model is sharded and the estimator cannot take it.
+            UnsupportedModelError: Weights are complex, or have no values yet; or the model is sharded and the
+                estimator cannot take it.
             UnlearnKitError: Anything else the estimator refuses.
         """
+        check_ordinary(model)
         spread = self._settled(model)
         check_finite(model, when="before an importance is estimated")
         device, total, trail, samples = device_of(model), None, BatchTrail(), 0

@@ -94,7 +94,7 @@ class ModelGuard:
                 problems.append(f"{name} gained, lost or replaced a parameter")
             if not _same_members(children, module._modules):  # noqa: SLF001
                 problems.append(f"{name} gained, lost or replaced a child module")
-            if set(buffered) != set(module._buffers):  # noqa: SLF001
+            if set(buffered) != set(dict(module._buffers)):  # noqa: SLF001
                 problems.append(f"{name} gained or lost a buffer")
         kinds = self._parameters.kind_changes(parameters(self._model))
         return problems + kinds + self._buffers.kind_changes(_buffers_of(self._model))
@@ -188,8 +188,8 @@ class _Tensors:
 
 def _put_back(module: nn.Module, saved: tuple[_Members, ...], which: tuple[str, ...]) -> None:
     for name, members in zip(_MEMBERS, saved, strict=True):
-        if name in which:
-            held = getattr(module, name)
+        held = getattr(module, name)
+        if name in which and not _same_members(members, held):
             held.clear()
             held.update(members)
 
@@ -203,7 +203,8 @@ def _describe(kind: tuple[torch.Size, torch.dtype, torch.device]) -> str:
     return f"shape {tuple(shape)}, {dtype} on {device}"
 
 
-def _same_members(before: _Members, now: _Members) -> bool:
+def _same_members(before: _Members, held: _Members) -> bool:
+    now = dict(held)  # what a scripted module holds is no dictionary, and can only be read
     return list(before) == list(now) and all(before[key] is now[key] for key in before)
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from blake3 import blake3
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from unlearnkit.errors import ConfigurationError, NonFiniteError
+from unlearnkit.errors import ConfigurationError, NonFiniteError, UnsupportedModelError
 from unlearnkit.shards import is_sharded, local, whole, widest
 
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -62,6 +63,22 @@ def buffers(model: nn.Module) -> dict[str, Tensor]:
         Name to buffer, in the model's own order.
     """
     return {name.replace(_COMPILED_PREFIX, ""): b for name, b in model.named_buffers()}
+
+
+def dense(gradient: Tensor | None) -> Tensor | None:
+    """Return a gradient with an element for every weight: tables with ``sparse=True`` get only the rows looked up.
+
+    Args:
+        gradient: As autograd made it, or None.
+
+    Returns:
+        The same numbers.
+
+    Example:
+        >>> dense(torch.sparse_coo_tensor([[1]], [2.0], (3,)))
+        tensor([0., 2., 0.])
+    """
+    return gradient.to_dense() if gradient is not None and gradient.layout is not torch.strided else gradient
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -191,6 +208,33 @@ def all_finite(tensor: Tensor) -> bool:
         False
     """
     return all(math.isfinite(value) for value in extremes(tensor))
+
+
+def check_ordinary(model: nn.Module) -> None:
+    """Refuse a model whose weights have no values yet, or no squared gradients that are real numbers.
+
+    Args:
+        model: Any module.
+
+    Raises:
+        UnsupportedModelError: Naming every such parameter and buffer, and what to do.
+    """
+    named = {**parameters(model), **buffers(model)}
+    problems = [f"{name}: {reason}" for name, t in named.items() if (reason := _out_of_the_ordinary(t)) is not None]
+    if problems:
+        raise UnsupportedModelError(f"expected ordinary real weights, saw {'; '.join(problems)}")
+
+
+def _out_of_the_ordinary(t: Tensor) -> str | None:
+    if is_lazy(t):
+        return "not initialised (call the model once)"
+    if t.is_meta:
+        return "without values, on the meta device (load the weights)"
+    if t.is_inference() and t.requires_grad:
+        return "made under torch.inference_mode, where nothing can be differentiated (make it outside)"
+    if t.is_complex() and t.requires_grad:
+        return "complex (hold real and imaginary part as real numbers: torch.view_as_complex)"
+    return None
 
 
 def check_finite(model: nn.Module, *, when: str) -> None:

@@ -5,7 +5,7 @@ import torch
 from fisher_oracle import SumOfSquares, distance, engine_only, estimate, oracle
 from torch import nn
 
-from unlearnkit import CrossEntropy, UnlearnKitWarning, estimate_groups
+from unlearnkit import CrossEntropy, Objective, UnlearnKitWarning, estimate_groups
 
 
 class Gated(nn.Module):
@@ -108,3 +108,35 @@ def test_frozen_weights_are_no_data():
 
     torch.manual_seed(0)
     engine_only(Merged(), [in_order(6)])
+
+
+class Weighed(Objective):
+    """Each sample's loss times a number that stands beside it, written out."""
+
+    def losses(self, model, batch):
+        x, y, texts = batch
+        weights = torch.tensor([float(text) for text in texts], dtype=x.dtype)
+        return CrossEntropy().losses(model, (x, y)) * weights
+
+
+class Mixing(nn.Module):
+    """Goes the slow way."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.a(x - x.mean(0) * (len(x) > 1))
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be proven")
+@pytest.mark.parametrize("make", [lambda: nn.Linear(4, 5), Mixing])
+@pytest.mark.parametrize("chunk", [0, 2])
+def test_plain_values_go_with_their_samples(make, chunk):
+    torch.manual_seed(0)
+    model, (x, y) = make(), in_order(7)
+    numbers = torch.arange(1.0, 8.0)
+    seen = estimate(model, [(x, y, [str(float(w)) for w in numbers])], Weighed(), chunk=chunk)
+    ones = [(x[i : i + 1], y[i : i + 1], [str(float(w))]) for i, w in enumerate(numbers)]
+    assert distance(seen, oracle(model, ones, Weighed())) < 1e-5

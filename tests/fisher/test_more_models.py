@@ -256,3 +256,15 @@ def test_scaled_dot_product_attention_with_packed_weights():
             return self.head(self.out(y).mean(1))
 
     engine_only(Attend(), images(4, 3, 1))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("whole", [True, False])
+def test_scripted_modules_go_the_slow_way(whole):
+    """What a script calls cannot be seen."""
+    model, data = small(), images(4, 3, 1)
+    expected = oracle(model, data)
+    scripted = torch.jit.script(model) if whole else nn.Sequential(*model[:3], torch.jit.script(model[3]))
+    with pytest.warns(UnlearnKitWarning, match="relative difference to those of one sample at a time"):
+        seen = estimate(scripted, data)
+    assert distance(seen, expected) < 1e-5

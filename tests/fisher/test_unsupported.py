@@ -9,7 +9,7 @@ from fisher_oracle import SumOfSquares, distance, estimate, oracle
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from unlearnkit import UnlearnKitWarning
+from unlearnkit import UnlearnKitError, UnlearnKitWarning
 
 PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "exact-fisher.md"
 
@@ -39,6 +39,10 @@ class Double(torch.autograd.Function):
     def backward(ctx, g):
         x, w = ctx.saved_tensors
         return 2 * g * w, (2 * g * x).sum(0)
+
+
+def affine(x, w, b):
+    return x @ w.t() + b
 
 
 def linear(inner=6, out=5):
@@ -86,12 +90,63 @@ FALLS_BACK = {
         lambda: Uses(lambda m, x: m.e(x).flatten(1), e=nn.Embedding(4, 2, scale_grad_by_freq=True)),
         tokens,
     ),
+    "scripted": (lambda: Uses(lambda m, x: torch.jit.script(affine)(x, m.f.weight, m.f.bias), f=linear()), None),
     "reentrant": (
         lambda: Uses(
             lambda m, x: m.g(checkpoint(m.f, m.s(x), use_reentrant=True)), s=linear(), f=linear(5, 5), g=linear(5, 5)
         ),
         None,
     ),
+}
+
+
+class Later(nn.Module):
+    """Mixes its samples from the second batch on."""
+
+    def __init__(self):
+        super().__init__()
+        self.f = linear()
+
+    def forward(self, x):
+        return self.f(x - x.mean(0) * (len(x) > 1) if float(x.max()) > 9 else x)
+
+
+class Mean(SumOfSquares):
+    def losses(self, model, batch):
+        return super().losses(model, batch).mean()
+
+
+def batches(x):
+    return [(x, torch.randn(len(x)))] * 3
+
+
+def still(m, x):
+    with torch.no_grad():
+        return m.f(x)
+
+
+def normalised(m, x):
+    return nn.functional.batch_norm(x, None, None, m.w, training=True)
+
+
+INPUT = torch.arange(30.0).view(5, 6) / 30
+REFUSED = {
+    "batch statistics": lambda: (nn.BatchNorm1d(6, track_running_stats=False), batches(INPUT)),
+    "called in training": lambda: (Uses(normalised, w=nn.Parameter(torch.ones(6))), batches(INPUT)),
+    "later mixing": lambda: (Later(), batches(INPUT)[:1] + batches(INPUT * 11)),
+    "renormalised rows": lambda: (
+        Uses(lambda m, x: m.e(x).flatten(1), e=nn.Embedding(4, 9, max_norm=0.1)),
+        batches(tokens()),
+    ),
+    "complex": lambda: (
+        Uses(lambda m, x: (x * m.w).abs(), w=nn.Parameter(torch.ones(6, dtype=torch.complex64))),
+        batches(INPUT),
+    ),
+    "without values": lambda: (nn.LazyLinear(3), batches(INPUT)),
+    "no gradient": lambda: (Uses(still, f=linear()), batches(INPUT)),
+    "one loss": lambda: (linear(), batches(INPUT), Mean()),
+    "no number": lambda: (linear(), batches(INPUT * 1e30)),
+    "ragged batches": lambda: (linear(), [(INPUT, torch.ones(4))]),
 }
 ROWS = re.findall(r"^\| `?([a-z ]+)`? \| .* \| `(.+?)` \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 
@@ -102,9 +157,18 @@ def rows():
 
 
 def test_the_page_and_the_tests_name_the_same():
-    assert set(rows()) == set(FALLS_BACK)
+    assert set(rows()) == set(FALLS_BACK) | set(REFUSED)
 
 
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_says_so_in_the_words_of_the_page(name):
+    torch.manual_seed(0)
+    model, data, *objective = REFUSED[name]()
+    with pytest.raises(UnlearnKitError, match=re.escape(rows()[name])):
+        estimate(model, data, *(objective or [SumOfSquares()]), recheck=1)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 @pytest.mark.parametrize("name", FALLS_BACK)
 def test_what_falls_back_says_so_in_the_words_of_the_page_and_is_right(name):
     make, draw = FALLS_BACK[name]

@@ -12,7 +12,7 @@ from unlearnkit.fisher.sharded import SquaredSums
 from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective, check_losses
 from unlearnkit.options import option
-from unlearnkit.parameters import trainable, wide
+from unlearnkit.parameters import dense, trainable, wide
 from unlearnkit.shards import is_spread
 
 
@@ -69,7 +69,7 @@ class BatchedDiagonalFisher(ImportanceEstimator):
         named = trainable(model)
         losses = check_losses(objective.losses(model, batch), batch, objective=objective)
         loss = losses.mean() if self.reduction == "mean" else losses.sum()
-        grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+        grads = map(dense, torch.autograd.grad(loss, list(named.values()), allow_unused=True))
         terms = self._counted(batch_size(batch))
         totals = {
             name: torch.zeros_like(p, dtype=wide(p.dtype)) if g is None else terms * g.to(wide(g.dtype)).square()

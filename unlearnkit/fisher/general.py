@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from unlearnkit.batches import batch_size, map_tensors, take, tensors
+from unlearnkit.batches import batch_size, has_values, map_tensors, take, tensors
 from unlearnkit.errors import UnlearnKitError, UnlearnKitWarning, UnsupportedModelError
 from unlearnkit.fisher.steady import Steady, needs_order
 from unlearnkit.objective import Objective, check_losses
-from unlearnkit.parameters import trainable, wide
+from unlearnkit.parameters import dense, trainable, wide
 
 _LARGEST_CHUNK = 16  # above it vmap over convolutions falls off a cliff on CPUs and gains nothing elsewhere
-_ROUNDING = 0.3  # half precision; what is wrong in structure is wrong by a factor
+_ROUNDING = {torch.float64: 1e-6, torch.float32: 5e-3}  # what is wrong in structure is wrong by more
+_COARSE = 0.3  # the same in half precision
 _NOTHING = 1e-4  # of the largest square: below it lie rounding errors
 
 Receive = Callable[[str, Tensor], None]
@@ -87,7 +88,8 @@ class SquaredGradients:
             OutOfMemoryError: Some samples may have been handed out.
         """
         done = 0
-        if not self._alone and batch_size(batch) > 1:
+        # torch.func would see one sample's tensors beside the plain values of all.
+        if not self._alone and batch_size(batch) > 1 and not has_values(batch):
             try:
                 self._compare(batch)
                 for rows, gradients in self._chunks(batch):
@@ -137,7 +139,7 @@ class SquaredGradients:
                 raise
             self._reenters = True  # such checkpoints work with .backward() alone
             return self._one(one)
-        return loss.detach(), list(found)
+        return loss.detach(), [dense(g) for g in found]
 
     def one_at_a_time(self, batch: Any) -> dict[str, Tensor]:
         """Square and add the gradients of each sample alone.
@@ -190,11 +192,17 @@ class SquaredGradients:
         few = take(batch, slice(0, 2))
         seen, expected = self.vectorised(few), self.one_at_a_time(few)
         largest = max((float(t.max()) for t in expected.values() if t.numel()), default=0.0)
+        rounding = self._rounding()
         for name, total in expected.items():
             difference = float((seen[name] - total).abs().sum())
-            if not difference <= _ROUNDING * (float(total.sum()) + _NOTHING * total.numel() * largest):
+            if not difference <= rounding * (float(total.sum()) + _NOTHING * total.numel() * largest):
                 raise RuntimeError(f"torch.func gives other gradients for {name} than autograd")
         self._compared = True
+
+    def _rounding(self) -> float:
+        if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
+            return _COARSE
+        return max(_ROUNDING.get(p.dtype, _COARSE) for p in self._named.values())
 
     def _chunks(self, batch: Any) -> Iterator[tuple[slice, dict[str, Tensor]]]:
         """Differentiate a chunk of samples at a time with `torch.func`."""
@@ -237,7 +245,7 @@ def _by_backward(loss: Tensor, parameters: list[nn.Parameter]) -> list[Tensor | 
         for p in parameters:
             p.grad = None
         torch.autograd.backward(loss.sum())
-        return [p.grad for p in parameters]
+        return [dense(p.grad) for p in parameters]
     finally:
         for p, g in zip(parameters, held, strict=True):
             p.grad = g

@@ -16,7 +16,7 @@ from unlearnkit.fisher.sharded import SquaredSums
 from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective, check_losses
 from unlearnkit.options import option
-from unlearnkit.parameters import trainable, wide
+from unlearnkit.parameters import dense, trainable, wide
 from unlearnkit.shards import is_spread
 
 
@@ -102,7 +102,7 @@ class _Sketch(Accumulator):
             found = torch.autograd.grad(
                 losses, parameters, signs, allow_unused=True, retain_graph=probe + 1 < self._probes
             )
-            for total, g in zip(self._totals.values(), found, strict=True):
+            for total, g in zip(self._totals.values(), map(dense, found), strict=True):
                 if g is not None:
                     wider = g.to(total.dtype)
                     total.addcmul_(wider, wider, value=1 / self._probes)

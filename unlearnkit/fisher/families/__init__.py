@@ -1,6 +1,7 @@
 """One file per layer family: the formula of its per-sample gradient and the kernels that add its squares."""
 
 from unlearnkit.fisher.families.activation import PReLURule
+from unlearnkit.fisher.families.bag import EmbeddingBagRule
 from unlearnkit.fisher.families.convolution import ConvolutionRule, TransposedConvolutionRule
 from unlearnkit.fisher.families.elementwise import AddRule, DivideRule, MultiplyRule, SubtractRule
 from unlearnkit.fisher.families.embedding import EmbeddingRule
@@ -25,6 +26,7 @@ BUILTIN: tuple[Rule, ...] = (
     LayerNormRule(),
     RMSNormRule(),
     EmbeddingRule(),
+    EmbeddingBagRule(),
     AddRule(),
     SubtractRule(),
     MultiplyRule(),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
+from unlearnkit.errors import UnsupportedModelError
 from unlearnkit.fisher.rule import Call, Rule
 from unlearnkit.fisher.totals import Slot
 
@@ -50,13 +51,33 @@ def _embedding(  # noqa: PLR0917 - torch's own signature
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Call | None:
-    del norm_type, sparse
-    # A maximal norm edits the table in place; frequencies are counted over the whole batch and mix the samples.
-    if max_norm is not None or scale_grad_by_freq:
+    del sparse
+    if scale_grad_by_freq:  # counted over the whole batch
         return None
+    if max_norm is not None:
+        refuse_longer(input, weight, max_norm, norm_type)
     vocabulary = weight.shape[0]
     padding = None if padding_idx is None else padding_idx % vocabulary
     return Call(weights={"weight": weight}, saved=(input,), options=(vocabulary, padding))
+
+
+def refuse_longer(index: Tensor, weight: Tensor, max_norm: float, norm_type: float) -> None:
+    """Refuse rows that the forward pass would shorten: it edits the table, whose importance is asked for as it is.
+
+    Args:
+        index: Which rows are looked up.
+        weight: The table.
+        max_norm: What they may be as long as.
+        norm_type: The p of the norm.
+
+    Raises:
+        UnsupportedModelError: One is longer.
+    """
+    if bool((torch.linalg.vector_norm(weight.detach()[index], norm_type, -1) > max_norm).any()):
+        raise UnsupportedModelError(
+            f"expected a forward pass that leaves the weights alone, saw an embedding with rows longer than max_norm="
+            f"{max_norm}, which it shortens in place: run the model once on this data before, or shorten them yourself"
+        )
 
 
 def _looked_up(g: Tensor, call: Call) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,159 @@
+"""Embeddings with the options that torch offers, and bags of them."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from fisher_oracle import SumOfSquares, distance, engine_only, estimate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from unlearnkit import (
+    BatchedDiagonalFisher,
+    DiagonalFisher,
+    SketchedFisher,
+    UnlearnKitWarning,
+    UnsupportedModelError,
+    fisher_statistics,
+)
+
+
+class Bag(nn.Module):
+    """Bags of words, with weights of each word's own where they are wanted."""
+
+    def __init__(self, table, head=None, *, weighed=False, offsets=False):
+        super().__init__()
+        self.table, self.weighed, self.offsets = table, weighed, offsets
+        self.head = head or nn.Linear(table.embedding_dim, 3)
+
+    def forward(self, words):
+        weights = words.to(self.table.weight.dtype) / 3 - 0.5 if self.weighed else None
+        if self.offsets:
+            starts = torch.arange(0, words.numel(), words.shape[1])
+            return self.head(self.table(words.flatten(), starts))
+        return self.head(self.table(words, per_sample_weights=weights))
+
+
+def words(*sizes, length=5, vocabulary=6):
+    torch.manual_seed(3)
+    return [(torch.randint(0, vocabulary, (n, length)), torch.randn(n)) for n in sizes]
+
+
+SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=2)
+
+
+@settings(max_examples=25)
+@given(st.sampled_from(["sum", "mean"]), st.booleans(), st.booleans(), st.integers(1, 4), st.booleans(), SIZES)
+def test_bags(mode, padded, weighed, length, sparse, sizes):
+    torch.manual_seed(0)
+    table = nn.EmbeddingBag(6, 3, mode=mode, padding_idx=2 if padded else None, sparse=sparse)
+    model = Bag(table, weighed=weighed and mode == "sum").double()
+    engine_only(model, words(*sizes, length=length), SumOfSquares(), 1e-10)
+
+
+def test_a_bag_of_nothing_but_padding():
+    model = Bag(nn.EmbeddingBag(6, 3, mode="mean", padding_idx=2)).double()
+    data = words(4)
+    data[0][0][1] = 2
+    engine_only(model, data, SumOfSquares(), 1e-10)
+
+
+def test_absolute_values_and_chunks_of_bags():
+    torch.manual_seed(0)
+    model, data = Bag(nn.EmbeddingBag(6, 300, mode="mean")), words(40, length=60)
+    seen = fisher_statistics(
+        model, data, objective=SumOfSquares(), absolute=True, fisher=DiagonalFisher(memory_budget=1)
+    )
+    expected = torch.zeros(6, 300)
+    for x, y in zip(*data[0], strict=True):
+        loss = SumOfSquares().losses(model, (x[None], y[None]))
+        expected += torch.autograd.grad(loss.sum(), model.table.weight)[0].abs()
+    assert torch.allclose(seen.absolute.totals["table.weight"], expected, rtol=1e-4)
+    engine_only(model, data, SumOfSquares(), memory_budget=1)
+
+
+def test_a_bag_whose_table_is_tied_to_the_head():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.EmbeddingBag(6, 3, mode="sum")
+
+        def forward(self, x):
+            return self.table(x).tanh() @ self.table.weight.t()
+
+    engine_only(Tied().double(), words(4, 3), SumOfSquares(), 1e-10)
+
+
+@pytest.mark.parametrize("offsets", [True, False])
+def test_what_the_rule_leaves_goes_the_slow_way(offsets):
+    torch.manual_seed(0)
+    model = Bag(nn.EmbeddingBag(6, 3, mode="mean" if offsets else "max"), offsets=offsets).double()
+    with pytest.warns(UnlearnKitWarning, match="no rule for|cannot be proven"):
+        seen = estimate(model, words(4, 3), SumOfSquares())
+    assert distance(seen, one_at_a_time(model, words(4, 3))) < 1e-10
+
+
+def one_at_a_time(model, data):
+    """Like the oracle, by ``backward``, which makes sparse gradients."""
+    model = copy.deepcopy(model).double()
+    totals = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for x, y in data:
+        for i in range(len(x)):
+            model.zero_grad()
+            SumOfSquares().losses(model, (x[i : i + 1], y[i : i + 1].double())).sum().backward()
+            for name, p in model.named_parameters():
+                totals[name] += (p.grad.to_dense() if p.grad.is_sparse else p.grad).square()
+    return totals
+
+
+class Flat(nn.Module):
+    def __init__(self, table, *, fold=False):
+        super().__init__()
+        self.table, self._fold = table, fold
+
+    def forward(self, x):
+        # A mean over the batch, so that the whole model goes one sample at a time.
+        y = self.table(x).flatten(1)
+        return y - y.mean(0) * (len(x) > 1) if self._fold else y
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_sparse_tables(fold):
+    torch.manual_seed(0)
+    model, data = Flat(nn.Embedding(6, 3, sparse=True), fold=fold), words(4, 3, 1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore" if fold else "error", message=".*cannot be proven")
+        seen = estimate(model, data, SumOfSquares())
+    assert distance(seen, one_at_a_time(model, data)) < 1e-5
+
+
+@pytest.mark.parametrize("estimator", [BatchedDiagonalFisher(), SketchedFisher()])
+def test_sparse_tables_in_other_estimators(estimator):
+    torch.manual_seed(0)
+    sparse, dense = Flat(nn.Embedding(6, 3, sparse=True)), Flat(nn.Embedding(6, 3))
+    dense.load_state_dict(sparse.state_dict())
+    one, two = (estimator.estimate(m, words(4, 3), objective=SumOfSquares()) for m in (sparse, dense))
+    assert torch.allclose(one.totals["table.weight"], two.totals["table.weight"])
+
+
+def test_the_gradient_of_a_sparse_table():
+    model = Flat(nn.Embedding(6, 3, sparse=True))
+    seen = fisher_statistics(model, words(4), objective=SumOfSquares(), gradient=True).gradient["table.weight"]
+    SumOfSquares().losses(model, words(4)[0]).mean().backward()
+    assert torch.allclose(seen, model.table.weight.grad.to_dense(), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_rows_that_the_forward_pass_would_shorten_are_refused(kind):
+    torch.manual_seed(0)
+    model, data = Flat(kind(6, 3, max_norm=1.0)), words(4, 3)
+    before = model.table.weight.clone()
+    with pytest.raises(UnsupportedModelError, match=r"rows longer than max_norm=1\.0"):
+        estimate(model, data, SumOfSquares())
+    assert torch.equal(model.table.weight, before)
+    with torch.no_grad():
+        for x, _ in data:
+            model(x)
+    engine_only(model, data, SumOfSquares())
