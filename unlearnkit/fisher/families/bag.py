@@ -34,11 +34,6 @@ class EmbeddingBagRule(Rule):
         for rows in slot.chunks(len(g), self.work(g, call)):
             _ROWS.add_squares(role, *_spread(g[rows], _cut(call, rows)), slot)
 
-    def add_absolute(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
-        """Add the looked-up rows only; see `Rule.add_absolute`."""
-        for rows in slot.chunks(len(g), self.work(g, call)):
-            _ROWS.add_absolute(role, *_spread(g[rows], _cut(call, rows)), slot)
-
     def work(self, g: Tensor, call: Call) -> int:
         """Count the gradients of the rows, and their copies; see `Rule.work`."""
         return 4 * call.saved[0][0].numel() * g.shape[-1]
