@@ -75,8 +75,8 @@ def dense(gradient: Tensor | None) -> Tensor | None:
         The same numbers.
 
     Example:
-        >>> dense(torch.sparse_coo_tensor([[1]], [2.0], (3,)))
-        tensor([0., 2., 0.])
+        >>> dense(torch.eye(2)[1].to_sparse())
+        tensor([0., 1.])
     """
     return gradient.to_dense() if gradient is not None and gradient.layout is not torch.strided else gradient
 

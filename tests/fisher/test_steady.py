@@ -1,4 +1,4 @@
-"""Instance norm of one sample whose gradient comes in another order, where torch itself is wrong."""
+"""Norms whose output's gradient comes in another order, where torch itself is wrong."""
 
 import pytest
 import torch
@@ -54,3 +54,37 @@ def test_one_sample_at_a_time_is_right_too(affine):
     (batch,) = data(3)
     seen = SquaredGradients(model, SumOfSquares()).one_at_a_time(batch)
     assert distance(seen, oracle(by_hand, [batch], SumOfSquares())) < 1e-4
+
+
+class Flat(nn.Module):
+    """Batch norm of maps, whose pixels are tokens afterwards."""
+
+    def __init__(self, side, *, by_hand=False):
+        super().__init__()
+        self.one, self.norm, self.two = nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Linear(3 * side[0] * side[1], 4)
+        self.by_hand = by_hand
+
+    def forward(self, x):
+        x = self.one(x)
+        x = self._norm(x) if self.by_hand else self.norm(x)
+        return self.two(x.flatten(2).transpose(1, 2).flatten(1))
+
+    def _norm(self, x):
+        columns = (self.norm.running_mean, self.norm.running_var, self.norm.weight, self.norm.bias)
+        mean, variance, weight, bias = (t.view(-1, 1, 1) for t in columns)
+        return (x - mean) / (variance + self.norm.eps).sqrt() * weight + bias
+
+
+@pytest.mark.parametrize("side", [(4, 4), (1, 5), (5, 1), (1, 1)])
+@pytest.mark.parametrize("sizes", [(4, 3), (2, 1), (1, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_batch_norm_too(side, sizes, layout, dtype, monkeypatch):
+    torch.manual_seed(0)
+    model, by_hand = Flat(side), Flat(side, by_hand=True)
+    model(torch.randn(8, 2, *side) + 1)  # running statistics that are not the initial ones
+    by_hand.load_state_dict(model.state_dict())
+    model.to(dtype=dtype, memory_format=layout)
+    batches = [(torch.randn(n, 2, *side, dtype=dtype).to(memory_format=layout), torch.randn(n)) for n in sizes]
+    monkeypatch.setattr("fisher_oracle.copy.deepcopy", lambda _: by_hand.double())
+    engine_only(model, batches, SumOfSquares())

@@ -1,10 +1,12 @@
-"""Keeps a mistake of torch out of gradients: what instance norm gives back for a gradient that is not in order.
+"""Keeps a mistake of torch out of gradients: what its norms give back for a gradient that is not in order.
 
-torch 2.14.1 takes the strides of the output's gradient for those of the input, on the CPU, when the two together look
-channels-last: for one sample, say, whose gradient comes out of a permutation. The gradient of the input is then wrong.
+torch (2.14.1 and 2.15) takes the strides of the output's gradient for those of the input, on the CPU, when the gradient
+can be read as channels-last: one sample, or maps that are one pixel wide or high, with a gradient out of a permutation.
+The gradients of input and weights are then wrong. This holds for instance norm and for batch norm.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, final
 
 from torch import Tensor, nn
@@ -16,11 +18,20 @@ def in_order(function: Callable[..., Any], y: Any) -> None:
     """Have a result's gradient brought in order before torch goes back through the function that made it.
 
     Args:
-        function: Any; nothing is done for others than `instance_norm`.
+        function: Any; nothing is done for others than `instance_norm` and `batch_norm`.
         y: What it returned.
     """
-    if function is F.instance_norm and isinstance(y, Tensor) and y.requires_grad:
+    if not isinstance(y, Tensor) or not y.requires_grad:
+        return
+    if function is F.instance_norm:
         y.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
+    elif function is F.batch_norm:
+        y.register_hook(partial(_laid_out, y.stride()))  # type: ignore[no-untyped-call]
+
+
+def _laid_out(strides: tuple[int, ...], g: Tensor) -> Tensor:
+    """Copy a gradient into the strides of what it is the gradient of, where it has others: channels-last stays so."""
+    return g if g.stride() == strides else g.new_empty_strided(tuple(g.shape), strides).copy_(g)
 
 
 @final
@@ -43,7 +54,7 @@ def needs_order(model: nn.Module) -> bool:
         model: Any.
 
     Returns:
-        True for an instance norm of any dimension, as a module.
+        True for an instance norm or a batch norm of any dimension, as a module.
     """
-    kind = nn.modules.instancenorm._InstanceNorm  # noqa: SLF001 - the only common parent of the three
+    kind = nn.modules.batchnorm._NormBase  # noqa: SLF001 - the only common parent of the six
     return any(isinstance(module, kind) for module in model.modules())
