@@ -97,7 +97,8 @@ def test_on_a_device_many_samples_at_a_time():
         w, x = torch.empty(64, 64, 3, 3, device="cuda"), torch.empty(64, 1, 64, 8, 8, device="cuda")
         slot = Totals({"w": w}, double=False, memory=1 << 26, chooser=Chooser(), compiled=None).slot("w")
         geometry = Geometry(kernel=(3, 3), stride=(1, 1), padding=((1, 1),) * 2, dilation=(1, 1), groups=1)
-        kernel, total = conv_kernels(slot, x, x, geometry)[0], torch.empty(w.numel(), device="cuda")
+        kernel = conv_kernels(slot, x, x, geometry)[0]
+        total = torch.empty(kernel.shape, device="cuda")
         with Counter() as operations:
             kernel.run(Into(squares=total))
     assert kernel.name == "products"

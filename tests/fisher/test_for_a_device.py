@@ -7,11 +7,14 @@ import torch
 from fisher_oracle import distance, oracle
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlearnkit import CrossEntropy, DiagonalFisher, UnlearnKitWarning
 from unlearnkit.fisher import choice, diagonal
 from unlearnkit.fisher.choice import Chooser
+from unlearnkit.fisher.families.meetings import countable
 from unlearnkit.fisher.finite import sum_at_once, sum_in_turn
+from unlearnkit.fisher.kernel import squares_in_one_pass
 from unlearnkit.fisher.memory import Fitted
 from unlearnkit.fisher.totals import Totals, add_exactly
 
@@ -34,6 +37,44 @@ def test_both_ways_of_adding_all_totals_up_see_what_is_not_finite():
     assert float(sum_at_once(fine)) == pytest.approx(float(sum_in_turn(fine)))
     for bad in (float("nan"), float("inf")):
         assert not torch.isfinite(sum_at_once([*fine, torch.tensor([1.0, bad])]))
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1.0, 1e18])
+def test_squares_in_one_pass_are_those_of_two(scale):
+    torch.manual_seed(0)
+    several = torch.randn(7, 5, 3) * scale
+    expected = several.double().square().sum(0)
+    assert float((squares_in_one_pass(several).double() / expected - 1).abs().max()) < 1e-6
+    several[3, 2, 1] = float("nan")
+    assert squares_in_one_pass(several).isnan().sum() == 1
+
+
+def test_the_triton_kernel_leaves_what_32_bits_cannot_count():
+    """Rows of one sample lie far apart where time comes first."""
+    assert countable(torch.empty(8, 4, 5))
+    with FakeTensorMode():
+        assert not countable(torch.empty(1 << 13, 1 << 12, 1 << 10, device="cuda").transpose(0, 1))
+
+
+def test_a_weight_and_its_bias_share_what_is_converted():
+    class Counts(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            self.seen += func.overloadpacket.__name__ == "_to_copy" and result.dtype == torch.float32
+            return result
+
+    found = {}
+    for bias in (True, False):
+        torch.manual_seed(0)
+        model, batch = nn.Linear(4, 3, bias=bias).bfloat16(), (torch.randn(6, 4).bfloat16(), torch.zeros(6).long())
+        run = DiagonalFisher().accumulator(model.eval(), objective=CrossEntropy())
+        run.add(batch)
+        with Counts() as counts:
+            run.add(batch)
+        found[bias] = counts.seen
+    assert found[True] == found[False] > 0
 
 
 def test_the_two_sum_is_the_same_in_larger_pieces(monkeypatch):

@@ -111,13 +111,16 @@ class Following(Guide):
         assert step.rule is not None, "a claim has a rule"
         g, *more = (self._placed(g, layout, call) for g, layout in pairs)
         saved = (*(step.inputs.samples_first(t, self._samples) for t in call.saved), *more)
+        ready: dict[torch.dtype | None, tuple[Tensor, Call]] = {}  # once for a weight and its bias
         for role, label in labels.items():
             if label is None:
                 continue
             base = label if label not in self._derived else next(iter(self._derived[label][1]))
             dtype = self._totals.dtype(base) if step.rule.converts else None
-            ready = attrs.evolve(call, saved=tuple(_converted(t, dtype) for t in saved))
-            use = _Use(label=label, role=role, rule=step.rule, g=_converted(g, dtype), call=ready)
+            if dtype not in ready:
+                ready[dtype] = _converted(g, dtype), _with(call, [_converted(t, dtype) for t in saved])
+            mine, bound = ready[dtype]
+            use = _Use(label=label, role=role, rule=step.rule, g=mine, call=bound)
             if label in self._script.shared or label in self._derived:
                 self._uses.append(use)
             else:

@@ -227,20 +227,20 @@ class Slot:
         """Whether nothing but Σ g² is wanted."""
         return self.absolute is None and self.signed is None
 
-    def chunks(self, samples: int, numel: int, *, bound: int = _CHUNK_CAP, cached: bool = True) -> Iterator[slice]:
+    def chunks(self, samples: int, numel: int, *, bound: int = _CHUNK_CAP) -> Iterator[slice]:
         """Cut a batch so that a chunk's work stays within the memory bound.
 
         Args:
             samples: n.
             numel: Elements that one sample needs.
-            bound: In bytes, where a kernel is fastest with less than it may have.
-            cached: Whether that is so: on a device more at a time is always faster.
+            bound: In bytes, where a kernel is fastest on a CPU with less than it may have, because that stays in the
+                caches; on a device few and large operations are faster.
 
         Yields:
             Slices of the samples.
         """
         on_host = self.totals.parameter(self.name).device.type == "cpu"
-        bound = min(self.totals.memory, bound) if cached and on_host else self.totals.memory
+        bound = min(self.totals.memory, bound) if on_host else self.totals.memory
         step = max(1, min(samples, bound // max(1, numel * self.dtype.itemsize)))
         for start in range(0, samples, step):
             yield slice(start, min(start + step, samples))

@@ -18,7 +18,7 @@ from unlearnkit.compiled import find_compiler, load
 from unlearnkit.errors import ConfigurationError, UnlearnKitWarning
 from unlearnkit.fisher.families.arranged import arranged
 from unlearnkit.fisher.families.geometry import Geometry
-from unlearnkit.fisher.families.meetings import Plan, convolution_plan, linear_plan, needs_padding
+from unlearnkit.fisher.families.meetings import Plan, convolution_plan, countable, linear_plan, needs_padding
 from unlearnkit.fisher.kernel import Into, Kernel
 from unlearnkit.fisher.totals import Slot
 from unlearnkit.parameters import device_of
@@ -26,7 +26,6 @@ from unlearnkit.parameters import device_of
 _PACKED = 1 << 20  # elements of the gradient laid out anew at a time
 _NARROW = 16  # output channels below which most of a tile would be empty
 _LOG = logging.getLogger(__name__)
-_PLACES = (1 << 31) - 1  # the plan counts elements in 32 bits
 
 
 @final
@@ -175,5 +174,4 @@ def compiled_linear(slot: Slot, g: Tensor, a: Tensor) -> Kernel | None:
 
 
 def _can(t: Tensor) -> bool:
-    reach = sum((n - 1) * s for n, s in zip(t.shape[1:], t.stride()[1:], strict=True) if n)
-    return t.device.type == "cpu" and t.dtype == torch.float32 and t.numel() > 0 and reach < _PLACES
+    return t.device.type == "cpu" and t.dtype == torch.float32 and t.numel() > 0 and countable(t)

@@ -14,7 +14,7 @@ from unlearnkit.fisher.families.rows import one_by_one
 from unlearnkit.fisher.families.small_maps import add_tap_pairs, as_weight, pays
 from unlearnkit.fisher.families.taps import add_taps
 from unlearnkit.fisher.families.triton_squares import triton_convolution
-from unlearnkit.fisher.families.windows import add_windows, weight_gradients
+from unlearnkit.fisher.families.windows import add_windows, products
 from unlearnkit.fisher.kernel import Into, Kernel
 from unlearnkit.fisher.totals import Slot
 
@@ -104,14 +104,20 @@ def _by_pixels(into: Into, g: Tensor, x: Tensor) -> None:
 
 def _products(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> Kernel:
     """Copy windows, multiply and square a chunk of samples at a time: few operations, each of them large."""
-    positions = math.prod(g.shape[3:]) * g.shape[1]
-    work = math.prod(geometry.kernel) * x.shape[2] * positions + slot.numel
+    positions, out, channels = math.prod(g.shape[3:]) * g.shape[1], g.shape[2], x.shape[2] // geometry.groups
+    taps = math.prod(geometry.kernel)
+    work = taps * x.shape[2] * positions + slot.numel
 
     def run(into: Into) -> None:
-        for part in slot.chunks(len(g), work, cached=not g.is_cuda):
-            into.add(weight_gradients(g[part], x[part], geometry).flatten(1), spoil=True)
+        for part in slot.chunks(len(g), work):
+            into.add(products(g[part], x[part], geometry), spoil=True)
 
-    return Kernel(name="products", shape=(slot.numel,), run=run)
+    return Kernel(
+        name="products",
+        shape=(out, taps * channels),
+        run=run,
+        finish=lambda total: total.view(out, *geometry.kernel, channels).movedim(-1, 1),
+    )
 
 
 def _grouped_kernels(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> list[Kernel]:

@@ -9,12 +9,14 @@ from typing import final
 import attrs
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from unlearnkit.fisher.families.geometry import Geometry
 from unlearnkit.fisher.families.regions import tap_regions
 
 _SECTION = 32  # window elements that are worked on by one thread at a time
 _FEW_CHANNELS = 8  # below it a kernel offset alone does not fill a tile
+_PLACES = (1 << 31) - 1
 
 Integers = npt.NDArray[np.integer]
 
@@ -33,6 +35,12 @@ class Plan:
     sections: Integers
     offsets: Integers
     meetings: Integers
+
+
+def countable(t: Tensor) -> bool:
+    """Say whether the elements of one sample, dimension 0, can be counted in the 32 bits that a plan has for them."""
+    reach = sum((n - 1) * s for n, s in zip(t.shape[1:], t.stride()[1:], strict=True) if n)
+    return reach < _PLACES
 
 
 def needs_padding(channels: int) -> bool:

@@ -87,7 +87,7 @@ def one_by_one(into: Into, g: Tensor, a: Tensor) -> None:
 
 def batched(slot: Slot, into: Into, g: Tensor, a: Tensor) -> None:
     """Multiply a chunk of samples at a time."""
-    for part in slot.chunks(len(g), into.squares.numel(), cached=not g.is_cuda):
+    for part in slot.chunks(len(g), into.squares.numel()):
         into.add(torch.bmm(g[part].transpose(1, 2), a[part]), spoil=True)
 
 

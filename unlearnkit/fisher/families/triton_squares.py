@@ -14,9 +14,10 @@ from torch import Tensor
 
 from unlearnkit.fisher.families.arranged import arranged
 from unlearnkit.fisher.families.geometry import Geometry
-from unlearnkit.fisher.families.meetings import Plan, linear_plan, whole_window_plan
+from unlearnkit.fisher.families.meetings import Plan, countable, linear_plan, whole_window_plan
 from unlearnkit.fisher.kernel import Into, Kernel
 from unlearnkit.fisher.totals import Slot
+from unlearnkit.precision import float32_products
 
 _TILE_O, _TILE_J, _TILE_T = 64, 64, 32
 _PROGRAMS = 1024  # several for each multiprocessor of a large device
@@ -70,7 +71,7 @@ def _possible(g: Tensor, x: Tensor) -> bool:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's own switch: on a CPU, slowly, for tests
     if not (g.is_cuda or interpreted) or importlib.util.find_spec("triton") is None:
         return False
-    return g.dtype == x.dtype == torch.float32 and g.numel() > 0 and x[0].numel() < 1 << 31
+    return g.dtype == x.dtype == torch.float32 and g.numel() > 0 and countable(g) and countable(x)
 
 
 def _add(slot: Slot, total: Tensor, g: Tensor, x: Tensor, plan: Plan) -> None:
@@ -84,8 +85,8 @@ def _add(slot: Slot, total: Tensor, g: Tensor, x: Tensor, plan: Plan) -> None:
     parts = torch.empty(shares, out, inner, device=g.device)
     offsets, places = _on(plan, g.device)
     _compiled()[-(-out // _TILE_O), -(-inner // _TILE_J), shares](
-        parts, g, x, offsets, places, samples, out, inner, *g.stride(), x.stride(0),
-        PER=per, POSITIONS=positions, TILE_O=_TILE_O, TILE_J=_TILE_J, TILE_T=_TILE_T,
+        parts, g, x, offsets, places, samples, out, inner, per, positions, *g.stride(), x.stride(0),
+        TILE_O=_TILE_O, TILE_J=_TILE_J, TILE_T=_TILE_T, PRECISION=_precision(),
     )  # fmt: skip
     total.add_(parts.view(shares, -1).sum(0))
 
@@ -97,6 +98,11 @@ def _on(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(plan.offsets).to(device), places.to(device)
 
 
+def _precision() -> str:
+    """Multiply as torch does: in float32, or in tf32 where its switch says so."""
+    return "tf32" if float32_products(torch.device("cuda")).startswith("products tf32") else "ieee"
+
+
 @functools.cache
 def _compiled() -> Any:
     """Define the kernel; triton is imported where it is used."""
@@ -105,23 +111,22 @@ def _compiled() -> Any:
 
     # Triton reads the annotations: only those it knows.
     def squares(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0917
-        parts, g, x, offsets, places, samples, out, inner, g_n, g_o, g_p, x_n,  # noqa: ANN001
-        PER: tl.constexpr, POSITIONS: tl.constexpr,  # noqa: N803
-        TILE_O: tl.constexpr, TILE_J: tl.constexpr, TILE_T: tl.constexpr,  # noqa: N803
+        parts, g, x, offsets, places, samples, out, inner, per, positions, g_n, g_o, g_p, x_n,  # noqa: ANN001
+        TILE_O: tl.constexpr, TILE_J: tl.constexpr, TILE_T: tl.constexpr, PRECISION: tl.constexpr,  # noqa: N803
     ):  # fmt: skip
         o = tl.program_id(0) * TILE_O + tl.arange(0, TILE_O)
         j = tl.program_id(1) * TILE_J + tl.arange(0, TILE_J)
         share = tl.program_id(2)
         offset = tl.load(offsets + j, mask=j < inner, other=0)
         total = tl.zeros((TILE_O, TILE_J), dtype=tl.float32)
-        for i in range(PER):
-            n = share * PER + i
-            last = tl.minimum(tl.maximum(samples - n, 0), 1) * POSITIONS  # no positions beyond the last sample
+        for i in range(per):
+            n = share * per + i
+            last = tl.minimum(tl.maximum(samples - n, 0), 1) * positions  # no positions beyond the last sample
             sums = tl.zeros((TILE_O, TILE_J), dtype=tl.float32)
             g_of, x_of = g + tl.cast(n, tl.int64) * g_n, x + tl.cast(n, tl.int64) * x_n
-            for start in range(0, POSITIONS, TILE_T):
+            for start in range(0, positions, TILE_T):
                 p = start + tl.arange(0, TILE_T)
-                place = tl.load(places + p, mask=p < POSITIONS, other=0)
+                place = tl.load(places + p, mask=p < positions, other=0)
                 rows = tl.load(
                     g_of + o[:, None] * g_o + p[None, :] * g_p,
                     mask=(o[:, None] < out) & (p[None, :] < last),
@@ -132,7 +137,7 @@ def _compiled() -> Any:
                     mask=(p[:, None] < last) & (j[None, :] < inner),
                     other=0.0,
                 )
-                sums = tl.dot(rows, window, sums, input_precision="ieee")
+                sums = tl.dot(rows, window, sums, input_precision=PRECISION)
             total += sums * sums
         to = parts + tl.cast(share, tl.int64) * out * inner + o[:, None] * inner + j[None, :]
         tl.store(to, total, mask=(o[:, None] < out) & (j[None, :] < inner))

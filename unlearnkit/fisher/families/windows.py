@@ -52,8 +52,8 @@ def windows(last: Tensor, geometry: Geometry, positions: tuple[int, ...], scratc
     return held.view(last.shape[0], math.prod(positions), math.prod(geometry.kernel) * channels)
 
 
-def weight_gradients(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
-    """Form every sample's weight gradient: Σ_p g x over windows.
+def products(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
+    """Form every sample's weight gradient as the product leaves it: Σ_p g x over windows.
 
     Args:
         g: Output gradient, shape (n, k, O, *positions).
@@ -61,7 +61,7 @@ def weight_gradients(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
         geometry: Of the convolution.
 
     Returns:
-        Shape (n, O, C / groups, *kernel).
+        Shape (n, O, K·C / groups): K kernel offsets, channels fastest.
     """
     samples, rows, out, *positions = g.shape
     groups, channels = geometry.groups, x.shape[2] // geometry.groups
@@ -69,8 +69,22 @@ def weight_gradients(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
     u = windows(padded(x.flatten(0, 1), geometry), geometry, tuple(positions))
     u = u.view(samples, rows * math.prod(positions), taps, groups, channels).permute(0, 3, 1, 2, 4)
     left = g.flatten(3).transpose(1, 2).reshape(samples * groups, out // groups, -1)
-    product = torch.bmm(left, u.reshape(samples * groups, -1, taps * channels))
-    return product.view(samples, out, *geometry.kernel, channels).movedim(-1, 2)
+    return torch.bmm(left, u.reshape(samples * groups, -1, taps * channels)).view(samples, out, taps * channels)
+
+
+def weight_gradients(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
+    """Form every sample's weight gradient in the order of the weight.
+
+    Args:
+        g: As for `products`.
+        x: As for `products`.
+        geometry: Of the convolution.
+
+    Returns:
+        Shape (n, O, C / groups, *kernel), a view.
+    """
+    product, channels = products(g, x, geometry), x.shape[2] // geometry.groups
+    return product.view(*product.shape[:2], *geometry.kernel, channels).movedim(-1, 2)
 
 
 def add_windows(into: Into, g: Tensor, x: Tensor, geometry: Geometry) -> None:
