@@ -11,7 +11,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import attrs
@@ -169,6 +169,8 @@ def stages(model: nn.Module, evidence: Evidence) -> dict[str, tuple[Run, Run]]:
 
 @contextmanager
 def _timed(device: str, times: list[float]) -> Iterator[None]:
+    if device != "cpu":
+        torch.cuda.synchronize()  # what was done before, and is not measured, may still be going on
     start = CLOCK[0]()
     yield
     if device != "cpu":
@@ -186,7 +188,7 @@ def measure(runs: dict[str, tuple[Run, Run]], rounds: int, device: str) -> dict[
     return times
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=7)
@@ -195,7 +197,7 @@ def main() -> None:
     parser.add_argument("--fractions", action="store_true", help="the edit for several shares of changed weights")
     parser.add_argument("--threads", type=int, default=0, help="default: torch's")
     parser.add_argument("--cpu-time", action="store_true", help="one thread, its own CPU time: for a busy machine")
-    args = parser.parse_args()
+    args = parser.parse_args(given)
     if args.cpu_time:
         torch.set_num_threads(1)
         CLOCK[0] = time.thread_time

@@ -4,6 +4,8 @@ Every variant runs once per round, in turn, so that a busy machine slows all of 
 rounds of the ratio to the plain pass of the same round. Peak memory (``--memory``) is that of a fresh process per
 variant beyond the same process before its first pass, and its ratio to the plain pass's.
 
+On a GPU (``--device cuda``, without ``--case``) it prints the figures of `tests.benchmarks.fisher.device` instead.
+
 The whole table of ``docs/results/performance.md``: ``python -m tests.benchmarks.fisher --memory``, and the same with
 ``--cpu-time`` on a machine that has other work.
 """
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.benchmarks.fisher import device
 from tests.benchmarks.fisher.language import GPT, draw, gpt
 from unlearnkit import CrossEntropy, DiagonalFisher
 from unlearnkit.fisher.general import SquaredGradients
@@ -304,7 +307,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="leave out the slow alternatives and the peers")
     parser.add_argument("--memory", action="store_true", help="measure peak memory too (CPU, on Linux)")
     parser.add_argument("--cpu-time", action="store_true", help="one thread, its own CPU time: for a busy machine")
+    parser.add_argument("--figures", action="store_true", help="what is to be known about a GPU; the default on one")
+    parser.add_argument("--side", type=int, default=224, help="of --figures: pixels")
+    parser.add_argument("--batch", type=int, default=256, help="of --figures: images")
+    parser.add_argument("--images", type=int, default=49_500, help="of --figures: images in all")
+    parser.add_argument("--weights", type=float, default=1e8, help="of --figures: in the larger edit")
     args = parser.parse_args()
+    if args.figures or (args.device != "cpu" and not args.case):
+        device.report(args)
+        return
     if args.cpu_time:
         torch.set_num_threads(1)
         CLOCK[0] = time.thread_time
