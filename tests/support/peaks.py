@@ -12,6 +12,11 @@ def peak(run):
 
     Memory maps of files are in it, unless `uncounted_maps` was called.
     """
+    return peak_and_rest(run)[0]
+
+
+def peak_and_rest(run):
+    """The same, and how many more bytes than before it holds after the call."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as prof:
         run()
     events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -19,7 +24,7 @@ def peak(run):
     for event in sorted(events, key=lambda e: e.start_ns()):
         held += event.nbytes()
         most = max(most, held)
-    return most
+    return most, held
 
 
 def uncounted_maps(monkeypatch):

@@ -13,6 +13,9 @@ from unlearnkit.fisher.ledger import Part
 from unlearnkit.fisher.rule import Call, Rule
 from unlearnkit.fisher.script import Script, Step, UnprovenError
 from unlearnkit.fisher.tap import Gradients, Sink
+from unlearnkit.fisher.totals import Slot
+
+_ADDED = 3  # gradients of one weight held at a time: two uses' and their sum
 
 _SMALL = 1 << 12  # elements of a parameter whose per-sample gradients are formed at once and shared out among groups
 
@@ -94,9 +97,18 @@ class Following(Guide):
         if self._surprises and bool(torch.stack([seen for _, seen in self._surprises]).any()):
             step = next(step for step, seen in self._surprises if bool(seen))
             raise UnprovenError(f"{step.describe()}: a gradient where the probe had none")
+        groups, self._uses = _together(self._uses, self._derived), []
         with torch.no_grad():
-            for group in _together(self._uses, self._derived):
-                self._add_together(group)
+            while groups:
+                self._add_together(groups.pop(0))  # whose gradients are given back before the next are joined
+
+    def close(self) -> None:
+        """Let go of what the pass left, come through or not.
+
+        The graph holds the taps, these hold this, and a gradient that waits was saved with its place on the graph: a
+        cycle, which would keep all of it until Python next collects garbage.
+        """
+        self._uses, self._surprises, self.interceptor = [], [], None
 
     @property
     def _derived(self) -> dict[str, tuple[Tensor, frozenset[str]]]:
@@ -150,15 +162,22 @@ class Following(Guide):
 
     def _add_together(self, uses: list[_Use]) -> None:
         slots = [self._totals.slot(name) for name in sorted({name for use in uses for name in self._bases(use.label)})]
-        made = sum(self._derived[u.label][0].numel() for u in uses if u.label in self._derived)
-        work = max(use.rule.work(use.g, use.call) for use in uses) + made + sum(slot.numel for slot in slots)
-        work = max(work, sum(use.size for use in uses))
+        work = self._work(uses, slots)
         for part in self._parts:
             for cut in slots[0].chunks(part.rows.stop - part.rows.start, work):
                 rows = slice(part.rows.start + cut.start, part.rows.start + cut.stop)
                 self._add_chunk(_merged([use.of(rows) for use in uses]), part)
             for slot in slots:
                 part.complete(slot.name)
+
+    def _work(self, uses: list[_Use], slots: list[Slot]) -> int:
+        """Count the elements that one sample takes when these uses are added."""
+        waiting = sum(use.size for use in uses)
+        if len({use.kind for use in uses}) == 1 and uses[0].label not in self._derived:
+            return waiting  # one use with more rows: no gradient of a whole weight is formed
+        made = sum(self._derived[u.label][0].numel() for u in uses if u.label in self._derived)
+        formed = _ADDED * sum(slot.numel for slot in slots)
+        return max(waiting, max(use.rule.work(use.g, use.call) for use in uses) + made + formed)
 
     def _add_chunk(self, uses: list[_Use], part: Part) -> None:
         if len(uses) == 1 and uses[0].label not in self._derived:

@@ -310,7 +310,7 @@ class Engine(Accumulator):
             interceptor.backward(losses.sum())
             guide.finish()
         finally:
-            guide.interceptor = None
+            guide.close()
 
     def _generally(self, batch: Any, parts: Sequence[Part]) -> None:
         for part in parts:

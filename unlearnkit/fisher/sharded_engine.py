@@ -114,6 +114,10 @@ class Sending(Guide):
                 self._send(name)
         return []
 
+    def close(self) -> None:
+        """Let go of what the pass left but the pieces; see `Following.close`."""
+        self._following.close()
+
     def _send_down_to(self, index: int) -> None:
         if index >= self._waiting:
             self._late.update(self._claims[index])
@@ -251,7 +255,7 @@ class ShardedEngine(Accumulator):
                 "gathered for all processes at once need the same calls in each"
             ) from unproven
         finally:
-            sending.interceptor = None
+            sending.close()
 
     def _together(self, numbers: Tensor) -> Tensor:
         summed = numbers.to(device_of(self._model))

@@ -99,9 +99,9 @@ class _Sketch(Accumulator):
         parameters = list(self._named.values())
         for probe in range(self._probes):
             signs = sent(_signs(self._coins, len(losses)), losses.device).to(losses.dtype)
-            found = torch.autograd.grad(
-                losses, parameters, signs, allow_unused=True, retain_graph=probe + 1 < self._probes
-            )
+            # A scalar: to begin with a vector, torch imports symbolic algebra, 37 MiB of it.
+            signed, keep = (losses * signs).sum(), probe + 1 < self._probes
+            found = torch.autograd.grad(signed, parameters, allow_unused=True, retain_graph=keep)
             for total, g in zip(self._totals.values(), map(dense, found), strict=True):
                 if g is not None:
                     wider = g.to(total.dtype)

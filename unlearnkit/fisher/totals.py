@@ -129,15 +129,21 @@ class Totals:
     def commit(self) -> None:
         """Add what was added since `begin` to the rest."""
         opened, self._open = self._open, None
-        for name, layout, buffer, finish in opened.all() if opened is not None else ():
-            held = self._buffers[name]
-            if layout not in held:
-                held[layout] = buffer, finish
-            elif self._compensated:
-                lost = self._lost.setdefault((name, layout), torch.zeros_like(buffer))
-                add_exactly(held[layout][0], lost, buffer)
-            else:
-                held[layout][0].add_(buffer)
+        for name, layouts in (opened or {}).items():
+            while layouts:
+                layout, (buffer, finish) = layouts.popitem()  # given back before the next is added
+                self._join(name, layout, buffer, finish)
+
+    def _join(self, name: str, layout: str, buffer: Tensor, finish: Finish) -> None:
+        held = self._buffers[name]
+        if layout not in held:
+            held[layout] = buffer, finish
+        elif self._compensated:
+            if (name, layout) not in self._lost:
+                self._lost[name, layout] = torch.zeros_like(buffer)
+            add_exactly(held[layout][0], self._lost[name, layout], buffer)
+        else:
+            held[layout][0].add_(buffer)
 
     def running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yield the buffers as they are, for a look at them.
@@ -177,6 +183,8 @@ class Totals:
     def take(self, name: str) -> Tensor:
         """Return the total of one parameter, in its shape, and give its buffers back: it starts again at zero."""
         total = self._one(name, self._named[name], last=True)
+        for layout in self._buffers[name]:
+            self._lost.pop((name, layout), None)
         self._buffers[name].clear()
         return total
 
