@@ -5,7 +5,14 @@ import torch
 from fisher_oracle import SumOfSquares, oracle
 from torch import nn
 
-from unlearnkit import ConfigurationError, CrossEntropy, DiagonalFisher, SketchedFisher, UnsupportedModelError
+from unlearnkit import (
+    ConfigurationError,
+    CrossEntropy,
+    DiagonalFisher,
+    MismatchError,
+    SketchedFisher,
+    UnsupportedModelError,
+)
 
 
 def problem(batches=8, size=6):
@@ -34,6 +41,19 @@ def test_the_spread_is_within_the_stated_error():
     for name, want in expected.items():
         spread = torch.stack([run[name].double() for run in runs]).std(0)
         assert float((spread / want).median()) < 1.5 * estimator.relative_error(16)
+
+
+def test_a_result_says_its_error():
+    model, data = problem(batches=8)
+    estimator = SketchedFisher(probes=4)
+    result = estimator.estimate(model, data, objective=CrossEntropy())
+    assert estimator.relative_error(result) == estimator.relative_error(8) == 0.25
+    half = estimator.estimate(model, data[:4], objective=CrossEntropy())
+    assert estimator.relative_error(half) > 0.25
+    with pytest.raises(MismatchError, match=r"an importance of sketched-fisher with probes=1.*saw one of .*probes=4"):
+        SketchedFisher().relative_error(result)
+    with pytest.raises(MismatchError, match="saw one of diagonal-fisher"):
+        estimator.relative_error(DiagonalFisher().estimate(model, data, objective=CrossEntropy()))
 
 
 def test_one_sample_per_batch_is_exact():

@@ -50,7 +50,7 @@ def affine(x, w, b):
 @functools.cache
 def scripted():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch would rather have it exported
+        warnings.simplefilter("ignore")  # torch would rather have it exported
         return torch.jit.script(affine)
 
 

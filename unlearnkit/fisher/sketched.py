@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit.batches import batch_size
-from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
+from unlearnkit.errors import MismatchError
+from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimator, options_text
 from unlearnkit.feeding import sent
 from unlearnkit.fisher.general import refuse_batch_statistics
 from unlearnkit.fisher.sharded import SquaredSums
@@ -17,6 +18,7 @@ from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective, check_losses
 from unlearnkit.options import option
 from unlearnkit.parameters import dense, trainable, wide
+from unlearnkit.provenance import Fingerprint
 from unlearnkit.shards import is_spread
 
 
@@ -60,11 +62,11 @@ class SketchedFisher(ImportanceEstimator):
             return SquaredSums(model, objective, terms=partial(_terms, coins, self.probes), counted=int)
         return _Sketch(model, objective, probes=self.probes, coins=coins)
 
-    def relative_error(self, batches: int) -> float:
+    def relative_error(self, batches: int | Importance) -> float:
         """Bound the relative standard deviation of a total.
 
         Args:
-            batches: How many batches were seen: ``sum(importance.trail.sizes.values())``.
+            batches: A result, which says how many batches it is of; or how many there are to be.
 
         Returns:
             √(2 / (batches · R)): for weights whose gradients are spread evenly over the batches; up to √(2 / R) for
@@ -72,14 +74,26 @@ class SketchedFisher(ImportanceEstimator):
 
         Raises:
             ValueError: Fewer than one batch.
+            MismatchError: A result of another estimator, or with other options.
 
         Example:
             >>> SketchedFisher(probes=2).relative_error(100)
             0.1
         """
+        if isinstance(batches, Importance):
+            self._check_mine(batches.fingerprint)
+            batches = sum(batches.trail.sizes.values())
         if batches < 1:
             raise ValueError(f"expected at least one batch, saw {batches}")
         return math.sqrt(2 / (batches * self.probes))
+
+    def _check_mine(self, seen: Fingerprint) -> None:
+        mine = (self.name, options_text(self))
+        if (seen.estimator, seen.options) != mine:
+            raise MismatchError(
+                f"expected an importance of {mine[0]} with {mine[1]}, saw one of {seen.estimator} with "
+                f"{seen.options or 'no options'}: ask the estimator that it came from"
+            )
 
 
 @final

@@ -1,6 +1,6 @@
 """Keeps a mistake of torch out of gradients: what its norms give back for a gradient that is not in order.
 
-torch (2.14.1 and 2.15) takes the strides of the output's gradient for those of the input, on the CPU, when the gradient
+torch (2.11 to 2.15) takes the strides of the output's gradient for those of the input, on the CPU, when the gradient
 can be read as channels-last: one sample, or maps that are one pixel wide or high, with a gradient out of a permutation.
 The gradients of input and weights are then wrong. This holds for instance norm and for batch norm.
 """
