@@ -1,4 +1,4 @@
-"""Every kernel on tensors that do not lie in memory as one would like: expanded, cut out, permuted, with odd strides."""
+"""Every kernel on tensors that lie in memory as one would not like: expanded, cut out, permuted, with odd strides."""
 
 import pytest
 import torch
