@@ -46,6 +46,14 @@ options = {{ alpha = 3.0 }}
 """
 
 
+def pytest_collection_modifyitems(items):
+    """Skip what needs a GPU where there is none, when it is asked for."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Tests share the cores with each other: torch must not take all of them in every process."""

@@ -1,4 +1,4 @@
-"""The engine on a CUDA device. Not run where there is none."""
+"""The engine on a CUDA device; skipped where there is none."""
 
 import pytest
 import torch
@@ -15,10 +15,18 @@ from unlearnkit.fisher.totals import Totals
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("ignore:no rule for"),
 ]
 DEVICE = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def exact_convolutions():
+    """Torch rounds the convolutions of float32 to tf32 on CUDA unless it is told otherwise."""
+    switch = torch.backends.cudnn.conv
+    before, switch.fp32_precision = switch.fp32_precision, "ieee"
+    yield
+    switch.fp32_precision = before
 
 
 def test_all_families_equal_one_sample_at_a_time_on_the_cpu():

@@ -28,6 +28,15 @@ FIXED = {"kernels": "fixed", "graphs": True}  # our own compiled kernel is not a
 
 
 @pytest.fixture(autouse=True)
+def exact_convolutions():
+    """Torch rounds the convolutions of float32 to tf32 on CUDA unless it is told otherwise."""
+    switch = torch.backends.cudnn.conv
+    before, switch.fp32_precision = switch.fp32_precision, "ieee"
+    yield
+    switch.fp32_precision = before
+
+
+@pytest.fixture(autouse=True)
 def late_looks(monkeypatch):
     monkeypatch.setattr(finite, "on_device", lambda _: True)
 
@@ -264,9 +273,6 @@ def test_the_tape_is_a_graph():
     tape.replay()
     assert total.tolist() == [8, 32, 72]
     assert y.tolist() == [2, 4, 6]
-
-
-# On a CUDA device; skipped where there is none.
 
 
 @pytest.mark.gpu

@@ -1,6 +1,7 @@
 """What would make a CUDA device wait in every batch, looked for on the CPU."""
 
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 import torch
@@ -9,11 +10,19 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from waiting import Reads, Waits, on_fake_cuda
 
-from unlearnkit import CrossEntropy, DiagonalFisher, SketchedFisher, fisher_statistics
+from unlearnkit import (
+    BatchedDiagonalFisher,
+    CrossEntropy,
+    DiagonalFisher,
+    NonFiniteError,
+    SketchedFisher,
+    fisher_statistics,
+)
 from unlearnkit.batches import Deferred
 from unlearnkit.data import DeviceTransform
 from unlearnkit.feeding import feed
 from unlearnkit.fisher import collect, finite
+from unlearnkit.fisher.batched import InOrder
 from unlearnkit.fisher.choice import Chooser
 from unlearnkit.fisher.diagonal import start
 from unlearnkit.fisher.families.anything import Rerun
@@ -81,6 +90,29 @@ def test_bfloat16_and_the_sketch_make_none_wait(estimator, objective):
     first, second = sequences(6, 6)
     run.add(first)
     assert watched(run, second) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"weights": "equal", "reduction": "sum"}])
+def test_squares_of_batches_make_none_wait_and_are_the_same(options):
+    fisher, model, data = BatchedDiagonalFisher(**options), Sequences().eval(), sequences(6, 6, 3)
+    run = InOrder(partial(fisher.estimate_batch, model, objective=CrossEntropy()))
+    run.add(data[0])
+    assert watched(run, data[1]) == []
+    run.add(data[2])
+    seen, expected = run.result(), fisher.estimate(model, data, objective=CrossEntropy())
+    assert seen.count == expected.count
+    for name, total in expected.totals.items():
+        torch.testing.assert_close(seen.totals[name], total)
+
+
+def test_their_nan_is_found_at_the_end():
+    model, data = Sequences().eval(), sequences(6, 6, 6)
+    data[1][0][2, 1, 0] = float("nan")
+    run = InOrder(partial(BatchedDiagonalFisher().estimate_batch, model, objective=CrossEntropy()))
+    for batch in data:
+        run.add(batch)
+    with pytest.raises(NonFiniteError, match="in batch 1 "):
+        run.result()
 
 
 class FromTheSecond:

@@ -1,5 +1,7 @@
 """Squares of the gradients of batch means: what the SSD paper's code and the notebook compute."""
 
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar, final
 
 import attrs
@@ -8,11 +10,12 @@ from torch import Tensor, nn
 
 from unlearnkit.batches import batch_size
 from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
+from unlearnkit.fisher.finite import Watch
 from unlearnkit.fisher.sharded import SquaredSums
 from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective, check_losses
 from unlearnkit.options import option
-from unlearnkit.parameters import dense, trainable, wide
+from unlearnkit.parameters import dense, device_of, trainable, wide
 from unlearnkit.shards import is_spread
 
 
@@ -55,6 +58,8 @@ class BatchedDiagonalFisher(ImportanceEstimator):
         """Start a pass; a batch stays one batch when the model is sharded. See `ImportanceEstimator.accumulator`."""
         if is_spread(model):
             return SquaredSums(model, objective, terms=self._weighted, counted=self._counted)
+        if device_of(model).type == "cuda":
+            return InOrder(partial(self.estimate_batch, model, objective=objective))
         return super().accumulator(model, objective=objective)
 
     def _weighted(self, size: int) -> list[tuple[Tensor, float]]:
@@ -76,3 +81,50 @@ class BatchedDiagonalFisher(ImportanceEstimator):
             for (name, p), g in zip(named.items(), grads, strict=True)
         }
         return Importance(totals=totals, count=terms)
+
+
+@final
+class _Sums:
+    """Running totals, as `Watch` looks at them."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, Tensor] = {}
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Add in place; the first are taken over."""
+        for name, term in terms.items():
+            self.totals[name] = self.totals[name].add_(term) if name in self.totals else term
+
+    def running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
+        """See `unlearnkit.fisher.finite.Running`."""
+        yield from ((name, t) for name, t in self.totals.items() if largest is None or t.numel() <= largest)
+
+    def result(self) -> dict[str, Tensor]:
+        """See `unlearnkit.fisher.finite.Running`."""
+        return self.totals
+
+
+@final
+class InOrder(Accumulator):
+    """Adds importances of batches up, and looks for NaN at the end, so that no batch waits for a device.
+
+    Args:
+        measure: Returns the importance of a batch, in memory of its own.
+    """
+
+    def __init__(self, measure: Callable[[Any], Importance]) -> None:
+        self._measure, self._sums, self._count = measure, _Sums(), 0
+        self._watch = Watch(self._sums)
+
+    def add(self, batch: Any) -> None:
+        """See `Accumulator.add`."""
+        one = self._measure(batch)
+        self._sums.add(one.totals)
+        self._count += one.count
+        self._watch.look()
+        self._watch.next()
+
+    def result(self) -> Importance:
+        """See `Accumulator.result`."""
+        self._watch.end(self._sums.totals)
+        return Importance(totals=self._sums.totals, count=self._count)
