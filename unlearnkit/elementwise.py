@@ -17,7 +17,7 @@ from unlearnkit.options import option_values
 from unlearnkit.parameters import trainable
 from unlearnkit.shards import added, agreed, counts_here, is_sharded, local
 from unlearnkit.sharing import missing_nobody
-from unlearnkit.sweep import Sweep
+from unlearnkit.sweep import Sweep, keeper
 from unlearnkit.unlearner import Counted, Unlearner
 
 _Weights = dict[str, nn.Parameter]
@@ -103,7 +103,8 @@ class ElementwiseUnlearner(Unlearner):
             What `edit` and `apply` use.
         """
         who = f"method {self.name!r}: rule()"
-        return Sweep(rule=self.rule, who=who, fused=fused(self.rule, who=who, weights=weights))
+        compiled = fused(self.rule, who=who, weights=weights)
+        return Sweep(rule=self.rule, who=who, fused=compiled, keeper=None if compiled is None else keeper(who))
 
     @final
     def apply(self, model: nn.Module, evidence: Evidence) -> None:

@@ -30,6 +30,7 @@ class Sweep:
         rule: Pure.
         who: Whom to blame, for messages.
         fused: The rule in compiled form, or None for torch alone.
+        keeper: Compiled code that writes, counts, checks and keeps what torch has computed, or None for torch alone.
 
     Example:
         >>> halve = Sweep(rule=lambda t, f, r: torch.where(f > r, t / 2, t), who="halve")
@@ -41,6 +42,7 @@ class Sweep:
     rule: Rule
     who: str
     fused: Fused | None = None
+    keeper: "Sweep | None" = None
 
     def write(self, theta: Tensor, forget: Averaged, reference: Averaged | None, *, journal: Journal) -> int:
         """Edit a parameter in place.
@@ -78,9 +80,24 @@ class Sweep:
         return self.fused.run(trios, plainly=self._plainly, journal=journal, write=journal is not None)
 
     def by_torch(self, trio: Trio, *, journal: Journal | None = None) -> int:
-        """Edit a parameter piece by piece; arguments and result as in `at_once`, errors as in `pieces`."""
-        pieces = self.pieces(trio.theta, trio.forget, trio.reference)
-        return sum(count_changed(*pair) if journal is None else journal.write(*pair) for pair in pieces)
+        """Edit a parameter piece by piece; arguments as in `at_once`.
+
+        Returns:
+            How many weights have other bits than before.
+
+        Raises:
+            MismatchError: The rule returned another shape, dtype or device, or edited its arguments.
+            NonFiniteError: The rule made a NaN or an infinity of finite numbers.
+        """
+        return sum(self._keep(piece, edited, journal) for piece, edited in self._pieces(trio))
+
+    def _keep(self, theta: Tensor, edited: Tensor, journal: Journal | None) -> int:
+        if self.keeper is not None:
+            [changed] = self.keeper.at_once([Trio(theta, Averaged(total=edited), None)], journal=journal)
+            if changed is not None:
+                return changed
+        result = self._finite(theta, edited)
+        return count_changed(theta, result) if journal is None else journal.write(theta, result)
 
     def copy(self, theta: Tensor, forget: Averaged, reference: Averaged | None) -> Tensor:
         """Return an edited copy, of the dtype of ``theta``; arguments as in `write`."""
@@ -92,24 +109,17 @@ class Sweep:
 
     def _plainly(self, theta: Tensor, forget: Averaged, reference: Averaged | None) -> Tensor:
         whole = theta.detach().clone()
-        places = chunks(theta.detach(), whole, limit=chunk_size(theta.device))
-        for (_, target), (_, edited) in zip(places, self.pieces(theta, forget, reference), strict=True):
-            target.copy_(edited)
+        places = chunks(theta.detach(), whole, limit=self._limit(theta))
+        for (_, target), (piece, edited) in zip(places, self._pieces(Trio(theta, forget, reference)), strict=True):
+            target.copy_(self._finite(piece, edited))
         return whole
 
-    def pieces(self, theta: Tensor, forget: Averaged, reference: Averaged | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Edit a parameter piece by piece; arguments as in `write`.
-
-        Yields:
-            A view of ``theta``, and the edited values for it.
-
-        Raises:
-            MismatchError: The rule returned another shape, dtype or device, or edited its arguments.
-            NonFiniteError: The rule made a NaN or an infinity of finite numbers.
-        """
+    def _pieces(self, trio: Trio) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield views of the weights, and what the rule makes of them: in the dtype that it computes in."""
+        theta, forget, reference = trio.theta, trio.forget, trio.reference
         second = forget.total if reference is None else reference.total
         dtype = torch.promote_types(wide(theta.dtype), torch.promote_types(forget.total.dtype, second.dtype))
-        parts = chunks(theta.detach(), forget.total, second, limit=chunk_size(theta.device))
+        parts = chunks(theta.detach(), forget.total, second, limit=self._limit(theta))
         for piece, forget_part, second_part in parts:
             # Not in inference mode, which counts no versions.
             with torch.inference_mode(mode=False), torch.no_grad():
@@ -118,6 +128,10 @@ class Sweep:
                 edited = self._edited(piece, f, r)
             yield piece, edited
 
+    def _limit(self, theta: Tensor) -> int:
+        # A call of compiled code costs as much as several operations of torch: with it, larger pieces are faster.
+        return chunk_size(theta.device) * (2 if self.keeper is not None and theta.is_cpu else 1)
+
     def _edited(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:
         arguments = (theta.to(forget.dtype, copy=True), forget, reference)
         versions = [t._version for t in arguments]  # noqa: SLF001 - the only cheap way to see an edit in place
@@ -125,6 +139,10 @@ class Sweep:
         if [t._version for t in arguments] != versions:  # noqa: SLF001
             raise MismatchError(f"{self.who} must not edit its arguments in place: return a new tensor")
         self._check_kind(edited, arguments[0])
+        return edited
+
+    def _finite(self, theta: Tensor, edited: Tensor) -> Tensor:
+        """Return what is to be written: in the dtype of the weights, and finite where they are."""
         result = edited if edited.dtype == theta.dtype else _narrowed(edited, theta)
         if not all_finite(result) and bool((torch.isfinite(theta) & ~torch.isfinite(result)).any()):
             raise NonFiniteError(f"{self.who} made NaN or infinity of finite weights")
@@ -138,6 +156,23 @@ class Sweep:
                 f"{self.who} must return shape {tuple(theta.shape)}, {theta.dtype} on {theta.device}, saw "
                 f"{tuple(edited.shape)}, {edited.dtype} on {edited.device}"
             )
+
+
+def keeper(who: str) -> Sweep:
+    """Return what writes the results of a rule that torch has computed.
+
+    Args:
+        who: Whom to name, for messages.
+
+    Returns:
+        A sweep of which F_f is the result.
+    """
+    return Sweep(rule=_given, who=who, fused=Fused(_given, who=f"what keeps the results of {who}"))
+
+
+def _given(theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:
+    del theta, reference
+    return forget
 
 
 def _narrowed(edited: Tensor, theta: Tensor) -> Tensor:

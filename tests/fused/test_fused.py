@@ -31,8 +31,9 @@ from unlearnkit.fused.kernel import compile_rule
 from unlearnkit.fused.run import VARIABLE, Fused, fused
 from unlearnkit.fused.trace import translate
 from unlearnkit.journal import Journal
+from unlearnkit.packed import Packed
 from unlearnkit.parameters import bits, digest
-from unlearnkit.sweep import Sweep
+from unlearnkit.sweep import Sweep, keeper
 
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 
@@ -341,6 +342,62 @@ def test_a_rule_that_cannot_be_compiled_is_left_to_torch_or_refused_when_compili
     assert "a rule is left to torch: torch.exp is not among the operations that are compiled" in caplog.text
     with pytest.raises(ConfigurationError, match=r"a rule cannot be compiled \(torch.exp is not among"):
         sweeps(rule)[0].copy(theta, *args)
+
+
+def falling(t, f, r):
+    return torch.where(f > r, t * torch.exp(-f), t)  # exp has no translation
+
+
+@pytest.mark.parametrize(("dtype", "totals"), KINDS)
+def test_what_torch_computes_is_compared_kept_and_written_by_compiled_code(monkeypatch, dtype, totals):
+    monkeypatch.setattr("unlearnkit.sweep.chunk_size", lambda _: 700)
+    monkeypatch.setattr(fused_run, "_COMPARED", 100)
+    theta, forget, reference = arrays((40, 100), dtype=dtype, totals=totals)
+    f, r, plain = Averaged(total=forget, count=3), Averaged(total=reference), Sweep(rule=falling, who="a rule")
+    kept = attrs.evolve(plain, keeper=keeper("a rule"))
+    before, want, journal = theta.clone(), plain.copy(theta, f, r), Journal()
+    assert kept.count(theta, f, r) == plain.count(theta, f, r) > 0
+    assert torch.equal(bits(theta), bits(before))
+    assert kept.write(theta, f, r, journal=journal) == plain.count(before, f, r)
+    assert torch.equal(bits(theta), bits(want))
+    changed = int((bits(want) != bits(before)).sum())
+    assert 0 < journal.nbytes <= changed * dtype.itemsize + len(journal) * 700  # bits, not places
+    for _ in range(2):
+        journal.undo()
+        assert torch.equal(bits(theta), bits(before))
+
+
+def test_a_piece_that_is_not_finite_is_blamed_as_without_compiled_code(monkeypatch):
+    monkeypatch.setattr("unlearnkit.sweep.chunk_size", lambda _: 50)
+    sweep = Sweep(rule=lambda t, f, _: t / torch.exp(-f), who="mine", keeper=keeper("mine"))
+    theta, forget, _ = arrays((200,))
+    theta[3] = torch.inf  # was not finite before: no fault of the rule's
+    before, journal = theta.clone(), Journal()
+    sweep.write(theta, Averaged(total=forget), None, journal=journal)
+    assert torch.equal(theta, before / torch.exp(-forget))
+    journal.undo()
+    forget[170] = 1000
+    with pytest.raises(NonFiniteError, match="mine made NaN"):
+        sweep.write(theta, Averaged(total=forget), None, journal=journal)
+    journal.undo()
+    assert torch.equal(theta, before)
+
+
+def test_a_large_model_whose_rule_is_left_to_torch_has_a_compiled_keeper(monkeypatch):
+    @attrs.frozen(kw_only=True)
+    class Falling(ElementwiseUnlearner):
+        name = "falling"
+
+        def rule(self, theta, forget, reference):
+            return falling(theta, forget, reference)
+
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert Falling().sweep(weights=1 << 22).keeper is not None
+    assert Falling().sweep(weights=1).keeper is None
+    theta, forget, reference = arrays((100,))
+    args, journal = (Averaged(total=forget), Averaged(total=reference)), Journal()
+    Falling().sweep(weights=1 << 22).write(theta, *args, journal=journal)
+    assert [type(entry) for entry in journal._entries] == [Packed]
 
 
 @pytest.fixture
