@@ -49,7 +49,7 @@ def local(tensor: Tensor) -> Tensor:
     Returns:
         The piece, cut from the graph; the tensor itself, likewise, when it is not sharded.
     """
-    plain = tensor.detach()
+    plain = tensor.detach() if tensor.requires_grad else tensor  # a view costs more than all else here
     if not is_sharded(plain):
         return plain
     with torch.no_grad():

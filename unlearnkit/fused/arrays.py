@@ -43,14 +43,14 @@ class Arrays:
         means = (trio.forget,) if trio.reference is None else (trio.forget, trio.reference)
         tensors = (trio.theta, *(mean.total for mean in means))
         counts = tuple(mean.count for mean in means)
-        if not trio.theta.numel() or not all(map(_ordinary, tensors)) or any((n or 0) > _EXACT for n in counts):
+        if not trio.theta.numel() or not all(map(_ordinary, tensors)) or not _exact(counts):
             return None
-        if not all(t.is_contiguous() for t in tensors):
+        if not all(map(Tensor.is_contiguous, tensors)):
             tensors = in_memory_order(*tensors)
-            if not all(t.is_contiguous() for t in tensors):
+            if not all(map(Tensor.is_contiguous, tensors)):
                 return None
-        dtypes = _dtypes(*(t.dtype for t in tensors))
-        return cls(tensors, counts, dtypes) if dtypes.supported() else None
+        dtypes = _dtypes(tuple(t.dtype for t in tensors))
+        return None if dtypes is None else cls(tensors, counts, dtypes)
 
     @property
     def flat(self) -> tuple[Tensor, ...]:
@@ -86,9 +86,16 @@ class Arrays:
         return Trio(theta.clone(), means[0], means[1] if len(means) > 1 else None)
 
 
+# What is asked for every parameter again is worked out once.
+@functools.lru_cache(maxsize=64)
+def _exact(counts: tuple[int | None, ...]) -> bool:
+    return all(n is None or n <= _EXACT for n in counts)
+
+
 @functools.cache
-def _dtypes(*dtypes: torch.dtype) -> Dtypes:
-    return Dtypes(*dtypes)
+def _dtypes(dtypes: tuple[torch.dtype, ...]) -> Dtypes | None:
+    found = Dtypes(*dtypes)
+    return found if found.supported() else None
 
 
 def _ordinary(t: Tensor) -> bool:
