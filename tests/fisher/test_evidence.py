@@ -5,7 +5,7 @@ import torch
 from fisher_oracle import SumOfSquares, distance, engine_only, estimate, oracle
 from torch import nn
 
-from unlearnkit import CrossEntropy, Objective, UnlearnKitWarning, estimate_groups
+from unlearnkit import CrossEntropy, Objective, UnlearnKitWarning, UnsupportedModelError, estimate_groups
 
 
 class Gated(nn.Module):
@@ -88,6 +88,61 @@ def test_and_where_groups_are_asked_for():
         mine = data[0][1] == key
         expected = oracle(model, [tuple(t[mine] for t in data[0])])
         assert distance(dict(one.totals), expected) < 1e-5
+
+
+class Folds(nn.Module):
+    """Lays its rows out by time when there are more than four samples, and by sample when there are fewer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(2, 4)
+
+    def forward(self, x):
+        n, x = len(x), x.view(len(x), 2, 2)
+        if n > 4:
+            return self.a(x.transpose(0, 1).flatten(0, 1)).view(2, n, 4).transpose(0, 1).flatten(1)
+        return self.a(x.flatten(0, 1)).view(n, 8)
+
+
+class Longest(Twice):
+    """The samples in the order of how many of their numbers are large; of many samples that is another order."""
+
+    def forward(self, x):
+        order = (x > 1).sum(1).argsort(descending=True, stable=True)
+        return self.a(x[order])[order.argsort()] * self.a(x)
+
+
+def shuffled(size):
+    torch.manual_seed(0)
+    x = torch.randn(size, 4)
+    x[:3] = -1
+    x[3::2] += 2
+    return x, torch.randint(0, 5, (size,))
+
+
+WHOLE = [(Folds, [4, 9]), (Folds, [9]), (Longest, [8]), (Longest, [3, 8])]
+
+
+@pytest.mark.parametrize(("make", "sizes"), WHOLE)
+def test_rows_of_the_whole_batch_are_looked_at_once_for_each_size(make, sizes):
+    torch.manual_seed(0)
+    model, data = make(), [shuffled(size) for size in sizes]
+    with pytest.warns(UnlearnKitWarning, match="its rows belong to other samples in the whole batch than in a few"):
+        seen = estimate(model, data)
+    assert distance(seen, oracle(model, data)) < 1e-5
+
+
+@pytest.mark.parametrize("recheck", [0, 1])
+def test_and_again_in_a_pass_that_is_looked_at(recheck):
+    """The first batch keeps the order of three samples and of all; in the second the data decide otherwise."""
+    torch.manual_seed(0)
+    model, (x, y) = Longest(), shuffled(8)
+    data = [(x.clamp(max=0), y), (x, y)]
+    if recheck:
+        with pytest.raises(UnsupportedModelError, match=r"saw in pass 1 .*its rows belong to other samples"):
+            estimate(model, data, recheck=1)
+    else:
+        assert distance(estimate(model, data, recheck=0), oracle(model, data)) > 1e-2
 
 
 def test_elsewhere_it_does_no_harm_and_costs_nothing():

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
 from unlearnkit.fisher.intercept import Guide, Interceptor, Seen
-from unlearnkit.fisher.layout import Layout
+from unlearnkit.fisher.layout import Layout, touched_rows
 from unlearnkit.fisher.ledger import Part
 from unlearnkit.fisher.rule import Call, Rule
 from unlearnkit.fisher.script import Script, Step, UnprovenError
@@ -66,6 +67,8 @@ class Following(Guide):
         self._totals = parts[0].sums.squares  # for dtypes and shapes, which all have in common
         self._uses: list[_Use] = []
         self._surprises: list[tuple[Step, Tensor]] = []  # looked at once, because a look makes a device wait
+        self._others: Tensor | None = None  # while it is looked whose rows gradients touch
+        self._strays: list[tuple[Step, Tensor]] = []
         self.interceptor: Interceptor | None = None
         script.start()
 
@@ -84,9 +87,30 @@ class Following(Guide):
         bare = _with(call, ())  # autograd gives up what is saved as it goes back, and so must we
 
         def receive(gradients: Gradients, saved: tuple[Tensor, ...]) -> None:
-            self._receive(step, _with(bare, saved), gradients, labels)
+            if self._others is None:
+                self._receive(step, _with(bare, saved), gradients, labels)
+            else:
+                self._look(step, gradients, self._others)
 
         return receive
+
+    def check_owners(self, losses: Tensor) -> None:
+        """Go back from the losses of half the samples, and see that no row of the other half is touched.
+
+        Args:
+            losses: Of all samples; their graph is kept.
+
+        Raises:
+            UnprovenError: The rows of some layer belong to other samples than the script says.
+        """
+        assert self.interceptor is not None, "set before the pass"
+        mine = torch.from_numpy(np.random.default_rng(len(losses)).permutation(len(losses)) < len(losses) // 2)
+        self._others = ~mine.to(losses.device)
+        self.interceptor.backward(losses.masked_fill(self._others, 0.0).sum(), keep=True)
+        self._others, strays, self._strays = None, self._strays, []
+        if strays and bool(torch.stack([seen for _, seen in strays]).any()):
+            step = next(step for step, seen in strays if bool(seen))
+            raise UnprovenError(f"{step.describe()}: its rows belong to other samples in the whole batch than in a few")
 
     def finish(self) -> None:
         """Add the squares of weights that are used more than once or through other tensors; end the pass.
@@ -108,12 +132,24 @@ class Following(Guide):
         The graph holds the taps, these hold this, and a gradient that waits was saved with its place on the graph: a
         cycle, which would keep all of it until Python next collects garbage.
         """
-        self._uses, self._surprises, self.interceptor = [], [], None
+        self._uses, self._surprises, self._strays, self.interceptor = [], [], [], None
 
     @property
     def _derived(self) -> dict[str, tuple[Tensor, frozenset[str]]]:
         assert self.interceptor is not None, "set before the pass"
         return self.interceptor.derived
+
+    def _look(self, step: Step, gradients: Gradients, others: Tensor) -> None:
+        for g, layout in zip(gradients, step.layouts, strict=True):
+            if g is not None and layout is not None:
+                rows = layout.samples_first(touched_rows(g), self._samples).flatten(1).any(1)
+                stray = (rows & others).any() if self._matters(step, layout) else rows.sum() > (~others).sum()
+                self._strays.append((step, stray))
+
+    def _matters(self, step: Step, layout: Layout) -> bool:
+        """Say whether it matters whose a row is; of single rows that are squared and added, only how many there are."""
+        met = any(name in self._script.shared or name in self._derived for name in step.names)
+        return met or layout.rows > 1 or len(self._parts) > 1
 
     def _receive(self, step: Step, call: Call, gradients: Gradients, labels: Mapping[str, str | None]) -> None:
         pairs = list(zip(gradients, step.layouts, strict=True))

@@ -29,6 +29,7 @@ from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective, check_losses
 from unlearnkit.parameters import device_of, trainable
 
+SIZES = 8  # batch sizes of which the first pass is looked at as a whole
 PROBED = (3, 2)  # samples: a second size, because another dimension may be equal to the first by chance
 SETTLED = {"cuda": 4}  # passes of one kind until all that runs beside them holds as much as it ever will; else 1
 
@@ -81,6 +82,7 @@ class Engine(Accumulator):
         self._graphs = None if recorder is None else Graphs(recorder, ledger.places)
         self._count = 0
         self._grouped = False
+        self._sizes: set[int] = set()
         self._refused = False
         self._reason = ""
         self._slow: set[str] = set()
@@ -301,16 +303,26 @@ class Engine(Accumulator):
             with interceptor:
                 losses = self._objective.losses(self._model, batch)
             losses = check_losses(losses, batch, objective=self._objective)
+            found.script.finish()
             if look is not None:
                 look(losses)
-            elif self._alone is not None:
-                self._alone.check(losses, found.precision)
-                self._alone = None
-            found.script.finish()
+            else:
+                self._look(losses, guide, found)
             interceptor.backward(losses.sum())
             guide.finish()
         finally:
             guide.close()
+
+    def _look(self, losses: Tensor, guide: Following, found: Found) -> None:
+        """Look at a pass before anything of it is added, when it is the first of its kind or one of so many."""
+        alone, self._alone, size = self._alone, None, len(losses)
+        if alone is not None:
+            alone.check(losses, found.precision)
+        new = size not in self._sizes and len(self._sizes) < SIZES
+        if size > found.samples and (new or (alone is not None and alone.passes)):
+            with too_late(alone.passes if alone is not None else 0):
+                guide.check_owners(losses)
+            self._sizes.add(size)
 
     def _generally(self, batch: Any, parts: Sequence[Part]) -> None:
         for part in parts:
