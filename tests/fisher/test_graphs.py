@@ -7,6 +7,7 @@ from fisher_models import Labelled, everything, mixed
 from fisher_oracle import distance, oracle
 from tape import Tape, TapeRecorder
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from unlearnkit import (
     ConfigurationError,
@@ -22,6 +23,7 @@ from unlearnkit.batches import to_device
 from unlearnkit.fisher import finite
 from unlearnkit.fisher.diagonal import start
 from unlearnkit.fisher.graphs import Graphs
+from unlearnkit.precision import Autocast
 
 pytestmark = pytest.mark.filterwarnings("ignore:no rule for")
 FIXED = {"kernels": "fixed", "graphs": True}  # our own compiled kernel is not an operation of torch's
@@ -93,6 +95,34 @@ def test_recurrent_and_tied_weights_and_options(options):
     seen, recorder = replayed(model, data, **options)
     assert recorder.replays == (8 if "chunk" in options else 3)
     assert distance(seen.totals, oracle(model, data)) < 1e-5
+
+
+def attention():
+    layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.1, batch_first=True)
+    return nn.Sequential(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), nn.Flatten(), nn.Linear(20, 5))
+
+
+class Checkpointed(nn.Module):
+    """Throws activations away, and makes them again on the way back."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Sequential(nn.Flatten(), nn.Linear(20, 8), nn.Tanh()), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.two(checkpoint(self.one, x, use_reentrant=False, preserve_rng_state=False))
+
+
+@pytest.mark.parametrize("objective", [CrossEntropy(), Autocast()])
+@pytest.mark.parametrize("make", [Recurrent, attention, Checkpointed])
+def test_bfloat16_attention_and_checkpoints_replay_as_passes_do(make, objective):
+    torch.manual_seed(0)
+    model = make().eval()
+    data = [(torch.randn(6, 5, 4), torch.randint(0, 5, (6,))) for _ in range(5)]
+    seen, recorder = replayed(model, data, objective)
+    plain = DiagonalFisher(kernels="fixed").estimate(model, data, objective=objective)
+    assert recorder.replays == 3
+    assert distance(seen.totals, {n: t.double() for n, t in plain.totals.items()}) < 1e-6
 
 
 def test_batches_of_other_sizes_and_shapes_are_added_without_it():
