@@ -2,6 +2,9 @@
 
 import ctypes
 import mmap
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -44,6 +47,22 @@ class TestSpare:
         large = Memory(spare._LEAST + 1)
         assert len(large.array) > spare._LEAST
         assert len(spare._spare) == 1
+
+    def test_two_threads_never_hold_the_same(self):
+        def work(number):
+            for turn in range(200):
+                memory = Memory(1000 + turn % 3)
+                memory.array[:1000] = number
+                time.sleep(0)
+                assert bool((memory.array[:1000] == number).all())
+
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            with ThreadPoolExecutor(4) as executor:
+                list(executor.map(work, range(4)))
+        finally:
+            sys.setswitchinterval(before)
 
     def test_it_is_bounded(self, monkeypatch):
         monkeypatch.setattr(spare, "_MOST_SPARE", spare._LEAST)

@@ -6,6 +6,7 @@ to it again, so the next edit gets the memory of the last one: all of it, if the
 
 import contextlib
 import mmap
+import threading
 import weakref
 from typing import final
 
@@ -21,6 +22,7 @@ _MOST_SPARE = 1 << 30
 _RESERVED = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux's; not counted as if all of it were going to be used
 _LARGE_PAGES = hasattr(mmap, "MADV_HUGEPAGE") and hasattr(mmap, "MADV_FREE")  # Linux
 _spare: list[mmap.mmap] = []
+_lock = threading.RLock()  # what is given back by the garbage collector may come while some is asked for
 
 
 @final
@@ -81,9 +83,10 @@ class Arena:
 
 
 def _pages(size: int) -> mmap.mmap:
-    for place, pages in enumerate(_spare):
-        if len(pages) >= size:
-            return _spare.pop(place)
+    with _lock:
+        for place, pages in enumerate(_spare):
+            if len(pages) >= size:
+                return _spare.pop(place)
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _RESERVED)
     with contextlib.suppress(OSError):  # a kernel without them: small pages do
         pages.madvise(mmap.MADV_HUGEPAGE)
@@ -91,7 +94,8 @@ def _pages(size: int) -> mmap.mmap:
 
 
 def _offer(pages: mmap.mmap) -> None:
-    if sum(map(len, _spare)) + len(pages) <= _MOST_SPARE:
-        with contextlib.suppress(OSError):
-            pages.madvise(mmap.MADV_FREE)
-        _spare.append(pages)
+    with _lock:
+        if sum(map(len, _spare)) + len(pages) <= _MOST_SPARE:
+            with contextlib.suppress(OSError):
+                pages.madvise(mmap.MADV_FREE)
+            _spare.append(pages)
