@@ -16,17 +16,9 @@ from unlearnkit.fisher.totals import Totals
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore:no rule for"),
+    pytest.mark.usefixtures("exact_convolutions"),
 ]
 DEVICE = torch.device("cuda")
-
-
-@pytest.fixture(autouse=True)
-def exact_convolutions():
-    """Torch rounds the convolutions of float32 to tf32 on CUDA unless it is told otherwise."""
-    switch = torch.backends.cudnn.conv
-    before, switch.fp32_precision = switch.fp32_precision, "ieee"
-    yield
-    switch.fp32_precision = before
 
 
 def test_all_families_equal_one_sample_at_a_time_on_the_cpu():

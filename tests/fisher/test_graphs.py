@@ -25,17 +25,11 @@ from unlearnkit.fisher.diagonal import start
 from unlearnkit.fisher.graphs import Graphs
 from unlearnkit.precision import Autocast
 
-pytestmark = pytest.mark.filterwarnings("ignore:no rule for")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:no rule for"),
+    pytest.mark.usefixtures("exact_convolutions"),
+]
 FIXED = {"kernels": "fixed", "graphs": True}  # our own compiled kernel is not an operation of torch's
-
-
-@pytest.fixture(autouse=True)
-def exact_convolutions():
-    """Torch rounds the convolutions of float32 to tf32 on CUDA unless it is told otherwise."""
-    switch = torch.backends.cudnn.conv
-    before, switch.fp32_precision = switch.fp32_precision, "ieee"
-    yield
-    switch.fp32_precision = before
 
 
 @pytest.fixture(autouse=True)

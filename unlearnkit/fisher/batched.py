@@ -1,6 +1,6 @@
 """Squares of the gradients of batch means: what the SSD paper's code and the notebook compute."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar, final
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unlearnkit.batches import batch_size
 from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
 from unlearnkit.fisher.finite import Watch
+from unlearnkit.fisher.ledger import accumulate
 from unlearnkit.fisher.sharded import SquaredSums
 from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective, check_losses
@@ -90,11 +91,6 @@ class _Sums:
     def __init__(self) -> None:
         self.totals: dict[str, Tensor] = {}
 
-    def add(self, terms: Mapping[str, Tensor]) -> None:
-        """Add in place; the first are taken over."""
-        for name, term in terms.items():
-            self.totals[name] = self.totals[name].add_(term) if name in self.totals else term
-
     def running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
         """See `unlearnkit.fisher.finite.Running`."""
         yield from ((name, t) for name, t in self.totals.items() if largest is None or t.numel() <= largest)
@@ -119,7 +115,7 @@ class InOrder(Accumulator):
     def add(self, batch: Any) -> None:
         """See `Accumulator.add`."""
         one = self._measure(batch)
-        self._sums.add(one.totals)
+        accumulate(self._sums.totals, one.totals)
         self._count += one.count
         self._watch.look()
         self._watch.next()

@@ -1,7 +1,7 @@
 """All that is added up on one pass: squares for each group of samples and, on request, Σ|g| and batch gradients."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import final
 
 import attrs
@@ -185,8 +185,7 @@ class Ledger:
             return self._groups[ALL].squares.result(last=last)
         total: dict[str, Tensor] = {}
         for sums in self._groups.values():
-            for name, t in sums.squares.result().items():
-                _add(total, name, t)
+            accumulate(total, sums.squares.result())
         return total
 
     def group(self, key: Hashable) -> dict[str, Tensor]:
@@ -198,8 +197,7 @@ class Ledger:
         total: dict[str, Tensor] = {}
         for sums in self._groups.values():
             assert sums.absolute is not None, "asked for at the start"
-            for name, t in sums.absolute.result(last=True).items():
-                _add(total, name, t)
+            accumulate(total, sums.absolute.result(last=True))
         return total
 
     def _sums(self, key: Hashable) -> Sums:
@@ -213,6 +211,7 @@ class Ledger:
         return self._groups[key]
 
 
-def _add(held: dict[str, Tensor], name: str, term: Tensor) -> None:
-    """Add in place to a tensor of our own; the first is taken over."""
-    held[name] = held[name].add_(term) if name in held else term
+def accumulate(held: dict[str, Tensor], terms: Mapping[str, Tensor]) -> None:
+    """Add in place to tensors of our own; the first are taken over."""
+    for name, term in terms.items():
+        held[name] = held[name].add_(term) if name in held else term
