@@ -12,7 +12,7 @@ from processes import together
 from ranks import batches, estimate, fill_store, network, resume
 from torch.utils.data import DataLoader, IterableDataset
 
-from unlearnkit import CrossEntropy, DiagonalFisher, Importance, StoreError
+from unlearnkit import CrossEntropy, DiagonalFisher, Importance, SketchedFisher, StoreError
 from unlearnkit.checkpoint import read_checkpoint
 from unlearnkit.distributed import Ranks, estimate_together, forget_parts, joined
 from unlearnkit.store import ImportanceStore
@@ -43,6 +43,14 @@ def test_several_ranks_equal_one_to_1e_12(tmp_path, size, samples, case):
         assert found.fingerprint == one.fingerprint
         for name, total in one.totals.items():
             torch.testing.assert_close(found.totals[name], total, rtol=1e-12, atol=1e-300)
+
+
+def test_a_sketch_by_two_ranks_says_how_far_off_it_may_be(tmp_path):
+    """Both begin with the same signs, so that their errors are added: 13 samples in 3 batches, and 10 in 2."""
+    parts = [SketchedFisher().relative_error(sizes) for sizes in ({5: 2, 3: 1}, {5: 2})]
+    for found in together(tmp_path, estimate, 23, "a sketch", size=2):
+        assert found.trail.sizes == {5: 4, 3: 1}
+        assert found.relative_error == pytest.approx((13 * parts[0] + 10 * parts[1]) / 23)
 
 
 def test_every_rank_hears_of_an_error_on_one(tmp_path):

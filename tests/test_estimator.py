@@ -105,6 +105,24 @@ def test_by_hand_three_batches_of_ones():
     assert kind.precision == "gradients float32, totals float32"
 
 
+def test_what_an_author_says_of_the_error_stands_in_the_result():
+    class Drawn(ImportanceEstimator):
+        name = "drawn"
+        scale = 1.0
+
+        def estimate_batch(self, model, batch, *, objective):
+            return ones(model)
+
+        def relative_error(self, sizes):
+            return self.scale / sum(sizes.values())
+
+    assert Author().estimate(net(), data(), objective=CE).relative_error == 0.0
+    assert Drawn().estimate(net(), data(), objective=CE).relative_error == pytest.approx(1 / 3)
+    Drawn.scale = -3.0
+    with pytest.raises(MismatchError, match=r"Importance.relative_error: expected a finite number ≥ 0 or None, saw -1"):
+        Drawn().estimate(net(), data(), objective=CE)
+
+
 # What an author returns
 
 

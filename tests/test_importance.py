@@ -1,5 +1,9 @@
 """Importances: totals and counts, their algebra, what may not meet, and the file."""
 
+import copy
+import json
+import pickle
+
 import attrs
 import pytest
 import torch
@@ -18,6 +22,7 @@ from unlearnkit import (
     NonFiniteError,
     Role,
     StoreError,
+    importance_file,
 )
 
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=50)
@@ -111,6 +116,50 @@ def test_roles_and_trails_when_merging():
     assert dict((trailed + trailed).trail.sizes) == {2: 2}
 
 
+ERRORS = st.none() | st.just(0.0) | st.floats(0, 4)
+
+
+def estimated(error, samples=3):
+    return Importance(totals={"w": torch.ones(1) * samples}, count=samples, samples=samples, relative_error=error)
+
+
+def test_errors_by_hand():
+    """sd(X + Y) ≤ sd X + sd Y, whatever they have to do with each other; nothing like it holds for a difference."""
+    assert (estimated(0.3, 10) + estimated(0.1, 30)).relative_error == pytest.approx(0.15)
+    assert (estimated(0.0, 10) + estimated(0.5, 30)).relative_error == pytest.approx(0.375)
+    assert (estimated(0.2) + estimated(None)).relative_error is None
+    assert (estimated(0.2, 30) - estimated(0.2, 10)).relative_error is None
+    assert (estimated(0.0, 30) - estimated(0.0, 10)).relative_error == 0.0
+    unknown = Importance(totals={"w": torch.ones(1)}, count=3, relative_error=0.4)  # how many samples, nobody knows
+    assert (unknown + estimated(0.1)).relative_error == 0.4
+    assert repr(estimated(1 / 3)).endswith("samples=3, role=unknown, relative_error=0.333)")
+    assert repr(estimated(None)).endswith("relative_error=None)")
+
+
+@SETTINGS
+@given(ERRORS, ERRORS, ERRORS, st.integers(1, 9), st.integers(1, 9))
+def test_errors_of_sums_are_those_of_all_samples_in_any_order(a, b, c, n, m):
+    one, two, three = estimated(a, n), estimated(b, m), estimated(c)
+    found = ((one + two) + three).relative_error
+    known = [error for error in (a, b, c) if error is not None]
+    if len(known) < 3:
+        assert found is None
+    else:
+        assert min(known) * (1 - 1e-9) <= found <= max(known) * (1 + 1e-9)
+        assert found == pytest.approx((a * n + b * m + c * 3) / (n + m + 3))
+    again = (three + (two + one)).relative_error
+    assert found == again or found == pytest.approx(again)
+
+
+@pytest.mark.parametrize("error", [0.25, 0.0, None])
+def test_an_error_is_kept(tmp_path, error):
+    one = estimated(error)
+    kept = [one.to(dtype=torch.float64), one.unnormalised(), pickle.loads(pickle.dumps(one)), copy.deepcopy(one)]
+    one.save(tmp_path / "i")
+    for found in [*kept, Importance.load(tmp_path / "i")]:
+        assert found.relative_error == error
+
+
 def test_to_converts_and_refuses_half_precision():
     assert importance([1.0, 1.0]).to(dtype=torch.float32).totals["w"].dtype == torch.float32
     with pytest.raises(MismatchError, match=r"w: expected float32 or float64, saw torch.float16.*vanish"):
@@ -172,6 +221,9 @@ def test_nothing_has_no_mean():
         ({"count": -1}, r"Importance.count: expected a whole number ≥ 0, saw -1"),
         ({"count": 1.5}, "saw 1.5"),
         ({"samples": True}, "Importance.samples: expected a whole number ≥ 0, saw True"),
+        ({"relative_error": -0.1}, r"Importance.relative_error: expected a finite number ≥ 0 or None, saw -0.1"),
+        ({"relative_error": float("inf")}, "saw inf"),
+        ({"relative_error": "0"}, "saw '0'"),
         ({"role": "forgot"}, "did you mean 'forget'"),
     ],
 )
@@ -239,6 +291,26 @@ def test_what_is_saved_is_loaded(tmp_path_factory, term, samples, text, role, dt
     one.save(path)
     assert same(Importance.load(path), one)
     assert [p.name for p in path.parent.iterdir()] == ["i.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "error"), [("diagonal-fisher", 0.0), ("sketched-fisher", None), ("somebody-elses", None)]
+)
+def test_a_file_from_before_says_only_of_our_exact_estimators_that_they_are(tmp_path, estimator, error):
+    totals = {"w": torch.ones(2)}
+    header = {
+        "count": 4,
+        "samples": 4,
+        "role": "forget",
+        "fingerprint": attrs.asdict(Fingerprint(estimator=estimator)),
+        "trail": {"sizes": {"2": 2}, "order": "abc"},
+    }
+    text = json.dumps(header)
+    digest = importance_file._digest(text, totals)
+    metadata = {"format": "unlearnkit-importance-1", "importance": text, "digest": digest}
+    save_file(totals, tmp_path / "i", metadata)
+    found = Importance.load(tmp_path / "i")
+    assert (found.count, found.relative_error) == (4, error)
 
 
 def test_views_and_shared_memory_are_saved_too(tmp_path):

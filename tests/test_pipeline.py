@@ -22,6 +22,7 @@ from unlearnkit import (
     PluginManager,
     PluginWarning,
     Role,
+    SketchedFisher,
     Unlearner,
     UnlearnKitWarning,
     hookimpl,
@@ -94,6 +95,16 @@ def test_by_hand_the_same_as_its_three_steps():
     assert [e.role for e in report.evidence] == ["forget", "full"]
     assert [e.samples for e in report.evidence] == [4, 24]
     assert report.options == {"alpha": 1.5, "lam": 1.0, "epsilon": 0.0}
+
+
+def test_the_report_says_how_far_off_a_sketch_may_be():
+    sketch = SketchedFisher(probes=3)
+    method = SelectiveSynapticDampening(alpha=1.5)
+    report = Pipeline(unlearner=method, estimator=sketch).run(net(), forget=FORGET, reference=FULL)
+    found = [sketch.estimate(net(), data, objective=CE).relative_error for data in (FORGET, FULL)]
+    assert [e.relative_error for e in report.evidence] == found
+    assert 0 < found[1] < found[0]
+    assert len(report.uncertainty()) == 1
 
 
 def test_the_seconds_of_each_stage_are_recorded():

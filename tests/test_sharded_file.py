@@ -8,7 +8,7 @@ from pieces import damaged, importances, network, reads, saves, together
 from torch import nn
 from unlearnkit_prune import Prune
 
-from unlearnkit import Evidence, Importance, MismatchError, StoreError
+from unlearnkit import Evidence, Fingerprint, Importance, MismatchError, StoreError
 from unlearnkit.parameters import digest
 from unlearnkit.sharded_file import FILE, load_sharded, save_sharded
 
@@ -26,7 +26,7 @@ def copy(saved, tmp_path):
 
 def assert_equal(found, one):
     assert (found.count, found.samples, found.role, found.trail) == (one.count, one.samples, one.role, one.trail)
-    assert found.fingerprint == one.fingerprint
+    assert (found.fingerprint, found.relative_error) == (one.fingerprint, one.relative_error)
     assert {name: t.dtype for name, t in found.totals.items()} == {name: t.dtype for name, t in one.totals.items()}
     for name, total in one.totals.items():
         assert torch.equal(found.totals[name], total), name
@@ -71,6 +71,15 @@ def test_one_process_writes_what_it_reads(tmp_path):
     assert_equal(load_sharded(tmp_path / "importance"), whole)
     save_sharded(whole + whole, tmp_path / "importance")
     assert load_sharded(tmp_path / "importance").count == 4
+
+
+def test_an_error_is_kept_and_what_was_written_before_is_read(tmp_path):
+    sketch, exact = Fingerprint(estimator="sketched-fisher"), Fingerprint(estimator="diagonal-fisher")
+    for kind, error, read in [(sketch, 0.5, 0.5), (sketch, None, None), (exact, None, 0.0)]:
+        one = Importance(totals={"a": torch.rand(2)}, count=2, fingerprint=kind, relative_error=error)
+        save_sharded(one, tmp_path / "importance")
+        assert ("relative_error" in (tmp_path / "importance" / FILE).read_text()) == (error is not None)
+        assert load_sharded(tmp_path / "importance").relative_error == read
 
 
 def test_another_model_is_refused_by_name(saved):

@@ -30,6 +30,7 @@ from unlearnkit.ranks import Ranks, joined
 from unlearnkit.resuming import estimate_resumable
 from unlearnkit.shards import is_spread
 from unlearnkit.sharing import Shared, tell, wait_for_all
+from unlearnkit.uncertainty import of_sum
 
 __all__ = ["Ranks", "Shared", "estimate_together", "forget_parts", "joined", "wait_for_all"]
 
@@ -110,6 +111,7 @@ def estimate_together(
         samples=sum(one.samples for one in told),
         role=role,
         trail=_trail([one.trail for one in found]),
+        relative_error=of_sum((one.relative_error, one.samples) for one in found),
         fingerprint=_in_float64(found[0].fingerprint),
     )
 
@@ -168,12 +170,20 @@ class _Told:
     samples: int = 0
     fingerprint: Fingerprint | None = None
     trail: BatchTrail = attrs.field(factory=BatchTrail)
+    relative_error: float | None = 0.0
 
     @classmethod
     def of(cls, own: Importance | None, *, error: str, model: str) -> "_Told":
         if own is None:
             return cls(error=error, model=model)
-        return cls(model=model, count=own.count, samples=own.samples, fingerprint=own.fingerprint, trail=own.trail)
+        return cls(
+            model=model,
+            count=own.count,
+            samples=own.samples,
+            fingerprint=own.fingerprint,
+            trail=own.trail,
+            relative_error=own.relative_error,
+        )
 
 
 def _check(told: list[_Told]) -> None:

@@ -83,8 +83,20 @@ class ImportanceEstimator(abc.ABC):
 
         Returns:
             One total per trainable parameter (see `unlearnkit.trainable`), in at least float32, on the model's
-            device, and how many terms it has. The framework adds fingerprint, sample count and trail.
+            device, and how many terms it has. The framework adds fingerprint, sample count, trail and relative error.
         """
+
+    def relative_error(self, sizes: Mapping[int, int]) -> float | None:
+        """Bound the relative standard deviation of a weight's total; override it when random numbers are drawn.
+
+        Args:
+            sizes: Batch size to how many batches of that size, as in `unlearnkit.BatchTrail`.
+
+        Returns:
+            0.0 when totals are exact but for rounding; None when no bound is known.
+        """
+        del sizes
+        return 0.0
 
     def accumulator(self, model: nn.Module, *, objective: Objective) -> "Accumulator":
         """Start one pass over data; override it to keep state between batches instead of adding whole importances.
@@ -170,6 +182,7 @@ class ImportanceEstimator(abc.ABC):
             samples=samples,
             trail=trail,
             role=role,
+            relative_error=self.relative_error(trail.sizes),
             fingerprint=with_precision(fingerprint, total, pass_.differentiated() or named),
         )
 

@@ -14,6 +14,7 @@ from unlearnkit.frozen import by_fields, read_only
 from unlearnkit.parameters import extremes
 from unlearnkit.provenance import BatchTrail, Fingerprint, Role
 from unlearnkit.shards import layout, local, spread_like
+from unlearnkit.uncertainty import is_bound, of_rest, of_sum
 
 _WIDE = (torch.float32, torch.float64)
 
@@ -33,6 +34,11 @@ def _check_number(_: Any, field: "attrs.Attribute[int]", value: Any) -> None:
         raise MismatchError(f"Importance.{field.name}: expected a whole number ≥ 0, saw {value!r}")
 
 
+def _check_error(_: Any, field: "attrs.Attribute[Any]", value: Any) -> None:
+    if not is_bound(value):
+        raise MismatchError(f"Importance.{field.name}: expected a finite number ≥ 0 or None, saw {value!r}")
+
+
 def _check_totals(_: Any, __: Any, totals: Mapping[str, Tensor]) -> None:
     if not totals:
         raise MismatchError("Importance.totals: expected at least one named tensor, saw none")
@@ -49,7 +55,7 @@ def _check_totals(_: Any, __: Any, totals: Mapping[str, Tensor]) -> None:
 @final
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Importance:
-    """The exact sum of one non-negative term per sample (or batch) for every weight, and the number of terms.
+    """The sum of one non-negative term per sample (or batch) for every weight, and the number of terms.
 
     Merging is addition, removing data is subtraction, the mean is derived. Only like may meet like: the fingerprint
     says what was measured, on which model, and mixing kinds is a `MismatchError`.
@@ -63,6 +69,9 @@ class Importance:
         fingerprint: What was measured and on which model.
         role: Which set it was measured on.
         trail: Batch sizes and order, as they were iterated.
+        relative_error: Bound on the standard deviation of a weight's total, relative to it, over the random numbers
+            that it was estimated with: 0.0 when it is exact, which is the rule; for a sketch see
+            `unlearnkit.SketchedFisher.relative_error`; None when no bound is known. Rounding is not in it.
 
     Example:
         >>> one = Importance(totals={"w": torch.tensor([1.0, 4.0])}, count=1, samples=1)
@@ -79,18 +88,24 @@ class Importance:
     fingerprint: Fingerprint = attrs.field(factory=Fingerprint)
     role: Role = attrs.field(default=Role.UNKNOWN, converter=Role)
     trail: BatchTrail = attrs.field(factory=BatchTrail)
+    relative_error: float | None = attrs.field(default=0.0, validator=_check_error)
 
     __reduce__ = by_fields
 
     def __repr__(self) -> str:
         weights = sum(t.numel() for t in self.totals.values())
+        said = None if self.relative_error is None else f"{self.relative_error:.3g}"
+        error = "" if said == "0" else f", relative_error={said}"
         return (
             f"Importance({len(self.totals)} tensors, {weights} weights, count={self.count}, "
-            f"samples={self.samples}, role={self.role.value})"
+            f"samples={self.samples}, role={self.role.value}{error})"
         )
 
     def merge(self, other: "Importance") -> "Importance":
         """Add the importance of further data: I(A) + I(B) = I(A ∪ B) for disjoint A and B.
+
+        Relative errors do not shrink by adding, see `unlearnkit.uncertainty.of_sum`: two importances may only meet when
+        their options are the same, the seed among them, and then both were measured with the same random numbers.
 
         Args:
             other: The same names, shapes, dtypes, device and kind.
@@ -109,12 +124,14 @@ class Importance:
             samples=self.samples + other.samples,
             role=self.role if self.role is other.role else Role.UNKNOWN,
             trail=self.trail.then(other.trail),
+            relative_error=of_sum((one.relative_error, one.samples) for one in (self, other)),
         )
 
     def subtract(self, other: "Importance") -> "Importance":
         """Remove the importance of data that this one contains: I(D) − I(D_f) = I(D_r).
 
-        Differences that are negative by rounding become 0; larger ones mean that ``other`` was not a part.
+        Differences that are negative by rounding become 0; larger ones mean that ``other`` was not a part. How far off
+        a difference is cannot be said unless both are exact: its ``relative_error`` is None.
 
         Args:
             other: The importance of a part of this one's data, of the same kind.
@@ -146,6 +163,7 @@ class Importance:
             samples=self.samples - other.samples,
             role=Role.UNKNOWN,
             trail=BatchTrail(),
+            relative_error=of_rest(self.relative_error, other.relative_error),
         )
 
     __add__ = merge

@@ -17,6 +17,7 @@ from unlearnkit.importance import Importance
 from unlearnkit.provenance import BatchTrail, Fingerprint
 from unlearnkit.saving import save_tensors
 from unlearnkit.shards import need_whole
+from unlearnkit.uncertainty import recorded
 
 _FORMAT = "unlearnkit-importance-1"
 
@@ -41,6 +42,7 @@ def save(importance: Importance, path: str | Path) -> None:
             "sizes": {str(k): v for k, v in importance.trail.sizes.items()},
             "order": importance.trail.order,
         },
+        "relative_error": importance.relative_error,
     }
     text = json.dumps(header)
     metadata = {"format": _FORMAT, "importance": text, "digest": _digest(text, importance.totals)}
@@ -97,11 +99,13 @@ def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _rebuild(header: dict[str, Any], totals: dict[str, Any]) -> Importance:
+    fingerprint = cattrs.structure(header["fingerprint"], Fingerprint)
     return Importance(
         totals=totals,
         count=header["count"],
         samples=header["samples"],
         role=header["role"],
-        fingerprint=cattrs.structure(header["fingerprint"], Fingerprint),
+        fingerprint=fingerprint,
         trail=BatchTrail(sizes=header["trail"]["sizes"], order=header["trail"]["order"]),
+        relative_error=recorded(header.get("relative_error"), fingerprint.estimator),
     )

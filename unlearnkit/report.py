@@ -6,6 +6,7 @@ from typing import Any, final
 import attrs
 
 from unlearnkit.provenance import Fingerprint
+from unlearnkit.uncertainty import as_text, recorded
 
 
 @final
@@ -41,6 +42,7 @@ class Evidenced:
         batches: Batch sizes as text, as ``"97 × 512, 1 × 336"``.
         order: Hash of the data in its order.
         fingerprint: Its kind.
+        relative_error: See `unlearnkit.Importance`; None also when it was reported before errors were.
     """
 
     role: str
@@ -49,6 +51,12 @@ class Evidenced:
     batches: str
     order: str
     fingerprint: Fingerprint
+    relative_error: float | None = None
+
+    @property
+    def error(self) -> float | None:
+        """Its relative error, that of an exact estimator of an older report included."""
+        return recorded(self.relative_error, self.fingerprint.estimator)
 
 
 @final
@@ -132,6 +140,28 @@ class Report:
             why = f" {self.remarks[0]}" if self.remarks else ""
             return f"{self.method} changed nothing: 0 of {self.size} weights.{why}"
         return f"{self.method} changed {self.changed} of {self.size} weights ({100 * self.fraction:.3g} %)."
+
+    def uncertainty(self) -> tuple[str, ...]:
+        """Say how far the importances may be off, where they were estimated with random numbers.
+
+        Returns:
+            One sentence; none when all are exact.
+
+        Example:
+            >>> kind = Fingerprint(estimator="sketched-fisher")
+            >>> seen = dict(role="forget", count=64, samples=64, batches="2 × 32", order="", fingerprint=kind)
+            >>> print(*Report(method="ssd", evidence=(Evidenced(**seen, relative_error=0.25),)).uncertainty())
+            Importances are estimates: standard deviation of a weight's total up to 25 % (forget), where its gradients \
+are spread evenly over the batches.
+        """
+        estimated = [f"{as_text(one.error)} ({one.role})" for one in self.evidence if one.error != 0]
+        if not estimated:
+            return ()
+        said = (
+            f"Importances are estimates: standard deviation of a weight's total {', '.join(estimated)}, where its "
+            "gradients are spread evenly over the batches."
+        )
+        return (said,)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, the derived numbers included.

@@ -5,12 +5,43 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
+import attrs
 import cattrs
+from cattrs.gen import make_dict_unstructure_fn, override
 
 from unlearnkit.errors import StoreError, UnlearnKitError
 from unlearnkit.files import atomic_write
 
 T = TypeVar("T")
+_ADDED = "added to the format"
+
+
+def added(*, default: Any) -> Any:
+    """Declare a field that sealed files from before do not have, so that they are still read.
+
+    Args:
+        default: What they are taken to say. It is never written: so their text comes out as it was.
+
+    Returns:
+        An ``attrs.field``.
+    """
+    return attrs.field(default=default, metadata={_ADDED: True})
+
+
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter()
+
+    def plain(cls: type[attrs.AttrsInstance]) -> Any:
+        left_out: dict[str, Any] = {
+            f.name: override(omit_if_default=True) for f in attrs.fields(cls) if _ADDED in f.metadata
+        }
+        return make_dict_unstructure_fn(cls, converter, **left_out)
+
+    converter.register_unstructure_hook_factory(attrs.has, plain)
+    return converter
+
+
+_CONVERTER = _converter()
 
 
 def seal(value: Any, *, kind: str) -> str:
@@ -23,7 +54,7 @@ def seal(value: Any, *, kind: str) -> str:
     Returns:
         The text.
     """
-    return _dump({"kind": kind, "digest": seal_digest(value), "content": cattrs.unstructure(value)})
+    return _dump({"kind": kind, "digest": seal_digest(value), "content": _CONVERTER.unstructure(value)})
 
 
 def seal_digest(value: Any) -> str:
@@ -41,7 +72,7 @@ def seal_digest(value: Any) -> str:
         >>> seal_digest(Point(1)) == seal_digest(Point(1)) != seal_digest(Point(2))
         True
     """
-    return hashlib.blake2b(_dump(cattrs.unstructure(value)).encode(), digest_size=32).hexdigest()
+    return hashlib.blake2b(_dump(_CONVERTER.unstructure(value)).encode(), digest_size=32).hexdigest()
 
 
 def unseal(text: str, cls: type[T], *, kind: str, where: str) -> T:
@@ -62,7 +93,7 @@ def unseal(text: str, cls: type[T], *, kind: str, where: str) -> T:
     try:
         raw = json.loads(text)
         seen = raw["kind"]
-        value = cattrs.structure(raw["content"], cls) if seen == kind else None
+        value = _CONVERTER.structure(raw["content"], cls) if seen == kind else None
     except (ValueError, TypeError, KeyError, RecursionError, UnlearnKitError, cattrs.BaseValidationError) as error:
         raise StoreError(f"{where} is damaged: expected {kind}, saw {_leaves(error)}") from error
     if value is None:

@@ -20,8 +20,9 @@ from unlearnkit.files import atomic_folder
 from unlearnkit.importance import Importance
 from unlearnkit.parameters import trainable
 from unlearnkit.provenance import BatchTrail, Fingerprint
-from unlearnkit.sealed import read_sealed, write_sealed
+from unlearnkit.sealed import added, read_sealed, write_sealed
 from unlearnkit.shards import agreed, local, place, settle, spread_like, told
+from unlearnkit.uncertainty import recorded
 
 FORMAT = "unlearnkit-sharded-importance-1"
 FILE = "importance.json"
@@ -61,6 +62,7 @@ class _Saved:
     order: str
     tensors: Mapping[str, _Tensor]
     files: Mapping[str, str] = attrs.field(factory=dict)
+    relative_error: float | None = added(default=None)
 
     @classmethod
     def of(cls, importance: Importance) -> "_Saved":
@@ -72,6 +74,7 @@ class _Saved:
             sizes=dict(importance.trail.sizes),
             order=importance.trail.order,
             tensors={name: _Tensor.of(total) for name, total in importance.totals.items()},
+            relative_error=importance.relative_error,
         )
 
     def importance(self, totals: Mapping[str, Tensor]) -> Importance:
@@ -83,6 +86,7 @@ class _Saved:
             role=self.role,
             fingerprint=self.fingerprint,
             trail=trail,
+            relative_error=recorded(self.relative_error, self.fingerprint.estimator),
         )
 
 

@@ -259,6 +259,7 @@ def _evidenced(importance: Importance) -> Evidenced:
         batches=importance.trail.describe(),
         order=importance.trail.order,
         fingerprint=importance.fingerprint,
+        relative_error=importance.relative_error,
     )
 
 

@@ -107,6 +107,7 @@ def test_provenance(kind):
     assert (found.fingerprint.labels, found.fingerprint.unit) == ("model", "sample")
     assert "memory_budget" not in found.fingerprint.options
     assert ("seed=0, draws=1" if kind is SampledFisher else "") == found.fingerprint.options
+    assert found.relative_error == (None if kind is SampledFisher else 0.0)
 
 
 @pytest.mark.parametrize("kind", BOTH)

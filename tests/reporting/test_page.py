@@ -143,6 +143,15 @@ def test_what_the_full_page_says(pages):
     assert len(re.findall("<svg", pages["full"])) == 11
 
 
+def test_it_says_which_importances_are_estimates(pages):
+    assert "exact" in visible(pages["full"]).partition("Importances that were used")[2]
+    sketch = attrs.evolve(FULL.report.evidence[0], relative_error=0.25)
+    record = attrs.evolve(FULL, report=attrs.evolve(FULL.report, evidence=(sketch,)))
+    said = visible(render_page(record)).partition("Options and provenance")[2]
+    assert record.report.uncertainty()[0] in said
+    assert "up to 25 %" in said.partition("Importances that were used")[2]
+
+
 def test_in_words_where_there_is_no_picture(pages):
     said = visible(pages["bare"])
     for words in (

@@ -4,6 +4,7 @@ import itertools
 import json
 import signal
 
+import attrs
 import pytest
 from forked import run
 from overwriting import overwrite, result
@@ -12,7 +13,8 @@ from torch import nn
 from unlearnkit.checkpoint import load_checkpoint
 from unlearnkit.errors import StoreError
 from unlearnkit.evaluation import LossAndAccuracy
-from unlearnkit.report import Report, TensorChange
+from unlearnkit.provenance import Fingerprint
+from unlearnkit.report import Evidenced, Report, TensorChange
 from unlearnkit.reporting import RunRecord, read_record, write_result
 
 
@@ -29,6 +31,31 @@ def test_plain_values():
     assert plain["before"] == {"forget-test": {"loss": 0.5, "accuracy": None, "samples": 3}}
     assert plain["sentence"] == "m changed 1 of 4 weights (25 %)."
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+
+
+def test_importances_that_are_estimates_are_said_to_be(tmp_path):
+    def used(role, error, estimator="sketched-fisher"):
+        kind = Fingerprint(estimator=estimator)
+        return Evidenced(
+            role=role, count=9, samples=9, batches="9 × 1", order="", fingerprint=kind, relative_error=error
+        )
+
+    def said(*evidence):
+        known = record()
+        known = attrs.evolve(known, report=attrs.evolve(known.report, evidence=evidence))
+        write_result(tmp_path / "m", None, known, metadata={})
+        again = read_record(tmp_path / "m")
+        assert again.report.evidence == evidence
+        return again.sentence()
+
+    where = "where its gradients are spread evenly over the batches."
+    assert said(used("forget", 0.25), used("full", 0.0123)).endswith(
+        "Importances are estimates: standard deviation of a weight's total up to 25 % (forget), up to 1.2 % (full), "
+        + where
+    )
+    assert "total not known (full), where" in said(used("forget", 0.0), used("full", None))
+    for exact in (used("forget", 0.0), used("forget", None, "diagonal-fisher")):  # None: by an older version
+        assert said(exact) == "m changed 1 of 4 weights (25 %)."
 
 
 def test_a_folder_with_both_files(tmp_path):

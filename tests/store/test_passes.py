@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from unlearnkit import BatchedDiagonalFisher, ConfigurationError, CrossEntropy, DiagonalFisher
+from unlearnkit import BatchedDiagonalFisher, ConfigurationError, CrossEntropy, DiagonalFisher, SketchedFisher
 from unlearnkit.errors import StoreError
 from unlearnkit.store import ImportanceStore, estimate_resumable, fill
 
@@ -37,6 +37,16 @@ def run(data, checkpoint, **options):
     return estimate_resumable(
         DiagonalFisher(), model(), data, objective=CrossEntropy(), checkpoint=checkpoint, **chosen
     )
+
+
+def test_segments_of_a_sketch_begin_with_the_same_signs_and_their_errors_are_added(tmp_path):
+    sketch = SketchedFisher(probes=2)
+    found = estimate_resumable(
+        sketch, model(), batches(5), objective=CrossEntropy(), checkpoint=tmp_path / "part", every=3
+    )
+    three, two = (sketch.relative_error({4: count}) for count in (3, 2))
+    assert found.relative_error == pytest.approx((3 * three + 2 * two) / 5)
+    assert found.relative_error > sketch.relative_error({4: 5})
 
 
 @pytest.mark.parametrize("stop", range(8))

@@ -86,6 +86,40 @@ def test_a_part_is_taken_out_of_its_group_and_of_the_total(store):
     assert [(c.name, c.entries, c.of) for c in lost] == [("a", 1, 2)]  # 8 − 8 has no digits left
 
 
+SKETCH = attrs.evolve(KIND, estimator="sketched-fisher")
+
+
+def sketched(error, count):
+    return attrs.evolve(importance(count, 2.0 * count, count=count, kind=SKETCH), relative_error=error)
+
+
+def test_errors_are_kept_added_and_lost_with_a_part(tmp_path):
+    store = ImportanceStore.create(tmp_path / "store")
+    for key, found in {"cat": sketched(0.4, 10), "dog": sketched(0.0, 30), "owl": sketched(0.1, 40)}.items():
+        store.put(key, found)
+    again = ImportanceStore.open(store.folder)
+    assert [again.group(key).relative_error for key in again.keys] == [0.4, 0.0, 0.1]
+    assert again.total().relative_error == pytest.approx((4 + 0 + 4) / 80)
+    assert again.groups(["cat", "dog"]).relative_error == pytest.approx(0.1)
+    assert again.rest(["cat"]).relative_error == pytest.approx(4 / 70)
+    again.take_out("owl", sketched(0.1, 1))
+    assert again.group("owl").relative_error is None
+    assert again.total().relative_error is None
+    again.remove(["owl"])
+    assert again.total().relative_error == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("kind", "error"), [(KIND, 0.0), (SKETCH, None)])
+def test_a_store_from_before_errors_were_kept_is_read(tmp_path, kind, error):
+    """Entries said nothing of errors: the text of the manifest was that of entries without one."""
+    store = ImportanceStore.create(tmp_path / "store")
+    store.put("cat", attrs.evolve(importance(1.0, 2.0, kind=kind), relative_error=None))
+    assert "relative_error" not in (store.folder / "manifest.json").read_text()
+    store.put("dog", importance(3.0, 4.0, kind=kind))
+    assert "relative_error" in (store.folder / "manifest.json").read_text()
+    assert store.group("cat").relative_error == store.total().relative_error == error
+
+
 def test_cancellation_is_counted_where_digits_are_lost_and_only_there(tmp_path):
     store = ImportanceStore.create(tmp_path / "store")
     store.put("all", importance(1.0, 1.0 + 1e-15, count=100))

@@ -13,7 +13,7 @@ from overwriting import EVENTS
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from unlearnkit import CrossEntropy, DiagonalFisher, UnlearnKitError
+from unlearnkit import CrossEntropy, DiagonalFisher, SketchedFisher, UnlearnKitError
 from unlearnkit.comparison import Comparison
 from unlearnkit.config import load_config
 from unlearnkit.data import LabelledImages, loader
@@ -77,7 +77,8 @@ def estimate(samples, case=""):
         data = iter(list(data))
     if case == "killed" and last():
         os.kill(os.getpid(), signal.SIGKILL)
-    return estimate_together(DiagonalFisher(), model, data, objective=CrossEntropy(), role="full")
+    estimator = SketchedFisher() if case == "a sketch" else DiagonalFisher()
+    return estimate_together(estimator, model, data, objective=CrossEntropy(), role="full")
 
 
 def dying(data, rank, after):

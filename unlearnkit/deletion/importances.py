@@ -12,6 +12,7 @@ from unlearnkit.errors import StoreError, raise_all
 from unlearnkit.importance import Importance
 from unlearnkit.provenance import Role
 from unlearnkit.store import ImportanceStore, difference, on_disk, summed
+from unlearnkit.uncertainty import of_rest, of_sum
 
 
 @final
@@ -98,6 +99,7 @@ def _sum(pieces: list[Importance]) -> Importance:
         samples=sum(piece.samples for piece in pieces),
         role=Role.FORGET,
         trail=trail,
+        relative_error=of_sum((piece.relative_error, piece.samples) for piece in pieces),
     )
 
 
@@ -109,4 +111,5 @@ def _without(total: Importance, part: Importance, *, eps: float) -> Importance:
         count=total.count - part.count,
         samples=total.samples - part.samples,
         role=Role.RETAIN,
+        relative_error=of_rest(total.relative_error, part.relative_error),
     )

@@ -1,6 +1,7 @@
 """The random-sign sketch of the diagonal Fisher: right on average, on any model, for one ordinary backward pass."""
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar, final
 
@@ -9,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit.batches import batch_size
-from unlearnkit.errors import MismatchError
-from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimator, options_text
+from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
 from unlearnkit.feeding import sent
 from unlearnkit.fisher.general import refuse_batch_statistics
 from unlearnkit.fisher.sharded import SquaredSums
@@ -18,7 +18,6 @@ from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective, check_losses
 from unlearnkit.options import option
 from unlearnkit.parameters import dense, trainable, wide
-from unlearnkit.provenance import Fingerprint
 from unlearnkit.shards import is_spread
 
 
@@ -30,10 +29,13 @@ class SketchedFisher(ImportanceEstimator):
     E[(Σ_i s_i g_i)²] = Σ_i g_i², because E[s_i s_j] = 0 for i ≠ j: an unbiased estimate of `DiagonalFisher` that needs
     no rule for any layer. All signs +1 would be the squared batch gradient, which is biased. The relative standard
     deviation of a weight's total is at most √(2 / (batches · R)) when its gradients are spread evenly over the
-    batches; see `relative_error`.
+    batches; a result says it as its ``relative_error``.
 
     The signs depend on the seed, on the position in the pass and on the batch size, so that totals are reproducible
-    but do depend on batch size and order.
+    but do depend on batch size and order. They do not depend on the data: two passes over different data draw the same
+    signs, and what they find is correlated: for two batches of n samples with gradients a_i and b_i the covariance is
+    2·[(Σ_i a_i b_i)² − Σ_i a_i² b_i²] / R, which for a = b is the variance itself. So errors of importances that are
+    added (over groups, segments of a pass or processes) are counted as if they could not cancel.
 
     Example:
         >>> from unlearnkit.objective import CrossEntropy
@@ -62,38 +64,32 @@ class SketchedFisher(ImportanceEstimator):
             return SquaredSums(model, objective, terms=partial(_terms, coins, self.probes), counted=int)
         return _Sketch(model, objective, probes=self.probes, coins=coins)
 
-    def relative_error(self, batches: int | Importance) -> float:
-        """Bound the relative standard deviation of a total.
+    def relative_error(self, sizes: Mapping[int, int]) -> float:
+        """Bound the relative standard deviation of a weight's total over the signs; a result has it as an attribute.
+
+        Var[(Σ_i s_i g_i)²] = 2·[(Σ_i g_i²)² − Σ_i g_i⁴] ≤ 2·(1 − 1/n)·(Σ_i g_i²)² in a batch of n samples, because
+        Σ_i g_i⁴ ≥ (Σ_i g_i²)²/n, and the signs of two batches of a pass are independent.
 
         Args:
-            batches: A result, which says how many batches it is of; or how many there are to be.
+            sizes: Batch size n_b to how many batches of that size: of a pass that is planned, say.
 
         Returns:
-            √(2 / (batches · R)): for weights whose gradients are spread evenly over the batches; up to √(2 / R) for
-            those that only one batch moves.
+            √(2 Σ_b n_b (n_b − 1) / R) / Σ_b n_b, for weights whose squares are spread evenly over the batches, each
+            according to its size. It is 0 for batches of one sample, and at most √(2 / (batches · R)) when all have one
+            size. A weight that a single batch moves may have up to √(2 / R), whatever there are of others.
 
         Raises:
-            ValueError: Fewer than one batch.
-            MismatchError: A result of another estimator, or with other options.
+            ValueError: Not one sample.
 
         Example:
-            >>> SketchedFisher(probes=2).relative_error(100)
+            >>> SketchedFisher(probes=2).relative_error({50: 98})
             0.1
         """
-        if isinstance(batches, Importance):
-            self._check_mine(batches.fingerprint)
-            batches = sum(batches.trail.sizes.values())
-        if batches < 1:
-            raise ValueError(f"expected at least one batch, saw {batches}")
-        return math.sqrt(2 / (batches * self.probes))
-
-    def _check_mine(self, seen: Fingerprint) -> None:
-        mine = (self.name, options_text(self))
-        if (seen.estimator, seen.options) != mine:
-            raise MismatchError(
-                f"expected an importance of {mine[0]} with {mine[1]}, saw one of {seen.estimator} with "
-                f"{seen.options or 'no options'}: ask the estimator that it came from"
-            )
+        samples = sum(size * times for size, times in sizes.items())
+        if samples < 1:
+            raise ValueError(f"expected at least one batch, saw {dict(sizes)}")
+        pairs = sum(size * (size - 1) * times for size, times in sizes.items())
+        return math.sqrt(2 * pairs / self.probes) / samples
 
 
 @final

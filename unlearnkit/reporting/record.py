@@ -87,12 +87,13 @@ class RunRecord:
         return judge(self.report, self.before, self.after, retrained=self.retrained, views=self.views)
 
     def sentence(self) -> str:
-        """Say in words what the edit did and, where it was measured, what that came to; see `verdict`.
+        """Say what the edit did, what that came to where it was measured (see `verdict`), and what is estimated.
 
         Returns:
             One sentence or several.
         """
-        return " ".join([self.report.sentence(), *verdict(self.report, self.before, self.after)])
+        found = verdict(self.report, self.before, self.after)
+        return " ".join([self.report.sentence(), *found, *self.report.uncertainty()])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON.

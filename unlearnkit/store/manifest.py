@@ -1,14 +1,16 @@
 """What a store of importances says of itself, in one JSON file that is replaced whole."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, final
 
 import attrs
 
+from unlearnkit.importance import Importance
 from unlearnkit.provenance import Fingerprint
-from unlearnkit.sealed import read_sealed, write_sealed
+from unlearnkit.sealed import added, read_sealed, write_sealed
 from unlearnkit.store.shards import Shard
+from unlearnkit.uncertainty import of_rest, of_sum
 
 FORMAT = "unlearnkit-store-1"
 FILE = "manifest.json"
@@ -23,11 +25,60 @@ class Entry:
         shards: Its files.
         count: Terms.
         samples: Samples.
+        relative_error: See `unlearnkit.Importance`; None also when it was stored before errors were.
     """
 
     shards: tuple[Shard, ...]
     count: int
     samples: int
+    relative_error: float | None = added(default=None)
+
+    @classmethod
+    def of(cls, importance: Importance) -> "Entry":
+        """Describe an importance whose totals are in no file yet.
+
+        Args:
+            importance: Any.
+
+        Returns:
+            An entry without files.
+        """
+        return cls(
+            shards=(), count=importance.count, samples=importance.samples, relative_error=importance.relative_error
+        )
+
+    @classmethod
+    def together(cls, parts: Sequence["Entry"]) -> "Entry":
+        """Describe a sum whose totals are in no file yet.
+
+        Args:
+            parts: What is added.
+
+        Returns:
+            An entry without files.
+        """
+        return cls(
+            shards=(),
+            count=sum(part.count for part in parts),
+            samples=sum(part.samples for part in parts),
+            relative_error=of_sum((part.relative_error, part.samples) for part in parts),
+        )
+
+    def without(self, part: Importance) -> "Entry":
+        """Describe a difference whose totals are in no file yet.
+
+        Args:
+            part: What is taken away.
+
+        Returns:
+            An entry without files.
+        """
+        return Entry(
+            shards=(),
+            count=self.count - part.count,
+            samples=self.samples - part.samples,
+            relative_error=of_rest(self.relative_error, part.relative_error),
+        )
 
 
 @final

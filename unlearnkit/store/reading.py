@@ -17,6 +17,7 @@ from unlearnkit.store.algebra import summed
 from unlearnkit.store.manifest import Entry, StoreManifest, read_manifest
 from unlearnkit.store.shards import read_shards, write_shards
 from unlearnkit.suggest import nearest
+from unlearnkit.uncertainty import recorded
 
 T = TypeVar("T")
 _TRIES = 5
@@ -86,6 +87,7 @@ def importance_of(
         samples=entry.samples,
         role=role,
         fingerprint=attrs.evolve(manifest.fingerprint, model=manifest.models[-1]),
+        relative_error=recorded(entry.relative_error, manifest.fingerprint.estimator),
     )
 
 
@@ -110,8 +112,7 @@ def sum_of(folder: Path, manifest: StoreManifest, keys: tuple[str, ...], role: R
     if len(entries) == 1:
         return importance_of(folder, manifest, entries[0], role)
     totals = on_disk(summed([read_shards(folder, entry.shards) for entry in entries], torch.float64))
-    whole = Entry(shards=(), count=sum(e.count for e in entries), samples=sum(e.samples for e in entries))
-    return importance_of(folder, manifest, whole, role, totals)
+    return importance_of(folder, manifest, Entry.together(entries), role, totals)
 
 
 def on_disk(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

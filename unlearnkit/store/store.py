@@ -229,7 +229,7 @@ class ImportanceStore:
             if key in manifest.groups:
                 raise StoreError(f"{self.folder} has a group {key!r} already: remove it first")
             check_kind(self.folder, manifest, importance)
-            entry = writer.write(importance.totals.items(), count=importance.count, samples=importance.samples)
+            entry = writer.write(importance.totals.items(), Entry.of(importance))
             fingerprint = manifest.fingerprint or importance.fingerprint
             writer.commit({**manifest.groups, key: entry}, added=entry, fingerprint=fingerprint)
 
@@ -305,7 +305,7 @@ class ImportanceStore:
             )
         whole = read_shards(self.folder, entry.shards)
         rest = difference(whole, part.totals, terms=entry.count, eps=rounding(manifest), lost=lost)
-        return writer.write(rest, count=entry.count - part.count, samples=entry.samples - part.samples)
+        return writer.write(rest, entry.without(part))
 
     def forget_edits_after(self, model: str) -> None:
         """Note that edits were rolled back.

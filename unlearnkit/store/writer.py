@@ -65,19 +65,17 @@ class Writer:
         """Of the stored totals."""
         return torch.float64 if self.manifest.precision == "float64" else torch.float32
 
-    def write(self, tensors: Iterable[tuple[str, Tensor]], *, count: int, samples: int) -> Entry:
+    def write(self, tensors: Iterable[tuple[str, Tensor]], entry: Entry) -> Entry:
         """Write totals to new files, which nobody sees yet.
 
         Args:
             tensors: Name and total.
-            count: Terms.
-            samples: Samples.
+            entry: What they are, without files.
 
         Returns:
             What a manifest says of them.
         """
-        shards = write_shards(self.folder, map(self._narrow, tensors))
-        return Entry(shards=shards, count=count, samples=samples)
+        return attrs.evolve(entry, shards=write_shards(self.folder, map(self._narrow, tensors)))
 
     def _narrow(self, named: tuple[str, Tensor]) -> tuple[str, Tensor]:
         return named[0], named[1].to(self.dtype)
@@ -102,8 +100,7 @@ class Writer:
         if len(parts) < 2:
             return parts[0] if parts else None
         read = [read_shards(self.folder, part.shards) for part in parts]
-        count, samples = sum(part.count for part in parts), sum(part.samples for part in parts)
-        return self.write(summed(read, torch.float64), count=count, samples=samples)
+        return self.write(summed(read, torch.float64), Entry.together(parts))
 
 
 def sweep(folder: Path, manifest: StoreManifest) -> None:

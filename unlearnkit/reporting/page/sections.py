@@ -13,6 +13,7 @@ from unlearnkit.reporting.page.parts import Picture, Section, Table, number
 from unlearnkit.reporting.plots import accuracy_bars, edited_layers, timings, tuning_frontier
 from unlearnkit.reporting.plots.layers import layers_of
 from unlearnkit.reporting.record import RunRecord
+from unlearnkit.uncertainty import as_text
 
 _SHOWN = 12  # values of a list, before it is cut
 
@@ -240,18 +241,25 @@ def provenance(record: RunRecord) -> Section:
             f"{e.samples:,}",
             e.batches,
             ", ".join(filter(None, (e.fingerprint.estimator, e.fingerprint.objective, e.fingerprint.options))),
+            "exact" if e.error == 0 else as_text(e.error),
         )
         for e in report.evidence
     )
     tables = [Table(caption="Where it comes from", header=("what", "value"), rows=rows)]
     if evidence:
-        header = ("importance", "samples", "batches", "how")
+        header = ("importance", "samples", "batches", "how", "standard deviation")
         tables.insert(0, Table(caption="Importances that were used", header=header, rows=evidence))
     if options:
         tables.insert(0, Table(caption=f"Options of {report.method}", header=("option", "value"), rows=options))
     config: Mapping[str, Any] = manifest.get("config", {})
     folded = (("The whole configuration", json.dumps(config, indent=2, ensure_ascii=False)),) if config else ()
-    return Section(name="provenance", title="Options and provenance", tables=tuple(tables), folded=folded)
+    return Section(
+        name="provenance",
+        title="Options and provenance",
+        words=report.uncertainty(),
+        tables=tuple(tables),
+        folded=folded,
+    )
 
 
 def _listed(values: Any) -> str:

@@ -1,0 +1,43 @@
+"""The importances of a request, from a store of sketches: how far off they may be is said of sums, and not of rests."""
+
+import numpy as np
+import pytest
+import torch
+
+from unlearnkit import Fingerprint, Importance, Role
+from unlearnkit.data import DataBundle, LabelledImages
+from unlearnkit.deletion.importances import find
+from unlearnkit.deletion.population import Population
+from unlearnkit.store import ImportanceStore
+
+KIND = Fingerprint(estimator="sketched-fisher", unit="sample", precision="gradients float32, totals float32", model="m")
+
+
+def sketched(samples, error):
+    totals = {"w": torch.full((2,), float(samples))}
+    return Importance(totals=totals, count=samples, samples=samples, fingerprint=KIND, relative_error=error)
+
+
+@pytest.fixture
+def population():
+    labels = {"label": torch.tensor([0] * 10 + [1] * 30)}
+    data = LabelledImages(images=torch.zeros(40, 1, 2, 2), labels=labels, target="label")
+    return Population.of(DataBundle(name="forty", train=data, test=data), kind="", gone=[False] * 40)
+
+
+@pytest.mark.parametrize(
+    ("rows", "role", "forget", "reference"),
+    [
+        (range(10), "full", 0.4, 0.25),
+        (range(10), "retain", 0.4, 0.2),
+        (range(15), "full", (10 * 0.4 + 5 * 0.1) / 15, 0.25),
+        (range(15), "retain", (10 * 0.4 + 5 * 0.1) / 15, None),
+    ],
+)
+def test_errors_are_added_over_groups_and_parts(tmp_path, population, rows, role, forget, reference):
+    store = ImportanceStore.create(tmp_path / "store")
+    store.put("0", sketched(10, 0.4))
+    store.put("1", sketched(30, 0.2))
+    found = find(store, population, np.array(rows), measure=lambda part: sketched(len(part), 0.1), role=Role(role))
+    assert found.forget.relative_error == pytest.approx(forget)
+    assert found.reference.relative_error == (None if reference is None else pytest.approx(reference))
