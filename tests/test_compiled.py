@@ -5,7 +5,7 @@ import stat
 import pytest
 from compiler import HAS_COMPILER
 
-from unlearnkit import ConfigurationError, compiled
+from unlearnkit import ConfigurationError, UnlearnKitWarning, compiled
 from unlearnkit.compiled import cache_folder, load
 
 SOURCE = '#include <cstdint>\nextern "C" int64_t twice(int64_t n) { return 2 * n; }\n'
@@ -18,6 +18,18 @@ def source(tmp_path, monkeypatch):
     load.cache_clear()
     yield tmp_path / "twice.cpp"
     load.cache_clear()
+
+
+def test_what_goes_on_without_says_so_once_and_only_in_the_log_where_there_is_no_compiler(caplog, monkeypatch):
+    caplog.set_level("INFO", logger="unlearnkit")
+    monkeypatch.setattr("unlearnkit.compiled.find_compiler", lambda: None)
+    compiled.go_on_without("a walk", ConfigurationError("no wheels"))
+    assert caplog.messages == ["a walk: no wheels"]
+    monkeypatch.setattr("unlearnkit.compiled.find_compiler", lambda: "c++")
+    with pytest.warns(UnlearnKitWarning, match="a walk: a flat tyre"):
+        compiled.go_on_without("a walk", ConfigurationError("a flat tyre"))
+    compiled.go_on_without("a walk", ConfigurationError("a flat tyre"))  # an error in these tests, were it a warning
+    assert len(caplog.messages) == 1
 
 
 def kept(source):

@@ -7,17 +7,20 @@ and waits for ever on the lock of a build that was killed.
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
 
-from unlearnkit.errors import ConfigurationError
+from unlearnkit.errors import ConfigurationError, UnlearnKitWarning
 
+_LOG = logging.getLogger(__name__)
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC")
 # By name and not -march=native: the folder of a user may be shared by machines of several kinds.
 _INSTRUCTIONS = {
@@ -66,6 +69,19 @@ def find_compiler() -> str | None:
     return next(filter(None, map(shutil.which, (wanted,) if wanted else ("c++", "g++", "clang++"))), None)
 
 
+def go_on_without(said: str, error: ConfigurationError) -> None:
+    """Say that something slower is done: in the log where there is no compiler, which is no fault; else by a warning.
+
+    Args:
+        said: What is done instead.
+        error: What `load` raised. The same sentence is a warning only once.
+    """
+    if find_compiler() is None:
+        _LOG.info("%s: %s", said, error)
+    else:
+        _warn_once(f"{said}: {error}")
+
+
 def cache_folder() -> Path:
     """Say where compiled libraries are kept.
 
@@ -75,6 +91,11 @@ def cache_folder() -> Path:
     if "UNLEARNKIT_CACHE" in os.environ:
         return Path(os.environ["UNLEARNKIT_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unlearnkit"
+
+
+@functools.cache
+def _warn_once(sentence: str) -> None:
+    warnings.warn(sentence, UnlearnKitWarning, stacklevel=5)
 
 
 def _flags() -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unlearnkit.averaged import Averaged, Trio
-from unlearnkit.compiled import find_compiler
+from unlearnkit.compiled import go_on_without
 from unlearnkit.errors import ConfigurationError, UnlearnKitWarning
 from unlearnkit.fused.arrays import Arrays
 from unlearnkit.fused.kernel import Dtypes, Kernel, compile_rule
@@ -123,7 +123,10 @@ class Fused:
             _compared[key] = agrees
         if not _compared[key]:
             self._made[dtypes] = None
-            self._complain("its compiled form gives other bits than torch; please report this rule")
+            said = (
+                f"{self._who} is left to torch: its compiled form gives other bits than torch; please report this rule"
+            )
+            warnings.warn(said, UnlearnKitWarning, stacklevel=3)
         return self._made[dtypes]
 
     def _compile(self, dtypes: Dtypes, computing: torch.dtype) -> tuple[Kernel, Program] | None:
@@ -138,10 +141,7 @@ class Fused:
         except ConfigurationError as error:
             if self._required:
                 raise
-            if find_compiler() is None:
-                _LOG.info("%s is left to torch: %s", self._who, error)
-            else:
-                self._complain(str(error))
+            go_on_without(f"{self._who} is left to torch", error)
             return None
         _LOG.info("%s is compiled for %s", self._who, dtypes)
         return made
@@ -159,6 +159,3 @@ class Fused:
         if Passage(kernel=kernel, numbers=program.numbers, arena=self._arena).run([head]) == [None]:
             return None
         return torch.equal(bits(trio.theta), bits(expected))
-
-    def _complain(self, problem: str) -> None:
-        warnings.warn(f"{self._who} is left to torch: {problem}", UnlearnKitWarning, stacklevel=3)

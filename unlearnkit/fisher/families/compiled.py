@@ -4,18 +4,15 @@ What one sample adds never reaches memory, and windows are never copied. See ``o
 """
 
 import ctypes
-import functools
-import logging
 import math
-import warnings
 from pathlib import Path
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.compiled import find_compiler, load
-from unlearnkit.errors import ConfigurationError, UnlearnKitWarning
+from unlearnkit.compiled import go_on_without, load
+from unlearnkit.errors import ConfigurationError
 from unlearnkit.fisher.families.arranged import arranged
 from unlearnkit.fisher.families.geometry import Geometry
 from unlearnkit.fisher.families.meetings import Plan, convolution_plan, countable, linear_plan, needs_padding
@@ -25,7 +22,6 @@ from unlearnkit.parameters import device_of
 
 _PACKED = 1 << 20  # elements of the gradient laid out anew at a time
 _NARROW = 16  # output channels below which most of a tile would be empty
-_LOG = logging.getLogger(__name__)
 
 
 @final
@@ -96,16 +92,8 @@ def outer_squares(model: nn.Module, *, required: bool) -> OuterSquares | None:
     except ConfigurationError as error:
         if required:
             raise
-        if find_compiler() is None:
-            _LOG.info("kernels by rule: %s", error)
-        else:
-            _warn_once(str(error))
+        go_on_without("going on with slower kernels", error)
         return None
-
-
-@functools.cache
-def _warn_once(problem: str) -> None:
-    warnings.warn(f"going on with slower kernels: {problem}", UnlearnKitWarning, stacklevel=4)
 
 
 def compiled_convolution(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> Kernel | None:
