@@ -28,6 +28,7 @@ class ResNet18Classifier(nn.Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
+        """Return logits, (batch, num_classes), of a batch of images."""
         logits: Tensor = self.head(self.backbone(x))
         return logits
 
@@ -52,6 +53,7 @@ class SmallCNN(nn.Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
+        """Return logits, (batch, num_classes), of a batch of images, (batch, channels, image_size, image_size)."""
         logits: Tensor = self.head(self.features(x).flatten(1))
         return logits
 

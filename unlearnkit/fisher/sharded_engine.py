@@ -69,6 +69,7 @@ class Sending(Guide):
 
     @interceptor.setter
     def interceptor(self, value: Interceptor | None) -> None:
+        """Tell the script too what runs the pass, or None when it has ended."""
         self._following.interceptor = value
 
     def step(self, seen: Seen) -> Step | None:
