@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from unlearnkit import ConfigurationError, CrossEntropy, DiagonalFisher, UnlearnKitWarning, fisher_statistics
 from unlearnkit.compiled import load
 from unlearnkit.fisher.choice import Chooser
-from unlearnkit.fisher.families.compiled import OuterSquares, compiled_convolution, compiled_linear
+from unlearnkit.fisher.families.compiled import CompiledKernels, compiled_convolution, compiled_linear
 from unlearnkit.fisher.families.geometry import Geometry
 from unlearnkit.fisher.kernel import Into
 from unlearnkit.fisher.totals import Totals
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 
 
 def slot(w):
-    return Totals({"w": w}, double=False, memory=1 << 24, chooser=Chooser(), compiled=OuterSquares()).slot("w")
+    return Totals({"w": w}, double=False, memory=1 << 24, chooser=Chooser(), compiled=CompiledKernels()).slot("w")
 
 
 def outer(g, a):

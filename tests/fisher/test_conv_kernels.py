@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlearnkit.fisher.choice import Chooser
-from unlearnkit.fisher.families.compiled import OuterSquares
+from unlearnkit.fisher.families.compiled import CompiledKernels
 from unlearnkit.fisher.families.conv_kernels import conv_kernels
 from unlearnkit.fisher.families.geometry import Geometry
 from unlearnkit.fisher.families.native import native_pays
@@ -58,7 +58,7 @@ def test_every_kernel(problem, dtype, memory):
         x, g = (t.contiguous(memory_format=torch.channels_last) for t in (x, g))
     x, g = (t.unflatten(0, (samples, rows)) for t in (x, g))
     expected = weight_gradients_of_each(geometry, w, x, g)
-    compiled = OuterSquares() if HAS_COMPILER else None
+    compiled = CompiledKernels() if HAS_COMPILER else None
     slots = [
         Totals({"w": w}, double=False, memory=memory, chooser=Chooser(), compiled=outer).slot("w")
         for outer in {None, compiled}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unlearnkit.fisher.choice import Chooser
-from unlearnkit.fisher.families.compiled import OuterSquares
+from unlearnkit.fisher.families.compiled import CompiledKernels
 from unlearnkit.fisher.families.conv_kernels import conv_kernels
 from unlearnkit.fisher.families.geometry import Geometry
 from unlearnkit.fisher.families.rows import outer_kernels
@@ -18,7 +18,7 @@ COMPILED = [False, True] if HAS_COMPILER else [False]
 
 
 def slot(w, compiled):
-    library = OuterSquares() if compiled else None
+    library = CompiledKernels() if compiled else None
     return Totals({"w": w}, double=False, memory=1 << 20, chooser=Chooser(), compiled=library).slot("w")
 
 

@@ -47,7 +47,7 @@ class _Use:
 
     def of(self, rows: slice) -> "_Use":
         """Cut samples out; views."""
-        return attrs.evolve(self, g=self.g[rows], call=_with(self.call, [t[rows] for t in self.call.saved]))
+        return attrs.evolve(self, g=self.g[rows], call=self.call.holding(t[rows] for t in self.call.saved))
 
 
 @final
@@ -84,11 +84,11 @@ class Following(Guide):
         if any(tuple(t.shape[: len(head)]) != head for t in call.saved):
             raise UnprovenError(f"{step.describe()}: an input with other rows than in the probe")
         labels = {role: self.interceptor.label(weight) for role, weight in call.weights.items()}
-        bare = _with(call, ())  # autograd gives up what is saved as it goes back, and so must we
+        bare = call.holding(())  # autograd gives up what is saved as it goes back, and so must we
 
         def receive(gradients: Gradients, saved: tuple[Tensor, ...]) -> None:
             if self._others is None:
-                self._receive(step, _with(bare, saved), gradients, labels)
+                self._receive(step, bare.holding(saved), gradients, labels)
             else:
                 self._look(step, gradients, self._others)
 
@@ -166,7 +166,7 @@ class Following(Guide):
             base = label if label not in self._derived else next(iter(self._derived[label][1]))
             dtype = self._totals.dtype(base) if step.rule.converts else None
             if dtype not in ready:
-                ready[dtype] = _converted(g, dtype), _with(call, [_converted(t, dtype) for t in saved])
+                ready[dtype] = _converted(g, dtype), call.holding(_converted(t, dtype) for t in saved)
             mine, bound = ready[dtype]
             use = _Use(label=label, role=role, rule=step.rule, g=mine, call=bound)
             if label in self._script.shared or label in self._derived:
@@ -266,11 +266,7 @@ def _merged(uses: list[_Use]) -> list[_Use]:
 
 def _joined(uses: list[_Use]) -> _Use:
     saved = [torch.cat(some, 1) for some in zip(*(use.call.saved for use in uses), strict=True)]
-    return attrs.evolve(uses[0], g=torch.cat([use.g for use in uses], 1), call=_with(uses[0].call, saved))
-
-
-def _with(call: Call, saved: Sequence[Tensor]) -> Call:
-    return attrs.evolve(call, saved=tuple(saved))
+    return attrs.evolve(uses[0], g=torch.cat([use.g for use in uses], 1), call=uses[0].call.holding(saved))
 
 
 def _together(uses: list[_Use], derived: Mapping[str, tuple[Tensor, frozenset[str]]]) -> list[list[_Use]]:

@@ -9,7 +9,7 @@ from torch import nn
 from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
 from unlearnkit.fisher.choice import Chooser
 from unlearnkit.fisher.engine import SETTLED, Engine
-from unlearnkit.fisher.families.compiled import outer_squares
+from unlearnkit.fisher.families.compiled import compiled_kernels
 from unlearnkit.fisher.general import SquaredGradients
 from unlearnkit.fisher.gradients import BatchGradients
 from unlearnkit.fisher.graphs import Recorder, recorder_on, refuse_with_graphs
@@ -140,7 +140,7 @@ def start(
         recorder = recorder or recorder_on(device)
         refuse_with_graphs(wanted)
 
-    compiled = outer_squares(model, required=fisher.kernels == "compiled") if fisher.kernels in _COMPILED else None
+    compiled = compiled_kernels(model, required=fisher.kernels == "compiled") if fisher.kernels in _COMPILED else None
 
     def empty(*, signed: bool = False) -> Totals:
         return Totals(

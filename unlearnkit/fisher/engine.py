@@ -104,7 +104,7 @@ class Engine(Accumulator):
         if self._graphs is not None:
             refuse_with_graphs({"groups": bool(keys)})
         size, self._grouped = batch_size(batch), self._grouped or bool(keys)
-        batch, keys = _sorted(batch, keys or [ALL] * size)
+        batch, keys = _sorted(batch, keys) if keys else (batch, [ALL] * size)
         start = 0
         while start < size:
             rows = slice(start, start + self._limit.step(size - start))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from unlearnkit.fisher.rule import Call, rule_for
+from unlearnkit.fisher.rule import Call, Rule, rule_for
 from unlearnkit.fisher.script import Action, Step, UnprovenError
 from unlearnkit.fisher.steady import in_order
 from unlearnkit.fisher.tap import Gradients, Sink, tap, tap_all
@@ -47,12 +47,12 @@ class Seen:
         """Call the function as the model did."""
         return self.function(*self.args, **self.kwargs)
 
-    def run_detached(self) -> Any:
-        """Call the function with its tracked arguments cut from the graph."""
+    def run_detached(self, rule: Rule) -> Any:
+        """Call the function as its rule does, with its tracked arguments cut from the graph."""
         cut = {id(t): t.detach() for t in self.tracked}
         args = _replace(self.args, cut)
         kwargs = {key: _replace(value, cut) for key, value in self.kwargs.items()}
-        return self.function(*args, **kwargs)
+        return rule.forward(self.function, *args, **kwargs)
 
 
 class Guide(abc.ABC):
@@ -162,8 +162,8 @@ class Interceptor(TorchFunctionMode):
         if call is None:
             raise UnprovenError(f"{step.describe()}: a call that its rule does not cover")
         if in_place(seen.function):
-            call = attrs.evolve(call, saved=tuple(t.detach().clone() for t in call.saved))
-        y = seen.run_detached()
+            call = call.holding(t.detach().clone() for t in call.saved)
+        y = seen.run_detached(step.rule)
         sink = self._guide.sink(step, call, y)
         if not isinstance(y, Tensor):
             return tap_all(y, self.anchor, sink, call.saved)
@@ -175,8 +175,8 @@ class Interceptor(TorchFunctionMode):
         """Repeat a call for a checkpointed segment: the same tensors are saved, and no gradient will come."""
         rule = rule_for(seen.function)
         call = rule.bind(*seen.args, **seen.kwargs) if rule else None
-        if call is not None:
-            return tap(seen.run_detached(), self.anchor, _ignore, call.saved, fresh=rule is not None and rule.fresh)
+        if rule is not None and call is not None:
+            return tap(seen.run_detached(rule), self.anchor, _ignore, call.saved, fresh=rule.fresh)
         if enterable(seen.function):
             with self:
                 return entered(seen.function)(*seen.args, **seen.kwargs)

@@ -58,6 +58,8 @@ class Recheck:
 
     def __init__(self, every: int) -> None:
         self._every, self.passes = every, 0
+        self._draw = np.random.default_rng(0)
+        self._place = 0
 
     def rows(self, size: int) -> list[int]:
         """Count one pass, and say which samples of it to look at; none, mostly.
@@ -72,10 +74,12 @@ class Recheck:
         if not self._every or index == 0:  # the first pass is probed
             return []
         window, place = divmod(index, self._every)
-        draw, first = np.random.default_rng(window), int(window == 0 and self._every > 1)
-        if place != draw.integers(first, self._every):
+        if place == 0 or index == 1:
+            self._draw = np.random.default_rng(window)
+            self._place = int(self._draw.integers(int(window == 0), self._every))
+        if place != self._place:
             return []
-        return [int(row) for row in draw.permutation(size)[:_SAMPLES]]
+        return [int(row) for row in self._draw.permutation(size)[:_SAMPLES]]
 
 
 def look_again(

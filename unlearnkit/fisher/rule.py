@@ -3,7 +3,7 @@
 import abc
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, ParamSpec, TypeVar, final
 
 import attrs
@@ -31,6 +31,10 @@ class Call:
     weights: Mapping[str, Tensor | None]
     saved: tuple[Tensor, ...] = ()
     options: Any = None
+
+    def holding(self, saved: Iterable[Tensor]) -> "Call":
+        """Return the same call with other tensors saved; made often, and so without asking which fields there are."""
+        return Call(weights=self.weights, saved=tuple(saved), options=self.options)
 
 
 class Rule(abc.ABC):
@@ -89,6 +93,19 @@ class Rule(abc.ABC):
             Shape (n, *weight.shape), or anything that reshapes to it.
         """
 
+    def forward(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call the function; override it where torch's own way back does more than the gradient of the input needs.
+
+        Args:
+            function: One of ``functions``, for a call that `bind` covers.
+            args: As the model passed them, with the weights detached.
+            kwargs: As the model passed them, with the weights detached.
+
+        Returns:
+            What it returns.
+        """
+        return function(*args, **kwargs)
+
     def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
         """Add Σ_n (per-sample gradient)², and what else the slot wants; override it where they need not all be formed.
 
@@ -99,7 +116,7 @@ class Rule(abc.ABC):
             slot: Where it goes for this weight.
         """
         for rows in slot.chunks(len(g), slot.numel + self.work(g, call)):
-            part = attrs.evolve(call, saved=tuple(t[rows] for t in call.saved))
+            part = call.holding(t[rows] for t in call.saved)
             slot.add(self.per_sample(role, g[rows], part))
 
     def work(self, g: Tensor, call: Call) -> int:

@@ -92,7 +92,6 @@ class Script:
     def __init__(self, steps: list[Step], slow: tuple[str, ...] = ()) -> None:
         self.slow = slow
         self.steps = tuple(steps)
-        self.steps = tuple(steps)
         self._next = 0
         used = Counter(name for step in steps if step.action is not Action.ENTER for name in step.names)
         derived = {name for step in steps if step.action is Action.DERIVE for name in step.names}

@@ -13,7 +13,7 @@ from unlearnkit.fisher.kernel import Finish, Into, Kernel
 from unlearnkit.parameters import wide
 
 if TYPE_CHECKING:
-    from unlearnkit.fisher.families.compiled import OuterSquares
+    from unlearnkit.fisher.families.compiled import CompiledKernels
 
 _MIB = 1 << 20
 _CHUNK_CAP = 32 * _MIB  # larger chunks leave the caches and gain nothing
@@ -48,7 +48,7 @@ class Totals:
         memory: Bound in bytes on what a kernel may hold besides its inputs.
         chooser: Picks one of several kernels.
         compensated: Keep what rounding loses when a commit is added to the rest.
-        compiled: The compiled kernel, where it is wanted.
+        compiled: The compiled kernels, where they are wanted.
         signed: What is added may be below zero.
     """
 
@@ -60,7 +60,7 @@ class Totals:
         memory: int,
         chooser: Chooser,
         compensated: bool = False,
-        compiled: "OuterSquares | None" = None,
+        compiled: "CompiledKernels | None" = None,
         signed: bool = False,
     ) -> None:
         self._named = dict(named)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, ClassVar, final
 
-import attrs
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
@@ -74,8 +73,8 @@ def _lengths(index: Tensor, padding: int | None) -> Tensor:
 def _spread(g: Tensor, call: Call) -> tuple[Tensor, Call]:
     """Give every index of a bag its gradient: what an embedding of the same indices would get."""
     index, share = call.saved
-    return g.unsqueeze(-2) * share.unsqueeze(-1), attrs.evolve(call, saved=(index,))
+    return g.unsqueeze(-2) * share.unsqueeze(-1), call.holding([index])
 
 
 def _cut(call: Call, rows: slice) -> Call:
-    return attrs.evolve(call, saved=tuple(t[rows] for t in call.saved))
+    return call.holding(t[rows] for t in call.saved)

@@ -1,94 +1,60 @@
-"""The compiled kernel: Σ_n (Σ_t g_nt a_ntᵀ)² of linear layers and convolutions, squared in registers.
+"""The kernels that are compiled on the user's machine, and the layers that they are for."""
 
-What one sample adds never reaches memory, and windows are never copied. See ``outer_squares.cpp`` beside this file.
-"""
-
-import ctypes
 import math
-from pathlib import Path
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.compiled import go_on_without, load
+from unlearnkit.compiled import go_on_without
 from unlearnkit.errors import ConfigurationError
 from unlearnkit.fisher.families.arranged import arranged
+from unlearnkit.fisher.families.channel_products import ChannelProducts
 from unlearnkit.fisher.families.geometry import Geometry
-from unlearnkit.fisher.families.meetings import Plan, convolution_plan, countable, linear_plan, needs_padding
+from unlearnkit.fisher.families.meetings import convolution_plan, countable, linear_plan, needs_padding
+from unlearnkit.fisher.families.outer_squares import OuterSquares
 from unlearnkit.fisher.kernel import Into, Kernel
 from unlearnkit.fisher.totals import Slot
 from unlearnkit.parameters import device_of
 
-_PACKED = 1 << 20  # elements of the gradient laid out anew at a time
 _NARROW = 16  # output channels below which most of a tile would be empty
 
 
 @final
-class OuterSquares:
-    """The library, loaded.
+class CompiledKernels:
+    """The libraries, loaded.
+
+    Attributes:
+        outer: Of linear layers and convolutions.
+        channels: Of batch norm.
 
     Raises:
-        ConfigurationError: It cannot be compiled here; see `unlearnkit.compiled.load`.
+        ConfigurationError: One cannot be compiled here; see `unlearnkit.compiled.load`.
     """
 
     def __init__(self) -> None:
-        self._library = load(Path(__file__).with_name("outer_squares.cpp"))
-        self._library.width.restype = ctypes.c_int64
-        pointer, number = ctypes.c_void_p, ctypes.c_int64
-        self._library.add.argtypes = [
-            *(pointer, pointer, pointer, number, pointer, pointer, pointer, number, number, number, number),
-            *(pointer, number, pointer, pointer, pointer, number),
-        ]
-        self._library.add.restype = None
-        self._width = int(self._library.width())
-
-    def padded(self, channels: int) -> int:
-        """Return the length of a row of totals for so many output channels."""
-        return -(-channels // self._width) * self._width
-
-    def add(self, into: Into, g: Tensor, x: Tensor, plan: Plan) -> None:
-        """Add Σ_n (Σ_t g_nt a_ntᵀ)², and what else is wanted.
-
-        Args:
-            into: Buffers of float32, shape (J, `padded` (O)), contiguous.
-            g: float32, shape (n, O, P), of any strides.
-            x: float32, n samples, each laid out as the plan says.
-            plan: Of the layer.
-        """
-        samples, channels, positions = g.shape
-        stride = into.squares.stride(0)
-        totals = [None if t is None else t.data_ptr() for t in (into.squares, into.absolute, into.signed)]
-        step = max(1, min(samples, _PACKED // (positions * stride)))
-        packed = torch.empty(step * positions * stride)
-        strides = (ctypes.c_int64 * 3)(*g.stride())
-        for start in range(0, samples, step):
-            some, inputs = g[start : start + step], x[start : start + step]
-            self._library.add(
-                *(*totals, stride, some.data_ptr(), strides, inputs.data_ptr(), x.stride(0)),
-                *(len(some), channels, positions, plan.sections.ctypes.data, len(plan.sections)),
-                *(plan.offsets.ctypes.data, plan.meetings.ctypes.data, packed.data_ptr()),
-                torch.get_num_threads(),
-            )
+        self.outer = OuterSquares()
+        self.channels = ChannelProducts()
 
 
-def outer_squares(model: nn.Module, *, required: bool) -> OuterSquares | None:
-    """Load the kernel for a model, if that has any use for it.
+def compiled_kernels(model: nn.Module, *, required: bool) -> CompiledKernels | None:
+    """Load the kernels for a model, if that has any use for them.
 
     Args:
         model: Whose importance is measured.
-        required: Whether it is an error that it cannot be compiled here.
+        required: Whether it is an error that they cannot be compiled here.
 
     Returns:
-        It; None for a model that is not on a CPU, and where it cannot be had: with a warning when a compiler is there.
+        They; None for a model that is not on a CPU, and where they cannot be had: with a warning when a compiler is
+        there.
 
     Raises:
-        ConfigurationError: It is required and cannot be compiled or loaded.
+        ConfigurationError: They are required and cannot be compiled or loaded.
     """
     if device_of(model).type != "cpu":
         return None
     try:
-        return OuterSquares()
+        return CompiledKernels()
     except ConfigurationError as error:
         if required:
             raise
@@ -108,7 +74,7 @@ def compiled_convolution(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -
     Returns:
         It, or None where it was not asked for, cannot do this or would not pay.
     """
-    outer, groups = slot.totals.compiled, geometry.groups
+    outer, groups = _outer(slot), geometry.groups
     out, channels = g.shape[2] // groups, x.shape[2] // groups
     if outer is None or out < _NARROW or not (_can(g) and _can(x)):
         return None
@@ -145,7 +111,7 @@ def compiled_linear(slot: Slot, g: Tensor, a: Tensor) -> Kernel | None:
     Returns:
         It, or None where it was not asked for, cannot do this or would not pay.
     """
-    outer, swap = slot.totals.compiled, g.shape[2] < a.shape[2]
+    outer, swap = _outer(slot), g.shape[2] < a.shape[2]
     across, down = (a, g) if swap else (g, a)  # the longer side fills the tiles
     width, inner = across.shape[2], down.shape[2]
     if outer is None or width < _NARROW or not (_can(g) and _can(a)):
@@ -159,6 +125,10 @@ def compiled_linear(slot: Slot, g: Tensor, a: Tensor) -> Kernel | None:
         return total[:, :width] if swap else total[:, :width].t()
 
     return Kernel(name="compiled", shape=(inner, outer.padded(width)), run=run, finish=finish)
+
+
+def _outer(slot: Slot) -> OuterSquares | None:
+    return None if slot.totals.compiled is None else slot.totals.compiled.outer
 
 
 def _can(t: Tensor) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from unlearnkit.fisher.families.rows import add_outer
+from unlearnkit.fisher.families.rows import add_outer, sum_of
 from unlearnkit.fisher.rule import Call, Rule
 from unlearnkit.fisher.totals import Slot
 
@@ -30,7 +30,7 @@ class LinearRule(Rule):
     def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
         """Return Σ_t g_nt a_ntᵀ, shape (n, O, I), or Σ_t g_nt; see `Rule.per_sample`."""
         rows = _rows(g)
-        return rows.sum(1) if role == "bias" else torch.bmm(rows.transpose(1, 2), _rows(call.saved[0]))
+        return sum_of(rows) if role == "bias" else torch.bmm(rows.transpose(1, 2), _rows(call.saved[0]))
 
     def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
         """Add them up without forming all gradients at once; see `Rule.add_squares`."""
@@ -67,7 +67,7 @@ class MatmulRule(Rule):
     def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
         """Return Σ_t a_nt g_ntᵀ, shape (n, I, O), or Σ_t g_nt; see `Rule.per_sample`."""
         rows = _rows(g)
-        return rows.sum(1) if role == "bias" else torch.bmm(_rows(call.saved[0]).transpose(1, 2), rows)
+        return sum_of(rows) if role == "bias" else torch.bmm(_rows(call.saved[0]).transpose(1, 2), rows)
 
     def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
         """Add them up without forming all gradients at once; see `Rule.add_squares`."""

@@ -5,12 +5,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, final
 
-import attrs
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from unlearnkit.errors import UnsupportedModelError
+from unlearnkit.fisher.families.fixed_norm import batch_norm
+from unlearnkit.fisher.families.rows import sum_of
 from unlearnkit.fisher.rule import Call, Rule
 from unlearnkit.fisher.totals import Slot
 
@@ -28,12 +29,18 @@ class _Norm(Rule):
     @final
     def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
         """Add the squares; see `Rule.add_squares`."""
-        if role == "bias":
-            slot.add(self.per_sample(role, g, call))
+        whole = self.per_sample(role, g, call) if role == "bias" else self.at_once(g, call, slot)
+        if whole is not None:
+            slot.add(whole)
             return
         for rows in slot.chunks(len(g), math.prod(g.shape[1:]), bound=_CACHED):
-            part = attrs.evolve(call, saved=tuple(t[rows] for t in call.saved))
+            part = call.holding(t[rows] for t in call.saved)
             slot.add(self.per_sample(role, g[rows], part))
+
+    def at_once(self, g: Tensor, call: Call, slot: Slot) -> Tensor | None:
+        """Return Σ_t g x̂ of every sample without forming products, where that can be had; by default None."""
+        del g, call, slot
+        return None
 
 
 class _ChannelNorm(_Norm):
@@ -48,7 +55,7 @@ class _ChannelNorm(_Norm):
         """Return Σ g x̂ or Σ g, shape (n, C); see `Rule.per_sample`."""
         samples, flat = len(g), g.flatten(0, 1)
         part = _positions(flat) if role == "bias" else self.products(flat, call)
-        return part.reshape(samples, g.shape[1], part.shape[1]).sum(1)
+        return sum_of(part.reshape(samples, g.shape[1], part.shape[1]))
 
 
 @final
@@ -60,6 +67,18 @@ class BatchNormRule(_ChannelNorm):
     def bind(self, *args: Any, **kwargs: Any) -> Call | None:
         """See `Rule.bind`; refuses batch statistics."""
         return _batch_norm(*args, **kwargs)
+
+    def forward(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call it with a way back that reads nothing but the gradient; see `Rule.forward`."""
+        return batch_norm(function, *args, **kwargs)
+
+    def at_once(self, g: Tensor, call: Call, slot: Slot) -> Tensor | None:
+        """Return Σ_t g x̂ by the compiled kernel, shape (n, C)."""
+        if slot.totals.compiled is None:
+            return None
+        mean, inverse = call.options
+        sums = slot.totals.compiled.channels(g.flatten(0, 1), call.saved[0].flatten(0, 1), mean.to(g.dtype))
+        return None if sums is None else sum_of((sums * inverse).view(*g.shape[:2], -1))
 
     def products(self, g: Tensor, call: Call) -> Tensor:
         """Return Σ_t g x̂, in one pass where torch has one, else from sums alone."""
@@ -119,7 +138,7 @@ class _TrailingNorm(_Norm):
         """Return Σ_t g x̂ or Σ_t g, shape (n, *normalised shape); see `Rule.per_sample`."""
         shape = call.options[0]
         part = g if role == "bias" else self.normalised(call.saved[0], call).mul_(g)
-        return part.reshape(len(g), -1, *shape).sum(1)
+        return sum_of(part.reshape(len(g), -1, *shape))
 
 
 @final

@@ -26,7 +26,7 @@ constexpr int LANES = 4, ROWS = 4;
 #endif
 constexpr int64_t WIDTH = 2 * LANES;   // o of a tile
 constexpr int64_t LONG = 256;          // meetings between which a tile leaves the registers: what is read fits the cache
-constexpr int64_t CACHED = 6144;       // floats of g of a run of samples that a tile's neighbours read again
+constexpr int64_t CACHED = 16384;      // floats of g of a run of samples that a tile's neighbours read again
 
 typedef float vec __attribute__((vector_size(LANES * 4)));
 typedef float unaligned __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
@@ -158,10 +158,18 @@ void with_rows(int64_t rows, F f) {
     }
 }
 
+// Has the totals of a section brought near: the rows of one block lie far apart, where no pattern is seen.
+void fetch(const Totals& total, const Section& s, int64_t stride) {
+    for (const float* start : {total.squares, total.absolute, total.sign})
+        for (int64_t j = 0; start && j < s.length; ++j)
+            for (int64_t o = 0; o < WIDTH; o += 16) __builtin_prefetch(start + j * stride + o, 1);
+}
+
 void section(const Job& job, const Section& s, int64_t block, std::vector<float>& sums) {
     const int64_t panel = job.positions * WIDTH;
     const float* g = job.g + block * job.samples * panel;
     const Totals total = job.total.at(s.first * job.stride + block * WIDTH);
+    fetch(total, s, job.stride);
     const int32_t* offsets = job.offsets + s.first;
     const Meeting* met = job.meetings + s.meeting;
     if (s.meetings <= LONG) {

@@ -31,6 +31,11 @@ def add_outer(slot: Slot, g: Tensor, a: Tensor) -> None:
     slot.run((rows, out, inner), outer_kernels(slot, g, a))
 
 
+def sum_of(rows: Tensor) -> Tensor:
+    """Sum over the rows of each sample: (n, T, O) to (n, O), a view where there is one row."""
+    return rows[:, 0] if rows.shape[1] == 1 else rows.sum(1)
+
+
 def outer_kernels(slot: Slot, g: Tensor, a: Tensor) -> list[Kernel]:
     """List the kernels for T > 1, the best guess first.
 

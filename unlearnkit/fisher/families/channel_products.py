@@ -1,0 +1,51 @@
+"""The compiled kernel of batch norm: Σ_p g_ncp (x_ncp − μ_c) in one reading of both maps."""
+
+import ctypes
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor
+
+from unlearnkit.compiled import load
+
+
+@final
+class ChannelProducts:
+    """The library, loaded; see ``channel_products.cpp`` beside this file.
+
+    Raises:
+        ConfigurationError: It cannot be compiled here; see `unlearnkit.compiled.load`.
+    """
+
+    def __init__(self) -> None:
+        self._library = load(Path(__file__).with_name("channel_products.cpp"))
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        self._library.add.argtypes = [*(pointer,) * 6, *(number,) * 4]
+        self._library.add.restype = None
+
+    def __call__(self, g: Tensor, x: Tensor, mean: Tensor) -> Tensor | None:
+        """Return Σ_p g (x − μ) for each sample and channel.
+
+        Args:
+            g: Shape (n, C, *positions).
+            x: Shape (n, C, *positions).
+            mean: μ, float32, shape (C,).
+
+        Returns:
+            float64, shape (n, C); None for what is not float32 on a CPU, for no positions, and for maps of which one
+            lies channel by channel and the other position by position.
+        """
+        if g.dim() < 3 or any(t.device.type != "cpu" or t.dtype != torch.float32 for t in (g, x, mean)):
+            return None
+        g, x, mean = g.flatten(2), x.flatten(2), mean.contiguous()
+        if not (g.stride(2) == x.stride(2) == 1 or g.stride(1) == x.stride(1) == 1):
+            return None
+        samples, channels, positions = g.shape
+        sums = torch.empty(samples, channels, dtype=torch.float64)
+        maps = [(t.data_ptr(), (ctypes.c_int64 * 3)(*t.stride())) for t in (g, x)]
+        self._library.add(
+            *(sums.data_ptr(), *maps[0], *maps[1], mean.data_ptr()),
+            *(samples, channels, positions, torch.get_num_threads()),
+        )
+        return sums
