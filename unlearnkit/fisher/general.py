@@ -3,7 +3,6 @@
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, final
 
 import torch
@@ -12,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 
 from unlearnkit.batches import batch_size, has_values, map_tensors, take, tensors
 from unlearnkit.errors import UnlearnKitError, UnlearnKitWarning, UnsupportedModelError
-from unlearnkit.fisher.steady import Steady, needs_order
+from unlearnkit.fisher.steady import steady_for
 from unlearnkit.objective import Objective, check_losses
 from unlearnkit.parameters import dense, trainable, wide
 
@@ -55,7 +54,7 @@ class SquaredGradients:
         self._double = double
         self._compared = False
         self._reenters = False
-        self._order: Callable[[], AbstractContextManager[object]] = Steady if needs_order(self._model) else nullcontext
+        self._order = steady_for(self._model)
         self._named = trainable(self._model)
         per_sample = sum(p.numel() * max(4, p.element_size()) for p in self._named.values())
         # The gradients of one sample are what a plain pass holds too; each further one is held with its square.

@@ -6,6 +6,7 @@ The gradients of input and weights are then wrong. This holds for instance norm 
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, final
 
@@ -45,6 +46,19 @@ class Steady(TorchFunctionMode):
         y = func(*args, **(kwargs or {}))
         in_order(func, y)
         return y
+
+
+def steady_for(model: nn.Module) -> Callable[[], AbstractContextManager[object]]:
+    """Choose the context that a model is to be called in.
+
+    Args:
+        model: Any.
+
+    Returns:
+        `Steady` for one that needs it; else what makes a context that does nothing, and so for a compiled model, which
+        cannot be looked into.
+    """
+    return Steady if needs_order(model) and not hasattr(model, "_orig_mod") else nullcontext
 
 
 def needs_order(model: nn.Module) -> bool:
