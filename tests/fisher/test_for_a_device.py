@@ -127,7 +127,8 @@ class Fails(nn.Module):
 
     def __init__(self, *passes, forward=False):
         super().__init__()
-        self.passes, self.forward_too, self.large = passes, forward, 0
+        self.passes, self.forward_too = passes, forward
+        self.large = -1  # the first time it is only looked whose rows are whose
 
     def forward(self, x):
         if len(x) > 3:

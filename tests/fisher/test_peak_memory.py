@@ -120,6 +120,50 @@ def test_a_later_pass_holds_no_more_besides_the_totals(kind):
     assert peak(lambda: run.add(batch)) <= peak(lambda: plain(model, batch)) + 4 * MIB
 
 
+class Words(nn.Module):
+    """A vocabulary that is large beside the model: logits of 4 MiB for weights of 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.head = nn.Embedding(4096, 32), nn.Linear(32, 4096, bias=False)
+
+    def forward(self, x):
+        return self.head(self.token(x)).transpose(1, 2)
+
+
+def pooled():
+    """Places of 2¹⁹ largest, and what is held on top of them further on."""
+    between = [nn.Tanh() for _ in range(8)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2)]
+    return nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.MaxPool2d(2), *between, *head)
+
+
+@pytest.mark.parametrize(
+    ("make", "draw", "labels"),
+    [
+        (Words, lambda: torch.randint(0, 4096, (8, 32)), (8, 32)),  # torch holds 12 MiB going back from 4 of logits
+        (pooled, lambda: torch.randn(16, 3, 64, 64), (16,)),  # 4 MiB in 8 bytes each, and 1 in 2
+    ],
+)
+def test_what_torch_holds_for_the_way_back_without_need_is_not_held(make, draw, labels):
+    torch.manual_seed(0)
+    model = make().eval()
+    batch = (draw(), torch.randint(0, 2, labels))
+    run = DiagonalFisher(memory_budget=4, recheck=0).accumulator(model, objective=CrossEntropy())
+    run.add(batch)
+    assert peak(lambda: run.add(batch)) <= peak(lambda: plain(model, batch)) - 5 * MIB // 2
+
+
+def test_looking_whose_rows_are_whose_keeps_no_graph():
+    """On the way back through the first layers the others' activations are gone, as in a plain pass."""
+    layers = [layer for _ in range(6) for layer in (nn.Conv2d(8, 8, 3, padding=1), nn.Tanh())]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    batch = (torch.randn(16, 3, 48, 48), torch.randint(0, 8, (16,)))
+    run = DiagonalFisher(memory_budget=1).accumulator(model, objective=CrossEntropy())
+    assert peak(lambda: run.add(batch)) <= peak(lambda: plain(model, batch)) + MIB
+
+
 @pytest.mark.parametrize("kernels", ["auto", "fixed"])
 @pytest.mark.parametrize("kind", CASES)
 def test_a_pass_leaves_its_totals_and_nothing_else(kind, kernels):

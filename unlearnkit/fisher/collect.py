@@ -94,19 +94,27 @@ class Following(Guide):
 
         return receive
 
+    def backward(self, losses: Tensor) -> None:
+        """Go back from the losses, whose graph is let go on the way.
+
+        Args:
+            losses: Of all samples.
+        """
+        assert self.interceptor is not None, "set before the pass"
+        self.interceptor.backward(losses.sum())
+
     def check_owners(self, losses: Tensor) -> None:
         """Go back from the losses of half the samples, and see that no row of the other half is touched.
 
         Args:
-            losses: Of all samples; their graph is kept.
+            losses: Of all samples.
 
         Raises:
             UnprovenError: The rows of some layer belong to other samples than the script says.
         """
-        assert self.interceptor is not None, "set before the pass"
         mine = torch.from_numpy(np.random.default_rng(len(losses)).permutation(len(losses)) < len(losses) // 2)
         self._others = ~mine.to(losses.device)
-        self.interceptor.backward(losses.masked_fill(self._others, 0.0).sum(), keep=True)
+        self.backward(losses.masked_fill(self._others, 0.0))
         self._others, strays, self._strays = None, self._strays, []
         if strays and bool(torch.stack([seen for _, seen in strays]).any()):
             step = next(step for step, seen in strays if bool(seen))

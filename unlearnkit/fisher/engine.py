@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, final
 
@@ -31,6 +32,7 @@ from unlearnkit.parameters import device_of, trainable
 
 SIZES = 8  # batch sizes of which the first pass is looked at as a whole
 PROBED = (3, 2)  # samples: a second size, because another dimension may be equal to the first by chance
+_IGNORE: Callable[[Tensor], None] = lambda _: None  # noqa: E731
 SETTLED = {"cuda": 4}  # passes of one kind until all that runs beside them holds as much as it ever will; else 1
 
 
@@ -296,6 +298,16 @@ class Engine(Accumulator):
     def _pass(
         self, batch: Any, found: Found, parts: Sequence[Part], *, look: Callable[[Tensor], None] | None = None
     ) -> None:
+        if look is None:
+            look = self._look(batch, found, parts)
+        with self._forward(batch, found, parts) as (losses, guide):
+            look(losses)
+            guide.backward(losses)
+            guide.finish()
+
+    @contextmanager
+    def _forward(self, batch: Any, found: Found, parts: Sequence[Part]) -> Iterator[tuple[Tensor, Following]]:
+        """Go forward, and yield the losses and what goes back from them."""
         guide = Following(found.script, batch_size(batch), parts)
         interceptor = Interceptor(self._named, guide, self._device)
         guide.interceptor = interceptor
@@ -304,25 +316,24 @@ class Engine(Accumulator):
                 losses = self._objective.losses(self._model, batch)
             losses = check_losses(losses, batch, objective=self._objective)
             found.script.finish()
-            if look is not None:
-                look(losses)
-            else:
-                self._look(losses, guide, found)
-            interceptor.backward(losses.sum())
-            guide.finish()
+            yield losses, guide
         finally:
             guide.close()
 
-    def _look(self, losses: Tensor, guide: Following, found: Found) -> None:
-        """Look at a pass before anything of it is added, when it is the first of its kind or one of so many."""
-        alone, self._alone, size = self._alone, None, len(losses)
-        if alone is not None:
-            alone.check(losses, found.precision)
+    def _look(self, batch: Any, found: Found, parts: Sequence[Part]) -> Callable[[Tensor], None]:
+        """Look at the first pass of a kind, and at one of so many, before it is made; return what looks at losses."""
+        alone, self._alone, size = self._alone, None, batch_size(batch)
+        check = partial(alone.check, precision=found.precision) if alone is not None else _IGNORE
         new = size not in self._sizes and len(self._sizes) < SIZES
-        if size > found.samples and (new or (alone is not None and alone.passes)):
+        if size <= found.samples or not (new or (alone is not None and alone.passes)):
+            return check
+        # A pass of its own: to keep a graph for a second time takes more than a plain pass holds.
+        with self._forward(batch, found, parts) as (losses, guide):
+            check(losses)
             with too_late(alone.passes if alone is not None else 0):
                 guide.check_owners(losses)
-            self._sizes.add(size)
+        self._sizes.add(size)
+        return _IGNORE
 
     def _generally(self, batch: Any, parts: Sequence[Part]) -> None:
         for part in parts:

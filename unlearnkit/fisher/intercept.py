@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from unlearnkit.fisher.lean import lean
 from unlearnkit.fisher.rule import Call, Rule, rule_for
 from unlearnkit.fisher.script import Action, Step, UnprovenError
 from unlearnkit.fisher.steady import in_order
@@ -115,7 +116,7 @@ class Interceptor(TorchFunctionMode):
         tensors = [*_tensors(args), *_tensors(kwargs.values())]
         tracked = tuple(t for t in tensors if id(t) in self._labels)
         if not tracked:
-            result = func(*args, **kwargs)
+            result = lean(func)(*args, **kwargs)
             in_order(func, result)
             if not self._recomputing:
                 self._guide.passed(func, tensors, result)
