@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from unlearnkit.fisher.families import fixed_norm
 from unlearnkit.fisher.families.channel_products import ChannelProducts
 from unlearnkit.fisher.families.fixed_norm import batch_norm
 
@@ -16,9 +17,13 @@ compiled = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
-def sums(g, x, mean):
-    inside = tuple(range(2, g.dim()))
-    return (g.double() * (x.double() - mean.double().view(-1, *(1,) * len(inside)))).sum(inside)
+def sums(g, x, mean, variance, eps):
+    flat, shifted = g.double().flatten(2), x.double().flatten(2) - mean.double().view(-1, 1)
+    return (flat * shifted).sum(2) / (variance.double() + eps).sqrt()
+
+
+def running(channels):
+    return torch.randn(channels), torch.rand(channels) + 0.1, 1e-3
 
 
 def off(seen, expected):
@@ -38,41 +43,47 @@ def test_sums_of_products(samples, channels, spatial, last):
     g, x = torch.randn(2, samples, channels, *spatial)
     if last and len(spatial) == 2:
         g, x = (t.contiguous(memory_format=torch.channels_last) for t in (g, x))
-    mean = torch.randn(channels)
-    seen = ChannelProducts()(g, x, mean)
-    assert seen.dtype is torch.float64
-    assert off(seen, sums(g, x, mean)) < 1e-6
+    of = running(channels)
+    seen = ChannelProducts()(g, x, *of)
+    assert off(seen, sums(g, x, *of)) < 1e-6
 
 
 @compiled
 def test_maps_cut_out_of_larger_ones():
-    g, x, mean = torch.randn(4, 70, 9)[1:3, 2:68, 1:8], torch.randn(2, 66, 7), torch.randn(132)[::2]
-    assert off(ChannelProducts()(g, x, mean), sums(g, x, mean)) < 1e-6
+    g, x = torch.randn(4, 70, 9)[1:3, 2:68, 1:8], torch.randn(2, 66, 7)
+    mean, variance = torch.randn(132)[::2], torch.rand(66, dtype=torch.float64)
+    assert off(ChannelProducts()(g, x, mean, variance, 0.5), sums(g, x, mean, variance, 0.5)) < 1e-6
 
 
 @compiled
 def test_what_it_leaves_to_torch():
-    maps, mean = torch.randn(2, 3, 4, 5), torch.zeros(3)
+    maps, of = torch.randn(2, 3, 4, 5), running(3)
     last = maps.contiguous(memory_format=torch.channels_last)
     one = ChannelProducts()
-    assert one(maps, last, mean) is None  # one lies channel by channel, the other position by position
-    assert one(*[maps.flatten(2)[..., ::2]] * 2, mean) is None  # every second position
-    assert one(maps.double(), maps.double(), mean.double()) is None
-    assert one(maps[:, :, 0, 0], maps[:, :, 0, 0], mean) is None
+    assert one(maps, last, *of) is None  # one lies channel by channel, the other position by position
+    assert one(*[maps.flatten(2)[..., ::2]] * 2, *of) is None  # every second position
+    assert one(maps.double(), maps.double(), *of) is None
+    assert one(maps[:, :, 0, 0], maps[:, :, 0, 0], *of) is None
 
 
 @compiled
 def test_one_thread_or_three_give_the_same_bits():
-    g, x, mean, before = torch.randn(3, 70, 500), torch.randn(3, 70, 500), torch.randn(70), torch.get_num_threads()
+    g, x, of, before = torch.randn(3, 70, 500), torch.randn(3, 70, 500), running(70), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = ChannelProducts()(g, x, mean)
+        one = ChannelProducts()(g, x, *of)
         torch.set_num_threads(3)
-        assert torch.equal(ChannelProducts()(g, x, mean), one)
+        assert torch.equal(ChannelProducts()(g, x, *of), one)
     finally:
         torch.set_num_threads(before)
 
 
+@pytest.fixture
+def any_size(monkeypatch):
+    monkeypatch.setattr(fixed_norm, "_LARGE", 0)
+
+
+@pytest.mark.usefixtures("any_size")
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("shape", [(4, 3), (2, 3, 5), (2, 3, 4, 1), (1, 3, 4, 2)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -92,6 +103,7 @@ def test_the_way_back(shape, dtype, affine):
     y = batch_norm(F.batch_norm, x, *of)
     assert torch.equal(y, F.batch_norm(x, *of))
     permuted = g.to(dtype).transpose(0, 1).contiguous().transpose(0, 1)  # torch's own takes such a one for another
+    assert y.grad_fn.name() == "FixedNormBackward"
     y.backward(permuted)
     assert x.grad.dtype is dtype
     assert (x.grad.double() - expected).abs().max() <= 4 * torch.finfo(dtype).eps * expected.abs().max()
@@ -122,8 +134,14 @@ class Deep(nn.Module):
 
 @pytest.mark.parametrize("kernels", ["auto", "fixed"])
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.usefixtures("any_size")
 def test_a_model_of_norms(kernels, layout):
     torch.manual_seed(0)
     model = Deep().eval().to(memory_format=layout)
     data = [(torch.randn(n, 3, 12, 12).contiguous(memory_format=layout), torch.arange(n) % 6) for n in (5, 2, 1)]
     assert distance(estimate(model, data, kernels=kernels), oracle(model, data)) < 1e-5
+
+
+def test_small_maps_have_torchs_own_way_back():
+    y = batch_norm(F.batch_norm, torch.ones(2, 3, requires_grad=True), torch.zeros(3), torch.ones(3))
+    assert "FixedNorm" not in y.grad_fn.name()

@@ -2,7 +2,7 @@
 
 import abc
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, final
 
 import attrs
@@ -46,12 +46,14 @@ class Seen:
 
     def run(self) -> Any:
         """Call the function as the model did."""
-        return self.function(*self.args, **self.kwargs)
+        result = self.function(*self.args, **self.kwargs)
+        in_order(self.function, result)
+        return result
 
     def run_detached(self, rule: Rule) -> Any:
         """Call the function as its rule does, with its tracked arguments cut from the graph."""
         cut = {id(t): t.detach() for t in self.tracked}
-        args = _replace(self.args, cut)
+        args = [_replace(value, cut) for value in self.args]
         kwargs = {key: _replace(value, cut) for key, value in self.kwargs.items()}
         return rule.forward(self.function, *args, **kwargs)
 
@@ -113,8 +115,8 @@ class Interceptor(TorchFunctionMode):
     ) -> Any:
         """See one call; see the class."""
         kwargs = kwargs or {}
-        tensors = [*_tensors(args), *_tensors(kwargs.values())]
-        tracked = tuple(t for t in tensors if id(t) in self._labels)
+        tensors = _tensors(args) + _tensors(kwargs.values()) if kwargs else _tensors(args)
+        tracked = tuple([t for t in tensors if id(t) in self._labels])
         if not tracked:
             result = lean(func)(*args, **kwargs)
             in_order(func, result)
@@ -123,11 +125,9 @@ class Interceptor(TorchFunctionMode):
             return result
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
-        names = tuple(self._labels[id(t)] for t in tracked)
+        names = tuple([self._labels[id(t)] for t in tracked])
         seen = Seen(function=func, args=args, kwargs=kwargs, tensors=tuple(tensors), names=names, tracked=tracked)
-        result = self._again(seen) if self._recomputing else self._first(seen)
-        in_order(func, result)
-        return result
+        return self._again(seen) if self._recomputing else self._first(seen)
 
     def _first(self, seen: Seen) -> Any:
         step = self._guide.step(seen)
@@ -248,12 +248,14 @@ def _nothing(*_: Any) -> bool:
     return False
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    found = []  # not a generator, nor the plainer ways: this runs for every function that a model calls
     for value in values:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, tuple | list):
-            yield from _tensors(value)
+            found += _tensors(value)
+    return found
 
 
 def _replace(value: Any, by: Mapping[int, Tensor]) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from unlearnkit.errors import ConfigurationError
+from unlearnkit.fisher.steady import in_order
 from unlearnkit.fisher.totals import Slot
 
 _P = ParamSpec("_P")
@@ -104,7 +105,9 @@ class Rule(abc.ABC):
         Returns:
             What it returns.
         """
-        return function(*args, **kwargs)
+        y = function(*args, **kwargs)
+        in_order(function, y)
+        return y
 
     def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
         """Add Σ_n (per-sample gradient)², and what else the slot wants; override it where they need not all be formed.

@@ -1,10 +1,11 @@
 // For each sample and channel, the sum over positions that a channel norm's weight gets its gradient from:
 //
-//     sums[n, c] = sum over p of  g[n, c, p] * (x[n, c, p] - mean[c])
+//     sums[n, c] = sum over p of  g[n, c, p] * (x[n, c, p] - mean[c]) / sqrt(variance[c] + epsilon)
 //
 // in one reading of both maps, be they kept channel by channel or position by position.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 namespace {
@@ -17,7 +18,7 @@ struct Map {
     int64_t sample, channel, position;  // strides, in elements
 };
 
-void channel_by_channel(double* sums, const float* g, const float* x, float mean, int64_t positions) {
+double channel_by_channel(const float* g, const float* x, float mean, int64_t positions) {
     double total = 0;
     for (int64_t start = 0; start < positions; start += SHORT) {
         const int64_t stop = std::min(start + SHORT, positions);
@@ -26,14 +27,13 @@ void channel_by_channel(double* sums, const float* g, const float* x, float mean
         for (int64_t p = start; p < stop; ++p) part += g[p] * (x[p] - mean);
         total += part;
     }
-    *sums = total;
+    return total;
 }
 
 void position_by_position(double* sums, const Map& g, const Map& x, const float* mean, int64_t channels,
                           int64_t positions) {
     float means[BESIDE] = {};
     std::copy(mean, mean + channels, means);
-    std::fill(sums, sums + channels, 0.0);
     for (int64_t start = 0; start < positions; start += SHORT) {
         const int64_t stop = std::min(start + SHORT, positions);
         float parts[BESIDE] = {};
@@ -51,7 +51,7 @@ void position_by_position(double* sums, const Map& g, const Map& x, const float*
 void some(double* sums, const Map& g, const Map& x, const float* mean, int64_t channels, int64_t positions) {
     if (g.position == 1 && x.position == 1)
         for (int64_t c = 0; c < channels; ++c)
-            channel_by_channel(sums + c, g.data + c * g.channel, x.data + c * x.channel, mean[c], positions);
+            sums[c] = channel_by_channel(g.data + c * g.channel, x.data + c * x.channel, mean[c], positions);
     else
         position_by_position(sums, g, x, mean, channels, positions);
 }
@@ -63,14 +63,18 @@ Map at(const Map& map, int64_t sample, int64_t channel) {
 }  // namespace
 
 // Either both maps have positions side by side, or both have channels side by side. Strides: sample, channel, position.
-extern "C" void add(double* sums, const float* g, const int64_t* g_strides, const float* x, const int64_t* x_strides,
-                    const float* mean, int64_t samples, int64_t channels, int64_t positions, int64_t threads) {
+extern "C" void add(float* sums, const float* g, const int64_t* g_strides, const float* x, const int64_t* x_strides,
+                    const float* mean, const float* variance, double epsilon, int64_t samples, int64_t channels,
+                    int64_t positions, int64_t threads) {
     const Map left{g, g_strides[0], g_strides[1], g_strides[2]}, right{x, x_strides[0], x_strides[1], x_strides[2]};
     const int64_t blocks = (channels + BESIDE - 1) / BESIDE;
 #pragma omp parallel for collapse(2) schedule(static) num_threads(static_cast<int>(threads))
     for (int64_t n = 0; n < samples; ++n)
         for (int64_t b = 0; b < blocks; ++b) {
             const int64_t c = b * BESIDE, count = std::min(BESIDE, channels - c);
-            some(sums + n * channels + c, at(left, n, c), at(right, n, c), mean + c, count, positions);
+            double found[BESIDE] = {};
+            some(found, at(left, n, c), at(right, n, c), mean + c, count, positions);
+            for (int64_t i = 0; i < count; ++i)
+                sums[n * channels + c + i] = static_cast<float>(found[i] / std::sqrt(variance[c + i] + epsilon));
         }
 }

@@ -1,4 +1,4 @@
-"""The compiled kernel of batch norm: Σ_p g_ncp (x_ncp − μ_c) in one reading of both maps."""
+"""The compiled kernel of batch norm: Σ_p g_ncp (x_ncp − μ_c) / √(σ²_c + ε) in one reading of both maps."""
 
 import ctypes
 from pathlib import Path
@@ -21,31 +21,34 @@ class ChannelProducts:
     def __init__(self) -> None:
         self._library = load(Path(__file__).with_name("channel_products.cpp"))
         pointer, number = ctypes.c_void_p, ctypes.c_int64
-        self._library.add.argtypes = [*(pointer,) * 6, *(number,) * 4]
+        self._library.add.argtypes = [*(pointer,) * 7, ctypes.c_double, *(number,) * 4]
         self._library.add.restype = None
 
-    def __call__(self, g: Tensor, x: Tensor, mean: Tensor) -> Tensor | None:
-        """Return Σ_p g (x − μ) for each sample and channel.
+    def __call__(self, g: Tensor, x: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor | None:
+        """Return Σ_p g (x − μ) / √(σ² + ε) for each sample and channel.
 
         Args:
             g: Shape (n, C, *positions).
             x: Shape (n, C, *positions).
-            mean: μ, float32, shape (C,).
+            mean: μ, shape (C,).
+            variance: σ², shape (C,).
+            eps: ε.
 
         Returns:
-            float64, shape (n, C); None for what is not float32 on a CPU, for no positions, and for maps of which one
+            float32, shape (n, C); None for what is not float32 on a CPU, for no positions, and for maps of which one
             lies channel by channel and the other position by position.
         """
-        if g.dim() < 3 or any(t.device.type != "cpu" or t.dtype != torch.float32 for t in (g, x, mean)):
+        if g.dim() < 3 or any(t.device.type != "cpu" or t.dtype != torch.float32 for t in (g, x)):
             return None
-        g, x, mean = g.flatten(2), x.flatten(2), mean.contiguous()
+        g, x = g.flatten(2), x.flatten(2)
+        running = [t.to(torch.float32).contiguous() for t in (mean, variance)]
         if not (g.stride(2) == x.stride(2) == 1 or g.stride(1) == x.stride(1) == 1):
             return None
         samples, channels, positions = g.shape
-        sums = torch.empty(samples, channels, dtype=torch.float64)
+        sums = torch.empty(samples, channels)
         maps = [(t.data_ptr(), (ctypes.c_int64 * 3)(*t.stride())) for t in (g, x)]
         self._library.add(
-            *(sums.data_ptr(), *maps[0], *maps[1], mean.data_ptr()),
+            *(sums.data_ptr(), *maps[0], *maps[1], *(t.data_ptr() for t in running), eps),
             *(samples, channels, positions, torch.get_num_threads()),
         )
         return sums

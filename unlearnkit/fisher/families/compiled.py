@@ -86,9 +86,8 @@ def compiled_convolution(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -
         spatial, positions = tuple(inputs.shape[2:]), tuple(gradient.shape[2:])
         plan = convolution_plan(one, channels, spatial, tuple(inputs.stride()[1:]), positions)
         flat = gradient.flatten(2)
-        for group, (rows, maps) in enumerate(
-            zip(torch.split(flat, out, 1), torch.split(inputs, channels, 1), strict=True)
-        ):
+        for group in range(groups):
+            rows, maps = flat.narrow(1, group * out, out), inputs.narrow(1, group * channels, channels)
             outer.add(into[group], rows, maps, plan)
 
     def finish(total: Tensor) -> Tensor:

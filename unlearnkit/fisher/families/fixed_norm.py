@@ -10,6 +10,10 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from unlearnkit.fisher.steady import in_order
+
+_LARGE = 1 << 19  # elements from which reading x again costs more than another function in Python
+
 
 @final
 class FixedNorm(torch.autograd.Function):
@@ -25,7 +29,8 @@ class FixedNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Scale the gradient."""
         (scale,), (g,) = ctx.saved_tensors, grads
-        return (g * scale.view(-1, *(1,) * (g.dim() - 2))).to(g.dtype), None, None
+        with torch._C.DisableTorchFunction():  # noqa: SLF001 - torch's own switch; no mode need see this
+            return (g * scale.view(-1, *(1,) * (g.dim() - 2))).to(g.dtype), None, None
 
 
 def batch_norm(  # noqa: PLR0917 - torch's own signature
@@ -56,18 +61,20 @@ def batch_norm(  # noqa: PLR0917 - torch's own signature
         y, shape (n, C, …).
 
     Example:
-        >>> x = torch.ones(1, 2, requires_grad=True)
+        >>> x = torch.ones(1 << 18, 2, requires_grad=True)
         >>> y = batch_norm(torch.nn.functional.batch_norm, x, torch.zeros(2), torch.ones(2), torch.tensor([3.0, 4.0]))
         >>> y.sum().backward()
-        >>> x.grad.round()
-        tensor([[3., 4.]])
+        >>> x.grad[0].round()
+        tensor([3., 4.])
     """
 
     def run(x: Tensor) -> Tensor:
         return function(x, running_mean, running_var, weight, bias, training, momentum, eps)
 
-    if not input.requires_grad:
-        return run(input)
+    if not input.requires_grad or input.numel() < _LARGE:
+        y = run(input)
+        in_order(function, y)
+        return y
     scale = (running_var + eps).rsqrt()
     scaled: Tensor = FixedNorm.apply(input, scale if weight is None else scale * weight, run)
     return scaled

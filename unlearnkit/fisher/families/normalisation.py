@@ -76,13 +76,13 @@ class BatchNormRule(_ChannelNorm):
         """Return Σ_t g x̂ by the compiled kernel, shape (n, C)."""
         if slot.totals.compiled is None:
             return None
-        mean, inverse = call.options
-        sums = slot.totals.compiled.channels(g.flatten(0, 1), call.saved[0].flatten(0, 1), mean.to(g.dtype))
-        return None if sums is None else sum_of((sums * inverse).view(*g.shape[:2], -1))
+        sums = slot.totals.compiled.channels(g.flatten(0, 1), call.saved[0].flatten(0, 1), *call.options)
+        return None if sums is None else sum_of(sums.view(*g.shape[:2], -1))
 
     def products(self, g: Tensor, call: Call) -> Tensor:
         """Return Σ_t g x̂, in one pass where torch has one, else from sums alone."""
-        mean, inverse = (t.to(g.dtype) for t in call.options)
+        mean, variance, eps = call.options
+        mean, inverse = mean.to(g.dtype), (variance.double() + eps).rsqrt().to(g.dtype)
         x = call.saved[0].flatten(0, 1)
         if g.device.type == "cpu" and g[0, 0].numel() >= _LARGE_MAP and g.is_contiguous() and x.is_contiguous():
             return _each_alone(g, x, mean, inverse)
@@ -188,8 +188,8 @@ def _batch_norm(  # noqa: PLR0917 - torch's own signature
         raise UnsupportedModelError(_WHY)
     if running_mean is None or running_var is None:
         return None
-    inverse = (running_var.detach().double() + eps).rsqrt()
-    return Call(weights={"weight": weight, "bias": bias}, saved=(input,), options=(running_mean.detach(), inverse))
+    running = running_mean.detach(), running_var.detach()
+    return Call(weights={"weight": weight, "bias": bias}, saved=(input,), options=(*running, eps))
 
 
 def _group_norm(
