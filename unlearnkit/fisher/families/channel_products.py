@@ -41,9 +41,9 @@ class ChannelProducts:
         if g.dim() < 3 or any(t.device.type != "cpu" or t.dtype != torch.float32 for t in (g, x)):
             return None
         g, x = g.flatten(2), x.flatten(2)
-        running = [t.to(torch.float32).contiguous() for t in (mean, variance)]
         if not (g.stride(2) == x.stride(2) == 1 or g.stride(1) == x.stride(1) == 1):
             return None
+        running = [t.to(torch.float32).contiguous() for t in (mean, variance)]
         samples, channels, positions = g.shape
         sums = torch.empty(samples, channels)
         maps = [(t.data_ptr(), (ctypes.c_int64 * 3)(*t.stride())) for t in (g, x)]
