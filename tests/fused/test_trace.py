@@ -7,27 +7,40 @@ import numpy as np
 import pytest
 import torch
 
-from unlearnkit.fused.trace import translate
+from unlearnkit.fused.kernel import statements
+from unlearnkit.fused.trace import Step, translate
 from unlearnkit.fused.untranslatable import Untranslatable
 
 
 def test_by_hand():
     program = translate(lambda t, f, r: torch.where(f > 3 * r, t / 2, t), torch.float64)
-    assert program.statements == (
-        "const double v0 = reference * double(number[0]); const bool v1 = forget > v0; "
-        "const double v2 = theta / double(number[1]); const double v3 = v1 ? v2 : theta; return v3;"
+    assert program.steps == (
+        Step("v0", "double", "reference * double_(number0)"),
+        Step("v1", "bool", "forget > v0"),
+        Step("v2", "double", "ratio_to_constant(theta, double_(number1))"),
+        Step("v3", "double", "choose(v1, v2, theta)"),
     )
+    assert program.result == "v3"
     assert program.numbers == (3.0, 2.0)
+
+
+def test_in_c_plus_plus():
+    program = translate(lambda t, f, r: torch.maximum(t / f, 3 * r), torch.float32)
+    assert statements(program) == (
+        "const double number0 = number[0]; const float v0 = ratio(theta, forget); "
+        "const float v1 = reference * float_(number0); const float v2 = larger(v0, v1); odd |= tie(v0, v1); return v2;"
+    )
 
 
 def test_another_option_is_the_same_program_with_other_numbers():
     one, other = (translate(lambda t, f, _, a=a: t * (f > a), torch.float32) for a in (1.0, math.inf))
-    assert one.statements == other.statements
+    assert one.steps == other.steps
     assert (one.numbers, other.numbers) == ((1.0,), (math.inf,))
 
 
 def test_a_rule_that_changes_nothing_returns_its_argument():
-    assert translate(lambda t, _, __: t, torch.float32).statements == "return theta;"
+    program = translate(lambda t, _, __: t, torch.float32)
+    assert (program.steps, program.result) == ((), "theta")
 
 
 def test_it_may_ask_for_what_is_the_same_everywhere():

@@ -72,7 +72,7 @@ def compile_rule(program: Program, dtypes: Dtypes, computing: torch.dtype) -> Ke
         "REFERENCE": KINDS[dtypes.reference or dtypes.forget],
         "ZEROS": int(dtypes.reference is None),
         "PIECE": PIECE,
-        "RULE": program.statements,
+        "RULE": statements(program),
     }
     before = "".join(f"#define {name} {value}\n" for name, value in defined.items())
     kernel: Any = load(_SOURCE, before=before, flags=_FLAGS).one_pass
@@ -81,3 +81,20 @@ def compile_rule(program: Program, dtypes: Dtypes, computing: torch.dtype) -> Ke
     kernel.restype = None
     function: Kernel = kernel
     return function
+
+
+def statements(program: Program) -> str:
+    """Write a rule in C++.
+
+    Args:
+        program: The rule.
+
+    Returns:
+        What returns θ' from ``theta``, ``forget``, ``reference`` and ``number[]``; it may set ``odd``.
+    """
+    lines = [f"const double number{n} = number[{n}];" for n in range(len(program.numbers))]
+    for step in program.steps:
+        lines.append(f"const {step.kind} {step.name} = {step.text};")
+        if step.odd:
+            lines.append(f"odd |= {step.odd};")
+    return " ".join((*lines, f"return {program.result};"))

@@ -64,6 +64,34 @@ constexpr double infinity = std::numeric_limits<double>::infinity();
 
 constexpr BITS MAGNITUDE = BITS(BITS(~BITS(0)) >> 1);
 
+// What rules are made of, besides + - * and comparisons. Each does for every number what torch does on a CPU.
+
+template <class T>
+inline float float_(T x) { return float(x); }
+
+template <class T>
+inline double double_(T x) { return double(x); }
+
+template <class T>
+inline T choose(bool condition, T x, T y) { return condition ? x : y; }
+
+inline bool opposite(bool x) { return !x; }
+
+template <class T>
+inline T negative(T x) { return -x; }
+
+template <class T>
+inline T magnitude(T x) { return std::abs(x); }
+
+template <class T>
+inline T largest(T) { return std::numeric_limits<T>::max(); }
+
+template <class T>
+inline T ratio(T x, T y) { return x / y; }
+
+template <class T>
+inline T ratio_to_constant(T x, T y) { return x / y; }
+
 template <class T>
 inline T at_least(T x, T low) { return x < low ? low : x; }
 
@@ -78,14 +106,19 @@ inline T nan_to_num(T x, T nan, T high, T low) {
 }
 
 template <class T>
-inline T larger(T x, T y, unsigned& odd) {
-    odd |= (x == y) & (std::signbit(x) != std::signbit(y));
+inline T larger(T x, T y) {
     const T z = x < y ? y : x;
     return y != y ? y : z;
 }
 
 template <class T>
-inline T smaller(T x, T y, unsigned& odd) { return -larger(-x, -y, odd); }
+inline T smaller(T x, T y) { return -larger(-x, -y); }
+
+template <class T>
+inline unsigned tie(T x, T y) { return (x == y) & (std::signbit(x) != std::signbit(y)); }
+
+template <class T>
+inline unsigned torn(T, T) { return 0; }  // of a zero and a bound of zero, whatever their signs, it is the first
 
 inline Wide rule(Wide theta, Wide forget, Wide reference, const double* number, unsigned& odd) {
     (void)odd;

@@ -1,8 +1,12 @@
-"""The operations of torch that a rule may be made of to be compiled, each as an expression of C++.
+"""The operations of torch that a rule may be made of to be compiled, each as an expression.
+
+An expression is of the language that C++ and the Python of Triton share: + − ×, comparisons and & | ^ between names,
+and calls of the functions that ``one_pass.cpp`` defines. Division is a call: not every language's sign for it rounds
+correctly, and not every device divides by a constant.
 
 Each gives the bits that torch gives, whatever the place of a number in its tensor: operations that IEEE 754 rounds
 correctly, comparisons and choices. So exp and log are not among them, nor is √, which torch takes from a library that
-may miss the last bit. Where torch itself answers by the place (is +0 or −0 the smaller?), the expression calls the
+may miss the last bit. Where torch itself answers by the place (is +0 or −0 the smaller?), a second expression calls the
 weight odd, and the edit is left to torch.
 """
 
@@ -13,8 +17,24 @@ import attrs
 
 from unlearnkit.fused.untranslatable import Untranslatable
 
-Operation = Callable[..., str]
 _LARGEST = {"float": 3.4028234663852886e38, "double": 1.7976931348623157e308}
+
+
+@final
+@attrs.frozen
+class Expression:
+    """What an operation makes of a weight.
+
+    Attributes:
+        text: The value.
+        odd: A truth: whether only torch can tell the value. Empty when it never is.
+    """
+
+    text: str
+    odd: str = ""
+
+
+Operation = Callable[..., str | Expression]
 
 
 @final
@@ -23,7 +43,7 @@ class Operand:
     """A value that an operation takes.
 
     Attributes:
-        text: A name in C++.
+        text: A name, or a call that makes a number of a constant.
         kind: ``float``, ``double`` or ``bool``.
         value: Of a constant; None when it depends on the weight.
         working: ``float`` or ``double``: what the operation computes in.
@@ -39,7 +59,7 @@ class Operand:
         """The value as a number to compute with: a truth is 0 or 1."""
         if self.value is not None and _LARGEST[self.working] < abs(self.value) < float("inf"):
             raise Untranslatable(f"a constant of {self.value} for {self.working}")
-        return self.text if self.kind == self.working else f"{self.working}({self.text})"
+        return self.text if self.kind == self.working else f"{self.working}_({self.text})"
 
     @property
     def truth(self) -> str:
@@ -57,8 +77,21 @@ def _logical(sign: str) -> Operation:
     return lambda input, other: f"{input.truth} {sign} {other.truth}"  # noqa: A006
 
 
+def _call(function: str, *, odd: str = "") -> Operation:
+    def call(input: Operand, other: Operand) -> Expression:  # noqa: A002
+        arguments = f"({input.number}, {other.number})"
+        return Expression(f"{function}{arguments}", f"{odd}{arguments}" if odd else "")
+
+    return call
+
+
 def _of(pattern: str) -> Operation:
     return lambda input: pattern.format(input.number, input.working)  # noqa: A006
+
+
+def _divide(input: Operand, other: Operand) -> str:  # noqa: A002
+    function = "ratio" if other.value is None else "ratio_to_constant"
+    return f"{function}({input.number}, {other.number})"
 
 
 def _power(input: Operand, exponent: Operand) -> str:  # noqa: A002
@@ -68,14 +101,18 @@ def _power(input: Operand, exponent: Operand) -> str:  # noqa: A002
 
 
 def _where(condition: Operand, input: Operand, other: Operand) -> str:  # noqa: A002
-    return f"{condition.truth} ? {input.number} : {other.number}"
+    return f"choose({condition.truth}, {input.number}, {other.number})"
 
 
-def _clamp(input: Operand, min: Operand | None = None, max: Operand | None = None) -> str:  # noqa: A002
+def _clamp(input: Operand, min: Operand | None = None, max: Operand | None = None) -> Expression:  # noqa: A002
     if any(bound is not None and bound.value is None for bound in (min, max)):
         raise Untranslatable("a bound that depends on the weight")
-    text = input.number if min is None else f"at_least({input.number}, {min.number})"
-    return text if max is None else f"at_most({text}, {max.number})"
+    text, torn = input.number, []
+    for function, bound in (("at_least", min), ("at_most", max)):
+        if bound is not None:
+            torn.append(f"torn({text}, {bound.number})")
+            text = f"{function}({text}, {bound.number})"
+    return Expression(text, " | ".join(torn))
 
 
 def _nan_to_num(
@@ -84,10 +121,10 @@ def _nan_to_num(
     posinf: Operand | None = None,
     neginf: Operand | None = None,
 ) -> str:
-    largest = f"std::numeric_limits<{input.working}>::max()"
-    defaults = ((nan, f"{input.working}(0)"), (posinf, largest), (neginf, f"-{largest}"))
+    x = input.number
+    defaults = ((nan, f"{input.working}_(0)"), (posinf, f"largest({x})"), (neginf, f"negative(largest({x}))"))
     numbers = [default if given is None else given.number for given, default in defaults]
-    return f"nan_to_num({input.number}, {', '.join(numbers)})"
+    return f"nan_to_num({x}, {', '.join(numbers)})"
 
 
 _ALIKE: Mapping[tuple[str, ...], Operation] = {
@@ -95,22 +132,22 @@ _ALIKE: Mapping[tuple[str, ...], Operation] = {
     ("sub", "subtract"): _between("-"),
     ("__rsub__",): lambda input, other: f"{other.number} - {input.number}",  # noqa: A006
     ("mul", "multiply"): _between("*"),
-    ("div", "divide", "true_divide"): _between("/"),
-    ("__rtruediv__",): lambda input, other: f"(1 / {input.number}) * {other.number}",  # noqa: A006
-    ("neg", "negative"): _of("-{0}"),
-    ("abs", "absolute"): _of("std::abs({0})"),
-    ("reciprocal",): _of("1 / {0}"),
+    ("div", "divide", "true_divide"): _divide,
+    ("__rtruediv__",): lambda input, other: f"ratio({input.working}_(1), {input.number}) * {other.number}",  # noqa: A006
+    ("neg", "negative"): _of("negative({0})"),
+    ("abs", "absolute"): _of("magnitude({0})"),
+    ("reciprocal",): _of("ratio({1}_(1), {0})"),
     ("square",): _of("{0} * {0}"),
     ("pow", "__pow__"): _power,
     ("clamp", "clip", "clamp_min"): _clamp,
     ("clamp_max",): lambda input, max: _clamp(input, None, max),  # noqa: A006
-    ("minimum",): lambda input, other: f"smaller({input.number}, {other.number}, odd)",  # noqa: A006
-    ("maximum",): lambda input, other: f"larger({input.number}, {other.number}, odd)",  # noqa: A006
+    ("minimum",): _call("smaller", odd="tie"),
+    ("maximum",): _call("larger", odd="tie"),
     ("nan_to_num",): _nan_to_num,
     ("where",): _where,
     ("masked_fill",): lambda input, mask, value: _where(mask, value, input),  # noqa: A006
-    ("zeros_like",): lambda input, **_: "0",  # noqa: A006, ARG005
-    ("ones_like",): lambda input, **_: "1",  # noqa: A006, ARG005
+    ("zeros_like",): lambda input, **_: f"{input.working}_(0)",  # noqa: A006
+    ("ones_like",): lambda input, **_: f"{input.working}_(1)",  # noqa: A006
     ("full_like",): lambda input, fill_value: fill_value.number,  # noqa: A006, ARG005
     ("detach", "clone", "contiguous", "float", "double"): lambda input: input.text,  # noqa: A006
     ("to", "type", "type_as"): lambda input, *_, **__: input.text,  # noqa: A006
@@ -123,10 +160,10 @@ _ALIKE: Mapping[tuple[str, ...], Operation] = {
     ("logical_and", "__and__", "bitwise_and"): _logical("&"),
     ("logical_or", "__or__", "bitwise_or"): _logical("|"),
     ("logical_xor", "__xor__", "bitwise_xor"): _logical("^"),
-    ("logical_not", "__invert__", "bitwise_not"): lambda input: f"!{input.truth}",  # noqa: A006
+    ("logical_not", "__invert__", "bitwise_not"): lambda input: f"opposite({input.truth})",  # noqa: A006
     ("isnan",): _of("{0} != {0}"),
-    ("isinf",): _of("std::abs({0}) == {1}(infinity)"),
-    ("isfinite",): _of("std::abs({0}) < {1}(infinity)"),
+    ("isinf",): _of("magnitude({0}) == {1}_(infinity)"),
+    ("isfinite",): _of("magnitude({0}) < {1}_(infinity)"),
 }
 OPERATIONS: Mapping[str, Operation] = {name: operation for names, operation in _ALIKE.items() for name in names}
 """By the name of the function, or of the tensor's method."""

@@ -1,4 +1,4 @@
-"""Watches a rule at work on a few numbers and writes down, in C++, what it did."""
+"""Watches a rule at work on a few numbers and writes down what it did."""
 
 import functools
 import math
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from unlearnkit.fused.operations import OPERATIONS, Operand
+from unlearnkit.fused.operations import OPERATIONS, Expression, Operand
 from unlearnkit.fused.untranslatable import Untranslatable
 
 _ARGUMENTS = ("theta", "forget", "reference")
@@ -18,8 +18,26 @@ _ARGUMENTS = ("theta", "forget", "reference")
 _ASKED = {f"torch.Tensor.{name}.__get__" for name in ("dtype", "device", "is_cuda", "requires_grad", "layout")}
 _ASKED |= {"torch.Tensor.is_floating_point", "torch.is_floating_point"}
 KINDS = {torch.float32: "float", torch.float64: "double", torch.bool: "bool"}
-"""The types of C++ by dtype."""
+"""What a value may be, by dtype."""
 _EXACT = 1 << 53
+
+
+@final
+@attrs.frozen
+class Step:
+    """One operation of a rule.
+
+    Attributes:
+        name: Of what it makes.
+        kind: ``float``, ``double`` or ``bool``: that of what it makes; the value of ``text`` may be of another.
+        text: An expression, see `unlearnkit.fused.operations`.
+        odd: An expression that is true where torch must do the edit, or nothing.
+    """
+
+    name: str
+    kind: str
+    text: str
+    odd: str = ""
 
 
 @final
@@ -28,11 +46,14 @@ class Program:
     """A rule for one weight.
 
     Attributes:
-        statements: C++ that returns θ' from ``theta``, ``forget``, ``reference`` and ``number[]``.
+        steps: What is made of ``theta``, ``forget``, ``reference`` and the constants ``number0``, ``number1``, …, which
+            are float64.
+        result: The name of θ'.
         numbers: The constants: another option is another number, not another program.
     """
 
-    statements: str
+    steps: tuple[Step, ...]
+    result: str
     numbers: tuple[float, ...]
 
 
@@ -53,9 +74,15 @@ def translate(rule: Callable[[Tensor, Tensor, Tensor], Tensor], dtype: torch.dty
         Untranslatable: The rule does what has no translation, or fails.
 
     Example:
-        >>> print(translate(lambda t, f, r: torch.where(f > 3 * r, t / 2, t), torch.float32).statements)
-        const float v0 = reference * float(number[0]); const bool v1 = forget > v0; \
-const float v2 = theta / float(number[1]); const float v3 = v1 ? v2 : theta; return v3;
+        >>> program = translate(lambda t, f, r: torch.where(f > 3 * r, t / 2, t), torch.float32)
+        >>> for step in program.steps:
+        ...     print(step.kind, step.name, "=", step.text)
+        float v0 = reference * float_(number0)
+        bool v1 = forget > v0
+        float v2 = ratio_to_constant(theta, float_(number1))
+        float v3 = choose(v1, v2, theta)
+        >>> program.result
+        'v3'
     """
     examples = tuple(torch.tensor([1.0, 2.0, 3.0], dtype=dtype) for _ in _ARGUMENTS)
     watch = _Watch(examples)
@@ -78,7 +105,7 @@ class _Watch(TorchFunctionMode):
         self._known = {id(t): Operand(name, kind) for t, name in zip(examples, _ARGUMENTS, strict=True)}
         self._held: list[object] = list(examples)  # while they live, no other object has their ids
         self._numbers: list[float] = []
-        self._statements: list[str] = []
+        self._steps: list[Step] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -94,7 +121,7 @@ class _Watch(TorchFunctionMode):
         result = self._known.get(id(edited))
         if result is None or edited.dtype != self._dtype:
             raise Untranslatable("it does not return a tensor like its arguments, made of them")
-        return Program(" ".join((*self._statements, f"return {result.text};")), tuple(self._numbers))
+        return Program(tuple(self._steps), result.text, tuple(self._numbers))
 
     def _write(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
         operation = OPERATIONS.get(name.removeprefix("torch.").removeprefix("Tensor."))
@@ -107,14 +134,15 @@ class _Watch(TorchFunctionMode):
             args = (args[1], args[0], *args[2:])
         working = self._working(result, (*args, *kwargs.values()))
         try:
-            text = operation(
+            made = operation(
                 *(self._operand(a, working) for a in args), **{k: self._operand(a, working) for k, a in kwargs.items()}
             )
         except (TypeError, IndexError) as error:
             raise Untranslatable(f"{name} with these arguments") from error
-        made = Operand(f"v{len(self._statements)}", KINDS[result.dtype])
-        self._statements.append(f"const {made.kind} {made.text} = {text};")
-        self._known[id(result)] = made
+        expression = Expression(made) if isinstance(made, str) else made
+        step = Step(f"v{len(self._steps)}", KINDS[result.dtype], expression.text, expression.odd)
+        self._steps.append(step)
+        self._known[id(result)] = Operand(step.name, step.kind)
 
     def _check(self, name: str, result: Any) -> None:
         if not (
@@ -146,7 +174,7 @@ class _Watch(TorchFunctionMode):
         if math.isnan(value):
             raise Untranslatable("a constant that is not a number")
         self._numbers.append(value)
-        return Operand(f"{working}(number[{len(self._numbers) - 1}])", working, value=value, working=working)
+        return Operand(f"{working}_(number{len(self._numbers) - 1})", working, value=value, working=working)
 
 
 def _flat(values: Iterable[Any]) -> Iterator[Any]:
