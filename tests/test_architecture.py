@@ -23,7 +23,7 @@ PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 
 # Whoever stands in a line may import what stands in the lines above it, and its own package. "" is the public API.
 LAYERS = """
-errors frozen memory progress rng spare suggest tracing uncertainty
+errors frozen memory progress rng spare steady suggest tracing uncertainty
 shards
 averaged batches chunks compiled factories files mixing options overrides parameters structure
 saving

@@ -4,6 +4,7 @@
 import random
 
 import numpy as np
+import permuted
 import pytest
 import torch
 from torch import nn
@@ -325,6 +326,51 @@ def test_an_accumulator_of_ones_own_is_checked_too():
         Own(returns=RETURNS["nan"][0]).estimate(model, data(), objective=CE)
     with Left(model), pytest.raises(MismatchError, match=r"must not edit buffers"):
         Own(edit_buffer).estimate(model, data(), objective=CE)
+
+
+class Absolute(ImportanceEstimator):
+    """As an author writes it who knows nothing of torch's mistakes; alone, or with a pass of its own."""
+
+    name = "absolute"
+    traits = EstimatorTraits()
+
+    def __init__(self, own_pass):
+        self.own_pass = own_pass
+
+    def estimate_batch(self, model, batch, *, objective):
+        weights = trainable(model)
+        found = torch.autograd.grad(objective.losses(model, batch).sum(), list(weights.values()))
+        totals = {name: g.abs() for name, g in zip(weights, found, strict=True)}
+        return Importance(totals=totals, count=len(batch[0]))
+
+    def accumulator(self, model, *, objective):
+        return Own(self, model, objective) if self.own_pass else super().accumulator(model, objective=objective)
+
+
+class Own(Accumulator):
+    def __init__(self, estimator, model, objective):
+        self.measure, self.total = lambda batch: estimator.estimate_batch(model, batch, objective=objective), None
+
+    def add(self, batch):
+        one = self.measure(batch)
+        self.total = one if self.total is None else self.total + one
+
+    def result(self):
+        return self.total
+
+
+@pytest.mark.parametrize("estimator", [Absolute(own_pass=False), Absolute(own_pass=True)])
+def test_gradients_are_right_where_torch_s_own_are_not(estimator):
+    """torch's own were off by as much as they are large."""
+    found, expected = (estimator.estimate(m, permuted.data(3, 1), objective=CE).totals for m in permuted.pair())
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_layer_that_is_compiled_whole_stays_so():
+    """A hook on a gradient inside it would break its graph, which fullgraph=True makes an error."""
+    model = permuted.Permuted(nn.BatchNorm2d(3)).eval()
+    model.one = torch.compile(nn.Sequential(model.one, nn.BatchNorm2d(3)).eval(), backend="aot_eager", fullgraph=True)
+    assert Absolute(own_pass=False).estimate(model, permuted.data(2), objective=CE).count == 2
 
 
 # What a user gets wrong

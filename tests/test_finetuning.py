@@ -6,6 +6,7 @@ import random
 
 import attrs
 import numpy as np
+import permuted
 import pytest
 import torch
 from torch import nn
@@ -330,3 +331,14 @@ def test_the_optimiser_holds_the_model_that_is_trained_and_no_copy_of_it():
 def test_passes_are_plain_values():
     one = Pass(batches=[], loss=cross_entropy, name="x")
     assert attrs.evolve(one, name="y").name == "y"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_steps_go_downhill_where_torch_s_gradients_do_not(training):
+    """One sample, and a norm with a permutation behind it, whose gradients torch gets wrong."""
+    one, other = permuted.pair()
+    for model in (one, other):
+        tune(
+            model, permuted.data(1, 1), count=1, descent=Descent(optimizer="sgd", learning_rate=0.1), training=training
+        )
+    torch.testing.assert_close(state(one), state(other), rtol=1e-4, atol=1e-5)

@@ -5,6 +5,7 @@ import math
 import random
 
 import numpy as np
+import permuted
 import pytest
 import torch
 from torch import nn
@@ -223,3 +224,12 @@ def test_it_trains_where_the_model_is():
     assert next(model.parameters()).is_cuda
     assert math.isfinite(history[-1].loss)
     assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+def test_steps_go_downhill_where_torch_s_gradients_do_not():
+    """One sample, and a norm with a permutation behind it; Adam takes the signs of the first gradient."""
+    one, other = permuted.pair()
+    for model in (one, other):
+        train(model, permuted.data(1), training=Training(epochs=1))
+    torch.testing.assert_close(one.two.weight, other.two.weight)
+    torch.testing.assert_close(one.norm.weight, other.norm.weight)

@@ -1,7 +1,8 @@
 """The contract of everything that says how much each weight matters to a set of data."""
 
 import abc
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal, final
 
 import attrs
@@ -26,6 +27,7 @@ from unlearnkit.progress import Progress, length, silent
 from unlearnkit.provenance import BatchTrail, Fingerprint, Role
 from unlearnkit.shards import settle, told
 from unlearnkit.sharing import missing_nobody
+from unlearnkit.steady import steady_for
 
 
 @final
@@ -53,8 +55,8 @@ class EstimatorTraits:
 class ImportanceEstimator(abc.ABC):
     """Turns a model and data into an `Importance`. Subclass it and write `estimate_batch`.
 
-    The public method checks what goes in and what the author's method gave back, runs the model in eval mode, and
-    leaves it as it was found, also after an exception.
+    The public method checks what goes in and what the author's method gave back, runs the model in eval mode, puts
+    torch's wrong gradients of some norms right, and leaves the model as it was found, also after an exception.
 
     Example:
         >>> class Ones(ImportanceEstimator):
@@ -154,11 +156,12 @@ class ImportanceEstimator(abc.ABC):
         try:
             model.eval()
             pass_ = self.accumulator(model, objective=objective)
+            order = nullcontext if pass_.steady else steady_for(model)
             shown = progress(batches, f"importance: {Role(role).value}", length(batches))
             for index, (batch, moved) in enumerate(feed(shown, device)):
                 try:
                     trail, samples = trail.add(batch), samples + batch_size(batch)
-                    self._add(pass_, moved)
+                    self._add(pass_, moved, order)
                 except Exception as error:
                     error.add_note(f"in batch {index} (counted from 0) of estimator {self.name!r}")
                     raise
@@ -196,9 +199,9 @@ class ImportanceEstimator(abc.ABC):
             )
         return spread
 
-    def _add(self, pass_: "Accumulator", batch: Any) -> None:
+    def _add(self, pass_: "Accumulator", batch: Any, order: Callable[[], AbstractContextManager[object]]) -> None:
         try:
-            with torch.enable_grad(), missing_nobody():
+            with torch.enable_grad(), missing_nobody(), order():
                 pass_.add(batch)
         except RuntimeError as error:
             if "not have gradient" not in str(error) and "does not require grad" not in str(error):
@@ -231,7 +234,14 @@ class ImportanceEstimator(abc.ABC):
 
 
 class Accumulator(abc.ABC):
-    """One pass over data: batches go in, one importance comes out."""
+    """One pass over data: batches go in, one importance comes out.
+
+    Attributes:
+        steady: True for a pass that itself puts right what torch gets wrong of norms whose gradient comes out of a
+            permutation, or hands all batches to one that does; others are run so that it is put right for them.
+    """
+
+    steady: ClassVar[bool] = False
 
     @abc.abstractmethod
     def add(self, batch: Any) -> None:

@@ -17,6 +17,7 @@ from unlearnkit.options import option
 from unlearnkit.parameters import device_of, trainable
 from unlearnkit.progress import length
 from unlearnkit.rng import private_rng
+from unlearnkit.steady import steady_for
 from unlearnkit.suggest import nearest
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -136,7 +137,7 @@ def fine_tune(
     """
     device, modes = device_of(model), {module: module.training for module in model.modules()}
     keep = _Keep(model, masks or {})
-    optimizer, means = descent.optimizer_for(model), []
+    optimizer, means, order = descent.optimizer_for(model), [], steady_for(model)
     try:
         _set_mode(model, training=training)
         with private_rng(device, seed=evidence.seed), torch.inference_mode(mode=False), torch.enable_grad():
@@ -144,7 +145,10 @@ def fine_tune(
                 batches = reshuffled(one.batches, seed=evidence.seed + number)
                 shown, total = evidence.progress(batches, one.name, length(batches)), []
                 for index, (_, batch) in enumerate(feed(shown, device), start=1):
-                    total.append(_step(model, one, batch, optimizer, where=f"batch {index}"))
+                    with order():
+                        loss = one.loss(model, batch)
+                    _check(loss, where=f"{one.name}, batch {index}")
+                    total.append(_step(loss, optimizer))
                     keep.restore()
                 if not total:
                     raise ConfigurationError(
@@ -167,18 +171,20 @@ def _set_mode(model: nn.Module, *, training: bool) -> None:
             module.eval()
 
 
-def _step(model: nn.Module, one: Pass, batch: Any, optimizer: Optimizer, *, where: str) -> Tensor:
-    loss = one.loss(model, batch)
+def _check(loss: Tensor, *, where: str) -> None:
     if not bool(torch.isfinite(loss).all()):
         raise NonFiniteError(
-            f"expected a finite loss, saw NaN or infinity in {one.name}, {where}: lower the learning rate, or look for "
-            "NaN in the data"
+            f"expected a finite loss, saw NaN or infinity in {where}: lower the learning rate, or look for NaN in the "
+            "data"
         )
     if not loss.requires_grad:
         raise UnsupportedModelError(
-            f"expected a loss that depends on a trainable parameter, saw one that does not in {one.name}, {where}: is "
-            "the model called under torch.no_grad()?"
+            f"expected a loss that depends on a trainable parameter, saw one that does not in {where}: is the "
+            "model called under torch.no_grad()?"
         )
+
+
+def _step(loss: Tensor, optimizer: Optimizer) -> Tensor:
     optimizer.zero_grad()
     torch.autograd.backward(loss)
     optimizer.step()

@@ -17,6 +17,7 @@ from unlearnkit.parameters import device_of, trainable
 from unlearnkit.progress import Progress, length, silent
 from unlearnkit.rng import private_rng
 from unlearnkit.scores import score_batch, total
+from unlearnkit.steady import steady_for
 
 
 @final
@@ -123,7 +124,8 @@ def _epoch(
 ) -> EpochRecord:
     start, device, scores = time.perf_counter(), device_of(model), []
     for number, (_, batch) in enumerate(feed(batches, device), start=1):
-        losses, score = score_batch(model, batch, objective=objective)
+        with steady_for(model)():
+            losses, score = score_batch(model, batch, objective=objective)
         if not bool(torch.isfinite(losses).all()):
             raise NonFiniteError(
                 f"expected a finite loss, saw NaN or infinity in epoch {epoch}, batch {number}: "

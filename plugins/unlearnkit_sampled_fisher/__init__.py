@@ -144,6 +144,8 @@ class _Relabelled(Accumulator):
         objective: Says where the logits are.
     """
 
+    steady: ClassVar[bool] = True
+
     def __init__(
         self,
         labels: Callable[[Any, Tensor], Iterator[tuple[Tensor, Tensor]]],

@@ -2,6 +2,7 @@
 
 import copy
 
+import permuted
 import pytest
 import torch
 from torch import Tensor, nn
@@ -145,3 +146,11 @@ def test_by_name_on_the_digits(run_by_name, name):
     assert record.report.changed > 0
     assert {e.fingerprint.estimator for e in record.report.evidence} == {name}
     assert {e.fingerprint.labels for e in record.report.evidence} == {"none"}
+
+
+@pytest.mark.parametrize("estimator", BOTH)
+def test_right_where_torch_s_gradients_are_not(estimator):
+    found, expected = (
+        estimator().estimate(model, permuted.data(3, 1), objective=CrossEntropy()).totals for model in permuted.pair()
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)

@@ -1,8 +1,8 @@
 """The shipped estimators against the slow oracles."""
 
+import permuted
 import pytest
 import torch
-from torch import nn
 
 from unlearnkit import BatchedDiagonalFisher, CrossEntropy, DiagonalFisher
 from unlearnkit.testing import Scene, Snapshot, batched_squares, per_sample_squares
@@ -37,25 +37,10 @@ def test_batched_diagonal_fisher_is_the_notebook_s_loop(scene):
     assert found.count == 3
 
 
-class Permuted(nn.Module):
-    """A norm, and a permutation behind it."""
-
-    def __init__(self, norm):
-        super().__init__()
-        torch.manual_seed(0)
-        self.one, self.norm, self.two = nn.Conv2d(2, 3, 3), norm, nn.Linear(60, 4)
-
-    def forward(self, x):
-        return self.two(self.norm(self.one(x)).permute(0, 2, 3, 1).flatten(1))
-
-
 def test_one_sample_at_a_time_is_right_where_torch_is_not():
     """torch's squares of an instance norm with a permutation behind it were off by 65 to 88 % on a CPU, in its own
-    weights and in those before it; a group norm of as many groups as channels is the same function."""
-    torch.manual_seed(1)
-    data = [(torch.randn(n, 2, 6, 7), torch.randint(0, 4, (n,))) for n in (3, 1)]
-    norms = nn.InstanceNorm2d(3, affine=True), nn.GroupNorm(3, 3)
-    found, expected = (per_sample_squares(Permuted(norm), data, CrossEntropy()) for norm in norms)
+    weights and in those before it."""
+    found, expected = (per_sample_squares(model, permuted.data(3, 1), CrossEntropy()) for model in permuted.pair())
     torch.testing.assert_close(found, expected)
 
 

@@ -13,7 +13,6 @@ from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimat
 from unlearnkit.fisher.finite import Watch
 from unlearnkit.fisher.ledger import accumulate
 from unlearnkit.fisher.sharded import SquaredSums
-from unlearnkit.fisher.steady import steady_for
 from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective, check_losses
 from unlearnkit.options import option
@@ -74,8 +73,7 @@ class BatchedDiagonalFisher(ImportanceEstimator):
     def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
         """Square one batch gradient; see `ImportanceEstimator.estimate_batch`."""
         named = trainable(model)
-        with steady_for(model)():
-            losses = check_losses(objective.losses(model, batch), batch, objective=objective)
+        losses = check_losses(objective.losses(model, batch), batch, objective=objective)
         loss = losses.mean() if self.reduction == "mean" else losses.sum()
         grads = map(dense, torch.autograd.grad(loss, list(named.values()), allow_unused=True))
         terms = self._counted(batch_size(batch))

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,8 @@ class Engine(Accumulator):
         recheck: Look at one pass of so many again; 0 for none.
         recorder: Record passes by it and replay them; None to make each.
     """
+
+    steady: ClassVar[bool] = True  # by the rules of the norms, and by `SquaredGradients`
 
     def __init__(
         self,

@@ -11,9 +11,9 @@ from torch.func import functional_call, grad, vmap
 
 from unlearnkit.batches import batch_size, has_values, map_tensors, take, tensors
 from unlearnkit.errors import UnlearnKitError, UnlearnKitWarning, UnsupportedModelError
-from unlearnkit.fisher.steady import steady_for
 from unlearnkit.objective import Objective, check_losses
 from unlearnkit.parameters import dense, trainable, wide
+from unlearnkit.steady import steady_for
 
 _LARGEST_CHUNK = 16  # above it vmap over convolutions falls off a cliff on CPUs and gains nothing elsewhere
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 5e-3}  # what is wrong in structure is wrong by more

@@ -13,9 +13,9 @@ from torch.overrides import TorchFunctionMode
 from unlearnkit.fisher.lean import lean
 from unlearnkit.fisher.rule import Call, Rule, rule_for
 from unlearnkit.fisher.script import Action, Step, UnprovenError
-from unlearnkit.fisher.steady import in_order
 from unlearnkit.fisher.tap import Gradients, Sink, tap, tap_all
 from unlearnkit.fisher.written_out import hindrance, written_out
+from unlearnkit.steady import in_order
 
 _CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 _IN_PLACE = frozenset(

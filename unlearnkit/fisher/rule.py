@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from unlearnkit.errors import ConfigurationError
-from unlearnkit.fisher.steady import in_order
 from unlearnkit.fisher.totals import Slot
+from unlearnkit.steady import in_order
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

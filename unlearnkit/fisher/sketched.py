@@ -14,7 +14,6 @@ from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimat
 from unlearnkit.feeding import sent
 from unlearnkit.fisher.general import refuse_batch_statistics
 from unlearnkit.fisher.sharded import SquaredSums
-from unlearnkit.fisher.steady import steady_for
 from unlearnkit.importance import Importance
 from unlearnkit.objective import Objective, check_losses
 from unlearnkit.options import option
@@ -100,15 +99,13 @@ class _Sketch(Accumulator):
     def __init__(self, model: nn.Module, objective: Objective, *, probes: int, coins: torch.Generator) -> None:
         refuse_batch_statistics(model)
         self._model, self._objective, self._probes = model, objective, probes
-        self._order = steady_for(model)
         self._named = trainable(model)
         self._totals = {name: torch.zeros_like(p, dtype=wide(p.dtype)) for name, p in self._named.items()}
         self._coins = coins
         self._count = 0
 
     def add(self, batch: Any) -> None:
-        with self._order():
-            losses = check_losses(self._objective.losses(self._model, batch), batch, objective=self._objective)
+        losses = check_losses(self._objective.losses(self._model, batch), batch, objective=self._objective)
         parameters = list(self._named.values())
         for probe in range(self._probes):
             signs = sent(_signs(self._coins, len(losses)), losses.device).to(losses.dtype)

@@ -221,6 +221,8 @@ class _Survey(ImportanceEstimator):
 class _WithKeys(Accumulator):
     """Hands the keys of a batch on with it."""
 
+    steady: ClassVar[bool] = True
+
     def __init__(self, engine: Engine, keyed: _Keyed | None) -> None:
         self._engine, self._keyed = engine, keyed
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unlearnkit import Objective
 from unlearnkit.batches import batch_size, map_tensors, take
-from unlearnkit.fisher.steady import Steady
+from unlearnkit.steady import Steady
 
 
 def per_sample_squares(model: nn.Module, batches: Iterable[Any], objective: Objective) -> dict[str, Tensor]:

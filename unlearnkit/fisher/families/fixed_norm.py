@@ -1,7 +1,7 @@
 """Batch norm on running statistics, with a way back that reads the gradient alone.
 
 y = γ (x − μ) / √(σ² + ε) + β, so that ∂ℓ/∂x = γ / √(σ² + ε) · ∂ℓ/∂y. torch's own way back reads x too, for the gradient
-of γ, even where nobody wants that; and it takes some gradients for others (see `unlearnkit.fisher.steady`).
+of γ, even where nobody wants that; and it takes some gradients for others (see `unlearnkit.steady`).
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from unlearnkit.fisher.steady import in_order
+from unlearnkit.steady import in_order
 
 _LARGE = 1 << 19  # elements from which reading x again costs more than another function in Python
 

@@ -10,23 +10,28 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 from torch.overrides import TorchFunctionMode
+
+_WRONG = (F.instance_norm, F.batch_norm)
 
 
 def in_order(function: Callable[..., Any], y: Any) -> None:
     """Have a result's gradient brought in order before torch goes back through the function that made it.
 
     Args:
-        function: Any; nothing is done for others than `instance_norm` and `batch_norm`.
+        function: Any; nothing is done for others than `instance_norm` and `batch_norm`, and nothing in compiled code.
         y: What it returned.
     """
-    if not isinstance(y, Tensor) or not y.requires_grad:
+    if function not in _WRONG or not isinstance(y, Tensor) or not y.requires_grad:
         return
+    if torch.compiler.is_compiling():
+        return  # a hook would break the graph of a compiled layer
     if function is F.instance_norm:
         y.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
-    elif function is F.batch_norm:
+    else:
         y.register_hook(partial(_laid_out, y.stride()))  # type: ignore[no-untyped-call]
 
 
