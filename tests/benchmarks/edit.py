@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import final
 
 import attrs
 import torch
@@ -20,12 +21,25 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 from unlearnkit_ssd import SelectiveSynapticDampening
 
-from unlearnkit import Evidence, Importance, trainable
+from unlearnkit import ElementwiseUnlearner, Evidence, Importance, trainable
 from unlearnkit.fused.run import VARIABLE
 from unlearnkit.guard import ModelGuard
 from unlearnkit.parameters import check_finite, digest
 
 METHOD = SelectiveSynapticDampening(alpha=10.0, lam=1.0)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Fading(ElementwiseUnlearner):
+    """θ' = θ·exp(−F_f / F_r) where F_f > 10 F_r: a rule with something that only torch computes."""
+
+    name = "fading"
+
+    def rule(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:
+        return torch.where(forget > 10 * reference, theta * torch.exp(-forget / reference), theta)
+
+
 COUNTS = (97, 49_500)
 CLOCK = [time.perf_counter]
 
@@ -131,6 +145,8 @@ def variants(model: nn.Module, evidence: Evidence) -> dict[str, tuple[Run, Run]]
         "triad, 12 bytes": triad(model),
         "the edit, compiled": ours(model, evidence, how="compiled"),
         "the edit, by torch in pieces": ours(model, evidence, how="plain"),
+        "a rule with exp, compiled": ours(model, evidence, how="compiled", method=Fading()),
+        "a rule with exp, by torch in pieces": ours(model, evidence, how="plain", method=Fading()),
         "the rule on whole tensors, none of that": out_of_place(model, whole_rule, evidence),
         "the notebook: boolean index": out_of_place(model, boolean_index, evidence),
     }

@@ -6,7 +6,7 @@ import torch
 from compiler import HAS_COMPILER
 
 from unlearnkit.averaged import Averaged, Trio
-from unlearnkit.fused.operations import OPERATIONS
+from unlearnkit.fused.operations import OPERATIONS, QUESTIONS
 from unlearnkit.fused.run import Fused
 from unlearnkit.parameters import bits
 
@@ -86,6 +86,10 @@ TRUTHS = {
     "isfinite": lambda t, r: torch.isfinite(t / r),
 }
 
+ASKED = {name: lambda t, _, name=name: getattr(torch, name)(t) for name in QUESTIONS}
+ASKED |= {"pow 3": lambda t, _: t**3, "pow -0.5": lambda t, _: t.pow(-0.5), "twice": lambda t, r: (t.exp() + r).log()}
+ASKED |= {"of a double": lambda t, r: (t.double() * r.double()).exp().to(t.dtype)}
+
 
 def special(dtype):
     """The numbers at the edges of a dtype, and some in between."""
@@ -127,7 +131,7 @@ def edited(rule, dtype, theta, forget, reference):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("group", [NUMBERS, TRUTHS], ids=["numbers", "truths"])
+@pytest.mark.parametrize("group", [NUMBERS, TRUTHS, ASKED], ids=["numbers", "truths", "asked"])
 def test_the_bits_are_those_of_torch(group, dtype):
     values = special(dtype)
     pairs = torch.cartesian_prod(values, values).repeat(len(group), 1)
@@ -173,5 +177,5 @@ def test_two_zeros_of_different_sign_are_left_to_torch():
 
 
 def test_no_operation_is_untested():
-    names = " ".join((*NUMBERS, *TRUTHS))
+    names = " ".join((*NUMBERS, *TRUTHS, *ASKED))
     assert {name for name in OPERATIONS if name not in names} == {"minimum", "maximum"}

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from unlearnkit.fused.kernel import statements
+from unlearnkit.fused.c_plus_plus import answers, asked_about, rule
+from unlearnkit.fused.operations import Question
 from unlearnkit.fused.trace import Step, translate
 from unlearnkit.fused.untranslatable import Untranslatable
 
@@ -26,10 +27,29 @@ def test_by_hand():
 
 def test_in_c_plus_plus():
     program = translate(lambda t, f, r: torch.maximum(t / f, 3 * r), torch.float32)
-    assert statements(program) == (
+    assert rule(program) == (
         "const double number0 = number[0]; const float v0 = ratio(theta, forget); "
         "const float v1 = reference * float_(number0); const float v2 = larger(v0, v1); odd |= tie(v0, v1); return v2;"
     )
+
+
+def test_what_is_asked_of_torch_cuts_the_program():
+    program = translate(lambda t, f, r: torch.where(f > 2, t * torch.exp(-(3 * torch.log(r))), t), torch.float32)
+    assert [step.name for step in program.steps if step.question] == ["v1", "v4"]
+    assert [step.question for step in program.steps if step.question] == [Question("log"), Question("exp")]
+    assert asked_about(program, 1) == "return reference;"
+    assert asked_about(program, 4) == (
+        "const double number1 = number[1]; const float v1 = answers.v1[i]; const float v2 = v1 * float_(number1); "
+        "const float v3 = negative(v2); return v3;"
+    )
+    assert "const float v1 = answers.v1[i]; " in rule(program)
+    assert "const float v4 = answers.v4[i]; const float v5 = theta * v4;" in rule(program)
+    assert answers(program).startswith("const float* v1; const float* v4; Answers(")
+
+
+@pytest.mark.parametrize("power", [lambda t: t**0.5, lambda t: t.pow(0.5), lambda t: torch.pow(t, 0.5)])
+def test_a_power_other_than_2_is_asked_of_torch(power):
+    assert translate(lambda t, _, __: power(t), torch.float32).steps[0].question == Question("pow", (0.5,))
 
 
 def test_another_option_is_the_same_program_with_other_numbers():
@@ -65,13 +85,15 @@ def test_it_may_ask_for_what_is_the_same_everywhere():
         (lambda t, _, __: t * t.dim(), "dim"),
         (lambda t, _, __: t * len(t), "len"),
         (lambda t, _, __: t * t.numel(), "numel"),
-        (lambda t, _, __: t.exp(), "exp"),
+        (lambda t, _, __: t.cosh(), "cosh"),
+        (lambda t, _, __: t.exp_(), "exp_"),
         (lambda t, _, __: t.mul_(2), "mul_"),
         (lambda t, _, __: t.data.mul_(2), "data"),
         (lambda t, _, __: torch.add(t, t, alpha=2), "arguments"),
         (lambda t, f, _: torch.add(t, t, out=f), "add is not"),
         (lambda t, f, _: torch.div(t, f, rounding_mode="floor"), "floor"),
-        (lambda t, _, __: t**3, "power"),
+        (lambda t, f, _: t**f, "power that depends"),
+        (lambda t, _, __: 2**t, "__rpow__"),
         (lambda t, f, _: t.clamp(max=f), "bound"),
         (lambda t, _, __: t.double(), "like its arguments"),
         (lambda t, f, _: t > f, "like its arguments"),

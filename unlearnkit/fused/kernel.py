@@ -1,7 +1,7 @@
 """Compiles a translated rule, together with all that an edit does to a weight, into one loop."""
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -9,7 +9,9 @@ import attrs
 import torch
 
 from unlearnkit.compiled import load
-from unlearnkit.fused.trace import KINDS, Program
+from unlearnkit.fused.c_plus_plus import answers, asked_about, rule
+from unlearnkit.fused.operations import Question
+from unlearnkit.fused.trace import DTYPES, KINDS, Program
 
 _WEIGHTS = {
     torch.float32: ("float", "std::uint32_t", 0),
@@ -23,9 +25,39 @@ TOTALS = frozenset({torch.float32, torch.float64})
 """The dtypes of totals that are compiled."""
 # Nothing here changes a result. The first forbids what would: a product and a sum rounded once.
 _FLAGS = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing")
-_SOURCE = Path(__file__).with_name("one_pass.cpp")
-Kernel = Callable[..., None]
-"""The function `one_pass` of ``one_pass.cpp``."""
+_FOLDER = Path(__file__).parent
+Function = Callable[..., None]
+_POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
+
+
+@final
+@attrs.frozen
+class Asked:
+    """A question of a rule.
+
+    Attributes:
+        numbers: The function `question` of ``question.cpp``.
+        question: What torch is asked about them.
+        dtype: Of the numbers and the answers.
+    """
+
+    numbers: Function
+    question: Question
+    dtype: torch.dtype
+
+
+@final
+@attrs.frozen
+class Kernel:
+    """A compiled rule.
+
+    Attributes:
+        edit: The function `one_pass` of ``one_pass.cpp``.
+        asked: Its questions, each after those whose answers it needs.
+    """
+
+    edit: Function
+    asked: tuple[Asked, ...] = ()
 
 
 @final
@@ -62,8 +94,34 @@ def compile_rule(program: Program, dtypes: Dtypes, computing: torch.dtype) -> Ke
     Raises:
         ConfigurationError: It cannot be compiled here; see `unlearnkit.compiled.load`.
     """
+    before = _defined(_shape(dtypes, computing) | {"ANSWERS": answers(program)})
+    before += (_FOLDER / "piece.h").read_text(encoding="utf-8")
+    edit = _load("one_pass", before + _defined({"PIECE": PIECE, "RULE": rule(program)}))
+    edit.argtypes = [_POINTER, *[_INTEGER] * 4, *[_POINTER] * 4, ctypes.c_int, ctypes.c_int]
+    return Kernel(edit, tuple(_asked(program, n, before) for n, step in enumerate(program.steps) if step.question))
+
+
+def _asked(program: Program, place: int, before: str) -> Asked:
+    step = program.steps[place]
+    assert step.question is not None
+    numbers = _load("question", before + _defined({"ANSWER": step.kind, "QUESTION": asked_about(program, place)}))
+    numbers.argtypes = [_POINTER, *[_INTEGER] * 4, *[_POINTER] * 3, ctypes.c_int]
+    return Asked(numbers, step.question, DTYPES[step.kind])
+
+
+def _load(name: str, before: str) -> Any:
+    function = getattr(load(_FOLDER / f"{name}.cpp", before=before, flags=_FLAGS), name)
+    function.restype = None
+    return function
+
+
+def _defined(values: Mapping[str, object]) -> str:
+    return "".join(f"#define {name} {value}\n" for name, value in values.items())
+
+
+def _shape(dtypes: Dtypes, computing: torch.dtype) -> dict[str, object]:
     weight, bits, narrow = _WEIGHTS[dtypes.weight]
-    defined = {
+    return {
         "WEIGHT": weight,
         "BITS": bits,
         "NARROW": narrow,
@@ -71,30 +129,4 @@ def compile_rule(program: Program, dtypes: Dtypes, computing: torch.dtype) -> Ke
         "FORGET": KINDS[dtypes.forget],
         "REFERENCE": KINDS[dtypes.reference or dtypes.forget],
         "ZEROS": int(dtypes.reference is None),
-        "PIECE": PIECE,
-        "RULE": statements(program),
     }
-    before = "".join(f"#define {name} {value}\n" for name, value in defined.items())
-    kernel: Any = load(_SOURCE, before=before, flags=_FLAGS).one_pass
-    pointer, integer = ctypes.c_void_p, ctypes.c_int64
-    kernel.argtypes = [pointer, *[integer] * 4, *[pointer] * 3, ctypes.c_int, ctypes.c_int]
-    kernel.restype = None
-    function: Kernel = kernel
-    return function
-
-
-def statements(program: Program) -> str:
-    """Write a rule in C++.
-
-    Args:
-        program: The rule.
-
-    Returns:
-        What returns θ' from ``theta``, ``forget``, ``reference`` and ``number[]``; it may set ``odd``.
-    """
-    lines = [f"const double number{n} = number[{n}];" for n in range(len(program.numbers))]
-    for step in program.steps:
-        lines.append(f"const {step.kind} {step.name} = {step.text};")
-        if step.odd:
-            lines.append(f"odd |= {step.odd};")
-    return " ".join((*lines, f"return {program.result};"))

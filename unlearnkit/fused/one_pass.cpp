@@ -1,127 +1,15 @@
-// One pass over θ, F_f and F_r of many parameters for one rule. What is put before this file makes it that of a rule:
-//   WEIGHT, BITS          the type of θ, and the unsigned integer of its size
-//   NARROW                1 for bfloat16 and 2 for float16, whose WEIGHT is their bits; else 0
-//   COMPUTE               the type that the rule computes in
-//   FORGET, REFERENCE     the types of the totals
-//   ZEROS                 1 when there is no reference: it is zero, and no memory is read for it
+// One pass over θ, F_f and F_r of many parameters for one rule: rule, comparison, count, what is kept of the old values. After
+// what is said in piece.h:
 //   PIECE                 how many weights one thread edits at a time, at most; a multiple of BLOCK
-//   RULE                  statements that return θ' from theta, forget, reference and number[]; `odd |= …` refuses
-#include <algorithm>
-#include <atomic>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#include <thread>
-#include <vector>
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
+//   RULE                  statements that return θ' from theta, forget, reference, number[] and the answers at i; `odd |= …`
+//                         refuses
 namespace {
 
 constexpr int BLOCK = 512;  // a block of each array stays in the innermost cache
-using Wide = COMPUTE;
 
-template <class To, class From>
-inline To cast_bits(From from) {
-    static_assert(sizeof(To) == sizeof(From), "a view of the same bits");
-    To to;
-    std::memcpy(&to, &from, sizeof to);
-    return to;
-}
-
-#if NARROW == 1
-using Number = float;
-constexpr BITS EXPONENT = 0x7f80;
-inline Number widen(WEIGHT w) { return cast_bits<float>(std::uint32_t(w) << 16); }
-inline BITS narrow(Number x) {  // to the nearest, ties to even; of a NaN nothing but its being one matters
-    const std::uint32_t u = cast_bits<std::uint32_t>(x);
-    const std::uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-    return BITS(x != x ? 0x7fffu : rounded);
-}
-#elif NARROW == 2
-using Number = float;
-constexpr BITS EXPONENT = 0x7c00;
-inline Number widen(WEIGHT w) { return float(cast_bits<_Float16>(w)); }
-inline BITS narrow(Number x) { return cast_bits<BITS>(_Float16(x)); }
-#else
-using Number = WEIGHT;
-constexpr BITS EXPONENT = BITS(sizeof(BITS) == 8 ? 0x7ff0000000000000u : 0x7f800000u);
-inline Number widen(WEIGHT w) { return w; }
-inline BITS narrow(Number x) { return cast_bits<BITS>(x); }
-#endif
-
-template <class T>
-struct Unsigned;
-template <>
-struct Unsigned<float> { using type = std::uint32_t; };
-template <>
-struct Unsigned<double> { using type = std::uint64_t; };
-using WideBits = Unsigned<Wide>::type;
-
-constexpr double infinity = std::numeric_limits<double>::infinity();
-
-constexpr BITS MAGNITUDE = BITS(BITS(~BITS(0)) >> 1);
-
-// What rules are made of, besides + - * and comparisons. Each does for every number what torch does on a CPU.
-
-template <class T>
-inline float float_(T x) { return float(x); }
-
-template <class T>
-inline double double_(T x) { return double(x); }
-
-template <class T>
-inline T choose(bool condition, T x, T y) { return condition ? x : y; }
-
-inline bool opposite(bool x) { return !x; }
-
-template <class T>
-inline T negative(T x) { return -x; }
-
-template <class T>
-inline T magnitude(T x) { return std::abs(x); }
-
-template <class T>
-inline T largest(T) { return std::numeric_limits<T>::max(); }
-
-template <class T>
-inline T ratio(T x, T y) { return x / y; }
-
-template <class T>
-inline T ratio_to_constant(T x, T y) { return x / y; }
-
-template <class T>
-inline T at_least(T x, T low) { return x < low ? low : x; }
-
-template <class T>
-inline T at_most(T x, T high) { return x > high ? high : x; }
-
-template <class T>
-inline T nan_to_num(T x, T nan, T high, T low) {
-    const T not_above = x == T(infinity) ? high : x;
-    const T finite = x == -T(infinity) ? low : not_above;
-    return x != x ? nan : finite;
-}
-
-template <class T>
-inline T larger(T x, T y) {
-    const T z = x < y ? y : x;
-    return y != y ? y : z;
-}
-
-template <class T>
-inline T smaller(T x, T y) { return -larger(-x, -y); }
-
-template <class T>
-inline unsigned tie(T x, T y) { return (x == y) & (std::signbit(x) != std::signbit(y)); }
-
-template <class T>
-inline unsigned torn(T, T) { return 0; }  // of a zero and a bound of zero, whatever their signs, it is the first
-
-inline Wide rule(Wide theta, Wide forget, Wide reference, const double* number, unsigned& odd) {
-    (void)odd;
+inline Wide rule(Wide theta, Wide forget, Wide reference, const double* number, const Answers& answers, std::int64_t i,
+                 unsigned& odd) {
+    (void)odd, (void)answers, (void)i;
     RULE
 }
 
@@ -206,14 +94,6 @@ inline int keep(const BITS* old, const BITS* fresh, int length, std::uint8_t* ma
 constexpr std::int64_t LINE = 64;
 constexpr std::int64_t lines(std::int64_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
 
-struct Job {  // a parameter
-    WEIGHT* theta;
-    const FORGET* forget;
-    const REFERENCE* reference;
-    double forget_count, reference_count;
-    std::int64_t length, first;  // weights; the number of its first piece
-};
-
 struct Outcome {  // of a piece
     std::int64_t at, kept;  // where its old values are, and how many: as many as have other bits than before
     std::int64_t odd;       // whether torch must do it; some of its blocks may then have been overwritten
@@ -273,22 +153,18 @@ struct Record {
 };
 
 // Edits a piece block by block, and stops at a block with a result that is not finite or that the rule calls odd.
-bool edit(const Job& job, std::int64_t begin, std::int64_t length, const double* number, bool write, Record& record) {
-    const FORGET by_forget = FORGET(job.forget_count);
-    const REFERENCE by_reference = REFERENCE(job.reference_count);
-    for (std::int64_t start = 0; start < length; start += BLOCK) {
-        const int size = int(std::min<std::int64_t>(length - start, BLOCK));
-        WEIGHT* const block = job.theta + begin + start;
-        const FORGET* const f = job.forget + begin + start;
-        const REFERENCE* const r = job.reference + (ZEROS ? 0 : begin + start);
+bool edit(const Piece& piece, const double* number, const Answers& answers, bool write, Record& record) {
+    for (std::int64_t start = 0; start < piece.length; start += BLOCK) {
+        const int size = int(std::min<std::int64_t>(piece.length - start, BLOCK));
+        WEIGHT* const block = piece.theta + start;
         alignas(LINE) BITS fresh[BLOCK];
         unsigned odd = 0;
         BITS differs = 0, largest = 0;
         for (int i = 0; i < size; ++i) {
+            const std::int64_t at = start + i;
             const BITS before = cast_bits<BITS>(block[i]);
-            const Wide was = Wide(widen(block[i])), mean = Wide(f[i] / by_forget);
-            const Wide other = ZEROS ? Wide(0) : Wide(r[i] / by_reference);
-            const Wide edited = rule(was, mean, other, number, odd);
+            const Wide was = piece.weight(at);
+            const Wide edited = rule(was, piece.mean(at), piece.other(at), number, answers, at, odd);
             // What the rule left alone keeps its own bits: not every NaN survives the way there and back.
             const bool alone = cast_bits<WideBits>(edited) == cast_bits<WideBits>(was);
             const BITS after = alone ? before : narrow(Number(edited));
@@ -324,18 +200,28 @@ struct Journal {
     }
 };
 
-template <class Work>
-void on_threads(int threads, const Work& work) {
-#if defined(_OPENMP)
-#pragma omp parallel num_threads(threads)
-    work();
-#else
-    std::vector<std::thread> others;
-    for (int i = 1; i < threads; ++i) others.emplace_back(work);
-    work();
-    for (std::thread& other : others) other.join();
+// What a thread has to hand while it edits.
+struct Editor {
+    Journal* journal;
+    Share* mine;
+    const double* number;
+    const void* const* answers;
+    std::int64_t from, each;
+    bool write;
+    Outcome* outcomes;
+    Record record;
+
+    void operator()(const Piece& piece, std::int64_t p) {
+        record.start(piece.length, journal == nullptr ? nullptr : journal->room(*mine, Record::most(piece.length)));
+        const bool done = edit(piece, number, Answers(answers, (p - from) * each), write, record);
+        record.finish();
+        outcomes[p] = Outcome{journal == nullptr ? 0 : mine->at, record.kept, !done};
+        if (journal != nullptr && record.kept) mine->at = record.end - journal->memory;
+    }
+#if defined(__AVX2__)
+    ~Editor() { _mm_sfence(); }
 #endif
-}
+};
 
 }  // namespace
 
@@ -343,28 +229,15 @@ extern "C" {
 
 // Edits the pieces from … to, each of `each` weights or what is left of its parameter, and writes an outcome for every
 // piece. Old values go to the journal's memory, which must have room for as many as there are; without a journal nothing
-// is kept, and without `write` nothing is overwritten.
+// is kept, and without `write` nothing is overwritten. `answers` has a pointer for each question of the rule, to `each`
+// answers for every one of these pieces.
 void one_pass(const Job* jobs, std::int64_t count, std::int64_t from, std::int64_t to, std::int64_t each,
-              const double* number, Journal* journal, Outcome* outcomes, int write, int threads) {
-    std::atomic<std::int64_t> next{from};
+              const double* number, const void* const* answers, Journal* journal, Outcome* outcomes, int write,
+              int threads) {
     std::atomic<int> thread{0};
-    on_threads(threads, [&] {
-        Share nothing{0, 0};
-        Share& mine = journal == nullptr ? nothing : journal->shares[thread.fetch_add(1)];
-        Record record;
-        const Job* job = jobs;
-        for (std::int64_t p; (p = next.fetch_add(1)) < to;) {
-            while (job + 1 < jobs + count && job[1].first <= p) ++job;
-            const std::int64_t begin = (p - job->first) * each, length = std::min(each, job->length - begin);
-            record.start(length, journal == nullptr ? nullptr : journal->room(mine, Record::most(length)));
-            const bool done = edit(*job, begin, length, number, write != 0, record);
-            record.finish();
-            outcomes[p] = Outcome{mine.at, record.kept, !done};
-            if (journal != nullptr && record.kept) mine.at = record.end - journal->memory;
-        }
-#if defined(__AVX2__)
-        _mm_sfence();
-#endif
+    each_piece(jobs, count, from, to, each, threads, [&] {
+        Share* const mine = journal == nullptr ? nullptr : &journal->shares[thread.fetch_add(1)];
+        return Editor{journal, mine, number, answers, from, each, write != 0, outcomes, {}};
     });
 }
 

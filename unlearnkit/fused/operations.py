@@ -5,15 +5,18 @@ and calls of the functions that ``one_pass.cpp`` defines. Division is a call: no
 correctly, and not every device divides by a constant.
 
 Each gives the bits that torch gives, whatever the place of a number in its tensor: operations that IEEE 754 rounds
-correctly, comparisons and choices. So exp and log are not among them, nor is √, which torch takes from a library that
-may miss the last bit. Where torch itself answers by the place (is +0 or −0 the smaller?), a second expression calls the
-weight odd, and the edit is left to torch.
+correctly, comparisons and choices. What is rounded otherwise, exp and log and √ (which torch takes from a library that
+may miss the last bit), is a `Question`: torch answers it, and what comes before and after it is compiled. Where torch
+itself answers by the place (is +0 or −0 the smaller?), a second expression calls the weight odd, and the edit is left
+to torch.
 """
 
 from collections.abc import Callable, Mapping
 from typing import final
 
 import attrs
+import torch
+from torch import Tensor
 
 from unlearnkit.fused.untranslatable import Untranslatable
 
@@ -22,16 +25,40 @@ _LARGEST = {"float": 3.4028234663852886e38, "double": 1.7976931348623157e308}
 
 @final
 @attrs.frozen
+class Question:
+    """What only torch computes with its own bits.
+
+    Attributes:
+        function: The name of a function of torch that takes one tensor and ``out``, element by element.
+        constants: What else it takes.
+    """
+
+    function: str
+    constants: tuple[float, ...] = ()
+
+    def answer(self, numbers: Tensor) -> None:
+        """Let torch compute.
+
+        Args:
+            numbers: Of any shape, float32 or float64; overwritten by the answers.
+        """
+        getattr(torch, self.function)(numbers, *self.constants, out=numbers)
+
+
+@final
+@attrs.frozen
 class Expression:
     """What an operation makes of a weight.
 
     Attributes:
-        text: The value.
+        text: The value, or what torch is to be asked about.
         odd: A truth: whether only torch can tell the value. Empty when it never is.
+        question: Whose answer the value is, if it is one.
     """
 
     text: str
     odd: str = ""
+    question: Question | None = None
 
 
 Operation = Callable[..., str | Expression]
@@ -94,10 +121,16 @@ def _divide(input: Operand, other: Operand) -> str:  # noqa: A002
     return f"{function}({input.number}, {other.number})"
 
 
-def _power(input: Operand, exponent: Operand) -> str:  # noqa: A002
-    if exponent.value != 2:  # the one that torch multiplies out
-        raise Untranslatable("a power other than 2")
-    return f"{input.number} * {input.number}"
+def _asked(function: str) -> Operation:
+    return lambda input: Expression(input.number, question=Question(function))  # noqa: A006
+
+
+def _power(input: Operand, exponent: Operand) -> Expression:  # noqa: A002
+    if exponent.value is None:
+        raise Untranslatable("a power that depends on the weight")
+    if exponent.value == 2:  # torch multiplies it out
+        return Expression(f"{input.number} * {input.number}")
+    return Expression(input.number, question=Question("pow", (exponent.value,)))
 
 
 def _where(condition: Operand, input: Operand, other: Operand) -> str:  # noqa: A002
@@ -165,5 +198,13 @@ _ALIKE: Mapping[tuple[str, ...], Operation] = {
     ("isinf",): _of("magnitude({0}) == {1}_(infinity)"),
     ("isfinite",): _of("magnitude({0}) < {1}_(infinity)"),
 }
-OPERATIONS: Mapping[str, Operation] = {name: operation for names, operation in _ALIKE.items() for name in names}
+QUESTIONS = (
+    *("exp", "exp2", "expm1", "log", "log2", "log10", "log1p"),
+    *("sqrt", "rsqrt", "sigmoid", "tanh", "sin", "cos", "erf"),
+)
+"""Functions that torch is asked about: of one number each, besides powers."""
+OPERATIONS: Mapping[str, Operation] = {
+    **{name: operation for names, operation in _ALIKE.items() for name in names},
+    **{name: _asked(name) for name in QUESTIONS},
+}
 """By the name of the function, or of the tensor's method."""

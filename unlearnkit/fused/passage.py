@@ -5,6 +5,7 @@ from typing import Any, final
 
 import attrs
 import numpy as np
+import torch
 
 from unlearnkit.fused.arrays import Arrays
 from unlearnkit.fused.kernel import PIECE, Kernel
@@ -15,6 +16,7 @@ from unlearnkit.spare import LINE, Arena
 _PIECE = PIECE
 _CALL = 1 << 12  # pieces for each call: room for as many old values is set aside, and Ctrl-C waits for its end
 _PIECES_PER_THREAD = 8  # below which another thread is not worth its start
+_ASKED_PER_THREAD = 8  # pieces between two calls of torch: what is read twice and the answers stay in the caches
 _JOB = [(name, "u8") for name in ("theta", "forget", "reference")]
 _JOB += [("forget_count", "f8"), ("reference_count", "f8"), ("length", "i8"), ("first", "i8")]
 
@@ -79,5 +81,13 @@ class Passage:
     def _call(self, jobs: Any, outcomes: Any, span: tuple[int, int], journal: int | None) -> None:
         numbers = np.array(self.numbers or (0.0,))
         threads = min(self.arena.threads, -(-(span[1] - span[0]) // _PIECES_PER_THREAD))
-        addresses = jobs.ctypes.data, numbers.ctypes.data, outcomes.ctypes.data
-        self.kernel(addresses[0], len(jobs), *span, _PIECE, addresses[1], journal, addresses[2], self.write, threads)
+        step = _ASKED_PER_THREAD * threads if self.kernel.asked else span[1] - span[0]
+        # Zeros: a place that belongs to no weight is asked about, too.
+        answers = [torch.zeros(step * _PIECE, dtype=asked.dtype) for asked in self.kernel.asked]
+        given = np.array([answer.data_ptr() for answer in answers] or [0], dtype=np.uint64)
+        for start in range(*span, step):
+            what = jobs.ctypes.data, len(jobs), start, min(start + step, span[1]), _PIECE, numbers.ctypes.data
+            for asked, answer in zip(self.kernel.asked, answers, strict=True):
+                asked.numbers(*what, given.ctypes.data, answer.data_ptr(), threads)
+                asked.question.answer(answer)
+            self.kernel.edit(*what, given.ctypes.data, journal, outcomes.ctypes.data, self.write, threads)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from unlearnkit.fused.operations import OPERATIONS, Expression, Operand
+from unlearnkit.fused.operations import OPERATIONS, Expression, Operand, Question
 from unlearnkit.fused.untranslatable import Untranslatable
 
 _ARGUMENTS = ("theta", "forget", "reference")
@@ -19,6 +19,8 @@ _ASKED = {f"torch.Tensor.{name}.__get__" for name in ("dtype", "device", "is_cud
 _ASKED |= {"torch.Tensor.is_floating_point", "torch.is_floating_point"}
 KINDS = {torch.float32: "float", torch.float64: "double", torch.bool: "bool"}
 """What a value may be, by dtype."""
+DTYPES = {kind: dtype for dtype, kind in KINDS.items()}
+"""The other way round."""
 _EXACT = 1 << 53
 
 
@@ -32,12 +34,14 @@ class Step:
         kind: ``float``, ``double`` or ``bool``: that of what it makes; the value of ``text`` may be of another.
         text: An expression, see `unlearnkit.fused.operations`.
         odd: An expression that is true where torch must do the edit, or nothing.
+        question: What torch is asked about the value of ``text``: its answer is what is made. None when that value is.
     """
 
     name: str
     kind: str
     text: str
     odd: str = ""
+    question: Question | None = None
 
 
 @final
@@ -140,7 +144,7 @@ class _Watch(TorchFunctionMode):
         except (TypeError, IndexError) as error:
             raise Untranslatable(f"{name} with these arguments") from error
         expression = Expression(made) if isinstance(made, str) else made
-        step = Step(f"v{len(self._steps)}", KINDS[result.dtype], expression.text, expression.odd)
+        step = Step(f"v{len(self._steps)}", KINDS[result.dtype], expression.text, expression.odd, expression.question)
         self._steps.append(step)
         self._known[id(result)] = Operand(step.name, step.kind)
 
@@ -159,7 +163,8 @@ class _Watch(TorchFunctionMode):
 
     def _operand(self, value: Any, working: str) -> Any:
         if id(value) in self._known:
-            return attrs.evolve(self._known[id(value)], working=working)
+            known = self._known[id(value)]
+            return Operand(known.text, known.kind, working=working)
         if isinstance(value, Tensor):
             if value.dim() or value.device.type != "cpu":
                 raise Untranslatable("a tensor that is none of the arguments")
