@@ -523,7 +523,7 @@ def test_a_compiler_that_fails_is_a_warning(monkeypatch):
 
 def test_code_that_gives_other_bits_than_torch_is_not_used(monkeypatch):
     monkeypatch.setattr(
-        fused_run, "translate", lambda _, dtype: translate(lambda t, f, r: torch.where(f > r, t / 3, t), dtype)
+        fused_run, "translate", lambda _, dtype, **__: translate(lambda t, f, r: torch.where(f > r, t / 3, t), dtype)
     )
     theta, forget, reference = arrays((100,))
     sweep = Sweep(rule=halve, who="a rule", fused=Fused(halve, who="a rule"))

@@ -38,12 +38,12 @@ class Arrays:
             trio: Of any device and strides.
 
         Returns:
-            Views; None when there are no such views in this computer's memory, or no kernel for them.
+            Views; None when there are no such views on one processor or CUDA device, or no kernel for them.
         """
         means = (trio.forget,) if trio.reference is None else (trio.forget, trio.reference)
         tensors = (trio.theta, *(mean.total for mean in means))
         counts = tuple(mean.count for mean in means)
-        if not trio.theta.numel() or not all(map(_ordinary, tensors)) or not _exact(counts):
+        if not trio.theta.numel() or not _ordinary(tensors) or not _exact(counts):
             return None
         if not all(map(Tensor.is_contiguous, tensors)):
             tensors = in_memory_order(*tensors)
@@ -66,11 +66,21 @@ class Arrays:
         return dtype
 
     @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.tensors[0].device
+
+    @property
+    def divisors(self) -> tuple[float, float]:
+        """What F_f and F_r are divided by."""
+        first, *second = (1.0 if n is None else float(n) for n in self.counts)
+        return first, second[0] if second else 1.0
+
+    @property
     def row(self) -> tuple[int, int, int, float, float, int]:
         """Addresses, divisors and length, for compiled code."""
         theta, forget, *second = (t.data_ptr() for t in self.tensors)
-        divisor, *other = (1.0 if n is None else float(n) for n in self.counts)
-        return theta, forget, second[0] if second else 0, divisor, other[0] if other else 1.0, self.tensors[0].numel()
+        return theta, forget, second[0] if second else 0, *self.divisors, self.tensors[0].numel()
 
     def head(self, length: int) -> Trio:
         """Return the first elements.
@@ -98,5 +108,9 @@ def _dtypes(dtypes: tuple[torch.dtype, ...]) -> Dtypes | None:
     return found if found.supported() else None
 
 
-def _ordinary(t: Tensor) -> bool:
-    return (type(t) is Tensor or type(t) is nn.Parameter) and t.is_cpu and t.layout is torch.strided
+def _ordinary(tensors: tuple[Tensor, ...]) -> bool:
+    device = tensors[0].device
+    return device.type in {"cpu", "cuda"} and all(
+        (type(t) is Tensor or type(t) is nn.Parameter) and t.device == device and t.layout is torch.strided
+        for t in tensors
+    )

@@ -1,8 +1,8 @@
 """The operations of torch that a rule may be made of to be compiled, each as an expression.
 
 An expression is of the language that C++ and the Python of Triton share: + − ×, comparisons and & | ^ between names,
-and calls of the functions that ``one_pass.cpp`` defines. Division is a call: not every language's sign for it rounds
-correctly, and not every device divides by a constant.
+and calls of the functions that ``piece.h`` and ``one_pass.triton`` define. Division is a call: not every language's
+sign for it rounds correctly, and not every device divides by a constant.
 
 Each gives the bits that torch gives, whatever the place of a number in its tensor: operations that IEEE 754 rounds
 correctly, comparisons and choices. What is rounded otherwise, exp and log and √ (which torch takes from a library that

@@ -1,11 +1,13 @@
 """Compiled rules: chosen, compared with torch once, and left to torch where they cannot do it."""
 
+import functools
 import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import Protocol, final
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -13,7 +15,9 @@ from unlearnkit.averaged import Averaged, Trio
 from unlearnkit.compiled import go_on_without
 from unlearnkit.errors import ConfigurationError, UnlearnKitWarning
 from unlearnkit.fused.arrays import Arrays
-from unlearnkit.fused.kernel import Dtypes, Kernel, compile_rule
+from unlearnkit.fused.device_kernel import device_kernel, on_device
+from unlearnkit.fused.device_passage import DevicePassage
+from unlearnkit.fused.kernel import Dtypes, compile_rule
 from unlearnkit.fused.passage import Passage
 from unlearnkit.fused.trace import Program, translate
 from unlearnkit.fused.untranslatable import Untranslatable
@@ -28,13 +32,35 @@ _LARGE = 1 << 22
 # The first weights that a program with these constants meets in this process are computed by torch too.
 _COMPARED = 8192
 _WHOLE = 64  # at least as many numbers as a processor works on at once
-_compared: dict[tuple[Program, Dtypes], bool] = {}
+_compared: dict[tuple[Program, "_Kind"], bool] = {}
 _LOG = logging.getLogger(__name__)
 
 Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
 """θ' = rule(θ, F_f, F_r), element by element."""
 Plainly = Callable[[Tensor, Averaged, Averaged | None], Tensor]
 """Returns the edited copy of weights, made by torch."""
+
+
+class _Pass(Protocol):
+    def run(self, arrays: Sequence[Arrays]) -> list[int | None]: ...
+
+
+@final
+@attrs.frozen(cache_hash=True)
+class _Kind:
+    """What a rule is compiled for."""
+
+    dtypes: Dtypes
+    device: torch.device
+
+
+@final
+@attrs.frozen(kw_only=True)
+class _Made:
+    """A compiled rule, and what starts a pass of it."""
+
+    program: Program
+    begin: Callable[..., _Pass]
 
 
 def fused(rule: Rule, *, who: str, weights: int) -> "Fused | None":
@@ -63,7 +89,7 @@ def fused(rule: Rule, *, who: str, weights: int) -> "Fused | None":
 
 @final
 class Fused:
-    """Compiles a rule for each combination of dtypes that it meets, and runs it.
+    """Compiles a rule for each device and combination of dtypes that it meets, and runs it.
 
     Args:
         rule: Pure.
@@ -73,13 +99,13 @@ class Fused:
 
     def __init__(self, rule: Rule, *, who: str, required: bool = False) -> None:
         self._rule, self._who, self._required = rule, who, required
-        self._made: dict[Dtypes, tuple[Kernel, Program] | None] = {}
+        self._made: dict[_Kind, _Made | None] = {}
         self._arena = Arena(torch.get_num_threads())
 
     def run(
         self, trios: Sequence[Trio], *, plainly: Plainly, journal: Journal | None = None, write: bool = True
     ) -> list[int | None]:
-        """Edit parameters, all of them in one pass.
+        """Edit parameters, all of them on one device in one pass.
 
         Args:
             trios: The weights are overwritten when ``write`` says so.
@@ -95,48 +121,46 @@ class Fused:
             ConfigurationError: The rule cannot be compiled, and it is required.
         """
         counts: list[int | None] = [None] * len(trios)
-        alike: dict[Dtypes, dict[int, Arrays]] = {}
+        alike: dict[_Kind, dict[int, Arrays]] = {}
         for place, trio in enumerate(trios):
             arrays = Arrays.of(trio)
             if arrays is not None:
-                alike.setdefault(arrays.dtypes, {})[place] = arrays
-        for dtypes, group in alike.items():
-            made = self._kernel(dtypes, list(group.values()), plainly)
+                alike.setdefault(_Kind(arrays.dtypes, arrays.device), {})[place] = arrays
+        for kind, group in alike.items():
+            made = self._kernel(kind, list(group.values()), plainly)
             if made is not None:
-                passage = Passage(
-                    kernel=made[0], numbers=made[1].numbers, arena=self._arena, journal=journal, write=write
-                )
-                for place, count in zip(group, passage.run(list(group.values())), strict=True):
+                edit = made.begin(journal=journal, write=write)
+                for place, count in zip(group, edit.run(list(group.values())), strict=True):
                     counts[place] = count
         if write:
             edited = [trio.theta for trio, count in zip(trios, counts, strict=True) if count]
             torch.autograd.graph.increment_version([theta for theta in edited if not theta.is_inference()])
         return counts
 
-    def _kernel(self, dtypes: Dtypes, group: list[Arrays], plainly: Plainly) -> tuple[Kernel, Program] | None:
-        if dtypes not in self._made:
-            self._made[dtypes] = self._compile(dtypes, group[0].computing)
-        made = self._made[dtypes]
+    def _kernel(self, kind: _Kind, group: list[Arrays], plainly: Plainly) -> _Made | None:
+        if kind not in self._made:
+            self._made[kind] = self._compile(kind, group[0].computing)
+        made = self._made[kind]
         if made is None:
             return None
-        key = (made[1], dtypes)
+        key = (made.program, kind)
         if key not in _compared:
-            agrees = next((a for a in (self._agrees(made, arrays, plainly) for arrays in group) if a is not None), None)
+            agrees = next((a for a in (_agrees(made, arrays, plainly) for arrays in group) if a is not None), None)
             if agrees is None:
                 return None
             _compared[key] = agrees
         if not _compared[key]:
-            self._made[dtypes] = None
+            self._made[kind] = None
             said = (
                 f"{self._who} is left to torch: its compiled form gives other bits than torch; please report this rule"
             )
             warnings.warn(said, UnlearnKitWarning, stacklevel=3)
-        return self._made[dtypes]
+        return self._made[kind]
 
-    def _compile(self, dtypes: Dtypes, computing: torch.dtype) -> tuple[Kernel, Program] | None:
+    def _compile(self, kind: _Kind, computing: torch.dtype) -> _Made | None:
         try:
-            program = translate(self._rule, computing)
-            made = compile_rule(program, dtypes, computing), program
+            program = translate(self._rule, computing, device=kind.device)
+            made = _Made(program=program, begin=self._begin(program, kind, computing))
         except Untranslatable as error:
             if self._required:
                 raise ConfigurationError(f"{self._who} cannot be compiled ({error}): unset {VARIABLE}") from error
@@ -147,24 +171,32 @@ class Fused:
                 raise
             go_on_without(f"{self._who} is left to torch", error)
             return None
-        _LOG.info("%s is compiled for %s", self._who, dtypes)
+        _LOG.info("%s is compiled for %s on %s", self._who, kind.dtypes, kind.device)
         return made
 
-    def _agrees(self, made: tuple[Kernel, Program], arrays: Arrays, plainly: Plainly) -> bool | None:
-        """Compare with torch on the first weights; None when these are among what is left to torch."""
-        kernel, program = made
-        length = min(_COMPARED, arrays.tensors[0].numel())
-        if kernel.asked:  # at the end of a tensor, torch may give other answers
-            length -= length % _WHOLE
-        if not length:
-            return None
-        trio = arrays.head(length)
-        head = Arrays.of(trio)
-        assert head is not None, "a part of what is flat is flat"
-        try:
-            expected = plainly(trio.theta, trio.forget, trio.reference)
-        except Exception:  # noqa: BLE001 - torch meets it again, and whoever edits a parameter says which
-            return None
-        if Passage(kernel=kernel, numbers=program.numbers, arena=self._arena).run([head]) == [None]:
-            return None
-        return torch.equal(bits(trio.theta), bits(expected))
+    def _begin(self, program: Program, kind: _Kind, computing: torch.dtype) -> Callable[..., _Pass]:
+        numbers = program.numbers
+        if on_device(kind.device):
+            kernel = device_kernel(program, kind.dtypes, computing, kind.device)
+            return functools.partial(DevicePassage, kernel=kernel, numbers=numbers)
+        compiled = compile_rule(program, kind.dtypes, computing)
+        return functools.partial(Passage, kernel=compiled, numbers=numbers, arena=self._arena)
+
+
+def _agrees(made: _Made, arrays: Arrays, plainly: Plainly) -> bool | None:
+    """Compare with torch on the first weights; None when these are among what is left to torch."""
+    length = min(_COMPARED, arrays.tensors[0].numel())
+    if any(step.question for step in made.program.steps):  # at the end of a tensor, torch may give other answers
+        length -= length % _WHOLE
+    if not length:
+        return None
+    trio = arrays.head(length)
+    head = Arrays.of(trio)
+    assert head is not None, "a part of what is flat is flat"
+    try:
+        expected = plainly(trio.theta, trio.forget, trio.reference)
+    except Exception:  # noqa: BLE001 - torch meets it again, and whoever edits a parameter says which
+        return None
+    if made.begin().run([head]) == [None]:
+        return None
+    return torch.equal(bits(trio.theta), bits(expected))

@@ -61,7 +61,9 @@ class Program:
     numbers: tuple[float, ...]
 
 
-def translate(rule: Callable[[Tensor, Tensor, Tensor], Tensor], dtype: torch.dtype) -> Program:
+def translate(
+    rule: Callable[[Tensor, Tensor, Tensor], Tensor], dtype: torch.dtype, *, device: torch.device | None = None
+) -> Program:
     """Translate a rule that is made of `OPERATIONS`.
 
     The rule is called once, on made-up numbers. Whatever could make it do something else for other numbers, shapes or
@@ -70,6 +72,7 @@ def translate(rule: Callable[[Tensor, Tensor, Tensor], Tensor], dtype: torch.dty
     Args:
         rule: θ' = rule(θ, F_f, F_r), element by element.
         dtype: That it computes in: float32 or float64.
+        device: Where it computes, as it may ask: this processor unless it is given.
 
     Returns:
         The program; the bits of its results are those of the rule, but for the payload of a NaN.
@@ -88,7 +91,7 @@ def translate(rule: Callable[[Tensor, Tensor, Tensor], Tensor], dtype: torch.dty
         >>> program.result
         'v3'
     """
-    examples = tuple(torch.tensor([1.0, 2.0, 3.0], dtype=dtype) for _ in _ARGUMENTS)
+    examples = tuple(torch.tensor([1.0, 2.0, 3.0], dtype=dtype, device=device) for _ in _ARGUMENTS)
     watch = _Watch(examples)
     with torch.inference_mode(mode=False), torch.no_grad(), watch:
         try:
@@ -104,7 +107,7 @@ def translate(rule: Callable[[Tensor, Tensor, Tensor], Tensor], dtype: torch.dty
 class _Watch(TorchFunctionMode):
     def __init__(self, examples: tuple[Tensor, ...]) -> None:
         super().__init__()
-        self._dtype, self._shape = examples[0].dtype, examples[0].shape
+        self._dtype, self._shape, self._device = examples[0].dtype, examples[0].shape, examples[0].device
         kind = KINDS[self._dtype]
         self._known = {id(t): Operand(name, kind) for t, name in zip(examples, _ARGUMENTS, strict=True)}
         self._held: list[object] = list(examples)  # while they live, no other object has their ids
@@ -153,7 +156,7 @@ class _Watch(TorchFunctionMode):
             type(result) is Tensor
             and result.shape == self._shape
             and result.dtype in KINDS
-            and result.device.type == "cpu"
+            and result.device == self._device
         ):
             raise Untranslatable(f"{name} gives something other than a number for each number")
 

@@ -1,0 +1,132 @@
+"""Writes a translated rule in Triton's Python, together with all that an edit does to a weight."""
+
+import functools
+import hashlib
+import importlib.util
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unlearnkit.compiled import cache_folder
+from unlearnkit.errors import ConfigurationError
+from unlearnkit.fused.kernel import Dtypes
+from unlearnkit.fused.trace import Program
+from unlearnkit.fused.untranslatable import Untranslatable
+
+BLOCK = 2048
+"""How many weights a program of the device edits."""
+_SOURCE = Path(__file__).with_name("one_pass.triton")
+_WEIGHTS = {  # all bits but the sign; infinity
+    torch.float32: (0x7FFFFFFF, 0x7F800000),
+    torch.float64: (0x7FFFFFFFFFFFFFFF, 0x7FF0000000000000),
+    torch.bfloat16: (0x7FFF, 0x7F80),
+    torch.float16: (0x7FFF, 0x7C00),
+}
+
+
+@functools.cache
+def load_source(text: str) -> Any:
+    """Define what a text in Triton's Python defines.
+
+    Triton reads the source of its functions from a file, so the text is kept in the cache folder.
+
+    Args:
+        text: Of a module.
+
+    Returns:
+        Its names and what they stand for.
+
+    Raises:
+        ConfigurationError: There is no Triton, or the file cannot be written.
+    """
+    if importlib.util.find_spec("triton") is None:
+        raise ConfigurationError("compiled kernels for CUDA need Triton, saw none: pip install triton")
+    path = cache_folder() / f"one_pass-{hashlib.sha256(text.encode()).hexdigest()[:16]}.py"
+    if not path.exists():
+        _write(path, text)
+    names: dict[str, Any] = {"__name__": f"unlearnkit.fused.{path.stem}", "__file__": str(path)}
+    exec(compile(text, str(path), "exec"), names)
+    return names
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            fresh = Path(folder) / path.name
+            fresh.write_text(text, encoding="utf-8")
+            fresh.replace(path)  # at once: others see all of it or nothing
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot keep a compiled kernel in {path.parent} ({error}): set UNLEARNKIT_CACHE to a folder"
+        ) from error
+
+
+def source(program: Program, dtypes: Dtypes, computing: torch.dtype, *, reciprocals: bool) -> str:
+    """Write the module of a rule.
+
+    Args:
+        program: The rule.
+        dtypes: Of the arrays; they are `Dtypes.supported`.
+        computing: That of the program.
+        reciprocals: Whether torch multiplies by one over a constant, as on CUDA, instead of dividing.
+
+    Returns:
+        Triton's Python.
+    """
+    magnitude, exponent = _WEIGHTS[dtypes.weight]
+    defined = {
+        "WEIGHT": f"tl.{_name(dtypes.weight)}",
+        "COMPUTE": f"tl.{_name(computing)}",
+        "ZEROS": dtypes.reference is None,
+        "RECIPROCALS": reciprocals,
+        "BLOCK": BLOCK,
+        "MAGNITUDE": magnitude,
+        "EXPONENT": exponent,
+    }
+    lines = ["from triton import language as tl", ""]
+    lines += [f"{name} = tl.constexpr({value})" for name, value in defined.items()]
+    return "\n".join((*lines, _SOURCE.read_text(encoding="utf-8"), rule_source(program)))
+
+
+def rule_source(program: Program) -> str:
+    """Write a rule in Triton's Python.
+
+    Args:
+        program: The rule.
+
+    Returns:
+        A function of blocks of θ, F_f and F_r and of the address of the constants: θ', and whether it is odd.
+
+    Raises:
+        Untranslatable: Torch is to be asked about something, for which there is a way on a CPU only.
+
+    Example:
+        >>> from unlearnkit.fused.trace import translate
+        >>> print(rule_source(translate(lambda t, f, r: torch.maximum(t, r * 3), torch.float32)))
+        @triton.jit
+        def rule(theta, forget, reference, numbers):
+            odd = tl.zeros([BLOCK], tl.int1)
+            number0 = tl.load(numbers + 0)
+            v0 = float_(reference * float_(number0))
+            v1 = float_(larger(theta, v0))
+            odd = odd | tie(theta, v0)
+            return tl.broadcast_to(v1, [BLOCK]), odd
+        <BLANKLINE>
+    """
+    lines = ["odd = tl.zeros([BLOCK], tl.int1)"]
+    lines += [f"number{n} = tl.load(numbers + {n})" for n in range(len(program.numbers))]
+    for step in program.steps:
+        if step.question:
+            raise Untranslatable(f"only on a CPU is torch asked for torch.{step.question.function} alone")
+        lines.append(f"{step.name} = {step.kind}_({step.text})")
+        if step.odd:
+            lines.append(f"odd = odd | {step.odd}")
+    lines.append(f"return tl.broadcast_to({program.result}, [BLOCK]), odd")
+    return "\n    ".join(("@triton.jit\ndef rule(theta, forget, reference, numbers):", *lines)) + "\n"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
