@@ -3,7 +3,7 @@
 Every variant applies selective synaptic dampening to the same weights, one after the other in each round, and is
 undone between the rounds, unmeasured. The floor is a copy that moves 16 bytes per float32 weight, as an edit must:
 three arrays read, one written. ``--stages`` measures the parts of `Unlearner.unlearn` instead, ``--fractions`` the edit
-when it changes none, a few or half of the weights.
+when it changes none, a few or half of the weights, and of that the pass over them: without what Python does around it.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from torchvision.models import resnet18
 from unlearnkit_ssd import SelectiveSynapticDampening
 
 from unlearnkit import ElementwiseUnlearner, Evidence, Importance, trainable
+from unlearnkit.fused.passage import Passage
 from unlearnkit.fused.run import VARIABLE
 from unlearnkit.guard import ModelGuard
 from unlearnkit.parameters import check_finite, digest
@@ -194,13 +195,35 @@ def _timed(device: str, times: list[float]) -> Iterator[None]:
     times.append(CLOCK[0]() - start)
 
 
-def measure(runs: dict[str, tuple[Run, Run]], rounds: int, device: str) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in runs}
+@contextmanager
+def _passes() -> Iterator[list[float]]:
+    """Time every call of compiled code."""
+    times: list[float] = []
+    call = Passage._call
+
+    def timed(self: Passage, *args: object) -> None:
+        start = CLOCK[0]()
+        call(self, *args)
+        times.append(CLOCK[0]() - start)
+
+    Passage._call = timed
+    try:
+        yield times
+    finally:
+        Passage._call = call
+
+
+def measure(runs: dict[str, tuple[Run, Run]], rounds: int, device: str, *, passes: bool) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {}
     for number in range(rounds + 1):
         for name, (run, undo) in runs.items():
-            with _timed(device, times[name] if number else []):
+            with _passes() as inside, _timed(device, taken := []):
                 run()
             undo()
+            if number:
+                times.setdefault(name, []).extend(taken)
+                if passes and inside:
+                    times.setdefault(f"{name}: the pass alone", []).append(sum(inside))
     return times
 
 
@@ -235,7 +258,7 @@ def main(given: Sequence[str] | None = None) -> None:
         f"journal {guard.journal.nbytes / size:.2g} bytes a weight"
     )
     rows = stages if args.stages else fractions if args.fractions else variants
-    times = measure(rows(model, evidence), args.rounds, args.device)
+    times = measure(rows(model, evidence), args.rounds, args.device, passes=args.fractions)
     floor = times["copy, 16 bytes"]
     print("| what | ms | ns a weight | × copy of 16 bytes | share of copy bandwidth |\n|---|---|---|---|---|")
     for name, each in times.items():
