@@ -54,7 +54,7 @@ class SelectiveSynapticDampening(ElementwiseUnlearner):
         return attrs.evolve(self.traits, scale_free=self.epsilon == 0)
 
     def remarks(self, evidence: Evidence) -> tuple[str, ...]:
-        """Say when α is so large that no weight can be selected."""
+        """Say when α is so large that no weight can be selected, or none but by the error of an estimate."""
         forget, reference = evidence.forget, evidence.reference
         if forget is None or reference is None or reference.role is not Role.FULL or forget.count == 0:
             return ()
@@ -63,7 +63,11 @@ class SelectiveSynapticDampening(ElementwiseUnlearner):
         if forget.fingerprint.unit != "sample" or self.alpha < bound:
             return ()
         counts = f"{reference.count} terms in the full set, {forget.count} in the forget set"
-        return (f"α = {self.alpha:g} can select nothing: F_f/F_D is at most 1/p = {bound:.6g} ({counts}).",)
+        limit = f"F_f/F_D is at most 1/p = {bound:.6g} ({counts})"
+        if forget.relative_error == reference.relative_error == 0:
+            return (f"α = {self.alpha:g} can select nothing: {limit}.",)
+        # What is drawn for D_f need not be what is drawn for it within D: an estimate of F_f may be above that of F_D.
+        return (f"α = {self.alpha:g} can select nothing but by the error of estimated importances: exact, {limit}.",)
 
 
 @hookimpl

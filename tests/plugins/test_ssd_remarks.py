@@ -15,6 +15,7 @@ from unlearnkit import (
     Fingerprint,
     Importance,
     Role,
+    SketchedFisher,
     UnlearnKitWarning,
 )
 from unlearnkit.testing import Scene
@@ -56,11 +57,12 @@ def test_there_is_no_remark_without_evidence():
     assert SSD().remarks(Evidence()) == ()
 
 
-def measured(estimator):
+def measured(estimator, *, forgotten_last=False):
     """The importances of 2 forgotten samples and of the 6 in the full set, 1/p = 3."""
     scene = Scene(layers=("conv",), dtype=torch.float64, samples=2, batch=2)
     model, forget = scene.model(), scene.data("forget")
-    full = forget + attrs.evolve(scene, samples=4).data("retain")
+    retain = attrs.evolve(scene, samples=4).data("retain")
+    full = retain + forget if forgotten_last else forget + retain
 
     def estimate(data, role):
         return estimator.estimate(model, data, objective=CrossEntropy(), role=role)
@@ -75,6 +77,23 @@ def test_on_measured_importances_the_warning_comes_and_nothing_is_selected():
     assert report.changed == 0
     assert report.remarks
     assert "1/p = 3" in report.sentence()
+
+
+def test_a_sketch_may_select_beyond_the_bound_by_its_error_and_the_warning_says_so():
+    """The signs of the forgotten samples are others within the full set, so that F_f may be above F_D."""
+    model, evidence = measured(SketchedFisher(seed=4), forgotten_last=True)
+    with pytest.warns(UnlearnKitWarning, match=r"α = 3 can select nothing but by the error .* at most 1/p = 3 "):
+        report = SSD(alpha=3.0).unlearn(model, evidence)
+    assert report.changed > 0
+
+
+@pytest.mark.parametrize("error", [None, 0.1])
+@pytest.mark.parametrize("whose", ["forget", "reference"])
+def test_one_estimate_is_enough_for_that(whose, error):
+    exact = Evidence(forget=importance(5, Role.FORGET), reference=importance(100, Role.FULL))
+    estimated = attrs.evolve(getattr(exact, whose), relative_error=error)
+    (sentence,) = SSD(alpha=20.0).remarks(attrs.evolve(exact, **{whose: estimated}))
+    assert "nothing but by the error" in sentence
 
 
 def test_below_the_bound_there_is_no_warning_and_something_is_selected():
