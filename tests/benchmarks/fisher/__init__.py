@@ -212,6 +212,8 @@ QUICK = (
     "unlearnkit, kernels fixed",
 )
 
+GROWING = ("plain", "plain, gradients kept", "unlearnkit")
+
 
 def prepared(case: str, variant: str, device: str) -> Run:
     make, batch = CASES[case]
@@ -270,28 +272,41 @@ def resident_kib(field: str) -> int:
     return int(next(line for line in lines if line.startswith(field + ":")).split()[1])
 
 
-def growth_mib(case: str, variant: str, device: str, threads: int) -> float:
-    """Return by how much two passes raise this process's peak above what it held before, in MiB.
+def growth_mib(case: str, variant: str, device: str, threads: int) -> tuple[float, float]:
+    """Return by how much two passes raise the peak of this process, and what of that are files, in MiB.
 
-    A process inherits the peak of the one that started it, so the kernel is told to forget it first.
+    Those are pages of torch's libraries that nobody looked at before: processes share them. A process inherits the peak
+    of the one that started it, so the kernel is told to forget it first.
     """
     torch.set_num_threads(threads)
     small = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2))
     small(torch.randn(2, 3, 8, 8)).sum().backward()  # what torch loads on first use is no part of a pass
     run = prepared(case, variant, device)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    idle = resident_kib("VmRSS")
+    idle, files = resident_kib("VmRSS"), resident_kib("RssFile")
     run()
     run()
-    return (resident_kib("VmHWM") - idle) / 1024
+    return (resident_kib("VmHWM") - idle) / 1024, (resident_kib("RssFile") - files) / 1024
 
 
-def peak_mib(case: str, variant: str, device: str) -> float:
+def peak_mib(case: str, variant: str, device: str) -> tuple[float, float]:
     """Measure `growth_mib` in a fresh process."""
     call = f"fisher.growth_mib({case!r}, {variant!r}, {device!r}, {torch.get_num_threads()})"
-    code = f"from tests.benchmarks import fisher\nprint({call})"
+    code = f"from tests.benchmarks import fisher\nprint(*{call})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    growth, files = map(float, done.stdout.split()[-2:])
+    return growth, files
+
+
+def growth_table(case: str, variants: Iterable[str], args: argparse.Namespace) -> None:
+    """Print the growth of each variant: the median and the range of so many fresh processes."""
+    base = 0.0
+    for name in variants:
+        peaks, files = zip(*(peak_mib(case, name, args.device) for _ in range(args.rounds)), strict=True)
+        middle = statistics.median(peaks)
+        base = base or middle
+        spread, library = f"{min(peaks):.0f} to {max(peaks):.0f}", statistics.median(files)
+        print(f"| {case} | {name} | {middle:.0f} | {spread} | {library:.0f} | {middle / base:.2f} |", flush=True)
 
 
 def table(case: str, runs: dict[str, Run], args: argparse.Namespace) -> None:
@@ -300,7 +315,7 @@ def table(case: str, runs: dict[str, Run], args: argparse.Namespace) -> None:
     for name, (median, ratio) in ratios(runs, args.rounds, args.device).items():
         row = f"| {case} | {name} | {median * 1e3:.0f} | {ratio:.2f} |"
         if args.memory:
-            peak = peak_mib(case, name, args.device)
+            peak, _ = peak_mib(case, name, args.device)
             base = base or peak
             row += f" {peak:.0f} | {peak / base:.2f} |"
         print(row, flush=True)
@@ -313,6 +328,9 @@ def main() -> None:
     parser.add_argument("--case", action="append", choices=CASES, help="may be repeated; default: all")
     parser.add_argument("--quick", action="store_true", help="leave out the slow alternatives and the peers")
     parser.add_argument("--memory", action="store_true", help="measure peak memory too (CPU, on Linux)")
+    parser.add_argument(
+        "--growth", action="store_true", help="peak memory alone, in --rounds processes; nothing is timed"
+    )
     parser.add_argument("--cpu-time", action="store_true", help="one thread, its own CPU time: for a busy machine")
     parser.add_argument("--figures", action="store_true", help="what is to be known about a GPU; the default on one")
     parser.add_argument("--side", type=int, default=224, help="of --figures: pixels")
@@ -336,6 +354,11 @@ def main() -> None:
         if peer in variants and importlib.util.find_spec(peer) is None:
             print(f"{peer}: not installed, left out")
             variants.remove(peer)
+    if args.growth:
+        print("| model | variant | MiB | range | of libraries | × plain |\n|---|---|---|---|---|---|")
+        for case in args.case or CASES:
+            growth_table(case, GROWING, args)
+        return
     print("| model | variant | ms | × plain |" + (" MiB | × plain |" if args.memory else ""))
     print("|---|---|---|---|" + ("---|---|" if args.memory else ""))
     for case in args.case or CASES:
