@@ -10,17 +10,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, final
 
+import attrs
 import pytest
 import torch
 from unlearnkit_ssd import SelectiveSynapticDampening
-from unlearnkit_ssd_adaptive import AdaptiveSynapticDampening
-from unlearnkit_ssd_soft import SoftSynapticDampening
 
 from tests.fused.test_fused import CASES, arrays, check, halve
 from unlearnkit import ConfigurationError, UnlearnKitWarning
 from unlearnkit.averaged import Averaged, Trio
 from unlearnkit.fused import run as fused_run
+from unlearnkit.fused.device_kernel import DeviceKernel, _try_it
 from unlearnkit.fused.device_passage import cut
 from unlearnkit.fused.device_source import load_source, source
 from unlearnkit.fused.kernel import Dtypes
@@ -30,11 +31,8 @@ from unlearnkit.fused.untranslatable import Untranslatable
 from unlearnkit.sweep import Sweep
 
 ROOT = Path(__file__).parents[2]
-NAMES = {torch.float32: "32", torch.float64: "64", torch.float16: "16", torch.bfloat16: "16"}
 RULES = {
     "ssd": SelectiveSynapticDampening(alpha=1.0, epsilon=1e-8).rule,
-    "ssd-soft": SoftSynapticDampening(alpha=0.3).rule,
-    "ssd-adaptive": AdaptiveSynapticDampening(alpha=1.5).rule,
     "products and sums": lambda t, f, r: t * f + r * 3 - t / 7,
     "choices": lambda t, f, r: torch.maximum(t, -r).abs().masked_fill((f > 0) & ~torch.isnan(r / f), 2.0),
 }
@@ -52,25 +50,49 @@ def test_in_the_interpreter(tmp_path):
 # What is compiled, read and not run
 
 
+@final
+class Absent:
+    """A driver of a device that is not there, for which Triton compiles."""
+
+    def __init__(self, target):
+        self.get_current_target = lambda: target
+        self.get_current_device = self.get_current_stream = lambda *_: 0
+
+
+@final
+@attrs.frozen
+class Compiled:
+    """What stands for a kernel of Triton, and compiles it for its arguments instead of starting it."""
+
+    kernel: Any
+    ptx: list[str]
+
+    def __getitem__(self, grid):
+        def start(*args, **options):
+            self.ptx.append(self.kernel.warmup(*args, grid=grid, **options).asm["ptx"])
+
+        return start
+
+
 @pytest.fixture
 def compiled(monkeypatch, tmp_path):
-    triton = pytest.importorskip("triton", minversion="3.3")
+    """What is tried first on a device, in the language of GPUs: the edit, its undoing, and both for a single weight."""
+    pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.driver import driver
+
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("UNLEARNKIT_CACHE", str(tmp_path))
 
     def compiled(rule, dtypes, *, capability=90):
-        computing = torch.float64 if torch.float64 in {dtypes.weight, dtypes.forget} else torch.float32
+        monkeypatch.setattr(driver, "_active", Absent(GPUTarget("cuda", capability, 32)))
         load_source.cache_clear()
-        kernel = load_source(source(translate(rule, computing), dtypes, computing, reciprocals=True))["one_pass"]
-        kinds = {"numbers": "*fp64", "divisors": "*fp64", "theta": "*i" + NAMES[dtypes.weight], "UNIT": "constexpr"}
-        kinds |= {"forget": "*fp" + NAMES[dtypes.forget], "reference": "*fp" + NAMES[dtypes.reference or dtypes.forget]}
-        kinds |= {"values": kinds["theta"]} | dict.fromkeys(("outcomes", "masks", "places", "counts"), "*i32")
-        signature = {name: kinds.get(name, "i32") for name in kernel.arg_names}
-        aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
-        target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
-        made = triton.compiler.ASTSource(kernel, signature, {"UNIT": 16}, aligned)
-        options = {"num_warps": 4, "enable_fp_fusion": False}
-        return triton.compile(made, target=target, options=options).asm["ptx"]
+        computing = torch.float64 if torch.float64 in {dtypes.weight, dtypes.forget} else torch.float32
+        program, ptx = translate(rule, computing), []
+        names = load_source(source(program, dtypes, computing, reciprocals=True))
+        kernel = DeviceKernel(Compiled(names["one_pass"], ptx), Compiled(names["put_back"], ptx))
+        _try_it(kernel, dtypes, torch.device("cpu"), len(program.numbers))
+        return ptx
 
     return compiled
 
@@ -78,7 +100,7 @@ def compiled(monkeypatch, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_what_is_compiled_for_a_gpu_rounds_every_operation_to_the_nearest(compiled, rule, dtype):
-    ptx = compiled(rule, Dtypes(dtype, dtype, dtype))
+    ptx = " ".join(compiled(rule, Dtypes(dtype, dtype, dtype)))
     kinds = set(re.findall(r"\b((?:add|sub|mul|div|fma|mad|rcp|sqrt)\S*\.f(?:32|64))\s", ptx))
     assert kinds <= {f"{name}.rn.f{size}" for name in ("add", "sub", "mul", "div") for size in (32, 64)}
     assert "ftz" not in ptx
@@ -87,14 +109,14 @@ def test_what_is_compiled_for_a_gpu_rounds_every_operation_to_the_nearest(compil
 
 @pytest.mark.parametrize("weight", [torch.float32, torch.bfloat16])
 def test_arrays_are_read_and_written_sixteen_bytes_at_a_time(compiled, weight):
-    ptx = compiled(RULES["ssd"], Dtypes(weight, torch.float32, torch.float32))
+    ptx = compiled(RULES["ssd"], Dtypes(weight, torch.float32, torch.float32))[0]
     assert {"ld.global.v4.b32"} == set(re.findall(r"ld\.global\.v\S+", ptx))
     assert "st.global.v4.b32" in ptx
 
 
 @pytest.mark.parametrize("dtypes", [Dtypes(torch.float16, torch.float64), Dtypes(torch.bfloat16, torch.float32)])
 def test_other_dtypes_and_devices_compile(compiled, dtypes):
-    assert ".target sm_75" in compiled(RULES["ssd"], dtypes, capability=75)
+    assert ["sm_75" in ptx for ptx in compiled(RULES["ssd"], dtypes, capability=75)] == [True] * 4
 
 
 # What is watched
