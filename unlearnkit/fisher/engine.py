@@ -1,8 +1,7 @@
 """Σ_i (∂ℓ_i/∂θ)² in one ordinary forward and backward pass: the engine behind `DiagonalFisher`."""
 
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar, final
 
@@ -10,29 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit.batches import batch_size, take, tensors
-from unlearnkit.errors import UnlearnKitError, UnlearnKitWarning
+from unlearnkit.errors import UnlearnKitWarning
 from unlearnkit.estimator import Accumulator
 from unlearnkit.feeding import sent
-from unlearnkit.fisher.collect import Following
 from unlearnkit.fisher.eager import EAGER
 from unlearnkit.fisher.finite import Watch
 from unlearnkit.fisher.general import Receive, SquaredGradients, refuse_batch_statistics
 from unlearnkit.fisher.gradients import BatchGradients
 from unlearnkit.fisher.graphs import Graphs, Recorder, refuse_with_graphs, unrecordable
-from unlearnkit.fisher.intercept import Interceptor
 from unlearnkit.fisher.ledger import ALL, Ledger, Part
 from unlearnkit.fisher.memory import Fitted, Limit, out_of_memory
-from unlearnkit.fisher.probe import Comparison, Found, probe, probe_again
-from unlearnkit.fisher.recheck import Alone, Recheck, look_again, too_late
+from unlearnkit.fisher.passes import Passes
+from unlearnkit.fisher.probe import Found
 from unlearnkit.fisher.script import UnprovenError
+from unlearnkit.fisher.scripts import Kind, Scripts, signature
 from unlearnkit.fisher.underflow import Underflow
 from unlearnkit.importance import Importance
-from unlearnkit.objective import Objective, check_losses
+from unlearnkit.objective import Objective
 from unlearnkit.parameters import device_of, trainable
 
-SIZES = 8  # batch sizes of which the first pass is looked at as a whole
-PROBED = (3, 2)  # samples: a second size, because another dimension may be equal to the first by chance
-_IGNORE: Callable[[Tensor], None] = lambda _: None  # noqa: E731
 SETTLED = {"cuda": 4}  # passes of one kind until all that runs beside them holds as much as it ever will; else 1
 
 
@@ -40,8 +35,7 @@ SETTLED = {"cuda": 4}  # passes of one kind until all that runs beside them hold
 class Engine(Accumulator):
     """Adds squared per-sample gradients, batch by batch.
 
-    The first batch of each shape is probed with a few samples: which function uses which parameter, which rows belong
-    to which sample, and whether the totals equal those of one sample at a time. What cannot be proven goes by
+    The first batch of each shape is probed with a few samples: see `Scripts`. What cannot be proven goes by
     `SquaredGradients`, with one warning. Where memory runs out, a batch is halved.
 
     Args:
@@ -73,25 +67,20 @@ class Engine(Accumulator):
     ) -> None:
         refuse_batch_statistics(model)
         self._model: nn.Module = getattr(model, "_orig_mod", model)  # compiled code cannot be looked into
-        self._objective = objective
         self._ledger, self._general = ledger, general
-        self._named = trainable(self._model)
-        self._device = device_of(self._model)
+        self._device, self._underflow = device_of(self._model), Underflow()
+        named = trainable(self._model)
+        self._passes = Passes(self._model, objective, named=named, device=self._device, recheck=recheck)
+        self._scripts = Scripts(self._passes, ledger=ledger, general=general, underflow=self._underflow)
         self._careful = careful
         self._fitted = Fitted(settled)
         self._limit = Limit(chunk)
-        self._scripts: dict[tuple[object, ...], Found] = {}
-        self._alone: Alone | None = None
-        self._recheck = Recheck(recheck)
         self._graphs = None if recorder is None else Graphs(recorder, ledger.places)
         self._count = 0
         self._grouped = False
-        self._sizes: set[int] = set()
         self._refused = False
         self._reason = ""
-        self._slow: set[str] = set()
         self._watch = Watch(ledger)
-        self._underflow = Underflow()
 
     def add(self, batch: Any, keys: Sequence[Hashable] = ()) -> None:
         """Add one batch; see `Accumulator.add`.
@@ -178,14 +167,14 @@ class Engine(Accumulator):
             self._say_why()
         return True
 
-    def _trust(self, kind: tuple[object, ...], size: int) -> bool:
+    def _trust(self, kind: Kind, size: int) -> bool:
         """Say whether a batch may fit when nothing is set apart, and have it added so."""
         return not (self._careful or self._refused) and self._fitted.trust(kind, size)
 
-    def _add(self, batch: Any, parts: Sequence[Part], kind: tuple[object, ...]) -> None:
+    def _add(self, batch: Any, parts: Sequence[Part], kind: Kind) -> None:
         if self._refused:
             self._generally(batch, parts)
-        elif batch_size(batch) == 1 and not (kind in self._scripts and self._one_by_script(batch, parts, kind)):
+        elif batch_size(batch) == 1 and not self._one_by_script(batch, parts, kind):
             self._general.each(batch, self._receiver(parts[0], look=self._count == 0))
         elif batch_size(batch) > 1:
             try:
@@ -193,32 +182,29 @@ class Engine(Accumulator):
             except UnprovenError as unproven:
                 self._fall_back(batch, parts, str(unproven))
 
-    def _by_script(self, batch: Any, parts: Sequence[Part], kind: tuple[object, ...]) -> None:
-        found, rows = self._script(batch, kind), self._recheck.rows(batch_size(batch))
-        if len(rows) >= found.samples and self._alone is None:
-            self._alone = self._again(batch, found, rows[: found.samples])
+    def _by_script(self, batch: Any, parts: Sequence[Part], kind: Kind) -> None:
+        found = self._scripts.of(batch, kind, grouped=self._grouped)
+        self._passes.count(batch, found)
         if self._graphs is not None and not self._ledger.opened:
             self._by_graph(self._graphs, batch, found, parts, kind)
             return
         if not found.script.doubtful:
-            self._pass(batch, found, parts)
+            self._passes.run(batch, found, parts)
             return
         if self._graphs is not None:
             raise unrecordable("some layer of which got no gradient in the probe, so that every batch is looked at")
         trial = [Part(rows=part.rows, sums=part.sums.empty()) for part in parts]
         try:
-            self._pass(batch, found, trial)
+            self._passes.run(batch, found, trial)
         except UnprovenError:
-            del self._scripts[kind]
+            self._scripts.forget(kind)
             trial = [Part(rows=part.rows, sums=part.sums.empty()) for part in parts]
-            self._pass(batch, self._script(batch, kind), trial)
+            self._passes.run(batch, self._scripts.of(batch, kind, grouped=self._grouped), trial)
         for part, tried in zip(parts, trial, strict=True):
             part.sums.add(tried.sums)
 
-    def _by_graph(
-        self, graphs: Graphs, batch: Any, found: Found, parts: Sequence[Part], kind: tuple[object, ...]
-    ) -> None:
-        alone, self._alone = self._alone, None
+    def _by_graph(self, graphs: Graphs, batch: Any, found: Found, parts: Sequence[Part], kind: Kind) -> None:
+        alone = self._passes.expected()
         losses = graphs.run((kind, batch_size(batch)), batch, partial(self._recordable, found, parts))
         if alone is not None:
             alone.check(losses, found.precision)
@@ -226,116 +212,19 @@ class Engine(Accumulator):
     def _recordable(self, found: Found, parts: Sequence[Part], batch: Any) -> Tensor:
         """Make a pass that looks at nothing, and return the losses."""
         seen: list[Tensor] = []
-        self._pass(batch, found, parts, look=seen.append)
+        self._passes.run(batch, found, parts, look=seen.append)
         return seen[0].detach()
 
-    def _one_by_script(self, batch: Any, parts: Sequence[Part], kind: tuple[object, ...]) -> bool:
+    def _one_by_script(self, batch: Any, parts: Sequence[Part], kind: Kind) -> bool:
         """Add a single sample as a batch of one where its like is known, or nothing and return False."""
-        if self._scripts[kind].script.doubtful:
+        found = self._scripts.known(kind)
+        if found is None or found.script.doubtful:
             return False
         try:
-            self._pass(batch, self._scripts[kind], parts)
+            self._passes.run(batch, found, parts)
         except UnprovenError:
             return False  # models may treat one sample differently; a pass that does not follow the script adds nothing
         return True
-
-    def _script(self, batch: Any, kind: tuple[object, ...]) -> Found:
-        if kind in self._scripts:
-            return self._scripts[kind]
-        reason: Exception | None = None
-        for samples in (n for n in PROBED if n <= batch_size(batch)):
-            try:
-                self._scripts[kind] = self._probed(take(batch, slice(0, samples)))
-            except UnlearnKitError:
-                raise
-            except Exception as error:  # whatever fails under the mode, the fallback may work
-                if out_of_memory(error):
-                    raise
-                reason = reason or error
-            else:
-                self._say_slow(self._scripts[kind].script.slow)
-                return self._scripts[kind]
-        assert reason is not None, "a batch of one sample is not probed"
-        if isinstance(reason, UnprovenError):
-            raise reason
-        raise UnprovenError(f"{type(reason).__name__}: {_first_line(reason)}") from reason
-
-    def _say_slow(self, slow: Sequence[str]) -> None:
-        new = [step for step in slow if step not in self._slow]
-        self._slow.update(new)
-        if new:
-            warnings.warn(
-                f"no rule for {'; '.join(new)}: differentiated one sample at a time, that function alone, exactly but "
-                "for one small forward and backward pass of it for each sample and weight: see register_rule",
-                UnlearnKitWarning,
-                stacklevel=2,
-            )
-
-    def _probed(self, few: Any) -> Found:
-        found = probe(self._model, self._objective, few, self._named)
-        if not self._scripts and (self._grouped or found.script.shared):  # where it matters whose a row is
-            back = take(few, torch.arange(batch_size(few)).flip(0).to(self._device))
-            probe_again(self._model, self._objective, back, self._named, found)
-        comparison, self._alone = Comparison(), None
-        trial = self._ledger.trial(batch_size(few), comparison.expect)
-        self._pass(few, found, [trial])
-        for name in self._named:
-            if not comparison.expects(name):  # nothing used it
-                trial.complete(name)
-
-        def receive(name: str, g: Tensor) -> None:
-            comparison.receive(name, g)
-            self._underflow.look(name, g, self._ledger.dtype(name))
-
-        self._alone = Alone(rows=range(batch_size(few)), losses=self._general.each(few, receive))
-        comparison.verdict(found.precision)
-        return found
-
-    def _again(self, batch: Any, found: Found, rows: Sequence[int]) -> Alone:
-        passes = self._recheck.passes - 1
-        with too_late(passes):
-            losses = look_again(self._model, self._objective, batch, self._named, found=found, rows=rows)
-        return Alone(rows=rows, losses=losses, passes=passes)
-
-    def _pass(
-        self, batch: Any, found: Found, parts: Sequence[Part], *, look: Callable[[Tensor], None] | None = None
-    ) -> None:
-        if look is None:
-            look = self._look(batch, found, parts)
-        with self._forward(batch, found, parts) as (losses, guide):
-            look(losses)
-            guide.backward(losses)
-            guide.finish()
-
-    @contextmanager
-    def _forward(self, batch: Any, found: Found, parts: Sequence[Part]) -> Iterator[tuple[Tensor, Following]]:
-        """Go forward, and yield the losses and what goes back from them."""
-        guide = Following(found.script, batch_size(batch), parts)
-        interceptor = Interceptor(self._named, guide, self._device)
-        guide.interceptor = interceptor
-        try:
-            with interceptor:
-                losses = self._objective.losses(self._model, batch)
-            losses = check_losses(losses, batch, objective=self._objective)
-            found.script.finish()
-            yield losses, guide
-        finally:
-            guide.close()
-
-    def _look(self, batch: Any, found: Found, parts: Sequence[Part]) -> Callable[[Tensor], None]:
-        """Look at the first pass of a kind, and at one of so many, before it is made; return what looks at losses."""
-        alone, self._alone, size = self._alone, None, batch_size(batch)
-        check = partial(alone.check, precision=found.precision) if alone is not None else _IGNORE
-        new = size not in self._sizes and len(self._sizes) < SIZES
-        if size <= found.samples or not (new or (alone is not None and alone.passes)):
-            return check
-        # A pass of its own: to keep a graph for a second time takes more than a plain pass holds.
-        with self._forward(batch, found, parts) as (losses, guide):
-            check(losses)
-            with too_late(alone.passes if alone is not None else 0):
-                guide.check_owners(losses)
-        self._sizes.add(size)
-        return _IGNORE
 
     def _generally(self, batch: Any, parts: Sequence[Part]) -> None:
         for part in parts:
@@ -381,20 +270,3 @@ def _sorted(batch: Any, keys: Sequence[Hashable]) -> tuple[Any, Sequence[Hashabl
         return batch, keys
     index = sent(torch.tensor(order), next(tensors(batch)).device)
     return take(batch, index), [keys[i] for i in order]
-
-
-def signature(batch: Any) -> tuple[object, ...]:
-    """Name what the steps of a forward pass may depend on: shapes beside the batch's, dtypes, autocast.
-
-    Args:
-        batch: Any.
-
-    Returns:
-        A key.
-    """
-    shapes = tuple((tuple(t.shape[1:]), t.dtype) for t in tensors(batch))
-    return (*shapes, *(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:160]

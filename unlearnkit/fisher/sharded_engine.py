@@ -20,7 +20,6 @@ from unlearnkit.estimator import Accumulator
 from unlearnkit.fisher.choice import Chooser
 from unlearnkit.fisher.collect import Following
 from unlearnkit.fisher.eager import EAGER
-from unlearnkit.fisher.engine import PROBED, signature
 from unlearnkit.fisher.general import refuse_batch_statistics
 from unlearnkit.fisher.intercept import Guide, Interceptor, Seen
 from unlearnkit.fisher.leaves import Leaves
@@ -28,6 +27,7 @@ from unlearnkit.fisher.ledger import Part, Sums
 from unlearnkit.fisher.probe import Comparison, Found, check_alone, probe
 from unlearnkit.fisher.rule import Call
 from unlearnkit.fisher.script import Action, Script, Step, UnprovenError
+from unlearnkit.fisher.scripts import PROBED, signature
 from unlearnkit.fisher.sharded import PieceTotals, SampleSquares
 from unlearnkit.fisher.tap import Gradients, Sink
 from unlearnkit.fisher.totals import Totals
