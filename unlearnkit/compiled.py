@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -56,6 +58,44 @@ def load(source: Path, *, before: str = "", flags: tuple[str, ...] = ()) -> ctyp
     except OSError as error:
         raise ConfigurationError(
             f"cannot load a compiled kernel ({error}): delete {built}, or set UNLEARNKIT_CACHE to another folder"
+        ) from error
+
+
+@functools.cache
+def source_text(path: Path) -> str:
+    """Read a part of a source of this package, once.
+
+    Args:
+        path: Of the file.
+
+    Returns:
+        What it says.
+    """
+    return path.read_text(encoding="utf-8")
+
+
+@contextmanager
+def kept(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; what was written there is then in the cache folder, all of it at once.
+
+    Args:
+        path: Where it is to be kept.
+
+    Yields:
+        A path of the same name in an empty folder of its own, which is deleted afterwards.
+
+    Raises:
+        ConfigurationError: It cannot be kept there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            fresh = Path(folder) / path.name
+            yield fresh
+            fresh.replace(path)  # others see all of it or nothing
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot keep a compiled kernel in {path.parent} ({error}): set UNLEARNKIT_CACHE to a folder"
         ) from error
 
 
@@ -113,17 +153,10 @@ def _build(name: str, text: str, flags: tuple[str, ...], built: Path) -> None:
     if compiler is None:
         seen = f"CXX={os.environ['CXX']}, which is not found" if os.environ.get("CXX") else "none on the path"
         raise ConfigurationError(f"compiled kernels need a C++ compiler (c++, g++, clang++ or $CXX), saw {seen}")
-    try:
-        built.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=built.parent) as folder:
-            source, fresh = Path(folder) / name, Path(folder) / built.name
-            source.write_text(text, encoding="utf-8")
-            _run([compiler, *flags, str(source), "-o", str(fresh)])
-            fresh.replace(built)  # at once: others see all of it or nothing
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot keep a compiled kernel in {built.parent} ({error}): set UNLEARNKIT_CACHE to a folder"
-        ) from error
+    with kept(built) as fresh:
+        source = fresh.with_name(name)
+        source.write_text(text, encoding="utf-8")
+        _run([compiler, *flags, str(source), "-o", str(fresh)])
 
 
 def _run(command: list[str]) -> None:

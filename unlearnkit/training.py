@@ -122,9 +122,9 @@ def _shuffled(dataset: Dataset[Any], training: Training) -> DataLoader[Any]:
 def _epoch(
     model: nn.Module, batches: Iterable[Any], objective: Objective, adam: torch.optim.Optimizer, epoch: int
 ) -> EpochRecord:
-    start, device, scores = time.perf_counter(), device_of(model), []
+    start, device, order, scores = time.perf_counter(), device_of(model), steady_for(model), []
     for number, (_, batch) in enumerate(feed(batches, device), start=1):
-        with steady_for(model)():
+        with order():
             losses, score = score_batch(model, batch, objective=objective)
         if not bool(torch.isfinite(losses).all()):
             raise NonFiniteError(

@@ -3,13 +3,12 @@
 import functools
 import hashlib
 import importlib.util
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from unlearnkit.compiled import cache_folder
+from unlearnkit.compiled import cache_folder, kept, source_text
 from unlearnkit.errors import ConfigurationError
 from unlearnkit.fused.kernel import Dtypes
 from unlearnkit.fused.trace import Program
@@ -45,23 +44,11 @@ def load_source(text: str) -> Any:
         raise ConfigurationError("compiled kernels for CUDA need Triton, saw none: pip install triton")
     path = cache_folder() / f"one_pass-{hashlib.sha256(text.encode()).hexdigest()[:16]}.py"
     if not path.exists():
-        _write(path, text)
+        with kept(path) as fresh:
+            fresh.write_text(text, encoding="utf-8")
     names: dict[str, Any] = {"__name__": f"unlearnkit.fused.{path.stem}", "__file__": str(path)}
     exec(compile(text, str(path), "exec"), names)
     return names
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            fresh = Path(folder) / path.name
-            fresh.write_text(text, encoding="utf-8")
-            fresh.replace(path)  # at once: others see all of it or nothing
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot keep a compiled kernel in {path.parent} ({error}): set UNLEARNKIT_CACHE to a folder"
-        ) from error
 
 
 def source(program: Program, dtypes: Dtypes, computing: torch.dtype, *, reciprocals: bool) -> str:
@@ -88,7 +75,7 @@ def source(program: Program, dtypes: Dtypes, computing: torch.dtype, *, reciproc
     }
     lines = ["from triton import language as tl", ""]
     lines += [f"{name} = tl.constexpr({value})" for name, value in defined.items()]
-    return "\n".join((*lines, _SOURCE.read_text(encoding="utf-8"), rule_source(program)))
+    return "\n".join((*lines, source_text(_SOURCE), rule_source(program)))
 
 
 def rule_source(program: Program) -> str:

@@ -1,7 +1,6 @@
 """Compiles a translated rule, together with all that an edit does to a weight, into one loop."""
 
 import ctypes
-import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, final
@@ -9,7 +8,7 @@ from typing import Any, final
 import attrs
 import torch
 
-from unlearnkit.compiled import load
+from unlearnkit.compiled import load, source_text
 from unlearnkit.fused.c_plus_plus import answers, asked_about, rule
 from unlearnkit.fused.operations import Question
 from unlearnkit.fused.trace import DTYPES, KINDS, Program
@@ -96,7 +95,7 @@ def compile_rule(program: Program, dtypes: Dtypes, computing: torch.dtype) -> Ke
         ConfigurationError: It cannot be compiled here; see `unlearnkit.compiled.load`.
     """
     before = _defined(_shape(dtypes, computing) | {"ANSWERS": answers(program)})
-    before += _shared()
+    before += source_text(_FOLDER / "piece.h")
     edit = _load("one_pass", before + _defined({"PIECE": PIECE, "RULE": rule(program)}))
     edit.argtypes = [_POINTER, *[_INTEGER] * 4, *[_POINTER] * 4, ctypes.c_int, ctypes.c_int]
     return Kernel(edit, tuple(_asked(program, n, before) for n, step in enumerate(program.steps) if step.question))
@@ -114,11 +113,6 @@ def _load(name: str, before: str) -> Any:
     function = getattr(load(_FOLDER / f"{name}.cpp", before=before, flags=_FLAGS), name)
     function.restype = None
     return function
-
-
-@functools.cache
-def _shared() -> str:
-    return (_FOLDER / "piece.h").read_text(encoding="utf-8")
 
 
 def _defined(values: Mapping[str, object]) -> str:
