@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from unlearnkit.config import load_config
-from unlearnkit.trainer import train_original
+from unlearnkit.experiments.config import load_config
+from unlearnkit.experiments.train import train_original
 
 # Selected by --hypothesis-profile in pyproject.toml: the same failure on every run, on however slow a machine.
 settings.register_profile("unlearnkit", derandomize=True, deadline=None)

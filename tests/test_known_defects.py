@@ -16,36 +16,36 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner
-from unlearnkit_prune import Prune
-from unlearnkit_ssd import SelectiveSynapticDampening
+from unlearnkit_methods.prune import Prune
+from unlearnkit_methods.ssd import SelectiveSynapticDampening
 
 from unlearnkit import (
     BatchedDiagonalFisher,
     ConfigurationError,
     CrossEntropy,
-    Descent,
     DiagonalFisher,
-    Evidence,
-    Exam,
+    EpochConfig,
+    EvaluationInputs,
     Metric,
     MetricTraits,
     MismatchError,
-    Pass,
+    OptimizerConfig,
     Pipeline,
     PluginManager,
     StoreError,
+    UnlearningInputs,
     UnlearnKitWarning,
     fine_tune,
 )
-from unlearnkit.checkpoint import load_checkpoint, save_checkpoint
-from unlearnkit.cli import app
-from unlearnkit.config import load_config
+from unlearnkit.cli.app import app
 from unlearnkit.data import digits
 from unlearnkit.evaluation import loss_and_accuracy
-from unlearnkit.parameters import digest
-from unlearnkit.plugins import default_manager
-from unlearnkit.runner import run
-from unlearnkit.training import Training, train
+from unlearnkit.experiments.config import load_config
+from unlearnkit.experiments.run import run
+from unlearnkit.models.checkpoint import load_checkpoint, save_checkpoint
+from unlearnkit.models.parameters import digest
+from unlearnkit.models.training import Training, train
+from unlearnkit.plugins.manager import default_manager
 
 ROOT = Path(__file__).parent.parent
 CE = CrossEntropy()
@@ -103,8 +103,8 @@ def trained_by(name, model, *, options=None, **changed):
     method = PluginManager().unlearner(name)(**(options or {"epochs": 2}))
     batch = data(48)
     importance = DiagonalFisher().estimate(model, cut(batch, 16), objective=CE, role="forget")
-    evidence = {"forget_data": cut(data(16), 8), "retain_data": cut(batch, 16), "model_factory": net, **changed}
-    return method.unlearn(model, Evidence(forget=importance, **evidence))
+    inputs = {"forget_data": cut(data(16), 8), "retain_data": cut(batch, 16), "model_factory": net, **changed}
+    return method.unlearn(model, UnlearningInputs(forget=importance, **inputs))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
@@ -116,9 +116,9 @@ def test_row_02_masked_and_frozen_weights_do_not_move(optimizer):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     generator = torch.Generator().manual_seed(0)
     masks = {n: torch.rand(p.shape, generator=generator) < 0.5 for n, p in model.named_parameters() if p.requires_grad}
-    descent = Descent(optimizer=optimizer, learning_rate=1e-2, momentum=0.9, weight_decay=0.1)
-    passes = Pass.epochs(cut(data(), 8), loss, count=83)  # of 12 steps each
-    fine_tune(model, passes, descent=descent, evidence=Evidence(), masks=masks, training=True)
+    optimizer = OptimizerConfig(optimizer=optimizer, learning_rate=1e-2, momentum=0.9, weight_decay=0.1)
+    passes = EpochConfig.epochs(cut(data(), 8), loss, count=83)  # of 12 steps each
+    fine_tune(model, passes, optimizer=optimizer, inputs=UnlearningInputs(), masks=masks, training=True)
     for name, p in model.named_parameters():
         free = masks.get(name, torch.zeros_like(p, dtype=torch.bool))
         assert torch.equal(p[~free], before[name][~free]), name
@@ -128,20 +128,20 @@ def test_row_02_masked_and_frozen_weights_do_not_move(optimizer):
 @pytest.mark.parametrize("name", TRAINING)
 def test_row_03_a_method_that_trains_changes_the_model_and_no_teacher(name, monkeypatch):
     """A method is a no-op because its optimiser holds the teacher's parameters."""
-    copies, optimised, deepcopy, optimizer_for = [], [], copy.deepcopy, Descent.optimizer_for
+    copies, optimised, deepcopy, optimizer_for = [], [], copy.deepcopy, OptimizerConfig.optimizer_for
 
     def remember(value, *rest):
         copied = deepcopy(value, *rest)
         copies.extend([copied] if isinstance(value, nn.Module) and not rest else [])
         return copied
 
-    def held(descent, model):
-        made = optimizer_for(descent, model)
+    def held(optimizer, model):
+        made = optimizer_for(optimizer, model)
         optimised.append((model, {id(p) for group in made.param_groups for p in group["params"]}))
         return made
 
     monkeypatch.setattr(copy, "deepcopy", remember)
-    monkeypatch.setattr(Descent, "optimizer_for", held)
+    monkeypatch.setattr(OptimizerConfig, "optimizer_for", held)
     model = net()
     original = {key: value.clone() for key, value in model.state_dict().items()}
     report = trained_by(name, model)
@@ -274,16 +274,16 @@ def test_row_17_a_failing_metric_is_never_a_number():
         def __init__(self, measure):
             self.measure_ = measure
 
-        def measure(self, exam):
-            return self.measure_(exam)
+        def measure(self, inputs):
+            return self.measure_(inputs)
 
-    exam = Exam(model=net(), splits={})
+    inputs = EvaluationInputs(model=net(), splits={})
     with pytest.raises(KeyError, match="forget-test"):
-        Share(lambda e: {"a": float(len(e.splits["forget-test"]))}).evaluate(exam)
+        Share(lambda e: {"a": float(len(e.splits["forget-test"]))}).evaluate(inputs)
     for number in (-1.0, float("nan")):
         with pytest.raises(MismatchError, match=r"metric 'share' .*expected None or a number from 0 to 1"):
-            Share(lambda _, n=number: {"a": n}).evaluate(exam)
-    assert Share(lambda _: {"a": None}).evaluate(exam) == {"a": None}
+            Share(lambda _, n=number: {"a": n}).evaluate(inputs)
+    assert Share(lambda _: {"a": None}).evaluate(inputs) == {"a": None}
 
 
 def test_row_18_a_checkpoint_that_does_not_fit_is_refused(tmp_path):

@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 from torch import nn
-from unlearnkit_ssd import SelectiveSynapticDampening
+from unlearnkit_methods.ssd import SelectiveSynapticDampening
 
 from unlearnkit import (
     BatchedDiagonalFisher,
@@ -15,7 +15,6 @@ from unlearnkit import (
     CrossEntropy,
     DiagonalFisher,
     ElementwiseUnlearner,
-    Evidence,
     MismatchError,
     Need,
     Pipeline,
@@ -24,10 +23,11 @@ from unlearnkit import (
     Role,
     SketchedFisher,
     Unlearner,
+    UnlearningInputs,
     UnlearnKitWarning,
     hookimpl,
 )
-from unlearnkit.parameters import digest
+from unlearnkit.models.parameters import digest
 
 CE = CrossEntropy()
 
@@ -50,7 +50,7 @@ FORGET, RETAIN, FULL = data(slice(0, 4)), data(slice(4, 24)), data(slice(0, 24))
 
 
 class Keep(Unlearner):
-    """A method that keeps the evidence it was given."""
+    """A method that keeps the inputs it was given."""
 
     name = "keep"
     needs = frozenset({Need.FORGET_IMPORTANCE, Need.REFERENCE_IMPORTANCE})
@@ -58,8 +58,8 @@ class Keep(Unlearner):
     def __init__(self, needs=needs):
         self.needs = frozenset(needs)
 
-    def apply(self, model, evidence):
-        self.evidence = evidence
+    def apply(self, model, inputs):
+        self.inputs = inputs
         with torch.no_grad():
             model[0].bias.add_(1)
 
@@ -89,7 +89,7 @@ def test_by_hand_the_same_as_its_three_steps():
     report = pipeline(method).run(model, forget=FORGET, reference=FULL)
     forget = DiagonalFisher().estimate(other, FORGET, objective=CE, role="forget")
     full = DiagonalFisher().estimate(other, FULL, objective=CE, role="full")
-    want = method.unlearn(other, Evidence(forget=forget, reference=full))
+    want = method.unlearn(other, UnlearningInputs(forget=forget, reference=full))
     assert report.changed == want.changed > 0
     assert digest(model) == digest(other) == report.model_after
     assert [e.role for e in report.evidence] == ["forget", "full"]
@@ -117,7 +117,7 @@ def test_the_seconds_of_each_stage_are_recorded():
 def test_the_role_of_the_reference_is_recorded(role):
     keep = Keep()
     report = pipeline(keep, reference_role=role).run(net(), forget=FORGET, reference=RETAIN)
-    assert keep.evidence.reference.role is Role(role)
+    assert keep.inputs.reference.role is Role(role)
     assert report.evidence[1].role == Role(role).value
     assert f"{Role(role).value} importance" in report.seconds
 
@@ -126,9 +126,9 @@ def test_unnormalised_compares_sums():
     keep = Keep()
     pipeline(keep, normalise=False).run(net(), forget=FORGET, reference=RETAIN)
     sums = DiagonalFisher().estimate(net(), RETAIN, objective=CE)
-    assert keep.evidence.reference.count == 1
-    assert keep.evidence.reference.samples == 20
-    for name, mean in keep.evidence.reference.mean().items():
+    assert keep.inputs.reference.count == 1
+    assert keep.inputs.reference.samples == 20
+    for name, mean in keep.inputs.reference.mean().items():
         assert torch.equal(mean, sums.totals[name])
 
 
@@ -137,26 +137,26 @@ def test_a_known_importance_is_used_as_it_is():
     unknown = DiagonalFisher().estimate(model, FORGET, objective=CE)
     retain = DiagonalFisher().estimate(model, RETAIN, objective=CE, role="retain")
     report = pipeline(keep).run(model, forget=unknown, reference=retain)
-    assert keep.evidence.forget.role is Role.FORGET
-    assert keep.evidence.forget.totals is unknown.totals or torch.equal(
-        keep.evidence.forget.totals["0.weight"], unknown.totals["0.weight"]
+    assert keep.inputs.forget.role is Role.FORGET
+    assert keep.inputs.forget.totals is unknown.totals or torch.equal(
+        keep.inputs.forget.totals["0.weight"], unknown.totals["0.weight"]
     )
-    assert keep.evidence.reference is retain
+    assert keep.inputs.reference is retain
     assert list(report.seconds) == ["edit"]
-    assert keep.evidence.forget_data is None
+    assert keep.inputs.forget_data is None
 
 
 def test_only_what_is_needed_is_measured():
     keep = Keep({Need.FORGET_DATA, Need.RETAIN_DATA})
     report = pipeline(keep).run(net(), forget=FORGET, retain_data=RETAIN, reference=FULL, seed=5)
     assert list(report.seconds) == ["edit"]
-    assert (keep.evidence.forget, keep.evidence.reference) == (None, None)
-    assert keep.evidence.forget_data is FORGET
-    assert keep.evidence.retain_data is RETAIN
-    assert keep.evidence.seed == 5
+    assert (keep.inputs.forget, keep.inputs.reference) == (None, None)
+    assert keep.inputs.forget_data is FORGET
+    assert keep.inputs.retain_data is RETAIN
+    assert keep.inputs.seed == 5
     other = Keep({Need.FORGET_DATA})
     pipeline(other).run(net(), forget=FORGET, forget_data=FULL)
-    assert other.evidence.forget_data is FULL
+    assert other.inputs.forget_data is FULL
 
 
 @pytest.mark.parametrize(("given_", "missing"), [({"forget": FORGET}, "reference"), ({"reference": FULL}, "forget")])

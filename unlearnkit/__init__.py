@@ -3,9 +3,38 @@
 This list of names is the public API; plugins import from here and from `unlearnkit.testing`, and from nowhere else.
 """
 
-from unlearnkit.distillation import class_labels, class_logits, copy_state, divergence, fresh_model, teacher_of
-from unlearnkit.elementwise import ElementwiseUnlearner
-from unlearnkit.errors import (
+from unlearnkit.data.mixing import Interleaved, Paired, reshuffled
+from unlearnkit.evaluation.metric import EvaluationInputs, Measurement, Metric, MetricTraits, NotApplicable
+from unlearnkit.importance.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
+from unlearnkit.importance.fisher import (
+    BatchedDiagonalFisher,
+    DiagonalFisher,
+    FisherStatistics,
+    SketchedFisher,
+    estimate_groups,
+    fisher_statistics,
+)
+from unlearnkit.importance.importance import Importance
+from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
+from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.models.parameters import device_of, trainable
+from unlearnkit.pipeline import Pipeline
+from unlearnkit.plugins.hookspecs import Run, hookimpl
+from unlearnkit.plugins.manager import PluginManager
+from unlearnkit.unlearning.distillation import (
+    class_labels,
+    class_logits,
+    copy_state,
+    divergence,
+    fresh_model,
+    teacher_of,
+)
+from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
+from unlearnkit.unlearning.fine_tune import EpochConfig, Loss, OptimizerConfig, fine_tune
+from unlearnkit.unlearning.inputs import Need, UnlearningInputs
+from unlearnkit.unlearning.report import Report, TensorChange
+from unlearnkit.unlearning.unlearner import Unlearner, UnlearnerTraits
+from unlearnkit.utils.errors import (
     BudgetError,
     ConfigurationError,
     DuplicateMethodError,
@@ -19,48 +48,26 @@ from unlearnkit.errors import (
     UnlearnKitWarning,
     UnsupportedModelError,
 )
-from unlearnkit.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
-from unlearnkit.evidence import Evidence, Need
-from unlearnkit.finetuning import Descent, Loss, Pass, fine_tune
-from unlearnkit.fisher import (
-    BatchedDiagonalFisher,
-    DiagonalFisher,
-    PassStatistics,
-    SketchedFisher,
-    estimate_groups,
-    fisher_statistics,
-)
-from unlearnkit.hookspecs import Run, hookimpl
-from unlearnkit.importance import Importance
-from unlearnkit.metric import Exam, Measurement, Metric, MetricTraits, NotApplicable
-from unlearnkit.mixing import Interleaved, Paired, reshuffled
-from unlearnkit.objective import CrossEntropy, Objective
-from unlearnkit.options import Option, option, options_of
-from unlearnkit.parameters import device_of, trainable
-from unlearnkit.pipeline import Pipeline
-from unlearnkit.plugins import PluginManager
-from unlearnkit.progress import Progress
-from unlearnkit.provenance import BatchTrail, Fingerprint, Role
-from unlearnkit.report import Report, TensorChange
-from unlearnkit.unlearner import Unlearner, UnlearnerTraits
+from unlearnkit.utils.options import Option, option, options_of
+from unlearnkit.utils.progress import Progress
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Accumulator",
-    "BatchTrail",
     "BatchedDiagonalFisher",
     "BudgetError",
     "ConfigurationError",
     "CrossEntropy",
-    "Descent",
+    "DataOrder",
     "DiagonalFisher",
     "DuplicateMethodError",
     "ElementwiseUnlearner",
+    "EpochConfig",
     "EstimatorTraits",
-    "Evidence",
-    "Exam",
+    "EvaluationInputs",
     "Fingerprint",
+    "FisherStatistics",
     "Importance",
     "ImportanceEstimator",
     "Interleaved",
@@ -73,10 +80,9 @@ __all__ = [
     "NonFiniteError",
     "NotApplicable",
     "Objective",
+    "OptimizerConfig",
     "Option",
     "Paired",
-    "Pass",
-    "PassStatistics",
     "Pipeline",
     "PluginLoadError",
     "PluginManager",
@@ -93,6 +99,7 @@ __all__ = [
     "UnlearnKitWarning",
     "Unlearner",
     "UnlearnerTraits",
+    "UnlearningInputs",
     "UnsupportedModelError",
     "class_labels",
     "class_logits",

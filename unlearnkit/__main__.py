@@ -1,6 +1,6 @@
 """``python -m unlearnkit``: the same as the command ``unlearnkit``."""
 
-from unlearnkit.cli import main
+from unlearnkit.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -8,19 +8,19 @@ from typing import Any, final
 import attrs
 from torch import nn
 
-from unlearnkit.errors import ConfigurationError
-from unlearnkit.estimator import ImportanceEstimator
-from unlearnkit.evidence import Evidence, Need, check_fraction
-from unlearnkit.fisher import DiagonalFisher
-from unlearnkit.hookspecs import Run
-from unlearnkit.importance import Importance
-from unlearnkit.objective import CrossEntropy, Objective
-from unlearnkit.options import option_values
-from unlearnkit.plugins import PluginManager, default_manager
-from unlearnkit.progress import Progress, silent
-from unlearnkit.provenance import Role
-from unlearnkit.report import Report
-from unlearnkit.unlearner import Unlearner
+from unlearnkit.importance.estimator import ImportanceEstimator
+from unlearnkit.importance.fisher import DiagonalFisher
+from unlearnkit.importance.importance import Importance
+from unlearnkit.importance.provenance import Role
+from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.plugins.hookspecs import Run
+from unlearnkit.plugins.manager import PluginManager, default_manager
+from unlearnkit.unlearning.inputs import Need, UnlearningInputs, check_fraction
+from unlearnkit.unlearning.report import Report
+from unlearnkit.unlearning.unlearner import Unlearner
+from unlearnkit.utils.errors import ConfigurationError
+from unlearnkit.utils.options import option_values
+from unlearnkit.utils.progress import Progress, silent
 
 
 def _is_a(kind: type) -> Callable[[Any, "attrs.Attribute[Any]", Any], None]:
@@ -49,7 +49,7 @@ class Pipeline:
 
     Example:
         >>> import torch
-        >>> from unlearnkit_ssd import SelectiveSynapticDampening
+        >>> from unlearnkit_methods.ssd import SelectiveSynapticDampening
         >>> model = nn.Linear(2, 2)
         >>> forget = [(torch.tensor([[9.0, 0.0]]), torch.tensor([0]))]
         >>> retain = [(torch.tensor([[0.0, 9.0]]), torch.tensor([1]))]
@@ -127,7 +127,7 @@ class Pipeline:
             self.plugins.after_run(run, complete)
             return complete
 
-        evidence = Evidence(
+        inputs = UnlearningInputs(
             forget=importance(Need.FORGET_IMPORTANCE, forget, Role.FORGET),
             reference=importance(Need.REFERENCE_IMPORTANCE, reference, self.reference_role),
             forget_data=forget_data if forget_data is not None or isinstance(forget, Importance) else forget,
@@ -138,7 +138,7 @@ class Pipeline:
             max_fraction=self.max_fraction,
             progress=progress,
         )
-        return self.unlearner.unlearn(model, evidence, accept=accept)
+        return self.unlearner.unlearn(model, inputs, accept=accept)
 
 
 @contextmanager

@@ -21,15 +21,15 @@ import attrs
 import numpy as np
 import torch
 
-from unlearnkit.config import load_config
-from unlearnkit.errors import UnlearnKitWarning
 from unlearnkit.evaluation import loss_and_accuracy, tug_of_war
 from unlearnkit.evaluation.gap import gap_to_retrain
-from unlearnkit.experiment import Experiment
-from unlearnkit.references import retrained_models
-from unlearnkit.runner import run
-from unlearnkit.trainer import train_original
-from unlearnkit.tuning import tune
+from unlearnkit.experiments.config import load_config
+from unlearnkit.experiments.experiment import Experiment
+from unlearnkit.experiments.retrained import retrained_models
+from unlearnkit.experiments.run import run
+from unlearnkit.experiments.train import train_original
+from unlearnkit.experiments.tune import tune
+from unlearnkit.utils.errors import UnlearnKitWarning
 
 EXPERIMENTS = Path(__file__).parents[2] / "docs" / "experiments"
 TUG = ("forget-train", "retain-train", "retain-test")
@@ -64,7 +64,7 @@ STEPS = {
 
 
 @attrs.frozen(kw_only=True)
-class Bench:
+class Worker:
     """Where the results go, and what else is set.
 
     Attributes:
@@ -260,7 +260,7 @@ def main():
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    bench = Bench(folder=arguments.folder, settings=tuple(arguments.settings))
+    bench = Worker(folder=arguments.folder, settings=tuple(arguments.settings))
     if arguments.table == "notebook":
         print(notebook_table(bench.notebook()))
     elif arguments.table == "alpha":

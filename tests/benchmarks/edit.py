@@ -20,14 +20,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
-from unlearnkit_ssd import SelectiveSynapticDampening
+from unlearnkit_methods.ssd import SelectiveSynapticDampening
 
-from unlearnkit import ElementwiseUnlearner, Evidence, Importance, trainable
-from unlearnkit.fused.device_passage import DevicePassage
-from unlearnkit.fused.passage import Passage
-from unlearnkit.fused.run import VARIABLE
-from unlearnkit.guard import ModelGuard
-from unlearnkit.parameters import check_finite, digest
+from unlearnkit import ElementwiseUnlearner, Importance, UnlearningInputs, trainable
+from unlearnkit.models.parameters import check_finite, digest
+from unlearnkit.models.snapshot import ModelSnapshot
+from unlearnkit.unlearning.fused.device_passage import DevicePassage
+from unlearnkit.unlearning.fused.passage import Passage
+from unlearnkit.unlearning.fused.run import VARIABLE
 
 METHOD = SelectiveSynapticDampening(alpha=10.0, lam=1.0)
 
@@ -74,13 +74,13 @@ def importance(model: nn.Module, *, seed: int, count: int, scale: float) -> Impo
 # The variants: each returns what is measured and what undoes it
 
 
-def ours(model: nn.Module, evidence: Evidence, *, how: str = "auto", method=METHOD) -> tuple[Run, Run]:
-    state: dict[str, ModelGuard] = {}
+def ours(model: nn.Module, inputs: UnlearningInputs, *, how: str = "auto", method=METHOD) -> tuple[Run, Run]:
+    state: dict[str, ModelSnapshot] = {}
 
     def run() -> None:
         os.environ[VARIABLE] = how
         state["guard"] = method._guard(model)
-        method._edit(model, evidence, state["guard"])
+        method._edit(model, inputs, state["guard"])
 
     def undo() -> None:
         with torch.no_grad():
@@ -89,13 +89,13 @@ def ours(model: nn.Module, evidence: Evidence, *, how: str = "auto", method=METH
     return run, undo
 
 
-def out_of_place(model: nn.Module, change: Callable[[Tensor, Tensor, Tensor], None], evidence: Evidence):
+def out_of_place(model: nn.Module, change: Callable[[Tensor, Tensor, Tensor], None], inputs: UnlearningInputs):
     """Make a variant that works on whole tensors and means."""
     kept = [p.detach().clone() for p in trainable(model).values()]
 
     def run() -> None:
         with torch.no_grad():
-            f, r = evidence.forget.mean(), evidence.reference.mean()
+            f, r = inputs.forget.mean(), inputs.reference.mean()
             for name, p in trainable(model).items():
                 change(p, f[name], r[name])
 
@@ -119,9 +119,9 @@ def whole_rule(theta: Tensor, forget: Tensor, reference: Tensor) -> None:
     theta.copy_(METHOD.rule(theta, forget, reference))
 
 
-def copies(evidence: Evidence) -> tuple[Run, Run]:
+def copies(inputs: UnlearningInputs) -> tuple[Run, Run]:
     """Move 16 bytes per weight: copy both importances into memory that is there already."""
-    sources = [t for importance in (evidence.forget, evidence.reference) for t in importance.totals.values()]
+    sources = [t for importance in (inputs.forget, inputs.reference) for t in importance.totals.values()]
     targets = [torch.zeros_like(t) for t in sources]
 
     def run() -> None:
@@ -142,48 +142,48 @@ def triad(model: nn.Module) -> tuple[Run, Run]:
     return run, lambda: None
 
 
-def variants(model: nn.Module, evidence: Evidence) -> dict[str, tuple[Run, Run]]:
+def variants(model: nn.Module, inputs: UnlearningInputs) -> dict[str, tuple[Run, Run]]:
     return {
-        "copy, 16 bytes": copies(evidence),
+        "copy, 16 bytes": copies(inputs),
         "triad, 12 bytes": triad(model),
-        "the edit, compiled": ours(model, evidence, how="compiled"),
-        "the edit, by torch in pieces": ours(model, evidence, how="plain"),
+        "the edit, compiled": ours(model, inputs, how="compiled"),
+        "the edit, by torch in pieces": ours(model, inputs, how="plain"),
         # On CUDA torch computes it, and compiled code does the rest: no error, so not "compiled".
-        "a rule with exp, compiled": ours(model, evidence, how="auto", method=Fading()),
-        "a rule with exp, by torch in pieces": ours(model, evidence, how="plain", method=Fading()),
-        "the rule on whole tensors, none of that": out_of_place(model, whole_rule, evidence),
-        "the notebook: boolean index": out_of_place(model, boolean_index, evidence),
+        "a rule with exp, compiled": ours(model, inputs, how="auto", method=Fading()),
+        "a rule with exp, by torch in pieces": ours(model, inputs, how="plain", method=Fading()),
+        "the rule on whole tensors, none of that": out_of_place(model, whole_rule, inputs),
+        "the notebook: boolean index": out_of_place(model, boolean_index, inputs),
     }
 
 
-def fractions(model: nn.Module, evidence: Evidence) -> dict[str, tuple[Run, Run]]:
+def fractions(model: nn.Module, inputs: UnlearningInputs) -> dict[str, tuple[Run, Run]]:
     """Choose α so that a share of the weights is selected, and λ so small that each of them changes."""
-    f, r = evidence.forget.mean(), evidence.reference.mean()
+    f, r = inputs.forget.mean(), inputs.reference.mean()
     ratios = torch.cat([(f[name] / r[name]).flatten()[:1_000_000] for name in f])
-    runs = {"copy, 16 bytes": copies(evidence)}
+    runs = {"copy, 16 bytes": copies(inputs)}
     for percent in (0, 1, 5, 50):
         alpha = float(ratios.kthvalue(max(1, int(len(ratios) * (100 - percent) / 100))).values) * (1 if percent else 2)
         method = attrs.evolve(METHOD, alpha=alpha, lam=alpha / 2)
-        runs[f"the edit of {percent} %"] = ours(model, evidence, how="compiled", method=method)
+        runs[f"the edit of {percent} %"] = ours(model, inputs, how="compiled", method=method)
     return runs
 
 
-def stages(model: nn.Module, evidence: Evidence) -> dict[str, tuple[Run, Run]]:
+def stages(model: nn.Module, inputs: UnlearningInputs) -> dict[str, tuple[Run, Run]]:
     def check() -> None:
-        for each in (evidence.forget, evidence.reference):
+        for each in (inputs.forget, inputs.reference):
             each.check_values(who="benchmark")
 
     def nothing() -> None:
         pass
 
     return {
-        "copy, 16 bytes": copies(evidence),
+        "copy, 16 bytes": copies(inputs),
         "weights finite?": (lambda: check_finite(model, when=""), nothing),
         "digest, once before and once after": (lambda: (digest(model), digest(model)), nothing),
         "importances finite and ≥ 0?": (check, nothing),
-        "the edit": ours(model, evidence),
-        "a copy of the model (other methods only)": (lambda: ModelGuard(model), nothing),
-        "unlearn(), all of it": (lambda: METHOD.unlearn(model, evidence), nothing),
+        "the edit": ours(model, inputs),
+        "a copy of the model (other methods only)": (lambda: ModelSnapshot(model), nothing),
+        "unlearn(), all of it": (lambda: METHOD.unlearn(model, inputs), nothing),
     }
 
 
@@ -249,12 +249,12 @@ def main(given: Sequence[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     model = (layers(int(args.weights)) if args.weights else resnet()).to(args.device)
-    evidence = Evidence(
+    inputs = UnlearningInputs(
         forget=importance(model, seed=1, count=COUNTS[0], scale=0.1),
         reference=importance(model, seed=2, count=COUNTS[1], scale=1.0),
     )
     size = sum(p.numel() for p in trainable(model).values())
-    selected = METHOD._edit(model, evidence, guard := METHOD._guard(model)).changed
+    selected = METHOD._edit(model, inputs, guard := METHOD._guard(model)).changed
     with torch.no_grad():
         guard.journal.undo()
     print(
@@ -263,7 +263,7 @@ def main(given: Sequence[str] | None = None) -> None:
         f"journal {guard.journal.nbytes / size:.2g} bytes a weight"
     )
     rows = stages if args.stages else fractions if args.fractions else variants
-    times = measure(rows(model, evidence), args.rounds, args.device, passes=args.fractions)
+    times = measure(rows(model, inputs), args.rounds, args.device, passes=args.fractions)
     floor = times["copy, 16 bytes"]
     print("| what | ms | ns a weight | × copy of 16 bytes | share of copy bandwidth |\n|---|---|---|---|---|")
     for name, each in times.items():

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tests.benchmarks.fisher import mlp, resnet
 from unlearnkit import CrossEntropy, DiagonalFisher
-from unlearnkit.fisher.diagonal import start
+from unlearnkit.importance.fisher.diagonal import start
 
 CASES = {"mlp": (128,), "resnet18@64": (8, 32, 64), "small vit": (8, 32)}
 

@@ -24,11 +24,11 @@ import attrs
 import numpy as np
 import torch
 
-from tests.benchmarks.tuning import Bench
+from tests.benchmarks.tuning import Worker
 from unlearnkit import CrossEntropy, Need, Pipeline, PluginManager, Role, UnlearnKitError
 from unlearnkit.data import digits, loader
 from unlearnkit.evaluation import loss_and_accuracy
-from unlearnkit.models import small_cnn
+from unlearnkit.models.zoo import small_cnn
 
 TRIALS = Path(__file__).parents[2] / "docs" / "results" / "methods-digits.csv"
 SPLITS = ("forget-train", "retain-train", "retain-test", "forget-test")
@@ -123,7 +123,7 @@ class Digits:
         return self.bench(0).trained(np.arange(len(self.bundle.train)), seed)
 
     def bench(self, digit):
-        return Bench(bundle=self.bundle, digit=digit)
+        return Worker(bundle=self.bundle, digit=digit)
 
     @functools.cache  # noqa: B019 - there is one object
     def retrained(self, digit, seed):
@@ -178,14 +178,14 @@ def trial(data, setting, seed, digit):
 def edit(data, model, setting, seed, digit):
     """Edit a copy of an original as `unlearnkit run` does, and say what it changed and what it took."""
     unlearner = PluginManager().unlearner(setting.method)(**setting.options)
-    role, seconds, evidence = Role(setting.reference), 0.0, {}
+    role, seconds, inputs = Role(setting.reference), 0.0, {}
     for need, key, which in (
         (Need.FORGET_IMPORTANCE, "forget", Role.FORGET),
         (Need.REFERENCE_IMPORTANCE, "reference", role),
     ):
         if need in unlearner.needs:
             whose = None if which is Role.FULL else digit
-            evidence[key], took = data.importance(seed, whose, which, setting.estimator)
+            inputs[key], took = data.importance(seed, whose, which, setting.estimator)
             seconds += took
     split, train = data.bench(digit).split.train, data.bundle.train
     start, note, changed = time.process_time(), "", 0.0
@@ -194,7 +194,7 @@ def edit(data, model, setting, seed, digit):
             warnings.simplefilter("ignore")
             report = Pipeline(unlearner=unlearner, reference_role=role).run(
                 model,
-                **evidence,
+                **inputs,
                 forget_data=loader(train.subset(split.forget), batch_size=BATCH),
                 retain_data=loader(train.subset(split.retain), batch_size=BATCH),
                 model_factory=small_cnn,

@@ -14,8 +14,8 @@ import torch
 
 from tests.benchmarks.methods import RETRAINED_SEEDS, SPLITS, gap, read, settings, shipped
 from unlearnkit import ElementwiseUnlearner, Need, UnlearnKitWarning
-from unlearnkit.options import options_of
-from unlearnkit.testing import Scene
+from unlearnkit.testing import LawCase
+from unlearnkit.utils.options import options_of
 
 HEAD = """\
 # Methods and estimators
@@ -122,12 +122,12 @@ def looks_at_labels(cls):
     options = {o.name: 1 for o in options_of(cls) if o.name == "epochs"}
     edited = []
     for shift in (0, 1):
-        scene = Scene(layers=("linear",), samples=4, batch=2)
-        model = scene.model()
-        data = {f"{name}_data": [(x, (y + shift) % 4) for x, y in scene.data(name)] for name in ("forget", "retain")}
+        law_case = LawCase(layers=("linear",), samples=4, batch=2)
+        model = law_case.model()
+        data = {f"{name}_data": [(x, (y + shift) % 4) for x, y in law_case.data(name)] for name in ("forget", "retain")}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnlearnKitWarning)  # about options that fit no network of 22 weights
-            cls(**options).unlearn(model, scene.evidence(model, **data))
+            cls(**options).unlearn(model, law_case.unlearning_inputs(model, **data))
         edited.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     return not torch.equal(*edited)
 

@@ -15,14 +15,14 @@ import warnings
 from pathlib import Path
 
 import torch
-from unlearnkit_ssd import SelectiveSynapticDampening
+from unlearnkit_methods.ssd import SelectiveSynapticDampening
 
 from unlearnkit import CrossEntropy, DiagonalFisher, Pipeline
-from unlearnkit.config import load_config
 from unlearnkit.data import loader
 from unlearnkit.deletion import Deletion
-from unlearnkit.trainer import train_original
-from unlearnkit.training import train
+from unlearnkit.experiments.config import load_config
+from unlearnkit.experiments.train import train_original
+from unlearnkit.models.training import train
 
 TOML = """
 output = "{root}/out"

@@ -20,10 +20,10 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from unlearnkit import BatchedDiagonalFisher, DiagonalFisher, SketchedFisher
-from unlearnkit.fisher.leaves import Leaves
-from unlearnkit.fisher.sharded import PieceTotals, SampleSquares
-from unlearnkit.language import CausalLanguageModel
-from unlearnkit.parameters import trainable
+from unlearnkit.importance.fisher.sharded.fsdp_parameters import Leaves
+from unlearnkit.importance.fisher.sharded.squared_sums import PieceTotals, SampleSquares
+from unlearnkit.models.language import CausalLanguageModel
+from unlearnkit.models.parameters import trainable
 
 OBJECTIVE = CausalLanguageModel(mask="", pass_mask=False)
 VOCABULARY = 1000

@@ -23,13 +23,21 @@ import attrs
 import numpy as np
 import torch
 
-from unlearnkit import CrossEntropy, DiagonalFisher, ElementwiseUnlearner, Evidence, Pipeline, PluginManager, Role
+from unlearnkit import (
+    CrossEntropy,
+    DiagonalFisher,
+    ElementwiseUnlearner,
+    Pipeline,
+    PluginManager,
+    Role,
+    UnlearningInputs,
+)
 from unlearnkit.data import ByClass, digits, forget_split, loader
 from unlearnkit.data.carve import carve
 from unlearnkit.evaluation import loss_and_accuracy, tug_of_war
 from unlearnkit.evaluation.tuning import Tuner, Validation, reestimate_batch_norm
-from unlearnkit.models import small_cnn
-from unlearnkit.training import Training, train
+from unlearnkit.models.training import Training, train
+from unlearnkit.models.zoo import small_cnn
 
 TRAINING = Training(epochs=20, learning_rate=3e-3)
 GRIDS = {"ssd-soft": ("alpha", np.geomspace(1e-3, 1e3, 19)), "fisher-topk": ("fraction", np.geomspace(1e-3, 0.5, 19))}
@@ -44,7 +52,7 @@ def methods():
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class Bench:
+class Worker:
     """The data of one forgotten digit, in lists of batches."""
 
     bundle: object
@@ -95,18 +103,18 @@ def tuned(bench, original, seed):
             retain_data=bench.batches(carved.retain),
         )
         yield f"{name}, tuned", model, "no candidate" if found.chosen is None else ""
-    evidence = Evidence(forget=forget, reference=full)
+    inputs = UnlearningInputs(forget=forget, reference=full)
     for name in GRIDS:
-        yield (f"{name}, by grid", *by_grid(name, original, evidence, data, bench.batches(carved.retain)))
+        yield (f"{name}, by grid", *by_grid(name, original, inputs, data, bench.batches(carved.retain)))
 
 
-def by_grid(name, original, evidence, data, retain):
+def by_grid(name, original, inputs, data, retain):
     """Return the best edit of a grid within the budget of `Tuner`, by its rule; the original where there is none."""
     option, values = GRIDS[name]
     aim, best, found = loss_and_accuracy(original, data.retain).accuracy, -1.0, original
     for value in values:
         model = copy.deepcopy(original)
-        PluginManager().unlearner(name)(**{option: float(value)}).unlearn(model, evidence)
+        PluginManager().unlearner(name)(**{option: float(value)}).unlearn(model, inputs)
         for reestimate in (False, True):
             if reestimate:
                 reestimate_batch_norm(model, retain)
@@ -142,10 +150,10 @@ def run(classes, seeds):
     """Return name to a list of (ToW, accuracies, note)."""
     bundle = digits(seed=0)
     everything = np.arange(len(bundle.train))
-    originals = {seed: Bench(bundle=bundle, digit=0).trained(everything, seed) for seed in range(seeds)}
+    originals = {seed: Worker(bundle=bundle, digit=0).trained(everything, seed) for seed in range(seeds)}
     rows = defaultdict(list)
     for digit in range(classes):
-        start, bench = time.perf_counter(), Bench(bundle=bundle, digit=digit)
+        start, bench = time.perf_counter(), Worker(bundle=bundle, digit=digit)
         retrained = [bench.accuracies(bench.trained(bench.split.train.retain, 100 + i)) for i in range(3)]
         mean = {name: float(np.mean([r[name] for r in retrained])) for name in retrained[0]}
         score = partial(_score, mean)

@@ -14,7 +14,7 @@ from torchvision.datasets import CIFAR100
 
 from unlearnkit.data import BySubclass, cifar100, forget_split
 from unlearnkit.data.cifar100_table import FINE_NAMES, SUPERCLASSES
-from unlearnkit.errors import ConfigurationError, StoreError
+from unlearnkit.utils.errors import ConfigurationError, StoreError
 
 # --- the table --------------------------------------------------------------------------------------------------------
 

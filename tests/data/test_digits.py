@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from unlearnkit.data import BySubclass, digits, forget_split
-from unlearnkit.errors import ConfigurationError
+from unlearnkit.utils.errors import ConfigurationError
 
 
 @pytest.fixture(scope="module")

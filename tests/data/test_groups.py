@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from unlearnkit.data.groups import coarse_of_fine
-from unlearnkit.errors import ConfigurationError
+from unlearnkit.utils.errors import ConfigurationError
 
 NAMES = ["car", "cat", "dog"]
 

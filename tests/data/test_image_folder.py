@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from unlearnkit.data import BySubclass, forget_split, image_folder
-from unlearnkit.errors import ConfigurationError, StoreError
+from unlearnkit.utils.errors import ConfigurationError, StoreError
 
 COLOURS = {"car": (255, 0, 0), "cat": (0, 255, 0), "dog": (0, 0, 255)}
 GROUPS = {"vehicle": ["car"], "animal": ["dog", "cat"]}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from unlearnkit.data import ByClass, ByIndex, BySubclass, DataBundle, LabelledImages, forget_split
-from unlearnkit.errors import ConfigurationError
+from unlearnkit.utils.errors import ConfigurationError
 
 IMAGES = torch.arange(4, dtype=torch.uint8).reshape(4, 1, 1, 1)
 

@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 
 from unlearnkit.data import loader
 from unlearnkit.data.loaders import FixedShuffle
-from unlearnkit.errors import ConfigurationError
+from unlearnkit.utils.errors import ConfigurationError
 
 DATA = TensorDataset(torch.arange(7), torch.arange(7) * 10)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from unlearnkit.data.plain_pickle import load_plain_pickle
-from unlearnkit.errors import StoreError
+from unlearnkit.utils.errors import StoreError
 
 VALUES = {"text": "é", "bytes": b"\xff", "none": b"", "numbers": [1, 2.5, True, None], "nested": {"a": (1, 2)}}
 

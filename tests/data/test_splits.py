@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from unlearnkit.data import ByClass, ByIndex, BySubclass, ForgetSpec, Split
 from unlearnkit.data.partition import label_arrays, split_of
-from unlearnkit.errors import ConfigurationError, StoreError
+from unlearnkit.utils.errors import ConfigurationError, StoreError
 
 COARSE = {"fine": np.array([0, 1, 2, 3, 2]), "coarse": np.array([0, 0, 1, 1, 1])}
 NAMES = {"fine": ["apple", "pear", "car", "rocket"], "coarse": ["fruit", "vehicle"]}

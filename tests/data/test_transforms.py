@@ -6,7 +6,7 @@ from PIL import Image
 from torchvision import transforms as notebook
 
 from unlearnkit.data import imagenet_transform
-from unlearnkit.errors import ConfigurationError
+from unlearnkit.utils.errors import ConfigurationError
 
 MEAN = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)[:, None, None]
 STD = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64)[:, None, None]

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from unlearnkit.config import load_config
 from unlearnkit.deletion import Deletion
+from unlearnkit.experiments.config import load_config
 
 # A few samples of 1,347: their share of F_D is small, and only a large α tells their weights from all others.
 LEDGER = """

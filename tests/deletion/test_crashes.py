@@ -4,14 +4,14 @@ import random
 import signal
 import time
 
-import forked
+import forked_process as forked
 import pytest
 import torch
-from crashing import work
+from kill_during_work import work
 
 from unlearnkit.deletion import Ledger, verify
-from unlearnkit.models import small_cnn
-from unlearnkit.parameters import digest
+from unlearnkit.models.parameters import digest
+from unlearnkit.models.zoo import small_cnn
 
 SHORT = {"requests": ("ticket-1", "ticket-2"), "refresh": False}
 

@@ -8,7 +8,7 @@ from unlearnkit import Fingerprint, Importance, Role
 from unlearnkit.data import DataBundle, LabelledImages
 from unlearnkit.deletion.importances import find
 from unlearnkit.deletion.population import Population
-from unlearnkit.store import ImportanceStore
+from unlearnkit.importance.store import ImportanceStore
 
 KIND = Fingerprint(estimator="sketched-fisher", unit="sample", precision="gradients float32, totals float32", model="m")
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from filelock import FileLock
 from typer.testing import CliRunner
-from unlearnkit_ssd_adaptive import AdaptiveSynapticDampening as Adaptive
+from unlearnkit_methods.ssd_adaptive import AdaptiveSynapticDampening as Adaptive
 
 from unlearnkit import CrossEntropy, DiagonalFisher
-from unlearnkit.cli import app
-from unlearnkit.config import load_config
+from unlearnkit.cli.app import app
 from unlearnkit.deletion import Deletion, purge, rollback, verify
-from unlearnkit.errors import ConfigurationError, StoreError
-from unlearnkit.parameters import digest
-from unlearnkit.sealed import write_sealed
+from unlearnkit.experiments.config import load_config
+from unlearnkit.models.parameters import digest
+from unlearnkit.utils.checksummed_json import write_sealed
+from unlearnkit.utils.errors import ConfigurationError, StoreError
 
 
 def samples_of(deletion, digit):

@@ -3,15 +3,15 @@
 import shutil
 import warnings
 
-import heavy
+import large_model as heavy
 import pytest
-from peaks import peak, peak_of_python, uncounted_maps
+from peak_memory import peak, peak_of_python, uncounted_maps
 
 from unlearnkit import Importance
-from unlearnkit.config import load_config
 from unlearnkit.deletion import Deletion, rollback
-from unlearnkit.store import shards
-from unlearnkit.trainer import train_original
+from unlearnkit.experiments.config import load_config
+from unlearnkit.experiments.train import train_original
+from unlearnkit.importance.store import shards
 
 MIB = 1 << 20
 CONSTANT = 4 * MIB

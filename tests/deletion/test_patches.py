@@ -7,14 +7,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from unlearnkit.cli import app
-from unlearnkit.config import load_config
+from unlearnkit.cli.app import app
 from unlearnkit.deletion import Deletion, purge, rollback, verify
 from unlearnkit.deletion.state import read_state, write_state
-from unlearnkit.errors import ConfigurationError, StoreError, UnlearnKitWarning
-from unlearnkit.parameters import digest
-from unlearnkit.patch import Patch
-from unlearnkit.store.shards import file_digest
+from unlearnkit.experiments.config import load_config
+from unlearnkit.importance.store.shards import file_digest
+from unlearnkit.models.parameters import digest
+from unlearnkit.unlearning.patch import Patch
+from unlearnkit.utils.errors import ConfigurationError, StoreError, UnlearnKitWarning
 
 
 @pytest.fixture

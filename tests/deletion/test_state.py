@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unlearnkit.deletion.state import KeptModel, State
-from unlearnkit.errors import StoreError
+from unlearnkit.utils.errors import StoreError
 
 STEPS = st.lists(
     st.tuples(st.sampled_from(["edit", "edit to an earlier one", "rollback", "refresh", "purge"]), st.booleans()),

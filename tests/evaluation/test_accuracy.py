@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from unlearnkit.errors import ConfigurationError, NonFiniteError
 from unlearnkit.evaluation import LossAndAccuracy, loss_and_accuracy, undisturbed
-from unlearnkit.objective import CrossEntropy, Objective
-from unlearnkit.parameters import digest
+from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.models.parameters import digest
+from unlearnkit.utils.errors import ConfigurationError, NonFiniteError
 
 X = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2])

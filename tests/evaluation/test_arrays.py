@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from unlearnkit.errors import ConfigurationError, MismatchError, NonFiniteError
 from unlearnkit.evaluation.arrays import class_labels, floats, probabilities, same_shape
+from unlearnkit.utils.errors import ConfigurationError, MismatchError, NonFiniteError
 
 
 def test_tensors_arrays_and_lists_become_float64():

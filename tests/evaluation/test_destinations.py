@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
-from unlearnkit.errors import MismatchError
 from unlearnkit.evaluation import destinations, total_variation
+from unlearnkit.utils.errors import MismatchError
 
 RANDOM = np.random.default_rng(0)
 MINE, ONE, TWO = (RANDOM.normal(size=(50, 4)) for _ in range(3))

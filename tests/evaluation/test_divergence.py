@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
-from unlearnkit.errors import MismatchError
 from unlearnkit.evaluation.activation import activation_distance
 from unlearnkit.evaluation.divergence import LN2, jensen_shannon, kl_divergence
 from unlearnkit.evaluation.zrf import zero_retrain_forgetting
+from unlearnkit.utils.errors import MismatchError
 
 WEIGHTS = st.lists(st.floats(0, 1), min_size=3, max_size=3).filter(lambda w: sum(w) > 1e-3)
 

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import zscore
 
-from unlearnkit.errors import ConfigurationError, MismatchError, NonFiniteError
 from unlearnkit.evaluation.gap import gap_to_retrain
 from unlearnkit.evaluation.tug_of_war import tug_of_war
+from unlearnkit.utils.errors import ConfigurationError, MismatchError, NonFiniteError
 
 SHARE = st.floats(0, 1)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from unlearnkit.errors import ConfigurationError, UnlearnKitError
 from unlearnkit.evaluation import mean_interval, proportion_interval
+from unlearnkit.utils.errors import ConfigurationError, UnlearnKitError
 
 
 def test_wilson_by_its_formula():

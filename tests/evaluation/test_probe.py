@@ -7,11 +7,11 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from unlearnkit import Objective
-from unlearnkit.errors import ConfigurationError
 from unlearnkit.evaluation import Features, features_of, linear_probe
 from unlearnkit.evaluation.outputs import InapplicableError
-from unlearnkit.models import small_cnn
-from unlearnkit.parameters import digest
+from unlearnkit.models.parameters import digest
+from unlearnkit.models.zoo import small_cnn
+from unlearnkit.utils.errors import ConfigurationError
 
 
 def data(n=30):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from unlearnkit.errors import ConfigurationError
 from unlearnkit.evaluation import quantised, round_trip
-from unlearnkit.parameters import digest
+from unlearnkit.models.parameters import digest
+from unlearnkit.utils.errors import ConfigurationError
 
 
 def oracle(w, bits, channel):

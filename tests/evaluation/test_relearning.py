@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from unlearnkit import Exam
-from unlearnkit.errors import ConfigurationError
+from unlearnkit import EvaluationInputs
 from unlearnkit.evaluation import Goal, Relearning, loss_and_accuracy, metrics
-from unlearnkit.parameters import digest
+from unlearnkit.models.parameters import digest
+from unlearnkit.utils.errors import ConfigurationError
 
 X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()
@@ -58,8 +58,8 @@ def test_it_says_when_it_gives_up():
         Relearning().steps(net(0), [], goal=Goal(loss=0.0))
 
 
-def exam(model, original, retrained):
-    return Exam(model=model, original=original, retrained=retrained, splits={"forget-train": BATCHES})
+def inputs(model, original, retrained):
+    return EvaluationInputs(model=model, original=original, retrained=retrained, splits={"forget-train": BATCHES})
 
 
 OPTIONS = {"learning_rate": 0.05, "until": "loss", "margin": 0.0}
@@ -68,19 +68,19 @@ OPTIONS = {"learning_rate": 0.05, "until": "loss", "margin": 0.0}
 def test_the_metric_lies_between_its_anchors():
     original, retrained = trained(net(1), 30), [net(2), net(3)]
     metric = metrics.RelearnTime(**OPTIONS)
-    knows = metric.evaluate(exam(copy.deepcopy(original), original, retrained))
+    knows = metric.evaluate(inputs(copy.deepcopy(original), original, retrained))
     assert (knows["steps"], knows["original steps"], knows["relative"]) == (0, 0, 0)
-    again = metric.evaluate(exam(copy.deepcopy(retrained[0]), original, retrained[:1]))
+    again = metric.evaluate(inputs(copy.deepcopy(retrained[0]), original, retrained[:1]))
     assert again["steps"] == again["retrained steps"] > 0
     assert again["relative"] == 1
-    half = metric.evaluate(exam(trained(retrained[0], 10), original, retrained))
+    half = metric.evaluate(inputs(trained(retrained[0], 10), original, retrained))
     assert 0 < half["relative"] < 1
     assert half["relative"] == half["steps"] / half["retrained steps"]
 
 
 def test_accuracy_within_a_margin():
     original = trained(net(1), 100)
-    found = metrics.RelearnTime(learning_rate=0.05, margin=0.1).evaluate(exam(net(0), original, []))
+    found = metrics.RelearnTime(learning_rate=0.05, margin=0.1).evaluate(inputs(net(0), original, []))
     goal = loss_and_accuracy(original, BATCHES).accuracy * 0.9
     steps = int(found["steps"])
     assert loss_and_accuracy(trained(net(0), steps), BATCHES).accuracy >= goal
@@ -90,11 +90,11 @@ def test_accuracy_within_a_margin():
 def test_reasons():
     metric = metrics.RelearnTime(**{**OPTIONS, "most": 1})
     original = trained(net(1), 60)
-    found = metric.examine(exam(net(0), original, []))
+    found = metric.examine(inputs(net(0), original, []))
     assert "was not reached in 1 steps" in found["steps"].reason
     assert found["retrained steps"].reason == "no retrained model at hand"
-    assert "no original model at hand" in metric.examine(exam(net(0), None, []))["steps"].reason
-    same = metric.examine(exam(original, original, [original]))
+    assert "no original model at hand" in metric.examine(inputs(net(0), None, []))["steps"].reason
+    same = metric.examine(inputs(original, original, [original]))
     assert "nothing to learn again" in same["relative"].reason
     frozen = net(0).requires_grad_(False)
-    assert "cannot be trained" in metric.examine(exam(frozen, original, []))["steps"].reason
+    assert "cannot be trained" in metric.examine(inputs(frozen, original, []))["steps"].reason

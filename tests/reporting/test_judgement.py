@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from unlearnkit.evaluation import LossAndAccuracy
-from unlearnkit.evaluation.views import RocCurve, Views
-from unlearnkit.report import Report, TensorChange
+from unlearnkit.evaluation.plot_data import PlotData, RocCurve
 from unlearnkit.reporting import judge
 from unlearnkit.reporting.judgement import near
+from unlearnkit.unlearning.report import Report, TensorChange
 
 EDITED = Report(method="m", tensors=(TensorChange(name="w", size=4, changed=1),))
 
@@ -63,7 +63,7 @@ def test_no_effect():
 
 
 def test_destroyed_and_what_guessing_gives():
-    views = Views(classes=("a", "b", "c", "d"))
+    views = PlotData(classes=("a", "b", "c", "d"))
     lost = scores(retain_test=0.26, forget_test=0.0)
     assert said(lost, retrained=RETRAINED, views=views) == (
         "destroyed",
@@ -163,7 +163,7 @@ def test_an_area_where_all_agree_counts_from_the_error_of_guessing_on():
         curve = RocCurve(attack="RMIA", model="unlearned", auc=auc, fpr=(0, 1), tpr=(0, 1), members=137, nonmembers=46)
         assert curve.guessing_error == pytest.approx((184 / (12 * 137 * 46)) ** 0.5)  # 0.0493
         known = attrs.evolve(curve, model="retrained", auc=0.5)
-        return judge(EDITED, GOOD, good, retrained=RETRAINED, views=Views(curves=(curve, known, known, known))).kind
+        return judge(EDITED, GOOD, good, retrained=RETRAINED, views=PlotData(curves=(curve, known, known, known))).kind
 
     assert (with_accuracy(0.46), with_accuracy(0.40)) == ("near", "apart")
 
@@ -172,7 +172,7 @@ def test_the_areas_of_attacks_are_measures():
     def curve(model, auc):
         return RocCurve(attack="loss", model=model, auc=auc, fpr=(0.0, 1.0), tpr=(0.0, 1.0))
 
-    views = Views(curves=(curve("unlearned", 0.9), *(curve("retrained", auc) for auc in (0.49, 0.5, 0.51))))
+    views = PlotData(curves=(curve("unlearned", 0.9), *(curve("retrained", auc) for auc in (0.49, 0.5, 0.51))))
     found = judge(EDITED, GOOD, scores(retain_test=0.96, forget_test=0.72), retrained=RETRAINED, views=views)
     assert [m.name for m in found.measures] == [
         "retain-test accuracy",

@@ -11,12 +11,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 from unlearnkit import StoreError
-from unlearnkit.cli import app
-from unlearnkit.config import load_config
+from unlearnkit.cli.app import app
 from unlearnkit.evaluation.tuning import Tuning
+from unlearnkit.experiments.config import load_config
+from unlearnkit.experiments.run import run
 from unlearnkit.reporting import RunRecord, read_record, write_result
 from unlearnkit.reporting.page import render_page, write_page
-from unlearnkit.runner import run
 
 
 class Page(HTMLParser):
@@ -146,7 +146,7 @@ def test_what_the_full_page_says(pages):
 def test_it_says_which_importances_are_estimates(pages):
     assert "exact" in visible(pages["full"]).partition("Importances that were used")[2]
     sketch = attrs.evolve(FULL.report.evidence[0], relative_error=0.25)
-    record = attrs.evolve(FULL, report=attrs.evolve(FULL.report, evidence=(sketch,)))
+    record = attrs.evolve(FULL, report=attrs.evolve(FULL.report, inputs=(sketch,)))
     said = visible(render_page(record)).partition("Options and provenance")[2]
     assert record.report.uncertainty()[0] in said
     assert "up to 25 %" in said.partition("Importances that were used")[2]

@@ -11,14 +11,14 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from report_record import CLASSES, FULL, HOSTILE, REPORT
 
+from unlearnkit.evaluation.plot_data import BINS, Destination, Histogram, RocCurve
 from unlearnkit.evaluation.tuning import Tuning
-from unlearnkit.evaluation.views import BINS, Destination, Histogram, RocCurve
-from unlearnkit.report import Report, TensorChange
 from unlearnkit.reporting import plots
 from unlearnkit.reporting.page.svg import svg
 from unlearnkit.reporting.plots.destinations import destination_shares
 from unlearnkit.reporting.plots.layers import MOST, layers_of
 from unlearnkit.reporting.plots.style import LOOKS, SAMPLES, plain
+from unlearnkit.unlearning.report import Report, TensorChange
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "read-the-report.md"
 

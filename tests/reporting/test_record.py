@@ -6,16 +6,16 @@ import signal
 
 import attrs
 import pytest
-from forked import run
-from overwriting import overwrite, result
+from forked_process import run
+from overwrite_and_kill import overwrite, result
 from torch import nn
 
-from unlearnkit.checkpoint import load_checkpoint
-from unlearnkit.errors import StoreError
 from unlearnkit.evaluation import LossAndAccuracy
-from unlearnkit.provenance import Fingerprint
-from unlearnkit.report import Evidenced, Report, TensorChange
+from unlearnkit.importance.provenance import Fingerprint
+from unlearnkit.models.checkpoint import load_checkpoint
 from unlearnkit.reporting import RunRecord, read_record, write_result
+from unlearnkit.unlearning.report import Report, ReportedImportance, TensorChange
+from unlearnkit.utils.errors import StoreError
 
 
 def record(**changes):
@@ -36,7 +36,7 @@ def test_plain_values():
 def test_importances_that_are_estimates_are_said_to_be(tmp_path):
     def used(role, error, estimator="sketched-fisher"):
         kind = Fingerprint(estimator=estimator)
-        return Evidenced(
+        return ReportedImportance(
             role=role, count=9, samples=9, batches="9 × 1", order="", fingerprint=kind, relative_error=error
         )
 

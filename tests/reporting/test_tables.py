@@ -5,10 +5,10 @@ import io
 from rich.console import Console
 
 from unlearnkit import PluginManager
-from unlearnkit.discovery import Discovered, Problem
 from unlearnkit.evaluation import LossAndAccuracy
-from unlearnkit.report import Report, TensorChange
+from unlearnkit.plugins.entry_points import Discovered, Problem
 from unlearnkit.reporting import RunRecord, method_table, plugin_table, run_table, tensor_table
+from unlearnkit.unlearning.report import Report, TensorChange
 
 
 def text(table, width=80):

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from unlearnkit.config import load_config
 from unlearnkit.evaluation import LossAndAccuracy
-from unlearnkit.report import Report, TensorChange
+from unlearnkit.experiments.config import load_config
+from unlearnkit.experiments.run import run
 from unlearnkit.reporting import RunRecord
 from unlearnkit.reporting.verdict import verdict
-from unlearnkit.runner import run
+from unlearnkit.unlearning.report import Report, TensorChange
 
 EDITED = Report(method="m", tensors=(TensorChange(name="w", size=4, changed=1),))
 NO_OP = Report(method="m", tensors=(TensorChange(name="w", size=4, changed=0),))

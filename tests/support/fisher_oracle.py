@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from unlearnkit import CrossEntropy, DiagonalFisher, Objective
-from unlearnkit.batches import map_tensors, take
-from unlearnkit.fisher.kernel import Into
+from unlearnkit.data.batches import map_tensors, take
+from unlearnkit.importance.fisher.engine.kernel import Into
 
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 
-from unlearnkit.cli import app
+from unlearnkit.cli.app import app
 
 
 def main():

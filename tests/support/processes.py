@@ -2,8 +2,8 @@
 
 import pickle
 
-from forked import run_all
-from ranks import enter
+from forked_process import run_all
+from shared_work_tasks import enter
 
 
 def together(folder, task, *arguments, size=2):

@@ -4,11 +4,11 @@ import attrs
 import numpy as np
 
 from unlearnkit.evaluation import LossAndAccuracy
+from unlearnkit.evaluation.plot_data import Destination, Histogram, PlotData, RocCurve
 from unlearnkit.evaluation.tuning import Candidate, Setting, Tuning
-from unlearnkit.evaluation.views import Destination, Histogram, RocCurve, Views
-from unlearnkit.provenance import Fingerprint
-from unlearnkit.report import Evidenced, Report, TensorChange
+from unlearnkit.importance.provenance import Fingerprint
 from unlearnkit.reporting import RunRecord
+from unlearnkit.unlearning.report import Report, ReportedImportance, TensorChange
 
 HOSTILE = "<script>alert('x')</script> & \"$\\frac{1}{2}$\" 犬"
 CLASSES = ("aeroplane", HOSTILE, "a class with a very long name that nobody would read to its end", "deer")
@@ -31,7 +31,7 @@ def views(models=("original", "unlearned", "retrained")):
             for _ in range(3 if model == "retrained" else 1):
                 known, other = draw.normal(1.0 - 0.4 * place, size=100), draw.normal(size=100)
                 curves.append(RocCurve.of(known, other, attack=attack, model=model))
-    return Views(
+    return PlotData(
         classes=CLASSES,
         histograms=tuple(histograms),
         curves=tuple(curves),
@@ -74,8 +74,8 @@ REPORT = Report(
     options={"alpha": 10.0, "lam": 1.0, "limit": float("inf")},
     tensors=tuple(TensorChange(name=f"layers.{i}.weight", size=1000 * (i + 1), changed=40 * i) for i in range(12)),
     buffers_changed=("layers.1.running_mean",),
-    evidence=(
-        Evidenced(
+    inputs=(
+        ReportedImportance(
             role="forget",
             count=100,
             samples=100,

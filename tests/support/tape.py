@@ -1,12 +1,12 @@
 """A CUDA graph on a CPU: operations are written down as torch asks for them, and done again in the same memory."""
 
 import torch
+from device_sync import WAITS
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from waiting import WAITS
 
-from unlearnkit.fisher.graphs import Recorder
+from unlearnkit.importance.fisher.engine.graphs import Recorder
 
 
 class Tape(TorchDispatchMode):

@@ -9,7 +9,7 @@ import attrs
 import pytest
 import torch
 from hypothesis import strategies as st
-from unlearnkit_ssd import SelectiveSynapticDampening
+from unlearnkit_methods.ssd import SelectiveSynapticDampening
 
 from unlearnkit import ConfigurationError, DiagonalFisher, ElementwiseUnlearner, UnlearnerTraits
 from unlearnkit.testing import (
@@ -115,7 +115,7 @@ def test_the_counterexample_runs_when_pasted(monkeypatch):
         laws_of(strict, "scale-free").check(strict)
     block = re.search(r"run:\n\n(.*?)\n\n", str(caught.value), re.DOTALL)[1]
     script = "\n".join(line.removeprefix("    ") for line in block.splitlines())
-    assert "from unlearnkit_ssd import SelectiveSynapticDampening" in script
+    assert "from unlearnkit_methods.ssd import SelectiveSynapticDampening" in script
     with pytest.raises(AssertionError, match="importances times"):
         exec(script, {})
 

@@ -1,17 +1,17 @@
 """The shipped estimators against the slow oracles."""
 
-import permuted
+import permuted_model as permuted
 import pytest
 import torch
 
 from unlearnkit import BatchedDiagonalFisher, CrossEntropy, DiagonalFisher
-from unlearnkit.testing import Scene, Snapshot, batched_squares, per_sample_squares
+from unlearnkit.testing import LawCase, Snapshot, batched_squares, per_sample_squares
 
 SCENES = [
-    Scene(samples=5, batch=2, dtype=torch.float64),
-    Scene(samples=5, batch=2, dtype=torch.float64, layers=("conv", "batch-norm", "attention"), tied=True),
-    Scene(samples=5, batch=2, dtype=torch.float64, layers=("layer-norm",), embedding=True, tied=True, seed=1),
-    Scene(samples=5, batch=2, layers=("linear", "dropout"), frozen=True),
+    LawCase(samples=5, batch=2, dtype=torch.float64),
+    LawCase(samples=5, batch=2, dtype=torch.float64, layers=("conv", "batch-norm", "attention"), tied=True),
+    LawCase(samples=5, batch=2, dtype=torch.float64, layers=("layer-norm",), embedding=True, tied=True, seed=1),
+    LawCase(samples=5, batch=2, layers=("linear", "dropout"), frozen=True),
 ]
 
 
@@ -21,17 +21,17 @@ def close(importance, expected, rtol):
         torch.testing.assert_close(total.double(), expected[name], rtol=rtol, atol=1e-12)
 
 
-@pytest.mark.parametrize("scene", SCENES, ids=range(len(SCENES)))
-def test_diagonal_fisher_is_one_sample_at_a_time(scene):
-    model, data = scene.model(), scene.data("forget")
+@pytest.mark.parametrize("law_case", SCENES, ids=range(len(SCENES)))
+def test_diagonal_fisher_is_one_sample_at_a_time(law_case):
+    model, data = law_case.model(), law_case.data("forget")
     found = DiagonalFisher().estimate(model, data, objective=CrossEntropy())
     close(found, per_sample_squares(model, data, CrossEntropy()), rtol=1e-4)
     assert found.count == 5
 
 
-@pytest.mark.parametrize("scene", SCENES, ids=range(len(SCENES)))
-def test_batched_diagonal_fisher_is_the_notebook_s_loop(scene):
-    model, data = scene.model(), scene.data("forget")
+@pytest.mark.parametrize("law_case", SCENES, ids=range(len(SCENES)))
+def test_batched_diagonal_fisher_is_the_notebook_s_loop(law_case):
+    model, data = law_case.model(), law_case.data("forget")
     found = BatchedDiagonalFisher(weights="equal").estimate(model, data, objective=CrossEntropy())
     close(found, batched_squares(model, data, CrossEntropy()), rtol=1e-4)
     assert found.count == 3
@@ -45,15 +45,17 @@ def test_one_sample_at_a_time_is_right_where_torch_is_not():
 
 
 def test_the_oracles_leave_the_model_alone():
-    scene = Scene(layers=("batch-norm", "dropout"))
-    model = scene.model()
+    law_case = LawCase(layers=("batch-norm", "dropout"))
+    model = law_case.model()
     before = Snapshot.take(model)
     for oracle in (per_sample_squares, batched_squares):
-        oracle(model, scene.data("forget"), CrossEntropy())
+        oracle(model, law_case.data("forget"), CrossEntropy())
     assert before.differences(Snapshot.take(model)) == []
 
 
 def test_on_batches_of_one_both_are_the_same():
-    scene = Scene(samples=3, batch=1)
-    one, other = (o(scene.model(), scene.data("f"), CrossEntropy()) for o in (per_sample_squares, batched_squares))
+    law_case = LawCase(samples=3, batch=1)
+    one, other = (
+        o(law_case.model(), law_case.data("f"), CrossEntropy()) for o in (per_sample_squares, batched_squares)
+    )
     torch.testing.assert_close(one, other)

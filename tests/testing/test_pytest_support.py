@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from unlearnkit_prune import Prune
-from unlearnkit_ssd import SelectiveSynapticDampening
+from unlearnkit_methods.prune import Prune
+from unlearnkit_methods.ssd import SelectiveSynapticDampening
 
 from unlearnkit import ConfigurationError
 from unlearnkit.testing import laws_for, parametrize_with_checks

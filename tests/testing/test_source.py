@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from unlearnkit_ssd import SelectiveSynapticDampening
+from unlearnkit_methods.ssd import SelectiveSynapticDampening
 
 from unlearnkit import DiagonalFisher, Role
-from unlearnkit.testing import RuleInputs, Scene, dtypes, same, shapes, tensors
+from unlearnkit.testing import LawCase, RuleInputs, dtypes, same, shapes, tensors
 from unlearnkit.testing.source import source
 
 
@@ -45,7 +45,7 @@ def test_tensors_come_back_bit_by_bit(data, dtype, shape):
         frozenset({"b", "a"}),
         torch.float16,
         Role.FORGET,
-        Scene(layers=("conv",), dtype=torch.float64, forget=(math.inf,)),
+        LawCase(layers=("conv",), dtype=torch.float64, forget=(math.inf,)),
         SelectiveSynapticDampening(alpha=math.inf),
         DiagonalFisher(chunk=2),
     ],

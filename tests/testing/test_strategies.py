@@ -8,22 +8,22 @@ import torch
 from hypothesis import HealthCheck, find, given, settings
 from hypothesis import strategies as st
 from torch import nn
-from unlearnkit_binary_mask import BinaryMask
-from unlearnkit_ssd import SelectiveSynapticDampening
+from unlearnkit_methods.binary_mask import BinaryMask
+from unlearnkit_methods.ssd import SelectiveSynapticDampening
 
 from unlearnkit import ConfigurationError, Unlearner, option, options_of
-from unlearnkit.parameters import bits
+from unlearnkit.models.parameters import bits
 from unlearnkit.testing import (
-    Scene,
+    LawCase,
     SmallNet,
     Snapshot,
     dtypes,
     from_unlearner,
     importances,
+    law_cases,
     models,
     rule_inputs,
     same,
-    scenes,
     shapes,
     tensors,
     values_of,
@@ -106,8 +106,8 @@ class Many(Unlearner):
         if self.how == "b" and self.flag:
             raise ConfigurationError("b has no flag")
 
-    def apply(self, model, evidence):
-        del model, evidence
+    def apply(self, model, inputs):
+        del model, inputs
 
 
 @few
@@ -161,15 +161,15 @@ def test_models_mix_what_people_use():
 
 
 @few
-@given(scenes())
-def test_a_scene_builds_the_same_twice_and_leaves_the_random_state_alone(scene):
+@given(law_cases())
+def test_a_scene_builds_the_same_twice_and_leaves_the_random_state_alone(law_case):
     state = torch.get_rng_state()
-    one, other = scene.model(), scene.model()
+    one, other = law_case.model(), law_case.model()
     assert torch.equal(torch.get_rng_state(), state)
     assert not Snapshot.take(one).differences(Snapshot.take(other), "parameters", "buffers", "grads", "modes")
-    assert same(scene.data("forget"), scene.data("forget"))
-    assert not same(scene.data("forget")[0][0], scene.data("retain")[0][0])
-    assert sum(len(y) for _, y in scene.data("forget")) == scene.samples
+    assert same(law_case.data("forget"), law_case.data("forget"))
+    assert not same(law_case.data("forget")[0][0], law_case.data("retain")[0][0])
+    assert sum(len(y) for _, y in law_case.data("forget")) == law_case.samples
 
 
 def test_a_snapshot_sees_every_part():
@@ -189,8 +189,10 @@ def test_a_snapshot_sees_every_part():
 
 
 def test_a_scene_gives_a_method_and_a_metric_all_they_may_ask_for():
-    scene = Scene()
-    model = scene.model()
-    assert len(scene.exam().splits) == 4
-    assert scene.evidence(model).model_factory is not None
-    assert list(scene.evidence(model).forget.totals) == [n for n, p in model.named_parameters() if p.requires_grad]
+    law_case = LawCase()
+    model = law_case.model()
+    assert len(law_case.evaluation_inputs().splits) == 4
+    assert law_case.unlearning_inputs(model).model_factory is not None
+    assert list(law_case.unlearning_inputs(model).forget.totals) == [
+        n for n, p in model.named_parameters() if p.requires_grad
+    ]

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from unlearnkit import (
     ElementwiseUnlearner,
-    Evidence,
-    Exam,
+    EvaluationInputs,
     Importance,
     ImportanceEstimator,
     Metric,
@@ -24,6 +23,7 @@ from unlearnkit import (
     Report,
     Unlearner,
     UnlearnerTraits,
+    UnlearningInputs,
     hookimpl,
     option,
 )
@@ -60,7 +60,7 @@ class OverridesWhatIsFinal(ElementwiseUnlearner):
     def rule(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:
         return theta
 
-    def apply(self, model: nn.Module, evidence: Evidence) -> None:  # type: ignore[misc]
+    def apply(self, model: nn.Module, inputs: UnlearningInputs) -> None:  # type: ignore[misc]
         return None
 
 
@@ -68,10 +68,10 @@ class OverridesUnlearn(Unlearner):
     name: ClassVar[str] = "overrides"
     needs: ClassVar[frozenset[Need]] = frozenset()
 
-    def apply(self, model: nn.Module, evidence: Evidence) -> None:
+    def apply(self, model: nn.Module, inputs: UnlearningInputs) -> None:
         return None
 
-    def unlearn(self, model: nn.Module, evidence: Evidence) -> Report:  # type: ignore[override, misc]
+    def unlearn(self, model: nn.Module, inputs: UnlearningInputs) -> Report:  # type: ignore[override, misc]
         return Report(method=self.name)
 
 
@@ -92,14 +92,14 @@ class RightEstimator(ImportanceEstimator):
 
 
 class WrongMetric(Metric):
-    def measure(self, exam: Exam) -> float:  # type: ignore[override]
+    def measure(self, inputs: EvaluationInputs) -> float:  # type: ignore[override]
         return 0.0
 
 
 class RightMetric(Metric):
     name: ClassVar[str] = "right"
 
-    def measure(self, exam: Exam) -> Mapping[str, float | None]:
+    def measure(self, inputs: EvaluationInputs) -> Mapping[str, float | None]:
         return {"value": None}
 
 
@@ -113,9 +113,9 @@ def test_contract(subject: Right, law: Law) -> None:
     law.check(subject)
 
 
-def uses(model: nn.Module, evidence: Evidence) -> None:
+def uses(model: nn.Module, inputs: UnlearningInputs) -> None:
     NothingWritten()  # type: ignore[abstract]
-    assert_type(Right(alpha=2.0).unlearn(model, evidence), Report)
+    assert_type(Right(alpha=2.0).unlearn(model, inputs), Report)
     assert_type(laws_for(Right()), tuple[Law, ...])
     check_unlearner(Right())
     check_unlearner(Right)  # type: ignore[arg-type]

@@ -8,20 +8,13 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from unlearnkit.data.partition import Indices, Split
-from unlearnkit.errors import ConfigurationError
+from unlearnkit.utils.errors import ConfigurationError
 
 
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Carved:
-    """A training set in four parts: what importances are measured on, and what edits are judged by.
-
-    Attributes:
-        forget: Indices of D_f without its validation samples, sorted.
-        retain: Indices of D_r without its validation samples, sorted.
-        forget_validation: Indices of the forget set's validation samples, sorted.
-        retain_validation: Indices of the retain set's, sorted.
-    """
+    """A training set in four parts: what importances are measured on, and what edits are judged by."""
 
     forget: Indices
     retain: Indices
@@ -36,18 +29,6 @@ class Carved:
 
 def carve(split: Split, labels: Tensor, *, fraction: float, seed: int) -> Carved:
     """Carve the same share out of the forget set and out of the retain set, class by class where that is possible.
-
-    Args:
-        split: Of the training set.
-        labels: The training targets, shape (n,).
-        fraction: The share to judge by, between 0 and 1.
-        seed: Decides which samples.
-
-    Returns:
-        The four parts.
-
-    Raises:
-        ConfigurationError: A set is too small to be cut in two.
 
     Example:
         >>> import torch

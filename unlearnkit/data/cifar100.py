@@ -13,7 +13,7 @@ from unlearnkit.data.groups import coarse_of_fine
 from unlearnkit.data.labelled import DataBundle, LabelledImages, Transform
 from unlearnkit.data.plain_pickle import load_plain_pickle
 from unlearnkit.data.transforms import image_transform
-from unlearnkit.errors import ConfigurationError, StoreError, raise_all
+from unlearnkit.utils.errors import ConfigurationError, StoreError, raise_all
 
 _NAMES = {"fine": FINE_NAMES, "coarse": tuple(SUPERCLASSES)}
 _SHAPE = (3, 32, 32)

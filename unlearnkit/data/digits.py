@@ -7,7 +7,7 @@ from sklearn.model_selection import train_test_split
 
 from unlearnkit.data.groups import Groups, coarse_of_fine
 from unlearnkit.data.labelled import DataBundle, LabelledImages
-from unlearnkit.errors import ConfigurationError
+from unlearnkit.utils.errors import ConfigurationError
 
 _BRIGHTEST = 16.0  # pixels count the dark points of 4 × 4 blocks
 _NAMES = tuple(str(digit) for digit in range(10))

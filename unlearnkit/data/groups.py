@@ -6,24 +6,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from unlearnkit.errors import ConfigurationError, raise_all
+from unlearnkit.utils.errors import ConfigurationError, raise_all
 
 Groups = Mapping[str, Sequence[str]]
 
 
 def coarse_of_fine(groups: Groups, fine_names: Sequence[str]) -> Tensor:
     """Say for every fine class which coarse class it belongs to.
-
-    Args:
-        groups: Coarse name to the names of its fine classes; together they hold each fine class once. Coarse
-            classes are numbered in the order of the mapping.
-        fine_names: The names of the fine classes, in the order of their numbers.
-
-    Returns:
-        Shape (len(fine_names),), int64: index it with fine labels to get coarse ones.
-
-    Raises:
-        ConfigurationError: A class is in no group, in several, or unknown, or a group is empty; all are listed.
 
     Example:
         >>> coarse_of_fine({"animal": ["cat", "dog"], "vehicle": ["car"]}, ["car", "cat", "dog"])

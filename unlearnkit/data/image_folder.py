@@ -16,17 +16,13 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from unlearnkit.data.groups import Groups, coarse_of_fine
 from unlearnkit.data.labelled import DataBundle, Images, LabelledImages
 from unlearnkit.data.transforms import image_transform
-from unlearnkit.errors import ConfigurationError, StoreError
+from unlearnkit.utils.errors import ConfigurationError, StoreError
 
 
 @final
 @attrs.frozen(kw_only=True, repr=False)
 class ImageFiles:
-    """Image files that are read when they are asked for.
-
-    Attributes:
-        paths: One file each; anything that Pillow reads.
-    """
+    """Image files that are read when they are asked for."""
 
     paths: tuple[str, ...]
 
@@ -34,17 +30,7 @@ class ImageFiles:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Read one image.
-
-        Args:
-            index: Its number.
-
-        Returns:
-            Shape (3, h, w), uint8, RGB.
-
-        Raises:
-            StoreError: The file cannot be read as an image.
-        """
+        """Read one image."""
         try:
             image: Tensor = pil_to_tensor(default_loader(self.paths[index]))
         except OSError as error:

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-from unlearnkit.batches import Deferred
+from unlearnkit.data.batches import Deferred
 from unlearnkit.data.partition import Indices, Labels, Split, label_arrays
 from unlearnkit.data.splits import ForgetSpec
-from unlearnkit.errors import ConfigurationError, raise_all
+from unlearnkit.utils.errors import ConfigurationError, raise_all
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -55,7 +55,7 @@ class LabelledImages(Dataset[tuple[Any, ...]]):
         transform: Applied to each image when it is asked for, or None. It should not be random, or importances
             cannot be repeated.
         device_transform: Applied to a whole batch once it is on the device (see `DeviceTransform`), instead of
-            ``transform``: ``x`` is then an `unlearnkit.batches.Deferred`, which every part of this package finishes.
+            ``transform``: ``x`` is then an `Deferred`, which every part of this package finishes.
         rows: Which images these are, shape (n,), int64, or None for all in order: a subset shares its images.
 
     Example:

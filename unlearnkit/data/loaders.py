@@ -8,17 +8,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from typing_extensions import override
 
-from unlearnkit.errors import ConfigurationError
+from unlearnkit.utils.errors import ConfigurationError
 
 
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class FixedShuffle(Sampler[int]):
     """One permutation of n samples, the same in every pass and with any number of workers.
-
-    Attributes:
-        samples: n.
-        seed: Which permutation.
 
     Example:
         >>> order = FixedShuffle(samples=4, seed=0)
@@ -50,7 +46,7 @@ def loader(
     """Make a data loader that can be iterated again and again and always yields the same batches.
 
     An estimator can compare two passes, and a run can be repeated. The global random state is neither read nor
-    changed. For training, hand the data set itself to `unlearnkit.training.train`, which shuffles anew each epoch.
+    changed. For training, hand the data set itself to `unlearnkit.models.train`, which shuffles anew each epoch.
 
     Args:
         dataset: Anything with a length and items.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from unlearnkit.errors import ConfigurationError, raise_all
+from unlearnkit.utils.errors import ConfigurationError, raise_all
 
 Indices = NDArray[np.int64]
 Labels = Tensor | NDArray[Any]
@@ -80,13 +80,6 @@ class Split:
 def split_of(mask: NDArray[np.bool_], *, scenario: str) -> Split:
     """Make a split from a mask.
 
-    Args:
-        mask: Shape (n,), bool: True for what is forgotten. All False gives an empty forget set.
-        scenario: See `Split`.
-
-    Returns:
-        The split.
-
     Example:
         >>> split_of(np.array([False, True, False]), scenario="random").retain
         array([0, 2])
@@ -96,16 +89,6 @@ def split_of(mask: NDArray[np.bool_], *, scenario: str) -> Split:
 
 def label_arrays(labels: Mapping[str, Labels]) -> dict[str, Indices]:
     """Check label arrays and turn them into numpy.
-
-    Args:
-        labels: Label kind to integer labels, each of shape (n,): tensors or arrays.
-
-    Returns:
-        Label kind to int64 array, in the same order.
-
-    Raises:
-        ConfigurationError: No kind, no samples, labels that are not whole numbers in one dimension, or
-            lengths that differ.
 
     Example:
         >>> label_arrays({"label": np.array([0, 1], dtype=np.uint8)})

@@ -10,7 +10,7 @@ from typing import Any, final
 import numpy as np
 from typing_extensions import override
 
-from unlearnkit.errors import StoreError
+from unlearnkit.utils.errors import StoreError
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
@@ -57,15 +57,6 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def load_plain_pickle(path: Path) -> Any:
     """Read a pickle without running anything that it asks for.
-
-    Args:
-        path: A file of any pickle protocol; text of Python 2 is read as latin1.
-
-    Returns:
-        What it holds.
-
-    Raises:
-        StoreError: It cannot be read, is damaged, or asks for anything but plain values and numpy arrays.
 
     Example:
         >>> import tempfile

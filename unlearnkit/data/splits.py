@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from unlearnkit.data.partition import Indices, Labels, Split, label_arrays, split_of
-from unlearnkit.errors import ConfigurationError, StoreError, raise_all
+from unlearnkit.utils.errors import ConfigurationError, StoreError, raise_all
 
 Names = Mapping[str, Sequence[str]]
 _NO_NAMES: Names = {}

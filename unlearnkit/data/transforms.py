@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from unlearnkit.errors import ConfigurationError, MismatchError
+from unlearnkit.utils.errors import ConfigurationError, MismatchError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -70,17 +70,7 @@ class DeviceTransform:
     std: tuple[float, ...] = attrs.field(default=IMAGENET_STD, converter=tuple)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Transform a batch.
-
-        Args:
-            images: Shape (n, channels, h, w); uint8 in 0 … 255, or floating in 0 … 1.
-
-        Returns:
-            Shape (n, channels, image_size, image_size), float32, on the same device.
-
-        Raises:
-            MismatchError: Another shape or dtype.
-        """
+        """Transform a batch."""
         self._check(images)
         if self.image_size is None or min(images.shape[-2:]) >= self.image_size:
             return self._normalised(self._resized(images.float() if images.is_floating_point() else images / 255))
@@ -115,15 +105,7 @@ def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 def image_transform(image_size: int | None, *, on_device: bool) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Make the transform of a data set under the name of the field of `LabelledImages` that takes it.
-
-    Args:
-        image_size: See `imagenet_transform`.
-        on_device: For a batch on the device, instead of for one image when it is read.
-
-    Returns:
-        ``transform`` or ``device_transform``.
-    """
+    """Make the transform of a data set under the name of the field of `LabelledImages` that takes it."""
     if on_device:
         return {"device_transform": DeviceTransform(image_size=image_size)}
     return {"transform": imagenet_transform(image_size)}

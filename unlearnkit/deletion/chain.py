@@ -6,8 +6,8 @@ from typing import final
 import attrs
 
 from unlearnkit.deletion.receipt import FORMAT, Receipt
-from unlearnkit.errors import StoreError
-from unlearnkit.sealed import read_sealed, write_sealed
+from unlearnkit.utils.checksummed_json import read_sealed, write_sealed
+from unlearnkit.utils.errors import StoreError
 
 FOLDER = "receipts"
 
@@ -15,23 +15,12 @@ FOLDER = "receipts"
 @final
 @attrs.frozen
 class Chain:
-    """A folder of receipts, ``000001.json`` and on.
-
-    Attributes:
-        folder: Of the ledger.
-    """
+    """A folder of receipts, ``000001.json`` and on."""
 
     folder: Path
 
     def read(self) -> list[Receipt]:
-        """Read all receipts and check each, and each against the one before it.
-
-        Returns:
-            The receipts, in order.
-
-        Raises:
-            StoreError: Naming the first that is missing, changed, or does not follow.
-        """
+        """Read all receipts and check each, and each against the one before it."""
         found: list[Receipt] = []
         for number, path in enumerate(self._files(), start=1):
             if path.name != _name(number):
@@ -49,14 +38,7 @@ class Chain:
         return found
 
     def append(self, receipt: Receipt) -> None:
-        """Write a receipt; one that is there already with the same bytes is left as it is.
-
-        Args:
-            receipt: Its number must be the next one.
-
-        Raises:
-            StoreError: Another receipt stands there.
-        """
+        """Write a receipt; one that is there already with the same bytes is left as it is."""
         path = self.folder / FOLDER / _name(receipt.number)
         if not path.exists():
             write_sealed(path, receipt, kind=FORMAT)

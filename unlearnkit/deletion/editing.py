@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING
 import attrs
 from torch import nn
 
-from unlearnkit.checkpoint import model_state
 from unlearnkit.data import LabelledImages
 from unlearnkit.deletion.importances import Found, find
 from unlearnkit.deletion.population import Population, Rows
 from unlearnkit.deletion.receipt import Receipt
 from unlearnkit.deletion.state import KeptModel, Pending, State
-from unlearnkit.errors import BudgetError, ConfigurationError
-from unlearnkit.experiment import chosen_method, make_unlearner
-from unlearnkit.memory import MIB, peak_memory
-from unlearnkit.parameters import parameters
-from unlearnkit.patch import TensorPatch
+from unlearnkit.experiments.experiment import chosen_method, make_unlearner
+from unlearnkit.importance.provenance import Role
+from unlearnkit.importance.store import Edit
+from unlearnkit.models.checkpoint import model_state
+from unlearnkit.models.parameters import parameters
 from unlearnkit.pipeline import Pipeline
-from unlearnkit.provenance import Role
-from unlearnkit.report import Report
-from unlearnkit.store import Edit
+from unlearnkit.unlearning.patch import TensorPatch
+from unlearnkit.unlearning.report import Report
+from unlearnkit.utils.errors import BudgetError, ConfigurationError
+from unlearnkit.utils.memory import MIB, peak_memory
 
 if TYPE_CHECKING:
     from unlearnkit.deletion.work import Deletion
@@ -30,18 +30,7 @@ Scores = dict[str, dict[str, float | int | None]]
 
 
 def edit(deletion: "Deletion", state: State, population: Population, rows: Rows, names: tuple[str, ...]) -> Receipt:
-    """Forget samples, or say why they were not.
-
-    Args:
-        deletion: What the work is done with; its ledger is held.
-        state: Of the ledger.
-        population: Who is not forgotten yet.
-        rows: Numbers of the samples.
-        names: Of the requests.
-
-    Returns:
-        The receipt: ``"forgotten"`` or ``"rolled back"``. Everything is written down when this returns.
-    """
+    """Forget samples, or say why they were not."""
     start, config = time.perf_counter(), deletion.experiment.config
     deletion.ledger.store.verify()  # all of it is read when it is made smaller: then there is no way back
     found = find(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from unlearnkit.deletion.ledger import Ledger
 from unlearnkit.deletion.receipt import Receipt
 from unlearnkit.deletion.state import Pending, State
-from unlearnkit.errors import ConfigurationError, StoreError
+from unlearnkit.utils.errors import ConfigurationError, StoreError
 
 if TYPE_CHECKING:
     from unlearnkit.deletion.work import Deletion

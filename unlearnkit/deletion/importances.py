@@ -8,24 +8,17 @@ import numpy as np
 import torch
 
 from unlearnkit.deletion.population import Population, Rows
-from unlearnkit.errors import StoreError, raise_all
-from unlearnkit.importance import Importance
-from unlearnkit.provenance import Role
-from unlearnkit.store import ImportanceStore, difference, on_disk, summed
-from unlearnkit.uncertainty import of_rest, of_sum
+from unlearnkit.importance.importance import Importance
+from unlearnkit.importance.provenance import Role
+from unlearnkit.importance.relative_error import of_rest, of_sum
+from unlearnkit.importance.store import ImportanceStore, difference, on_disk, summed
+from unlearnkit.utils.errors import StoreError, raise_all
 
 
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Found:
-    """What an edit needs, and what the store must give up afterwards.
-
-    Attributes:
-        forget: Importance of the samples to forget.
-        reference: Importance of all samples, or of those that stay.
-        whole: Groups to remove.
-        parts: Group to the importance of those of its samples that go.
-    """
+    """What an edit needs, and what the store must give up afterwards."""
 
     forget: Importance
     reference: Importance
@@ -36,21 +29,7 @@ class Found:
 def find(
     store: ImportanceStore, population: Population, rows: Rows, *, measure: Callable[[Rows], Importance], role: Role
 ) -> Found:
-    """Look up and measure; nothing is changed.
-
-    Args:
-        store: Of the population.
-        population: Without what is forgotten already.
-        rows: What to forget now.
-        measure: Measures samples on the model that the store was measured on: one pass over them alone.
-        role: ``full`` to compare with all samples, ``retain`` with those that stay.
-
-    Returns:
-        Importances on the CPU, of the model in use, as memory maps: the largest models' do not fit into memory.
-
-    Raises:
-        StoreError: The store does not cover the population.
-    """
+    """Look up and measure; nothing is changed."""
     groups, whole = population.groups, population.whole(rows)
     _check_cover(store, {key: len(members) for key, members in groups.items()})
     cut = {key: members[np.isin(members, rows)] for key, members in groups.items() if key not in whole}

@@ -17,11 +17,11 @@ from unlearnkit.deletion.models import Models
 from unlearnkit.deletion.queue import Queue
 from unlearnkit.deletion.receipt import Receipt
 from unlearnkit.deletion.state import KeptModel, Pending, State, read_state, write_state
-from unlearnkit.errors import StoreError, UnlearnKitError
-from unlearnkit.files import atomic_write
-from unlearnkit.importance import Importance
-from unlearnkit.manifest import versions
-from unlearnkit.store import ImportanceStore
+from unlearnkit.experiments.provenance import versions
+from unlearnkit.importance.importance import Importance
+from unlearnkit.importance.store import ImportanceStore
+from unlearnkit.utils.errors import StoreError, UnlearnKitError
+from unlearnkit.utils.files import atomic_write
 
 _SALT = "salt"
 _MODELS = "models"
@@ -281,14 +281,7 @@ class Ledger:
 
 
 def number_of(store: str) -> int:
-    """Return how often importances were measured before those of a store.
-
-    Args:
-        store: Name of its folder, as ``"importances-2"``.
-
-    Returns:
-        The number at its end.
-    """
+    """Return how often importances were measured before those of a store."""
     return int(store.rpartition("-")[2])
 
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from unlearnkit.data import DataBundle, LabelledImages
 from unlearnkit.deletion.queue import Request
-from unlearnkit.errors import ConfigurationError, raise_all
-from unlearnkit.suggest import nearest
+from unlearnkit.utils.errors import ConfigurationError, raise_all
+from unlearnkit.utils.suggest import nearest
 
 Rows = NDArray[np.int64]
 
@@ -18,13 +18,7 @@ Rows = NDArray[np.int64]
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Population:
-    """Training samples in groups.
-
-    Attributes:
-        bundle: Training and test data.
-        kind: The kind of label that a sample's group is.
-        here: Which training samples are not forgotten, bool, shape (n,).
-    """
+    """Training samples in groups."""
 
     bundle: DataBundle
     kind: str
@@ -32,19 +26,7 @@ class Population:
 
     @classmethod
     def of(cls, bundle: DataBundle, *, kind: str, gone: Iterable[bool]) -> "Population":
-        """Describe the training samples of some data.
-
-        Args:
-            bundle: The data.
-            kind: Kind of label to group by; "" for the training target.
-            gone: For each training sample whether it is forgotten.
-
-        Returns:
-            The population.
-
-        Raises:
-            ConfigurationError: There are no labels of that kind.
-        """
+        """Describe the training samples of some data."""
         labels = bundle.train.labels
         if kind and kind not in labels:
             hint = nearest(kind, labels)
@@ -61,26 +43,12 @@ class Population:
         return {name: rows for name, rows in found.items() if len(rows)}
 
     def name(self, label: int) -> str:
-        """Return what a group is called.
-
-        Args:
-            label: Its number.
-
-        Returns:
-            The name of the class, or the number where there are no names.
-        """
+        """Return what a group is called."""
         names = self.bundle.train.class_names.get(self.kind, ())
         return names[label] if names else str(int(label))
 
     def check(self, request: Request) -> None:
-        """Refuse a request for samples or groups that there never were.
-
-        Args:
-            request: Any.
-
-        Raises:
-            ConfigurationError: Naming them.
-        """
+        """Refuse a request for samples or groups that there never were."""
         count = len(self.here)
         known = {self.name(g) for g in np.unique(self.bundle.train.labels[self.kind].numpy())}
         bad = [i for i in request.samples if not 0 <= i < count]
@@ -89,17 +57,7 @@ class Population:
         raise_all(problems, where=f"request {request.name!r}", error=ConfigurationError)
 
     def rows(self, requests: Iterable[Request]) -> Rows:
-        """Return the samples that requests ask for and that are not forgotten yet.
-
-        Args:
-            requests: Checked ones.
-
-        Returns:
-            Their numbers, sorted.
-
-        Raises:
-            ConfigurationError: Nothing would be left.
-        """
+        """Return the samples that requests ask for and that are not forgotten yet."""
         groups = self.groups
         wanted = np.zeros_like(self.here)
         for request in requests:
@@ -112,37 +70,15 @@ class Population:
         return rows.astype(np.int64)
 
     def without(self, rows: Rows) -> Rows:
-        """Return the samples that stay when some go.
-
-        Args:
-            rows: Those that go.
-
-        Returns:
-            All others that are not forgotten yet.
-        """
+        """Return the samples that stay when some go."""
         return np.setdiff1d(np.flatnonzero(self.here), rows)
 
     def whole(self, rows: Rows) -> tuple[str, ...]:
-        """Return the groups of which some samples leave nothing.
-
-        Args:
-            rows: Numbers of samples that are not forgotten.
-
-        Returns:
-            Their names.
-        """
+        """Return the groups of which some samples leave nothing."""
         return tuple(key for key, members in self.groups.items() if np.isin(members, rows).all())
 
     def splits(self, rows: Rows) -> Mapping[str, LabelledImages]:
-        """Return what to judge an edit by.
-
-        Args:
-            rows: The samples that it forgets.
-
-        Returns:
-            ``"forget-train"``: they; ``"retain-test"``: test data without groups of which nothing is left, and
-            ``"forget-test"``: those groups' test data, where there are any.
-        """
+        """Return what to judge an edit by."""
         left = {key for key, members in self.groups.items() if not np.isin(members, rows).all()}
         test = self.bundle.test
         kept = np.array([self.name(g) in left for g in test.labels[self.kind].tolist()], dtype=bool)

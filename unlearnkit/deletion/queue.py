@@ -8,8 +8,8 @@ from typing import final
 
 import attrs
 
-from unlearnkit.errors import ConfigurationError
-from unlearnkit.sealed import read_sealed, write_sealed
+from unlearnkit.utils.checksummed_json import read_sealed, write_sealed
+from unlearnkit.utils.errors import ConfigurationError
 
 KIND = "unlearnkit-request-1"
 
@@ -39,43 +39,24 @@ class Request:
 @final
 @attrs.frozen
 class Queue:
-    """A folder of waiting requests.
-
-    Attributes:
-        folder: Where they lie.
-    """
+    """A folder of waiting requests."""
 
     folder: Path
 
     def add(self, request: Request) -> None:
-        """Put a request at the end.
-
-        Args:
-            request: Of a name that is not waiting.
-
-        Raises:
-            ConfigurationError: One of that name is waiting already.
-        """
+        """Put a request at the end."""
         path = self.folder / _file(request.name)
         if path.exists():
             raise ConfigurationError(f"request {request.name!r} is waiting already: a request is asked for once")
         write_sealed(path, request, kind=KIND)
 
     def waiting(self) -> list[Request]:
-        """Read all requests.
-
-        Returns:
-            In the order in which they came.
-        """
+        """Read all requests."""
         paths = sorted(self.folder.glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
         return [read_sealed(path, Request, kind=KIND) for path in paths]
 
     def drop(self, names: Iterable[str]) -> None:
-        """Delete requests that are dealt with.
-
-        Args:
-            names: Of the requests.
-        """
+        """Delete requests that are dealt with."""
         for name in names:
             with suppress(FileNotFoundError):
                 (self.folder / _file(name)).unlink()

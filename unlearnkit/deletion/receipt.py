@@ -5,7 +5,7 @@ from typing import Any, Literal, final
 
 import attrs
 
-from unlearnkit.sealed import seal_digest
+from unlearnkit.utils.checksummed_json import seal_digest
 
 FORMAT = "unlearnkit-receipt-2"
 STATEMENT = (

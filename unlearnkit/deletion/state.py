@@ -8,9 +8,9 @@ from typing import Any, final
 import attrs
 
 from unlearnkit.deletion.receipt import Receipt
-from unlearnkit.errors import StoreError
-from unlearnkit.sealed import read_sealed, write_sealed
-from unlearnkit.store import Edit
+from unlearnkit.importance.store import Edit
+from unlearnkit.utils.checksummed_json import read_sealed, write_sealed
+from unlearnkit.utils.errors import StoreError
 
 FORMAT = "unlearnkit-ledger-2"
 FILE = "ledger.json"
@@ -34,14 +34,7 @@ def _parts_named(_: Any, field: "attrs.Attribute[Any]", value: Mapping[str, str]
 @final
 @attrs.frozen(kw_only=True)
 class KeptModel:
-    """A model of the ledger: whole, or as a patch with the values that an edit of it overwrote.
-
-    Attributes:
-        digest: Of its weights and buffers; its file is called so.
-        file: Digest of the file's bytes.
-        through: Digest of the model that the edit made, from which the patch leads back to this one; "" for a whole
-            one.
-    """
+    """A model of the ledger: whole, or as a patch with the values that an edit of it overwrote."""
 
     digest: str = attrs.field(validator=_named(r"[0-9a-f]{32}"))
     file: str
@@ -56,16 +49,7 @@ class KeptModel:
 @final
 @attrs.frozen(kw_only=True)
 class Pending:
-    """What is decided and must still be done; done again after a crash, it does nothing twice.
-
-    Attributes:
-        receipt: To be written.
-        remove: Groups to remove from the store.
-        parts: Group to the file of the importance that must be taken out of it.
-        edit: To be recorded in the store, or None.
-        back_to: Digest of an earlier model that is in use again: edits after it are struck from the store.
-        answered: Names of the requests that are dealt with.
-    """
+    """What is decided and must still be done; done again after a crash, it does nothing twice."""
 
     receipt: Receipt
     remove: tuple[str, ...] = ()
@@ -78,19 +62,7 @@ class Pending:
 @final
 @attrs.frozen(kw_only=True)
 class State:
-    """Where a ledger stands.
-
-    Attributes:
-        current: The model in use.
-        base: The model that the importances were measured on.
-        kept: Earlier models that can be put back, the oldest first.
-        between: Patches that lead back to one of those through a model that cannot be put back itself.
-        store: Name of the folder with the importances.
-        head: Digest of the last receipt.
-        receipts: How many there are.
-        salt: Digest of the salt.
-        pending: What a crash has left to do.
-    """
+    """Where a ledger stands."""
 
     current: KeptModel
     base: KeptModel
@@ -108,17 +80,7 @@ class State:
         return tuple(dict.fromkeys((self.current, self.base, *self.kept, *self.between)))
 
     def way_to(self, model: KeptModel) -> tuple[KeptModel, ...]:
-        """Return how a model is put together.
-
-        Args:
-            model: One of the ledger's.
-
-        Returns:
-            A whole model first, then the patches to take back one after the other; the model itself is the last.
-
-        Raises:
-            StoreError: A model on the way is not there.
-        """
+        """Return how a model is put together."""
         known, way = {m.digest: m for m in self.models}, [model]
         while way[-1].through:
             step = known.get(way[-1].through)
@@ -130,17 +92,7 @@ class State:
     def standing(
         self, current: KeptModel, *, base: KeptModel, kept: Iterable[KeptModel], patch: KeptModel | None = None
     ) -> "State":
-        """Let other models be in use and kept; patches that lead to them stay, everything else goes.
-
-        Args:
-            current: The model in use, whole.
-            base: The model that the importances were measured on.
-            kept: Earlier models that can be put back, the oldest first.
-            patch: The model that was in use, as a patch.
-
-        Returns:
-            The state afterwards.
-        """
+        """Let other models be in use and kept; patches that lead to them stay, everything else goes."""
         known = {model.digest: model for model in (*self.models, *([patch] if patch else []), current)}
         base, kept = known[base.digest], tuple(known[model.digest] for model in kept)
         whole = attrs.evolve(self, current=current, base=base, kept=kept, between=tuple(known.values()))
@@ -149,22 +101,10 @@ class State:
 
 
 def write_state(folder: Path, state: State) -> None:
-    """Replace the state.
-
-    Args:
-        folder: Of the ledger.
-        state: The new one.
-    """
+    """Replace the state."""
     write_sealed(folder / FILE, state, kind=FORMAT)
 
 
 def read_state(folder: Path) -> State:
-    """Read the state and check it.
-
-    Args:
-        folder: Of the ledger.
-
-    Returns:
-        The state.
-    """
+    """Read the state and check it."""
     return read_sealed(folder / FILE, State, kind=FORMAT)

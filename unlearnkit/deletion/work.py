@@ -8,21 +8,21 @@ from typing import Any, final
 import attrs
 from torch import nn
 
-from unlearnkit.config import Config
 from unlearnkit.deletion.editing import edit
 from unlearnkit.deletion.ledger import Ledger, number_of
 from unlearnkit.deletion.population import Population, Rows
 from unlearnkit.deletion.queue import Request
 from unlearnkit.deletion.receipt import Outcome, Receipt
 from unlearnkit.deletion.state import KeptModel, Pending, State
-from unlearnkit.errors import ConfigurationError, StoreError
-from unlearnkit.experiment import Experiment, chosen_method, make_unlearner
-from unlearnkit.importance import Importance
-from unlearnkit.manifest import versions
-from unlearnkit.plugins import PluginManager, default_manager
-from unlearnkit.progress import Progress, silent
-from unlearnkit.provenance import Role
-from unlearnkit.store import fill
+from unlearnkit.experiments.config import Config
+from unlearnkit.experiments.experiment import Experiment, chosen_method, make_unlearner
+from unlearnkit.experiments.provenance import versions
+from unlearnkit.importance.importance import Importance
+from unlearnkit.importance.provenance import Role
+from unlearnkit.importance.store import fill
+from unlearnkit.plugins.manager import PluginManager, default_manager
+from unlearnkit.utils.errors import ConfigurationError, StoreError
+from unlearnkit.utils.progress import Progress, silent
 
 
 @final
@@ -224,14 +224,7 @@ class Deletion:
 
 
 def ledger_folder(config: Config) -> Path:
-    """Return where the ledger of a configuration lies.
-
-    Args:
-        config: The configuration.
-
-    Returns:
-        ``deletion.folder``, or ``ledger`` inside the output folder.
-    """
+    """Return where the ledger of a configuration lies."""
     return Path(config.deletion.folder) if config.deletion.folder else Path(config.output) / "ledger"
 
 

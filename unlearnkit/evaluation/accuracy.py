@@ -8,14 +8,14 @@ import attrs
 import torch
 from torch import nn
 
-from unlearnkit.errors import ConfigurationError, NonFiniteError
-from unlearnkit.feeding import feed
-from unlearnkit.objective import CrossEntropy, Objective
-from unlearnkit.parameters import buffers, device_of
-from unlearnkit.progress import Progress, length, silent
-from unlearnkit.rng import private_rng
-from unlearnkit.scores import BatchScores, score_batch, total
-from unlearnkit.sharing import for_each
+from unlearnkit.data.prefetch import feed
+from unlearnkit.distributed.collectives import for_each
+from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.models.parameters import buffers, device_of
+from unlearnkit.models.scores import BatchScores, score_batch, total
+from unlearnkit.utils.errors import ConfigurationError, NonFiniteError
+from unlearnkit.utils.progress import Progress, length, silent
+from unlearnkit.utils.rng import private_rng
 
 
 @final
@@ -46,7 +46,7 @@ def loss_and_accuracy(
     Args:
         model: On any one device; the batches are moved there.
         batches: What a data loader yields; cut into batches of any size, with the same result up to rounding. Several
-            processes go through `unlearnkit.sharing.Shared` batches together, and each gets the same result.
+            processes go through `unlearnkit.distributed.Shared` batches together, and each gets the same result.
         objective: The loss; by default `CrossEntropy`.
         progress: Shows the batches.
 

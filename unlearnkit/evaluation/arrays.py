@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from unlearnkit.errors import ConfigurationError, MismatchError, NonFiniteError
+from unlearnkit.utils.errors import ConfigurationError, MismatchError, NonFiniteError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -16,19 +16,6 @@ _SUM = 1e-2  # softmax that was rounded to bfloat16 is off by less than this
 
 def floats(values: ArrayLike | Tensor, *, what: str, dimensions: int) -> Floats:
     """Turn numbers into a float64 array, or say what is wrong with them.
-
-    Args:
-        values: Anything array-like; a tensor may be on any device.
-        what: For the message.
-        dimensions: How many the array must have; none of them may be empty.
-
-    Returns:
-        A float64 array.
-
-    Raises:
-        MismatchError: The array has another number of dimensions.
-        ConfigurationError: It is empty: there is nothing to measure on.
-        NonFiniteError: It holds a NaN or an infinity.
 
     Example:
         >>> floats([1, 2], what="scores", dimensions=1)
@@ -48,16 +35,6 @@ def floats(values: ArrayLike | Tensor, *, what: str, dimensions: int) -> Floats:
 def probabilities(values: ArrayLike | Tensor, *, what: str) -> Floats:
     """Check class probabilities: one row per sample, each ≥ 0 and adding up to 1.
 
-    Args:
-        values: Shape (n, classes).
-        what: For the message.
-
-    Returns:
-        The same in float64, each row divided by its sum.
-
-    Raises:
-        MismatchError: A negative value, or a row that does not add up to 1.
-
     Example:
         >>> probabilities([[0.25, 0.75]], what="p")
         array([[0.25, 0.75]])
@@ -75,16 +52,7 @@ def probabilities(values: ArrayLike | Tensor, *, what: str) -> Floats:
 
 
 def same_shape(one: Floats, other: Floats, *, what: str) -> None:
-    """Refuse two arrays of different shape.
-
-    Args:
-        one: An array.
-        other: What it is compared with, row by row.
-        what: For the message.
-
-    Raises:
-        MismatchError: The shapes differ.
-    """
+    """Refuse two arrays of different shape."""
     if one.shape != other.shape:
         raise MismatchError(
             f"{what}: expected the same samples and classes on both sides, saw {one.shape} and {other.shape}"
@@ -92,19 +60,7 @@ def same_shape(one: Floats, other: Floats, *, what: str) -> None:
 
 
 def class_labels(values: ArrayLike | Tensor, *, samples: int, classes: int) -> Ints:
-    """Check labels against logits or probabilities.
-
-    Args:
-        values: Shape (n,), whole numbers.
-        samples: n.
-        classes: Labels must be below it.
-
-    Returns:
-        int64, shape (n,).
-
-    Raises:
-        MismatchError: Another shape, a fraction, or a label out of range.
-    """
+    """Check labels against logits or probabilities."""
     array = floats(values, what="labels", dimensions=1)
     labels: Ints = array.astype(np.int64)
     if len(labels) != samples or (labels != array).any() or labels.min() < 0 or labels.max() >= classes:

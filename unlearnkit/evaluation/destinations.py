@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from unlearnkit.errors import MismatchError
 from unlearnkit.evaluation.arrays import Floats, Ints, floats, same_shape
+from unlearnkit.utils.errors import MismatchError
 
 
 @final

@@ -9,26 +9,13 @@ from unlearnkit.evaluation.arrays import Floats, class_labels, floats, probabili
 
 
 def softmax_of(logits: ArrayLike | Tensor) -> Floats:
-    """Return class probabilities: softmax(z)_c = exp z_c / Σ_k exp z_k, in float64.
-
-    Args:
-        logits: Shape (n, classes).
-
-    Returns:
-        Shape (n, classes).
-    """
+    """Return class probabilities: softmax(z)_c = exp z_c / Σ_k exp z_k, in float64."""
     found: Floats = softmax(floats(logits, what="logits", dimensions=2), axis=1)
     return found
 
 
 def entropies(p: ArrayLike | Tensor) -> Floats:
     """Return H(p) = −Σ_c p_c · ln p_c of each sample.
-
-    Args:
-        p: Shape (n, classes), probabilities.
-
-    Returns:
-        Shape (n,), nats, 0 … ln(classes).
 
     Example:
         >>> entropies([[1.0, 0.0], [0.5, 0.5]])
@@ -42,13 +29,6 @@ def modified_entropies(p: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> Flo
     """Return −(1 − p_y)·ln p_y − Σ_{c≠y} p_c·ln(1 − p_c) of each sample, y its own label.
 
     Source: Song and Mittal 2021 (Systematic Evaluation of Privacy Risks of Machine Learning Models), "Mentr".
-
-    Args:
-        p: Shape (n, classes), probabilities.
-        labels: Shape (n,): row i is indexed by label i, and by no other.
-
-    Returns:
-        Shape (n,), nats, 0 … ∞; 0 where the label is predicted with certainty, capped where its probability is 0.
 
     Example:
         >>> modified_entropies([[0.5, 0.5], [1.0, 0.0]], [0, 0])  # ½·ln 2 twice; 0
@@ -65,13 +45,6 @@ def modified_entropies(p: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> Flo
 
 def label_losses(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> Floats:
     """Return the cross-entropy −ln softmax(z)_y of each sample.
-
-    Args:
-        logits: Shape (n, classes).
-        labels: Shape (n,).
-
-    Returns:
-        Shape (n,), nats, 0 … ∞.
 
     Example:
         >>> label_losses([[0.0, 0.0]], [1])
@@ -91,13 +64,6 @@ def margins(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> Floats:
 
     Source: Carlini, Chien, Nasr, Song, Terzis and Tramèr 2022 (Membership Inference Attacks From First Principles),
     section IV-C.
-
-    Args:
-        logits: Shape (n, classes), at least 2 classes.
-        labels: Shape (n,).
-
-    Returns:
-        Shape (n,), −∞ … ∞.
 
     Example:
         >>> margins([[2.0, 0.0], [1000.0, 0.0]], [0, 0])

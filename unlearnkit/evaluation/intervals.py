@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from unlearnkit.errors import ConfigurationError
 from unlearnkit.evaluation.arrays import floats
+from unlearnkit.utils.errors import ConfigurationError
 
 RESAMPLES = 2000
 _NUMBERS = 10_000_000  # drawn at once, to bound memory

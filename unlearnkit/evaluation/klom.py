@@ -5,8 +5,8 @@ from numpy.typing import ArrayLike
 from scipy.special import rel_entr
 from torch import Tensor
 
-from unlearnkit.errors import MismatchError
 from unlearnkit.evaluation.arrays import Floats, floats
+from unlearnkit.utils.errors import MismatchError
 
 BINS, CLIP, SMOOTHING = 20, 100.0, 1e-5
 

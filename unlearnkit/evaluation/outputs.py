@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unlearnkit.data.prefetch import feed
+from unlearnkit.distributed.collectives import for_each
 from unlearnkit.evaluation.accuracy import undisturbed
 from unlearnkit.evaluation.arrays import Floats, Ints, class_labels, floats
 from unlearnkit.evaluation.features import label_losses, softmax_of
-from unlearnkit.feeding import feed
-from unlearnkit.objective import CrossEntropy, Objective
-from unlearnkit.parameters import device_of
-from unlearnkit.sharing import for_each
+from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.models.parameters import device_of
 
 
 class InapplicableError(Exception):
@@ -66,7 +66,7 @@ def outputs_of(model: nn.Module, batches: Iterable[Any], *, objective: Objective
 
     Args:
         model: A classifier with one label per sample.
-        batches: What a data loader yields; or `unlearnkit.sharing.Shared`.
+        batches: What a data loader yields; or `unlearnkit.distributed.collectives.Shared`.
         objective: Says where logits and labels are; `CrossEntropy`.
 
     Returns:
@@ -100,12 +100,5 @@ def outputs_of(model: nn.Module, batches: Iterable[Any], *, objective: Objective
 
 
 def mean(values: Iterable[float]) -> float:
-    """Return the plain mean of some numbers.
-
-    Args:
-        values: At least one.
-
-    Returns:
-        Their mean.
-    """
+    """Return the plain mean of some numbers."""
     return float(np.mean(list(values)))

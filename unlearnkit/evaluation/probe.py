@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.errors import ConfigurationError
+from unlearnkit.data.prefetch import feed
+from unlearnkit.distributed.collectives import for_each
 from unlearnkit.evaluation.accuracy import undisturbed
 from unlearnkit.evaluation.arrays import Floats, Ints, floats
 from unlearnkit.evaluation.outputs import InapplicableError
-from unlearnkit.feeding import feed
-from unlearnkit.objective import CrossEntropy, Objective
-from unlearnkit.parameters import device_of
-from unlearnkit.sharing import for_each
-from unlearnkit.suggest import nearest
+from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.models.parameters import device_of
+from unlearnkit.utils.errors import ConfigurationError
+from unlearnkit.utils.suggest import nearest
 
 
 @final
@@ -69,7 +69,7 @@ def features_of(
 
     Args:
         model: A classifier with one label per sample; left as it is.
-        batches: What a data loader yields; or `unlearnkit.sharing.Shared`.
+        batches: What a data loader yields; or `unlearnkit.distributed.collectives.Shared`.
         layer: Qualified name of the layer whose input is wanted; left out, the `torch.nn.Linear` that is called last:
             the classifier on top of the penultimate features.
         objective: Says where logits and labels are; `CrossEntropy`.

@@ -8,12 +8,12 @@ from typing import Any, final
 import attrs
 from torch import nn
 
-from unlearnkit.errors import ConfigurationError
 from unlearnkit.evaluation.accuracy import LossAndAccuracy, loss_and_accuracy
-from unlearnkit.evidence import Evidence
-from unlearnkit.finetuning import Descent, Pass, fine_tune
-from unlearnkit.objective import CrossEntropy, Objective
-from unlearnkit.options import option
+from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.unlearning.fine_tune import EpochConfig, OptimizerConfig, fine_tune
+from unlearnkit.unlearning.inputs import UnlearningInputs
+from unlearnkit.utils.errors import ConfigurationError
+from unlearnkit.utils.options import option
 
 
 @final
@@ -89,15 +89,22 @@ class Relearning:
         def there() -> bool:
             return goal.reached(loss_and_accuracy(student, kept, objective=objective))
 
-        def one_by_one() -> Iterator[Pass]:
+        def one_by_one() -> Iterator[EpochConfig]:
             # fine_tune() takes a step for each pass that it is handed: between two of them the student is examined.
             for number, batch in enumerate(islice(cycle(kept), self.most), start=1):
-                yield Pass(batches=[batch], loss=lambda m, b: objective.losses(m, b).mean(), name="learning again")
+                yield EpochConfig(
+                    batches=[batch], loss=lambda m, b: objective.losses(m, b).mean(), name="learning again"
+                )
                 if there():
                     taken.append(number)
                     return
 
         if there():
             return 0
-        fine_tune(student, one_by_one(), descent=Descent(learning_rate=self.learning_rate), evidence=Evidence())
+        fine_tune(
+            student,
+            one_by_one(),
+            optimizer=OptimizerConfig(learning_rate=self.learning_rate),
+            inputs=UnlearningInputs(),
+        )
         return taken[0] if taken else None

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from unlearnkit.errors import MismatchError
 from unlearnkit.evaluation.arrays import floats
+from unlearnkit.utils.errors import MismatchError
 
 
 def tug_of_war(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> float:

@@ -8,9 +8,9 @@ import attrs
 
 from unlearnkit.evaluation import Gap, LossAndAccuracy, gap_to_retrain
 from unlearnkit.evaluation.gap import ENOUGH
-from unlearnkit.evaluation.views import Views
-from unlearnkit.report import Report
+from unlearnkit.evaluation.plot_data import PlotData
 from unlearnkit.reporting.verdict import Scores, verdict
+from unlearnkit.unlearning.report import Report
 
 SURE = 0.95
 """Which share of further retrained models lies within the limit of `near`."""
@@ -22,12 +22,6 @@ def near(models: int) -> float:
 
     t_(n−1)(0.975)·√(1 + 1/n): the prediction interval of one more value of a normal distribution whose mean and
     deviation were estimated from n. Two standard deviations would be the limit of infinitely many models.
-
-    Args:
-        models: How many retrained models there are, at least 2.
-
-    Returns:
-        The limit in standard deviations.
 
     Example:
         >>> [round(near(n), 2) for n in (3, 5, 10, 1000)]
@@ -42,14 +36,7 @@ def near(models: int) -> float:
 @final
 @attrs.frozen(kw_only=True)
 class Measure:
-    """One measure of an edited model beside the same of retrained models.
-
-    Attributes:
-        name: As ``"forget-test accuracy"``.
-        gap: The difference, two-sided.
-        resolution: What does not count as a difference where all retrained models agree: of an accuracy one sample, of
-            an attack's area 1.96 standard errors of guessing.
-    """
+    """One measure of an edited model beside the same of retrained models."""
 
     name: str
     gap: Gap
@@ -90,7 +77,7 @@ def judge(
     after: Scores,
     *,
     retrained: Sequence[Scores] = (),
-    views: Views | None = None,
+    views: PlotData | None = None,
 ) -> Judgement:
     """Say what an edit came to. The gap to retraining counts in both directions: forgetting too much is a gap too.
 
@@ -106,7 +93,7 @@ def judge(
 
     Example:
         >>> def score(accuracy): return {"forget-test": LossAndAccuracy(loss=1.0, accuracy=accuracy, samples=100)}
-        >>> from unlearnkit.report import TensorChange
+        >>> from unlearnkit.unlearning.report import TensorChange
         >>> edit = Report(method="m", tensors=(TensorChange(name="w", size=4, changed=1),))
         >>> known = [score(0.70), score(0.72), score(0.74)]
         >>> judge(edit, score(0.9), score(0.74), retrained=known).sentence
@@ -140,7 +127,7 @@ def _compare(measures: tuple[Measure, ...], models: int) -> Judgement:
     return Judgement(kind=kind, sentence=said, measures=measures)
 
 
-def _measures(after: Scores, retrained: Sequence[Scores], views: Views | None) -> Iterator[Measure]:
+def _measures(after: Scores, retrained: Sequence[Scores], views: PlotData | None) -> Iterator[Measure]:
     for split, score in after.items():
         known = [each[split].accuracy for each in retrained if split in each]
         rates = [rate for rate in known if rate is not None]
@@ -169,7 +156,7 @@ def _nothing(report: Report) -> str:
     return f"The edit did nothing: 0 of {report.size} weights changed, because {remark}"
 
 
-def _chance(kind: str, views: Views | None) -> str:
+def _chance(kind: str, views: PlotData | None) -> str:
     if kind != "destroyed" or views is None or not views.classes:
         return ""
     return f" Guessing among {len(views.classes)} classes gives about {1 / len(views.classes):.3f}."

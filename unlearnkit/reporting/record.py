@@ -8,16 +8,16 @@ from typing import Any, final
 import attrs
 from torch import nn
 
-from unlearnkit.checkpoint import save_checkpoint
-from unlearnkit.errors import ConfigurationError, StoreError
 from unlearnkit.evaluation import LossAndAccuracy
-from unlearnkit.evaluation.views import Views
-from unlearnkit.files import atomic_folder, atomic_write
-from unlearnkit.memory import PeakMemory
-from unlearnkit.report import Report, TensorChange
+from unlearnkit.evaluation.plot_data import PlotData
+from unlearnkit.models.checkpoint import save_checkpoint
 from unlearnkit.reporting.judgement import Judgement, judge
 from unlearnkit.reporting.verdict import verdict
-from unlearnkit.structure import structure
+from unlearnkit.unlearning.report import Report, TensorChange
+from unlearnkit.utils.errors import ConfigurationError, StoreError
+from unlearnkit.utils.files import atomic_folder, atomic_write
+from unlearnkit.utils.memory import PeakMemory
+from unlearnkit.utils.structuring import structure
 
 FORMAT = "unlearnkit-run-1"
 
@@ -53,7 +53,7 @@ class RunRecord:
     manifest: Mapping[str, Any] = attrs.field(factory=dict)
     tuning: Mapping[str, Any] | None = None
     retrained: tuple[Mapping[str, LossAndAccuracy], ...] = ()
-    views: Views | None = None
+    views: PlotData | None = None
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any], *, where: str = "report") -> "RunRecord":
@@ -154,7 +154,7 @@ def write_result(
     ``unlearnkit report`` writes the page again.
 
     Args:
-        folder: Where to; a folder that is there already is replaced, see `unlearnkit.files.atomic_folder`.
+        folder: Where to; a folder that is there already is replaced, see `unlearnkit.utils.files.atomic_folder`.
         model: The edited model; None when there is none, and then no checkpoint is written.
         record: Its record.
         metadata: Text to keep in the checkpoint.

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from rich import box
 from rich.table import Table
 
-from unlearnkit.discovery import Discovered, Problem
-from unlearnkit.registry import Provided
-from unlearnkit.report import Report
+from unlearnkit.plugins.entry_points import Discovered, Problem
+from unlearnkit.plugins.registry import Provided
 from unlearnkit.reporting.record import RunRecord
+from unlearnkit.unlearning.report import Report
 
 
 def run_table(records: Sequence[RunRecord]) -> Table:

@@ -6,7 +6,7 @@ from typing import final
 import attrs
 
 from unlearnkit.evaluation import LossAndAccuracy
-from unlearnkit.report import Report
+from unlearnkit.unlearning.report import Report
 
 DESTROYED = 0.5
 """A model that keeps at most this share of its accuracy on retained data is called destroyed."""
@@ -17,12 +17,7 @@ Scores = Mapping[str, LossAndAccuracy]
 @final
 @attrs.frozen(kw_only=True)
 class Finding:
-    """Something that a reader of the numbers must not overlook.
-
-    Attributes:
-        kind: ``"no effect"``, ``"nothing forgotten"`` or ``"model destroyed"``: to count by.
-        sentence: With the numbers.
-    """
+    """Something that a reader of the numbers must not overlook."""
 
     kind: str
     sentence: str
@@ -30,15 +25,6 @@ class Finding:
 
 def verdict(report: Report, before: Scores, after: Scores) -> tuple[str, ...]:
     """Say what a reader of the numbers must not overlook; a small loss of accuracy is left to the numbers.
-
-    Args:
-        report: What the method did.
-        before: Split to the scores of the original model; names start with ``retain`` or ``forget``.
-        after: The same of the edited model.
-
-    Returns:
-        Sentences; none when the forget set is predicted worse than before and the retained data are not lost, or when
-        nothing was measured.
 
     Example:
         >>> good, lost = (LossAndAccuracy(loss=0.1, accuracy=a, samples=9) for a in (0.96, 0.11))
@@ -49,16 +35,7 @@ def verdict(report: Report, before: Scores, after: Scores) -> tuple[str, ...]:
 
 
 def findings(report: Report, before: Scores, after: Scores) -> tuple[Finding, ...]:
-    """Find what `verdict` says.
-
-    Args:
-        report: What the method did.
-        before: See `verdict`.
-        after: See `verdict`.
-
-    Returns:
-        What there is to say, each with its kind.
-    """
+    """Find what `verdict` says."""
     pairs = {name: (before[name], score) for name, score in after.items() if name in before}
     if pairs and report.changed and all(was == now for was, now in pairs.values()):
         said = f"The edit has no effect: no loss and no accuracy changed ({', '.join(pairs)})."

@@ -6,11 +6,11 @@ It needs hypothesis (``pip install 'unlearnkit[testing]'``), and pytest for `par
 from unlearnkit.testing.cases import RuleInputs
 from unlearnkit.testing.checks import broken_laws, check_estimator, check_metric, check_unlearner
 from unlearnkit.testing.law import Law, LawError, fail, holds
+from unlearnkit.testing.law_case import Broken, LawCase, Scaled, law_cases, models
 from unlearnkit.testing.laws import laws_for
 from unlearnkit.testing.models import SmallNet
 from unlearnkit.testing.oracles import batched_squares, per_sample_squares
 from unlearnkit.testing.pytest_support import parametrize_with_checks
-from unlearnkit.testing.scene import Broken, Scaled, Scene, models, scenes
 from unlearnkit.testing.snapshot import Snapshot, same
 from unlearnkit.testing.strategies import (
     dtypes,
@@ -26,10 +26,10 @@ from unlearnkit.testing.strategies import (
 __all__ = [
     "Broken",
     "Law",
+    "LawCase",
     "LawError",
     "RuleInputs",
     "Scaled",
-    "Scene",
     "SmallNet",
     "Snapshot",
     "batched_squares",
@@ -42,13 +42,13 @@ __all__ = [
     "from_unlearner",
     "holds",
     "importances",
+    "law_cases",
     "laws_for",
     "models",
     "parametrize_with_checks",
     "per_sample_squares",
     "rule_inputs",
     "same",
-    "scenes",
     "shapes",
     "tensors",
     "totals",

@@ -18,7 +18,7 @@ def check_unlearner(method: Unlearner, *, examples: int | None = None) -> None:
         LawError: At least one law is broken; the message tells of all of them.
 
     Example:
-        >>> from unlearnkit_ssd import SelectiveSynapticDampening
+        >>> from unlearnkit_methods.ssd import SelectiveSynapticDampening
         >>> check_unlearner(SelectiveSynapticDampening(alpha=10.0), examples=5)
     """
     _check(method, Unlearner, examples)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.errors import Flaky, HypothesisException
 
 from unlearnkit import UnlearnKitWarning
-from unlearnkit.rng import private_rng
 from unlearnkit.testing.source import class_name, source
+from unlearnkit.utils.rng import private_rng
 
 
 @final

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit import Objective
-from unlearnkit.batches import batch_size, map_tensors, take
-from unlearnkit.steady import Steady
+from unlearnkit.data.batches import batch_size, map_tensors, take
+from unlearnkit.models.norm_gradients import Steady
 
 
 def per_sample_squares(model: nn.Module, batches: Iterable[Any], objective: Objective) -> dict[str, Tensor]:

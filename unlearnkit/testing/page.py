@@ -52,11 +52,7 @@ its kind.
 
 
 def laws_page() -> str:
-    """Write the page.
-
-    Returns:
-        Markdown.
-    """
+    """Write the page."""
     parts = [_HEAD]
     for kind, title, about in _KINDS:
         rows = "\n".join(_row(law) for law in LAWS[kind])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.parameters import bits
+from unlearnkit.models.parameters import bits
 
 
 @final

@@ -10,18 +10,11 @@ import torch
 from torch import Tensor
 
 import unlearnkit
-from unlearnkit.parameters import bits
+from unlearnkit.models.parameters import bits
 
 
 def source(value: Any, imports: set[str]) -> str:
     """Write a value as a Python expression.
-
-    Args:
-        value: Numbers, strings, tensors, dtypes, enums, attrs objects, and tuples, lists, sets and mappings of them.
-        imports: Import statements that the expression needs are added to it.
-
-    Returns:
-        An expression that evaluates to an equal value, NaN payloads and −0 included.
 
     Example:
         >>> needed = set()
@@ -75,15 +68,7 @@ def _tensor(tensor: Tensor, imports: set[str]) -> str:
 
 
 def class_name(cls: type, imports: set[str]) -> str:
-    """Write the name of a class as it can be imported.
-
-    Args:
-        cls: A class.
-        imports: The import statement is added to it.
-
-    Returns:
-        The name to use after that import.
-    """
+    """Write the name of a class as it can be imported."""
     module, name = cls.__module__, cls.__qualname__
     if module.startswith("unlearnkit.testing"):
         module = "unlearnkit.testing"

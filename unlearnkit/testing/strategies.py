@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from unlearnkit import ConfigurationError, Importance, Option, Unlearner, options_of
-from unlearnkit.parameters import bits
+from unlearnkit.models.parameters import bits
 from unlearnkit.testing.cases import RuleInputs
 
 U = TypeVar("U", bound=Unlearner)
@@ -72,18 +72,7 @@ def tensors(
     elements: st.SearchStrategy[float] | None = None,
     finite: bool = True,
 ) -> Tensor:
-    """Draw a tensor over the whole range of its dtype, −0 and subnormal numbers included.
-
-    Args:
-        draw: Given by Hypothesis.
-        dtype: A floating dtype.
-        shape: At most 8 elements.
-        elements: Draws the values, instead of any number of the dtype.
-        finite: False for NaN (a signalling one too) and infinities as well.
-
-    Returns:
-        A strategy.
-    """
+    """Draw a tensor over the whole range of its dtype, −0 and subnormal numbers included."""
     size = math.prod(shape)
     if elements is None:
         elements = _any_number(dtype, finite=finite)
@@ -140,16 +129,7 @@ def _any_total(dtype: torch.dtype, *, moderate: bool) -> st.SearchStrategy[float
 def importances(
     draw: st.DrawFn, *, like: dict[str, tuple[int, ...]] | None = None, dtype: torch.dtype = torch.float32
 ) -> Importance:
-    """Draw an importance.
-
-    Args:
-        draw: Given by Hypothesis.
-        like: Name to shape; one to three small tensors when left out.
-        dtype: float32 or float64.
-
-    Returns:
-        A strategy.
-    """
+    """Draw an importance."""
     if like is None:
         like = {f"p{i}": draw(shapes()) for i in range(draw(st.integers(1, 3)))}
     return Importance(
@@ -167,18 +147,7 @@ def rule_inputs(
     moderate: bool = False,
     extra: st.SearchStrategy[Any] | None = None,
 ) -> RuleInputs:
-    """Draw what an elementwise rule gets: θ, F_f and F_r of one shape.
-
-    Args:
-        draw: Given by Hypothesis.
-        weights: The dtypes θ may have.
-        finite: False for NaN and infinities among the weights.
-        moderate: Keep the importances away from under- and overflow.
-        extra: Drawn into `RuleInputs.extra`.
-
-    Returns:
-        A strategy.
-    """
+    """Draw what an elementwise rule gets: θ, F_f and F_r of one shape."""
     dtype, kind = draw(st.sampled_from(list(weights))), draw(st.sampled_from((torch.float32, torch.float64)))
     # Weight by weight and the shape last: so a counterexample loses the weights that it does not need.
     rows = draw(_rows(dtype, kind, finite=finite, moderate=moderate))
@@ -250,19 +219,7 @@ def _numbers(bounds: dict[str, float]) -> st.SearchStrategy[float]:
 
 @st.composite
 def from_unlearner(draw: st.DrawFn, /, cls: type[U], **given: st.SearchStrategy[Any]) -> U:
-    """Draw an object of a method class with options that it accepts.
-
-    Args:
-        draw: Given by Hypothesis.
-        cls: The class; its options are read from its attrs fields.
-        given: Strategies for single options, instead of their bounds.
-
-    Returns:
-        A strategy.
-
-    Raises:
-        ConfigurationError: An option whose values are not known and for which no strategy is given.
-    """
+    """Draw an object of a method class with options that it accepts."""
     options = {o.name.lstrip("_"): draw(given[o.name] if o.name in given else values_of(o)) for o in options_of(cls)}
     try:
         return cls(**options)
@@ -272,15 +229,7 @@ def from_unlearner(draw: st.DrawFn, /, cls: type[U], **given: st.SearchStrategy[
 
 
 def two_values(method: Unlearner, names: Sequence[str]) -> st.SearchStrategy[tuple[str, Any, Any]]:
-    """Draw the name of an option and two of its values, the smaller one first.
-
-    Args:
-        method: Has the options.
-        names: Which.
-
-    Returns:
-        A strategy.
-    """
+    """Draw the name of an option and two of its values, the smaller one first."""
     options = {option.name: option for option in options_of(method)}
 
     def pair(name: str) -> st.SearchStrategy[tuple[str, Any, Any]]:

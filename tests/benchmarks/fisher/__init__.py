@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from tests.benchmarks.fisher import device
 from tests.benchmarks.fisher.language import GPT, draw, gpt
 from unlearnkit import CrossEntropy, DiagonalFisher
-from unlearnkit.fisher.general import SquaredGradients
+from unlearnkit.importance.fisher.engine.per_sample_fallback import SquaredGradients
 
 Run = Callable[[], object]
 Made = tuple[nn.Module, tuple[int, ...]]

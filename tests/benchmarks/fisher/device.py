@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from tests.benchmarks import edit
 from unlearnkit import CrossEntropy, DiagonalFisher, Objective
-from unlearnkit.batches import Deferred
 from unlearnkit.data import DeviceTransform
-from unlearnkit.estimator import Accumulator
-from unlearnkit.precision import Autocast, float32_products
+from unlearnkit.data.batches import Deferred
+from unlearnkit.importance.estimator import Accumulator
+from unlearnkit.models.precision import Autocast, float32_products
 
 CLASSES = 100
 PRECISIONS: dict[str, Objective] = {"bf16": Autocast(), "tf32": CrossEntropy()}

@@ -6,10 +6,10 @@ from typing import Any, final
 import attrs
 import numpy as np
 
-from unlearnkit.errors import ConfigurationError
 from unlearnkit.evaluation.arrays import Floats, class_labels, floats
 from unlearnkit.evaluation.features import entropies, label_losses, softmax_of
-from unlearnkit.suggest import nearest
+from unlearnkit.utils.errors import ConfigurationError
+from unlearnkit.utils.suggest import nearest
 
 
 def _logits(values: Any) -> Floats:

@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from unlearnkit.errors import ConfigurationError, MismatchError
 from unlearnkit.evaluation.arrays import Floats, floats
+from unlearnkit.utils.errors import ConfigurationError, MismatchError
 
 MOST = 4
 """How many reference models are of use: the attack is made for few."""

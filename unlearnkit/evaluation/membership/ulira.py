@@ -4,9 +4,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from unlearnkit.errors import MismatchError
 from unlearnkit.evaluation.arrays import Floats, floats
 from unlearnkit.evaluation.membership.success import AttackSuccess, attack_success
+from unlearnkit.utils.errors import MismatchError
 
 FLOOR = 1e-3
 """The smallest standard deviation of a fitted normal distribution, logit units."""

@@ -9,9 +9,9 @@ import numpy as np
 from torch import nn
 
 from unlearnkit.evaluation.divergence import LN2, jensen_shannon
-from unlearnkit.evaluation.metrics.sheet import Sheet, beside
+from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits, NotApplicable
+from unlearnkit.evaluation.metrics.model_outputs import ModelOutputs, beside
 from unlearnkit.evaluation.outputs import InapplicableError, Outputs
-from unlearnkit.metric import Exam, Metric, MetricTraits, NotApplicable
 
 
 @final
@@ -35,13 +35,13 @@ class ClassMeanDivergence(Metric):
         trust="a proxy: means hide what single samples tell, and a model that forgot nothing can be near 0",
     )
 
-    def measure(self, exam: Exam) -> Mapping[str, float | NotApplicable | None]:
+    def measure(self, inputs: EvaluationInputs) -> Mapping[str, float | NotApplicable | None]:
         """Compare the means; see `unlearnkit.Metric.measure`."""
-        sheet = Sheet(exam)
+        sheet = ModelOutputs(inputs)
         return beside(sheet, "forget-train", partial(_divergence, sheet))
 
 
-def _divergence(sheet: Sheet, model: nn.Module) -> float:
+def _divergence(sheet: ModelOutputs, model: nn.Module) -> float:
     forgotten = sheet.of(model, "forget-train")
     unseen = sheet.of(model, "forget-test" if "forget-test" in sheet.splits else "retain-test")
     classes, counts = np.unique(forgotten.labels, return_counts=True)

@@ -9,9 +9,9 @@ import attrs
 from torch import nn
 
 from unlearnkit.evaluation.destinations import destinations
-from unlearnkit.evaluation.metrics.sheet import Sheet, Values, answer
+from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits, NotApplicable
+from unlearnkit.evaluation.metrics.model_outputs import ModelOutputs, Values, answer
 from unlearnkit.evaluation.outputs import mean
-from unlearnkit.metric import Exam, Metric, MetricTraits, NotApplicable
 
 _SPLIT = "forget-train"
 
@@ -36,9 +36,9 @@ class WhereTheyGo(Metric):
         trust="read it against the value between retrained models; equal shares may be of different samples",
     )
 
-    def measure(self, exam: Exam) -> Mapping[str, float | NotApplicable | None]:
+    def measure(self, inputs: EvaluationInputs) -> Mapping[str, float | NotApplicable | None]:
         """Compare predictions; see `unlearnkit.Metric.measure`."""
-        sheet = Sheet(exam)
+        sheet = ModelOutputs(inputs)
         values: Values = {}
         for name in ("distance", "agreement"):
             for prefix, model in sheet.named.items():
@@ -47,14 +47,14 @@ class WhereTheyGo(Metric):
         return values
 
 
-def _to_retrained(sheet: Sheet, name: str, model: nn.Module) -> float:
+def _to_retrained(sheet: ModelOutputs, name: str, model: nn.Module) -> float:
     return _compared(sheet, name, model, sheet.retrained())
 
 
-def _among_retrained(sheet: Sheet, name: str) -> float:
+def _among_retrained(sheet: ModelOutputs, name: str) -> float:
     return mean(_compared(sheet, name, one, (other,)) for one, other in permutations(sheet.retrained(at_least=2), 2))
 
 
-def _compared(sheet: Sheet, name: str, model: nn.Module, retrained: tuple[nn.Module, ...]) -> float:
+def _compared(sheet: ModelOutputs, name: str, model: nn.Module, retrained: tuple[nn.Module, ...]) -> float:
     found = destinations(sheet.of(model, _SPLIT).logits, [sheet.of(known, _SPLIT).logits for known in retrained])
     return found.distance if name == "distance" else found.agreement

@@ -12,9 +12,9 @@ import torch
 from unlearnkit.evaluation.activation import activation_distance
 from unlearnkit.evaluation.arrays import Floats
 from unlearnkit.evaluation.divergence import LN2, jensen_shannon
-from unlearnkit.evaluation.metrics.sheet import SPLITS, Sheet, Values, answer
+from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits, NotApplicable
+from unlearnkit.evaluation.metrics.model_outputs import SPLITS, ModelOutputs, Values, answer
 from unlearnkit.evaluation.outputs import mean
-from unlearnkit.metric import Exam, Metric, MetricTraits, NotApplicable
 
 Between = Callable[[Floats, Floats], float]
 _ROUNDING = torch.finfo(torch.float32).eps
@@ -41,9 +41,9 @@ class ActivationDistance(Metric):
         trust=_TRUST,
     )
 
-    def measure(self, exam: Exam) -> Mapping[str, float | NotApplicable | None]:
+    def measure(self, inputs: EvaluationInputs) -> Mapping[str, float | NotApplicable | None]:
         """Measure it on each split; see `unlearnkit.Metric.measure`."""
-        return _distances(exam, activation_distance)
+        return _distances(inputs, activation_distance)
 
 
 @final
@@ -59,13 +59,13 @@ class JensenShannonToRetrained(Metric):
         low=0.0, high=LN2, unit="nats", source="Lin 1991, equation 4.1", cost=_COST, trust=_TRUST
     )
 
-    def measure(self, exam: Exam) -> Mapping[str, float | NotApplicable | None]:
+    def measure(self, inputs: EvaluationInputs) -> Mapping[str, float | NotApplicable | None]:
         """Measure it on each split; see `unlearnkit.Metric.measure`."""
-        return _distances(exam, lambda p, q: min(mean(jensen_shannon(p, q)), LN2))
+        return _distances(inputs, lambda p, q: min(mean(jensen_shannon(p, q)), LN2))
 
 
-def _distances(exam: Exam, between: Between) -> Values:
-    sheet = Sheet(exam)
+def _distances(inputs: EvaluationInputs, between: Between) -> Values:
+    sheet = ModelOutputs(inputs)
     values: Values = {}
     for split in sheet.splits or SPLITS:
         for prefix in sheet.named:
@@ -74,11 +74,11 @@ def _distances(exam: Exam, between: Between) -> Values:
     return values
 
 
-def _to_retrained(sheet: Sheet, prefix: str, split: str, between: Between) -> float:
+def _to_retrained(sheet: ModelOutputs, prefix: str, split: str, between: Between) -> float:
     mine, known = sheet.of(sheet.named[prefix], split).probabilities, sheet.retrained()
     return mean(between(mine, sheet.of(model, split).probabilities) for model in known)
 
 
-def _among_retrained(sheet: Sheet, split: str, between: Between) -> float:
+def _among_retrained(sheet: ModelOutputs, split: str, between: Between) -> float:
     known = [sheet.of(model, split).probabilities for model in sheet.retrained(at_least=2)]
     return mean(between(p, q) for p, q in combinations(known, 2))

@@ -7,10 +7,10 @@ from typing import ClassVar, final
 import attrs
 
 from unlearnkit.evaluation.gap import gap_to_retrain
-from unlearnkit.evaluation.metrics.sheet import SPLITS, Sheet, Values, answer
+from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits, NotApplicable
+from unlearnkit.evaluation.metrics.model_outputs import SPLITS, ModelOutputs, Values, answer
 from unlearnkit.evaluation.outputs import InapplicableError, mean
 from unlearnkit.evaluation.tug_of_war import tug_of_war
-from unlearnkit.metric import Exam, Metric, MetricTraits, NotApplicable
 
 TUG = ("forget-train", "retain-train", "retain-test")
 """The splits of Tug-of-War: forget set, retain set, and test data of what is retained."""
@@ -34,27 +34,27 @@ class GapToRetrain(Metric):
         trust="the deviation covers training seeds only, and from three models it is rough",
     )
 
-    def measure(self, exam: Exam) -> Mapping[str, float | NotApplicable | None]:
+    def measure(self, inputs: EvaluationInputs) -> Mapping[str, float | NotApplicable | None]:
         """Measure the gaps; see `unlearnkit.Metric.measure`."""
-        sheet = Sheet(exam)
+        sheet = ModelOutputs(inputs)
         values: Values = {}
         for split in sheet.splits or SPLITS:
-            values[split] = answer(partial(_sds, sheet, exam, split))
-            values[f"{split} difference"] = answer(partial(_delta, sheet, exam, split))
+            values[split] = answer(partial(_sds, sheet, inputs, split))
+            values[f"{split} difference"] = answer(partial(_delta, sheet, inputs, split))
         return values
 
 
-def _sds(sheet: Sheet, exam: Exam, split: str) -> float:
+def _sds(sheet: ModelOutputs, inputs: EvaluationInputs, split: str) -> float:
     known = [sheet.of(model, split).accuracy for model in sheet.retrained()]
-    gap = gap_to_retrain(sheet.of(exam.model, split).accuracy, known)
+    gap = gap_to_retrain(sheet.of(inputs.model, split).accuracy, known)
     if gap.sds is None:
         raise InapplicableError(gap.reason)
     return gap.sds
 
 
-def _delta(sheet: Sheet, exam: Exam, split: str) -> float:
+def _delta(sheet: ModelOutputs, inputs: EvaluationInputs, split: str) -> float:
     known = mean(sheet.of(model, split).accuracy for model in sheet.retrained())
-    return sheet.of(exam.model, split).accuracy - known
+    return sheet.of(inputs.model, split).accuracy - known
 
 
 @final
@@ -76,9 +76,9 @@ class TugOfWar(Metric):
         trust="accuracies only: a model that hides what it knows can score 1",
     )
 
-    def measure(self, exam: Exam) -> Mapping[str, float | NotApplicable | None]:
+    def measure(self, inputs: EvaluationInputs) -> Mapping[str, float | NotApplicable | None]:
         """Measure it for the model and for the original; see `unlearnkit.Metric.measure`."""
-        sheet = Sheet(exam)
+        sheet = ModelOutputs(inputs)
 
         def of(prefix: str) -> float:
             known = {s: mean(sheet.of(model, s).accuracy for model in sheet.retrained()) for s in TUG}

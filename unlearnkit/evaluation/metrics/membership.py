@@ -10,10 +10,10 @@ from torch import nn
 
 from unlearnkit.evaluation.arrays import Floats
 from unlearnkit.evaluation.membership import AttackSuccess, Samples, attack_success, population_attack
-from unlearnkit.evaluation.metrics.sheet import Sheet, Values, answer
+from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits, NotApplicable
+from unlearnkit.evaluation.metrics.model_outputs import ModelOutputs, Values, answer
 from unlearnkit.evaluation.outputs import InapplicableError, Outputs, mean
-from unlearnkit.metric import Exam, Metric, MetricTraits, NotApplicable
-from unlearnkit.options import option
+from unlearnkit.utils.options import option
 
 _COST = "one pass of each model over four splits, and one small fit for each model"
 
@@ -40,9 +40,9 @@ class EntropyAttack(Metric):
 
     seed: int = option(0, at_least=0, doc="of the solver and of the halves of unseen data")
 
-    def measure(self, exam: Exam) -> Mapping[str, float | NotApplicable | None]:
+    def measure(self, inputs: EvaluationInputs) -> Mapping[str, float | NotApplicable | None]:
         """Attack; see `unlearnkit.Metric.measure`."""
-        return attacked(exam, partial(_population, kind="entropy", seed=self.seed))
+        return attacked(inputs, partial(_population, kind="entropy", seed=self.seed))
 
 
 @final
@@ -65,9 +65,9 @@ class LossAttack(Metric):
 
     seed: int = option(0, at_least=0, doc="of the solver and of the halves of unseen data")
 
-    def measure(self, exam: Exam) -> Mapping[str, float | NotApplicable | None]:
+    def measure(self, inputs: EvaluationInputs) -> Mapping[str, float | NotApplicable | None]:
         """Attack; see `unlearnkit.Metric.measure`."""
-        return attacked(exam, partial(_population, kind="loss", seed=self.seed))
+        return attacked(inputs, partial(_population, kind="loss", seed=self.seed))
 
 
 @final
@@ -91,25 +91,17 @@ class ConfidenceAttack(Metric):
     seed: int = option(0, at_least=0, doc="of the solver and of the halves of unseen data")
     most: int = option(2000, at_least=10, doc="samples of each side to learn from; the first of a seeded permutation")
 
-    def measure(self, exam: Exam) -> Mapping[str, float | NotApplicable | None]:
+    def measure(self, inputs: EvaluationInputs) -> Mapping[str, float | NotApplicable | None]:
         """Attack; see `unlearnkit.Metric.measure`."""
-        return attacked(exam, partial(_population, kind="confidence", seed=self.seed, most=self.most))
+        return attacked(inputs, partial(_population, kind="confidence", seed=self.seed, most=self.most))
 
 
-Attack = Callable[[Sheet, nn.Module], AttackSuccess]
+Attack = Callable[[ModelOutputs, nn.Module], AttackSuccess]
 
 
-def attacked(exam: Exam, attack: Attack) -> Values:
-    """Run an attack on the model, on the original and on each retrained model.
-
-    Args:
-        exam: The exam.
-        attack: Judges one model.
-
-    Returns:
-        AUC and true-positive rate of each; of the retrained ones the mean.
-    """
-    sheet = Sheet(exam)
+def attacked(inputs: EvaluationInputs, attack: Attack) -> Values:
+    """Run an attack on the model, on the original and on each retrained model."""
+    sheet = ModelOutputs(inputs)
     judge = cache(partial(attack, sheet))  # each model is attacked once for both numbers
     values: Values = {}
     for prefix, model in sheet.named.items():
@@ -120,21 +112,8 @@ def attacked(exam: Exam, attack: Attack) -> Values:
     return values
 
 
-def unseen_halves(sheet: Sheet, model: nn.Module, seed: int) -> tuple[Outputs, Outputs]:
-    """Return samples that no model was trained on: those to learn from, and those of the forgotten kind.
-
-    Args:
-        sheet: The exam's outputs.
-        model: Whose.
-        seed: Of the halves, where one set of samples must serve for both.
-
-    Returns:
-        Retained test data, and test data of what was forgotten. Without the latter, where the forget set is of no
-        class of its own, two halves of the test data.
-
-    Raises:
-        InapplicableError: There are no unseen samples of the same kind.
-    """
+def unseen_halves(sheet: ModelOutputs, model: nn.Module, seed: int) -> tuple[Outputs, Outputs]:
+    """Return samples that no model was trained on: those to learn from, and those of the forgotten kind."""
     unseen = sheet.of(model, "retain-test")
     if "forget-test" in sheet.splits:
         return unseen, sheet.of(model, "forget-test")
@@ -151,23 +130,14 @@ def unseen_halves(sheet: Sheet, model: nn.Module, seed: int) -> tuple[Outputs, O
     return unseen.subset(rows[:half]), unseen.subset(rows[half:])
 
 
-def _population(sheet: Sheet, model: nn.Module, *, kind: str, seed: int, most: int = 0) -> AttackSuccess:
+def _population(sheet: ModelOutputs, model: nn.Module, *, kind: str, seed: int, most: int = 0) -> AttackSuccess:
     return attack_success(*population_scores(sheet, model, kind=kind, seed=seed, most=most))
 
 
-def population_scores(sheet: Sheet, model: nn.Module, *, kind: str, seed: int, most: int = 0) -> tuple[Floats, Floats]:
-    """Train an attacker on retain data and unseen data, and let it score what was forgotten.
-
-    Args:
-        sheet: The exam's outputs.
-        model: Under attack.
-        kind: See `population_attack`.
-        seed: Of the solver and of the halves of unseen data.
-        most: Samples of each side to learn from; 0 takes all.
-
-    Returns:
-        Scores of forgotten and of unseen samples of the same kind; higher means "member".
-    """
+def population_scores(
+    sheet: ModelOutputs, model: nn.Module, *, kind: str, seed: int, most: int = 0
+) -> tuple[Floats, Floats]:
+    """Train an attacker on retain data and unseen data, and let it score what was forgotten."""
     known, judged = unseen_halves(sheet, model, seed)
     members = sheet.of(model, "retain-train")
     attack = population_attack(

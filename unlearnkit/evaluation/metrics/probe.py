@@ -8,11 +8,11 @@ import attrs
 import numpy as np
 from torch import nn
 
-from unlearnkit.evaluation.metrics.sheet import Sheet, Values, beside
+from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits, NotApplicable
+from unlearnkit.evaluation.metrics.model_outputs import ModelOutputs, Values, beside
 from unlearnkit.evaluation.outputs import InapplicableError
 from unlearnkit.evaluation.probe import Features, Probe, features_of, linear_probe
-from unlearnkit.metric import Exam, Metric, MetricTraits, NotApplicable
-from unlearnkit.options import option
+from unlearnkit.utils.options import option
 
 
 @final
@@ -40,12 +40,12 @@ class LinearProbe(Metric):
     seed: int = option(0, at_least=0, doc="of the solver and of which samples are learnt from")
     most: int = option(5000, at_least=10, doc="samples to learn from at most")
 
-    def measure(self, exam: Exam) -> Mapping[str, float | NotApplicable | None]:
+    def measure(self, inputs: EvaluationInputs) -> Mapping[str, float | NotApplicable | None]:
         """Fit and judge; see `unlearnkit.Metric.measure`."""
-        sheet, trained = Sheet(exam), cache(partial(self._probe, exam))  # one fit for both splits
+        sheet, trained = ModelOutputs(inputs), cache(partial(self._probe, inputs))  # one fit for both splits
 
         def accuracy(split: str, model: nn.Module) -> float:
-            judge = self._features(exam, split, model)
+            judge = self._features(inputs, split, model)
             return trained(model).accuracy(judge)
 
         values: Values = {}
@@ -53,14 +53,14 @@ class LinearProbe(Metric):
             values |= beside(sheet, split, partial(accuracy, split))
         return values
 
-    def _probe(self, exam: Exam, model: nn.Module) -> Probe:
-        forgotten, retained = (self._features(exam, name, model) for name in ("forget-train", "retain-train"))
+    def _probe(self, inputs: EvaluationInputs, model: nn.Module) -> Probe:
+        forgotten, retained = (self._features(inputs, name, model) for name in ("forget-train", "retain-train"))
         learn = forgotten.and_also(retained).some(self.most, seed=self.seed)
         if len(np.unique(learn.labels)) < 2:
             raise InapplicableError("the training data have one class only: there is nothing to tell apart")
         return linear_probe(learn, seed=self.seed)
 
-    def _features(self, exam: Exam, split: str, model: nn.Module) -> Features:
-        if split not in exam.splits:
+    def _features(self, inputs: EvaluationInputs, split: str, model: nn.Module) -> Features:
+        if split not in inputs.splits:
             raise InapplicableError(f"there is no split {split!r}: no such samples at hand")
-        return features_of(model, exam.splits[split], layer=self.layer, objective=exam.objective)
+        return features_of(model, inputs.splits[split], layer=self.layer, objective=inputs.objective)

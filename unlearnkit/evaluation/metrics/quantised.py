@@ -7,10 +7,10 @@ from typing import ClassVar, final
 import attrs
 from torch import nn
 
-from unlearnkit.evaluation.metrics.sheet import Sheet, Values, beside
+from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits, NotApplicable
+from unlearnkit.evaluation.metrics.model_outputs import ModelOutputs, Values, beside
 from unlearnkit.evaluation.outputs import outputs_of
 from unlearnkit.evaluation.quantisation import round_trip
-from unlearnkit.metric import Exam, Metric, MetricTraits, NotApplicable
 
 BITS = {"INT8": 8, "INT4": 4}
 
@@ -35,21 +35,21 @@ class Quantised(Metric):
         trust="weights alone are rounded; where INT4 ruins retain accuracy, its forget accuracy says nothing",
     )
 
-    def measure(self, exam: Exam) -> Mapping[str, float | NotApplicable | None]:
+    def measure(self, inputs: EvaluationInputs) -> Mapping[str, float | NotApplicable | None]:
         """Round, and measure again; see `unlearnkit.Metric.measure`."""
-        sheet = Sheet(exam)
+        sheet = ModelOutputs(inputs)
         values: Values = {}
         for split in ("forget-train", "retain-test"):
             values |= beside(sheet, f"float {split}", partial(_accuracy, sheet, split))
             for name, bits in BITS.items():
-                values |= beside(sheet, f"{name} {split}", partial(_rounded, sheet, exam, split, bits))
+                values |= beside(sheet, f"{name} {split}", partial(_rounded, sheet, inputs, split, bits))
         return values
 
 
-def _accuracy(sheet: Sheet, split: str, model: nn.Module) -> float:
+def _accuracy(sheet: ModelOutputs, split: str, model: nn.Module) -> float:
     return sheet.of(model, split).accuracy
 
 
-def _rounded(sheet: Sheet, exam: Exam, split: str, bits: int, model: nn.Module) -> float:
+def _rounded(sheet: ModelOutputs, inputs: EvaluationInputs, split: str, bits: int, model: nn.Module) -> float:
     sheet.of(model, split)  # says why, where there is no such split or no classification
-    return outputs_of(round_trip(model, bits=bits), exam.splits[split], objective=exam.objective).accuracy
+    return outputs_of(round_trip(model, bits=bits), inputs.splits[split], objective=inputs.objective).accuracy

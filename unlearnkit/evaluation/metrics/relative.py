@@ -11,11 +11,11 @@ from unlearnkit.evaluation.arrays import Floats
 from unlearnkit.evaluation.features import label_losses
 from unlearnkit.evaluation.membership import AttackSuccess, attack_success, rmia_scores
 from unlearnkit.evaluation.membership.rmia import MOST
+from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits, NotApplicable
 from unlearnkit.evaluation.metrics.membership import attacked, unseen_halves
-from unlearnkit.evaluation.metrics.sheet import Sheet
+from unlearnkit.evaluation.metrics.model_outputs import ModelOutputs
 from unlearnkit.evaluation.outputs import Outputs
-from unlearnkit.metric import Exam, Metric, MetricTraits, NotApplicable
-from unlearnkit.options import option
+from unlearnkit.utils.options import option
 
 
 @final
@@ -42,18 +42,18 @@ class RelativeMembership(Metric):
     a: float = option(0.3, symbol="a", at_least=0, at_most=1, doc="1: members are no more likely than non-members")
     seed: int = option(0, at_least=0, doc="of the halves of unseen data")
 
-    def measure(self, exam: Exam) -> Mapping[str, float | NotApplicable | None]:
+    def measure(self, inputs: EvaluationInputs) -> Mapping[str, float | NotApplicable | None]:
         """Attack; see `unlearnkit.Metric.measure`."""
-        return attacked(exam, self._attack)
+        return attacked(inputs, self._attack)
 
-    def _attack(self, sheet: Sheet, model: nn.Module) -> AttackSuccess:
+    def _attack(self, sheet: ModelOutputs, model: nn.Module) -> AttackSuccess:
         return attack_success(*self.scores(sheet, model))
 
-    def scores(self, sheet: Sheet, model: nn.Module) -> tuple[Floats, Floats]:
+    def scores(self, sheet: ModelOutputs, model: nn.Module) -> tuple[Floats, Floats]:
         """Score forgotten samples and unseen ones of the same kind; higher means "member".
 
         Args:
-            sheet: The exam's outputs.
+            sheet: The evaluation's outputs.
             model: Under attack.
 
         Returns:
@@ -76,7 +76,7 @@ class RelativeMembership(Metric):
         )
         return first, second
 
-    def _splits(self, sheet: Sheet, model: nn.Module) -> tuple[Floats, Floats, Floats]:
+    def _splits(self, sheet: ModelOutputs, model: nn.Module) -> tuple[Floats, Floats, Floats]:
         population, unseen = unseen_halves(sheet, model, self.seed)
         return _confidences(sheet.of(model, "forget-train")), _confidences(unseen), _confidences(population)
 

@@ -7,13 +7,13 @@ from typing import ClassVar, final
 import attrs
 from torch import nn
 
-from unlearnkit.errors import UnsupportedModelError
 from unlearnkit.evaluation.accuracy import loss_and_accuracy
-from unlearnkit.evaluation.metrics.sheet import Sheet, answer, beside
+from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits, NotApplicable
+from unlearnkit.evaluation.metrics.model_outputs import ModelOutputs, answer, beside
 from unlearnkit.evaluation.outputs import InapplicableError, mean
 from unlearnkit.evaluation.relearning import Goal, Relearning
-from unlearnkit.metric import Exam, Metric, MetricTraits, NotApplicable
-from unlearnkit.options import option
+from unlearnkit.utils.errors import UnsupportedModelError
+from unlearnkit.utils.options import option
 
 
 @final
@@ -40,32 +40,34 @@ class RelearnTime(Metric):
     until: str = option("accuracy", choices=("accuracy", "loss"), doc="what of the original's is to be reached")
     margin: float = option(0.05, at_least=0, at_most=1, doc="how far from it: a share of the accuracy, or nats")
 
-    def measure(self, exam: Exam) -> Mapping[str, float | NotApplicable | None]:
+    def measure(self, inputs: EvaluationInputs) -> Mapping[str, float | NotApplicable | None]:
         """Train copies; see `unlearnkit.Metric.measure`."""
-        sheet = Sheet(exam)
-        steps = cache(partial(self._steps, sheet, exam))
+        sheet = ModelOutputs(inputs)
+        steps = cache(partial(self._steps, sheet, inputs))
         values = beside(sheet, "steps", steps)
-        values["relative"] = answer(lambda: _relative(steps(exam.model), mean(map(steps, sheet.retrained()))))
+        values["relative"] = answer(lambda: _relative(steps(inputs.model), mean(map(steps, sheet.retrained()))))
         return values
 
-    def _steps(self, sheet: Sheet, exam: Exam, model: nn.Module) -> float:
+    def _steps(self, sheet: ModelOutputs, inputs: EvaluationInputs, model: nn.Module) -> float:
         sheet.of(model, "forget-train")  # says why, where there is no such split or no classification
-        if exam.original is None:
+        if inputs.original is None:
             raise InapplicableError("no original model at hand, whose forget accuracy is to be reached again")
         if not any(p.requires_grad for p in model.parameters()):
             raise InapplicableError("the model cannot be trained: all its weights are frozen")
         relearning = Relearning(learning_rate=self.learning_rate, most=self.most)
-        batches = exam.splits["forget-train"]
+        batches = inputs.splits["forget-train"]
         try:
-            found = relearning.steps(model, batches, goal=self._goal(exam, exam.original), objective=exam.objective)
+            found = relearning.steps(
+                model, batches, goal=self._goal(inputs, inputs.original), objective=inputs.objective
+            )
         except UnsupportedModelError as error:
             raise InapplicableError(f"the model cannot be trained: {error}") from error
         if found is None:
             raise InapplicableError(f"the original's forget {self.until} was not reached in {self.most} steps")
         return float(found)
 
-    def _goal(self, exam: Exam, original: nn.Module) -> Goal:
-        known = loss_and_accuracy(original, exam.splits["forget-train"], objective=exam.objective)
+    def _goal(self, inputs: EvaluationInputs, original: nn.Module) -> Goal:
+        known = loss_and_accuracy(original, inputs.splits["forget-train"], objective=inputs.objective)
         if self.until == "loss":
             return Goal(loss=known.loss + self.margin)
         assert known.accuracy is not None, "the sheet has its outputs: it is a classifier"

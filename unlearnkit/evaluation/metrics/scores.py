@@ -9,10 +9,10 @@ from torch import nn
 
 from unlearnkit.evaluation.features import label_losses
 from unlearnkit.evaluation.intervals import Interval, mean_interval, proportion_interval
-from unlearnkit.evaluation.metrics.sheet import SPLITS, Sheet, Values, answer, beside
+from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits, NotApplicable
+from unlearnkit.evaluation.metrics.model_outputs import SPLITS, ModelOutputs, Values, answer, beside
 from unlearnkit.evaluation.outputs import InapplicableError, Outputs, mean
-from unlearnkit.metric import Exam, Metric, MetricTraits, NotApplicable
-from unlearnkit.options import option
+from unlearnkit.utils.options import option
 
 
 @final
@@ -36,16 +36,16 @@ class Scores(Metric):
 
     seed: int = option(0, at_least=0, doc="of the bootstrap")
 
-    def measure(self, exam: Exam) -> Mapping[str, float | NotApplicable | None]:
+    def measure(self, inputs: EvaluationInputs) -> Mapping[str, float | NotApplicable | None]:
         """Measure each split; see `unlearnkit.Metric.measure`."""
-        sheet = Sheet(exam)
+        sheet = ModelOutputs(inputs)
         values: Values = {}
         for split in sheet.splits or SPLITS:
             values |= beside(sheet, f"{split} accuracy", partial(_accuracy, sheet, split))
             values |= beside(sheet, f"{split} loss", partial(_loss, sheet, split))
             for name, interval in (("accuracy", self._of_accuracy), ("loss", self._of_loss)):
-                values[f"{split} {name} low"] = answer(partial(_end, interval, sheet, exam, split, "low"))
-                values[f"{split} {name} high"] = answer(partial(_end, interval, sheet, exam, split, "high"))
+                values[f"{split} {name} low"] = answer(partial(_end, interval, sheet, inputs, split, "low"))
+                values[f"{split} {name} high"] = answer(partial(_end, interval, sheet, inputs, split, "high"))
         return values
 
     def _of_accuracy(self, outputs: Outputs) -> Interval:
@@ -57,15 +57,17 @@ class Scores(Metric):
         return mean_interval(label_losses(outputs.logits, outputs.labels), seed=self.seed)
 
 
-def _accuracy(sheet: Sheet, split: str, model: nn.Module) -> float:
+def _accuracy(sheet: ModelOutputs, split: str, model: nn.Module) -> float:
     return sheet.of(model, split).accuracy
 
 
-def _loss(sheet: Sheet, split: str, model: nn.Module) -> float:
+def _loss(sheet: ModelOutputs, split: str, model: nn.Module) -> float:
     outputs = sheet.of(model, split)
     return mean(label_losses(outputs.logits, outputs.labels))
 
 
-def _end(interval: Callable[[Outputs], Interval], sheet: Sheet, exam: Exam, split: str, end: str) -> float:
-    found: float = getattr(interval(sheet.of(exam.model, split)), end)
+def _end(
+    interval: Callable[[Outputs], Interval], sheet: ModelOutputs, inputs: EvaluationInputs, split: str, end: str
+) -> float:
+    found: float = getattr(interval(sheet.of(inputs.model, split)), end)
     return found

@@ -8,13 +8,13 @@ from typing import ClassVar, final
 import attrs
 from torch import nn
 
-from unlearnkit.evaluation.metrics.sheet import Sheet, beside
+from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits, NotApplicable
+from unlearnkit.evaluation.metrics.model_outputs import ModelOutputs, beside
 from unlearnkit.evaluation.outputs import InapplicableError
 from unlearnkit.evaluation.zrf import zero_retrain_forgetting
-from unlearnkit.metric import Exam, Metric, MetricTraits, NotApplicable
-from unlearnkit.options import option
-from unlearnkit.parameters import device_of
-from unlearnkit.rng import private_rng
+from unlearnkit.models.parameters import device_of
+from unlearnkit.utils.options import option
+from unlearnkit.utils.rng import private_rng
 
 
 @final
@@ -39,14 +39,14 @@ class ZeroRetrainForgetting(Metric):
 
     seed: int = option(0, at_least=0, doc="of the untrained model")
 
-    def measure(self, exam: Exam) -> Mapping[str, float | NotApplicable | None]:
+    def measure(self, inputs: EvaluationInputs) -> Mapping[str, float | NotApplicable | None]:
         """Measure it on the forget set; see `unlearnkit.Metric.measure`."""
-        sheet = Sheet(exam)
-        return beside(sheet, "forget-train", partial(self._zrf, sheet, exam))
+        sheet = ModelOutputs(inputs)
+        return beside(sheet, "forget-train", partial(self._zrf, sheet, inputs))
 
-    def _zrf(self, sheet: Sheet, exam: Exam, model: nn.Module) -> float:
+    def _zrf(self, sheet: ModelOutputs, inputs: EvaluationInputs, model: nn.Module) -> float:
         p = sheet.of(model, "forget-train").probabilities
-        incompetent = Sheet(attrs.evolve(exam, model=_untrained(exam.model, self.seed)))
+        incompetent = ModelOutputs(attrs.evolve(inputs, model=_untrained(inputs.model, self.seed)))
         q = incompetent.of(incompetent.named[""], "forget-train").probabilities
         return min(max(zero_retrain_forgetting(p, q), 0.0), 1.0)
 

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from unlearnkit.errors import ConfigurationError
-from unlearnkit.feeding import feed
-from unlearnkit.objective import CrossEntropy, Objective
-from unlearnkit.parameters import device_of
-from unlearnkit.rng import private_rng
+from unlearnkit.data.prefetch import feed
+from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.models.parameters import device_of
+from unlearnkit.utils.errors import ConfigurationError
+from unlearnkit.utils.rng import private_rng
 
 
 def has_batch_norm(model: nn.Module) -> bool:

@@ -7,11 +7,11 @@ from typing import Any, Self, final
 import attrs
 from torch import Tensor, nn
 
-from unlearnkit.elementwise import ElementwiseUnlearner, arguments
-from unlearnkit.errors import ConfigurationError
-from unlearnkit.importance import Importance
-from unlearnkit.options import options_of
-from unlearnkit.parameters import trainable
+from unlearnkit.importance.importance import Importance
+from unlearnkit.models.parameters import trainable
+from unlearnkit.unlearning.elementwise import ElementwiseUnlearner, arguments
+from unlearnkit.utils.errors import ConfigurationError
+from unlearnkit.utils.options import options_of
 
 LOWEST, HIGHEST = 1e-30, 1e30
 _STEPS = 60
@@ -147,15 +147,7 @@ class OperatingCurve:
 
 
 def with_options(unlearner: ElementwiseUnlearner, **options: float) -> ElementwiseUnlearner:
-    """Return a copy of a method with other options.
-
-    Args:
-        unlearner: An object of a frozen attrs class.
-        options: Name to value.
-
-    Returns:
-        The copy.
-    """
+    """Return a copy of a method with other options."""
     method: Any = unlearner
     changed: ElementwiseUnlearner = attrs.evolve(method, **options)
     return changed

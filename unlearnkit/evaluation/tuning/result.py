@@ -7,8 +7,8 @@ from typing import Any, final
 import attrs
 
 from unlearnkit.evaluation.tuning.candidate import Candidate
-from unlearnkit.report import Report
-from unlearnkit.structure import structure
+from unlearnkit.unlearning.report import Report
+from unlearnkit.utils.structuring import structure
 
 
 @final

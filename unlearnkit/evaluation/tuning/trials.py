@@ -8,16 +8,16 @@ from typing import Any, Never, Self, final
 import attrs
 from torch import nn
 
-from unlearnkit.elementwise import ElementwiseUnlearner
-from unlearnkit.errors import BudgetError, ConfigurationError, NonFiniteError, UnlearnKitWarning
 from unlearnkit.evaluation.outputs import InapplicableError, outputs_of
 from unlearnkit.evaluation.tuning.batch_norm import reestimate_batch_norm
 from unlearnkit.evaluation.tuning.candidate import Candidate, Setting
 from unlearnkit.evaluation.tuning.curve import OperatingCurve, with_options
-from unlearnkit.evidence import Evidence
-from unlearnkit.objective import Objective
-from unlearnkit.parameters import buffers, digest
-from unlearnkit.report import Report
+from unlearnkit.models.objective import Objective
+from unlearnkit.models.parameters import buffers, digest
+from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
+from unlearnkit.unlearning.inputs import UnlearningInputs
+from unlearnkit.unlearning.report import Report
+from unlearnkit.utils.errors import BudgetError, ConfigurationError, NonFiniteError, UnlearnKitWarning
 
 
 @final
@@ -50,19 +50,7 @@ class Scores:
 
     @classmethod
     def of(cls, model: nn.Module, validation: Validation, objective: Objective | None) -> Self:
-        """Measure a model.
-
-        Args:
-            model: Left as it is.
-            validation: What to measure it on.
-            objective: How a batch becomes logits.
-
-        Returns:
-            Its scores.
-
-        Raises:
-            ConfigurationError: There are no data, or no classes.
-        """
+        """Measure a model."""
         try:
             retain, forget = (
                 outputs_of(model, data, objective=objective) for data in (validation.retain, validation.forget)
@@ -80,42 +68,24 @@ class Scores:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Trials:
-    """What all candidates of a search share.
-
-    Attributes:
-        unlearner: The method, with the options that are not searched.
-        model: The original; edited and put back for each candidate.
-        curve: From a share of weights to the method's option.
-        evidence: What the edits may look at.
-        validation: What they are judged by.
-        target: The forget accuracy to aim at.
-        budget: The largest loss of retain accuracy.
-        original: Scores of the original.
-    """
+    """What all candidates of a search share."""
 
     unlearner: ElementwiseUnlearner
     model: nn.Module
     curve: OperatingCurve
-    evidence: Evidence
+    inputs: UnlearningInputs
     validation: Validation
     target: float
     budget: float
     original: Scores
 
     def measure(self, setting: Setting) -> Candidate:
-        """Make an edit, score it, undo it.
-
-        Args:
-            setting: What to do.
-
-        Returns:
-            The edit with its scores; without them where it cannot be made.
-        """
+        """Make an edit, score it, undo it."""
         seen: dict[str, Any] = {}
 
         def accept(report: Report) -> Never:
             self._finish(setting)
-            seen["scores"] = Scores.of(self.model, self.validation, self.evidence.objective)
+            seen["scores"] = Scores.of(self.model, self.validation, self.inputs.objective)
             seen["changed"] = report.fraction
             raise _RollBackError
 
@@ -124,20 +94,13 @@ class Trials:
         try:
             with warnings.catch_warnings(), suppress(_RollBackError):
                 warnings.simplefilter("ignore", UnlearnKitWarning)  # said once, when the chosen edit is made
-                method.unlearn(self.model, self.evidence, accept=accept)
+                method.unlearn(self.model, self.inputs, accept=accept)
         except (BudgetError, NonFiniteError) as error:
             return Candidate(setting=setting, options=options, problem=str(error))
         return self._candidate(setting, options, seen["scores"], changed=seen["changed"])
 
     def commit(self, candidate: Candidate) -> Report:
-        """Make the chosen edit for good.
-
-        Args:
-            candidate: What `measure` returned for it.
-
-        Returns:
-            The report of the edit.
-        """
+        """Make the chosen edit for good."""
         before = {name: b.detach().clone() for name, b in buffers(self.model).items()}
 
         def accept(report: Report) -> Report:
@@ -145,7 +108,7 @@ class Trials:
             changed = [n for n, b in buffers(self.model).items() if not bool((b == before[n]).all())]
             return attrs.evolve(report, buffers_changed=tuple(changed), model_after=digest(self.model))
 
-        return self._method(candidate.setting).unlearn(self.model, self.evidence, accept=accept)
+        return self._method(candidate.setting).unlearn(self.model, self.inputs, accept=accept)
 
     def _method(self, setting: Setting) -> ElementwiseUnlearner:
         value = self.curve.value_for(setting.fraction)
@@ -156,8 +119,8 @@ class Trials:
 
     def _finish(self, setting: Setting) -> None:
         if setting.reestimate:
-            assert self.evidence.retain_data is not None, "no such setting is made without retain data"
-            reestimate_batch_norm(self.model, self.evidence.retain_data, objective=self.evidence.objective)
+            assert self.inputs.retain_data is not None, "no such setting is made without retain data"
+            reestimate_batch_norm(self.model, self.inputs.retain_data, objective=self.inputs.objective)
 
     def _options(self, method: ElementwiseUnlearner) -> dict[str, Any]:
         names = (self.curve.option, self.curve.strength)

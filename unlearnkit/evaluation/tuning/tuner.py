@@ -8,19 +8,19 @@ from typing import Any, final
 import attrs
 from torch import nn
 
-from unlearnkit.elementwise import ElementwiseUnlearner
-from unlearnkit.errors import ConfigurationError
+from unlearnkit.distributed.collectives import Shared, for_each
 from unlearnkit.evaluation.tuning.batch_norm import has_batch_norm
 from unlearnkit.evaluation.tuning.candidate import Candidate, Setting
 from unlearnkit.evaluation.tuning.curve import OperatingCurve
 from unlearnkit.evaluation.tuning.result import Tuning
 from unlearnkit.evaluation.tuning.trials import Scores, Trials, Validation
-from unlearnkit.evidence import Evidence
-from unlearnkit.importance import Importance
-from unlearnkit.objective import CrossEntropy, Objective
-from unlearnkit.options import option
-from unlearnkit.progress import Progress, length, silent
-from unlearnkit.sharing import Shared, for_each
+from unlearnkit.importance.importance import Importance
+from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
+from unlearnkit.unlearning.inputs import UnlearningInputs
+from unlearnkit.utils.errors import ConfigurationError
+from unlearnkit.utils.options import option
+from unlearnkit.utils.progress import Progress, length, silent
 
 
 def _shares(values: Iterable[float]) -> tuple[float, ...]:
@@ -42,7 +42,7 @@ class Tuner:
 
     Example:
         >>> import torch
-        >>> from unlearnkit_binary_mask import BinaryMask
+        >>> from unlearnkit_methods.binary_mask import BinaryMask
         >>> model = nn.Linear(2, 2, bias=False)
         >>> with torch.no_grad():
         ...     _ = model.weight.copy_(torch.eye(2))
@@ -121,7 +121,7 @@ class Tuner:
         if not 0 <= target <= 1:
             raise ConfigurationError(f"Tuner.tune: expected a target accuracy from 0 to 1, saw {target!r}")
         start, objective = time.perf_counter(), objective or CrossEntropy()
-        evidence = Evidence(
+        inputs = UnlearningInputs(
             forget=forget,
             reference=reference,
             retain_data=retain_data,
@@ -129,7 +129,7 @@ class Tuner:
             seed=seed,
             max_fraction=max_fraction,
         )
-        trials = self._trials(model, evidence, validation, target)
+        trials = self._trials(model, inputs, validation, target)
         candidates = self._search(trials, progress, together=together)
         chosen = max((c for c in candidates if c.feasible), key=lambda c: c.order, default=None)
         return Tuning(
@@ -144,13 +144,13 @@ class Tuner:
             seconds=time.perf_counter() - start,
         )
 
-    def _trials(self, model: nn.Module, evidence: Evidence, validation: Validation, target: float) -> Trials:
-        assert evidence.forget is not None, "tune() was given it"
+    def _trials(self, model: nn.Module, inputs: UnlearningInputs, validation: Validation, target: float) -> Trials:
+        assert inputs.forget is not None, "tune() was given it"
         curve = OperatingCurve.of(
             self.unlearner,
             model,
-            forget=evidence.forget,
-            reference=evidence.reference,
+            forget=inputs.forget,
+            reference=inputs.reference,
             option=self.operating,
             strength=self.strength,
         )
@@ -158,11 +158,11 @@ class Tuner:
             unlearner=self.unlearner,
             model=model,
             curve=curve,
-            evidence=evidence,
+            inputs=inputs,
             validation=validation,
             target=target,
             budget=self.budget,
-            original=Scores.of(model, validation, evidence.objective),
+            original=Scores.of(model, validation, inputs.objective),
         )
 
     def _search(self, trials: Trials, progress: Progress, *, together: bool) -> list[Candidate]:
@@ -178,7 +178,7 @@ class Tuner:
 
     def _grid(self, trials: Trials) -> Iterator[Setting]:
         strengths = self.strengths if trials.curve.strength else (None,)
-        norm = trials.evidence.retain_data is not None and has_batch_norm(trials.model)
+        norm = trials.inputs.retain_data is not None and has_batch_norm(trials.model)
         for reestimate in dict.fromkeys(r and norm for r in self.reestimate):
             for strength in strengths:
                 for fraction in self.fractions:

@@ -10,13 +10,6 @@ _MODELS = ("unlearned", "original", "retrained")
 def metric_table(metrics: Mapping[str, Mapping[str, float | None]], reasons: Mapping[str, Mapping[str, str]]) -> Table:
     """Put the values of one quantity side by side.
 
-    Args:
-        metrics: Metric to its values; names that start with ``original`` or ``retrained`` are those models'.
-        reasons: Metric to the reason for each None.
-
-    Returns:
-        One row per quantity.
-
     Example:
         >>> table = metric_table({"m": {"AUC": 0.5, "original AUC": None}}, {"m": {"original AUC": "no model"}})
         >>> table.rows

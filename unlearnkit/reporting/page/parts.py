@@ -10,13 +10,7 @@ from matplotlib.axes import Axes
 @final
 @attrs.frozen(kw_only=True)
 class Table:
-    """Text in rows and columns; the first column names the row.
-
-    Attributes:
-        caption: What it shows.
-        header: One text per column.
-        rows: As many texts each.
-    """
+    """Text in rows and columns; the first column names the row."""
 
     caption: str
     header: tuple[str, ...]
@@ -26,17 +20,7 @@ class Table:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Picture:
-    """One picture, what it shows in words, and the same as a table.
-
-    Attributes:
-        name: Its id on the page: letters and hyphens.
-        title: A few words.
-        caption: How to read it.
-        alternative: What somebody should know who does not see it.
-        draw: Draws it on axes.
-        height: Of the picture in inches; all are 5 wide.
-        table: The numbers.
-    """
+    """One picture, what it shows in words, and the same as a table."""
 
     name: str
     title: str
@@ -50,16 +34,7 @@ class Picture:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Section:
-    """One part of the page.
-
-    Attributes:
-        name: Its id on the page.
-        title: Its heading.
-        words: Paragraphs.
-        pictures: In order.
-        tables: Below the pictures.
-        folded: Heading to text, shown as it is when unfolded.
-    """
+    """One part of the page."""
 
     name: str
     title: str
@@ -71,13 +46,6 @@ class Section:
 
 def number(value: float | None, digits: int = 3) -> str:
     """Write a number for people.
-
-    Args:
-        value: Or None.
-        digits: After the point.
-
-    Returns:
-        Fixed digits; a dash where there is none; few digits of the very small and the very large.
 
     Example:
         >>> number(0.5), number(None), number(0.00002), number(0.0)

@@ -4,11 +4,12 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from unlearnkit.files import atomic_write
-from unlearnkit.reporting.page import looks, sections
+from unlearnkit.reporting.page import sample_sections as looks
+from unlearnkit.reporting.page import sections
 from unlearnkit.reporting.page.parts import number
 from unlearnkit.reporting.page.svg import svg
 from unlearnkit.reporting.record import RunRecord
+from unlearnkit.utils.files import atomic_write
 
 NAME = "report.html"
 
@@ -35,16 +36,9 @@ _BADGES = {
 
 
 def render_page(record: RunRecord) -> str:
-    """Write the page of a run: one HTML text that refers to nothing outside itself.
-
-    Args:
-        record: Of the run.
-
-    Returns:
-        HTML; the same for the same record.
-    """
+    """Write the page of a run: one HTML text that refers to nothing outside itself."""
     environment = Environment(
-        loader=PackageLoader("unlearnkit"),
+        loader=PackageLoader("unlearnkit.reporting"),
         autoescape=True,  # names of classes, labels and files come from outside
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -64,15 +58,7 @@ def render_page(record: RunRecord) -> str:
 
 
 def write_page(folder: Path, record: RunRecord) -> Path:
-    """Write ``report.html`` into a folder of results, whole or not at all.
-
-    Args:
-        folder: It must be there.
-        record: Of the run.
-
-    Returns:
-        The path of the page.
-    """
+    """Write ``report.html`` into a folder of results, whole or not at all."""
     text = render_page(record)
     with atomic_write(folder / NAME) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -7,13 +7,13 @@ from typing import Any
 
 from unlearnkit.evaluation.gap import ENOUGH
 from unlearnkit.evaluation.tuning import Tuning
+from unlearnkit.importance.relative_error import as_text
 from unlearnkit.reporting.judgement import near
 from unlearnkit.reporting.page.measured import metric_table
 from unlearnkit.reporting.page.parts import Picture, Section, Table, number
 from unlearnkit.reporting.plots import accuracy_bars, edited_layers, timings, tuning_frontier
 from unlearnkit.reporting.plots.layers import layers_of
 from unlearnkit.reporting.record import RunRecord
-from unlearnkit.uncertainty import as_text
 
 _SHOWN = 12  # values of a list, before it is cut
 

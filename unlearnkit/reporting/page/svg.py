@@ -31,14 +31,7 @@ _WIDTH = 5.0
 
 
 def svg(picture: Picture) -> str:
-    """Draw a picture.
-
-    Args:
-        picture: What to draw, and its words.
-
-    Returns:
-        An ``<svg>`` element to put into a page: no script, no link, no date; every id begins with the picture's name.
-    """
+    """Draw a picture."""
     # The reader's page must not depend on the writer's style; the backend is the writer's own business.
     usual = {key: value for key, value in mpl.rcParamsDefault.items() if not key.startswith("backend")}
     with mpl.rc_context({**usual, **_STYLE, "svg.hashsalt": picture.name}), warnings.catch_warnings():

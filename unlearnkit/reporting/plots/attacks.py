@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from unlearnkit.evaluation.views import BINS, Histogram, RocCurve
+from unlearnkit.evaluation.plot_data import BINS, Histogram, RocCurve
 from unlearnkit.reporting.plots.style import LOOKS, OTHER, SAMPLES, legend_above
 
 

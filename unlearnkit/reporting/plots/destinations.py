@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from unlearnkit.evaluation.views import Destination
+from unlearnkit.evaluation.plot_data import Destination
 from unlearnkit.reporting.plots.style import bars, legend_above
 
 MOST = 10
@@ -15,14 +15,6 @@ def destination_shares(
     found: Sequence[Destination], classes: Sequence[str], most: int = MOST
 ) -> tuple[list[str], dict[str, list[float]]]:
     """Choose the classes that matter to any of the models, and add up the others.
-
-    Args:
-        found: Predictions of each model.
-        classes: Names.
-        most: How many.
-
-    Returns:
-        Names, and for each model one share per name.
 
     Example:
         >>> destination_shares([Destination(model="unlearned", counts=(1, 0, 3))], ["a", "b", "c"])

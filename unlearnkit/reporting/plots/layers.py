@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from unlearnkit.report import Report, TensorChange
 from unlearnkit.reporting.plots.style import LOOKS, plain
+from unlearnkit.unlearning.report import Report, TensorChange
 
 MOST = 24
 """How many bars a picture has at most."""
@@ -14,15 +14,8 @@ MOST = 24
 def layers_of(report: Report, most: int = MOST) -> tuple[TensorChange, ...]:
     """Put tensors together by the beginning of their names until there are few enough, in the order of the model.
 
-    Args:
-        report: Of one edit.
-        most: How many; where even the outermost modules are more, those with the largest changed share are kept.
-
-    Returns:
-        The layers.
-
     Example:
-        >>> from unlearnkit.report import TensorChange
+        >>> from unlearnkit.unlearning.report import TensorChange
         >>> tensors = tuple(TensorChange(name=f"fc{i}.{what}", size=2, changed=1) for i in (1, 2) for what in "wb")
         >>> [layer.name for layer in layers_of(Report(method="m", tensors=tensors), most=2)]
         ['fc1', 'fc2']
@@ -55,7 +48,7 @@ def edited_layers(axes: Axes, report: Report, *, layers: Sequence[TensorChange] 
 
     Example:
         >>> from matplotlib.figure import Figure
-        >>> from unlearnkit.report import TensorChange
+        >>> from unlearnkit.unlearning.report import TensorChange
         >>> report = Report(method="m", tensors=(TensorChange(name="fc.weight", size=4, changed=1),))
         >>> float(edited_layers(Figure().subplots(), report).patches[0].get_width())
         25.0

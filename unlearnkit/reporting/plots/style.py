@@ -9,14 +9,7 @@ from matplotlib.axes import Axes
 @final
 @attrs.frozen(kw_only=True)
 class Look:
-    """How one model is drawn everywhere.
-
-    Attributes:
-        colour: Of Okabe and Ito's palette; each has a contrast of at least 3 to white and to a dark page.
-        hatch: Of its bars.
-        line: Of its curves.
-        marker: Of its points.
-    """
+    """How one model is drawn everywhere."""
 
     colour: str
     hatch: str
@@ -41,12 +34,6 @@ LONGEST = 28
 def plain(text: str) -> str:
     r"""Keep matplotlib from reading mathematics into somebody's label, and cut what is too long.
 
-    Args:
-        text: A label.
-
-    Returns:
-        What to hand to matplotlib.
-
     Example:
         >>> plain("$x$")
         '\\$x\\$'
@@ -58,14 +45,7 @@ def plain(text: str) -> str:
 def bars(
     axes: Axes, names: list[str], groups: dict[str, list[float | None]], *, spread: dict[str, list[float]]
 ) -> None:
-    """Draw horizontal bars in groups, each with its number at its end.
-
-    Args:
-        axes: Where to.
-        names: Of the groups, from above.
-        groups: Model to one value per group; None leaves the place empty.
-        spread: Model to one half-length of an error bar per group; 0 draws none.
-    """
+    """Draw horizontal bars in groups, each with its number at its end."""
     height = 0.8 / max(len(groups), 1)
     for place, (model, values) in enumerate(groups.items()):
         look = LOOKS.get(model, OTHER)
@@ -94,12 +74,7 @@ def bars(
 
 
 def legend_above(axes: Axes, columns: int = 3) -> None:
-    """Put the legend above the axes, where no data can be, and to the right: above the labels there is room to spare.
-
-    Args:
-        axes: With labelled artists.
-        columns: Of the legend.
-    """
+    """Put the legend above the axes, where no data can be, to the right."""
     axes.legend(
         loc="lower right",
         bbox_to_anchor=(1, 1),

@@ -16,14 +16,7 @@ from unlearnkit.testing.strategies import rule_inputs, two_values
 
 
 def promised(trait: str) -> Callable[[Any], bool]:
-    """Make the condition of a law that follows from a trait.
-
-    Args:
-        trait: A field of `unlearnkit.UnlearnerTraits`.
-
-    Returns:
-        Whether a method promises it with its options.
-    """
+    """Make the condition of a law that follows from a trait."""
     return lambda method: bool(getattr(method.promises(), trait))
 
 

@@ -9,22 +9,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from unlearnkit import Importance, ImportanceEstimator, UnsupportedModelError
-from unlearnkit.rng import private_rng
 from unlearnkit.testing.law import Law, holds
+from unlearnkit.testing.law_case import Batch, Broken, LawCase, Scaled, batched, law_cases
 from unlearnkit.testing.models import SmallNet
-from unlearnkit.testing.scene import Batch, Broken, Scaled, Scene, batched, scenes
 from unlearnkit.testing.snapshot import Snapshot, same
+from unlearnkit.utils.rng import private_rng
 
 _RELATIVE = 1e-6  # of the largest total; the laws with a tolerance are tried in float64
 
 
 def _measure(
-    estimator: ImportanceEstimator, scene: Scene, batches: Iterable[Batch] | None = None, *, factor: float = 1.0
+    estimator: ImportanceEstimator, law_case: LawCase, batches: Iterable[Batch] | None = None, *, factor: float = 1.0
 ) -> Importance | None:
     """Measure, or return None where the estimator fails: the law "runs" reports that."""
-    data = [(x.clone(), y.clone()) for x, y in (scene.data("forget") if batches is None else batches)]
+    data = [(x.clone(), y.clone()) for x, y in (law_case.data("forget") if batches is None else batches)]
     try:
-        return estimator.estimate(scene.model(), data, objective=Scaled(factor=factor))
+        return estimator.estimate(law_case.model(), data, objective=Scaled(factor=factor))
     except Exception:  # noqa: BLE001 - see above
         return None
 
@@ -39,25 +39,25 @@ def _close(seen: Importance | None, expected: dict[str, Tensor], what: str) -> N
         holds(error <= _RELATIVE * largest, f"{what}: {name} is {total.tolist()}, expected {want.tolist()}")
 
 
-def _scenes(_: Any) -> st.SearchStrategy[Scene]:
-    return scenes(largest=4)
+def _scenes(_: Any) -> st.SearchStrategy[LawCase]:
+    return law_cases(largest=4)
 
 
-def _exact_scenes(_: Any) -> st.SearchStrategy[Scene]:
-    return scenes(dtypes=(torch.float64,), largest=4)
+def _exact_scenes(_: Any) -> st.SearchStrategy[LawCase]:
+    return law_cases(dtypes=(torch.float64,), largest=4)
 
 
-def _runs(estimator: ImportanceEstimator, scene: Scene) -> None:
+def _runs(estimator: ImportanceEstimator, law_case: LawCase) -> None:
     try:
-        estimator.estimate(scene.model(), scene.data("forget"), objective=Scaled(factor=1.0))
+        estimator.estimate(law_case.model(), law_case.data("forget"), objective=Scaled(factor=1.0))
     except UnsupportedModelError:
         assume(False)
 
 
 def _watched(
-    estimator: ImportanceEstimator, scene: Scene, data: Iterable[Batch]
+    estimator: ImportanceEstimator, law_case: LawCase, data: Iterable[Batch]
 ) -> tuple[SmallNet, bool, Snapshot, Snapshot]:
-    model = scene.model()
+    model = law_case.model()
     before, done = Snapshot.take(model), True
     try:
         estimator.estimate(model, data, objective=Scaled(factor=1.0))
@@ -66,40 +66,43 @@ def _watched(
     return model, done, before, Snapshot.take(model)
 
 
-def _untouched(estimator: ImportanceEstimator, scene: Scene) -> None:
-    _, done, before, after = _watched(estimator, scene, scene.data("forget"))
+def _untouched(estimator: ImportanceEstimator, law_case: LawCase) -> None:
+    _, done, before, after = _watched(estimator, law_case, law_case.data("forget"))
     changed = before.differences(after)
     holds(not done or not changed, f"changed: {', '.join(changed)}")
 
 
-def _rolls_back(estimator: ImportanceEstimator, scene: Scene) -> None:
-    _, done, before, after = _watched(estimator, scene, Broken(scene.data("forget")))
+def _rolls_back(estimator: ImportanceEstimator, law_case: LawCase) -> None:
+    _, done, before, after = _watched(estimator, law_case, Broken(law_case.data("forget")))
     changed = before.differences(after)
     holds(done or not changed, f"estimate() raised, and these differ: {', '.join(changed)}")
 
 
-def _data(estimator: ImportanceEstimator, scene: Scene) -> None:
-    batches = scene.data("forget")
-    _, done, _, _ = _watched(estimator, scene, batches)
-    holds(not done or same(batches, scene.data("forget")), f"the batches are now {batches}")
+def _data(estimator: ImportanceEstimator, law_case: LawCase) -> None:
+    batches = law_case.data("forget")
+    _, done, _, _ = _watched(estimator, law_case, batches)
+    holds(not done or same(batches, law_case.data("forget")), f"the batches are now {batches}")
 
 
-def _non_negative(estimator: ImportanceEstimator, scene: Scene) -> None:
-    found = _measure(estimator, scene)
+def _non_negative(estimator: ImportanceEstimator, law_case: LawCase) -> None:
+    found = _measure(estimator, law_case)
     for name, total in found.totals.items() if found else ():
         holds((total >= 0).all(), f"{name}: {total.tolist()}")
 
 
-def _count(estimator: ImportanceEstimator, scene: Scene) -> None:
-    found = _measure(estimator, scene)
+def _count(estimator: ImportanceEstimator, law_case: LawCase) -> None:
+    found = _measure(estimator, law_case)
     if found is not None:
-        seen = f"{scene.samples} samples were counted as count={found.count}, samples={found.samples}"
-        holds((found.count, found.samples) == (scene.samples, scene.samples), seen)
+        seen = f"{law_case.samples} samples were counted as count={found.count}, samples={found.samples}"
+        holds((found.count, found.samples) == (law_case.samples, law_case.samples), seen)
 
 
-def _additive(estimator: ImportanceEstimator, scene: Scene) -> None:
-    one, other = scene.data("forget"), scene.data("retain")
-    parts, whole = [_measure(estimator, scene, data) for data in (one, other)], _measure(estimator, scene, one + other)
+def _additive(estimator: ImportanceEstimator, law_case: LawCase) -> None:
+    one, other = law_case.data("forget"), law_case.data("retain")
+    parts, whole = (
+        [_measure(estimator, law_case, data) for data in (one, other)],
+        _measure(estimator, law_case, one + other),
+    )
     if parts[0] is not None and parts[1] is not None:
         summed = {name: total + parts[1].totals[name] for name, total in parts[0].totals.items()}
         _close(whole, summed, "I(A ∪ B) is not I(A) + I(B)")
@@ -109,37 +112,37 @@ def _joined(batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
     return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
 
 
-def _reordered(estimator: ImportanceEstimator, case: tuple[Scene, list[int]]) -> None:
-    scene, order = case
-    x, y = _joined(scene.data("forget"))
+def _reordered(estimator: ImportanceEstimator, case: tuple[LawCase, list[int]]) -> None:
+    law_case, order = case
+    x, y = _joined(law_case.data("forget"))
     places = torch.tensor([i for i in order if i < len(x)])
-    first = _measure(estimator, scene)
+    first = _measure(estimator, law_case)
     if first is not None:
-        again = _measure(estimator, scene, batched(x[places], y[places], scene.batch))
+        again = _measure(estimator, law_case, batched(x[places], y[places], law_case.batch))
         _close(again, dict(first.totals), f"in the order {places.tolist()}")
 
 
-def _rebatched(estimator: ImportanceEstimator, case: tuple[Scene, int]) -> None:
-    scene, size = case
-    first = _measure(estimator, scene)
+def _rebatched(estimator: ImportanceEstimator, case: tuple[LawCase, int]) -> None:
+    law_case, size = case
+    first = _measure(estimator, law_case)
     if first is not None:
-        again = _measure(estimator, scene, batched(*_joined(scene.data("forget")), size))
-        _close(again, dict(first.totals), f"in batches of {size} instead of {scene.batch}")
+        again = _measure(estimator, law_case, batched(*_joined(law_case.data("forget")), size))
+        _close(again, dict(first.totals), f"in batches of {size} instead of {law_case.batch}")
 
 
-def _quadratic(estimator: ImportanceEstimator, case: tuple[Scene, float]) -> None:
-    scene, factor = case
-    one, scaled = _measure(estimator, scene), _measure(estimator, scene, factor=factor)
+def _quadratic(estimator: ImportanceEstimator, case: tuple[LawCase, float]) -> None:
+    law_case, factor = case
+    one, scaled = _measure(estimator, law_case), _measure(estimator, law_case, factor=factor)
     if one is not None:
         squared = {name: factor**2 * total for name, total in one.totals.items()}
         _close(scaled, squared, f"with the loss times {factor:g}")
 
 
-def _deterministic(estimator: ImportanceEstimator, scene: Scene) -> None:
+def _deterministic(estimator: ImportanceEstimator, law_case: LawCase) -> None:
     runs = []
     for seed in (1, 2):
         with private_rng(seed=seed):
-            runs.append(_measure(estimator, scene))
+            runs.append(_measure(estimator, law_case))
     one, other = runs
     if one is not None and other is not None:
         changed = [name for name, total in one.totals.items() if not same(total, other.totals[name])]

@@ -5,65 +5,65 @@ from typing import Any
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from unlearnkit import Exam, Metric, UnsupportedModelError
-from unlearnkit.rng import private_rng
+from unlearnkit import EvaluationInputs, Metric, UnsupportedModelError
 from unlearnkit.testing.law import Law, holds
-from unlearnkit.testing.scene import Scene, scenes
+from unlearnkit.testing.law_case import LawCase, law_cases
 from unlearnkit.testing.snapshot import Snapshot, same
+from unlearnkit.utils.rng import private_rng
 
 
-def _scenes(_: Any) -> st.SearchStrategy[Scene]:
-    return scenes(largest=4)
+def _scenes(_: Any) -> st.SearchStrategy[LawCase]:
+    return law_cases(largest=4)
 
 
-def _evaluate(metric: Metric, exam: Exam) -> dict[str, float | None] | None:
+def _evaluate(metric: Metric, inputs: EvaluationInputs) -> dict[str, float | None] | None:
     """Measure, or return None where the metric fails: the law "runs" reports that."""
     try:
-        return metric.evaluate(exam)
+        return metric.evaluate(inputs)
     except Exception:  # noqa: BLE001 - see above
         return None
 
 
-def _runs(metric: Metric, scene: Scene) -> None:
+def _runs(metric: Metric, law_case: LawCase) -> None:
     try:
-        values = metric.evaluate(scene.exam())
+        values = metric.evaluate(law_case.evaluation_inputs())
     except UnsupportedModelError:
         assume(False)
     else:
         holds(values, "no value at all: say None for what does not apply")
 
 
-def _untouched(metric: Metric, scene: Scene) -> None:
-    exam = scene.exam()
-    models = {"model": exam.model, "original": exam.original, "retrained": exam.retrained[0]}
+def _untouched(metric: Metric, law_case: LawCase) -> None:
+    inputs = law_case.evaluation_inputs()
+    models = {"model": inputs.model, "original": inputs.original, "retrained": inputs.retrained[0]}
     before = {name: Snapshot.take(model) for name, model in models.items() if model is not None}
-    if _evaluate(metric, exam) is None:
+    if _evaluate(metric, inputs) is None:
         return
     for name, was in before.items():
         model = models[name]
         assert model is not None
         changed = was.differences(Snapshot.take(model))
-        holds(not changed, f"exam.{name}, changed: {', '.join(changed)}")
+        holds(not changed, f"inputs.{name}, changed: {', '.join(changed)}")
 
 
-def _data(metric: Metric, scene: Scene) -> None:
-    exam = scene.exam()
-    if _evaluate(metric, exam) is not None:
-        for name, batches in exam.splits.items():
-            holds(same(batches, scene.data(name)), f"the batches of {name!r} were edited")
+def _data(metric: Metric, law_case: LawCase) -> None:
+    inputs = law_case.evaluation_inputs()
+    if _evaluate(metric, inputs) is not None:
+        for name, batches in inputs.splits.items():
+            holds(same(batches, law_case.data(name)), f"the batches of {name!r} were edited")
 
 
-def _range(metric: Metric, scene: Scene) -> None:
+def _range(metric: Metric, law_case: LawCase) -> None:
     low, high = metric.traits.low, metric.traits.high
-    for name, value in (_evaluate(metric, scene.exam()) or {}).items():
+    for name, value in (_evaluate(metric, law_case.evaluation_inputs()) or {}).items():
         holds(value is None or low <= value <= high, f"{name} = {value}, expected {low:g} to {high:g}")
 
 
-def _deterministic(metric: Metric, scene: Scene) -> None:
+def _deterministic(metric: Metric, law_case: LawCase) -> None:
     runs = []
     for seed in (1, 2):
         with private_rng(seed=seed):
-            runs.append(_evaluate(metric, scene.exam()))
+            runs.append(_evaluate(metric, law_case.evaluation_inputs()))
     holds(same(*runs), f"two runs on the same input gave {runs[0]} and {runs[1]}")
 
 

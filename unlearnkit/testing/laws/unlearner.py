@@ -8,12 +8,12 @@ import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from unlearnkit import ElementwiseUnlearner, Evidence, Need, Report, Unlearner, UnsupportedModelError
-from unlearnkit.rng import private_rng
+from unlearnkit import ElementwiseUnlearner, Need, Report, Unlearner, UnlearningInputs, UnsupportedModelError
 from unlearnkit.testing.law import Law, holds
-from unlearnkit.testing.scene import Broken, Scene, scenes
+from unlearnkit.testing.law_case import Broken, LawCase, law_cases
 from unlearnkit.testing.snapshot import Snapshot, same
 from unlearnkit.testing.strategies import DTYPES
+from unlearnkit.utils.rng import private_rng
 
 _DATA = {Need.FORGET_DATA: "forget_data", Need.RETAIN_DATA: "retain_data"}
 
@@ -21,76 +21,52 @@ _DATA = {Need.FORGET_DATA: "forget_data", Need.RETAIN_DATA: "retain_data"}
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Edit:
-    """One call of `Unlearner.unlearn`, seen from outside.
-
-    Attributes:
-        before: The model before the call.
-        after: The model after it.
-        evidence: What the method was given.
-        report: What it reported, or None when it raised.
-    """
+    """One call of `Unlearner.unlearn`, seen from outside."""
 
     before: Snapshot
     after: Snapshot
-    evidence: Evidence
+    inputs: UnlearningInputs
     report: Report | None
 
     @classmethod
-    def perform(cls, method: Unlearner, scene: Scene, *, must: bool = False, **changed: Any) -> "Edit":
-        """Build the scene's model and let a method edit it.
-
-        Args:
-            method: The method.
-            scene: Model and evidence.
-            must: Hand exceptions on, instead of keeping None as the report.
-            changed: Fields of the evidence to replace.
-
-        Returns:
-            What was seen.
-        """
-        model = scene.model()
-        evidence, before, report = scene.evidence(model, **changed), Snapshot.take(model), None
+    def perform(cls, method: Unlearner, law_case: LawCase, *, must: bool = False, **changed: Any) -> "Edit":
+        """Build the law_case's model and let a method edit it."""
+        model = law_case.model()
+        inputs, before, report = law_case.unlearning_inputs(model, **changed), Snapshot.take(model), None
         try:
-            report = method.unlearn(model, evidence)
+            report = method.unlearn(model, inputs)
         except Exception:  # the law "runs" reports it, the other laws are about calls that succeed
             if must:
                 raise
-        return cls(before=before, after=Snapshot.take(model), evidence=evidence, report=report)
+        return cls(before=before, after=Snapshot.take(model), inputs=inputs, report=report)
 
 
-def scenes_for(method: Unlearner) -> st.SearchStrategy[Scene]:
-    """Draw scenes for a method: in half precision too, where it does not run the model.
-
-    Args:
-        method: The method.
-
-    Returns:
-        A strategy.
-    """
+def scenes_for(method: Unlearner) -> st.SearchStrategy[LawCase]:
+    """Draw law_cases for a method: in half precision too, where it does not run the model."""
     dtypes = DTYPES if isinstance(method, ElementwiseUnlearner) else (torch.float32, torch.float64)
-    return scenes(dtypes=dtypes)
+    return law_cases(dtypes=dtypes)
 
 
-def _runs(method: Unlearner, scene: Scene) -> None:
+def _runs(method: Unlearner, law_case: LawCase) -> None:
     try:
-        Edit.perform(method, scene, must=True)
+        Edit.perform(method, law_case, must=True)
     except UnsupportedModelError:
         assume(False)
 
 
-def _untouched(*parts: str) -> Callable[[Unlearner, Scene], None]:
+def _untouched(*parts: str) -> Callable[[Unlearner, LawCase], None]:
     """Make the body of a law that says that parts of the model stay as they were."""
 
-    def body(method: Unlearner, scene: Scene) -> None:
-        edit = Edit.perform(method, scene)
+    def body(method: Unlearner, law_case: LawCase) -> None:
+        edit = Edit.perform(method, law_case)
         changed = edit.before.differences(edit.after, *parts) if edit.report else []
         holds(not changed, f"changed: {', '.join(changed)}")
 
     return body
 
 
-def _buffers(method: Unlearner, scene: Scene) -> None:
-    edit = Edit.perform(method, scene)
+def _buffers(method: Unlearner, law_case: LawCase) -> None:
+    edit = Edit.perform(method, law_case)
     if edit.report is None:
         return
     changed = [n for n, b in edit.before.buffers.items() if not same(b, edit.after.buffers.get(n))]
@@ -100,8 +76,8 @@ def _buffers(method: Unlearner, scene: Scene) -> None:
     holds(told == changed, f"the report says that {told} changed, in truth it is {changed}")
 
 
-def _frozen(method: Unlearner, scene: Scene) -> None:
-    edit = Edit.perform(method, scene)
+def _frozen(method: Unlearner, law_case: LawCase) -> None:
+    edit = Edit.perform(method, law_case)
     was, now = edit.before.weights(trainable=False), edit.after.weights(trainable=False)
     if edit.report:
         holds(list(was) == list(now), f"frozen before: {list(was)}, after: {list(now)}")
@@ -109,20 +85,20 @@ def _frozen(method: Unlearner, scene: Scene) -> None:
         holds(not changed, f"edited although frozen: {', '.join(changed)}")
 
 
-def _evidence(method: Unlearner, scene: Scene) -> None:
-    edit = Edit.perform(method, scene)
+def _evidence(method: Unlearner, law_case: LawCase) -> None:
+    edit = Edit.perform(method, law_case)
     if edit.report is None:
         return
-    fresh = scene.evidence(scene.model())
+    fresh = law_case.unlearning_inputs(law_case.model())
     for role in ("forget", "reference"):
-        was, now = getattr(fresh, role).totals, getattr(edit.evidence, role).totals
-        holds(same(dict(was), dict(now)), f"the totals of evidence.{role} were edited")
+        was, now = getattr(fresh, role).totals, getattr(edit.inputs, role).totals
+        holds(same(dict(was), dict(now)), f"the totals of inputs.{role} were edited")
     for name in _DATA.values():
-        holds(same(getattr(fresh, name), getattr(edit.evidence, name)), f"the batches of evidence.{name} were edited")
+        holds(same(getattr(fresh, name), getattr(edit.inputs, name)), f"the batches of inputs.{name} were edited")
 
 
-def _report(method: Unlearner, scene: Scene) -> None:
-    edit = Edit.perform(method, scene)
+def _report(method: Unlearner, law_case: LawCase) -> None:
+    edit = Edit.perform(method, law_case)
     if edit.report is None:
         return
     was, now = edit.before.weights(trainable=True), {name: p for name, (p, _) in edit.after.parameters.items()}
@@ -135,36 +111,36 @@ def _report(method: Unlearner, scene: Scene) -> None:
     holds(told == real, f"the report says (size, changed) = {told}, in truth it is {real}")
 
 
-def _faults(method: Unlearner) -> st.SearchStrategy[tuple[Scene, str]]:
+def _faults(method: Unlearner) -> st.SearchStrategy[tuple[LawCase, str]]:
     faults = ["budget", *(name for need, name in _DATA.items() if need in method.needs)]
     return st.tuples(scenes_for(method), st.sampled_from(faults))
 
 
-def _rolls_back(method: Unlearner, case: tuple[Scene, str]) -> None:
-    scene, fault = case
+def _rolls_back(method: Unlearner, case: tuple[LawCase, str]) -> None:
+    law_case, fault = case
     # A budget of 0 makes every edit an error after the fact; broken data are an error in its midst.
-    change = {"max_fraction": 0.0} if fault == "budget" else {fault: Broken(scene.data(fault))}
-    edit = Edit.perform(method, scene, **change)
+    change = {"max_fraction": 0.0} if fault == "budget" else {fault: Broken(law_case.data(fault))}
+    edit = Edit.perform(method, law_case, **change)
     if edit.report is None:
         changed = edit.before.differences(edit.after)
         holds(not changed, f"unlearn() raised, and these differ: {', '.join(changed)}")
 
 
-def _deterministic(method: Unlearner, scene: Scene) -> None:
+def _deterministic(method: Unlearner, law_case: LawCase) -> None:
     runs = []
-    for seed in (1, 2):  # the global generators are no input: Evidence.seed is
+    for seed in (1, 2):  # the global generators are no input: UnlearningInputs.seed is
         with private_rng(seed=seed):
-            runs.append(Edit.perform(method, scene).after.weights(trainable=True))
+            runs.append(Edit.perform(method, law_case).after.weights(trainable=True))
     changed = [name for name in runs[0] if not same(runs[0][name], runs[1].get(name))]
     holds(not changed, f"two runs on the same input differ in {', '.join(changed)}")
 
 
-def _edited_once(method: Unlearner, scene: Scene) -> None:
+def _edited_once(method: Unlearner, law_case: LawCase) -> None:
     assert isinstance(method, ElementwiseUnlearner)
-    edit = Edit.perform(method, scene)
+    edit = Edit.perform(method, law_case)
     if edit.report is None:
         return
-    forget, reference = edit.evidence.forget, edit.evidence.reference
+    forget, reference = edit.inputs.forget, edit.inputs.reference
     assert forget is not None
     assert reference is not None
     needed = Need.REFERENCE_IMPORTANCE in method.needs
@@ -238,7 +214,7 @@ UNLEARNER_LAWS = (
         rejects="edits frozen parameters too",
     ),
     Law(
-        name="evidence",
+        name="inputs",
         sentence="Importances and batches are left as they are.",
         cases=scenes_for,
         holds=_evidence,
@@ -269,7 +245,7 @@ UNLEARNER_LAWS = (
         applies=_promises("deterministic"),
         promise="deterministic",
         examples=20,
-        rejects="draws its noise from the global generator instead of from Evidence.seed",
+        rejects="draws its noise from the global generator instead of from UnlearningInputs.seed",
     ),
 )
 """What every method owes."""

@@ -1,0 +1,1 @@
+"""The importance estimators that ship as plugins."""

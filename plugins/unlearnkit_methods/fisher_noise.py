@@ -1,0 +1,93 @@
+"""Fisher noise: blur every weight by as much as the retained data can bear."""
+
+from collections.abc import Iterable
+from typing import ClassVar, final
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from unlearnkit import Need, Role, Unlearner, UnlearnerTraits, UnlearningInputs, hookimpl, option, trainable
+
+_OF_THE_FULL_SET = (
+    "F_r was measured on the full set, so what the forget set needs is protected from the noise too: measure it on the "
+    "retain set (importance.reference = 'retain')."
+)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class FisherNoise(Unlearner):
+    """θ' = θ + s·z with s = σ·max(F_r, φ)^(−γ) and z ~ N(0, 1), independent for every weight.
+
+    With γ = ½ the variance of the noise is σ²/F_r: that is what the authors' published code adds, with σ² = 10⁻⁶ and
+    1/F_r clamped at 10³, hence φ = 10⁻³, and it is the default. With γ = ¼ it is the equation of the paper,
+    θ' = θ + (λσ_h²)^(¼)·F_r^(−¼)·z, whose (λσ_h²)^(¼) is σ here. The clamp bounds the standard deviation by
+    σ·φ^(−γ), which is also what a weight with F_r = 0 gets.
+
+    F_r is meant to be measured on the retain set: one of the full set protects what the forget set needs as well. The
+    forget set itself is not looked at. The published code also averages the variance over the inputs of each unit,
+    takes it tenfold in one-dimensional parameters and in the last layer, and zeroes the forgotten class's row there;
+    this method does none of that, for these depend on the architecture.
+
+    The draw depends on ``inputs.seed``, on the order and the shapes of the trainable parameters and on nothing else:
+    it is made on the CPU in float64, so that every device and every precision gets the same noise.
+
+    Source: Golatkar, Achille and Soatto 2020 (Eternal Sunshine of the Spotless Net: Selective Forgetting in Deep
+    Networks), Fisher forgetting, and the published code.
+
+    Example:
+        >>> FisherNoise(sigma=0.5).deviation(torch.tensor([25.0, 0.25, 0.0]))
+        tensor([ 0.1000,  1.0000, 15.8114])
+        >>> FisherNoise(sigma=0.5, gamma=0.25, floor=0.0625).deviation(torch.tensor([16.0, 0.0]))
+        tensor([0.2500, 1.0000])
+    """
+
+    name: ClassVar[str] = "fisher-noise"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.REFERENCE_IMPORTANCE})
+    traits: ClassVar[UnlearnerTraits] = UnlearnerTraits(deterministic=True)
+
+    sigma: float = option(
+        1e-3, symbol="σ", at_least=0, source="published code: σ² = 10⁻⁶", doc="scale of the noise; 0 changes nothing"
+    )
+    gamma: float = option(
+        0.5, symbol="γ", at_least=0, at_most=1, doc="exponent: 0.5 as in the code, 0.25 as in the paper"
+    )
+    floor: float = option(
+        1e-3, symbol="φ", above=0, source="published code: 1/F_r ≤ 10³", doc="a smaller F_r is taken as this"
+    )
+
+    def apply(self, model: nn.Module, inputs: UnlearningInputs) -> None:
+        """Add the noise; see `Unlearner.apply`."""
+        assert inputs.reference is not None, (
+            "checked by UnlearningInputs.check: REFERENCE_IMPORTANCE is among the needs"
+        )
+        generator, mean = torch.Generator().manual_seed(inputs.seed), inputs.reference.mean()
+        with torch.no_grad():
+            for name, p in trainable(model).items():
+                z = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+                noise = (self.deviation(mean[name].to("cpu", torch.float64)) * z).to(p.device)
+                p.copy_(torch.where(noise == 0, p, (p + noise).to(p.dtype)))  # −0 + 0 would be +0
+
+    def deviation(self, reference: Tensor) -> Tensor:
+        """Return s = σ·max(F_r, φ)^(−γ), the standard deviation of the noise.
+
+        Args:
+            reference: F_r ≥ 0, any shape.
+
+        Returns:
+            The same shape and dtype.
+        """
+        return self.sigma * reference.clamp(min=self.floor) ** -self.gamma
+
+    def remarks(self, inputs: UnlearningInputs) -> tuple[str, ...]:
+        """Say when the reference importance holds the forget set too."""
+        if inputs.reference is None or inputs.reference.role is not Role.FULL:
+            return ()
+        return (_OF_THE_FULL_SET,)
+
+
+@hookimpl
+def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
+    """Offer the method of this package."""
+    return [FisherNoise]

@@ -1,0 +1,119 @@
+"""JiT: make the model smooth around what is to be forgotten, without any other data."""
+
+from collections.abc import Iterable
+from typing import Any, ClassVar, final
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from unlearnkit import (
+    EpochConfig,
+    Need,
+    OptimizerConfig,
+    Unlearner,
+    UnlearningInputs,
+    UnsupportedModelError,
+    class_logits,
+    fine_tune,
+    hookimpl,
+    option,
+)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class JustInTime(Unlearner):
+    """Minimise 1/N·Σ_j ‖f(x) − f(x + ξ_j)‖₂ / ‖ξ_j‖₂ over D_f, ξ_j ~ N(0, σ²·I): the local Lipschitz constant.
+
+    f are the logits, and the norms are of each sample by itself. The defaults are those of the authors' code: the sum
+    over a batch, so that η means what it means there; x + ξ clipped to the range of the values of the batch, with ξ
+    what is left of the noise; σ and η as for a whole class with VGG; N = 25; plain gradient optimizer; and a gradient
+    that goes through f(x) only, while f(x + ξ) is held constant. So f(x) is drawn to what is around it, and where f is
+    linear nothing happens on average. ``through = "both"`` is the gradient of the equation, which shrinks the slope
+    itself. In the paper each sample makes a step of its own: that is a batch size of 1 here.
+
+    Neither labels nor the retain set are used (zero-shot), and nothing protects the rest of the model: σ and η have to
+    be tuned to each model, and on a small one there may be no value that forgets without destroying: among 18 settings
+    (σ 0.2 to 0.5, η 10⁻⁵ to 10⁻⁴, clipped or not) tried on ``small_cnn`` and the digits
+    (``python -m tests.benchmarks.methods --search jit``), those that forgot half of a digit kept at most 0.76 of the
+    rest.
+
+    In eval mode: noise in the place of data must not enter BatchNorm's statistics, so that no buffer changes.
+
+    Source: Foster, Fogarty, Schoepf, Öztireli and Brintrup 2024 (An Information Theoretic Approach to Machine
+    Unlearning; first called Zero-Shot Machine Unlearning at Scale via Lipschitz Regularization), the loss and the
+    algorithm of JiT; the authors' code, ``lipschitz.py`` and ``forget_full_class_main.py``.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> forget = [(torch.eye(2), torch.tensor([0, 1]))]
+        >>> before = model.weight.norm()
+        >>> inputs = UnlearningInputs(forget_data=forget)
+        >>> _ = JustInTime(epochs=5, learning_rate=0.1, through="both").unlearn(model, inputs)
+        >>> bool(model.weight.norm() < before)
+        True
+    """
+
+    name: ClassVar[str] = "jit"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.FORGET_DATA})
+
+    sigma: float = option(0.5, symbol="σ", above=0.0, doc="size of the noise, in units of the input")
+    draws: int = option(25, symbol="N", at_least=1, doc="noisy copies of each sample")
+    clip: bool = option(True, doc="keep x + ξ between the smallest and the largest value of the batch")
+    reduction: str = option("sum", choices=("sum", "mean"), doc="over the samples of a batch")
+    through: str = option(
+        "clean", choices=("clean", "both"), doc="what the gradient goes through: f(x), or f(x + ξ) too"
+    )
+    epochs: int = option(1, at_least=1, doc="passes over the forget set")
+    learning_rate: float = option(
+        3e-4, symbol="η", above=0.0, source="authors' code, VGG", doc="step size of plain gradient optimizer"
+    )
+
+    def apply(self, model: nn.Module, inputs: UnlearningInputs) -> None:
+        """Smooth the model; see `unlearnkit.Unlearner.apply`."""
+
+        def roughness(student: nn.Module, batch: Any) -> Tensor:
+            clean = class_logits(inputs.objective, student, batch).flatten(1)
+            noisy, total = _Noisy(student, self.sigma, clip=self.clip), torch.zeros((), device=clean.device)
+            for _ in range(self.draws):
+                with torch.set_grad_enabled(self.through == "both"):
+                    moved = class_logits(inputs.objective, noisy, batch).flatten(1)
+                total = total + ((clean - moved).norm(dim=1) / noisy.size).sum()
+            return total / (self.draws if self.reduction == "sum" else self.draws * len(clean))
+
+        optimizer = OptimizerConfig(optimizer="sgd", learning_rate=self.learning_rate, momentum=0.0)
+        fine_tune(
+            model,
+            EpochConfig.epochs(inputs.forget_data, roughness, count=self.epochs),
+            optimizer=optimizer,
+            inputs=inputs,
+        )
+
+
+@final
+class _Noisy(nn.Module):
+    """A model whose input is moved by Gaussian noise before it is seen; ``size`` is how far each sample was moved."""
+
+    def __init__(self, model: nn.Module, sigma: float, *, clip: bool) -> None:
+        super().__init__()
+        self._sees = [model]  # in a list, so that it does not become a part of this module
+        self._sigma, self._clip = sigma, clip
+        self.size = torch.ones(())
+
+    def forward(self, x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            seen = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+            raise UnsupportedModelError(f"jit adds noise to the input: expected a floating tensor, saw {seen}")
+        moved = x + self._sigma * torch.randn_like(x)
+        if self._clip:
+            moved = moved.clamp(x.amin(), x.amax())
+        # Where clipping leaves nothing of the noise, 0/0 is 0.
+        self.size = (moved - x).flatten(1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
+        return self._sees[0](moved)
+
+
+@hookimpl
+def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
+    """Offer the method of this package."""
+    return [JustInTime]

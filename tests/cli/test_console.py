@@ -1,0 +1,71 @@
+"""Progress bars, warnings as lines, errors as messages."""
+
+import warnings
+from contextlib import nullcontext
+
+import pytest
+
+from unlearnkit.cli.console import bars, clear_errors, one_process, together
+from unlearnkit.distributed.ranks import Ranks
+from unlearnkit.utils.errors import ConfigurationError, UnlearnKitWarning
+from unlearnkit.utils.progress import silent
+
+
+def test_bars_pass_every_item_through():
+    with bars() as progress:
+        assert list(progress([1, 2, 3], "counting", 3)) == [1, 2, 3]
+        assert list(progress(iter([1]), "not counted", None)) == [1]
+
+
+def test_an_error_is_printed_with_its_notes(capsys):
+    error = ConfigurationError("expected [x], saw [y]")
+    error.add_note("in batch 3")
+    with pytest.raises(SystemExit) as caught, clear_errors():
+        raise error
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: expected [x], saw [y]\nin batch 3\n"
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError), clear_errors():
+        _ = 1 / 0
+
+
+def test_ctrl_c(capsys):
+    with pytest.raises(SystemExit) as caught, clear_errors():
+        raise KeyboardInterrupt
+    assert caught.value.code == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_warnings_are_lines_and_the_old_display_comes_back(capsys):
+    shown = warnings.showwarning
+    with clear_errors():
+        warnings.simplefilter("always")
+        warnings.warn("be [careful]", UserWarning, stacklevel=1)
+    assert capsys.readouterr().err == "warning: be [careful]\n"
+    assert warnings.showwarning is shown
+
+
+def test_the_only_process_speaks():
+    with together("cpu") as (first, progress):
+        assert first
+        assert list(progress([1], "counting", 1)) == [1]
+
+
+def test_of_several_processes_the_others_are_silent(monkeypatch, capsys):
+    monkeypatch.setattr("unlearnkit.distributed.ranks.joined", lambda _: nullcontext(Ranks(rank=1, size=2)))
+    with clear_errors(), together("cpu") as (first, progress):
+        assert not first
+        assert progress is silent
+        warnings.warn("said by rank 0", UnlearnKitWarning, stacklevel=1)
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_for_one_process_says_so(monkeypatch):
+    one_process("train")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        ConfigurationError, match="`unlearnkit train` works in one process: expected no torchrun, saw 2"
+    ):
+        one_process("train")

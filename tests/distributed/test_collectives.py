@@ -1,0 +1,129 @@
+"""Work that 2 and 3 processes share (gloo) against the same work in one: evaluation, tuning, errors."""
+
+import pytest
+import torch
+from processes import together
+from shared_work_tasks import (
+    bad_scores,
+    batches,
+    followed,
+    from_configuration,
+    network,
+    one_fails,
+    scores,
+    sharded_scores,
+    squares,
+)
+
+from unlearnkit import NonFiniteError
+from unlearnkit.distributed.collectives import Shared, agreed, in_shares, tell
+from unlearnkit.distributed.ranks import Ranks, own_device
+from unlearnkit.evaluation import loss_and_accuracy
+
+CONFIGURED = (
+    "importance.batch_size=2000",  # one batch, of one rank: importance and edit are the same to the last bit
+    "importance.options={accumulate='float64'}",
+    "evaluation.batch_size=50",
+    "tuning.method='ssd'",
+    "tuning.fractions=[0.01, 0.1]",
+    "tuning.rounds=1",
+    "tuning.target='unseen'",
+    "tuning.budget=0.2",
+)
+LESS = ("evaluation.metrics=['mia-loss']", "tuning.strengths=[0.0]", "tuning.reestimate='no'")
+MORE = (
+    "evaluation.metrics=['loss-and-accuracy', 'mia-loss', 'rmia', 'linear-probe', 'quantisation', 'relearn-time']",
+    "evaluation.splits=['retain-train', 'forget-train', 'retain-test', 'forget-test']",
+    "evaluation.retrained_seeds=[1, 2]",
+    "evaluation.page=true",
+)
+
+
+@pytest.mark.parametrize(("size", "samples"), [(2, 23), (3, 7), pytest.param(3, 23, marks=pytest.mark.slow)])
+def test_what_ranks_measure_together_is_what_one_measures(tmp_path, size, samples):
+    one = scores(samples, shared=False)
+    for score, *arrays in together(tmp_path, scores, samples, size=size):
+        assert score == one[0]
+        for found, expected in zip(arrays, one[1:], strict=True):
+            assert found.dtype == expected.dtype
+            assert (found == expected).all()
+
+
+def test_a_sharded_model_goes_through_all_batches_in_step(tmp_path):
+    one = scores(23, shared=False)  # five batches: shared out, a rank would wait for ever
+    for score, *arrays in together(tmp_path, sharded_scores, 23):
+        assert score.loss == pytest.approx(one[0].loss, rel=1e-12)
+        assert score.samples == 23
+        for found, expected in zip(arrays, one[1:], strict=True):
+            torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), rtol=1e-12, atol=1e-12)
+
+
+def test_of_several_errors_every_rank_raises_the_first_in_the_data(tmp_path):
+    with pytest.raises(NonFiniteError, match="in batch 2:") as alone:
+        bad_scores(shared=False)
+    for error in together(tmp_path, bad_scores):
+        assert type(error) is NonFiniteError
+        assert str(error) == str(alone.value)
+        assert error.__notes__ == ["on rank 1 of 2"]
+
+
+def test_an_error_of_one_rank_ends_all_of_them_wherever_they_are(tmp_path):
+    for error in together(tmp_path, one_fails, size=3):
+        assert repr(error) == "KeyError('on its own')"
+        assert error.__notes__ == ["on rank 1 of 3"]
+
+
+def test_each_item_once_in_order_and_nobody_waits_inside(tmp_path):
+    for found in together(tmp_path, squares, 5):
+        assert found == [(0, 0, 0, 1), (1, 1, 1, 1), (2, 2, 0, 1), (3, 3, 1, 1), (4, 4, 0, 1)]
+
+
+def test_a_model_that_came_out_otherwise_becomes_that_of_rank_0(tmp_path):
+    for remarks, state, told in together(tmp_path, followed):
+        assert remarks == ("rank 1 of 2 made another edit than rank 0, as CUDA may; all went on with that of rank 0",)
+        assert told == [0, 1]
+        for name, tensor in network().state_dict().items():
+            assert torch.equal(state[name], tensor)
+
+
+def figures(record):
+    manifest = {k: v for k, v in record.manifest.items() if k not in {"finished", "processes", "config"}}
+    tuning = {k: v for k, v in (record.tuning or {}).items() if k != "seconds"}
+    measured = (record.before, record.after, record.metrics, record.not_applicable, record.views)
+    return record.label, record.report.changed, record.report.model_after, measured, tuning, manifest
+
+
+@pytest.mark.parametrize(("size", "settings"), [(2, LESS), pytest.param(3, MORE, marks=pytest.mark.slow)])
+def test_run_and_tune_give_the_same_figures_and_choose_the_same(digits_toml, tmp_path, size, settings):
+    settings = (*CONFIGURED, *settings)
+    one, one_tuned = from_configuration(digits_toml, *settings, f"output='{tmp_path}/one'")
+    where = f"output='{tmp_path}/two'"
+    for ran, tuned in together(tmp_path / "jobs", from_configuration, digits_toml, *settings, where, size=size):
+        for mine, theirs in zip([*ran, tuned], [*one, one_tuned], strict=True):
+            assert figures(mine) == figures(theirs)
+            assert (mine.manifest["processes"], theirs.manifest["processes"]) == (size, 1)
+    assert sorted(path.name for path in (tmp_path / "two").glob("[!.]*")) == ["prune", "ssd", "ssd-tuned"]
+    assert (tmp_path / "two" / "ssd" / "report.html").exists() == (settings[-1] == MORE[-1])
+
+
+def test_alone_everything_is_shared_with_nobody():
+    data = batches(7)
+    assert loss_and_accuracy(network(), Shared(items=data)) == loss_and_accuracy(network(), data)
+    assert len(Shared(items=data)) == len(data)
+    assert tell("a") == ["a"]
+    assert in_shares("ab", lambda own, numbers: zip(numbers, own, strict=False)) == [(0, "a"), (1, "b")]
+    with pytest.raises(KeyError) as error, agreed():
+        raise KeyError
+    assert not hasattr(error.value, "__notes__")
+    assert Ranks.current() == Ranks()
+
+
+def test_the_device_of_a_process(monkeypatch):
+    assert own_device("cpu", local_rank=1) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert own_device("auto", local_rank=1) == own_device("cuda", local_rank=1) == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match="saw local rank 2 and 2 devices: start fewer processes"):
+        own_device("cuda", local_rank=2)
+    with pytest.raises(ValueError, match="expected 'cuda', 'cpu' or 'auto' with several processes, saw 'cuda:1'"):
+        own_device("cuda:1", local_rank=0)

@@ -1,0 +1,365 @@
+"""The README and the pages under docs/: every example runs, every table is what the code says, every link leads on.
+
+How a page is run: its fenced blocks, in order, in one empty folder and one namespace. A `python` block of prompts is
+a doctest. A block whose first line is a comment naming a file, as ``# experiment.toml``, is written to that file. The
+lines of a `console` block that call unlearnkit are run, and their output is compared where the page shows it. A page
+about packaging calls ``pip install``: here that writes what pip would write for the entry points, offline.
+"""
+
+import ast
+import contextlib
+import doctest
+import enum
+import importlib
+import importlib.metadata
+import inspect
+import io
+import json
+import pkgutil
+import re
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+
+import attrs
+import pytest
+import torch
+from compiler import HAS_COMPILER
+from typer.testing import CliRunner
+
+import unlearnkit
+import unlearnkit.data
+import unlearnkit.testing
+from unlearnkit.cli.app import app
+from unlearnkit.experiments import config as configuration
+from unlearnkit.experiments.config import load_config
+from unlearnkit.experiments.demo import TRIALS
+from unlearnkit.models.training import Training
+from unlearnkit.plugins import hookspecs
+from unlearnkit.plugins.entry_points import Problem
+from unlearnkit.plugins.manager import default_manager
+from unlearnkit.utils import errors
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXPERIMENTS = sorted((ROOT / "docs" / "experiments").glob("*.toml"))
+PLUGINS = sorted(path.parent.name for path in (ROOT / "plugins").glob("unlearnkit_*/__init__.py"))
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
+EXIT_CODES = {"error:": 2, "rolled back:": 1}
+SECTIONS = {
+    "": configuration.Config,
+    "[model]": configuration.ModelConfig,
+    "[data]": configuration.DataConfig,
+    "[forget]": configuration.ForgetConfig,
+    "[objective]": configuration.ObjectiveConfig,
+    "[importance]": configuration.ImportanceConfig,
+    "[[method]]": configuration.MethodConfig,
+    "[evaluation]": configuration.EvaluationConfig,
+    "[tuning]": configuration.TuningConfig,
+    "[comparison]": configuration.ComparisonConfig,
+    "[training]": Training,
+    "[deletion]": configuration.DeletionConfig,
+}
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def modules():
+    """Every module that ships but those whose import starts the command line."""
+    found = [unlearnkit.__name__]
+    found += [info.name for info in pkgutil.walk_packages(unlearnkit.__path__, "unlearnkit.")]
+    return [name for name in [*found, *PLUGINS] if not name.endswith("__main__")]
+
+
+@attrs.frozen(kw_only=True)
+class Block:
+    """A fenced block: its language, its text and the line of the page that it starts on, from 0."""
+
+    language: str
+    text: str
+    line: int
+
+    @property
+    def file(self):
+        match = re.match(r"# ([\w./-]+\.(?:py|toml))\n", self.text)
+        return match[1] if match else ""
+
+
+def blocks(page):
+    text = page.read_text(encoding="utf-8")
+    assert text.count("\n```") % 2 == 0, f"{page}: a fence is not closed"
+    pattern = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    return [Block(language=m[1], text=m[2], line=text.count("\n", 0, m.start()) + 1) for m in pattern.finditer(text)]
+
+
+# --- examples ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def page_folder(tmp_path, monkeypatch):
+    """An empty current folder that modules can be imported from; what is imported from it is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    torch.manual_seed(0)
+    yield tmp_path
+    for name in [n for n, m in sys.modules.items() if str(tmp_path) in (getattr(m, "__file__", None) or "")]:
+        del sys.modules[name]
+    default_manager.cache_clear()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_example_of_a_page_runs(page, page_folder):
+    if not HAS_COMPILER and any('kernels="compiled"' in b.text for b in blocks(page) if b.language == "python"):
+        pytest.skip("needs a C++ compiler")
+    namespace = {"__name__": "__main__"}
+    for block in blocks(page):
+        where = f"{name_of(page)}:{block.line}"
+        if block.file:
+            write(page_folder / block.file, block)
+        elif block.language == "python":
+            run_prompts(block, namespace, where)
+        elif block.language == "console":
+            run_commands(block, where, page_folder)
+
+
+def write(path, block):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(block.text, encoding="utf-8")
+    importlib.invalidate_caches()
+
+
+def run_prompts(block, namespace, where):
+    if ">>>" not in block.text:
+        ast.parse(block.text)  # a sketch
+        return
+    test = doctest.DocTestParser().get_doctest(block.text, namespace, where, where, block.line)
+    said = io.StringIO()
+    failed = doctest.DocTestRunner(optionflags=FLAGS).run(test, out=said.write, clear_globs=False).failed
+    namespace |= test.globs
+    assert not failed, said.getvalue()
+
+
+def run_commands(block, where, folder):
+    commands = re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]
+    for command, _, shown in (text.partition("\n") for text in commands):
+        program, *arguments = shlex.split(command, comments=True)
+        if program == "pip":
+            install_offline(folder)
+        elif program == "unlearnkit":
+            default_manager.cache_clear()
+            importlib.invalidate_caches()
+            result = CliRunner().invoke(app, [*arguments])
+            expected = next((code for start, code in EXIT_CODES.items() if shown.startswith(start)), 0)
+            assert result.exit_code == expected, f"{where}: {command}\n{result.output}"
+            right = not shown.strip() or doctest.OutputChecker().check_output(shown, result.output, FLAGS)
+            assert right, f"{where}: {command}\nexpected:\n{shown}\nsaw:\n{result.output}"
+
+
+def install_offline(folder):
+    """Write the metadata that pip makes of a pyproject.toml, where Python looks for them."""
+    if not (folder / "pyproject.toml").exists():
+        return  # the line that installs unlearnkit itself
+    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    meta = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    meta.mkdir()
+    (meta / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    lines = [f"{k} = {v}" for k, v in project["entry-points"]["unlearnkit"].items()]
+    (meta / "entry_points.txt").write_text("\n".join(["[unlearnkit]", *lines]) + "\n")
+
+
+@pytest.mark.parametrize("module", modules())
+def test_every_example_of_a_docstring_runs(module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        # The traceback's last line stands for an error: the module before its name, and its words, are compared.
+        failed = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS).failed
+    assert not failed, said.getvalue()
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
+def test_every_experiment_loads(path):
+    assert load_config(path).method
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_whole_configuration_of_a_page_loads(page, tmp_path):
+    for number, block in enumerate(blocks(page)):
+        if block.language == "toml":
+            raw = tomllib.loads(block.text)
+            if {"output", "model", "data"} <= raw.keys():
+                (tmp_path / f"{number}.toml").write_text(block.text, encoding="utf-8")
+                load_config(tmp_path / f"{number}.toml")
+
+
+# --- the README -------------------------------------------------------------------------------------------------------
+
+
+def test_the_readmes_commands_are_those_that_ci_runs():
+    commands = [line for block in blocks(README) if block.language == "sh" for line in block.text.splitlines()]
+    assert commands == ["pip install . && unlearnkit demo", "pip install -e '.[test]' && pytest"]
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "-e '.[test]'" in ci
+    assert re.search(r"^pytest\b", ci, re.MULTILINE)
+    tomls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert "test" in tomls["optional-dependencies"]
+    assert "unlearnkit" in tomls["scripts"]
+
+
+def test_the_readmes_table_has_the_rows_of_the_demonstration():
+    (table,) = [block.text for block in blocks(README) if block.text.startswith("forgetting the digit")]
+    rows = [line.split() for line in table.splitlines() if re.search(r"\d\.\d\d$", line.strip())]
+    assert [row[0] for row in rows] == ["original", "retrained", *(name for name, _, _ in TRIALS)]
+    values = [f"{value:g}" for _, _, options in TRIALS for value in options.values()]
+    assert [row[1].partition("=")[2] for row in rows[2:]] == values
+
+
+def test_the_changelog_has_the_version_at_hand():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{unlearnkit.__version__}]" in text
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"`[^`\n]*`", "", text)
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        target, _, anchor = link.partition("#")
+        path = (page.parent / target).resolve() if target else page
+        if link.startswith(("https://", "http://", "mailto:")):
+            continue
+        if not path.exists() or (anchor and anchor not in anchors(path)):
+            broken.append(link)
+    assert not broken, f"{name_of(page)}: {broken}"
+
+
+def anchors(path):
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_index_leads_to_every_page():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    folders = ("tutorials", "how-to", "reference", "explanation")
+    pages = [p.relative_to(ROOT / "docs").as_posix() for p in PAGES if p.parent.name in folders]
+    assert [page for page in pages if f"({page})" not in index] == []
+
+
+# --- reference pages against the code ---------------------------------------------------------------------------------
+
+
+def table_rows(text, columns):
+    rows = [[c.strip().replace("\\|", "|") for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines()]
+    return [row for row in rows if len(row) == columns and row[0].startswith("`")]
+
+
+def first_line(thing):
+    """What a table says about a class or a function: the first line of its docstring."""
+    own = thing.__doc__ if isinstance(thing, type) else inspect.getdoc(thing)
+    return (own or "").strip().partition("\n")[0]
+
+
+@pytest.mark.parametrize("module", [unlearnkit, unlearnkit.data, unlearnkit.testing], ids=lambda m: m.__name__)
+def test_the_api_page_has_every_public_name_with_its_first_line(module):
+    page = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+    section = re.search(rf"^## `{re.escape(module.__name__)}`$(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    rows = {row[0].strip("`"): row[1] for row in table_rows(section[1], 2)}
+    things = {name: getattr(module, name) for name in module.__all__}
+    documented = {n: first_line(t) for n, t in things.items() if isinstance(t, type) or inspect.isfunction(t)}
+    expected = {name: documented.get(name, rows.get(name, "a line about it")) for name in things}
+    assert rows == expected, "the rows should be:\n" + "\n".join(f"| `{n}` | {d} |" for n, d in expected.items())
+
+
+def test_the_hooks_page_has_the_exact_signature_of_every_hook():
+    page = (ROOT / "docs" / "reference" / "hooks.md").read_text(encoding="utf-8")
+    tree = ast.parse(inspect.getsource(hookspecs))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    signatures = [f"def {f.name}({ast.unparse(f.args)}) -> {ast.unparse(f.returns)}" for f in functions]
+    assert [s for s in signatures if s not in page] == []
+    known = {f.name for f in functions}
+    assert set(re.findall(r"unlearnkit_(?:register|before|after)\w+", page)) == known
+    for field in attrs.fields(hookspecs.Run):
+        assert f"`run.{field.name}`" in page
+
+
+def test_the_errors_page_has_every_error_and_its_parents():
+    page = (ROOT / "docs" / "reference" / "errors.md").read_text(encoding="utf-8")
+    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, Exception | Warning)]
+    expected = {c.__name__: [base.__name__ for base in c.__bases__] for c in classes if c.__module__ == errors.__name__}
+    rows = {row[0].strip("`"): re.findall(r"`(\w+)`", row[1]) for row in table_rows(page, 3)}
+    assert rows == expected
+    assert [name for name in expected if not hasattr(unlearnkit, name)] == []
+
+
+def toml_of(value):
+    return json.dumps(value if not isinstance(value, tuple) else list(value), ensure_ascii=False)
+
+
+def default_of(field):
+    if field.default is attrs.NOTHING:
+        return "required"
+    if isinstance(field.default, attrs.Factory):
+        made = "" if field.default.takes_self else field.default.factory()
+        return {dict: "`{}`", tuple: "`[]`"}.get(type(made), "see below" if attrs.has(type(made)) else "the name")
+    value = field.default.value if isinstance(field.default, enum.Enum) else field.default
+    return f"`{toml_of(value)}`"
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s or "top level")
+def test_the_configuration_page_has_every_key_and_its_default(section):
+    page = (ROOT / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
+    title = f"`{section}`" if section else "Top level"
+    part = re.search(rf"^## {re.escape(title)}$(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    rows = {row[0].strip("`"): row[2] for row in table_rows(part[1], 4)}
+    assert rows == {field.name: default_of(field) for field in attrs.fields(SECTIONS[section])}
+
+
+def test_no_section_of_the_configuration_is_left_out():
+    nested = {f"[{f.name}]" for f in attrs.fields(configuration.Config)} & set(SECTIONS)
+    plain = {"output", "seed", "device", "method"}
+    assert {f.name for f in attrs.fields(configuration.Config)} == {s.strip("[]") for s in nested} | plain
+
+
+def test_the_architecture_page_has_the_layers_that_the_imports_are_held_against():
+    rules = (ROOT / "tests" / "test_architecture.py").read_text(encoding="utf-8")
+    (kept,) = [
+        ast.literal_eval(node.value)
+        for node in ast.parse(rules).body
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["LAYERS"]
+    ]
+    shown = kept.strip("\n").replace("\n\n", "\n(the public names)\n") + "\n"
+    page = ROOT / "docs" / "explanation" / "architecture.md"
+    assert shown in [block.text for block in blocks(page)], f"the page should have:\n{shown}"
+
+
+# --- what must not be in the tree -------------------------------------------------------------------------------------
+
+
+def test_there_is_no_lock_file_and_no_host_of_a_package_registry():
+    hosts = re.compile(r"https?://[^\s/]*(pypi|pythonhosted)|https?://\S+/simple\b", re.IGNORECASE)
+    locks = re.compile(r"(\.lock|[.-]lock\.ya?ml|requirements.*\.txt)$")
+    files = [path for top in ("unlearnkit", "plugins", "tests", "docs", ".ci") for path in (ROOT / top).rglob("*")]
+    files += [path for path in ROOT.iterdir() if path.suffix in {".toml", ".md", ".lock", ".txt"}]
+    texts = [path for path in files if path.suffix in {".py", ".md", ".toml", ".txt", ""} and path.is_file()]
+    assert [name_of(path) for path in files if locks.search(path.name)] == []
+    assert [name_of(p) for p in texts if hosts.search(p.read_text(encoding="utf-8", errors="replace"))] == []
+
+
+def test_the_errors_page_shows_what_a_problem_of_a_plugin_looks_like():
+    page = (ROOT / "docs" / "reference" / "errors.md").read_text(encoding="utf-8")
+    problem = Problem(plugin="soften", origin="unlearnkit-soften 0.1.0", stage="import", error=ImportError("no torchx"))
+    assert str(problem) in page
+
+
+def test_every_distribution_extra_that_the_docs_name_exists():
+    extras = set(importlib.metadata.metadata("unlearnkit").get_all("Provides-Extra"))
+    named = {e for page in PAGES for e in re.findall(r"unlearnkit\[(\w+)\]", page.read_text(encoding="utf-8"))}
+    assert named <= extras

@@ -1,0 +1,105 @@
+"""Configurations: what is written is what is meant, or an error that says where and what to write instead."""
+
+import pytest
+
+from unlearnkit.experiments.config import Config, load_config, plain
+from unlearnkit.utils.errors import ConfigurationError, StoreError
+
+SMALL = """
+output = "out"
+[model]
+factory = "a:b"
+[data]
+name = "digits"
+"""
+
+
+def load(tmp_path, text, *overrides):
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    return load_config(path, overrides)
+
+
+def test_the_smallest_configuration_and_its_defaults(tmp_path):
+    config = load(tmp_path, SMALL)
+    assert (config.importance.estimator, config.importance.reference) == ("diagonal-fisher", "full")
+    assert (config.device, config.seed, config.method) == ("auto", 0, ())
+    assert config.training.learning_rate == 1e-3
+
+
+def test_method_labels_default_to_names(tmp_path):
+    config = load(tmp_path, SMALL + '[[method]]\nname = "ssd"\noptions = {alpha = 5}\n')
+    assert (config.method[0].label, config.method[0].options) == ("ssd", {"alpha": 5})
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ("outptu = 1\n", ["outptu: unknown key", "did you mean 'output'?"]),
+        ("", []),
+    ],
+)
+def test_unknown_keys_are_errors_that_name_the_nearest(tmp_path, extra, words):
+    text = extra + SMALL
+    if not words:
+        assert isinstance(load(tmp_path, text), Config)
+        return
+    with pytest.raises(ConfigurationError) as caught:
+        load(tmp_path, text)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_every_problem_is_listed_with_its_path(tmp_path):
+    text = SMALL.replace('factory = "a:b"', 'factry = "a:b"') + 'workers = "2"\n[importance]\nbatch_size = 0\n'
+    with pytest.raises(ConfigurationError) as caught:
+        load(tmp_path, text)
+    message = str(caught.value)
+    assert "4 problems" in message
+    assert "model.factory: expected, but missing" in message
+    assert "model.factry: unknown key; did you mean 'factory'?" in message
+    assert "data.workers: expected a whole number, saw '2'" in message
+    assert "batch_size: expected a whole number ≥ 1, saw 0" in message
+
+
+@pytest.mark.parametrize("value", ["true", '"64"', "64.0"])
+def test_types_are_not_guessed(tmp_path, value):
+    with pytest.raises(ConfigurationError, match=r"importance.batch_size: expected a whole number"):
+        load(tmp_path, SMALL + f"[importance]\nbatch_size = {value}\n")
+
+
+def test_a_whole_number_may_stand_for_a_number(tmp_path):
+    config = load(tmp_path, SMALL + '[[method]]\nname = "x"\nmax_fraction = 1\n')
+    assert config.method[0].max_fraction == 1.0
+
+
+def test_classes_by_number_and_by_name(tmp_path):
+    assert load(tmp_path, SMALL + '[forget]\nclasses = [3, "cat"]\n').forget.classes == (3, "cat")
+    with pytest.raises(ConfigurationError, match=r"forget.classes"):
+        load(tmp_path, SMALL + "[forget]\nclasses = [3.5]\n")
+
+
+def test_labels_must_differ_and_name_folders(tmp_path):
+    twice = '[[method]]\nname = "ssd"\n'
+    with pytest.raises(ConfigurationError, match=r"different labels.*'ssd'"):
+        load(tmp_path, SMALL + twice + twice)
+    with pytest.raises(ConfigurationError, match="name of a folder"):
+        load(tmp_path, SMALL + '[[method]]\nname = "ssd"\nlabel = "../x"\n')
+
+
+def test_a_missing_file_and_broken_toml(tmp_path):
+    with pytest.raises(StoreError, match="cannot read the configuration"):
+        load_config(tmp_path / "none.toml")
+    with pytest.raises(ConfigurationError, match="is not TOML"):
+        load(tmp_path, "output = ")
+
+
+def test_overrides_are_checked_like_the_file(tmp_path):
+    assert load(tmp_path, SMALL, "importance.batch_size=7").importance.batch_size == 7
+    with pytest.raises(ConfigurationError, match=r"importance.batch_sise: unknown key; did you mean 'batch_size'"):
+        load(tmp_path, SMALL, "importance.batch_sise=7")
+
+
+def test_plain_values_for_a_record(tmp_path):
+    record = plain(load(tmp_path, SMALL))
+    assert record["model"]["factory"] == "a:b"
+    assert record["training"]["epochs"] == 5

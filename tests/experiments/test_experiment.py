@@ -1,0 +1,113 @@
+"""What a configuration names is found, made and checked."""
+
+import attrs
+import pytest
+import torch
+from torch import nn
+
+from unlearnkit.data import ByClass, ByIndex, BySubclass
+from unlearnkit.experiments.config import ForgetConfig, load_config
+from unlearnkit.experiments.experiment import Experiment, forget_spec
+from unlearnkit.utils.errors import ConfigurationError, StoreError
+
+
+def not_a_model(**_):
+    return "no model"
+
+
+def not_a_bundle():
+    return []
+
+
+def experiment(path, *overrides):
+    return Experiment.load(load_config(path, overrides))
+
+
+def test_splits_cover_the_data(digits_toml):
+    splits = experiment(digits_toml).splits()
+    sizes = {name: len(data) for name, data in splits.items()}
+    assert sizes["full-train"] == sizes["retain-train"] + sizes["forget-train"] == 1347
+    assert set(splits["forget-test"].targets.tolist()) == {3}
+    assert 3 not in splits["retain-test"].targets.tolist()
+
+
+def test_forgetting_by_index_has_no_test_part(digits_toml):
+    splits = experiment(digits_toml, "forget={indices=[4, 2]}").splits()
+    assert len(splits["forget-train"]) == 2
+    assert "forget-test" not in splits
+
+
+def test_forget_specs(tmp_path):
+    assert forget_spec(ForgetConfig()) is None
+    assert forget_spec(ForgetConfig(classes=(3,))) == ByClass(classes=3)
+    assert forget_spec(ForgetConfig(fine=("rocket",))) == BySubclass(fine="rocket")
+    (tmp_path / "ids.txt").write_text("4\n2\n")
+    assert forget_spec(ForgetConfig(indices_file=str(tmp_path / "ids.txt"))) == ByIndex(indices=[4, 2])
+    with pytest.raises(ConfigurationError, match=r"expected one of .* saw \['classes', 'fine'\]"):
+        forget_spec(ForgetConfig(classes=(1,), fine=(2,)))
+
+
+def test_nothing_to_forget(digits_toml):
+    with pytest.raises(ConfigurationError, match="expected what to forget, saw nothing"):
+        experiment(digits_toml, "forget={}").splits()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("forget.classes=[10]", "expected a class between 0 and 9"),
+        ("forget.classes=[0,1,2,3,4,5,6,7,8,9]", "saw all 1347 forgotten"),
+        ("forget={indices=[1347]}", "expected indices between 0 and 1346"),
+        ("data.name=digit", "no data set is called 'digit'; did you mean 'digits'"),
+        ("data.factory=x:y", "expected either name or factory"),
+        ("data.options.sed=1", "unknown option 'sed'; did you mean 'seed'"),
+        ("data={factory='test_experiment:not_a_bundle'}", "cannot import|DataBundle"),
+        ("device=gpu", "expected 'auto'"),
+    ],
+)
+def test_what_cannot_be_loaded(digits_toml, override, message):
+    with pytest.raises(ConfigurationError, match=message):
+        experiment(digits_toml, override)
+
+
+def test_a_fresh_model_depends_on_the_seed_alone(digits_toml):
+    before = torch.get_rng_state()
+    one, two = experiment(digits_toml).fresh_model(), experiment(digits_toml).fresh_model()
+    other = experiment(digits_toml, "training.seed=1").fresh_model()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert not torch.equal(one.head.weight, other.head.weight)
+    assert one.head.out_features == 10
+
+
+def test_the_factory_must_return_a_model(digits_toml):
+    path = f"{__name__}:not_a_model"
+    with pytest.raises(ConfigurationError, match=r"expected it to return a torch.nn.Module, saw str|cannot import"):
+        experiment(digits_toml, f"model.factory='{path}'", "model.options={}").fresh_model()
+    made = experiment(digits_toml, "model.factory='torch.nn:Linear'", "model.options={in_features=2, out_features=1}")
+    assert isinstance(made.fresh_model(), nn.Linear)
+
+
+def test_the_checkpoint_must_be_there_and_fit(digits_toml, tmp_path):
+    with pytest.raises(ConfigurationError, match="saw none: name a file"):
+        experiment(digits_toml, "model.checkpoint=''").original_model()
+    with pytest.raises(StoreError, match="is not there: make it with `unlearnkit train"):
+        experiment(digits_toml, f"model.checkpoint='{tmp_path}/none.safetensors'").original_model()
+    with pytest.raises(ValueError, match="does not fit SmallCNN"):
+        experiment(digits_toml, "model.options.width=8").original_model()
+    model, metadata = experiment(digits_toml).original_model()
+    assert not model.training
+    assert metadata["unlearnkit.factory"] == "unlearnkit.models:small_cnn"
+
+
+def test_batches_repeat_and_shuffle_by_the_seed(digits_toml):
+    plain = experiment(digits_toml, "importance.batch_size=100")
+    data = plain.bundle.train
+    first = [batch[1] for batch in plain.importance_batches(data)]
+    assert torch.equal(torch.cat(first), data.targets)
+    assert [len(b) for b in first] == [100] * 13 + [47]
+    shuffled = experiment(digits_toml, "importance.shuffle=true", "seed=5").importance_batches(data)
+    one, two = (torch.cat([batch[1] for batch in shuffled]) for _ in range(2))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, data.targets)
+    assert attrs.evolve(plain.config, seed=5).seed == 5

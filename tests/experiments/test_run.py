@@ -1,0 +1,216 @@
+"""The main job: importances once, every method from the original model, results whole or not at all."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from unlearnkit import Metric, PluginManager, hookimpl
+from unlearnkit.experiments.config import load_config
+from unlearnkit.experiments.run import run
+from unlearnkit.utils.errors import ConfigurationError, StoreError, UnknownMethodError
+
+
+def records(path, *overrides, **options):
+    return list(run(load_config(path, overrides), **options))
+
+
+def test_the_main_job(digits_toml, tmp_path, trained_checkpoint):
+    prune, ssd = records(digits_toml)
+    assert (prune.label, ssd.label) == ("prune", "ssd")
+    original = load_file(trained_checkpoint)
+    for record in (prune, ssd):
+        edited = load_file(tmp_path / "out" / record.label / "model.safetensors")
+        differ = sum(int((edited[t.name] != original[t.name]).sum()) for t in record.report.tensors)
+        assert differ == record.report.changed > 0
+        assert torch.equal(edited["features.1.running_mean"], original["features.1.running_mean"])
+    assert prune.report.fraction > 0.9 > ssd.report.fraction
+    assert ssd.before["forget-test"].accuracy > ssd.after["forget-test"].accuracy
+
+
+def test_the_report_on_disk(digits_toml, tmp_path):
+    records(digits_toml, "method=[{name='ssd', options={alpha=3}}]")
+    report = json.loads((tmp_path / "out" / "ssd" / "report.json").read_text())
+    assert report["format"] == "unlearnkit-run-1"
+    assert report["options"] == {"alpha": 3.0, "lam": 1.0, "epsilon": 0.0}
+    assert report["forget"]["samples"] == 137
+    assert sum(t["changed"] for t in report["tensors"]) == report["changed"]
+    assert sum(t["changed"] for t in report["layers"]) == report["changed"]
+    layers = ["features.0", "features.1", "features.4", "features.5", "head"]
+    assert [layer["name"] for layer in report["layers"]] == layers
+    assert all(t["fraction"] == t["changed"] / t["size"] for t in [*report["layers"], *report["tensors"]])
+    assert report["peak_memory"]["host"] > 2**20
+    assert report["peak_memory"]["cuda"] is None
+    assert set(report["seconds"]) == {"forget importance", "full importance", "edit", "evaluation"}
+    assert [e["role"] for e in report["evidence"]] == ["forget", "full"]
+    assert set(report["before"]) == set(report["after"]) == {"retain-test", "forget-test", "forget-train"}
+    assert report["after"]["retain-test"]["samples"] == 404
+    assert report["manifest"]["config"]["seed"] == 0
+    assert report["provider"].startswith("unlearnkit ")
+    assert report["model_before"] != report["model_after"]
+
+
+def test_importances_in_bfloat16_edit_and_say_so(digits_toml, tmp_path):
+    only = "method=[{name='ssd', options={alpha=3}}]"
+    (wide,) = records(digits_toml, only)
+    (low,) = records(digits_toml, only, "importance.precision='bfloat16'", f"output='{tmp_path}/low'")
+    report = json.loads((tmp_path / "low" / "ssd" / "report.json").read_text())
+    assert {e["fingerprint"]["objective"][:9] for e in report["evidence"]} == {"Autocast("}
+    assert low.before == wide.before, "what is measured of the model is not rounded"
+    assert low.report.model_after != wide.report.model_after
+    assert abs(low.report.fraction - wide.report.fraction) < 0.05
+
+
+def test_the_same_manifest_gives_the_same_bits(digits_toml, tmp_path):
+    records(digits_toml)
+    records(digits_toml, f"output='{tmp_path}/again'")
+    for label in ("prune", "ssd"):
+        one, two = (load_file(tmp_path / out / label / "model.safetensors") for out in ("out", "again"))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_dry_run_writes_nothing(digits_toml, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    prune, ssd = records(digits_toml, dry_run=True)
+    assert prune.report.changed > ssd.report.changed > 0
+    assert prune.after == {}
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_results_are_not_replaced_unasked(digits_toml, tmp_path):
+    records(digits_toml)
+    first = (tmp_path / "out" / "ssd" / "report.json").read_text()
+    with pytest.raises(StoreError, match=r"results are there already: .*prune.*ssd"):
+        records(digits_toml)
+    assert (tmp_path / "out" / "ssd" / "report.json").read_text() == first
+    records(digits_toml, overwrite=True)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["prune", "ssd"]
+
+
+def test_a_repeated_request_is_refused(digits_toml, tmp_path):
+    records(digits_toml)
+    edited = f"model.checkpoint='{tmp_path}/out/ssd/model.safetensors'"
+    out = f"output='{tmp_path}/second'"
+    with pytest.raises(ConfigurationError, match=r"digest [0-9a-f]{32}\) was applied to .* already"):
+        records(digits_toml, edited, out)
+    assert not (tmp_path / "second").exists()
+    other = records(digits_toml, edited, out, "forget.classes=[4]")
+    assert len(other) == 2
+    assert len(records(digits_toml, edited, f"output='{tmp_path}/third'", again=True)) == 2
+
+
+def test_everything_is_checked_before_the_first_result(digits_toml, tmp_path):
+    for override, error, message in (
+        ("method=[]", ConfigurationError, r"expected at least one \[\[method\]\]"),
+        ("method=[{name='prune'}, {name='sdd'}]", UnknownMethodError, "did you mean 'ssd'"),
+        ("method.ssd.options.alpha=-1", ConfigurationError, "expected a number > 0, saw -1"),
+        ("method.ssd.options.alpa=1", ConfigurationError, "unknown option 'alpa'; did you mean 'alpha'"),
+        ("evaluation.splits=['retain-tset']", ConfigurationError, "there is no 'retain-tset'; did you mean"),
+        ("evaluation.metrics=['nothing']", UnknownMethodError, "no metric is called 'nothing'"),
+        ("importance.estimator=fisher", UnknownMethodError, "no estimator is called 'fisher'"),
+        ("importance.options.chunks=1", ConfigurationError, "unknown option 'chunks'; did you mean 'chunk'"),
+    ):
+        with pytest.raises(error, match=message):
+            records(digits_toml, override)
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_rolls_back_and_leaves_no_folder(digits_toml, tmp_path):
+    with pytest.raises(Exception, match=r"expected at most 0.5 of the weights to change"):
+        records(digits_toml, "method.prune.max_fraction=0.5")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failure_while_writing_leaves_no_folder(digits_toml, tmp_path, monkeypatch):
+    def full_disk(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("unlearnkit.reporting.record.save_checkpoint", full_disk)
+    with pytest.raises(StoreError, match=r"No space left on device.*nothing was left half-written"):
+        records(digits_toml)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_retain_set_as_reference_and_sums_instead_of_means(digits_toml):
+    (ssd,) = records(
+        digits_toml, "importance.reference=retain", "method=[{name='ssd', normalise=false, options={alpha=1}}]"
+    )
+    forget, retain = ssd.report.evidence
+    assert (retain.role, retain.samples) == ("retain", 1210)
+    assert forget.count == retain.count == 1
+
+
+class CountWeights(Metric):
+    """Counts weights."""
+
+    name = "weights"
+
+    def measure(self, inputs):
+        return {"weights": float(sum(p.numel() for p in inputs.model.parameters())), "absent": None}
+
+
+class Offer:
+    @hookimpl
+    def unlearnkit_register_metrics(self):
+        return [CountWeights]
+
+
+def test_metrics_from_plugins(digits_toml, tmp_path):
+    plugins = PluginManager()
+    plugins.register(Offer(), name="mine")
+    prune, _ = records(digits_toml, "evaluation.metrics=['weights']", plugins=plugins)
+    assert prune.metrics["weights"]["absent"] is None
+    report = json.loads((tmp_path / "out" / "prune" / "report.json").read_text())
+    assert report["metrics"]["weights"]["weights"] == prune.report.size
+
+
+def test_progress_covers_every_long_stage(digits_toml):
+    seen = []
+
+    def progress(items, what, total):
+        seen.append((what, total))
+        return items
+
+    records(digits_toml, progress=progress)
+    assert ("importance: forget", 3) in seen
+    assert ("importance: full", 22) in seen
+    assert ("evaluating", 2) in seen
+
+
+def test_a_run_that_was_stopped_goes_on_from_its_last_checkpoint(digits_toml, tmp_path):
+    def settings(name):
+        return (
+            f"output='{tmp_path}/{name}'",
+            f"importance.checkpoint='{tmp_path}/{name}-passes'",
+            "importance.every=4",
+        )
+
+    shown = []
+
+    def stopping(items, what, total):
+        shown.append(what)
+        if len(shown) == 4:  # the forget set was one segment; this is the third of the full set
+            raise KeyboardInterrupt
+        return items
+
+    def watching(items, what, total):
+        shown.append(what)
+        return items
+
+    *_, whole = records(digits_toml, *settings("whole"), progress=watching)
+    full = shown.count("importance: full")
+    shown.clear()
+    with pytest.raises(KeyboardInterrupt):
+        records(digits_toml, *settings("cut"), progress=stopping)
+    assert shown == ["importance: forget", *["importance: full"] * 3]
+    assert not (tmp_path / "cut").exists()
+    shown.clear()
+    assert not records(digits_toml, *settings("cut"), dry_run=True, progress=watching)[0].after
+    assert sorted(path.name for path in (tmp_path / "cut-passes").iterdir()) == ["run-forget", "run-full"]
+    shown.clear()
+    *_, again = records(digits_toml, *settings("cut"), progress=watching)
+    assert shown.count("importance: forget") == 0
+    assert shown.count("importance: full") == full - 2
+    assert again.report.model_after == whole.report.model_after
+    assert not list((tmp_path / "cut-passes").iterdir())

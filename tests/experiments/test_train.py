@@ -1,0 +1,34 @@
+"""Making the original model."""
+
+import json
+
+import pytest
+
+from unlearnkit.experiments.config import load_config
+from unlearnkit.experiments.train import train_original
+from unlearnkit.models.checkpoint import load_checkpoint
+from unlearnkit.models.zoo import small_cnn
+from unlearnkit.utils.errors import ConfigurationError, StoreError
+
+
+def test_the_checkpoint_and_its_record(digits_toml, tmp_path):
+    config = load_config(digits_toml, [f"model.checkpoint='{tmp_path}/new/model.safetensors'", "training.epochs=1"])
+    record = train_original(config)
+    assert json.loads((tmp_path / "new" / "model.json").read_text()) == json.loads(json.dumps(record))
+    assert len(record["epochs"]) == 1
+    assert record["test"]["samples"] == 450
+    assert record["manifest"]["config"]["training"]["epochs"] == 1
+    metadata = load_checkpoint(small_cnn(width=4), tmp_path / "new" / "model.safetensors")
+    assert metadata == {"unlearnkit.factory": "unlearnkit.models:small_cnn"}
+
+
+def test_a_checkpoint_is_not_replaced_unasked(digits_toml, trained_checkpoint):
+    before = trained_checkpoint.read_bytes()
+    with pytest.raises(StoreError, match="is there already"):
+        train_original(load_config(digits_toml))
+    assert trained_checkpoint.read_bytes() == before
+
+
+def test_where_to_must_be_said(digits_toml):
+    with pytest.raises(ConfigurationError, match="expected a file to write the trained model to"):
+        train_original(load_config(digits_toml, ["model.checkpoint=''"]))

@@ -1,0 +1,178 @@
+"""Tuning from a configuration, and the command."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from unlearnkit import ConfigurationError, PluginManager, StoreError, hookimpl
+from unlearnkit.cli.app import app
+from unlearnkit.experiments.config import load_config
+from unlearnkit.experiments.experiment import Experiment
+from unlearnkit.experiments.tune import tune
+
+QUICK = [
+    "tuning.method=ssd",
+    "tuning.fractions=[0.01, 0.1]",
+    "tuning.strengths=[0.0]",
+    "tuning.rounds=1",
+    "tuning.budget=0.2",
+]
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def config(path, *settings):
+    return load_config(path, [*QUICK, *settings])
+
+
+def settings(*more):
+    return [part for s in (*QUICK, *more) for part in ("--set", s)]
+
+
+def test_the_command_writes_the_edited_model_and_the_frontier(digits_toml, tmp_path, trained_checkpoint):
+    result = call("tune", digits_toml, "-q", *settings())
+    assert result.exit_code == 0, result.output
+    assert "the frontier of" in result.output
+    assert "edits tried; chosen: alpha = " in result.output
+    folder = tmp_path / "out" / "ssd-tuned"
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    tuning = report["tuning"]
+    chosen = tuning["candidates"][tuning["chosen"]]
+    assert report["options"]["alpha"] == chosen["options"]["alpha"]
+    assert tuning["samples"] == {
+        "forget importance": 110,
+        "retain importance": 968,
+        "forget validation": 27,
+        "retain validation": 242,
+        "unseen": 0,
+    }
+    assert set(report["seconds"]) == {"forget importance", "full importance", "tuning", "edit", "evaluation"}
+    assert report["seconds"]["tuning"] > report["seconds"]["edit"]
+    assert sum(report["seconds"][stage] for stage in ("tuning", "edit")) == pytest.approx(tuning["seconds"])
+    assert [e["samples"] for e in report["evidence"]] == [110, 1078]
+    assert report["after"]["forget-test"]["accuracy"] < report["before"]["forget-test"]["accuracy"]
+    before, after = load_file(trained_checkpoint), load_file(folder / "model.safetensors")
+    changed = sum(int((before[t["name"]] != after[t["name"]]).sum()) for t in report["tensors"])
+    assert changed == report["changed"] > 0
+    again = call("tune", digits_toml, "-q", *settings())
+    assert again.exit_code == 2
+    assert "results are there already" in again.output
+    assert call("tune", digits_toml, "-q", "--overwrite", *settings()).exit_code == 0
+
+
+def test_without_a_candidate_within_the_budget(digits_toml, tmp_path):
+    result = call("tune", digits_toml, "-q", *settings("tuning.fractions=[0.9]", "tuning.budget=0", "tuning.rounds=0"))
+    assert result.exit_code == 1
+    assert "nothing was edited" in " ".join(result.output.split())
+    folder = tmp_path / "out" / "ssd-tuned"
+    assert [p.name for p in folder.iterdir()] == ["report.json"]
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert report["tuning"]["chosen"] is None
+    assert len(report["tuning"]["candidates"]) == 2
+    assert report["changed"] == 0
+    assert "nothing was edited" in report["sentence"]
+
+
+def test_the_same_configuration_gives_the_same_model(digits_toml):
+    one, two = (tune(config(digits_toml), overwrite=True) for _ in range(2))
+    assert one.record.report.model_after == two.record.report.model_after
+    assert one.tuning.candidates == two.tuning.candidates
+    other = tune(config(digits_toml, "seed=1"), overwrite=True)
+    assert other.tuning.candidates != one.tuning.candidates
+
+
+def test_the_test_set_has_no_say(digits_toml, monkeypatch):
+    first = tune(config(digits_toml, "evaluation.splits=['retain-train']"))
+    load = Experiment.load.__func__
+
+    def blank(cls, chosen):
+        experiment = load(cls, chosen)
+        experiment.bundle.test.images[experiment.bundle.test.rows] = torch.rand(1, 8, 8)
+        return experiment
+
+    monkeypatch.setattr(Experiment, "load", classmethod(blank))
+    second = tune(config(digits_toml, "evaluation.splits=['retain-train']"), overwrite=True)
+    assert first.tuning.candidates == second.tuning.candidates
+
+
+def test_the_target_of_a_retrained_model(digits_toml, trained_checkpoint):
+    with pytest.raises(ConfigurationError, match=r"retrained models, saw none: .*retrained_seeds"):
+        tune(config(digits_toml, "tuning.target=retrained"))
+    # The original stands in for a retrained model: then the right edit forgets nothing.
+    found = tune(config(digits_toml, "tuning.target=retrained", f"evaluation.retrained=['{trained_checkpoint}']"))
+    assert found.tuning.target == found.tuning.original_forget
+    assert found.tuning.target_source == "the mean of 1 retrained models on the same samples"
+    assert found.tuning.chosen.distance < 0.1
+
+
+def test_the_target_of_unseen_samples_takes_them_out_of_the_test_set(digits_toml):
+    random = ["forget={indices=[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]}", "evaluation.splits=['retain-test']"]
+    found = tune(config(digits_toml, "tuning.target=unseen", *random))
+    assert found.record.tuning["samples"]["unseen"] == 225
+    assert found.record.after["retain-test"].samples == 225
+    assert 0.8 < found.tuning.target < 1
+    whole = tune(config(digits_toml, "tuning.target=unseen", "tuning.unseen_fraction=0.2"), overwrite=True)
+    assert whole.record.tuning["samples"]["unseen"] == 9  # only the forgotten digit
+    assert whole.record.after["retain-test"].samples + whole.record.after["forget-test"].samples == 360
+
+
+def test_sums_and_the_retain_set_as_reference(digits_toml):
+    found = tune(
+        config(
+            digits_toml, "importance.reference=retain", "method=[{name='ssd', normalise=false}]", "tuning.reestimate=no"
+        )
+    )
+    assert [(e.role, e.count) for e in found.record.report.evidence] == [("forget", 1), ("retain", 1)]
+    assert {c.setting.reestimate for c in found.tuning.candidates} == {False}
+
+
+def test_a_method_without_reference(digits_toml):
+    found = tune(config(digits_toml, "tuning.method=prune", "tuning.budget=1"))
+    assert found.record.report.method == "prune"
+    assert len(found.record.report.evidence) == 1
+
+
+def test_observers_are_told(digits_toml):
+    heard = []
+
+    class Watch:
+        @hookimpl
+        def unlearnkit_before_run(self, run):
+            heard.append(run.method)
+
+        @hookimpl
+        def unlearnkit_after_run(self, report):
+            heard.append(report.changed)
+
+    plugins = PluginManager()
+    plugins.register(Watch(), name="watch")
+    found = tune(config(digits_toml), plugins=plugins)
+    assert heard == ["ssd", found.record.report.changed]
+    assert found.record.report.provider
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("tuning.method=''", r"the configuration has \['prune', 'ssd'\]"),
+        ("tuning.method=sdd", "did you mean 'ssd'"),
+        ("tuning.budgett=1", "did you mean 'budget'"),
+        ("tuning.target=none", "expected one of 'stated', 'retrained', 'unseen'"),
+        ("tuning.operating=epsilon", "expected a monotone option"),
+        ("method=[{name='finetune', label='ssd'}]", "expected an elementwise method"),
+    ],
+)
+def test_what_cannot_be_tuned(digits_toml, setting, said):
+    with pytest.raises(ConfigurationError, match=said):
+        tune(config(digits_toml, setting))
+
+
+def test_results_in_the_way(digits_toml, tmp_path):
+    (tmp_path / "out" / "ssd-tuned").mkdir(parents=True)
+    with pytest.raises(StoreError, match="results are there already"):
+        tune(config(digits_toml))

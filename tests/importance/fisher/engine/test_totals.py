@@ -1,0 +1,66 @@
+"""The running totals: layouts, chunks and what rounding may do."""
+
+import pytest
+import torch
+
+from unlearnkit.importance.fisher.engine.choice import Chooser
+from unlearnkit.importance.fisher.engine.kernel import Into, Kernel
+from unlearnkit.importance.fisher.engine.totals import Totals
+
+
+def totals(shape=(2, 3), memory=1 << 20, **options):
+    return Totals(
+        {"w": torch.zeros(shape)}, double=options.pop("double", False), memory=memory, chooser=Chooser(**options)
+    )
+
+
+def test_layouts_are_added_in_the_shape_of_the_parameter():
+    t = totals()
+    t.slot("w").add(torch.ones(4, 2, 3))
+    turned = Kernel(name="turned", shape=(3, 2), run=lambda into: into.squares.add_(1.0), finish=lambda b: b.t())
+    t.slot("w").run((), [turned])
+    assert torch.equal(t.result()["w"], torch.full((2, 3), 5.0))
+
+
+def test_single_rows():
+    t = totals()
+    t.slot("w").add_rows(torch.tensor([[1.0, 2, 3], [1, 1, 1]]), torch.tensor([1, 1]))
+    assert t.result()["w"].tolist() == [[0, 0, 0], [2, 5, 10]]
+
+
+def test_rounding_below_zero_is_zero_and_nan_stays():
+    t = totals((3,))
+    t.buffer("w", "plain", (3,), lambda b: b).copy_(torch.tensor([-1e-9, 1.0, float("nan")]))
+    seen = t.result()["w"]
+    assert float(seen[0]) == 0
+    assert float(seen[1]) == 1
+    assert bool(seen[2].isnan())
+
+
+def test_unused_parameters_are_zero_in_the_right_dtype():
+    assert totals(double=True).result()["w"].dtype == torch.float64
+    assert totals((0,)).result()["w"].shape == (0,)
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(1, 5), (1 << 20, 1), (48, 3)])
+def test_chunks_stay_within_memory(memory, expected):
+    slot = totals(memory=memory).slot("w")
+    cuts = list(slot.chunks(5, slot.numel))
+    assert len(cuts) == expected
+    assert [i for c in cuts for i in range(5)[c]] == list(range(5))
+
+
+def test_half_precision_is_squared_in_float32():
+    t = Totals({"w": torch.zeros(2, dtype=torch.float16)}, double=False, memory=1, chooser=Chooser())
+    t.slot("w").add(torch.full((1, 2), 1e-4, dtype=torch.float16))
+    assert float(t.result()["w"][0]) == pytest.approx(1e-8, rel=1e-2)
+
+
+def test_the_clock_chooses_only_on_request():
+    slow = Kernel(
+        name="slow", shape=(1,), run=lambda _: [torch.randn(200, 200) @ torch.randn(200, 200) for _ in range(50)]
+    )
+    fast = Kernel(name="fast", shape=(1,), run=lambda _: None)
+    trial = lambda kernel: lambda: kernel.run(Into(squares=torch.zeros(1)))  # noqa: E731
+    assert Chooser().choose("k", [slow, fast], trial).name == "slow"
+    assert Chooser(timed=True).choose("k", [slow, fast], trial).name == "fast"

@@ -1,0 +1,162 @@
+"""The compiled kernel against the samples alone in float64: layers of every size, and what it refuses."""
+
+import pytest
+import torch
+from compiler import HAS_COMPILER
+from fisher_oracle import check_kernel, distance, estimate, weight_gradients_of_each
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from unlearnkit import ConfigurationError, CrossEntropy, DiagonalFisher, UnlearnKitWarning, fisher_statistics
+from unlearnkit.importance.fisher.engine.choice import Chooser
+from unlearnkit.importance.fisher.engine.kernel import Into
+from unlearnkit.importance.fisher.engine.totals import Totals
+from unlearnkit.importance.fisher.rules.compiled import CompiledKernels, compiled_convolution, compiled_linear
+from unlearnkit.importance.fisher.rules.conv_geometry import Geometry
+from unlearnkit.utils.compiled import load
+
+pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
+
+
+def slot(w):
+    return Totals({"w": w}, double=False, memory=1 << 24, chooser=Chooser(), compiled=CompiledKernels()).slot("w")
+
+
+def outer(g, a):
+    return torch.einsum("nto,nti->noi", g.double(), a.double())
+
+
+SIZES = st.sampled_from([16, 17, 31, 32, 33, 70])
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 5), st.sampled_from([2, 3, 65, 256, 257, 600]), SIZES, st.integers(1, 40), st.booleans())
+def test_linear(samples, rows, out, inner, time_major):
+    torch.manual_seed(rows + out)
+    shape = (lambda n: (rows, samples, n)) if time_major else (lambda n: (samples, rows, n))
+    g, a = (torch.randn(shape(n)) for n in (out, inner))
+    if time_major:
+        g, a = g.transpose(0, 1), a.transpose(0, 1)
+    for left, right in ((g, a), (a, g)):
+        w = torch.zeros(left.shape[2], right.shape[2])
+        check_kernel(compiled_linear(slot(w), left, right), outer(left, right))
+
+
+@pytest.mark.parametrize("channels", [3, 8, 40])
+@pytest.mark.parametrize(("groups", "out"), [(1, 16), (1, 35), (2, 64)])
+@pytest.mark.parametrize("size", [2, 5, 20])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (5, 2, 2), (1, 1, 0), (1, 2, 0), (3, 3, 0)])
+def test_convolution(channels, groups, out, size, kernel, stride, padding):
+    if size + 2 * padding < kernel:
+        return
+    torch.manual_seed(channels)
+    x, w = torch.randn(3, channels * groups, size, size), torch.randn(out, channels, kernel, kernel)
+    g = torch.randn_like(F.conv2d(x, w, None, stride, padding, 1, groups))
+    geometry = Geometry(
+        kernel=(kernel,) * 2, stride=(stride,) * 2, padding=((padding,) * 2,) * 2, dilation=(1, 1), groups=groups
+    )
+    expected = weight_gradients_of_each(geometry, w, x[:, None], g[:, None])
+    for layout in (torch.contiguous_format, torch.channels_last):
+        rows, maps = (t.contiguous(memory_format=layout)[:, None] for t in (g, x))
+        check_kernel(compiled_convolution(slot(w), rows, maps, geometry), expected)
+
+
+def test_a_gradient_whose_maps_are_cut_out_of_larger_ones():
+    w = torch.zeros(16, 8, 1, 1)
+    g, x = torch.randn(2, 1, 16, 6, 6)[..., 1:4, 1:5], torch.randn(2, 1, 8, 5, 7)[..., 1:4, 2:6]
+    geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=((0, 0),) * 2, dilation=(1, 1), groups=1)
+    check_kernel(compiled_convolution(slot(w), g, x, geometry), weight_gradients_of_each(geometry, w, x, g))
+
+
+def test_one_thread_or_three_give_the_same_bits():
+    w, before = torch.zeros(70, 50), torch.get_num_threads()
+    kernel = compiled_linear(slot(w), torch.randn(6, 9, 70), torch.randn(6, 9, 50))
+    try:
+        torch.set_num_threads(1)
+        one = squares(kernel)
+        torch.set_num_threads(3)
+        assert torch.equal(squares(kernel), one)
+    finally:
+        torch.set_num_threads(before)
+
+
+def squares(kernel):
+    into = Into(squares=torch.zeros(kernel.shape))
+    kernel.run(into)
+    return kernel.finish(into.squares)
+
+
+def test_nan_and_infinity_are_kept():
+    g, a = torch.ones(2, 2, 16), torch.ones(2, 2, 3)
+    g[0, 0, 0], g[1, 1, 1] = torch.nan, torch.inf
+    seen = squares(compiled_linear(slot(torch.zeros(16, 3)), g, a))
+    assert seen[0].isnan().all()
+    assert seen[1].isinf().all()
+    assert seen[2:].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_dtype_is_left_to_torch(dtype):
+    g, a = torch.ones(2, 2, 16, dtype=dtype), torch.ones(2, 2, 3, dtype=dtype)
+    assert compiled_linear(slot(torch.zeros(16, 3)), g, a) is None
+
+
+def test_few_output_channels_are_left_to_torch():
+    geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=((0, 0),) * 2, dilation=(1, 1), groups=8)
+    g = torch.ones(2, 1, 64, 3, 3)
+    assert compiled_convolution(slot(torch.zeros(64, 8, 1, 1)), g, g, geometry) is None
+
+
+@pytest.fixture
+def nothing_compiled(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNLEARNKIT_CACHE", str(tmp_path))
+    load.cache_clear()
+    yield tmp_path
+    load.cache_clear()
+
+
+def test_without_a_compiler_it_goes_by_rule_unless_that_is_an_error(nothing_compiled, monkeypatch, caplog):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    model, batch = network(), (torch.randn(5, 3, 4, 4), torch.arange(5) % 4)
+    fixed = estimate(model, [batch], kernels="fixed")
+    with caplog.at_level("INFO"):
+        auto = estimate(model, [batch])
+    assert "going on with slower kernels: compiled kernels need a C++ compiler" in caplog.text
+    assert all(torch.equal(auto[name], total) for name, total in fixed.items())
+    with pytest.raises(ConfigurationError, match="need a C"):
+        estimate(model, [batch], kernels="compiled")
+
+
+def test_a_compiler_that_fails_is_a_warning(nothing_compiled, monkeypatch):
+    monkeypatch.setenv("CXX", "false")
+    model, batch = network(), (torch.randn(5, 3, 4, 4), torch.arange(5) % 4)
+    with pytest.warns(UnlearnKitWarning, match=r"going on with slower kernels: .*false .* failed"):
+        auto = estimate(model, [batch])
+    assert all(torch.equal(auto[name], total) for name, total in estimate(model, [batch], kernels="fixed").items())
+
+
+def network():
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(16, 8, 2, 2), nn.Flatten(2)]
+    return nn.Sequential(*convolutions, nn.Linear(64, 20), nn.Tanh(), nn.Flatten(), nn.Linear(160, 4))
+
+
+def test_a_network_and_everything_that_one_pass_can_find_out():
+    model, data = network(), [(torch.randn(n, 3, 4, 4), torch.arange(n) % 4) for n in (5, 2)]
+    everything = {"objective": CrossEntropy(), "absolute": True, "gradient": True, "key": -1}
+    fixed, ours = (
+        fisher_statistics(model, data, fisher=DiagonalFisher(kernels=kernels), **everything)
+        for kernels in ("fixed", "compiled")
+    )
+    exact = {n: t.double() for n, t in estimate(network().double(), [(x.double(), y) for x, y in data]).items()}
+    assert distance(ours.importance.totals, exact) < 1e-5
+    assert distance(ours.absolute.totals, dict(fixed.absolute.totals)) < 1e-5
+    assert distance(ours.batched.totals, dict(fixed.batched.totals)) < 1e-5
+    gradient = torch.autograd.grad(sum(CrossEntropy().losses(model, b).sum() for b in data) / 7, model.parameters())
+    for (name, seen), expected in zip(ours.gradient.items(), gradient, strict=True):
+        assert (seen - expected).abs().max() < 1e-5 * expected.abs().max(), name
+    assert ours.importance.fingerprint == fixed.importance.fingerprint
+    for key, group in fixed.groups.items():
+        assert distance(ours.groups[key].totals, dict(group.totals)) < 1e-5

@@ -1,0 +1,98 @@
+"""Every kernel on tensors that lie in memory as one would not like: expanded, cut out, permuted, with odd strides."""
+
+import pytest
+import torch
+from compiler import HAS_COMPILER
+from fisher_oracle import check_kernel, weight_gradients_of_each
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unlearnkit.importance.fisher.engine.choice import Chooser
+from unlearnkit.importance.fisher.engine.totals import Totals
+from unlearnkit.importance.fisher.rules.compiled import CompiledKernels
+from unlearnkit.importance.fisher.rules.conv_geometry import Geometry
+from unlearnkit.importance.fisher.rules.conv_kernels import conv_kernels
+from unlearnkit.importance.fisher.rules.outer_products import outer_kernels
+
+COMPILED = [False, True] if HAS_COMPILER else [False]
+
+
+def slot(w, compiled):
+    library = CompiledKernels() if compiled else None
+    return Totals({"w": w}, double=False, memory=1 << 20, chooser=Chooser(), compiled=library).slot("w")
+
+
+def permuted(t, order):
+    """The same numbers in another order of memory."""
+    back = [order.index(i) for i in range(t.dim())]
+    return t.permute(order).contiguous().permute(back)
+
+
+def cut(t, steps):
+    """The same numbers between others: every step-th element of something larger."""
+    held = torch.full([n * step + 1 for n, step in zip(t.shape, steps, strict=True)], 1e9)
+    view = held[tuple(slice(1, None, step) for step in steps)][tuple(slice(0, n) for n in t.shape)]
+    return view.copy_(t)
+
+
+def odd(t, stride):
+    """Other strides where a dimension has one element: nothing may depend on them."""
+    return t.as_strided(t.shape, [stride if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True)])
+
+
+def repeated(t, dimension):
+    """One element for all places of a dimension: a stride of 0."""
+    return t.narrow(dimension, 0, 1).expand(t.shape)
+
+
+@st.composite
+def lying(draw, t):
+    """Lay a tensor out in some way; also what is repeated is drawn."""
+    dims = range(t.dim())
+    if draw(st.booleans()):
+        t = permuted(t, draw(st.permutations(dims)))
+    if draw(st.booleans()):
+        t = cut(t, [draw(st.integers(1, 2)) for _ in dims])
+    if draw(st.booleans()):
+        t = repeated(t, draw(st.sampled_from(dims)))
+    return odd(t, draw(st.sampled_from([0, 1, 7, 10**9])))
+
+
+@settings(max_examples=80)
+@given(st.data(), st.integers(1, 3), st.integers(2, 5), st.sampled_from([1, 3, 16, 33]), st.sampled_from([1, 2, 17]))
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_rows(compiled, data, samples, rows, out, inner):
+    torch.manual_seed(out)
+    g, a = (data.draw(lying(torch.randn(samples, rows, n))) for n in (out, inner))
+    for kernel in outer_kernels(slot(torch.zeros(out, inner), compiled), g, a):
+        check_kernel(kernel, torch.einsum("nto,nti->noi", g.double(), a.double()))
+
+
+@st.composite
+def problems(draw):
+    dims, groups = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2]))
+    each = lambda low, high: tuple(draw(st.integers(low, high)) for _ in range(dims))  # noqa: E731
+    kernel, stride, dilation, pad = each(1, 3), each(1, 2), each(1, 2), each(0, 2)
+    size = tuple(d * (k - 1) + 1 + draw(st.integers(0, 3)) for k, d in zip(kernel, dilation, strict=True))
+    geometry = Geometry(
+        kernel=kernel, stride=stride, padding=tuple((p, p) for p in pad), dilation=dilation, groups=groups
+    )
+    out = tuple(
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, p, d, k, s in zip(size, pad, dilation, kernel, stride, strict=True)
+    )
+    samples, rows = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    channels, outs = groups * draw(st.sampled_from([1, 3, 8])), groups * draw(st.sampled_from([2, 16, 19]))
+    torch.manual_seed(channels)
+    x = draw(lying(torch.randn(samples, rows, channels, *size)))
+    g = draw(lying(torch.randn(samples, rows, outs, *out)))
+    return geometry, x, g, torch.zeros(outs, channels // groups, *kernel)
+
+
+@settings(max_examples=120)
+@given(problems())
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_convolutions(compiled, problem):
+    geometry, x, g, w = problem
+    for kernel in conv_kernels(slot(w, compiled), g, x, geometry):
+        check_kernel(kernel, weight_gradients_of_each(geometry, w, x, g))

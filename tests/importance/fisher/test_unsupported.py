@@ -1,0 +1,191 @@
+"""The table of what the engine does not support, in docs/explanation/exact-fisher.md: each row as a test."""
+
+import functools
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from fisher_oracle import SumOfSquares, distance, estimate, oracle
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from unlearnkit import UnlearnKitError, UnlearnKitWarning
+
+PAGE = Path(__file__).parents[3] / "docs" / "explanation" / "exact-fisher.md"
+
+
+class Uses(nn.Module):
+    """A module whose forward is given."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self._forward = forward
+
+    def forward(self, x):
+        return self._forward(self, x)
+
+
+class Double(torch.autograd.Function):
+    """2xw, by hand: torch shows no call of it."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return 2 * x * w
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        return 2 * g * w, (2 * g * x).sum(0)
+
+
+def affine(x, w, b):
+    return x @ w.t() + b
+
+
+@functools.cache
+def scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch would rather have it exported
+        return torch.jit.script(affine)
+
+
+def linear(inner=6, out=5):
+    return nn.Linear(inner, out)
+
+
+def experts(m, x):
+    chosen, y = x.sum(1) > 0, x.new_zeros(len(x), 5)
+    for k, expert in enumerate((m.f, m.g)):
+        rows = (chosen == bool(k)).nonzero()[:, 0]
+        y = y.index_add(0, rows, expert(x[rows]))
+    return y
+
+
+def packed(m, x):
+    rows = nn.utils.rnn.pack_padded_sequence(x.unsqueeze(1), [1] * len(x), batch_first=True)
+    return m.cell(rows)[1][-1]
+
+
+def tokens():
+    return torch.tensor(
+        [[0, 1, 1, 2, 3, 0], [2, 2, 2, 1, 0, 3], [3, 1, 0, 0, 2, 1], [1, 1, 1, 1, 1, 1], [0, 3, 2, 1, 0, 2]]
+    )
+
+
+def by_backward(model, data, objective):
+    """Like the oracle, for what autograd.grad cannot do."""
+    totals = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in model.named_parameters()}
+    for i in range(5):
+        model.zero_grad()
+        objective.losses(model, tuple(t[i : i + 1] for t in data[0])).sum().backward()
+        for n, p in model.named_parameters():
+            totals[n] += p.grad.double() ** 2
+    model.zero_grad()
+    return totals
+
+
+FALLS_BACK = {
+    "packed sequences": (lambda: Uses(packed, cell=nn.GRU(6, 5, batch_first=True)), None),
+    "experts": (lambda: Uses(experts, f=linear(), g=linear()), None),
+    "mixing": (lambda: Uses(lambda m, x: m.f(x - x.mean(0) * (len(x) > 1)), f=linear()), None),
+    "branching": (lambda: Uses(lambda m, x: m.f(x) * (1 + (len(x) > 3)), f=linear()), None),
+    "custom function": (lambda: Uses(lambda m, x: Double.apply(x, m.w), w=nn.Parameter(torch.ones(6))), None),
+    "embedding norm": (
+        lambda: Uses(lambda m, x: m.e(x).flatten(1), e=nn.Embedding(4, 2, scale_grad_by_freq=True)),
+        tokens,
+    ),
+    "scripted": (lambda: Uses(lambda m, x: scripted()(x, m.f.weight, m.f.bias), f=linear()), None),
+    "reentrant": (
+        lambda: Uses(
+            lambda m, x: m.g(checkpoint(m.f, m.s(x), use_reentrant=True)), s=linear(), f=linear(5, 5), g=linear(5, 5)
+        ),
+        None,
+    ),
+}
+
+
+class Later(nn.Module):
+    """Mixes its samples from the second batch on."""
+
+    def __init__(self):
+        super().__init__()
+        self.f = linear()
+
+    def forward(self, x):
+        return self.f(x - x.mean(0) * (len(x) > 1) if float(x.max()) > 9 else x)
+
+
+class Mean(SumOfSquares):
+    def losses(self, model, batch):
+        return super().losses(model, batch).mean()
+
+
+def batches(x):
+    return [(x, torch.randn(len(x)))] * 3
+
+
+def still(m, x):
+    with torch.no_grad():
+        return m.f(x)
+
+
+def normalised(m, x):
+    return nn.functional.batch_norm(x, None, None, m.w, training=True)
+
+
+INPUT = torch.arange(30.0).view(5, 6) / 30
+REFUSED = {
+    "batch statistics": lambda: (nn.BatchNorm1d(6, track_running_stats=False), batches(INPUT)),
+    "called in training": lambda: (Uses(normalised, w=nn.Parameter(torch.ones(6))), batches(INPUT)),
+    "later mixing": lambda: (Later(), batches(INPUT)[:1] + batches(INPUT * 11)),
+    "renormalised rows": lambda: (
+        Uses(lambda m, x: m.e(x).flatten(1), e=nn.Embedding(4, 9, max_norm=0.1)),
+        batches(tokens()),
+    ),
+    "complex": lambda: (
+        Uses(lambda m, x: (x * m.w).abs(), w=nn.Parameter(torch.ones(6, dtype=torch.complex64))),
+        batches(INPUT),
+    ),
+    "without values": lambda: (nn.LazyLinear(3), batches(INPUT)),
+    "no gradient": lambda: (Uses(still, f=linear()), batches(INPUT)),
+    "one loss": lambda: (linear(), batches(INPUT), Mean()),
+    "no number": lambda: (linear(), batches(INPUT * 1e30)),
+    "ragged batches": lambda: (linear(), [(INPUT, torch.ones(4))]),
+}
+ROWS = re.findall(r"^\| `?([a-z ]+)`? \| .* \| `(.+?)` \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def rows():
+    """Name to the words of the warning that the page promises."""
+    return {name.strip(): words for name, words in ROWS}
+
+
+def test_the_page_and_the_tests_name_the_same():
+    assert set(rows()) == set(FALLS_BACK) | set(REFUSED)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_says_so_in_the_words_of_the_page(name):
+    torch.manual_seed(0)
+    model, data, *objective = REFUSED[name]()
+    with pytest.raises(UnlearnKitError, match=re.escape(rows()[name])):
+        estimate(model, data, *(objective or [SumOfSquares()]), recheck=1)
+
+
+@pytest.mark.parametrize("name", FALLS_BACK)
+def test_what_falls_back_says_so_in_the_words_of_the_page_and_is_right(name):
+    make, draw = FALLS_BACK[name]
+    reference = oracle if name != "reentrant" else by_backward
+    torch.manual_seed(0)
+    model = make().eval()
+    x = draw() if draw else torch.randn(5, 6)
+    data = [(x, torch.randn(5))]
+    with pytest.warns(UnlearnKitWarning, match=re.escape(rows()[name]).replace("…", ".*")) as caught:
+        seen = estimate(model, data, SumOfSquares())
+    assert len(caught) == 1
+    assert distance(seen, reference(model, data, SumOfSquares())) < 1e-4

@@ -1,0 +1,117 @@
+"""What holds for every method and estimator that ships: the contract in both precisions, and a run by its name."""
+
+import json
+from functools import partial
+
+import attrs
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from unlearnkit import Need, PluginManager
+from unlearnkit.experiments.config import load_config
+from unlearnkit.experiments.run import run
+from unlearnkit.testing import LawCase, RuleInputs, laws_for
+from unlearnkit.utils.options import options_of
+
+
+def shipped(role):
+    provided = PluginManager().provided(role)
+    return {entry.name: entry.cls for entry in provided if entry.plugin.origin.startswith("unlearnkit ")}
+
+
+METHODS, ESTIMATORS = shipped("unlearner"), shipped("estimator")
+PRECISIONS = (torch.float32, torch.float64)
+
+
+def quick(cls):
+    """The least that a method does: one epoch, one draw."""
+    names = {option.name for option in options_of(cls)}
+    return cls(**{name: 1 for name in ("epochs", "draws", "max_epochs") if name in names})
+
+
+def has(dtype, case):
+    one = case[0] if isinstance(case, tuple) else case
+    if isinstance(one, RuleInputs):
+        return one.theta.dtype == dtype
+    return not isinstance(one, LawCase) or one.dtype == dtype
+
+
+def moved(dtype, case):
+    """The same law_case in another precision; whatever is no law_case as it is."""
+    if isinstance(case, tuple):
+        return (moved(dtype, case[0]), *case[1:])
+    return attrs.evolve(case, dtype=dtype) if isinstance(case, LawCase) else case
+
+
+EXACT = ("additive", "order-free", "batch-size-free", "quadratic")
+"""Laws of sums that are checked in float64 alone, where rounding does not hide a fault."""
+
+
+def in_precision(law, dtype):
+    """The same law, on cases of one precision only."""
+    return attrs.evolve(law, cases=lambda s: law.cases(s).map(partial(moved, dtype)).filter(partial(has, dtype)))
+
+
+def test_the_list_is_that_of_the_docs():
+    assert set(METHODS) == {
+        *("prune", "binary-mask", "ssd", "ssd-adaptive", "ssd-soft", "fisher-topk", "fisher-noise", "finetune"),
+        *("neg-grad-plus", "bad-teacher", "scrub", "salun", "jit", "retrain"),
+    }
+    assert set(ESTIMATORS) == {
+        *("diagonal-fisher", "batched-diagonal-fisher", "sketched-fisher", "loss-free", "output-norm"),
+        *("sampled-fisher", "exact-fisher"),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+@pytest.mark.parametrize("name", [*METHODS, *ESTIMATORS])
+def test_contract_in_each_precision(name, dtype):
+    subject = quick({**METHODS, **ESTIMATORS}[name])
+    laws, seen = [law for law in laws_for(subject) if dtype == torch.float64 or law.name not in EXACT], []
+    for law in laws:
+        fixed = in_precision(law, dtype)
+        looking = attrs.evolve(fixed, holds=lambda s, case, law=law: (seen.append(case), law.holds(s, case))[1])
+        looking.check(subject, examples=3)
+    assert len(seen) >= len(laws)
+    assert all(has(dtype, case) for case in seen)
+
+
+@pytest.fixture(scope="module")
+def by_name(tmp_path_factory, trained_checkpoint):
+    """Every method by its name from one configuration, on the digits."""
+    root = tmp_path_factory.mktemp("shipped")
+    methods = "".join(
+        f'[[method]]\nname = "{name}"\n'
+        + ("options = { epochs = 1 }\n" if "epochs" in {o.name for o in options_of(cls)} else "")
+        for name, cls in METHODS.items()
+    )
+    (root / "experiment.toml").write_text(
+        f'output = "{root}/out"\ndevice = "cpu"\n'
+        f'[model]\nfactory = "unlearnkit.models:small_cnn"\noptions = {{ width = 4 }}\n'
+        f'checkpoint = "{trained_checkpoint}"\n[data]\nname = "digits"\n[forget]\nclasses = [3]\n'
+        f'[importance]\nreference = "retain"\n{methods}'
+    )
+    return {r.label: (r, root / "out" / r.label) for r in run(load_config(root / "experiment.toml"))}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_runs_by_name_and_its_report_is_true(by_name, trained_checkpoint, name):
+    record, folder = by_name[name]
+    original, edited = load_file(trained_checkpoint), load_file(folder / "model.safetensors")
+    report = json.loads((folder / "report.json").read_text())
+    assert report["method"] == name
+    assert report["provider"].startswith("unlearnkit ")
+    assert report["changed"] == sum(int((original[t.name] != edited[t.name]).sum()) for t in record.report.tensors) > 0
+    wanted = {need.value for need in METHODS[name].needs if need in {Need.FORGET_IMPORTANCE, Need.REFERENCE_IMPORTANCE}}
+    assert len(record.report.evidence) == len(wanted)
+    assert set(report["after"]) == {"retain-test", "forget-test", "forget-train"}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_an_estimator_runs_by_name(run_by_name, name):
+    record, before, after = run_by_name("ssd", f"importance.estimator='{name}'", options="{alpha=2.0}")
+    assert {e.fingerprint.estimator for e in record.report.evidence} == {name}
+    assert record.report.changed == sum(int((before[k] != after[k]).sum()) for k in before) > 0

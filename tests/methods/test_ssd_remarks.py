@@ -1,0 +1,110 @@
+"""`ssd` says when α ≥ 1/p: then it can select nothing, because every forgotten sample is in the full set too."""
+
+import warnings
+
+import attrs
+import pytest
+import torch
+from unlearnkit_methods.ssd import SelectiveSynapticDampening as SSD
+
+from unlearnkit import (
+    BatchedDiagonalFisher,
+    CrossEntropy,
+    DiagonalFisher,
+    Fingerprint,
+    Importance,
+    Role,
+    SketchedFisher,
+    UnlearningInputs,
+    UnlearnKitWarning,
+)
+from unlearnkit.testing import LawCase
+
+
+def importance(count, role, unit="sample"):
+    return Importance(
+        totals={"w": torch.ones(2)}, count=count, samples=count, role=role, fingerprint=Fingerprint(unit=unit)
+    )
+
+
+def remarks(alpha, *, forget=5, reference=100, role=Role.FULL, unit="sample"):
+    inputs = UnlearningInputs(forget=importance(forget, Role.FORGET, unit), reference=importance(reference, role, unit))
+    return SSD(alpha=alpha).remarks(inputs)
+
+
+@pytest.mark.parametrize("alpha", [20.0, 20.1, float("inf")])
+def test_the_number_is_named(alpha):
+    (sentence,) = remarks(alpha)
+    assert f"α = {alpha:g} can select nothing" in sentence
+    assert "1/p = 20" in sentence
+    assert "100 terms in the full set, 5 in the forget set" in sentence
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"alpha": 19.99},
+        {"alpha": 20.0, "role": Role.RETAIN},
+        {"alpha": 20.0, "unit": "batch"},
+        {"alpha": 9, "forget": 0},
+    ],
+)
+def test_there_is_no_alarm_where_the_bound_does_not_hold(harmless):
+    assert remarks(**harmless) == ()
+
+
+def test_there_is_no_remark_without_evidence():
+    assert SSD().remarks(UnlearningInputs()) == ()
+
+
+def measured(estimator, *, forgotten_last=False):
+    """The importances of 2 forgotten samples and of the 6 in the full set, 1/p = 3."""
+    law_case = LawCase(layers=("conv",), dtype=torch.float64, samples=2, batch=2)
+    model, forget = law_case.model(), law_case.data("forget")
+    retain = attrs.evolve(law_case, samples=4).data("retain")
+    full = retain + forget if forgotten_last else forget + retain
+
+    def estimate(data, role):
+        return estimator.estimate(model, data, objective=CrossEntropy(), role=role)
+
+    return model, UnlearningInputs(forget=estimate(forget, "forget"), reference=estimate(full, "full"))
+
+
+def test_on_measured_importances_the_warning_comes_and_nothing_is_selected():
+    model, inputs = measured(DiagonalFisher())
+    with pytest.warns(UnlearnKitWarning, match=r"ssd: α = 3 can select nothing: F_f/F_D is at most 1/p = 3 "):
+        report = SSD(alpha=3.0).unlearn(model, inputs)
+    assert report.changed == 0
+    assert report.remarks
+    assert "1/p = 3" in report.sentence()
+
+
+def test_a_sketch_may_select_beyond_the_bound_by_its_error_and_the_warning_says_so():
+    """The signs of the forgotten samples are others within the full set, so that F_f may be above F_D."""
+    model, inputs = measured(SketchedFisher(seed=4), forgotten_last=True)
+    with pytest.warns(UnlearnKitWarning, match=r"α = 3 can select nothing but by the error .* at most 1/p = 3 "):
+        report = SSD(alpha=3.0).unlearn(model, inputs)
+    assert report.changed > 0
+
+
+@pytest.mark.parametrize("error", [None, 0.1])
+@pytest.mark.parametrize("whose", ["forget", "reference"])
+def test_one_estimate_is_enough_for_that(whose, error):
+    exact = UnlearningInputs(forget=importance(5, Role.FORGET), reference=importance(100, Role.FULL))
+    estimated = attrs.evolve(getattr(exact, whose), relative_error=error)
+    (sentence,) = SSD(alpha=20.0).remarks(attrs.evolve(exact, **{whose: estimated}))
+    assert "nothing but by the error" in sentence
+
+
+def test_below_the_bound_there_is_no_warning_and_something_is_selected():
+    model, inputs = measured(DiagonalFisher())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = SSD(alpha=1.5).unlearn(model, inputs)
+    assert report.changed > 0
+    assert report.remarks == ()
+
+
+def test_the_bound_does_not_hold_for_squares_of_batch_means_and_nothing_is_said():
+    model, inputs = measured(BatchedDiagonalFisher())
+    assert SSD(alpha=3.0).unlearn(model, inputs).remarks == ()

@@ -1,0 +1,164 @@
+"""Parameters by name: digests, bits, and refusals."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from unlearnkit import (
+    ConfigurationError,
+    CrossEntropy,
+    DiagonalFisher,
+    NonFiniteError,
+    UnsupportedModelError,
+    device_of,
+    trainable,
+)
+from unlearnkit.models.parameters import (
+    bits,
+    buffers,
+    check_finite,
+    check_ordinary,
+    count_changed,
+    digest,
+    parameters,
+    wide,
+)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(5, 3)
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.head(self.embed(x).mean(1))
+
+
+def test_by_hand_tied_weights_are_one_and_frozen_ones_are_left_out():
+    model = nn.Sequential(Tied(), nn.Linear(5, 2))
+    model[1].bias.requires_grad_(requires_grad=False)
+    assert list(parameters(model)) == ["0.embed.weight", "1.weight", "1.bias"]
+    assert list(trainable(model)) == ["0.embed.weight", "1.weight"]
+    assert trainable(model)["0.embed.weight"] is model[0].head.weight
+
+
+def test_names_are_the_same_through_compile():
+    model, compiled = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), nn.Module()
+    compiled._orig_mod = model  # the name that torch.compile gives to what it wraps
+    assert list(parameters(compiled)) == list(parameters(model))
+    assert list(buffers(compiled)) == list(buffers(model))
+    assert digest(compiled) == digest(model)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.int8, torch.bool, torch.long],
+)
+def test_bits_and_digest_take_every_dtype(dtype):
+    model = nn.Module()
+    model.register_buffer("b", torch.tensor([[0, 1], [1, 1]]).to(dtype))
+    before = digest(model)
+    assert torch.equal(bits(model.b), bits(model.b.clone()))
+    model.b[0, 0] = 1
+    assert digest(model) != before
+    assert bits(model.b).shape[:2] == (2, 2)
+
+
+def test_bits_tell_zeros_apart_and_know_a_nan_again():
+    assert count_changed(torch.tensor([0.0, float("nan")]), torch.tensor([-0.0, float("nan")])) == 1
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=8), st.data())
+def test_changed_counts_elements_with_other_bits(words, data):
+    before = torch.tensor(words, dtype=torch.uint32).view(torch.float32)
+    flip = data.draw(st.lists(st.booleans(), min_size=len(words), max_size=len(words)))
+    after = torch.tensor([w ^ f for w, f in zip(words, flip, strict=True)], dtype=torch.uint32).view(torch.float32)
+    assert count_changed(before, after) == sum(flip)
+
+
+def test_the_digest_does_not_depend_on_strides_and_does_on_names_and_shapes():
+    one, other = nn.Linear(3, 2, bias=False), nn.Linear(3, 2, bias=False)
+    other.weight.data = one.weight.data.t().contiguous().t()
+    assert not other.weight.is_contiguous()
+    assert digest(one) == digest(other)
+    assert digest(nn.Sequential(one)) != digest(one)
+    other.weight.data = one.weight.data.reshape(3, 2)
+    assert digest(one) != digest(other)
+    assert digest(nn.Identity()) == digest(nn.ReLU())  # nothing to hash
+    empty = nn.Module()
+    empty.register_buffer("b", torch.zeros(0))
+    assert digest(empty) != digest(nn.Identity())
+
+
+def test_wide_is_at_least_float32():
+    assert [wide(d) for d in (torch.float16, torch.bfloat16, torch.float32, torch.float64)] == [
+        torch.float32,
+        torch.float32,
+        torch.float32,
+        torch.float64,
+    ]
+
+
+def test_device_of_a_model_and_of_nothing():
+    assert device_of(nn.Linear(2, 2)) == torch.device("cpu")
+    assert device_of(nn.Identity()) == torch.device("cpu")
+    with pytest.raises(ConfigurationError, match=r"one device, saw \['cpu', 'meta'\]: move the model"):
+        device_of(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta")))
+
+
+def test_a_model_without_trainable_parameters_is_refused():
+    with pytest.raises(ConfigurationError, match=r"at least one trainable parameter, saw Linear with none: call"):
+        trainable(nn.Linear(2, 2).requires_grad_(requires_grad=False))
+
+
+def test_what_is_not_finite_is_named():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    check_finite(model, when="before the edit")
+    with torch.no_grad():
+        model[0].bias[1] = float("nan")
+        model[1].running_var[0] = float("inf")
+    with pytest.raises(NonFiniteError, match=r"before the edit, saw NaN or infinity in 0.bias, 1.running_var of Seq"):
+        check_finite(model, when="before the edit")
+
+
+def made_for_inference():
+    with torch.inference_mode():
+        return nn.Linear(2, 2)
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+
+
+UNUSUAL = {
+    "weight: not initialised": lambda: nn.LazyLinear(2),
+    "running_mean: not initialised": nn.LazyBatchNorm1d,
+    "weight: without values": lambda: nn.Linear(2, 2, device="meta"),
+    "weight: made under torch.inference_mode": made_for_inference,
+    "w: complex": Complex,
+}
+
+
+@pytest.mark.parametrize("words", UNUSUAL)
+def test_weights_without_values_or_real_squares_are_refused_by_name(words):
+    with pytest.raises(UnsupportedModelError, match=words):
+        check_ordinary(UNUSUAL[words]())
+
+
+def test_an_estimate_refuses_them_before_anything_else():
+    for make in UNUSUAL.values():
+        with pytest.raises(UnsupportedModelError, match="expected ordinary real weights"):
+            DiagonalFisher().estimate(make(), [(torch.ones(2, 2),)], objective=CrossEntropy())
+
+
+def test_frozen_complex_weights_and_complex_buffers_are_taken():
+    model = Complex().requires_grad_(False)
+    model.register_buffer("b", torch.ones(2, dtype=torch.complex64))
+    check_ordinary(model)

@@ -1,0 +1,419 @@
+"""Plugins: each fault isolated, named and explained; the good ones beside it keep working. Offline, with fake
+distributions in tests/fixtures/."""
+# ruff: noqa: ARG002 - the signatures are the framework's
+
+import os
+import subprocess
+import sys
+import types
+import warnings
+from pathlib import Path
+
+import pytest
+
+from unlearnkit import (
+    BatchedDiagonalFisher,
+    ConfigurationError,
+    DiagonalFisher,
+    DuplicateMethodError,
+    Importance,
+    PluginLoadError,
+    PluginManager,
+    PluginWarning,
+    Report,
+    Run,
+    UnknownMethodError,
+    hookimpl,
+)
+from unlearnkit.plugins.entry_points import DISABLE
+from unlearnkit.plugins.manager import default_manager
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+RUN = Run(method="m", options={}, estimator="e", model="M")
+SHIPPED = {"binary-mask", "prune", "ssd"}
+
+
+@pytest.fixture
+def site(monkeypatch):
+    """Put the fake distributions on the path, and forget their modules afterwards."""
+    monkeypatch.delenv(DISABLE, raising=False)
+    monkeypatch.syspath_prepend(FIXTURES / "site")
+    yield
+    for name in [n for n in sys.modules if n.startswith("fake_")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def manager(site):
+    """Every fake plugin was asked once; what it had to be warned of is not repeated."""
+    manager = PluginManager()
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        manager.problems()
+    return manager
+
+
+def names(manager, kind="unlearner"):
+    return {entry.name for entry in manager.provided(kind)}
+
+
+def problem(manager, plugin):
+    return [str(p) for p in manager.problems() if p.plugin == plugin]
+
+
+def test_by_hand_a_good_plugin_is_found_and_described(manager):
+    cls = manager.unlearner("good")
+    entry = next(e for e in manager.provided("unlearner") if e.name == "good")
+    assert (cls.__name__, entry.cls, entry.doc, entry.options) == ("Good", cls, "A good method.", ())
+    assert manager.provider_of(cls) == "fake-good 1.0"
+    found = next(p for p in manager.plugins() if p.name == "good")
+    assert (found.target, found.origin, found.problem) == ("fake_good", "fake-good 1.0", None)
+
+
+def test_every_good_method_beside_the_broken_ones_works(manager):
+    good = {"good", "zebra", "known", "fine", "damaged"}
+    assert names(manager) >= SHIPPED | good | {"twin"}
+    assert not names(manager) & {"unwritten", "counts", "needless", "Shouts_Loudly"}
+    for name in SHIPPED | good:
+        assert manager.unlearner(name).name == name
+    assert names(manager, "estimator") >= {"diagonal-fisher", "batched-diagonal-fisher"}
+    assert manager.estimator("diagonal-fisher") is DiagonalFisher
+    assert [e.name for e in manager.provided("unlearner")] == sorted(e.name for e in manager.provided("unlearner"))
+
+
+# One fault each: isolated, named, explained
+
+
+@pytest.mark.parametrize(
+    ("plugin", "said"),
+    [
+        ("broken", r"plugin 'broken' of fake-broken 2.0, import: ModuleNotFoundError: No module named 'no_such_module"),
+        (
+            "missing",
+            r"plugin 'missing' of fake-broken 2.0, import: ModuleNotFoundError: No module named 'fake_not_there'",
+        ),
+        ("exits", r"plugin 'exits' of fake-broken 2.0, import: SystemExit: usage: fake_exits FILE"),
+        (
+            "signature",
+            r"plugin 'signature' of fake-signature 3.0, hook signature: PluginValidationError: (?s:.*)registry",
+        ),
+    ],
+)
+def test_a_plugin_that_cannot_be_loaded_is_an_error_only_when_it_is_asked_for(manager, plugin, said):
+    with pytest.raises(PluginLoadError, match=rf"the unlearner '{plugin}' cannot be used: {said}") as caught:
+        manager.unlearner(plugin)
+    found = next(p for p in manager.plugins() if p.name == plugin)
+    assert found.problem is not None
+    assert caught.value.__cause__ is found.problem.error
+
+
+def test_a_plugin_with_a_wrong_signature_is_not_half_registered(manager):
+    with warnings.catch_warnings(record=True) as issued:
+        warnings.simplefilter("always")
+        manager.before_run(RUN)
+    assert not any("signature" in str(w.message) for w in issued)
+
+
+def test_an_unknown_hook_is_named_with_the_closest_known_one_and_the_rest_of_the_plugin_works(manager):
+    said = (
+        r"plugin 'unknown' of fake-unknown 4.0, unknown hook: PluginLoadError: no hook is called "
+        r"'unlearnkit_register_unlearner'; did you mean 'unlearnkit_register_unlearners'\?"
+    )
+    with pytest.raises(PluginLoadError, match=said):
+        manager.check_pending()
+    assert len(problem(manager, "unknown")) == 1  # the optional hook of a newer host is none
+    assert manager.unlearner("known").name == "known"
+
+
+def test_nothing_is_pending_when_every_hook_is_known():
+    manager = PluginManager(entry_points=False)
+    module = types.ModuleType("fine")
+    seen = []
+
+    @hookimpl(specname="unlearnkit_before_run")
+    def watch(run):
+        seen.append(run)
+
+    module.watch = watch
+    manager.register(module)
+    assert manager.check_pending() is None
+    manager.before_run(RUN)
+    assert seen == [RUN]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        r"Unwritten is abstract: write rule",
+        r"expected a subclass of Unlearner, saw fake_classes.Counts",
+        r"expected a class, saw <fake_classes.Fine .*>: return the class, not an object of it",
+        r"expected a class, saw 'fine': return the class, not an object of it",
+        r"Shouts.name: expected lower-case letters, digits and '-', as 'my-method', saw 'Shouts_Loudly'",
+        r"Nameless.name: expected .* saw None",
+        r"Needless.needs: expected a frozenset of Need, saw {'forget'}",
+    ],
+)
+def test_a_class_that_cannot_be_used_is_named_with_its_plugin(manager, said):
+    import re
+
+    wanted = re.compile(rf"plugin 'classes' of fake-classes 5.0, registering its unlearners: PluginLoadError: {said}")
+    assert len([text for text in problem(manager, "classes") if wanted.fullmatch(text)]) == 1
+    assert len(problem(manager, "classes")) == 7
+    assert manager.metric("counts").name == "counts"
+
+
+def test_a_hook_that_raises_or_returns_no_list_is_named(manager):
+    assert problem(manager, "raises") == [
+        "plugin 'raises' of fake-raises 6.0, registering its unlearners: ZeroDivisionError: no methods today",
+        "plugin 'raises' of fake-raises 6.0, registering its estimators: TypeError: 'ABCMeta' object is not iterable",
+    ]
+
+
+def test_a_duplicate_name_names_both_distributions_and_only_when_it_is_asked_for(manager):
+    with pytest.raises(
+        DuplicateMethodError,
+        match=r"the unlearner 'twin' is provided by fake-twin-one 7.1 \(plugin 'twin-one'\) and fake-twin-two 7.2 "
+        rf"\(plugin 'twin-two'\): uninstall one, or switch it off with {DISABLE}",
+    ):
+        manager.unlearner("twin")
+
+
+def test_a_method_that_nobody_provides_gets_the_nearest_name_and_the_list_of_broken_plugins(manager):
+    with pytest.raises(UnknownMethodError, match=r"no unlearner is called 'goood'; did you mean 'good'") as caught:
+        manager.unlearner("goood")
+    for plugin in ("broken", "signature", "raises", "classes", "unknown"):
+        assert f"plugin '{plugin}'" in str(caught.value)
+    with pytest.raises(ConfigurationError, match=r"saw 'unlearners'; did you mean 'unlearner'"):
+        manager.provided("unlearners")
+
+
+def test_plugins_of_one_name_from_several_distributions_are_all_listed(monkeypatch):
+    monkeypatch.syspath_prepend(FIXTURES / "clash")
+    manager = PluginManager()
+    with pytest.warns(PluginWarning) as issued:
+        assert manager.unlearner("clash").name == "clash"
+    found = [p for p in manager.plugins() if p.name.startswith("clash")]
+    assert [(p.name, p.origin, p.problem is None) for p in found] == [
+        ("clash", "fake-clash-other 1.0", True),
+        ("clash@fake-clash", "fake-clash 1.0", False),
+        ("clash@fake-clash:fake_zz_two", "fake-clash 1.0", False),
+    ]
+    assert len(issued) == 2
+
+
+# Warnings: once each, and none is a stumbling block
+
+
+def test_each_fault_is_warned_of_once(site):
+    manager = PluginManager()
+    with warnings.catch_warnings(record=True) as issued:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            manager.problems()
+            manager.unlearner("good")
+            manager.register(types.ModuleType("another"), name=f"another-{_}")
+    said = [str(w.message) for w in issued if issubclass(w.category, PluginWarning)]
+    assert len(said) == len(issued) == len(set(said)) == len(manager.problems())
+    assert all("is left out" in text for text in said)
+
+
+def test_a_warning_made_an_error_does_not_lose_the_plugins_after_it(site):
+    manager = PluginManager()
+    raised = 0
+    for _ in range(20):
+        try:
+            manager.problems()
+        except PluginWarning:  # the suite turns warnings into errors
+            raised += 1
+    assert raised >= 1
+    assert manager.unlearner("zebra").name == "zebra"
+    assert names(manager) > SHIPPED
+
+
+# Switching off
+
+
+def test_plugins_are_switched_off_by_name_and_listed_with_the_reason(site, monkeypatch):
+    monkeypatch.setenv(DISABLE, "twin-two, broken,ssd ,")
+    manager = PluginManager()
+    with warnings.catch_warnings(record=True) as issued:
+        warnings.simplefilter("always")
+        assert manager.unlearner("twin").__module__ == "fake_twin_one"
+    assert not any("blocked" in str(w.message) or "no_such_module" in str(w.message) for w in issued)
+    blocked = [p for p in manager.plugins() if p.problem is not None and p.problem.stage == "blocked"]
+    assert [p.name for p in blocked] == ["broken", "ssd", "twin-two"]
+    with pytest.raises(PluginLoadError, match=rf"'ssd' of unlearnkit .*, blocked: RuntimeError: by {DISABLE}"):
+        manager.unlearner("ssd")
+
+
+def test_all_plugins_are_switched_off_by_a_star(site, monkeypatch):
+    monkeypatch.setenv(DISABLE, "*")
+    manager = PluginManager()
+    assert names(manager) == names(manager, "estimator") == names(manager, "metric") == set()
+    assert {p.problem.stage for p in manager.plugins()} == {"blocked"}
+    assert "fake_good" not in sys.modules
+
+
+def test_without_entry_points_only_what_is_registered_is_there():
+    manager = PluginManager(entry_points=False)
+    assert manager.plugins() == manager.problems() == ()
+    assert names(manager) == set()
+    with pytest.raises(UnknownMethodError, match=r"no unlearner is called 'ssd'; there are none"):
+        manager.unlearner("ssd")
+
+
+# Registering by hand
+
+
+class Offers:
+    def __init__(self, *classes):
+        self.classes = classes
+
+    @hookimpl
+    def unlearnkit_register_estimators(self):
+        return list(self.classes)
+
+
+def test_a_plugin_registered_by_hand_is_found_also_after_the_first_question():
+    manager = PluginManager(entry_points=False)
+    assert names(manager, "estimator") == set()
+    manager.register(Offers(DiagonalFisher), name="mine")
+    assert manager.estimator("diagonal-fisher") is DiagonalFisher
+    manager.register(Offers(BatchedDiagonalFisher, DiagonalFisher), name="yours")  # the same class twice is no conflict
+    assert names(manager, "estimator") == {"diagonal-fisher", "batched-diagonal-fisher"}
+    assert manager.estimator("diagonal-fisher") is DiagonalFisher
+
+
+def test_a_faulty_plugin_registered_by_hand_is_refused_at_once_and_undone():
+    class Faulty:
+        @hookimpl
+        def unlearnkit_before_run(self, run):
+            raise AssertionError("called")
+
+        @hookimpl
+        def unlearnkit_register_estimators(self, registry):
+            raise AssertionError("called")
+
+    manager = PluginManager(entry_points=False)
+    with pytest.raises(PluginLoadError, match=r"(?s)plugin 'faulty' .*hook signature: .*registry"):
+        manager.register(Faulty(), name="faulty")
+    manager.before_run(RUN)
+    assert names(manager, "estimator") == set()
+    manager.register(Offers(DiagonalFisher), name="mine")  # no warning of what was an error already
+
+
+def test_a_name_and_an_object_are_registered_once():
+    manager, plugin = PluginManager(entry_points=False), Offers(DiagonalFisher)
+    manager.register(plugin, name="mine")
+    with pytest.raises(ConfigurationError, match=r"expected a new plugin name, saw 'mine' again: pass name="):
+        manager.register(Offers(), name="mine")
+    with pytest.raises(PluginLoadError, match=r"plugin 'again' .*registration: ValueError"):
+        manager.register(plugin, name="again")
+    assert manager.estimator("diagonal-fisher") is DiagonalFisher
+
+
+def test_an_unknown_hook_registered_by_hand_is_warned_of_at_once():
+    class Misspelt:
+        @hookimpl
+        def unlearnkit_befor_run(self, run):
+            """Never called."""
+
+    manager = PluginManager(entry_points=False)
+    with pytest.warns(PluginWarning, match=r"'unlearnkit_befor_run'; did you mean 'unlearnkit_before_run'"):
+        manager.register(Misspelt())
+    with pytest.raises(PluginLoadError, match=r"did you mean 'unlearnkit_before_run'"):
+        manager.check_pending()
+
+
+def test_what_only_looks_like_a_hook_is_none():
+    from unittest.mock import MagicMock
+
+    module = types.ModuleType("mocked")
+    module.anything = MagicMock()
+    manager = PluginManager(entry_points=False)
+    manager.register(module)
+    assert manager.problems() == ()
+
+
+def test_a_plugin_whose_attributes_raise_is_isolated():
+    class Hostile:
+        def __dir__(self):
+            raise ZeroDivisionError("trap")
+
+    manager = PluginManager(entry_points=False)
+    manager.register(Offers(DiagonalFisher), name="mine")
+    with pytest.raises(PluginLoadError, match=r"plugin 'hostile' .*ZeroDivisionError: trap"):
+        manager.register(Hostile(), name="hostile")
+    assert manager.estimator("diagonal-fisher") is DiagonalFisher
+
+
+def test_a_class_that_raises_when_it_is_looked_at_is_isolated():
+    class Trap(type(DiagonalFisher)):
+        @property
+        def name(cls):
+            raise ZeroDivisionError("trap")
+
+    from unlearnkit import ImportanceEstimator
+
+    trap = Trap("Trapped", (ImportanceEstimator,), {"estimate_batch": lambda *_, **__: None})
+    manager = PluginManager(entry_points=False)
+    manager.register(Offers(trap), name="hostile")
+    manager.register(Offers(DiagonalFisher), name="mine")
+    with pytest.warns(PluginWarning, match=r"plugin 'hostile' .*registering its estimators: ZeroDivisionError: trap"):
+        assert manager.estimator("diagonal-fisher") is DiagonalFisher
+
+
+# Observers
+
+
+def test_observers_get_what_they_ask_for():
+    calls = []
+
+    class Watcher:
+        @hookimpl
+        def unlearnkit_after_estimate(self, importance, role):
+            calls.append((importance, role))
+
+        @hookimpl
+        def unlearnkit_after_run(self, run, report):
+            calls.append((run, report))
+
+    import torch
+
+    manager, one, report = PluginManager(entry_points=False), None, Report(method="m")
+    manager.register(Watcher())
+    one = Importance(totals={"w": torch.ones(1)}, count=1)
+    manager.before_run(RUN)
+    manager.after_estimate(RUN, "forget", one)
+    manager.after_run(RUN, report)
+    assert calls == [(one, "forget"), (RUN, report)]
+
+
+# A fresh process
+
+
+FRESH = """
+import sys, torch, unlearnkit
+manager = unlearnkit.PluginManager()
+print([m for m in sys.modules if m.startswith(("unlearnkit_", "fake_", "pytest", "hypothesis", "torchvision"))])
+import warnings
+warnings.simplefilter("ignore")
+print(manager.unlearner("zebra").__name__, manager.unlearner("ssd").__name__, torch.cuda.is_initialized())
+"""
+
+
+def test_a_fresh_process_loads_no_plugin_before_the_first_question_and_never_touches_cuda():
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FRESH],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(FIXTURES / "site")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[]", "Zebra SelectiveSynapticDampening False"]
+
+
+def test_the_shared_manager_is_one_per_process():
+    assert default_manager() is default_manager()

@@ -1,0 +1,422 @@
+"""Plugins that misbehave while they run: contained, blamed by name, and the host goes on.
+
+Those that cannot be imported or registered, that take a name that exists or raise in a hook that registers are in
+test_plugins.py; what a method does to a model behind the framework's back is in test_unlearner.py. Here each fault goes
+the whole way: a plugin is installed, a run asks for it by name, and a good plugin beside it still works.
+"""
+# ruff: noqa: ARG002, ARG005 - the signatures are the framework's
+
+import sys
+import types
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from unlearnkit import (
+    DiagonalFisher,
+    ElementwiseUnlearner,
+    Importance,
+    ImportanceEstimator,
+    Metric,
+    MismatchError,
+    NonFiniteError,
+    Pipeline,
+    PluginManager,
+    PluginWarning,
+    Unlearner,
+    UnlearnerTraits,
+    UnlearningInputs,
+    UnlearnKitError,
+    hookimpl,
+    trainable,
+)
+from unlearnkit.cli.app import app
+from unlearnkit.models.parameters import digest
+
+DATA = [(torch.tensor([[1.0, 2.0], [0.5, -1.0]]), torch.tensor([0, 1]))]
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)).eval()
+
+
+class Good(ElementwiseUnlearner):
+    """A method that behaves."""
+
+    name = "good"
+
+    def rule(self, theta, forget, reference):
+        return torch.where(forget > reference, theta / 2, theta)
+
+
+def plugin(*classes, **hooks):
+    module = types.ModuleType("unruly")
+    module.unlearners = hookimpl(
+        lambda: [c for c in classes if issubclass(c, Unlearner)], specname="unlearnkit_register_unlearners"
+    )
+    module.estimators = hookimpl(
+        lambda: [c for c in classes if issubclass(c, ImportanceEstimator)], specname="unlearnkit_register_estimators"
+    )
+    for name, function in hooks.items():
+        setattr(module, name, hookimpl(function))
+    return module
+
+
+def manager_with(*classes, **hooks):
+    manager = PluginManager(entry_points=False)
+    manager.register(plugin(*classes, **hooks), name="unruly")
+    manager.register(plugin(Good), name="tidy")
+    return manager
+
+
+def perform(manager, name, model, estimator=None):
+    pipeline = Pipeline(
+        unlearner=manager.unlearner(name)(),
+        estimator=estimator or DiagonalFisher(),
+        plugins=manager,
+        reference_role="retain",
+    )
+    return pipeline.run(model, forget=DATA, reference=[(x.flip(1), y) for x, y in DATA], model_factory=net)
+
+
+def method(**members):
+    return type("Unruly", (ElementwiseUnlearner,), {"name": "unruly", **members})
+
+
+def shorter(self, theta, forget, reference):
+    return theta.flatten()[:1]
+
+
+def narrower(self, theta, forget, reference):
+    return theta.half()
+
+
+def elsewhere(self, theta, forget, reference):
+    return torch.empty_like(theta, device="meta")
+
+
+def nan(self, theta, forget, reference):
+    return theta / 0 * 0
+
+
+def nothing(self, theta, forget, reference):
+    """Forget to return."""
+
+
+def in_place(self, theta, forget, reference):
+    return theta.mul_(0.5)
+
+
+def in_place_elsewhere(self, theta, forget, reference):
+    forget.zero_()
+    return theta
+
+
+def raises(self, theta, forget, reference):
+    raise ZeroDivisionError("no rule today")
+
+
+def leaves(self, theta, forget, reference):
+    sys.exit("the rule is tired")
+
+
+RULES = {
+    shorter: (MismatchError, r"method 'unruly': rule\(\) must return shape"),
+    narrower: (MismatchError, r"method 'unruly': rule\(\) must return .*torch.float32 on cpu, saw .*torch.float16"),
+    elsewhere: (MismatchError, r"method 'unruly': rule\(\) must return .* on cpu, saw .* on meta"),
+    nan: (NonFiniteError, r"method 'unruly': rule\(\) made NaN or infinity of finite weights"),
+    nothing: (MismatchError, r"method 'unruly': rule\(\) must return a tensor, saw NoneType"),
+    in_place: (MismatchError, r"method 'unruly': rule\(\) must not edit its arguments in place"),
+    in_place_elsewhere: (MismatchError, r"method 'unruly': rule\(\) must not edit its arguments in place"),
+    raises: (ZeroDivisionError, r"no rule today"),
+    leaves: (SystemExit, r"the rule is tired"),
+}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda f: f.__name__)
+def test_a_rule_that_misbehaves_is_blamed_the_model_is_as_it_was_and_the_next_method_works(rule):
+    error, said = RULES[rule]
+    manager, model = manager_with(method(rule=rule)), net()
+    before = digest(model)
+    with pytest.raises(error, match=said) as caught:
+        perform(manager, "unruly", model)
+    if error is not SystemExit:  # which is no Exception: nothing is added to it
+        assert "while 'unruly' edited '0.weight'" in caught.value.__notes__
+    assert digest(model) == before
+    assert perform(manager, "good", model).changed > 0
+
+
+def test_a_method_that_edits_buffers_is_blamed_unless_its_traits_say_so():
+    def edit(self, model, inputs):
+        model[1].running_mean.add_(1)
+        with torch.no_grad():
+            model[0].bias.add_(1)
+
+    members = {"name": "unruly", "needs": frozenset(), "apply": edit}
+    forbidden = type("Unruly", (Unlearner,), members)
+    allowed = type("Unruly", (Unlearner,), {**members, "traits": UnlearnerTraits(edits_buffers=True)})
+    model = net()
+    before = digest(model)
+    with pytest.raises(MismatchError, match=r"method 'unruly' .*1.running_mean: a buffer was edited"):
+        perform(manager_with(forbidden), "unruly", model)
+    assert digest(model) == before
+    report = perform(manager_with(allowed), "unruly", model)
+    assert report.buffers_changed == ("1.running_mean",)
+    assert model[1].running_mean.tolist() == [1.0] * 3
+
+
+def swap(model):
+    model[1].running_mean = torch.full((3,), 2.0)
+
+
+def test_a_buffer_may_be_replaced_where_buffers_may_change_but_stays_the_same_object():
+    class Replaces(Unlearner):
+        name, needs, traits = "replaces", frozenset(), UnlearnerTraits(edits_buffers=True)
+
+        def apply(self, model, inputs):
+            swap(model)
+
+    model = net()
+    buffer, place = model[1].running_mean, model[1].running_mean.data_ptr()
+    Replaces().unlearn(model, UnlearningInputs())
+    assert model[1].running_mean is buffer
+    assert buffer.data_ptr() == place
+    assert buffer.tolist() == [2.0] * 3
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda model: setattr(model[1], "running_mean", torch.zeros(4)),
+        lambda model: setattr(model[1], "running_mean", torch.zeros(3, dtype=torch.float64)),
+        lambda model: model[1].register_buffer("extra", torch.zeros(1)),
+    ],
+    ids=["shape", "dtype", "grows"],
+)
+def test_the_kind_of_a_buffer_must_stay_even_where_its_values_may_change(act):
+    class Reshapes(Unlearner):
+        name, needs, traits = "reshapes", frozenset(), UnlearnerTraits(edits_buffers=True)
+
+        def apply(self, model, inputs):
+            act(model)
+
+    model = net()
+    before, state = digest(model), list(model.state_dict())
+    with pytest.raises(MismatchError, match=r"method 'reshapes' .*broke the contract"):
+        Reshapes().unlearn(model, UnlearningInputs())
+    assert (digest(model), list(model.state_dict())) == (before, state)
+
+
+@pytest.mark.parametrize("error", [ValueError("late"), KeyboardInterrupt()])
+def test_changed_buffers_are_rolled_back_with_the_weights(error):
+    class Changes(Unlearner):
+        name, needs, traits = "changes", frozenset(), UnlearnerTraits(edits_buffers=True)
+
+        def apply(self, model, inputs):
+            swap(model)
+
+    def refuse(report):
+        assert report.buffers_changed == ("1.running_mean",)
+        raise error
+
+    model = net()
+    before, buffer = digest(model), model[1].running_mean
+    with pytest.raises(type(error)):
+        Changes().unlearn(model, UnlearningInputs(), accept=refuse)
+    assert digest(model) == before
+    assert model[1].running_mean is buffer
+
+
+def test_a_nan_in_a_buffer_is_refused_too():
+    class Spoils(Unlearner):
+        name, needs, traits = "spoils", frozenset(), UnlearnerTraits(edits_buffers=True)
+
+        def apply(self, model, inputs):
+            model[1].running_var[0] = float("nan")
+
+    model = net()
+    before = digest(model)
+    with pytest.raises(NonFiniteError, match=r"after 'spoils' edited them .*1.running_var"):
+        Spoils().unlearn(model, UnlearningInputs())
+    assert digest(model) == before
+
+
+def test_a_method_that_grows_the_model_is_blamed_and_the_model_is_as_it_was():
+    def grow(self, model, inputs):
+        model.append(nn.Linear(2, 2))
+
+    unruly = type("Unruly", (Unlearner,), {"name": "unruly", "needs": frozenset(), "apply": grow})
+    manager, model = manager_with(unruly), net()
+    before, names = digest(model), list(model.state_dict())
+    with pytest.raises(MismatchError, match=r"method 'unruly' .*gained, lost or replaced a child module"):
+        perform(manager, "unruly", model)
+    assert (digest(model), list(model.state_dict())) == (before, names)
+    assert perform(manager, "good", model).changed > 0
+
+
+def test_a_plugin_that_prints_is_heard_and_changes_nothing_else(capsys):
+    def chatty(self, theta, forget, reference):
+        print("editing", tuple(theta.shape))  # noqa: T201
+        return Good.rule(self, theta, forget, reference)
+
+    manager, one, other = manager_with(method(rule=chatty)), net(), net()
+    perform(manager, "unruly", one)
+    assert "editing (3, 2)" in capsys.readouterr().out
+    perform(manager, "good", other)
+    assert digest(one) == digest(other)
+
+
+# Estimators and observers
+
+
+def estimator(measure):
+    def estimate_batch(self, model, batch, *, objective):
+        return measure(model)
+
+    return type("Unruly", (ImportanceEstimator,), {"name": "unruly", "estimate_batch": estimate_batch})
+
+
+def totals(model, make):
+    return Importance(totals={name: make(p) for name, p in trainable(model).items()}, count=1)
+
+
+MEASURES = {
+    "shape": (lambda m: totals(m, lambda p: torch.ones(1)), MismatchError),
+    "device": (lambda m: totals(m, lambda p: torch.ones_like(p, device="meta")), UnlearnKitError),
+    "nan": (lambda m: totals(m, lambda p: torch.full_like(p, float("nan"))), NonFiniteError),
+    "negative": (lambda m: totals(m, lambda p: -torch.ones_like(p)), UnlearnKitError),
+    "names": (lambda m: Importance(totals={"w": torch.ones(1)}, count=1), MismatchError),
+    "type": (lambda m: {"w": 1}, MismatchError),
+    "weights": (lambda m: (m[0].weight.data.add_(1), totals(m, torch.ones_like))[1], MismatchError),
+    "buffers": (lambda m: (m[1].running_mean.add_(1), totals(m, torch.ones_like))[1], MismatchError),
+}
+
+
+@pytest.mark.parametrize("fault", MEASURES)
+def test_an_estimator_that_misbehaves_is_blamed_by_name_and_the_model_is_as_it_was(fault):
+    measure, error = MEASURES[fault]
+    manager, model = manager_with(estimator(measure)), net()
+    before = digest(model)
+    with pytest.raises(error, match="'unruly'"):
+        perform(manager, "good", model, manager.estimator("unruly")())
+    assert digest(model) == before
+    assert perform(manager, "good", model).changed > 0
+
+
+def test_an_observer_that_raises_is_blamed_by_name_and_the_run_goes_on():
+    def before_run(run):
+        raise ZeroDivisionError("not watching")
+
+    def after_run(run, report):
+        sys.exit("gone home")
+
+    manager = manager_with(unlearnkit_before_run=before_run, unlearnkit_after_run=after_run)
+    with pytest.warns(PluginWarning) as issued:
+        assert perform(manager, "good", net()).changed > 0
+    said = [str(w.message) for w in issued]
+    assert any("plugin 'unruly' of unruly, unlearnkit_before_run: ZeroDivisionError: not watching" in s for s in said)
+    assert any("plugin 'unruly' of unruly, unlearnkit_after_run: SystemExit: gone home" in s for s in said)
+
+
+def test_an_observer_that_edits_the_model_or_the_report_changes_neither():
+    seen = []
+
+    def after_run(run, report):
+        seen.append(run)
+        run.options["alpha"] = -1
+        report.method = "mine"
+
+    manager, one, other = manager_with(unlearnkit_after_run=after_run), net(), net()
+    with pytest.warns(PluginWarning, match="FrozenInstanceError"):
+        report = perform(manager, "good", one)
+    assert report.method == "good"
+    perform(PluginManagerOfGood(), "good", other)
+    assert digest(one) == digest(other)
+
+
+def PluginManagerOfGood():
+    manager = PluginManager(entry_points=False)
+    manager.register(plugin(Good), name="tidy")
+    return manager
+
+
+# A newer host
+
+
+def install(monkeypatch, tmp_path, source, *, name="newer"):
+    (tmp_path / f"fake_{name}.py").write_text(source)
+    info = tmp_path / f"fake_{name}-2.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: fake-{name}\nVersion: 2.0\nRequires-Dist: unlearnkit>=99\n"
+    )
+    (info / "entry_points.txt").write_text(f"[unlearnkit]\n{name} = fake_{name}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, f"fake_{name}", raising=False)
+
+
+NEWER = {
+    "a name": ("from unlearnkit import Certificate\n", r"import: ImportError: cannot import name 'Certificate'"),
+    "an argument of a hook": (
+        "from unlearnkit import hookimpl\n@hookimpl\ndef unlearnkit_before_run(run, certificate): ...\n",
+        r"hook signature: PluginValidationError: (?s:.*)certificate",
+    ),
+    "a trait": (
+        "from unlearnkit import UnlearnerTraits\nUnlearnerTraits(certified=True)\n",
+        r"import: TypeError: .*unexpected keyword argument 'certified'",
+    ),
+    "a hook": (
+        "from unlearnkit import hookimpl\n@hookimpl\ndef unlearnkit_certify(report): ...\n",
+        r"unknown hook: PluginLoadError: no hook is called 'unlearnkit_certify'",
+    ),
+}
+
+
+@pytest.mark.parametrize("wants", NEWER)
+def test_a_plugin_for_a_newer_host_is_named_with_its_version_and_the_shipped_methods_work(wants, monkeypatch, tmp_path):
+    source, said = NEWER[wants]
+    install(monkeypatch, tmp_path, source)
+    manager = PluginManager()
+    with pytest.warns(PluginWarning, match=rf"plugin 'newer' of fake-newer 2.0, {said}"):
+        assert manager.unlearner("ssd").name == "ssd"
+
+
+@pytest.mark.parametrize("source", ["raise ValueError('today not')", "print('hello'); 1/0", "import sys; sys.exit(3)"])
+def test_the_command_line_goes_on_beside_a_broken_plugin(source, monkeypatch, tmp_path):
+    from unlearnkit.cli import installed
+
+    install(monkeypatch, tmp_path, source, name="broken")
+    monkeypatch.setattr(installed, "default_manager", PluginManager)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        listed = CliRunner().invoke(app, ["methods"])
+        plugins = CliRunner().invoke(app, ["plugins"])
+    assert listed.exit_code == plugins.exit_code == 0
+    assert "ssd" in listed.output
+    assert "`unlearnkit plugins` says why" in listed.output
+    assert "fake-broken" in plugins.output
+
+
+def test_a_metric_that_raises_stops_no_other_metric():
+    class Fails(Metric):
+        name = "fails"
+
+        def measure(self, inputs):
+            raise ZeroDivisionError
+
+    class Counts(Metric):
+        name = "counts"
+
+        def measure(self, inputs):
+            return {"weights": 1}
+
+    from unlearnkit import EvaluationInputs
+
+    inputs = EvaluationInputs(model=net(), splits={})
+    with pytest.raises(ZeroDivisionError):
+        Fails().evaluate(inputs)
+    assert Counts().evaluate(inputs) == {"weights": 1.0}

@@ -1,0 +1,250 @@
+"""`unlearnkit new-plugin` writes a distribution that installs, lists, runs and passes its tests as it is."""
+
+import ast
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import attrs
+import pytest
+from typer.testing import CliRunner
+
+from unlearnkit import ConfigurationError, PluginManager, StoreError
+from unlearnkit.cli.app import app
+from unlearnkit.experiments.config import load_config
+from unlearnkit.experiments.run import run
+from unlearnkit.plugins.scaffold import KINDS, new_plugin
+
+ROOT = Path(__file__).parents[2]
+each_kind = pytest.mark.parametrize("kind", KINDS)
+ROLE = {"elementwise": "unlearner", "gradient": "unlearner", "estimator": "estimator", "metric": "metric"}
+USE = {
+    "elementwise": ['method=[{name="my-thing", options={alpha=2.0}}]'],
+    "gradient": ['method=[{name="my-thing", options={learning_rate=1e-2}}]'],
+    "estimator": ['importance.estimator="my-thing"', 'method=[{name="ssd", options={alpha=2.0}}]'],
+    "metric": ['evaluation.metrics=["my-thing"]', 'method=[{name="ssd", options={alpha=2.0}}]'],
+}
+
+
+def project(folder):
+    return tomllib.loads((folder / "pyproject.toml").read_text())
+
+
+@pytest.fixture
+def written(request, tmp_path, monkeypatch):
+    """Write a plugin and put it on the path as an installation would, and forget its modules afterwards."""
+    folder = new_plugin("my-thing", kind=request.param, output=tmp_path)
+    about = project(folder)["project"]
+    info = folder / "unlearnkit_my_thing-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {about['name']}\nVersion: {about['version']}\n")
+    points = "".join(f"{name} = {target}\n" for name, target in about["entry-points"]["unlearnkit"].items())
+    (info / "entry_points.txt").write_text(f"[unlearnkit]\n{points}")
+    monkeypatch.syspath_prepend(folder)
+    yield request.param, folder
+    for name in [n for n in sys.modules if "my_thing" in n]:
+        del sys.modules[name]
+
+
+each_written = pytest.mark.parametrize("written", KINDS, indirect=True)
+
+
+@each_kind
+def test_the_tree_is_a_complete_typed_distribution(tmp_path, kind):
+    folder = new_plugin("my-thing", kind=kind, output=tmp_path / "new")
+    assert folder == tmp_path / "new" / "unlearnkit-my-thing"
+    assert sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()) == [
+        ".gitignore",
+        "README.md",
+        "pyproject.toml",
+        "tests/test_unlearnkit_my_thing.py",
+        "unlearnkit_my_thing/__init__.py",
+        "unlearnkit_my_thing/py.typed",
+    ]
+    about = project(folder)
+    assert about["project"]["name"] == "unlearnkit-my-thing"
+    assert about["project"]["entry-points"] == {"unlearnkit": {"my-thing": "unlearnkit_my_thing"}}
+    assert about["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["unlearnkit_my_thing"]
+    assert KINDS[kind] in (folder / "README.md").read_text()
+    for path in folder.rglob("*"):
+        assert path.is_dir() or "$" not in path.read_text()
+
+
+@each_kind
+def test_only_public_names_are_used_and_everything_is_annotated(tmp_path, kind):
+    folder = new_plugin("my-thing", kind=kind, output=tmp_path)
+    import unlearnkit
+    import unlearnkit.testing
+
+    for path in folder.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.ImportFrom)
+                and node.module.startswith("unlearnkit")
+                and "my_thing" not in node.module
+            ):
+                public = {"unlearnkit": unlearnkit, "unlearnkit.testing": unlearnkit.testing}[node.module].__all__
+                assert {alias.name for alias in node.names} <= set(public)
+            if isinstance(node, ast.FunctionDef) and path.name == "__init__.py":
+                assert node.returns is not None
+                assert all(a.annotation is not None for a in node.args.args if a.arg != "self")
+
+
+@each_written
+def test_its_tests_pass_as_written(written):
+    kind, folder = written
+    path = folder / "tests" / "test_unlearnkit_my_thing.py"
+    spec = importlib.util.spec_from_file_location("test_unlearnkit_my_thing", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    module.test_by_hand()
+    module.test_it_is_found_by_its_name()
+    params = module.test_contract.pytestmark[0].args[1]
+    assert len(params) >= {"metric": 2, "estimator": 6}.get(kind, 10)
+    for param in params:
+        subject, law = param.values
+        attrs.evolve(law, examples=3).check(subject)  # a few cases here; all of them in the slow test
+
+
+@each_written
+def test_its_example_is_right(written):
+    import doctest
+
+    _, folder = written
+    result = doctest.testmod(importlib.import_module("unlearnkit_my_thing"))
+    assert (result.failed, result.attempted > 0) == (0, True)
+    assert folder.name in importlib.import_module("unlearnkit_my_thing").__file__
+
+
+@each_written
+def test_it_runs_by_name(written, digits_toml, tmp_path):
+    kind, _ = written
+    manager = PluginManager()
+    entry = next(e for e in manager.provided(ROLE[kind]) if e.name == "my-thing")
+    assert entry.cls.__name__ == "MyThing"
+    assert entry.plugin.origin == "unlearnkit-my-thing 0.1.0"
+    [record] = list(run(load_config(digits_toml, USE[kind]), plugins=manager))
+    assert record.report.changed > 0
+    if kind == "metric":
+        assert record.metrics["my-thing"]["distance"] > 0
+    if kind == "estimator":
+        assert {e.fingerprint.estimator for e in record.report.evidence} == {"my-thing"}
+
+
+@pytest.mark.parametrize(
+    "name", ["", "My-thing", "my_thing", "9lives", "my thing", "my-", "my--thing", "../up", "-x", "ü"]
+)
+def test_a_bad_name_is_refused_and_nothing_is_written(tmp_path, name):
+    with pytest.raises(ConfigurationError, match=r"lower-case letters, digits and single hyphens, as 'my-method', saw"):
+        new_plugin(name, output=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_kind_and_a_folder_that_is_there_are_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"elementwise, gradient, .* saw 'metrics'; did you mean 'metric'"):
+        new_plugin("my-thing", kind="metrics", output=tmp_path)
+    folder = new_plugin("my-thing", output=tmp_path)
+    (folder / "README.md").write_text("mine")
+    with pytest.raises(StoreError, match=r"unlearnkit-my-thing is there already: choose another"):
+        new_plugin("my-thing", output=tmp_path)
+    assert (folder / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "cls"),
+    [
+        ("a", "unlearnkit-a", "A"),
+        ("unlearnkit-fast", "unlearnkit-fast", "Fast"),
+        ("tensor", "unlearnkit-tensor", "TensorPlugin"),
+        ("unlearner", "unlearnkit-unlearner", "UnlearnerPlugin"),
+        ("none", "unlearnkit-none", "NonePlugin"),
+        ("top2-of-3", "unlearnkit-top2-of-3", "Top2Of3"),
+    ],
+)
+def test_the_names_of_package_and_class_are_made_from_the_name(tmp_path, name, folder, cls):
+    made = new_plugin(name, output=tmp_path)
+    assert made.name == folder
+    tree = ast.parse((made / folder.replace("-", "_") / "__init__.py").read_text())
+    assert [node.name for node in tree.body if isinstance(node, ast.ClassDef)] == [cls]
+
+
+def test_the_command_says_what_to_do_next(tmp_path):
+    result = CliRunner().invoke(app, ["new-plugin", "my-thing", "--kind", "metric", "--output", str(tmp_path)])
+    assert result.exit_code == 0
+    assert f"next: pip install -e '{tmp_path}/unlearnkit-my-thing[test]'" in result.output
+    again = CliRunner().invoke(app, ["new-plugin", "my-thing", "--output", str(tmp_path)])
+    assert again.exit_code == 2
+    assert again.output.startswith("error: ")
+    assert "is there already" in again.output
+    bad = CliRunner().invoke(app, ["new-plugin", "My Thing", "--output", str(tmp_path)])
+    assert (bad.exit_code, "as 'my-method', saw 'My Thing'" in bad.output) == (2, True)
+
+
+# The whole way: wheels, an environment, the command line
+
+
+def call(*command, cwd=None):
+    clean = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "UNLEARNKIT_DISABLE_PLUGINS"}}
+    env = {**clean, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INDEX": "1", "COLUMNS": "200"}
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, cwd=cwd, env=env)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """A fresh environment with unlearnkit's own wheel; torch and the others are borrowed from this one."""
+    root = tmp_path_factory.mktemp("environment")
+    call(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", root / "wheels", ROOT)
+    call(sys.executable, "-m", "venv", "--without-pip", root / "venv")
+    python = root / "venv" / "bin" / "python"
+    site = Path(call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    # A plain path, not a site: the editable installation of the borrowed environment is not seen.
+    (site / "borrowed.pth").write_text(str(Path(attrs.__file__).parent.parent))
+    [wheel] = (root / "wheels").glob("unlearnkit-*.whl")
+    call(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--force-reinstall", wheel)
+    where = call(python, "-c", "import unlearnkit; print(unlearnkit.__file__)", cwd=root)
+    assert str(site) in where
+    return python, root
+
+
+@pytest.mark.slow
+@each_kind
+def test_a_stranger_builds_installs_lists_tests_and_runs_it(environment, digits_toml, kind, tmp_path):
+    python, _ = environment
+    command = python.parent / "unlearnkit"
+    name = f"my-{kind}"
+    call(command, "new-plugin", name, "--kind", kind, "--output", tmp_path)
+    folder = tmp_path / f"unlearnkit-{name}"
+    call(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path / "wheels", folder)
+    [wheel] = (tmp_path / "wheels").glob("*.whl")
+    call(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", wheel)
+    assert name in call(command, "methods")
+    listed = call(command, "plugins")
+    assert f"unlearnkit-{name} 0.1.0" in listed
+    passed = call(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=folder)
+    assert "passed" in passed
+    assert "failed" not in passed
+    settings = [flag for setting in USE[kind] for flag in ("--set", setting.replace("my-thing", name))]
+    shown = call(command, "run", digits_toml, "-q", *settings)
+    assert "changed" in shown
+    if ROLE[kind] == "unlearner":
+        assert f"{name} changed" in shown
+    if kind == "metric":
+        assert '"distance"' in (tmp_path / "out" / "ssd" / "report.json").read_text()
+    env = {**os.environ, "MYPYPATH": str(folder)}
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", str(folder / f"unlearnkit_my_{kind}")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=env,
+        cwd=ROOT,
+    )
+    assert checked.returncode == 0, checked.stdout

@@ -1,0 +1,51 @@
+"""Work on a ledger in a process of its own, which ends by SIGKILL at a chosen moment."""
+
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+from unlearnkit.deletion import Deletion, purge, rollback
+from unlearnkit.experiments.config import load_config
+
+EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree", "os.truncate"}
+REQUESTS = {"ticket-1": {"groups": ["3"]}, "ticket-2": {"samples": [4, 5, 6]}, "ticket-3": {"groups": ["8"]}}
+
+
+def work(config, folder, kill_at=None, counted=None, requests=tuple(REQUESTS), *, refresh=True):
+    """Do all that is not done yet; with kill_at, die at that file-system event inside the folder.
+
+    Requests, then the last of them put back; then the importances are measured again, or else earlier models purged.
+    """
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    seen = 0
+
+    def watch(event, arguments):
+        nonlocal seen
+        if event in EVENTS and any(str(folder) in os.fspath(a) for a in arguments if isinstance(a, str | os.PathLike)):
+            seen += 1
+            if seen == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    settings = [f"deletion.folder='{folder}'", "deletion.budget=0.3", "deletion.keep=2", "deletion.keep_as='patch'"]
+    deletion = Deletion.load(load_config(config, settings))
+    deletion.start()
+    for name in requests:
+        answered = {n for receipt in deletion.ledger.chain.read() for n in receipt.requests}
+        if name not in answered and name not in {request.name for request in deletion.ledger.queue.waiting()}:
+            deletion.ask(name, **REQUESTS[name])
+        deletion.work()
+    outcomes = {receipt.outcome for receipt in deletion.ledger.chain.read()}
+    if "restored" not in outcomes:
+        rollback(deletion)
+    if refresh and "measured again" not in outcomes:
+        deletion.refresh()
+    if not refresh and "purged" not in outcomes:
+        purge(deletion)
+    if counted:
+        Path(counted).write_text(str(seen))

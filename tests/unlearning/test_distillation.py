@@ -1,0 +1,154 @@
+"""Teachers, fresh models, class probabilities, and the divergence between them."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from unlearnkit import (
+    ConfigurationError,
+    CrossEntropy,
+    MismatchError,
+    Objective,
+    UnlearningInputs,
+    class_labels,
+    class_logits,
+    copy_state,
+    divergence,
+    fresh_model,
+    teacher_of,
+)
+from unlearnkit.models.parameters import digest
+
+
+def net():
+    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Linear(3, 4))
+
+
+class Other(Objective):
+    def losses(self, model, batch):
+        return model(batch[0]).sum(1)
+
+
+def test_a_teacher_is_a_frozen_copy_in_eval_mode():
+    model = net()
+    model(torch.randn(4, 2)).sum().backward()
+    teacher = teacher_of(model)
+    assert digest(teacher) == digest(model)
+    assert not any(m.training for m in teacher.modules())
+    assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
+    assert not {t.data_ptr() for t in model.state_dict().values()} & {
+        t.data_ptr() for t in teacher.state_dict().values()
+    }
+    assert all(m.training for m in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(p.grad is not None for p in model.parameters())
+
+
+# Fresh models
+
+
+def test_a_fresh_model_depends_on_the_seed_and_on_no_trained_weight():
+    one, other = net(), net()
+    inputs = UnlearningInputs(model_factory=net, seed=5)
+    before = torch.get_rng_state()
+    digests = {digest(fresh_model(model, inputs)) for model in (one, other)}
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(digests) == 1
+    assert digests != {digest(fresh_model(one, UnlearningInputs(model_factory=net, seed=6)))}
+    assert not digests & {digest(one), digest(other)}
+
+
+def test_frozen_parameters_are_the_models():
+    model = net()
+    model[0].weight.requires_grad_(requires_grad=False)
+    fresh = fresh_model(model, UnlearningInputs(model_factory=net))
+    assert torch.equal(fresh[0].weight, model[0].weight)
+    assert fresh[0].weight.data_ptr() != model[0].weight.data_ptr()
+    assert [p.requires_grad for p in fresh.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert not torch.equal(fresh[3].weight, model[3].weight)
+
+
+def test_a_factory_that_makes_no_fresh_model_is_refused():
+    model = net()
+
+    def partly():
+        made = net()
+        made[3].bias = model[3].bias
+        return made
+
+    cases = [
+        (lambda: model, MismatchError, r"0.weight: expected a tensor of its own, saw the model's"),
+        (partly, MismatchError, r"made no fresh Sequential: 3.bias: expected a tensor of its own, saw the model's"),
+        (lambda: nn.Linear(2, 3), MismatchError, r"(?s)0.weight: expected, but missing.*weight: not in the model"),
+        (lambda: net().double(), MismatchError, r"0.weight: expected shape \(3, 2\), torch.float32, saw .*float64"),
+        (lambda: None, ConfigurationError, r"model_factory: expected a torch.nn.Module, saw NoneType"),
+        (None, ConfigurationError, r"expected a model_factory in the inputs, saw None"),
+    ]
+    for factory, error, said in cases:
+        with pytest.raises(error, match=said):
+            fresh_model(model, UnlearningInputs(model_factory=factory))
+
+
+def test_state_is_copied_by_name_and_frozen_parameters_stay():
+    source, target = net(), net()
+    source(torch.randn(8, 2))
+    target[3].bias.requires_grad_(requires_grad=False)
+    frozen = target[3].bias.clone()
+    objects = [id(t) for t in target.state_dict(keep_vars=True).values()]
+    copy_state(source, target)
+    assert [id(t) for t in target.state_dict(keep_vars=True).values()] == objects
+    assert torch.equal(target[3].bias, frozen)
+    for name, value in source.state_dict().items():
+        assert name == "3.bias" or torch.equal(target.state_dict()[name], value)
+
+
+# Class probabilities
+
+
+def test_only_cross_entropy_has_class_probabilities():
+    model, batch = net().eval(), (torch.ones(2, 2), torch.tensor([1, -100], dtype=torch.int32))
+    assert torch.equal(class_logits(CrossEntropy(), model, batch), model(batch[0]))
+    assert class_labels(CrossEntropy(), batch).tolist() == [1, -100]
+    assert class_labels(CrossEntropy(), batch).dtype == torch.long
+    for call in (lambda: class_logits(Other(), model, batch), lambda: class_labels(Other(), batch)):
+        with pytest.raises(ConfigurationError, match=r"expected the objective CrossEntropy, .* saw .*Other"):
+            call()
+    with pytest.raises(ConfigurationError, match=r"expected class labels, whole numbers, saw torch.float32"):
+        class_labels(CrossEntropy(), (torch.ones(2, 2), torch.ones(2, 4)))
+
+
+def kl_by_hand(teacher, student, temperature):
+    def softmax(row):
+        weights = [math.exp(v / temperature) for v in row]
+        return [w / sum(weights) for w in weights]
+
+    pairs = zip(softmax(teacher), softmax(student), strict=True)
+    return temperature**2 * sum(p * math.log(p / q) for p, q in pairs)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_the_divergence_goes_from_the_teacher_to_the_student(temperature):
+    teacher = torch.tensor([[2.0, 0.0, -1.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    student = torch.tensor([[0.0, 1.0, 0.0], [1.0, 2.0, 3.0]], dtype=torch.float64)
+    wanted = [kl_by_hand(t, s, temperature) for t, s in zip(teacher.tolist(), student.tolist(), strict=True)]
+    assert divergence(teacher, student, temperature=temperature).tolist() == pytest.approx(wanted)
+    backward = [kl_by_hand(s, t, temperature) for t, s in zip(teacher.tolist(), student.tolist(), strict=True)]
+    assert wanted != pytest.approx(backward)
+
+
+def test_the_divergence_is_zero_for_equals_and_finite_for_opposites():
+    logits = torch.tensor([[1e4, -1e4], [3.0, 3.0]])
+    assert divergence(logits, logits).tolist() == [0.0, 0.0]
+    assert bool(torch.isfinite(divergence(logits, logits.flip(1))).all())
+    padded = torch.cat([logits, torch.full((2, 1), -1e9)], dim=1)
+    assert torch.allclose(divergence(padded, padded.flip(0)), divergence(logits, logits.flip(0)))
+
+
+def test_further_positions_are_summed_and_shapes_must_agree():
+    teacher, student = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    wanted = sum(divergence(teacher[..., i], student[..., i]) for i in range(5))
+    assert torch.allclose(divergence(teacher, student), wanted, atol=1e-6)
+    with pytest.raises(MismatchError, match=r"saw \(2, 3, 5\) from the teacher and \(2, 4\) from the student"):
+        divergence(teacher, torch.randn(2, 4))

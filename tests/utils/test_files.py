@@ -1,0 +1,115 @@
+"""A file is written whole or not at all."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from unlearnkit.utils.errors import StoreError
+from unlearnkit.utils.files import atomic_write
+
+
+def test_a_finished_block_puts_its_file_in_place(tmp_path):
+    target = tmp_path / "note.txt"
+    with atomic_write(target) as temporary:
+        assert temporary.parent == tmp_path
+        assert not target.exists()
+        temporary.write_text("new")
+    assert target.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_text_path_will_do(tmp_path):
+    with atomic_write(str(tmp_path / "note.txt")) as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "note.txt").read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt()])
+def test_an_exception_leaves_the_old_file_and_no_rubbish(tmp_path, error):
+    target = tmp_path / "note.txt"
+    target.write_text("old")
+
+    def fail():
+        with atomic_write(target) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_exception_before_there_was_a_file_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="broken"), atomic_write(tmp_path / "note.txt"):
+        raise ValueError("broken")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_file_has_the_permissions_of_any_new_file(tmp_path):
+    with atomic_write(tmp_path / "atomic") as temporary:
+        temporary.unlink()  # some writers replace the file instead of filling it
+        temporary.touch(mode=0o600)
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_an_existing_file_keeps_its_permissions(tmp_path):
+    target = tmp_path / "note.txt"
+    target.write_text("old")
+    target.chmod(0o640)
+    with atomic_write(target) as temporary:
+        temporary.write_text("new")
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+
+
+def test_a_link_is_followed(tmp_path):
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with atomic_write(tmp_path / "link") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "new"
+
+
+def test_two_writers_do_not_meet(tmp_path):
+    target = tmp_path / "note.txt"
+    with atomic_write(target) as outer, atomic_write(target) as inner:
+        assert outer != inner
+        outer.write_text("outer")
+        inner.write_text("inner")
+    assert target.read_text() == "outer"
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with (
+        pytest.raises(StoreError, match=r"expected the folder .*absent to exist.*create it"),
+        atomic_write(tmp_path / "absent" / "note.txt"),
+    ):
+        pytest.fail("the block must not run")
+
+
+def test_a_folder_is_no_file_name(tmp_path):
+    with pytest.raises(StoreError, match="expected a file name"), atomic_write(tmp_path):
+        pytest.fail("the block must not run")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError("not allowed")
+
+    monkeypatch.setattr(Path, "touch", refuse)  # not chmod: root may write anywhere
+    with (
+        pytest.raises(StoreError, match=r"cannot write to the folder .*not allowed: choose another folder"),
+        atomic_write(tmp_path / "note.txt"),
+    ):
+        pytest.fail("the block must not run")
+
+
+def test_a_block_that_loses_its_file_is_an_error(tmp_path):
+    target = tmp_path / "note.txt"
+    target.write_text("old")
+    with pytest.raises(StoreError, match="cannot finish writing"), atomic_write(target) as temporary:
+        temporary.unlink()
+    assert target.read_text() == "old"

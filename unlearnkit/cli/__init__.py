@@ -1,0 +1,1 @@
+"""The commands of ``unlearnkit``, one file each; `unlearnkit.cli.app` puts them together."""

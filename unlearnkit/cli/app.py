@@ -1,0 +1,61 @@
+"""The command ``unlearnkit``: each of its commands is a function in `unlearnkit.cli`."""
+
+from typing import Annotated
+
+import typer
+
+from unlearnkit import __version__
+from unlearnkit.cli.compare import compare
+from unlearnkit.cli.console import out
+from unlearnkit.cli.demo import demo
+from unlearnkit.cli.forget import forget
+from unlearnkit.cli.installed import methods, plugins
+from unlearnkit.cli.ledger import ledger, purge, rollback, verify_receipts
+from unlearnkit.cli.new_plugin import new_plugin
+from unlearnkit.cli.patch import app as patch
+from unlearnkit.cli.report import report
+from unlearnkit.cli.run import run
+from unlearnkit.cli.train import train
+from unlearnkit.cli.tune import tune
+
+app = typer.Typer(
+    name="unlearnkit",
+    help="Make a trained network forget, and say honestly what the edit did.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+COMMANDS = (
+    run,
+    tune,
+    compare,
+    report,
+    train,
+    demo,
+    ledger,
+    forget,
+    verify_receipts,
+    rollback,
+    purge,
+    methods,
+    plugins,
+    new_plugin,
+)
+for command in COMMANDS:
+    app.command()(command)
+app.add_typer(patch)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        out.print(f"unlearnkit {__version__}", highlight=False)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

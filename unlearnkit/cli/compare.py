@@ -1,0 +1,62 @@
+"""``unlearnkit compare``."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from unlearnkit.cli.console import clear_errors, counting, out, together
+from unlearnkit.cli.options import ConfigPath, Methods, Quiet, Settings, Traceback, only
+from unlearnkit.experiments.config import load_config
+
+if TYPE_CHECKING:
+    from unlearnkit.experiments.comparison import Comparison
+
+
+def compare(
+    config: ConfigPath,
+    settings: Settings = None,
+    method: Methods = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="Processes; left out, by cores and free memory.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the trials and which are done.")] = False,
+    quiet: Quiet = False,
+    traceback: Traceback = False,
+) -> None:
+    """Compare methods, options, seeds and forget targets; a run that was stopped goes on where it was."""
+    from unlearnkit.experiments.comparison import (  # noqa: PLC0415 - torchvision and scikit-learn take seconds
+        Comparison,
+    )
+
+    with clear_errors(traceback=traceback):
+        chosen = only(load_config(config, settings or []), method or [])
+        with together(chosen.device, quiet=True) as (first, _):
+            comparison = Comparison.plan(chosen)
+            sizing = comparison.sizing(jobs)
+            if first:
+                _announce(comparison, sizing.why, every=dry_run)
+            if dry_run:
+                return
+            with counting(comparison.share, quiet=quiet or not first) as told:
+                comparison.run(sizing.jobs, watch=lambda event: told(event.kind, event.name, counts=bool(event.key)))
+        if not first:
+            return
+        out.print(comparison.table())
+        for line in comparison.remarks():
+            out.print(escape(line), highlight=False)
+        out.print(escape(f"mean ± sd: {comparison.covers}"), highlight=False)
+        for trial in comparison.failed:
+            out.print(escape(f"failed: {trial.name}: {comparison.results[trial.key].error}"), highlight=False)
+        out.print(f"results: {escape(str(comparison.folder))}/trials.csv, summary.csv, summary.md", highlight=False)
+    if comparison.failed:
+        raise typer.Exit(1)
+
+
+def _announce(comparison: "Comparison", why: str, *, every: bool) -> None:
+    pending, total = comparison.pending, len(comparison.trials)
+    if every:
+        left = {trial.key for trial in pending}
+        for trial in comparison.trials:
+            out.print(f"{'to do' if trial.key in left else 'done '}  {escape(trial.name)}", highlight=False)
+    out.print(f"{total} trials, {len(pending)} to do; {escape(why)}", highlight=False, soft_wrap=True)

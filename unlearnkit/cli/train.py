@@ -1,0 +1,35 @@
+"""``unlearnkit train``."""
+
+from collections.abc import Mapping
+
+from rich.markup import escape
+
+from unlearnkit.cli.console import bars, clear_errors, one_process, out
+from unlearnkit.cli.options import ConfigPath, Overwrite, Quiet, Settings, Traceback
+from unlearnkit.experiments.config import load_config
+
+
+def train(
+    config: ConfigPath,
+    settings: Settings = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    traceback: Traceback = False,
+) -> None:
+    """Train the original model of an experiment, and write its checkpoint."""
+    from unlearnkit.experiments.train import train_original  # noqa: PLC0415 - torchvision and scikit-learn take seconds
+
+    with clear_errors(traceback=traceback):
+        one_process("train")
+        chosen = load_config(config, settings or [])
+        with bars(quiet=quiet) as progress:
+            record = train_original(chosen, overwrite=overwrite, progress=progress)
+        for number, epoch in enumerate(record["epochs"], start=1):
+            out.print(f"epoch {number}: {_scores(epoch)}, {epoch['seconds']:.1f} s")
+        out.print(f"test: {_scores(record['test'])}")
+        out.print(f"checkpoint: {escape(chosen.model.checkpoint)}")
+
+
+def _scores(scores: Mapping[str, float | None]) -> str:
+    accuracy = scores["accuracy"]
+    return f"loss {scores['loss']:.4f}" + ("" if accuracy is None else f", accuracy {accuracy:.4f}")

@@ -1,1 +1,0 @@
-"""The commands of ``unlearnkit``, one file each; `unlearnkit.cli` puts them together."""

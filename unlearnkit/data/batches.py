@@ -1,0 +1,221 @@
+"""What a batch is: any nesting of tuples, lists, mappings and dataclasses whose tensors share dimension 0."""
+
+import copy
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any, final
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data._utils.collate import collate, default_collate_fn_map
+
+from unlearnkit.utils.errors import ConfigurationError, MismatchError
+
+_DIGEST_ELEMENTS = 4096
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Deferred:
+    """Data as they are stored, and what is still to be done to them: once a batch, on the device, by `to_device`.
+
+    A data set hands out one for each sample, a data loader puts those of a batch together.
+
+    Example:
+        >>> to_device((Deferred(raw=torch.ones(2, 3), finish=torch.neg), "label"), torch.device("cpu"))[0][0]
+        tensor([-1., -1., -1.])
+    """
+
+    raw: Tensor
+    finish: Callable[[Tensor], Tensor]
+
+    def finished(self) -> Tensor:
+        """Return what a model takes."""
+        return self.finish(self.raw)
+
+    def pin_memory(self) -> "Deferred":
+        """Return the same in pinned memory; data loaders call it."""
+        return Deferred(raw=self.raw.pin_memory(), finish=self.finish)
+
+    @classmethod
+    def collate(cls, samples: Sequence["Deferred"], **options: Any) -> "Deferred":
+        """Put samples together; data loaders call it."""
+        shapes = sorted({tuple(sample.raw.shape) for sample in samples})
+        if len(shapes) > 1:
+            raise MismatchError(
+                f"samples that are finished on the device must have one shape, saw {shapes}: finish them one by one "
+                "(on_device=False)"
+            )
+        raw: Tensor = collate([sample.raw for sample in samples], collate_fn_map=options["collate_fn_map"])
+        return cls(raw=raw, finish=samples[0].finish)
+
+
+# The way that torch documents for types of one's own: every data loader, of whoever, then takes them.
+default_collate_fn_map[Deferred] = Deferred.collate
+
+
+def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply ``function`` to every tensor of a nested batch and keep the nesting.
+
+    Example:
+        >>> map_tensors((torch.ones(2), "label"), lambda t: t + 1)
+        (tensor([2., 2.]), 'label')
+    """
+    return _map(batch, _is_tensor, function)
+
+
+def _map(batch: Any, leaf: Callable[[Any], bool], function: Callable[[Any], Any]) -> Any:  # noqa: PLR0911 - one return a kind
+    if leaf(batch):
+        return function(batch)
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_map(item, leaf, function) for item in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(_map(item, leaf, function) for item in batch)
+    if isinstance(batch, Mapping):
+        mapped = {key: _map(item, leaf, function) for key, item in batch.items()}
+        if isinstance(batch, MutableMapping):
+            changed = copy.copy(batch)  # keeps what its class needs to be made: a defaultdict's factory, say
+            changed.update(mapped)
+            return changed
+        return type(batch)(mapped)  # type: ignore[call-arg]
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch) if f.init}
+        return dataclasses.replace(batch, **{k: _map(v, leaf, function) for k, v in fields.items()})
+    if attrs.has(type(batch)):
+        fields = {f.alias: getattr(batch, f.name) for f in attrs.fields(type(batch)) if f.init}
+        return attrs.evolve(batch, **{k: _map(v, leaf, function) for k, v in fields.items()})
+    return batch
+
+
+def tensors(batch: Any) -> Iterator[Tensor]:
+    """Yield every tensor of a nested batch, in order."""
+    found: list[Tensor] = []
+
+    def collect(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(batch, collect)
+    yield from found
+
+
+def batch_size(batch: Any) -> int:
+    """Return the number of samples: the length of dimension 0, which every tensor must share.
+
+    Example:
+        >>> batch_size({"image": torch.zeros(4, 3), "label": torch.zeros(4)})
+        4
+    """
+    shapes = [tuple(tensor.shape) for tensor in tensors(batch)]
+    if not shapes:
+        raise MismatchError(
+            f"a batch must hold at least one tensor, saw {type(batch).__name__} without any: "
+            "check what your data loader yields"
+        )
+    lengths = {shape[0] if shape else None for shape in shapes}
+    if len(lengths) != 1 or None in lengths:
+        raise MismatchError(
+            f"every tensor of a batch must have the same length in dimension 0 (the samples), saw shapes {shapes}: "
+            "check the collate function of your data loader"
+        )
+    size = shapes[0][0]
+    if size == 0:
+        raise MismatchError("a batch must hold at least one sample, saw 0: drop empty batches from your data loader")
+    return size
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Move every tensor of a batch to ``device``, without waiting when the source is pinned, and finish it there."""
+    moved = map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+    return _map(moved, lambda item: isinstance(item, Deferred), Deferred.finished)
+
+
+def take(batch: Any, rows: slice | Tensor) -> Any:
+    """Return some samples of a batch: views of a slice, copies of single samples.
+
+    A list or tuple without tensors in it that is as long as the batch holds one value for each sample, as data loaders
+    make of strings; an array of numpy's does, too. Everything else that is no tensor belongs to the batch as a whole.
+
+    Example:
+        >>> take((torch.arange(4), torch.arange(4)), slice(1, 3))
+        (tensor([1, 2]), tensor([1, 2]))
+        >>> take((torch.arange(3), ("cat", "dog", "cow")), slice(1, 3))
+        (tensor([1, 2]), ('dog', 'cow'))
+    """
+    size = batch_size(batch)
+    return _map(batch, lambda item: _is_tensor(item) or _one_each(item, size), lambda item: _some(item, rows))
+
+
+def has_values(batch: Any) -> bool:
+    """Say whether a batch holds values other than tensors that belong to single samples; see `take`.
+
+    Example:
+        >>> has_values((torch.arange(3), ("cat", "dog", "cow"))), has_values((torch.arange(3), ("cat", "dog")))
+        (True, False)
+    """
+    size = batch_size(batch)
+    found: list[Any] = []
+    _map(batch, lambda item: _one_each(item, size), found.append)
+    return bool(found)
+
+
+def _is_tensor(item: Any) -> bool:
+    return isinstance(item, Tensor)
+
+
+def _one_each(item: Any, size: int) -> bool:
+    """Say whether something holds one plain value for each sample."""
+    if isinstance(item, np.ndarray):
+        return item.ndim > 0 and len(item) == size
+    if not isinstance(item, tuple | list) or hasattr(item, "_fields") or len(item) != size:
+        return False
+    return next(tensors(item), None) is None
+
+
+def _some(item: Any, rows: slice | Tensor) -> Any:
+    if isinstance(item, Tensor) or isinstance(rows, slice):
+        return item[rows]
+    return item[rows.cpu().numpy()] if isinstance(item, np.ndarray) else type(item)(item[i] for i in rows.tolist())
+
+
+def pick(batch: Any, where: int | str, *, what: str) -> Any:
+    """Take one field out of a batch, by position in a sequence or by key or attribute.
+
+    Example:
+        >>> pick(("image", "fine", "coarse"), -1, what="targets")
+        'coarse'
+    """
+    if isinstance(where, int) and isinstance(batch, tuple | list):
+        if -len(batch) <= where < len(batch):
+            return batch[where]
+        seen = f"a {type(batch).__name__} of {len(batch)} fields"
+    elif isinstance(where, str) and isinstance(batch, Mapping):
+        if where in batch:
+            return batch[where]
+        seen = f"the keys {sorted(map(str, batch))}"
+    elif isinstance(where, str) and not callable(getattr(batch, where, len)):
+        return getattr(batch, where)
+    else:
+        seen = f"a {type(batch).__name__}" + (
+            f" with the keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else ""
+        )
+    raise ConfigurationError(
+        f"expected the {what} of a batch at {where!r}, saw {seen}: say where they are, "
+        f"for example CrossEntropy(inputs='image', targets='label')"
+    )
+
+
+def digest(batch: Any) -> bytes:
+    """Hash the sizes and some values of a batch, so that another order of the data gives another digest."""
+    state = hashlib.blake2b(digest_size=16)
+    for tensor in tensors(batch):
+        plain = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+        flat = plain.reshape(-1)
+        some = flat[:: max(1, math.ceil(flat.numel() / _DIGEST_ELEMENTS))].to("cpu", torch.float64)
+        state.update(repr(tuple(tensor.shape)).encode())
+        state.update(some.contiguous().numpy().tobytes())
+    return state.digest()

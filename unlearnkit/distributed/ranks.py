@@ -1,0 +1,162 @@
+"""The processes of ``torch.distributed``: who they are, where each runs, and what each takes of the work."""
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar, final
+
+import attrs
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader, IterableDataset
+
+from unlearnkit.utils.errors import ConfigurationError
+
+T = TypeVar("T")
+
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Ranks:
+    """How many processes work together, and which of them this is.
+
+    Attributes:
+        rank: 0 … size − 1.
+        size: 1 when torch.distributed is not in use.
+
+    Example:
+        >>> list(Ranks(rank=1, size=3).share("abcdefg"))
+        ['b', 'e']
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> "Ranks":
+        """Ask torch.distributed.
+
+        Returns:
+            The ranks of the default process group; one alone inside `alone`.
+        """
+        if _ALONE.get() or not (dist.is_available() and dist.is_initialized()):
+            return cls()
+        return cls(rank=dist.get_rank(), size=dist.get_world_size())
+
+    def share(self, batches: Iterable[T]) -> Iterable[T]:
+        """Return every size-th batch: over all ranks each batch once, none dropped at the end.
+
+        Args:
+            batches: The same in the same order on every rank. Of a `torch.utils.data.DataLoader` of a data set with
+                indices only the rank's own batches are loaded.
+
+        Returns:
+            The rank's batches.
+        """
+        if self.size == 1:
+            return batches
+        # The sampler of an iterable data set is a dummy without an end.
+        if isinstance(batches, DataLoader) and not isinstance(batches.dataset, IterableDataset):
+            return self._own_batches(batches) if batches.batch_sampler else self._every(batches)
+        if isinstance(batches, Sequence):
+            return batches[self.rank :: self.size]
+        return self._every(batches)
+
+    def _every(self, batches: Iterable[T]) -> Iterable[T]:
+        return itertools.islice(batches, self.rank, None, self.size)
+
+    def _own_batches(self, loader: DataLoader[T]) -> DataLoader[T]:
+        assert loader.batch_sampler is not None, "checked by share()"
+        return DataLoader(
+            loader.dataset,
+            batch_sampler=list(itertools.islice(loader.batch_sampler, self.rank, None, self.size)),
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            worker_init_fn=loader.worker_init_fn,
+            generator=loader.generator,
+        )
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Work without the other processes inside the block: nothing in it waits for them.
+
+    Yields:
+        Nothing.
+    """
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+@contextmanager
+def joined(device: str = "auto") -> Iterator[Ranks]:
+    """Join the processes that ``torchrun`` has started, where it has: NCCL on CUDA, gloo on a CPU.
+
+    Each process takes the CUDA device of its local rank.
+
+    Args:
+        device: As a configuration names it.
+
+    Yields:
+        This process among them; alone when there are no others.
+
+    Raises:
+        ConfigurationError: Several processes are to share one CUDA device.
+    """
+    if started() < 2 or dist.is_initialized():
+        yield Ranks.current()
+        return
+    own = own_device(device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
+    if own is None:
+        dist.init_process_group("gloo")
+    else:
+        torch.cuda.set_device(own)
+        # Tensors go by NCCL; what ranks tell each other goes by gloo, which can say who is gone.
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=own)
+    try:
+        yield Ranks.current()
+    finally:
+        dist.destroy_process_group()
+
+
+def started() -> int:
+    """Return how many processes ``torchrun`` has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def own_device(device: str, *, local_rank: int) -> torch.device | None:
+    """Choose the CUDA device of one of several processes.
+
+    Args:
+        device: As a configuration names it.
+        local_rank: Of the process on its machine, from 0.
+
+    Returns:
+        Its device, or None for the CPU.
+
+    Raises:
+        ConfigurationError: The machine has fewer devices, or one device is named for all.
+
+    Example:
+        >>> own_device("cpu", local_rank=1)
+    """
+    if device.startswith("cuda:"):
+        raise ConfigurationError(
+            f"device: expected 'cuda', 'cpu' or 'auto' with several processes, saw {device!r}: each takes its own"
+        )
+    if not (device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())):
+        return None
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigurationError(
+            f"expected a CUDA device for each process, saw local rank {local_rank} and {torch.cuda.device_count()} "
+            "devices: start fewer processes, or set device = 'cpu'"
+        )
+    return torch.device("cuda", local_rank)

@@ -1,0 +1,182 @@
+"""One edit of a comparison: a method with its options, on one forget target, with its seeds."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, final
+
+import attrs
+
+from unlearnkit.experiments.config import Config, ForgetConfig, MethodConfig
+from unlearnkit.utils.errors import ConfigurationError
+
+SPLITS = ("retain-train", "forget-train", "retain-test", "forget-test")
+"""What is measured in every trial, as far as there are such samples."""
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Trial:
+    """One edit of a comparison, and all that decides its result.
+
+    Attributes:
+        config: A configuration of its own: one method, one forget target; its ``training.seed`` is that of the
+            original model, its ``seed`` that of the unlearning.
+        forget: The forget target as text, as ``"classes=3"``.
+        variant: Label of the method, and the values of its grid: what a summary averages over the rest.
+        key: Digest of everything that the result depends on; "" until it is known.
+    """
+
+    config: Config
+    forget: str
+    variant: str
+    key: str = ""
+
+    @property
+    def method(self) -> MethodConfig:
+        """Return the method's part of the configuration."""
+        return self.config.method[0]
+
+    @property
+    def group(self) -> tuple[str, int, int]:
+        """Return forget target, training seed and unlearning seed: trials that share them share their importances."""
+        return self.forget, self.config.training.seed, self.config.seed
+
+    @property
+    def name(self) -> str:
+        """Return what a person calls it."""
+        forget, training, unlearning = self.group
+        return f"{self.variant} · {forget} · training seed {training} · unlearning seed {unlearning}"
+
+
+def trials_of(config: Config) -> tuple[Trial, ...]:
+    """List the trials of a comparison: those that share their importances stand together.
+
+    Args:
+        config: With a section ``[comparison]``.
+
+    Returns:
+        Forget targets × training seeds × unlearning seeds × methods × options, in this order; without keys.
+
+    Raises:
+        ConfigurationError: Nothing to forget, no method, checkpoints of retrained models, which fit one forget target
+            only, or two forget targets or variants that are the same.
+    """
+    chosen = config.comparison
+    targets = chosen.forget or (config.forget,)
+    _refuse(config, targets)
+    methods = [variant for method in config.method for variant in variants(method)]
+    return tuple(
+        Trial(config=_one(config, target, method, training, unlearning), forget=text, variant=variant)
+        for (target, text), training, unlearning, (variant, method) in itertools.product(
+            [(target, forget_text(target)) for target in targets],
+            chosen.training_seeds,
+            chosen.unlearning_seeds,
+            methods,
+        )
+    )
+
+
+def variants(method: MethodConfig) -> Iterator[tuple[str, MethodConfig]]:
+    """Take a method's grid apart.
+
+    Example:
+        >>> [label for label, _ in variants(MethodConfig(name="ssd", grid={"alpha": [1, 3], "lam": [1]}))]
+        ['ssd alpha=1 lam=1', 'ssd alpha=3 lam=1']
+    """
+    for values in itertools.product(*method.grid.values()):
+        point = dict(zip(method.grid, values, strict=True))
+        label = " ".join([method.label, *(f"{name}={_short(value)}" for name, value in point.items())])
+        yield label, attrs.evolve(method, options={**method.options, **point}, grid={})
+
+
+def forget_text(target: ForgetConfig) -> str:
+    """Name a forget target.
+
+    Example:
+        >>> forget_text(ForgetConfig(classes=(3, 7)))
+        'classes=3,7'
+    """
+    if target.indices:
+        return f"indices={len(target.indices)}:{digest_of(target.indices)[:6]}"
+    given = {key: value for key, value in attrs.asdict(target, recurse=False).items() if value}
+    return " ".join(
+        f"{key}={Path(value).name if isinstance(value, str) else ','.join(map(str, value))}"
+        for key, value in given.items()
+    )
+
+
+def digest_of(value: Any) -> str:
+    """Hash plain values."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def keyed(trial: Trial, facts: Mapping[str, Any]) -> Trial:
+    """Give a trial the digest of everything that its result depends on.
+
+    Labels, output folder, and what changes speed only are left out.
+    """
+    config = trial.config
+    decides = {
+        "model": [config.model.factory, config.model.options],
+        "data": [config.data.name, config.data.factory, config.data.options],
+        "training": attrs.asdict(config.training),
+        "importance": attrs.asdict(
+            config.importance, filter=lambda field, _: field.name not in {"checkpoint", "every"}
+        ),
+        "normalise": trial.method.normalise,
+        "max_fraction": trial.method.max_fraction,
+        "tuning": attrs.asdict(config.tuning) if trial.method.tuned or config.tuning.target == "unseen" else None,
+        "evaluation": attrs.asdict(attrs.evolve(config.evaluation, retrained_folder="")),
+        "objective": attrs.asdict(config.objective),
+        "seed": config.seed,
+        "threads": config.comparison.threads,
+        **facts,
+    }
+    return attrs.evolve(trial, key=digest_of(decides))
+
+
+def _one(config: Config, target: ForgetConfig, method: MethodConfig, training: int, unlearning: int) -> Config:
+    chosen, measured = config.comparison, config.evaluation
+    evaluation = attrs.evolve(
+        measured,
+        splits=SPLITS,
+        metrics=tuple(dict.fromkeys([*chosen.metrics, *measured.metrics])),
+        retrained_seeds=tuple(dict.fromkeys([*chosen.retrained_seeds, *measured.retrained_seeds])),
+    )
+    return attrs.evolve(
+        config,
+        forget=target,
+        method=(method,),
+        evaluation=evaluation,
+        importance=attrs.evolve(config.importance, checkpoint=""),  # what a trial found is on disk as it ends
+        tuning=attrs.evolve(config.tuning, method=""),
+        training=attrs.evolve(config.training, seed=training),
+        seed=unlearning,
+    )
+
+
+def _refuse(config: Config, targets: tuple[ForgetConfig, ...]) -> None:
+    if not config.method:
+        raise ConfigurationError("method: expected at least one [[method]], saw none: `unlearnkit methods` lists them")
+    texts = [forget_text(target) for target in targets]
+    if "" in texts:
+        raise ConfigurationError("comparison.forget: expected what to forget, saw nothing: or set [forget]")
+    labels = [label for method in config.method for label, _ in variants(method)]
+    for what, names in (("comparison.forget", texts), ("method", labels)):
+        again = sorted({name for name in names if names.count(name) > 1})
+        if again:
+            raise ConfigurationError(f"{what}: expected each once, saw {again} more than once")
+    if config.evaluation.retrained:
+        raise ConfigurationError(
+            "evaluation.retrained: checkpoints fit one forget target: set comparison.retrained_seeds, and they are made"
+        )
+    if not config.comparison.training_seeds or not config.comparison.unlearning_seeds:
+        raise ConfigurationError("comparison: expected at least one training seed and one unlearning seed, saw none")
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

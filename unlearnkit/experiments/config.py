@@ -1,0 +1,237 @@
+"""The configuration of an experiment: a TOML file whose every key is checked."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import attrs
+
+from unlearnkit.experiments.overrides import apply_overrides
+from unlearnkit.models.training import Training
+from unlearnkit.utils.errors import ConfigurationError, StoreError
+from unlearnkit.utils.options import option
+from unlearnkit.utils.structuring import structure
+
+
+@final
+@attrs.frozen(kw_only=True)
+class ModelConfig:
+    """Which model."""
+
+    factory: str
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    checkpoint: str = ""
+    allow_pickle: bool = False
+
+
+@final
+@attrs.frozen(kw_only=True)
+class DataConfig:
+    """Which data."""
+
+    name: str = ""
+    factory: str = ""
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    workers: int = option(0, at_least=0, doc="processes that load images")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class ForgetConfig:
+    """What to forget: exactly one of the four."""
+
+    classes: tuple[int | str, ...] = ()
+    fine: tuple[int | str, ...] = ()
+    indices: tuple[int, ...] = ()
+    indices_file: str = ""
+
+
+@final
+@attrs.frozen(kw_only=True)
+class ObjectiveConfig:
+    """How a batch becomes one loss per sample: in training, importances, methods that train, and evaluation."""
+
+    factory: str = "unlearnkit:CrossEntropy"
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class ImportanceConfig:
+    """How to measure what matters."""
+
+    estimator: str = "diagonal-fisher"
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    reference: str = option("full", choices=("full", "retain"), doc="the second set: D or D_r")
+    batch_size: int = option(64, at_least=1, doc="samples per batch")
+    shuffle: bool = False
+    checkpoint: str = ""
+    every: int = option(50, at_least=1, doc="batches between two checkpoints of an importance pass")
+    precision: str = option("model", choices=("model", "bfloat16"), doc="of the forward passes")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class MethodConfig:
+    """One edit; each method starts from the original model."""
+
+    name: str
+    label: str = attrs.field(default=attrs.Factory(lambda self: self.name, takes_self=True))
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    normalise: bool = True
+    max_fraction: float = option(1.0, at_least=0, at_most=1, doc="largest fraction of weights that may change")
+    grid: Mapping[str, Any] = attrs.field(factory=dict)
+    tuned: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        for name, values in self.grid.items():
+            if not isinstance(values, list | tuple) or not values:
+                raise ConfigurationError(f"grid.{name}: expected a list of at least one value, saw {values!r}")
+            if name in self.options:
+                raise ConfigurationError(f"grid.{name}: stands in options too: one of the two must go")
+
+
+def _seeds(_: Any, field: "attrs.Attribute[Any]", seeds: tuple[int, ...]) -> None:
+    if any(seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise ConfigurationError(f"{field.name}: expected different whole numbers ≥ 0, saw {list(seeds)}")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class EvaluationConfig:
+    """What to measure before and after."""
+
+    batch_size: int = option(256, at_least=1, doc="samples per batch")
+    splits: tuple[str, ...] = ("retain-test", "forget-test", "forget-train")
+    metrics: tuple[str, ...] = ()
+    options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    seed: int = option(0, at_least=0, doc="of whatever draws numbers while measuring")
+    retrained: tuple[str, ...] = ()
+    retrained_seeds: tuple[int, ...] = attrs.field(default=(), validator=_seeds)
+    retrained_folder: str = ""
+    page: bool = True
+
+
+@final
+@attrs.frozen(kw_only=True)
+class TuningConfig:
+    """How ``unlearnkit tune`` looks for the right edit; see `unlearnkit.evaluation.tuning.Tuner`."""
+
+    method: str = ""
+    target: str = option("stated", choices=("stated", "retrained", "unseen"), doc="which forget accuracy to aim at")
+    forget_accuracy: float = option(0.0, at_least=0, at_most=1, doc="the stated one")
+    budget: float = option(0.02, at_least=0, at_most=1, doc="largest loss of retain accuracy on validation data")
+    validation_fraction: float = option(0.2, above=0, at_most=0.9, doc="share of the training set to choose by")
+    unseen_fraction: float = option(0.5, above=0, at_most=0.9, doc="share of the test set that sets the target")
+    operating: str = ""
+    strength: str = ""
+    fractions: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+    strengths: tuple[float, ...] = (0.0, 0.3, 1.0)
+    reestimate: str = option("both", choices=("both", "yes", "no"), doc="re-estimate BatchNorm on retain data")
+    rounds: int = option(2, at_least=0, doc="how often to look closer around the best")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class DeletionConfig:
+    """How deletion requests are dealt with; see `unlearnkit.deletion`."""
+
+    folder: str = ""
+    method: str = ""
+    groups: str = ""
+    budget: float = option(0.02, at_least=0, at_most=1, doc="largest loss of accuracy on retained test data")
+    keep: int = option(1, at_least=0, doc="earlier models kept, to be put back")
+    keep_as: str = option("smaller", choices=("smaller", "patch", "model"), doc="what earlier models are kept as")
+    every: int = option(50, at_least=1, doc="batches between two checkpoints of an importance pass")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class ComparisonConfig:
+    """What ``unlearnkit compare`` puts beside each other: methods × options × seeds × forget targets."""
+
+    training_seeds: tuple[int, ...] = attrs.field(default=(0,), validator=_seeds)
+    retrained_seeds: tuple[int, ...] = attrs.field(default=(100, 101, 102), validator=_seeds)
+    unlearning_seeds: tuple[int, ...] = attrs.field(default=(0,), validator=_seeds)
+    metrics: tuple[str, ...] = ("tug-of-war", "gap-to-retrain")
+    forget: tuple[ForgetConfig, ...] = ()
+    threads: int = option(1, at_least=1, doc="of torch in each process")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Config:
+    """A whole experiment.
+
+    Attributes:
+        output: Folder for the results; relative paths are relative to the current folder.
+        model: Which model.
+        data: Which data.
+        forget: What to forget.
+        objective: How a batch becomes losses.
+        importance: How to measure what matters.
+        method: The edits, each from the original model.
+        evaluation: What to measure.
+        tuning: How ``unlearnkit tune`` looks for the right edit.
+        comparison: What ``unlearnkit compare`` compares.
+        training: How ``unlearnkit train`` makes the original model.
+        deletion: How deletion requests are dealt with.
+        seed: Of the edit and of the order of its data; ``training.seed`` and ``evaluation.seed`` are others.
+        device: ``"auto"`` takes CUDA where there is one; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
+    """
+
+    output: str
+    model: ModelConfig
+    data: DataConfig
+    forget: ForgetConfig = attrs.field(factory=ForgetConfig)
+    objective: ObjectiveConfig = attrs.field(factory=ObjectiveConfig)
+    importance: ImportanceConfig = attrs.field(factory=ImportanceConfig)
+    method: tuple[MethodConfig, ...] = ()
+    evaluation: EvaluationConfig = attrs.field(factory=EvaluationConfig)
+    tuning: TuningConfig = attrs.field(factory=TuningConfig)
+    comparison: ComparisonConfig = attrs.field(factory=ComparisonConfig)
+    training: Training = attrs.field(factory=Training)
+    deletion: DeletionConfig = attrs.field(factory=DeletionConfig)
+    seed: int = option(0, at_least=0, doc="of the edit and of the order of its data")
+    device: str = "auto"
+
+    def __attrs_post_init__(self) -> None:
+        labels = [method.label for method in self.method]
+        again = sorted({label for label in labels if labels.count(label) > 1})
+        if again:
+            raise ConfigurationError(
+                f"method: expected different labels, saw {again} more than once: give each a label"
+            )
+        bad = [label for label in labels if not label or Path(label).name != label]
+        if bad:
+            raise ConfigurationError(f"method.label: expected the name of a folder, saw {bad}")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read and check a configuration.
+
+    Args:
+        path: A TOML file.
+        overrides: Settings such as ``"importance.batch_size=32"`` or ``"method.ssd.options.alpha=5"``, which replace
+            or add to what the file says.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        StoreError: No such file.
+        ConfigurationError: Not TOML, a key that is not known (the nearest right one is named), a wrong type or value.
+    """
+    try:
+        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"cannot read the configuration {path}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}") from error
+    return structure(apply_overrides(raw, overrides), Config, where=str(path))
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """Return a configuration as plain values, for a record."""
+    return attrs.asdict(config)

@@ -1,0 +1,201 @@
+"""The demonstration: real digits, a small network, three methods, and the honest reference."""
+
+import copy
+import time
+from collections.abc import Mapping
+from typing import Any, final
+
+import attrs
+import torch
+from rich import box
+from rich.table import Table
+from torch import nn
+
+from unlearnkit.data import ByClass, DataBundle, ForgetSplit, LabelledImages, digits, forget_split, loader
+from unlearnkit.evaluation import loss_and_accuracy
+from unlearnkit.importance.importance import Importance
+from unlearnkit.importance.provenance import Role
+from unlearnkit.models.objective import CrossEntropy
+from unlearnkit.models.training import Training, train
+from unlearnkit.models.zoo import small_cnn
+from unlearnkit.pipeline import Pipeline
+from unlearnkit.plugins.manager import PluginManager, default_manager
+from unlearnkit.unlearning.report import Report
+from unlearnkit.utils.imports import call, resolve_device
+from unlearnkit.utils.options import options_of
+from unlearnkit.utils.progress import Progress, silent
+
+ESTIMATORS: Mapping[str, str] = {"per sample": "diagonal-fisher", "batched": "batched-diagonal-fisher"}
+"""How the table calls an estimator, and its name."""
+
+TRIALS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
+    ("prune", "per sample", {"tau": 0.0}),
+    ("binary-mask", "per sample", {"lam": 1.0}),
+    ("binary-mask", "per sample", {"lam": 5.0}),
+    ("ssd", "per sample", {"alpha": 10.0}),
+    ("ssd", "per sample", {"alpha": 5.0}),
+    ("ssd", "batched", {"alpha": 10.0}),
+)
+"""Method, estimator and options of each edit."""
+
+
+_Measured = tuple[Importance, Importance, float]  # forget, full, seconds
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Row:
+    """One model of the demonstration."""
+
+    name: str
+    estimator: str = ""
+    report: Report | None = None
+    retain: float
+    forget: float
+    seconds: float
+
+
+@final
+@attrs.frozen(kw_only=True)
+class DemoResult:
+    """What the demonstration measured."""
+
+    digit: int
+    original: Row
+    retrained: Row
+    edits: tuple[Row, ...]
+
+    def table(self) -> Table:
+        """Show all rows."""
+        title = f"forgetting the digit {self.digit}: accuracy on test images (Δ: gap to the retrained model)"
+        table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+        table.add_column("model", no_wrap=True)
+        table.add_column("importance", no_wrap=True)
+        for name in ("edited", "retain", "Δ", "forget", "Δ", "seconds"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in (self.original, self.retrained, *self.edits):
+            edited = f"{100 * row.report.fraction:.1f} %" if row.report else "–"
+            gaps = [f"{row.retain - self.retrained.retain:+.3f}", f"{row.forget - self.retrained.forget:+.3f}"]
+            if row is self.retrained:
+                gaps = ["–", "–"]
+            scores = (f"{row.retain:.3f}", gaps[0], f"{row.forget:.3f}", gaps[1])
+            table.add_row(row.name, row.estimator, edited, *scores, f"{row.seconds:.2f}")
+        return table
+
+    def lesson(self) -> str:
+        """Say in two sentences what to notice, from what was measured."""
+        widest = max(self.edits, key=lambda row: row.report.fraction if row.report else 0.0)
+        first = (
+            f"Editing every weight that the forgotten digit touches ({widest.name}) takes the accuracy on the other "
+            f"digits from {self.original.retain:.3f} to {widest.retain:.3f}, where retraining keeps "
+            f"{self.retrained.retain:.3f}."
+        )
+        idle = [row for row in self.edits if row.report and row.report.changed == 0]
+        if not idle:
+            return f"{first} Every fixed α did edit something here; on the next model it may do nothing at all."
+        same = [row for row in self.edits if row.name == idle[0].name and row is not idle[0]]
+        but = f", and with {same[0].estimator} importances the same option edits {_percent(same[0])}" if same else ""
+        return f"{first} A fixed α can do nothing at all: {idle[0].name} edited no weight here{but}."
+
+
+def _percent(row: Row) -> str:
+    return f"{100 * row.report.fraction:.1f} %" if row.report else "nothing"
+
+
+def demo(
+    *,
+    forget: int = 3,
+    epochs: int = 20,
+    seed: int = 0,
+    device: str = "auto",
+    plugins: PluginManager | None = None,
+    progress: Progress = silent,
+) -> DemoResult:
+    """Train, forget one digit in several ways, retrain without it, and measure.
+
+    Args:
+        forget: The digit, 0 to 9.
+        epochs: Of training the original and the retrained model.
+        seed: Of the split, the initial weights and the order of training.
+        device: Where to run.
+        plugins: Where the methods are looked up.
+        progress: Shows a bar for each long stage.
+
+    Returns:
+        The measurements.
+    """
+    bundle = digits(seed=seed)
+    stage = _Stage(
+        bundle=bundle,
+        split=forget_split(bundle, ByClass(classes=forget)),
+        training=Training(epochs=epochs, seed=seed, learning_rate=3e-3),
+        device=resolve_device(device),
+        plugins=plugins or default_manager(),
+        progress=progress,
+    )
+    original, original_row = stage.trained("original", bundle.train)
+    _, retrained_row = stage.trained("retrained", bundle.train.subset(stage.split.train.retain))
+    importances = {label: stage.importances(original, name) for label, name in ESTIMATORS.items()}
+    edits = tuple(
+        stage.edit(original, method, options, label=label, measured=importances[label])
+        for method, label, options in TRIALS
+    )
+    return DemoResult(digit=forget, original=original_row, retrained=retrained_row, edits=edits)
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class _Stage:
+    bundle: DataBundle
+    split: ForgetSplit
+    training: Training
+    device: torch.device
+    plugins: PluginManager
+    progress: Progress
+
+    def trained(self, name: str, data: LabelledImages) -> tuple[nn.Module, Row]:
+        model = small_cnn(seed=self.training.seed).to(self.device)
+        _warm_up(self.device)
+        start = time.perf_counter()
+        train(model, data, training=self.training, progress=self.progress)
+        return model, self.row(model, name=name, seconds=time.perf_counter() - start)
+
+    def importances(self, model: nn.Module, estimator: str) -> _Measured:
+        start, chosen = time.perf_counter(), self.plugins.estimator(estimator)()
+        forget, full = (
+            chosen.estimate(
+                model, loader(data, batch_size=64), objective=CrossEntropy(), role=role, progress=self.progress
+            )
+            for role, data in (
+                (Role.FORGET, self.bundle.train.subset(self.split.train.forget)),
+                (Role.FULL, self.bundle.train),
+            )
+        )
+        return forget, full, time.perf_counter() - start
+
+    def edit(
+        self, original: nn.Module, method: str, options: Mapping[str, Any], *, label: str, measured: _Measured
+    ) -> Row:
+        model, (forget, full, seconds) = copy.deepcopy(original), measured
+        unlearner = call(self.plugins.unlearner(method), options, where=method)
+        report = Pipeline(unlearner=unlearner, plugins=self.plugins).run(model, forget=forget, reference=full)
+        symbols = {option.name: option.symbol or option.name for option in options_of(unlearner)}
+        name = f"{method} {', '.join(f'{symbols[key]}={value:g}' for key, value in options.items())}"
+        return self.row(
+            model, name=name, estimator=label, report=report, seconds=seconds + sum(report.seconds.values())
+        )
+
+    def row(self, model: nn.Module, **known: Any) -> Row:
+        test, split = self.bundle.test, self.split.test
+        retain, forget = (
+            loss_and_accuracy(model, loader(test.subset(rows), batch_size=256)).accuracy or 0.0
+            for rows in (split.retain, split.forget)
+        )
+        return Row(retain=retain, forget=forget, **known)
+
+
+def _warm_up(device: torch.device) -> None:
+    # The first step of the first optimiser imports torch's compiler, which takes seconds and is not training.
+    weight = nn.Parameter(torch.zeros(1, device=device))
+    weight.grad = torch.zeros_like(weight)
+    torch.optim.Adam([weight]).step()

@@ -1,0 +1,236 @@
+"""What a configuration describes, made real: device, data, what to forget, the model, the methods."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, final
+
+import attrs
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from unlearnkit.data import (
+    ByClass,
+    ByIndex,
+    BySubclass,
+    DataBundle,
+    ForgetSpec,
+    ForgetSplit,
+    LabelledImages,
+    cifar100,
+    digits,
+    forget_split,
+    image_folder,
+    loader,
+)
+from unlearnkit.distributed.collectives import Shared
+from unlearnkit.evaluation import LossAndAccuracy, loss_and_accuracy
+from unlearnkit.evaluation.metric import Metric
+from unlearnkit.experiments.config import Config, EvaluationConfig, ForgetConfig, MethodConfig, ObjectiveConfig
+from unlearnkit.importance.estimator import ImportanceEstimator
+from unlearnkit.models.checkpoint import load_checkpoint
+from unlearnkit.models.objective import Objective
+from unlearnkit.models.precision import Autocast
+from unlearnkit.plugins.manager import PluginManager
+from unlearnkit.unlearning.unlearner import Unlearner
+from unlearnkit.utils.errors import ConfigurationError, StoreError
+from unlearnkit.utils.imports import call, import_path, resolve_device
+from unlearnkit.utils.options import options_of
+from unlearnkit.utils.progress import Progress, silent
+from unlearnkit.utils.rng import private_rng
+from unlearnkit.utils.suggest import nearest
+
+DATASETS: dict[str, Callable[..., DataBundle]] = {"cifar100": cifar100, "digits": digits, "image-folder": image_folder}
+"""Data sets that a configuration can name; any other comes by the import path of a factory."""
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Experiment:
+    """A configuration and what it names, loaded and checked."""
+
+    config: Config
+    device: torch.device
+    objective: Objective
+    bundle: DataBundle
+    split: ForgetSplit | None
+
+    @classmethod
+    def load(cls, config: Config) -> "Experiment":
+        """Load the data and apply what to forget."""
+        device, objective = resolve_device(config.device), make_objective(config.objective)
+        bundle = _bundle(config)
+        spec = forget_spec(config.forget)
+        split = None if spec is None else forget_split(bundle, spec)
+        return cls(config=config, device=device, objective=objective, bundle=bundle, split=split)
+
+    def fresh_model(self, *, seed: int | None = None) -> nn.Module:
+        """Make an untrained model on the device; its initial weights depend on the seed only."""
+        factory, options = import_path(self.config.model.factory), dict(self.config.model.options)
+        if "num_classes" in inspect.signature(factory).parameters:
+            options.setdefault("num_classes", self.bundle.num_classes)
+        with private_rng(seed=self.config.training.seed if seed is None else seed):
+            model = call(factory, options, where="model.options")
+        if not isinstance(model, nn.Module):
+            raise ConfigurationError(
+                f"model.factory {self.config.model.factory!r}: expected it to return a torch.nn.Module, saw "
+                f"{type(model).__name__}"
+            )
+        return model.to(self.device)
+
+    def original_model(self) -> tuple[nn.Module, dict[str, str]]:
+        """Load the trained model."""
+        if not self.config.model.checkpoint:
+            raise ConfigurationError(
+                "model.checkpoint: expected the weights of a trained model, saw none: name a file; "
+                "`unlearnkit train CONFIG.toml` makes it"
+            )
+        return self.trained_model(self.config.model.checkpoint)
+
+    def trained_model(self, path: str, *, key: str = "model.checkpoint") -> tuple[nn.Module, dict[str, str]]:
+        """Load a model of the configuration's kind."""
+        if not Path(path).exists():
+            raise StoreError(f"{key}: {path} is not there: make it with `unlearnkit train CONFIG.toml`")
+        model = self.fresh_model()
+        metadata = load_checkpoint(model, path, allow_pickle=self.config.model.allow_pickle, undo=False)
+        return model.eval(), metadata
+
+    def splits(self) -> dict[str, LabelledImages]:
+        """Return the four parts of the data that are not empty, and the full training set."""
+        if self.split is None:
+            raise ConfigurationError(
+                "forget: expected what to forget, saw nothing: set one of classes, fine, indices, indices_file"
+            )
+        parts = {"full-train": self.bundle.train}
+        for which, data, split in (
+            ("train", self.bundle.train, self.split.train),
+            ("test", self.bundle.test, self.split.test),
+        ):
+            for role, rows in (("retain", split.retain), ("forget", split.forget)):
+                if len(rows):
+                    parts[f"{role}-{which}"] = data.subset(rows)
+        return parts
+
+    @property
+    def importance_objective(self) -> Objective:
+        """What importances differentiate: the objective, in bfloat16 where the configuration says so."""
+        lower = self.config.importance.precision == "bfloat16"
+        return Autocast(objective=self.objective) if lower else self.objective
+
+    def importance_batches(self, data: LabelledImages) -> DataLoader[Any]:
+        """Cut data into batches for an importance."""
+        return loader(
+            data,
+            batch_size=self.config.importance.batch_size,
+            shuffle=self.config.importance.shuffle,
+            seed=self.config.seed,
+            workers=self.config.data.workers,
+            device=self.device,
+        )
+
+    def evaluation_batches(self, data: LabelledImages) -> DataLoader[Any]:
+        """Cut data into batches for an evaluation."""
+        size, workers = self.config.evaluation.batch_size, self.config.data.workers
+        return loader(data, batch_size=size, workers=workers, device=self.device)
+
+    def shared_batches(self, data: LabelledImages) -> Shared:
+        """Cut data into batches for an evaluation by all processes together."""
+        return Shared(items=self.evaluation_batches(data))
+
+    def scores(
+        self, model: nn.Module, parts: Mapping[str, LabelledImages], *, progress: Progress = silent
+    ) -> dict[str, LossAndAccuracy]:
+        """Measure loss and accuracy on parts of the data; several processes share the batches, so call it on all."""
+        return {
+            name: loss_and_accuracy(model, self.shared_batches(data), objective=self.objective, progress=progress)
+            for name, data in parts.items()
+        }
+
+    def evaluated_splits(self) -> dict[str, LabelledImages]:
+        """Return those splits that the configuration asks to evaluate and that are not empty."""
+        parts = self.splits()
+        return {name: parts[name] for name in self.config.evaluation.splits if name in parts}
+
+    def estimator(self, plugins: PluginManager) -> ImportanceEstimator:
+        """Make the estimator."""
+        chosen = self.config.importance
+        return call(
+            plugins.estimator(chosen.estimator), chosen.options, where=f"importance.options ({chosen.estimator})"
+        )
+
+
+def make_unlearner(method: MethodConfig, plugins: PluginManager) -> Unlearner:
+    """Make a method with its options."""
+    if method.grid:
+        raise ConfigurationError(f"method {method.label!r}: expected no grid, which is for `unlearnkit compare` alone")
+    return call(plugins.unlearner(method.name), method.options, where=f"method.{method.label}.options")
+
+
+def chosen_method(config: Config, wanted: str, *, key: str) -> MethodConfig:
+    """Find the one method that a command works with."""
+    known = {method.label: method for method in config.method}
+    if not wanted and len(known) == 1:
+        return next(iter(known.values()))
+    if wanted not in known:
+        hint = nearest(wanted, known) if wanted else f": the configuration has {[*known]}"
+        raise ConfigurationError(f"{key}: expected the label of a method, saw {wanted!r}{hint}")
+    return known[wanted]
+
+
+def make_objective(config: ObjectiveConfig) -> Objective:
+    """Make the objective that a configuration names."""
+    made = call(import_path(config.factory), config.options, where="objective.options")
+    if not isinstance(made, Objective):
+        raise ConfigurationError(
+            f"objective.factory {config.factory!r}: expected it to return an unlearnkit.Objective, saw "
+            f"{type(made).__name__}"
+        )
+    return made
+
+
+def make_metrics(config: EvaluationConfig, plugins: PluginManager) -> dict[str, Metric]:
+    """Make the metrics that a configuration names."""
+    for name in config.options:
+        if name not in config.metrics:
+            hint = nearest(name, config.metrics)
+            raise ConfigurationError(f"evaluation.options: expected metrics of evaluation.metrics, saw {name!r}{hint}")
+    made = {}
+    for name in config.metrics:
+        cls, options = plugins.metric(name), dict(config.options.get(name, {}))
+        if any(known.name == "seed" for known in options_of(cls)):
+            options.setdefault("seed", config.seed)
+        made[name] = call(cls, options, where=f"evaluation.options.{name}")
+    return made
+
+
+def forget_spec(config: ForgetConfig) -> ForgetSpec | None:
+    """Turn what a configuration says about forgetting into a rule."""
+    given = {key: value for key, value in attrs.asdict(config, recurse=False).items() if value}
+    if len(given) > 1:
+        raise ConfigurationError(f"forget: expected one of classes, fine, indices, indices_file, saw {sorted(given)}")
+    if config.classes:
+        return ByClass(classes=config.classes)
+    if config.fine:
+        return BySubclass(fine=config.fine)
+    if config.indices:
+        return ByIndex(indices=config.indices)
+    return ByIndex.from_file(config.indices_file) if config.indices_file else None
+
+
+def _bundle(config: Config) -> DataBundle:
+    data = config.data
+    if bool(data.name) == bool(data.factory):
+        raise ConfigurationError(
+            f"data: expected either name or factory, saw name={data.name!r} and factory={data.factory!r}"
+        )
+    if data.name and data.name not in DATASETS:
+        raise ConfigurationError(f"data.name: no data set is called {data.name!r}{nearest(data.name, DATASETS)}")
+    factory = DATASETS[data.name] if data.name else import_path(data.factory)
+    bundle = call(factory, data.options, where="data.options")
+    if not isinstance(bundle, DataBundle):
+        raise ConfigurationError(
+            f"data.factory {data.factory!r}: expected it to return an unlearnkit.data.DataBundle, saw "
+            f"{type(bundle).__name__}"
+        )
+    return bundle

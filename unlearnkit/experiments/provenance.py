@@ -1,0 +1,71 @@
+"""The run manifest: everything that two runs must share to give the same bits on one CPU."""
+
+import datetime as dt
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlearnkit.data import LabelledImages, Split
+from unlearnkit.data.batches import Deferred
+from unlearnkit.distributed.ranks import Ranks
+
+_PACKAGES = ("unlearnkit", "torch", "torchvision", "numpy", "scikit-learn", "safetensors", "pluggy", "attrs", "cattrs")
+_IMAGES = 64
+
+
+def data_digest(data: LabelledImages) -> str:
+    """Hash a data set: all labels, and 64 evenly spaced images."""
+    state = hashlib.blake2b(f"{len(data)}|{data.target}|".encode(), digest_size=16)
+    for kind in data.kinds:
+        state.update(kind.encode() + np.ascontiguousarray(data.labels[kind].numpy()).tobytes())
+    for index in np.linspace(0, len(data) - 1, min(_IMAGES, len(data))).astype(int).tolist():
+        image = data[index][0]
+        stored: Tensor = image.raw if isinstance(image, Deferred) else image
+        state.update(stored.contiguous().numpy().tobytes())
+    return state.hexdigest()
+
+
+def forget_record(split: Split) -> dict[str, Any]:
+    """Describe what is forgotten."""
+    return {
+        "scenario": split.scenario,
+        "samples": len(split.forget),
+        "of": split.samples,
+        "fraction": len(split.forget) / split.samples,
+        "digest": split.digest(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide the bits."""
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES if _installed(name)}
+    return {"python": platform.python_version(), **found}
+
+
+def manifest(*, config: Mapping[str, Any], data: LabelledImages, device: torch.device) -> dict[str, Any]:
+    """Describe a run."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "config": config,
+        "data_digest": data_digest(data),
+        "versions": versions(),
+        "device": f"{device} ({name})",
+        "threads": torch.get_num_threads(),
+        "processes": Ranks.current().size,
+        "platform": platform.platform(),
+        "finished": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,230 @@
+"""Models retrained without the forget set, and originals: trained once, kept by everything that they depend on."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import attrs
+from filelock import FileLock
+from torch import nn
+from torch.utils.data import Dataset
+
+from unlearnkit.data import LabelledImages
+from unlearnkit.distributed.ranks import Ranks
+from unlearnkit.experiments.config import Config
+from unlearnkit.experiments.experiment import Experiment
+from unlearnkit.experiments.provenance import data_digest, versions
+from unlearnkit.models.checkpoint import load_checkpoint, save_checkpoint
+from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.models.parameters import digest
+from unlearnkit.models.training import Training, train
+from unlearnkit.utils.errors import StoreError
+from unlearnkit.utils.progress import Progress, silent
+
+RECIPE = "unlearnkit.recipe"
+"""Key of a kept model's metadata: its recipe as JSON."""
+
+DECIDING = ("unlearnkit", "torch", "torchvision", "numpy")
+"""Packages whose version decides the bits of a trained model."""
+
+
+def _versions() -> dict[str, str]:
+    return {name: version for name, version in versions().items() if name in DECIDING}
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Recipe:
+    """Everything that a retrained model depends on: equal recipes give equal models on one kind of machine.
+
+    Attributes:
+        factory: Import path of the function that makes the untrained model.
+        options: Its arguments.
+        initial: Digest of the untrained model, layers and weights, so that a change of the factory's code is noticed;
+            see `initial_digest`.
+        data: Digest of the full training set; see `unlearnkit.experiments.provenance.data_digest`.
+        forget: Digest of which samples are left out; see `unlearnkit.data.Split.digest`; "" for none, which makes an
+            original model.
+        objective: What training makes smaller; see `unlearnkit.Objective.describe`.
+        training: How it is trained; the seed is also that of the initial weights.
+        device: ``"cpu"`` or ``"cuda"``: the same seed gives other weights on the other.
+        versions: Package to version.
+    """
+
+    factory: str
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    initial: str
+    data: str
+    forget: str
+    objective: str = CrossEntropy().describe()
+    training: Training
+    device: str = "cpu"
+    versions: Mapping[str, str] = attrs.field(factory=_versions)
+
+    def text(self) -> str:
+        """Write the recipe down, the same way each time.
+
+        Returns:
+            JSON with sorted keys.
+        """
+        return json.dumps(attrs.asdict(self), sort_keys=True, ensure_ascii=False, default=str)
+
+    def key(self) -> str:
+        """Hash the recipe: the name of its file.
+
+        Returns:
+            32 hexadecimal digits.
+
+        Example:
+            >>> one = Recipe(factory="m:f", initial="i", data="d", forget="f", training=Training(seed=1))
+            >>> one.key() == attrs.evolve(one, training=Training(seed=2)).key()
+            False
+        """
+        return hashlib.blake2b(self.text().encode(), digest_size=16).hexdigest()
+
+
+def initial_digest(model: nn.Module) -> str:
+    """Hash an untrained model: how it is built, and its initial weights and buffers."""
+    return hashlib.blake2b(f"{model!r}|{digest(model)}".encode(), digest_size=16).hexdigest()
+
+
+@final
+@attrs.frozen(kw_only=True)
+class ReferenceStore:
+    """A folder of retrained models, one safetensors file for each recipe.
+
+    Several processes may share it: whoever asks first trains, and the others wait and read. Files appear whole or not
+    at all. A file may be deleted at any time; the model is then trained again.
+
+    Attributes:
+        folder: Made when it is first needed.
+    """
+
+    folder: Path = attrs.field(converter=Path)
+
+    def path(self, recipe: Recipe) -> Path:
+        """Say where the model of a recipe is kept, whether it is there or not.
+
+        Args:
+            recipe: The recipe.
+
+        Returns:
+            A file in the folder.
+        """
+        return self.folder / f"{recipe.key()}.safetensors"
+
+    def get(
+        self,
+        recipe: Recipe,
+        model: nn.Module,
+        data: Dataset[Any],
+        *,
+        objective: Objective | None = None,
+        progress: Progress = silent,
+    ) -> nn.Module:
+        """Read the weights of a recipe into an untrained model; or train it, and keep its weights.
+
+        Args:
+            recipe: What the result depends on. It must describe ``model`` and ``data``: the store cannot see whether
+                it does.
+            model: Fresh from its factory, on its device; trained in place.
+            data: The retain set.
+            objective: The recipe's, as an object; by default `CrossEntropy`.
+            progress: Shows a bar for each epoch of training.
+
+        Returns:
+            The same model, trained and in eval mode.
+
+        Raises:
+            StoreError: The folder cannot be made, or a file there is damaged or belongs to another recipe.
+        """
+        path = self.path(recipe)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot make the folder of retrained models {self.folder}: {error}") from error
+        with FileLock(path.with_suffix(".lock")):
+            if path.exists():
+                _load(model, path, recipe)
+            else:
+                train(model, data, objective=objective, training=recipe.training, progress=progress)
+                save_checkpoint(model, path, {RECIPE: recipe.text()})
+        return model.eval()
+
+
+def retrained_models(
+    experiment: Experiment, seeds: Sequence[int] | None = None, *, progress: Progress = silent
+) -> tuple[nn.Module, ...]:
+    """Retrain the model of a configuration without its forget set, once for each seed, or read what is kept.
+
+    The factory, the training options and the device are the configuration's; only the seed is another.
+
+    Args:
+        experiment: A loaded configuration that says what to forget.
+        seeds: Training seeds; by default ``evaluation.retrained_seeds``.
+        progress: Shows a bar for each epoch of training.
+
+    Returns:
+        One model in eval mode for each seed, on the experiment's device.
+
+    Raises:
+        ConfigurationError: The configuration does not say what to forget.
+    """
+    seeds = experiment.config.evaluation.retrained_seeds if seeds is None else seeds
+    if not seeds:
+        return ()
+    data, split = experiment.splits()["retain-train"], experiment.split
+    assert split is not None, "splits() needs it"
+    forget, first = split.train.digest(), Ranks.current().rank % len(seeds)
+    # Of several processes each begins with another seed: it trains some, and finds those of the others trained.
+    found = {
+        seed: _kept(experiment, seed, data, forget=forget, progress=progress)
+        for seed in [*seeds[first:], *seeds[:first]]
+    }
+    return tuple(found[seed] for seed in seeds)
+
+
+def kept_original(experiment: Experiment, *, progress: Progress = silent) -> nn.Module:
+    """Train the original model of a configuration, or read what is kept: the reference whose forget set is empty."""
+    seed = experiment.config.training.seed
+    return _kept(experiment, seed, experiment.bundle.train, forget="", progress=progress)
+
+
+def references(experiment: Experiment, *, progress: Progress = silent) -> tuple[nn.Module, ...]:
+    """Load or make every retrained model that a configuration asks for."""
+    paths = experiment.config.evaluation.retrained
+    named = [experiment.trained_model(path, key="evaluation.retrained")[0] for path in paths]
+    return (*named, *retrained_models(experiment, progress=progress))
+
+
+def reference_folder(config: Config) -> Path:
+    """Say where a configuration's retrained models are kept."""
+    return Path(config.evaluation.retrained_folder or Path(config.output) / ".retrained")
+
+
+def _kept(experiment: Experiment, seed: int, data: LabelledImages, *, forget: str, progress: Progress) -> nn.Module:
+    config, model = experiment.config, experiment.fresh_model(seed=seed)
+    recipe = Recipe(
+        factory=config.model.factory,
+        options=config.model.options,
+        initial=initial_digest(model),
+        data=data_digest(experiment.bundle.train),
+        forget=forget,
+        objective=experiment.objective.describe(),
+        training=attrs.evolve(config.training, seed=seed),
+        device=experiment.device.type,
+    )
+    return ReferenceStore(folder=reference_folder(config)).get(
+        recipe, model, data, objective=experiment.objective, progress=progress
+    )
+
+
+def _load(model: nn.Module, path: Path, recipe: Recipe) -> None:
+    metadata = load_checkpoint(model, path)
+    if metadata.get(RECIPE) != recipe.text():
+        raise StoreError(
+            f"{path} is not the retrained model that its name stands for: expected the recipe {recipe.text()}, saw "
+            f"{metadata.get(RECIPE)!r}: delete the file, and it is trained again"
+        )

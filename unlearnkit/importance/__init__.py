@@ -1,0 +1,48 @@
+"""How much each weight matters to a set of data: importances, their estimators, files and stores."""
+
+from unlearnkit.importance.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
+from unlearnkit.importance.fisher import (
+    BatchedDiagonalFisher,
+    DiagonalFisher,
+    FisherStatistics,
+    SketchedFisher,
+    estimate_groups,
+    fisher_statistics,
+)
+from unlearnkit.importance.fisher.engine.rule import Call, Rule, register_rule, visible
+from unlearnkit.importance.importance import Importance
+from unlearnkit.importance.multi_process import estimate_together, forget_parts
+from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
+from unlearnkit.importance.resumable import estimate_resumable
+from unlearnkit.importance.sharded_file import load_sharded, save_sharded
+from unlearnkit.importance.store import Cancellation, ImportanceStore, Staleness, StoreManifest, fill
+
+__all__ = [
+    "Accumulator",
+    "BatchedDiagonalFisher",
+    "Call",
+    "Cancellation",
+    "DataOrder",
+    "DiagonalFisher",
+    "EstimatorTraits",
+    "Fingerprint",
+    "FisherStatistics",
+    "Importance",
+    "ImportanceEstimator",
+    "ImportanceStore",
+    "Role",
+    "Rule",
+    "SketchedFisher",
+    "Staleness",
+    "StoreManifest",
+    "estimate_groups",
+    "estimate_resumable",
+    "estimate_together",
+    "fill",
+    "fisher_statistics",
+    "forget_parts",
+    "load_sharded",
+    "register_rule",
+    "save_sharded",
+    "visible",
+]

@@ -1,0 +1,326 @@
+"""The contract of everything that says how much each weight matters to a set of data."""
+
+import abc
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, Literal, final
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from unlearnkit.data.batches import batch_size
+from unlearnkit.data.prefetch import feed
+from unlearnkit.distributed.collectives import missing_nobody
+from unlearnkit.distributed.sharded_tensors import settle, told
+from unlearnkit.importance.importance import Importance
+from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
+from unlearnkit.models.norm_gradients import steady_for
+from unlearnkit.models.objective import Objective
+from unlearnkit.models.parameters import check_finite, check_ordinary, device_of, digest, trainable
+from unlearnkit.models.precision import float32_products
+from unlearnkit.models.snapshot import ModelSnapshot
+from unlearnkit.utils.errors import ConfigurationError, MismatchError, UnsupportedModelError, raise_all
+from unlearnkit.utils.options import option_values
+from unlearnkit.utils.progress import Progress, length, silent
+
+
+@final
+@attrs.frozen(kw_only=True)
+class EstimatorTraits:
+    """What an estimator promises; the laws that apply to it follow from these.
+
+    Attributes:
+        unit: ``"sample"``: one term per sample. ``"batch"``: one term per batch.
+        labels: Where the labels come from.
+        batch_free: Totals do not depend on batch size and order, and I(A) + I(B) = I(A ∪ B).
+        quadratic: A loss times c gives totals times c².
+        deterministic: The same input gives the same bits on one CPU.
+        sharded: Takes a model whose parameters are sharded over processes, as its ``accumulator`` makes possible.
+    """
+
+    unit: Literal["sample", "batch"] = "sample"
+    labels: Literal["data", "model", "none"] = "data"
+    batch_free: bool = False
+    quadratic: bool = False
+    deterministic: bool = True
+    sharded: bool = False
+
+
+class ImportanceEstimator(abc.ABC):
+    """Turns a model and data into an `Importance`. Subclass it and write `estimate_batch`.
+
+    The public method checks what goes in and what the author's method gave back, runs the model in eval mode, puts
+    torch's wrong gradients of some norms right, and leaves the model as it was found, also after an exception.
+
+    Example:
+        >>> class Ones(ImportanceEstimator):
+        ...     name = "ones"
+        ...     traits = EstimatorTraits(batch_free=True)
+        ...     def estimate_batch(self, model, batch, *, objective):
+        ...         totals = {n: torch.ones_like(p) * len(batch[0]) for n, p in model.named_parameters()}
+        ...         return Importance(totals=totals, count=len(batch[0]))
+        >>> from unlearnkit.models.objective import CrossEntropy
+        >>> data = [(torch.zeros(3, 2), torch.zeros(3, dtype=torch.long))]
+        >>> Ones().estimate(nn.Linear(2, 2), data, objective=CrossEntropy())
+        Importance(2 tensors, 6 weights, count=3, samples=3, role=unknown)
+    """
+
+    name: ClassVar[str]
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits()
+
+    @abc.abstractmethod
+    def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
+        """Measure one batch.
+
+        Args:
+            model: In eval mode, on its device, every ``.grad`` None. Leave it as it is.
+            batch: On the model's device.
+            objective: Its `losses` gives one loss per sample.
+
+        Returns:
+            One total per trainable parameter (see `unlearnkit.trainable`), in at least float32, on the model's
+            device, and how many terms it has. The framework adds fingerprint, sample count, trail and relative error.
+        """
+
+    def relative_error(self, sizes: Mapping[int, int]) -> float | None:
+        """Bound the relative standard deviation of a weight's total; override it when random numbers are drawn.
+
+        Args:
+            sizes: Batch size to how many batches of that size, as in `unlearnkit.DataOrder`.
+
+        Returns:
+            0.0 when totals are exact but for rounding; None when no bound is known.
+        """
+        del sizes
+        return 0.0
+
+    def accumulator(self, model: nn.Module, *, objective: Objective) -> "Accumulator":
+        """Start one pass over data; override it to keep state between batches instead of adding whole importances.
+
+        Args:
+            model: As for `estimate_batch`.
+            objective: As for `estimate_batch`.
+
+        Returns:
+            What the batches are handed to, one after the other.
+        """
+        return _Merging(self, model, objective)
+
+    @final
+    def estimate(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        *,
+        objective: Objective,
+        role: Role | str = Role.UNKNOWN,
+        progress: Progress = silent,
+    ) -> Importance:
+        """Measure all batches.
+
+        Of a model that is sharded over processes, every process must ask, with the same
+        batches in the same order; the result is sharded as the model is.
+
+        Args:
+            model: Runs where it is, in eval mode: dropout off, BatchNorm on its running statistics. Left as found.
+            batches: A data loader or any iterable of batches.
+            objective: How a batch becomes losses.
+            role: Which set this is; recorded.
+            progress: Shows a bar over the batches.
+
+        Returns:
+            The sum over all batches.
+
+        Raises:
+            ConfigurationError: No data, or a model without trainable parameters.
+            NonFiniteError: A NaN or an infinity in the model or in a batch's importance, naming parameter and batch.
+            MismatchError: The estimator returned something that does not fit the model, or changed the model; or the
+                model is sharded and the processes saw different data.
+            UnsupportedModelError: Weights are complex, or have no values yet; or the model is sharded and the
+                estimator cannot take it.
+            UnlearnKitError: Anything else the estimator refuses.
+        """
+        check_ordinary(model)
+        spread = self._settled(model)
+        check_finite(model, when="before an importance is estimated")
+        device, total, trail, samples = device_of(model), None, DataOrder(), 0
+        named = trainable(model)
+        fingerprint = fingerprint_of(self, model, objective=objective)
+        guard = ModelSnapshot(model)
+        try:
+            model.eval()
+            pass_ = self.accumulator(model, objective=objective)
+            order = nullcontext if pass_.steady else steady_for(model)
+            shown = progress(batches, f"importance: {Role(role).value}", length(batches))
+            for index, (batch, moved) in enumerate(feed(shown, device)):
+                try:
+                    trail, samples = trail.add(batch), samples + batch_size(batch)
+                    self._add(pass_, moved, order)
+                except Exception as error:
+                    error.add_note(f"in batch {index} (counted from 0) of estimator {self.name!r}")
+                    raise
+            if spread:
+                _check_same_data(trail)
+            if samples:
+                total = pass_.result()
+                self._check(total, named)
+            self._check_untouched(guard)
+        except BaseException:
+            guard.restore()
+            raise
+        guard.restore_surroundings()
+        if total is None:
+            raise ConfigurationError(
+                f"expected data for the {Role(role).value} importance, saw an empty iterable: "
+                "a generator can be read only once, and an empty set has no importance"
+            )
+        return attrs.evolve(
+            total,
+            samples=samples,
+            trail=trail,
+            role=role,
+            relative_error=self.relative_error(trail.sizes),
+            fingerprint=with_precision(fingerprint, total, pass_.differentiated() or named),
+        )
+
+    def _settled(self, model: nn.Module) -> bool:
+        spread = settle(model)
+        if spread and not self.traits.sharded:
+            raise UnsupportedModelError(
+                f"estimator {self.name!r}: expected a model that is whole in every process, saw one whose parameters "
+                "are sharded (FSDP, DTensor): of the estimators that come with unlearnkit diagonal-fisher, "
+                "sketched-fisher and batched-diagonal-fisher take one"
+            )
+        return spread
+
+    def _add(self, pass_: "Accumulator", batch: Any, order: Callable[[], AbstractContextManager[object]]) -> None:
+        try:
+            with torch.enable_grad(), missing_nobody(), order():
+                pass_.add(batch)
+        except RuntimeError as error:
+            if "not have gradient" not in str(error) and "does not require grad" not in str(error):
+                raise
+            raise UnsupportedModelError(
+                "expected a loss that depends on a trainable parameter through differentiable operations, saw one that "
+                "does not: is the model called under torch.no_grad()?"
+            ) from error
+
+    def _check(self, total: Any, named: Mapping[str, nn.Parameter]) -> None:
+        who = f"estimator {self.name!r} ({type(self).__module__}.{type(self).__qualname__})"
+        if not isinstance(total, Importance):
+            raise MismatchError(f"{who}: expected an Importance, saw {type(total).__name__}")
+        problems = total.name_problems(named, shapes_only=True)
+        problems += [
+            f"{name}: expected a total on {named[name].device}, saw {t.device}"
+            for name, t in total.totals.items()
+            if name in named and t.device != named[name].device
+        ]
+        if total.count == 0:
+            problems.append("expected a count of at least one term, saw 0")
+        raise_all(problems, where=who)
+        total.check_values(who=who)
+
+    def _check_untouched(self, guard: ModelSnapshot) -> None:
+        problems = guard.structure_changes()
+        problems += [f"{name}: an estimator must not edit parameters" for name in guard.changed_parameters()]
+        problems += [f"{name}: an estimator must not edit buffers" for name in guard.changed_buffers()]
+        raise_all(problems, where=f"estimator {self.name!r} changed the model (it was put back)")
+
+
+class Accumulator(abc.ABC):
+    """One pass over data: batches go in, one importance comes out.
+
+    Attributes:
+        steady: True for a pass that itself puts right what torch gets wrong of norms whose gradient comes out of a
+            permutation, or hands all batches to one that does; others are run so that it is put right for them.
+    """
+
+    steady: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def add(self, batch: Any) -> None:
+        """Add one batch.
+
+        Args:
+            batch: On the model's device.
+        """
+
+    @abc.abstractmethod
+    def result(self) -> Importance:
+        """End the pass.
+
+        Returns:
+            Totals and count; the framework adds the rest.
+        """
+
+    def differentiated(self) -> Mapping[str, Tensor] | None:
+        """Return the tensors whose gradients were taken, when they are others than the model's parameters.
+
+        Returns:
+            Name to tensor: what a sharded model was gathered into, say, in the dtype that it computes in.
+        """
+        return None
+
+
+@final
+class _Merging(Accumulator):
+    """Adds whole importances: what every estimator gets that does not ask for more."""
+
+    def __init__(self, estimator: ImportanceEstimator, model: nn.Module, objective: Objective) -> None:
+        self._estimator, self._model, self._objective = estimator, model, objective
+        self._named = trainable(model)
+        self._total: Importance | None = None
+
+    def add(self, batch: Any) -> None:
+        one = self._estimator.estimate_batch(self._model, batch, objective=self._objective)
+        self._estimator._check(one, self._named)  # noqa: SLF001 - same module
+        if self._total is None:
+            # A copy, in the model's order: the author may hand out the same tensors for every batch.
+            totals = {name: one.totals[name].clone() for name in self._named}
+            self._total = Importance(totals=totals, count=one.count)
+            return
+        for name, total in self._total.totals.items():
+            total.add_(one.totals[name])
+        self._total = attrs.evolve(self._total, count=self._total.count + one.count)
+
+    def result(self) -> Importance:
+        if self._total is None:
+            raise ConfigurationError("expected at least one batch before the end of the pass, saw none")
+        return self._total
+
+
+def _check_same_data(trail: DataOrder) -> None:
+    seen = told((dict(trail.sizes), trail.order))
+    raise_all(
+        (f"rank {rank} saw others than rank 0" for rank, theirs in enumerate(seen) if theirs != seen[0]),
+        where="expected the same batches in the same order in every process (give a shuffling loader one seed)",
+    )
+
+
+def fingerprint_of(estimator: ImportanceEstimator, model: nn.Module, *, objective: Objective) -> Fingerprint:
+    """Say of which kind an importance will be."""
+    return Fingerprint(
+        estimator=estimator.name,
+        unit=estimator.traits.unit,
+        labels=estimator.traits.labels,
+        objective=objective.describe(),
+        options=options_text(estimator),
+        model=digest(model),
+    )
+
+
+def options_text(estimator: ImportanceEstimator) -> str:
+    """Write the options of an estimator that change its result, as they stand in a fingerprint."""
+    return ", ".join(f"{key}={value!r}" for key, value in option_values(estimator, meaning_only=True).items())
+
+
+def with_precision(fingerprint: Fingerprint, total: Importance, named: Mapping[str, Tensor]) -> Fingerprint:
+    """Write the dtypes of gradients and totals into a fingerprint, and how float32 was multiplied."""
+    gradients = sorted({str(p.dtype).removeprefix("torch.") for p in named.values()})
+    totals = sorted({str(t.dtype).removeprefix("torch.") for t in total.totals.values()})
+    devices = {p.device.type: p.device for p in named.values() if p.dtype == torch.float32}
+    products = [said for said in map(float32_products, devices.values()) if said]
+    return attrs.evolve(
+        fingerprint, precision=", ".join([f"gradients {'/'.join(gradients)}", f"totals {'/'.join(totals)}", *products])
+    )

@@ -1,0 +1,153 @@
+"""The diagonal empirical Fisher information: the sum of squared per-sample gradients, exactly."""
+
+from functools import partial
+from typing import Any, ClassVar, final
+
+import attrs
+from torch import nn
+
+from unlearnkit.distributed.sharded_tensors import is_spread
+from unlearnkit.importance.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
+from unlearnkit.importance.fisher.engine.batch_gradients import BatchGradients
+from unlearnkit.importance.fisher.engine.choice import Chooser
+from unlearnkit.importance.fisher.engine.engine import SETTLED, Engine
+from unlearnkit.importance.fisher.engine.graphs import Recorder, recorder_on, refuse_with_graphs
+from unlearnkit.importance.fisher.engine.group_totals import Ledger
+from unlearnkit.importance.fisher.engine.per_sample_fallback import SquaredGradients
+from unlearnkit.importance.fisher.engine.totals import Totals
+from unlearnkit.importance.fisher.rules.compiled import compiled_kernels
+from unlearnkit.importance.fisher.sharded.engine import ShardedEngine
+from unlearnkit.importance.importance import Importance
+from unlearnkit.models.objective import Objective
+from unlearnkit.models.parameters import device_of, trainable
+from unlearnkit.utils.options import option
+
+_COMPILED = ("auto", "compiled")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class DiagonalFisher(ImportanceEstimator):
+    """F_j = Σ_i (∂/∂θ_j −log p(y_i | x_i))², labels from the data: the empirical Fisher, per sample.
+
+    The totals do not depend on batch size, order or chunking, and each sample counts one term.
+
+    Source: Kunstner, Balles and Hennig 2019 (Limitations of the Empirical Fisher Approximation), F̃; the use
+    as importance: Kirkpatrick et al. 2017.
+
+    Example:
+        >>> import torch
+        >>> from unlearnkit.models.objective import CrossEntropy
+        >>> model = nn.Linear(1, 2, bias=False)
+        >>> _ = nn.init.zeros_(model.weight)
+        >>> data = [(torch.tensor([[2.0], [4.0]]), torch.tensor([0, 1]))]
+        >>> DiagonalFisher().estimate(model, data, objective=CrossEntropy()).totals["weight"]
+        tensor([[5.],
+                [5.]])
+    """
+
+    name: ClassVar[str] = "diagonal-fisher"
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits(batch_free=True, quadratic=True, sharded=True)
+
+    memory_budget: int = option(
+        64,
+        at_least=1,
+        meaning=False,
+        doc="in MiB: bound on the per-sample work held at one time, beside twice the weights",
+    )
+    chunk: int = option(0, at_least=0, meaning=False, doc="samples differentiated together; 0: as many as fit")
+    accumulate: str = option(
+        "float32",
+        choices=("float32", "compensated", "float64"),
+        doc="square and add in at least float32; in float32 and keep what rounding loses from batch to batch; or in "
+        "float64, as a float64 model always does",
+    )
+    kernels: str = option(
+        "auto",
+        choices=("auto", "fixed", "timed", "compiled"),
+        meaning=False,
+        doc="`compiled`: on a CPU in float32 one of our own, compiled once on this machine by its C++ compiler, and by "
+        "rule elsewhere; `auto`: the same, and by rule where there is no compiler; `fixed`: by rule, with the same "
+        "bits on every run; `timed`: the fastest, timed once per layer",
+    )
+
+    recheck: int = option(
+        64,
+        at_least=0,
+        meaning=False,
+        doc="look at three samples of one pass of so many again, drawn at random: does the model still keep them "
+        "apart? 0: only in the first batch",
+    )
+
+    graphs: bool = option(
+        False,
+        meaning=False,
+        doc="on CUDA: record the pass over one shape of batch as a CUDA graph, and replay it for every batch of that "
+        "shape; not run on a GPU yet",
+    )
+
+    def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
+        """Start a pass of the engine; see `ImportanceEstimator.accumulator`."""
+        if is_spread(model):
+            refuse_with_graphs({"a model sharded over processes": self.graphs})
+            return ShardedEngine(
+                model,
+                objective,
+                memory=self.memory_budget << 20,
+                double=self.accumulate == "float64",
+                compensated=self.accumulate == "compensated",
+                chunk=self.chunk,
+            )
+        return start(self, model, objective=objective)
+
+    def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
+        """Square and add the gradient of every sample; see `ImportanceEstimator.estimate_batch`."""
+        one = self.accumulator(model, objective=objective)
+        one.add(batch)
+        return one.result()
+
+
+def start(
+    fisher: DiagonalFisher,
+    model: nn.Module,
+    *,
+    objective: Objective,
+    absolute: bool = False,
+    gradient: bool = False,
+    recorder: Recorder | None = None,
+) -> Engine:
+    """Start a pass of the engine."""
+    memory, double, named = fisher.memory_budget << 20, fisher.accumulate == "float64", trainable(model)
+    compensated, chooser = fisher.accumulate == "compensated", Chooser(timed=fisher.kernels == "timed")
+    device = device_of(model)
+    if fisher.graphs:
+        wanted = {"accumulate='compensated'": compensated, "Σ|g|": absolute, "gradients of batches": gradient}
+        recorder = recorder or recorder_on(device)
+        refuse_with_graphs(wanted)
+
+    compiled = compiled_kernels(model, required=fisher.kernels == "compiled") if fisher.kernels in _COMPILED else None
+
+    def empty(*, signed: bool = False) -> Totals:
+        return Totals(
+            named,
+            double=double,
+            memory=memory,
+            chooser=chooser,
+            compensated=compensated and not signed,
+            compiled=compiled,
+            signed=signed,
+        )
+
+    return Engine(
+        model,
+        objective,
+        ledger=Ledger(
+            empty, absolute=absolute, gradients=BatchGradients(partial(empty, signed=True)) if gradient else None
+        ),
+        general=SquaredGradients(model, objective, chunk=fisher.chunk, memory=memory, double=double, quiet=True),
+        chunk=fisher.chunk,
+        careful=compensated,
+        settled=1 if fisher.graphs else SETTLED.get(device.type, 1),
+        recheck=fisher.recheck,
+        recorder=recorder if fisher.graphs else None,
+    )

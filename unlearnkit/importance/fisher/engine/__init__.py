@@ -1,0 +1,1 @@
+"""The engine of `DiagonalFisher`: per-sample squared gradients from one backward pass."""

@@ -1,0 +1,274 @@
+"""Receives the gradients of claimed layers and adds their squares; those of shared weights wait for the end."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, final
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlearnkit.importance.fisher.engine.call_plan import Script, Step, UnprovenError
+from unlearnkit.importance.fisher.engine.gradient_tap import Gradients, Sink
+from unlearnkit.importance.fisher.engine.group_totals import Part
+from unlearnkit.importance.fisher.engine.interceptor import Guide, Interceptor, Seen
+from unlearnkit.importance.fisher.engine.row_layout import Layout, touched_rows
+from unlearnkit.importance.fisher.engine.rule import Call, Rule
+from unlearnkit.importance.fisher.engine.totals import Slot
+
+_ADDED = 3  # gradients of one weight held at a time: two uses' and their sum
+
+_SMALL = 1 << 12  # elements of a parameter whose per-sample gradients are formed at once and shared out among groups
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class _Use:
+    """One use of a weight; where there are others, their per-sample gradients are added before they are squared."""
+
+    label: str
+    role: str
+    rule: Rule
+    g: Tensor
+    call: Call
+
+    @property
+    def size(self) -> int:
+        """How many elements of one sample wait for the end of the pass."""
+        return sum(t[0].numel() for t in (self.g, *self.call.saved) if len(t))
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What uses have in common that are one use with more rows; by itself where rows are not alike."""
+        if not self.rule.free_rows or self.call.options is not None:
+            return (id(self),)
+        shapes = tuple(t.shape[2:] for t in (self.g, *self.call.saved))
+        return (self.label, self.role, self.rule, shapes)
+
+    def of(self, rows: slice) -> "_Use":
+        """Cut samples out; views."""
+        return attrs.evolve(self, g=self.g[rows], call=self.call.holding(t[rows] for t in self.call.saved))
+
+
+@final
+class Following(Guide):
+    """Follows a script and adds squares."""
+
+    def __init__(self, script: Script, samples: int, parts: Sequence[Part]) -> None:
+        self._script = script
+        self._samples = samples
+        self._parts = parts
+        self._totals = parts[0].sums.squares  # for dtypes and shapes, which all have in common
+        self._uses: list[_Use] = []
+        self._surprises: list[tuple[Step, Tensor]] = []  # looked at once, because a look makes a device wait
+        self._others: Tensor | None = None  # while it is looked whose rows gradients touch
+        self._strays: list[tuple[Step, Tensor]] = []
+        self.interceptor: Interceptor | None = None
+        script.start()
+
+    def step(self, seen: Seen) -> Step | None:
+        """Follow the script; see `Guide.step`."""
+        return self._script.peek(seen.function, seen.names)
+
+    def sink(self, step: Step, call: Call, y: Any) -> Sink:
+        """Check the shapes and return what adds the squares; see `Guide.sink`."""
+        assert self.interceptor is not None, "set before the pass"
+        step.check(y, self._samples)
+        head = step.inputs.length(self._samples) if step.inputs is not None else ()
+        if any(tuple(t.shape[: len(head)]) != head for t in call.saved):
+            raise UnprovenError(f"{step.describe()}: an input with other rows than in the probe")
+        labels = {role: self.interceptor.label(weight) for role, weight in call.weights.items()}
+        bare = call.holding(())  # autograd gives up what is saved as it goes back, and so must we
+
+        def receive(gradients: Gradients, saved: tuple[Tensor, ...]) -> None:
+            if self._others is None:
+                self._receive(step, bare.holding(saved), gradients, labels)
+            else:
+                self._look(step, gradients, self._others)
+
+        return receive
+
+    def backward(self, losses: Tensor) -> None:
+        """Go back from the losses, whose graph is let go on the way."""
+        assert self.interceptor is not None, "set before the pass"
+        self.interceptor.backward(losses.sum())
+
+    def check_owners(self, losses: Tensor) -> None:
+        """Go back from the losses of half the samples, and see that no row of the other half is touched."""
+        mine = torch.from_numpy(np.random.default_rng(len(losses)).permutation(len(losses)) < len(losses) // 2)
+        self._others = ~mine.to(losses.device)
+        self.backward(losses.masked_fill(self._others, 0.0))
+        self._others, strays, self._strays = None, self._strays, []
+        if strays and bool(torch.stack([seen for _, seen in strays]).any()):
+            step = next(step for step, seen in strays if bool(seen))
+            raise UnprovenError(f"{step.describe()}: its rows belong to other samples in the whole batch than in a few")
+
+    def finish(self) -> None:
+        """Add the squares of weights that are used more than once or through other tensors; end the pass."""
+        if self._surprises and bool(torch.stack([seen for _, seen in self._surprises]).any()):
+            step = next(step for step, seen in self._surprises if bool(seen))
+            raise UnprovenError(f"{step.describe()}: a gradient where the probe had none")
+        groups, self._uses = _together(self._uses, self._derived), []
+        with torch.no_grad():
+            while groups:
+                self._add_together(groups.pop(0))  # whose gradients are given back before the next are joined
+
+    def close(self) -> None:
+        """Let go of what the pass left, come through or not.
+
+        The graph holds the taps, these hold this, and a gradient that waits was saved with its place on the graph: a
+        cycle, which would keep all of it until Python next collects garbage.
+        """
+        self._uses, self._surprises, self._strays, self.interceptor = [], [], [], None
+
+    @property
+    def _derived(self) -> dict[str, tuple[Tensor, frozenset[str]]]:
+        assert self.interceptor is not None, "set before the pass"
+        return self.interceptor.derived
+
+    def _look(self, step: Step, gradients: Gradients, others: Tensor) -> None:
+        for g, layout in zip(gradients, step.layouts, strict=True):
+            if g is not None and layout is not None:
+                rows = layout.samples_first(touched_rows(g), self._samples).flatten(1).any(1)
+                stray = (rows & others).any() if self._matters(step, layout) else rows.sum() > (~others).sum()
+                self._strays.append((step, stray))
+
+    def _matters(self, step: Step, layout: Layout) -> bool:
+        """Say whether it matters whose a row is; of single rows that are squared and added, only how many there are."""
+        met = any(name in self._script.shared or name in self._derived for name in step.names)
+        return met or layout.rows > 1 or len(self._parts) > 1
+
+    def _receive(self, step: Step, call: Call, gradients: Gradients, labels: Mapping[str, str | None]) -> None:
+        pairs = list(zip(gradients, step.layouts, strict=True))
+        self._surprises += [(step, (g != 0).any()) for g, layout in pairs if g is not None and layout is None]
+        if step.inputs is None or all(g is None or layout is None for g, layout in pairs):
+            return
+        assert step.rule is not None, "a claim has a rule"
+        g, *more = (self._placed(g, layout, call) for g, layout in pairs)
+        saved = (*(step.inputs.samples_first(t, self._samples) for t in call.saved), *more)
+        ready: dict[torch.dtype | None, tuple[Tensor, Call]] = {}  # once for a weight and its bias
+        for role, label in labels.items():
+            if label is None:
+                continue
+            base = label if label not in self._derived else next(iter(self._derived[label][1]))
+            dtype = self._totals.dtype(base) if step.rule.converts else None
+            if dtype not in ready:
+                ready[dtype] = _converted(g, dtype), call.holding(_converted(t, dtype) for t in saved)
+            mine, bound = ready[dtype]
+            use = _Use(label=label, role=role, rule=step.rule, g=mine, call=bound)
+            if label in self._script.shared or label in self._derived:
+                self._uses.append(use)
+            else:
+                self._add(use)
+
+    def _placed(self, g: Tensor | None, layout: Layout | None, call: Call) -> Tensor:
+        """Bring the samples in front; no elements where there is no gradient, which a rule of several results knows."""
+        if g is None or layout is None:
+            return call.saved[0].new_empty(self._samples, 0)
+        return layout.samples_first(g, self._samples)
+
+    def _add(self, use: _Use) -> None:
+        if len(self._parts) > 1 and self._small(use):
+            per_sample = use.rule.per_sample(use.role, use.g, use.call)
+            for part in self._parts:
+                part.sums.receive(use.label, part.of(per_sample))
+            return
+        for part in self._parts:
+            _hand_on(use if len(self._parts) == 1 else use.of(part.rows), part)
+            part.complete(use.label)
+
+    def _small(self, use: _Use) -> bool:
+        """Say whether it is better to form all per-sample gradients than to go through the rule for every part."""
+        slot = self._totals.slot(use.label)
+        work = self._samples * (slot.numel + use.rule.work(use.g, use.call)) * slot.dtype.itemsize
+        return slot.numel <= _SMALL and work <= self._totals.memory
+
+    def _add_together(self, uses: list[_Use]) -> None:
+        slots = [self._totals.slot(name) for name in sorted({name for use in uses for name in self._bases(use.label)})]
+        work = self._work(uses, slots)
+        for part in self._parts:
+            for cut in slots[0].chunks(part.rows.stop - part.rows.start, work):
+                rows = slice(part.rows.start + cut.start, part.rows.start + cut.stop)
+                self._add_chunk(_merged([use.of(rows) for use in uses]), part)
+            for slot in slots:
+                part.complete(slot.name)
+
+    def _work(self, uses: list[_Use], slots: list[Slot]) -> int:
+        """Count the elements that one sample takes when these uses are added."""
+        waiting = sum(use.size for use in uses)
+        if len({use.kind for use in uses}) == 1 and uses[0].label not in self._derived:
+            return waiting  # one use with more rows: no gradient of a whole weight is formed
+        made = sum(self._derived[u.label][0].numel() for u in uses if u.label in self._derived)
+        formed = _ADDED * sum(slot.numel for slot in slots)
+        return max(waiting, max(use.rule.work(use.g, use.call) for use in uses) + made + formed)
+
+    def _add_chunk(self, uses: list[_Use], part: Part) -> None:
+        if len(uses) == 1 and uses[0].label not in self._derived:
+            _hand_on(uses[0], part)
+            return
+        sums: dict[str, Tensor] = {}
+        for name, one in self._pieces(uses):
+            sums[name] = one if name not in sums else sums[name] + one
+        for name, one in sums.items():
+            part.sums.receive(name, one)
+
+    def _pieces(self, uses: list[_Use]) -> Iterator[tuple[str, Tensor]]:
+        for use in uses:
+            per_sample = use.rule.per_sample(use.role, use.g, use.call)
+            if use.label not in self._derived:
+                yield use.label, per_sample.reshape(len(per_sample), *self._totals.slot(use.label).shape)
+                continue
+            tensor, bases = self._derived[use.label]
+            yield from self._pulled(tensor, bases, per_sample.reshape(len(per_sample), *tensor.shape))
+
+    def _pulled(self, tensor: Tensor, bases: frozenset[str], per_sample: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Carry per-sample gradients of a tensor made of parameters back to these."""
+        names = sorted(bases)
+        leaves = [self._totals.parameter(name) for name in names]
+        found = [
+            torch.autograd.grad(tensor, leaves, one.to(tensor.dtype), retain_graph=True, allow_unused=True)
+            for one in per_sample
+        ]
+        for i, name in enumerate(names):
+            parts = [g[i] for g in found]
+            if parts[0] is not None:
+                yield name, torch.stack([p for p in parts if p is not None]).to(self._totals.dtype(name))
+
+    def _bases(self, label: str) -> frozenset[str]:
+        return self._derived[label][1] if label in self._derived else frozenset({label})
+
+
+def _hand_on(use: _Use, part: Part) -> None:
+    """Let a rule add what a use has to the sums of a part."""
+    use.rule.add_squares(use.role, use.g, use.call, part.sums.slot(use.label))
+
+
+def _merged(uses: list[_Use]) -> list[_Use]:
+    """Make one use with more rows of the uses of one weight by one rule, such as those at the steps of a loop."""
+    kinds: dict[tuple[object, ...], list[_Use]] = {}
+    for use in uses:
+        kinds.setdefault(use.kind, []).append(use)
+    return [_joined(some) if len(some) > 1 else some[0] for some in kinds.values()]
+
+
+def _joined(uses: list[_Use]) -> _Use:
+    saved = [torch.cat(some, 1) for some in zip(*(use.call.saved for use in uses), strict=True)]
+    return attrs.evolve(uses[0], g=torch.cat([use.g for use in uses], 1), call=uses[0].call.holding(saved))
+
+
+def _together(uses: list[_Use], derived: Mapping[str, tuple[Tensor, frozenset[str]]]) -> list[list[_Use]]:
+    """Group the uses that share a parameter, directly or through others."""
+    groups: list[tuple[set[str], list[_Use]]] = []
+    for use in uses:
+        bases = set(derived[use.label][1]) if use.label in derived else {use.label}
+        members = [use]
+        for group in [g for g in groups if g[0] & bases]:
+            groups.remove(group)
+            bases |= group[0]
+            members = group[1] + members
+        groups.append((bases, members))
+    return [members for _, members in groups]
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor

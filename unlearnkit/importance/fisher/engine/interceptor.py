@@ -1,0 +1,219 @@
+"""Sees every torch function that a model calls, on this thread only, and acts on those that use a parameter."""
+
+import abc
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, final
+
+import attrs
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from unlearnkit.importance.fisher.engine.call_plan import Action, Step, UnprovenError
+from unlearnkit.importance.fisher.engine.gradient_tap import Gradients, Sink, tap, tap_all
+from unlearnkit.importance.fisher.engine.lean import lean
+from unlearnkit.importance.fisher.engine.recurrent_cells import hindrance, written_out
+from unlearnkit.importance.fisher.engine.rule import Call, Rule, rule_for
+from unlearnkit.models.norm_gradients import in_order
+
+_CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+_IN_PLACE = frozenset(
+    f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "and", "or", "xor", "mod", "matmul")
+)
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Seen:
+    """A call that has a parameter, or a tensor made of parameters only, among its arguments."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    tensors: tuple[Tensor, ...]
+    names: tuple[str, ...]
+    tracked: tuple[Tensor, ...]
+
+    def run(self) -> Any:
+        """Call the function as the model did."""
+        result = self.function(*self.args, **self.kwargs)
+        in_order(self.function, result)
+        return result
+
+    def run_detached(self, rule: Rule) -> Any:
+        """Call the function as its rule does, with its tracked arguments cut from the graph."""
+        cut = {id(t): t.detach() for t in self.tracked}
+        args = [_replace(value, cut) for value in self.args]
+        kwargs = {key: _replace(value, cut) for key, value in self.kwargs.items()}
+        return rule.forward(self.function, *args, **kwargs)
+
+
+class Guide(abc.ABC):
+    """Tells the interceptor what to do with each call, and receives the gradients of those that are claimed."""
+
+    @abc.abstractmethod
+    def step(self, seen: Seen) -> Step | None:
+        """Decide about a call; None to run it as it is."""
+
+    @abc.abstractmethod
+    def sink(self, step: Step, call: Call, y: Any) -> Sink:
+        """Return what receives the gradients of a claimed call's output ``y``."""
+
+    def passed(self, function: Callable[..., Any], tensors: list[Tensor], result: Any) -> None:
+        """Look at a call without parameters; by default nothing is done."""
+        del function, tensors, result
+
+
+@final
+class Interceptor(TorchFunctionMode):
+    """A torch function mode: thread-local, and gone when its ``with`` block is left, by an exception too."""
+
+    def __init__(self, named: Mapping[str, Tensor], guide: Guide, device: torch.device) -> None:
+        super().__init__()
+        self._guide = guide
+        self._labels = {id(p): name for name, p in named.items()}
+        self._recomputing = False
+        self.anchor = torch.zeros((), device=device, requires_grad=True)
+        self.derived: dict[str, tuple[Tensor, frozenset[str]]] = {}
+
+    def label(self, tensor: Tensor | None) -> str | None:
+        """Return the label of a tracked tensor, else None."""
+        return None if tensor is None else self._labels.get(id(tensor))
+
+    def backward(self, loss: Tensor, *, keep: bool = False) -> None:
+        """Run the backward pass: every tap's sink gets its gradient, and no parameter does.
+
+        The mode stays on, so that segments recomputed by checkpointing are tapped again.
+        """
+        self._recomputing = True
+        with self:
+            inside(torch.autograd.backward)(loss, retain_graph=keep, inputs=[self.anchor])
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """See one call; see the class."""
+        kwargs = kwargs or {}
+        tensors = _tensors(args) + _tensors(kwargs.values()) if kwargs else _tensors(args)
+        tracked = tuple([t for t in tensors if id(t) in self._labels])
+        if not tracked:
+            result = lean(func)(*args, **kwargs)
+            in_order(func, result)
+            if not self._recomputing:
+                self._guide.passed(func, tensors, result)
+            return result
+        if not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        names = tuple([self._labels[id(t)] for t in tracked])
+        seen = Seen(function=func, args=args, kwargs=kwargs, tensors=tuple(tensors), names=names, tracked=tracked)
+        return self._again(seen) if self._recomputing else self._first(seen)
+
+    def _first(self, seen: Seen) -> Any:
+        step = self._guide.step(seen)
+        if step is None:
+            result = seen.run()
+            if any(t.requires_grad for t in _tensors([result])):
+                raise UnprovenError(
+                    f"{Step(action=Action.DERIVE, function=seen.function, names=seen.names).describe()}"
+                    ": a call that the probe did not see"
+                )
+            return result
+        if step.action is Action.ENTER:
+            reason = hindrance(seen.function, seen.args)
+            if reason is not None:
+                raise UnprovenError(f"{step.describe()}: {reason}")
+            with self:
+                return entered(seen.function)(*seen.args, **seen.kwargs)
+        return self._derive(seen) if step.action is Action.DERIVE else self._claim(seen, step)
+
+    def _derive(self, seen: Seen) -> Any:
+        result = seen.run()
+        bases = frozenset[str]().union(*(self.derived[n][1] if n in self.derived else {n} for n in seen.names))
+        for tensor in _tensors([result]):
+            if tensor.requires_grad and id(tensor) not in self._labels:
+                label = f"{' and '.join(sorted(bases))} (derived, {len(self.derived)})"
+                self._labels[id(tensor)] = label
+                self.derived[label] = (tensor, bases)
+        return result
+
+    def _claim(self, seen: Seen, step: Step) -> Any:
+        assert step.rule is not None, "a claim has a rule"
+        call = step.rule.bind(*seen.args, **seen.kwargs)
+        if call is None:
+            raise UnprovenError(f"{step.describe()}: a call that its rule does not cover")
+        if in_place(seen.function):
+            call = call.holding(t.detach().clone() for t in call.saved)
+        y = seen.run_detached(step.rule)
+        sink = self._guide.sink(step, call, y)
+        if not isinstance(y, Tensor):
+            return tap_all(y, self.anchor, sink, call.saved)
+        if not step.rule.functions and not y._is_view():  # noqa: SLF001 - torch has no public name for it
+            y = y.clone()  # any function at all may have kept its result, which a tap edits
+        return tap(y, self.anchor, sink, call.saved, fresh=step.rule.fresh)
+
+    def _again(self, seen: Seen) -> Any:
+        """Repeat a call for a checkpointed segment: the same tensors are saved, and no gradient will come."""
+        rule = rule_for(seen.function)
+        call = rule.bind(*seen.args, **seen.kwargs) if rule else None
+        if rule is not None and call is not None:
+            return tap(seen.run_detached(rule), self.anchor, _ignore, call.saved, fresh=rule.fresh)
+        if enterable(seen.function):
+            with self:
+                return entered(seen.function)(*seen.args, **seen.kwargs)
+        return seen.run()
+
+
+def in_place(function: Callable[..., Any]) -> bool:
+    """Say whether a function edits its first argument, by torch's naming."""
+    name = getattr(function, "__name__", "")
+    return name in _IN_PLACE or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+
+
+def enterable(function: Callable[..., Any]) -> bool:
+    """Say whether the calls that a function makes can be seen: it is written in Python, or written out by us."""
+    return isinstance(function, types.FunctionType) or written_out(function) is not None
+
+
+def entered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what to run in the place of a function so that the calls in it are seen."""
+    return written_out(function) or inside(function)
+
+
+def inside(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a Python function of torch that does not ask for modes at its own door, only further in.
+
+    torch's functions hand themselves to the active mode before anything else; run under a mode they would come back
+    for ever. The copy finds "no mode" there; what it calls is seen as usual.
+    """
+    assert isinstance(function, types.FunctionType), "a function written in Python"
+    around = {**function.__globals__, **dict.fromkeys(_CHECKS, _nothing)}
+    copy = types.FunctionType(function.__code__, around, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def _ignore(gradients: Gradients, saved: tuple[Tensor, ...]) -> None:
+    del gradients, saved
+
+
+def _nothing(*_: Any) -> bool:
+    return False
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    found = []  # not a generator, nor the plainer ways: this runs for every function that a model calls
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            found += _tensors(value)
+    return found
+
+
+def _replace(value: Any, by: Mapping[int, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return by.get(id(value), value)
+    if type(value) in {tuple, list}:
+        return type(value)(_replace(item, by) for item in value)
+    return value

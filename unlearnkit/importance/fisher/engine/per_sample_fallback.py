@@ -1,0 +1,261 @@
+"""Squared per-sample gradients of any model: `torch.func` in chunks, or one sample at a time where that cannot work."""
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from unlearnkit.data.batches import batch_size, has_values, map_tensors, take, tensors
+from unlearnkit.models.norm_gradients import steady_for
+from unlearnkit.models.objective import Objective, check_losses
+from unlearnkit.models.parameters import dense, trainable, wide
+from unlearnkit.utils.errors import UnlearnKitError, UnlearnKitWarning, UnsupportedModelError
+
+_LARGEST_CHUNK = 16  # above it vmap over convolutions falls off a cliff on CPUs and gains nothing elsewhere
+_ROUNDING = {torch.float64: 1e-6, torch.float32: 5e-3}  # what is wrong in structure is wrong by more
+_COARSE = 0.3  # the same in half precision
+_NOTHING = 1e-4  # of the largest square: below it lie rounding errors
+
+Receive = Callable[[str, Tensor], None]
+"""Takes a parameter's name and the gradients of some samples, shape (n, *shape), in the parameter's dtype."""
+
+
+@final
+class SquaredGradients:
+    """The gradients of every sample of a batch; the sum of their squares."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        *,
+        chunk: int = 0,
+        memory: int = 512 << 20,
+        quiet: bool = False,
+        double: bool = False,
+    ) -> None:
+        refuse_batch_statistics(model)
+        self._model: nn.Module = getattr(model, "_orig_mod", model)  # torch.func cannot look into compiled code
+        self._objective = objective
+        self._quiet = quiet
+        self._double = double
+        self._compared = False
+        self._reenters = False
+        self._order = steady_for(self._model)
+        self._named = trainable(self._model)
+        per_sample = sum(p.numel() * max(4, p.element_size()) for p in self._named.values())
+        # The gradients of one sample are what a plain pass holds too; each further one is held with its square.
+        self._chunk = chunk or min(_LARGEST_CHUNK, 1 + memory // max(1, 2 * per_sample))
+        self._alone = self._chunk == 1
+
+    def __call__(self, batch: Any) -> dict[str, Tensor]:
+        """Return the sum of squares over one batch."""
+        return self._squares(batch, self.add)
+
+    def add(self, batch: Any, receive: Receive) -> None:
+        """Hand out the gradients of every sample once, in chunks where that works."""
+        done = 0
+        # torch.func would see one sample's tensors beside the plain values of all.
+        if not self._alone and batch_size(batch) > 1 and not has_values(batch):
+            try:
+                self._compare(batch)
+                for rows, gradients in self._chunks(batch):
+                    for name, g in gradients.items():
+                        receive(name, g)
+                    done = rows.stop
+            except (UnlearnKitError, torch.OutOfMemoryError):
+                raise
+            except (RuntimeError, ValueError, NotImplementedError) as error:
+                # Which of torch's errors mean "vmap cannot" is not documented; a fault of the model fails again below.
+                self._alone = True
+                if not self._quiet:
+                    self._warn(error)
+        if done < batch_size(batch):
+            self.each(take(batch, slice(done, None)), receive)
+
+    def each(self, batch: Any, receive: Receive) -> Tensor:
+        """Hand out the gradients of every sample, differentiating one at a time."""
+        losses = []
+        for i in range(batch_size(batch)):
+            loss, found = self._one(take(batch, slice(i, i + 1)))
+            for name in reversed(self._named):
+                g = found.pop()  # not kept: two samples' gradients would be twice the weights
+                if g is not None:
+                    receive(name, g.unsqueeze(0))
+                del g
+            losses.append(loss)
+        return torch.cat(losses)
+
+    def _one(self, one: Any) -> tuple[Tensor, list[Tensor | None]]:
+        with self._order():
+            loss = check_losses(self._objective.losses(self._model, one), one, objective=self._objective)
+        if self._reenters:
+            return loss.detach(), _by_backward(loss, list(self._named.values()))
+        try:
+            found = torch.autograd.grad(loss.sum(), list(self._named.values()), allow_unused=True)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            self._reenters = True  # such checkpoints work with .backward() alone
+            return self._one(one)
+        return loss.detach(), [dense(g) for g in found]
+
+    def one_at_a_time(self, batch: Any) -> dict[str, Tensor]:
+        """Square and add the gradients of each sample alone."""
+        return self._squares(batch, self.each)
+
+    def vectorised(self, batch: Any) -> dict[str, Tensor]:
+        """Square and add the gradients of a chunk of samples at a time."""
+
+        def hand_out(batch: Any, receive: Receive) -> None:
+            for _, gradients in self._chunks(batch):
+                for name, g in gradients.items():
+                    receive(name, g)
+
+        return self._squares(batch, hand_out)
+
+    def describe(self) -> str:
+        """Say how the gradients are taken."""
+        return "one sample at a time" if self._alone else f"torch.func on {self._chunk} samples at a time"
+
+    def _warn(self, error: Exception) -> None:
+        warnings.warn(
+            f"{type(self._model).__name__} cannot be differentiated many samples at a time ({_first_line(error)}): "
+            "going on one sample at a time, exactly but several times slower",
+            UnlearnKitWarning,
+            stacklevel=3,
+        )
+
+    def _compare(self, batch: Any) -> None:
+        """Compare with one sample at a time, once: some operations give other gradients under vmap, silently."""
+        if self._compared:
+            return
+        few = take(batch, slice(0, 2))
+        seen, expected = self.vectorised(few), self.one_at_a_time(few)
+        largest = max((float(t.max()) for t in expected.values() if t.numel()), default=0.0)
+        rounding = self._rounding()
+        for name, total in expected.items():
+            difference = float((seen[name] - total).abs().sum())
+            if not difference <= rounding * (float(total.sum()) + _NOTHING * total.numel() * largest):
+                raise RuntimeError(f"torch.func gives other gradients for {name} than autograd")
+        self._compared = True
+
+    def _rounding(self) -> float:
+        if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
+            return _COARSE
+        return max(_ROUNDING.get(p.dtype, _COARSE) for p in self._named.values())
+
+    def _chunks(self, batch: Any) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """Differentiate a chunk of samples at a time with `torch.func`."""
+        losses = _Losses(self._model, self._objective)
+        weights = {f"model.{name}": p.detach() for name, p in self._named.items()}
+
+        def loss(weights: dict[str, Tensor], *sample: Tensor) -> Tensor:
+            one = _rebuild(batch, [t.unsqueeze(0) for t in sample])
+            value: Tensor = functional_call(losses, weights, (one,))
+            return value.squeeze(0)
+
+        columns = list(tensors(batch))
+        gradients: Callable[..., dict[str, Tensor]] = vmap(
+            grad(loss), in_dims=(None, *(0 for _ in columns)), randomness="different"
+        )
+        for start in range(0, batch_size(batch), self._chunk):
+            rows = slice(start, min(start + self._chunk, batch_size(batch)))
+            with _QUIET:
+                found = gradients(weights, *(t[rows] for t in columns))
+            yield rows, {name.removeprefix("model."): g for name, g in found.items()}
+
+    def _squares(self, batch: Any, hand_out: Callable[[Any, Receive], object]) -> dict[str, Tensor]:
+        totals = {
+            name: torch.zeros_like(p, dtype=torch.float64 if self._double else wide(p.dtype))
+            for name, p in self._named.items()
+        }
+
+        def receive(name: str, g: Tensor) -> None:
+            # not squared in place: zeros of an unused weight are expanded
+            totals[name].add_(g.to(totals[name].dtype).square().sum(0))
+
+        hand_out(batch, receive)
+        return totals
+
+
+def _by_backward(loss: Tensor, parameters: list[nn.Parameter]) -> list[Tensor | None]:
+    """Return the gradients that ``backward`` leaves in the parameters, which keep those that they had."""
+    held = [p.grad for p in parameters]
+    try:
+        for p in parameters:
+            p.grad = None
+        torch.autograd.backward(loss.sum())
+        return [dense(p.grad) for p in parameters]
+    finally:
+        for p, g in zip(parameters, held, strict=True):
+            p.grad = g
+
+
+def refuse_batch_statistics(model: nn.Module) -> None:
+    """Refuse a model that mixes the samples of a batch: there is no per-sample gradient."""
+    kind = nn.modules.batchnorm._BatchNorm  # noqa: SLF001 - the only common parent of BatchNorm1d, 2d and 3d
+    mixing = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, kind) and (module.running_mean is None or module.training)
+    ]
+    if mixing:
+        raise UnsupportedModelError(
+            f"expected samples that do not mix, saw BatchNorm on batch statistics in {', '.join(mixing)}: "
+            "per-sample gradients do not exist there; use eval mode and track_running_stats=True, or GroupNorm"
+        )
+
+
+@final
+class _Losses(nn.Module):
+    """The objective as a module, so that `functional_call` can swap the weights of the model inside it."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self._objective = objective
+        self.training = False
+
+    def forward(self, batch: Any) -> Tensor:
+        return check_losses(self._objective.losses(self.model, batch), batch, objective=self._objective)
+
+
+@final
+class _Quiet:
+    """Switches off vmap's remarks on its speed while any thread is inside: this module says what there is to say."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            _remark(False)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            _remark(self._inside == 0)
+
+
+def _remark(wanted: bool) -> None:
+    torch._C._functorch._set_vmap_fallback_warning_enabled(wanted)  # type: ignore[attr-defined]  # noqa: SLF001 - torch's only switch
+
+
+_QUIET = _Quiet()
+
+
+def _rebuild(batch: Any, columns: list[Tensor]) -> Any:
+    """Put other tensors into the places of a batch's tensors, in order."""
+    rest: Iterator[Tensor] = iter(columns)
+    return map_tensors(batch, lambda _: next(rest))
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:120] if text else type(error).__name__

@@ -1,0 +1,270 @@
+"""Where squares are added up: in each kernel's own layout, in at least float32."""
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, final
+
+import attrs
+import torch
+from torch import Tensor
+
+from unlearnkit.importance.fisher.engine.choice import Chooser
+from unlearnkit.importance.fisher.engine.kernel import Finish, Into, Kernel
+from unlearnkit.models.parameters import wide
+
+if TYPE_CHECKING:
+    from unlearnkit.importance.fisher.rules.compiled import CompiledKernels
+
+_MIB = 1 << 20
+_CHUNK_CAP = 32 * _MIB  # larger chunks leave the caches and gain nothing
+_FEW, _LARGE = 8, 1 << 14  # samples and elements between which rows are added one by one
+_TWO_SUM = {"cpu": 1 << 16}  # elements at a time: three of them stay in the cache
+_ON_DEVICE = 1 << 22  # elements at a time where there is no cache to stay in: few operations, and little memory
+
+
+@final
+class _Buffers(dict[str, dict[str, tuple[Tensor, Finish]]]):
+    """Parameter name to layout to a buffer and what turns it into the parameter's shape."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__({name: {} for name in names})
+
+    def all(self) -> Iterator[tuple[str, str, Tensor, Finish]]:
+        """Yield parameter name, layout, buffer and finish."""
+        for name, held in self.items():
+            for layout, (buffer, finish) in held.items():
+                yield name, layout, buffer, finish
+
+
+@final
+class Totals:
+    """The running totals of one pass.
+
+    Between `begin` and `commit` squares are added apart from the rest, so that `roll_back` can take them out again.
+    """
+
+    def __init__(
+        self,
+        named: Mapping[str, Tensor],
+        *,
+        double: bool,
+        memory: int,
+        chooser: Chooser,
+        compensated: bool = False,
+        compiled: "CompiledKernels | None" = None,
+        signed: bool = False,
+    ) -> None:
+        self._named = dict(named)
+        self._double = double
+        self.memory = memory
+        self.chooser = chooser
+        self._compensated = compensated
+        self.compiled = compiled
+        self._signed = signed
+        self._buffers = _Buffers(self._named)
+        self._open: _Buffers | None = None
+        self._lost: dict[tuple[str, str], Tensor] = {}
+        self.asked = 0
+        """How often a buffer was handed out: as long as it is what it was, nothing was added."""
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype in which a parameter's gradients are squared and added."""
+        return torch.float64 if self._double else wide(self._named[name].dtype)
+
+    def parameter(self, name: str) -> Tensor:
+        """Return a parameter by its name."""
+        return self._named[name]
+
+    def slot(self, name: str, *, absolute: "Totals | None" = None, signed: "Totals | None" = None) -> "Slot":
+        """Return the place for the squares of one parameter, and for what else is wanted; see `Slot`."""
+        shape = tuple(self._named[name].shape)
+        return Slot(totals=self, name=name, shape=shape, dtype=self.dtype(name), absolute=absolute, signed=signed)
+
+    def buffer(self, name: str, layout: str, shape: tuple[int, ...], finish: Finish) -> Tensor:
+        """Return the running buffer of a parameter in some layout, zeros at first."""
+        self.asked += 1
+        held = (self._buffers if self._open is None else self._open)[name]
+        if layout not in held:
+            device = self._named[name].device
+            held[layout] = torch.zeros(shape, dtype=self.dtype(name), device=device), finish
+        return held[layout][0]
+
+    def places(self) -> dict[Hashable, int]:
+        """Say where the running buffers lie in memory: parameter name and layout to an address."""
+        return {(name, layout): buffer.data_ptr() for name, layout, buffer, _ in self._buffers.all()}
+
+    def add(self, totals: Mapping[str, Tensor]) -> None:
+        """Add squares that somebody else has added up: parameter name to a tensor of its shape."""
+        for name, total in totals.items():
+            self.buffer(name, "plain", (total.numel(),), _same).add_(total.reshape(-1))
+
+    def empty(self) -> "Totals":
+        """Return totals of the same kind with nothing in them, and without timing: a trial is too small to time."""
+        return Totals(
+            self._named,
+            double=self._double,
+            memory=self.memory,
+            chooser=Chooser(),
+            compiled=self.compiled,
+            signed=self._signed,
+        )
+
+    def begin(self) -> None:
+        """Add apart from now on."""
+        self._open = _Buffers(self._named)
+
+    def roll_back(self) -> None:
+        """Forget what was added since `begin`."""
+        self._open = None
+
+    def commit(self) -> None:
+        """Add what was added since `begin` to the rest."""
+        opened, self._open = self._open, None
+        for name, layouts in (opened or {}).items():
+            while layouts:
+                layout, (buffer, finish) = layouts.popitem()  # given back before the next is added
+                self._join(name, layout, buffer, finish)
+
+    def _join(self, name: str, layout: str, buffer: Tensor, finish: Finish) -> None:
+        held = self._buffers[name]
+        if layout not in held:
+            held[layout] = buffer, finish
+        elif self._compensated:
+            if (name, layout) not in self._lost:
+                self._lost[name, layout] = torch.zeros_like(buffer)
+            add_exactly(held[layout][0], self._lost[name, layout], buffer)
+        else:
+            held[layout][0].add_(buffer)
+
+    def running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield the buffers as they are, for a look at them."""
+        for name, _, buffer, _ in self._buffers.all():
+            if largest is None or buffer.numel() <= largest:
+                yield name, buffer
+
+    def whole(self) -> Iterator[tuple[str, str, Tensor, Finish]]:
+        """Yield every parameter's total in one piece: name, layout, the buffer itself, and what finishes it.
+
+        Where kernels have added in several layouts, these become one first.
+        """
+        for name, held in self._buffers.items():
+            if len(held) > 1:
+                total = self.take(name)
+                self.buffer(name, "plain", (total.numel(),), _same).copy_(total.view(-1))
+        yield from self._buffers.all()
+
+    def result(self, *, last: bool = False) -> dict[str, Tensor]:
+        """Return the totals, each in its parameter's shape; zeros for a parameter that nothing used."""
+        found = {}
+        for name, p in self._named.items():
+            found[name] = self.take(name) if last else self._one(name, p)
+        return found
+
+    def take(self, name: str) -> Tensor:
+        """Return the total of one parameter, in its shape, and give its buffers back: it starts again at zero."""
+        total = self._one(name, self._named[name], last=True)
+        for layout in self._buffers[name]:
+            self._lost.pop((name, layout), None)
+        self._buffers[name].clear()
+        return total
+
+    def _one(self, name: str, p: Tensor, *, last: bool = False) -> Tensor:
+        parts = [
+            finish(buffer + self._lost[name, layout] if (name, layout) in self._lost else buffer).reshape(p.shape)
+            for layout, (buffer, finish) in self._buffers[name].items()
+        ]
+        if not parts:
+            return torch.zeros(p.shape, dtype=self.dtype(name), device=p.device)
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        if self._signed:
+            return total.contiguous()
+        # Sums over pairs of rows may come out below zero by rounding where all terms cancel; NaN stays NaN.
+        return (total.clamp_(min=0) if last else total.clamp(min=0)).contiguous()
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Slot:
+    """The place for what the per-sample gradients of one parameter add up to; what a rule adds to."""
+
+    totals: Totals
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    absolute: Totals | None = None
+    signed: Totals | None = None
+
+    @property
+    def numel(self) -> int:
+        """How many elements the parameter has."""
+        return math.prod(self.shape)
+
+    @property
+    def squares_only(self) -> bool:
+        """Whether nothing but Σ g² is wanted."""
+        return self.absolute is None and self.signed is None
+
+    def chunks(self, samples: int, numel: int, *, bound: int = _CHUNK_CAP) -> Iterator[slice]:
+        """Cut a batch so that a chunk's work stays within the memory bound."""
+        on_host = self.totals.parameter(self.name).device.type == "cpu"
+        bound = min(self.totals.memory, bound) if on_host else self.totals.memory
+        step = max(1, min(samples, bound // max(1, numel * self.dtype.itemsize)))
+        for start in range(0, samples, step):
+            yield slice(start, min(start + step, samples))
+
+    def into(self, layout: str, shape: tuple[int, ...], finish: Finish) -> Into:
+        """Return the running buffers in some layout."""
+        squares, *rest = (
+            None if totals is None else totals.buffer(self.name, layout, shape, finish)
+            for totals in (self.totals, self.absolute, self.signed)
+        )
+        assert squares is not None, "always wanted"
+        return Into(squares=squares, absolute=rest[0], signed=rest[1])
+
+    def add(self, per_sample: Tensor) -> None:
+        """Add up per-sample gradients."""
+        flat = per_sample.to(self.dtype).reshape(per_sample.shape[0], self.numel)
+        into = self.into("plain", (self.numel,), _same)
+        if len(flat) == 1 or (len(flat) <= _FEW and self.numel >= _LARGE):
+            for row in flat:
+                into.add_one(row)
+        else:
+            into.add(flat)
+
+    def add_rows(self, per_row: Tensor, where: Tensor) -> None:
+        """Add up gradients of single rows of the parameter."""
+        wider = per_row.to(self.dtype)
+        into = self.into("plain", (self.numel,), _same).view(self.shape)
+        into.squares.index_add_(0, where, wider.square())
+        if into.absolute is not None:
+            into.absolute.index_add_(0, where, wider.abs())
+        if into.signed is not None:
+            into.signed.index_add_(0, where, wider)
+
+    def run(self, key: tuple[object, ...], kernels: list[Kernel]) -> None:
+        """Run one of several kernels: the one chosen for this parameter and key."""
+        able = [kernel for kernel in kernels if self.squares_only or not kernel.squares_only]
+        kernel = self.totals.chooser.choose((self.name, *key), able, self._scratch)
+        kernel.run(self.into(kernel.name, kernel.shape, kernel.finish))
+
+    def _scratch(self, kernel: Kernel) -> Callable[[], None]:
+        device = next(iter(self.totals._named.values())).device  # noqa: SLF001 - same module
+        buffer = torch.zeros(kernel.shape, dtype=self.dtype, device=device)
+        return lambda: kernel.run(Into(squares=buffer))
+
+
+def add_exactly(total: Tensor, lost: Tensor, term: Tensor) -> None:
+    """Add so that ``total + lost`` stays exact to the rounding of ``lost``: Knuth's two-sum, in place."""
+    step = _TWO_SUM.get(total.device.type, _ON_DEVICE)
+    for start in range(0, total.numel(), step):
+        t, low, x = (v.view(-1)[start : start + step] for v in (total, lost, term))
+        sum_ = t + x
+        back = sum_ - t
+        low.add_((t - (sum_ - back)).add_(x.sub_(back)))
+        t.copy_(sum_)
+
+
+def _same(buffer: Tensor) -> Tensor:
+    return buffer

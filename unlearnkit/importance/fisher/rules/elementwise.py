@@ -1,0 +1,134 @@
+"""Parameters added to, subtracted from, multiplied with or divided into data: position embeddings, layer scales."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from unlearnkit.importance.fisher.engine.rule import Call, Rule
+
+
+class _Broadcast(Rule):
+    """y = x ∘ θ with broadcasting: ∂ℓ_n/∂θ is the sum of g_n · ∂y/∂θ over the positions that share an element of θ."""
+
+    @abc.abstractmethod
+    def slope(self, g: Tensor, call: Call) -> Tensor:
+        """Return g · ∂y/∂θ, position by position."""
+
+    @final
+    def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
+        """Sum the slope over what broadcasting repeated; see `Rule.per_sample`."""
+        theta = call.weights[role]
+        assert theta is not None, "a role with a gradient has a weight"
+        slope = self.slope(g, call)
+        # g has one dimension more than y: (n, k, …) for y of (n·k, …); θ is aligned at the right.
+        shape = (1,) * (g.dim() - 1 - theta.dim()) + tuple(theta.shape)
+        if shape[0] != 1:
+            raise RuntimeError(f"expected a parameter that every sample shares, saw shape {tuple(theta.shape)}")
+        found: Tensor = slope.sum_to_size(len(g), *shape)
+        return found
+
+
+@final
+class AddRule(_Broadcast):
+    """y = x + θ: the slope is 1."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = (torch.add, Tensor.add, Tensor.add_, Tensor.__radd__)
+
+    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
+        """See `Rule.bind`."""
+        return None if kwargs or len(args) != 2 else _both(args, ())
+
+    def slope(self, g: Tensor, call: Call) -> Tensor:
+        """Return g."""
+        del call
+        return g
+
+
+@final
+class SubtractRule(_Broadcast):
+    """y = x − θ: the slope is −1, whose square is that of an addition; θ − x has slope 1."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = (torch.sub, Tensor.sub, Tensor.sub_)
+
+    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
+        """See `Rule.bind`."""
+        if kwargs or len(args) != 2:
+            return None
+        return _both(args, (), options={"left": 1.0, "right": -1.0})
+
+    def slope(self, g: Tensor, call: Call) -> Tensor:
+        """Return ±g."""
+        sign: float = call.options[next(iter(call.weights))]
+        return g * sign
+
+
+@final
+class MultiplyRule(_Broadcast):
+    """y = x · θ: the slope is x."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = (torch.mul, Tensor.mul, Tensor.mul_, Tensor.__rmul__)
+
+    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
+        """See `Rule.bind`."""
+        if kwargs or len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
+            return None
+        theta = _theta(args)
+        return None if theta is None else _both(args, (args[1 - theta],))
+
+    def slope(self, g: Tensor, call: Call) -> Tensor:
+        """Return g · x."""
+        return g * call.saved[0]
+
+
+@final
+class DivideRule(_Broadcast):
+    """y = x / θ: the slope is −x / θ²; y = θ / x: it is 1 / x."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = (
+        torch.div,
+        torch.true_divide,
+        Tensor.div,
+        Tensor.div_,
+        Tensor.true_divide,
+        Tensor.__truediv__,
+    )
+
+    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
+        """See `Rule.bind`; rounding divisions are not covered."""
+        if kwargs or len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
+            return None
+        theta = _theta(args)
+        return None if theta is None else _both(args, (args[1 - theta],))
+
+    def slope(self, g: Tensor, call: Call) -> Tensor:
+        """Return −g x / θ², or g / x."""
+        role, theta = next(iter(call.weights.items()))
+        assert theta is not None, "a role with a gradient has a weight"
+        if role == "left":
+            return g / call.saved[0]
+        return g * call.saved[0] / theta.detach().to(g.dtype).square().neg()
+
+
+def _theta(args: tuple[Any, ...]) -> int | None:
+    """Find the argument that every sample shares: the one that broadcasts against the other."""
+    left, right = args
+    if left.dim() == 0 or right.dim() == 0:
+        return 0 if left.dim() == 0 else 1
+    if left.dim() != right.dim():
+        return 0 if left.dim() < right.dim() else 1
+    if (left.shape[0] == 1) == (right.shape[0] == 1):
+        return None
+    return 0 if left.shape[0] == 1 else 1
+
+
+def _both(args: tuple[Any, ...], saved: tuple[Tensor, ...], options: Any = None) -> Call | None:
+    if not all(isinstance(a, Tensor) for a in args):
+        return None
+    theta = _theta(args)
+    if theta is None:
+        return None
+    role = ("left", "right")[theta]
+    return Call(weights={role: args[theta]}, saved=saved, options=options)

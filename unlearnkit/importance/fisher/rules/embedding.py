@@ -1,0 +1,93 @@
+"""Embeddings: ∂ℓ_n/∂E_v = Σ_{t: i_nt = v} g_nt, only the rows that a sample looks up."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - its usual name
+
+from unlearnkit.importance.fisher.engine.rule import Call, Rule
+from unlearnkit.importance.fisher.engine.totals import Slot
+from unlearnkit.utils.errors import UnsupportedModelError
+
+
+@final
+class EmbeddingRule(Rule):
+    """y_nt = E[i_nt]; the row ``padding_idx`` has no gradient. Repeated indices of one sample add before squaring."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.embedding,)
+    free_rows: ClassVar[bool] = True
+
+    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
+        """See `Rule.bind`."""
+        return _embedding(*args, **kwargs)
+
+    def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
+        """Return the whole table for each sample, shape (n, V, D); only tied tables need it; see `Rule.per_sample`."""
+        del role
+        vocabulary, _ = call.options
+        keys, rows = _rows(g, call)
+        table = torch.zeros(len(g) * vocabulary, g.shape[-1], dtype=g.dtype, device=g.device)
+        return table.index_add_(0, keys, rows).view(len(g), vocabulary, g.shape[-1])
+
+    def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
+        """Add the looked-up rows only; see `Rule.add_squares`."""
+        del role
+        slot.add_rows(*_looked_up(g, call))
+
+    def work(self, g: Tensor, call: Call) -> int:
+        """Leave room for the rows; see `Rule.work`."""
+        del call
+        return 3 * g[0].numel()
+
+
+def _embedding(  # noqa: PLR0917 - torch's own signature
+    input: Tensor,  # noqa: A002 - torch's name
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Call | None:
+    del sparse
+    if scale_grad_by_freq:  # counted over the whole batch
+        return None
+    if max_norm is not None:
+        refuse_longer(input, weight, max_norm, norm_type)
+    vocabulary = weight.shape[0]
+    padding = None if padding_idx is None else padding_idx % vocabulary
+    return Call(weights={"weight": weight}, saved=(input,), options=(vocabulary, padding))
+
+
+def refuse_longer(index: Tensor, weight: Tensor, max_norm: float, norm_type: float) -> None:
+    """Refuse rows that the forward pass would shorten: it edits the table, whose importance is asked for as it is."""
+    if bool((torch.linalg.vector_norm(weight.detach()[index], norm_type, -1) > max_norm).any()):
+        raise UnsupportedModelError(
+            f"expected a forward pass that leaves the weights alone, saw an embedding with rows longer than max_norm="
+            f"{max_norm}, which it shortens in place: run the model once on this data before, or shorten them yourself"
+        )
+
+
+def _looked_up(g: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """Add the gradients of one row within one sample; no shape depends on the data, so that no device must wait."""
+    vocabulary, _ = call.options
+    keys, rows = _rows(g, call)
+    keys, order = torch.sort(keys)
+    new = torch.ones_like(keys)
+    new[1:] = keys[1:] != keys[:-1]
+    place = new.cumsum(0) - 1
+    sums = torch.zeros(rows.shape, dtype=g.dtype, device=g.device).index_add_(0, place, rows[order])
+    return sums, torch.zeros_like(keys).scatter_(0, place, keys).remainder(vocabulary)
+
+
+def _rows(g: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """Number every looked-up row by sample · V + index, and leave the padding out."""
+    vocabulary, padding = call.options
+    index = call.saved[0].flatten(1).to(torch.long)
+    samples = torch.arange(len(g), device=g.device).unsqueeze(1)
+    keys, rows = (samples * vocabulary + index).flatten(), g.flatten(0, -2)
+    if padding is None:
+        return keys, rows
+    return keys, rows * (index.flatten() != padding).unsqueeze(1)

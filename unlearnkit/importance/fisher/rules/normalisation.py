@@ -1,0 +1,258 @@
+"""Normalisation layers: y = γ · x̂ + β, so ∂ℓ_n/∂γ = Σ_t g_nt x̂_nt and ∂ℓ_n/∂β = Σ_t g_nt."""
+
+import abc
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - its usual name
+
+from unlearnkit.importance.fisher.engine.rule import Call, Rule
+from unlearnkit.importance.fisher.engine.totals import Slot
+from unlearnkit.importance.fisher.rules.batch_norm_eval import batch_norm
+from unlearnkit.importance.fisher.rules.outer_products import sum_of
+from unlearnkit.utils.errors import UnsupportedModelError
+
+_CACHED = 1 << 20  # bytes of products that stay in a core's cache until they are summed
+_LARGE_MAP = 16  # positions below which torch's own pass spends its time between channels
+_WHY = (
+    "expected samples that do not mix, saw batch_norm on batch statistics: per-sample gradients do not exist there; "
+    "use eval mode and track_running_stats=True, or GroupNorm"
+)
+
+
+class _Norm(Rule):
+    """A norm with a γ whose products g x̂ are summed: a few samples at a time, so that they stay in the cache."""
+
+    @final
+    def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
+        """Add the squares; see `Rule.add_squares`."""
+        whole = self.per_sample(role, g, call) if role == "bias" else self.at_once(g, call, slot)
+        if whole is not None:
+            slot.add(whole)
+            return
+        for rows in slot.chunks(len(g), math.prod(g.shape[1:]), bound=_CACHED):
+            part = call.holding(t[rows] for t in call.saved)
+            slot.add(self.per_sample(role, g[rows], part))
+
+    def at_once(self, g: Tensor, call: Call, slot: Slot) -> Tensor | None:
+        """Return Σ_t g x̂ of every sample without forming products, where that can be had; by default None."""
+        del g, call, slot
+        return None
+
+
+class _ChannelNorm(_Norm):
+    """A norm whose γ and β have one element per channel, dimension 1."""
+
+    @abc.abstractmethod
+    def products(self, g: Tensor, call: Call) -> Tensor:
+        """Return Σ_t g x̂ for each row and channel: shape (rows, C)."""
+
+    @final
+    def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
+        """Return Σ g x̂ or Σ g, shape (n, C); see `Rule.per_sample`."""
+        samples, flat = len(g), g.flatten(0, 1)
+        part = _positions(flat) if role == "bias" else self.products(flat, call)
+        return sum_of(part.reshape(samples, g.shape[1], part.shape[1]))
+
+
+@final
+class BatchNormRule(_ChannelNorm):
+    """x̂ = (x − μ) / √(σ² + ε) with running μ and σ²: Σ_t g x̂ = (Σ_t g x − μ Σ_t g) / √(σ² + ε)."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.batch_norm,)
+
+    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
+        """See `Rule.bind`; refuses batch statistics."""
+        return _batch_norm(*args, **kwargs)
+
+    def forward(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call it with a way back that reads nothing but the gradient; see `Rule.forward`."""
+        return batch_norm(function, *args, **kwargs)
+
+    def at_once(self, g: Tensor, call: Call, slot: Slot) -> Tensor | None:
+        """Return Σ_t g x̂ by the compiled kernel, shape (n, C)."""
+        if slot.totals.compiled is None:
+            return None
+        sums = slot.totals.compiled.channels(g.flatten(0, 1), call.saved[0].flatten(0, 1), *call.options)
+        return None if sums is None else sum_of(sums.view(*g.shape[:2], -1))
+
+    def products(self, g: Tensor, call: Call) -> Tensor:
+        """Return Σ_t g x̂, in one pass where torch has one, else from sums alone."""
+        mean, variance, eps = call.options
+        mean, inverse = mean.to(g.dtype), (variance.double() + eps).rsqrt().to(g.dtype)
+        x = call.saved[0].flatten(0, 1)
+        if g.device.type == "cpu" and g[0, 0].numel() >= _LARGE_MAP and g.is_contiguous() and x.is_contiguous():
+            return _each_alone(g, x, mean, inverse)
+        both = _positions(g * x)
+        result: Tensor = (both - _positions(g) * mean) * inverse
+        return result
+
+
+@final
+class GroupNormRule(_ChannelNorm):
+    """x̂ normalised over each group of channels and all positions of a sample."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.group_norm,)
+
+    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
+        """See `Rule.bind`."""
+        return _group_norm(*args, **kwargs)
+
+    def products(self, g: Tensor, call: Call) -> Tensor:
+        """Return Σ_t g x̂."""
+        groups, eps = call.options
+        return _positions(F.group_norm(call.saved[0].flatten(0, 1), groups, None, None, eps).mul_(g))
+
+
+@final
+class InstanceNormRule(_ChannelNorm):
+    """x̂ normalised over the positions of each channel of a sample, on its own statistics."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.instance_norm,)
+
+    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
+        """See `Rule.bind`."""
+        return _instance_norm(*args, **kwargs)
+
+    def products(self, g: Tensor, call: Call) -> Tensor:
+        """Return Σ_t g x̂."""
+        mean, variance, eps = call.options
+        x = call.saved[0].flatten(0, 1)
+        return _positions(F.instance_norm(x, mean, variance, use_input_stats=mean is None, eps=eps) * g)
+
+
+class _TrailingNorm(_Norm):
+    """A norm over the last dimensions, whose γ and β have their shape."""
+
+    free_rows: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def normalised(self, x: Tensor, call: Call) -> Tensor:
+        """Return x̂, a new tensor."""
+
+    @final
+    def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
+        """Return Σ_t g x̂ or Σ_t g, shape (n, *normalised shape); see `Rule.per_sample`."""
+        shape = call.options[0]
+        part = g if role == "bias" else self.normalised(call.saved[0], call).mul_(g)
+        return sum_of(part.reshape(len(g), -1, *shape))
+
+
+@final
+class LayerNormRule(_TrailingNorm):
+    """x̂ = (x − mean) / √(var + ε) over the last dimensions."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.layer_norm,)
+
+    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
+        """See `Rule.bind`."""
+        return _layer_norm(*args, **kwargs)
+
+    def normalised(self, x: Tensor, call: Call) -> Tensor:
+        """Return x̂."""
+        shape, eps = call.options
+        return F.layer_norm(x, shape, None, None, eps)
+
+
+@final
+class RMSNormRule(_TrailingNorm):
+    """x̂ = x / √(mean(x²) + ε) over the last dimensions; no β."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.rms_norm,)
+
+    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
+        """See `Rule.bind`."""
+        return _rms_norm(*args, **kwargs)
+
+    def normalised(self, x: Tensor, call: Call) -> Tensor:
+        """Return x̂."""
+        shape, eps = call.options
+        return F.rms_norm(x, shape, None, eps).clone()
+
+
+def _batch_norm(  # noqa: PLR0917 - torch's own signature
+    input: Tensor,  # noqa: A002 - torch's name
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Call | None:
+    del momentum
+    if training:
+        raise UnsupportedModelError(_WHY)
+    if running_mean is None or running_var is None:
+        return None
+    running = running_mean.detach(), running_var.detach()
+    return Call(weights={"weight": weight, "bias": bias}, saved=(input,), options=(*running, eps))
+
+
+def _group_norm(
+    input: Tensor,  # noqa: A002 - torch's name
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Call | None:
+    return Call(weights={"weight": weight, "bias": bias}, saved=(input,), options=(num_groups, eps))
+
+
+def _instance_norm(  # noqa: PLR0917 - torch's own signature
+    input: Tensor,  # noqa: A002 - torch's name
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Call | None:
+    del momentum
+    statistics = (None, None) if use_input_stats else (running_mean, running_var)
+    return Call(weights={"weight": weight, "bias": bias}, saved=(input,), options=(*statistics, eps))
+
+
+def _layer_norm(
+    input: Tensor,  # noqa: A002 - torch's name
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Call | None:
+    if input.dim() <= len(normalized_shape):
+        return None
+    return Call(weights={"weight": weight, "bias": bias}, saved=(input,), options=(tuple(normalized_shape), eps))
+
+
+def _rms_norm(
+    input: Tensor,  # noqa: A002 - torch's name
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Call | None:
+    if input.dim() <= len(normalized_shape):
+        return None
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    return Call(weights={"weight": weight}, saved=(input,), options=(tuple(normalized_shape), eps))
+
+
+def _each_alone(g: Tensor, x: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
+    """Return Σ_t g (x − μ) / √(σ² + ε): torch's own gradient of γ, with the channels of all rows side by side."""
+    rows, channels = g.shape[:2]
+    means, ones = mean.repeat(rows), torch.ones(rows * channels, dtype=g.dtype)
+    one = (t.view(1, rows * channels, -1) for t in (g, x))
+    _, found, _ = torch.ops.aten.native_batch_norm_backward(
+        *one, None, means, ones, means, ones, False, 0.0, [False, True, False]
+    )
+    result: Tensor = found.view(rows, channels) * inverse
+    return result
+
+
+def _positions(t: Tensor) -> Tensor:
+    """Sum over all positions: (rows, C, …) to (rows, C)."""
+    return t.flatten(2).sum(2) if t.dim() > 2 else t

@@ -1,0 +1,162 @@
+"""Any other function of data and parameters: that function alone, one sample at a time."""
+
+import abc
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from unlearnkit.importance.fisher.engine.call_plan import UnprovenError
+from unlearnkit.importance.fisher.engine.gradient_tap import results
+from unlearnkit.importance.fisher.engine.interceptor import Seen, in_place
+from unlearnkit.importance.fisher.engine.rule import Call, Rule, name_of
+
+
+class Rerun(Rule):
+    """∂ℓ_n/∂θ = (∂f(x_n, θ)/∂θ)ᵀ g_n, by running f again on each sample and differentiating it."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = ()
+    converts: ClassVar[bool] = False
+
+    def __init__(self, seen: Seen) -> None:
+        self._function = seen.function
+        if in_place(seen.function):
+            raise UnprovenError(f"{'/'.join(seen.names)}: used in place by a function that no rule covers")
+        tracked = {id(t) for t in seen.tracked}
+        self._weights = [id(t) in tracked for t in seen.tensors]
+        self._axes = [None if id(t) in tracked else self.axis(t) for t in seen.tensors]
+
+    @abc.abstractmethod
+    def axis(self, t: Tensor) -> int | None:
+        """Say in which dimension of an argument the samples stand; None where it is the same for all."""
+
+    @abc.abstractmethod
+    def cut(self, t: Tensor, axis: int) -> Tensor:
+        """Bring the samples of an argument into dimension 0, or whatever the layout of the result needs."""
+
+    @abc.abstractmethod
+    def back(self, t: Tensor, axis: int) -> Tensor:
+        """Give one sample of what `cut` returned its place in the arguments back."""
+
+    @final
+    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
+        """See `Rule.bind`."""
+        found: list[Tensor] = []
+        template = _template((args, kwargs), found)
+        if len(found) != len(self._axes):
+            return None
+        weights = {f"{i}": t for i, (t, mine) in enumerate(zip(found, self._weights, strict=True)) if mine}
+        placed = list(zip(found, self._axes, strict=True))
+        saved = tuple(self.cut(t, axis) for t, axis in placed if axis is not None)
+        fixed = [None if axis is not None else t.detach() for t, axis in placed]
+        return Call(weights=weights, saved=saved, options=(template, fixed))
+
+    @final
+    def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
+        """Differentiate sample by sample; see `Rule.per_sample`. Further gradients stand behind the arguments."""
+        _, fixed = call.options
+        weight = fixed[int(role)].detach().requires_grad_()
+        count = sum(axis is not None for axis in self._axes)
+        found = []
+        for n in range(g.shape[0]):
+            gradients = [g[n], *(t[n] for t in call.saved[count:])]
+            with torch.enable_grad():
+                y = self._run(call, n, {int(role): weight})
+                pairs = [(t, g_t) for t, g_t in zip(results(y), gradients, strict=True) if t.requires_grad]
+                pairs = [(t, g_t.to(t.dtype).reshape(t.shape)) for t, g_t in pairs if g_t.numel()]
+                part = _gradient(pairs, weight)
+            found.append(torch.zeros_like(weight) if part is None else part)
+        return torch.stack(found)
+
+    def _run(self, call: Call, n: int, weights: dict[int, Tensor]) -> Any:
+        template, fixed = call.options
+        data = iter(call.saved)
+        values = [
+            self.back(next(data)[n], axis) if axis is not None else weights.get(i, t)
+            for i, (t, axis) in enumerate(zip(fixed, self._axes, strict=True))
+        ]
+        args, kwargs = _filled(template, iter(values))
+        return self._function(*args, **kwargs)
+
+
+@final
+class AnyFunction(Rerun):
+    """A function with one result, whose dimension 0 is that of all arguments that differ from sample to sample."""
+
+    def __init__(self, seen: Seen, rows: int) -> None:
+        self._rows = rows
+        super().__init__(seen)
+
+    def axis(self, t: Tensor) -> int | None:
+        """See `Rerun.axis`."""
+        return 0 if t.dim() and t.shape[0] == self._rows else None
+
+    def cut(self, t: Tensor, axis: int) -> Tensor:
+        """Leave it to the layout of the result, which may have several rows per sample; see `Rerun.cut`."""
+        del axis
+        return t
+
+    def back(self, t: Tensor, axis: int) -> Tensor:
+        """Leave the rows as they are; see `Rerun.back`."""
+        del axis
+        return t
+
+
+@final
+class SeveralResults(Rerun):
+    """A function with several results, each with the samples in a place of its own."""
+
+    free_rows: ClassVar[bool] = True
+
+    def __init__(self, seen: Seen, samples: int) -> None:
+        self._samples = samples
+        super().__init__(seen)
+
+    def axis(self, t: Tensor) -> int | None:
+        """Take dimension 0 or 1, whichever has one entry per sample; no guess, which could crash unchecked code."""
+        found = [axis for axis, size in enumerate(t.shape[:2]) if size == self._samples]
+        if len(found) > 1:
+            raise UnprovenError(f"{name_of(self._function)}: in which dimension its samples stand cannot be told")
+        return found[0] if found else None
+
+    def cut(self, t: Tensor, axis: int) -> Tensor:
+        """See `Rerun.cut`."""
+        return t.movedim(axis, 0)
+
+    def back(self, t: Tensor, axis: int) -> Tensor:
+        """See `Rerun.back`."""
+        return t.movedim(0, axis)
+
+
+def _gradient(pairs: list[tuple[Tensor, Tensor]], weight: Tensor) -> Tensor | None:
+    if not pairs:
+        return None
+    ys, gs = zip(*pairs, strict=True)
+    return torch.autograd.grad(ys, weight, gs, allow_unused=True)[0]
+
+
+@final
+class _Hole:
+    """The place of a tensor."""
+
+
+def _template(value: Any, found: list[Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        found.append(value)
+        return _Hole
+    if type(value) in {tuple, list}:
+        return type(value)(_template(item, found) for item in value)
+    if isinstance(value, dict):
+        return {key: _template(item, found) for key, item in value.items()}
+    return value
+
+
+def _filled(value: Any, tensors: Iterator[Tensor]) -> Any:
+    if value is _Hole:
+        return next(tensors)
+    if type(value) in {tuple, list}:
+        return type(value)(_filled(item, tensors) for item in value)
+    if isinstance(value, dict):
+        return {key: _filled(item, tensors) for key, item in value.items()}
+    return value

@@ -1,0 +1,310 @@
+"""How much each weight matters to a set of data: exact totals and how many terms they have."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, final
+
+import attrs
+import torch
+from torch import Tensor
+
+from unlearnkit.distributed.sharded_tensors import layout, local, spread_like
+from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
+from unlearnkit.importance.relative_error import is_bound, of_rest, of_sum
+from unlearnkit.models.parameters import extremes
+from unlearnkit.utils.errors import MismatchError, NonFiniteError, raise_all
+from unlearnkit.utils.frozen import by_fields, read_only
+
+_WIDE = (torch.float32, torch.float64)
+
+
+def _freeze_totals(totals: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    if not isinstance(totals, Mapping):
+        raise MismatchError(f"Importance.totals: expected a mapping of names to tensors, saw {type(totals).__name__}")
+    raise_all(
+        (f"{n}: expected a tensor, saw {type(t).__name__}" for n, t in totals.items() if not isinstance(t, Tensor)),
+        where="Importance.totals",
+    )
+    return read_only({str(name): tensor.detach() for name, tensor in totals.items()})
+
+
+def _check_number(_: Any, field: "attrs.Attribute[int]", value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise MismatchError(f"Importance.{field.name}: expected a whole number ≥ 0, saw {value!r}")
+
+
+def _check_error(_: Any, field: "attrs.Attribute[Any]", value: Any) -> None:
+    if not is_bound(value):
+        raise MismatchError(f"Importance.{field.name}: expected a finite number ≥ 0 or None, saw {value!r}")
+
+
+def _check_totals(_: Any, __: Any, totals: Mapping[str, Tensor]) -> None:
+    if not totals:
+        raise MismatchError("Importance.totals: expected at least one named tensor, saw none")
+    raise_all(
+        (
+            f"{name}: expected float32 or float64, saw {tensor.dtype} (squares of half-precision gradients vanish)"
+            for name, tensor in totals.items()
+            if tensor.dtype not in _WIDE
+        ),
+        where="Importance.totals",
+    )
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Importance:
+    """The sum of one non-negative term per sample (or batch) for every weight, and the number of terms.
+
+    Merging is addition, removing data is subtraction, the mean is derived. Only like may meet like: the fingerprint
+    says what was measured, on which model, and mixing kinds is a `MismatchError`.
+
+    Attributes:
+        totals: Parameter name to total, each of its parameter's shape, float32 or float64, ≥ 0. Of a model that is
+            sharded over processes they are sharded as its parameters are, and what is done with the importance is done
+            by all processes alike.
+        count: How many terms were added: samples for a per-sample estimator, batches or their sizes for a batched one.
+        samples: How many samples were seen.
+        fingerprint: What was measured and on which model.
+        role: Which set it was measured on.
+        trail: Batch sizes and order, as they were iterated.
+        relative_error: Bound on the standard deviation of a weight's total, relative to it, over the random numbers
+            that it was estimated with: 0.0 when it is exact, which is the rule; for a sketch see
+            `unlearnkit.SketchedFisher.relative_error`; None when no bound is known. Rounding is not in it.
+
+    Example:
+        >>> one = Importance(totals={"w": torch.tensor([1.0, 4.0])}, count=1, samples=1)
+        >>> two = one + one
+        >>> two
+        Importance(1 tensors, 2 weights, count=2, samples=2, role=unknown)
+        >>> two.mean()["w"]
+        tensor([1., 4.])
+    """
+
+    totals: Mapping[str, Tensor] = attrs.field(converter=_freeze_totals, validator=_check_totals)
+    count: int = attrs.field(validator=_check_number)
+    samples: int = attrs.field(default=0, validator=_check_number)
+    fingerprint: Fingerprint = attrs.field(factory=Fingerprint)
+    role: Role = attrs.field(default=Role.UNKNOWN, converter=Role)
+    trail: DataOrder = attrs.field(factory=DataOrder)
+    relative_error: float | None = attrs.field(default=0.0, validator=_check_error)
+
+    __reduce__ = by_fields
+
+    def __repr__(self) -> str:
+        weights = sum(t.numel() for t in self.totals.values())
+        said = None if self.relative_error is None else f"{self.relative_error:.3g}"
+        error = "" if said == "0" else f", relative_error={said}"
+        return (
+            f"Importance({len(self.totals)} tensors, {weights} weights, count={self.count}, "
+            f"samples={self.samples}, role={self.role.value}{error})"
+        )
+
+    def merge(self, other: "Importance") -> "Importance":
+        """Add the importance of further data: I(A) + I(B) = I(A ∪ B) for disjoint A and B.
+
+        Relative errors do not shrink by adding: two importances may only meet when
+        their options are the same, the seed among them, and then both were measured with the same random numbers.
+
+        Args:
+            other: The same names, shapes, dtypes, device and kind.
+
+        Returns:
+            A new importance; the role is kept when both have the same.
+
+        Raises:
+            MismatchError: The two are not of one kind.
+        """
+        self.check_same_kind(other)
+        return attrs.evolve(
+            self,
+            totals={name: total + other.totals[name] for name, total in self.totals.items()},
+            count=self.count + other.count,
+            samples=self.samples + other.samples,
+            role=self.role if self.role is other.role else Role.UNKNOWN,
+            trail=self.trail.then(other.trail),
+            relative_error=of_sum((one.relative_error, one.samples) for one in (self, other)),
+        )
+
+    def subtract(self, other: "Importance") -> "Importance":
+        """Remove the importance of data that this one contains: I(D) − I(D_f) = I(D_r).
+
+        Differences that are negative by rounding become 0; larger ones mean that ``other`` was not a part. How far off
+        a difference is cannot be said unless both are exact: its ``relative_error`` is None.
+
+        Args:
+            other: The importance of a part of this one's data, of the same kind.
+
+        Returns:
+            A new importance with an unknown role and no trail.
+
+        Raises:
+            MismatchError: Not of one kind, or ``other`` is not a part of this importance.
+        """
+        self.check_same_kind(other)
+        problems = []
+        if other.count > self.count or other.samples > self.samples:
+            problems.append(f"expected a part of {self.count} terms, saw {other.count}")
+        totals = {}
+        for name, total in self.totals.items():
+            rest = local(total) - local(other.totals[name])
+            # Adding n terms of one sign in any order is off by at most n·eps, relative.
+            allowed = local(total).abs() * torch.finfo(total.dtype).eps * max(4, self.count, self.samples)
+            too_low, _ = extremes(spread_like(torch.where(rest < -allowed, rest, 0), total))
+            if too_low < 0:
+                problems.append(f"{name}: the part is larger than the whole by {-too_low:.3g}")
+            totals[name] = spread_like(rest.clamp_(min=0), total)
+        raise_all(problems, where="Importance.subtract")
+        return attrs.evolve(
+            self,
+            totals=totals,
+            count=self.count - other.count,
+            samples=self.samples - other.samples,
+            role=Role.UNKNOWN,
+            trail=DataOrder(),
+            relative_error=of_rest(self.relative_error, other.relative_error),
+        )
+
+    __add__ = merge
+    __sub__ = subtract
+
+    def mean(self) -> dict[str, Tensor]:
+        """Return totals / count: one tensor per parameter, the shape and dtype of its total.
+
+        Returns:
+            Parameter name to mean.
+
+        Raises:
+            MismatchError: Nothing was counted.
+        """
+        terms = self.terms()
+        return {name: total / terms for name, total in self.totals.items()}
+
+    def terms(self) -> int:
+        """Return what a total is divided by to get the mean.
+
+        Returns:
+            ``count``.
+
+        Raises:
+            MismatchError: Nothing was counted.
+        """
+        if self.count == 0:
+            raise MismatchError("Importance.mean: expected at least one term, saw count = 0: estimate on data first")
+        return self.count
+
+    def unnormalised(self) -> "Importance":
+        """Take the sum as a single term, so that `mean` returns the totals: the notebook's un-normalised variant.
+
+        Returns:
+            The same totals with ``count`` = 1.
+        """
+        return attrs.evolve(self, count=1)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Importance":
+        """Move or convert the totals.
+
+        Args:
+            device: Where to, or None to stay.
+            dtype: float32 or float64, or None to keep.
+
+        Returns:
+            An importance with the converted totals.
+        """
+        moved = {name: total.to(device=device, dtype=dtype) for name, total in self.totals.items()}
+        return attrs.evolve(self, totals=moved)
+
+    def check_same_kind(self, other: "Importance") -> None:
+        """Refuse another importance that this one must not be added to or taken from.
+
+        Args:
+            other: The other importance.
+
+        Raises:
+            MismatchError: Listing every difference in names, shapes, dtypes, devices and fingerprints.
+        """
+        raise_all(
+            [*self.name_problems(other.totals), *self.kind_problems(other)],
+            where="two importances do not match",
+        )
+
+    def kind_problems(self, other: "Importance") -> list[str]:
+        """Say how what was measured differs.
+
+        Args:
+            other: The other importance.
+
+        Returns:
+            One sentence per difference of fingerprint or batch size.
+        """
+        problems = self.fingerprint.differences(other.fingerprint)
+        if self.fingerprint.unit == "batch":
+            problems += self.trail.differences(other.trail)
+        return problems
+
+    def name_problems(self, expected: Mapping[str, Tensor], *, shapes_only: bool = False) -> list[str]:
+        """Say how names, shapes, dtypes and devices differ from those of other tensors.
+
+        Args:
+            expected: Parameter name to a tensor.
+            shapes_only: Leave out dtypes and devices.
+
+        Returns:
+            One sentence per difference.
+        """
+        missing = [f"{name}: expected, but missing" for name in expected if name not in self.totals]
+        extra = [f"{name}: not expected" for name in self.totals if name not in expected]
+        problems = missing + extra
+        for name in (name for name in self.totals if name in expected):
+            have, want = self.totals[name], expected[name]
+            if have.shape != want.shape:
+                problems.append(f"{name}: expected shape {tuple(want.shape)}, saw {tuple(have.shape)}")
+            elif layout(have) != layout(want):
+                problems.append(f"{name}: expected a tensor that is {layout(want)}, saw one that is {layout(have)}")
+            elif not shapes_only and (have.dtype, have.device) != (want.dtype, want.device):
+                problems.append(
+                    f"{name}: expected {want.dtype} on {want.device}, saw {have.dtype} on {have.device}: use .to()"
+                )
+        return problems
+
+    def check_values(self, *, who: str) -> None:
+        """Refuse totals that are not finite or are negative.
+
+        Args:
+            who: Who made them, for the message.
+
+        Raises:
+            NonFiniteError: A NaN or an infinity, naming the parameters.
+            MismatchError: A negative total, naming the parameters.
+        """
+        ranges = {name: extremes(t) for name, t in self.totals.items()}
+        bad = [name for name, ends in ranges.items() if not all(map(math.isfinite, ends))]
+        if bad:
+            raise NonFiniteError(f"{who}: expected finite importances, saw NaN or infinity in {', '.join(bad)}")
+        negative = [name for name, (lowest, _) in ranges.items() if lowest < 0]
+        raise_all((f"{name}: expected importances ≥ 0, saw a negative one" for name in negative), where=who)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically; see `unlearnkit.importance.file_format.save`.
+
+        Args:
+            path: Where to; an existing file is replaced only when the new one is complete.
+        """
+        from unlearnkit.importance.file_format import save  # noqa: PLC0415 - the file format builds on this class
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Args:
+            path: A safetensors file.
+
+        Returns:
+            The importance, on the CPU.
+        """
+        from unlearnkit.importance.file_format import load  # noqa: PLC0415 - the file format builds on this class
+
+        return load(path)

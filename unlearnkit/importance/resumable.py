@@ -1,0 +1,91 @@
+"""Passes over data that survive being killed: what was measured is on disk, and the next start goes on from there."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import attrs
+from torch import nn
+
+from unlearnkit.importance.estimator import ImportanceEstimator, fingerprint_of
+from unlearnkit.importance.importance import Importance
+from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
+from unlearnkit.models.objective import Objective
+from unlearnkit.models.parameters import device_of
+from unlearnkit.utils.errors import ConfigurationError, StoreError, raise_all
+from unlearnkit.utils.progress import Progress, silent
+
+
+def estimate_resumable(
+    estimator: ImportanceEstimator,
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    objective: Objective,
+    checkpoint: str | Path,
+    every: int = 50,
+    role: Role | str = Role.UNKNOWN,
+    progress: Progress = silent,
+) -> Importance:
+    """Measure an importance and write down how far it is, after every so many batches.
+
+    Killed at any moment and started again, it reads the batches that were done (their order is compared by hash, no
+    gradient is taken), and goes on. On a CPU the totals are bit-equal to those of a pass that was not interrupted,
+    because both add the same segments in the same order. The checkpoint stays: delete it when the result is safe.
+
+    Args:
+        estimator: Any whose terms are samples.
+        model: As for `unlearnkit.ImportanceEstimator.estimate`.
+        batches: The same in the same order at every start.
+        objective: How a batch becomes losses.
+        checkpoint: A file; its folder must exist.
+        every: Batches in a segment; the same at every start.
+        role: Which set this is.
+        progress: Shows a bar for each segment.
+
+    Returns:
+        The importance.
+
+    Raises:
+        ConfigurationError: No data, or an estimator of batches.
+        StoreError: The checkpoint is damaged, or of another model, estimator or objective, or of other data.
+    """
+    if estimator.traits.unit != "sample":
+        raise ConfigurationError(
+            f"{estimator.name!r}: expected an estimator with one term per sample, saw one per batch"
+        )
+    path, rest = Path(checkpoint), iter(batches)
+    total = Importance.load(path).to(device_of(model)) if path.exists() else None
+    if total is not None:
+        _check_kind(path, total, fingerprint_of(estimator, model, objective=objective))
+        _read_past(path, total, rest, every)
+    while segment := list(islice(rest, every)):
+        new = estimator.estimate(model, segment, objective=objective, role=role, progress=progress)
+        total = new if total is None else total.merge(new)
+        total.save(path)
+    if total is None:
+        raise ConfigurationError("expected data for an importance, saw an empty iterable")
+    return total
+
+
+def _check_kind(path: Path, total: Importance, expected: Fingerprint) -> None:
+    seen = attrs.evolve(total.fingerprint, precision="")  # which only the end of a pass knows
+    where = f"{path} was written by a pass over another model, or of another kind: delete it to begin again"
+    raise_all(expected.differences(seen), where=where, error=StoreError)
+
+
+def _read_past(path: Path, total: Importance, rest: Iterator[Any], every: int) -> None:
+    """Read the batches that were measured, and refuse any others."""
+    done, seen = sum(total.trail.sizes.values()), DataOrder()
+    for start in range(0, done, every):
+        part = DataOrder()
+        for batch in islice(rest, min(every, done - start)):
+            part = part.add(batch)
+        seen = seen.then(part)
+    if seen != total.trail:
+        raise StoreError(
+            f"{path} was written by a pass over other data, or with another `every`: expected "
+            f"{total.trail.describe()}, hash {total.trail.order}, saw {seen.describe()}, hash {seen.order}: delete it "
+            "to begin again"
+        )

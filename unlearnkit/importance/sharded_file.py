@@ -1,0 +1,227 @@
+"""Importances that are sharded over processes, kept in a folder by `torch.distributed.checkpoint` as safetensors.
+
+Each process writes its pieces. What was written by some processes can be read by another number of them, or by one.
+"""
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import final
+
+import attrs
+import torch
+from blake3 import blake3
+from torch import Tensor, nn
+
+from unlearnkit.distributed.sharded_tensors import agreed, local, place, settle, spread_like, told
+from unlearnkit.importance.importance import Importance
+from unlearnkit.importance.provenance import DataOrder, Fingerprint
+from unlearnkit.importance.relative_error import recorded
+from unlearnkit.models.parameters import trainable
+from unlearnkit.utils.checksummed_json import added, read_sealed, write_sealed
+from unlearnkit.utils.errors import MismatchError, StoreError, UnlearnKitError, raise_all
+from unlearnkit.utils.files import atomic_folder
+
+FORMAT = "unlearnkit-sharded-importance-1"
+FILE = "importance.json"
+_NAME = re.compile(r"[\w-]+\.safetensors")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class _Tensor:
+    shape: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, total: Tensor) -> "_Tensor":
+        return cls(shape=tuple(total.shape), dtype=str(total.dtype).removeprefix("torch."))
+
+    def empty(self, pattern: Tensor | None) -> Tensor:
+        """Return memory for it: the piece that lies here, cut like the pattern, or all of it on the CPU."""
+        dtype = {"float32": torch.float32, "float64": torch.float64}[self.dtype]
+        if pattern is None:
+            return torch.empty(self.shape, dtype=dtype)
+        return spread_like(
+            torch.empty_like(local(pattern), dtype=dtype, memory_format=torch.contiguous_format), pattern
+        )
+
+
+@final
+@attrs.frozen(kw_only=True)
+class _Saved:
+    """All that is kept beside the tensors; ``files`` is name to digest."""
+
+    count: int
+    samples: int
+    role: str
+    fingerprint: Fingerprint
+    sizes: Mapping[int, int]
+    order: str
+    tensors: Mapping[str, _Tensor]
+    files: Mapping[str, str] = attrs.field(factory=dict)
+    relative_error: float | None = added(default=None)
+
+    @classmethod
+    def of(cls, importance: Importance) -> "_Saved":
+        return cls(
+            count=importance.count,
+            samples=importance.samples,
+            role=importance.role.value,
+            fingerprint=importance.fingerprint,
+            sizes=dict(importance.trail.sizes),
+            order=importance.trail.order,
+            tensors={name: _Tensor.of(total) for name, total in importance.totals.items()},
+            relative_error=importance.relative_error,
+        )
+
+    def importance(self, totals: Mapping[str, Tensor]) -> Importance:
+        trail = DataOrder(sizes=self.sizes, order=self.order)
+        return Importance(
+            totals=totals,
+            count=self.count,
+            samples=self.samples,
+            role=self.role,
+            fingerprint=self.fingerprint,
+            trail=trail,
+            relative_error=recorded(self.relative_error, self.fingerprint.estimator),
+        )
+
+
+def save_sharded(importance: Importance, folder: str | Path) -> None:
+    """Write an importance, each process its pieces; what stood there before stays until all is complete.
+
+    Args:
+        importance: Sharded, or whole in a single process. All processes call this.
+        folder: In a file system that all processes share.
+
+    Raises:
+        StoreError: It cannot be written; in all processes when in one.
+    """
+    rank, size = place()
+    with _new_folder(Path(folder)) as new:
+        with _together(f"cannot write {folder}"):
+            from torch.distributed.checkpoint import state_dict_saver as saver  # noqa: PLC0415 - imports very much
+            from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter  # noqa: PLC0415
+
+            writer = HuggingFaceStorageWriter(str(new), save_distributed=True)
+            saver.save(dict(importance.totals), storage_writer=writer, no_dist=size == 1)
+        with _together(f"cannot read what was written to {folder}"):
+            names = sorted(p.name for p in new.iterdir())
+            mine = {name: _digest(new / name) for name in names[rank::size]}
+        files = {name: digest for part in told(mine) for name, digest in part.items()}
+        with _together(f"cannot write {folder}"):
+            if rank == 0:
+                write_sealed(new / FILE, attrs.evolve(_Saved.of(importance), files=files), kind=FORMAT)
+
+
+def load_sharded(folder: str | Path, model: nn.Module | None = None) -> Importance:
+    """Read what `save_sharded` wrote, by however many processes, and check it whole.
+
+    Args:
+        folder: Where it lies. All processes call this.
+        model: The importance is sharded as its parameters are; None: whole, on the CPU, in every process that asks.
+
+    Returns:
+        The importance.
+
+    Raises:
+        StoreError: No such folder, or a damaged one.
+        MismatchError: It does not fit the model.
+    """
+    path = Path(folder)
+    patterns = _patterns(model)
+    with _together(str(path)):
+        saved = read_sealed(path / FILE, _Saved, kind=FORMAT)
+        _check_files(path, saved.files)
+    if patterns is not None:
+        _check_fits(saved, patterns, where=str(path))
+    with _together(f"{path} is damaged"):
+        from torch.distributed.checkpoint import state_dict_loader as loader  # noqa: PLC0415 - imports very much
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader  # noqa: PLC0415
+
+        totals = {name: t.empty(patterns[name] if patterns else None) for name, t in saved.tensors.items()}
+        alone = model is None or place()[1] == 1
+        loader.load(totals, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=alone)
+        importance = saved.importance(totals)
+    try:
+        importance.check_values(who=str(path))
+    except UnlearnKitError as error:
+        raise StoreError(f"{path}: the totals are damaged: {error}") from error
+    return importance
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Let the first process make a folder and put it in place, and the others write to it too."""
+    with ExitStack() as stack:
+        made, problem = "", ""
+        if place()[0] == 0:
+            try:
+                made = str(stack.enter_context(atomic_folder(folder)))
+            except OSError as error:
+                problem = str(error)
+        made, problem = told((made, problem))[0]
+        if problem:
+            raise StoreError(f"cannot write {folder}: {problem}")
+        yield Path(made)
+    told("in place")  # nobody goes on before the folder is where it should be
+
+
+@contextmanager
+def _together(where: str) -> Iterator[None]:
+    """Raise in all processes what goes wrong in one; a process alone is not warned that it is alone."""
+    from torch.distributed.checkpoint.api import CheckpointException  # noqa: PLC0415 - as above
+
+    problems = []
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            yield
+    except StoreError as error:
+        problems = [str(error)]
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError) as error:
+        problems = [f"{type(error).__name__}: {error}"]
+    except CheckpointException as error:
+        problems = [f"{type(e).__name__}: {e}" for e, _ in error.failures.values()]
+    raise_all(agreed(problems), where=where, error=StoreError)
+
+
+def _patterns(model: nn.Module | None) -> dict[str, nn.Parameter] | None:
+    if model is None:
+        return None
+    settle(model)
+    return trainable(model)
+
+
+def _check_fits(saved: _Saved, patterns: Mapping[str, Tensor], *, where: str) -> None:
+    problems = [f"{name}: expected, but missing" for name in patterns if name not in saved.tensors]
+    problems += [f"{name}: not expected" for name in saved.tensors if name not in patterns]
+    problems += [
+        f"{name}: expected shape {tuple(patterns[name].shape)}, saw {tuple(t.shape)}"
+        for name, t in saved.tensors.items()
+        if name in patterns and tuple(patterns[name].shape) != tuple(t.shape)
+    ]
+    raise_all(problems, where=f"{where} does not fit the model", error=MismatchError)
+
+
+def _check_files(folder: Path, expected: Mapping[str, str]) -> None:
+    rank, size = place()
+    seen = {p.name for p in folder.iterdir() if p.name != FILE}
+    problems = [f"{name}: expected, but missing" for name in expected if name not in seen]
+    problems += [f"{name}: not expected" for name in sorted(seen) if name not in expected]
+    problems += [
+        f"{name}: not a name of ours, or a link"
+        for name in expected
+        if not _NAME.fullmatch(name) or (folder / name).is_symlink()
+    ]
+    raise_all(problems, where=str(folder), error=StoreError)
+    for name in sorted(expected)[rank::size]:
+        if _digest(folder / name) != expected[name]:
+            raise StoreError(f"{name}: expected the digest of what was written, saw another: the file is damaged")
+
+
+def _digest(path: Path) -> str:
+    return blake3(max_threads=torch.get_num_threads()).update_mmap(path).hexdigest(length=16)

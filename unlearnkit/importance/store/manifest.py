@@ -1,0 +1,110 @@
+"""What a store of importances says of itself, in one JSON file that is replaced whole."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, final
+
+import attrs
+
+from unlearnkit.importance.importance import Importance
+from unlearnkit.importance.provenance import Fingerprint
+from unlearnkit.importance.relative_error import of_rest, of_sum
+from unlearnkit.importance.store.shards import Shard
+from unlearnkit.utils.checksummed_json import added, read_sealed, write_sealed
+
+FORMAT = "unlearnkit-store-1"
+FILE = "manifest.json"
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Entry:
+    """The stored importance of one group, or of all of them."""
+
+    shards: tuple[Shard, ...]
+    count: int
+    samples: int
+    relative_error: float | None = added(default=None)
+
+    @classmethod
+    def of(cls, importance: Importance) -> "Entry":
+        """Describe an importance whose totals are in no file yet."""
+        return cls(
+            shards=(), count=importance.count, samples=importance.samples, relative_error=importance.relative_error
+        )
+
+    @classmethod
+    def together(cls, parts: Sequence["Entry"]) -> "Entry":
+        """Describe a sum whose totals are in no file yet."""
+        return cls(
+            shards=(),
+            count=sum(part.count for part in parts),
+            samples=sum(part.samples for part in parts),
+            relative_error=of_sum((part.relative_error, part.samples) for part in parts),
+        )
+
+    def without(self, part: Importance) -> "Entry":
+        """Describe a difference whose totals are in no file yet."""
+        return Entry(
+            shards=(),
+            count=self.count - part.count,
+            samples=self.samples - part.samples,
+            relative_error=of_rest(self.relative_error, part.relative_error),
+        )
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Edit:
+    """An edit of the model that happened since the importances were measured."""
+
+    before: str
+    after: str
+    fraction: float
+    request: str = ""
+
+
+@final
+@attrs.frozen(kw_only=True)
+class StoreManifest:
+    """All that a store knows beside the tensors.
+
+    Attributes:
+        precision: Dtype of the stored totals.
+        data: Digest of the training data, or "".
+        versions: Of the libraries that measured.
+        fingerprint: Kind of the importances, the model's digest included; None before the first group.
+        groups: Group to entry.
+        total: The sum of all groups; None before the first.
+        edits: Of the model, since the importances were measured.
+    """
+
+    precision: Literal["float32", "float64"] = "float64"
+    data: str = ""
+    versions: Mapping[str, str] = attrs.field(factory=dict)
+    fingerprint: Fingerprint | None = None
+    groups: Mapping[str, Entry] = attrs.field(factory=dict)
+    total: Entry | None = None
+    edits: tuple[Edit, ...] = ()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Digests of the model that was measured and of what its edits made of it, in order."""
+        first = (self.fingerprint.model,) if self.fingerprint else ()
+        return (*first, *(edit.after for edit in self.edits))
+
+    @property
+    def files(self) -> frozenset[str]:
+        """Names of all files that the manifest refers to."""
+        entries = [*self.groups.values(), *([self.total] if self.total else [])]
+        return frozenset(shard.file for entry in entries for shard in entry.shards)
+
+
+def write_manifest(folder: Path, manifest: StoreManifest) -> None:
+    """Replace the manifest: the moment at which a change of the store happens."""
+    write_sealed(folder / FILE, manifest, kind=FORMAT)
+
+
+def read_manifest(folder: Path) -> StoreManifest:
+    """Read the manifest and check it whole."""
+    return read_sealed(folder / FILE, StoreManifest, kind=FORMAT)

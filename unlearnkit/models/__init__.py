@@ -1,0 +1,37 @@
+"""Models: parameters by name, objectives, snapshots and undo, checkpoints, training, two small classifiers."""
+
+from unlearnkit.models.checkpoint import (
+    load_checkpoint,
+    model_state,
+    read_checkpoint,
+    save_checkpoint,
+    write_checkpoint,
+)
+from unlearnkit.models.language import CausalLanguageModel
+from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.models.parameters import device_of, digest, trainable
+from unlearnkit.models.precision import Autocast
+from unlearnkit.models.training import EpochRecord, Training, train
+from unlearnkit.models.zoo import ResNet18Classifier, SmallCNN, resnet18_classifier, small_cnn
+
+__all__ = [
+    "Autocast",
+    "CausalLanguageModel",
+    "CrossEntropy",
+    "EpochRecord",
+    "Objective",
+    "ResNet18Classifier",
+    "SmallCNN",
+    "Training",
+    "device_of",
+    "digest",
+    "load_checkpoint",
+    "model_state",
+    "read_checkpoint",
+    "resnet18_classifier",
+    "save_checkpoint",
+    "small_cnn",
+    "train",
+    "trainable",
+    "write_checkpoint",
+]

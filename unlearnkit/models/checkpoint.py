@@ -1,0 +1,228 @@
+"""Save a model's weights and buffers, and load them back only when everything fits."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from unlearnkit.distributed.sharded_tensors import need_whole
+from unlearnkit.models.parameters import digest_tensors
+from unlearnkit.utils.errors import ConfigurationError, StoreError, raise_all
+from unlearnkit.utils.safetensors import save_tensors
+
+_PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")  # what torch.save writes now, and what it wrote before 1.6
+_PICKLE_SUFFIXES = {".pt", ".pth", ".pkl", ".bin"}
+_DIGEST = "unlearnkit.digest"  # of the tensors in the file
+_PREFIX = "_orig_mod."  # what torch.compile puts before the names of the module it wraps
+_DAMAGE = (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)
+
+
+def save_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write all weights and persistent buffers to one safetensors file, atomically.
+
+    Tied weights are written once, under their first name.
+
+    Args:
+        model: On any device, compiled or not.
+        path: Where to; an existing file is replaced only when the new one is complete.
+        metadata: Text to keep with the weights.
+
+    Raises:
+        ConfigurationError: The metadata hold something that is not text.
+        StoreError: The file cannot be written, or the model's state holds something that is not a tensor.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
+        >>> save_checkpoint(nn.Linear(2, 2), path, {"epochs": "5"})
+        >>> load_checkpoint(nn.Linear(2, 2), path)
+        {'epochs': '5'}
+    """
+    text = dict(metadata or {})
+    raise_all(
+        (
+            f"{key!r}: expected text for key and value, saw {value!r}"
+            for key, value in text.items()
+            if not (isinstance(key, str) and isinstance(value, str))
+        ),
+        where="metadata",
+        error=ConfigurationError,
+    )
+    write_checkpoint(model_state(model), path, text)
+
+
+def load_checkpoint(
+    model: nn.Module, path: str | Path, *, allow_pickle: bool = False, undo: bool = True
+) -> dict[str, str]:
+    """Load weights and buffers into a model; nothing is loaded unless everything fits.
+
+    Args:
+        model: Its names, shapes and dtypes must be those of the file; for tied weights one name is enough.
+        path: What `save_checkpoint` wrote, or another safetensors file of a state dict, or with ``allow_pickle``
+            what ``torch.save(model.state_dict(), path)`` wrote.
+        allow_pickle: Whether to read a pickle, with ``weights_only=True``: do so only for files you trust.
+        undo: Whether to copy the model first, so that it is put back when loading is interrupted half way. False needs
+            no memory for that: for a new model, which is thrown away then.
+
+    Returns:
+        The metadata; empty for a pickle.
+
+    Raises:
+        StoreError: The file is missing, damaged or a pickle that was not allowed.
+        MismatchError: The file does not fit the model, which is unchanged; lists every name, shape and dtype.
+    """
+    path = Path(path)
+    found, metadata = _read(path, allow_pickle=allow_pickle)
+    state = _state(model)
+    groups = _tied(state)
+    raise_all(_problems(state, groups, found), where=f"{path} does not fit {type(model).__name__}")
+    values = {name: next(found[n] for n in names if n in found) for names in groups for name in names}
+    _load(model, values, undo=undo)
+    return metadata
+
+
+def model_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return what a checkpoint of a model holds: weights and persistent buffers, tied weights once.
+
+    Args:
+        model: On any device, compiled or not.
+
+    Returns:
+        Name to tensor, not copied.
+    """
+    state = _state(model)
+    return {names[0]: state[names[0]].detach() for names in _tied(state)}
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors of a checkpoint without a model to load them into.
+
+    Args:
+        path: A safetensors file.
+
+    Returns:
+        Name to tensor, and the metadata.
+    """
+    return _read(Path(path), allow_pickle=False)
+
+
+def write_checkpoint(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as a checkpoint, atomically.
+
+    Args:
+        state: Name to tensor.
+        path: Where to.
+        metadata: Text to keep with them.
+
+    Raises:
+        StoreError: The file cannot be written.
+    """
+    save_tensors(state, path, {**(metadata or {}), _DIGEST: digest_tensors(state)})
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    state = {name.replace(_PREFIX, ""): value for name, value in model.state_dict().items()}
+    raise_all(
+        (
+            f"{name}: expected a tensor, saw {type(value).__name__}"
+            for name, value in state.items()
+            if not isinstance(value, Tensor)
+        ),
+        where=f"the state of {type(model).__name__}",
+        error=StoreError,
+    )
+    need_whole(state.values(), who="a checkpoint", instead="save and load the model by torch.distributed.checkpoint")
+    return state
+
+
+def _tied(state: Mapping[str, Tensor]) -> list[list[str]]:
+    # Names of one tensor stand together. Tensors without memory (empty, or on the meta device) are never tied.
+    groups: dict[Any, list[str]] = {}
+    for name, tensor in state.items():
+        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        groups.setdefault(place if tensor.data_ptr() else name, []).append(name)
+    return list(groups.values())
+
+
+def _problems(state: Mapping[str, Tensor], groups: list[list[str]], found: Mapping[str, Tensor]) -> list[str]:
+    problems = []
+    for names in groups:
+        present = [name for name in names if name in found]
+        problems += [] if present else [f"{names[0]}: expected, but missing in the file"]
+        problems += [p for name in present for p in _differences(name, state[name], found[name])]
+        if any(not torch.equal(found[present[0]], found[name]) for name in present[1:]):
+            problems.append(f"{', '.join(present)}: one tensor in the model, but different ones in the file")
+    return problems + [f"{name}: in the file, but not in the model" for name in found if name not in state]
+
+
+def _differences(name: str, expected: Tensor, seen: Tensor) -> list[str]:
+    problems = []
+    if expected.shape != seen.shape:
+        problems.append(f"{name}: expected shape {tuple(expected.shape)}, saw {tuple(seen.shape)}")
+    if expected.dtype != seen.dtype:
+        problems.append(f"{name}: expected {expected.dtype}, saw {seen.dtype}: convert the model first")
+    if expected.is_meta:
+        problems.append(f"{name}: expected memory to load into, saw the meta device: use model.to_empty first")
+    return problems
+
+
+def _load(model: nn.Module, values: Mapping[str, Tensor], *, undo: bool) -> None:
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()} if undo else {}
+    try:
+        model.load_state_dict({key: values[key.replace(_PREFIX, "")] for key in model.state_dict()})
+    except BaseException:  # a module may have a loading hook of its own that fails half way
+        if undo:
+            model.load_state_dict(before, strict=False)
+        raise
+
+
+def _read(path: Path, *, allow_pickle: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise StoreError(f"expected a checkpoint at {path}, saw {'a folder' if path.is_dir() else 'nothing'}")
+    if not _is_pickle(path):
+        return _read_safetensors(path)
+    if not allow_pickle:
+        raise StoreError(
+            f"{path} is a pickle, which can run code when it is read: expected a safetensors file; use "
+            "allow_pickle=True if you trust whoever made it"
+        )
+    return _read_pickle(path), {}
+
+
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[8:] == b"{":  # the header of safetensors, after 8 bytes of length that may look like a pickle
+        return False
+    return head.startswith(_PICKLE_MAGIC) or path.suffix.lower() in _PICKLE_SUFFIXES
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise StoreError(f"{path} is damaged or not a safetensors file: {error}: save it again") from error
+    if metadata.pop(_DIGEST, "") not in {"", digest_tensors(tensors)}:
+        raise StoreError(f"{path}: expected the digest of what was written, saw another: the file is damaged")
+    return {key.replace(_PREFIX, ""): tensor for key, tensor in tensors.items()}, metadata
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        with path.open("rb") as file:  # not the path: torch goes by a suffix .safetensors, here the content decides
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except _DAMAGE as error:
+        raise StoreError(f"{path} is damaged or holds more than weights: {error}") from error
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        keys = f" with the keys {list(loaded)[:5]}" if isinstance(loaded, Mapping) else ""
+        raise StoreError(
+            f"{path}: expected names and tensors, as model.state_dict() returns, saw {type(loaded).__name__}{keys}: "
+            "save the state dict alone"
+        )
+    return {str(key).replace(_PREFIX, ""): value for key, value in loaded.items()}

@@ -1,0 +1,199 @@
+"""A model's parameters and buffers by name: the one way this package joins numbers to weights."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from blake3 import blake3
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from unlearnkit.distributed.sharded_tensors import is_sharded, local, whole, widest
+from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, UnsupportedModelError
+
+_INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_COMPILED_PREFIX = "_orig_mod."  # what torch.compile puts before the names of the module it wraps
+
+
+def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return every parameter once, by its qualified name; tied weights are one parameter under their first name.
+
+    Example:
+        >>> list(parameters(nn.Sequential(nn.Linear(2, 2), nn.ReLU())))
+        ['0.weight', '0.bias']
+    """
+    return {name.replace(_COMPILED_PREFIX, ""): p for name, p in model.named_parameters()}
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that may be edited: those with ``requires_grad``.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Name to parameter, in the model's own order.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    found = {name: p for name, p in parameters(model).items() if p.requires_grad}
+    if not found:
+        raise ConfigurationError(
+            f"expected a model with at least one trainable parameter, saw {type(model).__name__} with none: "
+            "call requires_grad_(True) on the weights that may be edited"
+        )
+    return found
+
+
+def buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return every buffer once, by its qualified name."""
+    return {name.replace(_COMPILED_PREFIX, ""): b for name, b in model.named_buffers()}
+
+
+def dense(gradient: Tensor | None) -> Tensor | None:
+    """Return a gradient with an element for every weight: tables with ``sparse=True`` get only the rows looked up.
+
+    Example:
+        >>> dense(torch.eye(2)[1].to_sparse())
+        tensor([0., 1.])
+    """
+    return gradient.to_dense() if gradient is not None and gradient.layout is not torch.strided else gradient
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device that the model's parameters are on.
+
+    Args:
+        model: A module whose parameters are all on one device.
+
+    Returns:
+        That device; the CPU for a model without parameters.
+
+    Raises:
+        ConfigurationError: The parameters are on several devices.
+    """
+    devices = {p.device for p in model.parameters()}
+    if len(devices) > 1:
+        raise ConfigurationError(
+            f"expected all parameters on one device, saw {sorted(map(str, devices))}: move the model with .to(device)"
+        )
+    return devices.pop() if devices else torch.device("cpu")
+
+
+def digest(model: nn.Module) -> str:
+    """Hash all parameters and buffers: names, dtypes, shapes and bits.
+
+    Args:
+        model: Any module. The digest does not depend on the device, nor on how the model is sharded over processes: of
+            a sharded one every process must ask, and parameters are gathered one at a time.
+
+    Returns:
+        32 hexadecimal digits. Equal digests mean bit-identical weights.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> before = digest(model)
+        >>> with torch.no_grad():
+        ...     _ = model.bias.add_(1.0)
+        >>> digest(model) == before
+        False
+    """
+    return digest_tensors({**parameters(model), **buffers(model)})
+
+
+def digest_tensors(named: Mapping[str, Tensor]) -> str:
+    """Hash tensors: names, dtypes, shapes and bits."""
+    state = blake3(max_threads=torch.get_num_threads())  # cryptographic, and several times as fast as hashlib's
+    for name, tensor in sorted(named.items()):
+        state.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        flat = whole(tensor).to("cpu").contiguous().reshape(-1)
+        state.update(flat.view(torch.uint8).numpy().data)
+    return state.hexdigest(length=16)
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """View a tensor's bits as integers, so that NaN equals itself and −0 differs from +0."""
+    plain = local(tensor)
+    if plain.is_complex():
+        plain = torch.view_as_real(plain)
+    return plain if plain.dtype == torch.bool else plain.view(_INTEGER_OF_SIZE[plain.element_size()])
+
+
+def count_changed(before: Tensor, after: Tensor) -> int:
+    """Count the elements whose bits differ.
+
+    Example:
+        >>> count_changed(torch.tensor([0.0, 1.0]), torch.tensor([-0.0, 1.0]))
+        1
+    """
+    one, other = bits(before), bits(after)
+    if one.device.type != "cpu":
+        return int(torch.count_nonzero(one != other))
+    return int(np.count_nonzero(one.numpy() != other.numpy()))  # several times as fast as torch is on a CPU
+
+
+def extremes(tensor: Tensor) -> tuple[float, float]:
+    """Return the smallest and the largest element, in one pass: both are NaN when one element is.
+
+    Example:
+        >>> extremes(torch.tensor([2.0, -1.0, 3.0]))
+        (-1.0, 3.0)
+    """
+    if not tensor.numel():
+        return 0.0, 0.0
+    piece = local(tensor)
+    low, high = map(float, torch.aminmax(piece)) if piece.numel() else (math.inf, -math.inf)
+    return widest(low, high, device=piece.device) if is_sharded(tensor) else (low, high)
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Say whether no element is NaN or infinite, in one pass and without a copy.
+
+    Example:
+        >>> all_finite(torch.tensor([1.0, torch.inf]))
+        False
+    """
+    return all(math.isfinite(value) for value in extremes(tensor))
+
+
+def check_ordinary(model: nn.Module) -> None:
+    """Refuse a model whose weights have no values yet, or no squared gradients that are real numbers."""
+    named = {**parameters(model), **buffers(model)}
+    problems = [f"{name}: {reason}" for name, t in named.items() if (reason := _out_of_the_ordinary(t)) is not None]
+    if problems:
+        raise UnsupportedModelError(f"expected ordinary real weights, saw {'; '.join(problems)}")
+
+
+def _out_of_the_ordinary(t: Tensor) -> str | None:
+    if is_lazy(t):
+        return "not initialised (call the model once)"
+    if t.is_meta:
+        return "without values, on the meta device (load the weights)"
+    if t.is_inference() and t.requires_grad:
+        return "made under torch.inference_mode, where nothing can be differentiated (make it outside)"
+    if t.is_complex() and t.requires_grad:
+        return "complex (hold real and imaginary part as real numbers: torch.view_as_complex)"
+    return None
+
+
+def check_finite(model: nn.Module, *, when: str) -> None:
+    """Refuse a model that holds a NaN or an infinity."""
+    named = {**parameters(model), **buffers(model)}
+    bad = [name for name, t in named.items() if t.is_floating_point() and not all_finite(t)]
+    if bad:
+        raise NonFiniteError(
+            f"expected finite weights {when}, saw NaN or infinity in {', '.join(bad)} of {type(model).__name__}: "
+            "the model is damaged; load a checkpoint that is not"
+        )
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype to square and to add in: at least float32, because half-precision squares vanish.
+
+    Example:
+        >>> wide(torch.bfloat16)
+        torch.float32
+    """
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,188 @@
+"""Remember a model bit by bit, so that whatever foreign code does to it can be undone or blamed."""
+
+import random
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unlearnkit.distributed.sharded_tensors import local
+from unlearnkit.models.parameters import bits, parameters
+from unlearnkit.models.parameters import buffers as _buffers_of
+from unlearnkit.models.undo_log import UndoLog
+
+_Members = dict[Any, Any]
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_MEMBERS = ("_parameters", "_buffers", "_modules", *_HOOKS)
+
+
+@final
+class ModelSnapshot:
+    """A snapshot of a model and of the random state: weights, buffers, gradients, modes, structure.
+
+    While the guard is held, every ``.grad`` is None; `restore_surroundings` puts the originals back.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> guard = ModelSnapshot(model)
+        >>> with torch.no_grad():
+        ...     _ = model.weight.zero_()
+        >>> guard.changed_parameters()
+        ['weight']
+        >>> guard.restore()
+        >>> guard.changed_parameters()
+        []
+    """
+
+    def __init__(self, model: nn.Module, *, copies: bool = True) -> None:
+        self.journal = UndoLog()
+        self._names = {m: name or type(m).__name__ for name, m in model.named_modules()}
+        self._modules: dict[nn.Module, tuple[bool, tuple[_Members, ...]]] = {
+            m: (m.training, tuple(dict(getattr(m, members)) for members in _MEMBERS)) for m in self._names
+        }
+        self._model = model
+        self._parameters = _Tensors(parameters(model), copies=copies)
+        self._buffers = _Tensors(_buffers_of(model))
+        # Not another walk through the model, which costs more than copying its buffers.
+        everyone = list(dict.fromkeys(p for m in self._names for p in m._parameters.values() if p is not None))  # noqa: SLF001
+        self._flags = [(p, p.requires_grad) for p in everyone]
+        self._grads = [(p, p.grad) for p in everyone]
+        self._rng = _random_state()
+        for p in everyone:
+            p.grad = None
+
+    def before(self, name: str) -> Tensor:
+        """Return the value that a parameter had."""
+        copy: Tensor = self._parameters.copies[name]
+        return copy
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that could be edited when the guard was made, whatever was done to them since."""
+        flags = dict(self._flags)
+        return {name: p for name, p in self._parameters.objects.items() if flags[p]}
+
+    def structure_changes(self) -> list[str]:
+        """Say which modules, parameters or buffers were added, removed or replaced."""
+        problems: list[str] = []
+        for module, (_, (held, buffered, children, *_)) in self._modules.items():
+            name = self._names[module]
+            if not _same_members(held, module._parameters):  # noqa: SLF001
+                problems.append(f"{name} gained, lost or replaced a parameter")
+            if not _same_members(children, module._modules):  # noqa: SLF001
+                problems.append(f"{name} gained, lost or replaced a child module")
+            if set(buffered) != set(dict(module._buffers)):  # noqa: SLF001
+                problems.append(f"{name} gained or lost a buffer")
+        kinds = self._parameters.kind_changes(parameters(self._model))
+        return problems + kinds + self._buffers.kind_changes(_buffers_of(self._model))
+
+    def changed_parameters(self) -> list[str]:
+        """Return the names of the parameters whose bits differ from the snapshot."""
+        return self._parameters.changed(parameters(self._model))
+
+    def changed_buffers(self) -> list[str]:
+        """Return the names of the buffers whose bits differ from the snapshot."""
+        return self._buffers.changed(_buffers_of(self._model))
+
+    def restore_surroundings(self, *, buffers: bool = True) -> None:
+        """Put back all but the weights: gradients, modes, ``requires_grad``, buffers, hooks and random state."""
+        if not buffers:
+            self._buffers.adopt(_buffers_of(self._model))
+        for module, (training, saved) in self._modules.items():
+            module.training = training
+            _put_back(module, saved, ("_buffers", *_HOOKS))
+        for (p, flag), (_, grad) in zip(self._flags, self._grads, strict=True):
+            p.requires_grad_(flag)
+            p.grad = grad
+        if buffers:
+            self._buffers.restore()
+        _set_random_state(self._rng)
+
+    def restore(self) -> None:
+        """Put everything back, bit by bit, structure included."""
+        for module, (_, saved) in self._modules.items():
+            _put_back(module, saved, _MEMBERS)
+        self._parameters.restore()
+        with torch.no_grad():
+            self.journal.undo()
+        self.restore_surroundings()
+
+
+@final
+class _Tensors:
+    """Named tensors: the objects, the storage they had, and a copy of their values unless it is not wanted."""
+
+    def __init__(self, named: dict[str, Any], *, copies: bool = True) -> None:
+        self.objects: _Members = dict(named)
+        self.storages = {name: t.data for name, t in named.items()}
+        self.kinds = {name: _kind(t) for name, t in named.items()}
+        self.copies = {name: t.detach().clone() for name, t in named.items() if copies}
+
+    def kind_changes(self, now: dict[str, Any]) -> list[str]:
+        """Say which tensors have another shape, dtype or device than they had."""
+        return [
+            f"{name}: expected {_describe(kind)}, saw {_describe(_kind(now[name]))}"
+            for name, kind in self.kinds.items()
+            if name in now and _kind(now[name]) != kind
+        ]
+
+    def changed(self, now: dict[str, Any]) -> list[str]:
+        """Name the tensors whose bits differ."""
+        return [
+            name
+            for name, copy in self.copies.items()
+            if name not in now or _kind(now[name]) != _kind(copy) or not torch.equal(bits(now[name]), bits(copy))
+        ]
+
+    def adopt(self, now: dict[str, Any]) -> None:
+        """Write the values of now into the old storage of the old objects."""
+        values = {name: t.detach().clone() for name, t in now.items() if name in self.objects}
+        with torch.no_grad():
+            for name, value in values.items():
+                self.objects[name].data = self.storages[name]
+                self.objects[name].data.copy_(value)
+
+    def restore(self) -> None:
+        """Write the old values into the old storage of the old objects."""
+        with torch.no_grad():
+            for name, tensor in self.objects.items():
+                tensor.data = self.storages[name]
+                if name in self.copies and not torch.equal(bits(tensor), bits(self.copies[name])):
+                    local(tensor).copy_(local(self.copies[name]))
+
+
+def _put_back(module: nn.Module, saved: tuple[_Members, ...], which: tuple[str, ...]) -> None:
+    for name, members in zip(_MEMBERS, saved, strict=True):
+        held = getattr(module, name)
+        if name in which and not _same_members(members, held):
+            held.clear()
+            held.update(members)
+
+
+def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
+def _describe(kind: tuple[torch.Size, torch.dtype, torch.device]) -> str:
+    shape, dtype, device = kind
+    return f"shape {tuple(shape)}, {dtype} on {device}"
+
+
+def _same_members(before: _Members, held: _Members) -> bool:
+    now = dict(held)  # what a scripted module holds is no dictionary, and can only be read
+    return list(before) == list(now) and all(before[key] is now[key] for key in before)
+
+
+def _random_state() -> tuple[Any, ...]:
+    # Asking for the CUDA state would start CUDA: a process that has not touched it has no state to keep.
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+def _set_random_state(state: tuple[Any, ...]) -> None:
+    python, numpy_state, cpu, cuda = state
+    random.setstate(python)
+    np.random.set_state(numpy_state)
+    torch.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state_all(cuda)

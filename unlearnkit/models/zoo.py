@@ -1,0 +1,137 @@
+"""Two image classifiers: the notebook's ResNet18, and a net small enough for a demonstration on a CPU."""
+
+from typing import final
+
+from torch import Tensor, nn
+from torchvision.models import ResNet18_Weights, resnet18
+from typing_extensions import override
+
+from unlearnkit.utils.errors import ConfigurationError
+from unlearnkit.utils.rng import private_rng
+
+
+@final
+class ResNet18Classifier(nn.Module):
+    """ResNet18 (He et al. 2016) whose last layer is dropout and a linear head: f(x) = W·drop(features(x)) + b.
+
+    Input: (batch, 3, h, w), float, normalised as for ImageNet. Output: logits, (batch, num_classes).
+
+    Args:
+        backbone: Maps images to features of shape (batch, features).
+        head: Maps features to logits.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits, (batch, num_classes), of a batch of images."""
+        logits: Tensor = self.head(self.backbone(x))
+        return logits
+
+
+@final
+class SmallCNN(nn.Module):
+    """Two convolutions with BatchNorm and max pooling, then a linear head.
+
+    Input: (batch, channels, image_size, image_size), float. Output: logits, (batch, num_classes).
+
+    Args:
+        num_classes: Outputs.
+        channels: Channels of the images.
+        width: Channels after the first convolution; twice as many after the second.
+        image_size: Height and width in pixels, a multiple of 4.
+    """
+
+    def __init__(self, *, num_classes: int, channels: int, width: int, image_size: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(*_block(channels, width), *_block(width, 2 * width))
+        self.head = nn.Linear(2 * width * (image_size // 4) ** 2, num_classes)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits, (batch, num_classes), of a batch of images, (batch, channels, image_size, image_size)."""
+        logits: Tensor = self.head(self.features(x).flatten(1))
+        return logits
+
+
+def _block(inputs: int, outputs: int) -> list[nn.Module]:
+    # No bias before BatchNorm, which would subtract it again.
+    convolution = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
+
+
+def resnet18_classifier(
+    *, num_classes: int, dropout: float = 0.5, pretrained: bool = False, seed: int | None = None
+) -> ResNet18Classifier:
+    """Make the notebook's network: about 11 million weights, for images such as 224 × 224.
+
+    Args:
+        num_classes: Outputs, ≥ 1.
+        dropout: Probability of dropping a feature before the head, in training only; 0 ≤ p < 1.
+        pretrained: Whether the backbone starts with torchvision's ImageNet weights (downloaded once, 45 MB); the
+            head never does.
+        seed: Makes the initial weights repeatable and leaves the global random state alone; None draws from it.
+
+    Returns:
+        A model in training mode on the CPU.
+
+    Raises:
+        ConfigurationError: A number is out of range.
+
+    Example:
+        >>> model = resnet18_classifier(num_classes=20, seed=0)
+        >>> sum(p.numel() for p in model.parameters())
+        11186772
+    """
+    _at_least("num_classes", num_classes, 1)
+    if not 0 <= dropout < 1:
+        raise ConfigurationError(f"dropout: expected a probability 0 ≤ p < 1, saw {dropout}")
+    if seed is not None:
+        with private_rng(seed=seed):
+            return resnet18_classifier(num_classes=num_classes, dropout=dropout, pretrained=pretrained)
+    backbone = resnet18(weights=ResNet18_Weights.DEFAULT if pretrained else None)
+    head = nn.Sequential(nn.Dropout(dropout), nn.Linear(backbone.fc.in_features, num_classes))
+    backbone.fc = nn.Identity()
+    return ResNet18Classifier(backbone, head)
+
+
+def small_cnn(
+    *, num_classes: int = 10, channels: int = 1, width: int = 16, image_size: int = 8, seed: int | None = None
+) -> SmallCNN:
+    """Make a small network for images such as the 8 × 8 digits: about 6,000 weights at its defaults.
+
+    Args:
+        num_classes: Outputs, ≥ 1.
+        channels: Channels of the images, ≥ 1.
+        width: Channels after the first convolution, ≥ 1; weights grow with its square.
+        image_size: Height and width in pixels, a multiple of 4.
+        seed: Makes the initial weights repeatable and leaves the global random state alone; None draws from it.
+
+    Returns:
+        A model in training mode on the CPU.
+
+    Raises:
+        ConfigurationError: A number is out of range.
+
+    Example:
+        >>> model = small_cnn(seed=0)
+        >>> sum(p.numel() for p in model.parameters())
+        6138
+    """
+    for name, value in {"num_classes": num_classes, "channels": channels, "width": width}.items():
+        _at_least(name, value, 1)
+    if image_size < 4 or image_size % 4:
+        raise ConfigurationError(f"image_size: expected a multiple of 4 pixels, saw {image_size}")
+    if seed is not None:
+        with private_rng(seed=seed):
+            return small_cnn(num_classes=num_classes, channels=channels, width=width, image_size=image_size)
+    return SmallCNN(num_classes=num_classes, channels=channels, width=width, image_size=image_size)
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigurationError(f"{name}: expected a whole number ≥ {least}, saw {value}")

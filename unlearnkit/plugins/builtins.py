@@ -1,0 +1,21 @@
+"""The estimators and metrics that unlearnkit itself offers, registered by the same hooks as anybody else's."""
+
+from collections.abc import Iterable
+
+from unlearnkit.evaluation import metrics
+from unlearnkit.evaluation.metric import Metric
+from unlearnkit.importance.estimator import ImportanceEstimator
+from unlearnkit.importance.fisher import BatchedDiagonalFisher, DiagonalFisher, SketchedFisher
+from unlearnkit.plugins.hookspecs import hookimpl
+
+
+@hookimpl
+def unlearnkit_register_estimators() -> Iterable[type[ImportanceEstimator]]:
+    """Offer the estimators of this package."""
+    return [DiagonalFisher, BatchedDiagonalFisher, SketchedFisher]
+
+
+@hookimpl
+def unlearnkit_register_metrics() -> Iterable[type[Metric]]:
+    """Offer the metrics of this package."""
+    return [getattr(metrics, name) for name in metrics.__all__]

@@ -1,0 +1,281 @@
+"""The plugin manager: a typed face over pluggy that isolates, names and explains what is wrong with a plugin."""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, final
+
+import pluggy
+
+from unlearnkit.evaluation.metric import Metric
+from unlearnkit.importance.estimator import ImportanceEstimator
+from unlearnkit.importance.importance import Importance
+from unlearnkit.plugins import hookspecs
+from unlearnkit.plugins.entry_points import Discovered, Problem, entry_point_plugins, of_object, warn_of
+from unlearnkit.plugins.hookspecs import Run
+from unlearnkit.plugins.registry import FOREIGN_FAULTS, Provided, Registry, problem_of
+from unlearnkit.plugins.tracing import traced
+from unlearnkit.unlearning.report import Report
+from unlearnkit.unlearning.unlearner import Unlearner
+from unlearnkit.utils.errors import ConfigurationError, PluginLoadError
+from unlearnkit.utils.suggest import nearest
+
+T = TypeVar("T")
+
+_KINDS: Mapping[str, tuple[str, type]] = {
+    "unlearner": ("unlearnkit_register_unlearners", Unlearner),
+    "estimator": ("unlearnkit_register_estimators", ImportanceEstimator),
+    "metric": ("unlearnkit_register_metrics", Metric),
+}
+
+
+@final
+class PluginManager:
+    """Finds methods, estimators and metrics by name, wherever they were installed from.
+
+    Nothing is imported before the first question. One broken plugin is recorded and warned about once; it is an error
+    only when something it should have provided is asked for.
+
+    Args:
+        entry_points: Look for installed plugins in the entry-point group ``unlearnkit``; False for tests.
+
+    Example:
+        >>> manager = PluginManager()
+        >>> manager.unlearner("ssd").__name__
+        'SelectiveSynapticDampening'
+    """
+
+    def __init__(self, *, entry_points: bool = True) -> None:
+        self._pluggy = pluggy.PluginManager(hookspecs.PROJECT)
+        self._pluggy.add_hookspecs(hookspecs)
+        self._discovered: dict[str, Discovered] = {}
+        self._problems: list[Problem] = []
+        self._warned: set[int] = set()
+        self._registries: dict[str, Registry[Any]] = {kind: Registry(kind=kind) for kind in _KINDS}
+        self._asked: dict[str, set[str]] = {kind: set() for kind in _KINDS}
+        self._pending = entry_points
+
+    def register(self, plugin: object, *, name: str | None = None) -> None:
+        """Add a plugin by hand: a module or an object with ``@hookimpl`` functions.
+
+        Args:
+            plugin: The module or object.
+            name: For messages; its own name when left out.
+
+        Raises:
+            PluginLoadError: One of its hooks does not have the signature that the hook specification has.
+            ConfigurationError: A plugin of that name is registered already.
+        """
+        self._load()
+        found = of_object(plugin, name)
+        if found.name in self._discovered:
+            raise ConfigurationError(f"expected a new plugin name, saw {found.name!r} again: pass name=")
+        problem = self._add(found, plugin)
+        if problem is not None:
+            self._warned.add(id(problem))
+            raise PluginLoadError(str(problem)) from problem.error
+        self._warn(self._problems)
+
+    def unlearner(self, name: str) -> type[Unlearner]:
+        """Return a method's class.
+
+        Args:
+            name: As ``"ssd"``.
+
+        Returns:
+            The class.
+        """
+        return self._registry("unlearner").get(name, self.problems())
+
+    def estimator(self, name: str) -> type[ImportanceEstimator]:
+        """Return an estimator's class.
+
+        Args:
+            name: As ``"diagonal-fisher"``.
+
+        Returns:
+            The class.
+        """
+        return self._registry("estimator").get(name, self.problems())
+
+    def metric(self, name: str) -> type[Metric]:
+        """Return a metric's class.
+
+        Args:
+            name: As ``"accuracy"``.
+
+        Returns:
+            The class.
+        """
+        return self._registry("metric").get(name, self.problems())
+
+    def provided(self, kind: str) -> tuple[Provided, ...]:
+        """List what is provided.
+
+        Args:
+            kind: ``"unlearner"``, ``"estimator"`` or ``"metric"``.
+
+        Returns:
+            One entry per class, sorted by name; a duplicate name has several.
+        """
+        return self._registry(kind).entries
+
+    def provider_of(self, cls: type) -> str:
+        """Say which distribution provides a class.
+
+        Args:
+            cls: A class that a plugin may have registered.
+
+        Returns:
+            For example ``"unlearnkit 0.1.0"``, or "" when no plugin registered it.
+        """
+        entries = [entry for kind in _KINDS for entry in self.provided(kind) if entry.cls is cls]
+        return entries[0].plugin.origin if entries else ""
+
+    def plugins(self) -> tuple[Discovered, ...]:
+        """List every plugin that was found, usable or not.
+
+        Returns:
+            Sorted by name.
+        """
+        self._load()
+        return tuple(sorted(self._discovered.values(), key=lambda plugin: plugin.name))
+
+    def problems(self) -> tuple[Problem, ...]:
+        """List what is wrong with any plugin.
+
+        Returns:
+            In the order of discovery.
+        """
+        self._load()
+        return (*self._problems, *(p for kind in _KINDS for p in self._registry(kind).problems))
+
+    def check_pending(self) -> None:
+        """Refuse hook implementations that no hook specification has: a misspelt name does nothing otherwise.
+
+        Raises:
+            PluginLoadError: Naming the unknown hook, the plugin and the closest known hook.
+        """
+        unknown = [problem for problem in self.problems() if problem.stage == "unknown hook"]
+        if unknown:
+            raise PluginLoadError("; ".join(map(str, unknown)))
+
+    def before_run(self, run: Run) -> None:
+        """Tell every observer that a run starts.
+
+        Args:
+            run: The run.
+        """
+        self._tell("unlearnkit_before_run", run=run)
+
+    def after_estimate(self, run: Run, role: str, importance: Importance) -> None:
+        """Tell every observer of an importance.
+
+        Args:
+            run: The run.
+            role: Which set.
+            importance: What was measured.
+        """
+        self._tell("unlearnkit_after_estimate", run=run, role=role, importance=importance)
+
+    def after_run(self, run: Run, report: Report) -> None:
+        """Tell every observer that a run succeeded.
+
+        Args:
+            run: The run.
+            report: What was done.
+        """
+        self._tell("unlearnkit_after_run", run=run, report=report)
+
+    def _load(self) -> None:
+        if not self._pending:
+            return
+        self._pending = False
+        for found, load in entry_point_plugins():
+            if found.problem is not None:
+                self._remember(found, found.problem)
+            else:
+                self._load_one(found, load)
+        self._warn(self._problems)
+
+    def _load_one(self, found: Discovered, load: Callable[[], object]) -> None:
+        try:
+            plugin = load()
+        except FOREIGN_FAULTS as error:  # recorded, not hidden
+            self._remember(found, problem_of(found, "import", error))
+        else:
+            self._add(found, plugin)
+
+    def _remember(self, found: Discovered, problem: Problem | None) -> None:
+        self._discovered[found.name] = found.with_problem(problem)
+        if problem is not None:
+            self._problems.append(problem)
+
+    def _warn(self, problems: Iterable[Problem]) -> None:
+        new = [p for p in problems if p.stage != "blocked" and id(p) not in self._warned]
+        self._warned.update(map(id, new))  # all of them first: a warning may have been made an error
+        for problem in new:
+            warn_of(problem)
+
+    def _add(self, found: Discovered, plugin: object) -> Problem | None:
+        try:
+            self._pluggy.register(plugin, name=found.name)
+            unknown = self._unknown_hooks(found, plugin)
+        except FOREIGN_FAULTS as error:  # pluggy's own errors and whatever attribute access on a plugin raises
+            # pluggy before 1.7 leaves a plugin half registered after a validation error.
+            if self._pluggy.get_plugin(found.name) is plugin:
+                self._pluggy.unregister(name=found.name)
+            stage = "hook signature" if isinstance(error, pluggy.PluginValidationError) else "registration"
+            problem = problem_of(found, stage, error)
+            self._remember(found, problem)
+            return problem
+        self._remember(found, None)
+        self._problems += unknown
+        return None
+
+    def _unknown_hooks(self, found: Discovered, plugin: object) -> list[Problem]:
+        marks = ((name, self._pluggy.parse_hookimpl_opts(plugin, name)) for name in dir(plugin))
+        # An optional hook is one that a newer host may have.
+        marked = [mark.get("specname") or name for name, mark in marks if mark and not mark.get("optionalhook")]
+        known = {name for name in dir(hookspecs) if hasattr(getattr(hookspecs, name), f"{hookspecs.PROJECT}_spec")}
+        return [
+            problem_of(found, "unknown hook", PluginLoadError(f"no hook is called {name!r}{nearest(name, known)}"))
+            for name in marked
+            if name not in known
+        ]
+
+    def _registry(self, kind: str) -> Registry[Any]:
+        self._load()
+        if kind not in _KINDS:
+            raise ConfigurationError(
+                f"expected a kind of class that plugins provide, saw {kind!r}{nearest(kind, _KINDS)}"
+            )
+        hook, base = _KINDS[kind]
+        asked = self._asked[kind]
+        new = [(found, call) for found, call in self._call_each(hook) if found.name not in asked]
+        asked.update(found.name for found, _ in new)
+        self._registries[kind] = self._registries[kind].extend(base, new)
+        self._warn(self._registries[kind].problems)
+        return self._registries[kind]
+
+    def _call_each(self, hook: str, **arguments: Any) -> Iterable[tuple[Discovered, Callable[[], Any]]]:
+        for name, plugin in self._pluggy.list_name_plugin():
+            others = [p for _, p in self._pluggy.list_name_plugin() if p is not plugin]
+            caller = self._pluggy.subset_hook_caller(hook, others)
+            if plugin is not None and caller.get_hookimpls():
+                found = self._discovered[name]
+                call = functools.partial(caller, **arguments)
+                yield found, traced(call, hook=hook, plugin=found.name, origin=found.origin)
+
+    def _tell(self, hook: str, **arguments: Any) -> None:
+        self._load()
+        for found, call in self._call_each(hook, **arguments):
+            try:
+                call()
+            except FOREIGN_FAULTS as error:  # an observer must not be able to stop the run it observes
+                warn_of(problem_of(found, hook, error))
+
+
+@functools.cache
+def default_manager() -> PluginManager:
+    """Return the manager that is shared by everything that is not handed another."""
+    return PluginManager()

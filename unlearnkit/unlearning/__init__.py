@@ -1,0 +1,38 @@
+"""Unlearning methods: their contracts, how an edit is applied, its report and its patch."""
+
+from unlearnkit.unlearning.distillation import (
+    class_labels,
+    class_logits,
+    copy_state,
+    divergence,
+    fresh_model,
+    teacher_of,
+)
+from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
+from unlearnkit.unlearning.fine_tune import EpochConfig, Loss, OptimizerConfig, fine_tune
+from unlearnkit.unlearning.inputs import Need, UnlearningInputs
+from unlearnkit.unlearning.patch import Patch, TensorPatch
+from unlearnkit.unlearning.report import Report, TensorChange
+from unlearnkit.unlearning.unlearner import Unlearner, UnlearnerTraits
+
+__all__ = [
+    "ElementwiseUnlearner",
+    "EpochConfig",
+    "Loss",
+    "Need",
+    "OptimizerConfig",
+    "Patch",
+    "Report",
+    "TensorChange",
+    "TensorPatch",
+    "Unlearner",
+    "UnlearnerTraits",
+    "UnlearningInputs",
+    "class_labels",
+    "class_logits",
+    "copy_state",
+    "divergence",
+    "fine_tune",
+    "fresh_model",
+    "teacher_of",
+]

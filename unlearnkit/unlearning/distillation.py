@@ -1,0 +1,176 @@
+"""What teacher-and-student methods share: teachers, fresh models, class probabilities, the divergence between them."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.models.parameters import buffers, device_of, parameters, trainable
+from unlearnkit.unlearning.inputs import UnlearningInputs
+from unlearnkit.utils.errors import ConfigurationError, MismatchError, raise_all
+from unlearnkit.utils.rng import private_rng
+
+
+def teacher_of(model: nn.Module) -> nn.Module:
+    """Copy a model to learn from: in eval mode, its weights its own and frozen.
+
+    Args:
+        model: Left as it is; the copy shares no tensor with it, so that training one does not change the other.
+
+    Returns:
+        The copy.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> teacher = teacher_of(model)
+        >>> teacher.training, teacher.weight.requires_grad, teacher.weight.data_ptr() == model.weight.data_ptr()
+        (False, False, False)
+    """
+    teacher = copy.deepcopy(model)
+    for p in teacher.parameters():
+        p.grad = None
+    return teacher.requires_grad_(requires_grad=False).eval()
+
+
+def fresh_model(model: nn.Module, inputs: UnlearningInputs) -> nn.Module:
+    """Make an untrained model of the same kind; no trainable weight and no buffer of the model has any influence on it.
+
+    Args:
+        model: What the fresh one must look like; left as it is.
+        inputs: Its ``model_factory`` is called, with every global generator at ``inputs.seed``.
+
+    Returns:
+        A model on the same device. The parameters that are frozen in the model, which no training changes, are frozen
+        in it too, and have the model's values.
+
+    Raises:
+        ConfigurationError: There is no factory, or it does not return a module.
+        MismatchError: What it returns has other parameters or buffers, or shares some with the model.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> fresh = fresh_model(model, UnlearningInputs(model_factory=lambda: nn.Linear(2, 2)))
+        >>> torch.equal(fresh.weight, model.weight)
+        False
+    """
+    if inputs.model_factory is None:
+        raise ConfigurationError("expected a model_factory in the inputs, saw None: it makes an untrained model")
+    device = device_of(model)
+    with private_rng(device, seed=inputs.seed):
+        fresh = inputs.model_factory()
+    if not isinstance(fresh, nn.Module):
+        raise ConfigurationError(f"model_factory: expected a torch.nn.Module, saw {type(fresh).__name__}")
+    fresh = fresh.to(device)
+    wanted, seen = ({**parameters(one), **buffers(one)} for one in (model, fresh))
+    problems = [f"{name}: expected, but missing" for name in wanted if name not in seen]
+    problems += [f"{name}: not in the model" for name in seen if name not in wanted]
+    for name in (name for name in wanted if name in seen):
+        kinds = [f"shape {tuple(t.shape)}, {t.dtype}" for t in (wanted[name], seen[name])]
+        if kinds[0] != kinds[1]:
+            problems.append(f"{name}: expected {kinds[0]}, saw {kinds[1]}")
+        elif wanted[name].numel() and wanted[name].data_ptr() == seen[name].data_ptr():
+            problems.append(f"{name}: expected a tensor of its own, saw the model's")
+    raise_all(problems, where=f"model_factory made no fresh {type(model).__name__}")
+    with torch.no_grad():
+        for name, p in parameters(fresh).items():
+            p.requires_grad_(wanted[name].requires_grad)
+            if not p.requires_grad:
+                p.copy_(wanted[name])
+    return fresh
+
+
+def copy_state(source: nn.Module, target: nn.Module) -> None:
+    """Copy trainable weights and buffers from one model into another of the same kind, by name, in place.
+
+    Args:
+        source: Left as it is.
+        target: Its frozen parameters stay as they are.
+
+    Example:
+        >>> one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+        >>> copy_state(one, other)
+        >>> torch.equal(one.weight, other.weight)
+        True
+    """
+    values = {**parameters(source), **buffers(source)}
+    with torch.no_grad():
+        for name, tensor in {**trainable(target), **buffers(target)}.items():
+            tensor.copy_(values[name])
+
+
+def class_logits(objective: Objective, model: nn.Module, batch: Any) -> Tensor:
+    """Return the logits of a classifier, for methods that need class probabilities.
+
+    Args:
+        objective: Must be a `CrossEntropy`, which knows where inputs and logits stand.
+        model: Called with the batch's input.
+        batch: On the model's device.
+
+    Returns:
+        Shape (batch, classes, …).
+
+    Raises:
+        ConfigurationError: Another objective: it has no class probabilities.
+    """
+    return _classification(objective).logits(model, batch)
+
+
+def class_labels(objective: Objective, batch: Any) -> Tensor:
+    """Return the labels of a batch, for methods that relabel.
+
+    Args:
+        objective: Must be a `CrossEntropy`.
+        batch: On the model's device.
+
+    Returns:
+        Shape (batch, …), int64; −100 marks positions without a label.
+
+    Raises:
+        ConfigurationError: Another objective, or class probabilities instead of labels.
+    """
+    labels = _classification(objective).labels(batch)
+    if labels.is_floating_point():
+        raise ConfigurationError(f"expected class labels, whole numbers, saw {labels.dtype} of {tuple(labels.shape)}")
+    return labels.long()
+
+
+def divergence(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Return T²·KL(p_T ‖ q_T) of every sample: from the teacher's to the student's class probabilities.
+
+    p_T = softmax(teacher / T), q_T = softmax(student / T), KL(p ‖ q) = Σ_c p_c·(ln p_c − ln q_c). The factor T² keeps
+    the size of the gradients when T changes. Source: Hinton et al. 2015 (Distilling the Knowledge in a Neural
+    Network).
+
+    Args:
+        teacher: Logits, shape (batch, classes, …).
+        student: Logits of the same shape.
+        temperature: T > 0.
+
+    Returns:
+        Shape (batch,), nats; summed over further positions, not averaged over classes.
+
+    Raises:
+        MismatchError: The shapes differ.
+
+    Example:
+        >>> divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
+        tensor([0.1201])
+    """
+    if teacher.shape != student.shape:
+        raise MismatchError(
+            f"expected logits of one shape, saw {tuple(teacher.shape)} from the teacher and {tuple(student.shape)} "
+            "from the student"
+        )
+    log_p, log_q = (torch.log_softmax(logits / temperature, dim=1) for logits in (teacher, student))
+    return temperature**2 * (log_p.exp() * (log_p - log_q)).flatten(1).sum(1)
+
+
+def _classification(objective: Objective) -> CrossEntropy:
+    if not isinstance(objective, CrossEntropy):
+        raise ConfigurationError(
+            f"expected the objective CrossEntropy, whose models give class probabilities, saw {objective.describe()}: "
+            "choose a method that needs losses only"
+        )
+    return objective

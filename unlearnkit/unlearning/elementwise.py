@@ -1,0 +1,177 @@
+"""Methods whose edit of a weight depends on that weight and its two importances alone."""
+
+import abc
+from typing import ClassVar, Self, final
+
+import attrs
+from torch import Tensor, nn
+
+from unlearnkit.distributed.collectives import missing_nobody
+from unlearnkit.distributed.sharded_tensors import added, agreed, counts_here, is_sharded, local
+from unlearnkit.importance.importance import Importance
+from unlearnkit.models.parameters import trainable
+from unlearnkit.models.snapshot import ModelSnapshot
+from unlearnkit.models.undo_log import UndoLog
+from unlearnkit.unlearning.apply_rule import Sweep, keeper
+from unlearnkit.unlearning.fused.run import fused
+from unlearnkit.unlearning.inputs import Need, UnlearningInputs
+from unlearnkit.unlearning.operands import Averaged, RuleOperands
+from unlearnkit.unlearning.unlearner import Counted, Unlearner
+from unlearnkit.utils.errors import UnlearnKitError, UnsupportedModelError, raise_all
+from unlearnkit.utils.options import option_values
+
+_Weights = dict[str, nn.Parameter]
+
+
+class ElementwiseUnlearner(Unlearner):
+    """θ' = rule(θ, F_f, F_r), for every weight by itself. Subclass it and write `rule`.
+
+    The edit is one pass over the three arrays, in pieces; no copy of the model is made, and an edit that fails is
+    undone from a journal of what it overwrote.
+
+    Importances arrive as means over samples (or as totals, when they are `Importance.unnormalised`).
+
+    Example:
+        >>> import attrs, torch
+        >>> @final
+        ... @attrs.frozen(kw_only=True)
+        ... class Halve(ElementwiseUnlearner):
+        ...     name = "halve"
+        ...     def rule(self, theta, forget, reference):
+        ...         return torch.where(forget > reference, theta / 2, theta)
+        >>> ones = torch.ones(2)
+        >>> Halve().edit(ones, torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0]))
+        tensor([1.0000, 0.5000])
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.FORGET_IMPORTANCE, Need.REFERENCE_IMPORTANCE})
+
+    @abc.abstractmethod
+    def rule(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:
+        """Return the edited weights: a pure function, element by element, nothing edited in place.
+
+        It is called for pieces of a parameter that fit in cache, so it must not look at a whole one: use `prepare`.
+
+        Args:
+            theta: Weights, any shape, float32 or float64.
+            forget: F_f ≥ 0, same shape, dtype and device.
+            reference: F_r ≥ 0, likewise; zeros when the method does not need it.
+
+        Returns:
+            θ', same shape, dtype and device.
+        """
+
+    def prepare(self, forget: Importance, reference: Importance | None) -> Self:
+        """Look at all importances at once before the first weight is edited; override it for a global quantile, say.
+
+        Args:
+            forget: Importance for the forget set.
+            reference: Importance for the reference set, or None when the method does not need one.
+
+        Returns:
+            The object that edits: this one, or a copy made by ``attrs.evolve``.
+        """
+        del forget, reference
+        return self
+
+    @final
+    def edit(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:
+        """Apply the rule to one tensor: in at least float32, checked, cast back.
+
+        Args:
+            theta: Weights, any shape and floating dtype.
+            forget: F_f, same shape and device, float32 or float64.
+            reference: F_r, likewise.
+
+        Returns:
+            θ' in the dtype of ``theta``; weights that the rule leaves alone keep their bits.
+
+        Raises:
+            MismatchError: The rule returned another shape, dtype or device, or edited its arguments.
+            NonFiniteError: The rule made a NaN or an infinity of finite numbers.
+        """
+        return self.sweep(weights=theta.numel()).copy(theta, Averaged(total=forget), Averaged(total=reference))
+
+    @final
+    def sweep(self, *, weights: int = 0) -> Sweep:
+        """Return the rule together with the checks that are made of it, ready to be applied to one parameter at a time.
+
+        Args:
+            weights: How many are going to be edited: for many, the rule is compiled where it can be.
+
+        Returns:
+            What `edit` and `apply` use.
+        """
+        who = f"method {self.name!r}: rule()"
+        compiled = fused(self.rule, who=who, weights=weights)
+        return Sweep(rule=self.rule, who=who, fused=compiled, keeper=None if compiled is None else keeper(who))
+
+    @final
+    def apply(self, model: nn.Module, inputs: UnlearningInputs) -> None:
+        """Edit every trainable parameter by name; see `Unlearner.apply`."""
+        self._write(trainable(model), inputs, UndoLog())
+
+    @final
+    def _edit(self, model: nn.Module, inputs: UnlearningInputs, guard: ModelSnapshot) -> Counted | None:
+        if not self._writes():
+            return super()._edit(model, inputs, guard)
+        weights = trainable(model)
+        spread = any(map(is_sharded, weights.values()))
+        return (self._write_pieces if spread else self._write)(weights, inputs, guard.journal)
+
+    @final
+    def _guard(self, model: nn.Module) -> ModelSnapshot:
+        # A rule sees copies of pieces only: what the journal holds is all that can have changed.
+        return ModelSnapshot(model, copies=not self._writes())
+
+    def _writes(self) -> bool:
+        """Say whether the framework does the writing: not when a subclass replaces ``apply``, final or not."""
+        return type(self).apply is ElementwiseUnlearner.apply
+
+    def _write(self, weights: _Weights, inputs: UnlearningInputs, journal: UndoLog) -> Counted:
+        forget, reference, changed = inputs.forget, inputs.reference, {}
+        assert forget is not None, "checked by UnlearningInputs.check: FORGET_IMPORTANCE is among the needs"
+        ready = self.prepare(forget, reference)
+        sweep = ready.sweep(weights=sum(p.numel() for p in weights.values()))
+        trios = [RuleOperands(local(p), *arguments(name, forget, reference)) for name, p in weights.items()]
+        for name, trio, count in zip(weights, trios, sweep.at_once(trios, journal=journal), strict=True):
+            try:
+                changed[name] = sweep.by_torch(trio, journal=journal) if count is None else count
+            except Exception as error:
+                error.add_note(f"while {self.name!r} edited {name!r}")
+                raise
+        given = option_values(self)
+        derived = {key: value for key, value in option_values(ready).items() if given.get(key) != value}
+        return Counted(changed=changed, derived=derived)
+
+    @final
+    def _write_pieces(self, weights: _Weights, inputs: UnlearningInputs, journal: UndoLog) -> Counted:
+        """Edit the pieces of a sharded model, and count over all processes; an error in one is raised in all."""
+        problems, here = [], Counted(changed={})
+        try:
+            here = self._write(weights, inputs, journal)
+        except Exception as error:  # noqa: BLE001 - the other processes wait: they must hear of it, whatever it is
+            problems = [": ".join([type(error).__name__, str(error), *getattr(error, "__notes__", [])])]
+        with missing_nobody():
+            raise_all(agreed(problems), where="an edit in pieces (the model was put back)", error=UnlearnKitError)
+            mine = [here.changed[name] if counts_here(p) else 0 for name, p in weights.items()]
+            device = next(iter(weights.values())).device
+            everywhere = dict(zip(weights, added(mine, device=device), strict=True))
+        return attrs.evolve(here, changed=everywhere)
+
+    @final
+    def _check_shardable(self) -> None:
+        if not self._writes() or type(self).prepare is not ElementwiseUnlearner.prepare:
+            raise UnsupportedModelError(
+                f"method {self.name!r}: expected a model that is whole in this process, saw one whose parameters are "
+                "sharded (FSDP, DTensor): this method looks at all importances at once before it edits (a percentile, "
+                "say), which no process has; use one that does not, with thresholds of your own"
+            )
+
+
+def arguments(name: str, forget: Importance, reference: Importance | None) -> tuple[Averaged, Averaged | None]:
+    """Return what a `Sweep` takes for one parameter."""
+    f = Averaged(total=local(forget.totals[name]), count=forget.terms())
+    if reference is None or name not in reference.totals:
+        return f, None
+    return f, Averaged(total=local(reference.totals[name]), count=reference.terms())

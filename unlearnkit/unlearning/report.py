@@ -1,0 +1,177 @@
+"""What an edit did, counted on the real weights."""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import attrs
+
+from unlearnkit.importance.provenance import Fingerprint
+from unlearnkit.importance.relative_error import as_text, recorded
+
+
+@final
+@attrs.frozen(kw_only=True)
+class TensorChange:
+    """What happened to one parameter.
+
+    Attributes:
+        name: Qualified name.
+        size: Number of weights.
+        changed: How many weights have other bits than before.
+    """
+
+    name: str
+    size: int
+    changed: int
+
+    @property
+    def fraction(self) -> float:
+        """Changed weights as a fraction of all, 0 to 1."""
+        return self.changed / self.size if self.size else 0.0
+
+
+@final
+@attrs.frozen(kw_only=True)
+class ReportedImportance:
+    """One importance that an edit relied on, without its tensors."""
+
+    role: str
+    count: int
+    samples: int
+    batches: str
+    order: str
+    fingerprint: Fingerprint
+    relative_error: float | None = None
+
+    @property
+    def error(self) -> float | None:
+        """Its relative error, that of an exact estimator of an older report included."""
+        return recorded(self.relative_error, self.fingerprint.estimator)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Report:
+    """The record of one edit.
+
+    Attributes:
+        method: Name of the method.
+        options: Its options.
+        derived: Options that it worked out from the importances: an adaptive threshold, say.
+        tensors: One entry per trainable parameter.
+        buffers_changed: Names of the buffers that have other bits than before; only methods that train change any.
+        evidence: The importances it used.
+        remarks: Sentences that a person should read: why nothing could be selected, say.
+        seconds: Stage to wall-clock seconds.
+        model_before: Digest of the weights before the edit.
+        model_after: Digest of the weights after it.
+        provider: Distribution and version that the method comes from, or "" when it was not found by a plugin manager.
+
+    Example:
+        >>> report = Report(method="ssd", tensors=(TensorChange(name="w", size=4, changed=1),))
+        >>> report.changed, report.size, report.fraction
+        (1, 4, 0.25)
+        >>> print(report.sentence())
+        ssd changed 1 of 4 weights (25 %).
+    """
+
+    method: str
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    derived: Mapping[str, Any] = attrs.field(factory=dict)
+    tensors: tuple[TensorChange, ...] = ()
+    buffers_changed: tuple[str, ...] = ()
+    evidence: tuple[ReportedImportance, ...] = ()
+    remarks: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = attrs.field(factory=dict)
+    model_before: str = ""
+    model_after: str = ""
+    provider: str = ""
+
+    @property
+    def changed(self) -> int:
+        """How many weights have other bits than before."""
+        return sum(t.changed for t in self.tensors)
+
+    @property
+    def size(self) -> int:
+        """How many trainable weights the model has."""
+        return sum(t.size for t in self.tensors)
+
+    @property
+    def fraction(self) -> float:
+        """Changed weights as a fraction of the trainable ones, 0 to 1."""
+        return self.changed / self.size if self.size else 0.0
+
+    def layers(self) -> tuple[TensorChange, ...]:
+        """Add up the tensors of each layer: weight and bias of one module.
+
+        Returns:
+            One entry per module that has trainable parameters of its own, in the model's order.
+
+        Example:
+            >>> weight, bias = (TensorChange(name=f"a.{name}", size=4, changed=1) for name in ("weight", "bias"))
+            >>> Report(method="ssd", tensors=(weight, bias)).layers()
+            (TensorChange(name='a', size=8, changed=2),)
+        """
+        found: dict[str, TensorChange] = {}
+        for t in self.tensors:
+            name = t.name.rpartition(".")[0] or t.name
+            so_far = found.get(name, TensorChange(name=name, size=0, changed=0))
+            found[name] = TensorChange(name=name, size=so_far.size + t.size, changed=so_far.changed + t.changed)
+        return tuple(found.values())
+
+    def sentence(self) -> str:
+        """Say in words what the edit did, a no-op included.
+
+        Returns:
+            One or two sentences.
+        """
+        if self.changed == 0:
+            why = f" {self.remarks[0]}" if self.remarks else ""
+            return f"{self.method} changed nothing: 0 of {self.size} weights.{why}"
+        return f"{self.method} changed {self.changed} of {self.size} weights ({100 * self.fraction:.3g} %)."
+
+    def uncertainty(self) -> tuple[str, ...]:
+        """Say how far the importances may be off, where they were estimated with random numbers.
+
+        Returns:
+            One sentence; none when all are exact.
+
+        Example:
+            >>> kind = Fingerprint(estimator="sketched-fisher")
+            >>> seen = dict(role="forget", count=64, samples=64, batches="2 × 32", order="", fingerprint=kind)
+            >>> print(*Report(method="ssd", evidence=(ReportedImportance(**seen, relative_error=0.25),)).uncertainty())
+            Importances are estimates: standard deviation of a weight's total up to 25 % (forget), where its gradients \
+are spread evenly over the batches.
+        """
+        estimated = [f"{as_text(one.error)} ({one.role})" for one in self.evidence if one.error != 0]
+        if not estimated:
+            return ()
+        said = (
+            f"Importances are estimates: standard deviation of a weight's total {', '.join(estimated)}, where its "
+            "gradients are spread evenly over the batches."
+        )
+        return (said,)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON, the derived numbers included.
+
+        Returns:
+            Nested dicts, lists, strings and numbers; infinite options as strings.
+        """
+        plain = attrs.asdict(self, value_serializer=lambda _, __, value: _plain(value))
+        parts = {"tensors": self.tensors, "layers": self.layers()}
+        counted = {name: [{**attrs.asdict(t), "fraction": t.fraction} for t in some] for name, some in parts.items()}
+        return {**plain, **counted, "changed": self.changed, "size": self.size, "fraction": self.fraction}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, float) and (value != value or abs(value) == float("inf")):  # noqa: PLR0124 - NaN
+        return str(value)  # JSON has neither
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str) or attrs.has(type(value)):
+        return value
+    return str(value)

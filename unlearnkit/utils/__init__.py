@@ -1,0 +1,1 @@
+"""Helpers that know nothing of unlearning: errors, options, files, random numbers, progress."""

@@ -1,0 +1,100 @@
+"""Values as JSON text that shows when a byte of it was changed."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+import cattrs
+from cattrs.gen import make_dict_unstructure_fn, override
+
+from unlearnkit.utils.errors import StoreError, UnlearnKitError
+from unlearnkit.utils.files import atomic_write
+
+T = TypeVar("T")
+_ADDED = "added to the format"
+
+
+def added(*, default: Any) -> Any:
+    """Declare a field that sealed files from before do not have, so that they are still read."""
+    return attrs.field(default=default, metadata={_ADDED: True})
+
+
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter()
+
+    def plain(cls: type[attrs.AttrsInstance]) -> Any:
+        left_out: dict[str, Any] = {
+            f.name: override(omit_if_default=True) for f in attrs.fields(cls) if _ADDED in f.metadata
+        }
+        return make_dict_unstructure_fn(cls, converter, **left_out)
+
+    converter.register_unstructure_hook_factory(attrs.has, plain)
+    return converter
+
+
+_CONVERTER = _converter()
+
+
+def seal(value: Any, *, kind: str) -> str:
+    """Write a value as JSON, always in the same way, with its kind and its digest."""
+    return _dump({"kind": kind, "digest": seal_digest(value), "content": _CONVERTER.unstructure(value)})
+
+
+def seal_digest(value: Any) -> str:
+    """Hash everything in a value.
+
+    Example:
+        >>> import attrs
+        >>> Point = attrs.make_class("Point", ["x"])
+        >>> seal_digest(Point(1)) == seal_digest(Point(1)) != seal_digest(Point(2))
+        True
+    """
+    return hashlib.blake2b(_dump(_CONVERTER.unstructure(value)).encode(), digest_size=32).hexdigest()
+
+
+def unseal(text: str, cls: type[T], *, kind: str, where: str) -> T:
+    """Read what `seal` wrote, and check that it is that to the last byte."""
+    try:
+        raw = json.loads(text)
+        seen = raw["kind"]
+        value = _CONVERTER.structure(raw["content"], cls) if seen == kind else None
+    except (ValueError, TypeError, KeyError, RecursionError, UnlearnKitError, cattrs.BaseValidationError) as error:
+        raise StoreError(f"{where} is damaged: expected {kind}, saw {_leaves(error)}") from error
+    if value is None:
+        raise StoreError(f"{where}: expected {kind}, saw {str(seen)[:80]!r}: another file, or one of another version")
+    if seal(value, kind=kind) != text:
+        raise StoreError(f"{where}: expected the digest of what was written, saw another: the file was changed")
+    return value
+
+
+def write_sealed(path: Path, value: Any, *, kind: str) -> None:
+    """Put a sealed value in the place of a file, whole or not at all."""
+    with atomic_write(path) as temporary:
+        try:
+            temporary.write_bytes(seal(value, kind=kind).encode())
+        except OSError as error:
+            raise StoreError(f"cannot write {path}: {error}: what was there is unchanged") from error
+
+
+def read_sealed(path: Path, cls: type[T], *, kind: str) -> T:
+    """Read a sealed file."""
+    if path.is_symlink() or not path.is_file():
+        raise StoreError(f"{path}: expected a file ({kind}), saw {'a link' if path.is_symlink() else 'none'}")
+    try:
+        text = path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path}: cannot read it: {error}") from error
+    return unseal(text, cls, kind=kind, where=str(path))
+
+
+def _leaves(error: BaseException) -> str:
+    """Say what was wrong, not that something was: cattrs packs errors into groups."""
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(map(_leaves, error.exceptions))
+    return f"{type(error).__name__}: {error}"
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,0 +1,133 @@
+"""Write a file, or a folder of files, whole or not at all."""
+
+import ctypes
+import glob
+import os
+import secrets
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from unlearnkit.utils.errors import StoreError
+
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path; put what was written there in the place of ``path`` when the block ends well.
+
+    The temporary file lies in the same folder, so that the last step is a rename inside one file system: a
+    reader, or a power cut, sees the old file or the new one and never a part. An exception in the block,
+    Ctrl-C included, removes the temporary file and leaves ``path`` as it was.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with atomic_write(folder / "note.txt") as temporary:
+        ...     _ = temporary.write_text("complete")
+        >>> (folder / "note.txt").read_text(), len(list(folder.iterdir()))
+        ('complete', 1)
+    """
+    target = Path(path).resolve()
+    temporary, mode = _create_beside(target)
+    try:
+        yield temporary
+        _put(temporary, target, mode)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a new empty folder; put it in the place of ``path`` when the block ends well.
+
+    Whoever is killed leaves the old folder or the new one at ``path``. On Linux the two change places in one step;
+    where a file system cannot do that, there is a moment between two renames without a folder, and the next call for
+    the same path puts the old one back first.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "results"
+        >>> for text in ("one", "two"):
+        ...     with atomic_folder(folder) as new:
+        ...         _ = (new / "note.txt").write_text(text)
+        >>> (folder / "note.txt").read_text(), [p.name for p in folder.parent.iterdir()]
+        ('two', ['results'])
+    """
+    target = Path(path)
+    _clear_away(target)
+    mark = secrets.token_hex(6)
+    new, old = (target.with_name(f".{target.name}.{mark}.{suffix}") for suffix in ("new", "old"))
+    try:
+        new.mkdir(parents=True)
+        yield new
+        if target.exists() and not _swapped(new, target):
+            target.rename(old)
+        if old.exists() or not target.exists():
+            new.rename(target)
+        _sync_folder(target.parent)
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _clear_away(target: Path) -> None:
+    """Put back, or delete, what a killed `atomic_folder` has left beside its target."""
+    for old in target.parent.glob(f".{glob.escape(target.name)}.*.old"):
+        if not target.exists():
+            old.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    for new in target.parent.glob(f".{glob.escape(target.name)}.*.new"):
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step, or return False where the system or the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
+
+
+def _create_beside(target: Path) -> tuple[Path, int]:
+    if target.is_dir():
+        raise StoreError(f"expected a file name to write to, saw the folder {target}: add a file name")
+    if not target.parent.is_dir():
+        raise StoreError(f"expected the folder {target.parent} to exist, to write {target.name} to it: create it first")
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        temporary.touch(exist_ok=False)  # not tempfile: its files can be read by their owner only
+        if target.exists():
+            shutil.copymode(target, temporary)
+        return temporary, stat.S_IMODE(temporary.stat().st_mode)
+    except OSError as error:
+        raise StoreError(f"cannot write to the folder {target.parent}: {error}: choose another folder") from error
+
+
+def _put(temporary: Path, target: Path, mode: int) -> None:
+    try:
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # the rename must not reach the disk before the bytes do
+        temporary.chmod(mode)  # a writer may have made its own file under our name
+        temporary.replace(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise StoreError(f"cannot finish writing {target}: {error}: the file that was there is unchanged") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the system can (Windows cannot open a folder)."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

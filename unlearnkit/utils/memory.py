@@ -1,0 +1,65 @@
+"""How much memory is free, and the most that a process has held."""
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import final
+
+import attrs
+import torch
+
+MIB = 2**20
+
+
+@final
+@attrs.frozen(kw_only=True)
+class PeakMemory:
+    """The most memory that this process has held at once since it started."""
+
+    host: int | None
+    cuda: int | None
+
+
+def peak_memory(device: torch.device) -> PeakMemory:
+    """Read the high-water marks of this process; a job that follows another in one process starts from the other's.
+
+    Example:
+        >>> peak_memory(torch.device("cpu")).cuda is None
+        True
+    """
+    cuda = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return PeakMemory(host=_host(), cuda=cuda)
+
+
+def _host() -> int | None:
+    try:
+        import resource  # noqa: PLC0415 - Windows has no such module
+    except ImportError:
+        return None
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024  # kibibytes everywhere but on macOS
+
+
+def forget_peak(device: torch.device) -> None:
+    """Start the high-water marks of this process anew, so that the next `peak_memory` is that of what comes after.
+
+    Linux can; elsewhere the mark of the host stays that since the process started.
+    """
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def free_memory() -> int | None:
+    """Return how much memory new processes may take, the limit of a container included."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    with suppress(OSError, ValueError):  # no such file outside of a container; "max" where there is no limit
+        room = int(limit.read_text(encoding="ascii")) - int(used.read_text(encoding="ascii"))
+        free = room if free is None else min(free, room)
+    return None if free is None else max(free, 0)

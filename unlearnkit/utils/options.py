@@ -1,0 +1,184 @@
+"""Options of methods and estimators: attrs fields that know their symbol, their source and their bounds."""
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+import attrs
+
+from unlearnkit.utils.errors import ConfigurationError
+
+_REQUIRED = attrs.NOTHING
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Option:
+    """What a reader wants to know about one option of a method.
+
+    Attributes:
+        name: As it is written in Python and TOML.
+        default: Its default, or None when it must be given.
+        required: Whether it must be given.
+        symbol: The letter it has in the equation, or "".
+        doc: One line.
+        source: Paper and equation, or "".
+        meaning: Whether it changes the result, not only the time and memory that it takes.
+        kind: ``float``, ``int``, ``bool`` or ``str``; ``object`` for a plain ``attrs.field``.
+        bounds: The sign and the number of each bound, as ``((">", 0.0),)``.
+        choices: The only strings allowed; empty when any is.
+    """
+
+    name: str
+    default: Any
+    required: bool
+    symbol: str
+    doc: str
+    source: str
+    meaning: bool
+    kind: type = object
+    bounds: tuple[tuple[str, float], ...] = ()
+    choices: tuple[str, ...] = ()
+
+
+def option(
+    default: Any = _REQUIRED,
+    *,
+    doc: str,
+    symbol: str = "",
+    source: str = "",
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    choices: Sequence[str] = (),
+    meaning: bool = True,
+) -> Any:
+    """Declare an option of a frozen attrs class, with a check that names the field, the bound and the value seen.
+
+    A float option takes an int (TOML writes ``alpha = 10``) and infinity, never NaN, a bool or a string.
+
+    Args:
+        default: Its type is the option's type. None means: may be left out, else any number.
+        doc: One line for ``unlearnkit methods``.
+        symbol: The letter in the equation, as ``"α"``.
+        source: Paper and equation.
+        at_least: Inclusive lower bound.
+        above: Exclusive lower bound.
+        at_most: Inclusive upper bound.
+        choices: The only strings allowed.
+        meaning: False for an option that changes speed or memory only.
+
+    Returns:
+        An ``attrs.field``.
+
+    Example:
+        >>> @attrs.frozen(kw_only=True)
+        ... class Method:
+        ...     alpha: float = option(10.0, doc="selection weighting", symbol="α", above=0.0)
+        >>> Method(alpha=3).alpha
+        3.0
+        >>> Method(alpha=-1.0)
+        Traceback (most recent call last):
+        unlearnkit.utils.errors.ConfigurationError: Method.alpha (α): expected a number > 0, saw -1.0
+    """
+    bounds = {"≥": at_least, ">": above, "≤": at_most}
+    check = _Check(
+        kind=float if default is None or default is _REQUIRED else type(default),
+        bounds=tuple((sign, bound) for sign, bound in bounds.items() if bound is not None),
+        choices=tuple(choices),
+        optional=default is None,
+        symbol=symbol,
+    )
+    return attrs.field(
+        default=default,
+        converter=attrs.Converter(check, takes_self=True, takes_field=True),
+        metadata={"symbol": symbol, "doc": doc, "source": source, "meaning": meaning, "check": check},
+    )
+
+
+@final
+@attrs.frozen(kw_only=True)
+class _Check:
+    """Converts and checks one value; an attrs converter, so that it runs before any validator of the author's."""
+
+    kind: type
+    bounds: tuple[tuple[str, float], ...]
+    choices: tuple[str, ...]
+    optional: bool
+    symbol: str
+
+    def __call__(self, value: Any, owner: Any, field: "attrs.Attribute[Any]") -> Any:
+        if value is None and self.optional:
+            return None
+        if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
+            with contextlib.suppress(OverflowError):  # refused below, as an int
+                value = float(value)
+        if not self._fits(value):
+            where = f"{type(owner).__name__}.{field.name}" + (f" ({self.symbol})" if self.symbol else "")
+            raise ConfigurationError(f"{where}: expected {self._expected()}, saw {value!r}")
+        return value
+
+    def _fits(self, value: Any) -> bool:
+        if not isinstance(value, self.kind) or (isinstance(value, bool) and self.kind is not bool):
+            return False
+        if isinstance(value, float) and math.isnan(value):
+            return False
+        return (not self.choices or value in self.choices) and all(_ORDER[s](value, b) for s, b in self.bounds)
+
+    def _expected(self) -> str:
+        if self.choices:
+            return "one of " + ", ".join(map(repr, self.choices))
+        noun = {float: "a number", int: "a whole number", bool: "true or false", str: "a string"}.get(
+            self.kind, self.kind.__name__
+        )
+        return noun + "".join(f" {sign} {bound:g}" for sign, bound in self.bounds)
+
+
+_ORDER: Mapping[str, Callable[[Any, Any], bool]] = {
+    "≥": lambda value, bound: value >= bound,
+    ">": lambda value, bound: value > bound,
+    "≤": lambda value, bound: value <= bound,
+}
+
+
+def options_of(owner: Any) -> tuple[Option, ...]:
+    """List the options that a class (or an object of it) takes.
+
+    Args:
+        owner: An attrs class or an instance of one; anything else has no options.
+
+    Returns:
+        One `Option` per attrs field, in order.
+
+    Example:
+        >>> @attrs.frozen(kw_only=True)
+        ... class Method:
+        ...     tau: float = option(0.0, doc="threshold", symbol="τ")
+        >>> [(o.name, o.symbol, o.default) for o in options_of(Method)]
+        [('tau', 'τ', 0.0)]
+    """
+    kind = owner if isinstance(owner, type) else type(owner)
+    if not attrs.has(kind):
+        return ()
+    return tuple(
+        Option(
+            name=field.name,
+            default=None if field.default is attrs.NOTHING else field.default,
+            required=field.default is attrs.NOTHING,
+            symbol=field.metadata.get("symbol", ""),
+            doc=field.metadata.get("doc", ""),
+            source=field.metadata.get("source", ""),
+            meaning=field.metadata.get("meaning", True),
+            kind=getattr(field.metadata.get("check"), "kind", object),
+            bounds=getattr(field.metadata.get("check"), "bounds", ()),
+            choices=getattr(field.metadata.get("check"), "choices", ()),
+        )
+        for field in attrs.fields(kind)
+        if field.init
+    )
+
+
+def option_values(owner: Any, *, meaning_only: bool = False) -> dict[str, Any]:
+    """Return the values of an object's options."""
+    return {o.name: getattr(owner, o.name) for o in options_of(owner) if o.meaning or not meaning_only}

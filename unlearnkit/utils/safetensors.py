@@ -1,0 +1,47 @@
+"""Named tensors in one safetensors file: written whole or not at all, and without a second copy in memory."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from unlearnkit.utils.errors import StoreError
+from unlearnkit.utils.files import atomic_write
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None, *, hint: str = ""
+) -> None:
+    """Write tensors to one safetensors file, atomically.
+
+    Tensors on the CPU are written from where they lie. Copied are those on another device, those with gaps, and those
+    that share their memory with others or with a larger tensor, which safetensors refuses.
+
+    Example:
+        >>> import tempfile, torch
+        >>> path = Path(tempfile.mkdtemp()) / "two.safetensors"
+        >>> both = torch.arange(4.0)
+        >>> save_tensors({"first": both[:2], "last": both[2:]}, path)
+        >>> path.stat().st_size > 16
+        True
+    """
+    with atomic_write(path) as temporary:
+        try:
+            save_file(_apart(tensors), temporary, dict(metadata) if metadata else None)
+        except (SafetensorError, OSError) as error:
+            raise StoreError(f"cannot write {path}: {error}{hint}") from error
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Make what safetensors takes: on the CPU, contiguous, and each in memory of its own."""
+    apart: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().to("cpu").contiguous()
+        place = plain.untyped_storage().data_ptr()
+        whole = plain.untyped_storage().nbytes() == plain.numel() * plain.element_size()
+        apart[name] = plain if whole and place not in {0, *taken} else plain.clone()
+        taken.add(place)
+    return apart
