@@ -67,7 +67,8 @@ _MOVED = {
         "fresh_model",
         "teacher_of",
     ),
-    "utils": ("Option", "Progress", "options_of"),
+    "utils.options": ("Option", "options_of"),
+    "utils.progress": ("Progress",),
 }
 """Where the names are that stood here in early versions."""
 _FOLDER = {name: folder for folder, names in _PUBLIC.items() for name in names}
@@ -179,7 +180,6 @@ if TYPE_CHECKING:
         fresh_model,
         teacher_of,
     )
-    from unlearnkit.utils import Option, Progress, options_of
     from unlearnkit.utils.errors import (
         BudgetError,
         ConfigurationError,
@@ -194,7 +194,8 @@ if TYPE_CHECKING:
         UnlearnKitWarning,
         UnsupportedModelError,
     )
-    from unlearnkit.utils.options import option
+    from unlearnkit.utils.options import Option, option, options_of
+    from unlearnkit.utils.progress import Progress
 else:
 
     def __getattr__(name: str) -> Any:

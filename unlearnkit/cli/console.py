@@ -4,14 +4,15 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 
 from unlearnkit.utils.errors import ConfigurationError, UnlearnKitError, UnlearnKitWarning
 from unlearnkit.utils.progress import Progress, silent
+
+if TYPE_CHECKING:
+    import rich.progress
 
 FAULT = 2
 """Exit code of an error that the user can fix."""
@@ -28,13 +29,22 @@ def bars(*, quiet: bool = False) -> Iterator[Progress]:
     if quiet:
         yield silent
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, TimeRemainingColumn(), console=err, transient=True) as shown:
+    with _bars("{task.description}") as shown:
 
         def progress(items: Iterable[Any], what: str, total: int | None) -> Iterable[Any]:
             yield from shown.track(items, total=total, description=what)
 
         yield progress
+
+
+def _bars(before: str, after: str = "", *, disable: bool = False) -> "rich.progress.Progress":
+    from rich import progress
+
+    columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeElapsedColumn())
+    last = progress.TextColumn(after, markup=False)
+    return progress.Progress(
+        before, *columns, progress.TimeRemainingColumn(), last, console=err, transient=True, disable=disable
+    )
 
 
 @contextmanager
@@ -63,9 +73,7 @@ def one_process(command: str) -> None:
 def counting(total: int, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
     """Show one bar for many jobs, several running at a time, with the names of the running ones."""
     running: list[str] = []
-    columns = (TextColumn("{task.percentage:>3.0f} %"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    names = TextColumn("{task.description}", markup=False)
-    with Bars(*columns, TimeRemainingColumn(), names, console=err, transient=True, disable=quiet) as shown:
+    with _bars("{task.percentage:>3.0f} %", "{task.description}", disable=quiet) as shown:
         bar = shown.add_task("", total=total)
 
         def show(kind: str, name: str, *, counts: bool = True) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import attrs
 import typer
 
 from unlearnkit.utils.suggest import nearest
@@ -32,6 +31,8 @@ Traceback = Annotated[bool, typer.Option("--traceback", help="Show Python's trac
 
 def load(path: Path, settings: Sequence[str] | None, labels: Sequence[str] | None = None) -> "Config":
     """Read a configuration, override settings, and keep only the methods with the given labels."""
+    import attrs
+
     from unlearnkit.experiments import load_config
 
     config = load_config(path, settings or [])

@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import attrs
 import typer
 from rich.markup import escape
 
@@ -21,6 +20,8 @@ def tune(
 ) -> None:
     """Search for the right edit: importances once, many edits, chosen on validation data within a budget."""
     with clear_errors(traceback=traceback):
+        import attrs
+
         from unlearnkit.experiments import tune as tune_method
         from unlearnkit.reporting import run_table, tuning_table
 
