@@ -29,8 +29,7 @@ from compiler import HAS_COMPILER
 from typer.testing import CliRunner
 
 import unlearnkit
-import unlearnkit.data
-import unlearnkit.testing
+from tests.docs import api_page
 from unlearnkit.cli.app import app
 from unlearnkit.experiments import config as configuration
 from unlearnkit.experiments.config import load_config
@@ -261,21 +260,23 @@ def table_rows(text, columns):
     return [row for row in rows if len(row) == columns and row[0].startswith("`")]
 
 
-def first_line(thing):
-    """What a table says about a class or a function: the first line of its docstring."""
-    own = thing.__doc__ if isinstance(thing, type) else inspect.getdoc(thing)
-    return (own or "").strip().partition("\n")[0]
-
-
-@pytest.mark.parametrize("module", [unlearnkit, unlearnkit.data, unlearnkit.testing], ids=lambda m: m.__name__)
-def test_the_api_page_has_every_public_name_with_its_first_line(module):
+def test_the_api_page_is_the_one_that_the_code_makes():
     page = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
-    section = re.search(rf"^## `{re.escape(module.__name__)}`$(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
-    rows = {row[0].strip("`"): row[1] for row in table_rows(section[1], 2)}
-    things = {name: getattr(module, name) for name in module.__all__}
-    documented = {n: first_line(t) for n, t in things.items() if isinstance(t, type) or inspect.isfunction(t)}
-    expected = {name: documented.get(name, rows.get(name, "a line about it")) for name in things}
-    assert rows == expected, "the rows should be:\n" + "\n".join(f"| `{n}` | {d} |" for n, d in expected.items())
+    assert page == api_page.page(), "run: python -m tests.docs.api_page > docs/reference/api.md"
+
+
+def test_the_api_page_has_every_public_name_of_the_package_and_its_folders():
+    page = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+    for module in (unlearnkit, *(importlib.import_module(f"unlearnkit.{folder}") for folder in api_page.FOLDERS)):
+        part = re.search(rf"^## `{re.escape(module.__name__)}`$(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)[1]
+        rows = {row[0].strip("`"): row[1] for row in table_rows(part, 2)}
+        also = re.findall(r"`(\w+)`", re.search(r"^Also here: (.*)$|\Z", part, re.MULTILINE)[0])
+        if module is unlearnkit:
+            assert set(rows) == set(unlearnkit.__all__) - unlearnkit._MOVED_TO.keys()
+        else:
+            assert sorted([*rows, *also]) == sorted(module.__all__)
+            assert set(also) <= set(unlearnkit.__all__)
+        assert all(rows.values())
 
 
 def test_the_hooks_page_has_the_exact_signature_of_every_hook():
