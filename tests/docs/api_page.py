@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import sys
 
 import unlearnkit
 
@@ -40,7 +41,7 @@ TAIL = """\
 | `unlearnkit.evaluation.tuning` | `Tuner`: [the search for the right edit](../how-to/find-the-right-edit.md) |
 | `unlearnkit.plugins.manager` | `default_manager`: the shared plugin manager |
 | `unlearnkit.reporting.page` | `render_page`, `write_page`: the HTML page of a run |
-| `unlearnkit.reporting.plots` | the plots of a run as functions of matplotlib axes; see [Read the report](../how-to/read-the-report.md) |
+| `unlearnkit.reporting.plots` | [the plots of a run](../how-to/read-the-report.md), drawn on matplotlib axes |
 | `unlearnkit.utils.memory` | `peak_memory`: the most memory that the process has used |
 | `unlearnkit.utils.options` | `Option`, `options_of`: the options of a method or an estimator |
 | `unlearnkit.utils.progress` | `Progress`: the type of the argument `progress`, which shows a bar |
@@ -77,4 +78,4 @@ def page():
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    sys.stdout.write(page())
