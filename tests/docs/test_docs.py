@@ -204,9 +204,26 @@ def test_the_readmes_commands_are_those_that_ci_runs():
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "-e '.[test]'" in ci
     assert re.search(r"^pytest\b", ci, re.MULTILINE)
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert "run: .ci/run" in workflow
     tomls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert "test" in tomls["optional-dependencies"]
     assert "unlearnkit" in tomls["scripts"]
+
+
+def test_the_declared_versions_of_python_are_those_that_the_workflow_runs():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert declared == json.loads(re.search(r"python: (\[.*\])", workflow)[1])
+    assert project["requires-python"] == f">={declared[0]}"
+
+
+def test_the_hooks_of_pre_commit_are_commands_of_ci():
+    hooks = re.findall(r"^ +entry: (.+)$", (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    in_the_tests = {"lint-imports"}
+    assert [h for h in hooks if h not in in_the_tests and not re.search(rf"^{h.partition(' --')[0]}\b", ci, re.M)] == []
 
 
 def test_the_readmes_table_has_the_rows_of_the_demonstration():
@@ -330,13 +347,9 @@ def test_no_section_of_the_configuration_is_left_out():
 
 
 def test_the_architecture_page_has_the_layers_that_the_imports_are_held_against():
-    rules = (ROOT / "tests" / "test_architecture.py").read_text(encoding="utf-8")
-    (kept,) = [
-        ast.literal_eval(node.value)
-        for node in ast.parse(rules).body
-        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["LAYERS"]
-    ]
-    shown = kept.strip("\n").replace("\n\n", "\n(the public names)\n") + "\n"
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (layers,) = [c["layers"] for c in pyproject["tool"]["importlinter"]["contracts"] if c["type"] == "layers"]
+    shown = "".join(f"{layer}\n" for layer in reversed(layers)).replace("unlearnkit.", "")
     page = ROOT / "docs" / "explanation" / "architecture.md"
     assert shown in [block.text for block in blocks(page)], f"the page should have:\n{shown}"
 
@@ -347,9 +360,13 @@ def test_the_architecture_page_has_the_layers_that_the_imports_are_held_against(
 def test_there_is_no_lock_file_and_no_host_of_a_package_registry():
     hosts = re.compile(r"https?://[^\s/]*(pypi|pythonhosted)|https?://\S+/simple\b", re.IGNORECASE)
     locks = re.compile(r"(\.lock|[.-]lock\.ya?ml|requirements.*\.txt)$")
-    files = [path for top in ("unlearnkit", "plugins", "tests", "docs", ".ci") for path in (ROOT / top).rglob("*")]
-    files += [path for path in ROOT.iterdir() if path.suffix in {".toml", ".md", ".lock", ".txt"}]
-    texts = [path for path in files if path.suffix in {".py", ".md", ".toml", ".txt", ""} and path.is_file()]
+    files = [
+        path for top in ("unlearnkit", "plugins", "tests", "docs", ".ci", ".github") for path in (ROOT / top).rglob("*")
+    ]
+    files += [path for path in ROOT.iterdir() if path.suffix in {".toml", ".md", ".lock", ".txt", ".yaml"}]
+    texts = [
+        path for path in files if path.suffix in {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ""} and path.is_file()
+    ]
     assert [name_of(path) for path in files if locks.search(path.name)] == []
     assert [name_of(p) for p in texts if hosts.search(p.read_text(encoding="utf-8", errors="replace"))] == []
 
