@@ -20,14 +20,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
+from unlearnkit.unlearning.fused.device_passage import DevicePassage
+from unlearnkit.unlearning.fused.passage import Passage
+from unlearnkit.unlearning.fused.run import VARIABLE
 from unlearnkit_methods.ssd import SelectiveSynapticDampening
 
 from unlearnkit import ElementwiseUnlearner, Importance, UnlearningInputs, trainable
 from unlearnkit.models.parameters import check_finite, digest
 from unlearnkit.models.snapshot import ModelSnapshot
-from unlearnkit.unlearning.fused.device_passage import DevicePassage
-from unlearnkit.unlearning.fused.passage import Passage
-from unlearnkit.unlearning.fused.run import VARIABLE
 
 METHOD = SelectiveSynapticDampening(alpha=10.0, lam=1.0)
 
