@@ -54,7 +54,7 @@ class RuleApplier:
 
     def __init__(self, rule: Rule, *, who: str) -> None:
         self._rule, self._who = rule, who
-        self._buffers: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
+        self._buffers: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def write(self, operands: RuleOperands, undo_log: UndoLog) -> int:
         """Edit the parameter in place; return how many weights changed."""
@@ -74,45 +74,46 @@ class RuleApplier:
         theta, forget = operands.theta.detach(), operands.forget
         reference = forget if operands.reference is None else operands.reference
         dtype = torch.promote_types(wide(theta.dtype), torch.promote_types(forget.dtype, reference.dtype))
-        changed = 0
-        for piece, f, r in chunks(*in_memory_order(theta, forget, reference), limit=chunk_size(theta.device)):
-            sources = (
-                (piece, None),
-                (f, operands.forget_terms),
-                (r if operands.reference is not None else None, operands.reference_terms),
+        pieces = chunks(*in_memory_order(theta, forget, reference), limit=chunk_size(theta.device))
+        return sum(
+            self._apply_to_piece(
+                attrs.evolve(operands, theta=t, forget=f, reference=None if operands.reference is None else r),
+                dtype,
+                undo_log,
             )
-            with torch.inference_mode(mode=False), torch.no_grad():  # inference tensors count no versions
-                edited = self._edited(*(self._argument(n, piece, *source, dtype) for n, source in enumerate(sources)))
-            if edited.dtype != piece.dtype:
-                edited = _narrowed(edited, piece)
-            positions = changed_positions(piece, edited)
-            self._check_finite(piece, edited, positions)
-            changed += positions.numel()
-            if undo_log is not None:
-                undo_log.write(piece, edited, positions=positions)
-        return changed
+            for t, f, r in pieces
+        )
 
-    def _argument(
-        self, slot: int, like: Tensor, source: Tensor | None, terms: int | None, dtype: torch.dtype
-    ) -> Tensor:
-        """Fill the buffer of an argument: the mean of a total, or zeros without one."""
-        key = (slot, like.device, dtype)
-        if key not in self._buffers or self._buffers[key].numel() < like.numel():
-            self._buffers[key] = torch.empty(like.numel(), device=like.device, dtype=dtype)
-        argument = self._buffers[key][: like.numel()].view(like.shape)
-        if source is None:
-            return argument.zero_()
-        if terms is None:
-            return argument.copy_(source)
-        if (source.device, source.dtype) == (like.device, dtype):
-            return torch.div(source, terms, out=argument)
-        return argument.copy_(source / terms)
+    def _apply_to_piece(self, piece: RuleOperands, dtype: torch.dtype, undo_log: UndoLog | None) -> int:
+        with torch.inference_mode(mode=False), torch.no_grad():  # inference tensors count no versions
+            theta, forget, reference = self._arguments(piece.theta, dtype)
+            theta.copy_(piece.theta)
+            _mean(piece.forget, piece.forget_terms, out=forget)
+            if piece.reference is None:
+                reference.zero_()
+            else:
+                _mean(piece.reference, piece.reference_terms, out=reference)
+            edited = self._edited(theta, forget, reference)
+        if edited.dtype != piece.theta.dtype:
+            edited = _narrowed(edited, piece.theta)
+        positions = changed_positions(piece.theta, edited)
+        self._check_finite(piece.theta, edited, positions)
+        if undo_log is not None:
+            undo_log.write(piece.theta, edited, positions=positions)
+        return positions.numel()
+
+    def _arguments(self, piece: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Return buffers for the arguments of the rule, of the shape of a piece."""
+        key, size = (piece.device, dtype), piece.numel()
+        if key not in self._buffers or self._buffers[key].shape[1] < size:
+            self._buffers.pop(key, None)  # not beside the larger one
+            self._buffers[key] = torch.empty(3, size, device=piece.device, dtype=dtype)
+        return self._buffers[key][:, :size].view(3, *piece.shape).unbind()
 
     def _edited(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:
-        arguments = (theta, forget, reference)
-        versions = [t._version for t in arguments]  # noqa: SLF001 - the only cheap way to see an edit in place
-        edited = self._rule(*arguments)
-        if [t._version for t in arguments] != versions:  # noqa: SLF001
+        version = theta._version  # noqa: SLF001 - the only cheap way to see an edit in place; all three share it
+        edited = self._rule(theta, forget, reference)
+        if theta._version != version:  # noqa: SLF001
             raise MismatchError(f"{self._who} must not edit its arguments in place: return a new tensor")
         if not isinstance(edited, Tensor):
             raise MismatchError(f"{self._who} must return a tensor, saw {type(edited).__name__}")
@@ -128,6 +129,13 @@ class RuleApplier:
         old, new = (t.reshape(-1).index_select(0, positions) for t in (before, after))
         if not all_finite(new) and bool((torch.isfinite(old) & ~torch.isfinite(new)).any()):
             raise NonFiniteError(f"{self._who} made NaN or infinity of finite weights")
+
+
+def _mean(total: Tensor, terms: int | None, *, out: Tensor) -> None:
+    if terms is not None and (total.device, total.dtype) == (out.device, out.dtype):
+        torch.div(total, terms, out=out)
+    else:
+        out.copy_(total if terms is None else total / terms)
 
 
 def _narrowed(edited: Tensor, theta: Tensor) -> Tensor:
