@@ -18,6 +18,7 @@ from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.parameters import device_of, trainable
+from unlearnkit.models.training import Loss, OptimizerConfig
 from unlearnkit.pipeline import Pipeline
 from unlearnkit.plugins.hookspecs import Run, hookimpl
 from unlearnkit.plugins.manager import PluginManager
@@ -30,9 +31,10 @@ from unlearnkit.unlearning.distillation import (
     teacher_of,
 )
 from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
-from unlearnkit.unlearning.fine_tune import EpochConfig, Loss, OptimizerConfig, fine_tune
+from unlearnkit.unlearning.fine_tune import EpochConfig, fine_tune
 from unlearnkit.unlearning.inputs import Need, UnlearningInputs
 from unlearnkit.unlearning.report import Report, TensorChange
+from unlearnkit.unlearning.training_unlearner import TrainingUnlearner
 from unlearnkit.unlearning.unlearner import Unlearner, UnlearnerTraits
 from unlearnkit.utils.errors import (
     BudgetError,
@@ -94,6 +96,7 @@ __all__ = [
     "SketchedFisher",
     "StoreError",
     "TensorChange",
+    "TrainingUnlearner",
     "UnknownMethodError",
     "UnlearnKitError",
     "UnlearnKitWarning",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, final
 
 import attrs
-from torch import nn
+from torch import Tensor, nn
 
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import CrossEntropy, Objective
@@ -55,6 +55,10 @@ class UnlearningInputs:
     seed: int = 0
     max_fraction: float | None = attrs.field(default=None, validator=check_fraction)
     progress: Progress = silent
+
+    def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the mean of the objective's losses of a batch, a scalar tensor."""
+        return self.objective.losses(model, batch).mean()
 
     def check(self, needs: Iterable[Need], *, method: str) -> None:
         """Refuse inputs in which something that a method needs is missing, or whose importances do not match.
