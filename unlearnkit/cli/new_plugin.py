@@ -12,9 +12,9 @@ from unlearnkit.plugins.scaffold import new_plugin as write_plugin
 
 
 def new_plugin(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What it is asked for by, as my-method.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the method, as my-method.")],
     kind: Annotated[
-        str, typer.Option("--kind", "-k", help="elementwise, gradient, estimator or metric.")
+        str, typer.Option("--kind", "-k", help="elementwise, training, estimator or metric.")
     ] = "elementwise",
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write it into.")] = Path(),
     traceback: Traceback = False,

@@ -150,6 +150,11 @@ History = tuple[EpochRecord, ...]
 """One record per epoch, in order."""
 
 
+def _shuffled(dataset: Dataset[Any], training: Training) -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(training.seed)
+    return DataLoader(dataset, batch_size=training.batch_size, shuffle=True, generator=generator)
+
+
 def train(
     model: nn.Module,
     data: Dataset[Any] | Iterable[Any],
@@ -189,10 +194,7 @@ def train(
     options, criterion = training or Training(), objective or CrossEntropy()
     config = OptimizerConfig(learning_rate=options.learning_rate, weight_decay=options.weight_decay)
     adam, scores, history = config.optimizer_for(model), list[BatchScores](), list[EpochRecord]()
-    batches: Iterable[Any] = data
-    if isinstance(data, Dataset):
-        generator = torch.Generator().manual_seed(options.seed)
-        batches = DataLoader(data, batch_size=options.batch_size, shuffle=True, generator=generator)
+    batches = _shuffled(data, options) if isinstance(data, Dataset) else data
 
     def loss(student: nn.Module, batch: Any) -> Tensor:
         losses, score = score_batch(student, batch, objective=criterion)

@@ -16,6 +16,10 @@ from unlearnkit.utils.progress import length
 from unlearnkit.utils.suggest import nearest
 
 
+def _some(batches: Iterable[Any] | None) -> Iterable[Any]:
+    return () if batches is None else batches
+
+
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class EpochConfig:
@@ -28,7 +32,7 @@ class EpochConfig:
         name: For the progress bar and for messages.
     """
 
-    batches: Iterable[Any] = attrs.field(converter=lambda batches: () if batches is None else batches)
+    batches: Iterable[Any] = attrs.field(converter=_some)
     loss: Loss
     name: str = "epoch"
 

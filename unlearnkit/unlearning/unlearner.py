@@ -1,7 +1,6 @@
 """The contract of every method that makes a model forget."""
 
 import abc
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -18,9 +17,6 @@ from unlearnkit.unlearning.inputs import Need, UnlearningInputs
 from unlearnkit.unlearning.report import Report, ReportedImportance, TensorChange
 from unlearnkit.utils.errors import BudgetError, MismatchError, UnlearnKitWarning, UnsupportedModelError, raise_all
 from unlearnkit.utils.options import option_values
-
-NAME = re.compile(r"[a-z][a-z0-9-]*")
-"""What a method, an estimator or a metric may be called."""
 
 
 def _as_it_is(report: Report) -> Report:
