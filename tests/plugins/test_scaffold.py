@@ -166,14 +166,17 @@ def test_the_old_word_for_the_kind_training_is_accepted(tmp_path):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("ssd", r"the plugin 'ssd' of unlearnkit \S+ is installed; choose another name"),
+        (
+            "ssd",
+            r"the plugin 'ssd' of unlearnkit \S+ is installed, unlearnkit \S+ provides it in ssd.py; choose another",
+        ),
         ("unlearnkit", r"the plugin 'unlearnkit' of unlearnkit \S+ is installed"),
-        ("output-norm", r"the plugin 'loss-free' of unlearnkit \S+ provides it"),
-        ("diagonal-fisher", r"the plugin 'unlearnkit' of unlearnkit \S+ provides it"),
-        ("accuracy", r"the plugin 'unlearnkit' of unlearnkit \S+ provides it"),
+        ("output-norm", r"unlearnkit \S+ provides it in loss_free.py"),
+        ("diagonal-fisher", r"unlearnkit \S+ provides it in diagonal.py"),
+        ("loss-and-accuracy", r"unlearnkit \S+ provides it in scores.py"),
         ("methods", r"the module unlearnkit_methods is installed"),
         ("good", r"the plugin 'good' of fake-good 1.0 is installed"),
-        ("fine", r"the plugin 'classes' of fake-classes 5.0 provides it"),
+        ("fine", r"fake-classes 5.0 provides it in fake_classes.py"),
     ],
 )
 def test_a_name_that_is_taken_is_refused_and_nothing_is_written(tmp_path, monkeypatch, name, said):

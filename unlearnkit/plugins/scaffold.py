@@ -78,12 +78,14 @@ def _names(name: str, *, used_in: str) -> dict[str, str]:
 
 def _installed(name: str, *, distribution: str, package: str) -> Iterator[str]:
     """Name everything installed that a new plugin would clash with; nothing is imported."""
+    origins: dict[str, str] = {}
     for point in entry_points(group=GROUP):
         origin = " ".join(name_and_version(point.dist)).strip() or point.value
+        origins[point.module.partition(".")[0]] = origin
         if point.name == name:
             yield f"the plugin {name!r} of {origin} is installed"
-        elif _sets_name(point, name):
-            yield f"the plugin {point.name!r} of {origin} provides it"
+    for other, origin in origins.items():
+        yield from (f"{origin} provides it in {path.name}" for path in _sources_with_name(other, name))
     names = (name_and_version(found)[0] for found in distributions())
     if distribution in {re.sub(r"[-_.]+", "-", one).lower() for one in names}:
         yield f"the distribution {distribution} is installed"
@@ -91,16 +93,16 @@ def _installed(name: str, *, distribution: str, package: str) -> Iterator[str]:
         yield f"the module {package} is installed"
 
 
-def _sets_name(point: EntryPoint, name: str) -> bool:
-    """Search the source of a plugin's package for a class of this name, without importing it."""
-    spec = importlib.util.find_spec(point.module.partition(".")[0])
+def _sources_with_name(package: str, name: str) -> Iterator[Path]:
+    """Yield the source files of an installed package with a class of this name, without importing it."""
+    spec = importlib.util.find_spec(package)
     if spec is None:
-        return False
-    modules = [path for folder in spec.submodule_search_locations or () for path in Path(folder).rglob("*.py")]
-    if not modules and spec.origin and spec.origin.endswith(".py"):
-        modules = [Path(spec.origin)]
+        return
+    paths = [path for folder in spec.submodule_search_locations or () for path in Path(folder).rglob("*.py")]
+    if not paths and spec.origin and spec.origin.endswith(".py"):
+        paths = [Path(spec.origin)]
     line = re.compile(rf"^    name(: ClassVar\[str\])? = ['\"]{name}['\"]", re.MULTILINE)
-    return any(line.search(path.read_text(encoding="utf-8", errors="ignore")) for path in modules)
+    yield from (path for path in paths if line.search(path.read_text(encoding="utf-8", errors="ignore")))
 
 
 def _fill(name: str, words: Mapping[str, str]) -> str:
