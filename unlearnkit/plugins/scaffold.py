@@ -4,7 +4,7 @@ import importlib.util
 import keyword
 import re
 from collections.abc import Iterator, Mapping
-from importlib.metadata import EntryPoint, distributions, entry_points
+from importlib.metadata import distributions, entry_points
 from importlib.resources import files
 from pathlib import Path
 from string import Template
