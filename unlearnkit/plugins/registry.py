@@ -29,7 +29,7 @@ class Provided:
 
     @property
     def options(self) -> tuple[Option, ...]:
-        """What it can be told."""
+        """Its options."""
         return options_of(self.cls)
 
     @property

@@ -174,7 +174,7 @@ def options_of(owner: Any) -> tuple[Option, ...]:
             bounds=getattr(field.metadata.get("check"), "bounds", ()),
             choices=getattr(field.metadata.get("check"), "choices", ()),
         )
-        for field in attrs.fields(kind)
+        for field in sorted(attrs.fields(kind), key=lambda field: field.inherited)  # a class's own options first
         if field.init
     )
 
