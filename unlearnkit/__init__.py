@@ -3,7 +3,7 @@
 This list of names is the public API; plugins import from here and from `unlearnkit.testing`, and from nowhere else.
 """
 
-from unlearnkit.data.mixing import Interleaved, Paired, reshuffled
+from unlearnkit.data.loaders import Interleaved, Paired, reshuffled
 from unlearnkit.evaluation.metric import EvaluationInputs, Measurement, Metric, MetricTraits, NotApplicable
 from unlearnkit.importance.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
 from unlearnkit.importance.fisher import (

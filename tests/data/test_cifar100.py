@@ -13,7 +13,7 @@ from cifar_archive import COARSE_OF_FINE, META, part, write
 from torchvision.datasets import CIFAR100
 
 from unlearnkit.data import BySubclass, cifar100, forget_split
-from unlearnkit.data.cifar100_table import FINE_NAMES, SUPERCLASSES
+from unlearnkit.data.cifar100 import FINE_NAMES, SUPERCLASSES
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 
 # --- the table --------------------------------------------------------------------------------------------------------

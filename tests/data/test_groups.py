@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unlearnkit.data.groups import coarse_of_fine
+from unlearnkit.data.labelled import coarse_of_fine
 from unlearnkit.utils.errors import ConfigurationError
 
 NAMES = ["car", "cat", "dog"]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unlearnkit.data import ByClass, ByIndex, BySubclass, ForgetSpec, Split
-from unlearnkit.data.partition import label_arrays, split_of
+from unlearnkit.data.splits import label_arrays, split_of
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 
 COARSE = {"fine": np.array([0, 1, 2, 3, 2]), "coarse": np.array([0, 0, 1, 1, 1])}

@@ -4,9 +4,9 @@
 import random
 
 import numpy as np
-import permuted_model as permuted
 import pytest
 import torch
+import wrong_gradient_model as permuted
 from torch import nn
 
 from unlearnkit import (

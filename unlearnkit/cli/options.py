@@ -8,7 +8,7 @@ import typer
 from typer import BadParameter
 
 from unlearnkit.experiments.config import Config
-from unlearnkit.utils.suggest import nearest
+from unlearnkit.utils.errors import nearest
 
 ConfigPath = Annotated[
     Path, typer.Argument(metavar="CONFIG.toml", help="The experiment; see docs/reference/configuration.md.")

@@ -5,8 +5,7 @@ from unlearnkit.data.digits import digits
 from unlearnkit.data.image_folder import image_folder
 from unlearnkit.data.labelled import DataBundle, ForgetSplit, LabelledImages, forget_split
 from unlearnkit.data.loaders import loader
-from unlearnkit.data.partition import Split
-from unlearnkit.data.splits import ByClass, ByIndex, BySubclass, ForgetSpec
+from unlearnkit.data.splits import ByClass, ByIndex, BySubclass, ForgetSpec, Split
 from unlearnkit.data.transforms import DeviceTransform, imagenet_transform
 
 __all__ = [

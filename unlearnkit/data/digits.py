@@ -5,8 +5,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from unlearnkit.data.groups import Groups, coarse_of_fine
-from unlearnkit.data.labelled import DataBundle, LabelledImages
+from unlearnkit.data.labelled import DataBundle, Groups, LabelledImages, coarse_of_fine
 from unlearnkit.utils.errors import ConfigurationError
 
 _BRIGHTEST = 16.0  # pixels count the dark points of 4 × 4 blocks

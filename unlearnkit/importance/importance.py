@@ -1,22 +1,33 @@
 """How much each weight matters to a set of data: exact totals and how many terms they have."""
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, final
 
 import attrs
+import cattrs
 import torch
 from torch import Tensor
 
-from unlearnkit.distributed.sharded_tensors import layout, local, spread_like
-from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
-from unlearnkit.importance.relative_error import is_bound, of_rest, of_sum
+from unlearnkit.distributed.sharded_tensors import local, placement, shard_like
+from unlearnkit.importance import file_format
+from unlearnkit.importance.provenance import (
+    DataOrder,
+    Fingerprint,
+    Role,
+    error_of_difference,
+    error_of_sum,
+    is_relative_error,
+    recorded_error,
+)
 from unlearnkit.models.parameters import extremes
-from unlearnkit.utils.errors import MismatchError, NonFiniteError, raise_all
-from unlearnkit.utils.frozen import by_fields, read_only
+from unlearnkit.utils.errors import MismatchError, NonFiniteError, StoreError, UnlearnKitError, raise_all
+from unlearnkit.utils.options import by_fields, read_only
 
 _WIDE = (torch.float32, torch.float64)
+_DAMAGE = (KeyError, TypeError, ValueError, AttributeError, UnlearnKitError, cattrs.BaseValidationError)
 
 
 def _freeze_totals(totals: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -35,7 +46,7 @@ def _check_number(_: Any, field: "attrs.Attribute[int]", value: Any) -> None:
 
 
 def _check_error(_: Any, field: "attrs.Attribute[Any]", value: Any) -> None:
-    if not is_bound(value):
+    if not is_relative_error(value):
         raise MismatchError(f"Importance.{field.name}: expected a finite number ≥ 0 or None, saw {value!r}")
 
 
@@ -124,7 +135,7 @@ class Importance:
             samples=self.samples + other.samples,
             role=self.role if self.role is other.role else Role.UNKNOWN,
             trail=self.trail.then(other.trail),
-            relative_error=of_sum((one.relative_error, one.samples) for one in (self, other)),
+            relative_error=error_of_sum((one.relative_error, one.samples) for one in (self, other)),
         )
 
     def subtract(self, other: "Importance") -> "Importance":
@@ -151,10 +162,10 @@ class Importance:
             rest = local(total) - local(other.totals[name])
             # Adding n terms of one sign in any order is off by at most n·eps, relative.
             allowed = local(total).abs() * torch.finfo(total.dtype).eps * max(4, self.count, self.samples)
-            too_low, _ = extremes(spread_like(torch.where(rest < -allowed, rest, 0), total))
+            too_low, _ = extremes(shard_like(torch.where(rest < -allowed, rest, 0), total))
             if too_low < 0:
                 problems.append(f"{name}: the part is larger than the whole by {-too_low:.3g}")
-            totals[name] = spread_like(rest.clamp_(min=0), total)
+            totals[name] = shard_like(rest.clamp_(min=0), total)
         raise_all(problems, where="Importance.subtract")
         return attrs.evolve(
             self,
@@ -163,7 +174,7 @@ class Importance:
             samples=self.samples - other.samples,
             role=Role.UNKNOWN,
             trail=DataOrder(),
-            relative_error=of_rest(self.relative_error, other.relative_error),
+            relative_error=error_of_difference(self.relative_error, other.relative_error),
         )
 
     __add__ = merge
@@ -260,8 +271,10 @@ class Importance:
             have, want = self.totals[name], expected[name]
             if have.shape != want.shape:
                 problems.append(f"{name}: expected shape {tuple(want.shape)}, saw {tuple(have.shape)}")
-            elif layout(have) != layout(want):
-                problems.append(f"{name}: expected a tensor that is {layout(want)}, saw one that is {layout(have)}")
+            elif placement(have) != placement(want):
+                problems.append(
+                    f"{name}: expected a tensor that is {placement(want)}, saw one that is {placement(have)}"
+                )
             elif not shapes_only and (have.dtype, have.device) != (want.dtype, want.device):
                 problems.append(
                     f"{name}: expected {want.dtype} on {want.device}, saw {have.dtype} on {have.device}: use .to()"
@@ -286,25 +299,48 @@ class Importance:
         raise_all((f"{name}: expected importances ≥ 0, saw a negative one" for name in negative), where=who)
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically; see `unlearnkit.importance.file_format.save`.
+        """Write one safetensors file, atomically.
 
         Args:
             path: Where to; an existing file is replaced only when the new one is complete.
         """
-        from unlearnkit.importance.file_format import save  # noqa: PLC0415 - the file format builds on this class
-
-        save(self, path)
+        header = {
+            "count": self.count,
+            "samples": self.samples,
+            "role": self.role.value,
+            "fingerprint": attrs.asdict(self.fingerprint),
+            "trail": {"sizes": {str(k): v for k, v in self.trail.sizes.items()}, "order": self.trail.order},
+            "relative_error": self.relative_error,
+        }
+        file_format.write(path, self.totals, header)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote.
+    def load(cls, path: str | Path) -> "Importance":
+        """Read what `save` wrote, and check digest, header and totals.
 
         Args:
             path: A safetensors file.
 
         Returns:
             The importance, on the CPU.
-        """
-        from unlearnkit.importance.file_format import load  # noqa: PLC0415 - the file format builds on this class
 
-        return load(path)
+        Raises:
+            StoreError: The file is missing, damaged or no importance.
+        """
+        totals, text = file_format.read(path)
+        try:
+            header = json.loads(text)
+            fingerprint = cattrs.structure(header["fingerprint"], Fingerprint)
+            found = cls(
+                totals=totals,
+                count=header["count"],
+                samples=header["samples"],
+                role=header["role"],
+                fingerprint=fingerprint,
+                trail=DataOrder(sizes=header["trail"]["sizes"], order=header["trail"]["order"]),
+                relative_error=recorded_error(header.get("relative_error"), fingerprint.estimator),
+            )
+            found.check_values(who=str(path))
+        except _DAMAGE as error:
+            raise StoreError(f"{path}: the header or the totals are damaged: {error}") from error
+        return found

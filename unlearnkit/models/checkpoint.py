@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from unlearnkit.distributed.sharded_tensors import need_whole
+from unlearnkit.distributed.sharded_tensors import refuse_sharded
 from unlearnkit.models.parameters import digest_tensors
 from unlearnkit.utils.errors import ConfigurationError, StoreError, raise_all
 from unlearnkit.utils.safetensors import save_tensors
@@ -135,7 +135,9 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
         where=f"the state of {type(model).__name__}",
         error=StoreError,
     )
-    need_whole(state.values(), who="a checkpoint", instead="save and load the model by torch.distributed.checkpoint")
+    refuse_sharded(
+        state.values(), who="a checkpoint", instead="save and load the model by torch.distributed.checkpoint"
+    )
     return state
 
 

@@ -1,15 +1,17 @@
-"""A model's parameters and buffers by name: the one way this package joins numbers to weights."""
+"""A model's parameters and buffers by name: digests, extremes and checks of them."""
 
 import math
 from collections.abc import Mapping
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from blake3 import blake3
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from unlearnkit.distributed.sharded_tensors import is_sharded, local, whole, widest
+from unlearnkit.distributed.collectives import all_gather, all_reduce_min_max
+from unlearnkit.distributed.sharded_tensors import full_tensor, is_sharded, local
 from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, UnsupportedModelError
 
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -103,12 +105,25 @@ def digest(model: nn.Module) -> str:
     return digest_tensors({**parameters(model), **buffers(model)})
 
 
+def broadcast_from_rank_0(model: nn.Module, seen: str) -> tuple[int, ...]:
+    """Copy weights and buffers of rank 0 to all ranks when digests differ: edits on CUDA may not be deterministic."""
+    digests = all_gather(seen)
+    others = tuple(rank for rank, one in enumerate(digests) if one != digests[0])
+    if others:
+        for tensor in {**parameters(model), **buffers(model)}.values():
+            value = tensor.detach().clone(memory_format=torch.contiguous_format)
+            dist.broadcast(value, src=0)
+            with torch.no_grad():
+                tensor.copy_(value)
+    return others
+
+
 def digest_tensors(named: Mapping[str, Tensor]) -> str:
     """Hash tensors: names, dtypes, shapes and bits."""
     state = blake3(max_threads=torch.get_num_threads())  # cryptographic, and several times as fast as hashlib's
     for name, tensor in sorted(named.items()):
         state.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        flat = whole(tensor).to("cpu").contiguous().reshape(-1)
+        flat = full_tensor(tensor).to("cpu").contiguous().reshape(-1)
         state.update(flat.view(torch.uint8).numpy().data)
     return state.hexdigest(length=16)
 
@@ -145,7 +160,7 @@ def extremes(tensor: Tensor) -> tuple[float, float]:
         return 0.0, 0.0
     piece = local(tensor)
     low, high = map(float, torch.aminmax(piece)) if piece.numel() else (math.inf, -math.inf)
-    return widest(low, high, device=piece.device) if is_sharded(tensor) else (low, high)
+    return all_reduce_min_max(low, high, device=piece.device) if is_sharded(tensor) else (low, high)
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from unlearnkit.data.prefetch import feed
-from unlearnkit.models.norm_gradients import steady_for
+from unlearnkit.data.batches import feed
+from unlearnkit.models.norm_gradients import norm_gradient_fix
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.parameters import device_of, trainable
 from unlearnkit.models.scores import score_batch, total
@@ -122,7 +122,7 @@ def _shuffled(dataset: Dataset[Any], training: Training) -> DataLoader[Any]:
 def _epoch(
     model: nn.Module, batches: Iterable[Any], objective: Objective, adam: torch.optim.Optimizer, epoch: int
 ) -> EpochRecord:
-    start, device, order, scores = time.perf_counter(), device_of(model), steady_for(model), []
+    start, device, order, scores = time.perf_counter(), device_of(model), norm_gradient_fix(model), []
     for number, (_, batch) in enumerate(feed(batches, device), start=1):
         with order():
             losses, score = score_batch(model, batch, objective=objective)

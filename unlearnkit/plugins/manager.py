@@ -16,8 +16,7 @@ from unlearnkit.plugins.registry import FOREIGN_FAULTS, Provided, Registry, prob
 from unlearnkit.plugins.tracing import traced
 from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import Unlearner
-from unlearnkit.utils.errors import ConfigurationError, PluginLoadError
-from unlearnkit.utils.suggest import nearest
+from unlearnkit.utils.errors import ConfigurationError, PluginLoadError, nearest
 
 T = TypeVar("T")
 

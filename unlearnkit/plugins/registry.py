@@ -10,9 +10,8 @@ import attrs
 from unlearnkit.plugins.entry_points import Discovered, Problem
 from unlearnkit.unlearning.inputs import Need
 from unlearnkit.unlearning.unlearner import NAME, Unlearner, describe
-from unlearnkit.utils.errors import DuplicateMethodError, PluginLoadError, UnknownMethodError
+from unlearnkit.utils.errors import DuplicateMethodError, PluginLoadError, UnknownMethodError, nearest
 from unlearnkit.utils.options import Option, options_of
-from unlearnkit.utils.suggest import nearest
 
 T = TypeVar("T")
 FOREIGN_FAULTS = (Exception, SystemExit)

@@ -8,8 +8,7 @@ from pathlib import Path
 from string import Template
 
 from unlearnkit.unlearning.unlearner import NAME
-from unlearnkit.utils.errors import ConfigurationError, StoreError
-from unlearnkit.utils.suggest import nearest
+from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
 
 KINDS: Mapping[str, str] = {
     "elementwise": "an unlearning method",

@@ -9,16 +9,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from unlearnkit.data.mixing import reshuffled
-from unlearnkit.data.prefetch import feed
-from unlearnkit.models.norm_gradients import steady_for
+from unlearnkit.data.batches import feed
+from unlearnkit.data.loaders import reshuffled
+from unlearnkit.models.norm_gradients import norm_gradient_fix
 from unlearnkit.models.parameters import device_of, trainable
 from unlearnkit.unlearning.inputs import UnlearningInputs
-from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, UnsupportedModelError, raise_all
+from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, UnsupportedModelError, nearest, raise_all
 from unlearnkit.utils.options import option
 from unlearnkit.utils.progress import length
 from unlearnkit.utils.rng import private_rng
-from unlearnkit.utils.suggest import nearest
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """``loss(model, batch)``: one number to make smaller, a scalar tensor; the batch is on the model's device."""
@@ -139,7 +138,7 @@ def fine_tune(
     """
     device, modes = device_of(model), {module: module.training for module in model.modules()}
     keep = _Keep(model, masks or {})
-    steps, means, order = optimizer.optimizer_for(model), [], steady_for(model)
+    steps, means, order = optimizer.optimizer_for(model), [], norm_gradient_fix(model)
     try:
         _set_mode(model, training=training)
         with private_rng(device, seed=inputs.seed), torch.inference_mode(mode=False), torch.enable_grad():

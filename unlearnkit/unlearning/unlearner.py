@@ -10,7 +10,7 @@ from typing import Any, ClassVar, final
 import attrs
 from torch import nn
 
-from unlearnkit.distributed.sharded_tensors import settle
+from unlearnkit.distributed.sharded_tensors import reshard
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.parameters import check_finite, count_changed, digest, trainable
 from unlearnkit.models.snapshot import ModelSnapshot
@@ -149,7 +149,7 @@ class Unlearner(abc.ABC):
             ConfigurationError: UnlearningInputs is missing.
             UnsupportedModelError: The model is sharded, and the method is not one that can edit pieces.
         """
-        if settle(model):
+        if reshard(model):
             self._check_shardable()
         check_finite(model, when=f"before {self.name!r} edits them")
         before = digest(model)

@@ -1,13 +1,17 @@
-"""Options of methods and estimators: attrs fields that know their symbol, their source and their bounds."""
+"""attrs fields: options with a symbol, a source and bounds, and mappings that are read-only."""
 
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from types import MappingProxyType
+from typing import Any, TypeVar, final
 
 import attrs
 
 from unlearnkit.utils.errors import ConfigurationError
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 _REQUIRED = attrs.NOTHING
 
@@ -182,3 +186,40 @@ def options_of(owner: Any) -> tuple[Option, ...]:
 def option_values(owner: Any, *, meaning_only: bool = False) -> dict[str, Any]:
     """Return the values of an object's options."""
     return {o.name: getattr(owner, o.name) for o in options_of(owner) if o.meaning or not meaning_only}
+
+
+Reduced = tuple[Any, tuple[type, dict[str, Any]]]
+"""What ``__reduce__`` returns: a function and its arguments."""
+
+
+def read_only(mapping: Mapping[K, V]) -> Mapping[K, V]:
+    """Copy a mapping into a read-only one.
+
+    Example:
+        >>> read_only({"a": 1})
+        mappingproxy({'a': 1})
+    """
+    return MappingProxyType(dict(mapping))
+
+
+def by_fields(self: Any) -> Reduced:
+    """A ``__reduce__`` for attrs values with read-only mappings, which cannot be pickled themselves.
+
+    Copies are made by ``__init__``, with its converters and validators.
+
+    Example:
+        >>> import copy
+        >>> @attrs.frozen
+        ... class Sizes:
+        ...     known: Mapping[str, int] = attrs.field(converter=read_only)
+        ...     __reduce__ = by_fields
+        >>> copy.deepcopy(Sizes({"a": 1}))
+        Sizes(known=mappingproxy({'a': 1}))
+    """
+    fields = {field.alias: getattr(self, field.name) for field in attrs.fields(type(self)) if field.init}
+    plain = {name: dict(value) if isinstance(value, MappingProxyType) else value for name, value in fields.items()}
+    return _rebuild, (type(self), plain)
+
+
+def _rebuild(cls: type, fields: dict[str, Any]) -> Any:
+    return cls(**fields)

@@ -6,7 +6,7 @@ from fisher_oracle import SumOfSquares, oracle
 from torch import nn
 
 from unlearnkit import ConfigurationError, CrossEntropy, DiagonalFisher, MismatchError
-from unlearnkit.models.precision import Autocast, float32_products
+from unlearnkit.models.objective import Autocast, float32_products
 
 
 def law_case():

@@ -16,7 +16,7 @@ from unlearnkit import (
     MismatchError,
     UnlearningInputs,
 )
-from unlearnkit.utils.frozen import read_only
+from unlearnkit.utils.options import read_only
 
 WAYS = {"pickle": lambda value: pickle.loads(pickle.dumps(value)), "deepcopy": copy.deepcopy}
 each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
