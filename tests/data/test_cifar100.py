@@ -133,7 +133,7 @@ def test_a_download_that_fails(published, tmp_path, monkeypatch):
         cifar100(tmp_path / "fresh", download=True)
 
 
-def test_nothing_there(tmp_path):
+def test_a_missing_archive(tmp_path):
     with pytest.raises(StoreError, match="download=True"):
         cifar100(tmp_path)
     with pytest.raises(StoreError, match=r"cannot read .*meta"):

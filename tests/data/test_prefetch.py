@@ -33,7 +33,7 @@ def test_a_deferred_batch_comes_raw_and_finished():
     assert moved[0].tolist() == [-1.0, -1.0]
 
 
-def test_one_ahead_keeps_order_and_fetches_the_next_before_the_last_is_used():
+def test_fetch_ahead_keeps_order_and_fetches_the_next_before_the_last_is_used():
     log = []
 
     def source():
@@ -64,12 +64,12 @@ def test_a_host_that_is_far_ahead_of_the_device_waits():
     assert log == ["use 0", "use 1", "use 2", "wait for 0", "use 3", "wait for 1", "use 4", "wait for 2"]
 
 
-def test_what_is_sent_to_a_cpu_is_not_pinned():
+def test_a_copy_to_a_cpu_is_not_pinned():
     tensor = torch.arange(3)
     assert copy_to(tensor, CPU) is tensor
 
 
-def test_every_part_that_runs_a_model_over_data_is_fed_by_it():
+def test_batches_are_moved_to_a_device_only_here():
     root = Path(unlearnkit.__file__).parent
     movers = {
         str(path.relative_to(root))

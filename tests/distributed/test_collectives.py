@@ -40,7 +40,7 @@ MORE = (
 
 
 @pytest.mark.parametrize(("size", "samples"), [(2, 23), (3, 7), pytest.param(3, 23, marks=pytest.mark.slow)])
-def test_what_ranks_measure_together_is_what_one_measures(tmp_path, size, samples):
+def test_ranks_with_shared_batches_equal_one_process(tmp_path, size, samples):
     one = scores(samples, shared=False)
     for score, *arrays in run_on_ranks(tmp_path, scores, samples, size=size):
         assert score == one[0]
@@ -67,18 +67,18 @@ def test_of_several_errors_every_rank_raises_the_first_in_the_data(tmp_path):
         assert error.__notes__ == ["on rank 1 of 2"]
 
 
-def test_an_error_of_one_rank_ends_all_of_them_wherever_they_are(tmp_path):
+def test_an_error_on_one_rank_is_raised_on_every_rank(tmp_path):
     for error in run_on_ranks(tmp_path, one_fails, size=3):
         assert repr(error) == "KeyError('on its own')"
         assert error.__notes__ == ["on rank 1 of 3"]
 
 
-def test_each_item_once_in_order_and_nobody_waits_inside(tmp_path):
+def test_map_shared_does_each_item_once_in_order_with_one_rank_inside(tmp_path):
     for found in run_on_ranks(tmp_path, squares, 5):
         assert found == [(0, 0, 0, 1), (1, 1, 1, 1), (2, 2, 0, 1), (3, 3, 1, 1), (4, 4, 0, 1)]
 
 
-def test_a_model_that_came_out_otherwise_becomes_that_of_rank_0(tmp_path):
+def test_a_model_that_differs_becomes_that_of_rank_0(tmp_path):
     for remarks, state, told in run_on_ranks(tmp_path, followed):
         assert remarks == ("rank 1 of 2 made another edit than rank 0, as CUDA may; all went on with that of rank 0",)
         assert told == [0, 1]
@@ -94,7 +94,7 @@ def figures(record):
 
 
 @pytest.mark.parametrize(("size", "settings"), [(2, LESS), pytest.param(3, MORE, marks=pytest.mark.slow)])
-def test_run_and_tune_give_the_same_figures_and_choose_the_same(digits_toml, tmp_path, size, settings):
+def test_run_and_tune_on_several_ranks_equal_one_process(digits_toml, tmp_path, size, settings):
     settings = (*CONFIGURED, *settings)
     one, one_tuned = from_configuration(digits_toml, *settings, f"output='{tmp_path}/one'")
     where = f"output='{tmp_path}/two'"
@@ -106,7 +106,7 @@ def test_run_and_tune_give_the_same_figures_and_choose_the_same(digits_toml, tmp
     assert (tmp_path / "two" / "ssd" / "report.html").exists() == (settings[-1] == MORE[-1])
 
 
-def test_alone_everything_is_shared_with_nobody():
+def test_collectives_in_one_process():
     data = batches(7)
     assert loss_and_accuracy(network(), Shared(items=data)) == loss_and_accuracy(network(), data)
     assert len(Shared(items=data)) == len(data)

@@ -55,7 +55,7 @@ def test_as_many_cuda_devices_as_there_are_give_what_one_process_gives(tmp_path)
 
 
 @pytest.mark.slow
-def test_copies_of_pieces_count_once(tmp_path):
+def test_replicated_shards_count_once(tmp_path):
     """Hybrid sharding: 2 × 2 processes, each piece in two of them."""
     model = network()
     forget, reference = importances(model)
@@ -108,7 +108,7 @@ def test_an_edit_on_shards_is_the_edit_in_one_process(edited, name):
         assert found[name]["report"].model_after == found[name]["after"]
 
 
-def test_what_cannot_be_right_on_pieces_is_refused_by_name(tmp_path):
+def test_unsupported_work_on_sharded_models_is_refused_by_name(tmp_path):
     expected = {
         "percentile": "UnsupportedModelError: method 'ssd-adaptive': expected a model that is whole",
         "training": "UnsupportedModelError: method 'finetune': expected a model that is whole",
@@ -138,7 +138,7 @@ def test_a_process_that_dies_ends_the_job_by_name(tmp_path, during):
     assert all(same)
 
 
-def test_sums_and_differences_of_importances_on_pieces(tmp_path):
+def test_sums_and_differences_of_sharded_importances(tmp_path):
     forget, reference = importances(network())
     both = forget + reference
     for found in run_on_ranks(tmp_path, algebra):

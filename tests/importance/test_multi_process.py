@@ -54,7 +54,7 @@ def test_a_sketch_by_two_ranks_says_how_far_off_it_may_be(tmp_path):
         assert found.relative_error == pytest.approx((13 * parts[0] + 10 * parts[1]) / 23)
 
 
-def test_every_rank_hears_of_an_error_on_one(tmp_path):
+def test_an_error_on_one_rank_is_raised_on_every_rank(tmp_path):
     for error in run_on_ranks(tmp_path, estimate, 23, "a bad batch"):
         assert str(error).startswith("an importance on several ranks: rank 1: NonFiniteError")
 
@@ -176,7 +176,7 @@ def test_shares_of_a_data_set_without_indices_hold_every_batch_once():
     assert parts == [[[0, 1], [4, 5]], [[2, 3], [6]]]
 
 
-def test_alone_it_is_the_estimators_own_pass():
+def test_in_one_process_it_is_the_estimators_own_pass():
     with joined() as ranks:
         assert ranks == Ranks(rank=0, size=1)
         found = estimate_together(DiagonalFisher(), network(), batches(7), objective=CrossEntropy())

@@ -131,7 +131,7 @@ def test_a_damaged_folder_is_refused(copy, said):
         load_sharded(copy)
 
 
-def test_all_processes_hear_of_damage_that_one_has_seen(copy, tmp_path):
+def test_damage_that_one_process_finds_is_raised_in_all(copy, tmp_path):
     _flip(_pieces(copy)[1])
     for said in run_on_ranks(tmp_path, damaged, str(copy)):
         assert "rank 1: shard-00002" in said

@@ -13,7 +13,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from unlearnkit.data.labelled import DataBundle, Groups, Images, LabelledImages, coarse_of_fine
+from unlearnkit.data.labelled import DataBundle, Groups, Images, LabelledImages, group_labels
 from unlearnkit.data.transforms import image_transform
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 
@@ -80,21 +80,14 @@ def image_folder(
             f"{root}: expected the same class folders in train and test, saw {only} in one of them only"
         )
     transform = image_transform(image_size, on_device=on_device)
-    names = {"label": tuple(train.classes)}
-    if groups is not None:
-        names = {"fine": tuple(train.classes), "coarse": tuple(groups)}
 
     def labelled(folder: ImageFolder, key: str, count: int | None) -> LabelledImages:
         samples = _first(folder.samples, count, key=key)
         files = ImageFiles(paths=tuple(path for path, _ in samples))
-        images: Images = _read(files, transform.get("transform", _as_it_is), where=root) if in_memory else files
-        return LabelledImages(
-            images=images,
-            labels=_labels([number for _, number in samples], groups, train.classes),
-            target=target or list(names)[-1],
-            class_names=names,
-            **({} if in_memory and not on_device else transform),
-        )
+        images: Images = _read(files, transform.get("transform", _identity), where=root) if in_memory else files
+        fields = group_labels(torch.tensor([number for _, number in samples], dtype=torch.int64), train.classes, groups)
+        fields |= {"target": target or fields["target"]} | ({} if in_memory and not on_device else transform)
+        return LabelledImages(images=images, **fields)
 
     return DataBundle(
         name=root.name,
@@ -126,11 +119,6 @@ def _read(files: ImageFiles, transform: Callable[[Tensor], Tensor], *, where: Pa
     return torch.stack(images)
 
 
-def _labels(targets: Sequence[int], groups: Groups | None, classes: Sequence[str]) -> dict[str, Tensor]:
-    fine = torch.tensor(targets, dtype=torch.int64)
-    return {"label": fine} if groups is None else {"fine": fine, "coarse": coarse_of_fine(groups, classes)[fine]}
-
-
 def _folder(path: Path) -> ImageFolder:
     try:
         return ImageFolder(path)
@@ -141,5 +129,5 @@ def _folder(path: Path) -> ImageFolder:
         ) from error
 
 
-def _as_it_is(image: Tensor) -> Tensor:
+def _identity(image: Tensor) -> Tensor:
     return image

@@ -241,6 +241,14 @@ def _names(bundle: DataBundle, kind: str) -> tuple[str, ...]:
     return known or tuple(map(str, range(highest + 1)))
 
 
+def group_labels(fine: Tensor, names: Sequence[str], groups: Groups | None) -> dict[str, Any]:
+    """Return labels, class names and target of `LabelledImages`: one kind, or fine and coarse labels by groups."""
+    if groups is None:
+        return {"labels": {"label": fine}, "class_names": {"label": names}, "target": "label"}
+    labels = {"fine": fine, "coarse": coarse_of_fine(groups, names)[fine]}
+    return {"labels": labels, "class_names": {"fine": names, "coarse": groups}, "target": "coarse"}
+
+
 def coarse_of_fine(groups: Groups, fine_names: Sequence[str]) -> Tensor:
     """Return the coarse class of every fine class.
 

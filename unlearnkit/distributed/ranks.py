@@ -56,26 +56,20 @@ class Ranks:
         """
         if self.size == 1:
             return batches
-        # The sampler of an iterable data set is a dummy without an end.
-        if isinstance(batches, DataLoader) and not isinstance(batches.dataset, IterableDataset):
-            return self._own_batches(batches) if batches.batch_sampler else self._every(batches)
         if isinstance(batches, Sequence):
             return batches[self.rank :: self.size]
-        return self._every(batches)
-
-    def _every(self, batches: Iterable[T]) -> Iterable[T]:
-        return itertools.islice(batches, self.rank, None, self.size)
-
-    def _own_batches(self, loader: DataLoader[T]) -> DataLoader[T]:
-        assert loader.batch_sampler is not None, "checked by share()"
+        sampler = batches.batch_sampler if isinstance(batches, DataLoader) else None
+        # The sampler of an iterable data set is a dummy without an end.
+        if not isinstance(batches, DataLoader) or isinstance(batches.dataset, IterableDataset) or sampler is None:
+            return itertools.islice(batches, self.rank, None, self.size)
         return DataLoader(
-            loader.dataset,
-            batch_sampler=list(itertools.islice(loader.batch_sampler, self.rank, None, self.size)),
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            worker_init_fn=loader.worker_init_fn,
-            generator=loader.generator,
+            batches.dataset,
+            batch_sampler=list(itertools.islice(sampler, self.rank, None, self.size)),
+            num_workers=batches.num_workers,
+            collate_fn=batches.collate_fn,
+            pin_memory=batches.pin_memory,
+            worker_init_fn=batches.worker_init_fn,
+            generator=batches.generator,
         )
 
 

@@ -16,7 +16,7 @@ from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
 from unlearnkit.models.norm_gradients import norm_gradient_fix
 from unlearnkit.models.objective import Objective, float32_products
-from unlearnkit.models.parameters import check_finite, check_ordinary, device_of, digest, trainable
+from unlearnkit.models.parameters import check_differentiable, check_finite, device_of, digest, trainable
 from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, UnsupportedModelError, raise_all
 from unlearnkit.utils.options import option_values
@@ -139,7 +139,7 @@ class ImportanceEstimator(abc.ABC):
                 estimator cannot take it.
             UnlearnKitError: Anything else the estimator refuses.
         """
-        check_ordinary(model)
+        check_differentiable(model)
         spread = self._settled(model)
         check_finite(model, when="before an importance is estimated")
         device, total, trail, samples = device_of(model), None, DataOrder(), 0

@@ -1,4 +1,4 @@
-"""How much each weight matters to a set of data: exact totals and how many terms they have."""
+"""Importances: for each weight, the exact sum of one term per sample or batch, and the number of terms."""
 
 import json
 import math
@@ -68,21 +68,20 @@ def _check_totals(_: Any, __: Any, totals: Mapping[str, Tensor]) -> None:
 class Importance:
     """The sum of one non-negative term per sample (or batch) for every weight, and the number of terms.
 
-    Merging is addition, removing data is subtraction, the mean is derived. Only like may meet like: the fingerprint
-    says what was measured, on which model, and mixing kinds is a `MismatchError`.
+    Merging adds totals, removing data subtracts them, and the mean is derived. Importances with different fingerprints
+    (another estimator, objective, precision or model) cannot be mixed: that is a `MismatchError`.
 
     Attributes:
-        totals: Parameter name to total, each of its parameter's shape, float32 or float64, ≥ 0. Of a model that is
-            sharded over processes they are sharded as its parameters are, and what is done with the importance is done
-            by all processes alike.
-        count: How many terms were added: samples for a per-sample estimator, batches or their sizes for a batched one.
-        samples: How many samples were seen.
+        totals: Parameter name to total, each of its parameter's shape, float32 or float64, ≥ 0. For a sharded model
+            they are sharded as its parameters are, and every process must make the same calls.
+        count: Number of terms: samples for a per-sample estimator, batches or their sizes for a batched one.
+        samples: Number of samples.
         fingerprint: What was measured and on which model.
         role: Which set it was measured on.
         trail: Batch sizes and order, as they were iterated.
-        relative_error: Bound on the standard deviation of a weight's total, relative to it, over the random numbers
-            that it was estimated with: 0.0 when it is exact, which is the rule; for a sketch see
-            `unlearnkit.SketchedFisher.relative_error`; None when no bound is known. Rounding is not in it.
+        relative_error: Bound on the relative standard deviation of a weight's total over the estimator's random
+            numbers: 0.0 for exact estimators, None when no bound is known; see
+            `unlearnkit.SketchedFisher.relative_error`. Rounding is not included.
 
     Example:
         >>> one = Importance(totals={"w": torch.tensor([1.0, 4.0])}, count=1, samples=1)
@@ -115,8 +114,7 @@ class Importance:
     def merge(self, other: "Importance") -> "Importance":
         """Add the importance of further data: I(A) + I(B) = I(A ∪ B) for disjoint A and B.
 
-        Relative errors do not shrink by adding: two importances may only meet when
-        their options are the same, the seed among them, and then both were measured with the same random numbers.
+        Relative errors do not shrink: the same seed means the same random numbers for both.
 
         Args:
             other: The same names, shapes, dtypes, device and kind.
@@ -139,10 +137,10 @@ class Importance:
         )
 
     def subtract(self, other: "Importance") -> "Importance":
-        """Remove the importance of data that this one contains: I(D) − I(D_f) = I(D_r).
+        """Subtract the importance of data that this one contains: I(D) − I(D_f) = I(D_r).
 
-        Differences that are negative by rounding become 0; larger ones mean that ``other`` was not a part. How far off
-        a difference is cannot be said unless both are exact: its ``relative_error`` is None.
+        Differences that are negative by rounding become 0; larger ones mean that ``other`` was not a part. The
+        ``relative_error`` is None unless both are exact.
 
         Args:
             other: The importance of a part of this one's data, of the same kind.
@@ -181,89 +179,41 @@ class Importance:
     __sub__ = subtract
 
     def mean(self) -> dict[str, Tensor]:
-        """Return totals / count: one tensor per parameter, the shape and dtype of its total.
-
-        Returns:
-            Parameter name to mean.
-
-        Raises:
-            MismatchError: Nothing was counted.
-        """
+        """Return totals / count by parameter name; a `MismatchError` when the count is 0."""
         terms = self.terms()
         return {name: total / terms for name, total in self.totals.items()}
 
     def terms(self) -> int:
-        """Return what a total is divided by to get the mean.
-
-        Returns:
-            ``count``.
-
-        Raises:
-            MismatchError: Nothing was counted.
-        """
+        """Return ``count``, the divisor of the mean; a `MismatchError` when it is 0."""
         if self.count == 0:
             raise MismatchError("Importance.mean: expected at least one term, saw count = 0: estimate on data first")
         return self.count
 
     def unnormalised(self) -> "Importance":
-        """Take the sum as a single term, so that `mean` returns the totals: the notebook's un-normalised variant.
-
-        Returns:
-            The same totals with ``count`` = 1.
-        """
+        """Set ``count`` to 1, so that `mean` returns the totals: the notebook's un-normalised variant."""
         return attrs.evolve(self, count=1)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Importance":
-        """Move or convert the totals.
-
-        Args:
-            device: Where to, or None to stay.
-            dtype: float32 or float64, or None to keep.
-
-        Returns:
-            An importance with the converted totals.
-        """
+        """Move the totals to a device, or convert them to float32 or float64; None keeps either."""
         moved = {name: total.to(device=device, dtype=dtype) for name, total in self.totals.items()}
         return attrs.evolve(self, totals=moved)
 
     def check_same_kind(self, other: "Importance") -> None:
-        """Refuse another importance that this one must not be added to or taken from.
-
-        Args:
-            other: The other importance.
-
-        Raises:
-            MismatchError: Listing every difference in names, shapes, dtypes, devices and fingerprints.
-        """
+        """Raise a `MismatchError` that lists every difference in names, shapes, dtypes, devices and fingerprints."""
         raise_all(
             [*self.name_problems(other.totals), *self.kind_problems(other)],
             where="two importances do not match",
         )
 
     def kind_problems(self, other: "Importance") -> list[str]:
-        """Say how what was measured differs.
-
-        Args:
-            other: The other importance.
-
-        Returns:
-            One sentence per difference of fingerprint or batch size.
-        """
+        """List differences of fingerprints and, for terms of batches, of batch sizes."""
         problems = self.fingerprint.differences(other.fingerprint)
         if self.fingerprint.unit == "batch":
             problems += self.trail.differences(other.trail)
         return problems
 
     def name_problems(self, expected: Mapping[str, Tensor], *, shapes_only: bool = False) -> list[str]:
-        """Say how names, shapes, dtypes and devices differ from those of other tensors.
-
-        Args:
-            expected: Parameter name to a tensor.
-            shapes_only: Leave out dtypes and devices.
-
-        Returns:
-            One sentence per difference.
-        """
+        """List differences of names, shapes, dtypes and devices; the last two unless ``shapes_only``."""
         missing = [f"{name}: expected, but missing" for name in expected if name not in self.totals]
         extra = [f"{name}: not expected" for name in self.totals if name not in expected]
         problems = missing + extra
@@ -282,15 +232,7 @@ class Importance:
         return problems
 
     def check_values(self, *, who: str) -> None:
-        """Refuse totals that are not finite or are negative.
-
-        Args:
-            who: Who made them, for the message.
-
-        Raises:
-            NonFiniteError: A NaN or an infinity, naming the parameters.
-            MismatchError: A negative total, naming the parameters.
-        """
+        """Raise an error that names NaN, infinite or negative totals, and ``who`` made them."""
         ranges = {name: extremes(t) for name, t in self.totals.items()}
         bad = [name for name, ends in ranges.items() if not all(map(math.isfinite, ends))]
         if bad:

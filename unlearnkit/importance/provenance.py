@@ -18,7 +18,7 @@ _EXACT = {"diagonal-fisher", "batched-diagonal-fisher", "absolute-gradient", "ex
 
 
 class Role(enum.Enum):
-    """Which set of data an importance was measured on: D_f, D_r, D, or not known."""
+    """The set that an importance was measured on: D_f, D_r, D, or unknown."""
 
     FORGET = "forget"
     RETAIN = "retain"
@@ -55,13 +55,7 @@ class Fingerprint:
     model: str = ""
 
     def differences(self, other: "Fingerprint") -> list[str]:
-        """Say in which fields two fingerprints differ.
-
-        Args:
-            other: The other fingerprint.
-
-        Returns:
-            One sentence per field.
+        """List the fields that differ.
 
         Example:
             >>> Fingerprint(unit="sample").differences(Fingerprint(unit="batch"))
@@ -78,7 +72,7 @@ def _freeze(sizes: Mapping[Any, int]) -> Mapping[int, int]:
 @final
 @attrs.frozen(kw_only=True)
 class DataOrder:
-    """Which batch sizes were seen, how often, and a hash of the data in their order.
+    """The batch sizes of a pass, and a hash of the data in their order.
 
     Attributes:
         sizes: Batch size to how many batches of that size.
@@ -96,39 +90,18 @@ class DataOrder:
     __reduce__ = by_fields
 
     def add(self, batch: Any) -> "DataOrder":
-        """Append one batch.
-
-        Args:
-            batch: Before it is moved to the device, so that hashing does not wait for the device.
-
-        Returns:
-            A longer trail.
-        """
+        """Append one batch; pass it before it is moved to the device, which hashing would wait for."""
         return self.then(DataOrder(sizes={batch_size(batch): 1}, order=digest(batch).hex()))
 
     def then(self, other: "DataOrder") -> "DataOrder":
-        """Append another trail.
-
-        Args:
-            other: What came after this one.
-
-        Returns:
-            Both, one after the other.
-        """
+        """Append another trail."""
         if not self.sizes or not other.sizes:
             return self if self.sizes else other
         order = hashlib.blake2b((self.order + other.order).encode(), digest_size=16).hexdigest()
         return DataOrder(sizes=Counter(self.sizes) + Counter(other.sizes), order=order)
 
     def differences(self, other: "DataOrder") -> list[str]:
-        """Say whether two trails were cut into batches of different size; a single smaller batch is no difference.
-
-        Args:
-            other: The other trail.
-
-        Returns:
-            One sentence or none.
-        """
+        """Return a sentence when the batch sizes differ; a single smaller batch is no difference."""
         if not self.sizes or not other.sizes or max(self.sizes) == max(other.sizes):
             return []
         small = self if max(self.sizes) < max(other.sizes) else other
@@ -138,11 +111,7 @@ class DataOrder:
         return [f"batch size: {sizes} (squares of batch means depend on it: estimate both with one batch size)"]
 
     def describe(self) -> str:
-        """Write the sizes as people do.
-
-        Returns:
-            For example ``"97 × 512, 1 × 336"``, the largest first.
-        """
+        """Format the sizes, the largest first: ``"97 × 512, 1 × 336"``."""
         return ", ".join(f"{times} × {size}" for size, times in sorted(self.sizes.items(), reverse=True))
 
 

@@ -131,7 +131,9 @@ def load_sharded(folder: str | Path, model: nn.Module | None = None) -> Importan
         MismatchError: It does not fit the model.
     """
     path = Path(folder)
-    patterns = _patterns(model)
+    if model is not None:
+        reshard(model)
+    patterns = None if model is None else trainable(model)
     with _raise_on_all_ranks(str(path)):
         saved = read_sealed(path / FILE, _Saved, kind=FORMAT)
         _check_files(path, saved.files)
@@ -186,13 +188,6 @@ def _raise_on_all_ranks(where: str) -> Iterator[None]:
     except CheckpointException as error:
         problems = [f"{type(e).__name__}: {e}" for e, _ in error.failures.values()]
     raise_all(gather_problems(problems), where=where, error=StoreError)
-
-
-def _patterns(model: nn.Module | None) -> dict[str, nn.Parameter] | None:
-    if model is None:
-        return None
-    reshard(model)
-    return trainable(model)
 
 
 def _check_fits(saved: _Saved, patterns: Mapping[str, Tensor], *, where: str) -> None:

@@ -29,17 +29,7 @@ def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that may be edited: those with ``requires_grad``.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        Name to parameter, in the model's own order.
-
-    Raises:
-        ConfigurationError: There is none.
-    """
+    """Return the parameters with ``requires_grad`` by name, in the model's order; an error when there is none."""
     found = {name: p for name, p in parameters(model).items() if p.requires_grad}
     if not found:
         raise ConfigurationError(
@@ -55,7 +45,7 @@ def buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def dense(gradient: Tensor | None) -> Tensor | None:
-    """Return a gradient with an element for every weight: tables with ``sparse=True`` get only the rows looked up.
+    """Return a dense gradient: embeddings with ``sparse=True`` get sparse ones.
 
     Example:
         >>> dense(torch.eye(2)[1].to_sparse())
@@ -65,17 +55,7 @@ def dense(gradient: Tensor | None) -> Tensor | None:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device that the model's parameters are on.
-
-    Args:
-        model: A module whose parameters are all on one device.
-
-    Returns:
-        That device; the CPU for a model without parameters.
-
-    Raises:
-        ConfigurationError: The parameters are on several devices.
-    """
+    """Return the device of all parameters, the CPU for a model without any; an error when there are several."""
     devices = {p.device for p in model.parameters()}
     if len(devices) > 1:
         raise ConfigurationError(
@@ -87,9 +67,8 @@ def device_of(model: nn.Module) -> torch.device:
 def digest(model: nn.Module) -> str:
     """Hash all parameters and buffers: names, dtypes, shapes and bits.
 
-    Args:
-        model: Any module. The digest does not depend on the device, nor on how the model is sharded over processes: of
-            a sharded one every process must ask, and parameters are gathered one at a time.
+    It does not depend on the device, nor on how the model is sharded. For a sharded one every process must call this,
+    and parameters are gathered one at a time.
 
     Returns:
         32 hexadecimal digits. Equal digests mean bit-identical weights.
@@ -173,15 +152,15 @@ def all_finite(tensor: Tensor) -> bool:
     return all(math.isfinite(value) for value in extremes(tensor))
 
 
-def check_ordinary(model: nn.Module) -> None:
-    """Refuse a model whose weights have no values yet, or no squared gradients that are real numbers."""
+def check_differentiable(model: nn.Module) -> None:
+    """Raise an error for weights that are lazy, on the meta device, inference tensors or complex."""
     named = {**parameters(model), **buffers(model)}
-    problems = [f"{name}: {reason}" for name, t in named.items() if (reason := _out_of_the_ordinary(t)) is not None]
+    problems = [f"{name}: {reason}" for name, t in named.items() if (reason := _problem(t)) is not None]
     if problems:
         raise UnsupportedModelError(f"expected ordinary real weights, saw {'; '.join(problems)}")
 
 
-def _out_of_the_ordinary(t: Tensor) -> str | None:
+def _problem(t: Tensor) -> str | None:
     if is_lazy(t):
         return "not initialised (call the model once)"
     if t.is_meta:
@@ -194,7 +173,7 @@ def _out_of_the_ordinary(t: Tensor) -> str | None:
 
 
 def check_finite(model: nn.Module, *, when: str) -> None:
-    """Refuse a model that holds a NaN or an infinity."""
+    """Raise an error for a model with a NaN or an infinity."""
     named = {**parameters(model), **buffers(model)}
     bad = [name for name, t in named.items() if t.is_floating_point() and not all_finite(t)]
     if bad:
@@ -205,7 +184,7 @@ def check_finite(model: nn.Module, *, when: str) -> None:
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype to square and to add in: at least float32, because half-precision squares vanish.
+    """Return the dtype for squares and sums, at least float32: half-precision squares underflow.
 
     Example:
         >>> wide(torch.bfloat16)

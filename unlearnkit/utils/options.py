@@ -19,19 +19,9 @@ _REQUIRED = attrs.NOTHING
 @final
 @attrs.frozen(kw_only=True)
 class Option:
-    """What a reader wants to know about one option of a method.
+    """The description of one option of a method; see `option`.
 
-    Attributes:
-        name: As it is written in Python and TOML.
-        default: Its default, or None when it must be given.
-        required: Whether it must be given.
-        symbol: The letter it has in the equation, or "".
-        doc: One line.
-        source: Paper and equation, or "".
-        meaning: Whether it changes the result, not only the time and memory that it takes.
-        kind: ``float``, ``int``, ``bool`` or ``str``; ``object`` for a plain ``attrs.field``.
-        bounds: The sign and the number of each bound, as ``((">", 0.0),)``.
-        choices: The only strings allowed; empty when any is.
+    ``kind`` is ``object`` for a plain ``attrs.field``, and ``bounds`` are as ``((">", 0.0),)``.
     """
 
     name: str
@@ -147,13 +137,7 @@ _ORDER: Mapping[str, Callable[[Any, Any], bool]] = {
 
 
 def options_of(owner: Any) -> tuple[Option, ...]:
-    """List the options that a class (or an object of it) takes.
-
-    Args:
-        owner: An attrs class or an instance of one; anything else has no options.
-
-    Returns:
-        One `Option` per attrs field, in order.
+    """List the options of an attrs class or an instance of one; anything else has none.
 
     Example:
         >>> @attrs.frozen(kw_only=True)
@@ -165,21 +149,22 @@ def options_of(owner: Any) -> tuple[Option, ...]:
     kind = owner if isinstance(owner, type) else type(owner)
     if not attrs.has(kind):
         return ()
-    return tuple(
-        Option(
-            name=field.name,
-            default=None if field.default is attrs.NOTHING else field.default,
-            required=field.default is attrs.NOTHING,
-            symbol=field.metadata.get("symbol", ""),
-            doc=field.metadata.get("doc", ""),
-            source=field.metadata.get("source", ""),
-            meaning=field.metadata.get("meaning", True),
-            kind=getattr(field.metadata.get("check"), "kind", object),
-            bounds=getattr(field.metadata.get("check"), "bounds", ()),
-            choices=getattr(field.metadata.get("check"), "choices", ()),
-        )
-        for field in attrs.fields(kind)
-        if field.init
+    return tuple(_describe(field) for field in attrs.fields(kind) if field.init)
+
+
+def _describe(field: "attrs.Attribute[Any]") -> Option:
+    known, check = field.metadata, field.metadata.get("check")
+    return Option(
+        name=field.name,
+        default=None if field.default is attrs.NOTHING else field.default,
+        required=field.default is attrs.NOTHING,
+        symbol=known.get("symbol", ""),
+        doc=known.get("doc", ""),
+        source=known.get("source", ""),
+        meaning=known.get("meaning", True),
+        kind=getattr(check, "kind", object),
+        bounds=getattr(check, "bounds", ()),
+        choices=getattr(check, "choices", ()),
     )
 
 

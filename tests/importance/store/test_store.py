@@ -41,7 +41,7 @@ def values(found):
     return found.totals["a"].tolist(), found.count
 
 
-def test_by_hand(store):
+def test_groups_total_and_rest(store):
     assert values(store.group("dog")) == ([4.0, 8.0], 3)
     assert values(store.total()) == ([21.0, 42.0], 7)
     assert values(store.rest(["dog"])) == ([17.0, 34.0], 4)
@@ -58,7 +58,7 @@ def test_what_is_read_may_be_merged_with_what_was_measured(store):
     assert values(store.group("cat").merge(importance(1.0, 1.0))) == ([2.0, 3.0], 4)
 
 
-def test_opened_again_it_is_the_same(store):
+def test_a_store_that_is_opened_again_is_the_same(store):
     again = ImportanceStore.open(store.folder)
     assert values(again.total()) == values(store.total())
     assert again.manifest == store.manifest
@@ -135,7 +135,7 @@ def test_cancellation_is_counted_where_digits_are_lost_and_only_there(tmp_path):
     assert bool((store.total().totals["a"] >= 0).all())
 
 
-def test_a_part_that_is_none_is_refused_and_nothing_changes(store):
+def test_what_is_no_part_of_a_group_is_refused_and_nothing_changes(store):
     before = store.manifest
     with pytest.raises(MismatchError, match="a: the part is larger than the whole by 1"):
         store.take_out("dog", importance(5.0, 1.0, count=1))
