@@ -85,21 +85,17 @@ def cifar100(
         raise ConfigurationError("verify: expected True together with download=True, saw False")
     transform = image_transform(image_size, on_device=on_device)
     if verify:
-        _verify(root, download=download)
+        try:
+            CIFAR100(root, download=download)
+        except (RuntimeError, OSError) as error:
+            raise StoreError(
+                f"cannot get CIFAR-100 in {Path(root).resolve()}: {error} (in Python: download=True; verify=False "
+                "reads an archive in the same format that is not the original)"
+            ) from error
     folder = Path(root) / CIFAR100.base_folder
     _check_names(folder / "meta")
     train, test = (_read(folder / part, target, transform) for part in ("train", "test"))
     return DataBundle(name="CIFAR-100", train=train, test=test)
-
-
-def _verify(root: str | Path, *, download: bool) -> None:
-    try:
-        CIFAR100(root, download=download)
-    except (RuntimeError, OSError) as error:
-        raise StoreError(
-            f"cannot get CIFAR-100 in {Path(root).resolve()}: {error} (in Python: download=True; verify=False reads "
-            "an archive in the same format that is not the original)"
-        ) from error
 
 
 def _check_names(path: Path) -> None:

@@ -85,15 +85,12 @@ class LabelledImages(Dataset[tuple[Any, ...]]):
         problems = [] if count == len(self) else [f"expected a label for each of {count} images, saw {len(self)}"]
         if self.rows is not None and bool(((self.rows < 0) | (self.rows >= len(self.images))).any()):
             problems.append(f"rows: expected image numbers between 0 and {len(self.images) - 1}")
-        problems += [problem for kind, some in self.labels.items() for problem in self._label_problems(kind, some)]
+        for kind, labels in self.labels.items():
+            low, high = int(labels.min()), int(labels.max())
+            known = len(self.class_names.get(kind, ())) or high + 1
+            if low < 0 or high >= known:
+                problems.append(f"{kind}: expected labels between 0 and {known - 1}, saw {low} … {high}")
         raise_all(problems, where="LabelledImages", error=ConfigurationError)
-
-    def _label_problems(self, kind: str, labels: Tensor) -> list[str]:
-        low, high = int(labels.min()), int(labels.max())
-        known = len(self.class_names.get(kind, ())) or high + 1
-        if low >= 0 and high < known:
-            return []
-        return [f"{kind}: expected labels between 0 and {known - 1}, saw {low} … {high}"]
 
     @override
     def __repr__(self) -> str:
@@ -226,19 +223,16 @@ def forget_split(bundle: DataBundle, spec: ForgetSpec) -> ForgetSplit:
         >>> forget_split(digits(), ByClass(classes=3))
         ForgetSplit(train=Split(full-class: forget 137 of 1347), test=Split(full-class: forget 46 of 450))
     """
-    names = {kind: _names(bundle, kind) for kind in bundle.train.kinds}
+    names: dict[str, tuple[str, ...]] = {}
+    for kind in bundle.train.kinds:
+        # Without names the range would come from the labels present, and a test set may lack the last class.
+        highest = max(int(part.labels[kind].max()) for part in (bundle.train, bundle.test))
+        names[kind] = bundle.train.class_names.get(kind, ()) or tuple(map(str, range(highest + 1)))
     target = bundle.train.target
     return ForgetSplit(
         train=spec.split(bundle.train.labels, target=target, class_names=names),
         test=spec.split_unseen(bundle.test.labels, target=target, class_names=names),
     )
-
-
-def _names(bundle: DataBundle, kind: str) -> tuple[str, ...]:
-    # Without names the range would come from the labels present, and a test set may lack the last class.
-    known = bundle.train.class_names.get(kind, ())
-    highest = max(int(part.labels[kind].max()) for part in (bundle.train, bundle.test))
-    return known or tuple(map(str, range(highest + 1)))
 
 
 def group_labels(fine: Tensor, names: Sequence[str], groups: Groups | None) -> dict[str, Any]:

@@ -66,11 +66,9 @@ def load_plain_pickle(path: Path) -> Any:
         {'data': array([0, 1])}
     """
     try:
-        content = path.read_bytes()
+        return _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error}") from error
-    try:
-        return _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
     except _DAMAGE as error:
         raise StoreError(f"{path} is damaged or not a pickle: {error}: get the file again") from error
     except StoreError as error:

@@ -71,10 +71,11 @@ class DeviceTransform:
     def __call__(self, images: Tensor) -> Tensor:
         """Transform a batch."""
         self._check(images)
+        x = images.float() if images.is_floating_point() else images / 255
         if self.image_size is None or min(images.shape[-2:]) >= self.image_size:
-            return self._normalised(self._resized(images.float() if images.is_floating_point() else images / 255))
+            return self._normalised(self._resized(x))
         # The weights of a resize add up to 1, so normalising first gives the same, on fewer pixels.
-        return self._resized(self._normalised(images.float() if images.is_floating_point() else images / 255))
+        return self._resized(self._normalised(x))
 
     def _resized(self, images: Tensor) -> Tensor:
         if self.image_size is None:
