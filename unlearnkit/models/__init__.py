@@ -7,10 +7,8 @@ from unlearnkit.models.checkpoint import (
     save_checkpoint,
     write_checkpoint,
 )
-from unlearnkit.models.language import CausalLanguageModel
-from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.models.objective import Autocast, CausalLanguageModel, CrossEntropy, Objective
 from unlearnkit.models.parameters import device_of, digest, trainable
-from unlearnkit.models.precision import Autocast
 from unlearnkit.models.training import EpochRecord, Loss, OptimizerConfig, Training, train
 from unlearnkit.models.zoo import ResNet18Classifier, SmallCNN, resnet18_classifier, small_cnn
 

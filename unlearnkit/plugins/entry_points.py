@@ -22,6 +22,10 @@ DISABLE = "UNLEARNKIT_DISABLE_PLUGINS"
 """Environment variable: names of plugins not to load, separated by commas, or ``*`` for none at all."""
 
 
+NAME = re.compile(r"[a-z][a-z0-9-]*")
+"""What a plugin, a method, an estimator or a metric may be called."""
+
+
 @final
 @attrs.frozen(kw_only=True)
 class Problem:

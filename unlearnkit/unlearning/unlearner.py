@@ -10,7 +10,7 @@ from typing import Any, ClassVar, final
 import attrs
 from torch import Tensor, nn
 
-from unlearnkit.distributed.sharded_tensors import settle
+from unlearnkit.distributed.sharded_tensors import reshard
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.parameters import check_finite, count_changed, digest, trainable
@@ -231,7 +231,7 @@ class Unlearner(abc.ABC):
             ConfigurationError: One of the inputs that the method needs is missing.
             UnsupportedModelError: The model is sharded, and the method is not one that can edit pieces.
         """
-        if settle(model):
+        if reshard(model):
             self._check_shardable()
         snapshot = snapshot or ModelSnapshot(model, copies=False)
         snapshot.hide_gradients()
