@@ -1,13 +1,11 @@
-"""From the record of a run to the text of its page."""
+"""Renders the record of a run as one HTML page."""
 
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from unlearnkit.reporting.page import sample_sections as looks
-from unlearnkit.reporting.page import sections
-from unlearnkit.reporting.page.parts import number
-from unlearnkit.reporting.page.svg import svg
+from unlearnkit.reporting.page import sample_sections, sections
+from unlearnkit.reporting.page.parts import number, svg
 from unlearnkit.reporting.record import RunRecord
 from unlearnkit.utils.files import atomic_write
 
@@ -19,9 +17,9 @@ _SECTIONS = (
     sections.gap,
     sections.search,
     sections.layers,
-    looks.confidences,
-    looks.attacks,
-    looks.where,
+    sample_sections.confidences,
+    sample_sections.attacks,
+    sample_sections.where,
     sections.metrics,
     sections.times,
     sections.provenance,
@@ -36,7 +34,7 @@ _BADGES = {
 
 
 def render_page(record: RunRecord) -> str:
-    """Write the page of a run: one HTML text that refers to nothing outside itself."""
+    """Return the page of a run as HTML that refers to nothing outside itself."""
     environment = Environment(
         loader=PackageLoader("unlearnkit.reporting"),
         autoescape=True,  # names of classes, labels and files come from outside
@@ -58,7 +56,7 @@ def render_page(record: RunRecord) -> str:
 
 
 def write_page(folder: Path, record: RunRecord) -> Path:
-    """Write ``report.html`` into a folder of results, whole or not at all."""
+    """Write ``report.html`` into a folder of results atomically."""
     text = render_page(record)
     with atomic_write(folder / NAME) as temporary:
         temporary.write_text(text, encoding="utf-8")

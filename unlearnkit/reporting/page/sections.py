@@ -1,21 +1,21 @@
-"""The sections of a page, in order; each says in words what it cannot show."""
+"""The sections of a page; each says in words why it has nothing to show."""
 
 import json
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from unlearnkit.evaluation.gap import ENOUGH
+from unlearnkit.evaluation.metrics.retrain_gap import ENOUGH
 from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.importance.relative_error import as_text
-from unlearnkit.reporting.judgement import near
-from unlearnkit.reporting.page.measured import metric_table
 from unlearnkit.reporting.page.parts import Picture, Section, Table, number
 from unlearnkit.reporting.plots import accuracy_bars, edited_layers, timings, tuning_frontier
-from unlearnkit.reporting.plots.layers import layers_of
+from unlearnkit.reporting.plots.model_plots import layers_of
 from unlearnkit.reporting.record import RunRecord
+from unlearnkit.reporting.verdict import near
 
-_SHOWN = 12  # values of a list, before it is cut
+_MODELS = ("unlearned", "original", "retrained")
+_SHOWN = 12  # values of a list
 
 
 def forgotten(record: RunRecord) -> Section:
@@ -70,7 +70,7 @@ def scores(record: RunRecord) -> Section:
     picture = Picture(
         name="accuracy-bars",
         title="Accuracy per split",
-        caption="Retain accuracy should stay, and forget accuracy should come near that of the retrained models, not "
+        caption="Retain accuracy should stay, and forget accuracy should come close to that of retrained models, not "
         "below it. The line at the end of a bar is one standard deviation of the retrained models.",
         alternative=f"Bars of accuracy. {said}.",
         draw=partial(accuracy_bars, before=record.before, after=record.after, retrained=record.retrained),
@@ -107,15 +107,15 @@ def gap(record: RunRecord) -> Section:
 
 def _about_gaps(models: int) -> str:
     said = (
-        "A gap counts in both directions: below a retrained model's forget accuracy is too much forgotten. sd is the "
+        "A gap counts in both directions: forget accuracy below that of retrained models is a gap too. sd is the "
         f"standard deviation of {models} retrained models; it covers their training seeds only."
     )
     if models < ENOUGH:
         return said
     return (
-        f"{said} One more retrained model would lie within {near(models):.1f} sd 95 times in 100: that is the "
-        "verdict's limit, and it is wide when there are few. Where all agree, an accuracy counts as the same within "
-        "one sample, and an area within 1.96 standard errors of guessing."
+        f"{said} The verdict's limit is {near(models):.1f} sd: one more retrained model would lie within it 95 times "
+        "in 100. It is wide when there are few models. Where all have the same value, an accuracy counts as equal "
+        "within one sample, and an AUC within 1.96 standard errors of guessing."
     )
 
 
@@ -143,8 +143,8 @@ def search(record: RunRecord) -> Section:
     picture = Picture(
         name="tuning-frontier",
         title="What was tried, and what was chosen",
-        caption="Each point is an edit, on validation data. Right is good; the dashed line is the forget accuracy that "
-        "was aimed at, and left of the dotted line more retain accuracy is lost than the budget allows.",
+        caption="Each point is an edit, scored on validation data; further right is better. The dashed line is the "
+        "target forget accuracy. Left of the dotted line, more retain accuracy is lost than the budget allows.",
         alternative=f"Retain against forget accuracy of {len(rows)} edits. {tuning.sentence()}",
         draw=partial(tuning_frontier, tuning=tuning),
         height=4.2,
@@ -191,6 +191,26 @@ def metrics(record: RunRecord) -> Section:
     return Section(name="metrics", title=title, tables=tables)
 
 
+def metric_table(metrics: Mapping[str, Mapping[str, float | None]], reasons: Mapping[str, Mapping[str, str]]) -> Table:
+    """Tabulate each metric's value for each model, or the reason why there is none.
+
+    Example:
+        >>> table = metric_table({"m": {"AUC": 0.5, "original AUC": None}}, {"m": {"original AUC": "no model"}})
+        >>> table.rows
+        (('m: AUC', '0.500', 'no model', '–'),)
+    """
+    rows = []
+    for metric, values in metrics.items():
+        cells: dict[str, dict[str, str]] = {}
+        for name, value in values.items():
+            first, _, rest = name.partition(" ")
+            model, quantity = (first, rest) if first in _MODELS and rest else ("unlearned", name)
+            reason = reasons.get(metric, {}).get(name, "no reason given")
+            cells.setdefault(quantity, {})[model] = reason if value is None else number(value)
+        rows += [(f"{metric}: {quantity}", *(row.get(m, "–") for m in _MODELS)) for quantity, row in cells.items()]
+    return Table(caption="Every metric that was asked for", header=("metric", *_MODELS), rows=tuple(rows))
+
+
 def times(record: RunRecord) -> Section:
     """Show where the time went."""
     title, seconds = "Time and memory", record.report.seconds
@@ -202,14 +222,14 @@ def times(record: RunRecord) -> Section:
         for what, size in (("host", memory and memory.host), ("CUDA", memory and memory.cuda))
         if size is not None
     ]
-    words = (f"The most memory that the process had held: {', '.join(held)}.",) if held else ()
+    words = (f"Peak memory of the process: {', '.join(held)}.",) if held else ()
     rows = tuple((stage, number(value)) for stage, value in seconds.items())
     longest = max(seconds, key=lambda stage: seconds[stage])
     picture = Picture(
         name="timings",
         title="Seconds per stage",
-        caption="Wall-clock time. The importances serve all methods of a run; retrained models and evaluation are "
-        "there to measure by, and are no part of the price of an edit.",
+        caption="Wall-clock time. All methods of a run share the importances; retrained models and evaluation are not "
+        "part of the cost of an edit.",
         alternative=f"Bars of seconds. {'; '.join(f'{stage}: {value}' for stage, value in rows)}. Longest: {longest}.",
         draw=partial(timings, seconds=seconds),
         height=0.9 + 0.32 * len(rows),
