@@ -81,7 +81,7 @@ class EvaluationInputs:
         splits: Batches by name (``"retain-train"``, ``"forget-train"``, ``"retain-test"``, ``"forget-test"``), each
             iterable more than once.
         objective: Maps a batch to losses.
-        original: The model before the edit, where it is at hand.
+        original: The model before the edit, or None.
         retrained: Models trained from scratch without the forget set.
     """
 

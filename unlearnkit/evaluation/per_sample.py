@@ -83,14 +83,10 @@ def margins(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> Floats:
 def kl_divergence(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> Floats:
     """Return KL(p ‖ q) = Σ_c p_c · ln(p_c/q_c) of each sample.
 
+    Both have shape (n, classes); the result has shape (n,), in nats, 0 … ∞: 0 only where p = q, ∞ where q is 0 and p
+    is not.
+
     Source: Kullback and Leibler 1951 (On Information and Sufficiency), equation 2.4.
-
-    Args:
-        p: Shape (n, classes), probabilities.
-        q: Likewise, for the same samples.
-
-    Returns:
-        Shape (n,), nats, 0 … ∞; 0 only where p = q, ∞ where q is 0 and p is not.
 
     Example:
         >>> kl_divergence([[1.0, 0.0]], [[0.5, 0.5]])  # ln 2
@@ -107,15 +103,11 @@ def jensen_shannon(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> Floats:
     It is symmetric, finite even for disjoint distributions, and a sum over classes: adding classes that nobody
     predicts does not change it. Averaging over samples is left to the caller.
 
+    Both have shape (n, classes); the result has shape (n,), in nats, 0 … ln 2: 0 only where p = q, ln 2 where they are
+    disjoint.
+
     Source: Lin 1991 (Divergence Measures Based on the Shannon Entropy), equation 4.1 with weights ½. The square of
     `scipy.spatial.distance.jensenshannon`.
-
-    Args:
-        p: Shape (n, classes), probabilities.
-        q: Likewise, for the same samples.
-
-    Returns:
-        Shape (n,), nats, 0 … ln 2; 0 only where p = q, ln 2 where they are disjoint.
 
     Example:
         >>> jensen_shannon([[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.5, 0.5]])

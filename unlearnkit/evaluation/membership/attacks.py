@@ -141,7 +141,7 @@ def unseen_halves(outputs: ModelOutputs, model: nn.Module, seed: int) -> tuple[O
             "other non-members differ by their class, which is no membership"
         )
     if len(unseen) < 2:
-        raise InapplicableError("at least two unseen samples are needed, one to learn from and one to judge by")
+        raise InapplicableError("at least two unseen samples are needed, one to learn from and one to judge on")
     rows = np.random.default_rng(seed).permutation(len(unseen))
     half = len(rows) // 2
     return unseen.subset(rows[:half]), unseen.subset(rows[half:])
@@ -164,8 +164,8 @@ class AttackSuccess:
     """How well scores separate members from non-members.
 
     Attributes:
-        auc: Area under the ROC curve, 0 … 1; ½ is guessing, and below ½ is a signal too: members were pushed past
-            what was never seen.
+        auc: Area under the ROC curve, 0 … 1; ½ is guessing, and below ½ is a signal too: members look less familiar
+            than what was never seen.
         tpr: Largest true-positive rate at a false-positive rate of at most 1 %, 0 … 1; None where there are fewer than
             100 non-members, of whom one would be more than 1 %.
         reason: Why ``tpr`` is None, or "".
@@ -185,9 +185,6 @@ def attack_success(members: ArrayLike | Tensor, nonmembers: ArrayLike | Tensor) 
     Args:
         members: Scores of samples that were trained on (or were forgotten), shape (n,); higher means "member".
         nonmembers: Scores of samples that never were, shape (m,).
-
-    Returns:
-        AUC and true-positive rate at 1 % false positives.
 
     Example:
         >>> attack_success([3.0, 2.0], [1.0, 2.0]).auc  # of four pairs three and a half are right
@@ -237,14 +234,11 @@ def population_attack(kind: str, *, members: Samples, nonmembers: Samples, seed:
     Args:
         kind: Which attack.
         members: Samples that the model was trained on and should still know: the retain set.
-        nonmembers: Samples that it was never trained on; not those that the attack is judged by.
+        nonmembers: Samples that it was never trained on; not those that the attack is judged on.
         seed: Of scikit-learn's solvers.
 
     Returns:
         The attacker; give its scores of forgotten and of unseen samples to `attack_success`.
-
-    Raises:
-        ConfigurationError: There is no such attack.
 
     Example:
         >>> known, unseen = (Samples(logits=[[z, 0.0]] * 3, labels=np.zeros(3, int)) for z in (5.0, 1.0))

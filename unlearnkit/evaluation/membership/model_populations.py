@@ -37,9 +37,6 @@ def ulira(unlearned: ArrayLike | Tensor, retrained: ArrayLike | Tensor) -> Attac
     Returns:
         AUC and true-positive rate over all k·n pairs; "member" means unlearned.
 
-    Raises:
-        MismatchError: The shapes differ, or there are fewer than three models of each kind.
-
     Example:
         >>> phi = np.random.default_rng(0).normal(size=(8, 20))
         >>> ulira(phi, phi).auc, ulira(phi + 5, phi).auc > 0.95
@@ -76,16 +73,12 @@ def epsilon_scores(retrained: ArrayLike | Tensor, unlearned: ArrayLike | Tensor,
     competition), and the competition's evaluation; the inequality is Kairouz, Oh and Viswanath 2015, theorem 2.1.
 
     Args:
-        retrained: One number per model and sample, shape (models, n), as `unlearnkit.evaluation.per_sample.margins`.
+        retrained: One number per model and sample, shape (models, n); at least two models.
         unlearned: Likewise.
         delta: δ of (ε, δ)-unlearning, 0 … 1.
 
     Returns:
         Shape (n,), 0 … ∞; 0 where no attack beats guessing.
-
-    Raises:
-        ConfigurationError: δ is no probability.
-        MismatchError: The samples differ in number, or there are fewer than two models of a kind.
 
     Example:
         >>> models = [[0.0], [1.0], [2.0], [3.0]]
@@ -156,14 +149,11 @@ def klom(retrained: ArrayLike | Tensor, unlearned: ArrayLike | Tensor) -> Floats
     Datamodel Matching), appendix E.1.
 
     Args:
-        retrained: Margins, shape (models, n); see `unlearnkit.evaluation.per_sample.margins`.
+        retrained: Margins, shape (models, n).
         unlearned: Likewise, for the same samples; any number of models.
 
     Returns:
         Shape (n,), nats, ≥ 0; 0 where both histograms are equal.
-
-    Raises:
-        MismatchError: The samples differ in number.
 
     Example:
         >>> klom([[0.0, 1.0], [1.0, 2.0]], [[1.0, 5.0], [0.0, 6.0]]).round(1)

@@ -92,14 +92,10 @@ def rmia_scores(
         population: p(z|θ) of samples of the same kind that no model was trained on, shape (m,).
         population_references: Shape (models, m).
         gamma: γ ≥ 1: how much more likely x must be.
-        a: 0 … 1: how much more the model knows of its members than the references do; 1 is "no more".
+        a: 0 … 1; below 1 members are assumed to be more likely under a model trained on them.
 
     Returns:
         Shape (n,), 0 … 1; higher means "member". A sample's score does not depend on the others under attack.
-
-    Raises:
-        ConfigurationError: γ or a is out of range, or the number of models is.
-        MismatchError: Shapes that do not fit, or numbers that are no probabilities.
 
     Example:
         >>> rmia_scores([0.9, 0.2], [[0.3, 0.2]], population=[0.3, 0.5], population_references=[[0.3, 0.5]], a=1.0)

@@ -91,9 +91,6 @@ def total_variation(one: ArrayLike | Tensor, other: ArrayLike | Tensor) -> float
         one: Counts, shape (classes,), each ≥ 0 and not all 0.
         other: Likewise, for the same classes.
 
-    Returns:
-        0 … 1; 0 for equal shares, 1 for disjoint ones.
-
     Example:
         >>> total_variation([3, 1], [1, 1])  # ½·(|¾ − ½| + |¼ − ½|)
         0.25
@@ -111,12 +108,6 @@ def destinations(logits: ArrayLike | Tensor, retrained: Sequence[ArrayLike | Ten
     Args:
         logits: Of the model, shape (n, classes).
         retrained: The same samples' logits of each retrained model, at least one.
-
-    Returns:
-        Counts of predictions, and the confusion of the model with the retrained models.
-
-    Raises:
-        MismatchError: There is no retrained model, or its samples or classes differ.
 
     Example:
         >>> found = destinations([[1, 0, 0], [0, 1, 0]], [[[1, 0, 0], [0, 0, 1]]])

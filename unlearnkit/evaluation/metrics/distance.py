@@ -63,18 +63,13 @@ class JensenShannonToRetrained(Metric):
 
 
 def activation_distance(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> float:
-    """Return the mean over samples of ‖p − q‖₂, p and q the softmax outputs of two models.
+    """Return the mean over samples of ‖p − q‖₂, p and q the softmax outputs of two models, shape (n, classes).
+
+    It lies between 0 and √2, and is 0 only for equal outputs.
 
     Source: Golatkar, Achille, Ravichandran, Polito and Soatto 2021 (Mixed-Privacy Forgetting in Deep Networks), for the
     distance between activations; as an L2 distance of softmax outputs in Chundawat, Tarun, Mandal and Kankanhalli 2023
     (Can Bad Teaching Induce Forgetting?), "activation distance".
-
-    Args:
-        p: Shape (n, classes), probabilities.
-        q: Likewise, for the same samples.
-
-    Returns:
-        0 … √2; 0 only for equal outputs.
 
     Example:
         >>> activation_distance([[1.0, 0.0], [0.5, 0.5]], [[0.4, 0.6], [0.5, 0.5]])  # mean of 0.6·√2 and 0

@@ -110,12 +110,6 @@ def proportion_interval(right: ArrayLike | Tensor, *, level: float = 0.95, cover
         level: 0 … 1.
         covers: See `Interval`.
 
-    Returns:
-        The interval, inside 0 … 1.
-
-    Raises:
-        ConfigurationError: A value is neither 0 nor 1, or the level is no share.
-
     Example:
         >>> found = proportion_interval([1, 1, 1, 1])
         >>> round(found.low, 3), found.high
@@ -144,12 +138,6 @@ def mean_interval(
         level: 0 … 1.
         covers: See `Interval`.
         seed: Of the resamples.
-
-    Returns:
-        The interval.
-
-    Raises:
-        ConfigurationError: There are fewer than two values, or the level is no share.
 
     Example:
         >>> mean_interval([1.0, 1.0, 1.0])

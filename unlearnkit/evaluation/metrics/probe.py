@@ -120,9 +120,6 @@ def features_of(
     Returns:
         The inputs, flattened to one row per sample.
 
-    Raises:
-        InapplicableError: There are no data or no classes, or the model has no such layer.
-
     Example:
         >>> model = nn.Sequential(nn.ReLU(), nn.Linear(2, 2))
         >>> features_of(model, [(torch.tensor([[-1.0, 2.0]]), torch.tensor([1]))]).values

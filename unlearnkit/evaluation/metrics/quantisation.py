@@ -21,7 +21,7 @@ BITS = {"INT8": 8, "INT4": 4}
 class Quantised(Metric):
     """Accuracy with weights s_c·round(w/s_c), s_c = max|w_c|/(2^(b−1) − 1): does rounding undo the forgetting?
 
-    ``"INT8 SPLIT"`` and ``"INT4 SPLIT"`` on the forget set and on retained test data, beside ``"float SPLIT"`` without
+    ``"INT8 SPLIT"`` and ``"INT4 SPLIT"`` on the forget set and on retained test data, and ``"float SPLIT"`` without
     rounding; of the model, the original and the mean of the retrained models. See `round_trip`.
     """
 

@@ -37,7 +37,7 @@ class RelearnTime(Metric):
         unit="steps; fraction",
         source="Chundawat et al. 2023 (Zero-Shot Machine Unlearning), Anamnesis Index; Golatkar et al. 2020",
         cost="up to 100 steps of training for each model, and a pass over the forget set after each",
-        trust="depends on step size and batch size; a destroyed model learns slowly too: look at retain accuracy",
+        trust="depends on step size and batch size; a destroyed model learns slowly too: check retain accuracy",
     )
 
     learning_rate: float = option(1e-3, symbol="η", above=0.0, doc="step size of Adam")
@@ -54,9 +54,9 @@ class RelearnTime(Metric):
         return values
 
     def _steps(self, outputs: ModelOutputs, inputs: EvaluationInputs, model: nn.Module) -> float:
-        outputs.of(model, "forget-train")  # says why, where there is no such split or no classification
+        outputs.of(model, "forget-train")  # first, so that a missing split is the reason
         if inputs.original is None:
-            raise InapplicableError("no original model at hand, whose forget accuracy is to be reached again")
+            raise InapplicableError("no original model at hand: its forget accuracy is the goal")
         if not any(p.requires_grad for p in model.parameters()):
             raise InapplicableError("the model cannot be trained: all its weights are frozen")
         relearning = Relearning(learning_rate=self.learning_rate, most=self.most)

@@ -121,12 +121,11 @@ def gap_to_retrain(value: float, retrained: Sequence[float]) -> Gap:
     Source: the z-score against the population of retrained models; that "close to retrained" and not "low" is the goal:
     Chundawat et al. 2023; Triantafillou et al. 2024 (Are we making progress in unlearning?).
 
+    With fewer than three models, or models that all have the same value, there is no ``sds`` but a reason.
+
     Args:
         value: A number measured on the unlearned model, any unit.
         retrained: The same number measured on each retrained model.
-
-    Returns:
-        The gap; with fewer than three models, or models that are all the same, without ``sds`` and with a reason.
 
     Example:
         >>> gap = gap_to_retrain(0.0, [0.70, 0.72, 0.74])
@@ -167,9 +166,6 @@ def tug_of_war(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -
 
     Returns:
         0 … 1; 1 only where every accuracy is the retrained model's.
-
-    Raises:
-        MismatchError: The splits differ, there is none, or an accuracy is no fraction.
 
     Example:
         >>> tug_of_war({"forget": 0.1, "retain": 0.9}, {"forget": 0.0, "retain": 1.0})  # 0.9 · 0.9

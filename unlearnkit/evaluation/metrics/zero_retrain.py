@@ -1,13 +1,14 @@
 """Zero-retrain forgetting: how random the predictions on the forget set are."""
 
 import copy
-from functools import partial
+from functools import cache
 from typing import ClassVar, final
 
 import attrs
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from unlearnkit.evaluation.arrays import Floats
 from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
 from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs, Values, for_each_model, outputs_of
 from unlearnkit.evaluation.per_sample import LN2, jensen_shannon
@@ -41,29 +42,31 @@ class ZeroRetrainForgetting(Metric):
     def measure(self, inputs: EvaluationInputs) -> Values:
         """Measure it on the forget set; see `unlearnkit.Metric.measure`."""
         outputs = ModelOutputs(inputs)
-        return for_each_model(outputs, "forget-train", partial(self._zrf, outputs, inputs))
 
-    def _zrf(self, outputs: ModelOutputs, inputs: EvaluationInputs, model: nn.Module) -> float:
-        p, untrained = outputs.of(model, "forget-train"), _untrained(inputs.model, self.seed)
-        q = outputs_of(untrained, outputs.batches("forget-train"), objective=inputs.objective)
-        return min(max(zero_retrain_forgetting(p.probabilities, q.probabilities), 0.0), 1.0)
+        @cache
+        def untrained() -> Floats:
+            fresh = _untrained(inputs.model, self.seed)
+            return outputs_of(fresh, outputs.batches("forget-train"), objective=inputs.objective).probabilities
+
+        def zrf(model: nn.Module) -> float:
+            p = outputs.of(model, "forget-train").probabilities  # first, so that a missing split is the reason
+            return min(max(zero_retrain_forgetting(p, untrained()), 0.0), 1.0)
+
+        return for_each_model(outputs, "forget-train", zrf)
 
 
 def zero_retrain_forgetting(p: ArrayLike | Tensor, incompetent: ArrayLike | Tensor) -> float:
     """Return ZRF = 1 − mean JS(M(x), T(x)), M the unlearned model, T an untrained one, x in the forget set.
 
     A proxy for when there is no retrained model: a retrained model generalises instead of predicting at random, so a
-    ZRF above its own is no better. JS is in bits here, so that ZRF lies between 0 and 1 as in the
-    paper; in nats it could not fall below 1 − ln 2.
+    ZRF above its own is no better. JS is in bits here, so that ZRF lies between 0 and 1 as in the paper; in nats it
+    could not fall below 1 − ln 2.
 
     Source: Chundawat, Tarun, Mandal and Kankanhalli 2023 (Can Bad Teaching Induce Forgetting?), "ZRF metric".
 
     Args:
         p: The unlearned model's class probabilities, shape (n, classes).
         incompetent: Those of an untrained model, for the same samples.
-
-    Returns:
-        0 … 1; 1 where the model predicts as if it had never been trained.
 
     Example:
         >>> zero_retrain_forgetting([[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.5, 0.5]])

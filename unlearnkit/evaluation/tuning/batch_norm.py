@@ -38,9 +38,6 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, objective
         batches: Retain data; torch needs more than one value per channel in each batch.
         objective: Runs the forward pass of a batch; `CrossEntropy`.
 
-    Raises:
-        ConfigurationError: There is no batch.
-
     Example:
         >>> model = nn.Sequential(nn.BatchNorm1d(1))
         >>> reestimate_batch_norm(model, [(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0]))])

@@ -131,9 +131,6 @@ class Tuner:
 
         Returns:
             All candidates and the chosen one; without a choice the model is bit-identical to before.
-
-        Raises:
-            ConfigurationError: The target is no accuracy, or the method has no monotone option.
         """
         if not 0 <= target <= 1:
             raise ConfigurationError(f"Tuner.tune: expected a target accuracy from 0 to 1, saw {target!r}")

@@ -58,10 +58,10 @@ class Picture:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Section:
-    """One part of the page."""
+    """One part of the page; `render_page` gives it its name and title."""
 
-    name: str
-    title: str
+    name: str = ""
+    title: str = ""
     words: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
     tables: tuple[Table, ...] = ()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import attrs
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unlearnkit.reporting.page import sample_sections, sections
@@ -12,17 +13,17 @@ from unlearnkit.utils.files import atomic_write
 NAME = "report.html"
 
 _SECTIONS = (
-    sections.forgotten,
-    sections.scores,
-    sections.gap,
-    sections.search,
-    sections.layers,
-    sample_sections.confidences,
-    sample_sections.attacks,
-    sample_sections.where,
-    sections.metrics,
-    sections.times,
-    sections.provenance,
+    ("forgotten", "What was forgotten", sections.forgotten),
+    ("accuracy", "Accuracy before and after", sections.scores),
+    ("gap", "Is it like retraining?", sections.gap),
+    ("search", "The search for the edit", sections.search),
+    ("layers", "Which layers were edited", sections.layers),
+    ("confidences", "Forgotten against unseen samples", sample_sections.confidences),
+    ("attacks", "Can an attacker tell?", sample_sections.attacks),
+    ("destinations", "Where forgotten samples go", sample_sections.where),
+    ("metrics", "Further metrics", sections.metrics),
+    ("time", "Time and memory", sections.times),
+    ("provenance", "Options and provenance", sections.provenance),
 )
 _BADGES = {
     "near": ("good", "✓ within the spread of retraining"),
@@ -50,7 +51,7 @@ def render_page(record: RunRecord) -> str:
         tone=tone,
         badge=badge,
         cards=_cards(record),
-        sections=[section(record) for section in _SECTIONS],
+        sections=[attrs.evolve(make(record), name=name, title=title) for name, title, make in _SECTIONS],
         svg=svg,
     )
 

@@ -17,23 +17,23 @@ _NOT_TAKEN = "This was not measured: evaluation.page was false, no edit was made
 
 def confidences(record: RunRecord) -> Section:
     """Compare forgotten with unseen samples."""
-    title, views = "Forgotten against unseen samples", record.views
+    views = record.views
     if views is None or not views.histograms:
-        return Section(name="confidences", title=title, words=(_why(views, "histograms"),))
+        return Section(words=(_why(views, "histograms"),))
     pictures = tuple(_histogram(views.histograms, m) for m in _MODELS if any(h.model == m for h in views.histograms))
     intro = (
         "A model that forgot treats forgotten samples as if it had never seen them: the two lines of the unlearned "
         "model should look like those of a retrained model."
     )
     words = (intro, *_missing(views))
-    return Section(name="confidences", title=title, words=words, pictures=pictures)
+    return Section(words=words, pictures=pictures)
 
 
 def attacks(record: RunRecord) -> Section:
     """Show the ROC curves."""
-    title, views = "Can an attacker tell?", record.views
+    views = record.views
     if views is None:
-        return Section(name="attacks", title=title, words=(_NOT_TAKEN,))
+        return Section(words=(_NOT_TAKEN,))
     names = [*dict.fromkeys(curve.attack for curve in views.curves if curve.model == "unlearned")]
     reasons = [f"{what}: {why}." for what, why in views.reasons.items() if " attack, " in what]
     intro = (
@@ -42,14 +42,14 @@ def attacks(record: RunRecord) -> Section:
         "worse than unseen samples. A low AUC is no proof: a stronger attack may find more."
     )
     words = (*([intro] if names else ()), *reasons) or ("There is no attack to show.",)
-    return Section(name="attacks", title=title, words=words, pictures=tuple(_roc(views.curves, a) for a in names))
+    return Section(words=words, pictures=tuple(_roc(views.curves, a) for a in names))
 
 
 def where(record: RunRecord) -> Section:
     """Show the predictions for forgotten samples."""
-    title, views = "Where forgotten samples go", record.views
+    views = record.views
     if views is None or not views.destinations:
-        return Section(name="destinations", title=title, words=(_why(views, "destinations"),))
+        return Section(words=(_why(views, "destinations"),))
     models = [d for d in views.destinations if d.model != "label"]
     names, shares = destination_shares(models, views.classes)
     total = {d.model: sum(d.counts) for d in views.destinations}
@@ -69,7 +69,7 @@ def where(record: RunRecord) -> Section:
         height=0.9 + 0.2 * (len(models) + 0.6) * len(names),
         table=Table(caption="Samples per predicted class", header=header, rows=rows),
     )
-    return Section(name="destinations", title=title, words=_missing(views), pictures=(picture,))
+    return Section(words=_missing(views), pictures=(picture,))
 
 
 def _why(views: PlotData | None, what: str) -> str:

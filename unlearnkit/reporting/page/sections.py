@@ -32,14 +32,13 @@ def forgotten(record: RunRecord) -> Section:
         rows.append(("labels of the forgotten samples", _listed(named)))
     words = () if rows else ("The record does not say what was forgotten.",)
     tables = (Table(caption="What was forgotten", header=("what", "value"), rows=tuple(rows)),) if rows else ()
-    return Section(name="forgotten", title="What was forgotten", words=words, tables=tables)
+    return Section(words=words, tables=tables)
 
 
 def scores(record: RunRecord) -> Section:
-    """Show accuracy before and after, beside retraining."""
-    title = "Accuracy before and after"
+    """Show accuracy before and after the edit, and of retrained models."""
     if not record.after:
-        return Section(name="accuracy", title=title, words=("Nothing was measured.",))
+        return Section(words=("Nothing was measured.",))
     rows = []
     for split, after in record.after.items():
         before = record.before.get(split)
@@ -60,9 +59,7 @@ def scores(record: RunRecord) -> Section:
     table = Table(caption="Accuracy, and mean loss in nats", header=header, rows=tuple(rows))
     words = () if record.retrained else ("No retrained model at hand: its bars are missing. Retraining is the goal.",)
     if all(score.accuracy is None for score in record.after.values()):
-        return Section(
-            name="accuracy", title=title, words=(*words, "No classification: there is only a loss."), tables=(table,)
-        )
+        return Section(words=(*words, "No classification: there is only a loss."), tables=(table,))
     said = "; ".join(
         f"{row[0]}: original {row[1]}, unlearned {row[2]}" + (f", retrained {row[3]}" if record.retrained else "")
         for row in rows
@@ -77,17 +74,18 @@ def scores(record: RunRecord) -> Section:
         height=0.9 + 0.7 * len(rows),
         table=table,
     )
-    return Section(name="accuracy", title=title, words=words, pictures=(picture,))
+    return Section(words=words, pictures=(picture,))
 
 
 def gap(record: RunRecord) -> Section:
-    """Show each measure beside the retrained models."""
-    title, measures = "Is it like retraining?", record.judgement().measures
+    """Compare each measure with the retrained models."""
+    measures = record.judgement().measures
     if not measures:
         count = len(record.retrained)
         why = "No retrained model at hand" if not count else "Nothing was measured on both sides"
-        words = (f"{why}: name checkpoints in evaluation.retrained, or seeds in evaluation.retrained_seeds.",)
-        return Section(name="gap", title=title, words=words)
+        return Section(
+            words=(f"{why}: name checkpoints in evaluation.retrained, or seeds in evaluation.retrained_seeds.",)
+        )
     rows = [
         (
             measure.name,
@@ -102,7 +100,7 @@ def gap(record: RunRecord) -> Section:
     words = (_about_gaps(len(record.retrained)),)
     header = ("measure", "unlearned", "retrained: mean", "sd", "difference", "gap")
     table = Table(caption="The gap to retraining", header=header, rows=tuple(rows))
-    return Section(name="gap", title=title, words=words, tables=(table,))
+    return Section(words=words, tables=(table,))
 
 
 def _about_gaps(models: int) -> str:
@@ -121,10 +119,10 @@ def _about_gaps(models: int) -> str:
 
 def search(record: RunRecord) -> Section:
     """Show what was tried."""
-    title = "The search for the edit"
     if record.tuning is None:
-        words = ("The options were given, not looked for: unlearnkit tune finds them on validation data.",)
-        return Section(name="search", title=title, words=words)
+        return Section(
+            words=("The options were given, not looked for: unlearnkit tune finds them on validation data.",)
+        )
     tuning = Tuning.from_dict(record.tuning)
     frontier = {id(c) for c in tuning.frontier}
     rows = tuple(
@@ -150,18 +148,18 @@ def search(record: RunRecord) -> Section:
         height=4.2,
         table=table,
     )
-    return Section(name="search", title=title, words=(tuning.sentence(),), pictures=(picture,))
+    return Section(words=(tuning.sentence(),), pictures=(picture,))
 
 
 def layers(record: RunRecord) -> Section:
     """Show which layers were edited."""
-    title, report = "Which layers were edited", record.report
+    report = record.report
     if not report.size:
-        return Section(name="layers", title=title, words=("No edit was made.",))
+        return Section(words=("No edit was made.",))
     buffers = f" Buffers that changed: {_listed(report.buffers_changed)}." if report.buffers_changed else ""
     words = (f"{report.sentence()}{buffers}",)
     if not report.changed:
-        return Section(name="layers", title=title, words=words)
+        return Section(words=words)
     shown = layers_of(report)
     rows = tuple((t.name, f"{t.size:,}", f"{t.changed:,}", f"{100 * t.fraction:.3g} %") for t in report.tensors)
     table = Table(caption="Every tensor", header=("tensor", "weights", "changed", "share"), rows=rows)
@@ -178,17 +176,17 @@ def layers(record: RunRecord) -> Section:
         height=0.9 + 0.24 * len(shown),
         table=table,
     )
-    return Section(name="layers", title=title, words=words, pictures=(picture,))
+    return Section(words=words, pictures=(picture,))
 
 
 def metrics(record: RunRecord) -> Section:
     """Show every further metric, or why it has no value."""
-    title = "Further metrics"
     if not record.metrics:
-        words = ("None were asked for: evaluation.metrics names them, and unlearnkit methods lists them.",)
-        return Section(name="metrics", title=title, words=words)
+        return Section(
+            words=("None were asked for: evaluation.metrics names them, and unlearnkit methods lists them.",)
+        )
     tables = (metric_table(record.metrics, record.not_applicable),)
-    return Section(name="metrics", title=title, tables=tables)
+    return Section(tables=tables)
 
 
 def metric_table(metrics: Mapping[str, Mapping[str, float | None]], reasons: Mapping[str, Mapping[str, str]]) -> Table:
@@ -213,9 +211,9 @@ def metric_table(metrics: Mapping[str, Mapping[str, float | None]], reasons: Map
 
 def times(record: RunRecord) -> Section:
     """Show where the time went."""
-    title, seconds = "Time and memory", record.report.seconds
+    seconds = record.report.seconds
     if not seconds:
-        return Section(name="time", title=title, words=("No stage was timed.",))
+        return Section(words=("No stage was timed.",))
     memory = record.memory
     held = [
         f"{what} {size / 2**20:,.0f} MiB"
@@ -235,7 +233,7 @@ def times(record: RunRecord) -> Section:
         height=0.9 + 0.32 * len(rows),
         table=Table(caption="Seconds per stage", header=("stage", "seconds"), rows=rows),
     )
-    return Section(name="time", title=title, words=words, pictures=(picture,))
+    return Section(words=words, pictures=(picture,))
 
 
 def provenance(record: RunRecord) -> Section:
@@ -274,8 +272,6 @@ def provenance(record: RunRecord) -> Section:
     config: Mapping[str, Any] = manifest.get("config", {})
     folded = (("The whole configuration", json.dumps(config, indent=2, ensure_ascii=False)),) if config else ()
     return Section(
-        name="provenance",
-        title="Options and provenance",
         words=report.uncertainty(),
         tables=tuple(tables),
         folded=folded,
