@@ -5,6 +5,7 @@ from unlearnkit.data.digits import digits
 from unlearnkit.data.image_folder import image_folder
 from unlearnkit.data.labelled import DataBundle, ForgetSplit, LabelledImages, forget_split
 from unlearnkit.data.loaders import loader
+from unlearnkit.data.mixing import Interleaved, Paired, reshuffled
 from unlearnkit.data.partition import Split
 from unlearnkit.data.splits import ByClass, ByIndex, BySubclass, ForgetSpec
 from unlearnkit.data.transforms import DeviceTransform, imagenet_transform
@@ -17,7 +18,9 @@ __all__ = [
     "DeviceTransform",
     "ForgetSpec",
     "ForgetSplit",
+    "Interleaved",
     "LabelledImages",
+    "Paired",
     "Split",
     "cifar100",
     "digits",
@@ -25,4 +28,5 @@ __all__ = [
     "image_folder",
     "imagenet_transform",
     "loader",
+    "reshuffled",
 ]

@@ -13,6 +13,7 @@ from unlearnkit.evaluation.membership import (
     rmia_scores,
     ulira,
 )
+from unlearnkit.evaluation.metric import EvaluationInputs, Measurement, Metric, MetricTraits, NotApplicable
 from unlearnkit.evaluation.metrics.destinations import Destinations, destinations, total_variation
 from unlearnkit.evaluation.metrics.distance import activation_distance
 from unlearnkit.evaluation.metrics.loss_and_accuracy import Interval, mean_interval, proportion_interval
@@ -27,11 +28,16 @@ from unlearnkit.evaluation.relearning import Goal, Relearning
 __all__ = [
     "AttackSuccess",
     "Destinations",
+    "EvaluationInputs",
     "Features",
     "Gap",
     "Goal",
     "Interval",
     "LossAndAccuracy",
+    "Measurement",
+    "Metric",
+    "MetricTraits",
+    "NotApplicable",
     "Outputs",
     "PopulationAttack",
     "Probe",

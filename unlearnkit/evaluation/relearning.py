@@ -11,7 +11,7 @@ from torch import nn
 from unlearnkit.evaluation.accuracy import LossAndAccuracy, loss_and_accuracy
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.unlearning.fine_tune import EpochConfig, OptimizerConfig, fine_tune
-from unlearnkit.unlearning.inputs import UnlearningInputs
+from unlearnkit.unlearning.unlearner import UnlearningInputs
 from unlearnkit.utils.errors import ConfigurationError
 from unlearnkit.utils.options import option
 

@@ -7,9 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from unlearnkit.unlearning.unlearner import NAME
 from unlearnkit.utils.errors import ConfigurationError, StoreError
-from unlearnkit.utils.suggest import nearest
+from unlearnkit.utils.suggest import NAME, nearest
 
 KINDS: Mapping[str, str] = {
     "elementwise": "an unlearning method",

@@ -13,7 +13,7 @@ from unlearnkit.data.mixing import reshuffled
 from unlearnkit.data.prefetch import feed
 from unlearnkit.models.norm_gradients import steady_for
 from unlearnkit.models.parameters import device_of, trainable
-from unlearnkit.unlearning.inputs import UnlearningInputs
+from unlearnkit.unlearning.unlearner import UnlearningInputs
 from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, UnsupportedModelError, raise_all
 from unlearnkit.utils.options import option
 from unlearnkit.utils.progress import length

@@ -1,7 +1,11 @@
-"""Guess what a misspelt name was meant to be."""
+"""Names of methods, estimators and metrics: their pattern, and the nearest ones to a misspelt name."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+NAME = re.compile(r"[a-z][a-z0-9-]*")
+"""What a method, an estimator or a metric may be called."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

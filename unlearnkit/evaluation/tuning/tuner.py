@@ -19,8 +19,8 @@ from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.parameters import buffers, digest
 from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
-from unlearnkit.unlearning.inputs import UnlearningInputs
 from unlearnkit.unlearning.report import Report
+from unlearnkit.unlearning.unlearner import UnlearningInputs
 from unlearnkit.utils.errors import BudgetError, ConfigurationError, NonFiniteError, UnlearnKitWarning
 from unlearnkit.utils.options import option
 from unlearnkit.utils.progress import Progress, length, silent
