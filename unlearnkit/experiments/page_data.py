@@ -8,9 +8,9 @@ from torch import nn
 
 from unlearnkit.data import LabelledImages
 from unlearnkit.evaluation import LossAndAccuracy, Outputs
-from unlearnkit.evaluation.collect_plot_data import portrait
 from unlearnkit.evaluation.metric import EvaluationInputs
-from unlearnkit.evaluation.metrics.model_outputs import SPLITS, ModelOutputs
+from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs
+from unlearnkit.evaluation.plot_data import collect_plot_data
 from unlearnkit.experiments.experiment import Experiment
 from unlearnkit.reporting import RunRecord
 from unlearnkit.utils.progress import Progress, silent
@@ -41,7 +41,7 @@ class Gallery:
             retrained=self.retrained,
         )
         seed = self.experiment.config.evaluation.seed
-        views = portrait(ModelOutputs(inputs, self._seen), classes=self._classes(), seed=seed)
+        views = collect_plot_data(ModelOutputs(inputs, self._seen), classes=self._classes(), seed=seed)
         for key in [key for key in self._seen if key[0] == id(model)]:
             del self._seen[key]  # the next edited model may get the same id
         if self.retrained and not self._scores:
