@@ -9,8 +9,7 @@ import attrs
 import pytest
 import torch
 from torch import Tensor, nn
-from unlearnkit_estimators.sampled_fisher import ExactFisher, SampledFisher
-from unlearnkit_estimators.sampled_fisher.uniform import uniforms
+from unlearnkit_estimators.sampled_fisher import ExactFisher, SampledFisher, uniforms
 
 from unlearnkit import ConfigurationError, CrossEntropy, DiagonalFisher, Objective
 from unlearnkit.testing import Scaled, SmallNet, parametrize_with_checks

@@ -5,9 +5,9 @@ import math
 import random
 
 import numpy as np
-import permuted_model as permuted
 import pytest
 import torch
+import wrong_gradient_model as permuted
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

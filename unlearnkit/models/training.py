@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from unlearnkit.data.prefetch import feed
-from unlearnkit.models.norm_gradients import steady_for
+from unlearnkit.data.batches import feed
+from unlearnkit.models.norm_gradients import norm_gradient_fix
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.parameters import device_of, trainable
 from unlearnkit.models.scores import BatchScores, score_batch, total
@@ -81,7 +81,7 @@ def run_epoch(
     after_step: Callable[[], None] | None = None,
 ) -> float:
     """Take one step for each batch, inside `training_mode`; returns the mean loss over the batches."""
-    device, order, losses = device_of(model), steady_for(model), []
+    device, order, losses = device_of(model), norm_gradient_fix(model), []
     for number, (_, batch) in enumerate(feed(batches, device), start=1):
         with order():
             value = loss(model, batch)

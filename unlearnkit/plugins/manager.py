@@ -25,8 +25,7 @@ from unlearnkit.plugins.hookspecs import Run
 from unlearnkit.plugins.registry import FOREIGN_FAULTS, Provided, Registry, problem_of
 from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import Unlearner
-from unlearnkit.utils.errors import ConfigurationError, PluginLoadError
-from unlearnkit.utils.suggest import nearest
+from unlearnkit.utils.errors import ConfigurationError, PluginLoadError, nearest
 
 T = TypeVar("T")
 TRACE = "UNLEARNKIT_TRACE_HOOKS"

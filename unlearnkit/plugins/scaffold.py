@@ -10,8 +10,7 @@ from pathlib import Path
 from string import Template
 
 from unlearnkit.plugins.entry_points import GROUP, NAME, name_and_version
-from unlearnkit.utils.errors import ConfigurationError, StoreError
-from unlearnkit.utils.suggest import nearest
+from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
 
 KINDS: Mapping[str, str] = {
     "elementwise": "an unlearning method",

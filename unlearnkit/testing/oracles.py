@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unlearnkit import Objective
 from unlearnkit.data.batches import batch_size, map_tensors, take
-from unlearnkit.models.norm_gradients import Steady
+from unlearnkit.models.norm_gradients import FixNormGradients
 
 
 def per_sample_squares(model: nn.Module, batches: Iterable[Any], objective: Objective) -> dict[str, Tensor]:
@@ -25,7 +25,7 @@ def per_sample_squares(model: nn.Module, batches: Iterable[Any], objective: Obje
     for batch in batches:
         wide = _wide(batch)
         for i in range(batch_size(wide)):
-            with Steady():
+            with FixNormGradients():
                 loss = objective.losses(exact, take(wide, slice(i, i + 1)))[0]
             for name, g in _gradients(exact, loss).items():
                 totals[name] += g**2
@@ -40,7 +40,7 @@ def batched_squares(model: nn.Module, batches: Iterable[Any], objective: Objecti
     """
     exact, totals = _exact(model)
     for batch in batches:
-        with Steady():
+        with FixNormGradients():
             loss = objective.losses(exact, _wide(batch)).mean()
         for name, g in _gradients(exact, loss).items():
             totals[name] += g**2

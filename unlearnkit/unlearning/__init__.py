@@ -12,11 +12,10 @@ from unlearnkit.unlearning.distillation import (
 )
 from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
 from unlearnkit.unlearning.fine_tune import EpochConfig, fine_tune
-from unlearnkit.unlearning.inputs import Need, UnlearningInputs
 from unlearnkit.unlearning.patch import Patch, TensorPatch
 from unlearnkit.unlearning.report import Report, TensorChange
 from unlearnkit.unlearning.training_unlearner import TrainingUnlearner
-from unlearnkit.unlearning.unlearner import Unlearner, UnlearnerTraits
+from unlearnkit.unlearning.unlearner import Need, Unlearner, UnlearnerTraits, UnlearningInputs
 
 __all__ = [
     "ElementwiseUnlearner",

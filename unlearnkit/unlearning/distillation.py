@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.parameters import buffers, device_of, parameters, trainable
-from unlearnkit.unlearning.inputs import UnlearningInputs
+from unlearnkit.unlearning.unlearner import UnlearningInputs
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, raise_all
 from unlearnkit.utils.rng import private_rng
 

@@ -7,13 +7,12 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.mixing import reshuffled
+from unlearnkit.data.loaders import reshuffled
 from unlearnkit.models.parameters import trainable
 from unlearnkit.models.training import Loss, OptimizerConfig, freeze_batch_norm, run_epoch, training_mode
-from unlearnkit.unlearning.inputs import UnlearningInputs
-from unlearnkit.utils.errors import ConfigurationError, raise_all
+from unlearnkit.unlearning.unlearner import UnlearningInputs
+from unlearnkit.utils.errors import ConfigurationError, nearest, raise_all
 from unlearnkit.utils.progress import length
-from unlearnkit.utils.suggest import nearest
 
 
 def _some(batches: Iterable[Any] | None) -> Iterable[Any]:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from unlearnkit.models.training import OptimizerConfig
 from unlearnkit.unlearning.distillation import copy_state
 from unlearnkit.unlearning.fine_tune import EpochConfig, fine_tune
-from unlearnkit.unlearning.inputs import UnlearningInputs
-from unlearnkit.unlearning.unlearner import Unlearner, UnlearnerTraits
+from unlearnkit.unlearning.unlearner import Unlearner, UnlearnerTraits, UnlearningInputs
 from unlearnkit.utils.options import option
 
 
@@ -27,7 +26,7 @@ class TrainingUnlearner(Unlearner):
 
     Example:
         >>> import torch
-        >>> from unlearnkit.unlearning.inputs import Need
+        >>> from unlearnkit.unlearning.unlearner import Need
         >>> @final
         ... @attrs.frozen(kw_only=True)
         ... class Ascent(TrainingUnlearner):

@@ -1,6 +1,7 @@
 """The laws of methods that edit each weight by itself: θ' = rule(θ, F_f, F_r)."""
 
 from collections.abc import Callable
+from operator import methodcaller
 from typing import Any, cast
 
 import attrs
@@ -28,7 +29,7 @@ def _devices() -> list[str]:
 
 def _kind(method: ElementwiseUnlearner, case: RuleInputs) -> None:
     for device in _devices():
-        moved = case.map(lambda t, where=device: t.to(where))
+        moved = case.map(methodcaller("to", device))
         theta, forget, reference = moved.wide(method)
         edited = moved.ready(method).rule(theta, forget, reference)
         holds(isinstance(edited, Tensor), f"rule() returned {type(edited).__name__}")
