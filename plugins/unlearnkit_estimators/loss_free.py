@@ -16,8 +16,8 @@ from unlearnkit import (
     Objective,
     hookimpl,
     option,
-    trainable,
 )
+from unlearnkit.models import trainable
 
 
 @final

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit import (
-    Accumulator,
     ConfigurationError,
     DiagonalFisher,
     EstimatorTraits,
@@ -21,6 +20,7 @@ from unlearnkit import (
     hookimpl,
     option,
 )
+from unlearnkit.importance import Accumulator
 
 _STEPS = 2**53  # float64 holds every multiple of 2⁻⁵³ in [0, 1)
 

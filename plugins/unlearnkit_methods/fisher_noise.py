@@ -7,7 +7,9 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from unlearnkit import Need, Role, Unlearner, UnlearnerTraits, UnlearningInputs, hookimpl, option, trainable
+from unlearnkit import Need, Unlearner, UnlearnerTraits, UnlearningInputs, hookimpl, option
+from unlearnkit.importance import Role
+from unlearnkit.models import trainable
 
 _OF_THE_FULL_SET = (
     "F_r was measured on the full set, so what the forget set needs is protected from the noise too: measure it on the "

@@ -8,7 +8,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from unlearnkit import Importance, Need, Unlearner, UnlearnerTraits, UnlearningInputs, hookimpl, option, trainable
+from unlearnkit import Importance, Need, Unlearner, UnlearnerTraits, UnlearningInputs, hookimpl, option
+from unlearnkit.models import trainable
 
 
 @final

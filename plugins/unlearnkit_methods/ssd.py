@@ -7,7 +7,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from unlearnkit import ElementwiseUnlearner, Role, Unlearner, UnlearnerTraits, UnlearningInputs, hookimpl, option
+from unlearnkit import ElementwiseUnlearner, Unlearner, UnlearnerTraits, UnlearningInputs, hookimpl, option
+from unlearnkit.importance import Role
 
 
 @final

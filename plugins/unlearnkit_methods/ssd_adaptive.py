@@ -12,13 +12,13 @@ from unlearnkit import (
     ElementwiseUnlearner,
     Importance,
     MismatchError,
-    Role,
     Unlearner,
     UnlearnerTraits,
     UnlearningInputs,
     hookimpl,
     option,
 )
+from unlearnkit.importance import Role
 
 
 @final

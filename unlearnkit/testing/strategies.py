@@ -14,9 +14,10 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unlearnkit import ConfigurationError, Importance, Option, Unlearner, options_of
+from unlearnkit import ConfigurationError, Importance, Unlearner
 from unlearnkit.models.parameters import bits
 from unlearnkit.testing.cases import RuleInputs
+from unlearnkit.utils.options import Option, options_of
 
 U = TypeVar("U", bound=Unlearner)
 
