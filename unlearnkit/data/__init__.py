@@ -4,7 +4,7 @@ from unlearnkit.data.cifar100 import cifar100
 from unlearnkit.data.digits import digits
 from unlearnkit.data.image_folder import image_folder
 from unlearnkit.data.labelled import DataBundle, ForgetSplit, LabelledImages, forget_split
-from unlearnkit.data.loaders import loader
+from unlearnkit.data.loaders import Interleaved, Paired, loader, reshuffled
 from unlearnkit.data.splits import ByClass, ByIndex, BySubclass, ForgetSpec, Split
 from unlearnkit.data.transforms import DeviceTransform, imagenet_transform
 
@@ -16,7 +16,9 @@ __all__ = [
     "DeviceTransform",
     "ForgetSpec",
     "ForgetSplit",
+    "Interleaved",
     "LabelledImages",
+    "Paired",
     "Split",
     "cifar100",
     "digits",
@@ -24,4 +26,5 @@ __all__ = [
     "image_folder",
     "imagenet_transform",
     "loader",
+    "reshuffled",
 ]

@@ -28,9 +28,8 @@ from unlearnkit.models.parameters import broadcast_from_rank_0
 from unlearnkit.pipeline import Pipeline
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.reporting import RunRecord, write_result
-from unlearnkit.unlearning.inputs import Need
 from unlearnkit.unlearning.report import Report
-from unlearnkit.unlearning.unlearner import Unlearner
+from unlearnkit.unlearning.unlearner import Need, Unlearner
 from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
 from unlearnkit.utils.memory import peak_memory
 from unlearnkit.utils.progress import Progress, silent

@@ -26,8 +26,8 @@ from unlearnkit.plugins.hookspecs import Run
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.reporting import RunRecord
 from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
-from unlearnkit.unlearning.inputs import Need
 from unlearnkit.unlearning.report import Report
+from unlearnkit.unlearning.unlearner import Need
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 from unlearnkit.utils.options import option_values
 from unlearnkit.utils.progress import Progress, silent

@@ -9,7 +9,7 @@ from unlearnkit.models.checkpoint import (
 )
 from unlearnkit.models.objective import Autocast, CausalLanguageModel, CrossEntropy, Objective
 from unlearnkit.models.parameters import device_of, digest, trainable
-from unlearnkit.models.training import EpochRecord, Training, train
+from unlearnkit.models.training import EpochRecord, Loss, OptimizerConfig, Training, train
 from unlearnkit.models.zoo import ResNet18Classifier, SmallCNN, resnet18_classifier, small_cnn
 
 __all__ = [
@@ -17,7 +17,9 @@ __all__ = [
     "CausalLanguageModel",
     "CrossEntropy",
     "EpochRecord",
+    "Loss",
     "Objective",
+    "OptimizerConfig",
     "ResNet18Classifier",
     "SmallCNN",
     "Training",

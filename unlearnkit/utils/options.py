@@ -159,7 +159,8 @@ def options_of(owner: Any) -> tuple[Option, ...]:
     kind = owner if isinstance(owner, type) else type(owner)
     if not attrs.has(kind):
         return ()
-    return tuple(_describe(field) for field in attrs.fields(kind) if field.init)
+    own_first = sorted(attrs.fields(kind), key=lambda field: field.inherited)
+    return tuple(_describe(field) for field in own_first if field.init)
 
 
 def _describe(field: "attrs.Attribute[Any]") -> Option:

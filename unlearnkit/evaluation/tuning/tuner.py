@@ -17,7 +17,7 @@ from unlearnkit.evaluation.tuning.trials import Scores, Trials, Validation
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
-from unlearnkit.unlearning.inputs import UnlearningInputs
+from unlearnkit.unlearning.unlearner import UnlearningInputs
 from unlearnkit.utils.errors import ConfigurationError
 from unlearnkit.utils.options import option
 from unlearnkit.utils.progress import Progress, length, silent

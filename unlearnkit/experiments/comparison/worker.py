@@ -23,7 +23,7 @@ from unlearnkit.importance.importance import Importance
 from unlearnkit.models.parameters import trainable
 from unlearnkit.plugins.manager import PluginManager
 from unlearnkit.reporting import RunRecord
-from unlearnkit.unlearning.inputs import Need
+from unlearnkit.unlearning.unlearner import Need
 from unlearnkit.utils.errors import UnlearnKitWarning
 from unlearnkit.utils.memory import MIB, peak_memory, reset_peak
 from unlearnkit.utils.options import option_values
