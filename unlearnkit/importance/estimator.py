@@ -17,7 +17,7 @@ from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
 from unlearnkit.models.norm_gradients import steady_for
 from unlearnkit.models.objective import Objective
-from unlearnkit.models.parameters import check_finite, check_ordinary, device_of, digest, trainable
+from unlearnkit.models.parameters import check_finite, check_ordinary, device_of, trainable
 from unlearnkit.models.precision import float32_products
 from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, UnsupportedModelError, raise_all
@@ -116,11 +116,12 @@ class ImportanceEstimator(abc.ABC):
         objective: Objective,
         role: Role | str = Role.UNKNOWN,
         progress: Progress = silent,
+        snapshot: ModelSnapshot | None = None,
     ) -> Importance:
         """Measure all batches.
 
-        Of a model that is sharded over processes, every process must ask, with the same
-        batches in the same order; the result is sharded as the model is.
+        For a model that is sharded over processes, every process must call this with the same batches in the same
+        order; the result is sharded like the model.
 
         Args:
             model: Runs where it is, in eval mode: dropout off, BatchNorm on its running statistics. Left as found.
@@ -128,6 +129,8 @@ class ImportanceEstimator(abc.ABC):
             objective: How a batch becomes losses.
             role: Which set this is; recorded.
             progress: Shows a bar over the batches.
+            snapshot: From `snapshot_of` this very model, where there is one already: `Pipeline` has it, and the model
+                is not checked, hashed and copied again.
 
         Returns:
             The sum over all batches.
@@ -141,14 +144,15 @@ class ImportanceEstimator(abc.ABC):
                 estimator cannot take it.
             UnlearnKitError: Anything else the estimator refuses.
         """
-        check_ordinary(model)
-        spread = self._settled(model)
-        check_finite(model, when="before an importance is estimated")
-        device, total, trail, samples = device_of(model), None, DataOrder(), 0
-        named = trainable(model)
-        fingerprint = fingerprint_of(self, model, objective=objective)
-        guard = ModelSnapshot(model)
+        total, trail, samples = None, DataOrder(), 0
+        if snapshot is None:
+            snapshot = snapshot_of(model)
+        else:
+            snapshot.check_current()
+            snapshot.clear_gradients()
         try:
+            spread, device, named = self._sharded(model), device_of(model), trainable(model)
+            fingerprint = fingerprint_of(self, snapshot.digest, objective=objective)
             model.eval()
             pass_ = self.accumulator(model, objective=objective)
             order = nullcontext if pass_.steady else steady_for(model)
@@ -165,11 +169,11 @@ class ImportanceEstimator(abc.ABC):
             if samples:
                 total = pass_.result()
                 self._check(total, named)
-            self._check_untouched(guard)
+            self._check_untouched(snapshot)
         except BaseException:
-            guard.restore()
+            snapshot.restore()
             raise
-        guard.restore_surroundings()
+        snapshot.restore_surroundings()
         if total is None:
             raise ConfigurationError(
                 f"expected data for the {Role(role).value} importance, saw an empty iterable: "
@@ -184,7 +188,7 @@ class ImportanceEstimator(abc.ABC):
             fingerprint=with_precision(fingerprint, total, pass_.differentiated() or named),
         )
 
-    def _settled(self, model: nn.Module) -> bool:
+    def _sharded(self, model: nn.Module) -> bool:
         spread = settle(model)
         if spread and not self.traits.sharded:
             raise UnsupportedModelError(
@@ -221,10 +225,10 @@ class ImportanceEstimator(abc.ABC):
         raise_all(problems, where=who)
         total.check_values(who=who)
 
-    def _check_untouched(self, guard: ModelSnapshot) -> None:
-        problems = guard.structure_changes()
-        problems += [f"{name}: an estimator must not edit parameters" for name in guard.changed_parameters()]
-        problems += [f"{name}: an estimator must not edit buffers" for name in guard.changed_buffers()]
+    def _check_untouched(self, snapshot: ModelSnapshot) -> None:
+        problems = snapshot.structure_changes()
+        problems += [f"{name}: an estimator must not edit parameters" for name in snapshot.changed_parameters()]
+        problems += [f"{name}: an estimator must not edit buffers" for name in snapshot.changed_buffers()]
         raise_all(problems, where=f"estimator {self.name!r} changed the model (it was put back)")
 
 
@@ -298,7 +302,15 @@ def _check_same_data(trail: DataOrder) -> None:
     )
 
 
-def fingerprint_of(estimator: ImportanceEstimator, model: nn.Module, *, objective: Objective) -> Fingerprint:
+def snapshot_of(model: nn.Module) -> ModelSnapshot:
+    """Check that a model can be differentiated and is finite, and take a snapshot of it."""
+    check_ordinary(model)
+    settle(model)
+    check_finite(model, when="before an importance is estimated")
+    return ModelSnapshot(model)
+
+
+def fingerprint_of(estimator: ImportanceEstimator, model_digest: str, *, objective: Objective) -> Fingerprint:
     """Say of which kind an importance will be."""
     return Fingerprint(
         estimator=estimator.name,
@@ -306,7 +318,7 @@ def fingerprint_of(estimator: ImportanceEstimator, model: nn.Module, *, objectiv
         labels=estimator.traits.labels,
         objective=objective.describe(),
         options=options_text(estimator),
-        model=digest(model),
+        model=model_digest,
     )
 
 

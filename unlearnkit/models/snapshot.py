@@ -1,6 +1,7 @@
 """Remember a model bit by bit, so that whatever foreign code does to it can be undone or blamed."""
 
 import random
+from functools import cached_property
 from typing import Any, final
 
 import numpy as np
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit.distributed.sharded_tensors import local
-from unlearnkit.models.parameters import bits, parameters
+from unlearnkit.models.parameters import bits, digest_tensors, parameters
 from unlearnkit.models.parameters import buffers as _buffers_of
 from unlearnkit.models.undo_log import UndoLog
+from unlearnkit.utils.errors import raise_all
 
 _Members = dict[Any, Any]
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -49,8 +51,22 @@ class ModelSnapshot:
         self._flags = [(p, p.requires_grad) for p in everyone]
         self._grads = [(p, p.grad) for p in everyone]
         self._rng = _random_state()
-        for p in everyone:
+        self.clear_gradients()
+
+    def clear_gradients(self) -> None:
+        """Set every ``.grad`` to None until the next `restore_surroundings`."""
+        for p, _ in self._grads:
             p.grad = None
+
+    @cached_property
+    def digest(self) -> str:
+        """The `unlearnkit.models.parameters.digest` that the model had; needs the copies."""
+        return digest_tensors({**self._parameters.copies, **self._buffers.copies})
+
+    def check_current(self) -> None:
+        """Refuse a model that is not, bit by bit, the one of the snapshot."""
+        problems = [*self.structure_changes(), *self.changed_parameters(), *self.changed_buffers()]
+        raise_all(problems, where="the model was edited or trained since its importance was measured; estimate again")
 
     def before(self, name: str) -> Tensor:
         """Return the value that a parameter had."""

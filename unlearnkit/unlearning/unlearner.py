@@ -126,7 +126,12 @@ class Unlearner(abc.ABC):
 
     @final
     def unlearn(
-        self, model: nn.Module, inputs: UnlearningInputs, *, accept: Callable[[Report], Report] = _as_it_is
+        self,
+        model: nn.Module,
+        inputs: UnlearningInputs,
+        *,
+        accept: Callable[[Report], Report] = _as_it_is,
+        snapshot: ModelSnapshot | None = None,
     ) -> Report:
         """Edit the model in place, whole or not at all.
 
@@ -138,6 +143,8 @@ class Unlearner(abc.ABC):
             inputs: Must hold what ``needs`` declares; its importances must be this very model's.
             accept: Sees the report and the edited model before the edit is final, and returns the report; an exception
                 there, Ctrl-C included, rolls the edit back.
+            snapshot: A snapshot of this very model with its weights finite, where there is one already: `Pipeline` has
+                it, and the model is not checked, hashed and copied again.
 
         Returns:
             What was changed.
@@ -151,8 +158,11 @@ class Unlearner(abc.ABC):
         """
         if settle(model):
             self._check_shardable()
-        check_finite(model, when=f"before {self.name!r} edits them")
-        before = digest(model)
+        if snapshot is None:
+            check_finite(model, when=f"before {self.name!r} edits them")
+        else:
+            snapshot.check_current()
+        before = digest(model) if snapshot is None else snapshot.digest
         # Each against the model before one against the other: a stale one is better called stale than different.
         for importance in (inputs.forget, inputs.reference):
             if importance is not None:
@@ -161,7 +171,8 @@ class Unlearner(abc.ABC):
         remarks = self.remarks(inputs)
         for remark in remarks:
             warnings.warn(f"{self.name}: {remark}", UnlearnKitWarning, stacklevel=2)
-        guard, start = self._guard(model), time.perf_counter()
+        guard, start = snapshot or self._guard(model), time.perf_counter()
+        guard.clear_gradients()
         try:
             counted = self._edit(model, inputs, guard)
             seconds = time.perf_counter() - start
