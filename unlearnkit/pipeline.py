@@ -30,7 +30,7 @@ class Edit(Protocol):
     """Makes an edit: `Unlearner.unlearn`, or a search that ends in one."""
 
     def __call__(self, model: nn.Module, inputs: UnlearningInputs, *, accept: Callable[[Report], Report]) -> Report:
-        """Edit the model in place and return the report, passed through ``accept`` when there was an edit."""
+        """Edit the model in place; pass the report through ``accept``, unless nothing was edited, and return it."""
 
 
 def _is_a(kind: type) -> Callable[[Any, "attrs.Attribute[Any]", Any], None]:
@@ -151,9 +151,11 @@ class Pipeline:
             self.plugins.after_estimate(run, role.value, found)
             return found if self.normalise else found.unnormalised()
 
+        def completed(report: Report) -> Report:
+            return attrs.evolve(report, seconds={**seconds, **report.seconds}, provider=provider)
+
         def accepted(report: Report) -> Report:
-            complete = attrs.evolve(report, seconds={**seconds, **report.seconds}, provider=provider)
-            complete = complete if accept is None else accept(complete)
+            complete = completed(report) if accept is None else accept(completed(report))
             self.plugins.after_run(run, complete)
             return complete
 
@@ -171,5 +173,5 @@ class Pipeline:
             progress=progress,
         )
         if edit is not None:
-            return edit(model, inputs, accept=accepted)
+            return completed(edit(model, inputs, accept=accepted))
         return self.unlearner.unlearn(model, inputs, accept=accepted, snapshot=snapshot)

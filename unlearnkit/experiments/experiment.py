@@ -18,6 +18,7 @@ from unlearnkit.data import (
     ForgetSpec,
     ForgetSplit,
     LabelledImages,
+    Split,
     cifar100,
     digits,
     forget_split,
@@ -29,10 +30,13 @@ from unlearnkit.evaluation import LossAndAccuracy, loss_and_accuracy
 from unlearnkit.evaluation.metric import Metric
 from unlearnkit.experiments.config import Config, EvaluationConfig, ForgetConfig, MethodConfig, ObjectiveConfig
 from unlearnkit.importance.estimator import ImportanceEstimator
+from unlearnkit.importance.provenance import Role
 from unlearnkit.models.checkpoint import load_checkpoint
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.precision import Autocast
+from unlearnkit.pipeline import Edit, Pipeline, Source
 from unlearnkit.plugins.manager import PluginManager
+from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import Unlearner
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 from unlearnkit.utils.imports import call, import_path, resolve_device
@@ -98,14 +102,10 @@ class Experiment:
 
     def splits(self) -> dict[str, LabelledImages]:
         """Return the four parts of the data that are not empty, and the full training set."""
-        if self.split is None:
-            raise ConfigurationError(
-                "forget: expected what to forget, saw nothing: set one of classes, fine, indices, indices_file"
-            )
         parts = {"full-train": self.bundle.train}
         for which, data, split in (
-            ("train", self.bundle.train, self.split.train),
-            ("test", self.bundle.test, self.split.test),
+            ("train", self.bundle.train, self._split.train),
+            ("test", self.bundle.test, self._split.test),
         ):
             for role, rows in (("retain", split.retain), ("forget", split.forget)):
                 if len(rows):
@@ -117,6 +117,19 @@ class Experiment:
         """What importances differentiate: the objective, in bfloat16 where the configuration says so."""
         lower = self.config.importance.precision == "bfloat16"
         return Autocast(objective=self.objective) if lower else self.objective
+
+    @property
+    def forgotten(self) -> Split:
+        """The split of the training data into retain and forget set."""
+        return self._split.train
+
+    @property
+    def _split(self) -> ForgetSplit:
+        if self.split is None:
+            raise ConfigurationError(
+                "forget: expected what to forget, saw nothing: set one of classes, fine, indices, indices_file"
+            )
+        return self.split
 
     def importance_batches(self, data: LabelledImages) -> DataLoader[Any]:
         """Cut data into batches for an importance."""
@@ -157,6 +170,43 @@ class Experiment:
         chosen = self.config.importance
         return call(
             plugins.estimator(chosen.estimator), chosen.options, where=f"importance.options ({chosen.estimator})"
+        )
+
+    def edit(
+        self,
+        model: nn.Module,
+        method: MethodConfig,
+        plugins: PluginManager,
+        *,
+        forget: Source,
+        reference: Source,
+        forget_data: LabelledImages,
+        retain_data: LabelledImages,
+        accept: Callable[[Report], Report] | None = None,
+        edit: Edit | None = None,
+        progress: Progress = silent,
+    ) -> Report:
+        """Run one method of the configuration on a model, in place; see `Pipeline.run`."""
+        pipeline = Pipeline(
+            unlearner=make_unlearner(method, plugins),
+            estimator=self.estimator(plugins),
+            normalise=method.normalise,
+            reference_role=Role(self.config.importance.reference),
+            max_fraction=method.max_fraction,
+            plugins=plugins,
+        )
+        return pipeline.run(
+            model,
+            forget=forget,
+            reference=reference,
+            forget_data=self.importance_batches(forget_data),
+            retain_data=self.importance_batches(retain_data),
+            model_factory=self.fresh_model,
+            objective=self.objective,
+            seed=self.config.seed,
+            accept=accept,
+            edit=edit,
+            progress=progress,
         )
 
 
