@@ -28,8 +28,8 @@ from unlearnkit import (
     UnlearnKitWarning,
     hookimpl,
 )
-from unlearnkit.importance import estimator
 from unlearnkit.models import parameters
+from unlearnkit.models import snapshot as snapshots
 from unlearnkit.models.parameters import digest
 from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.unlearning import unlearner as unlearner_module
@@ -351,7 +351,7 @@ def test_the_model_is_hashed_before_and_after_checked_and_copied_once(unlearner,
 
     counted(parameters, "blake3", "digest")
     counted(ModelSnapshot, "__init__", "snapshot")
-    for module in (estimator, unlearner_module):
+    for module in (snapshots, unlearner_module):
         counted(module, "check_finite", "finite")
     report = pipeline(unlearner).run(net(), forget=FORGET, reference=FULL)
     assert report.changed > 0

@@ -15,10 +15,9 @@ from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.plugins.hookspecs import Run
 from unlearnkit.plugins.manager import PluginManager, default_manager
-from unlearnkit.unlearning.inputs import Need, UnlearningInputs, check_fraction
 from unlearnkit.unlearning.report import Report
-from unlearnkit.unlearning.unlearner import Unlearner
-from unlearnkit.utils.errors import ConfigurationError
+from unlearnkit.unlearning.unlearner import Need, Unlearner, UnlearningInputs, check_fraction
+from unlearnkit.utils.errors import ConfigurationError, raise_all
 from unlearnkit.utils.options import option_values
 from unlearnkit.utils.progress import Progress, silent
 
@@ -141,7 +140,7 @@ class Pipeline:
             elif callable(source):
                 found = source()
             else:
-                snapshot = snapshot or snapshot_of(model)
+                snapshot = _current(snapshot) or snapshot_of(model)
                 found = self.estimator.estimate(
                     model, source, objective=objective, role=role, progress=progress, snapshot=snapshot
                 )
@@ -174,4 +173,12 @@ class Pipeline:
         )
         if edit is not None:
             return completed(edit(model, inputs, accept=accepted))
-        return self.unlearner.unlearn(model, inputs, accept=accepted, snapshot=snapshot)
+        return self.unlearner.unlearn(model, inputs, accept=accepted, snapshot=_current(snapshot))
+
+
+def _current(snapshot: ModelSnapshot | None) -> ModelSnapshot | None:
+    """Refuse a model that an observer, say, has changed since the snapshot: its importances are of another model."""
+    if snapshot is not None:
+        problems = [*snapshot.structure_changes(), *snapshot.changed_parameters(), *snapshot.changed_buffers()]
+        raise_all(problems, where="the model was edited or trained since its importance was measured; estimate again")
+    return snapshot

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from unlearnkit.data import DataBundle, LabelledImages
 from unlearnkit.utils.checksummed_json import read_sealed, write_sealed
-from unlearnkit.utils.errors import ConfigurationError, raise_all
-from unlearnkit.utils.suggest import nearest
+from unlearnkit.utils.errors import ConfigurationError, nearest, raise_all
 
 Rows = NDArray[np.int64]
 KIND = "unlearnkit-request-1"

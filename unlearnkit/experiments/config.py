@@ -9,10 +9,9 @@ from typing import Any, final
 import attrs
 
 from unlearnkit.models.training import Training
-from unlearnkit.utils.errors import ConfigurationError, StoreError
+from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
 from unlearnkit.utils.options import option
 from unlearnkit.utils.structuring import structure
-from unlearnkit.utils.suggest import nearest
 
 
 @final

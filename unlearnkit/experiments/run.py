@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from unlearnkit.data import LabelledImages
-from unlearnkit.distributed.collectives import agreed, wait_for_all
+from unlearnkit.distributed.collectives import barrier, raise_on_all_ranks
 from unlearnkit.distributed.ranks import Ranks
 from unlearnkit.evaluation import LossAndAccuracy, Outputs
 from unlearnkit.evaluation.collect_plot_data import portrait
@@ -25,16 +25,15 @@ from unlearnkit.experiments.retrained import references
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.multi_process import estimate_together, forget_parts
 from unlearnkit.importance.provenance import Role
-from unlearnkit.models.broadcast import follow_rank_0
+from unlearnkit.models.parameters import broadcast_from_rank_0
 from unlearnkit.pipeline import Edit
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.reporting import RunRecord, write_result
-from unlearnkit.unlearning.inputs import Need
 from unlearnkit.unlearning.report import Report
-from unlearnkit.utils.errors import ConfigurationError, StoreError
+from unlearnkit.unlearning.unlearner import Need
+from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
 from unlearnkit.utils.memory import peak_memory
 from unlearnkit.utils.progress import Progress, silent
-from unlearnkit.utils.suggest import nearest
 
 REQUESTS = "unlearnkit.requests"
 """Key of a checkpoint's metadata: a JSON list of the digests of the forget sets that were applied to it."""
@@ -84,7 +83,7 @@ def run(
     taken = [str(folder) for folder in folders.values() if folder.exists()]
     if taken and not (dry_run or overwrite):
         raise StoreError(f"results are there already: {', '.join(taken)}: choose another output, or overwrite them")
-    wait_for_all()  # no process may write before all have looked for earlier results
+    barrier()  # no process may write before all have looked for earlier results
     job = Job.start(config, plugins, again=again, progress=progress, references=not dry_run)
     parts, plot_data = job.experiment.splits(), PlotDataCollector(job=job)
     for need, source in job.importances(parts).items():
@@ -163,7 +162,7 @@ class Job:
     ) -> Report:
         """Edit a copy of the original model with importances of ``parts``, each measured once."""
         importances = self.importances(parts)
-        with agreed():
+        with raise_on_all_ranks():
             report = self.experiment.edit(
                 model,
                 method,
@@ -226,7 +225,7 @@ class Job:
             REQUESTS: json.dumps([*self.requests, self.request]),
             "unlearnkit.factory": self.experiment.config.model.factory,
         }
-        with agreed():
+        with raise_on_all_ranks():
             if Ranks.current().rank == 0:
                 write_result(folder, model, record, metadata=metadata, page=self.experiment.config.evaluation.page)
 
@@ -305,7 +304,7 @@ def _some(data: LabelledImages, seed: int) -> LabelledImages:
 
 def aligned(report: Report, model: nn.Module) -> Report:
     """Give every rank the edit of rank 0, and say so in the report where they differed."""
-    others = follow_rank_0(model, report.model_after)
+    others = broadcast_from_rank_0(model, report.model_after)
     if not others:
         return report
     who = f"{'rank' if len(others) == 1 else 'ranks'} {', '.join(map(str, others))} of {Ranks.current().size}"

@@ -11,8 +11,8 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 from unlearnkit.data import LabelledImages, forget_split
-from unlearnkit.data.carve import Carved, carve
-from unlearnkit.distributed.collectives import wait_for_all
+from unlearnkit.data.splits import ValidationSplit, validation_split
+from unlearnkit.distributed.collectives import barrier
 from unlearnkit.evaluation import loss_and_accuracy
 from unlearnkit.evaluation.tuning import Tuner, Tuning, Validation
 from unlearnkit.experiments.config import Config, MethodConfig, TuningConfig
@@ -22,8 +22,8 @@ from unlearnkit.models.objective import CrossEntropy
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.reporting import RunRecord
 from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
-from unlearnkit.unlearning.inputs import UnlearningInputs
 from unlearnkit.unlearning.report import Report
+from unlearnkit.unlearning.unlearner import UnlearningInputs
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 from unlearnkit.utils.progress import Progress, silent
 
@@ -78,7 +78,7 @@ def tune(
     folder = Path(config.output) / f"{method.label}-tuned"
     if folder.exists() and not overwrite:
         raise StoreError(f"results are there already: {folder}: choose another output, or overwrite them")
-    wait_for_all()  # as in run()
+    barrier()  # as in run()
     search = Search.start(*set_aside(Job.start(config, plugins, again=again, progress=progress)))
     job, model = search.job, copy.deepcopy(search.job.original)
     tuning, record = search.edit(model, method, label=folder.name)
@@ -98,7 +98,7 @@ class Search:
     """The validation split of one original model; importances are measured on the rest, once for all methods."""
 
     job: Job
-    carved: Carved
+    carved: ValidationSplit
     unseen: LabelledImages | None
 
     @classmethod
@@ -115,7 +115,7 @@ class Search:
                 "evaluation.retrained, or training seeds in evaluation.retrained_seeds"
             )
         targets, seed = experiment.bundle.train.targets, experiment.config.seed
-        carved = carve(experiment.forgotten, targets, fraction=config.validation_fraction, seed=seed)
+        carved = validation_split(experiment.forgotten, targets, fraction=config.validation_fraction, seed=seed)
         return cls(job=attrs.evolve(job, stage="tune"), carved=carved, unseen=unseen)
 
     def edit(self, model: nn.Module, method: MethodConfig, *, label: str) -> tuple[Tuning, RunRecord]:

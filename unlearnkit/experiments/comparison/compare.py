@@ -1,15 +1,14 @@
 """A comparison: its trials, which of them have results, and running the rest."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import final
 
 import attrs
 from rich.table import Table
 
-from unlearnkit.distributed.collectives import in_shares, tell
+from unlearnkit.distributed.collectives import all_gather, map_over_ranks
 from unlearnkit.distributed.ranks import Ranks
 from unlearnkit.experiments.comparison.processes import Sizing, need_of, of_ranks, run_in_processes, sizing
 from unlearnkit.experiments.comparison.results import TrialFolder, TrialResult
@@ -197,7 +196,7 @@ class Comparison:
             if jobs == 1:
                 worker = Worker(self.plugins, experiment=self.experiment, progress=progress)
                 for wave in self._waves():
-                    in_shares(wave, partial(_run, worker=worker, watch=watch))
+                    map_over_ranks(wave, lambda unit: unit.run(worker, watch))
             else:
                 self._in_processes(jobs, watch)
         finally:
@@ -216,7 +215,7 @@ class Comparison:
 
     def _waves(self) -> tuple[tuple[Unit, ...], ...]:
         """List the units of the ranks: models first, which several of them would wait for."""
-        pending, folder, size = tell(self.pending)[0], self._files.folder, Ranks.current().size
+        pending, folder, size = all_gather(self.pending)[0], self._files.folder, Ranks.current().size
         groups = groups_of(pending, folder, jobs=size)
         return (groups,) if size == 1 else (models_for(pending, folder), groups)
 
@@ -262,9 +261,3 @@ class Comparison:
                     self._files.write(trial, TrialResult.failure(_DIED))
                     note(Event(kind="failed", name=trial.name, key=trial.key))
             jobs = 1  # from here on one trial at a time, so that it is known in which one a process dies
-
-
-def _run(own: Iterable[Unit], _: Iterator[int], *, worker: Worker, watch: Watch) -> Iterator[None]:
-    for unit in own:
-        unit.run(worker, watch)
-        yield

@@ -12,6 +12,7 @@ import attrs
 import torch
 
 from unlearnkit.data import LabelledImages, forget_split
+from unlearnkit.distributed.ranks import resolve_device
 from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.experiments.comparison.results import TrialFolder, TrialResult
 from unlearnkit.experiments.comparison.trial import Trial
@@ -22,8 +23,7 @@ from unlearnkit.experiments.tune import Search, elementwise, set_aside
 from unlearnkit.models.parameters import trainable
 from unlearnkit.plugins.manager import PluginManager
 from unlearnkit.utils.errors import UnlearnKitWarning
-from unlearnkit.utils.imports import resolve_device
-from unlearnkit.utils.memory import MIB, forget_peak, peak_memory
+from unlearnkit.utils.memory import MIB, peak_memory, reset_peak
 from unlearnkit.utils.options import option_values
 from unlearnkit.utils.progress import Progress, silent
 
@@ -72,7 +72,7 @@ class Worker:
     def run(self, trial: Trial) -> TrialResult:
         """Run a trial; an error becomes its result, except for Ctrl-C."""
         device = resolve_device(trial.config.device)
-        forget_peak(device)
+        reset_peak(device)
         try:
             with _threads(trial.config.comparison.threads), _collected_warnings() as said:
                 result = self._group_of(trial).run(trial)
