@@ -1,4 +1,4 @@
-"""What a configuration describes, made real: device, data, what to forget, the model, the methods."""
+"""The objects that a configuration describes: device, data, forget set, models, methods."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -51,7 +51,7 @@ DATASETS: dict[str, Callable[..., DataBundle]] = {"cifar100": cifar100, "digits"
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Experiment:
-    """A configuration and what it names, loaded and checked."""
+    """A configuration, with its data loaded and checked."""
 
     config: Config
     device: torch.device
@@ -92,7 +92,7 @@ class Experiment:
         return self.trained_model(self.config.model.checkpoint)
 
     def trained_model(self, path: str, *, key: str = "model.checkpoint") -> tuple[nn.Module, dict[str, str]]:
-        """Load a model of the configuration's kind."""
+        """Load a checkpoint into a model of the configuration."""
         if not Path(path).exists():
             raise StoreError(f"{key}: {path} is not there: make it with `unlearnkit train CONFIG.toml`")
         model = self.fresh_model()
@@ -100,7 +100,7 @@ class Experiment:
         return model.eval(), metadata
 
     def splits(self) -> dict[str, LabelledImages]:
-        """Return the four parts of the data that are not empty, and the full training set."""
+        """Return the full training set, and its parts and those of the test set that are not empty."""
         parts = {"full-train": self.bundle.train}
         for which, data, split in (
             ("train", self.bundle.train, self._split.train),
@@ -113,7 +113,7 @@ class Experiment:
 
     @property
     def importance_objective(self) -> Objective:
-        """What importances differentiate: the objective, in bfloat16 where the configuration says so."""
+        """The objective of importances: in bfloat16 where the configuration says so."""
         lower = self.config.importance.precision == "bfloat16"
         return Autocast(objective=self.objective) if lower else self.objective
 
@@ -131,7 +131,7 @@ class Experiment:
         return self.split
 
     def importance_batches(self, data: LabelledImages) -> DataLoader[Any]:
-        """Cut data into batches for an importance."""
+        """Return a data loader for an importance."""
         return loader(
             data,
             batch_size=self.config.importance.batch_size,
@@ -142,25 +142,25 @@ class Experiment:
         )
 
     def evaluation_batches(self, data: LabelledImages) -> DataLoader[Any]:
-        """Cut data into batches for an evaluation."""
+        """Return a data loader for an evaluation."""
         size, workers = self.config.evaluation.batch_size, self.config.data.workers
         return loader(data, batch_size=size, workers=workers, device=self.device)
 
     def shared_batches(self, data: LabelledImages) -> Shared:
-        """Cut data into batches for an evaluation by all processes together."""
+        """Return a data loader for an evaluation whose batches the ranks share."""
         return Shared(items=self.evaluation_batches(data))
 
     def scores(
         self, model: nn.Module, parts: Mapping[str, LabelledImages], *, progress: Progress = silent
     ) -> dict[str, LossAndAccuracy]:
-        """Measure loss and accuracy on parts of the data; several processes share the batches, so call it on all."""
+        """Measure loss and accuracy on parts of the data; ranks share the batches, so call it on all of them."""
         return {
             name: loss_and_accuracy(model, self.shared_batches(data), objective=self.objective, progress=progress)
             for name, data in parts.items()
         }
 
     def evaluated_splits(self) -> dict[str, LabelledImages]:
-        """Return those splits that the configuration asks to evaluate and that are not empty."""
+        """Return the splits that the configuration evaluates, without empty ones."""
         parts = self.splits()
         return {name: parts[name] for name in self.config.evaluation.splits if name in parts}
 
@@ -254,7 +254,7 @@ def make_metrics(config: EvaluationConfig, plugins: PluginManager) -> dict[str, 
 
 
 def forget_spec(config: ForgetConfig) -> ForgetSpec | None:
-    """Turn what a configuration says about forgetting into a rule."""
+    """Make the forget specification that a configuration describes; None when it describes none."""
     given = {key: value for key, value in attrs.asdict(config, recurse=False).items() if value}
     if len(given) > 1:
         raise ConfigurationError(f"forget: expected one of classes, fine, indices, indices_file, saw {sorted(given)}")
