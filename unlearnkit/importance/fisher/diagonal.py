@@ -9,9 +9,7 @@ from torch import nn
 from unlearnkit.distributed.sharded_tensors import is_spread
 from unlearnkit.importance.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
 from unlearnkit.importance.fisher.engine.batch_gradients import BatchGradients
-from unlearnkit.importance.fisher.engine.choice import Chooser
 from unlearnkit.importance.fisher.engine.engine import SETTLED, Engine
-from unlearnkit.importance.fisher.engine.graphs import Recorder, recorder_on, refuse_with_graphs
 from unlearnkit.importance.fisher.engine.group_totals import Ledger
 from unlearnkit.importance.fisher.engine.per_sample_fallback import SquaredGradients
 from unlearnkit.importance.fisher.engine.totals import Totals
@@ -64,11 +62,11 @@ class DiagonalFisher(ImportanceEstimator):
     )
     kernels: str = option(
         "auto",
-        choices=("auto", "fixed", "timed", "compiled"),
+        choices=("auto", "fixed", "compiled"),
         meaning=False,
         doc="`compiled`: on a CPU in float32 one of our own, compiled once on this machine by its C++ compiler, and by "
         "rule elsewhere; `auto`: the same, and by rule where there is no compiler; `fixed`: by rule, with the same "
-        "bits on every run; `timed`: the fastest, timed once per layer",
+        "bits on every run",
     )
 
     recheck: int = option(
@@ -79,17 +77,9 @@ class DiagonalFisher(ImportanceEstimator):
         "apart? 0: only in the first batch",
     )
 
-    graphs: bool = option(
-        False,
-        meaning=False,
-        doc="on CUDA: record the pass over one shape of batch as a CUDA graph, and replay it for every batch of that "
-        "shape; not run on a GPU yet",
-    )
-
     def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
         """Start a pass of the engine; see `ImportanceEstimator.accumulator`."""
         if is_spread(model):
-            refuse_with_graphs({"a model sharded over processes": self.graphs})
             return ShardedEngine(
                 model,
                 objective,
@@ -114,17 +104,10 @@ def start(
     objective: Objective,
     absolute: bool = False,
     gradient: bool = False,
-    recorder: Recorder | None = None,
 ) -> Engine:
     """Start a pass of the engine."""
     memory, double, named = fisher.memory_budget << 20, fisher.accumulate == "float64", trainable(model)
-    compensated, chooser = fisher.accumulate == "compensated", Chooser(timed=fisher.kernels == "timed")
-    device = device_of(model)
-    if fisher.graphs:
-        wanted = {"accumulate='compensated'": compensated, "Σ|g|": absolute, "gradients of batches": gradient}
-        recorder = recorder or recorder_on(device)
-        refuse_with_graphs(wanted)
-
+    compensated = fisher.accumulate == "compensated"
     compiled = compiled_kernels(model, required=fisher.kernels == "compiled") if fisher.kernels in _COMPILED else None
 
     def empty(*, signed: bool = False) -> Totals:
@@ -132,7 +115,6 @@ def start(
             named,
             double=double,
             memory=memory,
-            chooser=chooser,
             compensated=compensated and not signed,
             compiled=compiled,
             signed=signed,
@@ -147,7 +129,6 @@ def start(
         general=SquaredGradients(model, objective, chunk=fisher.chunk, memory=memory, double=double, quiet=True),
         chunk=fisher.chunk,
         careful=compensated,
-        settled=1 if fisher.graphs else SETTLED.get(device.type, 1),
+        settled=SETTLED.get(device_of(model).type, 1),
         recheck=fisher.recheck,
-        recorder=recorder if fisher.graphs else None,
     )

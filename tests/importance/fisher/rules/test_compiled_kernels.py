@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from unlearnkit import ConfigurationError, CrossEntropy, DiagonalFisher, UnlearnKitWarning, fisher_statistics
-from unlearnkit.importance.fisher.engine.choice import Chooser
 from unlearnkit.importance.fisher.engine.kernel import Into
 from unlearnkit.importance.fisher.engine.totals import Totals
 from unlearnkit.importance.fisher.rules.compiled import CompiledKernels, compiled_convolution, compiled_linear
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 
 
 def slot(w):
-    return Totals({"w": w}, double=False, memory=1 << 24, chooser=Chooser(), compiled=CompiledKernels()).slot("w")
+    return Totals({"w": w}, double=False, memory=1 << 24, compiled=CompiledKernels()).slot("w")
 
 
 def outer(g, a):

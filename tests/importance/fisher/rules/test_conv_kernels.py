@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unlearnkit.importance.fisher.engine.choice import Chooser
 from unlearnkit.importance.fisher.engine.kernel import Into
 from unlearnkit.importance.fisher.engine.totals import Totals
 from unlearnkit.importance.fisher.rules.compiled import CompiledKernels
@@ -60,7 +59,7 @@ def test_every_kernel(problem, dtype, memory):
     expected = weight_gradients_of_each(geometry, w, x, g)
     compiled = CompiledKernels() if HAS_COMPILER else None
     slots = [
-        Totals({"w": w}, double=False, memory=memory, chooser=Chooser(), compiled=outer).slot("w")
+        Totals({"w": w}, double=False, memory=memory, compiled=outer).slot("w")
         for outer in {None, compiled}
     ]
     for kernel in (k for slot in slots for k in conv_kernels(slot, g, x, geometry)):
@@ -73,7 +72,7 @@ def names(channels, out, size, *, kernel=3, dtype=torch.float32):
     )
     x, g = torch.zeros(2, 1, channels, size, size, dtype=dtype), torch.zeros(2, 1, out, size, size, dtype=dtype)
     w = torch.zeros(out, channels, kernel, kernel, dtype=dtype)
-    slot = Totals({"w": w}, double=False, memory=1 << 24, chooser=Chooser()).slot("w")
+    slot = Totals({"w": w}, double=False, memory=1 << 24).slot("w")
     return [k.name for k in conv_kernels(slot, g, x, geometry)]
 
 
@@ -95,7 +94,7 @@ def test_torchs_own_gradient_is_left_out_in_float64():
 def test_on_a_device_many_samples_at_a_time():
     with FakeTensorMode():  # a device that is not there will do: nothing is computed
         w, x = torch.empty(64, 64, 3, 3, device="cuda"), torch.empty(64, 1, 64, 8, 8, device="cuda")
-        slot = Totals({"w": w}, double=False, memory=1 << 26, chooser=Chooser(), compiled=None).slot("w")
+        slot = Totals({"w": w}, double=False, memory=1 << 26, compiled=None).slot("w")
         geometry = Geometry(kernel=(3, 3), stride=(1, 1), padding=((1, 1),) * 2, dilation=(1, 1), groups=1)
         kernel = conv_kernels(slot, x, x, geometry)[0]
         total = torch.empty(kernel.shape, device="cuda")

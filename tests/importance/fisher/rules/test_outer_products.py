@@ -6,7 +6,6 @@ from fisher_oracle import check_kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unlearnkit.importance.fisher.engine.choice import Chooser
 from unlearnkit.importance.fisher.engine.kernel import Kernel
 from unlearnkit.importance.fisher.engine.totals import Totals
 from unlearnkit.importance.fisher.rules.outer_products import add_outer, outer_kernels
@@ -18,7 +17,7 @@ def problem(samples, rows, out, inner, dtype, memory=1 << 24, *, signed=False):
     torch.manual_seed(rows)
     g, a = torch.randn(samples, rows, out, dtype=dtype), torch.randn(samples, rows, inner, dtype=dtype)
     named = {"w": torch.zeros(out, inner, dtype=dtype)}
-    totals = Totals(named, double=False, memory=memory, chooser=Chooser(), signed=signed)
+    totals = Totals(named, double=False, memory=memory, signed=signed)
     return g, a, totals, torch.einsum("nto,nti->noi", g.double(), a.double())
 
 
@@ -58,6 +57,6 @@ def test_a_kernel_for_squares_alone_is_passed_over_when_more_is_wanted():
         Kernel(name=name, shape=(2, 2), run=lambda _, name=name: ran.append(name), squares_only=name == "squares")
         for name in ("squares", "all")
     ]
-    totals.slot("w").run((), kernels)
+    totals.slot("w").run(kernels)
     totals.slot("w", absolute=totals.empty()).run((), kernels)
     assert ran == ["squares", "all"]

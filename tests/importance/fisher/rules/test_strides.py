@@ -7,7 +7,6 @@ from fisher_oracle import check_kernel, weight_gradients_of_each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unlearnkit.importance.fisher.engine.choice import Chooser
 from unlearnkit.importance.fisher.engine.totals import Totals
 from unlearnkit.importance.fisher.rules.compiled import CompiledKernels
 from unlearnkit.importance.fisher.rules.conv_geometry import Geometry
@@ -19,7 +18,7 @@ COMPILED = [False, True] if HAS_COMPILER else [False]
 
 def slot(w, compiled):
     library = CompiledKernels() if compiled else None
-    return Totals({"w": w}, double=False, memory=1 << 20, chooser=Chooser(), compiled=library).slot("w")
+    return Totals({"w": w}, double=False, memory=1 << 20, compiled=library).slot("w")
 
 
 def permuted(t, order):

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Hashable, Iterator, Sequence
-from functools import partial
 from typing import Any, ClassVar, final
 
 import torch
@@ -14,14 +13,12 @@ from unlearnkit.importance.estimator import Accumulator
 from unlearnkit.importance.fisher.engine.batch_gradients import BatchGradients
 from unlearnkit.importance.fisher.engine.call_plan import UnprovenError
 from unlearnkit.importance.fisher.engine.eager import EAGER
-from unlearnkit.importance.fisher.engine.graphs import Graphs, Recorder, refuse_with_graphs, unrecordable
 from unlearnkit.importance.fisher.engine.group_totals import ALL, Ledger, Part
 from unlearnkit.importance.fisher.engine.nan_check import Watch
 from unlearnkit.importance.fisher.engine.out_of_memory import Fitted, Limit, out_of_memory
 from unlearnkit.importance.fisher.engine.passes import Passes
 from unlearnkit.importance.fisher.engine.per_sample_fallback import Receive, SquaredGradients, refuse_batch_statistics
 from unlearnkit.importance.fisher.engine.plan_cache import Kind, Scripts, signature
-from unlearnkit.importance.fisher.engine.probe import Found
 from unlearnkit.importance.fisher.engine.underflow import Underflow
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import Objective
@@ -52,7 +49,6 @@ class Engine(Accumulator):
         careful: bool = False,
         settled: int = 1,
         recheck: int = 0,
-        recorder: Recorder | None = None,
     ) -> None:
         refuse_batch_statistics(model)
         self._model: nn.Module = getattr(model, "_orig_mod", model)  # compiled code cannot be looked into
@@ -64,7 +60,6 @@ class Engine(Accumulator):
         self._careful = careful
         self._fitted = Fitted(settled)
         self._limit = Limit(chunk)
-        self._graphs = None if recorder is None else Graphs(recorder, ledger.places)
         self._count = 0
         self._grouped = False
         self._refused = False
@@ -73,8 +68,6 @@ class Engine(Accumulator):
 
     def add(self, batch: Any, keys: Sequence[Hashable] = ()) -> None:
         """Add one batch; see `Accumulator.add`."""
-        if self._graphs is not None:
-            refuse_with_graphs({"groups": bool(keys)})
         size, self._grouped = batch_size(batch), self._grouped or bool(keys)
         batch, keys = _sorted(batch, keys) if keys else (batch, [ALL] * size)
         start = 0
@@ -91,7 +84,6 @@ class Engine(Accumulator):
 
     def result(self) -> Importance:
         """End the pass; see `Accumulator.result`."""
-        self._graphs = None  # gives its memory back
         totals = self._ledger.result(last=True)
         self._watch.end(totals)
         too_small = self._underflow.report(totals)
@@ -157,14 +149,9 @@ class Engine(Accumulator):
     def _by_script(self, batch: Any, parts: Sequence[Part], kind: Kind) -> None:
         found = self._scripts.of(batch, kind, grouped=self._grouped)
         self._passes.count(batch, found)
-        if self._graphs is not None and not self._ledger.opened:
-            self._by_graph(self._graphs, batch, found, parts, kind)
-            return
         if not found.script.doubtful:
             self._passes.run(batch, found, parts)
             return
-        if self._graphs is not None:
-            raise unrecordable("some layer of which got no gradient in the probe, so that every batch is looked at")
         trial = [Part(rows=part.rows, sums=part.sums.empty()) for part in parts]
         try:
             self._passes.run(batch, found, trial)
@@ -174,18 +161,6 @@ class Engine(Accumulator):
             self._passes.run(batch, self._scripts.of(batch, kind, grouped=self._grouped), trial)
         for part, tried in zip(parts, trial, strict=True):
             part.sums.add(tried.sums)
-
-    def _by_graph(self, graphs: Graphs, batch: Any, found: Found, parts: Sequence[Part], kind: Kind) -> None:
-        alone = self._passes.expected()
-        losses = graphs.run((kind, batch_size(batch)), batch, partial(self._recordable, found, parts))
-        if alone is not None:
-            alone.check(losses, found.precision)
-
-    def _recordable(self, found: Found, parts: Sequence[Part], batch: Any) -> Tensor:
-        """Make a pass that looks at nothing, and return the losses."""
-        seen: list[Tensor] = []
-        self._passes.run(batch, found, parts, look=seen.append)
-        return seen[0].detach()
 
     def _one_by_script(self, batch: Any, parts: Sequence[Part], kind: Kind) -> bool:
         """Add a single sample as a batch of one where its like is known, or nothing and return False."""
@@ -211,8 +186,6 @@ class Engine(Accumulator):
         return receive
 
     def _fall_back(self, batch: Any, parts: Sequence[Part], reason: str) -> None:
-        if self._graphs is not None:
-            raise unrecordable(f"whose samples cannot be proven to be kept apart at {reason}")
         if not self._ledger.opened:  # nothing has been added yet: what cannot be proven is noticed going forward
             self._ledger.begin(parts)
         self._generally(batch, parts)

@@ -128,14 +128,6 @@ class Ledger:
         if self.gradients is not None:
             self.gradients.end_batch(size)
 
-    def places(self) -> dict[Hashable, int]:
-        """Say where the squares lie in memory; see `Totals.places`."""
-        return {
-            (key, place): address
-            for key, sums in self._groups.items()
-            for place, address in sums.squares.places().items()
-        }
-
     def running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yield the buffers of the groups that were added to since the last look at everything."""
         for key in self._touched:

@@ -12,7 +12,6 @@ from torch.overrides import TorchFunctionMode
 
 from unlearnkit.importance.fisher.engine.call_plan import Action, Step, UnprovenError
 from unlearnkit.importance.fisher.engine.gradient_tap import Gradients, Sink, tap, tap_all
-from unlearnkit.importance.fisher.engine.lean import lean
 from unlearnkit.importance.fisher.engine.recurrent_cells import hindrance, written_out
 from unlearnkit.importance.fisher.engine.rule import Call, Rule, rule_for
 from unlearnkit.models.norm_gradients import in_order
@@ -98,7 +97,7 @@ class Interceptor(TorchFunctionMode):
         tensors = _tensors(args) + _tensors(kwargs.values()) if kwargs else _tensors(args)
         tracked = tuple([t for t in tensors if id(t) in self._labels])
         if not tracked:
-            result = lean(func)(*args, **kwargs)
+            result = func(*args, **kwargs)
             in_order(func, result)
             if not self._recomputing:
                 self._guide.passed(func, tensors, result)

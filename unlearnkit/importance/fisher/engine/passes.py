@@ -42,11 +42,6 @@ class Passes:
         """Have losses of the next pass compared."""
         self._alone = alone
 
-    def expected(self) -> Alone | None:
-        """Return what the losses of this pass are to be compared with, which nobody else will do."""
-        alone, self._alone = self._alone, None
-        return alone
-
     def count(self, batch: Any, found: Found) -> None:
         """Hear that a batch is to be added, and look at some of its samples alone when it is time to."""
         rows = self._recheck.rows(batch_size(batch))
@@ -59,12 +54,9 @@ class Passes:
             losses = look_again(self.model, self.objective, batch, self.named, found=found, rows=rows)
         return Alone(rows=rows, losses=losses, passes=passes)
 
-    def run(
-        self, batch: Any, found: Found, parts: Sequence[Part], *, look: Callable[[Tensor], None] | None = None
-    ) -> None:
+    def run(self, batch: Any, found: Found, parts: Sequence[Part]) -> None:
         """Make a pass."""
-        if look is None:
-            look = self._look(batch, found, parts)
+        look = self._look(batch, found, parts)
         with self._forward(batch, found, parts) as (losses, guide):
             look(losses)
             guide.backward(losses)
@@ -87,7 +79,7 @@ class Passes:
 
     def _look(self, batch: Any, found: Found, parts: Sequence[Part]) -> Callable[[Tensor], None]:
         """Look at the first pass of a kind, and at one of so many, before it is made; return what looks at losses."""
-        alone, size = self.expected(), batch_size(batch)
+        (alone, self._alone), size = (self._alone, None), batch_size(batch)
         check = partial(alone.check, precision=found.precision) if alone is not None else _IGNORE
         new = size not in self._sizes and len(self._sizes) < SIZES
         if size <= found.samples or not (new or (alone is not None and alone.passes)):

@@ -1,14 +1,13 @@
 """Where squares are added up: in each kernel's own layout, in at least float32."""
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, final
 
 import attrs
 import torch
 from torch import Tensor
 
-from unlearnkit.importance.fisher.engine.choice import Chooser
 from unlearnkit.importance.fisher.engine.kernel import Finish, Into, Kernel
 from unlearnkit.models.parameters import wide
 
@@ -49,7 +48,6 @@ class Totals:
         *,
         double: bool,
         memory: int,
-        chooser: Chooser,
         compensated: bool = False,
         compiled: "CompiledKernels | None" = None,
         signed: bool = False,
@@ -57,7 +55,6 @@ class Totals:
         self._named = dict(named)
         self._double = double
         self.memory = memory
-        self.chooser = chooser
         self._compensated = compensated
         self.compiled = compiled
         self._signed = signed
@@ -89,22 +86,17 @@ class Totals:
             held[layout] = torch.zeros(shape, dtype=self.dtype(name), device=device), finish
         return held[layout][0]
 
-    def places(self) -> dict[Hashable, int]:
-        """Say where the running buffers lie in memory: parameter name and layout to an address."""
-        return {(name, layout): buffer.data_ptr() for name, layout, buffer, _ in self._buffers.all()}
-
     def add(self, totals: Mapping[str, Tensor]) -> None:
         """Add squares that somebody else has added up: parameter name to a tensor of its shape."""
         for name, total in totals.items():
             self.buffer(name, "plain", (total.numel(),), _same).add_(total.reshape(-1))
 
     def empty(self) -> "Totals":
-        """Return totals of the same kind with nothing in them, and without timing: a trial is too small to time."""
+        """Return totals of the same kind with nothing in them."""
         return Totals(
             self._named,
             double=self._double,
             memory=self.memory,
-            chooser=Chooser(),
             compiled=self.compiled,
             signed=self._signed,
         )
@@ -243,16 +235,10 @@ class Slot:
         if into.signed is not None:
             into.signed.index_add_(0, where, wider)
 
-    def run(self, key: tuple[object, ...], kernels: list[Kernel]) -> None:
-        """Run one of several kernels: the one chosen for this parameter and key."""
-        able = [kernel for kernel in kernels if self.squares_only or not kernel.squares_only]
-        kernel = self.totals.chooser.choose((self.name, *key), able, self._scratch)
+    def run(self, kernels: list[Kernel]) -> None:
+        """Run the first kernel that adds everything that is wanted."""
+        kernel = next(kernel for kernel in kernels if self.squares_only or not kernel.squares_only)
         kernel.run(self.into(kernel.name, kernel.shape, kernel.finish))
-
-    def _scratch(self, kernel: Kernel) -> Callable[[], None]:
-        device = next(iter(self.totals._named.values())).device  # noqa: SLF001 - same module
-        buffer = torch.zeros(kernel.shape, dtype=self.dtype, device=device)
-        return lambda: kernel.run(Into(squares=buffer))
 
 
 def add_exactly(total: Tensor, lost: Tensor, term: Tensor) -> None:

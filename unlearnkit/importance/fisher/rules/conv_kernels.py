@@ -16,7 +16,6 @@ from unlearnkit.importance.fisher.rules.conv_regions import Region, tap_regions
 from unlearnkit.importance.fisher.rules.conv_small_maps import add_tap_pairs, as_weight, pays
 from unlearnkit.importance.fisher.rules.conv_unfold import add_windows, products
 from unlearnkit.importance.fisher.rules.outer_products import one_by_one
-from unlearnkit.importance.fisher.rules.triton_squares import triton_convolution
 
 _FEW_POSITIONS = 16
 _LARGE = 1 << 16  # elements for one kernel offset from which products offset by offset are as fast as larger ones
@@ -32,8 +31,7 @@ def _by_torch(slot: Slot, g: Tensor, x: Tensor, geometry: Geometry) -> list[Kern
     if geometry.groups > 1:
         return _grouped_kernels(slot, g, x, geometry)
     if g.is_cuda:  # a loop over samples would start thousands of small products
-        triton = triton_convolution(slot, g, x, geometry)
-        return [_products(slot, g, x, geometry), *filter(None, [triton]), _windows(g, x, geometry)]
+        return [_products(slot, g, x, geometry), _windows(g, x, geometry)]
     if geometry.plain and g.shape[1] == 1:
         return [_pixels(g, x), _windows(g, x, geometry)]
     positions, out, channels = math.prod(g.shape[3:]) * g.shape[1], g.shape[2], x.shape[2]

@@ -44,7 +44,7 @@ class ConvolutionRule(Rule):
             slot.add(_positions(g))
         elif g.numel():
             geometry: Geometry = call.options
-            slot.run((tuple(g.shape[1:]), geometry), conv_kernels(slot, g, call.saved[0], geometry))
+            slot.run(conv_kernels(slot, g, call.saved[0], geometry))
 
 
 @final
@@ -73,7 +73,7 @@ class TransposedConvolutionRule(Rule):
             slot.add(_positions(g))
         elif g.numel():
             geometry: Geometry = call.options
-            slot.run((tuple(g.shape[1:]), geometry), conv_kernels(slot, call.saved[0], g, geometry))
+            slot.run(conv_kernels(slot, call.saved[0], g, geometry))
 
 
 def _convolution(  # noqa: PLR0917 - torch's own signature

@@ -6,7 +6,6 @@ from torch import Tensor
 from unlearnkit.importance.fisher.engine.kernel import Into, Kernel
 from unlearnkit.importance.fisher.engine.totals import Slot
 from unlearnkit.importance.fisher.rules.compiled import compiled_linear
-from unlearnkit.importance.fisher.rules.triton_squares import triton_linear
 
 _PAIRS_UP_TO = 8
 _CACHED = 1 << 20  # bytes of a buffer that stay in a core's cache together with the totals that it is added to
@@ -22,7 +21,7 @@ def add_outer(slot: Slot, g: Tensor, a: Tensor) -> None:
     if rows == 1:
         add_single(slot.into("outer", (out, inner), _same), g[:, 0], a[:, 0])
         return
-    slot.run((rows, out, inner), outer_kernels(slot, g, a))
+    slot.run(outer_kernels(slot, g, a))
 
 
 def sum_of(rows: Tensor) -> Tensor:
@@ -43,8 +42,6 @@ def outer_kernels(slot: Slot, g: Tensor, a: Tensor) -> list[Kernel]:
     ]
     if g.is_cuda or out * inner <= _SMALL:
         kernels.reverse()
-    triton = triton_linear(slot, g, a) if g.is_cuda else None
-    kernels += filter(None, [triton])
     if rows <= _PAIRS_UP_TO:
         pair = Kernel(
             name="pairs", shape=shape, run=lambda into: add_pairs(slot, into.squares, g, a), squares_only=True

@@ -19,7 +19,6 @@ from unlearnkit.distributed.sharded_tensors import place, told
 from unlearnkit.importance.estimator import Accumulator
 from unlearnkit.importance.fisher.engine.accumulate import Following
 from unlearnkit.importance.fisher.engine.call_plan import Action, Script, Step, UnprovenError
-from unlearnkit.importance.fisher.engine.choice import Chooser
 from unlearnkit.importance.fisher.engine.eager import EAGER
 from unlearnkit.importance.fisher.engine.gradient_tap import Gradients, Sink
 from unlearnkit.importance.fisher.engine.group_totals import Part, Sums
@@ -210,7 +209,7 @@ class ShardedEngine(Accumulator):
     def _pass(self, own: Any, found: Found, alone: Tensor | None, *, counted: int) -> tuple[Sending, list[str]]:
         """Make one pass, of which the first samples count."""
         script, leaves = found.script, self._leaves
-        totals = Totals(leaves.tensors, double=self._double, memory=self._memory, chooser=Chooser())
+        totals = Totals(leaves.tensors, double=self._double, memory=self._memory)
         sending = Sending(script, batch_size(own), totals, leaves, real=counted > 0)
         interceptor = Interceptor(leaves.tensors, sending, device_of(self._model))
         sending.interceptor, problem = interceptor, ""
