@@ -20,7 +20,7 @@ from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.parameters import device_of, trainable
 from unlearnkit.pipeline import Pipeline
 from unlearnkit.plugins.hookspecs import Run, hookimpl
-from unlearnkit.plugins.manager import PluginManager
+from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.unlearning.distillation import (
     class_labels,
     class_logits,
@@ -48,10 +48,13 @@ from unlearnkit.utils.errors import (
     UnlearnKitWarning,
     UnsupportedModelError,
 )
+from unlearnkit.utils.kernel_source import set_kernel_source
 from unlearnkit.utils.options import Option, option, options_of
 from unlearnkit.utils.progress import Progress
 
 __version__ = "0.1.0"
+
+set_kernel_source(lambda: default_manager().kernels())
 
 __all__ = [
     "Accumulator",

@@ -5,6 +5,7 @@ It needs hypothesis (``pip install 'unlearnkit[testing]'``), and pytest for `par
 
 from unlearnkit.testing.cases import RuleInputs
 from unlearnkit.testing.checks import broken_laws, check_estimator, check_metric, check_unlearner
+from unlearnkit.testing.kernels import check_kernel
 from unlearnkit.testing.law import Law, LawError, fail, holds
 from unlearnkit.testing.law_case import Broken, LawCase, Scaled, law_cases, models
 from unlearnkit.testing.laws import laws_for
@@ -35,6 +36,7 @@ __all__ = [
     "batched_squares",
     "broken_laws",
     "check_estimator",
+    "check_kernel",
     "check_metric",
     "check_unlearner",
     "dtypes",

@@ -28,7 +28,7 @@ from unlearnkit.importance.fisher.engine import nan_check as finite
 from unlearnkit.importance.fisher.engine.rule import Call
 from unlearnkit.importance.fisher.engine.totals import Totals
 from unlearnkit.importance.fisher.rules.normalisation import BatchNormRule
-from unlearnkit.importance.fisher.rules.one_sample_at_a_time import Rerun
+from unlearnkit.importance.fisher.engine.fallback_rules import Rerun
 from unlearnkit.models.precision import Autocast
 
 pytestmark = pytest.mark.filterwarnings("ignore:no rule for")

@@ -8,19 +8,16 @@ from torch import nn
 
 from unlearnkit.distributed.sharded_tensors import is_spread
 from unlearnkit.importance.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
-from unlearnkit.importance.fisher.engine.batch_gradients import BatchGradients
 from unlearnkit.importance.fisher.engine.engine import SETTLED, Engine
-from unlearnkit.importance.fisher.engine.group_totals import Ledger
+from unlearnkit.importance.fisher.engine.kernel import KernelSet
 from unlearnkit.importance.fisher.engine.per_sample_fallback import SquaredGradients
-from unlearnkit.importance.fisher.engine.totals import Totals
-from unlearnkit.importance.fisher.rules.compiled import compiled_kernels
+from unlearnkit.importance.fisher.engine.totals import BatchGradients, GroupTotals, Totals
 from unlearnkit.importance.fisher.sharded.engine import ShardedEngine
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import device_of, trainable
+from unlearnkit.utils.kernel_source import plugin_kernels
 from unlearnkit.utils.options import option
-
-_COMPILED = ("auto", "compiled")
 
 
 @final
@@ -64,17 +61,17 @@ class DiagonalFisher(ImportanceEstimator):
         "auto",
         choices=("auto", "fixed", "compiled"),
         meaning=False,
-        doc="`compiled`: on a CPU in float32 one of our own, compiled once on this machine by its C++ compiler, and by "
-        "rule elsewhere; `auto`: the same, and by rule where there is no compiler; `fixed`: by rule, with the same "
-        "bits on every run",
+        doc="`auto`: kernels of plugins where they apply, such as the C++ kernels for CPUs, and PyTorch operations "
+        "elsewhere; `compiled`: the same, but a kernel that cannot be used is an error; `fixed`: PyTorch operations "
+        "only, with the same bits on every run",
     )
 
     recheck: int = option(
         64,
         at_least=0,
         meaning=False,
-        doc="look at three samples of one pass of so many again, drawn at random: does the model still keep them "
-        "apart? 0: only in the first batch",
+        doc="verify three random samples of one pass in so many by running them alone: does the model still keep "
+        "samples independent? 0: only in the first batch",
     )
 
     def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
@@ -108,7 +105,9 @@ def start(
     """Start a pass of the engine."""
     memory, double, named = fisher.memory_budget << 20, fisher.accumulate == "float64", trainable(model)
     compensated = fisher.accumulate == "compensated"
-    compiled = compiled_kernels(model, required=fisher.kernels == "compiled") if fisher.kernels in _COMPILED else None
+    kernels = None
+    if fisher.kernels != "fixed":
+        kernels = KernelSet(plugin_kernels(), required=fisher.kernels == "compiled")
 
     def empty(*, signed: bool = False) -> Totals:
         return Totals(
@@ -116,17 +115,17 @@ def start(
             double=double,
             memory=memory,
             compensated=compensated and not signed,
-            compiled=compiled,
+            kernels=kernels,
             signed=signed,
         )
 
     return Engine(
         model,
         objective,
-        ledger=Ledger(
+        totals=GroupTotals(
             empty, absolute=absolute, gradients=BatchGradients(partial(empty, signed=True)) if gradient else None
         ),
-        general=SquaredGradients(model, objective, chunk=fisher.chunk, memory=memory, double=double, quiet=True),
+        fallback=SquaredGradients(model, objective, chunk=fisher.chunk, memory=memory, double=double, quiet=True),
         chunk=fisher.chunk,
         careful=compensated,
         settled=SETTLED.get(device_of(model).type, 1),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unlearnkit.importance.fisher.engine.kernel import Kernel
+from unlearnkit.importance.fisher.engine.kernel import KernelPlan
 from unlearnkit.importance.fisher.engine.totals import Totals
 
 
@@ -14,7 +14,7 @@ def totals(shape=(2, 3), memory=1 << 20, **options):
 def test_layouts_are_added_in_the_shape_of_the_parameter():
     t = totals()
     t.slot("w").add(torch.ones(4, 2, 3))
-    turned = Kernel(name="turned", shape=(3, 2), run=lambda into: into.squares.add_(1.0), finish=lambda b: b.t())
+    turned = KernelPlan(name="turned", shape=(3, 2), run=lambda into: into.squares.add_(1.0), finish=lambda b: b.t())
     t.slot("w").run([turned])
     assert torch.equal(t.result()["w"], torch.full((2, 3), 5.0))
 
