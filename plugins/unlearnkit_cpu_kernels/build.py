@@ -130,8 +130,8 @@ def _refuse_foreign(path: Path) -> None:
     ]
     if wrong:
         raise ConfigurationError(
-            f"expected {expected} that only user {os.geteuid()} can write to, saw {' and '.join(wrong)}: look at {path}, "
-            "delete it, or set UNLEARNKIT_CACHE to another folder"
+            f"expected {expected} that only user {os.geteuid()} can write to, saw {' and '.join(wrong)}: look at "
+            f"{path}, delete it, or set UNLEARNKIT_CACHE to another folder"
         )
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from compiler import HAS_COMPILER
+from unlearnkit_cpu_kernels import build
+from unlearnkit_cpu_kernels.build import cache_folder, load
 
 from unlearnkit import ConfigurationError
 from unlearnkit.importance import KernelUnavailableError
-from unlearnkit_cpu_kernels import build
-from unlearnkit_cpu_kernels.build import cache_folder, load
 
 SOURCE = '#include <cstdint>\nextern "C" int64_t twice(int64_t n) { return 2 * n; }\n'
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")

@@ -1,11 +1,10 @@
 """Batch norm's compiled sums against torch in float64."""
 
-import torch
 import pytest
+import torch
 from compiler import HAS_COMPILER
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from unlearnkit_cpu_kernels.channel_products import channel_sums
 
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from compiler import HAS_COMPILER
+from unlearnkit_cpu_kernels import unlearnkit_register_kernels
 
 from unlearnkit import ConfigurationError
 from unlearnkit.importance import Kernel, KernelPlan
 from unlearnkit.testing import LawError, check_kernel
-from unlearnkit_cpu_kernels import unlearnkit_register_kernels
 
 
 @pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from unlearnkit import ConfigurationError
-from unlearnkit.importance import ConvGeometry, Kernel, KernelOperands, KernelPlan, SumBuffers
+from unlearnkit.importance import ConvGeometry, Kernel, KernelOperands, KernelPlan, Layer, SumBuffers
 from unlearnkit.testing.law import LawError
 
 _TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}
@@ -18,7 +18,7 @@ _COARSE = 0.05
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _Draw = Callable[..., Tensor]
 _Layers = Iterator[tuple[str, Tensor, Tensor, Any]]
-_SUMS = {"squares": torch.square, "absolute": torch.abs, "signed": torch.clone}
+_SUMS: dict[str, Callable[[Tensor], Tensor]] = {"squares": torch.square, "absolute": torch.abs, "signed": torch.clone}
 
 
 @final
@@ -84,7 +84,7 @@ def _compare(kernel: Kernel, case: _Case, sum_: str, finished: Tensor) -> None:
         )
 
 
-def _cases(layer: str, device: str, dtype: torch.dtype) -> Iterator[_Case]:
+def _cases(layer: Layer, device: str, dtype: torch.dtype) -> Iterator[_Case]:
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -92,11 +92,10 @@ def _cases(layer: str, device: str, dtype: torch.dtype) -> Iterator[_Case]:
 
     found = {"linear": _linear, "convolution": _convolutions, "batch_norm": _batch_norms}[layer]
     for name, g, x, options in found(draw):
-        for kind, value in (("", None), (", NaN", float("nan"))):
-            if value is not None:
-                g = g.clone()
-                g[tuple(n // 2 for n in g.shape)] = value  # where the window sees no padding
-            operands = KernelOperands(layer=layer, g=g, x=x, options=options)  # type: ignore[arg-type]
+        spoilt = g.clone()
+        spoilt[tuple(n // 2 for n in g.shape)] = float("nan")  # where the window sees no padding
+        for kind, gradient in (("", g), (", NaN", spoilt)):
+            operands = KernelOperands(layer=layer, g=gradient, x=x, options=options)
             yield _Case(name=f"{name}{kind}, {dtype}", operands=operands, per_sample=_per_sample(operands))
 
 
@@ -147,15 +146,16 @@ def _per_sample(operands: KernelOperands) -> Tensor:
         mean, variance, eps = operands.options
         shape = (-1, *[1] * (g.dim() - 3))
         scaled = (x - mean.double().view(shape)) / (variance.double() + eps).sqrt().view(shape)
-        return (g * scaled).flatten(3).sum((1, 3)) if g.dim() > 3 else (g * scaled).sum(1)
+        found: Tensor = (g * scaled).flatten(3).sum((1, 3)) if g.dim() > 3 else (g * scaled).sum(1)
+        return found
     geometry: ConvGeometry = operands.options
     weight = torch.zeros(
         g.shape[2], x.shape[2] // geometry.groups, *geometry.kernel, dtype=torch.float64, device=g.device
     ).requires_grad_()
-    found = []
+    gradients = []
     for g_n, x_n in zip(g, x, strict=True):
         padding = tuple(before for before, _ in geometry.padding)
         convolve: Any = _CONVOLVE[len(geometry.kernel)]
         y = convolve(x_n, weight, None, geometry.stride, padding, geometry.dilation, geometry.groups)
-        found.append(torch.autograd.grad(y, weight, g_n)[0])
-    return torch.stack(found)
+        gradients.append(torch.autograd.grad(y, weight, g_n)[0])
+    return torch.stack(gradients)

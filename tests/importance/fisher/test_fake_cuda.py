@@ -9,9 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlearnkit import CrossEntropy, DiagonalFisher, UnlearnKitWarning
 from unlearnkit.importance.fisher import diagonal
+from unlearnkit.importance.fisher.engine.engine import Fitted
 from unlearnkit.importance.fisher.engine.kernel import squares_in_one_pass
 from unlearnkit.importance.fisher.engine.nan_check import sum_at_once, sum_in_turn
-from unlearnkit.importance.fisher.engine.engine import Fitted
 from unlearnkit.importance.fisher.engine.totals import Totals, add_exactly
 
 

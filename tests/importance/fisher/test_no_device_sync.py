@@ -25,10 +25,10 @@ from unlearnkit.importance.fisher.batched import InOrder
 from unlearnkit.importance.fisher.diagonal import start
 from unlearnkit.importance.fisher.engine import accumulate as collect
 from unlearnkit.importance.fisher.engine import nan_check as finite
+from unlearnkit.importance.fisher.engine.fallback_rules import Rerun
 from unlearnkit.importance.fisher.engine.rule import Call
 from unlearnkit.importance.fisher.engine.totals import Totals
 from unlearnkit.importance.fisher.rules.normalisation import BatchNormRule
-from unlearnkit.importance.fisher.engine.fallback_rules import Rerun
 from unlearnkit.models.precision import Autocast
 
 pytestmark = pytest.mark.filterwarnings("ignore:no rule for")

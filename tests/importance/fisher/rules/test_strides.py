@@ -6,12 +6,12 @@ from compiler import HAS_COMPILER
 from fisher_oracle import check_plan, weight_gradients_of_each
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unlearnkit_cpu_kernels import ConvolutionSquares, LinearSquares
 
 from unlearnkit.importance.fisher.engine.kernel import ConvGeometry, KernelOperands
 from unlearnkit.importance.fisher.engine.totals import Totals
 from unlearnkit.importance.fisher.rules.conv_kernels import conv_plans
 from unlearnkit.importance.fisher.rules.linear import outer_plans
-from unlearnkit_cpu_kernels import ConvolutionSquares, LinearSquares
 
 COMPILED = [False, True] if HAS_COMPILER else [False]
 

@@ -34,7 +34,8 @@ class _AnyConvolution(Rule):
     def work(self, g: Tensor, call: Call) -> int:
         """Count the elements of the windows of one sample, of its padded input and of its copied gradient."""
         g, x = self.maps(g, call.saved[0])
-        window = x.shape[2] * math.prod(call.options.kernel)
+        geometry: ConvGeometry = call.options
+        window = x.shape[2] * math.prod(geometry.kernel)
         return 2 * math.prod(g.shape[3:]) * g.shape[1] * window + 2 * math.prod(x.shape[1:]) + math.prod(g.shape[1:])
 
     @final
