@@ -159,12 +159,32 @@ def test_an_open_class_would_be_seen():
 
 
 def test_the_public_list_is_sorted_and_complete():
-    imported = {
-        name for module, name in imports(ROOT / "unlearnkit" / "__init__.py") if module.startswith("unlearnkit")
-    }
+    """What type checkers see, what is loaded at run time, and ``__all__`` are the same names from the same modules."""
+    imported = {n: m for m, n in imports(ROOT / "unlearnkit" / "__init__.py") if m.startswith("unlearnkit")}
     assert list(unlearnkit.__all__) == sorted(unlearnkit.__all__)
-    assert set(unlearnkit.__all__) == imported
+    assert set(unlearnkit.__all__) == set(imported)
+    tables = unlearnkit._FOLDER | unlearnkit._MOVED_TO
+    assert {n: f"unlearnkit.{tables[n]}" for n in imported} == imported
     assert all(getattr(unlearnkit, name) is not None for name in unlearnkit.__all__)
+
+
+def test_a_name_that_moved_is_in_the_public_list_of_its_folder():
+    for name, folder in unlearnkit._MOVED_TO.items():
+        module = importlib.import_module(f"unlearnkit.{folder}")
+        assert name in getattr(module, "__all__", vars(module))
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_the_public_list_of_a_folder_is_sorted_and_complete(face):
+    module = importlib.import_module(f"unlearnkit.{face}")
+    assert list(module.__all__) == sorted(module.__all__)
+    assert set(module.__all__) == {n for m, n in imports(ROOT / "unlearnkit" / face / "__init__.py")}
+    assert module.__doc__
+
+
+def test_the_package_root_holds_few_entries():
+    entries = {p.name for p in (ROOT / "unlearnkit").iterdir()} - {"__pycache__"}
+    assert len(entries) <= 18, sorted(entries)
 
 
 def _strings(path):

@@ -1,60 +1,88 @@
 """unlearnkit: make a trained network forget, and say honestly what the edit did.
 
-This list of names is the public API; plugins import from here and from `unlearnkit.testing`, and from nowhere else.
+The names that most users need are here; everything else that is public is in the folder it belongs to, such as
+`unlearnkit.data` or `unlearnkit.models`. A name loads its module, and PyTorch, when it is first used.
 """
 
-from unlearnkit.data.mixing import Interleaved, Paired, reshuffled
-from unlearnkit.evaluation.metric import EvaluationInputs, Measurement, Metric, MetricTraits, NotApplicable
-from unlearnkit.importance.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
-from unlearnkit.importance.fisher import (
-    BatchedDiagonalFisher,
-    DiagonalFisher,
-    FisherStatistics,
-    SketchedFisher,
-    estimate_groups,
-    fisher_statistics,
-)
-from unlearnkit.importance.importance import Importance
-from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
-from unlearnkit.models.objective import CrossEntropy, Objective
-from unlearnkit.models.parameters import device_of, trainable
-from unlearnkit.pipeline import Pipeline
-from unlearnkit.plugins.hookspecs import Run, hookimpl
-from unlearnkit.plugins.manager import PluginManager, default_manager
-from unlearnkit.unlearning.distillation import (
-    class_labels,
-    class_logits,
-    copy_state,
-    divergence,
-    fresh_model,
-    teacher_of,
-)
-from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
-from unlearnkit.unlearning.fine_tune import EpochConfig, Loss, OptimizerConfig, fine_tune
-from unlearnkit.unlearning.inputs import Need, UnlearningInputs
-from unlearnkit.unlearning.report import Report, TensorChange
-from unlearnkit.unlearning.unlearner import Unlearner, UnlearnerTraits
-from unlearnkit.utils.errors import (
-    BudgetError,
-    ConfigurationError,
-    DuplicateMethodError,
-    MismatchError,
-    NonFiniteError,
-    PluginLoadError,
-    PluginWarning,
-    StoreError,
-    UnknownMethodError,
-    UnlearnKitError,
-    UnlearnKitWarning,
-    UnsupportedModelError,
-)
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
 from unlearnkit.utils.kernel_source import set_kernel_source
-from unlearnkit.utils.options import Option, option, options_of
-from unlearnkit.utils.progress import Progress
 
 __version__ = "0.1.0"
 
-set_kernel_source(lambda: default_manager().kernels())
+set_kernel_source(lambda: importlib.import_module("unlearnkit.plugins.manager").default_manager().kernels())
+
+_PUBLIC = {
+    "evaluation": ("EvaluationInputs", "Metric", "MetricTraits"),
+    "importance": (
+        "BatchedDiagonalFisher",
+        "DiagonalFisher",
+        "EstimatorTraits",
+        "Importance",
+        "ImportanceEstimator",
+        "SketchedFisher",
+    ),
+    "models": ("CrossEntropy", "Objective"),
+    "pipeline": ("Pipeline",),
+    "plugins.hookspecs": ("Run", "hookimpl"),
+    "plugins.manager": ("PluginManager",),
+    "unlearning": (
+        "ElementwiseUnlearner",
+        "Need",
+        "Report",
+        "TrainingUnlearner",
+        "Unlearner",
+        "UnlearnerTraits",
+        "UnlearningInputs",
+    ),
+    "utils.errors": (
+        "BudgetError",
+        "ConfigurationError",
+        "DuplicateMethodError",
+        "MismatchError",
+        "NonFiniteError",
+        "PluginLoadError",
+        "PluginWarning",
+        "StoreError",
+        "UnknownMethodError",
+        "UnlearnKitError",
+        "UnlearnKitWarning",
+        "UnsupportedModelError",
+    ),
+    "utils.options": ("option",),
+}
+_MOVED = {
+    "data": ("Interleaved", "Paired", "reshuffled"),
+    "evaluation": ("Measurement", "NotApplicable"),
+    "importance": (
+        "Accumulator",
+        "DataOrder",
+        "Fingerprint",
+        "FisherStatistics",
+        "Role",
+        "estimate_groups",
+        "fisher_statistics",
+    ),
+    "models": ("Loss", "OptimizerConfig", "device_of", "trainable"),
+    "unlearning": (
+        "EpochConfig",
+        "TensorChange",
+        "class_labels",
+        "class_logits",
+        "copy_state",
+        "divergence",
+        "fine_tune",
+        "fresh_model",
+        "teacher_of",
+    ),
+    "utils.options": ("Option", "options_of"),
+    "utils.progress": ("Progress",),
+}
+"""Where the names are that stood here in early versions."""
+_FOLDER = {name: folder for folder, names in _PUBLIC.items() for name in names}
+_MOVED_TO = {name: folder for folder, names in _MOVED.items() for name in names}
 
 __all__ = [
     "Accumulator",
@@ -97,6 +125,7 @@ __all__ = [
     "SketchedFisher",
     "StoreError",
     "TensorChange",
+    "TrainingUnlearner",
     "UnknownMethodError",
     "UnlearnKitError",
     "UnlearnKitWarning",
@@ -120,3 +149,85 @@ __all__ = [
     "teacher_of",
     "trainable",
 ]
+
+if TYPE_CHECKING:
+    from unlearnkit.data import Interleaved, Paired, reshuffled
+    from unlearnkit.evaluation import EvaluationInputs, Measurement, Metric, MetricTraits, NotApplicable
+    from unlearnkit.importance import (
+        Accumulator,
+        BatchedDiagonalFisher,
+        DataOrder,
+        DiagonalFisher,
+        EstimatorTraits,
+        Fingerprint,
+        FisherStatistics,
+        Importance,
+        ImportanceEstimator,
+        Role,
+        SketchedFisher,
+        estimate_groups,
+        fisher_statistics,
+    )
+    from unlearnkit.models import CrossEntropy, Loss, Objective, OptimizerConfig, device_of, trainable
+    from unlearnkit.pipeline import Pipeline
+    from unlearnkit.plugins.hookspecs import Run, hookimpl
+    from unlearnkit.plugins.manager import PluginManager
+    from unlearnkit.unlearning import (
+        ElementwiseUnlearner,
+        EpochConfig,
+        Need,
+        Report,
+        TensorChange,
+        TrainingUnlearner,
+        Unlearner,
+        UnlearnerTraits,
+        UnlearningInputs,
+        class_labels,
+        class_logits,
+        copy_state,
+        divergence,
+        fine_tune,
+        fresh_model,
+        teacher_of,
+    )
+    from unlearnkit.utils.errors import (
+        BudgetError,
+        ConfigurationError,
+        DuplicateMethodError,
+        MismatchError,
+        NonFiniteError,
+        PluginLoadError,
+        PluginWarning,
+        StoreError,
+        UnknownMethodError,
+        UnlearnKitError,
+        UnlearnKitWarning,
+        UnsupportedModelError,
+    )
+    from unlearnkit.utils.options import Option, option, options_of
+    from unlearnkit.utils.progress import Progress
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name in _FOLDER or name in _MOVED_TO:  # the second half goes when the names have moved
+            return _load(name, _FOLDER.get(name) or _MOVED_TO[name])
+        if name in _MOVED_TO:
+            raise ImportError(f"unlearnkit.{name} has moved: from unlearnkit.{_MOVED_TO[name]} import {name}")
+        if not name.startswith("_") and importlib.util.find_spec(f"unlearnkit.{name}"):
+            return importlib.import_module(f"unlearnkit.{name}")
+        raise AttributeError(f"module 'unlearnkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _load(name: str, folder: str) -> Any:
+    try:
+        value = getattr(importlib.import_module(f"unlearnkit.{folder}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(f"unlearnkit.{name} needs PyTorch, which is not installed: pip install torch") from error
+    globals()[name] = value
+    return value

@@ -15,9 +15,8 @@ from unlearnkit.importance.provenance import Role
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.plugins.hookspecs import Run
 from unlearnkit.plugins.manager import PluginManager, default_manager
-from unlearnkit.unlearning.inputs import Need, UnlearningInputs, check_fraction
 from unlearnkit.unlearning.report import Report
-from unlearnkit.unlearning.unlearner import Unlearner
+from unlearnkit.unlearning.unlearner import Need, Unlearner, UnlearningInputs, check_fraction
 from unlearnkit.utils.errors import ConfigurationError
 from unlearnkit.utils.options import option_values
 from unlearnkit.utils.progress import Progress, silent

@@ -45,8 +45,9 @@ class SelectiveSynapticDampening(ElementwiseUnlearner):
 
     def rule(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:
         """Dampen where F_f > α·F_r; a selected weight has F_f > 0, so the quotient needs no epsilon."""
-        beta = (self.lam * (reference / (forget + self.epsilon))).clamp(max=1.0)
-        beta = beta.nan_to_num(nan=0.0)  # ∞·0: what the reference does not need is zeroed at every λ, at ∞ too
+        # (λ·F_r)/F_f in this order, as in the published code, for the same bits.
+        beta = (self.lam * reference).div_(forget + self.epsilon if self.epsilon else forget).clamp_(max=1.0)
+        beta.nan_to_num_(nan=0.0)  # ∞·0: what the reference does not need is zeroed at every λ, at ∞ too
         return torch.where(forget > self.alpha * reference, theta * beta, theta)
 
     def promises(self) -> UnlearnerTraits:

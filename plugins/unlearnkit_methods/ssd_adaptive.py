@@ -74,7 +74,7 @@ class AdaptiveSynapticDampening(ElementwiseUnlearner):
         """Dampen where F_f/F_r > α; compare quotients, not products, so that ties with α are exact."""
         if self.alpha is None:
             raise MismatchError("ssd-adaptive: expected an object from prepare(), saw α = None: call unlearn()")
-        beta = (self.lam * (reference / forget)).clamp(max=1.0).nan_to_num(nan=0.0)  # ∞·0, as in SSD
+        beta = (self.lam * reference / forget).clamp(max=1.0).nan_to_num(nan=0.0)  # (λ·F_r)/F_f and ∞·0 as in SSD
         return torch.where(_ratio(forget, reference) > self.alpha, theta * beta, theta)
 
     def remarks(self, inputs: UnlearningInputs) -> tuple[str, ...]:

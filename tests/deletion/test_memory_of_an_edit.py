@@ -77,9 +77,7 @@ def test_a_request_for_some_samples_holds_no_more_once_they_are_measured(deletio
     assert most <= 2 * heavy.LARGEST + CONSTANT
 
 
-def test_what_python_and_numpy_hold_is_little(deletion, monkeypatch):
+def test_what_python_and_numpy_hold_is_little(deletion):
     work = deletion()
     work.ask("ticket", groups=["1"])
-    # A compiled edit sets 16 MiB aside at a time and touches what changes: the counter sees the former.
-    monkeypatch.setenv("UNLEARNKIT_EDIT", "plain")
     assert peak_of_python(work.work) <= 4 * MIB

@@ -29,8 +29,7 @@ from compiler import HAS_COMPILER
 from typer.testing import CliRunner
 
 import unlearnkit
-import unlearnkit.data
-import unlearnkit.testing
+from tests.docs import api_page
 from unlearnkit.cli.app import app
 from unlearnkit.experiments import config as configuration
 from unlearnkit.experiments.config import load_config
@@ -205,9 +204,26 @@ def test_the_readmes_commands_are_those_that_ci_runs():
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "-e '.[test]'" in ci
     assert re.search(r"^pytest\b", ci, re.MULTILINE)
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert "run: .ci/run" in workflow
     tomls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert "test" in tomls["optional-dependencies"]
     assert "unlearnkit" in tomls["scripts"]
+
+
+def test_the_declared_versions_of_python_are_those_that_the_workflow_runs():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert declared == json.loads(re.search(r"python: (\[.*\])", workflow)[1])
+    assert project["requires-python"] == f">={declared[0]}"
+
+
+def test_the_hooks_of_pre_commit_are_commands_of_ci():
+    hooks = re.findall(r"^ +entry: (.+)$", (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    in_the_tests = {"lint-imports"}
+    assert [h for h in hooks if h not in in_the_tests and not re.search(rf"^{h.partition(' --')[0]}\b", ci, re.M)] == []
 
 
 def test_the_readmes_table_has_the_rows_of_the_demonstration():
@@ -261,21 +277,23 @@ def table_rows(text, columns):
     return [row for row in rows if len(row) == columns and row[0].startswith("`")]
 
 
-def first_line(thing):
-    """What a table says about a class or a function: the first line of its docstring."""
-    own = thing.__doc__ if isinstance(thing, type) else inspect.getdoc(thing)
-    return (own or "").strip().partition("\n")[0]
-
-
-@pytest.mark.parametrize("module", [unlearnkit, unlearnkit.data, unlearnkit.testing], ids=lambda m: m.__name__)
-def test_the_api_page_has_every_public_name_with_its_first_line(module):
+def test_the_api_page_is_the_one_that_the_code_makes():
     page = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
-    section = re.search(rf"^## `{re.escape(module.__name__)}`$(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
-    rows = {row[0].strip("`"): row[1] for row in table_rows(section[1], 2)}
-    things = {name: getattr(module, name) for name in module.__all__}
-    documented = {n: first_line(t) for n, t in things.items() if isinstance(t, type) or inspect.isfunction(t)}
-    expected = {name: documented.get(name, rows.get(name, "a line about it")) for name in things}
-    assert rows == expected, "the rows should be:\n" + "\n".join(f"| `{n}` | {d} |" for n, d in expected.items())
+    assert page == api_page.page(), "run: python -m tests.docs.api_page > docs/reference/api.md"
+
+
+def test_the_api_page_has_every_public_name_of_the_package_and_its_folders():
+    page = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+    for module in (unlearnkit, *(importlib.import_module(f"unlearnkit.{folder}") for folder in api_page.FOLDERS)):
+        part = re.search(rf"^## `{re.escape(module.__name__)}`$(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)[1]
+        rows = {row[0].strip("`"): row[1] for row in table_rows(part, 2)}
+        also = re.findall(r"`(\w+)`", re.search(r"^Also here: (.*)$|\Z", part, re.MULTILINE)[0])
+        if module is unlearnkit:
+            assert set(rows) == set(unlearnkit.__all__) - unlearnkit._MOVED_TO.keys()
+        else:
+            assert sorted([*rows, *also]) == sorted(module.__all__)
+            assert set(also) <= set(unlearnkit.__all__)
+        assert all(rows.values())
 
 
 def test_the_hooks_page_has_the_exact_signature_of_every_hook():
@@ -329,13 +347,9 @@ def test_no_section_of_the_configuration_is_left_out():
 
 
 def test_the_architecture_page_has_the_layers_that_the_imports_are_held_against():
-    rules = (ROOT / "tests" / "test_architecture.py").read_text(encoding="utf-8")
-    (kept,) = [
-        ast.literal_eval(node.value)
-        for node in ast.parse(rules).body
-        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["LAYERS"]
-    ]
-    shown = kept.strip("\n").replace("\n\n", "\n(the public names)\n") + "\n"
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (layers,) = [c["layers"] for c in pyproject["tool"]["importlinter"]["contracts"] if c["type"] == "layers"]
+    shown = "".join(f"{layer}\n" for layer in reversed(layers)).replace("unlearnkit.", "")
     page = ROOT / "docs" / "explanation" / "architecture.md"
     assert shown in [block.text for block in blocks(page)], f"the page should have:\n{shown}"
 
@@ -346,9 +360,13 @@ def test_the_architecture_page_has_the_layers_that_the_imports_are_held_against(
 def test_there_is_no_lock_file_and_no_host_of_a_package_registry():
     hosts = re.compile(r"https?://[^\s/]*(pypi|pythonhosted)|https?://\S+/simple\b", re.IGNORECASE)
     locks = re.compile(r"(\.lock|[.-]lock\.ya?ml|requirements.*\.txt)$")
-    files = [path for top in ("unlearnkit", "plugins", "tests", "docs", ".ci") for path in (ROOT / top).rglob("*")]
-    files += [path for path in ROOT.iterdir() if path.suffix in {".toml", ".md", ".lock", ".txt"}]
-    texts = [path for path in files if path.suffix in {".py", ".md", ".toml", ".txt", ""} and path.is_file()]
+    files = [
+        path for top in ("unlearnkit", "plugins", "tests", "docs", ".ci", ".github") for path in (ROOT / top).rglob("*")
+    ]
+    files += [path for path in ROOT.iterdir() if path.suffix in {".toml", ".md", ".lock", ".txt", ".yaml"}]
+    texts = [
+        path for path in files if path.suffix in {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ""} and path.is_file()
+    ]
     assert [name_of(path) for path in files if locks.search(path.name)] == []
     assert [name_of(p) for p in texts if hosts.search(p.read_text(encoding="utf-8", errors="replace"))] == []
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from unlearnkit_methods.prune import Prune
 from unlearnkit_methods.ssd import SelectiveSynapticDampening as SSD
 
-from unlearnkit import ConfigurationError, Importance
+from unlearnkit import ConfigurationError, Importance, UnlearningInputs
 from unlearnkit.testing import from_unlearner, parametrize_with_checks, rule_inputs, same
 
 searched = settings(
@@ -158,6 +158,58 @@ def test_epsilon_gives_the_notebook_s_formula(case):
     notebook[chosen] *= dampening[chosen]
     seen = SSD(alpha=10.0, lam=1.0, epsilon=1e-8).edit(theta, forget, reference)
     torch.testing.assert_close(seen, notebook, rtol=1e-6, atol=0)
+
+
+def drawn(seed, size=4000):
+    """Weights and importances of the spread that real ones have, on both sides of the threshold."""
+    generator = torch.Generator().manual_seed(seed)
+    theta, forget, reference = (torch.randn(size, generator=generator) for _ in range(3))
+    return theta, forget.mul(2).exp(), reference.mul(2).exp()
+
+
+def published(theta, forget, reference, alpha, lam):
+    """The arithmetic of the published code of Foster, Schoepf and Brintrup, line by line."""
+    edited = theta.clone()
+    located = torch.where(forget > reference.mul(alpha))
+    weight = ((reference.mul(lam)).div(forget)).pow(1)
+    update = weight[located]
+    update[torch.where(update > 1)] = 1
+    edited[located] = edited[located].mul(update)
+    return edited
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.1, 0.3, 1.0, 2.5, 7.0])
+@pytest.mark.parametrize("alpha", [0.5, 3.0, 10.0])
+def test_the_bits_are_those_of_the_published_code_at_every_lambda(alpha, lam):
+    theta, forget, reference = drawn(seed=int(10 * (alpha + lam)))
+    right = published(theta, forget, reference, alpha, lam)
+    model = torch.nn.Linear(theta.numel(), 1, bias=False)
+    model.weight.data = theta.reshape(1, -1).clone()
+    inputs = UnlearningInputs(
+        forget=Importance(totals={"weight": forget.reshape(1, -1)}, count=1),
+        reference=Importance(totals={"weight": reference.reshape(1, -1)}, count=1),
+    )
+    report = SSD(alpha=alpha, lam=lam).unlearn(model, inputs)
+    assert same(model.weight.detach()[0], right)
+    assert report.changed == int((theta != right).sum()) > 100
+
+
+def test_the_other_order_of_operations_has_other_bits():
+    theta, forget, reference = drawn(seed=1)
+    right = published(theta, forget, reference, 3.0, 0.3)
+    selected = forget > 3.0 * reference
+    other = torch.where(selected, theta * (0.3 * (reference / forget)).clamp(max=1.0), theta)
+    assert int((other != right).sum()) > 0.1 * int(selected.sum())
+
+
+@pytest.mark.parametrize("lam", [0.1, 0.3, 1.0, 2.5])
+def test_the_bits_are_those_of_the_notebook_at_every_lambda(lam):
+    theta, forget, reference = drawn(seed=2)
+    notebook = theta.clone()
+    chosen = forget > 10.0 * reference
+    dampening = torch.min(lam * reference / (forget + 1e-8), torch.ones_like(reference))
+    notebook[chosen] *= dampening[chosen]
+    assert same(SSD(alpha=10.0, lam=lam, epsilon=1e-8).edit(theta, forget, reference), notebook)
 
 
 def test_epsilon_makes_pruning_of_dampening_for_small_importances():

@@ -32,10 +32,10 @@ TOML = """
 output = "{root}/out"
 device = "cpu"
 [model]
-factory = "heavy:network"
+factory = "large_model:network"
 checkpoint = "{root}/original.safetensors"
 [data]
-factory = "heavy:bundle"
+factory = "large_model:bundle"
 [training]
 epochs = 3
 learning_rate = 1e-2

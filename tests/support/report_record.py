@@ -74,7 +74,7 @@ REPORT = Report(
     options={"alpha": 10.0, "lam": 1.0, "limit": float("inf")},
     tensors=tuple(TensorChange(name=f"layers.{i}.weight", size=1000 * (i + 1), changed=40 * i) for i in range(12)),
     buffers_changed=("layers.1.running_mean",),
-    inputs=(
+    evidence=(
         ReportedImportance(
             role="forget",
             count=100,

@@ -6,6 +6,10 @@ import resource
 import sys
 from pathlib import Path
 
+import sklearn.datasets  # noqa: F401 - what commands import when they are called: once here, not in every fork
+import torchvision  # noqa: F401
+
+import unlearnkit.reporting.page  # noqa: F401
 from unlearnkit.cli.app import app
 
 FORGET, VERIFY = ("forget", "ledger.toml", "-q"), ("verify-receipts", "ledger.toml")

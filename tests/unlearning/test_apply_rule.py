@@ -1,28 +1,28 @@
-"""The edit in pieces: the bits, the count and the journal are those of the rule on the whole tensor."""
+"""The edit in pieces: the bits, the count and the undo log are those of the rule on the whole tensor."""
 
 import attrs
 import pytest
 import torch
-from compiler import HAS_COMPILER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from unlearnkit_methods.binary_mask import BinaryMask
+from unlearnkit_methods.prune import Prune
 from unlearnkit_methods.ssd import SelectiveSynapticDampening
+from unlearnkit_methods.ssd_adaptive import AdaptiveSynapticDampening
 from unlearnkit_methods.ssd_soft import SoftSynapticDampening
 
 from unlearnkit import ElementwiseUnlearner, Importance, MismatchError, NonFiniteError, UnlearningInputs, trainable
 from unlearnkit.models.parameters import all_finite, bits, count_changed, digest, extremes
+from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.models.undo_log import UndoLog
-from unlearnkit.unlearning.apply_rule import Sweep
-from unlearnkit.unlearning.fused.run import VARIABLE
-from unlearnkit.unlearning.operands import Averaged
+from unlearnkit.unlearning.apply_rule import RuleApplier, RuleOperands
 from unlearnkit.utils.chunks import chunk_size, chunks, in_memory_order
 
-COMPILES = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=60)
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 RULES = [SelectiveSynapticDampening(alpha=1.0, epsilon=1e-8), BinaryMask(), SoftSynapticDampening(alpha=0.3)]
+OTHERS = [Prune(tau=0.5), AdaptiveSynapticDampening(alpha=1.5)]
 
 
 def plain(t):
@@ -94,39 +94,102 @@ def test_pieces_of_a_dense_tensor_lie_together_in_memory(layout):
 # The edit
 
 
-@pytest.mark.parametrize("how", ["plain", pytest.param("compiled", marks=COMPILES)])
 @pytest.mark.parametrize("method", RULES, ids=lambda m: m.name)
 @pytest.mark.parametrize("dtype", DTYPES)
 @SETTINGS
 @given(SHAPES, st.integers(0, 2**20), st.sampled_from(LAYOUTS), st.integers(1, 9))
-def test_the_bits_are_those_of_the_rule_on_the_whole_tensor(how, method, dtype, shape, seed, layout, limit):
+def test_the_bits_are_those_of_the_rule_on_the_whole_tensor(method, dtype, shape, seed, layout, limit):
     theta, forget, reference = arrays(shape, seed, dtype, layout)
     expected, before = whole(method.rule, theta, forget, reference, (3, 7)), theta.clone()
-    f, r, journal = Averaged(total=forget, count=3), Averaged(total=reference, count=7), UndoLog()
+    operands = RuleOperands(theta=theta, forget=forget, reference=reference, forget_terms=3, reference_terms=7)
+    undo_log = UndoLog()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("unlearnkit.unlearning.apply_rule.chunk_size", lambda _: limit)
-        patch.setenv(VARIABLE, how)
-        sweep = method.sweep()
-        copy, counted = sweep.copy(theta, f, r), sweep.count(theta, f, r)
+        applier = method.applier()
+        copy, counted = applier.copy(operands), applier.count(operands)
         assert torch.equal(bits(theta), bits(before))
-        changed = sweep.write(theta, f, r, journal=journal)
+        changed = applier.write(operands, undo_log)
     assert torch.equal(bits(theta), bits(expected))
     assert torch.equal(bits(copy), bits(expected))
     assert copy.dtype == theta.dtype
     assert changed == counted == int((bits(before) != bits(expected)).sum())
     for _ in range(2):
-        journal.undo()
+        undo_log.undo()
         assert torch.equal(bits(theta), bits(before))
 
 
 @pytest.mark.parametrize("method", RULES, ids=lambda m: m.name)
 def test_a_parameter_of_many_real_pieces(method):
-    theta, forget, reference = arrays(
-        (4 * torch.get_num_threads(), chunk_size(torch.device("cpu")) - 7), 1, torch.float32, plain
-    )
+    theta, forget, reference = arrays((4, chunk_size(torch.device("cpu")) - 7), 1, torch.float32, plain)
     expected = whole(method.rule, theta, forget, reference, (1, 1))
-    f, r = Averaged(total=forget, count=1), Averaged(total=reference, count=1)
-    assert torch.equal(bits(method.sweep().copy(theta, f, r)), bits(expected))
+    operands = RuleOperands(theta=theta, forget=forget, reference=reference, forget_terms=1, reference_terms=1)
+    assert torch.equal(bits(method.applier().copy(operands)), bits(expected))
+
+
+@pytest.mark.parametrize("method", [*RULES, *OTHERS], ids=lambda m: m.name)
+@pytest.mark.parametrize("totals", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_method_for_weights_and_totals_of_every_dtype(method, dtype, totals, monkeypatch):
+    monkeypatch.setattr("unlearnkit.unlearning.apply_rule.chunk_size", lambda _: 600)
+    theta, forget, reference = arrays((5003,), 0, dtype, plain)
+    forget, reference = forget.to(totals), reference.to(totals)
+    wide = torch.promote_types(dtype, totals)
+    means = (forget / 3).to(wide), (reference / 7).to(wide)
+    expected = whole(method.rule, theta, *means, (1, 1))
+    operands = RuleOperands(theta=theta, forget=forget, reference=reference, forget_terms=3, reference_terms=7)
+    assert torch.equal(bits(method.applier().copy(operands)), bits(expected))
+
+
+@pytest.mark.parametrize("terms", [1, 97, 2**24 + 1, 2**53])
+def test_means_are_divided_like_those_of_torch(terms):
+    theta, forget, _ = arrays((1000,), 0, torch.float32, plain)
+    seen = []
+    applier = RuleApplier(lambda t, f, r: seen.append((f.clone(), r.clone())) or t, who="x")
+    applier.count(RuleOperands(theta=theta, forget=forget, forget_terms=terms))
+    assert torch.equal(seen[0][0], forget / terms)
+    assert torch.equal(seen[0][1], torch.zeros(1000))
+
+
+def test_buffers_are_used_again_for_the_next_parameter_of_any_shape_and_dtype():
+    applier = RuleApplier(lambda t, f, r: t * f + r, who="x")
+    for shape, dtype in (
+        ((5, 3), torch.float32),
+        ((2,), torch.float64),
+        ((7, 2), torch.float32),
+        ((1,), torch.float16),
+    ):
+        theta, forget, reference = arrays(shape, 1, dtype, plain)
+        expected = whole(lambda t, f, r: t * f + r, theta, forget, reference, (1, 1))
+        assert torch.equal(applier.copy(RuleOperands(theta=theta, forget=forget, reference=reference)), expected)
+        without = applier.copy(RuleOperands(theta=theta, forget=forget))
+        assert torch.equal(without, whole(lambda t, f, r: t * f + r, theta, forget, reference * 0, (1, 1)))
+
+
+def test_autograd_notices_the_edit():
+    weight = nn.Parameter(torch.ones(100))
+    loss = (weight * weight).sum()
+    operands = RuleOperands(theta=weight, forget=torch.arange(100.0))
+    assert RuleApplier(lambda t, f, _: torch.where(f > 90, t / 2, t), who="x").write(operands, UndoLog()) == 9
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_model_made_and_edited_inside_inference_mode():
+    with torch.inference_mode():
+        model = nn.Linear(20, 20)
+        ones = {n: torch.ones_like(p) for n, p in trainable(model).items()}
+        f, r = Importance(totals=ones, count=1), Importance(totals={n: t / 2 for n, t in ones.items()}, count=1)
+        assert BinaryMask().unlearn(model, UnlearningInputs(forget=f, reference=r)).changed == 420
+
+
+def test_a_weight_that_was_not_finite_before_is_no_fault_of_the_rule():
+    theta = torch.tensor([torch.inf, 1.0, torch.nan])
+    applier, undo_log = RuleApplier(lambda t, f, _: t / f, who="mine"), UndoLog()
+    assert applier.write(RuleOperands(theta=theta, forget=torch.full((3,), 2.0)), undo_log) == 1
+    assert theta.tolist()[:2] == [torch.inf, 0.5]
+    with pytest.raises(NonFiniteError, match="mine made NaN"):
+        applier.write(RuleOperands(theta=theta, forget=torch.zeros(3)), undo_log)
+    assert theta.tolist()[:2] == [torch.inf, 0.5]
 
 
 def test_half_precision_is_computed_in_float32():
@@ -138,7 +201,7 @@ def test_half_precision_is_computed_in_float32():
 
     theta = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float16)
     forget = torch.tensor([1.0, 1e-3, 1e-9])
-    edited = Sweep(rule=look, who="x").copy(theta, Averaged(total=forget, count=5), None)
+    edited = RuleApplier(look, who="x").copy(RuleOperands(theta=theta, forget=forget, forget_terms=5))
     assert seen == {torch.float32}
     assert edited.tolist() == (theta.float() * (forget / 5 / 3)).half().tolist()
 
@@ -150,10 +213,10 @@ def test_a_rule_never_holds_a_part_of_the_model_or_of_an_importance():
         held.extend([theta, forget, reference])
         return theta + 1
 
-    arrays_ = torch.ones(3), torch.ones(3), torch.ones(3)
-    for count in (None, 1, 2):
-        Sweep(rule=keep, who="x").copy(
-            arrays_[0], Averaged(total=arrays_[1], count=count), Averaged(total=arrays_[2], count=count)
+    theta, forget, reference = arrays_ = torch.ones(3), torch.ones(3), torch.ones(3)
+    for terms in (None, 1, 2):
+        RuleApplier(keep, who="x").copy(
+            RuleOperands(theta=theta, forget=forget, reference=reference, forget_terms=terms, reference_terms=terms)
         )
     for t in held:
         t.zero_()
@@ -185,9 +248,9 @@ def test_an_error_in_a_late_piece_undoes_the_early_ones(monkeypatch):
 
 def test_nan_in_a_late_piece_is_found(monkeypatch):
     monkeypatch.setattr("unlearnkit.unlearning.apply_rule.chunk_size", lambda _: 2)
-    sweep = Sweep(rule=lambda t, _, __: torch.where(t == 5, torch.nan, t), who="mine")
+    applier = RuleApplier(lambda t, _, __: torch.where(t == 5, torch.nan, t), who="mine")
     with pytest.raises(NonFiniteError, match="mine made NaN"):
-        sweep.count(torch.arange(6.0), Averaged(total=torch.ones(6)), None)
+        applier.count(RuleOperands(theta=torch.arange(6.0), forget=torch.ones(6)))
 
 
 def test_an_importance_of_no_terms_has_no_mean():
@@ -197,10 +260,10 @@ def test_an_importance_of_no_terms_has_no_mean():
         BinaryMask().unlearn(model, UnlearningInputs(forget=none, reference=none))
 
 
-# The journal
+# The undo log
 
 
-def test_the_journal_keeps_what_changed_and_no_more():
+def test_the_undo_log_keeps_what_changed_and_no_more():
     weights = torch.zeros(10_000)
     new = weights.clone()
     new[::1000] = 1
@@ -221,26 +284,26 @@ def test_an_edit_of_few_weights_copies_no_model():
         reference=Importance(totals={n: torch.zeros_like(t) for n, t in forget.items()}, count=1),
     )
     method = BinaryMask()
-    guard = method._guard(model)
-    assert sum(method._edit(model, inputs, guard).changed.values()) == 900
-    assert guard.journal.nbytes == 900 * 8
+    snapshot = ModelSnapshot(model, copies=method._needs_copy())
+    assert sum(method._edit(model, inputs, snapshot.undo_log).changed.values()) == 900
+    assert snapshot.undo_log.nbytes == 900 * 8
     with pytest.raises(KeyError):
-        guard.before("weight")
-    guard.restore()
+        snapshot.before("weight")
+    snapshot.restore()
     assert not bool((model.weight == 0).any())
 
 
 def test_two_writes_to_one_place_are_undone_in_order():
-    weights, journal = torch.tensor([1.0, 2.0]), UndoLog()
-    journal.write(weights, torch.tensor([5.0, 2.0]))
-    journal.write(weights, torch.tensor([7.0, 8.0]))
-    journal.undo()
+    weights, undo_log = torch.tensor([1.0, 2.0]), UndoLog()
+    undo_log.write(weights, torch.tensor([5.0, 2.0]))
+    undo_log.write(weights, torch.tensor([7.0, 8.0]))
+    undo_log.undo()
     assert weights.tolist() == [1.0, 2.0]
 
 
 def test_a_sign_of_zero_counts_and_a_nan_that_stays_does_not():
-    weights, journal = torch.tensor([0.0, torch.nan]), UndoLog()
-    assert journal.write(weights, torch.tensor([-0.0, torch.nan])) == 1
+    weights, undo_log = torch.tensor([0.0, torch.nan]), UndoLog()
+    assert undo_log.write(weights, torch.tensor([-0.0, torch.nan])) == 1
     assert bool(torch.signbit(weights[0]))
 
 
@@ -271,9 +334,12 @@ def test_one_bad_element_anywhere_is_seen(place, value):
 def test_the_same_on_a_gpu(method):
     theta, forget, reference = (t.cuda() for t in arrays((37, 50), 1, torch.float32, plain))
     before, expected = theta.clone(), whole(method.rule, theta, forget, reference, (3, 7))
-    f, r, journal = Averaged(total=forget, count=3), Averaged(total=reference.cpu(), count=7), UndoLog()
-    changed = method.sweep().write(theta, f, r, journal=journal)
+    undo_log = UndoLog()
+    changed = method.applier().write(
+        RuleOperands(theta=theta, forget=forget, reference=reference.cpu(), forget_terms=3, reference_terms=7),
+        undo_log,
+    )
     assert torch.equal(bits(theta), bits(expected))
     assert changed == count_changed(before, expected)
-    journal.undo()
+    undo_log.undo()
     assert torch.equal(theta, before)

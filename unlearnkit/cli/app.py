@@ -26,23 +26,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-COMMANDS = (
-    run,
-    tune,
-    compare,
-    report,
-    train,
-    demo,
-    ledger,
-    forget,
-    verify_receipts,
-    rollback,
-    purge,
-    methods,
-    plugins,
-    new_plugin,
-)
-for command in COMMANDS:
+EDITING = (run, tune, compare, report, train, demo)
+DELETION = (ledger, forget, verify_receipts, rollback, purge)
+PLUGINS = (methods, plugins, new_plugin)
+for command in (*EDITING, *DELETION, *PLUGINS):
     app.command()(command)
 app.add_typer(patch)
 

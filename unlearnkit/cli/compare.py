@@ -6,11 +6,10 @@ import typer
 from rich.markup import escape
 
 from unlearnkit.cli.console import clear_errors, counting, out, together
-from unlearnkit.cli.options import ConfigPath, Methods, Quiet, Settings, Traceback, only
-from unlearnkit.experiments.config import load_config
+from unlearnkit.cli.options import ConfigPath, Methods, Quiet, Settings, Traceback, load
 
 if TYPE_CHECKING:
-    from unlearnkit.experiments.comparison import Comparison
+    from unlearnkit.experiments import Comparison
 
 
 def compare(
@@ -18,19 +17,17 @@ def compare(
     settings: Settings = None,
     method: Methods = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help="Processes; left out, by cores and free memory.")
+        int | None, typer.Option("--jobs", "-j", min=1, help="Processes; by default, by cores and free memory.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the trials and which are done.")] = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
 ) -> None:
-    """Compare methods, options, seeds and forget targets; a run that was stopped goes on where it was."""
-    from unlearnkit.experiments.comparison import (  # noqa: PLC0415 - torchvision and scikit-learn take seconds
-        Comparison,
-    )
-
+    """Compare methods, options, seeds and forget targets; call it again to continue after a stop."""
     with clear_errors(traceback=traceback):
-        chosen = only(load_config(config, settings or []), method or [])
+        from unlearnkit.experiments import Comparison
+
+        chosen = load(config, settings, method)
         with together(chosen.device, quiet=True) as (first, _):
             comparison = Comparison.plan(chosen)
             sizing = comparison.sizing(jobs)
@@ -38,14 +35,13 @@ def compare(
                 _announce(comparison, sizing.why, every=dry_run)
             if dry_run:
                 return
-            with counting(comparison.share, quiet=quiet or not first) as told:
-                comparison.run(sizing.jobs, watch=lambda event: told(event.kind, event.name, counts=bool(event.key)))
+            with counting(comparison.share, quiet=quiet or not first) as show:
+                comparison.run(sizing.jobs, watch=lambda event: show(event.kind, event.name, counts=bool(event.key)))
         if not first:
             return
         out.print(comparison.table())
-        for line in comparison.remarks():
+        for line in (*comparison.remarks(), f"mean ± sd: {comparison.covers}"):
             out.print(escape(line), highlight=False)
-        out.print(escape(f"mean ± sd: {comparison.covers}"), highlight=False)
         for trial in comparison.failed:
             out.print(escape(f"failed: {trial.name}: {comparison.results[trial.key].error}"), highlight=False)
         out.print(f"results: {escape(str(comparison.folder))}/trials.csv, summary.csv, summary.md", highlight=False)

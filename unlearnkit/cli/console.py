@@ -4,19 +4,20 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 
 from unlearnkit.utils.errors import ConfigurationError, UnlearnKitError, UnlearnKitWarning
 from unlearnkit.utils.progress import Progress, silent
 
+if TYPE_CHECKING:
+    import rich.progress
+
 FAULT = 2
-"""Exit code of an error that the user can mend."""
+"""Exit code of an error that the user can fix."""
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+"""Exit code after Ctrl-C, as in shells."""
 
 out = Console()
 err = Console(stderr=True)
@@ -24,12 +25,11 @@ err = Console(stderr=True)
 
 @contextmanager
 def bars(*, quiet: bool = False) -> Iterator[Progress]:
-    """Show progress bars on the error stream while the block runs."""
+    """Show progress bars on stderr while the block runs."""
     if quiet:
         yield silent
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, TimeRemainingColumn(), console=err, transient=True) as shown:
+    with _bars("{task.description}") as shown:
 
         def progress(items: Iterable[Any], what: str, total: int | None) -> Iterable[Any]:
             yield from shown.track(items, total=total, description=what)
@@ -37,10 +37,20 @@ def bars(*, quiet: bool = False) -> Iterator[Progress]:
         yield progress
 
 
+def _bars(before: str, after: str = "", *, disable: bool = False) -> "rich.progress.Progress":
+    from rich import progress
+
+    columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeElapsedColumn())
+    last = progress.TextColumn(after, markup=False)
+    return progress.Progress(
+        before, *columns, progress.TimeRemainingColumn(), last, console=err, transient=True, disable=disable
+    )
+
+
 @contextmanager
 def together(device: str, *, quiet: bool = False) -> Iterator[tuple[bool, Progress]]:
-    """Join the processes that ``torchrun`` has started, where it has; only rank 0 shows progress."""
-    from unlearnkit.distributed.ranks import joined  # noqa: PLC0415 - torch takes seconds
+    """Join the process group when ``torchrun`` started this process; only rank 0 shows progress and warnings."""
+    from unlearnkit.distributed.ranks import joined
 
     with joined(device) as ranks, bars(quiet=quiet or ranks.rank > 0) as progress, warnings.catch_warnings():
         if ranks.rank > 0:
@@ -50,25 +60,23 @@ def together(device: str, *, quiet: bool = False) -> Iterator[tuple[bool, Progre
 
 def one_process(command: str) -> None:
     """Refuse to work in several processes that ``torchrun`` has started: each would do the same."""
-    from unlearnkit.distributed.ranks import started  # noqa: PLC0415 - torch takes seconds
+    from unlearnkit.distributed.ranks import world_size
 
-    if started() > 1:
+    if world_size() > 1:
         raise ConfigurationError(
-            f"`unlearnkit {command}` works in one process: expected no torchrun, saw {started()} processes that it "
+            f"`unlearnkit {command}` works in one process: expected no torchrun, saw {world_size()} processes that it "
             "started: only `run`, `tune` and `compare` share out their work"
         )
 
 
 @contextmanager
 def counting(total: int, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """Show one bar for many pieces of work, several at a time, with the names of the running ones."""
+    """Show one bar for many jobs, several running at a time, with the names of the running ones."""
     running: list[str] = []
-    columns = (TextColumn("{task.percentage:>3.0f} %"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    names = TextColumn("{task.description}", markup=False)
-    with Bars(*columns, TimeRemainingColumn(), names, console=err, transient=True, disable=quiet) as shown:
+    with _bars("{task.percentage:>3.0f} %", "{task.description}", disable=quiet) as shown:
         bar = shown.add_task("", total=total)
 
-        def tell(kind: str, name: str, *, counts: bool = True) -> None:
+        def show(kind: str, name: str, *, counts: bool = True) -> None:
             if kind == "started":
                 running.append(name)
             elif name in running:
@@ -77,12 +85,12 @@ def counting(total: int, *, quiet: bool = False) -> Iterator[Callable[..., None]
             advance = int(counts and kind != "started")
             shown.update(bar, advance=advance, description=f"{running[0]}{more}" if running else "")
 
-        yield tell
+        yield show
 
 
 @contextmanager
 def clear_errors(*, traceback: bool = False) -> Iterator[None]:
-    """Turn errors that a user can mend into one message and exit code 2, and warnings into lines."""
+    """Turn errors that a user can fix into one message and exit code 2, and warnings into lines."""
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         warnings.simplefilter("always", UnlearnKitWarning)
@@ -94,11 +102,16 @@ def clear_errors(*, traceback: bool = False) -> Iterator[None]:
             say("error", "\n".join([str(error), *getattr(error, "__notes__", [])]), style="bold red")
             sys.exit(FAULT)
         except BrokenPipeError:
-            raise  # the reader of a pipe has gone: click ends quietly
+            raise  # the reader of the pipe is closed: click exits quietly
         except OSError as error:
             if traceback:
                 raise
             say("error", f"the system refused: {error}", style="bold red")
+            sys.exit(FAULT)
+        except ModuleNotFoundError as error:
+            if traceback or error.name not in {"torch", "torchvision"}:
+                raise
+            say("error", f"this command needs PyTorch: pip install {error.name}", style="bold red")
             sys.exit(FAULT)
         except KeyboardInterrupt:
             say("interrupted", "nothing was left half-written", style="bold red")
@@ -106,7 +119,7 @@ def clear_errors(*, traceback: bool = False) -> Iterator[None]:
 
 
 def say(kind: str, text: str, *, style: str) -> None:
-    """Print one message on the error stream."""
+    """Print one message on stderr."""
     err.print(f"[{style}]{kind}:[/] ", end="")
     err.print(text, markup=False, highlight=False, soft_wrap=True)
 

@@ -14,26 +14,24 @@ from unlearnkit.cli.options import ConfigPath, Quiet, Settings, Traceback
 def forget(
     config: ConfigPath,
     settings: Settings = None,
-    request: Annotated[
-        str, typer.Option("--request", "-r", help="The name of the request: a ticket number, say.")
-    ] = "",
+    request: Annotated[str, typer.Option("--request", "-r", help="Name of the request, such as a ticket number.")] = "",
     samples: Annotated[
-        Path | None, typer.Option(help="A text file with one number of a training sample a line.")
+        Path | None, typer.Option(help="A text file with the index of one training sample on each line.")
     ] = None,
     group: Annotated[
-        list[str] | None, typer.Option("--group", "-g", help="Forget this group whole; repeatable.")
+        list[str] | None, typer.Option("--group", "-g", help="Forget every sample of this group; repeatable.")
     ] = None,
-    queue: Annotated[bool, typer.Option("--queue", help="Only put it into the queue.")] = False,
+    queue: Annotated[bool, typer.Option("--queue", help="Only add the request to the queue.")] = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
 ) -> None:
-    """Take a deletion request, and deal with all that are waiting in one edit; without a request only the latter."""
-    from unlearnkit.data import ByIndex  # noqa: PLC0415 - torchvision and scikit-learn take seconds
-
+    """Add a deletion request, if one is given, and process all waiting requests in one edit."""
     with deletion(config, settings, quiet=quiet, traceback=traceback) as work:
         if request or samples or group:
-            numbers = ByIndex.from_file(samples).indices if samples else ()
-            work.ask(request, samples=numbers, groups=group or ())
+            from unlearnkit.data import ByIndex
+
+            indices = ByIndex.from_file(samples).indices if samples else ()
+            work.ask(request, samples=indices, groups=group or ())
         if queue:
             out.print(f"{len(work.ledger.queue.waiting())} requests are waiting", highlight=False)
             return

@@ -2,13 +2,14 @@
 
 from unlearnkit.cli.console import clear_errors, out
 from unlearnkit.cli.options import Traceback
-from unlearnkit.plugins.manager import default_manager
-from unlearnkit.reporting import method_table, plugin_table
 
 
 def methods(traceback: Traceback = False) -> None:
     """List the installed methods, estimators and metrics with their options."""
     with clear_errors(traceback=traceback):
+        from unlearnkit.plugins.manager import default_manager
+        from unlearnkit.reporting import method_table
+
         manager = default_manager()
         for title, kind in (("methods", "unlearner"), ("estimators", "estimator"), ("metrics", "metric")):
             entries = manager.provided(kind)
@@ -21,6 +22,9 @@ def methods(traceback: Traceback = False) -> None:
 def plugins(traceback: Traceback = False) -> None:
     """List the installed plugins; broken and blocked ones with the reason."""
     with clear_errors(traceback=traceback):
+        from unlearnkit.plugins.manager import default_manager
+        from unlearnkit.reporting import plugin_table
+
         manager = default_manager()
         out.print(plugin_table(manager.plugins(), manager.problems()))
         for kernel, origin in manager.kernels():

@@ -1,14 +1,15 @@
-"""Arguments and options that commands share."""
+"""Arguments and options that several commands share, and the configuration that they describe."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import attrs
 import typer
-from typer import BadParameter
 
-from unlearnkit.experiments.config import Config
-from unlearnkit.utils.suggest import nearest
+from unlearnkit.utils.errors import nearest
+
+if TYPE_CHECKING:
+    from unlearnkit.experiments import Config
 
 ConfigPath = Annotated[
     Path, typer.Argument(metavar="CONFIG.toml", help="The experiment; see docs/reference/configuration.md.")
@@ -16,24 +17,27 @@ ConfigPath = Annotated[
 Settings = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", "-s", metavar="KEY=VALUE", help="Override a setting, as method.ssd.options.alpha=5; repeatable."
+        "--set", "-s", metavar="KEY=VALUE", help="Override a setting, as in method.ssd.options.alpha=5; repeatable."
     ),
 ]
 Methods = Annotated[
-    list[str] | None, typer.Option("--method", "-m", help="Run only this method (its label); repeatable.")
+    list[str] | None, typer.Option("--method", "-m", help="Run only the method with this label; repeatable.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")]
-Again = Annotated[
-    bool, typer.Option("--again", help="Apply a forget set to a checkpoint that it was applied to already.")
-]
+Again = Annotated[bool, typer.Option("--again", help="Allow a forget set that was already applied to this checkpoint.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bars.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show Python's traceback of an error.")]
 
 
-def only(config: Config, labels: list[str]) -> Config:
-    """Keep the methods with the given labels."""
+def load(path: Path, settings: Sequence[str] | None, labels: Sequence[str] | None = None) -> "Config":
+    """Read a configuration, override settings, and keep only the methods with the given labels."""
+    import attrs
+
+    from unlearnkit.experiments import load_config
+
+    config = load_config(path, settings or [])
     known = {method.label: method for method in config.method}
-    unknown = [label for label in labels if label not in known]
-    if unknown:
-        raise BadParameter(f"the configuration has no method {unknown[0]!r}{nearest(unknown[0], known)}")
+    for label in labels or []:
+        if label not in known:
+            raise typer.BadParameter(f"the configuration has no method {label!r}{nearest(label, known)}")
     return attrs.evolve(config, method=tuple(known[label] for label in labels)) if labels else config

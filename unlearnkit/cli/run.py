@@ -6,28 +6,25 @@ import typer
 from rich.markup import escape
 
 from unlearnkit.cli.console import clear_errors, out, together
-from unlearnkit.cli.options import Again, ConfigPath, Methods, Overwrite, Quiet, Settings, Traceback, only
-from unlearnkit.experiments.config import load_config
-from unlearnkit.reporting import run_table, tensor_table
+from unlearnkit.cli.options import Again, ConfigPath, Methods, Overwrite, Quiet, Settings, Traceback, load
 
 
 def run(
     config: ConfigPath,
     settings: Settings = None,
     method: Methods = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be edited; write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be edited; write nothing.")] = False,
     overwrite: Overwrite = False,
     again: Again = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
 ) -> None:
     """Make a trained model forget: importances, edits, evaluation, one folder of results per method."""
-    from unlearnkit.experiments.run import (  # noqa: PLC0415 - torchvision and scikit-learn take seconds
-        run as run_methods,
-    )
-
     with clear_errors(traceback=traceback):
-        chosen = only(load_config(config, settings or []), method or [])
+        from unlearnkit.experiments import run as run_methods
+        from unlearnkit.reporting import run_table, tensor_table
+
+        chosen = load(config, settings, method)
         records = []
         with together(chosen.device, quiet=quiet) as (first, progress):
             for record in run_methods(chosen, dry_run=dry_run, overwrite=overwrite, again=again, progress=progress):

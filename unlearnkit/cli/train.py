@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from rich.markup import escape
 
 from unlearnkit.cli.console import bars, clear_errors, one_process, out
-from unlearnkit.cli.options import ConfigPath, Overwrite, Quiet, Settings, Traceback
-from unlearnkit.experiments.config import load_config
+from unlearnkit.cli.options import ConfigPath, Overwrite, Quiet, Settings, Traceback, load
 
 
 def train(
@@ -17,11 +16,11 @@ def train(
     traceback: Traceback = False,
 ) -> None:
     """Train the original model of an experiment, and write its checkpoint."""
-    from unlearnkit.experiments.train import train_original  # noqa: PLC0415 - torchvision and scikit-learn take seconds
-
     with clear_errors(traceback=traceback):
+        from unlearnkit.experiments import train_original
+
         one_process("train")
-        chosen = load_config(config, settings or [])
+        chosen = load(config, settings)
         with bars(quiet=quiet) as progress:
             record = train_original(chosen, overwrite=overwrite, progress=progress)
         for number, epoch in enumerate(record["epochs"], start=1):

@@ -2,32 +2,30 @@
 
 from typing import Annotated
 
-import attrs
 import typer
 from rich.markup import escape
 
 from unlearnkit.cli.console import clear_errors, out, together
-from unlearnkit.cli.options import Again, ConfigPath, Overwrite, Quiet, Settings, Traceback
-from unlearnkit.experiments.config import load_config
-from unlearnkit.reporting import run_table, tuning_table
+from unlearnkit.cli.options import Again, ConfigPath, Overwrite, Quiet, Settings, Traceback, load
 
 
 def tune(
     config: ConfigPath,
     settings: Settings = None,
-    method: Annotated[str, typer.Option("--method", "-m", help="Tune this method (its label).")] = "",
+    method: Annotated[str, typer.Option("--method", "-m", help="Tune the method with this label.")] = "",
     overwrite: Overwrite = False,
     again: Again = False,
     quiet: Quiet = False,
     traceback: Traceback = False,
 ) -> None:
-    """Find the right edit: importances once, many edits, chosen on validation data within a budget."""
-    from unlearnkit.experiments.tune import (  # noqa: PLC0415 - torchvision and scikit-learn take seconds
-        tune as tune_method,
-    )
-
+    """Search for the right edit: importances once, many edits, chosen on validation data within a budget."""
     with clear_errors(traceback=traceback):
-        chosen = load_config(config, settings or [])
+        import attrs
+
+        from unlearnkit.experiments import tune as tune_method
+        from unlearnkit.reporting import run_table, tuning_table
+
+        chosen = load(config, settings)
         if method:
             chosen = attrs.evolve(chosen, tuning=attrs.evolve(chosen.tuning, method=method))
         with together(chosen.device, quiet=quiet) as (first, progress):

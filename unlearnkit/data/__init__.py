@@ -4,9 +4,8 @@ from unlearnkit.data.cifar100 import cifar100
 from unlearnkit.data.digits import digits
 from unlearnkit.data.image_folder import image_folder
 from unlearnkit.data.labelled import DataBundle, ForgetSplit, LabelledImages, forget_split
-from unlearnkit.data.loaders import loader
-from unlearnkit.data.partition import Split
-from unlearnkit.data.splits import ByClass, ByIndex, BySubclass, ForgetSpec
+from unlearnkit.data.loaders import Interleaved, Paired, loader, reshuffled
+from unlearnkit.data.splits import ByClass, ByIndex, BySubclass, ForgetSpec, Split
 from unlearnkit.data.transforms import DeviceTransform, imagenet_transform
 
 __all__ = [
@@ -17,7 +16,9 @@ __all__ = [
     "DeviceTransform",
     "ForgetSpec",
     "ForgetSplit",
+    "Interleaved",
     "LabelledImages",
+    "Paired",
     "Split",
     "cifar100",
     "digits",
@@ -25,4 +26,5 @@ __all__ = [
     "image_folder",
     "imagenet_transform",
     "loader",
+    "reshuffled",
 ]

@@ -17,6 +17,7 @@ from unlearnkit.evaluation.membership import (
     rmia_scores,
     ulira,
 )
+from unlearnkit.evaluation.metric import EvaluationInputs, Measurement, Metric, MetricTraits, NotApplicable
 from unlearnkit.evaluation.outputs import Outputs, outputs_of
 from unlearnkit.evaluation.probe import Features, Probe, features_of, linear_probe
 from unlearnkit.evaluation.quantisation import quantised, round_trip
@@ -27,11 +28,16 @@ from unlearnkit.evaluation.zrf import zero_retrain_forgetting
 __all__ = [
     "AttackSuccess",
     "Destinations",
+    "EvaluationInputs",
     "Features",
     "Gap",
     "Goal",
     "Interval",
     "LossAndAccuracy",
+    "Measurement",
+    "Metric",
+    "MetricTraits",
+    "NotApplicable",
     "Outputs",
     "PopulationAttack",
     "Probe",

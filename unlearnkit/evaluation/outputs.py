@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.prefetch import feed
-from unlearnkit.distributed.collectives import for_each
+from unlearnkit.data.batches import feed
+from unlearnkit.distributed.collectives import map_shared
 from unlearnkit.evaluation.accuracy import undisturbed
 from unlearnkit.evaluation.arrays import Floats, Ints, class_labels, floats
 from unlearnkit.evaluation.features import label_losses, softmax_of
@@ -88,7 +88,7 @@ def outputs_of(model: nn.Module, batches: Iterable[Any], *, objective: Objective
             yield chosen.logits(model, moved).to("cpu", torch.float64), chosen.labels(moved).to("cpu")
 
     with undisturbed(model):
-        found = for_each(batches, said, model=model)
+        found = map_shared(batches, said, model=model)
     if not found:
         raise InapplicableError("the split is empty")
     logits, labels = [z for z, _ in found], [y for _, y in found]

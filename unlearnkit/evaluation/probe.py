@@ -9,15 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.prefetch import feed
-from unlearnkit.distributed.collectives import for_each
+from unlearnkit.data.batches import feed
+from unlearnkit.distributed.collectives import map_shared
 from unlearnkit.evaluation.accuracy import undisturbed
 from unlearnkit.evaluation.arrays import Floats, Ints, floats
 from unlearnkit.evaluation.outputs import InapplicableError
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.parameters import device_of
-from unlearnkit.utils.errors import ConfigurationError
-from unlearnkit.utils.suggest import nearest
+from unlearnkit.utils.errors import ConfigurationError, nearest
 
 
 @final
@@ -101,7 +100,7 @@ def features_of(
                 seen.clear()
 
     with undisturbed(model):
-        parts = for_each(batches, shown, model=model)
+        parts = map_shared(batches, shown, model=model)
     if not parts:
         raise InapplicableError("the split is empty")
     found = floats(torch.cat([x for x, _ in parts]), what="features", dimensions=2)

@@ -1,17 +1,16 @@
-"""How long a model takes to learn again what it is to have forgotten."""
+"""Relearn time: how many training steps bring back what a model has forgotten."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import cycle, islice
 from typing import Any, final
 
 import attrs
-from torch import nn
+from torch import Tensor, nn
 
 from unlearnkit.evaluation.accuracy import LossAndAccuracy, loss_and_accuracy
 from unlearnkit.models.objective import CrossEntropy, Objective
-from unlearnkit.unlearning.fine_tune import EpochConfig, OptimizerConfig, fine_tune
-from unlearnkit.unlearning.inputs import UnlearningInputs
+from unlearnkit.models.training import OptimizerConfig, run_epoch, training_mode
 from unlearnkit.utils.errors import ConfigurationError
 from unlearnkit.utils.options import option
 
@@ -19,7 +18,7 @@ from unlearnkit.utils.options import option
 @final
 @attrs.frozen(kw_only=True)
 class Goal:
-    """When something counts as learnt again.
+    """When something counts as relearned: each goal that is set must be reached.
 
     Attributes:
         accuracy: The accuracy to reach, or None.
@@ -30,14 +29,7 @@ class Goal:
     loss: float | None = None
 
     def reached(self, scores: LossAndAccuracy) -> bool:
-        """Say whether a model is there.
-
-        Args:
-            scores: Of the model on the forget set.
-
-        Returns:
-            Whether each goal that is set is reached.
-        """
+        """Say whether a model with these scores on the forget set is there."""
         accurate = self.accuracy is None or (scores.accuracy is not None and scores.accuracy >= self.accuracy)
         return accurate and (self.loss is None or scores.loss <= self.loss)
 
@@ -45,15 +37,15 @@ class Goal:
 @final
 @attrs.frozen(kw_only=True)
 class Relearning:
-    """How to learn again: steps of Adam on the forget set, in eval mode (no dropout, BatchNorm as it is).
+    """How to relearn: steps of Adam on the forget set, in eval mode (no dropout, BatchNorm as it is).
 
     Attributes:
         learning_rate: Step size.
-        most: Steps after which it is given up.
+        most: The largest number of steps.
     """
 
     learning_rate: float = option(1e-3, symbol="η", above=0.0, doc="step size of Adam")
-    most: int = option(100, at_least=1, doc="steps after which it is given up")
+    most: int = option(100, at_least=1, doc="the largest number of steps")
 
     def steps(
         self, model: nn.Module, batches: Iterable[Any], *, goal: Goal, objective: Objective | None = None
@@ -80,31 +72,22 @@ class Relearning:
             >>> Relearning(learning_rate=0.1).steps(model, data, goal=Goal(loss=10.0))
             0
         """
-        objective, student = objective or CrossEntropy(), copy.deepcopy(model)
-        kept = list(batches)
+        criterion, student, kept = objective or CrossEntropy(), copy.deepcopy(model), list(batches)
         if not kept:
-            raise ConfigurationError("expected at least one batch to learn again from, saw none")
-        taken: list[int] = []
+            raise ConfigurationError("expected at least one batch to relearn from, saw none")
 
         def there() -> bool:
-            return goal.reached(loss_and_accuracy(student, kept, objective=objective))
+            return goal.reached(loss_and_accuracy(student, kept, objective=criterion))
 
-        def one_by_one() -> Iterator[EpochConfig]:
-            # fine_tune() takes a step for each pass that it is handed: between two of them the student is examined.
-            for number, batch in enumerate(islice(cycle(kept), self.most), start=1):
-                yield EpochConfig(
-                    batches=[batch], loss=lambda m, b: objective.losses(m, b).mean(), name="learning again"
-                )
-                if there():
-                    taken.append(number)
-                    return
+        def loss(student: nn.Module, batch: Any) -> Tensor:
+            return criterion.losses(student, batch).mean()
 
         if there():
             return 0
-        fine_tune(
-            student,
-            one_by_one(),
-            optimizer=OptimizerConfig(learning_rate=self.learning_rate),
-            inputs=UnlearningInputs(),
-        )
-        return taken[0] if taken else None
+        adam = OptimizerConfig(learning_rate=self.learning_rate).optimizer_for(student)
+        with training_mode(student, adam, seed=0, training=False):
+            for number, batch in enumerate(islice(cycle(kept), self.most), start=1):
+                run_epoch(student, [batch], loss, adam, name="relearning")
+                if there():
+                    return number
+        return None

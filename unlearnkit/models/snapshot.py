@@ -1,6 +1,8 @@
-"""Remember a model bit by bit, so that whatever foreign code does to it can be undone or blamed."""
+"""Snapshots of a model, bit by bit, so that whatever other code does to it is noticed and can be undone."""
 
 import random
+from collections.abc import Container
+from functools import cached_property
 from typing import Any, final
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit.distributed.sharded_tensors import local
-from unlearnkit.models.parameters import bits, parameters
+from unlearnkit.models.parameters import bits, check_finite, digest, parameters
 from unlearnkit.models.parameters import buffers as _buffers_of
 from unlearnkit.models.undo_log import UndoLog
 
@@ -21,46 +23,65 @@ _MEMBERS = ("_parameters", "_buffers", "_modules", *_HOOKS)
 class ModelSnapshot:
     """A snapshot of a model and of the random state: weights, buffers, gradients, modes, structure.
 
-    While the guard is held, every ``.grad`` is None; `restore_surroundings` puts the originals back.
+    From then on every ``.grad`` is None; `restore_surroundings` puts the originals back. Without ``copies`` of the
+    weights, only those that are written through ``undo_log`` can be put back.
 
     Example:
         >>> model = nn.Linear(2, 1)
-        >>> guard = ModelSnapshot(model)
+        >>> snapshot = ModelSnapshot(model)
         >>> with torch.no_grad():
         ...     _ = model.weight.zero_()
-        >>> guard.changed_parameters()
+        >>> snapshot.changed_parameters()
         ['weight']
-        >>> guard.restore()
-        >>> guard.changed_parameters()
+        >>> snapshot.restore()
+        >>> snapshot.changed_parameters()
         []
     """
 
     def __init__(self, model: nn.Module, *, copies: bool = True) -> None:
-        self.journal = UndoLog()
+        self.undo_log = UndoLog()
         self._names = {m: name or type(m).__name__ for name, m in model.named_modules()}
         self._modules: dict[nn.Module, tuple[bool, tuple[_Members, ...]]] = {
             m: (m.training, tuple(dict(getattr(m, members)) for members in _MEMBERS)) for m in self._names
         }
         self._model = model
+        self._finite = False
         self._parameters = _Tensors(parameters(model), copies=copies)
         self._buffers = _Tensors(_buffers_of(model))
         # Not another walk through the model, which costs more than copying its buffers.
         everyone = list(dict.fromkeys(p for m in self._names for p in m._parameters.values() if p is not None))  # noqa: SLF001
-        self._flags = [(p, p.requires_grad) for p in everyone]
-        self._grads = [(p, p.grad) for p in everyone]
+        self._flags = {p: p.requires_grad for p in everyone}
+        self._grads = {p: p.grad for p in everyone}
         self._rng = _random_state()
-        for p in everyone:
+        self.hide_gradients()
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the model, taken once: ask for it before anything is changed."""
+        return digest(self._model)
+
+    def check_finite(self, *, when: str) -> None:
+        """Refuse a model that holds a NaN or an infinity; looked at once, before anything is changed."""
+        if not self._finite:
+            check_finite(self._model, when=when)
+            self._finite = True
+
+    def hide_gradients(self) -> None:
+        """Set every ``.grad`` to None."""
+        for p in self._flags:
             p.grad = None
+
+    def keep_copies(self, *, keep: bool) -> None:
+        """Copy the weights, unless there are copies already; or drop the copies there are."""
+        self._parameters.keep_copies(keep=keep)
 
     def before(self, name: str) -> Tensor:
         """Return the value that a parameter had."""
-        copy: Tensor = self._parameters.copies[name]
-        return copy
+        return self._parameters.copies[name]
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that could be edited when the guard was made, whatever was done to them since."""
-        flags = dict(self._flags)
-        return {name: p for name, p in self._parameters.objects.items() if flags[p]}
+        """Return the parameters that could be edited at the time of the snapshot."""
+        return {name: p for name, p in self._parameters.objects.items() if self._flags[p]}
 
     def structure_changes(self) -> list[str]:
         """Say which modules, parameters or buffers were added, removed or replaced."""
@@ -76,9 +97,10 @@ class ModelSnapshot:
         kinds = self._parameters.kind_changes(parameters(self._model))
         return problems + kinds + self._buffers.kind_changes(_buffers_of(self._model))
 
-    def changed_parameters(self) -> list[str]:
-        """Return the names of the parameters whose bits differ from the snapshot."""
-        return self._parameters.changed(parameters(self._model))
+    def changed_parameters(self, *, frozen: bool = False) -> list[str]:
+        """Return the names of the parameters whose bits differ from their copies; only of the ``frozen`` ones if so."""
+        left_out = self.trainable() if frozen else ()
+        return self._parameters.changed(parameters(self._model), left_out)
 
     def changed_buffers(self) -> list[str]:
         """Return the names of the buffers whose bits differ from the snapshot."""
@@ -91,9 +113,9 @@ class ModelSnapshot:
         for module, (training, saved) in self._modules.items():
             module.training = training
             _put_back(module, saved, ("_buffers", *_HOOKS))
-        for (p, flag), (_, grad) in zip(self._flags, self._grads, strict=True):
+        for p, flag in self._flags.items():
             p.requires_grad_(flag)
-            p.grad = grad
+            p.grad = self._grads[p]
         if buffers:
             self._buffers.restore()
         _set_random_state(self._rng)
@@ -104,19 +126,27 @@ class ModelSnapshot:
             _put_back(module, saved, _MEMBERS)
         self._parameters.restore()
         with torch.no_grad():
-            self.journal.undo()
+            self.undo_log.undo()
         self.restore_surroundings()
 
 
 @final
 class _Tensors:
-    """Named tensors: the objects, the storage they had, and a copy of their values unless it is not wanted."""
+    """Named tensors: the objects, their storage, and copies of their values if wanted."""
 
     def __init__(self, named: dict[str, Any], *, copies: bool = True) -> None:
         self.objects: _Members = dict(named)
         self.storages = {name: t.data for name, t in named.items()}
         self.kinds = {name: _kind(t) for name, t in named.items()}
-        self.copies = {name: t.detach().clone() for name, t in named.items() if copies}
+        self.copies: dict[str, Tensor] = {}
+        self.keep_copies(keep=copies)
+
+    def keep_copies(self, *, keep: bool) -> None:
+        """Copy the values, unless there are copies already; or drop the copies there are."""
+        if not keep:
+            self.copies = {}
+        elif len(self.copies) < len(self.objects):
+            self.copies = {name: t.detach().clone() for name, t in self.objects.items()}
 
     def kind_changes(self, now: dict[str, Any]) -> list[str]:
         """Say which tensors have another shape, dtype or device than they had."""
@@ -126,16 +156,17 @@ class _Tensors:
             if name in now and _kind(now[name]) != kind
         ]
 
-    def changed(self, now: dict[str, Any]) -> list[str]:
-        """Name the tensors whose bits differ."""
+    def changed(self, now: dict[str, Any], left_out: Container[str] = ()) -> list[str]:
+        """Name the tensors whose bits differ from their copies."""
         return [
             name
             for name, copy in self.copies.items()
-            if name not in now or _kind(now[name]) != _kind(copy) or not torch.equal(bits(now[name]), bits(copy))
+            if name not in left_out
+            and (name not in now or _kind(now[name]) != _kind(copy) or not torch.equal(bits(now[name]), bits(copy)))
         ]
 
     def adopt(self, now: dict[str, Any]) -> None:
-        """Write the values of now into the old storage of the old objects."""
+        """Write the current values into the old storage of the old objects."""
         values = {name: t.detach().clone() for name, t in now.items() if name in self.objects}
         with torch.no_grad():
             for name, value in values.items():

@@ -1,6 +1,6 @@
-"""What an edit overwrote: enough to undo it, and no more."""
+"""Sparse undo log of an edit: the positions and old values of what changed, and nothing else."""
 
-from typing import Protocol, final
+from typing import final
 
 import attrs
 import numpy as np
@@ -8,93 +8,80 @@ import torch
 from torch import Tensor
 
 from unlearnkit.models.parameters import bits
-from unlearnkit.utils.chunks import in_memory_order
 
-
-class Entry(Protocol):
-    """What was overwritten in one place."""
-
-    @property
-    def nbytes(self) -> int:
-        """How much memory it takes."""
-
-    def undo(self) -> None:
-        """Put the old bits back; a second time changes nothing."""
+_LARGEST_POSITION = torch.iinfo(torch.int32).max
 
 
 @final
 @attrs.frozen(kw_only=True, eq=False)
-class _Places:
-    """Some places of one tensor and the bits that they had; ``places`` is None when it is all of them."""
+class _Entry:
+    """The old bits of one tensor at some flat positions; ``positions`` is None when it is all of them."""
 
     target: Tensor
-    places: Tensor | None
+    positions: Tensor | None
     values: Tensor
 
     @property
     def nbytes(self) -> int:
-        return self.values.nbytes + (0 if self.places is None else self.places.nbytes)
+        return self.values.nbytes + (0 if self.positions is None else self.positions.nbytes)
 
     def undo(self) -> None:
-        if self.places is None:
+        if self.positions is None:
             self.target.copy_(self.values)
         else:
-            self.target.view(-1)[self.places.long()] = self.values
+            self.target.view(-1).index_copy_(0, self.positions.long(), self.values)
 
 
 @final
 class UndoLog:
-    """Writes new values into tensors and remembers the old ones where, and only where, their bits change.
+    """Overwrites tensors and keeps the old values where, and only where, bits change.
 
     Example:
-        >>> weights, journal = torch.tensor([1.0, 2.0, 3.0]), UndoLog()
-        >>> journal.write(weights, torch.tensor([1.0, 0.0, 3.0]))
+        >>> weights, undo_log = torch.tensor([1.0, 2.0, 3.0]), UndoLog()
+        >>> undo_log.write(weights, torch.tensor([1.0, 0.0, 3.0]))
         1
-        >>> journal.undo()
+        >>> undo_log.undo()
         >>> weights
         tensor([1., 2., 3.])
     """
 
     def __init__(self) -> None:
-        self._entries: list[Entry] = []
+        self._entries: list[_Entry] = []
 
     @property
     def nbytes(self) -> int:
-        """How much memory the old values and their places take."""
+        """Memory of the old values and their positions."""
         return sum(entry.nbytes for entry in self._entries)
 
-    def add(self, entry: Entry) -> None:
-        """Remember what somebody else is about to overwrite."""
-        self._entries.append(entry)
-
-    def write(self, target: Tensor, new: Tensor) -> int:
-        """Overwrite a tensor."""
-        old, fresh = (bits(t) for t in in_memory_order(target.detach(), new.detach()))
-        places = _differing(old, fresh)
-        changed = places.numel()
+    def write(self, target: Tensor, new: Tensor, *, positions: Tensor | None = None) -> int:
+        """Overwrite a tensor and count what changed; ``positions`` are its `changed_positions`, where known."""
+        if positions is None:
+            positions = changed_positions(target, new)
+        changed = positions.numel()
         if not changed:
             return 0
-        # Remembered before it is overwritten, so that an interrupt between the two can be undone.
-        if old.is_contiguous() and changed * (4 + old.element_size()) < old.nbytes:
-            kept = _Places(target=old, places=places.to(torch.int32), values=old.view(-1)[places])
+        old, fresh = bits(target.detach()), bits(new.detach())
+        # Logged before it is overwritten, so that an interrupt between the two can be undone.
+        small = changed * (4 + old.element_size()) < old.nbytes and old.numel() <= _LARGEST_POSITION
+        if small and old.is_contiguous():
+            flat = old.view(-1)
+            values = flat.index_select(0, positions)
+            self._entries.append(_Entry(target=old, positions=positions.int(), values=values))
+            flat.index_copy_(0, positions, fresh.reshape(-1).index_select(0, positions))
         else:
-            kept = _Places(target=old, places=None, values=old.clone())
-        self._entries.append(kept)
-        old.copy_(fresh)
+            self._entries.append(_Entry(target=old, positions=None, values=old.clone()))
+            old.copy_(fresh)
         return changed
 
-    def __len__(self) -> int:
-        """How many entries there are."""
-        return len(self._entries)
-
-    def undo(self, *, since: int = 0) -> None:
-        """Put the old bits back, the last first. Undoing twice is undoing once."""
-        for entry in reversed(self._entries[since:]):
+    def undo(self) -> None:
+        """Put the old bits back, the last first; undoing twice is undoing once."""
+        for entry in reversed(self._entries):
             entry.undo()
 
 
-def _differing(one: Tensor, other: Tensor) -> Tensor:
-    """Return the flat places, in row-major order, at which two integer tensors differ."""
+def changed_positions(before: Tensor, after: Tensor) -> Tensor:
+    """Return the flat positions, in row-major order, at which the bits of two tensors differ."""
+    one, other = bits(before.detach()), bits(after.detach())
     if one.device.type != "cpu":
         return torch.nonzero((one != other).reshape(-1)).view(-1)
     # numpy compares and searches several times as fast as torch does on a CPU.

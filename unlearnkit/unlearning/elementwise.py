@@ -6,17 +6,13 @@ from typing import ClassVar, Self, final
 import attrs
 from torch import Tensor, nn
 
-from unlearnkit.distributed.collectives import missing_nobody
-from unlearnkit.distributed.sharded_tensors import added, agreed, counts_here, is_sharded, local
+from unlearnkit.distributed.collectives import all_reduce_sum, gather_problems, name_dead_ranks
+from unlearnkit.distributed.sharded_tensors import is_first_replica, is_sharded
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.parameters import trainable
-from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.models.undo_log import UndoLog
-from unlearnkit.unlearning.apply_rule import Sweep, keeper
-from unlearnkit.unlearning.fused.run import fused
-from unlearnkit.unlearning.inputs import Need, UnlearningInputs
-from unlearnkit.unlearning.operands import Averaged, RuleOperands
-from unlearnkit.unlearning.unlearner import Counted, Unlearner
+from unlearnkit.unlearning.apply_rule import RuleApplier, RuleOperands
+from unlearnkit.unlearning.unlearner import EditCounts, Need, Unlearner, UnlearningInputs
 from unlearnkit.utils.errors import UnlearnKitError, UnsupportedModelError, raise_all
 from unlearnkit.utils.options import option_values
 
@@ -26,8 +22,8 @@ _Weights = dict[str, nn.Parameter]
 class ElementwiseUnlearner(Unlearner):
     """θ' = rule(θ, F_f, F_r), for every weight by itself. Subclass it and write `rule`.
 
-    The edit is one pass over the three arrays, in pieces; no copy of the model is made, and an edit that fails is
-    undone from a journal of what it overwrote.
+    The edit is one pass over the three arrays, in pieces, without a copy of the model. An edit that fails is undone
+    from a log of the values that it overwrote.
 
     Importances arrive as means over samples (or as totals, when they are `Importance.unnormalised`).
 
@@ -90,21 +86,12 @@ class ElementwiseUnlearner(Unlearner):
             MismatchError: The rule returned another shape, dtype or device, or edited its arguments.
             NonFiniteError: The rule made a NaN or an infinity of finite numbers.
         """
-        return self.sweep(weights=theta.numel()).copy(theta, Averaged(total=forget), Averaged(total=reference))
+        return self.applier().copy(RuleOperands(theta=theta, forget=forget, reference=reference))
 
     @final
-    def sweep(self, *, weights: int = 0) -> Sweep:
-        """Return the rule together with the checks that are made of it, ready to be applied to one parameter at a time.
-
-        Args:
-            weights: How many are going to be edited: for many, the rule is compiled where it can be.
-
-        Returns:
-            What `edit` and `apply` use.
-        """
-        who = f"method {self.name!r}: rule()"
-        compiled = fused(self.rule, who=who, weights=weights)
-        return Sweep(rule=self.rule, who=who, fused=compiled, keeper=None if compiled is None else keeper(who))
+    def applier(self) -> RuleApplier:
+        """Return what applies the rule to one parameter after the other, and checks its results."""
+        return RuleApplier(self.rule, who=f"method {self.name!r}: rule()")
 
     @final
     def apply(self, model: nn.Module, inputs: UnlearningInputs) -> None:
@@ -112,66 +99,55 @@ class ElementwiseUnlearner(Unlearner):
         self._write(trainable(model), inputs, UndoLog())
 
     @final
-    def _edit(self, model: nn.Module, inputs: UnlearningInputs, guard: ModelSnapshot) -> Counted | None:
-        if not self._writes():
-            return super()._edit(model, inputs, guard)
+    def _edit(self, model: nn.Module, inputs: UnlearningInputs, undo_log: UndoLog) -> EditCounts | None:
+        if self._needs_copy():
+            return super()._edit(model, inputs, undo_log)
         weights = trainable(model)
-        spread = any(map(is_sharded, weights.values()))
-        return (self._write_pieces if spread else self._write)(weights, inputs, guard.journal)
+        sharded = any(map(is_sharded, weights.values()))
+        return (self._write_sharded if sharded else self._write)(weights, inputs, undo_log)
 
     @final
-    def _guard(self, model: nn.Module) -> ModelSnapshot:
-        # A rule sees copies of pieces only: what the journal holds is all that can have changed.
-        return ModelSnapshot(model, copies=not self._writes())
+    def _needs_copy(self) -> bool:
+        """Whether a subclass replaces ``apply``: a rule sees copies of pieces, so the undo log has all that changes."""
+        return type(self).apply is not ElementwiseUnlearner.apply
 
-    def _writes(self) -> bool:
-        """Say whether the framework does the writing: not when a subclass replaces ``apply``, final or not."""
-        return type(self).apply is ElementwiseUnlearner.apply
-
-    def _write(self, weights: _Weights, inputs: UnlearningInputs, journal: UndoLog) -> Counted:
+    def _write(self, weights: _Weights, inputs: UnlearningInputs, undo_log: UndoLog) -> EditCounts:
         forget, reference, changed = inputs.forget, inputs.reference, {}
         assert forget is not None, "checked by UnlearningInputs.check: FORGET_IMPORTANCE is among the needs"
         ready = self.prepare(forget, reference)
-        sweep = ready.sweep(weights=sum(p.numel() for p in weights.values()))
-        trios = [RuleOperands(local(p), *arguments(name, forget, reference)) for name, p in weights.items()]
-        for name, trio, count in zip(weights, trios, sweep.at_once(trios, journal=journal), strict=True):
+        applier = ready.applier()
+        for name, p in weights.items():
             try:
-                changed[name] = sweep.by_torch(trio, journal=journal) if count is None else count
+                changed[name] = applier.write(RuleOperands.of(name, p, forget, reference), undo_log)
             except Exception as error:
                 error.add_note(f"while {self.name!r} edited {name!r}")
                 raise
         given = option_values(self)
         derived = {key: value for key, value in option_values(ready).items() if given.get(key) != value}
-        return Counted(changed=changed, derived=derived)
+        return EditCounts(changed=changed, derived=derived)
 
     @final
-    def _write_pieces(self, weights: _Weights, inputs: UnlearningInputs, journal: UndoLog) -> Counted:
-        """Edit the pieces of a sharded model, and count over all processes; an error in one is raised in all."""
-        problems, here = [], Counted(changed={})
+    def _write_sharded(self, weights: _Weights, inputs: UnlearningInputs, undo_log: UndoLog) -> EditCounts:
+        """Edit the pieces in this process and count over all processes; an error in one is raised in all."""
+        problems, here = [], EditCounts(changed={})
         try:
-            here = self._write(weights, inputs, journal)
-        except Exception as error:  # noqa: BLE001 - the other processes wait: they must hear of it, whatever it is
+            here = self._write(weights, inputs, undo_log)
+        except Exception as error:  # noqa: BLE001 - the other processes wait, whatever the error is
             problems = [": ".join([type(error).__name__, str(error), *getattr(error, "__notes__", [])])]
-        with missing_nobody():
-            raise_all(agreed(problems), where="an edit in pieces (the model was put back)", error=UnlearnKitError)
-            mine = [here.changed[name] if counts_here(p) else 0 for name, p in weights.items()]
+        with name_dead_ranks():
+            raise_all(
+                gather_problems(problems), where="an edit in pieces (the model was put back)", error=UnlearnKitError
+            )
+            mine = [here.changed[name] if is_first_replica(p) else 0 for name, p in weights.items()]
             device = next(iter(weights.values())).device
-            everywhere = dict(zip(weights, added(mine, device=device), strict=True))
+            everywhere = dict(zip(weights, all_reduce_sum(mine, device=device), strict=True))
         return attrs.evolve(here, changed=everywhere)
 
     @final
     def _check_shardable(self) -> None:
-        if not self._writes() or type(self).prepare is not ElementwiseUnlearner.prepare:
+        if self._needs_copy() or type(self).prepare is not ElementwiseUnlearner.prepare:
             raise UnsupportedModelError(
                 f"method {self.name!r}: expected a model that is whole in this process, saw one whose parameters are "
                 "sharded (FSDP, DTensor): this method looks at all importances at once before it edits (a percentile, "
                 "say), which no process has; use one that does not, with thresholds of your own"
             )
-
-
-def arguments(name: str, forget: Importance, reference: Importance | None) -> tuple[Averaged, Averaged | None]:
-    """Return what a `Sweep` takes for one parameter."""
-    f = Averaged(total=local(forget.totals[name]), count=forget.terms())
-    if reference is None or name not in reference.totals:
-        return f, None
-    return f, Averaged(total=local(reference.totals[name]), count=reference.terms())

@@ -1,29 +1,104 @@
-"""The contract of every method that makes a model forget."""
+"""The contract of every method that makes a model forget, and what it may look at."""
 
 import abc
-import re
+import enum
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, final
 
 import attrs
-from torch import nn
+from torch import Tensor, nn
 
-from unlearnkit.distributed.sharded_tensors import settle
+from unlearnkit.distributed.sharded_tensors import reshard
 from unlearnkit.importance.importance import Importance
+from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.parameters import check_finite, count_changed, digest, trainable
 from unlearnkit.models.snapshot import ModelSnapshot
-from unlearnkit.unlearning.inputs import Need, UnlearningInputs
+from unlearnkit.models.undo_log import UndoLog
 from unlearnkit.unlearning.report import Report, ReportedImportance, TensorChange
-from unlearnkit.utils.errors import BudgetError, MismatchError, UnlearnKitWarning, UnsupportedModelError, raise_all
+from unlearnkit.utils.errors import (
+    BudgetError,
+    ConfigurationError,
+    MismatchError,
+    UnlearnKitWarning,
+    UnsupportedModelError,
+    raise_all,
+)
 from unlearnkit.utils.options import option_values
-
-NAME = re.compile(r"[a-z][a-z0-9-]*")
-"""What a method, an estimator or a metric may be called."""
+from unlearnkit.utils.progress import Progress, silent
 
 
-def _as_it_is(report: Report) -> Report:
+class Need(enum.Enum):
+    """What a method must be given; the value is the field of `UnlearningInputs` that holds it."""
+
+    FORGET_IMPORTANCE = "forget"
+    REFERENCE_IMPORTANCE = "reference"
+    FORGET_DATA = "forget_data"
+    RETAIN_DATA = "retain_data"
+    MODEL_FACTORY = "model_factory"
+
+
+def check_fraction(owner: Any, field: "attrs.Attribute[Any]", value: Any) -> None:
+    """Refuse a budget that is not a fraction; an attrs validator."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1):
+        raise ConfigurationError(f"{type(owner).__name__}.{field.name}: expected None or 0 to 1, saw {value!r}")
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class UnlearningInputs:
+    """What an edit may look at. Only what the method declares in ``needs`` must be there.
+
+    Attributes:
+        forget: Importance for the forget set D_f.
+        reference: Importance for the full set D (the paper) or the retain set D_r (the notebook); its role says which.
+        forget_data: Batches of D_f that can be iterated more than once.
+        retain_data: Batches of D_r that can be iterated more than once.
+        model_factory: Makes a fresh, untrained model of the same kind.
+        objective: How a batch becomes losses.
+        seed: For methods that draw numbers.
+        max_fraction: The largest fraction of weights that the edit may change; beyond it, it is rolled back.
+        progress: Shows a bar for long stages.
+    """
+
+    forget: Importance | None = None
+    reference: Importance | None = None
+    forget_data: Iterable[Any] | None = None
+    retain_data: Iterable[Any] | None = None
+    model_factory: Callable[[], nn.Module] | None = None
+    objective: Objective = attrs.field(factory=CrossEntropy)
+    seed: int = 0
+    max_fraction: float | None = attrs.field(default=None, validator=check_fraction)
+    progress: Progress = silent
+
+    def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the mean of the objective's losses of a batch, a scalar tensor."""
+        return self.objective.losses(model, batch).mean()
+
+    def check(self, needs: Iterable[Need], *, method: str) -> None:
+        """Refuse inputs in which something that a method needs is missing, or whose importances do not match.
+
+        Args:
+            needs: What the method declares.
+            method: Its name, for the message.
+
+        Raises:
+            ConfigurationError: Something is missing.
+            UnlearnKitError: The importances are of different kinds.
+        """
+        missing = [
+            f"expected {need.value} (the method declares {need.name}), saw None"
+            for need in sorted(needs, key=lambda need: need.name)
+            if getattr(self, need.value) is None
+        ]
+        raise_all(missing, where=f"inputs for {method!r}", error=ConfigurationError)
+        if self.forget is not None and self.reference is not None:
+            problems = self.forget.kind_problems(self.reference)
+            raise_all(problems, where="the forget and the reference importance are of different kinds")
+
+
+def _unchanged(report: Report) -> Report:
     return report
 
 
@@ -64,8 +139,8 @@ class UnlearnerTraits:
 
 @final
 @attrs.frozen(kw_only=True)
-class Counted:
-    """What is known of an edit that was counted, and checked, on the way."""
+class EditCounts:
+    """What an edit found out about itself: changed weights by parameter, and options derived from the importances."""
 
     changed: Mapping[str, int]
     derived: Mapping[str, Any] = attrs.field(factory=dict)
@@ -126,9 +201,14 @@ class Unlearner(abc.ABC):
 
     @final
     def unlearn(
-        self, model: nn.Module, inputs: UnlearningInputs, *, accept: Callable[[Report], Report] = _as_it_is
+        self,
+        model: nn.Module,
+        inputs: UnlearningInputs,
+        *,
+        accept: Callable[[Report], Report] = _unchanged,
+        snapshot: ModelSnapshot | None = None,
     ) -> Report:
-        """Edit the model in place, whole or not at all.
+        """Edit the model in place: completely, or not at all.
 
         A model that is sharded over processes is edited where its pieces lie, by all processes together: each must call
         this, with importances that are sharded as the model is. ``accept`` is then called on each.
@@ -138,6 +218,8 @@ class Unlearner(abc.ABC):
             inputs: Must hold what ``needs`` declares; its importances must be this very model's.
             accept: Sees the report and the edited model before the edit is final, and returns the report; an exception
                 there, Ctrl-C included, rolls the edit back.
+            snapshot: One of this very model as it is now, where the caller has one: its digest and its check that the
+                weights are finite are used again.
 
         Returns:
             What was changed.
@@ -146,40 +228,33 @@ class Unlearner(abc.ABC):
             MismatchError: Importances that are not this model's, or a method that changed what it must not.
             NonFiniteError: NaN or infinity before or after the edit.
             BudgetError: More weights were changed than allowed.
-            ConfigurationError: UnlearningInputs is missing.
+            ConfigurationError: One of the inputs that the method needs is missing.
             UnsupportedModelError: The model is sharded, and the method is not one that can edit pieces.
         """
-        if settle(model):
+        if reshard(model):
             self._check_shardable()
-        check_finite(model, when=f"before {self.name!r} edits them")
-        before = digest(model)
-        # Each against the model before one against the other: a stale one is better called stale than different.
-        for importance in (inputs.forget, inputs.reference):
-            if importance is not None:
-                _check_importance(importance, model, before)
-        inputs.check(self.needs, method=self.name)
-        remarks = self.remarks(inputs)
-        for remark in remarks:
-            warnings.warn(f"{self.name}: {remark}", UnlearnKitWarning, stacklevel=2)
-        guard, start = self._guard(model), time.perf_counter()
+        snapshot = snapshot or ModelSnapshot(model, copies=False)
+        snapshot.hide_gradients()
         try:
-            counted = self._edit(model, inputs, guard)
+            snapshot.check_finite(when=f"before {self.name!r} edits them")
+            before = snapshot.digest
+            remarks = self._check_inputs(model, inputs, before)
+            snapshot.keep_copies(keep=self._needs_copy())
+            start = time.perf_counter()
+            counts = self._edit(model, inputs, snapshot.undo_log)
             seconds = time.perf_counter() - start
-            edits_buffers = self.promises().edits_buffers
-            self._check_after(guard, edits_buffers=edits_buffers)
-            if counted is None:
-                check_finite(model, when=f"after {self.name!r} edited them (the model was put back)")
-            changes, buffers_changed = _changes(guard, counted), tuple(guard.changed_buffers())
+            buffers_changed = self._check_after(model, snapshot, counts)
+            changes = _changes(snapshot, counts)
             _check_budget(changes, inputs.max_fraction, method=self.name)
-            guard.restore_surroundings(buffers=not edits_buffers)
+            snapshot.restore_surroundings(buffers=not self.promises().edits_buffers)
             return accept(
                 Report(
                     method=self.name,
                     options=option_values(self),
-                    derived=counted.derived if counted else {},
+                    derived=counts.derived if counts else {},
                     tensors=changes,
                     buffers_changed=buffers_changed,
-                    evidence=tuple(_evidenced(i) for i in (inputs.forget, inputs.reference) if i is not None),
+                    evidence=tuple(_reported(i) for i in (inputs.forget, inputs.reference) if i is not None),
                     remarks=remarks,
                     seconds={"edit": seconds},
                     model_before=before,
@@ -187,17 +262,33 @@ class Unlearner(abc.ABC):
                 )
             )
         except BaseException:
-            guard.restore()
+            snapshot.restore()
             raise
 
-    def _check_after(self, guard: ModelSnapshot, *, edits_buffers: bool) -> None:
+    def _check_inputs(self, model: nn.Module, inputs: UnlearningInputs, model_digest: str) -> tuple[str, ...]:
+        """Check the inputs; issue the remarks as warnings and return them."""
+        # Each against the model before one against the other: a stale one is better called stale than different.
+        for importance in (inputs.forget, inputs.reference):
+            if importance is not None:
+                _check_importance(importance, model, model_digest)
+        inputs.check(self.needs, method=self.name)
+        remarks = self.remarks(inputs)
+        for remark in remarks:
+            warnings.warn(f"{self.name}: {remark}", UnlearnKitWarning, stacklevel=3)
+        return remarks
+
+    def _check_after(self, model: nn.Module, snapshot: ModelSnapshot, counts: EditCounts | None) -> tuple[str, ...]:
+        """Check that only what may change did; return the names of the buffers that changed."""
         who = f"method {self.name!r} ({type(self).__module__}.{type(self).__qualname__}) broke the contract"
-        problems = guard.structure_changes()
+        raise_all(snapshot.structure_changes(), where=f"{who} (the model was put back)")
+        problems = [f"{n}: a frozen parameter was edited" for n in snapshot.changed_parameters(frozen=True)]
+        buffers_changed = tuple(snapshot.changed_buffers())
+        if not self.promises().edits_buffers:
+            problems += [f"{n}: a buffer was edited" for n in buffers_changed]
         raise_all(problems, where=f"{who} (the model was put back)")
-        allowed = guard.trainable()
-        problems += [f"{n}: a frozen parameter was edited" for n in guard.changed_parameters() if n not in allowed]
-        problems += [f"{n}: a buffer was edited" for n in guard.changed_buffers() if not edits_buffers]
-        raise_all(problems, where=f"{who} (the model was put back)")
+        if counts is None:
+            check_finite(model, when=f"after {self.name!r} edited them (the model was put back)")
+        return buffers_changed
 
     def _check_shardable(self) -> None:
         raise UnsupportedModelError(
@@ -205,12 +296,13 @@ class Unlearner(abc.ABC):
             "sharded (FSDP, DTensor): only methods that edit weight by weight take one"
         )
 
-    def _guard(self, model: nn.Module) -> ModelSnapshot:
-        return ModelSnapshot(model)
+    def _needs_copy(self) -> bool:
+        """Whether only a copy of the weights can undo the edit."""
+        return True
 
-    def _edit(self, model: nn.Module, inputs: UnlearningInputs, guard: ModelSnapshot) -> Counted | None:
+    def _edit(self, model: nn.Module, inputs: UnlearningInputs, undo_log: UndoLog) -> EditCounts | None:
         """Edit the model; return what was counted, when it was counted and checked on the way."""
-        del guard
+        del undo_log
         self.apply(model, inputs)
         return None
 
@@ -226,14 +318,14 @@ def _check_importance(importance: Importance, model: nn.Module, model_digest: st
     importance.check_values(who=f"the {importance.role.value} importance")
 
 
-def _changes(guard: ModelSnapshot, counted: Counted | None) -> tuple[TensorChange, ...]:
+def _changes(snapshot: ModelSnapshot, counts: EditCounts | None) -> tuple[TensorChange, ...]:
     return tuple(
         TensorChange(
             name=name,
             size=p.numel(),
-            changed=count_changed(guard.before(name), p) if counted is None else counted.changed[name],
+            changed=count_changed(snapshot.before(name), p) if counts is None else counts.changed[name],
         )
-        for name, p in guard.trainable().items()
+        for name, p in snapshot.trainable().items()
     )
 
 
@@ -246,7 +338,7 @@ def _check_budget(changes: tuple[TensorChange, ...], budget: float | None, *, me
         )
 
 
-def _evidenced(importance: Importance) -> ReportedImportance:
+def _reported(importance: Importance) -> ReportedImportance:
     return ReportedImportance(
         role=importance.role.value,
         count=importance.count,

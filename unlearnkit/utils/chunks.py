@@ -5,16 +5,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# The fastest of the powers of two that were tried: smaller pieces pay more for starting operations, larger ones fall
-# out of the cache of one core (the handful of arrays of a rule have 256 KiB each in float32).
-_PER_THREAD = 65536
+# Smaller pieces pay more for starting operations; larger ones fall out of the cache of a core (a rule has a handful of
+# arrays), and take more memory.
+_ON_CPU = 3 << 15
 # On a device the start of each operation costs more than what caching saves.
 _ON_DEVICE = 1 << 24
 
 
 def chunk_size(device: torch.device) -> int:
-    """Say how many elements of a tensor to work on at a time."""
-    return _PER_THREAD * torch.get_num_threads() if device.type == "cpu" else _ON_DEVICE
+    """Return how many elements of a tensor to work on at a time."""
+    return _ON_CPU if device.type == "cpu" else _ON_DEVICE
 
 
 def chunks(*tensors: Tensor, limit: int) -> Iterator[tuple[Tensor, ...]]:

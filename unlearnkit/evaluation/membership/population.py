@@ -8,8 +8,7 @@ import numpy as np
 
 from unlearnkit.evaluation.arrays import Floats, class_labels, floats
 from unlearnkit.evaluation.features import entropies, label_losses, softmax_of
-from unlearnkit.utils.errors import ConfigurationError
-from unlearnkit.utils.suggest import nearest
+from unlearnkit.utils.errors import ConfigurationError, nearest
 
 
 def _logits(values: Any) -> Floats:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.parameters import trainable
-from unlearnkit.unlearning.elementwise import ElementwiseUnlearner, arguments
+from unlearnkit.unlearning.apply_rule import RuleOperands
+from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
 from unlearnkit.utils.errors import ConfigurationError
 from unlearnkit.utils.options import options_of
 
@@ -139,9 +140,10 @@ class OperatingCurve:
 
     def _count(self, value: float) -> float:
         method = with_options(self.unlearner, **{self.option: value}).prepare(self.forget, self.reference)
-        sweep = method.sweep(weights=sum(theta.numel() for theta in self.weights.values()))
+        applier = method.applier()
         changed = sum(
-            sweep.count(theta, *arguments(name, self.forget, self.reference)) for name, theta in self.weights.items()
+            applier.count(RuleOperands.of(name, theta, self.forget, self.reference))
+            for name, theta in self.weights.items()
         )
         return changed / sum(theta.numel() for theta in self.weights.values())
 

@@ -15,8 +15,8 @@ from unlearnkit.evaluation.tuning.curve import OperatingCurve, with_options
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import buffers, digest
 from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
-from unlearnkit.unlearning.inputs import UnlearningInputs
 from unlearnkit.unlearning.report import Report
+from unlearnkit.unlearning.unlearner import UnlearningInputs
 from unlearnkit.utils.errors import BudgetError, ConfigurationError, NonFiniteError, UnlearnKitWarning
 
 

@@ -8,7 +8,7 @@ from typing import Any, final
 import attrs
 from torch import nn
 
-from unlearnkit.distributed.collectives import Shared, for_each
+from unlearnkit.distributed.collectives import Shared, map_shared
 from unlearnkit.evaluation.tuning.batch_norm import has_batch_norm
 from unlearnkit.evaluation.tuning.candidate import Candidate, Setting
 from unlearnkit.evaluation.tuning.curve import OperatingCurve
@@ -17,7 +17,7 @@ from unlearnkit.evaluation.tuning.trials import Scores, Trials, Validation
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
-from unlearnkit.unlearning.inputs import UnlearningInputs
+from unlearnkit.unlearning.unlearner import UnlearningInputs
 from unlearnkit.utils.errors import ConfigurationError
 from unlearnkit.utils.options import option
 from unlearnkit.utils.progress import Progress, length, silent
@@ -172,7 +172,7 @@ class Tuner:
             new = [s for s in dict.fromkeys(settings) if s not in found]
             what = f"tuning, round {number + 1} of {self.rounds + 1}"
             work = partial(_measured, trials=trials, progress=progress, what=what)
-            tried = for_each(Shared(items=new) if together else new, work, model=trials.model)
+            tried = map_shared(Shared(items=new) if together else new, work, model=trials.model)
             found.update(zip(new, tried, strict=True))
         return [*found.values()]
 

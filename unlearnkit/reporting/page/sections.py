@@ -7,7 +7,7 @@ from typing import Any
 
 from unlearnkit.evaluation.gap import ENOUGH
 from unlearnkit.evaluation.tuning import Tuning
-from unlearnkit.importance.relative_error import as_text
+from unlearnkit.importance.provenance import error_text
 from unlearnkit.reporting.judgement import near
 from unlearnkit.reporting.page.measured import metric_table
 from unlearnkit.reporting.page.parts import Picture, Section, Table, number
@@ -241,7 +241,7 @@ def provenance(record: RunRecord) -> Section:
             f"{e.samples:,}",
             e.batches,
             ", ".join(filter(None, (e.fingerprint.estimator, e.fingerprint.objective, e.fingerprint.options))),
-            "exact" if e.error == 0 else as_text(e.error),
+            "exact" if e.error == 0 else error_text(e.error),
         )
         for e in report.evidence
     )

@@ -13,7 +13,7 @@ from unlearnkit.importance.fisher.engine.kernel import KernelOperands
 from unlearnkit.importance.fisher.engine.rule import Call, Rule
 from unlearnkit.importance.fisher.engine.totals import Slot
 from unlearnkit.importance.fisher.rules.linear import sum_of
-from unlearnkit.models.norm_gradients import in_order
+from unlearnkit.models.norm_gradients import fix_norm_gradient
 from unlearnkit.utils.errors import UnsupportedModelError
 
 _CACHED = 1 << 20  # bytes of products that stay in a core's cache until they are summed
@@ -255,7 +255,7 @@ def batch_norm(  # noqa: PLR0917 - torch's own signature
 
     if not input.requires_grad or input.numel() < _LARGE:
         y = run(input)
-        in_order(function, y)
+        fix_norm_gradient(function, y)
         return y
     scale = (running_var + eps).rsqrt()
     scaled: Tensor = FixedNorm.apply(input, scale if weight is None else scale * weight, run)
