@@ -19,7 +19,7 @@ class _Broadcast(Rule):
 
     @final
     def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
-        """Sum the slope over what broadcasting repeated; see `Rule.per_sample`."""
+        """Sum the slope over what broadcasting repeated."""
         theta = call.weights[role]
         assert theta is not None, "a role with a gradient has a weight"
         slope = self.slope(g, call)
@@ -38,7 +38,6 @@ class AddRule(_Broadcast):
     functions: ClassVar[tuple[Callable[..., Any], ...]] = (torch.add, Tensor.add, Tensor.add_, Tensor.__radd__)
 
     def bind(self, *args: Any, **kwargs: Any) -> Call | None:
-        """See `Rule.bind`."""
         return None if kwargs or len(args) != 2 else _both(args, ())
 
     def slope(self, g: Tensor, call: Call) -> Tensor:
@@ -54,7 +53,6 @@ class SubtractRule(_Broadcast):
     functions: ClassVar[tuple[Callable[..., Any], ...]] = (torch.sub, Tensor.sub, Tensor.sub_)
 
     def bind(self, *args: Any, **kwargs: Any) -> Call | None:
-        """See `Rule.bind`."""
         if kwargs or len(args) != 2:
             return None
         return _both(args, (), options={"left": 1.0, "right": -1.0})
@@ -72,7 +70,6 @@ class MultiplyRule(_Broadcast):
     functions: ClassVar[tuple[Callable[..., Any], ...]] = (torch.mul, Tensor.mul, Tensor.mul_, Tensor.__rmul__)
 
     def bind(self, *args: Any, **kwargs: Any) -> Call | None:
-        """See `Rule.bind`."""
         if kwargs or len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
             return None
         theta = _theta(args)
@@ -110,6 +107,25 @@ class DivideRule(_Broadcast):
         if role == "left":
             return g / call.saved[0]
         return g * call.saved[0] / theta.detach().to(g.dtype).square().neg()
+
+
+@final
+class PReLURule(Rule):
+    """y = max(x, 0) + a · min(x, 0), with one a for all channels or one for each: dimension 1 of x."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = (torch.prelu, Tensor.prelu)
+
+    def bind(self, input: Tensor, weight: Tensor) -> Call:  # noqa: A002 - torch's name
+        return Call(weights={"weight": weight}, saved=(input,))
+
+    def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
+        """Return Σ g min(x, 0), shape (n, C) or (n, 1)."""
+        slope = g * call.saved[0].clamp(max=0)
+        theta = call.weights[role]
+        assert theta is not None, "a role with a gradient has a weight"
+        if theta.numel() == 1 or slope.dim() < 3:
+            return slope.flatten(1).sum(1, keepdim=True)
+        return slope.flatten(3).sum((1, 3)) if slope.dim() > 3 else slope.sum(1)
 
 
 def _theta(args: tuple[Any, ...]) -> int | None:
