@@ -24,7 +24,15 @@ _PUBLIC = {
     "pipeline": ("Pipeline",),
     "plugins.hookspecs": ("Run", "hookimpl"),
     "plugins.manager": ("PluginManager",),
-    "unlearning": ("ElementwiseUnlearner", "Need", "Report", "Unlearner", "UnlearnerTraits", "UnlearningInputs"),
+    "unlearning": (
+        "ElementwiseUnlearner",
+        "Need",
+        "Report",
+        "TrainingUnlearner",
+        "Unlearner",
+        "UnlearnerTraits",
+        "UnlearningInputs",
+    ),
     "utils.errors": (
         "BudgetError",
         "ConfigurationError",
@@ -53,11 +61,9 @@ _MOVED = {
         "estimate_groups",
         "fisher_statistics",
     ),
-    "models": ("device_of", "trainable"),
+    "models": ("Loss", "OptimizerConfig", "device_of", "trainable"),
     "unlearning": (
         "EpochConfig",
-        "Loss",
-        "OptimizerConfig",
         "TensorChange",
         "class_labels",
         "class_logits",
@@ -115,6 +121,7 @@ __all__ = [
     "SketchedFisher",
     "StoreError",
     "TensorChange",
+    "TrainingUnlearner",
     "UnknownMethodError",
     "UnlearnKitError",
     "UnlearnKitWarning",
@@ -157,18 +164,17 @@ if TYPE_CHECKING:
         estimate_groups,
         fisher_statistics,
     )
-    from unlearnkit.models import CrossEntropy, Objective, device_of, trainable
+    from unlearnkit.models import CrossEntropy, Loss, Objective, OptimizerConfig, device_of, trainable
     from unlearnkit.pipeline import Pipeline
     from unlearnkit.plugins.hookspecs import Run, hookimpl
     from unlearnkit.plugins.manager import PluginManager
     from unlearnkit.unlearning import (
         ElementwiseUnlearner,
         EpochConfig,
-        Loss,
         Need,
-        OptimizerConfig,
         Report,
         TensorChange,
+        TrainingUnlearner,
         Unlearner,
         UnlearnerTraits,
         UnlearningInputs,

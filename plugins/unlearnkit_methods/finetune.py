@@ -1,34 +1,23 @@
-"""Fine-tuning: go on training on what is kept, and hope that the rest fades."""
+"""Fine-tuning: training goes on, on the retain set alone."""
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import attrs
-from torch import Tensor, nn
+from torch import nn
 
-from unlearnkit import (
-    EpochConfig,
-    Need,
-    OptimizerConfig,
-    Unlearner,
-    UnlearnerTraits,
-    UnlearningInputs,
-    fine_tune,
-    hookimpl,
-    option,
-)
+from unlearnkit import EpochConfig, Need, TrainingUnlearner, Unlearner, UnlearningInputs, hookimpl
 
 
 @final
 @attrs.frozen(kw_only=True)
-class FineTune(Unlearner):
+class FineTune(TrainingUnlearner):
     """θ ← θ − η·∇ℓ(θ; D_r): training goes on, on the retain set alone.
 
     The forget set is never looked at; what it taught fades only as far as the retain set contradicts it (catastrophic
     forgetting). The baseline that every method has to beat.
 
-    By default in train mode, as the model was trained: dropout is on, and BatchNorm uses and updates the statistics
-    of the batches. ``mode = "eval"`` leaves the buffers as they are.
+    Train mode by default, as in training; ``mode = "eval"`` leaves BatchNorm's buffers as they are.
 
     Source: Golatkar, Achille and Soatto 2020 (Eternal Sunshine of the Spotless Net), the baseline
     "fine-tune"; Warnecke et al. 2023 (Machine Unlearning of Features and Labels), fine-tuning.
@@ -42,36 +31,13 @@ class FineTune(Unlearner):
 
     name: ClassVar[str] = "finetune"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.RETAIN_DATA})
-    traits: ClassVar[UnlearnerTraits] = UnlearnerTraits(edits_buffers=True)
 
-    epochs: int = option(5, at_least=1, doc="passes over the retain set")
-    optimizer: str = option("adam", choices=("adam", "adamw", "sgd"), doc="which optimiser")
-    learning_rate: float = option(3e-3, symbol="η", above=0.0, doc="step size")
-    momentum: float = option(0.9, at_least=0.0, at_most=1.0, doc="of sgd")
-    weight_decay: float = option(0.0, at_least=0.0, doc="L2 penalty; decoupled for adamw")
-    mode: str = option("train", choices=("train", "eval"), doc="eval: no dropout, BatchNorm left as it is")
-
-    def promises(self) -> UnlearnerTraits:
-        """Promise to leave buffers alone in eval mode."""
-        return attrs.evolve(self.traits, edits_buffers=self.mode == "train")
-
-    def apply(self, model: nn.Module, inputs: UnlearningInputs) -> None:
-        """Train on the retain set; see `unlearnkit.Unlearner.apply`."""
-
-        def loss(student: nn.Module, batch: Any) -> Tensor:
-            return inputs.objective.losses(student, batch).mean()
-
-        optimizer = OptimizerConfig(
-            optimizer=self.optimizer,
-            learning_rate=self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-        )
-        passes = EpochConfig.epochs(inputs.retain_data, loss, count=self.epochs)
-        fine_tune(model, passes, optimizer=optimizer, inputs=inputs, training=self.mode == "train")
+    def passes(self, model: nn.Module, inputs: UnlearningInputs) -> Iterable[EpochConfig]:  # noqa: ARG002
+        """Minimise the mean loss of each retain batch."""
+        return EpochConfig.epochs(inputs.retain_data, inputs.mean_loss, count=self.epochs)
 
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this package."""
+    """Offer the method of this module."""
     return [FineTune]

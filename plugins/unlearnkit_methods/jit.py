@@ -1,4 +1,4 @@
-"""JiT: make the model smooth around what is to be forgotten, without any other data."""
+"""JiT: make the model smooth around the forget set, without any other data."""
 
 from collections.abc import Iterable
 from typing import Any, ClassVar, final
@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from unlearnkit import (
     EpochConfig,
     Need,
-    OptimizerConfig,
+    TrainingUnlearner,
     Unlearner,
     UnlearningInputs,
     UnsupportedModelError,
     class_logits,
-    fine_tune,
     hookimpl,
     option,
 )
@@ -23,12 +22,12 @@ from unlearnkit import (
 
 @final
 @attrs.frozen(kw_only=True)
-class JustInTime(Unlearner):
+class JustInTime(TrainingUnlearner):
     """Minimise 1/N·Σ_j ‖f(x) − f(x + ξ_j)‖₂ / ‖ξ_j‖₂ over D_f, ξ_j ~ N(0, σ²·I): the local Lipschitz constant.
 
     f are the logits, and the norms are of each sample by itself. The defaults are those of the authors' code: the sum
     over a batch, so that η means what it means there; x + ξ clipped to the range of the values of the batch, with ξ
-    what is left of the noise; σ and η as for a whole class with VGG; N = 25; plain gradient optimizer; and a gradient
+    what is left of the noise; σ and η as for a whole class with VGG; N = 25; plain gradient descent; and a gradient
     that goes through f(x) only, while f(x + ξ) is held constant. So f(x) is drawn to what is around it, and where f is
     linear nothing happens on average. ``through = "both"`` is the gradient of the equation, which shrinks the slope
     itself. In the paper each sample makes a step of its own: that is a batch size of 1 here.
@@ -67,11 +66,16 @@ class JustInTime(Unlearner):
     )
     epochs: int = option(1, at_least=1, doc="passes over the forget set")
     learning_rate: float = option(
-        3e-4, symbol="η", above=0.0, source="authors' code, VGG", doc="step size of plain gradient optimizer"
+        3e-4, symbol="η", above=0.0, source="authors' code, VGG", doc="step size of plain gradient descent"
     )
+    # Fixed, no options: plain gradient descent in eval mode.
+    optimizer: str = attrs.field(default="sgd", init=False)
+    momentum: float = attrs.field(default=0.0, init=False)
+    weight_decay: float = attrs.field(default=0.0, init=False)
+    mode: str = attrs.field(default="eval", init=False)
 
-    def apply(self, model: nn.Module, inputs: UnlearningInputs) -> None:
-        """Smooth the model; see `unlearnkit.Unlearner.apply`."""
+    def passes(self, model: nn.Module, inputs: UnlearningInputs) -> Iterable[EpochConfig]:  # noqa: ARG002
+        """Minimise how far noise on the input moves the logits."""
 
         def roughness(student: nn.Module, batch: Any) -> Tensor:
             clean = class_logits(inputs.objective, student, batch).flatten(1)
@@ -82,22 +86,16 @@ class JustInTime(Unlearner):
                 total = total + ((clean - moved).norm(dim=1) / noisy.size).sum()
             return total / (self.draws if self.reduction == "sum" else self.draws * len(clean))
 
-        optimizer = OptimizerConfig(optimizer="sgd", learning_rate=self.learning_rate, momentum=0.0)
-        fine_tune(
-            model,
-            EpochConfig.epochs(inputs.forget_data, roughness, count=self.epochs),
-            optimizer=optimizer,
-            inputs=inputs,
-        )
+        return EpochConfig.epochs(inputs.forget_data, roughness, count=self.epochs)
 
 
 @final
 class _Noisy(nn.Module):
-    """A model whose input is moved by Gaussian noise before it is seen; ``size`` is how far each sample was moved."""
+    """Adds Gaussian noise to the input of a model; ``size`` is the norm of the noise of each sample."""
 
     def __init__(self, model: nn.Module, sigma: float, *, clip: bool) -> None:
         super().__init__()
-        self._sees = [model]  # in a list, so that it does not become a part of this module
+        self._model = [model]  # in a list, so that it does not become a part of this module
         self._sigma, self._clip = sigma, clip
         self.size = torch.ones(())
 
@@ -110,10 +108,10 @@ class _Noisy(nn.Module):
             moved = moved.clamp(x.amin(), x.amax())
         # Where clipping leaves nothing of the noise, 0/0 is 0.
         self.size = (moved - x).flatten(1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
-        return self._sees[0](moved)
+        return self._model[0](moved)
 
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this package."""
+    """Offer the method of this module."""
     return [JustInTime]

@@ -22,7 +22,7 @@ from torch.distributed.fsdp import fully_shard
 from unlearnkit import BatchedDiagonalFisher, DiagonalFisher, SketchedFisher
 from unlearnkit.importance.fisher.sharded.fsdp_parameters import Leaves
 from unlearnkit.importance.fisher.sharded.squared_sums import PieceTotals, SampleSquares
-from unlearnkit.models.language import CausalLanguageModel
+from unlearnkit.models.objective import CausalLanguageModel
 from unlearnkit.models.parameters import trainable
 
 OBJECTIVE = CausalLanguageModel(mask="", pass_mask=False)

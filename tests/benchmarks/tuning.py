@@ -33,7 +33,7 @@ from unlearnkit import (
     UnlearningInputs,
 )
 from unlearnkit.data import ByClass, digits, forget_split, loader
-from unlearnkit.data.carve import carve
+from unlearnkit.data.splits import validation_split
 from unlearnkit.evaluation import loss_and_accuracy, tug_of_war
 from unlearnkit.evaluation.tuning import Tuner, Validation, reestimate_batch_norm
 from unlearnkit.models.training import Training, train
@@ -88,10 +88,10 @@ class Worker:
 def tuned(bench, original, seed):
     """Yield name, edited model and what was chosen, for each method."""
     train_split = bench.split.train
-    carved = carve(train_split, bench.bundle.train.targets, fraction=0.2, seed=seed)
-    forget = bench.importance(original, carved.forget, Role.FORGET)
-    full = bench.importance(original, carved.full, Role.FULL)
-    data = Validation(retain=bench.batches(carved.retain_validation), forget=bench.batches(carved.forget_validation))
+    parts = validation_split(train_split, bench.bundle.train.targets, fraction=0.2, seed=seed)
+    forget = bench.importance(original, parts.forget, Role.FORGET)
+    full = bench.importance(original, parts.full, Role.FULL)
+    data = Validation(retain=bench.batches(parts.retain_validation), forget=bench.batches(parts.forget_validation))
     for name, method in methods().items():
         model = copy.deepcopy(original)
         found = Tuner(unlearner=method).tune(
@@ -100,12 +100,12 @@ def tuned(bench, original, seed):
             reference=full,
             validation=data,
             target=0.0,
-            retain_data=bench.batches(carved.retain),
+            retain_data=bench.batches(parts.retain),
         )
         yield f"{name}, tuned", model, "no candidate" if found.chosen is None else ""
     inputs = UnlearningInputs(forget=forget, reference=full)
     for name in GRIDS:
-        yield (f"{name}, by grid", *by_grid(name, original, inputs, data, bench.batches(carved.retain)))
+        yield (f"{name}, by grid", *by_grid(name, original, inputs, data, bench.batches(parts.retain)))
 
 
 def by_grid(name, original, inputs, data, retain):

@@ -48,7 +48,7 @@ KINDS: dict[str, Any] = {
 }
 
 
-def test_by_hand_a_notebook_batch():
+def test_the_notebooks_batch():
     batch = (torch.zeros(4, 3, 2, 2), torch.tensor([1, 2, 3, 4]), torch.tensor([0, 0, 1, 1]))
     assert batch_size(batch) == 4
     part = take(batch, slice(1, 3))

@@ -13,7 +13,7 @@ from cifar_archive import COARSE_OF_FINE, META, part, write
 from torchvision.datasets import CIFAR100
 
 from unlearnkit.data import BySubclass, cifar100, forget_split
-from unlearnkit.data.cifar100_table import FINE_NAMES, SUPERCLASSES
+from unlearnkit.data.cifar100 import FINE_NAMES, SUPERCLASSES
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_a_download_that_fails(published, tmp_path, monkeypatch):
         cifar100(tmp_path / "fresh", download=True)
 
 
-def test_nothing_there(tmp_path):
+def test_a_missing_archive(tmp_path):
     with pytest.raises(StoreError, match="download=True"):
         cifar100(tmp_path)
     with pytest.raises(StoreError, match=r"cannot read .*meta"):

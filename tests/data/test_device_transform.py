@@ -49,7 +49,7 @@ def oracle(images, side):
     return (x - mean) / std
 
 
-def test_by_hand_a_grey_image_stays_grey_at_any_size():
+def test_a_grey_image_stays_grey_at_any_size():
     grey = torch.full((1, 3, 4, 4), 51, dtype=torch.uint8)  # 0.2
     seen = DeviceTransform(image_size=9)(grey)
     for channel, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)):
@@ -101,7 +101,7 @@ def test_an_image_does_not_depend_on_its_batch():
     [draw(3, 8, 8), draw(1, 1, 8, 8), draw(1, 3, 8, 8).long()],
     ids=["one image", "one channel", "int64"],
 )
-def test_what_it_does_not_take(images):
+def test_other_shapes_and_dtypes_are_refused(images):
     with pytest.raises(MismatchError, match=r"expected images of shape \(n, 3, h, w\), uint8 or floating, saw"):
         DeviceTransform()(images)
 

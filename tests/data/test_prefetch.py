@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import unlearnkit
-from unlearnkit.data.batches import Deferred
-from unlearnkit.data.prefetch import feed, held_back, one_ahead, sent
+from unlearnkit.data.batches import Deferred, copy_to, feed, fetch_ahead, limit_queue
 
 CPU = torch.device("cpu")
 
@@ -34,7 +33,7 @@ def test_a_deferred_batch_comes_raw_and_finished():
     assert moved[0].tolist() == [-1.0, -1.0]
 
 
-def test_one_ahead_keeps_order_and_fetches_the_next_before_the_last_is_used():
+def test_fetch_ahead_keeps_order_and_fetches_the_next_before_the_last_is_used():
     log = []
 
     def source():
@@ -42,10 +41,10 @@ def test_one_ahead_keeps_order_and_fetches_the_next_before_the_last_is_used():
             log.append(f"fetch {i}")
             yield i
 
-    for i in one_ahead(source()):
+    for i in fetch_ahead(source()):
         log.append(f"use {i}")
     assert log == ["fetch 0", "fetch 1", "use 0", "fetch 2", "use 1", "use 2"]
-    assert list(one_ahead([])) == []
+    assert list(fetch_ahead([])) == []
 
 
 def test_a_host_that_is_far_ahead_of_the_device_waits():
@@ -59,18 +58,18 @@ def test_a_host_that_is_far_ahead_of_the_device_waits():
             log.append(f"wait for {self.number}")
 
     worked = []
-    for i in held_back(range(5), lambda: Mark(worked[-1]), queued=2):
+    for i in limit_queue(range(5), lambda: Mark(worked[-1]), queued=2):
         worked.append(i)
         log.append(f"use {i}")
     assert log == ["use 0", "use 1", "use 2", "wait for 0", "use 3", "wait for 1", "use 4", "wait for 2"]
 
 
-def test_what_is_sent_to_a_cpu_is_not_pinned():
+def test_a_copy_to_a_cpu_is_not_pinned():
     tensor = torch.arange(3)
-    assert sent(tensor, CPU) is tensor
+    assert copy_to(tensor, CPU) is tensor
 
 
-def test_every_part_that_runs_a_model_over_data_is_fed_by_it():
+def test_batches_are_moved_to_a_device_only_here():
     root = Path(unlearnkit.__file__).parent
     movers = {
         str(path.relative_to(root))
@@ -78,7 +77,7 @@ def test_every_part_that_runs_a_model_over_data_is_fed_by_it():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "to_device"
     }
-    assert movers == {"feeding.py"}
+    assert movers == {"data/batches.py"}
 
 
 @pytest.mark.gpu

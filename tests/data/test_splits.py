@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unlearnkit.data import ByClass, ByIndex, BySubclass, ForgetSpec, Split
-from unlearnkit.data.partition import label_arrays, split_of
+from unlearnkit.data.splits import label_arrays, split_of
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 
 COARSE = {"fine": np.array([0, 1, 2, 3, 2]), "coarse": np.array([0, 0, 1, 1, 1])}
@@ -181,12 +181,12 @@ def test_a_missing_or_empty_file(tmp_path):
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_to_forget():
+def test_an_empty_forget_set_is_refused():
     with pytest.raises(ConfigurationError, match=r"ByClass\(classes=\(1,\)\).*saw none among 2"):
         ByClass(classes=1).split({"label": np.array([0, 2])})
 
 
-def test_everything_forgotten():
+def test_an_empty_retain_set_is_refused():
     with pytest.raises(ConfigurationError, match="expected at least one sample to retain, saw all 2"):
         ByIndex(indices=[0, 1]).split({"label": np.array([0, 2])})
 
@@ -269,7 +269,7 @@ def test_an_unknown_target():
         ByClass(classes=0).split(COARSE, target="class")
 
 
-def test_an_authors_wrong_rule_fails_at_its_own_door():
+def test_a_wrong_select_of_a_subclass_is_named():
     @attrs.frozen(kw_only=True)
     class Wrong(ForgetSpec):
         scenario = "random"

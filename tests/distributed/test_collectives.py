@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from processes import together
-from shared_work_tasks import (
+from rank_tasks import (
     bad_scores,
     batches,
     followed,
@@ -14,9 +13,10 @@ from shared_work_tasks import (
     sharded_scores,
     squares,
 )
+from run_on_ranks import run_on_ranks
 
 from unlearnkit import NonFiniteError
-from unlearnkit.distributed.collectives import Shared, agreed, in_shares, tell
+from unlearnkit.distributed.collectives import Shared, all_gather, map_over_ranks, map_shared, raise_on_all_ranks
 from unlearnkit.distributed.ranks import Ranks, own_device
 from unlearnkit.evaluation import loss_and_accuracy
 
@@ -40,9 +40,9 @@ MORE = (
 
 
 @pytest.mark.parametrize(("size", "samples"), [(2, 23), (3, 7), pytest.param(3, 23, marks=pytest.mark.slow)])
-def test_what_ranks_measure_together_is_what_one_measures(tmp_path, size, samples):
+def test_ranks_with_shared_batches_equal_one_process(tmp_path, size, samples):
     one = scores(samples, shared=False)
-    for score, *arrays in together(tmp_path, scores, samples, size=size):
+    for score, *arrays in run_on_ranks(tmp_path, scores, samples, size=size):
         assert score == one[0]
         for found, expected in zip(arrays, one[1:], strict=True):
             assert found.dtype == expected.dtype
@@ -51,7 +51,7 @@ def test_what_ranks_measure_together_is_what_one_measures(tmp_path, size, sample
 
 def test_a_sharded_model_goes_through_all_batches_in_step(tmp_path):
     one = scores(23, shared=False)  # five batches: shared out, a rank would wait for ever
-    for score, *arrays in together(tmp_path, sharded_scores, 23):
+    for score, *arrays in run_on_ranks(tmp_path, sharded_scores, 23):
         assert score.loss == pytest.approx(one[0].loss, rel=1e-12)
         assert score.samples == 23
         for found, expected in zip(arrays, one[1:], strict=True):
@@ -61,25 +61,25 @@ def test_a_sharded_model_goes_through_all_batches_in_step(tmp_path):
 def test_of_several_errors_every_rank_raises_the_first_in_the_data(tmp_path):
     with pytest.raises(NonFiniteError, match="in batch 2:") as alone:
         bad_scores(shared=False)
-    for error in together(tmp_path, bad_scores):
+    for error in run_on_ranks(tmp_path, bad_scores):
         assert type(error) is NonFiniteError
         assert str(error) == str(alone.value)
         assert error.__notes__ == ["on rank 1 of 2"]
 
 
-def test_an_error_of_one_rank_ends_all_of_them_wherever_they_are(tmp_path):
-    for error in together(tmp_path, one_fails, size=3):
+def test_an_error_on_one_rank_is_raised_on_every_rank(tmp_path):
+    for error in run_on_ranks(tmp_path, one_fails, size=3):
         assert repr(error) == "KeyError('on its own')"
         assert error.__notes__ == ["on rank 1 of 3"]
 
 
-def test_each_item_once_in_order_and_nobody_waits_inside(tmp_path):
-    for found in together(tmp_path, squares, 5):
+def test_map_shared_does_each_item_once_in_order_with_one_rank_inside(tmp_path):
+    for found in run_on_ranks(tmp_path, squares, 5):
         assert found == [(0, 0, 0, 1), (1, 1, 1, 1), (2, 2, 0, 1), (3, 3, 1, 1), (4, 4, 0, 1)]
 
 
-def test_a_model_that_came_out_otherwise_becomes_that_of_rank_0(tmp_path):
-    for remarks, state, told in together(tmp_path, followed):
+def test_a_model_that_differs_becomes_that_of_rank_0(tmp_path):
+    for remarks, state, told in run_on_ranks(tmp_path, followed):
         assert remarks == ("rank 1 of 2 made another edit than rank 0, as CUDA may; all went on with that of rank 0",)
         assert told == [0, 1]
         for name, tensor in network().state_dict().items():
@@ -94,11 +94,11 @@ def figures(record):
 
 
 @pytest.mark.parametrize(("size", "settings"), [(2, LESS), pytest.param(3, MORE, marks=pytest.mark.slow)])
-def test_run_and_tune_give_the_same_figures_and_choose_the_same(digits_toml, tmp_path, size, settings):
+def test_run_and_tune_on_several_ranks_equal_one_process(digits_toml, tmp_path, size, settings):
     settings = (*CONFIGURED, *settings)
     one, one_tuned = from_configuration(digits_toml, *settings, f"output='{tmp_path}/one'")
     where = f"output='{tmp_path}/two'"
-    for ran, tuned in together(tmp_path / "jobs", from_configuration, digits_toml, *settings, where, size=size):
+    for ran, tuned in run_on_ranks(tmp_path / "jobs", from_configuration, digits_toml, *settings, where, size=size):
         for mine, theirs in zip([*ran, tuned], [*one, one_tuned], strict=True):
             assert figures(mine) == figures(theirs)
             assert (mine.manifest["processes"], theirs.manifest["processes"]) == (size, 1)
@@ -106,13 +106,15 @@ def test_run_and_tune_give_the_same_figures_and_choose_the_same(digits_toml, tmp
     assert (tmp_path / "two" / "ssd" / "report.html").exists() == (settings[-1] == MORE[-1])
 
 
-def test_alone_everything_is_shared_with_nobody():
+def test_collectives_in_one_process():
     data = batches(7)
     assert loss_and_accuracy(network(), Shared(items=data)) == loss_and_accuracy(network(), data)
     assert len(Shared(items=data)) == len(data)
-    assert tell("a") == ["a"]
-    assert in_shares("ab", lambda own, numbers: zip(numbers, own, strict=False)) == [(0, "a"), (1, "b")]
-    with pytest.raises(KeyError) as error, agreed():
+    assert all_gather("a") == ["a"]
+    assert map_over_ranks("ab", str.upper) == ["A", "B"]
+    numbered = map_shared(Shared(items="ab"), lambda own, numbers: zip(numbers, own, strict=False), model=network())
+    assert numbered == [(0, "a"), (1, "b")]
+    with pytest.raises(KeyError) as error, raise_on_all_ranks():
         raise KeyError
     assert not hasattr(error.value, "__notes__")
     assert Ranks.current() == Ranks()

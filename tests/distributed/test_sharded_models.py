@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from sharded_tasks import (
+from sharded_model_tasks import (
     ESTIMATORS,
     METHODS,
     algebra,
@@ -14,7 +14,7 @@ from sharded_tasks import (
     mlp,
     network,
     refusals,
-    together,
+    run_on_ranks,
 )
 
 from unlearnkit import CrossEntropy, UnlearningInputs
@@ -30,12 +30,12 @@ def assert_same(found, one, *, rtol=1e-12):
 
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def estimated(request, tmp_path_factory):
-    return together(tmp_path_factory.mktemp("estimates"), estimates, "fsdp", size=request.param)
+    return run_on_ranks(tmp_path_factory.mktemp("estimates"), estimates, "fsdp", size=request.param)
 
 
 @pytest.fixture(scope="module", params=["fsdp", pytest.param("tensor-parallel", marks=pytest.mark.slow)])
 def edited(request, tmp_path_factory):
-    return WHOLE[request.param], together(tmp_path_factory.mktemp("edits"), edits, request.param)
+    return WHOLE[request.param], run_on_ranks(tmp_path_factory.mktemp("edits"), edits, request.param)
 
 
 WHOLE = {"fsdp": network, "tensor-parallel": mlp}
@@ -45,7 +45,7 @@ WHOLE = {"fsdp": network, "tensor-parallel": mlp}
 def test_as_many_cuda_devices_as_there_are_give_what_one_process_gives(tmp_path):
     """NCCL, a process for each device. (On one device: the same code with nobody to wait for.)"""
     size = torch.cuda.device_count()
-    for found in together(tmp_path, estimates, "cuda", size=size):
+    for found in run_on_ranks(tmp_path, estimates, "cuda", size=size):
         for name, estimator in ESTIMATORS.items():
             one = estimator.estimate(network(), batches(), objective=CrossEntropy(), role="full")
             for parameter, total in one.totals.items():
@@ -55,18 +55,18 @@ def test_as_many_cuda_devices_as_there_are_give_what_one_process_gives(tmp_path)
 
 
 @pytest.mark.slow
-def test_copies_of_pieces_count_once(tmp_path):
+def test_replicated_shards_count_once(tmp_path):
     """Hybrid sharding: 2 × 2 processes, each piece in two of them."""
     model = network()
     forget, reference = importances(model)
     report = METHODS["ssd"].unlearn(model, UnlearningInputs(forget=forget, reference=reference))
     for name in ("estimates", "edits"):
         (tmp_path / name).mkdir()
-    for found in together(tmp_path / "estimates", estimates, "hybrid", size=4):
+    for found in run_on_ranks(tmp_path / "estimates", estimates, "hybrid", size=4):
         for name, estimator in ESTIMATORS.items():
             one = estimator.estimate(network(), batches(), objective=CrossEntropy(), role="full")
             assert_same(found[name]["importance"], one)
-    for found in together(tmp_path / "edits", edits, "hybrid", size=4):
+    for found in run_on_ranks(tmp_path / "edits", edits, "hybrid", size=4):
         assert found["ssd"]["report"].tensors == report.tensors
 
 
@@ -84,7 +84,7 @@ def test_every_estimator_gives_on_shards_what_it_gives_in_one_process(estimated,
 
 
 def test_a_tensor_parallel_model_too(tmp_path):
-    for found in together(tmp_path, estimates, "tensor-parallel"):
+    for found in run_on_ranks(tmp_path, estimates, "tensor-parallel"):
         for name, estimator in ESTIMATORS.items():
             one = estimator.estimate(mlp(), batches(), objective=CrossEntropy(), role="full")
             assert_same(found[name]["importance"], one)
@@ -108,7 +108,7 @@ def test_an_edit_on_shards_is_the_edit_in_one_process(edited, name):
         assert found[name]["report"].model_after == found[name]["after"]
 
 
-def test_what_cannot_be_right_on_pieces_is_refused_by_name(tmp_path):
+def test_unsupported_work_on_sharded_models_is_refused_by_name(tmp_path):
     expected = {
         "percentile": "UnsupportedModelError: method 'ssd-adaptive': expected a model that is whole",
         "training": "UnsupportedModelError: method 'finetune': expected a model that is whole",
@@ -125,7 +125,7 @@ def test_what_cannot_be_right_on_pieces_is_refused_by_name(tmp_path):
         "no part": "MismatchError: Importance.subtract: 9 problems:\n  - expected a part of 3 terms, saw 6",
         "not finite": "NonFiniteError: the forget importance: expected finite importances, saw NaN or infinity in 6.bi",
     }
-    for said in together(tmp_path, refusals):
+    for said in run_on_ranks(tmp_path, refusals):
         assert list(said) == list(expected)
         for name, start in expected.items():
             assert said[name].startswith(start), said[name]
@@ -133,15 +133,15 @@ def test_what_cannot_be_right_on_pieces_is_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize("during", ["an edit", "an estimate"])
 def test_a_process_that_dies_ends_the_job_by_name(tmp_path, during):
-    said, same = together(tmp_path, dies, during, alive=1)[0]
-    assert said.startswith("rank 0: rank 1 is gone: killed, or ended by an error.")
+    said, same = run_on_ranks(tmp_path, dies, during, alive=1)[0]
+    assert said.startswith("rank 0: rank 1 is dead: killed, or ended by an error.")
     assert all(same)
 
 
-def test_sums_and_differences_of_importances_on_pieces(tmp_path):
+def test_sums_and_differences_of_sharded_importances(tmp_path):
     forget, reference = importances(network())
     both = forget + reference
-    for found in together(tmp_path, algebra):
+    for found in run_on_ranks(tmp_path, algebra):
         assert_same(found["sum"], both)
         assert_same(found["rest"], both - forget, rtol=1e-9)
         assert {t.dtype for t in found["float32"].totals.values()} == {torch.float32}

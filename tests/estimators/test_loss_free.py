@@ -2,9 +2,9 @@
 
 import copy
 
-import permuted_model as permuted
 import pytest
 import torch
+import wrong_gradient_model as permuted
 from torch import Tensor, nn
 from unlearnkit_estimators.loss_free import LossFree, OutputNorm, logits
 

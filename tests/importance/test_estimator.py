@@ -4,9 +4,9 @@
 import random
 
 import numpy as np
-import permuted_model as permuted
 import pytest
 import torch
+import wrong_gradient_model as permuted
 from torch import nn
 
 from unlearnkit import (
@@ -93,7 +93,7 @@ class Left:
         assert state(self.model) == self.before
 
 
-def test_by_hand_three_batches_of_ones():
+def test_three_batches_of_ones():
     model = net()
     with Left(model):
         found = Author().estimate(model, data(), objective=CE, role="forget")

@@ -37,7 +37,7 @@ def importance(*terms, dtype=torch.float64, **fields):
     return Importance(totals={"w": total}, count=len(terms), samples=len(terms), **fields)
 
 
-def test_by_hand_merge_subtract_mean():
+def test_merge_subtract_and_mean():
     forget, retain = importance([1.0, 4.0]), importance([3.0, 0.0], [2.0, 0.0])
     full = forget + retain
     assert full.totals["w"].tolist() == [6.0, 4.0]
@@ -123,7 +123,7 @@ def estimated(error, samples=3):
     return Importance(totals={"w": torch.ones(1) * samples}, count=samples, samples=samples, relative_error=error)
 
 
-def test_errors_by_hand():
+def test_relative_errors_of_sums_and_differences():
     """sd(X + Y) ≤ sd X + sd Y, whatever they have to do with each other; nothing like it holds for a difference."""
     assert (estimated(0.3, 10) + estimated(0.1, 30)).relative_error == pytest.approx(0.15)
     assert (estimated(0.0, 10) + estimated(0.5, 30)).relative_error == pytest.approx(0.375)
@@ -182,7 +182,7 @@ FOREIGN = [
 
 @pytest.mark.parametrize("operation", [Importance.merge, Importance.subtract, Importance.check_same_kind])
 @pytest.mark.parametrize(("fields", "said"), FOREIGN)
-def test_only_like_may_meet_like(operation, fields, said):
+def test_importances_of_different_kinds_cannot_be_mixed(operation, fields, said):
     one = importance([1.0, 1.0])
     with pytest.raises(MismatchError, match=said):
         operation(one, attrs.evolve(one, **fields))
@@ -199,14 +199,14 @@ def test_batch_sizes_count_for_a_batched_estimator_only():
         trailed(2, "batch") + trailed(4, "batch")
 
 
-def test_what_is_not_a_part_cannot_be_taken_away():
+def test_what_is_not_a_part_cannot_be_subtracted():
     with pytest.raises(MismatchError, match=r"Importance.subtract: w: the part is larger than the whole by 1"):
         importance([1.0, 1.0], [1.0, 1.0]) - importance([3.0, 1.0])
     with pytest.raises(MismatchError, match=r"expected a part of 1 terms, saw 2"):
         importance([3.0, 3.0]) - importance([1.0, 1.0], [1.0, 1.0])
 
 
-def test_nothing_has_no_mean():
+def test_there_is_no_mean_of_zero_terms():
     with pytest.raises(MismatchError, match=r"at least one term, saw count = 0: estimate on data first"):
         importance().mean()
 

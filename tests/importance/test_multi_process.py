@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import together
-from shared_work_tasks import batches, estimate, fill_store, network, resume
+from rank_tasks import batches, estimate, fill_store, network, resume
+from run_on_ranks import run_on_ranks
 from torch.utils.data import DataLoader, IterableDataset
 
 from unlearnkit import CrossEntropy, DiagonalFisher, Importance, SketchedFisher, StoreError
-from unlearnkit.importance.multi_process import Ranks, estimate_together, forget_parts, joined
+from unlearnkit.distributed import Ranks, joined
+from unlearnkit.importance import estimate_together, forget_parts
 from unlearnkit.importance.store import ImportanceStore
 from unlearnkit.models.checkpoint import read_checkpoint
 
@@ -37,7 +38,7 @@ def test_several_ranks_equal_one_to_1e_12(tmp_path, size, samples, case):
     ones are not (13 % error). (Row 11 of the defects; here with a last, smaller batch, and with a rank that has none.)
     """
     one = alone(samples)
-    for found in together(tmp_path, estimate, samples, case, size=size):
+    for found in run_on_ranks(tmp_path, estimate, samples, case, size=size):
         assert (found.count, found.samples, found.role) == (samples, samples, one.role)
         assert found.trail.sizes == one.trail.sizes
         assert found.fingerprint == one.fingerprint
@@ -48,18 +49,18 @@ def test_several_ranks_equal_one_to_1e_12(tmp_path, size, samples, case):
 def test_a_sketch_by_two_ranks_says_how_far_off_it_may_be(tmp_path):
     """Both begin with the same signs, so that their errors are added: 13 samples in 3 batches, and 10 in 2."""
     parts = [SketchedFisher().relative_error(sizes) for sizes in ({5: 2, 3: 1}, {5: 2})]
-    for found in together(tmp_path, estimate, 23, "a sketch", size=2):
+    for found in run_on_ranks(tmp_path, estimate, 23, "a sketch", size=2):
         assert found.trail.sizes == {5: 4, 3: 1}
         assert found.relative_error == pytest.approx((13 * parts[0] + 10 * parts[1]) / 23)
 
 
-def test_every_rank_hears_of_an_error_on_one(tmp_path):
-    for error in together(tmp_path, estimate, 23, "a bad batch"):
+def test_an_error_on_one_rank_is_raised_on_every_rank(tmp_path):
+    for error in run_on_ranks(tmp_path, estimate, 23, "a bad batch"):
         assert str(error).startswith("an importance on several ranks: rank 1: NonFiniteError")
 
 
 def test_models_that_differ_are_refused(tmp_path):
-    for error in together(tmp_path, estimate, 23, "another model"):
+    for error in run_on_ranks(tmp_path, estimate, 23, "another model"):
         assert str(error).startswith("expected the model")
         assert "on every rank, saw rank 1" in str(error)
 
@@ -67,24 +68,24 @@ def test_models_that_differ_are_refused(tmp_path):
 @pytest.mark.parametrize(("size", "gone"), [(2, 1), pytest.param(3, 0, marks=pytest.mark.slow)])
 def test_a_rank_that_dies_ends_the_job_by_name_and_the_next_job_goes_on(tmp_path, size, gone):
     """Killed before its last batch; the others have measured theirs, and are there when it is started again."""
-    whole = together(tmp_path / "a", resume, tmp_path / "whole", size=size)
+    whole = run_on_ranks(tmp_path / "a", resume, tmp_path / "whole", size=size)
     last = len(batches(43)) - 1
     kill = (gone, last - (last - gone) % size)
-    said = together(tmp_path / "b", resume, tmp_path / "cut", 43, kill, size=size)
+    said = run_on_ranks(tmp_path / "b", resume, tmp_path / "cut", 43, kill, size=size)
     assert said[gone] is None  # killed
     for rank, error in enumerate(said):
         if rank != gone:
             # When a rank hears of it late, others that have heard of it may have ended too.
-            assert re.match(rf"rank {rank}: ranks? [\d, ]*{gone}[\d, ]* (is|are) gone: killed, or", str(error))
+            assert re.match(rf"rank {rank}: ranks? [\d, ]*{gone}[\d, ]* (is|are) dead: killed, or", str(error))
     assert sorted(files(tmp_path / "cut")) == [f"rank-{rank}-of-{size}.part" for rank in range(size)]
-    again = together(tmp_path / "c", resume, tmp_path / "cut", size=size)
+    again = run_on_ranks(tmp_path / "c", resume, tmp_path / "cut", size=size)
     for found in again:
         assert (found.count, found.trail, found.fingerprint) == (43, whole[0].trail, whole[0].fingerprint)
         for name, total in whole[0].totals.items():
             assert torch.equal(found.totals[name], total)
-    other = together(tmp_path / "d", resume, tmp_path / "cut", 43, None, 5, size=size)
+    other = run_on_ranks(tmp_path / "d", resume, tmp_path / "cut", 43, None, 5, size=size)
     assert "was written by a pass over other data" in str(other[0])
-    more = together(tmp_path / "e", resume, tmp_path / "cut", size=size + 1)
+    more = run_on_ranks(tmp_path / "e", resume, tmp_path / "cut", size=size + 1)
     assert f"by another number of processes: expected {size + 1}, saw rank-0-of-{size}.part" in str(more[0])
     for name, total in alone(43).totals.items():
         torch.testing.assert_close(again[0].totals[name], total, rtol=1e-12, atol=1e-300)
@@ -94,14 +95,14 @@ def test_a_rank_that_dies_ends_the_job_by_name_and_the_next_job_goes_on(tmp_path
 @pytest.mark.parametrize("gone", [0, 1])
 def test_wherever_a_rank_is_killed_nothing_is_lost(tmp_path, gone):
     """At each of some fifty events of the file system: in the middle of a file, before and after it, at the end."""
-    whole = together(tmp_path / "whole-job", resume, tmp_path / "whole")[0]
+    whole = run_on_ranks(tmp_path / "whole-job", resume, tmp_path / "whole")[0]
     for number in range(1, 1000):
         job, folder = tmp_path / f"job-{number}", tmp_path / f"cut-{number}"
-        said = together(job, resume, folder, 43, None, 1, (gone, number))
+        said = run_on_ranks(job, resume, folder, 43, None, 1, (gone, number))
         if said[gone] is not None:
             break  # there are fewer events
-        assert f"{gone} is gone" in str(said[1 - gone])
-        for found in together(tmp_path / f"again-{number}", resume, folder):
+        assert f"{gone} is dead" in str(said[1 - gone])
+        for found in run_on_ranks(tmp_path / f"again-{number}", resume, folder):
             assert isinstance(found, Importance), (number, found)
             assert (found.count, found.trail) == (43, whole.trail)
             assert all(torch.equal(found.totals[name], total) for name, total in whole.totals.items())
@@ -112,16 +113,16 @@ def test_a_store_that_is_filled_together_is_as_it_was_when_a_rank_dies(tmp_path)
     folder, whole = tmp_path / "cut", tmp_path / "whole"
     ImportanceStore.create(folder)
     ImportanceStore.create(whole)
-    assert together(tmp_path / "a", fill_store, whole) == [None, None]
-    error, killed = together(tmp_path / "b", fill_store, folder, (1, 3))
+    assert run_on_ranks(tmp_path / "a", fill_store, whole) == [None, None]
+    error, killed = run_on_ranks(tmp_path / "b", fill_store, folder, (1, 3))
     assert killed is None
-    assert "rank 1 is gone" in str(error)
+    assert "rank 1 is dead" in str(error)
     store = ImportanceStore.open(folder)
     assert store.keys == ("one",)  # whole, and nothing of the second
     before = files(folder)
-    together(tmp_path / "c", fill_store, folder, (0, 2))  # killed once more: every byte of the store stays
+    run_on_ranks(tmp_path / "c", fill_store, folder, (0, 2))  # killed once more: every byte of the store stays
     assert files(folder) == before
-    assert together(tmp_path / "d", fill_store, folder) == [None, None]
+    assert run_on_ranks(tmp_path / "d", fill_store, folder) == [None, None]
     store.verify()
     for name, total in ImportanceStore.open(whole).total().totals.items():
         assert torch.equal(store.total().totals[name], total)
@@ -151,7 +152,7 @@ def test_one_process_goes_on_too_and_other_numbers_of_them_are_refused(tmp_path)
     assert not folder.exists()
     forget_parts(folder)  # what is gone stays gone
     (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match="cannot write down how far"):
+    with pytest.raises(StoreError, match="cannot write the checkpoint of an importance"):
         measured(tmp_path / "file" / "pass")
 
 
@@ -175,7 +176,7 @@ def test_shares_of_a_data_set_without_indices_hold_every_batch_once():
     assert parts == [[[0, 1], [4, 5]], [[2, 3], [6]]]
 
 
-def test_alone_it_is_the_estimators_own_pass():
+def test_in_one_process_it_is_the_estimators_own_pass():
     with joined() as ranks:
         assert ranks == Ranks(rank=0, size=1)
         found = estimate_together(DiagonalFisher(), network(), batches(7), objective=CrossEntropy())

@@ -16,7 +16,7 @@ def trail_of(*sizes):
     return trail
 
 
-def test_by_hand_three_batches():
+def test_sizes_and_order_of_three_batches():
     trail = trail_of(4, 4, 3)
     assert dict(trail.sizes) == {4: 2, 3: 1}
     assert trail.describe() == "2 × 4, 1 × 3"

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from sharded_tasks import damaged, importances, network, reads, saves, together
+from sharded_model_tasks import damaged, importances, network, reads, run_on_ranks, saves
 from torch import nn
 from unlearnkit_methods.prune import Prune
 
@@ -16,7 +16,7 @@ from unlearnkit.models.parameters import digest
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
-    return folder / "importance", together(folder, saves)
+    return folder / "importance", run_on_ranks(folder, saves)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_three_processes_read_it_and_edit(saved, tmp_path):
     path, ranks = saved
     model = network()
     Prune(tau=1e-3).unlearn(model, UnlearningInputs(forget=ranks[0][1]))
-    for found in together(tmp_path, reads, str(path), size=3):
+    for found in run_on_ranks(tmp_path, reads, str(path), size=3):
         assert_equal(found["importance"], ranks[0][1])
         assert found["after"] == digest(model)
 
@@ -103,7 +103,7 @@ DAMAGE = {
     "not expected": lambda folder: shutil.copy(_pieces(folder)[0], folder / "more.safetensors"),
     "the file was changed": lambda folder: _edit(folder / FILE, '"count": 3', '"count": 2'),
     "expected a file": lambda folder: (folder / FILE).unlink(),
-    "or a link": lambda folder: _link(_pieces(folder)[0]),
+    "and no link": lambda folder: _link(_pieces(folder)[0]),
     "IsADirectoryError|NotADirectoryError": lambda folder: _swap_for_folder(_pieces(folder)[0]),
 }
 
@@ -131,7 +131,7 @@ def test_a_damaged_folder_is_refused(copy, said):
         load_sharded(copy)
 
 
-def test_all_processes_hear_of_damage_that_one_has_seen(copy, tmp_path):
+def test_damage_that_one_process_finds_is_raised_in_all(copy, tmp_path):
     _flip(_pieces(copy)[1])
-    for said in together(tmp_path, damaged, str(copy)):
+    for said in run_on_ranks(tmp_path, damaged, str(copy)):
         assert "rank 1: shard-00002" in said

@@ -34,7 +34,7 @@ def path(tmp_path):
     return tmp_path / "model.safetensors"
 
 
-def test_there_and_back(path):
+def test_what_is_saved_is_loaded(path):
     model, other = trained(), small_cnn(seed=2)
     save_checkpoint(model, path, {"epochs": "5", "δ": "é"})
     assert load_checkpoint(other, path) == {"epochs": "5", "δ": "é"}

@@ -28,7 +28,7 @@ class Wrapped(nn.Module):
         return self.wrap(x)
 
 
-def test_by_hand_two_samples():
+def test_cross_entropy_of_two_samples():
     batch = (torch.tensor([[0.0, math.log(3.0)], [1.0, 1.0]], dtype=torch.float64), torch.tensor([1, 0]))
     losses = CrossEntropy().losses(nn.Identity(), batch)
     assert losses.tolist() == pytest.approx([math.log(4 / 3), math.log(2)])

@@ -18,8 +18,8 @@ from unlearnkit import (
 from unlearnkit.models.parameters import (
     bits,
     buffers,
+    check_differentiable,
     check_finite,
-    check_ordinary,
     count_changed,
     digest,
     parameters,
@@ -38,7 +38,7 @@ class Tied(nn.Module):
         return self.head(self.embed(x).mean(1))
 
 
-def test_by_hand_tied_weights_are_one_and_frozen_ones_are_left_out():
+def test_tied_weights_are_one_and_frozen_ones_are_left_out():
     model = nn.Sequential(Tied(), nn.Linear(5, 2))
     model[1].bias.requires_grad_(requires_grad=False)
     assert list(parameters(model)) == ["0.embed.weight", "1.weight", "1.bias"]
@@ -149,7 +149,7 @@ UNUSUAL = {
 @pytest.mark.parametrize("words", UNUSUAL)
 def test_weights_without_values_or_real_squares_are_refused_by_name(words):
     with pytest.raises(UnsupportedModelError, match=words):
-        check_ordinary(UNUSUAL[words]())
+        check_differentiable(UNUSUAL[words]())
 
 
 def test_an_estimate_refuses_them_before_anything_else():
@@ -161,4 +161,4 @@ def test_an_estimate_refuses_them_before_anything_else():
 def test_frozen_complex_weights_and_complex_buffers_are_taken():
     model = Complex().requires_grad_(False)
     model.register_buffer("b", torch.ones(2, dtype=torch.complex64))
-    check_ordinary(model)
+    check_differentiable(model)

@@ -16,7 +16,7 @@ class SquaredError(Objective):
         return (model(batch[0]) - batch[1]).square().sum(1)
 
 
-def test_worked_by_hand():
+def test_loss_and_accuracy_of_two_samples():
     logits = torch.tensor([[0.0, math.log(3.0)], [0.0, math.log(3.0)]])
     losses, scores = score_batch(nn.Identity(), (logits, torch.tensor([1, 0])), objective=CrossEntropy())
     # Probabilities 1/4 and 3/4: losses ln 4/3 and ln 4.

@@ -5,9 +5,9 @@ import math
 import random
 
 import numpy as np
-import permuted_model as permuted
 import pytest
 import torch
+import wrong_gradient_model as permuted
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -192,7 +192,7 @@ def test_a_loss_that_is_not_finite_names_epoch_and_batch(bad):
 
 
 def test_an_iterator_that_is_used_up():
-    with pytest.raises(ConfigurationError, match=r"saw none in epoch 2: .*not an iterator that is used up"):
+    with pytest.raises(ConfigurationError, match=r"in epoch 2, saw none: .*not an iterator that is used up"):
         train(net(), iter([(X, Y)]), training=Training(epochs=2))
 
 

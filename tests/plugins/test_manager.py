@@ -2,6 +2,9 @@
 distributions in tests/fixtures/."""
 # ruff: noqa: ARG002 - the signatures are the framework's
 
+import base64
+import hashlib
+import importlib
 import os
 import subprocess
 import sys
@@ -25,7 +28,7 @@ from unlearnkit import (
     UnknownMethodError,
     hookimpl,
 )
-from unlearnkit.plugins.entry_points import DISABLE
+from unlearnkit.plugins.entry_points import DISABLE, Discovered, provider_of
 from unlearnkit.plugins.manager import default_manager
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -228,6 +231,91 @@ def test_a_warning_made_an_error_does_not_lose_the_plugins_after_it(site):
     assert raised >= 1
     assert manager.unlearner("zebra").name == "zebra"
     assert names(manager) > SHIPPED
+
+
+# Where a class comes from
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Write a distribution as an installer would; returns its import name's manager entry for a class in a file."""
+    from unlearnkit import ImportanceEstimator
+
+    def install(name, module, *, recorded=None, editable=False, top_level="", site="site"):
+        folder = tmp_path / site
+        info = folder / f"{name}-1.0.dist-info"
+        info.mkdir(parents=True, exist_ok=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[unlearnkit]\n{name} = {module}\n")
+        home = tmp_path / name if editable else folder
+        home.mkdir(exist_ok=True)
+        path = home / f"{top_level or module}.py"
+        if not path.exists():
+            path.write_text("class Found:\n    name = 'found'\n")
+        if editable:
+            (info / "direct_url.json").write_text(f'{{"url": "{home.as_uri()}", "dir_info": {{"editable": true}}}}')
+            monkeypatch.syspath_prepend(home)
+        elif recorded is not None:
+            digest = base64.urlsafe_b64encode(hashlib.sha256(recorded.encode()).digest()).rstrip(b"=").decode()
+            (info / "RECORD").write_text(f"{path.name},sha256={digest},1\n")
+        monkeypatch.syspath_prepend(folder)
+        return path
+
+    def provider(module, plugin):
+        found = importlib.import_module(module)
+        cls = type(ImportanceEstimator)(
+            "Found", (ImportanceEstimator,), {"name": "found", "__module__": found.__name__, "estimate_batch": print}
+        )
+        return provider_of(cls, plugin)
+
+    yield install, provider
+    for name in [n for n in sys.modules if n.startswith("probe_")]:
+        del sys.modules[name]
+
+
+CONTENT = "class Found:\n    name = 'found'\n"
+OTHER = Discovered(name="other", target="other_module", distribution="other", version="9")
+
+
+@pytest.mark.parametrize(
+    ("options", "provider"),
+    [
+        ({"recorded": CONTENT}, "probe 1.0"),
+        ({"recorded": "something else"}, "probe 1.0 (file changed since)"),
+        ({"editable": True}, "probe 1.0"),
+        ({}, "probe_module (registered by other 9)"),
+        ({"editable": True, "top_level": "probe_elsewhere"}, "probe_elsewhere (registered by other 9)"),
+    ],
+)
+def test_the_provider_is_the_distribution_that_owns_the_file_of_the_class(installed, options, provider):
+    install, provider_by = installed
+    install("probe", "probe_module", **options)
+    assert provider_by(options.get("top_level", "probe_module"), OTHER) == provider
+
+
+def test_without_a_record_the_entry_point_names_the_distribution_of_its_own_module_only(installed):
+    install, provider = installed
+    install("probe", "probe_module")
+    own = Discovered(name="probe", target="probe_module", distribution="probe", version="1.0")
+    assert provider("probe_module", own) == "probe 1.0"
+    assert provider("probe_module", Discovered(name="m", target="mine")) == "mine"
+
+
+def test_of_two_distributions_that_wrote_one_file_the_provider_is_the_one_whose_content_it_has(installed):
+    install, provider = installed
+    install("probe", "probe_module", recorded="what was there before")
+    install("probe-thief", "probe_module", recorded=CONTENT)
+    assert provider("probe_module", OTHER) == "probe-thief 1.0"
+
+
+def test_a_plugin_that_registers_a_shipped_class_again_is_not_its_provider():
+    manager = PluginManager()
+    shipped = manager.provider_of(manager.unlearner("ssd"))
+    assert shipped.startswith("unlearnkit ")
+    other = PluginManager(entry_points=False)
+    other.register(Offers(DiagonalFisher), name="mine")
+    assert other.provider_of(DiagonalFisher) == shipped
+    assert other.provider_of(BatchedDiagonalFisher) == ""
 
 
 # Switching off

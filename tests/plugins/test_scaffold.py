@@ -21,10 +21,10 @@ from unlearnkit.plugins.scaffold import KINDS, new_plugin
 
 ROOT = Path(__file__).parents[2]
 each_kind = pytest.mark.parametrize("kind", KINDS)
-ROLE = {"elementwise": "unlearner", "gradient": "unlearner", "estimator": "estimator", "metric": "metric"}
+ROLE = {"elementwise": "unlearner", "training": "unlearner", "estimator": "estimator", "metric": "metric"}
 USE = {
     "elementwise": ['method=[{name="my-thing", options={alpha=2.0}}]'],
-    "gradient": ['method=[{name="my-thing", options={learning_rate=1e-2}}]'],
+    "training": ['method=[{name="my-thing", options={learning_rate=1e-2}}]'],
     "estimator": ['importance.estimator="my-thing"', 'method=[{name="ssd", options={alpha=2.0}}]'],
     "metric": ['evaluation.metrics=["my-thing"]', 'method=[{name="ssd", options={alpha=2.0}}]'],
 }
@@ -147,13 +147,55 @@ def test_a_bad_name_is_refused_and_nothing_is_written(tmp_path, name):
 
 
 def test_an_unknown_kind_and_a_folder_that_is_there_are_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"elementwise, gradient, .* saw 'metrics'; did you mean 'metric'"):
+    with pytest.raises(ConfigurationError, match=r"elementwise, training, .* saw 'metrics'; did you mean 'metric'"):
         new_plugin("my-thing", kind="metrics", output=tmp_path)
     folder = new_plugin("my-thing", output=tmp_path)
     (folder / "README.md").write_text("mine")
     with pytest.raises(StoreError, match=r"unlearnkit-my-thing is there already: choose another"):
         new_plugin("my-thing", output=tmp_path)
     assert (folder / "README.md").read_text() == "mine"
+
+
+def test_the_old_word_for_the_kind_training_is_accepted(tmp_path):
+    old, new = (new_plugin("my-thing", kind=kind, output=tmp_path / kind) for kind in ("gradient", "training"))
+    texts = [(folder / "unlearnkit_my_thing" / "__init__.py").read_text() for folder in (old, new)]
+    assert texts[0] == texts[1]
+    assert "(TrainingUnlearner)" in texts[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "ssd",
+            r"the plugin 'ssd' of unlearnkit \S+ is installed, unlearnkit \S+ provides it in ssd.py; choose another",
+        ),
+        ("unlearnkit", r"the plugin 'unlearnkit' of unlearnkit \S+ is installed"),
+        ("output-norm", r"unlearnkit \S+ provides it in loss_free.py"),
+        ("diagonal-fisher", r"unlearnkit \S+ provides it in diagonal.py"),
+        ("loss-and-accuracy", r"unlearnkit \S+ provides it in scores.py"),
+        ("methods", r"the module unlearnkit_methods is installed"),
+        ("good", r"the plugin 'good' of fake-good 1.0 is installed"),
+        ("fine", r"fake-classes 5.0 provides it in fake_classes.py"),
+    ],
+)
+def test_a_name_that_is_taken_is_refused_and_nothing_is_written(tmp_path, monkeypatch, name, said):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "fixtures" / "site")
+    loaded = set(sys.modules)
+    with pytest.raises(ConfigurationError, match=rf"expected a new name, saw '{name}': .*{said}"):
+        new_plugin(name, output=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert set(sys.modules) == loaded
+
+
+def test_a_distribution_that_is_installed_without_a_plugin_of_the_name_is_refused(tmp_path, monkeypatch):
+    info = tmp_path / "site" / "Unlearnkit_My.Thing-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: Unlearnkit_My.Thing\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    with pytest.raises(ConfigurationError, match=r"the distribution unlearnkit-my-thing is installed"):
+        new_plugin("my-thing", output=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

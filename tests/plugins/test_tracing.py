@@ -8,7 +8,7 @@ import warnings
 import pytest
 
 from unlearnkit import DiagonalFisher, Importance, PluginManager, Report, Run, hookimpl
-from unlearnkit.plugins.tracing import TRACE
+from unlearnkit.plugins.manager import TRACE
 
 RUN = Run(method="m", options={}, estimator="e", model="M")
 LINE = r"\[trace\] {hook} of plugin '{plugin}' \({origin}\): \d+\.\d{{4}} s{outcome}"

@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 
-from unlearnkit.data.cifar100_table import FINE_NAMES, SUPERCLASSES
+from unlearnkit.data.cifar100 import FINE_NAMES, SUPERCLASSES
 
 # The coarse label of fine label 0 … 99, as it is published in many places: an oracle for the table of names.
 COARSE_OF_FINE = [

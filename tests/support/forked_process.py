@@ -6,14 +6,17 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOADED = ["commanding", "crashing", "overwriting", "pieces", "ranks"]
+_PRELOADED = ["restricted_command", "kill_during_work", "overwrite_and_kill", "sharded_model_tasks", "rank_tasks"]
 
 
 def _serve():
     """Start the server of forks; before Python 3.13 it looks for modules to preload in PYTHONPATH alone."""
+    here = Path(__file__).parent
+    missing = [name for name in _PRELOADED if not (here / f"{name}.py").exists()]
+    assert not missing, f"{missing}: the server of forks would skip them silently, and every process import torch anew"
     CONTEXT.set_forkserver_preload(_PRELOADED)
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([before] if before else [])])
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(here), *([before] if before else [])])
     try:
         forkserver.ensure_running()
     finally:

@@ -4,13 +4,13 @@ import warnings
 from unittest.mock import patch
 
 import torch
-from sharded_models import CASES, HALF, PLAIN, hugging_face, texts
-from sharded_tasks import ESTIMATORS, batches, fsdp, gathered, network
+from fsdp_models import CASES, HALF, PLAIN, hugging_face, texts
+from sharded_model_tasks import ESTIMATORS, batches, fsdp, gathered, network
 from torch.distributed.fsdp import fully_shard
 
 from unlearnkit import DiagonalFisher, UnlearnKitWarning
 from unlearnkit.importance.fisher.engine.totals import Totals
-from unlearnkit.models.language import CausalLanguageModel
+from unlearnkit.models.objective import CausalLanguageModel
 
 
 def estimate_all(folder, case):

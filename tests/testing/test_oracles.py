@@ -1,8 +1,8 @@
 """The shipped estimators against the slow oracles."""
 
-import permuted_model as permuted
 import pytest
 import torch
+import wrong_gradient_model as permuted
 
 from unlearnkit import BatchedDiagonalFisher, CrossEntropy, DiagonalFisher
 from unlearnkit.testing import LawCase, Snapshot, batched_squares, per_sample_squares

@@ -9,10 +9,11 @@ import attrs
 import pytest
 import torch
 from torch import nn
+from unlearnkit_methods.jit import JustInTime
 
-from unlearnkit import BudgetError, Unlearner, trainable
+from unlearnkit import BudgetError, EpochConfig, Need, TrainingUnlearner, Unlearner, trainable
 from unlearnkit.testing import LawError, broken_laws, laws_for
-from unlearnkit.testing.laws.unlearner import UNLEARNER_LAWS
+from unlearnkit.testing.laws.unlearner import TRAINING_LAWS, UNLEARNER_LAWS
 
 
 class Right(Unlearner):
@@ -112,6 +113,18 @@ class DrawsItsNoise(Right):
                 p.add_(torch.rand(p.shape))
 
 
+@attrs.frozen(kw_only=True)
+class SwitchesToTrainMode(TrainingUnlearner):
+    name = "wrong"
+    needs = frozenset({Need.RETAIN_DATA})
+
+    def passes(self, model, inputs):
+        def loss(student, batch):
+            return inputs.mean_loss(student.train(), batch)
+
+        return EpochConfig.epochs(inputs.retain_data, loss, count=1)
+
+
 WRONG = {
     "runs": ExpectsMatrices(),
     "buffers": ResetsStatistics(),
@@ -124,12 +137,18 @@ WRONG = {
     "report": MiscountsChanges(),
     "rolls-back": LeavesWreckage(),
     "deterministic": DrawsItsNoise(),
+    "eval-mode": SwitchesToTrainMode(),
 }
 
 
 def test_every_law_has_its_wrong_method():
-    assert list(WRONG) == [law.name for law in UNLEARNER_LAWS]
-    assert all(law.rejects for law in UNLEARNER_LAWS)
+    laws = [*UNLEARNER_LAWS, *TRAINING_LAWS]
+    assert list(WRONG) == [law.name for law in laws]
+    assert all(law.rejects for law in laws)
+
+
+def test_a_method_that_trains_with_a_fixed_mode_does_not_owe_the_law_of_eval_mode():
+    assert "eval-mode" not in {law.name for law in laws_for(JustInTime())}
 
 
 @pytest.mark.parametrize("name", WRONG)

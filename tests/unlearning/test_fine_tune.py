@@ -6,9 +6,9 @@ import random
 
 import attrs
 import numpy as np
-import permuted_model as permuted
 import pytest
 import torch
+import wrong_gradient_model as permuted
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

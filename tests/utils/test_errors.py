@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 import unlearnkit
 from unlearnkit.utils import errors
-from unlearnkit.utils.errors import ConfigurationError, MismatchError, UnlearnKitError, raise_all
-from unlearnkit.utils.suggest import nearest
+from unlearnkit.utils.errors import ConfigurationError, MismatchError, UnlearnKitError, nearest, raise_all
 
 ERRORS = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, Exception)]
 

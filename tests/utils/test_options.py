@@ -28,7 +28,7 @@ class Needy:
     tau: float = option(doc="threshold")
 
 
-def test_by_hand_toml_writes_whole_numbers_and_infinity():
+def test_float_options_take_whole_numbers_and_infinity():
     method = Method(alpha=3, limit=2)
     assert (method.alpha, type(method.alpha)) == (3.0, float)
     assert (method.limit, type(method.limit)) == (2.0, float)

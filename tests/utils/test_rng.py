@@ -25,7 +25,7 @@ def test_the_same_seed_gives_the_same_numbers():
 
 
 @pytest.mark.parametrize("seed", [None, 0, 2**40])
-def test_the_outside_does_not_notice(seed):
+def test_global_generators_are_restored(seed):
     with private_rng(seed=1):
         expected = [draw(), draw()]
     with private_rng(seed=1):
@@ -36,7 +36,7 @@ def test_the_outside_does_not_notice(seed):
     assert seen == expected
 
 
-def test_the_outside_does_not_notice_an_exception():
+def test_global_generators_are_restored_after_an_exception():
     def fail():
         with private_rng(seed=1):
             draw()

@@ -59,12 +59,12 @@ def together(device: str, *, quiet: bool = False) -> Iterator[tuple[bool, Progre
 
 
 def one_process(command: str) -> None:
-    """Raise when ``torchrun`` started several processes: each would do the same work."""
-    from unlearnkit.distributed.ranks import started
+    """Refuse to work in several processes that ``torchrun`` has started: each would do the same."""
+    from unlearnkit.distributed.ranks import world_size
 
-    if started() > 1:
+    if world_size() > 1:
         raise ConfigurationError(
-            f"`unlearnkit {command}` works in one process: expected no torchrun, saw {started()} processes that it "
+            f"`unlearnkit {command}` works in one process: expected no torchrun, saw {world_size()} processes that it "
             "started: only `run`, `tune` and `compare` share out their work"
         )
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unlearnkit.utils.suggest import nearest
+from unlearnkit.utils.errors import nearest
 
 if TYPE_CHECKING:
     from unlearnkit.experiments import Config

@@ -1,11 +1,13 @@
-"""What a batch is: any nesting of tuples, lists, mappings and dataclasses whose tensors share dimension 0."""
+"""Batches, any nesting of tuples, lists, mappings and dataclasses of tensors, and their way to the device."""
 
 import copy
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from typing import Any, final
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from itertools import chain, pairwise
+from typing import Any, Protocol, TypeVar, final
 
 import attrs
 import numpy as np
@@ -16,14 +18,17 @@ from torch.utils.data._utils.collate import collate, default_collate_fn_map
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
 
 _DIGEST_ELEMENTS = 4096
+_QUEUED = 2  # batches that wait on the device: it never idles, and they do not fill its memory
+
+T = TypeVar("T")
 
 
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Deferred:
-    """Data as they are stored, and what is still to be done to them: once a batch, on the device, by `to_device`.
+    """Raw data with a function that `to_device` applies to the whole batch on the device.
 
-    A data set hands out one for each sample, a data loader puts those of a batch together.
+    A data set returns one for each sample, and a data loader collates those of a batch.
 
     Example:
         >>> to_device((Deferred(raw=torch.ones(2, 3), finish=torch.neg), "label"), torch.device("cpu"))[0][0]
@@ -34,16 +39,16 @@ class Deferred:
     finish: Callable[[Tensor], Tensor]
 
     def finished(self) -> Tensor:
-        """Return what a model takes."""
+        """Apply the function."""
         return self.finish(self.raw)
 
     def pin_memory(self) -> "Deferred":
-        """Return the same in pinned memory; data loaders call it."""
+        """Copy to pinned memory; data loaders call it."""
         return Deferred(raw=self.raw.pin_memory(), finish=self.finish)
 
     @classmethod
     def collate(cls, samples: Sequence["Deferred"], **options: Any) -> "Deferred":
-        """Put samples together; data loaders call it."""
+        """Stack samples; data loaders call it."""
         shapes = sorted({tuple(sample.raw.shape) for sample in samples})
         if len(shapes) > 1:
             raise MismatchError(
@@ -54,7 +59,7 @@ class Deferred:
         return cls(raw=raw, finish=samples[0].finish)
 
 
-# The way that torch documents for types of one's own: every data loader, of whoever, then takes them.
+# Documented by torch for custom types: every data loader can collate them.
 default_collate_fn_map[Deferred] = Deferred.collate
 
 
@@ -129,16 +134,16 @@ def batch_size(batch: Any) -> int:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Move every tensor of a batch to ``device``, without waiting when the source is pinned, and finish it there."""
+    """Move every tensor to a device, without waiting for copies from pinned memory, and apply `Deferred` functions."""
     moved = map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
     return _map(moved, lambda item: isinstance(item, Deferred), Deferred.finished)
 
 
 def take(batch: Any, rows: slice | Tensor) -> Any:
-    """Return some samples of a batch: views of a slice, copies of single samples.
+    """Return some samples of a batch: views for a slice, copies for indices.
 
-    A list or tuple without tensors in it that is as long as the batch holds one value for each sample, as data loaders
-    make of strings; an array of numpy's does, too. Everything else that is no tensor belongs to the batch as a whole.
+    A numpy array, or a list or tuple without tensors, of the batch's length holds one value for each sample, as data
+    loaders make of strings. Every other value that is no tensor belongs to the whole batch.
 
     Example:
         >>> take((torch.arange(4), torch.arange(4)), slice(1, 3))
@@ -151,7 +156,7 @@ def take(batch: Any, rows: slice | Tensor) -> Any:
 
 
 def has_values(batch: Any) -> bool:
-    """Say whether a batch holds values other than tensors that belong to single samples; see `take`.
+    """Say whether a batch holds a value for each sample that is not in a tensor; see `take`.
 
     Example:
         >>> has_values((torch.arange(3), ("cat", "dog", "cow"))), has_values((torch.arange(3), ("cat", "dog")))
@@ -219,3 +224,72 @@ def digest(batch: Any) -> bytes:
         state.update(repr(tuple(tensor.shape)).encode())
         state.update(some.contiguous().numpy().tobytes())
     return state.digest()
+
+
+class _Event(Protocol):
+    """As `torch.cuda.Event`."""
+
+    def synchronize(self) -> None: ...
+
+
+def feed(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Any, Any]]:
+    """Yield every batch as the loader returned it, and on the model's device (see `to_device`).
+
+    On CUDA the next batch is fetched, and its copy from pinned memory started on a separate stream, before the last one
+    is yielded: an error while it is fetched is raised one batch early. The host runs at most two batches ahead of the
+    device.
+
+    Example:
+        >>> [moved.tolist() for _, moved in feed([torch.zeros(1), torch.ones(1)], torch.device("cpu"))]
+        [[0.0], [1.0]]
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield batch, to_device(batch, device)
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    ahead = fetch_ahead(_copied(batch, device, stream) for batch in batches)
+    for batch, moved, ready in limit_queue(ahead, lambda: torch.cuda.current_stream(device).record_event()):
+        now = torch.cuda.current_stream(device)
+        now.wait_event(ready)
+        for tensor in tensors(moved):
+            tensor.record_stream(now)  # or the allocator could reuse the memory while this stream reads it
+        yield batch, moved
+
+
+def limit_queue(items: Iterable[T], mark: Callable[[], _Event], *, queued: int = _QUEUED) -> Iterator[T]:
+    """Yield items, and wait when the device is more than so many items behind."""
+    marks: deque[_Event] = deque()
+    for item in items:
+        yield item
+        marks.append(mark())
+        if len(marks) > queued:
+            marks.popleft().synchronize()
+
+
+def fetch_ahead(items: Iterable[Any]) -> Iterator[Any]:
+    """Yield each item after the next one has been fetched.
+
+    Example:
+        >>> list(fetch_ahead(iter("abc")))
+        ['a', 'b', 'c']
+    """
+    for item, _ in pairwise(chain(items, [None])):
+        yield item
+
+
+def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
+    """Start a copy to a device without waiting for it."""
+    return (_pinned(tensor) if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def _copied(batch: Any, device: torch.device, stream: torch.cuda.Stream) -> tuple[Any, Any, torch.cuda.Event]:
+    # Earlier kernels may still be writing what is copied, or reading the memory that is reused.
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        moved = to_device(map_tensors(batch, _pinned), device)
+        return batch, moved, stream.record_event()
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    return tensor.pin_memory() if tensor.device.type == "cpu" and not tensor.is_pinned() else tensor

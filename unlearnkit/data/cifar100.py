@@ -1,6 +1,8 @@
 """CIFAR-100 with its fine and its coarse labels."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -8,12 +10,39 @@ import torch
 from torch import Tensor
 from torchvision.datasets import CIFAR100
 
-from unlearnkit.data.cifar100_table import FINE_NAMES, SUPERCLASSES
-from unlearnkit.data.groups import coarse_of_fine
-from unlearnkit.data.labelled import DataBundle, LabelledImages, Transform
+from unlearnkit.data.labelled import DataBundle, LabelledImages, Transform, coarse_of_fine
 from unlearnkit.data.plain_pickle import load_plain_pickle
 from unlearnkit.data.transforms import image_transform
 from unlearnkit.utils.errors import ConfigurationError, StoreError, raise_all
+
+SUPERCLASSES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "aquatic_mammals": ("beaver", "dolphin", "otter", "seal", "whale"),
+        "fish": ("aquarium_fish", "flatfish", "ray", "shark", "trout"),
+        "flowers": ("orchid", "poppy", "rose", "sunflower", "tulip"),
+        "food_containers": ("bottle", "bowl", "can", "cup", "plate"),
+        "fruit_and_vegetables": ("apple", "mushroom", "orange", "pear", "sweet_pepper"),
+        "household_electrical_devices": ("clock", "keyboard", "lamp", "telephone", "television"),
+        "household_furniture": ("bed", "chair", "couch", "table", "wardrobe"),
+        "insects": ("bee", "beetle", "butterfly", "caterpillar", "cockroach"),
+        "large_carnivores": ("bear", "leopard", "lion", "tiger", "wolf"),
+        "large_man-made_outdoor_things": ("bridge", "castle", "house", "road", "skyscraper"),
+        "large_natural_outdoor_scenes": ("cloud", "forest", "mountain", "plain", "sea"),
+        "large_omnivores_and_herbivores": ("camel", "cattle", "chimpanzee", "elephant", "kangaroo"),
+        "medium_mammals": ("fox", "porcupine", "possum", "raccoon", "skunk"),
+        "non-insect_invertebrates": ("crab", "lobster", "snail", "spider", "worm"),
+        "people": ("baby", "boy", "girl", "man", "woman"),
+        "reptiles": ("crocodile", "dinosaur", "lizard", "snake", "turtle"),
+        "small_mammals": ("hamster", "mouse", "rabbit", "shrew", "squirrel"),
+        "trees": ("maple_tree", "oak_tree", "palm_tree", "pine_tree", "willow_tree"),
+        "vehicles_1": ("bicycle", "bus", "motorcycle", "pickup_truck", "train"),
+        "vehicles_2": ("lawn_mower", "rocket", "streetcar", "tank", "tractor"),
+    }
+)
+"""Coarse name to five fine names (Krizhevsky 2009), as in the archive: coarse label i is the i-th key."""
+
+FINE_NAMES: tuple[str, ...] = tuple(sorted(name for members in SUPERCLASSES.values() for name in members))
+"""The 100 fine names: fine label i is the i-th in alphabetical order, so rocket is 69."""
 
 _NAMES = {"fine": FINE_NAMES, "coarse": tuple(SUPERCLASSES)}
 _SHAPE = (3, 32, 32)
@@ -28,21 +57,20 @@ def cifar100(
     on_device: bool = False,
     verify: bool = True,
 ) -> DataBundle:
-    """Read CIFAR-100 as torchvision downloads it, with both kinds of labels.
+    """Read CIFAR-100 as torchvision downloads it, with fine and coarse labels.
 
-    Images stay uint8 in memory (150 MB for training) and are resized when they are asked for. The labels are
-    checked against the published table of 20 superclasses of 5 classes each. Rocket is fine class 69.
+    Images stay uint8 in memory (150 MB for training) and are resized when they are read. Labels are checked against the
+    published table of 20 superclasses of 5 classes each. Rocket is fine class 69.
 
     Args:
         root: The folder that holds ``cifar-100-python``, or that it is downloaded to.
         download: Whether to download the archive (169 MB) when it is not there; needs ``verify``.
         target: The label kind to train on: ``"coarse"`` (20 classes, as in the notebook) or ``"fine"`` (100).
         image_size: See `imagenet_transform`; the notebook uses 224.
-        on_device: Whether images are resized and normalised a batch at a time on the model's device; see
-            `DeviceTransform`. Much faster, and without the rounding of single images to whole levels of brightness.
-        verify: Whether torchvision compares the files with their published checksums first. Switch it off only
-            for an archive in the same format that is not the original. Either way its pickles may hold nothing
-            but numbers, text, lists and numpy arrays.
+        on_device: Whether images are resized and normalised by `DeviceTransform`, a batch at a time on the model's
+            device: much faster, and without rounding to whole levels of brightness.
+        verify: Whether torchvision compares the files with their published checksums. Switch it off only for another
+            archive in the same format. Either way pickles may hold only numbers, text, lists and numpy arrays.
 
     Returns:
         50,000 training and 10,000 test images (of the original), items ``(x, fine, coarse)``, the target last.
@@ -57,21 +85,17 @@ def cifar100(
         raise ConfigurationError("verify: expected True together with download=True, saw False")
     transform = image_transform(image_size, on_device=on_device)
     if verify:
-        _verify(root, download=download)
+        try:
+            CIFAR100(root, download=download)
+        except (RuntimeError, OSError) as error:
+            raise StoreError(
+                f"cannot get CIFAR-100 in {Path(root).resolve()}: {error} (in Python: download=True; verify=False "
+                "reads an archive in the same format that is not the original)"
+            ) from error
     folder = Path(root) / CIFAR100.base_folder
     _check_names(folder / "meta")
     train, test = (_read(folder / part, target, transform) for part in ("train", "test"))
     return DataBundle(name="CIFAR-100", train=train, test=test)
-
-
-def _verify(root: str | Path, *, download: bool) -> None:
-    try:
-        CIFAR100(root, download=download)
-    except (RuntimeError, OSError) as error:
-        raise StoreError(
-            f"cannot get CIFAR-100 in {Path(root).resolve()}: {error} (in Python: download=True; verify=False reads "
-            "an archive in the same format that is not the original)"
-        ) from error
 
 
 def _check_names(path: Path) -> None:

@@ -5,8 +5,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from unlearnkit.data.groups import Groups, coarse_of_fine
-from unlearnkit.data.labelled import DataBundle, LabelledImages
+from unlearnkit.data.labelled import DataBundle, Groups, LabelledImages, group_labels
 from unlearnkit.utils.errors import ConfigurationError
 
 _BRIGHTEST = 16.0  # pixels count the dark points of 4 × 4 blocks
@@ -49,12 +48,5 @@ def digits(*, seed: int = 0, test_fraction: float = 0.25, groups: Groups | None 
 def _labelled(images: np.ndarray, labels: np.ndarray, groups: Groups | None) -> LabelledImages:
     x = torch.from_numpy((images / _BRIGHTEST).astype(np.float32)).unsqueeze(1)
     fine = torch.from_numpy(labels.astype(np.int64))
-    if groups is None:
-        return LabelledImages(images=x, labels={"label": fine}, target="label", class_names={"label": _NAMES})
-    groups = {name: list(members) for name, members in groups.items()}
-    return LabelledImages(
-        images=x,
-        labels={"fine": fine, "coarse": coarse_of_fine(groups, _NAMES)[fine]},
-        target="coarse",
-        class_names={"fine": _NAMES, "coarse": tuple(groups)},
-    )
+    lists = None if groups is None else {name: list(members) for name, members in groups.items()}
+    return LabelledImages(images=x, **group_labels(fine, _NAMES, lists))

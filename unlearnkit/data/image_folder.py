@@ -13,8 +13,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from unlearnkit.data.groups import Groups, coarse_of_fine
-from unlearnkit.data.labelled import DataBundle, Images, LabelledImages
+from unlearnkit.data.labelled import DataBundle, Groups, Images, LabelledImages, group_labels
 from unlearnkit.data.transforms import image_transform
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 
@@ -22,7 +21,7 @@ from unlearnkit.utils.errors import ConfigurationError, StoreError
 @final
 @attrs.frozen(kw_only=True, repr=False)
 class ImageFiles:
-    """Image files that are read when they are asked for."""
+    """Image files that are read on demand."""
 
     paths: tuple[str, ...]
 
@@ -57,12 +56,12 @@ def image_folder(
             ``label``.
         target: The label kind to train on; by default ``coarse`` with groups and ``label`` without.
         image_size: See `imagenet_transform`.
-        on_device: Whether images are resized and normalised a batch at a time on the model's device; see
-            `DeviceTransform`. They must then all have one size. With ``in_memory`` they are kept as they are.
-        per_class: Take only the first so many training images of each class, by file name; None takes all.
+        on_device: Whether images, all of one size, are resized and normalised by `DeviceTransform`, a batch at a time
+            on the model's device.
+        per_class: How many training images of each class to take, by file name; None takes all.
         test_per_class: The same for the test images.
-        in_memory: Read, resize and normalise every image once, now, and keep the result: 12 · image_size² bytes an
-            image. Else each is read whenever it is asked for, in every epoch again.
+        in_memory: Read, resize and normalise every image once, now: 12 · image_size² bytes an image. With
+            ``on_device`` they are only read. Otherwise each image is read again in every epoch.
 
     Returns:
         Images of shape (3, image_size, image_size), float32, normalised as ImageNet models expect. Classes are
@@ -81,21 +80,14 @@ def image_folder(
             f"{root}: expected the same class folders in train and test, saw {only} in one of them only"
         )
     transform = image_transform(image_size, on_device=on_device)
-    names = {"label": tuple(train.classes)}
-    if groups is not None:
-        names = {"fine": tuple(train.classes), "coarse": tuple(groups)}
 
     def labelled(folder: ImageFolder, key: str, count: int | None) -> LabelledImages:
         samples = _first(folder.samples, count, key=key)
         files = ImageFiles(paths=tuple(path for path, _ in samples))
-        images: Images = _read(files, transform.get("transform", _as_it_is), where=root) if in_memory else files
-        return LabelledImages(
-            images=images,
-            labels=_labels([number for _, number in samples], groups, train.classes),
-            target=target or list(names)[-1],
-            class_names=names,
-            **({} if in_memory and not on_device else transform),
-        )
+        images: Images = _read(files, transform.get("transform", _identity), where=root) if in_memory else files
+        fields = group_labels(torch.tensor([number for _, number in samples], dtype=torch.int64), train.classes, groups)
+        fields |= {"target": target or fields["target"]} | ({} if in_memory and not on_device else transform)
+        return LabelledImages(images=images, **fields)
 
     return DataBundle(
         name=root.name,
@@ -105,7 +97,7 @@ def image_folder(
 
 
 def _first(samples: Sequence[tuple[str, int]], count: int | None, *, key: str) -> list[tuple[str, int]]:
-    """Keep the first so many samples of each class; they are sorted by class and file name."""
+    """Keep the first ``count`` samples of each class; they are sorted by class and file name."""
     if count is None:
         return list(samples)
     if count < 1:
@@ -127,11 +119,6 @@ def _read(files: ImageFiles, transform: Callable[[Tensor], Tensor], *, where: Pa
     return torch.stack(images)
 
 
-def _labels(targets: Sequence[int], groups: Groups | None, classes: Sequence[str]) -> dict[str, Tensor]:
-    fine = torch.tensor(targets, dtype=torch.int64)
-    return {"label": fine} if groups is None else {"fine": fine, "coarse": coarse_of_fine(groups, classes)[fine]}
-
-
 def _folder(path: Path) -> ImageFolder:
     try:
         return ImageFolder(path)
@@ -142,5 +129,5 @@ def _folder(path: Path) -> ImageFolder:
         ) from error
 
 
-def _as_it_is(image: Tensor) -> Tensor:
+def _identity(image: Tensor) -> Tensor:
     return image

@@ -1,5 +1,6 @@
-"""Images with one or several kinds of labels, and a training and a test set that belong together."""
+"""Images with one or several kinds of labels, and the training and test set of a task."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, Self, final
 
@@ -11,15 +12,16 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from unlearnkit.data.batches import Deferred
-from unlearnkit.data.partition import Indices, Labels, Split, label_arrays
-from unlearnkit.data.splits import ForgetSpec
+from unlearnkit.data.splits import ForgetSpec, Indices, Labels, Split, label_arrays
 from unlearnkit.utils.errors import ConfigurationError, raise_all
 
 Transform = Callable[[Tensor], Tensor]
+Groups = Mapping[str, Sequence[str]]
+"""Coarse class name to the names of its fine classes."""
 
 
 class Images(Protocol):
-    """Images by number: a tensor of shape (n, channels, h, w), or anything that loads them one by one."""
+    """Images by index: a tensor of shape (n, channels, h, w), or anything that loads them one by one."""
 
     def __len__(self) -> int: ...
 
@@ -44,19 +46,18 @@ def _freeze_rows(rows: Any) -> Tensor | None:
 class LabelledImages(Dataset[tuple[Any, ...]]):
     """A data set whose items are ``(x, *labels)``, the training target last.
 
-    So a batch of CIFAR-100 trained on coarse labels is ``(x, fine, coarse)``, and `CrossEntropy` finds its targets
-    without being told. Labels can be read whole, without loading an image.
+    A batch of CIFAR-100 trained on coarse labels is ``(x, fine, coarse)``, as `CrossEntropy` expects. Labels can be
+    read without loading an image.
 
     Attributes:
-        images: A uint8 or float tensor of shape (n, channels, h, w), or an object that loads image i when asked.
+        images: A uint8 or float tensor of shape (n, channels, h, w), or an object that loads image i on demand.
         labels: Label kind to integer labels ≥ 0, each of shape (n,); kept as int64 tensors.
         target: The label kind that a model is trained on.
         class_names: Label kind to the names of its classes, where they are known.
-        transform: Applied to each image when it is asked for, or None. It should not be random, or importances
-            cannot be repeated.
-        device_transform: Applied to a whole batch once it is on the device (see `DeviceTransform`), instead of
-            ``transform``: ``x`` is then an `Deferred`, which every part of this package finishes.
-        rows: Which images these are, shape (n,), int64, or None for all in order: a subset shares its images.
+        transform: Applied to each image when it is read, or None. It should not be random, or importances cannot be
+            reproduced.
+        device_transform: Applied, in place of ``transform``, to a whole batch on the device; see `DeviceTransform`.
+        rows: Indices of these samples' images, shape (n,), int64, or None for all in order.
 
     Example:
         >>> labels = {"coarse": [0, 0], "fine": [4, 5]}
@@ -84,15 +85,12 @@ class LabelledImages(Dataset[tuple[Any, ...]]):
         problems = [] if count == len(self) else [f"expected a label for each of {count} images, saw {len(self)}"]
         if self.rows is not None and bool(((self.rows < 0) | (self.rows >= len(self.images))).any()):
             problems.append(f"rows: expected image numbers between 0 and {len(self.images) - 1}")
-        problems += [problem for kind, some in self.labels.items() for problem in self._label_problems(kind, some)]
+        for kind, labels in self.labels.items():
+            low, high = int(labels.min()), int(labels.max())
+            known = len(self.class_names.get(kind, ())) or high + 1
+            if low < 0 or high >= known:
+                problems.append(f"{kind}: expected labels between 0 and {known - 1}, saw {low} … {high}")
         raise_all(problems, where="LabelledImages", error=ConfigurationError)
-
-    def _label_problems(self, kind: str, labels: Tensor) -> list[str]:
-        low, high = int(labels.min()), int(labels.max())
-        known = len(self.class_names.get(kind, ())) or high + 1
-        if low >= 0 and high < known:
-            return []
-        return [f"{kind}: expected labels between 0 and {known - 1}, saw {low} … {high}"]
 
     @override
     def __repr__(self) -> str:
@@ -126,16 +124,7 @@ class LabelledImages(Dataset[tuple[Any, ...]]):
         return len(self.class_names.get(self.target, ())) or int(self.targets.max()) + 1
 
     def subset(self, indices: Indices | Tensor | Sequence[int]) -> Self:
-        """Take some samples; images are shared, not copied.
-
-        Args:
-            indices: Which samples, in the order wanted: whole numbers between 0 and n − 1.
-
-        Returns:
-            A smaller data set of the same kind.
-
-        Raises:
-            ConfigurationError: No index, or one that does not exist.
+        """Return the samples of some indices, in that order; images are shared, not copied.
 
         Example:
             >>> data = LabelledImages(images=torch.zeros(3, 1, 8, 8), labels={"label": [5, 6, 7]}, target="label")
@@ -208,7 +197,7 @@ class DataBundle:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class ForgetSplit:
-    """What is forgotten of a training and of a test set.
+    """The splits of a training and of a test set.
 
     Attributes:
         train: D_f and D_r; neither is empty.
@@ -220,24 +209,25 @@ class ForgetSplit:
 
 
 def forget_split(bundle: DataBundle, spec: ForgetSpec) -> ForgetSplit:
-    """Apply one description of what to forget to the training and the test set.
+    """Split the training and the test set by one description of what to forget.
 
     Args:
         bundle: The data.
-        spec: What to forget. A list of training indices forgets nothing of the test set.
+        spec: What to forget. `ByIndex` forgets nothing of the test set.
 
     Returns:
-        Indices into ``bundle.train`` and ``bundle.test``; hand them to `LabelledImages.subset`.
-
-    Raises:
-        ConfigurationError: See `ForgetSpec.split`.
+        Indices into ``bundle.train`` and ``bundle.test``, for `LabelledImages.subset`.
 
     Example:
         >>> from unlearnkit.data import ByClass, digits
         >>> forget_split(digits(), ByClass(classes=3))
         ForgetSplit(train=Split(full-class: forget 137 of 1347), test=Split(full-class: forget 46 of 450))
     """
-    names = {kind: _names(bundle, kind) for kind in bundle.train.kinds}
+    names: dict[str, tuple[str, ...]] = {}
+    for kind in bundle.train.kinds:
+        # Without names the range would come from the labels present, and a test set may lack the last class.
+        highest = max(int(part.labels[kind].max()) for part in (bundle.train, bundle.test))
+        names[kind] = bundle.train.class_names.get(kind, ()) or tuple(map(str, range(highest + 1)))
     target = bundle.train.target
     return ForgetSplit(
         train=spec.split(bundle.train.labels, target=target, class_names=names),
@@ -245,8 +235,30 @@ def forget_split(bundle: DataBundle, spec: ForgetSpec) -> ForgetSplit:
     )
 
 
-def _names(bundle: DataBundle, kind: str) -> tuple[str, ...]:
-    # Without names the range would come from the labels present, and a test set may lack the last class.
-    known = bundle.train.class_names.get(kind, ())
-    highest = max(int(part.labels[kind].max()) for part in (bundle.train, bundle.test))
-    return known or tuple(map(str, range(highest + 1)))
+def group_labels(fine: Tensor, names: Sequence[str], groups: Groups | None) -> dict[str, Any]:
+    """Return labels, class names and target of `LabelledImages`: one kind, or fine and coarse labels by groups."""
+    if groups is None:
+        return {"labels": {"label": fine}, "class_names": {"label": names}, "target": "label"}
+    labels = {"fine": fine, "coarse": coarse_of_fine(groups, names)[fine]}
+    return {"labels": labels, "class_names": {"fine": names, "coarse": groups}, "target": "coarse"}
+
+
+def coarse_of_fine(groups: Groups, fine_names: Sequence[str]) -> Tensor:
+    """Return the coarse class of every fine class.
+
+    Example:
+        >>> coarse_of_fine({"animal": ["cat", "dog"], "vehicle": ["car"]}, ["car", "cat", "dog"])
+        tensor([1, 0, 0])
+    """
+    as_text = [name for name, members in groups.items() if isinstance(members, str)]
+    times = Counter(member for members in groups.values() for member in members)
+    known = list(fine_names)
+    problems = [f"{name}: expected a list of class names, saw one string" for name in as_text] or [
+        *(f"{name}: expected at least one class, saw none" for name, members in groups.items() if not members),
+        *(f"{name}: expected in one group, saw it in none" for name in fine_names if not times[name]),
+        *(f"{name}: expected in one group, saw it {count} times" for name, count in times.items() if count > 1),
+        *(f"{name}: expected one of {known}, saw an unknown class" for name in times if name not in known),
+    ]
+    raise_all(problems, where="groups", error=ConfigurationError)
+    coarse = {member: number for number, members in enumerate(groups.values()) for member in members}
+    return torch.tensor([coarse[name] for name in fine_names], dtype=torch.int64)

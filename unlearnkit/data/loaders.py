@@ -1,14 +1,15 @@
-"""Batches in an order that depends on the seed and on nothing else."""
+"""Data loaders in a fixed order, and loaders of two sets paired or interleaved."""
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any, final
 
 import attrs
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SequentialSampler
 from typing_extensions import override
 
 from unlearnkit.utils.errors import ConfigurationError
+from unlearnkit.utils.progress import length
 
 
 @final
@@ -43,18 +44,18 @@ def loader(
     workers: int = 0,
     device: torch.device | str | None = None,
 ) -> DataLoader[Any]:
-    """Make a data loader that can be iterated again and again and always yields the same batches.
+    """Make a data loader that yields the same batches in every pass.
 
-    An estimator can compare two passes, and a run can be repeated. The global random state is neither read nor
-    changed. For training, hand the data set itself to `unlearnkit.models.train`, which shuffles anew each epoch.
+    The global random state is neither read nor changed. For training, pass the data set itself to
+    `unlearnkit.models.train`, which shuffles it in each epoch.
 
     Args:
         dataset: Anything with a length and items.
         batch_size: Samples per batch, ≥ 1; the last batch may be smaller.
         shuffle: Whether to use a fixed permutation instead of the data set's order.
-        seed: Which permutation, ≥ 0; needed when ``shuffle`` is on.
+        seed: Of the permutation, ≥ 0; needed when ``shuffle`` is on.
         workers: Processes that load images; 0 loads them in this one. The order does not depend on it.
-        device: Where the batches go next: memory is pinned only when that is a CUDA device.
+        device: Where the batches are used: memory is pinned for a CUDA device only.
 
     Returns:
         A data loader.
@@ -83,7 +84,114 @@ def loader(
         batch_size=batch_size,
         sampler=order,
         num_workers=workers,
-        # A generator of its own, because a loader without one draws the seeds of its workers from the global one.
+        # Without a generator of its own, a loader draws the seeds of its workers from the global one.
         generator=torch.Generator().manual_seed(seed or 0),
         pin_memory=device is not None and torch.device(device).type == "cuda",
     )
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Paired:
+    """Batches of the retain set, each with one of the forget set, which repeats.
+
+    Attributes:
+        retain: Batches of D_r; there are as many pairs as of these.
+        forget: Batches of D_f.
+
+    Example:
+        >>> list(Paired(retain=["r1", "r2", "r3"], forget=["f1", "f2"]))
+        [('r1', 'f1'), ('r2', 'f2'), ('r3', 'f1')]
+    """
+
+    retain: Iterable[Any]
+    forget: Iterable[Any]
+
+    def __len__(self) -> int:
+        return len(self.retain)  # type: ignore[arg-type]  # a TypeError where there is no length
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        return zip(self.retain, _repeat(self.forget), strict=False)
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Interleaved:
+    """Every batch of two sets once, evenly mixed where their lengths are known, else alternating.
+
+    Attributes:
+        retain: Batches of D_r.
+        forget: Batches of D_f.
+
+    Example:
+        >>> list(Interleaved(retain=["r1", "r2", "r3", "r4"], forget=["f1"]))
+        [(False, 'r1'), (False, 'r2'), (True, 'f1'), (False, 'r3'), (False, 'r4')]
+    """
+
+    retain: Iterable[Any]
+    forget: Iterable[Any]
+
+    def __len__(self) -> int:
+        return len(self.retain) + len(self.forget)  # type: ignore[arg-type]  # as above
+
+    def __iter__(self) -> Iterator[tuple[bool, Any]]:
+        """Yield ``(True, batch)`` for the forget set and ``(False, batch)`` for the retain set."""
+        sets = {False: self.retain, True: self.forget}
+        sizes = {flag: length(batches) for flag, batches in sets.items()}
+        known = None not in sizes.values()
+        step = {flag: 1 / max(1, sizes[flag] or 1) if known else 1.0 for flag in sets}
+        left = {flag: iter(batches) for flag, batches in sets.items()}
+        # The share of each set that is done in the middle of its next batch.
+        due = {flag: step[flag] / 2 for flag in sets}
+        while left:
+            flag = min(left, key=lambda one: (due[one], one))
+            try:
+                batch = next(left[flag])
+            except StopIteration:
+                del left[flag]
+                continue
+            due[flag] += step[flag]
+            yield flag, batch
+
+
+def reshuffled(batches: Iterable[Any], *, seed: int) -> Iterable[Any]:
+    """Shuffle the data of a sequential loader, or of a mixture of such: training in data set order can go badly wrong.
+
+    Anything else, a loader with a sampler of its own too, is returned unchanged.
+
+    Example:
+        >>> batches = DataLoader(torch.arange(4), batch_size=2)
+        >>> sorted(int(i) for batch in reshuffled(batches, seed=0) for i in batch)
+        [0, 1, 2, 3]
+    """
+    if isinstance(batches, Paired | Interleaved):
+        parts = {name: reshuffled(getattr(batches, name), seed=seed) for name in ("retain", "forget")}
+        return attrs.evolve(batches, **parts)
+    if not isinstance(batches, DataLoader) or isinstance(batches.dataset, IterableDataset):
+        return batches
+    if batches.batch_size is None or not isinstance(batches.sampler, SequentialSampler):
+        return batches
+    return DataLoader(
+        batches.dataset,
+        batch_size=batches.batch_size,
+        shuffle=True,
+        num_workers=batches.num_workers,
+        collate_fn=batches.collate_fn,
+        pin_memory=batches.pin_memory,
+        drop_last=batches.drop_last,
+        worker_init_fn=batches.worker_init_fn,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def _repeat(batches: Iterable[Any]) -> Iterator[Any]:
+    while True:
+        count = 0
+        for batch in batches:
+            yield batch
+            count += 1
+        if not count:
+            raise ConfigurationError(
+                "expected at least one batch of the forget set, saw none: hand over a data loader or a list, not an "
+                "iterator that is used up"
+            )

@@ -1,4 +1,4 @@
-"""Read a pickle that holds numbers, text, lists, dicts and numpy arrays, and refuse every other."""
+"""Safe unpickling of numbers, text, lists, dicts and numpy arrays."""
 
 import io
 import pickle
@@ -21,11 +21,11 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 
 def _no_bytes() -> bytes:
-    # How protocols before 3 write b"": a call of bytes without arguments. With one it could ask for any memory.
+    # How protocols before 3 write b"": bytes(). With an argument it could allocate any amount of memory.
     return b""
 
 
-# Asked of numpy itself, because the module that these functions live in has another name in each major version.
+# From numpy itself: the module of these functions has another name in each major version.
 _RECONSTRUCT: Any = np.zeros(1).__reduce__()[0]
 _FROM_BUFFER: Any = np.zeros(1).__reduce_ex__(5)[0]
 _ALLOWED: Mapping[tuple[str, str], Callable[..., Any]] = {
@@ -66,11 +66,9 @@ def load_plain_pickle(path: Path) -> Any:
         {'data': array([0, 1])}
     """
     try:
-        content = path.read_bytes()
+        return _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error}") from error
-    try:
-        return _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
     except _DAMAGE as error:
         raise StoreError(f"{path} is damaged or not a pickle: {error}: get the file again") from error
     except StoreError as error:

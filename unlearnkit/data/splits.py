@@ -1,7 +1,8 @@
-"""What to forget: a class, a sub-class inside a class, or samples by their index."""
+"""Forget and retain sets: what to forget (classes, sub-classes, indices), splits, and validation parts of them."""
 
 import abc
 import difflib
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, final
@@ -9,24 +10,116 @@ from typing import Any, ClassVar, Self, final
 import attrs
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.model_selection import train_test_split
+from torch import Tensor
 from typing_extensions import override
 
-from unlearnkit.data.partition import Indices, Labels, Split, label_arrays, split_of
 from unlearnkit.utils.errors import ConfigurationError, StoreError, raise_all
 
+Indices = NDArray[np.int64]
+Labels = Tensor | NDArray[Any]
 Names = Mapping[str, Sequence[str]]
 _NO_NAMES: Names = {}
+
+
+def _freeze_indices(values: Any) -> Indices:
+    return np.array(values, dtype=np.int64).reshape(-1)  # writable: torch warns of indices that are not
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Split:
+    """A data set of n samples, split into a forget set D_f and a retain set D_r.
+
+    Attributes:
+        forget: Indices of D_f, sorted int64, shape (|D_f|,).
+        retain: Indices of D_r, sorted int64, shape (|D_r|,). Every index 0 … n−1 is in one of the two.
+        scenario: ``"full-class"``, ``"sub-class"`` or ``"random"``.
+
+    Example:
+        >>> Split(forget=[1, 3], retain=[0, 2], scenario="random")
+        Split(random: forget 2 of 4)
+    """
+
+    forget: Indices = attrs.field(converter=_freeze_indices)
+    retain: Indices = attrs.field(converter=_freeze_indices)
+    scenario: str
+
+    def __attrs_post_init__(self) -> None:
+        both = np.sort(np.concatenate([self.forget, self.retain]))
+        problems = [
+            f"{name}: expected indices in rising order without repeats"
+            for name, part in (("forget", self.forget), ("retain", self.retain))
+            if (np.diff(part) <= 0).any()
+        ]
+        if not np.array_equal(both, np.arange(len(both))):
+            problems.append(f"expected forget and retain to hold each index 0 … {len(both) - 1} once")
+        raise_all(problems, where="Split", error=ConfigurationError)
+
+    @override
+    def __repr__(self) -> str:
+        return f"Split({self.scenario}: forget {len(self.forget)} of {self.samples})"
+
+    @property
+    def samples(self) -> int:
+        """Return n, the number of samples of the data set."""
+        return len(self.forget) + len(self.retain)
+
+    def digest(self) -> str:
+        """Hash the number of samples and the forget indices, 32 hexadecimal digits.
+
+        Example:
+            >>> one = Split(forget=[0], retain=[1], scenario="random")
+            >>> other = Split(forget=[1], retain=[0], scenario="random")
+            >>> one.digest() == other.digest()
+            False
+        """
+        state = hashlib.blake2b(f"{self.samples}|".encode(), digest_size=16)
+        state.update(self.forget.astype("<i8").tobytes())
+        return state.hexdigest()
+
+
+def split_of(mask: NDArray[np.bool_], *, scenario: str) -> Split:
+    """Make a split from a mask.
+
+    Example:
+        >>> split_of(np.array([False, True, False]), scenario="random").retain
+        array([0, 2])
+    """
+    return Split(forget=np.flatnonzero(mask), retain=np.flatnonzero(~mask), scenario=scenario)
+
+
+def label_arrays(labels: Mapping[str, Labels]) -> dict[str, Indices]:
+    """Check labels and convert them to numpy.
+
+    Example:
+        >>> label_arrays({"label": np.array([0, 1], dtype=np.uint8)})
+        {'label': array([0, 1])}
+    """
+    arrays = {
+        kind: values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+        for kind, values in labels.items()
+    }
+    problems = [
+        f"{kind}: expected whole numbers of shape (n,), saw {array.dtype} of shape {array.shape}"
+        for kind, array in arrays.items()
+        if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer)
+    ]
+    lengths = {kind: array.shape[0] if array.ndim else 0 for kind, array in arrays.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        problems.append(f"expected one label of each kind for each of n ≥ 1 samples, saw {lengths}")
+    raise_all(problems, where="labels", error=ConfigurationError)
+    return {kind: array.astype(np.int64) for kind, array in arrays.items()}
 
 
 class ForgetSpec(abc.ABC):
     """A description of D_f that can be applied to any labelled data set.
 
-    Subclass it for another rule: `select` is all that must be written. `split` checks what it returns.
+    To write another rule, subclass it and implement `select`; `split` checks what it returns.
 
     Attributes:
-        scenario: What the literature calls it: ``"full-class"``, ``"sub-class"`` or ``"random"``.
-        carries_over: Whether the rule also says which *test* samples belong to what is forgotten. A list
-            of training indices says nothing about the test set.
+        scenario: Its name in the literature: ``"full-class"``, ``"sub-class"`` or ``"random"``.
+        carries_over: Whether the rule applies to test samples too. A list of training indices does not.
     """
 
     scenario: ClassVar[str]
@@ -34,7 +127,7 @@ class ForgetSpec(abc.ABC):
 
     @abc.abstractmethod
     def select(self, labels: Mapping[str, Indices], *, target: str, class_names: Names) -> NDArray[np.bool_]:
-        """Say which samples are forgotten.
+        """Select the samples to forget.
 
         Args:
             labels: Label kind to int64 labels, shape (n,).
@@ -42,25 +135,25 @@ class ForgetSpec(abc.ABC):
             class_names: Label kind to the names of its classes, where they are known.
 
         Returns:
-            Shape (n,), bool. It may be all False or all True: `split` refuses that.
+            Shape (n,), bool. `split` refuses one that is all False or all True.
         """
 
     @final
     def split(
         self, labels: Mapping[str, Labels], *, target: str | None = None, class_names: Names = _NO_NAMES
     ) -> Split:
-        """Cut a training set in two.
+        """Split a training set; neither part may be empty.
 
         Args:
             labels: Label kind to integer labels, each of shape (n,): tensors or arrays.
             target: The label kind that the model is trained on; by default the last one.
-            class_names: Label kind to the names of its classes, for the checks and the messages.
+            class_names: Label kind to the names of its classes, for checks and messages.
 
         Returns:
             The forget and the retain indices.
 
         Raises:
-            ConfigurationError: Nothing or everything would be forgotten, or a class or index does not exist.
+            ConfigurationError: A part is empty, or a class or index does not exist.
 
         Example:
             >>> split = ByClass(classes=1).split({"label": np.array([0, 1, 2, 1])})
@@ -84,16 +177,7 @@ class ForgetSpec(abc.ABC):
     def split_unseen(
         self, labels: Mapping[str, Labels], *, target: str | None = None, class_names: Names = _NO_NAMES
     ) -> Split:
-        """Cut a test set in two by the same rule; here a part may be empty.
-
-        Args:
-            labels: See `split`.
-            target: See `split`.
-            class_names: See `split`.
-
-        Returns:
-            The same classes as in `split`; for indices, which say nothing about other data, an empty
-            forget set.
+        """Split a test set by the same rule; a part may be empty, and without `carries_over` the forget set is.
 
         Example:
             >>> ByIndex(indices=[0]).split_unseen({"label": np.array([0, 1])})
@@ -130,10 +214,10 @@ def _as_classes(value: Any) -> tuple[int | str, ...]:
 @final
 @attrs.frozen(kw_only=True)
 class ByClass(ForgetSpec):
-    """Forget every sample of some classes of the training target: full-class forgetting.
+    """Forget all samples of some classes of the training target: full-class forgetting.
 
     Attributes:
-        classes: Class numbers, or names where the data set knows them; a single one need not be in a list.
+        classes: Class numbers, or names where the data set has them; a single one need not be in a list.
 
     Example:
         >>> names = {"label": ["dog", "cat"]}
@@ -148,11 +232,7 @@ class ByClass(ForgetSpec):
 
     @override
     def select(self, labels: Mapping[str, Indices], *, target: str, class_names: Names) -> NDArray[np.bool_]:
-        """Select the samples whose target is one of the classes; see `ForgetSpec.select`.
-
-        Returns:
-            Shape (n,), bool.
-        """
+        """Select the samples whose target is one of the classes; see `ForgetSpec.select`."""
         wanted = _numbers(self.classes, labels[target], names=class_names.get(target, ()), what=f"ByClass {target}")
         return np.isin(labels[target], wanted)
 
@@ -164,7 +244,7 @@ class BySubclass(ForgetSpec):
 
     Attributes:
         fine: Fine class numbers or names; a single one need not be in a list. CIFAR-100's rocket is 69.
-        kind: The label kind in which they are counted.
+        kind: The label kind of these classes.
 
     Example:
         >>> labels = {"fine": np.array([0, 1, 2, 3]), "coarse": np.array([0, 0, 1, 1])}
@@ -180,14 +260,7 @@ class BySubclass(ForgetSpec):
 
     @override
     def select(self, labels: Mapping[str, Indices], *, target: str, class_names: Names) -> NDArray[np.bool_]:
-        """Select the samples of the fine classes, each inside one target class; see `ForgetSpec.select`.
-
-        Returns:
-            Shape (n,), bool.
-
-        Raises:
-            ConfigurationError: There are no such labels, or a fine class lies in several target classes.
-        """
+        """Select the samples of the fine classes, each in one target class; see `ForgetSpec.select`."""
         if self.kind not in labels or self.kind == target:
             raise ConfigurationError(
                 f"BySubclass: expected labels of kind {self.kind!r} beside the target {target!r}, "
@@ -225,7 +298,7 @@ def _as_indices(value: Any) -> tuple[int, ...]:
 @final
 @attrs.frozen(kw_only=True, repr=False)
 class ByIndex(ForgetSpec):
-    """Forget some samples of the training set, named by their index: the random scenario.
+    """Forget some samples of the training set by their indices: the random scenario.
 
     Attributes:
         indices: Indices into the training set, without repeats, in any order.
@@ -246,17 +319,7 @@ class ByIndex(ForgetSpec):
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
-        """Read the indices from a text file: one a line; empty lines and what follows ``#`` are skipped.
-
-        Args:
-            path: UTF-8 text.
-
-        Returns:
-            The spec.
-
-        Raises:
-            StoreError: The file cannot be read, or a line is not a whole number.
-        """
+        """Read one index a line from a UTF-8 text file; empty lines and text after ``#`` are skipped."""
         try:
             lines = Path(path).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -272,11 +335,7 @@ class ByIndex(ForgetSpec):
 
     @override
     def select(self, labels: Mapping[str, Indices], *, target: str, class_names: Names) -> NDArray[np.bool_]:
-        """Select the samples of the indices; see `ForgetSpec.select`.
-
-        Returns:
-            Shape (n,), bool.
-        """
+        """Select the samples of the indices; see `ForgetSpec.select`."""
         samples = len(labels[target])
         wanted = np.array(self.indices, dtype=np.int64)
         outside = wanted[(wanted < 0) | (wanted >= samples)]
@@ -317,3 +376,51 @@ def _numbers(wanted: Iterable[int | str], present: Indices, *, names: Sequence[s
             numbers.append(number)
     raise_all(problems, where=what, error=ConfigurationError)
     return numbers
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class ValidationSplit:
+    """A training set in four parts: importances are estimated on two, edits are judged on the other two."""
+
+    forget: Indices
+    retain: Indices
+    forget_validation: Indices
+    retain_validation: Indices
+
+    @property
+    def full(self) -> Indices:
+        """Return the sorted indices of D without validation samples."""
+        return np.sort(np.concatenate([self.forget, self.retain]))
+
+
+def validation_split(split: Split, labels: Tensor, *, fraction: float, seed: int) -> ValidationSplit:
+    """Hold out the same fraction of the forget set and of the retain set, stratified by class where possible.
+
+    Example:
+        >>> import torch
+        >>> split = Split(forget=[0, 1], retain=[2, 3, 4, 5], scenario="random")
+        >>> parts = validation_split(split, torch.zeros(6), fraction=0.5, seed=0)
+        >>> len(parts.forget_validation), len(parts.retain_validation), len(parts.full)
+        (1, 2, 3)
+    """
+    parts = []
+    for name, rows in (("forget", split.forget), ("retain", split.retain)):
+        if len(rows) < 2:
+            raise ConfigurationError(
+                f"the {name} set: expected at least 2 samples, one to measure on and one to judge by, saw {len(rows)}"
+            )
+        parts += _hold_out(rows, labels.numpy()[rows], fraction, seed)
+    forget, forget_validation, retain, retain_validation = parts
+    return ValidationSplit(
+        forget=forget, retain=retain, forget_validation=forget_validation, retain_validation=retain_validation
+    )
+
+
+def _hold_out(rows: Indices, labels: Indices, fraction: float, seed: int) -> list[Indices]:
+    size = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
+    counts = np.unique(labels, return_counts=True)[1]
+    # scikit-learn refuses to stratify where a class has one sample, or more classes than one side has places.
+    possible = counts.min() > 1 and len(counts) <= min(size, len(rows) - size)
+    cut = train_test_split(rows, test_size=size, random_state=seed, stratify=labels if possible else None)
+    return [np.sort(part) for part in cut]

@@ -1,4 +1,4 @@
-"""The notebook's image transform, for one image or for a batch on a device: resize, scale to 0 … 1, normalise."""
+"""The notebook's image transform, for one image or a batch on a device: resize, crop, scale to 0 … 1, normalise."""
 
 import functools
 from collections.abc import Callable
@@ -22,10 +22,9 @@ def _check_size(_: Any, __: Any, image_size: int | None) -> None:
 
 
 def imagenet_transform(image_size: int | None = 224) -> v2.Transform:
-    """Make Resize, centre crop, to float32 and Normalize with the mean and standard deviation of ImageNet.
+    """Compose Resize, CenterCrop, ToDtype(float32) and Normalize with ImageNet's mean and standard deviation.
 
-    It takes uint8 RGB tensors of shape (3, h, w), or batches of them of shape (n, 3, h, w), and is never random: the
-    same image always gives the same tensor. The crop does nothing to square images.
+    It takes uint8 RGB images of shape (3, h, w) or (n, 3, h, w). It is never random. Square images are not cropped.
 
     Args:
         image_size: Height and width of the result in pixels, or None to keep the size that images have.
@@ -49,11 +48,11 @@ def imagenet_transform(image_size: int | None = 224) -> v2.Transform:
 @final
 @attrs.frozen(kw_only=True)
 class DeviceTransform:
-    """Resizes, crops and normalises a batch of images where it is: `imagenet_transform`, a batch at a time.
+    """`imagenet_transform` for a batch of images, on the batch's device and in float32.
 
-    Bilinear with antialiasing, half-pixel centres (``align_corners=False``), the shorter side to ``image_size`` and a
-    centre crop, all in float32. The transform of single uint8 images rounds to whole levels of brightness as it
-    resizes, so the two differ by up to one level (1/255 before normalisation); on float images by float rounding only.
+    Bilinear with antialiasing and ``align_corners=False``, the shorter side to ``image_size``, then a centre crop.
+    `imagenet_transform` rounds uint8 images to whole levels of brightness as it resizes, so the two differ by up to one
+    level (1/255 before normalisation); on float images by float rounding only.
 
     Attributes:
         image_size: Height and width of the result in pixels, or None to keep the size that images have.
@@ -72,10 +71,11 @@ class DeviceTransform:
     def __call__(self, images: Tensor) -> Tensor:
         """Transform a batch."""
         self._check(images)
+        x = images.float() if images.is_floating_point() else images / 255
         if self.image_size is None or min(images.shape[-2:]) >= self.image_size:
-            return self._normalised(self._resized(images.float() if images.is_floating_point() else images / 255))
+            return self._normalised(self._resized(x))
         # The weights of a resize add up to 1, so normalising first gives the same, on fewer pixels.
-        return self._resized(self._normalised(images.float() if images.is_floating_point() else images / 255))
+        return self._resized(self._normalised(x))
 
     def _resized(self, images: Tensor) -> Tensor:
         if self.image_size is None:
@@ -100,12 +100,12 @@ class DeviceTransform:
 
 @functools.cache
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Bring constants to a device, once: it would wait for them in every batch."""
+    """Copy constants to a device once; each copy would wait for the device."""
     return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def image_transform(image_size: int | None, *, on_device: bool) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Make the transform of a data set under the name of the field of `LabelledImages` that takes it."""
+    """Return the `LabelledImages` argument for a transform on the device or of single images."""
     if on_device:
         return {"device_transform": DeviceTransform(image_size=image_size)}
     return {"transform": imagenet_transform(image_size)}

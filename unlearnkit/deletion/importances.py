@@ -9,8 +9,7 @@ import torch
 
 from unlearnkit.deletion.population import Population, Rows
 from unlearnkit.importance.importance import Importance
-from unlearnkit.importance.provenance import Role
-from unlearnkit.importance.relative_error import of_rest, of_sum
+from unlearnkit.importance.provenance import Role, error_of_difference, error_of_sum
 from unlearnkit.importance.store import ImportanceStore, difference, on_disk, summed
 from unlearnkit.utils.errors import StoreError, raise_all
 
@@ -78,7 +77,7 @@ def _sum(pieces: list[Importance]) -> Importance:
         samples=sum(piece.samples for piece in pieces),
         role=Role.FORGET,
         trail=trail,
-        relative_error=of_sum((piece.relative_error, piece.samples) for piece in pieces),
+        relative_error=error_of_sum((piece.relative_error, piece.samples) for piece in pieces),
     )
 
 
@@ -90,5 +89,5 @@ def _without(total: Importance, part: Importance, *, eps: float) -> Importance:
         count=total.count - part.count,
         samples=total.samples - part.samples,
         role=Role.RETAIN,
-        relative_error=of_rest(total.relative_error, part.relative_error),
+        relative_error=error_of_difference(total.relative_error, part.relative_error),
     )

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from unlearnkit.data import DataBundle, LabelledImages
 from unlearnkit.deletion.queue import Request
-from unlearnkit.utils.errors import ConfigurationError, raise_all
-from unlearnkit.utils.suggest import nearest
+from unlearnkit.utils.errors import ConfigurationError, nearest, raise_all
 
 Rows = NDArray[np.int64]
 

@@ -1,9 +1,10 @@
-"""Work that several processes share: each does a part, and every one hears all results, and every error."""
+"""Collectives of torch.distributed that carry each rank's error, and maps that split their work over the ranks."""
 
 import itertools
+import math
 import pickle
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar, final
@@ -14,23 +15,25 @@ import torch.distributed as dist
 from torch import nn
 
 from unlearnkit.distributed.ranks import Ranks, alone
-from unlearnkit.distributed.sharded_tensors import is_spread
+from unlearnkit.distributed.sharded_tensors import is_sharded_model
 from unlearnkit.utils.errors import UnlearnKitError
 
 T = TypeVar("T")
 R = TypeVar("R")
+Work = Callable[[Iterable[T], Iterator[int]], Iterable[R]]
+"""Takes some of the items, and the index of each among all of them; yields one picklable result for each."""
 
-_PATIENCE = timedelta(days=1)  # shares of a long pass end hours apart; a process that is gone is noticed at once
-_HEARD = "heard_by_all"  # of an exception: every rank has it
+_TIMEOUT = timedelta(days=1)  # ranks may finish their parts of a long pass hours apart; a dead rank is noticed at once
+_RAISED_EVERYWHERE = "raised_on_all_ranks"  # attribute of an exception that every rank has
 
 
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Shared:
-    """Batches that all ranks go through together: each measures on its share, and hears the results of the others.
+    """Batches that all ranks go through together: each evaluates its share, and gets the results of all.
 
-    Hand it to a function of `unlearnkit.evaluation` on every rank, or on none: each waits for the others. Whoever does
-    not know of ranks sees all batches.
+    Pass it to a function of `unlearnkit.evaluation` on every rank or on none, because each waits for the others. Code
+    that knows nothing of ranks sees all batches.
 
     Attributes:
         items: The same in the same order on every rank.
@@ -49,82 +52,108 @@ class Shared:
         return len(self.items)  # type: ignore[arg-type]  # a TypeError, where there is no length
 
 
-def wait_for_all() -> None:
-    """Go on when every process has come this far; at once when there is only one."""
-    tell(None)
+def barrier() -> None:
+    """Wait until every rank has come this far."""
+    all_gather(None)
 
 
-def tell(mine: T, *, failure: Exception | None = None, place: int = 0) -> list[T]:
-    """Tell every rank something, and hear what each has to tell.
+def all_gather(value: T, *, error: Exception | None = None) -> list[T]:
+    """Gather one picklable value from every rank; raise on all ranks when one reports an error or is dead.
 
     Args:
-        mine: What can be pickled.
-        failure: What went wrong here, to be raised on every rank.
-        place: Where it went wrong: of several failures the one with the smallest place is raised.
+        value: This rank's.
+        error: What went wrong on this rank, to be raised on every rank.
 
     Returns:
-        What each told, by rank.
+        The values, by rank.
 
     Raises:
-        Exception: A rank's failure.
-        UnlearnKitError: A process is gone, named where it is known.
+        Exception: The error of the first rank that reports one.
+        UnlearnKitError: A rank is dead; the message names it where it is known.
     """
+    return _all_gather(value, error, position=0)
+
+
+def _all_gather(value: T, error: Exception | None, *, position: int) -> list[T]:
+    """Gather values; of several errors, raise the one with the smallest position."""
     ranks = Ranks.current()
-    heard = [(place, failure, mine)] if ranks.size == 1 else _gathered((place, _portable(failure), mine), ranks)
-    failed = [(at, rank) for rank, (at, error, _) in enumerate(heard) if error is not None]
+    mine = (position, error if ranks.size == 1 else _picklable(error), value)
+    found = [mine] if ranks.size == 1 else _gather_objects(mine, ranks)
+    failed = [(at, rank) for rank, (at, problem, _) in enumerate(found) if problem is not None]
     if failed:
         first = min(failed)[1]
-        raised = failure if first == ranks.rank else heard[first][1]
+        raised = error if first == ranks.rank else found[first][1]
         assert raised is not None, "only those that failed"
         raised.add_note(f"on rank {first} of {ranks.size}")
-        setattr(raised, _HEARD, True)
+        setattr(raised, _RAISED_EVERYWHERE, True)
         raise raised
-    return [told for _, _, told in heard]
+    return [one for _, _, one in found]
 
 
-def _gathered(mine: T, ranks: Ranks) -> list[T]:
-    heard: list[Any] = [None] * ranks.size
+def _gather_objects(value: T, ranks: Ranks) -> list[T]:
+    found: list[Any] = [None] * ranks.size
     try:
-        with suppress(ValueError):  # a group without a CPU's backend, which cannot say who is gone
-            dist.monitored_barrier(timeout=_PATIENCE, wait_all_ranks=True)
-        dist.all_gather_object(heard, mine)
+        with suppress(ValueError):  # a group without gloo, which cannot say which rank is dead
+            dist.monitored_barrier(timeout=_TIMEOUT, wait_all_ranks=True)
+        dist.all_gather_object(found, value)
     except RuntimeError as error:
-        raise _gone(ranks, error) from error
-    return heard
+        raise _dead_rank_error(ranks, error) from error
+    return found
+
+
+def _picklable(error: Exception | None) -> Exception | None:
+    try:
+        copied: Exception | None = pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - exceptions of other packages may not survive pickling
+        return UnlearnKitError(f"{type(error).__name__}: {error}")
+    return copied
 
 
 @contextmanager
-def missing_nobody() -> Iterator[None]:
-    """Say who is gone, where an operation of all processes breaks off because one is."""
+def raise_on_all_ranks() -> Iterator[None]:
+    """Barrier at the end of the block; an exception on one rank is raised on every rank.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        Exception: What was raised on a rank; see `all_gather`.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        if Ranks.current().size == 1 or getattr(error, _RAISED_EVERYWHERE, False):
+            raise
+        failure = error
+    all_gather(None, error=failure)
+
+
+@contextmanager
+def name_dead_ranks() -> Iterator[None]:
+    """Turn a collective that failed because of a dead rank into an error that names the rank."""
     try:
         yield
     except RuntimeError as error:
         ranks = Ranks.current()
         if ranks.size == 1 or not re.search(r"Connection (closed|reset)|[Tt]imed out", str(error)):
             raise
-        gone = _gone(ranks, error)
-        raise gone from error
+        raise _dead_rank_error(ranks, error) from error
 
 
-def _gone(ranks: Ranks, error: RuntimeError) -> UnlearnKitError:
-    gone = UnlearnKitError(
-        f"rank {ranks.rank}: {_who(ranks, error)} gone: killed, or ended by an error. Nothing is half-written: "
-        "start the job again"
-    )
-    setattr(gone, _HEARD, True)  # there is nobody left to tell
-    return gone
-
-
-def _who(ranks: Ranks, error: RuntimeError) -> str:
+def _dead_rank_error(ranks: Ranks, error: RuntimeError) -> UnlearnKitError:
     named = re.search(r"Ranks ([\d, ]+) failed to pass", str(error))
-    gone = named[1].split(", ") if named else [str(r) for r in range(ranks.size) if _is_gone(r, ranks)]
-    if not gone:
-        return "another process is"
-    return f"rank {gone[0]} is" if len(gone) == 1 else f"ranks {', '.join(gone)} are"
+    dead = named[1].split(", ") if named else [str(r) for r in range(ranks.size) if _is_dead(r, ranks)]
+    who = f"rank {dead[0]} is" if len(dead) == 1 else f"ranks {', '.join(dead)} are" if dead else "another process is"
+    found = UnlearnKitError(
+        f"rank {ranks.rank}: {who} dead: killed, or ended by an error. No file is half-written: start the job again"
+    )
+    setattr(found, _RAISED_EVERYWHERE, True)  # a collective about it would fail too
+    return found
 
 
-def _is_gone(rank: int, ranks: Ranks) -> bool:
-    """Knock: a connection that is closed says so at once. Nobody opens; the job ends here anyway."""
+def _is_dead(rank: int, ranks: Ranks) -> bool:
+    """Probe a peer with isend: a closed connection raises. Nothing receives it; the job ends here anyway."""
     if rank == ranks.rank:
         return False
     try:
@@ -134,25 +163,29 @@ def _is_gone(rank: int, ranks: Ranks) -> bool:
     return False
 
 
-def in_shares(items: Iterable[T], work: Callable[[Iterable[T], Iterator[int]], Iterable[R]]) -> list[R]:
-    """Do a piece of work for each item, every rank for its share; each gets all results, in the order of the items.
+def map_over_ranks(items: Iterable[T], work: Callable[[T], R]) -> list[R]:
+    """Split items over the ranks, gather the results in the order of the items.
 
-    Inside ``work`` a rank is alone: what it calls must not wait for the others.
+    Inside ``work`` a rank is `alone`: what it calls must not wait for the others.
 
     Args:
         items: The same in the same order on every rank.
-        work: Takes some of the items, and their numbers in the whole; yields one result for each, which can be pickled.
+        work: Takes one item; its result can be pickled.
 
     Returns:
-        One result for each item.
+        One result for each item, on every rank.
 
     Raises:
-        Exception: What ``work`` raised, on every rank; where several failed, at the first item. See `tell`.
+        Exception: What ``work`` raised, on every rank; of several errors, that of the first item.
 
     Example:
-        >>> in_shares([3, 4], lambda own, numbers: (n * n for n in own))
+        >>> map_over_ranks([3, 4], lambda n: n * n)
         [9, 16]
     """
+    return _map_over_ranks(items, lambda mine, _: map(work, mine))
+
+
+def _map_over_ranks(items: Iterable[T], work: Work[T, R]) -> list[R]:
     ranks, results = Ranks.current(), list[R]()
     if ranks.size == 1:
         return list(work(items, itertools.count()))
@@ -160,55 +193,51 @@ def in_shares(items: Iterable[T], work: Callable[[Iterable[T], Iterator[int]], I
     try:
         with alone():
             for result in work(ranks.share(items), itertools.count(ranks.rank, ranks.size)):
-                results.append(result)  # one by one: what came before an error says where it was
-    except Exception as error:  # noqa: BLE001 - the other ranks wait: they must hear of it, whatever it is
+                results.append(result)  # one by one: their number says at which item an error came
+    except Exception as error:  # noqa: BLE001 - the other ranks wait, and must raise it too
         failure = error
-    parts = tell(results, failure=failure, place=len(results) * ranks.size + ranks.rank)
+    parts = _all_gather(results, failure, position=len(results) * ranks.size + ranks.rank)
     return [part[i] for i in range(max(map(len, parts))) for part in parts if i < len(part)]
 
 
-def for_each(
-    items: Iterable[T], work: Callable[[Iterable[T], Iterator[int]], Iterable[R]], *, model: nn.Module
-) -> list[R]:
-    """Do a piece of work for each item: of `Shared` items each rank its share, of any others all here.
+def map_shared(items: Iterable[T], work: Work[T, R], *, model: nn.Module) -> list[R]:
+    """Map `Shared` items over the ranks, and any others in this process.
+
+    A model whose parameters are sharded needs all ranks at every step: then each rank does all the work, in step with
+    the others.
 
     Args:
         items: Batches, say.
-        work: See `in_shares`.
-        model: What it is done with. One whose parameters are sharded needs all ranks at every step: then each rank does
-            all the work, together with the others.
+        work: Takes an iterable of items and one of their indices, and yields a result for each item.
+        model: What ``work`` runs.
 
     Returns:
         One result for each item, in their order.
     """
-    if isinstance(items, Shared) and not is_spread(model):
-        return in_shares(items.items, work)
+    if isinstance(items, Shared) and not is_sharded_model(model):
+        return _map_over_ranks(items.items, work)
     return list(work(items, itertools.count()))
 
 
-@contextmanager
-def agreed() -> Iterator[None]:
-    """Leave a block when every rank has left it; an exception on one is raised on all.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        Exception: What was raised on a rank. See `tell`.
-    """
-    failure: Exception | None = None
-    try:
-        yield
-    except Exception as error:
-        if Ranks.current().size == 1 or getattr(error, _HEARD, False):
-            raise
-        failure = error
-    tell(None, failure=failure)
+def gather_problems(problems: Iterable[str]) -> list[str]:
+    """Collect the problems of all ranks, those that all have once, so that all ranks raise when one would."""
+    found = all_gather(list(problems))
+    common = [p for p in found[0] if all(p in others for others in found)]
+    return common + [f"rank {rank}: {p}" for rank, some in enumerate(found) for p in some if p not in common]
 
 
-def _portable(error: Exception | None) -> Exception | None:
-    try:
-        sent: Exception | None = pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001 - an exception of anybody's may not survive it
-        return UnlearnKitError(f"{type(error).__name__}: {error}")
-    return sent
+def all_reduce_sum(numbers: Sequence[int], *, device: torch.device) -> list[int]:
+    """Add each of some integers over all ranks."""
+    sums = torch.tensor(list(numbers), dtype=torch.int64, device=device)
+    dist.all_reduce(sums)
+    return [int(n) for n in sums.cpu()]
+
+
+def all_reduce_min_max(low: float, high: float, *, device: torch.device) -> tuple[float, float]:
+    """Return the minimum and the maximum over all ranks: both NaN when one is."""
+    bad = math.isnan(low) or math.isnan(high)
+    mine = [math.inf if bad else -low, math.inf if bad else high, float(bad)]
+    ends = torch.tensor(mine, dtype=torch.float64, device=device)
+    dist.all_reduce(ends, op=dist.ReduceOp.MAX)
+    least, most, any_bad = (float(end) for end in ends.cpu())
+    return (math.nan, math.nan) if any_bad else (-least, most)

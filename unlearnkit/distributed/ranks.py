@@ -1,4 +1,4 @@
-"""The processes of ``torch.distributed``: who they are, where each runs, and what each takes of the work."""
+"""The ranks of torch.distributed: this process's rank, device and share of the batches."""
 
 import itertools
 import os
@@ -22,7 +22,7 @@ _ALONE: ContextVar[bool] = ContextVar("alone", default=False)
 @final
 @attrs.frozen(kw_only=True)
 class Ranks:
-    """How many processes work together, and which of them this is.
+    """This process's rank, and the number of processes.
 
     Attributes:
         rank: 0 … size − 1.
@@ -38,11 +38,7 @@ class Ranks:
 
     @classmethod
     def current(cls) -> "Ranks":
-        """Ask torch.distributed.
-
-        Returns:
-            The ranks of the default process group; one alone inside `alone`.
-        """
+        """Return the ranks of the default process group; a single one inside `alone`."""
         if _ALONE.get() or not (dist.is_available() and dist.is_initialized()):
             return cls()
         return cls(rank=dist.get_rank(), size=dist.get_world_size())
@@ -50,45 +46,36 @@ class Ranks:
     def share(self, batches: Iterable[T]) -> Iterable[T]:
         """Return every size-th batch: over all ranks each batch once, none dropped at the end.
 
+        A `torch.utils.data.DataLoader` of a data set with indices loads the rank's own batches only.
+
         Args:
-            batches: The same in the same order on every rank. Of a `torch.utils.data.DataLoader` of a data set with
-                indices only the rank's own batches are loaded.
+            batches: The same in the same order on every rank.
 
         Returns:
             The rank's batches.
         """
         if self.size == 1:
             return batches
-        # The sampler of an iterable data set is a dummy without an end.
-        if isinstance(batches, DataLoader) and not isinstance(batches.dataset, IterableDataset):
-            return self._own_batches(batches) if batches.batch_sampler else self._every(batches)
         if isinstance(batches, Sequence):
             return batches[self.rank :: self.size]
-        return self._every(batches)
-
-    def _every(self, batches: Iterable[T]) -> Iterable[T]:
-        return itertools.islice(batches, self.rank, None, self.size)
-
-    def _own_batches(self, loader: DataLoader[T]) -> DataLoader[T]:
-        assert loader.batch_sampler is not None, "checked by share()"
+        sampler = batches.batch_sampler if isinstance(batches, DataLoader) else None
+        # The sampler of an iterable data set is a dummy without an end.
+        if not isinstance(batches, DataLoader) or isinstance(batches.dataset, IterableDataset) or sampler is None:
+            return itertools.islice(batches, self.rank, None, self.size)
         return DataLoader(
-            loader.dataset,
-            batch_sampler=list(itertools.islice(loader.batch_sampler, self.rank, None, self.size)),
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            worker_init_fn=loader.worker_init_fn,
-            generator=loader.generator,
+            batches.dataset,
+            batch_sampler=list(itertools.islice(sampler, self.rank, None, self.size)),
+            num_workers=batches.num_workers,
+            collate_fn=batches.collate_fn,
+            pin_memory=batches.pin_memory,
+            worker_init_fn=batches.worker_init_fn,
+            generator=batches.generator,
         )
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Work without the other processes inside the block: nothing in it waits for them.
-
-    Yields:
-        Nothing.
-    """
+    """Make `Ranks.current` a single rank inside the block, so that nothing in it waits for other processes."""
     token = _ALONE.set(True)
     try:
         yield
@@ -98,20 +85,20 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def joined(device: str = "auto") -> Iterator[Ranks]:
-    """Join the processes that ``torchrun`` has started, where it has: NCCL on CUDA, gloo on a CPU.
+    """Make the process group of what ``torchrun`` has started, if it has: NCCL on CUDA, gloo on a CPU.
 
     Each process takes the CUDA device of its local rank.
 
     Args:
-        device: As a configuration names it.
+        device: "auto", "cpu" or "cuda".
 
     Yields:
-        This process among them; alone when there are no others.
+        This process's ranks.
 
     Raises:
         ConfigurationError: Several processes are to share one CUDA device.
     """
-    if started() < 2 or dist.is_initialized():
+    if world_size() < 2 or dist.is_initialized():
         yield Ranks.current()
         return
     own = own_device(device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
@@ -119,7 +106,7 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         dist.init_process_group("gloo")
     else:
         torch.cuda.set_device(own)
-        # Tensors go by NCCL; what ranks tell each other goes by gloo, which can say who is gone.
+        # Tensors go by NCCL; objects go by gloo, which can say which rank is dead.
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=own)
     try:
         yield Ranks.current()
@@ -127,23 +114,13 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def started() -> int:
+def world_size() -> int:
     """Return how many processes ``torchrun`` has started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def own_device(device: str, *, local_rank: int) -> torch.device | None:
-    """Choose the CUDA device of one of several processes.
-
-    Args:
-        device: As a configuration names it.
-        local_rank: Of the process on its machine, from 0.
-
-    Returns:
-        Its device, or None for the CPU.
-
-    Raises:
-        ConfigurationError: The machine has fewer devices, or one device is named for all.
+    """Return the CUDA device of a local rank, or None for the CPU.
 
     Example:
         >>> own_device("cpu", local_rank=1)
@@ -160,3 +137,21 @@ def own_device(device: str, *, local_rank: int) -> torch.device | None:
             "devices: start fewer processes, or set device = 'cpu'"
         )
     return torch.device("cuda", local_rank)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that a configuration names; "auto" prefers CUDA.
+
+    Example:
+        >>> resolve_device("cpu")
+        device(type='cpu')
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigurationError(f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', saw {name!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigurationError(f"device: {name!r} is not there: saw {torch.cuda.device_count()} CUDA devices")
+    return device

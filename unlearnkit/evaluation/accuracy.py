@@ -8,8 +8,8 @@ import attrs
 import torch
 from torch import nn
 
-from unlearnkit.data.prefetch import feed
-from unlearnkit.distributed.collectives import for_each
+from unlearnkit.data.batches import feed
+from unlearnkit.distributed.collectives import map_shared
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.parameters import buffers, device_of
 from unlearnkit.models.scores import BatchScores, score_batch, total
@@ -75,7 +75,7 @@ def loss_and_accuracy(
             yield score
 
     with undisturbed(model):
-        scores = for_each(batches, scored, model=model)
+        scores = map_shared(batches, scored, model=model)
     if not scores:
         raise ConfigurationError(
             "expected at least one batch to evaluate on, saw none: the data set is empty, or its iterator is used up"

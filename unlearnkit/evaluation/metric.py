@@ -10,7 +10,7 @@ from torch import nn
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.utils.errors import MismatchError, raise_all
-from unlearnkit.utils.frozen import by_fields, read_only
+from unlearnkit.utils.options import by_fields, read_only
 
 
 @final

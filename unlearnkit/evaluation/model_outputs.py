@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.prefetch import feed
-from unlearnkit.distributed.collectives import for_each
+from unlearnkit.data.batches import feed
+from unlearnkit.distributed.collectives import map_shared
 from unlearnkit.evaluation.accuracy import undisturbed
 from unlearnkit.evaluation.arrays import Floats, Ints, class_labels, floats
 from unlearnkit.evaluation.metric import EvaluationInputs, NotApplicable
@@ -111,7 +111,7 @@ def outputs_of(model: nn.Module, batches: Iterable[Any], *, objective: Objective
             yield classification.logits(model, moved).to("cpu", torch.float64), classification.labels(moved).to("cpu")
 
     with undisturbed(model):
-        found = for_each(batches, predict, model=model)
+        found = map_shared(batches, predict, model=model)
     if not found:
         raise InapplicableError("the split is empty")
     logits, labels = [z for z, _ in found], [y for _, y in found]

@@ -12,6 +12,7 @@ from rich.table import Table
 from torch import nn
 
 from unlearnkit.data import ByClass, DataBundle, ForgetSplit, LabelledImages, digits, forget_split, loader
+from unlearnkit.distributed.ranks import resolve_device
 from unlearnkit.evaluation import loss_and_accuracy
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import Role
@@ -21,9 +22,9 @@ from unlearnkit.models.zoo import small_cnn
 from unlearnkit.pipeline import Pipeline
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.unlearning.report import Report
-from unlearnkit.utils.imports import call, resolve_device
 from unlearnkit.utils.options import options_of
 from unlearnkit.utils.progress import Progress, silent
+from unlearnkit.utils.structuring import call
 
 ESTIMATORS: Mapping[str, str] = {"per sample": "diagonal-fisher", "batched": "batched-diagonal-fisher"}
 """How the table calls an estimator, and its name."""

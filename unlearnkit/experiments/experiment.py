@@ -25,21 +25,20 @@ from unlearnkit.data import (
     loader,
 )
 from unlearnkit.distributed.collectives import Shared
+from unlearnkit.distributed.ranks import resolve_device
 from unlearnkit.evaluation import LossAndAccuracy, loss_and_accuracy
 from unlearnkit.evaluation.metric import Metric
 from unlearnkit.experiments.config import Config, EvaluationConfig, ForgetConfig, MethodConfig, ObjectiveConfig
 from unlearnkit.importance.estimator import ImportanceEstimator
 from unlearnkit.models.checkpoint import load_checkpoint
-from unlearnkit.models.objective import Objective
-from unlearnkit.models.precision import Autocast
+from unlearnkit.models.objective import Autocast, Objective
 from unlearnkit.plugins.manager import PluginManager
 from unlearnkit.unlearning.unlearner import Unlearner
-from unlearnkit.utils.errors import ConfigurationError, StoreError
-from unlearnkit.utils.imports import call, import_path, resolve_device
+from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
 from unlearnkit.utils.options import options_of
 from unlearnkit.utils.progress import Progress, silent
 from unlearnkit.utils.rng import private_rng
-from unlearnkit.utils.suggest import nearest
+from unlearnkit.utils.structuring import call, import_path
 
 DATASETS: dict[str, Callable[..., DataBundle]] = {"cifar100": cifar100, "digits": digits, "image-folder": image_folder}
 """Data sets that a configuration can name; any other comes by the import path of a factory."""

@@ -5,8 +5,7 @@ import tomllib
 from collections.abc import Iterable
 from typing import Any
 
-from unlearnkit.utils.errors import ConfigurationError
-from unlearnkit.utils.suggest import nearest
+from unlearnkit.utils.errors import ConfigurationError, nearest
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

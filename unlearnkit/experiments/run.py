@@ -11,7 +11,7 @@ import attrs
 from torch import nn
 
 from unlearnkit.data import LabelledImages
-from unlearnkit.distributed.collectives import agreed, wait_for_all
+from unlearnkit.distributed.collectives import barrier, raise_on_all_ranks
 from unlearnkit.distributed.ranks import Ranks
 from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.evaluation.metric import EvaluationInputs, Measurement
@@ -24,16 +24,15 @@ from unlearnkit.importance.estimator import ImportanceEstimator
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.multi_process import estimate_together, forget_parts
 from unlearnkit.importance.provenance import Role
-from unlearnkit.models.broadcast import follow_rank_0
+from unlearnkit.models.parameters import broadcast_from_rank_0
 from unlearnkit.pipeline import Pipeline
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.reporting import RunRecord, write_result
 from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import Need, Unlearner
-from unlearnkit.utils.errors import ConfigurationError, StoreError
+from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
 from unlearnkit.utils.memory import peak_memory
 from unlearnkit.utils.progress import Progress, silent
-from unlearnkit.utils.suggest import nearest
 
 REQUESTS = "unlearnkit.requests"
 """Key of a checkpoint's metadata: a JSON list of the digests of the forget sets that were applied to it."""
@@ -82,7 +81,7 @@ def run(
     taken = [str(folder) for folder in folders.values() if folder.exists()]
     if taken and not (dry_run or overwrite):
         raise StoreError(f"results are there already: {', '.join(taken)}: choose another output, or overwrite them")
-    wait_for_all()  # nobody has written yet when the others look whether something is in the way
+    barrier()  # nobody has written yet when the others look whether something is in the way
     job = Job.start(config, plugins, again=again, progress=progress, references=not dry_run)
     importances = job.importances({need for unlearner in unlearners.values() for need in unlearner.needs})
     before = {} if dry_run else job.evaluate(job.original)
@@ -198,7 +197,7 @@ class Job:
 
     def write(self, folder: Path, model: nn.Module | None, record: RunRecord) -> None:
         """Write a folder of results: the first process does, and the others wait."""
-        with agreed():
+        with raise_on_all_ranks():
             if Ranks.current().rank == 0:
                 page = self.experiment.config.evaluation.page
                 write_result(folder, model, record, metadata=self.metadata(), page=page)
@@ -216,7 +215,7 @@ class Job:
             max_fraction=method.max_fraction,
             plugins=self.plugins,
         )
-        with agreed():
+        with raise_on_all_ranks():
             report = pipeline.run(
                 model,
                 forget=importances.get(Need.FORGET_IMPORTANCE),
@@ -286,7 +285,7 @@ class Job:
 
 def aligned(report: Report, model: nn.Module) -> Report:
     """See that all processes have made the same edit."""
-    others = follow_rank_0(model, report.model_after)
+    others = broadcast_from_rank_0(model, report.model_after)
     if not others:
         return report
     who = f"{'rank' if len(others) == 1 else 'ranks'} {', '.join(map(str, others))} of {Ranks.current().size}"

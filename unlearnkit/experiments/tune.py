@@ -11,8 +11,8 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 from unlearnkit.data import LabelledImages, forget_split
-from unlearnkit.data.carve import Carved, carve
-from unlearnkit.distributed.collectives import agreed, wait_for_all
+from unlearnkit.data.splits import ValidationSplit, validation_split
+from unlearnkit.distributed.collectives import barrier, raise_on_all_ranks
 from unlearnkit.evaluation import loss_and_accuracy
 from unlearnkit.evaluation.tuning import Tuner, Tuning, Validation
 from unlearnkit.experiments.config import Config, MethodConfig, TuningConfig
@@ -83,7 +83,7 @@ def tune(
     folder = Path(config.output) / f"{method.label}-tuned"
     if folder.exists() and not overwrite:
         raise StoreError(f"results are there already: {folder}: choose another output, or overwrite them")
-    wait_for_all()  # as in run()
+    barrier()  # as in run()
     job, unseen = set_aside(Job.start(config, plugins, again=again, progress=progress))
     search = Search.start(job, unseen)
     model = copy.deepcopy(job.original)
@@ -103,7 +103,7 @@ class Search:
     """The validation split of one original model, and the importances beside it, for as many methods as one likes."""
 
     job: Job
-    carved: Carved
+    carved: ValidationSplit
     unseen: LabelledImages | None
     known: dict[Role, Importance] = attrs.field(factory=dict, repr=False)
     seconds: dict[str, float] = attrs.field(factory=dict)
@@ -124,7 +124,7 @@ class Search:
         split = job.experiment.split
         assert split is not None, "Job.start() asked for the splits, which need it"
         targets, seed = job.experiment.bundle.train.targets, job.experiment.config.seed
-        carved = carve(split.train, targets, fraction=config.validation_fraction, seed=seed)
+        carved = validation_split(split.train, targets, fraction=config.validation_fraction, seed=seed)
         return cls(job=job, carved=carved, unseen=unseen)
 
     def edit(self, model: nn.Module, unlearner: ElementwiseUnlearner, method: MethodConfig) -> tuple[Tuning, Report]:
@@ -137,7 +137,7 @@ class Search:
             model=type(model).__qualname__,
         )
         plugins.before_run(run)
-        with agreed():
+        with raise_on_all_ranks():
             tuning = self._tune(model, unlearner, method)
         report = tuning.report or Report(method=unlearner.name, remarks=(tuning.sentence(),))
         report = aligned(report, model)

@@ -9,16 +9,14 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.batches import batch_size
-from unlearnkit.data.prefetch import feed
-from unlearnkit.distributed.collectives import missing_nobody
-from unlearnkit.distributed.sharded_tensors import settle, told
+from unlearnkit.data.batches import batch_size, feed
+from unlearnkit.distributed.collectives import all_gather, name_dead_ranks
+from unlearnkit.distributed.sharded_tensors import reshard
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
-from unlearnkit.models.norm_gradients import steady_for
-from unlearnkit.models.objective import Objective
-from unlearnkit.models.parameters import check_finite, check_ordinary, device_of, digest, trainable
-from unlearnkit.models.precision import float32_products
+from unlearnkit.models.norm_gradients import norm_gradient_fix
+from unlearnkit.models.objective import Objective, float32_products
+from unlearnkit.models.parameters import check_differentiable, check_finite, device_of, digest, trainable
 from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, UnsupportedModelError, raise_all
 from unlearnkit.utils.options import option_values
@@ -141,7 +139,7 @@ class ImportanceEstimator(abc.ABC):
                 estimator cannot take it.
             UnlearnKitError: Anything else the estimator refuses.
         """
-        check_ordinary(model)
+        check_differentiable(model)
         spread = self._settled(model)
         check_finite(model, when="before an importance is estimated")
         device, total, trail, samples = device_of(model), None, DataOrder(), 0
@@ -151,7 +149,7 @@ class ImportanceEstimator(abc.ABC):
         try:
             model.eval()
             pass_ = self.accumulator(model, objective=objective)
-            order = nullcontext if pass_.steady else steady_for(model)
+            order = nullcontext if pass_.steady else norm_gradient_fix(model)
             shown = progress(batches, f"importance: {Role(role).value}", length(batches))
             for index, (batch, moved) in enumerate(feed(shown, device)):
                 try:
@@ -185,7 +183,7 @@ class ImportanceEstimator(abc.ABC):
         )
 
     def _settled(self, model: nn.Module) -> bool:
-        spread = settle(model)
+        spread = reshard(model)
         if spread and not self.traits.sharded:
             raise UnsupportedModelError(
                 f"estimator {self.name!r}: expected a model that is whole in every process, saw one whose parameters "
@@ -196,7 +194,7 @@ class ImportanceEstimator(abc.ABC):
 
     def _add(self, pass_: "Accumulator", batch: Any, order: Callable[[], AbstractContextManager[object]]) -> None:
         try:
-            with torch.enable_grad(), missing_nobody(), order():
+            with torch.enable_grad(), name_dead_ranks(), order():
                 pass_.add(batch)
         except RuntimeError as error:
             if "not have gradient" not in str(error) and "does not require grad" not in str(error):
@@ -291,7 +289,7 @@ class _Merging(Accumulator):
 
 
 def _check_same_data(trail: DataOrder) -> None:
-    seen = told((dict(trail.sizes), trail.order))
+    seen = all_gather((dict(trail.sizes), trail.order))
     raise_all(
         (f"rank {rank} saw others than rank 0" for rank, theirs in enumerate(seen) if theirs != seen[0]),
         where="expected the same batches in the same order in every process (give a shuffling loader one seed)",

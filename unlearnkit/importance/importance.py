@@ -1,22 +1,33 @@
-"""How much each weight matters to a set of data: exact totals and how many terms they have."""
+"""Importances: for each weight, the exact sum of one term per sample or batch, and the number of terms."""
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, final
 
 import attrs
+import cattrs
 import torch
 from torch import Tensor
 
-from unlearnkit.distributed.sharded_tensors import layout, local, spread_like
-from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
-from unlearnkit.importance.relative_error import is_bound, of_rest, of_sum
+from unlearnkit.distributed.sharded_tensors import local, placement, shard_like
+from unlearnkit.importance import file_format
+from unlearnkit.importance.provenance import (
+    DataOrder,
+    Fingerprint,
+    Role,
+    error_of_difference,
+    error_of_sum,
+    is_relative_error,
+    recorded_error,
+)
 from unlearnkit.models.parameters import extremes
-from unlearnkit.utils.errors import MismatchError, NonFiniteError, raise_all
-from unlearnkit.utils.frozen import by_fields, read_only
+from unlearnkit.utils.errors import MismatchError, NonFiniteError, StoreError, UnlearnKitError, raise_all
+from unlearnkit.utils.options import by_fields, read_only
 
 _WIDE = (torch.float32, torch.float64)
+_DAMAGE = (KeyError, TypeError, ValueError, AttributeError, UnlearnKitError, cattrs.BaseValidationError)
 
 
 def _freeze_totals(totals: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -35,7 +46,7 @@ def _check_number(_: Any, field: "attrs.Attribute[int]", value: Any) -> None:
 
 
 def _check_error(_: Any, field: "attrs.Attribute[Any]", value: Any) -> None:
-    if not is_bound(value):
+    if not is_relative_error(value):
         raise MismatchError(f"Importance.{field.name}: expected a finite number ≥ 0 or None, saw {value!r}")
 
 
@@ -57,21 +68,20 @@ def _check_totals(_: Any, __: Any, totals: Mapping[str, Tensor]) -> None:
 class Importance:
     """The sum of one non-negative term per sample (or batch) for every weight, and the number of terms.
 
-    Merging is addition, removing data is subtraction, the mean is derived. Only like may meet like: the fingerprint
-    says what was measured, on which model, and mixing kinds is a `MismatchError`.
+    Merging adds totals, removing data subtracts them, and the mean is derived. Importances with different fingerprints
+    (another estimator, objective, precision or model) cannot be mixed: that is a `MismatchError`.
 
     Attributes:
-        totals: Parameter name to total, each of its parameter's shape, float32 or float64, ≥ 0. Of a model that is
-            sharded over processes they are sharded as its parameters are, and what is done with the importance is done
-            by all processes alike.
-        count: How many terms were added: samples for a per-sample estimator, batches or their sizes for a batched one.
-        samples: How many samples were seen.
+        totals: Parameter name to total, each of its parameter's shape, float32 or float64, ≥ 0. For a sharded model
+            they are sharded as its parameters are, and every process must make the same calls.
+        count: Number of terms: samples for a per-sample estimator, batches or their sizes for a batched one.
+        samples: Number of samples.
         fingerprint: What was measured and on which model.
         role: Which set it was measured on.
         trail: Batch sizes and order, as they were iterated.
-        relative_error: Bound on the standard deviation of a weight's total, relative to it, over the random numbers
-            that it was estimated with: 0.0 when it is exact, which is the rule; for a sketch see
-            `unlearnkit.SketchedFisher.relative_error`; None when no bound is known. Rounding is not in it.
+        relative_error: Bound on the relative standard deviation of a weight's total over the estimator's random
+            numbers: 0.0 for exact estimators, None when no bound is known; see
+            `unlearnkit.SketchedFisher.relative_error`. Rounding is not included.
 
     Example:
         >>> one = Importance(totals={"w": torch.tensor([1.0, 4.0])}, count=1, samples=1)
@@ -104,8 +114,7 @@ class Importance:
     def merge(self, other: "Importance") -> "Importance":
         """Add the importance of further data: I(A) + I(B) = I(A ∪ B) for disjoint A and B.
 
-        Relative errors do not shrink by adding: two importances may only meet when
-        their options are the same, the seed among them, and then both were measured with the same random numbers.
+        Relative errors do not shrink: the same seed means the same random numbers for both.
 
         Args:
             other: The same names, shapes, dtypes, device and kind.
@@ -124,14 +133,14 @@ class Importance:
             samples=self.samples + other.samples,
             role=self.role if self.role is other.role else Role.UNKNOWN,
             trail=self.trail.then(other.trail),
-            relative_error=of_sum((one.relative_error, one.samples) for one in (self, other)),
+            relative_error=error_of_sum((one.relative_error, one.samples) for one in (self, other)),
         )
 
     def subtract(self, other: "Importance") -> "Importance":
-        """Remove the importance of data that this one contains: I(D) − I(D_f) = I(D_r).
+        """Subtract the importance of data that this one contains: I(D) − I(D_f) = I(D_r).
 
-        Differences that are negative by rounding become 0; larger ones mean that ``other`` was not a part. How far off
-        a difference is cannot be said unless both are exact: its ``relative_error`` is None.
+        Differences that are negative by rounding become 0; larger ones mean that ``other`` was not a part. The
+        ``relative_error`` is None unless both are exact.
 
         Args:
             other: The importance of a part of this one's data, of the same kind.
@@ -151,10 +160,10 @@ class Importance:
             rest = local(total) - local(other.totals[name])
             # Adding n terms of one sign in any order is off by at most n·eps, relative.
             allowed = local(total).abs() * torch.finfo(total.dtype).eps * max(4, self.count, self.samples)
-            too_low, _ = extremes(spread_like(torch.where(rest < -allowed, rest, 0), total))
+            too_low, _ = extremes(shard_like(torch.where(rest < -allowed, rest, 0), total))
             if too_low < 0:
                 problems.append(f"{name}: the part is larger than the whole by {-too_low:.3g}")
-            totals[name] = spread_like(rest.clamp_(min=0), total)
+            totals[name] = shard_like(rest.clamp_(min=0), total)
         raise_all(problems, where="Importance.subtract")
         return attrs.evolve(
             self,
@@ -163,96 +172,48 @@ class Importance:
             samples=self.samples - other.samples,
             role=Role.UNKNOWN,
             trail=DataOrder(),
-            relative_error=of_rest(self.relative_error, other.relative_error),
+            relative_error=error_of_difference(self.relative_error, other.relative_error),
         )
 
     __add__ = merge
     __sub__ = subtract
 
     def mean(self) -> dict[str, Tensor]:
-        """Return totals / count: one tensor per parameter, the shape and dtype of its total.
-
-        Returns:
-            Parameter name to mean.
-
-        Raises:
-            MismatchError: Nothing was counted.
-        """
+        """Return totals / count by parameter name; a `MismatchError` when the count is 0."""
         terms = self.terms()
         return {name: total / terms for name, total in self.totals.items()}
 
     def terms(self) -> int:
-        """Return what a total is divided by to get the mean.
-
-        Returns:
-            ``count``.
-
-        Raises:
-            MismatchError: Nothing was counted.
-        """
+        """Return ``count``, the divisor of the mean; a `MismatchError` when it is 0."""
         if self.count == 0:
             raise MismatchError("Importance.mean: expected at least one term, saw count = 0: estimate on data first")
         return self.count
 
     def unnormalised(self) -> "Importance":
-        """Take the sum as a single term, so that `mean` returns the totals: the notebook's un-normalised variant.
-
-        Returns:
-            The same totals with ``count`` = 1.
-        """
+        """Set ``count`` to 1, so that `mean` returns the totals: the notebook's un-normalised variant."""
         return attrs.evolve(self, count=1)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Importance":
-        """Move or convert the totals.
-
-        Args:
-            device: Where to, or None to stay.
-            dtype: float32 or float64, or None to keep.
-
-        Returns:
-            An importance with the converted totals.
-        """
+        """Move the totals to a device, or convert them to float32 or float64; None keeps either."""
         moved = {name: total.to(device=device, dtype=dtype) for name, total in self.totals.items()}
         return attrs.evolve(self, totals=moved)
 
     def check_same_kind(self, other: "Importance") -> None:
-        """Refuse another importance that this one must not be added to or taken from.
-
-        Args:
-            other: The other importance.
-
-        Raises:
-            MismatchError: Listing every difference in names, shapes, dtypes, devices and fingerprints.
-        """
+        """Raise a `MismatchError` that lists every difference in names, shapes, dtypes, devices and fingerprints."""
         raise_all(
             [*self.name_problems(other.totals), *self.kind_problems(other)],
             where="two importances do not match",
         )
 
     def kind_problems(self, other: "Importance") -> list[str]:
-        """Say how what was measured differs.
-
-        Args:
-            other: The other importance.
-
-        Returns:
-            One sentence per difference of fingerprint or batch size.
-        """
+        """List differences of fingerprints and, for terms of batches, of batch sizes."""
         problems = self.fingerprint.differences(other.fingerprint)
         if self.fingerprint.unit == "batch":
             problems += self.trail.differences(other.trail)
         return problems
 
     def name_problems(self, expected: Mapping[str, Tensor], *, shapes_only: bool = False) -> list[str]:
-        """Say how names, shapes, dtypes and devices differ from those of other tensors.
-
-        Args:
-            expected: Parameter name to a tensor.
-            shapes_only: Leave out dtypes and devices.
-
-        Returns:
-            One sentence per difference.
-        """
+        """List differences of names, shapes, dtypes and devices; the last two unless ``shapes_only``."""
         missing = [f"{name}: expected, but missing" for name in expected if name not in self.totals]
         extra = [f"{name}: not expected" for name in self.totals if name not in expected]
         problems = missing + extra
@@ -260,8 +221,10 @@ class Importance:
             have, want = self.totals[name], expected[name]
             if have.shape != want.shape:
                 problems.append(f"{name}: expected shape {tuple(want.shape)}, saw {tuple(have.shape)}")
-            elif layout(have) != layout(want):
-                problems.append(f"{name}: expected a tensor that is {layout(want)}, saw one that is {layout(have)}")
+            elif placement(have) != placement(want):
+                problems.append(
+                    f"{name}: expected a tensor that is {placement(want)}, saw one that is {placement(have)}"
+                )
             elif not shapes_only and (have.dtype, have.device) != (want.dtype, want.device):
                 problems.append(
                     f"{name}: expected {want.dtype} on {want.device}, saw {have.dtype} on {have.device}: use .to()"
@@ -269,15 +232,7 @@ class Importance:
         return problems
 
     def check_values(self, *, who: str) -> None:
-        """Refuse totals that are not finite or are negative.
-
-        Args:
-            who: Who made them, for the message.
-
-        Raises:
-            NonFiniteError: A NaN or an infinity, naming the parameters.
-            MismatchError: A negative total, naming the parameters.
-        """
+        """Raise an error that names NaN, infinite or negative totals, and ``who`` made them."""
         ranges = {name: extremes(t) for name, t in self.totals.items()}
         bad = [name for name, ends in ranges.items() if not all(map(math.isfinite, ends))]
         if bad:
@@ -286,25 +241,48 @@ class Importance:
         raise_all((f"{name}: expected importances ≥ 0, saw a negative one" for name in negative), where=who)
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically; see `unlearnkit.importance.file_format.save`.
+        """Write one safetensors file, atomically.
 
         Args:
             path: Where to; an existing file is replaced only when the new one is complete.
         """
-        from unlearnkit.importance.file_format import save  # noqa: PLC0415 - the file format builds on this class
-
-        save(self, path)
+        header = {
+            "count": self.count,
+            "samples": self.samples,
+            "role": self.role.value,
+            "fingerprint": attrs.asdict(self.fingerprint),
+            "trail": {"sizes": {str(k): v for k, v in self.trail.sizes.items()}, "order": self.trail.order},
+            "relative_error": self.relative_error,
+        }
+        file_format.write(path, self.totals, header)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote.
+    def load(cls, path: str | Path) -> "Importance":
+        """Read what `save` wrote, and check digest, header and totals.
 
         Args:
             path: A safetensors file.
 
         Returns:
             The importance, on the CPU.
-        """
-        from unlearnkit.importance.file_format import load  # noqa: PLC0415 - the file format builds on this class
 
-        return load(path)
+        Raises:
+            StoreError: The file is missing, damaged or no importance.
+        """
+        totals, text = file_format.read(path)
+        try:
+            header = json.loads(text)
+            fingerprint = cattrs.structure(header["fingerprint"], Fingerprint)
+            found = cls(
+                totals=totals,
+                count=header["count"],
+                samples=header["samples"],
+                role=header["role"],
+                fingerprint=fingerprint,
+                trail=DataOrder(sizes=header["trail"]["sizes"], order=header["trail"]["order"]),
+                relative_error=recorded_error(header.get("relative_error"), fingerprint.estimator),
+            )
+            found.check_values(who=str(path))
+        except _DAMAGE as error:
+            raise StoreError(f"{path}: the header or the totals are damaged: {error}") from error
+        return found

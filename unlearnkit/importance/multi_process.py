@@ -1,6 +1,7 @@
-"""Importances by several processes: each measures its share of the batches, and the totals are added once."""
+"""Importances by several processes: each estimates on its share of the batches, and the totals are added once."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sized
 from contextlib import suppress
 from itertools import chain, islice
@@ -12,13 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from unlearnkit.distributed.collectives import Shared, tell, wait_for_all
-from unlearnkit.distributed.ranks import Ranks, joined
-from unlearnkit.distributed.sharded_tensors import is_spread
+from unlearnkit.distributed.collectives import all_gather
+from unlearnkit.distributed.ranks import Ranks
+from unlearnkit.distributed.sharded_tensors import is_sharded_model
 from unlearnkit.importance.estimator import ImportanceEstimator
 from unlearnkit.importance.importance import Importance
-from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
-from unlearnkit.importance.relative_error import of_sum
+from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role, error_of_sum
 from unlearnkit.importance.resumable import estimate_resumable
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import device_of, digest, trainable
@@ -32,8 +32,6 @@ from unlearnkit.utils.errors import (
 )
 from unlearnkit.utils.progress import Progress, silent
 
-__all__ = ["Ranks", "Shared", "estimate_together", "forget_parts", "joined", "wait_for_all"]
-
 
 def estimate_together(
     estimator: ImportanceEstimator,
@@ -46,18 +44,17 @@ def estimate_together(
     every: int = 50,
     progress: Progress = silent,
 ) -> Importance:
-    """Measure an importance with all processes of the default group; each gets the whole result.
+    """Estimate an importance with all processes of the default group; each gets the whole result.
 
-    Totals are added once, at the end, in float64. For a float64 model they equal those of one process to 10⁻¹². Without
-    other processes this is `unlearnkit.ImportanceEstimator.estimate`.
+    Each rank takes its share of the batches. Totals are added once, at the end, in float64: for a float64 model they
+    equal those of one process to 10⁻¹². In a single process this is `unlearnkit.ImportanceEstimator.estimate`.
 
-    With a checkpoint each rank writes down how far it is, in a file of its own, as
-    `estimate_resumable` does. A job that was killed is started again with the same arguments and as
-    many processes: each rank goes on from its last segment, and on CPUs the totals are bit-equal to those of a job
-    that was not interrupted. The files stay: see `forget_parts`.
+    With a checkpoint each rank saves its progress in a file of its own, as `estimate_resumable` does. Start a job that
+    was killed with the same arguments and as many processes, and each rank continues after its last segment. On CPUs
+    the totals are then bit-equal to those of a job that was not interrupted. The files stay: see `forget_parts`.
 
-    A model whose parameters are sharded over the processes needs all of them for each batch: there is nothing to share
-    out, and this is `unlearnkit.ImportanceEstimator.estimate` again.
+    A model whose parameters are sharded over the processes needs all of them for each batch. Then no work is shared,
+    and this is `unlearnkit.ImportanceEstimator.estimate` again.
 
     Args:
         estimator: The same on every rank.
@@ -65,8 +62,8 @@ def estimate_together(
         batches: The same in the same order on every rank; see `Ranks.share`.
         objective: How a batch becomes losses.
         role: Which set this is.
-        checkpoint: A folder for this pass alone, made when it is first needed; of every machine its own, or shared.
-        every: Batches of a rank after which it writes; the same at every start.
+        checkpoint: A folder for this pass only, made when it is first needed; each machine's own, or a shared one.
+        every: Batches of a rank in a segment; the same at every start.
         progress: Shows a bar; on rank 0 only.
 
     Returns:
@@ -78,48 +75,49 @@ def estimate_together(
         UnsupportedModelError: A checkpoint for a model that is sharded.
     """
     ranks, folder = Ranks.current(), None if checkpoint is None else Path(checkpoint)
-    spread = is_spread(model)
-    if spread and folder is not None:
+    sharded = is_sharded_model(model)
+    if sharded and folder is not None:
         raise UnsupportedModelError("expected no checkpoint for an importance of a model that is sharded, saw one")
-    if spread or (ranks.size == 1 and folder is None):
+    if sharded or (ranks.size == 1 and folder is None):
         return estimator.estimate(model, batches, objective=objective, role=role, progress=progress)
-    own, error, bar = None, "", progress if ranks.rank == 0 else silent
+    bar = progress if ranks.rank == 0 else silent
 
-    def measured(mine: Iterable[Any]) -> Importance:
+    def estimate(mine: Iterable[Any]) -> Importance:
         if folder is None:
             return estimator.estimate(model, mine, objective=objective, role=role, progress=bar)
-        part = _part_of(folder, ranks)
+        part = _part_file(folder, ranks)
         return estimate_resumable(
             estimator, model, mine, objective=objective, checkpoint=part, every=every, role=role, progress=bar
         )
 
     if ranks.size == 1:
-        return measured(batches)
+        return estimate(batches)
+    own, error = None, ""
     try:
-        mine = _or_none(ranks.share(batches))
-        own = None if mine is None else measured(mine)
-    except Exception as problem:  # noqa: BLE001 - the other ranks wait: they must hear of it, whatever it is
+        mine = _none_if_empty(ranks.share(batches))
+        own = None if mine is None else estimate(mine)
+    except Exception as problem:  # noqa: BLE001 - the other ranks wait, and must raise it too
         error = f"{type(problem).__name__}: {problem}"
-    told = tell(_Told.of(own, error=error, model=digest(model)))
-    _check(told)
-    found = [one for one in told if one.fingerprint is not None]
+    parts = all_gather(_Part.of(own, error=error, model=digest(model)))
+    _check(parts)
+    found = [part for part in parts if part.fingerprint is not None]
     if not found:
         raise ConfigurationError("expected data for an importance, saw an empty iterable on every rank")
     return Importance(
-        totals=_added(model, own),
-        count=sum(one.count for one in told),
-        samples=sum(one.samples for one in told),
+        totals=_all_reduce(model, own),
+        count=sum(part.count for part in parts),
+        samples=sum(part.samples for part in parts),
         role=role,
-        trail=_trail([one.trail for one in found]),
-        relative_error=of_sum((one.relative_error, one.samples) for one in found),
+        trail=_merged_trail([part.trail for part in found]),
+        relative_error=error_of_sum((part.relative_error, part.samples) for part in found),
         fingerprint=_in_float64(found[0].fingerprint),
     )
 
 
 def forget_parts(checkpoint: str | Path) -> None:
-    """Delete what this rank wrote down of a pass, and what a kill has left of it; the last rank deletes the folder.
+    """Delete this rank's checkpoint and temporary files of killed ranks; the last rank deletes the folder.
 
-    Call it when all ranks have the result, and it is safe.
+    Call it when all ranks have the result, and it is saved.
 
     Args:
         checkpoint: See `estimate_together`.
@@ -127,7 +125,7 @@ def forget_parts(checkpoint: str | Path) -> None:
     folder, ranks = Path(checkpoint), Ranks.current()
     for path in (folder / _part_name(ranks), *folder.glob(".*.tmp")):
         path.unlink(missing_ok=True)
-    with suppress(OSError):  # the last one finds it empty
+    with suppress(OSError):  # not empty: other ranks have yet to delete theirs
         folder.rmdir()
 
 
@@ -135,12 +133,12 @@ def _part_name(ranks: Ranks) -> str:
     return f"rank-{ranks.rank}-of-{ranks.size}.part"
 
 
-def _part_of(folder: Path, ranks: Ranks) -> Path:
+def _part_file(folder: Path, ranks: Ranks) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         found = [path.name for path in folder.glob("rank-*-of-*.part")]
     except OSError as error:
-        raise StoreError(f"cannot write down how far the importance is in {folder}: {error}") from error
+        raise StoreError(f"cannot write the checkpoint of an importance to {folder}: {error}") from error
     others = sorted(name for name in found if not name.endswith(f"-of-{ranks.size}.part"))
     if others:
         raise StoreError(
@@ -150,8 +148,8 @@ def _part_of(folder: Path, ranks: Ranks) -> Path:
     return folder / _part_name(ranks)
 
 
-def _or_none(batches: Iterable[Any]) -> Iterable[Any] | None:
-    """Return the same batches; None where there are none: there may be fewer than ranks."""
+def _none_if_empty(batches: Iterable[Any]) -> Iterable[Any] | None:
+    """Return the same batches, or None: there may be fewer than ranks."""
     if isinstance(batches, Sized):
         return batches if len(batches) else None
     rest = iter(batches)
@@ -161,8 +159,8 @@ def _or_none(batches: Iterable[Any]) -> Iterable[Any] | None:
 
 @final
 @attrs.frozen(kw_only=True)
-class _Told:
-    """What a rank tells the others before the totals are added."""
+class _Part:
+    """What ranks gather before the totals are added."""
 
     model: str
     error: str = ""
@@ -173,7 +171,7 @@ class _Told:
     relative_error: float | None = 0.0
 
     @classmethod
-    def of(cls, own: Importance | None, *, error: str, model: str) -> "_Told":
+    def of(cls, own: Importance | None, *, error: str, model: str) -> "_Part":
         if own is None:
             return cls(error=error, model=model)
         return cls(
@@ -186,18 +184,20 @@ class _Told:
         )
 
 
-def _check(told: list[_Told]) -> None:
-    failed = [f"rank {rank}: {one.error}" for rank, one in enumerate(told) if one.error]
+def _check(parts: list[_Part]) -> None:
+    failed = [f"rank {rank}: {part.error}" for rank, part in enumerate(parts) if part.error]
     raise_all(failed, where="an importance on several ranks", error=UnlearnKitError)
-    differ = [f"rank {rank}: {one.model}" for rank, one in enumerate(told) if one.model != told[0].model]
+    expected = parts[0].model
+    differ = [f"rank {rank}: {part.model}" for rank, part in enumerate(parts) if part.model != expected]
     if differ:
-        raise MismatchError(f"expected the model {told[0].model} of rank 0 on every rank, saw {', '.join(differ)}")
-    kinds = [one.fingerprint for one in told if one.fingerprint is not None]
+        raise MismatchError(f"expected the model {expected} of rank 0 on every rank, saw {', '.join(differ)}")
+    kinds = [part.fingerprint for part in parts if part.fingerprint is not None]
     problems = [p for kind in kinds[1:] for p in kinds[0].differences(kind)]
     raise_all(problems, where="ranks that measure different things")
 
 
-def _added(model: nn.Module, own: Importance | None) -> dict[str, torch.Tensor]:
+def _all_reduce(model: nn.Module, own: Importance | None) -> dict[str, torch.Tensor]:
+    """Add the totals of all ranks in float64."""
     device, totals = device_of(model), {}
     for name, parameter in trainable(model).items():
         total = (
@@ -210,17 +210,16 @@ def _added(model: nn.Module, own: Importance | None) -> dict[str, torch.Tensor]:
     return totals
 
 
-def _trail(trails: list[DataOrder]) -> DataOrder:
-    """Add the batches; the order is a hash of what each rank saw."""
-    sizes: dict[int, int] = {}
+def _merged_trail(trails: list[DataOrder]) -> DataOrder:
+    """Add the batch sizes; the order is a hash of the ranks' hashes."""
+    sizes: Counter[int] = Counter()
     for trail in trails:
-        for size, times in trail.sizes.items():
-            sizes[size] = sizes.get(size, 0) + times
+        sizes.update(trail.sizes)
     order = hashlib.blake2b("".join(trail.order for trail in trails).encode(), digest_size=16).hexdigest()
     return DataOrder(sizes=sizes, order=order)
 
 
 def _in_float64(fingerprint: Fingerprint | None) -> Fingerprint:
-    assert fingerprint is not None, "only those that measured"
+    assert fingerprint is not None, "filtered by the caller"
     gradients = fingerprint.precision.partition(",")[0]
     return attrs.evolve(fingerprint, precision=f"{gradients}, totals float64")

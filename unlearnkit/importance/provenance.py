@@ -1,21 +1,24 @@
-"""What an importance is: of which kind, of which model, on which data, in which order."""
+"""What an importance was measured on and how: role, fingerprint, order of the data, relative error."""
 
 import enum
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 import attrs
 
 from unlearnkit.data.batches import batch_size, digest
-from unlearnkit.utils.errors import ConfigurationError
-from unlearnkit.utils.frozen import by_fields, read_only
-from unlearnkit.utils.suggest import nearest
+from unlearnkit.utils.errors import ConfigurationError, nearest
+from unlearnkit.utils.options import by_fields, read_only
+
+# Estimators of ours that draw no random numbers: for files written before they recorded a relative error.
+_EXACT = {"diagonal-fisher", "batched-diagonal-fisher", "absolute-gradient", "exact-fisher", "loss-free", "output-norm"}
 
 
 class Role(enum.Enum):
-    """Which set of data an importance was measured on: D_f, D_r, D, or not known."""
+    """The set that an importance was measured on: D_f, D_r, D, or unknown."""
 
     FORGET = "forget"
     RETAIN = "retain"
@@ -52,13 +55,7 @@ class Fingerprint:
     model: str = ""
 
     def differences(self, other: "Fingerprint") -> list[str]:
-        """Say in which fields two fingerprints differ.
-
-        Args:
-            other: The other fingerprint.
-
-        Returns:
-            One sentence per field.
+        """List the fields that differ.
 
         Example:
             >>> Fingerprint(unit="sample").differences(Fingerprint(unit="batch"))
@@ -75,7 +72,7 @@ def _freeze(sizes: Mapping[Any, int]) -> Mapping[int, int]:
 @final
 @attrs.frozen(kw_only=True)
 class DataOrder:
-    """Which batch sizes were seen, how often, and a hash of the data in their order.
+    """The batch sizes of a pass, and a hash of the data in their order.
 
     Attributes:
         sizes: Batch size to how many batches of that size.
@@ -93,39 +90,18 @@ class DataOrder:
     __reduce__ = by_fields
 
     def add(self, batch: Any) -> "DataOrder":
-        """Append one batch.
-
-        Args:
-            batch: Before it is moved to the device, so that hashing does not wait for the device.
-
-        Returns:
-            A longer trail.
-        """
+        """Append one batch; pass it before it is moved to the device, which hashing would wait for."""
         return self.then(DataOrder(sizes={batch_size(batch): 1}, order=digest(batch).hex()))
 
     def then(self, other: "DataOrder") -> "DataOrder":
-        """Append another trail.
-
-        Args:
-            other: What came after this one.
-
-        Returns:
-            Both, one after the other.
-        """
+        """Append another trail."""
         if not self.sizes or not other.sizes:
             return self if self.sizes else other
         order = hashlib.blake2b((self.order + other.order).encode(), digest_size=16).hexdigest()
         return DataOrder(sizes=Counter(self.sizes) + Counter(other.sizes), order=order)
 
     def differences(self, other: "DataOrder") -> list[str]:
-        """Say whether two trails were cut into batches of different size; a single smaller batch is no difference.
-
-        Args:
-            other: The other trail.
-
-        Returns:
-            One sentence or none.
-        """
+        """Return a sentence when the batch sizes differ; a single smaller batch is no difference."""
         if not self.sizes or not other.sizes or max(self.sizes) == max(other.sizes):
             return []
         small = self if max(self.sizes) < max(other.sizes) else other
@@ -135,9 +111,59 @@ class DataOrder:
         return [f"batch size: {sizes} (squares of batch means depend on it: estimate both with one batch size)"]
 
     def describe(self) -> str:
-        """Write the sizes as people do.
-
-        Returns:
-            For example ``"97 × 512, 1 × 336"``, the largest first.
-        """
+        """Format the sizes, the largest first: ``"97 × 512, 1 × 336"``."""
         return ", ".join(f"{times} × {size}" for size, times in sorted(self.sizes.items(), reverse=True))
+
+
+def is_relative_error(value: Any) -> bool:
+    """Say whether a value is a relative error: a finite number ≥ 0, or None when no bound is known.
+
+    Example:
+        >>> [is_relative_error(value) for value in (0.0, 1.5, None, -1.0, float("nan"), True)]
+        [True, True, True, False, False, False]
+    """
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf)
+
+
+def error_of_sum(parts: Iterable[tuple[float | None, int]]) -> float | None:
+    """Bound the relative error of a sum of totals, however their errors depend on each other.
+
+    The standard deviation of a sum is at most the sum of the standard deviations, and equals it for equal data with
+    equal random numbers. So the bound is the mean of the relative errors, weighted by the samples, for weights whose
+    totals grow with the number of samples; or the largest error, where a number of samples is not known.
+
+    Example:
+        >>> error_of_sum([(0.3, 10), (0.1, 30)]), error_of_sum([(0.3, 10), (None, 30)])
+        (0.15, None)
+        >>> error_of_sum([(0.3, 0), (0.1, 30)])
+        0.3
+    """
+    errors, samples = [], []
+    for error, n in parts:
+        if error is None:
+            return None
+        errors.append(error)
+        samples.append(n)
+    if not all(samples):
+        return max(errors, default=0.0)
+    return sum(e * n for e, n in zip(errors, samples, strict=True)) / sum(samples)
+
+
+def error_of_difference(whole: float | None, part: float | None) -> float | None:
+    """Bound the relative error of a difference of totals."""
+    return 0.0 if whole == part == 0 else None
+
+
+def recorded_error(error: float | None, estimator: str) -> float | None:
+    """Return a file's relative error; 0.0 for exact estimators in files from before it was recorded."""
+    return 0.0 if error is None and estimator in _EXACT else error
+
+
+def error_text(error: float | None) -> str:
+    """Format a relative error.
+
+    Example:
+        >>> error_text(0.25), error_text(0.00123), error_text(None)
+        ('up to 25 %', 'up to 0.12 %', 'not known')
+    """
+    return "not known" if error is None else f"up to {100 * error:.2g} %"

@@ -1,4 +1,4 @@
-"""Passes over data that survive being killed: what was measured is on disk, and the next start goes on from there."""
+"""Importances that are saved as they grow, so that a killed pass can be resumed."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -28,11 +28,12 @@ def estimate_resumable(
     role: Role | str = Role.UNKNOWN,
     progress: Progress = silent,
 ) -> Importance:
-    """Measure an importance and write down how far it is, after every so many batches.
+    """Estimate an importance, and save it after every segment of batches.
 
-    Killed at any moment and started again, it reads the batches that were done (their order is compared by hash, no
-    gradient is taken), and goes on. On a CPU the totals are bit-equal to those of a pass that was not interrupted,
-    because both add the same segments in the same order. The checkpoint stays: delete it when the result is safe.
+    After a kill, call it again with the same arguments: it reads the batches that are done (without gradients, to
+    compare a hash of their order) and continues. On a CPU the totals are bit-equal to those of a pass that was not
+    interrupted, because both add the same segments in the same order. The checkpoint stays: delete it when the result
+    is saved.
 
     Args:
         estimator: Any whose terms are samples.
@@ -59,7 +60,7 @@ def estimate_resumable(
     total = Importance.load(path).to(device_of(model)) if path.exists() else None
     if total is not None:
         _check_kind(path, total, fingerprint_of(estimator, model, objective=objective))
-        _read_past(path, total, rest, every)
+        _skip_done(path, total, rest, every)
     while segment := list(islice(rest, every)):
         new = estimator.estimate(model, segment, objective=objective, role=role, progress=progress)
         total = new if total is None else total.merge(new)
@@ -70,13 +71,13 @@ def estimate_resumable(
 
 
 def _check_kind(path: Path, total: Importance, expected: Fingerprint) -> None:
-    seen = attrs.evolve(total.fingerprint, precision="")  # which only the end of a pass knows
+    seen = attrs.evolve(total.fingerprint, precision="")  # known only at the end of a pass
     where = f"{path} was written by a pass over another model, or of another kind: delete it to begin again"
     raise_all(expected.differences(seen), where=where, error=StoreError)
 
 
-def _read_past(path: Path, total: Importance, rest: Iterator[Any], every: int) -> None:
-    """Read the batches that were measured, and refuse any others."""
+def _skip_done(path: Path, total: Importance, rest: Iterator[Any], every: int) -> None:
+    """Read the batches that are done, and raise an error when they are others."""
     done, seen = sum(total.trail.sizes.values()), DataOrder()
     for start in range(0, done, every):
         part = DataOrder()

@@ -1,6 +1,6 @@
-"""Importances that are sharded over processes, kept in a folder by `torch.distributed.checkpoint` as safetensors.
+"""Sharded importances in a folder: safetensors written by `torch.distributed.checkpoint`, one file for each process.
 
-Each process writes its pieces. What was written by some processes can be read by another number of them, or by one.
+Any number of processes can read what any number have written.
 """
 
 import re
@@ -15,10 +15,11 @@ import torch
 from blake3 import blake3
 from torch import Tensor, nn
 
-from unlearnkit.distributed.sharded_tensors import agreed, local, place, settle, spread_like, told
+from unlearnkit.distributed.collectives import all_gather, barrier, gather_problems
+from unlearnkit.distributed.ranks import Ranks
+from unlearnkit.distributed.sharded_tensors import local, reshard, shard_like
 from unlearnkit.importance.importance import Importance
-from unlearnkit.importance.provenance import DataOrder, Fingerprint
-from unlearnkit.importance.relative_error import recorded
+from unlearnkit.importance.provenance import DataOrder, Fingerprint, recorded_error
 from unlearnkit.models.parameters import trainable
 from unlearnkit.utils.checksummed_json import added, read_sealed, write_sealed
 from unlearnkit.utils.errors import MismatchError, StoreError, UnlearnKitError, raise_all
@@ -40,19 +41,18 @@ class _Tensor:
         return cls(shape=tuple(total.shape), dtype=str(total.dtype).removeprefix("torch."))
 
     def empty(self, pattern: Tensor | None) -> Tensor:
-        """Return memory for it: the piece that lies here, cut like the pattern, or all of it on the CPU."""
+        """Allocate it: sharded as the pattern is, or whole on the CPU."""
         dtype = {"float32": torch.float32, "float64": torch.float64}[self.dtype]
         if pattern is None:
             return torch.empty(self.shape, dtype=dtype)
-        return spread_like(
-            torch.empty_like(local(pattern), dtype=dtype, memory_format=torch.contiguous_format), pattern
-        )
+        shard = torch.empty_like(local(pattern), dtype=dtype, memory_format=torch.contiguous_format)
+        return shard_like(shard, pattern)
 
 
 @final
 @attrs.frozen(kw_only=True)
 class _Saved:
-    """All that is kept beside the tensors; ``files`` is name to digest."""
+    """Everything but the tensors; ``files`` is name to digest."""
 
     count: int
     samples: int
@@ -78,20 +78,19 @@ class _Saved:
         )
 
     def importance(self, totals: Mapping[str, Tensor]) -> Importance:
-        trail = DataOrder(sizes=self.sizes, order=self.order)
         return Importance(
             totals=totals,
             count=self.count,
             samples=self.samples,
             role=self.role,
             fingerprint=self.fingerprint,
-            trail=trail,
-            relative_error=recorded(self.relative_error, self.fingerprint.estimator),
+            trail=DataOrder(sizes=self.sizes, order=self.order),
+            relative_error=recorded_error(self.relative_error, self.fingerprint.estimator),
         )
 
 
 def save_sharded(importance: Importance, folder: str | Path) -> None:
-    """Write an importance, each process its pieces; what stood there before stays until all is complete.
+    """Write an importance, each process its shards; an existing folder is replaced only when the new one is complete.
 
     Args:
         importance: Sharded, or whole in a single process. All processes call this.
@@ -100,28 +99,28 @@ def save_sharded(importance: Importance, folder: str | Path) -> None:
     Raises:
         StoreError: It cannot be written; in all processes when in one.
     """
-    rank, size = place()
+    ranks = Ranks.current()
     with _new_folder(Path(folder)) as new:
-        with _together(f"cannot write {folder}"):
-            from torch.distributed.checkpoint import state_dict_saver as saver  # noqa: PLC0415 - imports very much
+        with _raise_on_all_ranks(f"cannot write {folder}"):
+            from torch.distributed.checkpoint import state_dict_saver as saver  # noqa: PLC0415 - a slow import
             from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter  # noqa: PLC0415
 
             writer = HuggingFaceStorageWriter(str(new), save_distributed=True)
-            saver.save(dict(importance.totals), storage_writer=writer, no_dist=size == 1)
-        with _together(f"cannot read what was written to {folder}"):
+            saver.save(dict(importance.totals), storage_writer=writer, no_dist=ranks.size == 1)
+        with _raise_on_all_ranks(f"cannot read what was written to {folder}"):
             names = sorted(p.name for p in new.iterdir())
-            mine = {name: _digest(new / name) for name in names[rank::size]}
-        files = {name: digest for part in told(mine) for name, digest in part.items()}
-        with _together(f"cannot write {folder}"):
-            if rank == 0:
+            mine = {name: _digest(new / name) for name in ranks.share(names)}
+        files = {name: digest for part in all_gather(mine) for name, digest in part.items()}
+        with _raise_on_all_ranks(f"cannot write {folder}"):
+            if ranks.rank == 0:
                 write_sealed(new / FILE, attrs.evolve(_Saved.of(importance), files=files), kind=FORMAT)
 
 
 def load_sharded(folder: str | Path, model: nn.Module | None = None) -> Importance:
-    """Read what `save_sharded` wrote, by however many processes, and check it whole.
+    """Read what `save_sharded` wrote with any number of processes, and check every file.
 
     Args:
-        folder: Where it lies. All processes call this.
+        folder: The folder. All processes call this.
         model: The importance is sharded as its parameters are; None: whole, on the CPU, in every process that asks.
 
     Returns:
@@ -132,18 +131,20 @@ def load_sharded(folder: str | Path, model: nn.Module | None = None) -> Importan
         MismatchError: It does not fit the model.
     """
     path = Path(folder)
-    patterns = _patterns(model)
-    with _together(str(path)):
+    if model is not None:
+        reshard(model)
+    patterns = None if model is None else trainable(model)
+    with _raise_on_all_ranks(str(path)):
         saved = read_sealed(path / FILE, _Saved, kind=FORMAT)
         _check_files(path, saved.files)
     if patterns is not None:
         _check_fits(saved, patterns, where=str(path))
-    with _together(f"{path} is damaged"):
-        from torch.distributed.checkpoint import state_dict_loader as loader  # noqa: PLC0415 - imports very much
+    with _raise_on_all_ranks(f"{path} is damaged"):
+        from torch.distributed.checkpoint import state_dict_loader as loader  # noqa: PLC0415 - a slow import
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader  # noqa: PLC0415
 
         totals = {name: t.empty(patterns[name] if patterns else None) for name, t in saved.tensors.items()}
-        alone = model is None or place()[1] == 1
+        alone = model is None or Ranks.current().size == 1
         loader.load(totals, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=alone)
         importance = saved.importance(totals)
     try:
@@ -155,25 +156,25 @@ def load_sharded(folder: str | Path, model: nn.Module | None = None) -> Importan
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """Let the first process make a folder and put it in place, and the others write to it too."""
+    """Yield a new folder to all ranks; rank 0 makes it, and puts it in place at the end."""
     with ExitStack() as stack:
         made, problem = "", ""
-        if place()[0] == 0:
+        if Ranks.current().rank == 0:
             try:
                 made = str(stack.enter_context(atomic_folder(folder)))
             except OSError as error:
                 problem = str(error)
-        made, problem = told((made, problem))[0]
+        made, problem = all_gather((made, problem))[0]
         if problem:
             raise StoreError(f"cannot write {folder}: {problem}")
         yield Path(made)
-    told("in place")  # nobody goes on before the folder is where it should be
+    barrier()  # no process may read the folder before rank 0 has put it in place
 
 
 @contextmanager
-def _together(where: str) -> Iterator[None]:
-    """Raise in all processes what goes wrong in one; a process alone is not warned that it is alone."""
-    from torch.distributed.checkpoint.api import CheckpointException  # noqa: PLC0415 - as above
+def _raise_on_all_ranks(where: str) -> Iterator[None]:
+    """Raise on all ranks, as a `StoreError`, what goes wrong on any."""
+    from torch.distributed.checkpoint.api import CheckpointException  # noqa: PLC0415 - a slow import
 
     problems = []
     try:
@@ -186,14 +187,7 @@ def _together(where: str) -> Iterator[None]:
         problems = [f"{type(error).__name__}: {error}"]
     except CheckpointException as error:
         problems = [f"{type(e).__name__}: {e}" for e, _ in error.failures.values()]
-    raise_all(agreed(problems), where=where, error=StoreError)
-
-
-def _patterns(model: nn.Module | None) -> dict[str, nn.Parameter] | None:
-    if model is None:
-        return None
-    settle(model)
-    return trainable(model)
+    raise_all(gather_problems(problems), where=where, error=StoreError)
 
 
 def _check_fits(saved: _Saved, patterns: Mapping[str, Tensor], *, where: str) -> None:
@@ -208,17 +202,16 @@ def _check_fits(saved: _Saved, patterns: Mapping[str, Tensor], *, where: str) ->
 
 
 def _check_files(folder: Path, expected: Mapping[str, str]) -> None:
-    rank, size = place()
     seen = {p.name for p in folder.iterdir() if p.name != FILE}
     problems = [f"{name}: expected, but missing" for name in expected if name not in seen]
     problems += [f"{name}: not expected" for name in sorted(seen) if name not in expected]
     problems += [
-        f"{name}: not a name of ours, or a link"
+        f"{name}: expected a file name as ours, and no link"
         for name in expected
         if not _NAME.fullmatch(name) or (folder / name).is_symlink()
     ]
     raise_all(problems, where=str(folder), error=StoreError)
-    for name in sorted(expected)[rank::size]:
+    for name in Ranks.current().share(sorted(expected)):
         if _digest(folder / name) != expected[name]:
             raise StoreError(f"{name}: expected the digest of what was written, saw another: the file is damaged")
 

@@ -7,11 +7,9 @@ from unlearnkit.models.checkpoint import (
     save_checkpoint,
     write_checkpoint,
 )
-from unlearnkit.models.language import CausalLanguageModel
-from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.models.objective import Autocast, CausalLanguageModel, CrossEntropy, Objective
 from unlearnkit.models.parameters import device_of, digest, trainable
-from unlearnkit.models.precision import Autocast
-from unlearnkit.models.training import EpochRecord, Training, train
+from unlearnkit.models.training import EpochRecord, Loss, OptimizerConfig, Training, train
 from unlearnkit.models.zoo import ResNet18Classifier, SmallCNN, resnet18_classifier, small_cnn
 
 __all__ = [
@@ -19,7 +17,9 @@ __all__ = [
     "CausalLanguageModel",
     "CrossEntropy",
     "EpochRecord",
+    "Loss",
     "Objective",
+    "OptimizerConfig",
     "ResNet18Classifier",
     "SmallCNN",
     "Training",

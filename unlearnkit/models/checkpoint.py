@@ -1,4 +1,4 @@
-"""Save a model's weights and buffers, and load them back only when everything fits."""
+"""Checkpoints: weights and buffers in safetensors, loaded only when every name, shape and dtype fits."""
 
 import pickle
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from unlearnkit.distributed.sharded_tensors import need_whole
+from unlearnkit.distributed.sharded_tensors import refuse_sharded
 from unlearnkit.models.parameters import digest_tensors
 from unlearnkit.utils.errors import ConfigurationError, StoreError, raise_all
 from unlearnkit.utils.safetensors import save_tensors
@@ -65,8 +65,7 @@ def load_checkpoint(
         path: What `save_checkpoint` wrote, or another safetensors file of a state dict, or with ``allow_pickle``
             what ``torch.save(model.state_dict(), path)`` wrote.
         allow_pickle: Whether to read a pickle, with ``weights_only=True``: do so only for files you trust.
-        undo: Whether to copy the model first, so that it is put back when loading is interrupted half way. False needs
-            no memory for that: for a new model, which is thrown away then.
+        undo: Whether to copy the model first, to restore it when loading is interrupted. False saves this memory.
 
     Returns:
         The metadata; empty for a pickle.
@@ -86,41 +85,18 @@ def load_checkpoint(
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return what a checkpoint of a model holds: weights and persistent buffers, tied weights once.
-
-    Args:
-        model: On any device, compiled or not.
-
-    Returns:
-        Name to tensor, not copied.
-    """
+    """Return the tensors of a checkpoint by name, not copied: weights and persistent buffers, tied weights once."""
     state = _state(model)
     return {names[0]: state[names[0]].detach() for names in _tied(state)}
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors of a checkpoint without a model to load them into.
-
-    Args:
-        path: A safetensors file.
-
-    Returns:
-        Name to tensor, and the metadata.
-    """
+    """Read the tensors of a safetensors checkpoint by name, and its metadata."""
     return _read(Path(path), allow_pickle=False)
 
 
 def write_checkpoint(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as a checkpoint, atomically.
-
-    Args:
-        state: Name to tensor.
-        path: Where to.
-        metadata: Text to keep with them.
-
-    Raises:
-        StoreError: The file cannot be written.
-    """
+    """Write tensors and metadata as a checkpoint, atomically."""
     save_tensors(state, path, {**(metadata or {}), _DIGEST: digest_tensors(state)})
 
 
@@ -135,7 +111,9 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
         where=f"the state of {type(model).__name__}",
         error=StoreError,
     )
-    need_whole(state.values(), who="a checkpoint", instead="save and load the model by torch.distributed.checkpoint")
+    refuse_sharded(
+        state.values(), who="a checkpoint", instead="save and load the model by torch.distributed.checkpoint"
+    )
     return state
 
 

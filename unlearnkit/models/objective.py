@@ -1,4 +1,4 @@
-"""How a batch becomes one loss per sample: the quantity whose gradients are squared."""
+"""Objectives: one loss per sample of a batch, whose gradients are squared."""
 
 import abc
 from collections.abc import Mapping
@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit.data.batches import batch_size, pick
+from unlearnkit.models.parameters import device_of
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
+
+IGNORED = -100
+"""The label that cross entropy leaves out, in torch and in Hugging Face's libraries."""
 
 
 class Objective(abc.ABC):
@@ -41,10 +45,7 @@ class Objective(abc.ABC):
 
     @final
     def describe(self) -> str:
-        """Name the objective and its options, as they stand in a fingerprint.
-
-        Returns:
-            For an attrs class its repr, else its qualified name.
+        """Return the text for a fingerprint: an attrs class's repr, else the qualified name.
 
         Example:
             >>> CrossEntropy().describe()
@@ -79,18 +80,7 @@ class CrossEntropy(Objective):
     output: int | str = "auto"
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return −log p(y | x) of every sample; see `Objective.losses`.
-
-        Args:
-            model: Called with the batch's input.
-            batch: See `CrossEntropy`.
-
-        Returns:
-            Shape (batch,), nats.
-
-        Raises:
-            ConfigurationError: A label is out of range (known on the CPU only), or a field is not where it should be.
-        """
+        """Return −log p(y | x) of every sample; see `Objective.losses`."""
         logits, targets = self.logits(model, batch), self.labels(batch)
         if not targets.is_floating_point():
             targets = targets.long()  # torch takes no other integers
@@ -104,27 +94,107 @@ class CrossEntropy(Objective):
         return loss.flatten(1).sum(1) if loss.dim() > 1 else loss
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the model's logits.
-
-        Args:
-            model: Called with the batch's input.
-            batch: See `CrossEntropy`.
-
-        Returns:
-            Shape (batch, classes, …).
-        """
+        """Return the model's logits, shape (batch, classes, …)."""
         return logits_of(model(pick(batch, self.inputs, what="inputs")), output=self.output, model=model)
 
     def labels(self, batch: Any) -> Tensor:
-        """Return the labels of the batch.
-
-        Args:
-            batch: See `CrossEntropy`.
-
-        Returns:
-            Shape (batch, …), an integer dtype (or class probabilities).
-        """
+        """Return the labels of the batch, shape (batch, …), an integer dtype (or class probabilities)."""
         return _tensor(pick(batch, self.targets, what="targets"))
+
+
+@final
+@attrs.frozen(kw_only=True)
+class CausalLanguageModel(Objective):
+    """Negative log-likelihood of a sequence: Σ_t −log p(token_{t+1} | tokens ≤ t), in nats, padding left out.
+
+    The unit is the sequence: a text is one sample, however long, and the Fisher information squares the gradient of its
+    whole log-likelihood. The model is called like those of Hugging Face, with the tokens and ``attention_mask``; logits
+    are found as in `CrossEntropy`.
+
+    Attributes:
+        tokens: Where the token numbers stand in a batch: int64, shape (batch, length).
+        mask: Where the mask stands, 1 for tokens and 0 for padding, same shape; "" when there is no padding.
+        labels: Where labels stand that differ from the tokens (−100 is left out: a prompt, say); "" takes the tokens.
+        pass_mask: Whether the model takes the mask as ``attention_mask``.
+        output: As in `CrossEntropy`.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Embedding(3, 3)  # the next token depends on the last one alone
+        >>> _ = nn.init.zeros_(model.weight)
+        >>> mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+        >>> batch = {"input_ids": torch.tensor([[0, 1, 2], [0, 1, 0]]), "attention_mask": mask}
+        >>> CausalLanguageModel(pass_mask=False).losses(model, batch)  # two predictions, and one: ln 3 each
+        tensor([2.1972, 1.0986], grad_fn=<SumBackward1>)
+    """
+
+    tokens: int | str = "input_ids"
+    mask: int | str = "attention_mask"
+    labels: int | str = ""
+    pass_mask: bool = True
+    output: int | str = "auto"
+
+    def losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the loss of every sequence, 0 without a predicted token; see `Objective.losses`."""
+        tokens = pick(batch, self.tokens, what="tokens")
+        mask = pick(batch, self.mask, what="mask") if self.mask != "" else None
+        logits = self._logits(model, tokens, mask)
+        labels = tokens if self.labels == "" else pick(batch, self.labels, what="labels")
+        if mask is not None:
+            labels = labels.masked_fill(mask == 0, IGNORED)
+        loss = nn.functional.cross_entropy(
+            logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=IGNORED
+        )
+        return loss.sum(1)
+
+    def _logits(self, model: nn.Module, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        extra = {"attention_mask": mask} if mask is not None and self.pass_mask else {}
+        logits = logits_of(model(tokens, **extra), output=self.output, model=model)
+        if logits.ndim != 3 or logits.shape[:2] != tokens.shape:
+            raise ConfigurationError(
+                f"expected logits of shape (batch, length, vocabulary) for tokens {tuple(tokens.shape)}, saw "
+                f"{tuple(logits.shape)}"
+            )
+        return logits
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Autocast(Objective):
+    """Another objective with its forward pass under torch's autocast, in bfloat16.
+
+    Weights keep their dtype. The backward pass, the squares and the totals are outside autocast: gradients have the
+    rounding of bfloat16 (about three digits), totals are added in float32 or more. The objective is part of an
+    importance's fingerprint, so importances of two precisions cannot be mixed.
+
+    Attributes:
+        objective: What is computed.
+
+    Example:
+        >>> batch = (torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+        >>> Autocast().losses(nn.Identity(), batch)
+        tensor([0.6931])
+        >>> Autocast().describe()
+        "Autocast(objective=CrossEntropy(inputs=0, targets=-1, output='auto'))"
+    """
+
+    objective: Objective = attrs.field(factory=CrossEntropy)
+
+    def losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the losses in float32; see `Objective.losses`."""
+        with _autocast(model):
+            return self.objective.losses(model, batch).float()
+
+    def logits(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the logits in float32, for estimators that draw labels from them; see `CrossEntropy.logits`."""
+        find = getattr(self.objective, "logits", None)
+        if find is None:
+            raise ConfigurationError(
+                f"expected an objective with a method logits(model, batch), as CrossEntropy has, saw {self.describe()}"
+            )
+        with _autocast(model):
+            found: Tensor = find(model, batch)
+            return found.float()
 
 
 def logits_of(result: Any, *, output: int | str, model: nn.Module) -> Tensor:
@@ -167,6 +237,31 @@ tensor of shape () and torch.float32: do not average over the batch
 
 
 def _tensor(value: Any) -> Tensor:
-    if isinstance(value, Tensor):
-        return value
-    return torch.as_tensor(value)
+    return value if isinstance(value, Tensor) else torch.as_tensor(value)
+
+
+def _autocast(model: nn.Module) -> torch.autocast:
+    # No cache: with it, several calls of a layer would share one cast weight.
+    return torch.autocast(device_of(model).type, torch.bfloat16, cache_enabled=False)
+
+
+def float32_products(device: torch.device) -> str:
+    """Describe torch's precision settings for float32 products on a device; "" for plain IEEE on a CPU.
+
+    Example:
+        >>> float32_products(torch.device("cpu"))
+        ''
+    """
+    backends: Any = torch.backends  # set at import time, unknown to type checkers
+    cuda = device.type == "cuda"
+    products, convolutions = (
+        (backends.cuda.matmul, backends.cudnn.conv) if cuda else (backends.mkldnn.matmul, backends.mkldnn.conv)
+    )
+    names = [_exact(switch.fp32_precision) for switch in (products, convolutions)]
+    if not cuda and set(names) == {"ieee"}:
+        return ""
+    return f"products {names[0]}, convolutions {names[1]}"
+
+
+def _exact(name: str) -> str:
+    return "ieee" if name == "none" else name

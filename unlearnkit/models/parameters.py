@@ -1,15 +1,17 @@
-"""A model's parameters and buffers by name: the one way this package joins numbers to weights."""
+"""A model's parameters and buffers by name: digests, extremes and checks of them."""
 
 import math
 from collections.abc import Mapping
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from blake3 import blake3
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from unlearnkit.distributed.sharded_tensors import is_sharded, local, whole, widest
+from unlearnkit.distributed.collectives import all_gather, all_reduce_min_max
+from unlearnkit.distributed.sharded_tensors import full_tensor, is_sharded, local
 from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, UnsupportedModelError
 
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -27,17 +29,7 @@ def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that may be edited: those with ``requires_grad``.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        Name to parameter, in the model's own order.
-
-    Raises:
-        ConfigurationError: There is none.
-    """
+    """Return the parameters with ``requires_grad`` by name, in the model's order; an error when there is none."""
     found = {name: p for name, p in parameters(model).items() if p.requires_grad}
     if not found:
         raise ConfigurationError(
@@ -53,7 +45,7 @@ def buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def dense(gradient: Tensor | None) -> Tensor | None:
-    """Return a gradient with an element for every weight: tables with ``sparse=True`` get only the rows looked up.
+    """Return a dense gradient: embeddings with ``sparse=True`` get sparse ones.
 
     Example:
         >>> dense(torch.eye(2)[1].to_sparse())
@@ -63,17 +55,7 @@ def dense(gradient: Tensor | None) -> Tensor | None:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device that the model's parameters are on.
-
-    Args:
-        model: A module whose parameters are all on one device.
-
-    Returns:
-        That device; the CPU for a model without parameters.
-
-    Raises:
-        ConfigurationError: The parameters are on several devices.
-    """
+    """Return the device of all parameters, the CPU for a model without any; an error when there are several."""
     devices = {p.device for p in model.parameters()}
     if len(devices) > 1:
         raise ConfigurationError(
@@ -85,9 +67,8 @@ def device_of(model: nn.Module) -> torch.device:
 def digest(model: nn.Module) -> str:
     """Hash all parameters and buffers: names, dtypes, shapes and bits.
 
-    Args:
-        model: Any module. The digest does not depend on the device, nor on how the model is sharded over processes: of
-            a sharded one every process must ask, and parameters are gathered one at a time.
+    It does not depend on the device, nor on how the model is sharded. For a sharded one every process must call this,
+    and parameters are gathered one at a time.
 
     Returns:
         32 hexadecimal digits. Equal digests mean bit-identical weights.
@@ -103,12 +84,25 @@ def digest(model: nn.Module) -> str:
     return digest_tensors({**parameters(model), **buffers(model)})
 
 
+def broadcast_from_rank_0(model: nn.Module, seen: str) -> tuple[int, ...]:
+    """Copy weights and buffers of rank 0 to all ranks when digests differ: edits on CUDA may not be deterministic."""
+    digests = all_gather(seen)
+    others = tuple(rank for rank, one in enumerate(digests) if one != digests[0])
+    if others:
+        for tensor in {**parameters(model), **buffers(model)}.values():
+            value = tensor.detach().clone(memory_format=torch.contiguous_format)
+            dist.broadcast(value, src=0)
+            with torch.no_grad():
+                tensor.copy_(value)
+    return others
+
+
 def digest_tensors(named: Mapping[str, Tensor]) -> str:
     """Hash tensors: names, dtypes, shapes and bits."""
     state = blake3(max_threads=torch.get_num_threads())  # cryptographic, and several times as fast as hashlib's
     for name, tensor in sorted(named.items()):
         state.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        flat = whole(tensor).to("cpu").contiguous().reshape(-1)
+        flat = full_tensor(tensor).to("cpu").contiguous().reshape(-1)
         state.update(flat.view(torch.uint8).numpy().data)
     return state.hexdigest(length=16)
 
@@ -145,7 +139,7 @@ def extremes(tensor: Tensor) -> tuple[float, float]:
         return 0.0, 0.0
     piece = local(tensor)
     low, high = map(float, torch.aminmax(piece)) if piece.numel() else (math.inf, -math.inf)
-    return widest(low, high, device=piece.device) if is_sharded(tensor) else (low, high)
+    return all_reduce_min_max(low, high, device=piece.device) if is_sharded(tensor) else (low, high)
 
 
 def all_finite(tensor: Tensor) -> bool:
@@ -158,15 +152,15 @@ def all_finite(tensor: Tensor) -> bool:
     return all(math.isfinite(value) for value in extremes(tensor))
 
 
-def check_ordinary(model: nn.Module) -> None:
-    """Refuse a model whose weights have no values yet, or no squared gradients that are real numbers."""
+def check_differentiable(model: nn.Module) -> None:
+    """Raise an error for weights that are lazy, on the meta device, inference tensors or complex."""
     named = {**parameters(model), **buffers(model)}
-    problems = [f"{name}: {reason}" for name, t in named.items() if (reason := _out_of_the_ordinary(t)) is not None]
+    problems = [f"{name}: {reason}" for name, t in named.items() if (reason := _problem(t)) is not None]
     if problems:
         raise UnsupportedModelError(f"expected ordinary real weights, saw {'; '.join(problems)}")
 
 
-def _out_of_the_ordinary(t: Tensor) -> str | None:
+def _problem(t: Tensor) -> str | None:
     if is_lazy(t):
         return "not initialised (call the model once)"
     if t.is_meta:
@@ -179,7 +173,7 @@ def _out_of_the_ordinary(t: Tensor) -> str | None:
 
 
 def check_finite(model: nn.Module, *, when: str) -> None:
-    """Refuse a model that holds a NaN or an infinity."""
+    """Raise an error for a model with a NaN or an infinity."""
     named = {**parameters(model), **buffers(model)}
     bad = [name for name, t in named.items() if t.is_floating_point() and not all_finite(t)]
     if bad:
@@ -190,7 +184,7 @@ def check_finite(model: nn.Module, *, when: str) -> None:
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype to square and to add in: at least float32, because half-precision squares vanish.
+    """Return the dtype for squares and sums, at least float32: half-precision squares underflow.
 
     Example:
         >>> wide(torch.bfloat16)

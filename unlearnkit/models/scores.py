@@ -1,4 +1,4 @@
-"""Loss and right predictions of a batch from one forward pass, and their sums over many."""
+"""Loss and accuracy of a batch from one forward pass, and their sums over batches."""
 
 from collections.abc import Iterable
 from typing import Any, final
@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from unlearnkit.data.batches import pick
-from unlearnkit.models.objective import CrossEntropy, Objective, check_losses
-
-_IGNORED = -100  # the label that torch's cross entropy leaves out
+from unlearnkit.models.objective import IGNORED, CrossEntropy, Objective, check_losses
 
 
 @final
@@ -77,7 +75,7 @@ def score_batch(model: nn.Module, batch: Any, *, objective: Objective) -> tuple[
 
 @final
 class _Replay(nn.Module):
-    # Answers with an output that is already computed: the loss and the predictions then share one forward pass.
+    # Returns a computed output, so that losses and predictions share one forward pass.
     def __init__(self, output: Any) -> None:
         super().__init__()
         self.output = output
@@ -89,6 +87,6 @@ class _Replay(nn.Module):
 
 def _count(logits: Tensor, labels: Tensor) -> tuple[int, int]:
     classes = labels.argmax(1) if labels.is_floating_point() else labels
-    kept = classes != _IGNORED
+    kept = classes != IGNORED
     right = (logits.detach().argmax(1) == classes) & kept
     return int(right.sum()), int(kept.sum())

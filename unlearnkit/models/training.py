@@ -1,23 +1,116 @@
-"""Train a classifier: the notebook's loop, repeatable bit by bit on one CPU."""
+"""Train a model: one loop for training, fine-tuning and relearning, repeatable bit by bit on one CPU."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, final
 
 import attrs
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from unlearnkit.data.prefetch import feed
-from unlearnkit.models.norm_gradients import steady_for
+from unlearnkit.data.batches import feed
+from unlearnkit.models.norm_gradients import norm_gradient_fix
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.parameters import device_of, trainable
-from unlearnkit.models.scores import score_batch, total
-from unlearnkit.utils.errors import ConfigurationError, NonFiniteError
+from unlearnkit.models.scores import BatchScores, score_batch, total
+from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, UnsupportedModelError
 from unlearnkit.utils.options import option
 from unlearnkit.utils.progress import Progress, length, silent
 from unlearnkit.utils.rng import private_rng
+
+Loss = Callable[[nn.Module, Any], Tensor]
+"""``loss(model, batch)``: the scalar tensor that a step minimises; the batch is on the model's device."""
+
+
+@final
+@attrs.frozen(kw_only=True)
+class OptimizerConfig:
+    """Which optimiser takes the steps, and its hyperparameters.
+
+    Example:
+        >>> OptimizerConfig(optimizer="sgd", learning_rate=0.1)
+        OptimizerConfig(optimizer='sgd', learning_rate=0.1, momentum=0.9, weight_decay=0.0)
+    """
+
+    optimizer: str = option("adam", choices=("adam", "adamw", "sgd"), doc="which optimiser")
+    learning_rate: float = option(1e-3, symbol="η", above=0.0, doc="step size")
+    momentum: float = option(0.9, at_least=0.0, at_most=1.0, doc="of sgd; the others have moments of their own")
+    weight_decay: float = option(0.0, at_least=0.0, doc="L2 penalty; decoupled for adamw")
+
+    def optimizer_for(self, model: nn.Module) -> Optimizer:
+        """Make an optimiser of the model's trainable parameters."""
+        weights, rate, decay = list(trainable(model).values()), self.learning_rate, self.weight_decay
+        if self.optimizer == "sgd":
+            return SGD(weights, lr=rate, momentum=self.momentum, weight_decay=decay)
+        return (AdamW if self.optimizer == "adamw" else Adam)(weights, lr=rate, weight_decay=decay)
+
+
+@contextmanager
+def training_mode(model: nn.Module, optimizer: Optimizer, *, seed: int, training: bool = True) -> Iterator[None]:
+    """Enable gradients, set the mode and seed the generators; modes and generators are put back, gradients cleared."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.train(training)
+        with private_rng(device_of(model), seed=seed), torch.inference_mode(mode=False), torch.enable_grad():
+            yield
+    finally:
+        optimizer.zero_grad()
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Put batch-norm layers without trainable parameters into eval mode, so that their statistics stay too."""
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, _BatchNorm) and own and not any(p.requires_grad for p in own):
+            module.eval()
+
+
+def run_epoch(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: Loss,
+    optimizer: Optimizer,
+    *,
+    name: str,
+    after_step: Callable[[], None] | None = None,
+) -> float:
+    """Take one step for each batch, inside `training_mode`; returns the mean loss over the batches."""
+    device, order, losses = device_of(model), norm_gradient_fix(model), []
+    for number, (_, batch) in enumerate(feed(batches, device), start=1):
+        with order():
+            value = loss(model, batch)
+        _check(value, where=f"{name}, batch {number}")
+        optimizer.zero_grad()
+        torch.autograd.backward(value)
+        optimizer.step()
+        losses.append(value.detach())
+        if after_step is not None:
+            after_step()
+    if not losses:
+        raise ConfigurationError(
+            f"expected at least one batch in {name}, saw none: pass a data set, a data loader or a list, "
+            "not an iterator that is used up"
+        )
+    return float(torch.stack(losses).mean())
+
+
+def _check(loss: Tensor, *, where: str) -> None:
+    if not bool(torch.isfinite(loss).all()):
+        raise NonFiniteError(
+            f"expected a finite loss, saw NaN or infinity in {where}: lower the learning rate, or look for NaN in the "
+            "data"
+        )
+    if not loss.requires_grad:
+        raise UnsupportedModelError(
+            f"expected a loss that depends on a trainable parameter, saw one that does not in {where}: is the "
+            "model called under torch.no_grad()?"
+        )
 
 
 @final
@@ -40,11 +133,11 @@ class Training:
 @final
 @attrs.frozen(kw_only=True)
 class EpochRecord:
-    """What one epoch did.
+    """The scores of one epoch.
 
     Attributes:
-        loss: Mean over the samples of their losses as they were seen in training mode, nats.
-        accuracy: Share of right predictions among the same, 0 … 1; None unless the objective is `CrossEntropy`.
+        loss: Mean loss per sample in training mode, nats.
+        accuracy: Share of right predictions in training mode, 0 … 1; None unless the objective is `CrossEntropy`.
         seconds: Wall-clock time; left out of comparisons, so that equal runs have equal histories.
     """
 
@@ -54,7 +147,12 @@ class EpochRecord:
 
 
 History = tuple[EpochRecord, ...]
-"""One record per epoch, the first first."""
+"""One record per epoch, in order."""
+
+
+def _shuffled(dataset: Dataset[Any], training: Training) -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(training.seed)
+    return DataLoader(dataset, batch_size=training.batch_size, shuffle=True, generator=generator)
 
 
 def train(
@@ -93,52 +191,24 @@ def train(
         >>> len(history), history[-1].accuracy
         (30, 1.0)
     """
-    training = training or Training()
-    objective = objective or CrossEntropy()
-    adam = torch.optim.Adam(trainable(model).values(), lr=training.learning_rate, weight_decay=training.weight_decay)
-    modes = {module: module.training for module in model.modules()}
-    history: list[EpochRecord] = []
-    try:
-        model.train()
-        with private_rng(device_of(model), seed=training.seed):
-            batches = _shuffled(data, training) if isinstance(data, Dataset) else data
-            for epoch in range(1, training.epochs + 1):
-                shown = progress(batches, f"epoch {epoch} of {training.epochs}", length(batches))
-                history.append(_epoch(model, shown, objective, adam, epoch))
-                if on_epoch is not None:
-                    on_epoch(epoch, history[-1])
-    finally:
-        adam.zero_grad()
-        for module, mode in modes.items():
-            module.training = mode
-    return tuple(history)
+    options, criterion = training or Training(), objective or CrossEntropy()
+    config = OptimizerConfig(learning_rate=options.learning_rate, weight_decay=options.weight_decay)
+    adam, scores, history = config.optimizer_for(model), list[BatchScores](), list[EpochRecord]()
+    batches = _shuffled(data, options) if isinstance(data, Dataset) else data
 
-
-def _shuffled(dataset: Dataset[Any], training: Training) -> DataLoader[Any]:
-    generator = torch.Generator().manual_seed(training.seed)
-    return DataLoader(dataset, batch_size=training.batch_size, shuffle=True, generator=generator)
-
-
-def _epoch(
-    model: nn.Module, batches: Iterable[Any], objective: Objective, adam: torch.optim.Optimizer, epoch: int
-) -> EpochRecord:
-    start, device, order, scores = time.perf_counter(), device_of(model), steady_for(model), []
-    for number, (_, batch) in enumerate(feed(batches, device), start=1):
-        with order():
-            losses, score = score_batch(model, batch, objective=objective)
-        if not bool(torch.isfinite(losses).all()):
-            raise NonFiniteError(
-                f"expected a finite loss, saw NaN or infinity in epoch {epoch}, batch {number}: "
-                "lower the learning rate, or look for NaN in the data"
-            )
-        adam.zero_grad()
-        torch.autograd.backward(losses.mean())
-        adam.step()
+    def loss(student: nn.Module, batch: Any) -> Tensor:
+        losses, score = score_batch(student, batch, objective=criterion)
         scores.append(score)
-    if not scores:
-        raise ConfigurationError(
-            f"expected at least one batch in each epoch, saw none in epoch {epoch}: "
-            "hand over a data set or a data loader, not an iterator that is used up"
-        )
-    summed = total(scores)
-    return EpochRecord(loss=summed.loss, accuracy=summed.accuracy, seconds=time.perf_counter() - start)
+        return losses.mean()
+
+    with training_mode(model, adam, seed=options.seed):
+        for epoch in range(1, options.epochs + 1):
+            start = time.perf_counter()
+            scores.clear()
+            shown = progress(batches, f"epoch {epoch} of {options.epochs}", length(batches))
+            run_epoch(model, shown, loss, adam, name=f"epoch {epoch}")
+            summed, seconds = total(scores), time.perf_counter() - start
+            history.append(EpochRecord(loss=summed.loss, accuracy=summed.accuracy, seconds=seconds))
+            if on_epoch is not None:
+                on_epoch(epoch, history[-1])
+    return tuple(history)

@@ -1,10 +1,17 @@
-"""Which plugins are installed: the entry points of the group ``unlearnkit``, and what is wrong with each."""
+"""Installed plugins: the entry points of the group ``unlearnkit``, and which distribution a module comes from."""
 
+import base64
+import hashlib
+import json
 import os
+import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, distributions, entry_points
+from pathlib import Path
 from typing import Any, final
+from urllib.parse import unquote, urlparse
 
 import attrs
 
@@ -15,10 +22,14 @@ DISABLE = "UNLEARNKIT_DISABLE_PLUGINS"
 """Environment variable: names of plugins not to load, separated by commas, or ``*`` for none at all."""
 
 
+NAME = re.compile(r"[a-z][a-z0-9-]*")
+"""What a plugin, a method, an estimator or a metric may be called."""
+
+
 @final
 @attrs.frozen(kw_only=True)
 class Problem:
-    """What is wrong with a plugin, who is to blame, and the cause."""
+    """What is wrong with a plugin, where the plugin comes from, and the cause."""
 
     plugin: str
     origin: str
@@ -52,11 +63,11 @@ class Discovered:
 
 
 def entry_point_plugins() -> Iterator[tuple[Discovered, Callable[[], object]]]:
-    """Yield every installed plugin and how to load it, in the order of their names."""
-    switched_off = {name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()}
+    """Yield every installed plugin and how to load it, sorted by name."""
+    disabled = {name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()}
     taken: dict[str, str] = {}
     for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
-        distribution, version = _distribution_of(point)
+        distribution, version = name_and_version(point.dist)
         found = Discovered(name=point.name, target=point.value, distribution=distribution, version=version)
         identity = f"{found.origin} ({point.value})"
         if taken.get(point.name) == identity:
@@ -67,7 +78,7 @@ def entry_point_plugins() -> Iterator[tuple[Discovered, Callable[[], object]]]:
                 found = attrs.evolve(found, name=f"{found.name}:{point.value}")
         taken.setdefault(point.name, identity)
         taken.setdefault(found.name, identity)
-        if "*" in switched_off or point.name in switched_off:
+        if "*" in disabled or point.name in disabled:
             blocked = Problem(
                 plugin=found.name, origin=found.origin, stage="blocked", error=RuntimeError(f"by {DISABLE}")
             )
@@ -75,9 +86,10 @@ def entry_point_plugins() -> Iterator[tuple[Discovered, Callable[[], object]]]:
         yield found, point.load
 
 
-def _distribution_of(point: EntryPoint) -> tuple[str, str]:
+def name_and_version(distribution: Distribution | None) -> tuple[str, str]:
+    """Return name and version of a distribution, "" for what is not known."""
     # A damaged installation may have lost its METADATA: the plugin may still load.
-    metadata: Any = (point.dist.metadata if point.dist else None) or {}
+    metadata: Any = (distribution.metadata if distribution else None) or {}
     return (
         str(metadata["Name"]) if "Name" in metadata else "",
         str(metadata["Version"]) if "Version" in metadata else "",
@@ -93,3 +105,68 @@ def of_object(plugin: object, name: str | None) -> Discovered:
 def warn_of(problem: Problem) -> None:
     """Issue the one warning about a problem."""
     warnings.warn(f"{problem} (the plugin or this part of it is left out)", PluginWarning, stacklevel=2)
+
+
+# Where a class comes from
+
+
+def provider_of(cls: type, plugin: Discovered) -> str:
+    """Return name and version of the distribution whose file holds a class that a plugin registered.
+
+    Where no distribution owns the file, the plugin's own distribution is named if its entry point is in the package of
+    the class; otherwise the module, and who registered it.
+    """
+    owner = owner_of(cls.__module__)
+    if owner or not plugin.distribution or _top(cls.__module__) == _top(plugin.target):
+        return owner or plugin.origin
+    return f"{cls.__module__} (registered by {plugin.origin})"
+
+
+def owner_of(module: str) -> str:
+    """Return name and version of the distribution that installed a loaded module, or "" where none is known to."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if not file:
+        return ""
+    path, recorded, editable = Path(file).resolve(), dict[str, bool](), dict[str, int]()
+    for distribution in distributions():
+        label = " ".join(name_and_version(distribution)).strip()
+        unchanged = _recorded(distribution, path)
+        if unchanged is not None:
+            recorded[label] = recorded.get(label, False) or unchanged
+        depth = _editable_depth(distribution, path, _top(module))
+        if depth:
+            editable[label] = depth
+    intact = [label for label, unchanged in recorded.items() if unchanged]
+    if intact:  # two, where one distribution wrote the same file as another
+        return " and ".join(sorted(intact))
+    if recorded:
+        return " and ".join(f"{label} (file changed since)" for label in sorted(recorded))
+    return max(editable, key=lambda label: editable[label]) if editable else ""
+
+
+def _recorded(distribution: Distribution, path: Path) -> bool | None:
+    """Say whether the RECORD's hash of a file is that of its content; None where the RECORD does not list it."""
+    root = Path(str(distribution.locate_file(""))).resolve()
+    if not path.is_relative_to(root):
+        return None
+    start = f"{path.relative_to(root).as_posix()},"
+    for line in (distribution.read_text("RECORD") or "").splitlines():
+        if line.startswith(start):
+            digest = base64.urlsafe_b64encode(hashlib.sha256(path.read_bytes()).digest()).rstrip(b"=").decode()
+            return line.split(",")[1] in {"", f"sha256={digest}"}
+    return None
+
+
+def _editable_depth(distribution: Distribution, path: Path, package: str) -> int:
+    """Return how deep the folder of an editable installation lies that a file of one of its packages is in, else 0."""
+    about = json.loads(distribution.read_text("direct_url.json") or "{}")
+    if not about.get("dir_info", {}).get("editable"):
+        return 0
+    root = Path(unquote(urlparse(about["url"]).path)).resolve()
+    packages = {_top(point.value) for point in distribution.entry_points}
+    packages |= set((distribution.read_text("top_level.txt") or "").split())
+    return len(root.parts) if path.is_relative_to(root) and package in packages else 0
+
+
+def _top(module: str) -> str:
+    return re.split(r"[.:]", module, maxsplit=1)[0]

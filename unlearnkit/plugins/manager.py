@@ -1,6 +1,9 @@
 """The plugin manager: a typed face over pluggy that isolates, names and explains what is wrong with a plugin."""
 
 import functools
+import os
+import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, final
 
@@ -10,16 +13,23 @@ from unlearnkit.evaluation.metric import Metric
 from unlearnkit.importance.estimator import ImportanceEstimator
 from unlearnkit.importance.importance import Importance
 from unlearnkit.plugins import hookspecs
-from unlearnkit.plugins.entry_points import Discovered, Problem, entry_point_plugins, of_object, warn_of
+from unlearnkit.plugins.entry_points import (
+    Discovered,
+    Problem,
+    entry_point_plugins,
+    of_object,
+    provider_of,
+    warn_of,
+)
 from unlearnkit.plugins.hookspecs import Run
 from unlearnkit.plugins.registry import FOREIGN_FAULTS, Provided, Registry, problem_of
-from unlearnkit.plugins.tracing import traced
 from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import Unlearner
-from unlearnkit.utils.errors import ConfigurationError, PluginLoadError
-from unlearnkit.utils.suggest import nearest
+from unlearnkit.utils.errors import ConfigurationError, PluginLoadError, nearest
 
 T = TypeVar("T")
+TRACE = "UNLEARNKIT_TRACE_HOOKS"
+"""Environment variable: ``1`` prints a line on the error stream for each call of a hook of a plugin."""
 
 _KINDS: Mapping[str, tuple[str, type]] = {
     "unlearner": ("unlearnkit_register_unlearners", Unlearner),
@@ -120,7 +130,7 @@ class PluginManager:
         return self._registry(kind).entries
 
     def provider_of(self, cls: type) -> str:
-        """Say which distribution provides a class.
+        """Say which distribution the file of a class comes from, whoever registered the class.
 
         Args:
             cls: A class that a plugin may have registered.
@@ -129,7 +139,7 @@ class PluginManager:
             For example ``"unlearnkit 0.1.0"``, or "" when no plugin registered it.
         """
         entries = [entry for kind in _KINDS for entry in self.provided(kind) if entry.cls is cls]
-        return entries[0].plugin.origin if entries else ""
+        return provider_of(cls, entries[0].plugin) if entries else ""
 
     def plugins(self) -> tuple[Discovered, ...]:
         """List every plugin that was found, usable or not.
@@ -160,31 +170,31 @@ class PluginManager:
             raise PluginLoadError("; ".join(map(str, unknown)))
 
     def before_run(self, run: Run) -> None:
-        """Tell every observer that a run starts.
+        """Call every observer of the start of a run.
 
         Args:
             run: The run.
         """
-        self._tell("unlearnkit_before_run", run=run)
+        self._notify("unlearnkit_before_run", run=run)
 
     def after_estimate(self, run: Run, role: str, importance: Importance) -> None:
-        """Tell every observer of an importance.
+        """Call every observer of an importance.
 
         Args:
             run: The run.
             role: Which set.
             importance: What was measured.
         """
-        self._tell("unlearnkit_after_estimate", run=run, role=role, importance=importance)
+        self._notify("unlearnkit_after_estimate", run=run, role=role, importance=importance)
 
     def after_run(self, run: Run, report: Report) -> None:
-        """Tell every observer that a run succeeded.
+        """Call every observer of the end of a run.
 
         Args:
             run: The run.
             report: What was done.
         """
-        self._tell("unlearnkit_after_run", run=run, report=report)
+        self._notify("unlearnkit_after_run", run=run, report=report)
 
     def _load(self) -> None:
         if not self._pending:
@@ -266,13 +276,32 @@ class PluginManager:
                 call = functools.partial(caller, **arguments)
                 yield found, traced(call, hook=hook, plugin=found.name, origin=found.origin)
 
-    def _tell(self, hook: str, **arguments: Any) -> None:
+    def _notify(self, hook: str, **arguments: Any) -> None:
         self._load()
         for found, call in self._call_each(hook, **arguments):
             try:
                 call()
             except FOREIGN_FAULTS as error:  # an observer must not be able to stop the run it observes
                 warn_of(problem_of(found, hook, error))
+
+
+def traced(call: Callable[[], Any], *, hook: str, plugin: str, origin: str) -> Callable[[], Any]:
+    """Make a hook call write a line to the error stream, when ``UNLEARNKIT_TRACE_HOOKS`` asks for it."""
+    if os.environ.get(TRACE, "") in {"", "0"}:
+        return call
+
+    def shown() -> Any:
+        start, outcome = time.perf_counter(), ""
+        try:
+            return call()
+        except BaseException as error:
+            outcome = f", raised {type(error).__name__}"
+            raise
+        finally:
+            seconds = time.perf_counter() - start
+            sys.stderr.write(f"[trace] {hook} of plugin {plugin!r} ({origin}): {seconds:.4f} s{outcome}\n")
+
+    return shown
 
 
 @functools.cache

@@ -7,11 +7,10 @@ from typing import Any, Generic, TypeVar, final
 
 import attrs
 
-from unlearnkit.plugins.entry_points import Discovered, Problem
+from unlearnkit.plugins.entry_points import NAME, Discovered, Problem
 from unlearnkit.unlearning.unlearner import Need, Unlearner, describe
-from unlearnkit.utils.errors import DuplicateMethodError, PluginLoadError, UnknownMethodError
+from unlearnkit.utils.errors import DuplicateMethodError, PluginLoadError, UnknownMethodError, nearest
 from unlearnkit.utils.options import Option, options_of
-from unlearnkit.utils.suggest import NAME, nearest
 
 T = TypeVar("T")
 FOREIGN_FAULTS = (Exception, SystemExit)
@@ -29,7 +28,7 @@ class Provided:
 
     @property
     def options(self) -> tuple[Option, ...]:
-        """What it can be told."""
+        """Its options."""
         return options_of(self.cls)
 
     @property

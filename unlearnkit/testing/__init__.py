@@ -3,14 +3,18 @@
 It needs hypothesis (``pip install 'unlearnkit[testing]'``), and pytest for `parametrize_with_checks` only.
 """
 
-from unlearnkit.testing.cases import RuleInputs
-from unlearnkit.testing.checks import broken_laws, check_estimator, check_metric, check_unlearner
+from unlearnkit.testing.cases import Broken, LawCase, RuleInputs, Scaled, law_cases, models
+from unlearnkit.testing.checks import (
+    broken_laws,
+    check_estimator,
+    check_metric,
+    check_unlearner,
+    parametrize_with_checks,
+)
 from unlearnkit.testing.law import Law, LawError, fail, holds
-from unlearnkit.testing.law_case import Broken, LawCase, Scaled, law_cases, models
 from unlearnkit.testing.laws import laws_for
 from unlearnkit.testing.models import SmallNet
 from unlearnkit.testing.oracles import batched_squares, per_sample_squares
-from unlearnkit.testing.pytest_support import parametrize_with_checks
 from unlearnkit.testing.snapshot import Snapshot, same
 from unlearnkit.testing.strategies import (
     dtypes,

@@ -1,12 +1,26 @@
-"""The inputs that laws are tried on: values that can be drawn, printed and pasted back."""
+"""What laws are tried on: values that can be drawn, printed and pasted back."""
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
 import attrs
 import torch
-from torch import Tensor
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from unlearnkit import ElementwiseUnlearner, Importance, Need
+from unlearnkit import (
+    CrossEntropy,
+    ElementwiseUnlearner,
+    EvaluationInputs,
+    Importance,
+    Need,
+    Objective,
+    UnlearningInputs,
+    trainable,
+)
+from unlearnkit.testing.models import CLASSES, LAYERS, POSITIONS, SmallNet
+
+Batch = tuple[Tensor, Tensor]
 
 
 @final
@@ -26,53 +40,25 @@ class RuleInputs:
     reference: Tensor
     extra: Any = None
 
-    def map(self, function: Any) -> "RuleInputs":
-        """Apply a function to all three tensors.
-
-        Args:
-            function: Tensor to tensor.
-
-        Returns:
-            New inputs.
-        """
+    def map(self, function: Callable[[Tensor], Tensor]) -> "RuleInputs":
+        """Apply a function to all three tensors."""
         return attrs.evolve(
             self, theta=function(self.theta), forget=function(self.forget), reference=function(self.reference)
         )
 
     def arguments(self, method: ElementwiseUnlearner) -> tuple[Tensor, Tensor, Tensor]:
-        """Copy the tensors as the framework would hand them to `ElementwiseUnlearner.edit`.
-
-        Args:
-            method: Gets zeros for F_r when it does not need a reference importance.
-
-        Returns:
-            θ, F_f, F_r.
-        """
+        """Copy θ, F_f and F_r as the framework passes them to `ElementwiseUnlearner.edit`: F_r zeros if not needed."""
         needed = Need.REFERENCE_IMPORTANCE in method.needs
         reference = self.reference.clone() if needed else torch.zeros_like(self.reference)
         return self.theta.clone(), self.forget.clone(), reference
 
     def wide(self, method: ElementwiseUnlearner) -> tuple[Tensor, ...]:
-        """Copy the tensors as `ElementwiseUnlearner.edit` hands them to ``rule``: in one dtype, at least float32.
-
-        Args:
-            method: As for `arguments`.
-
-        Returns:
-            θ, F_f, F_r.
-        """
+        """Copy θ, F_f and F_r as ``edit`` passes them to ``rule``: in one dtype, at least float32."""
         dtype = torch.promote_types(torch.promote_types(self.theta.dtype, torch.float32), self.forget.dtype)
         return tuple(t.to(dtype) for t in self.arguments(method))
 
     def ready(self, method: ElementwiseUnlearner) -> ElementwiseUnlearner:
-        """Let a method look at the importances first, as the framework does.
-
-        Args:
-            method: The method.
-
-        Returns:
-            The object that edits.
-        """
+        """Call ``prepare`` as the framework does; returns the object that edits."""
         _, forget, reference = self.arguments(method)
         needed = Need.REFERENCE_IMPORTANCE in method.needs
         return method.prepare(
@@ -81,15 +67,156 @@ class RuleInputs:
         )
 
     def edited(self, method: ElementwiseUnlearner) -> Tensor | None:
-        """Edit with a method.
-
-        Args:
-            method: The method.
-
-        Returns:
-            θ', or None where the method fails: that is one law's business, not every law's.
-        """
+        """Return θ', or None where the method fails, which the law "runs" reports."""
         try:
             return self.ready(method).edit(*self.arguments(method))
-        except Exception:  # noqa: BLE001 - the law "runs" of the kind reports it
+        except Exception:  # noqa: BLE001 - see above
             return None
+
+
+@final
+@attrs.frozen(kw_only=True)
+class LawCase:
+    """A model, importances and data for one test, in a few numbers.
+
+    The other attributes are those of `SmallNet`.
+
+    Attributes:
+        dtype: Of the model.
+        forget: F_f: these values, over and over, starting elsewhere in each parameter.
+        reference: F_r, likewise.
+        samples: How many samples each set of data has.
+        batch: How many of them are in a batch.
+        seed: Of weights and data.
+
+    Example:
+        >>> law_case = LawCase(samples=3, batch=2)
+        >>> [len(labels) for _, labels in law_case.data("forget")]
+        [2, 1]
+    """
+
+    layers: tuple[str, ...] = ("linear",)
+    embedding: bool = False
+    tied: bool = False
+    frozen: bool = False
+    training: bool = True
+    dtype: torch.dtype = torch.float32
+    forget: tuple[float, ...] = (20.0, 0.0)
+    reference: tuple[float, ...] = (1.0, 0.0, 3.0)
+    samples: int = 4
+    batch: int = 2
+    seed: int = 0
+
+    def model(self) -> SmallNet:
+        """Build the model, with an old gradient on every trainable parameter: the same weights each time."""
+        model = self.fresh(self.seed)
+        for p in model.parameters():
+            if p.requires_grad:
+                p.grad = torch.full_like(p, 0.25)
+        return model
+
+    def fresh(self, seed: int = 1) -> SmallNet:
+        """Build an untrained model of the same kind."""
+        return SmallNet(
+            layers=self.layers,
+            embedding=self.embedding,
+            tied=self.tied,
+            frozen=self.frozen,
+            training=self.training,
+            dtype=self.dtype,
+            seed=seed,
+        )
+
+    def data(self, which: str) -> list[Batch]:
+        """Make the batches of one set of data: inputs (batch, 3) and labels (batch,); another name, other data."""
+        generator = torch.Generator().manual_seed(self.seed * 1000 + sum(which.encode()))
+        x = 0.01 + 3.98 * torch.rand(self.samples, POSITIONS, generator=generator, dtype=torch.float64)
+        y = torch.randint(CLASSES, (self.samples,), generator=generator)
+        return batched(x.to(self.dtype), y, self.batch)
+
+    def importance(self, model: SmallNet, values: Sequence[float]) -> Importance:
+        """Repeat values over the trainable parameters of a model: an importance of one term."""
+        pattern, totals = torch.tensor(values), {}
+        for start, (name, p) in enumerate(trainable(model).items()):
+            places = (torch.arange(p.numel()) + start) % len(values)
+            totals[name] = pattern[places].reshape(p.shape).to(torch.promote_types(p.dtype, torch.float32))
+        return Importance(totals=totals, count=1)
+
+    def unlearning_inputs(self, model: SmallNet, **changed: Any) -> UnlearningInputs:
+        """Collect all that any method may need; ``changed`` replaces fields of `unlearnkit.UnlearningInputs`."""
+        usual: dict[str, Any] = {
+            "forget": self.importance(model, self.forget),
+            "reference": self.importance(model, self.reference),
+            "forget_data": self.data("forget"),
+            "retain_data": self.data("retain"),
+            "model_factory": self.fresh,
+        }
+        return UnlearningInputs(**{**usual, **changed})
+
+    def evaluation_inputs(self, **changed: Any) -> EvaluationInputs:
+        """Collect all that any metric may look at; ``changed`` replaces fields of `unlearnkit.EvaluationInputs`."""
+        names = ("retain-train", "forget-train", "retain-test", "forget-test")
+        usual: dict[str, Any] = {
+            "model": self.model(),
+            "splits": {name: self.data(name) for name in names},
+            "original": self.fresh(self.seed + 1),
+            "retrained": (self.fresh(self.seed + 2),),
+        }
+        return EvaluationInputs(**{**usual, **changed})
+
+
+def batched(x: Tensor, y: Tensor, size: int) -> list[Batch]:
+    """Cut samples into batches."""
+    return list(zip(torch.split(x, size), torch.split(y, size), strict=True))
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Scaled(Objective):
+    """Another objective, times a number."""
+
+    factor: float
+    objective: Objective = attrs.field(factory=CrossEntropy)
+
+    def losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the scaled loss of every sample; see `unlearnkit.Objective.losses`."""
+        return self.factor * self.objective.losses(model, batch)
+
+
+@final
+class Broken:
+    """Data that raise after the first batch, as a failing disk does."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield one batch, then fail."""
+        yield self._batches[0]
+        raise OSError("the data broke off")
+
+
+def models() -> st.SearchStrategy[SmallNet]:
+    """Draw small networks, tied and frozen ones too; shrinks to one linear layer in float32."""
+    return law_cases().map(LawCase.model)
+
+
+@st.composite
+def law_cases(
+    draw: st.DrawFn, *, dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64), largest: int = 5
+) -> LawCase:
+    """Draw a model with importances and data."""
+    values = st.lists(st.sampled_from((0.0, 1.0, 2.0, 20.0)) | st.floats(0, 100, width=16), min_size=1, max_size=8)
+    return LawCase(
+        layers=tuple(draw(st.lists(st.sampled_from(LAYERS), max_size=3))),
+        embedding=draw(st.booleans()),
+        tied=draw(st.booleans()),
+        frozen=draw(st.booleans()),
+        training=draw(st.booleans()),
+        dtype=draw(st.sampled_from(list(dtypes))),
+        forget=tuple(draw(values)),
+        reference=tuple(draw(values)),
+        samples=draw(st.integers(1, largest)),
+        batch=draw(st.integers(1, 3)),
+        seed=draw(st.integers(0, 9)),
+    )

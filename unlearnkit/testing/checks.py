@@ -1,10 +1,21 @@
 """Check a method, an estimator or a metric against all its laws, with or without pytest."""
 
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from unlearnkit import ConfigurationError, ImportanceEstimator, Metric, Unlearner
 from unlearnkit.testing.law import LawError
 from unlearnkit.testing.laws import laws_for
+from unlearnkit.testing.source import source
+
+if TYPE_CHECKING:
+    import pytest
+
+Reasons = Mapping[str, str]
+"""Name of a law to the reason why it is expected to be broken."""
+
+_KINDS = (Unlearner, ImportanceEstimator, Metric)
 
 
 def check_unlearner(method: Unlearner, *, examples: int | None = None) -> None:
@@ -76,3 +87,66 @@ def _check(subject: Any, kind: type, examples: int | None) -> None:
     broken = list(broken_laws(subject, examples=examples).values())
     if broken:
         raise LawError("\n\n".join(map(str, broken))) from broken[0].__cause__
+
+
+def parametrize_with_checks(
+    subjects: Iterable[Any], *, expected_failures: Reasons | Callable[[Any], Reasons] | None = None
+) -> "pytest.MarkDecorator":
+    """Turn a test function of ``subject`` and ``law`` into one test per object and law that it owes.
+
+    Write ``@parametrize_with_checks([MyMethod(alpha=10.0)])`` above
+    ``def test_contract(subject, law): law.check(subject)``. The ids are made from the objects' options and the laws'
+    names, so that they are the same in every process.
+
+    Args:
+        subjects: Methods, estimators and metrics.
+        expected_failures: Laws that are known to be broken, with the reason; a function of the object for several
+            objects. Such a test is an expected failure, and a failure when the law holds after all.
+
+    Returns:
+        A decorator: ``pytest.mark.parametrize`` over ``subject, law``.
+
+    Raises:
+        ConfigurationError: Something that owes no laws, or an expected failure of a law that no object owes.
+    """
+    import pytest  # noqa: PLC0415 - the rest of this package works without it
+
+    every, known, named = list(subjects), set[str](), set[str]()
+    params = []
+    for number, subject in enumerate(every):
+        if not isinstance(subject, _KINDS):
+            raise ConfigurationError(
+                f"subject {number} (counted from 0): expected an object of a subclass of "
+                f"{', '.join(kind.__name__ for kind in _KINDS)}, saw {subject!r}"
+            )
+        reasons = expected_failures(subject) if callable(expected_failures) else (expected_failures or {})
+        laws = laws_for(subject)
+        known |= {law.name for law in laws}
+        named |= set(reasons)
+        params += [(subject, law, reasons.get(law.name)) for law in laws]
+    if named - known:
+        raise ConfigurationError(
+            f"expected_failures: expected names of laws that these objects owe, saw {sorted(named - known)}"
+        )
+    ids = _unique([f"{_label(subject)}-{law.name}" for subject, law, _ in params])
+    marks = [() if reason is None else (pytest.mark.xfail(reason=reason, strict=True),) for _, _, reason in params]
+    return pytest.mark.parametrize(
+        ("subject", "law"),
+        [pytest.param(s, law, id=i, marks=m) for (s, law, _), i, m in zip(params, ids, marks, strict=True)],
+    )
+
+
+def _label(subject: Any) -> str:
+    """Write an object as an id: no addresses, no quotes, no spaces, and sets in one order in every process."""
+    text = source(subject, set())
+    return re.sub(r"float\(\"(.*?)\"\)", r"\1", text).replace(" ", "").translate(str.maketrans("", "", "'\""))
+
+
+def _unique(ids: list[str]) -> list[str]:
+    """Number ids that stand more than once, in order."""
+    seen: dict[str, int] = {}
+    result = []
+    for one in ids:
+        seen[one] = seen.get(one, 0) + 1
+        result.append(one if seen[one] == 1 else f"{one}-{seen[one]}")
+    return result

@@ -20,8 +20,14 @@ class LawError(AssertionError):
     """A method, an estimator or a metric breaks a law; the message holds the smallest counterexample found."""
 
 
-def _always(_: Any) -> bool:
-    return True
+def _owes(promise: str) -> Callable[[Any], bool]:
+    """Return whether a subject makes a promise in its traits; everybody owes what needs no promise."""
+
+    def applies(subject: Any) -> bool:
+        traits = subject.promises() if hasattr(subject, "promises") else subject.traits
+        return bool(getattr(traits, promise, True))  # an author may name a promise that is no trait
+
+    return applies if promise else lambda _: True
 
 
 def _nothing(_: Any) -> st.SearchStrategy[Any]:
@@ -37,11 +43,11 @@ class Law:
         name: Short, unique among the laws of a kind.
         sentence: What is true when the law holds.
         holds: Called with the subject and one case; raises AssertionError, saying what was seen, when it does not hold.
-        cases: Makes the Hypothesis strategy that draws the cases for a subject; cases are written into the message
-            with `unlearnkit.testing.source`, so draw plain values, tensors and attrs objects.
-        applies: Whether a subject owes the law.
+        cases: Makes the Hypothesis strategy that draws the cases for a subject. The message shows cases as Python, so
+            draw plain values, tensors and attrs objects.
         promise: The trait that the law follows from, or "" when every method of the kind owes it.
-        waiver: What an author writes who did not mean to promise it, as ``"local=False"``.
+        applies: Whether a subject owes the law; by default, whether it has the trait.
+        waiver: How to take the promise back, as ``"local=False"``.
         rejects: A wrong method that this law finds, in words.
         examples: How many cases are tried.
 
@@ -59,8 +65,8 @@ class Law:
     sentence: str
     holds: Callable[[Any, Any], None]
     cases: Callable[[Any], st.SearchStrategy[Any]] = _nothing
-    applies: Callable[[Any], bool] = _always
     promise: str = ""
+    applies: Callable[[Any], bool] = attrs.field(default=attrs.Factory(lambda law: _owes(law.promise), True))
     waiver: str = attrs.field(default=attrs.Factory(lambda law: law.promise and f"{law.promise}=False", True))
     rejects: str = ""
     examples: int = attrs.field(default=100, validator=attrs.validators.ge(1))
@@ -136,15 +142,7 @@ class Law:
         )
 
     def reproduction(self, subject: Any, case: Any) -> str:
-        """Write a case as a script.
-
-        Args:
-            subject: What the law is about.
-            case: One case.
-
-        Returns:
-            Python that fails as the law does.
-        """
+        """Write a case as Python that fails as the law does."""
         imports = {"from unlearnkit.testing import laws_for"}
         lines = [f"subject = {source(subject, imports)}"]
         if attrs.has(type(case)):
@@ -163,23 +161,11 @@ class Law:
 
 
 def fail(seen: str) -> None:
-    """Say that a law does not hold.
-
-    Args:
-        seen: What was seen, with numbers.
-
-    Raises:
-        AssertionError: Always.
-    """
+    """Raise AssertionError with what was seen, with numbers: the law does not hold."""
     raise AssertionError(seen)
 
 
 def holds(condition: Any, seen: str) -> None:
-    """Require something of a case.
-
-    Args:
-        condition: What must be true.
-        seen: What was seen instead, with numbers.
-    """
+    """Require a condition, or `fail` with what was seen instead, with numbers."""
     if not bool(condition):
         fail(seen)

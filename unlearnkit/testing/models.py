@@ -66,14 +66,7 @@ class SmallNet(nn.Module):
             self.layers.extend(twins)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify.
-
-        Args:
-            x: Shape (batch, 3), values in [0, 4).
-
-        Returns:
-            Logits, shape (batch, 4).
-        """
+        """Classify inputs of shape (batch, 3), values in [0, 4): logits of shape (batch, 4)."""
         if isinstance(self.stem, nn.Embedding):
             h = self.stem(x.detach().long().clamp(0, CLASSES - 1))
         else:

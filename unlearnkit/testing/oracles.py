@@ -12,27 +12,20 @@ from torch import Tensor, nn
 
 from unlearnkit import Objective
 from unlearnkit.data.batches import batch_size, map_tensors, take
-from unlearnkit.models.norm_gradients import Steady
+from unlearnkit.models.norm_gradients import FixNormGradients
 
 
 def per_sample_squares(model: nn.Module, batches: Iterable[Any], objective: Objective) -> dict[str, Tensor]:
     """Add up the squared gradient of every sample, one sample at a time.
 
-    Σ_i (∂/∂θ loss_i)²: what `unlearnkit.DiagonalFisher` must give.
-
-    Args:
-        model: Copied to float64 and eval mode; left as it is.
-        batches: Batches of samples.
-        objective: Gives one loss per sample.
-
-    Returns:
-        Name of each trainable parameter to its total, float64.
+    Σ_i (∂/∂θ loss_i)²: what `unlearnkit.DiagonalFisher` must give. The model is copied to float64 and eval mode.
+    Returns the total of each trainable parameter by name, float64.
     """
     exact, totals = _exact(model)
     for batch in batches:
         wide = _wide(batch)
         for i in range(batch_size(wide)):
-            with Steady():
+            with FixNormGradients():
                 loss = objective.losses(exact, take(wide, slice(i, i + 1)))[0]
             for name, g in _gradients(exact, loss).items():
                 totals[name] += g**2
@@ -42,20 +35,12 @@ def per_sample_squares(model: nn.Module, batches: Iterable[Any], objective: Obje
 def batched_squares(model: nn.Module, batches: Iterable[Any], objective: Objective) -> dict[str, Tensor]:
     """Add up the squared gradient of every batch's mean loss: the loop of the notebook and of the SSD paper's code.
 
-    Σ_b (∂/∂θ mean_{i∈b} loss_i)²: what `unlearnkit.BatchedDiagonalFisher` must give with ``weights="equal"``.
-
-    Args:
-        model: Copied to float64 and eval mode; left as it is.
-        batches: Batches of samples.
-        objective: Gives one loss per sample.
-
-    Returns:
-        Name of each trainable parameter to its total, float64; divide by the number of batches for the normalised
-        variant.
+    Σ_b (∂/∂θ mean_{i∈b} loss_i)²: what `unlearnkit.BatchedDiagonalFisher` must give with ``weights="equal"``, otherwise
+    as `per_sample_squares`.
     """
     exact, totals = _exact(model)
     for batch in batches:
-        with Steady():
+        with FixNormGradients():
             loss = objective.losses(exact, _wide(batch)).mean()
         for name, g in _gradients(exact, loss).items():
             totals[name] += g**2

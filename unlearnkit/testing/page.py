@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from unlearnkit import ElementwiseUnlearner, ImportanceEstimator, Metric, Unlearner
+from unlearnkit import ElementwiseUnlearner, ImportanceEstimator, Metric, TrainingUnlearner, Unlearner
 from unlearnkit.testing.law import Law
 from unlearnkit.testing.laws import LAWS
 
@@ -13,6 +13,7 @@ _KINDS = (
         "Elementwise methods",
         "Besides the laws of every method: what `rule` makes of θ, F_f and F_r, from bfloat16 to float64.",
     ),
+    (TrainingUnlearner, "Methods that train", "Besides the laws of every method: subclasses of `TrainingUnlearner`."),
     (ImportanceEstimator, "Importance estimators", "What `unlearnkit.ImportanceEstimator.estimate` measures."),
     (Metric, "Metrics", "What `unlearnkit.Metric.evaluate` says."),
 )

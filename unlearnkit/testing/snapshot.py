@@ -1,4 +1,4 @@
-"""What a model and its surroundings look like, bit by bit: the laws compare two of these."""
+"""The state of a model and of the random generators, bit by bit: the laws compare two of these."""
 
 import random
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from unlearnkit.models.parameters import bits
 @final
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Snapshot:
-    """Everything about a model that somebody could notice, taken without help of the code under test.
+    """Everything observable about a model, read independently of the code under test.
 
     Attributes:
         parameters: Name to (a copy of the value, ``requires_grad``).
@@ -35,14 +35,7 @@ class Snapshot:
 
     @classmethod
     def take(cls, model: nn.Module) -> "Snapshot":
-        """Look at a model.
-
-        Args:
-            model: Left as it is.
-
-        Returns:
-            Copies of what was seen.
-        """
+        """Copy everything about a model; the model is left as it is."""
         named = dict(model.named_parameters())
         every = [
             *model.named_parameters(remove_duplicate=False),
@@ -59,15 +52,7 @@ class Snapshot:
         )
 
     def differences(self, other: "Snapshot", *parts: str) -> list[str]:
-        """Name what differs in some parts.
-
-        Args:
-            other: A later snapshot of the same model.
-            parts: Names of attributes of this class; all when none is given.
-
-        Returns:
-            Entries such as ``"grads['head.weight']"``.
-        """
+        """Name what differs from a later snapshot, as ``"grads['head.weight']"``; in all parts, or in those named."""
         found = []
         for part in parts or [field.name for field in attrs.fields(Snapshot)]:
             mine, theirs = getattr(self, part), getattr(other, part)
@@ -79,26 +64,12 @@ class Snapshot:
         return found
 
     def weights(self, *, trainable: bool) -> dict[str, Tensor]:
-        """Return the parameters that may be edited, or those that may not.
-
-        Args:
-            trainable: Which.
-
-        Returns:
-            Name to value.
-        """
+        """Return the values of the trainable parameters, or of the frozen ones."""
         return {name: value for name, (value, flag) in self.parameters.items() if flag is trainable}
 
 
 def same(one: Any, other: Any) -> bool:
-    """Compare two values, tensors and arrays inside them bit by bit.
-
-    Args:
-        one: Tensors, arrays, numbers, strings, None, nested in tuples, lists or mappings.
-        other: The other.
-
-    Returns:
-        Whether they are the same; a NaN equals itself, −0 differs from +0.
+    """Compare two values bit by bit, nested ones too: NaN equals NaN, −0 differs from +0.
 
     Example:
         >>> same(torch.tensor([float("nan")]), torch.tensor([float("nan")])), same(-0.0, 0.0)

@@ -46,20 +46,12 @@ _LARGEST, _SMALLEST = 2.0**10, 2.0**-10
 
 
 def dtypes() -> st.SearchStrategy[torch.dtype]:
-    """Draw a dtype of weights.
-
-    Returns:
-        A strategy; it shrinks to float32.
-    """
+    """Draw a dtype of weights; shrinks to float32."""
     return st.sampled_from(DTYPES)
 
 
 def shapes() -> st.SearchStrategy[tuple[int, ...]]:
-    """Draw a shape of at most 8 elements, a scalar's among them.
-
-    Returns:
-        A strategy; it shrinks to one element.
-    """
+    """Draw a shape of at most 8 elements, () included; shrinks to one element."""
     return st.sampled_from(SHAPES)
 
 
@@ -106,15 +98,9 @@ def _several(elements: st.SearchStrategy[float], size: int) -> st.SearchStrategy
 def totals(
     *, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = (3,), moderate: bool = False
 ) -> st.SearchStrategy[Tensor]:
-    """Draw the importances of one tensor: often 0, 1, 2, 10 or the largest: ties, dead weights, overflow.
+    """Draw the importances of one tensor, many ties, zeros and largest values among them.
 
-    Args:
-        dtype: float32 or float64.
-        shape: At most 8 elements.
-        moderate: Stay between 2^−20 and 2^20, away from under- and overflow.
-
-    Returns:
-        A strategy.
+    ``moderate`` stays between 2^−20 and 2^20, away from under- and overflow.
     """
     return tensors(dtype=dtype, shape=shape, elements=_any_total(dtype, moderate=moderate))
 

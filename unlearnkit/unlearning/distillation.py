@@ -1,4 +1,4 @@
-"""What teacher-and-student methods share: teachers, fresh models, class probabilities, the divergence between them."""
+"""Teachers, fresh models, class logits and the divergence between two models, for methods that distil."""
 
 import copy
 from typing import Any
@@ -165,6 +165,26 @@ def divergence(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) ->
         )
     log_p, log_q = (torch.log_softmax(logits / temperature, dim=1) for logits in (teacher, student))
     return temperature**2 * (log_p.exp() * (log_p - log_q)).flatten(1).sum(1)
+
+
+def distillation_loss(
+    teacher: nn.Module, student: nn.Module, batch: Any, *, objective: Objective, temperature: float = 1.0
+) -> Tensor:
+    """Return the mean `divergence` of a batch; the teacher gets no gradient.
+
+    Args:
+        teacher: See `teacher_of`.
+        student: The model that is trained.
+        batch: On the model's device.
+        objective: Must be a `CrossEntropy`.
+        temperature: T > 0.
+
+    Returns:
+        A scalar tensor, nats.
+    """
+    with torch.no_grad():
+        target = class_logits(objective, teacher, batch)
+    return divergence(target, class_logits(objective, student, batch), temperature=temperature).mean()
 
 
 def _classification(objective: Objective) -> CrossEntropy:

@@ -6,8 +6,8 @@ from typing import ClassVar, Self, final
 import attrs
 from torch import Tensor, nn
 
-from unlearnkit.distributed.collectives import missing_nobody
-from unlearnkit.distributed.sharded_tensors import added, agreed, counts_here, is_sharded
+from unlearnkit.distributed.collectives import all_reduce_sum, gather_problems, name_dead_ranks
+from unlearnkit.distributed.sharded_tensors import is_first_replica, is_sharded
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.parameters import trainable
 from unlearnkit.models.undo_log import UndoLog
@@ -134,11 +134,13 @@ class ElementwiseUnlearner(Unlearner):
             here = self._write(weights, inputs, undo_log)
         except Exception as error:  # noqa: BLE001 - the other processes wait, whatever the error is
             problems = [": ".join([type(error).__name__, str(error), *getattr(error, "__notes__", [])])]
-        with missing_nobody():
-            raise_all(agreed(problems), where="an edit in pieces (the model was put back)", error=UnlearnKitError)
-            mine = [here.changed[name] if counts_here(p) else 0 for name, p in weights.items()]
+        with name_dead_ranks():
+            raise_all(
+                gather_problems(problems), where="an edit in pieces (the model was put back)", error=UnlearnKitError
+            )
+            mine = [here.changed[name] if is_first_replica(p) else 0 for name, p in weights.items()]
             device = next(iter(weights.values())).device
-            everywhere = dict(zip(weights, added(mine, device=device), strict=True))
+            everywhere = dict(zip(weights, all_reduce_sum(mine, device=device), strict=True))
         return attrs.evolve(here, changed=everywhere)
 
     @final

@@ -1,72 +1,37 @@
-"""The training core of methods that train a little: steps over batches that keep what they must not touch."""
+"""Fine-tune a model over several passes; masked weights keep their bits."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 import attrs
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from unlearnkit.data.mixing import reshuffled
-from unlearnkit.data.prefetch import feed
-from unlearnkit.models.norm_gradients import steady_for
-from unlearnkit.models.parameters import device_of, trainable
+from unlearnkit.data.loaders import reshuffled
+from unlearnkit.models.parameters import trainable
+from unlearnkit.models.training import Loss, OptimizerConfig, freeze_batch_norm, run_epoch, training_mode
 from unlearnkit.unlearning.unlearner import UnlearningInputs
-from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, UnsupportedModelError, raise_all
-from unlearnkit.utils.options import option
+from unlearnkit.utils.errors import ConfigurationError, nearest, raise_all
 from unlearnkit.utils.progress import length
-from unlearnkit.utils.rng import private_rng
-from unlearnkit.utils.suggest import nearest
-
-Loss = Callable[[nn.Module, Any], Tensor]
-"""``loss(model, batch)``: one number to make smaller, a scalar tensor; the batch is on the model's device."""
 
 
-@final
-@attrs.frozen(kw_only=True)
-class OptimizerConfig:
-    """How to take steps downhill: an optimiser and its numbers.
-
-    Example:
-        >>> OptimizerConfig(optimizer="sgd", learning_rate=0.1)
-        OptimizerConfig(optimizer='sgd', learning_rate=0.1, momentum=0.9, weight_decay=0.0)
-    """
-
-    optimizer: str = option("adam", choices=("adam", "adamw", "sgd"), doc="which optimiser")
-    learning_rate: float = option(1e-3, symbol="η", above=0.0, doc="step size")
-    momentum: float = option(0.9, at_least=0.0, at_most=1.0, doc="of sgd; the others have moments of their own")
-    weight_decay: float = option(0.0, at_least=0.0, doc="L2 penalty; decoupled for adamw")
-
-    def optimizer_for(self, model: nn.Module) -> Optimizer:
-        """Make the optimiser of a model's own trainable parameters.
-
-        Args:
-            model: Frozen parameters are left out.
-
-        Returns:
-            A fresh optimiser.
-        """
-        weights, rate, decay = list(trainable(model).values()), self.learning_rate, self.weight_decay
-        if self.optimizer == "sgd":
-            return SGD(weights, lr=rate, momentum=self.momentum, weight_decay=decay)
-        return (AdamW if self.optimizer == "adamw" else Adam)(weights, lr=rate, weight_decay=decay)
+def _some(batches: Iterable[Any] | None) -> Iterable[Any]:
+    return () if batches is None else batches
 
 
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class EpochConfig:
-    """One pass over some batches, one step downhill for each.
+    """One pass over some batches: one step for each.
 
     Attributes:
-        batches: Read once. A data loader that goes through its data set from first to last is read in a new, seeded
-            order in each pass; anything else in its own order.
-        loss: What each step makes smaller.
+        batches: Read once. A data loader that reads its data set in order is shuffled anew, from the seed, in each
+            pass; anything else keeps its own order.
+        loss: What each step minimises.
         name: For the progress bar and for messages.
     """
 
-    batches: Iterable[Any]
+    batches: Iterable[Any] = attrs.field(converter=_some)
     loss: Loss
     name: str = "epoch"
 
@@ -74,18 +39,8 @@ class EpochConfig:
     def epochs(
         cls, batches: Iterable[Any] | None, loss: Loss, *, count: int, name: str = "epoch"
     ) -> "list[EpochConfig]":
-        """Make the passes of several epochs.
-
-        Args:
-            batches: Batches that can be iterated once per epoch; ``inputs.retain_data``, say.
-            loss: What each step makes smaller.
-            count: How many epochs.
-            name: What an epoch is called.
-
-        Returns:
-            ``count`` passes.
-        """
-        return [cls(batches=batches or (), loss=loss, name=f"{name} {i} of {count}") for i in range(1, count + 1)]
+        """Make ``count`` passes over the same batches; ``inputs.retain_data``, say."""
+        return [cls(batches=batches, loss=loss, name=f"{name} {i} of {count}") for i in range(1, count + 1)]
 
 
 def fine_tune(
@@ -97,29 +52,28 @@ def fine_tune(
     masks: Mapping[str, Tensor] | None = None,
     training: bool = False,
 ) -> tuple[float, ...]:
-    """Train a model in place: for every pass in turn, for every batch, one step on its loss.
+    """Train a model in place: one step on the loss of each batch, pass after pass.
 
-    One optimiser, made of the model's own trainable parameters, serves all passes. Masked and frozen weights keep
-    their bits, whatever momentum and weight decay would do to them: they are put back after each step. Everything is
-    drawn from ``inputs.seed``, runs on the model's device, and leaves global generators, modes and gradients as they
-    were.
+    One optimiser serves all passes. Masked weights are put back after each step, so that momentum and weight decay
+    cannot move them; frozen parameters are never trained. Random numbers are drawn from ``inputs.seed``, and global
+    generators, modes and gradients are left as they were.
 
     Args:
         model: Trained in place.
-        passes: What to do, in order; see `EpochConfig.epochs`.
+        passes: In order; see `EpochConfig.epochs`.
         optimizer: How to take a step.
         inputs: Its ``seed`` and ``progress`` are used.
         masks: Parameter name to a boolean tensor of its shape: True where a weight may change. A parameter without a
             mask may change everywhere.
-        training: Whether dropout is on and BatchNorm uses, and updates, the statistics of the batch; BatchNorm layers
-            that are frozen never do. A method that says True must have the trait ``edits_buffers``.
+        training: Whether dropout is on and BatchNorm uses and updates the statistics of the batch (frozen BatchNorm
+            layers never do). A method that passes True needs the trait ``edits_buffers``.
 
     Returns:
         The mean loss of each pass over its batches.
 
     Raises:
         NonFiniteError: A loss is NaN or infinite, naming pass and batch.
-        ConfigurationError: A pass without batches, or a mask for a parameter that is not there.
+        ConfigurationError: A pass without batches, or a mask for an unknown parameter.
         UnsupportedModelError: The loss does not depend on any trainable parameter.
 
     Example:
@@ -137,65 +91,19 @@ def fine_tune(
         >>> len(losses), losses[-1] < losses[0], torch.equal(model.weight[1], frozen)
         (30, True, True)
     """
-    device, modes = device_of(model), {module: module.training for module in model.modules()}
-    keep = _Keep(model, masks or {})
-    steps, means, order = optimizer.optimizer_for(model), [], steady_for(model)
-    try:
-        _set_mode(model, training=training)
-        with private_rng(device, seed=inputs.seed), torch.inference_mode(mode=False), torch.enable_grad():
-            for number, one in enumerate(passes):
-                batches = reshuffled(one.batches, seed=inputs.seed + number)
-                shown, total = inputs.progress(batches, one.name, length(batches)), []
-                for index, (_, batch) in enumerate(feed(shown, device), start=1):
-                    with order():
-                        loss = one.loss(model, batch)
-                    _check(loss, where=f"{one.name}, batch {index}")
-                    total.append(_step(loss, steps))
-                    keep.restore()
-                if not total:
-                    raise ConfigurationError(
-                        f"expected at least one batch in {one.name}, saw none: hand over a data loader or a list, "
-                        "not an iterator that is used up"
-                    )
-                means.append(float(torch.stack(total).mean()))
-    finally:
-        steps.zero_grad()
-        for module, mode in modes.items():
-            module.training = mode
+    masked, steps, means = _MaskedWeights(model, masks or {}), optimizer.optimizer_for(model), []
+    with training_mode(model, steps, seed=inputs.seed, training=training):
+        freeze_batch_norm(model)
+        for number, one in enumerate(passes):
+            batches = reshuffled(one.batches, seed=inputs.seed + number)
+            shown = inputs.progress(batches, one.name, length(batches))
+            means.append(run_epoch(model, shown, one.loss, steps, name=one.name, after_step=masked.restore))
     return tuple(means)
 
 
-def _set_mode(model: nn.Module, *, training: bool) -> None:
-    model.train(training)
-    for module in model.modules():
-        own = list(module.parameters(recurse=False))
-        if isinstance(module, _BatchNorm) and own and not any(p.requires_grad for p in own):
-            module.eval()
-
-
-def _check(loss: Tensor, *, where: str) -> None:
-    if not bool(torch.isfinite(loss).all()):
-        raise NonFiniteError(
-            f"expected a finite loss, saw NaN or infinity in {where}: lower the learning rate, or look for NaN in the "
-            "data"
-        )
-    if not loss.requires_grad:
-        raise UnsupportedModelError(
-            f"expected a loss that depends on a trainable parameter, saw one that does not in {where}: is the "
-            "model called under torch.no_grad()?"
-        )
-
-
-def _step(loss: Tensor, optimizer: Optimizer) -> Tensor:
-    optimizer.zero_grad()
-    torch.autograd.backward(loss)
-    optimizer.step()
-    return loss.detach()
-
-
 @final
-class _Keep:
-    """The weights that must not change, and where they are."""
+class _MaskedWeights:
+    """Freezes masked weights by restoring them after each step."""
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         named = trainable(model)
@@ -207,9 +115,9 @@ class _Keep:
             if name in named and (mask.shape != named[name].shape or mask.dtype != torch.bool)
         ]
         raise_all(problems, where="masks", error=ConfigurationError)
-        self._kept = [(named[n], m.to(named[n].device), named[n].detach().clone()) for n, m in masks.items()]
+        self._masked = [(named[n], m.to(named[n].device), named[n].detach().clone()) for n, m in masks.items()]
 
     def restore(self) -> None:
         with torch.no_grad():
-            for p, free, before in self._kept:
+            for p, free, before in self._masked:
                 p.copy_(torch.where(free, p, before))

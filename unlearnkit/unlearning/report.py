@@ -5,8 +5,7 @@ from typing import Any, final
 
 import attrs
 
-from unlearnkit.importance.provenance import Fingerprint
-from unlearnkit.importance.relative_error import as_text, recorded
+from unlearnkit.importance.provenance import Fingerprint, error_text, recorded_error
 
 
 @final
@@ -46,7 +45,7 @@ class ReportedImportance:
     @property
     def error(self) -> float | None:
         """Its relative error, that of an exact estimator of an older report included."""
-        return recorded(self.relative_error, self.fingerprint.estimator)
+        return recorded_error(self.relative_error, self.fingerprint.estimator)
 
 
 @final
@@ -144,7 +143,7 @@ class Report:
             Importances are estimates: standard deviation of a weight's total up to 25 % (forget), where its gradients \
 are spread evenly over the batches.
         """
-        estimated = [f"{as_text(one.error)} ({one.role})" for one in self.evidence if one.error != 0]
+        estimated = [f"{error_text(one.error)} ({one.role})" for one in self.evidence if one.error != 0]
         if not estimated:
             return ()
         said = (

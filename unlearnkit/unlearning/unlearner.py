@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, final
 
 import attrs
-from torch import nn
+from torch import Tensor, nn
 
-from unlearnkit.distributed.sharded_tensors import settle
+from unlearnkit.distributed.sharded_tensors import reshard
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.parameters import check_finite, count_changed, digest, trainable
@@ -71,6 +71,10 @@ class UnlearningInputs:
     seed: int = 0
     max_fraction: float | None = attrs.field(default=None, validator=check_fraction)
     progress: Progress = silent
+
+    def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the mean of the objective's losses of a batch, a scalar tensor."""
+        return self.objective.losses(model, batch).mean()
 
     def check(self, needs: Iterable[Need], *, method: str) -> None:
         """Refuse inputs in which something that a method needs is missing, or whose importances do not match.
@@ -227,7 +231,7 @@ class Unlearner(abc.ABC):
             ConfigurationError: One of the inputs that the method needs is missing.
             UnsupportedModelError: The model is sharded, and the method is not one that can edit pieces.
         """
-        if settle(model):
+        if reshard(model):
             self._check_shardable()
         snapshot = snapshot or ModelSnapshot(model, copies=False)
         snapshot.hide_gradients()

@@ -1,4 +1,4 @@
-"""Values as JSON text that shows when a byte of it was changed."""
+"""attrs values as JSON with a kind and a digest, so that any changed byte is noticed."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ _ADDED = "added to the format"
 
 
 def added(*, default: Any) -> Any:
-    """Declare a field that sealed files from before do not have, so that they are still read."""
+    """Declare a field that was added to a format later: files without it can still be read."""
     return attrs.field(default=default, metadata={_ADDED: True})
 
 
@@ -38,12 +38,12 @@ _CONVERTER = _converter()
 
 
 def seal(value: Any, *, kind: str) -> str:
-    """Write a value as JSON, always in the same way, with its kind and its digest."""
+    """Serialise a value to canonical JSON with its kind and digest."""
     return _dump({"kind": kind, "digest": seal_digest(value), "content": _CONVERTER.unstructure(value)})
 
 
 def seal_digest(value: Any) -> str:
-    """Hash everything in a value.
+    """Hash a value.
 
     Example:
         >>> import attrs
@@ -55,7 +55,7 @@ def seal_digest(value: Any) -> str:
 
 
 def unseal(text: str, cls: type[T], *, kind: str, where: str) -> T:
-    """Read what `seal` wrote, and check that it is that to the last byte."""
+    """Parse what `seal` wrote, and check every byte of it."""
     try:
         raw = json.loads(text)
         seen = raw["kind"]
@@ -70,7 +70,7 @@ def unseal(text: str, cls: type[T], *, kind: str, where: str) -> T:
 
 
 def write_sealed(path: Path, value: Any, *, kind: str) -> None:
-    """Put a sealed value in the place of a file, whole or not at all."""
+    """Write a sealed value to a file, atomically."""
     with atomic_write(path) as temporary:
         try:
             temporary.write_bytes(seal(value, kind=kind).encode())
@@ -90,7 +90,7 @@ def read_sealed(path: Path, cls: type[T], *, kind: str) -> T:
 
 
 def _leaves(error: BaseException) -> str:
-    """Say what was wrong, not that something was: cattrs packs errors into groups."""
+    """Return the messages inside the exception groups of cattrs."""
     if isinstance(error, BaseExceptionGroup):
         return "; ".join(map(_leaves, error.exceptions))
     return f"{type(error).__name__}: {error}"

@@ -1,13 +1,14 @@
-"""Every error and warning that unlearnkit raises on purpose.
+"""Errors and warnings of unlearnkit, and help to write their messages.
 
-A message says what was expected, what was seen, who is to blame and what to do about it.
+A message says what was expected, what was seen, which object or plugin is at fault, and what to do.
 """
 
+import difflib
 from collections.abc import Iterable, Sequence
 
 
 class UnlearnKitError(Exception):
-    """The parent of every error of this package: catch it to catch them all."""
+    """Base class of all errors of this package."""
 
 
 class ConfigurationError(UnlearnKitError, ValueError):
@@ -15,7 +16,7 @@ class ConfigurationError(UnlearnKitError, ValueError):
 
 
 class MismatchError(UnlearnKitError, ValueError):
-    """Two things that must fit do not: names, shapes, dtypes, devices or kinds of importance."""
+    """Names, shapes, dtypes, devices or kinds of importance do not match."""
 
 
 class NonFiniteError(UnlearnKitError, ValueError):
@@ -35,7 +36,7 @@ class PluginLoadError(UnlearnKitError):
 
 
 class UnsupportedModelError(UnlearnKitError):
-    """The model does something for which the quantity asked for does not exist."""
+    """The requested quantity does not exist, or cannot be computed, for this model."""
 
 
 class StoreError(UnlearnKitError):
@@ -47,11 +48,11 @@ class BudgetError(UnlearnKitError):
 
 
 class UnlearnKitWarning(UserWarning):
-    """Something is legal and almost certainly not what was meant."""
+    """Something is allowed but is almost certainly a mistake."""
 
 
 class PluginWarning(UnlearnKitWarning):
-    """A plugin was left out, and why."""
+    """A plugin was skipped; the message says why."""
 
 
 def raise_all(problems: Iterable[str], *, where: str, error: type[UnlearnKitError] = MismatchError) -> None:
@@ -74,3 +75,18 @@ def sentence(problems: Sequence[str], *, where: str) -> str:
         return f"{where}: {problems[0]}"
     lines = "\n".join(f"  - {problem}" for problem in problems)
     return f"{where}: {len(problems)} problems:\n{lines}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Suggest the known name that is nearest to a misspelt one.
+
+    Example:
+        >>> nearest("aplha", ["alpha", "lam"])
+        "; did you mean 'alpha'? Known: 'alpha', 'lam'"
+    """
+    names = sorted(known)
+    if not names:
+        return "; there are none"
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    guess = f"did you mean {close[0]!r}? " if close else ""
+    return f"; {guess}Known: {', '.join(map(repr, names))}"

@@ -1,4 +1,4 @@
-"""Write a file, or a folder of files, whole or not at all."""
+"""Atomic writes of files and folders."""
 
 import ctypes
 import glob
@@ -13,16 +13,15 @@ from pathlib import Path
 
 from unlearnkit.utils.errors import StoreError
 
-_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path; put what was written there in the place of ``path`` when the block ends well.
+    """Yield a temporary path, and rename it to ``path`` at the end of the block.
 
-    The temporary file lies in the same folder, so that the last step is a rename inside one file system: a
-    reader, or a power cut, sees the old file or the new one and never a part. An exception in the block,
-    Ctrl-C included, removes the temporary file and leaves ``path`` as it was.
+    A reader sees the old file or the new one, after a power cut too. An exception in the block, Ctrl-C included,
+    deletes the temporary file and leaves ``path`` as it was.
 
     Example:
         >>> import tempfile
@@ -45,11 +44,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a new empty folder; put it in the place of ``path`` when the block ends well.
+    """Yield a new empty folder, and put it in the place of ``path`` at the end of the block.
 
-    Whoever is killed leaves the old folder or the new one at ``path``. On Linux the two change places in one step;
-    where a file system cannot do that, there is a moment between two renames without a folder, and the next call for
-    the same path puts the old one back first.
+    A killed process leaves the old folder or the new one. On Linux the two are exchanged in one step; where a file
+    system cannot do that, a kill between two renames may leave no folder, and the next call restores the old one.
 
     Example:
         >>> import tempfile
@@ -61,13 +59,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         ('two', ['results'])
     """
     target = Path(path)
-    _clear_away(target)
+    _clean_up(target)
     mark = secrets.token_hex(6)
     new, old = (target.with_name(f".{target.name}.{mark}.{suffix}") for suffix in ("new", "old"))
     try:
         new.mkdir(parents=True)
         yield new
-        if target.exists() and not _swapped(new, target):
+        if target.exists() and not _exchange(new, target):
             target.rename(old)
         if old.exists() or not target.exists():
             new.rename(target)
@@ -79,8 +77,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _clear_away(target: Path) -> None:
-    """Put back, or delete, what a killed `atomic_folder` has left beside its target."""
+def _clean_up(target: Path) -> None:
+    """Restore or delete what a killed `atomic_folder` left beside its target."""
     for old in target.parent.glob(f".{glob.escape(target.name)}.*.old"):
         if not target.exists():
             old.rename(target)
@@ -89,12 +87,14 @@ def _clear_away(target: Path) -> None:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _swapped(one: Path, other: Path) -> bool:
-    """Let two folders change places in one step, or return False where the system or the file system cannot."""
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step; False where the system or the file system cannot."""
     if sys.platform != "linux":
         return False
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    return rename is not None and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
+    return (
+        rename is not None and rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
+    )
 
 
 def _create_beside(target: Path) -> tuple[Path, int]:
@@ -124,7 +124,7 @@ def _put(temporary: Path, target: Path, mode: int) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system can (Windows cannot open a folder)."""
+    """Make a rename durable; Windows cannot open a folder."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

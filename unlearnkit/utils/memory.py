@@ -1,4 +1,4 @@
-"""How much memory is free, and the most that a process has held."""
+"""Free memory, and the peak memory of this process."""
 
 import sys
 from contextlib import suppress
@@ -14,14 +14,14 @@ MIB = 2**20
 @final
 @attrs.frozen(kw_only=True)
 class PeakMemory:
-    """The most memory that this process has held at once since it started."""
+    """Peak memory of this process in bytes; None where it is not known."""
 
     host: int | None
     cuda: int | None
 
 
 def peak_memory(device: torch.device) -> PeakMemory:
-    """Read the high-water marks of this process; a job that follows another in one process starts from the other's.
+    """Return the peak memory of this process since it started, or since `reset_peak`.
 
     Example:
         >>> peak_memory(torch.device("cpu")).cuda is None
@@ -40,11 +40,8 @@ def _host() -> int | None:
     return largest if sys.platform == "darwin" else largest * 1024  # kibibytes everywhere but on macOS
 
 
-def forget_peak(device: torch.device) -> None:
-    """Start the high-water marks of this process anew, so that the next `peak_memory` is that of what comes after.
-
-    Linux can; elsewhere the mark of the host stays that since the process started.
-    """
+def reset_peak(device: torch.device) -> None:
+    """Reset the peak memory of this process; of the host on Linux only."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     if device.type == "cuda":
@@ -52,14 +49,14 @@ def forget_peak(device: torch.device) -> None:
 
 
 def free_memory() -> int | None:
-    """Return how much memory new processes may take, the limit of a container included."""
+    """Return how much memory is available, within the limit of a container."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
     free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    with suppress(OSError, ValueError):  # no such file outside of a container; "max" where there is no limit
+    with suppress(OSError, ValueError):  # no file outside a container; "max" without a limit
         room = int(limit.read_text(encoding="ascii")) - int(used.read_text(encoding="ascii"))
         free = room if free is None else min(free, room)
     return None if free is None else max(free, 0)

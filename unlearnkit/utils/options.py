@@ -1,13 +1,17 @@
-"""Options of methods and estimators: attrs fields that know their symbol, their source and their bounds."""
+"""attrs fields: options with a symbol, a source and bounds, and mappings that are read-only."""
 
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from types import MappingProxyType
+from typing import Any, TypeVar, final
 
 import attrs
 
 from unlearnkit.utils.errors import ConfigurationError
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 _REQUIRED = attrs.NOTHING
 
@@ -15,19 +19,9 @@ _REQUIRED = attrs.NOTHING
 @final
 @attrs.frozen(kw_only=True)
 class Option:
-    """What a reader wants to know about one option of a method.
+    """The description of one option of a method; see `option`.
 
-    Attributes:
-        name: As it is written in Python and TOML.
-        default: Its default, or None when it must be given.
-        required: Whether it must be given.
-        symbol: The letter it has in the equation, or "".
-        doc: One line.
-        source: Paper and equation, or "".
-        meaning: Whether it changes the result, not only the time and memory that it takes.
-        kind: ``float``, ``int``, ``bool`` or ``str``; ``object`` for a plain ``attrs.field``.
-        bounds: The sign and the number of each bound, as ``((">", 0.0),)``.
-        choices: The only strings allowed; empty when any is.
+    ``kind`` is ``object`` for a plain ``attrs.field``, and ``bounds`` are as ``((">", 0.0),)``.
     """
 
     name: str
@@ -143,13 +137,7 @@ _ORDER: Mapping[str, Callable[[Any, Any], bool]] = {
 
 
 def options_of(owner: Any) -> tuple[Option, ...]:
-    """List the options that a class (or an object of it) takes.
-
-    Args:
-        owner: An attrs class or an instance of one; anything else has no options.
-
-    Returns:
-        One `Option` per attrs field, in order.
+    """List the options of an attrs class or an instance of one; anything else has none.
 
     Example:
         >>> @attrs.frozen(kw_only=True)
@@ -161,24 +149,63 @@ def options_of(owner: Any) -> tuple[Option, ...]:
     kind = owner if isinstance(owner, type) else type(owner)
     if not attrs.has(kind):
         return ()
-    return tuple(
-        Option(
-            name=field.name,
-            default=None if field.default is attrs.NOTHING else field.default,
-            required=field.default is attrs.NOTHING,
-            symbol=field.metadata.get("symbol", ""),
-            doc=field.metadata.get("doc", ""),
-            source=field.metadata.get("source", ""),
-            meaning=field.metadata.get("meaning", True),
-            kind=getattr(field.metadata.get("check"), "kind", object),
-            bounds=getattr(field.metadata.get("check"), "bounds", ()),
-            choices=getattr(field.metadata.get("check"), "choices", ()),
-        )
-        for field in attrs.fields(kind)
-        if field.init
+    own_first = sorted(attrs.fields(kind), key=lambda field: field.inherited)
+    return tuple(_describe(field) for field in own_first if field.init)
+
+
+def _describe(field: "attrs.Attribute[Any]") -> Option:
+    known, check = field.metadata, field.metadata.get("check")
+    return Option(
+        name=field.name,
+        default=None if field.default is attrs.NOTHING else field.default,
+        required=field.default is attrs.NOTHING,
+        symbol=known.get("symbol", ""),
+        doc=known.get("doc", ""),
+        source=known.get("source", ""),
+        meaning=known.get("meaning", True),
+        kind=getattr(check, "kind", object),
+        bounds=getattr(check, "bounds", ()),
+        choices=getattr(check, "choices", ()),
     )
 
 
 def option_values(owner: Any, *, meaning_only: bool = False) -> dict[str, Any]:
     """Return the values of an object's options."""
     return {o.name: getattr(owner, o.name) for o in options_of(owner) if o.meaning or not meaning_only}
+
+
+Reduced = tuple[Any, tuple[type, dict[str, Any]]]
+"""What ``__reduce__`` returns: a function and its arguments."""
+
+
+def read_only(mapping: Mapping[K, V]) -> Mapping[K, V]:
+    """Copy a mapping into a read-only one.
+
+    Example:
+        >>> read_only({"a": 1})
+        mappingproxy({'a': 1})
+    """
+    return MappingProxyType(dict(mapping))
+
+
+def by_fields(self: Any) -> Reduced:
+    """A ``__reduce__`` for attrs values with read-only mappings, which cannot be pickled themselves.
+
+    Copies are made by ``__init__``, with its converters and validators.
+
+    Example:
+        >>> import copy
+        >>> @attrs.frozen
+        ... class Sizes:
+        ...     known: Mapping[str, int] = attrs.field(converter=read_only)
+        ...     __reduce__ = by_fields
+        >>> copy.deepcopy(Sizes({"a": 1}))
+        Sizes(known=mappingproxy({'a': 1}))
+    """
+    fields = {field.alias: getattr(self, field.name) for field in attrs.fields(type(self)) if field.init}
+    plain = {name: dict(value) if isinstance(value, MappingProxyType) else value for name, value in fields.items()}
+    return _rebuild, (type(self), plain)
+
+
+def _rebuild(cls: type, fields: dict[str, Any]) -> Any:
+    return cls(**fields)

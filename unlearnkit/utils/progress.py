@@ -1,19 +1,19 @@
-"""Progress of a long stage: the library is silent unless it is handed something that shows it."""
+"""Progress bars: the library shows none unless it is passed a `Progress`."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 Progress = Callable[[Iterable[Any], str, int | None], Iterable[Any]]
-"""Wraps an iterable: ``progress(items, "what is going on", how many or None)`` yields the same items."""
+"""Wraps an iterable, like tqdm: ``progress(items, description, total)`` yields the same items."""
 
 
 def silent(items: Iterable[Any], what: str, total: int | None) -> Iterable[Any]:  # noqa: ARG001
-    """Show nothing: the default of every function of the library."""
+    """Show nothing: the default."""
     return items
 
 
 def length(items: Iterable[Any]) -> int | None:
-    """Return how many items there are when they can be counted, else None.
+    """Return the number of items, or None for an iterator.
 
     Example:
         >>> length([1, 2]), length(iter([1, 2]))

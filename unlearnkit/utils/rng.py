@@ -1,4 +1,4 @@
-"""Random numbers of one's own: run a block and leave every global generator as it was found."""
+"""Runs a block with its own random state: the global generators are restored after it."""
 
 import random
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _CPU = torch.device("cpu")
 
 @contextmanager
 def private_rng(device: torch.device = _CPU, *, seed: int | None = None) -> Iterator[None]:
-    """Keep what a block draws from the global generators of Python, numpy and torch to the block.
+    """Restore the global generators of Python, numpy and torch after the block; with a seed, seed them for it.
 
     Example:
         >>> before = torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""Named tensors in one safetensors file: written whole or not at all, and without a second copy in memory."""
+"""Writes named tensors to a safetensors file, atomically and without a copy in memory."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +16,8 @@ def save_tensors(
 ) -> None:
     """Write tensors to one safetensors file, atomically.
 
-    Tensors on the CPU are written from where they lie. Copied are those on another device, those with gaps, and those
-    that share their memory with others or with a larger tensor, which safetensors refuses.
+    Copied are only tensors on another device, non-contiguous ones, and those that share memory with others or with a
+    larger tensor, which safetensors refuses.
 
     Example:
         >>> import tempfile, torch
@@ -35,7 +35,7 @@ def save_tensors(
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Make what safetensors takes: on the CPU, contiguous, and each in memory of its own."""
+    """Return tensors as safetensors needs them: on the CPU, contiguous, with no shared memory."""
     apart: dict[str, Tensor] = {}
     taken: set[int] = set()
     for name, tensor in tensors.items():

@@ -1,7 +1,9 @@
-"""Turn plain values into checked attrs objects, with errors that name the key and the nearest right one."""
+"""Objects that a configuration describes: attrs classes from plain values, functions by import path."""
 
 import functools
-from collections.abc import Iterator
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import attrs
@@ -9,8 +11,7 @@ import cattrs
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 from cattrs.gen import make_dict_structure_fn
 
-from unlearnkit.utils.errors import ConfigurationError, sentence
-from unlearnkit.utils.suggest import nearest
+from unlearnkit.utils.errors import ConfigurationError, nearest, sentence
 
 T = TypeVar("T")
 
@@ -27,7 +28,7 @@ def _converter() -> cattrs.Converter:
 
 
 def _strict(value: Any, _: Any, *, kind: type, noun: str) -> Any:
-    # cattrs would turn "10" into 10 and 2.7 into 2: what was written is what is meant, or an error.
+    # cattrs would convert "10" to 10 and 2.7 to 2.
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -76,3 +77,45 @@ def _at(path: str, key: Any) -> str:
 
 
 _CONVERTER = _converter()
+
+
+def import_path(path: str) -> Callable[..., Any]:
+    """Import a function or class.
+
+    Example:
+        >>> import_path("unlearnkit.models:small_cnn").__name__
+        'small_cnn'
+    """
+    module_name, sign, name = path.partition(":")
+    if not sign or not module_name or not name:
+        raise ConfigurationError(f"expected an import path as 'package.module:name', saw {path!r}")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{path!r}: cannot import {module_name}: {error}: is it installed, or in the current folder with "
+            "PYTHONPATH=. set?"
+        ) from error
+    if not callable(getattr(module, name, None)):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ConfigurationError(f"{path!r}: {module_name} has no function {name!r}{nearest(name, public)}")
+    found: Callable[..., Any] = getattr(module, name)
+    return found
+
+
+def call(function: Callable[..., T], options: Mapping[str, Any], *, where: str) -> T:
+    """Call a function or class with options from a configuration."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some builtins have no signature
+        return function(**options)
+    takes = signature.parameters
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values()):
+        unknown = [name for name in options if name not in takes]
+        if unknown:
+            raise ConfigurationError(f"{where}: unknown option {unknown[0]!r}{nearest(unknown[0], takes)}")
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
+    return function(**options)

@@ -20,7 +20,7 @@ from unlearnkit import CrossEntropy, DiagonalFisher, Objective
 from unlearnkit.data import DeviceTransform
 from unlearnkit.data.batches import Deferred
 from unlearnkit.importance.estimator import Accumulator
-from unlearnkit.models.precision import Autocast, float32_products
+from unlearnkit.models.objective import Autocast, float32_products
 
 CLASSES = 100
 PRECISIONS: dict[str, Objective] = {"bf16": Autocast(), "tf32": CrossEntropy()}

@@ -10,7 +10,6 @@ from unlearnkit import Importance
 from unlearnkit.deletion import Deletion
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.run import run
-from unlearnkit.importance.file_format import save
 from unlearnkit.importance.store import ImportanceStore
 from unlearnkit.models.checkpoint import read_checkpoint
 from unlearnkit.unlearning.patch import Patch
@@ -50,6 +49,7 @@ def work(tmp_path_factory, trained_checkpoint):
         patch.setattr(ImportanceStore, "put", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             interrupted.start()
+        save = Importance.save
         patch.setattr(Importance, "save", lambda importance, path: _interrupt(save(importance, path)))
         with pytest.raises(KeyboardInterrupt):
             next(run(load_config("ledger.toml", PASS)))

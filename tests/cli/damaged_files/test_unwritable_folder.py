@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from unlearnkit.cli.app import app
 from unlearnkit.importance.store import ImportanceStore
-from unlearnkit.importance.store.writer import Writer
+from unlearnkit.importance.store.store import Writer
 from unlearnkit.utils.errors import StoreError
 
 WRITING = {

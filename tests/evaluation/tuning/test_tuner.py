@@ -18,7 +18,7 @@ from unlearnkit_methods.ssd_soft import SoftSynapticDampening
 
 from unlearnkit import ConfigurationError, Importance, NonFiniteError, UnlearningInputs
 from unlearnkit.data import Split
-from unlearnkit.data.carve import carve
+from unlearnkit.data.splits import validation_split
 from unlearnkit.evaluation.tuning import (
     Candidate,
     OperatingCurve,
@@ -398,12 +398,14 @@ def test_carving(scenario):
     labels = torch.arange(100) % 5
     mask = labels.numpy() == 3 if scenario == "full-class" else np.arange(100) < 10
     split = Split(forget=np.flatnonzero(mask), retain=np.flatnonzero(~mask), scenario=scenario)
-    one, two = (carve(split, labels, fraction=0.2, seed=1) for _ in range(2))
+    one, two = (validation_split(split, labels, fraction=0.2, seed=1) for _ in range(2))
     parts = (one.forget, one.retain, one.forget_validation, one.retain_validation)
     assert sorted(np.concatenate(parts)) == list(range(100))
     assert set(one.forget) | set(one.forget_validation) == set(split.forget)
     assert np.array_equal(one.retain_validation, two.retain_validation)
-    assert not np.array_equal(one.retain_validation, carve(split, labels, fraction=0.2, seed=2).retain_validation)
+    assert not np.array_equal(
+        one.retain_validation, validation_split(split, labels, fraction=0.2, seed=2).retain_validation
+    )
     shares = np.bincount(labels.numpy()[one.retain_validation])
     assert shares.max() - shares[shares > 0].min() <= 1  # class by class
     assert np.array_equal(one.full, np.sort(np.concatenate([one.forget, one.retain])))
@@ -411,7 +413,7 @@ def test_carving(scenario):
 
 def test_carving_what_cannot_be_cut_class_by_class():
     split = Split(forget=[0, 1], retain=[2, 3, 4], scenario="random")
-    carved = carve(split, torch.tensor([0, 1, 2, 3, 4]), fraction=0.2, seed=0)
-    assert (len(carved.forget_validation), len(carved.retain_validation)) == (1, 1)
+    parts = validation_split(split, torch.tensor([0, 1, 2, 3, 4]), fraction=0.2, seed=0)
+    assert (len(parts.forget_validation), len(parts.retain_validation)) == (1, 1)
     with pytest.raises(ConfigurationError, match="the forget set: expected at least 2 samples"):
-        carve(Split(forget=[0], retain=[1, 2], scenario="random"), torch.zeros(3), fraction=0.5, seed=0)
+        validation_split(Split(forget=[0], retain=[1, 2], scenario="random"), torch.zeros(3), fraction=0.5, seed=0)

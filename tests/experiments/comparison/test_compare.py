@@ -10,8 +10,8 @@ import sys
 import time
 
 import pytest
-from processes import together
-from shared_work_tasks import compared
+from rank_tasks import compared
+from run_on_ranks import run_on_ranks
 
 from unlearnkit import Metric, PluginManager, hookimpl
 from unlearnkit.evaluation import tug_of_war
@@ -217,7 +217,7 @@ def test_several_processes_give_the_same_table(small, whole):
 
 @pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_of_torchrun_give_the_same_table_and_do_each_trial_once(small_toml, whole, tmp_path, size):
-    came = together(tmp_path / "jobs", compared, small_toml, size=size)
+    came = run_on_ranks(tmp_path / "jobs", compared, small_toml, size=size)
     assert table(tmp_path / "out") == whole[1]
     assert sorted(name for done, _ in came for name in done) == sorted(t.name for t in whole[0].trials)
     assert all(share == len(done) > 0 for done, share in came)

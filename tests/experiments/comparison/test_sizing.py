@@ -8,7 +8,7 @@ from torch import nn
 
 from unlearnkit.experiments.comparison.sizing import need_of, of_ranks, sizing
 from unlearnkit.utils.errors import ConfigurationError
-from unlearnkit.utils.memory import MIB, forget_peak, free_memory, peak_memory
+from unlearnkit.utils.memory import MIB, free_memory, peak_memory, reset_peak
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -65,7 +65,7 @@ def test_the_need_grows_with_the_model_and_follows_what_was_seen():
 
 def test_the_peak_of_a_block_is_seen_and_the_next_begins_anew():
     def took(size):
-        forget_peak(CPU)
+        reset_peak(CPU)
         block = bytearray(size * MIB)
         block[::4096] = b"x" * len(block[::4096])
         return peak_memory(CPU).host / MIB

@@ -19,8 +19,7 @@ from unlearnkit import (
     fisher_statistics,
 )
 from unlearnkit.data import DeviceTransform
-from unlearnkit.data.batches import Deferred
-from unlearnkit.data.prefetch import feed
+from unlearnkit.data.batches import Deferred, feed
 from unlearnkit.importance.fisher.batched import InOrder
 from unlearnkit.importance.fisher.diagonal import start
 from unlearnkit.importance.fisher.engine import accumulate as collect
@@ -30,7 +29,7 @@ from unlearnkit.importance.fisher.engine.rule import Call
 from unlearnkit.importance.fisher.engine.totals import Totals
 from unlearnkit.importance.fisher.rules.normalisation import BatchNormRule
 from unlearnkit.importance.fisher.rules.one_sample_at_a_time import Rerun
-from unlearnkit.models.precision import Autocast
+from unlearnkit.models.objective import Autocast
 
 pytestmark = pytest.mark.filterwarnings("ignore:no rule for")
 SENT = ["lift_fresh"]  # the order of the samples: pinned, and sent without waiting

@@ -14,9 +14,8 @@ from unlearnkit.evaluation.arrays import Floats, floats
 from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
 from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs, Outputs, Values, for_each_model
 from unlearnkit.evaluation.per_sample import entropies
-from unlearnkit.utils.errors import ConfigurationError
+from unlearnkit.utils.errors import ConfigurationError, nearest
 from unlearnkit.utils.options import option
-from unlearnkit.utils.suggest import nearest
 
 Samples = Outputs
 """What the model under attack predicts for some samples: ``Samples(logits=…, labels=…)``."""

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.prefetch import feed
-from unlearnkit.distributed.collectives import for_each
+from unlearnkit.data.batches import feed
+from unlearnkit.distributed.collectives import map_shared
 from unlearnkit.evaluation.accuracy import undisturbed
 from unlearnkit.evaluation.arrays import Floats, Ints, floats
 from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
@@ -24,9 +24,8 @@ from unlearnkit.evaluation.model_outputs import (
 )
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import device_of
-from unlearnkit.utils.errors import ConfigurationError
+from unlearnkit.utils.errors import ConfigurationError, nearest
 from unlearnkit.utils.options import option
-from unlearnkit.utils.suggest import nearest
 
 
 @final
@@ -138,7 +137,7 @@ def features_of(
                 seen.clear()
 
     with undisturbed(model):
-        parts = for_each(batches, record, model=model)
+        parts = map_shared(batches, record, model=model)
     if not parts:
         raise InapplicableError("the split is empty")
     found = floats(torch.cat([x for x, _ in parts]), what="features", dimensions=2)

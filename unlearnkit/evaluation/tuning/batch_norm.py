@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from unlearnkit.data.prefetch import feed
+from unlearnkit.data.batches import feed
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.parameters import device_of
 from unlearnkit.utils.errors import ConfigurationError

@@ -10,7 +10,7 @@ from typing import Any, Never, final
 import attrs
 from torch import nn
 
-from unlearnkit.distributed.collectives import Shared, for_each
+from unlearnkit.distributed.collectives import Shared, map_shared
 from unlearnkit.evaluation.model_outputs import InapplicableError, outputs_of
 from unlearnkit.evaluation.tuning.batch_norm import has_batch_norm, reestimate_batch_norm
 from unlearnkit.evaluation.tuning.curve import OperatingCurve, with_options
@@ -182,7 +182,7 @@ class Tuner:
             new = [s for s in dict.fromkeys(settings) if s not in found]
             what = f"tuning, round {number + 1} of {self.rounds + 1}"
             work = partial(_measured, trials=trials, progress=progress, what=what)
-            tried = for_each(Shared(items=new) if together else new, work, model=trials.model)
+            tried = map_shared(Shared(items=new) if together else new, work, model=trials.model)
             found.update(zip(new, tried, strict=True))
         return [*found.values()]
 

@@ -1,15 +1,14 @@
 """The comparison itself: what there is to do, what is done, and doing the rest."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import final
 
 import attrs
 from rich.table import Table
 
-from unlearnkit.distributed.collectives import in_shares, tell
+from unlearnkit.distributed.collectives import all_gather, map_over_ranks
 from unlearnkit.distributed.ranks import Ranks
 from unlearnkit.experiments.comparison.pages import remark_lines, summary_page, summary_table
 from unlearnkit.experiments.comparison.processes import in_processes
@@ -211,7 +210,7 @@ class Comparison:
             if jobs == 1:
                 bench = Worker(self.plugins, experiment=self.experiment, progress=progress)
                 for wave in self._waves():
-                    in_shares(wave, partial(_done, bench=bench, watch=watch))
+                    map_over_ranks(wave, lambda unit: unit.do(bench, watch))
             else:
                 self._in_processes(jobs, watch)
         finally:
@@ -226,7 +225,7 @@ class Comparison:
 
     def _waves(self) -> tuple[tuple[Unit, ...], ...]:
         """List what the processes of torch.distributed do: models first, which several of them would wait for."""
-        pending, folder, size = tell(self.pending)[0], self.folder / "trials", Ranks.current().size
+        pending, folder, size = all_gather(self.pending)[0], self.folder / "trials", Ranks.current().size
         groups = groups_of(pending, folder, jobs=size)
         return (groups,) if size == 1 else (models_for(pending, folder), groups)
 
@@ -276,9 +275,3 @@ class Comparison:
                     rows.write(trial, TrialResult.failure(_DIED))
                     listen(Event(kind="failed", name=trial.name, key=trial.key))
             jobs = 1  # one trial at a time from here on: then it is known which one a process dies in
-
-
-def _done(own: Iterable[Unit], _: Iterator[int], *, bench: Worker, watch: Watch) -> Iterator[None]:
-    for unit in own:
-        unit.do(bench, watch)
-        yield

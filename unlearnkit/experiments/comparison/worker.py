@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from unlearnkit.data import LabelledImages, forget_split
+from unlearnkit.distributed.ranks import resolve_device
 from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.experiments.comparison.result import TrialResult
 from unlearnkit.experiments.comparison.trial import Trial
@@ -24,8 +25,7 @@ from unlearnkit.plugins.manager import PluginManager
 from unlearnkit.reporting import RunRecord
 from unlearnkit.unlearning.unlearner import Need
 from unlearnkit.utils.errors import UnlearnKitWarning
-from unlearnkit.utils.imports import resolve_device
-from unlearnkit.utils.memory import MIB, forget_peak, peak_memory
+from unlearnkit.utils.memory import MIB, peak_memory, reset_peak
 from unlearnkit.utils.options import option_values
 from unlearnkit.utils.progress import Progress, silent
 
@@ -76,7 +76,7 @@ class Worker:
     def do(self, trial: Trial) -> TrialResult:
         """Do a trial; whatever goes wrong in it is its result, Ctrl-C excepted."""
         device = resolve_device(trial.config.device)
-        forget_peak(device)
+        reset_peak(device)
         try:
             with _threads(trial.config.comparison.threads), _heard() as said:
                 result = self._stage_of(trial).do(trial)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit.data.batches import batch_size
-from unlearnkit.distributed.sharded_tensors import is_spread
+from unlearnkit.distributed.sharded_tensors import is_sharded_model
 from unlearnkit.importance.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
 from unlearnkit.importance.fisher.engine.group_totals import accumulate
 from unlearnkit.importance.fisher.engine.nan_check import Watch
@@ -57,7 +57,7 @@ class BatchedDiagonalFisher(ImportanceEstimator):
 
     def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
         """Start a pass; a batch stays one batch when the model is sharded. See `ImportanceEstimator.accumulator`."""
-        if is_spread(model):
+        if is_sharded_model(model):
             return SquaredSums(model, objective, terms=self._weighted, counted=self._counted)
         if device_of(model).type == "cuda":
             return InOrder(partial(self.estimate_batch, model, objective=objective))

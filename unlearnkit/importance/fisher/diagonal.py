@@ -6,7 +6,7 @@ from typing import Any, ClassVar, final
 import attrs
 from torch import nn
 
-from unlearnkit.distributed.sharded_tensors import is_spread
+from unlearnkit.distributed.sharded_tensors import is_sharded_model
 from unlearnkit.importance.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
 from unlearnkit.importance.fisher.engine.batch_gradients import BatchGradients
 from unlearnkit.importance.fisher.engine.choice import Chooser
@@ -88,7 +88,7 @@ class DiagonalFisher(ImportanceEstimator):
 
     def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
         """Start a pass of the engine; see `ImportanceEstimator.accumulator`."""
-        if is_spread(model):
+        if is_sharded_model(model):
             refuse_with_graphs({"a model sharded over processes": self.graphs})
             return ShardedEngine(
                 model,

@@ -9,9 +9,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.batches import batch_size
-from unlearnkit.data.prefetch import sent
-from unlearnkit.distributed.sharded_tensors import is_spread
+from unlearnkit.data.batches import batch_size, copy_to
+from unlearnkit.distributed.sharded_tensors import is_sharded_model
 from unlearnkit.importance.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
 from unlearnkit.importance.fisher.engine.per_sample_fallback import refuse_batch_statistics
 from unlearnkit.importance.fisher.sharded.squared_sums import SquaredSums
@@ -60,7 +59,7 @@ class SketchedFisher(ImportanceEstimator):
     def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
         """Start a pass with fresh signs; see `ImportanceEstimator.accumulator`."""
         coins = torch.Generator().manual_seed(self.seed)
-        if is_spread(model):
+        if is_sharded_model(model):
             return SquaredSums(model, objective, terms=partial(_terms, coins, self.probes), counted=int)
         return _Sketch(model, objective, probes=self.probes, coins=coins)
 
@@ -108,7 +107,7 @@ class _Sketch(Accumulator):
         losses = check_losses(self._objective.losses(self._model, batch), batch, objective=self._objective)
         parameters = list(self._named.values())
         for probe in range(self._probes):
-            signs = sent(_signs(self._coins, len(losses)), losses.device).to(losses.dtype)
+            signs = copy_to(_signs(self._coins, len(losses)), losses.device).to(losses.dtype)
             # A scalar: to begin with a vector, torch imports symbolic algebra, 37 MiB of it.
             signed, keep = (losses * signs).sum(), probe + 1 < self._probes
             found = torch.autograd.grad(signed, parameters, allow_unused=True, retain_graph=keep)

@@ -9,7 +9,7 @@ import attrs
 from torch import Tensor, nn
 
 from unlearnkit.data.batches import batch_size, pick
-from unlearnkit.distributed.sharded_tensors import need_whole
+from unlearnkit.distributed.sharded_tensors import refuse_sharded
 from unlearnkit.importance.estimator import (
     Accumulator,
     EstimatorTraits,
@@ -110,7 +110,7 @@ batched)
         >>> found.groups[1].count
         2
     """
-    need_whole(model.parameters(), who="several importances from one pass", instead="estimate each group by itself")
+    refuse_sharded(model.parameters(), who="several importances from one pass", instead="estimate each group by itself")
     fisher = fisher if fisher is not None else DiagonalFisher()
     survey = _Survey(
         fisher=fisher, absolute=absolute, gradient=gradient, keyed=_Keyed(batches, key) if key is not None else None

@@ -1,11 +1,9 @@
-"""Importances on disk: measured once, kept by group, and made smaller with every request."""
+"""Importances on disk, by group: measured once, then reduced with every request to forget."""
 
 from unlearnkit.importance.resumable import estimate_resumable
-from unlearnkit.importance.store.algebra import Cancellation, difference, summed
-from unlearnkit.importance.store.manifest import Edit, StoreManifest
-from unlearnkit.importance.store.passes import fill
-from unlearnkit.importance.store.reading import on_disk
-from unlearnkit.importance.store.staleness import Staleness
+from unlearnkit.importance.store.fill import fill
+from unlearnkit.importance.store.manifest import Edit, Staleness, StoreManifest
+from unlearnkit.importance.store.shards import Cancellation, difference, on_disk, summed
 from unlearnkit.importance.store.store import ImportanceStore
 
 __all__ = [

@@ -1,19 +1,20 @@
-"""What a store of importances says of itself, in one JSON file that is replaced whole."""
+"""The manifest of a store: one JSON file that is replaced atomically."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, final
 
 import attrs
 
 from unlearnkit.importance.importance import Importance
-from unlearnkit.importance.provenance import Fingerprint
-from unlearnkit.importance.relative_error import of_rest, of_sum
+from unlearnkit.importance.provenance import Fingerprint, error_of_difference, error_of_sum
 from unlearnkit.importance.store.shards import Shard
 from unlearnkit.utils.checksummed_json import added, read_sealed, write_sealed
 
 FORMAT = "unlearnkit-store-1"
 FILE = "manifest.json"
+MOST_EDITS = 10
+MOST_CHANGED = 0.05
 
 
 @final
@@ -40,7 +41,7 @@ class Entry:
             shards=(),
             count=sum(part.count for part in parts),
             samples=sum(part.samples for part in parts),
-            relative_error=of_sum((part.relative_error, part.samples) for part in parts),
+            relative_error=error_of_sum((part.relative_error, part.samples) for part in parts),
         )
 
     def without(self, part: Importance) -> "Entry":
@@ -49,7 +50,7 @@ class Entry:
             shards=(),
             count=self.count - part.count,
             samples=self.samples - part.samples,
-            relative_error=of_rest(self.relative_error, part.relative_error),
+            relative_error=error_of_difference(self.relative_error, part.relative_error),
         )
 
 
@@ -66,8 +67,47 @@ class Edit:
 
 @final
 @attrs.frozen(kw_only=True)
+class Staleness:
+    """How many edits a model had since its importances were measured.
+
+    Attributes:
+        edits: How many edits.
+        fraction: The sum of the fractions of weights that they changed: an upper bound on what is different now.
+
+    Example:
+        >>> Staleness(edits=0, fraction=0.0).due
+        False
+        >>> print(Staleness(edits=2, fraction=0.08).sentence())
+        The importances are 2 edits old (at most 8 % of the weights changed): measure them again.
+    """
+
+    edits: int
+    fraction: float
+
+    @classmethod
+    def of(cls, edits: Iterable[Edit]) -> "Staleness":
+        """Count edits and add their fractions."""
+        fractions = [edit.fraction for edit in edits]
+        return cls(edits=len(fractions), fraction=min(1.0, sum(fractions)))
+
+    @property
+    def due(self) -> bool:
+        """Whether the importances should be measured again: after 10 edits, or when 5 % of the weights changed."""
+        return self.edits >= MOST_EDITS or self.fraction >= MOST_CHANGED
+
+    def sentence(self) -> str:
+        """Describe it in one sentence."""
+        if not self.edits:
+            return "The importances are those of this model."
+        old = f"The importances are {self.edits} edit{'s' * (self.edits != 1)} old"
+        changed = f"at most {100 * self.fraction:.3g} % of the weights changed"
+        return f"{old} ({changed}): " + ("measure them again." if self.due else "still in use.")
+
+
+@final
+@attrs.frozen(kw_only=True)
 class StoreManifest:
-    """All that a store knows beside the tensors.
+    """Everything in a store but the tensors.
 
     Attributes:
         precision: Dtype of the stored totals.

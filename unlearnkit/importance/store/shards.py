@@ -1,22 +1,29 @@
-"""Named tensors in a folder of safetensors files, written and read one file at a time."""
+"""Named tensors in safetensors files: written, mapped, added and subtracted one at a time."""
 
 import hashlib
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import final
 
 import attrs
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from unlearnkit.utils.errors import StoreError
+from unlearnkit.models.parameters import extremes
+from unlearnkit.utils.chunks import chunk_size, chunks
+from unlearnkit.utils.errors import StoreError, raise_all
 from unlearnkit.utils.safetensors import save_tensors
 
 SHARD_BYTES = 64 << 20
 """Small tensors share a file of about this size; a larger tensor has a file of its own."""
+
+CANCELLED = 0.01
+"""A difference whose relative rounding error is likely larger than this has no correct digits left."""
 
 _NAME = re.compile(r"[0-9a-f]{16}\.safetensors")
 
@@ -37,13 +44,13 @@ class Shard:
 
 
 def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], *, limit: int | None = None) -> tuple[Shard, ...]:
-    """Write tensors as they come: besides ``limit`` bytes, no more than one of them is in memory."""
-    # Not a loop: it would hold a file's tensors while those of the next one are made.
+    """Write tensors as they come; beside ``limit`` bytes, at most one of them is in memory."""
+    # map, not a loop: that would keep a file's tensors alive while those of the next one are made.
     return tuple(map(partial(_write_shard, folder), _parts(tensors, limit or SHARD_BYTES)))
 
 
 def read_shards(folder: Path, shards: Iterable[Shard], *, verify: bool = True) -> dict[str, Tensor]:
-    """Open tensors as memory maps: their bytes are read from the files when they are used."""
+    """Map tensors into memory; their bytes are read when they are used."""
     found: dict[str, Tensor] = {}
     for shard in shards:
         path = folder / shard.file
@@ -100,3 +107,72 @@ def _write_shard(folder: Path, tensors: dict[str, Tensor]) -> Shard:
     path = folder / f"{secrets.token_hex(8)}.safetensors"
     save_tensors(tensors, path, hint=": nothing was changed")
     return Shard(path.name, file_digest(path))
+
+
+def on_disk(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Write tensors to temporary files as they come, and return memory maps of them."""
+    with tempfile.TemporaryDirectory(prefix="unlearnkit-", ignore_cleanup_errors=True) as scratch:
+        return read_shards(Path(scratch), write_shards(Path(scratch), tensors), verify=False)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Cancellation:
+    """How many differences of one parameter have no correct digits, because the part was nearly the whole.
+
+    Attributes:
+        name: Of the parameter.
+        entries: How many of its weights.
+        of: How many weights it has.
+    """
+
+    name: str
+    entries: int
+    of: int
+
+
+def summed(parts: Sequence[Mapping[str, Tensor]], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Add importances name by name, in float64."""
+    for name in parts[0]:
+        yield name, _sum([part[name] for part in parts]).to(dtype)
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    total = tensors[0].to(torch.float64, copy=True)
+    for tensor in tensors[1:]:
+        total += tensor
+    return total
+
+
+def difference(
+    whole: Mapping[str, Tensor], part: Mapping[str, Tensor], *, terms: int, eps: float, lost: list[Cancellation]
+) -> Iterator[tuple[str, Tensor]]:
+    """Subtract a part from a whole name by name, in float64; differences below 0 by rounding become 0.
+
+    A difference d = w − p of sums of n terms is off by about √n·eps·w, and never by more than n·eps·w. Weights whose
+    first error is more than `CANCELLED` of d are counted in ``lost``.
+
+    Source: Higham and Mary 2019 (A New Approach to Probabilistic Rounding Error Analysis), theorem 3.1.
+    """
+    for name in whole:
+        yield name, _rest(name, whole[name], part[name], terms=max(4, terms), eps=eps, lost=lost)
+
+
+def _rest(name: str, whole: Tensor, part: Tensor, *, terms: int, eps: float, lost: list[Cancellation]) -> Tensor:
+    """Subtract in chunks, so that no temporary is as large as the result."""
+    rest = torch.empty_like(whole, dtype=torch.float64)
+    top, cancelled, below = extremes(whole)[1], 0, 0.0
+    for total, taken, left in chunks(whole, part, rest, limit=chunk_size(rest.device)):
+        wide = total.to(torch.float64)
+        torch.sub(wide, taken, out=left)
+        # A gradient is off by eps of the large ones beside it, from whose sums it was made: g² then by 2·g·eps·g_top.
+        allowed = (wide + 2 * (wide * top).sqrt() + eps * top).mul_(eps * terms)
+        if bool((left < -allowed).any()):
+            below = min(below, float(left.min()))
+        cancelled += int(torch.count_nonzero((wide * (eps * terms**0.5) > CANCELLED * left.abs()) & (taken > 0)))
+        left.clamp_(min=0)
+    problems = [f"{name}: the part is larger than the whole by {-below:.3g}"] if below < 0 else []
+    raise_all(problems, where="taking a part out of a store")
+    if cancelled:
+        lost.append(Cancellation(name=name, entries=cancelled, of=whole.numel()))
+    return rest

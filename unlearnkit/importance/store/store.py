@@ -1,22 +1,41 @@
-"""Importances kept on disk, by group, so that any group can be forgotten without a pass over data."""
+"""Importances kept on disk by group, so that any group can be forgotten without a pass over data."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, TypeVar, final
 
 import attrs
-from torch import nn
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
 
+from unlearnkit.distributed.sharded_tensors import refuse_sharded
 from unlearnkit.importance.importance import Importance
-from unlearnkit.importance.provenance import Role
-from unlearnkit.importance.store.algebra import Cancellation, difference
-from unlearnkit.importance.store.manifest import Edit, Entry, StoreManifest, read_manifest, write_manifest
-from unlearnkit.importance.store.reading import check_kind, entry_of, importance_of, rounding, stable, sum_of
-from unlearnkit.importance.store.shards import check_shard, read_shards
-from unlearnkit.importance.store.staleness import Staleness
-from unlearnkit.importance.store.writer import Writer, writing
+from unlearnkit.importance.provenance import Role, recorded_error
+from unlearnkit.importance.store.manifest import (
+    Edit,
+    Entry,
+    Staleness,
+    StoreManifest,
+    read_manifest,
+    write_manifest,
+)
+from unlearnkit.importance.store.shards import (
+    Cancellation,
+    check_shard,
+    difference,
+    on_disk,
+    read_shards,
+    summed,
+    write_shards,
+)
 from unlearnkit.models.parameters import digest
-from unlearnkit.utils.errors import MismatchError, StoreError, raise_all
+from unlearnkit.utils.errors import MismatchError, StoreError, nearest, raise_all
+
+T = TypeVar("T")
+_TRIES = 5
+_COARSE_FIRST = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 @final
@@ -24,16 +43,15 @@ from unlearnkit.utils.errors import MismatchError, StoreError, raise_all
 class ImportanceStore:
     """A folder of safetensors files with a manifest: totals and counts for each group of samples, and their sum.
 
-    A group is a class, a shard, a user: whatever key its samples were measured under. Forgetting a whole group then
-    takes no data at all: its importance is there, and that of everything else is a sum. Tensors are memory maps and
-    sums are made tensor by tensor, so a store may be larger than memory.
+    A group is a class, a shard or a user: any key under which samples are measured. To forget a whole group takes no
+    data: its importance is stored, and that of all others is a sum. Tensors are memory maps and sums are made tensor by
+    tensor, so a store may be larger than memory.
 
-    One process writes at a time; readers see the store before a change or after it, and never a part. What is removed
-    is not in any file of the store any more. (A file system or a backup may keep blocks of deleted files: that is
-    outside what a program can promise.)
+    One process writes at a time; readers see the store before a change or after it. What is removed is in no file of
+    the store any more. (A file system or a backup may keep blocks of deleted files, which no program can prevent.)
 
     Attributes:
-        folder: Where it lies.
+        folder: The folder.
 
     Example:
         >>> import tempfile, torch
@@ -60,7 +78,7 @@ class ImportanceStore:
         precision: Literal["float32", "float64"] = "float64",
         versions: Mapping[str, str] | None = None,
     ) -> "ImportanceStore":
-        """Make an empty store.
+        """Create an empty store.
 
         Args:
             folder: A new folder.
@@ -87,101 +105,61 @@ class ImportanceStore:
 
     @classmethod
     def open(cls, folder: str | Path) -> "ImportanceStore":
-        """Open a store that is there.
-
-        Args:
-            folder: Where it lies.
-
-        Returns:
-            The store.
-        """
+        """Open an existing store."""
         read_manifest(Path(folder))
         return cls(folder)
 
     @property
     def manifest(self) -> StoreManifest:
-        """What the store says of itself now."""
+        """The manifest as it is now."""
         return read_manifest(self.folder)
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The groups, in the order in which they were put."""
+        """The groups, in the order they were put."""
         return tuple(self.manifest.groups)
 
     @property
     def rounding(self) -> float:
-        """The rounding error of one addition in the coarsest of the steps that made the totals."""
-        return rounding(self.manifest)
-
-    # --- reading ------------------------------------------------------------------------------------------------------
+        """The relative rounding error of one addition, in the coarsest precision that made the totals."""
+        return _rounding(self.manifest)
 
     def group(self, key: str) -> Importance:
-        """Return the importance of one group, as memory maps.
-
-        Args:
-            key: Of the group.
-
-        Returns:
-            Its importance, with the role ``forget``.
-        """
-        return stable(self.folder, lambda m: importance_of(self.folder, m, entry_of(m, key), Role.FORGET))
+        """Return the importance of one group, as memory maps, with the role ``forget``."""
+        return self._read(lambda m: self._importance(m, _entry(m, key), Role.FORGET))
 
     def groups(self, keys: Iterable[str]) -> Importance:
-        """Return the sum over some groups.
-
-        Args:
-            keys: At least one; each counts once.
-
-        Returns:
-            Their importance, with the role ``forget``.
-        """
+        """Return the sum over at least one group, with the role ``forget``; each counts once."""
         wanted = tuple(dict.fromkeys(keys))
-        return stable(self.folder, lambda m: sum_of(self.folder, m, wanted, Role.FORGET))
+        return self._read(lambda m: self._sum(m, wanted, Role.FORGET))
 
     def rest(self, keys: Iterable[str]) -> Importance:
-        """Return the sum over all other groups: I(D_r), with no subtraction and so no cancellation.
-
-        Args:
-            keys: Groups to leave out.
-
-        Returns:
-            The importance of the retain set.
-        """
-        gone = set(keys)
+        """Return the sum over all other groups: I(D_r), without a subtraction and so without cancellation."""
+        left_out = set(keys)
 
         def read(manifest: StoreManifest) -> Importance:
-            for key in gone:
-                entry_of(manifest, key)
-            return sum_of(self.folder, manifest, tuple(k for k in manifest.groups if k not in gone), Role.RETAIN)
+            for key in left_out:
+                _entry(manifest, key)
+            return self._sum(manifest, tuple(k for k in manifest.groups if k not in left_out), Role.RETAIN)
 
-        return stable(self.folder, read)
+        return self._read(read)
 
     def total(self) -> Importance:
-        """Return the importance of all groups together, as memory maps.
-
-        Returns:
-            I(D), without what was removed.
-
-        Raises:
-            StoreError: The store is empty.
-        """
+        """Return the importance of all groups together, I(D), as memory maps."""
 
         def read(manifest: StoreManifest) -> Importance:
             if manifest.total is None:
                 raise StoreError(f"{self.folder}: expected at least one group, saw an empty store: put one first")
-            return importance_of(self.folder, manifest, manifest.total, Role.FULL)
+            return self._importance(manifest, manifest.total, Role.FULL)
 
-        return stable(self.folder, read)
+        return self._read(read)
 
     def check(self, model: nn.Module, *, data: str = "") -> None:
-        """Refuse a model, or data, that the store was not measured on.
+        """Raise a `MismatchError` for a model or data that the store was not measured on.
 
         Args:
             model: The measured one, or what the recorded edits made of it.
             data: Digest of the training data; "" does not compare it.
-
-        Raises:
-            MismatchError: Naming what differs.
         """
         manifest, seen = self.manifest, digest(model)
         problems = []
@@ -193,25 +171,15 @@ class ImportanceStore:
         raise_all(problems, where=f"the store {self.folder} does not fit")
 
     def staleness(self) -> Staleness:
-        """Say how much the model was edited since the importances were measured.
-
-        Returns:
-            Number of edits, and the sum of their fractions.
-        """
+        """Return how much the model was edited since the importances were measured."""
         return Staleness.of(self.manifest.edits)
 
     def verify(self) -> None:
-        """Read every file of the store and compare its hash.
-
-        Raises:
-            StoreError: A file is missing or has other bytes.
-        """
+        """Compare the hash of every file; raise a `StoreError` for a missing or changed one."""
         manifest = self.manifest
         for entry in [*manifest.groups.values(), *([manifest.total] if manifest.total else [])]:
             for shard in entry.shards:
                 check_shard(self.folder, shard)
-
-    # --- writing ------------------------------------------------------------------------------------------------------
 
     def put(self, key: str, importance: Importance) -> None:
         """Add a group.
@@ -228,17 +196,13 @@ class ImportanceStore:
             manifest = writer.manifest
             if key in manifest.groups:
                 raise StoreError(f"{self.folder} has a group {key!r} already: remove it first")
-            check_kind(self.folder, manifest, importance)
+            self._check_kind(manifest, importance)
             entry = writer.write(importance.totals.items(), Entry.of(importance))
             fingerprint = manifest.fingerprint or importance.fingerprint
             writer.commit({**manifest.groups, key: entry}, added=entry, fingerprint=fingerprint)
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Forget groups: afterwards no file of the store contains them, and the total is the sum of the others.
-
-        Args:
-            keys: Of the groups.
-        """
+        """Remove groups: afterwards no file contains them, and the total is the sum of the others."""
         self.change(remove=keys)
 
     def take_out(self, key: str, part: Importance) -> tuple[Cancellation, ...]:
@@ -249,12 +213,12 @@ class ImportanceStore:
             part: Their importance, measured on the same model.
 
         Returns:
-            For each parameter, how many weights have lost their digits to cancellation; empty in the usual case.
+            For each parameter, how many weights have no correct digits after cancellation; usually empty.
         """
         return self.change(parts={key: part})
 
     def record_edit(self, edit: Edit) -> Staleness:
-        """Note that the model was edited: the importances are those of an older model now.
+        """Record an edit of the model: the importances are those of an older model now.
 
         Args:
             edit: Its ``before`` must be the model that the store fits.
@@ -268,10 +232,10 @@ class ImportanceStore:
     def change(
         self, *, remove: Iterable[str] = (), parts: Mapping[str, Importance] | None = None, edit: Edit | None = None
     ) -> tuple[Cancellation, ...]:
-        """Remove groups, take parts out of others and record an edit, all at once or not at all.
+        """Remove groups, take parts out of others and record an edit, atomically.
 
         Args:
-            remove: Groups to forget whole.
+            remove: Groups to remove.
             parts: Group to the importance of some of its samples.
             edit: What was done to the model.
 
@@ -281,7 +245,7 @@ class ImportanceStore:
         Raises:
             MismatchError: A part is of another kind or no part of its group; the edit was made to another model.
         """
-        gone, lost = set(remove), list[Cancellation]()
+        removed, lost = set(remove), list[Cancellation]()
         with writing(self.folder) as writer:
             manifest = writer.manifest
             if edit and manifest.models and manifest.models[-1] != edit.before:
@@ -289,26 +253,74 @@ class ImportanceStore:
                     f"the store {self.folder} fits the model {manifest.models[-1]}, saw an edit of {edit.before}"
                 )
             left = {key: self._without(writer, key, part, lost) for key, part in (parts or {}).items()}
-            for key in gone:
-                entry_of(manifest, key)
-            groups = {key: left.get(key, entry) for key, entry in manifest.groups.items() if key not in gone}
+            for key in removed:
+                _entry(manifest, key)
+            groups = {key: left.get(key, entry) for key, entry in manifest.groups.items() if key not in removed}
             writer.commit(groups, edits=(*manifest.edits, edit) if edit else manifest.edits)
         return tuple(lost)
 
-    def _without(self, writer: Writer, key: str, part: Importance, lost: list[Cancellation]) -> Entry:
+    def _read(self, read: Callable[[StoreManifest], T]) -> T:
+        """Read, and read again when a writer has replaced files after the manifest was read."""
+        for _ in range(_TRIES):
+            manifest = self.manifest
+            try:
+                return read(manifest)
+            except StoreError:
+                if self.manifest == manifest:
+                    raise
+        raise StoreError(f"{self.folder} changed while it was read, {_TRIES} times: try again")
+
+    def _importance(
+        self, manifest: StoreManifest, entry: Entry, role: Role, totals: Mapping[str, Tensor] | None = None
+    ) -> Importance:
+        assert manifest.fingerprint is not None, "a store with an entry has a fingerprint"
+        return Importance(
+            totals=read_shards(self.folder, entry.shards) if totals is None else totals,
+            count=entry.count,
+            samples=entry.samples,
+            role=role,
+            fingerprint=attrs.evolve(manifest.fingerprint, model=manifest.models[-1]),
+            relative_error=recorded_error(entry.relative_error, manifest.fingerprint.estimator),
+        )
+
+    def _sum(self, manifest: StoreManifest, keys: tuple[str, ...], role: Role) -> Importance:
+        if not keys:
+            raise StoreError(f"{self.folder}: expected at least one group to sum, saw none")
+        entries = [_entry(manifest, key) for key in keys]
+        if len(entries) == 1:
+            return self._importance(manifest, entries[0], role)
+        totals = on_disk(summed([read_shards(self.folder, entry.shards) for entry in entries], torch.float64))
+        return self._importance(manifest, Entry.together(entries), role, totals)
+
+    def _check_kind(self, manifest: StoreManifest, importance: Importance) -> None:
+        """Refuse an importance that cannot be added to the store, or subtracted from it."""
+        totals = importance.totals.values()
+        refuse_sharded(totals, who=str(self.folder), instead="use unlearnkit.importance.save_sharded")
+        problems = []
+        if importance.fingerprint.unit != "sample":
+            problems.append(f"expected one term per sample, saw the unit {importance.fingerprint.unit!r}")
+        if manifest.fingerprint is not None:
+            problems += manifest.fingerprint.differences(importance.fingerprint)
+        if manifest.total is not None:
+            known = read_shards(self.folder, manifest.total.shards, verify=False)
+            problems += importance.name_problems(known, shapes_only=True)
+        raise_all(problems, where=f"the store {self.folder} cannot take this importance")
+        importance.check_values(who=f"the importance for the store {self.folder}")
+
+    def _without(self, writer: "Writer", key: str, part: Importance, lost: list[Cancellation]) -> Entry:
         manifest = writer.manifest
-        entry = entry_of(manifest, key)
-        check_kind(self.folder, manifest, part)
+        entry = _entry(manifest, key)
+        self._check_kind(manifest, part)
         if part.count >= entry.count:
             raise MismatchError(
                 f"{key!r}: expected a part of its {entry.count} terms, saw {part.count}: remove the group instead"
             )
         whole = read_shards(self.folder, entry.shards)
-        rest = difference(whole, part.totals, terms=entry.count, eps=rounding(manifest), lost=lost)
+        rest = difference(whole, part.totals, terms=entry.count, eps=_rounding(manifest), lost=lost)
         return writer.write(rest, entry.without(part))
 
     def forget_edits_after(self, model: str) -> None:
-        """Note that edits were rolled back.
+        """Record that edits were rolled back.
 
         Args:
             model: Digest of the model that is in use again.
@@ -322,3 +334,84 @@ class ImportanceStore:
                 raise MismatchError(f"the store {self.folder} knows no model {model}: saw {manifest.models}")
             kept = manifest.edits[: manifest.models.index(model)]
             write_manifest(self.folder, attrs.evolve(manifest, edits=kept))
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator["Writer"]:
+    """Lock the store for writing; the system releases the lock when the process ends."""
+    lock = FileLock(folder / "lock", timeout=0)
+    manifest = read_manifest(folder)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise StoreError(
+            f"another process is writing to the store {folder}: wait until it has finished, and try again"
+        ) from error
+    except OSError as error:
+        raise StoreError(f"cannot write to the store {folder}: {error}") from error
+    try:
+        manifest = read_manifest(folder)
+        _delete_unreferenced(folder, manifest)
+        yield Writer(folder=folder, manifest=manifest)
+    finally:
+        lock.release()
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Writer:
+    """Changes a locked store: writes new files, then the manifest, then deletes old files."""
+
+    folder: Path
+    manifest: StoreManifest
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the stored totals."""
+        return torch.float64 if self.manifest.precision == "float64" else torch.float32
+
+    def write(self, tensors: Iterable[tuple[str, Tensor]], entry: Entry) -> Entry:
+        """Write totals to new files; no manifest refers to them yet."""
+        return attrs.evolve(entry, shards=write_shards(self.folder, map(self._narrow, tensors)))
+
+    def _narrow(self, named: tuple[str, Tensor]) -> tuple[str, Tensor]:
+        return named[0], named[1].to(self.dtype)
+
+    def commit(self, groups: Mapping[str, Entry], *, added: Entry | None = None, **changes: Any) -> None:
+        """Write the total and the manifest, and delete files that it does not refer to."""
+        known = self.manifest.total
+        if groups != self.manifest.groups:
+            known = self._total([known, added] if known and added else list(groups.values()))
+        manifest = attrs.evolve(self.manifest, groups=dict(groups), total=known, **changes)
+        write_manifest(self.folder, manifest)
+        _delete_unreferenced(self.folder, manifest)
+
+    def _total(self, parts: list[Entry]) -> Entry | None:
+        if len(parts) < 2:
+            return parts[0] if parts else None
+        read = [read_shards(self.folder, part.shards) for part in parts]
+        return self.write(summed(read, torch.float64), Entry.together(parts))
+
+
+def _delete_unreferenced(folder: Path, manifest: StoreManifest) -> None:
+    """Delete files that a manifest does not refer to: removed groups, or those of a writer that was killed."""
+    for path in folder.iterdir():
+        if path.name not in manifest.files and path.suffix in {".safetensors", ".tmp"}:
+            with suppress(OSError):  # open in a reader on Windows: the next writer deletes it
+                path.unlink()
+
+
+def _entry(manifest: StoreManifest, key: str) -> Entry:
+    if key not in manifest.groups:
+        raise StoreError(f"the store has no group {key!r}{nearest(key, manifest.groups)}")
+    return manifest.groups[key]
+
+
+def _rounding(manifest: StoreManifest) -> float:
+    """Return the machine epsilon of the coarsest precision that made the totals.
+
+    Gradients count too: those of one sample differ in their last digits with the batch that it is in.
+    """
+    measured = f"{manifest.precision} {manifest.fingerprint.precision if manifest.fingerprint else ''}"
+    coarsest = next(dtype for dtype in _COARSE_FIRST if str(dtype).removeprefix("torch.") in measured)
+    return torch.finfo(coarsest).eps

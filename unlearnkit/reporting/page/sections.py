@@ -7,7 +7,7 @@ from typing import Any
 
 from unlearnkit.evaluation.metrics.retrain_gap import ENOUGH
 from unlearnkit.evaluation.tuning import Tuning
-from unlearnkit.importance.relative_error import as_text
+from unlearnkit.importance.provenance import error_text
 from unlearnkit.reporting.page.parts import Picture, Section, Table, number
 from unlearnkit.reporting.plots import accuracy_bars, edited_layers, timings, tuning_frontier
 from unlearnkit.reporting.plots.model_plots import layers_of
@@ -259,7 +259,7 @@ def provenance(record: RunRecord) -> Section:
             f"{e.samples:,}",
             e.batches,
             ", ".join(filter(None, (e.fingerprint.estimator, e.fingerprint.objective, e.fingerprint.options))),
-            "exact" if e.error == 0 else as_text(e.error),
+            "exact" if e.error == 0 else error_text(e.error),
         )
         for e in report.evidence
     )

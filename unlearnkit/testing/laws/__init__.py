@@ -4,16 +4,17 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from unlearnkit import ElementwiseUnlearner, ImportanceEstimator, Metric, Unlearner
+from unlearnkit import ElementwiseUnlearner, ImportanceEstimator, Metric, TrainingUnlearner, Unlearner
 from unlearnkit.testing.law import Law
 from unlearnkit.testing.laws.elementwise import ELEMENTWISE_LAWS
 from unlearnkit.testing.laws.estimator import ESTIMATOR_LAWS
 from unlearnkit.testing.laws.metric import METRIC_LAWS
-from unlearnkit.testing.laws.unlearner import EDITED_ONCE, UNLEARNER_LAWS
+from unlearnkit.testing.laws.unlearner import EDITED_ONCE, TRAINING_LAWS, UNLEARNER_LAWS
 
 LAWS: Mapping[type, tuple[Law, ...]] = MappingProxyType(
     {
         Unlearner: UNLEARNER_LAWS,
+        TrainingUnlearner: TRAINING_LAWS,
         ElementwiseUnlearner: (*ELEMENTWISE_LAWS, EDITED_ONCE),
         ImportanceEstimator: ESTIMATOR_LAWS,
         Metric: METRIC_LAWS,

@@ -1,6 +1,7 @@
 """The laws of methods that edit each weight by itself: θ' = rule(θ, F_f, F_r)."""
 
 from collections.abc import Callable
+from operator import methodcaller
 from typing import Any, cast
 
 import attrs
@@ -15,13 +16,8 @@ from unlearnkit.testing.snapshot import same
 from unlearnkit.testing.strategies import rule_inputs, two_values
 
 
-def promised(trait: str) -> Callable[[Any], bool]:
-    """Make the condition of a law that follows from a trait."""
-    return lambda method: bool(getattr(method.promises(), trait))
-
-
 def _worst(wrong: Tensor, **named: Tensor | None) -> str:
-    """Write down the values at the first wrong place."""
+    """Show the values at the first wrong element."""
     place = int(wrong.reshape(-1).nonzero()[0, 0])
     texts = [f"{name} = {t.reshape(-1)[place].item()!r}" for name, t in named.items() if t is not None]
     return f"at element {place}: " + ", ".join(texts)
@@ -33,7 +29,7 @@ def _devices() -> list[str]:
 
 def _kind(method: ElementwiseUnlearner, case: RuleInputs) -> None:
     for device in _devices():
-        moved = case.map(lambda t, where=device: t.to(where))
+        moved = case.map(methodcaller("to", device))
         theta, forget, reference = moved.wide(method)
         edited = moved.ready(method).rule(theta, forget, reference)
         holds(isinstance(edited, Tensor), f"rule() returned {type(edited).__name__}")
@@ -89,7 +85,7 @@ def _partition(method: ElementwiseUnlearner, case: RuleInputs) -> None:
 
 
 def _pointwise(right: Callable[[Tensor, RuleInputs], Tensor]) -> Callable[[ElementwiseUnlearner, RuleInputs], None]:
-    """Make the body of a law that looks at θ and θ' element by element."""
+    """Make the body of a law about θ and θ', element by element."""
 
     def body(method: ElementwiseUnlearner, case: RuleInputs) -> None:
         edited = case.edited(method)
@@ -187,7 +183,6 @@ ELEMENTWISE_LAWS = (
         sentence="A weight with F_f = 0 keeps its bits, −0 and NaN included.",
         cases=_cases(finite=False),
         holds=_pointwise(_local),
-        applies=promised("local"),
         promise="local",
         rejects="compares with ≥, so that dead weights (F_f = F_r = 0) are selected",
     ),
@@ -196,7 +191,6 @@ ELEMENTWISE_LAWS = (
         sentence="|θ'| ≤ |θ|.",
         cases=_cases(),
         holds=_pointwise(lambda edited, case: edited.abs() <= case.theta.abs()),
-        applies=promised("non_amplifying"),
         promise="non_amplifying",
         rejects="dampens without the clamp min(…, 1)",
     ),
@@ -205,7 +199,6 @@ ELEMENTWISE_LAWS = (
         sentence="θ' is 0 or has the sign of θ.",
         cases=_cases(),
         holds=_pointwise(lambda edited, case: (edited == 0) | (edited.sign() == case.theta.sign())),
-        applies=promised("sign_preserving"),
         promise="sign_preserving",
         rejects="flips the sign of the selected weights",
     ),
@@ -214,7 +207,6 @@ ELEMENTWISE_LAWS = (
         sentence="The edit of −θ is minus the edit of θ.",
         cases=_cases(),
         holds=_odd,
-        applies=promised("odd"),
         promise="odd",
         rejects="edits positive weights only",
     ),
@@ -223,7 +215,6 @@ ELEMENTWISE_LAWS = (
         sentence="Raising an option named in `monotone` makes no |θ'| smaller.",
         cases=lambda method: rule_inputs(extra=two_values(method, sorted(method.promises().monotone))),
         holds=_monotone,
-        applies=promised("monotone"),
         promise="monotone",
         waiver="monotone={…} without this option",
         rejects="selects below the threshold instead of above it",
@@ -233,7 +224,6 @@ ELEMENTWISE_LAWS = (
         sentence="F_f and F_r times the same power of two give the same bits, away from under- and overflow.",
         cases=_cases(moderate=True, extra=st.integers(-20, 20)),
         holds=_scale_free,
-        applies=promised("scale_free"),
         promise="scale_free",
         rejects="adds 1e-8 to F_f in the quotient",
     ),
@@ -242,7 +232,6 @@ ELEMENTWISE_LAWS = (
         sentence="A second edit with the same importances changes no bit.",
         cases=_cases(),
         holds=_idempotent,
-        applies=promised("idempotent"),
         promise="idempotent",
         rejects="halves the selected weights",
     ),

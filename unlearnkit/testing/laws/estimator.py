@@ -1,6 +1,7 @@
 """The laws of everything that measures importances."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from unlearnkit import Importance, ImportanceEstimator, UnsupportedModelError
+from unlearnkit.testing.cases import Batch, Broken, LawCase, Scaled, batched, law_cases
 from unlearnkit.testing.law import Law, holds
-from unlearnkit.testing.law_case import Batch, Broken, LawCase, Scaled, batched, law_cases
 from unlearnkit.testing.models import SmallNet
 from unlearnkit.testing.snapshot import Snapshot, same
 from unlearnkit.utils.rng import private_rng
@@ -39,11 +40,11 @@ def _close(seen: Importance | None, expected: dict[str, Tensor], what: str) -> N
         holds(error <= _RELATIVE * largest, f"{what}: {name} is {total.tolist()}, expected {want.tolist()}")
 
 
-def _scenes(_: Any) -> st.SearchStrategy[LawCase]:
+def _cases(_: Any) -> st.SearchStrategy[LawCase]:
     return law_cases(largest=4)
 
 
-def _exact_scenes(_: Any) -> st.SearchStrategy[LawCase]:
+def _exact_cases(_: Any) -> st.SearchStrategy[LawCase]:
     return law_cases(dtypes=(torch.float64,), largest=4)
 
 
@@ -149,110 +150,85 @@ def _deterministic(estimator: ImportanceEstimator, law_case: LawCase) -> None:
         holds(not changed, f"two runs on the same input differ in {', '.join(changed)}")
 
 
-def _promises(trait: str, value: Any = True) -> Callable[[Any], bool]:
-    return lambda estimator: bool(getattr(estimator.traits, trait) == value)
-
+_law = partial(Law, cases=_cases, examples=20)
 
 ESTIMATOR_LAWS = (
-    Law(
+    _law(
         name="runs",
         sentence="estimate() measures every model that the estimator does not refuse (UnsupportedModelError).",
-        cases=_scenes,
         holds=_runs,
-        examples=20,
         rejects="returns importances for all parameters, frozen ones included",
     ),
-    Law(
+    _law(
         name="untouched",
         sentence="The model is left as found: weights, buffers, gradients, modes, ties, random state.",
-        cases=_scenes,
         holds=_untouched,
-        examples=20,
         rejects="leaves the model in eval mode",
     ),
-    Law(
+    _law(
         name="rolls-back",
         sentence="Data that break off in the middle leave the model as it was.",
-        cases=_scenes,
         holds=_rolls_back,
-        examples=20,
         rejects="clears the gradients before an error is handed on",
     ),
-    Law(
+    _law(
         name="data",
         sentence="Batches are left as they are.",
-        cases=_scenes,
         holds=_data,
-        examples=20,
         rejects="normalises the inputs in place",
     ),
-    Law(
+    _law(
         name="non-negative",
         sentence="Totals are ≥ 0.",
-        cases=_scenes,
         holds=_non_negative,
-        examples=20,
         rejects="adds gradients instead of their squares",
     ),
-    Law(
+    _law(
         name="count",
         sentence="Each sample counts one term.",
-        cases=_scenes,
         holds=_count,
-        applies=_promises("unit", "sample"),
+        applies=lambda estimator: estimator.traits.unit == "sample",
         promise="unit",
         waiver='unit="batch"',
-        examples=20,
         rejects="counts each batch as one term",
     ),
-    Law(
+    _law(
         name="additive",
         sentence="I(A) + I(B) = I(A ∪ B).",
-        cases=_exact_scenes,
+        cases=_exact_cases,
         holds=_additive,
-        applies=_promises("batch_free"),
         promise="batch_free",
-        examples=20,
         rejects="divides by the number of samples",
     ),
-    Law(
+    _law(
         name="order-free",
         sentence="Totals do not depend on the order of the samples.",
-        cases=lambda _: st.tuples(_exact_scenes(None), st.permutations(range(4))),
+        cases=lambda _: st.tuples(_exact_cases(None), st.permutations(range(4))),
         holds=_reordered,
-        applies=_promises("batch_free"),
         promise="batch_free",
-        examples=20,
         rejects="remembers a set of samples and doubles it when it comes back in another order",
     ),
-    Law(
+    _law(
         name="batch-size-free",
         sentence="Totals do not depend on how the samples are cut into batches.",
-        cases=lambda _: st.tuples(_exact_scenes(None), st.integers(1, 4)),
+        cases=lambda _: st.tuples(_exact_cases(None), st.integers(1, 4)),
         holds=_rebatched,
-        applies=_promises("batch_free"),
         promise="batch_free",
-        examples=20,
         rejects="adds a constant for every batch",
     ),
-    Law(
+    _law(
         name="quadratic",
         sentence="A loss times c gives totals times c².",
-        cases=lambda _: st.tuples(_exact_scenes(None), st.sampled_from((2.0, 0.5, 3.0))),
+        cases=lambda _: st.tuples(_exact_cases(None), st.sampled_from((2.0, 0.5, 3.0))),
         holds=_quadratic,
-        applies=_promises("quadratic"),
         promise="quadratic",
-        examples=20,
         rejects="takes absolute values instead of squares",
     ),
-    Law(
+    _law(
         name="deterministic",
         sentence="The same input gives the same bits on one CPU, whatever the global generators are at.",
-        cases=_scenes,
         holds=_deterministic,
-        applies=_promises("deterministic"),
         promise="deterministic",
-        examples=20,
         rejects="draws labels from the global generator",
     ),
 )

@@ -1,18 +1,19 @@
 """The laws of every number that says how well a model forgot."""
 
+from functools import partial
 from typing import Any
 
 from hypothesis import assume
 from hypothesis import strategies as st
 
 from unlearnkit import EvaluationInputs, Metric, UnsupportedModelError
+from unlearnkit.testing.cases import LawCase, law_cases
 from unlearnkit.testing.law import Law, holds
-from unlearnkit.testing.law_case import LawCase, law_cases
 from unlearnkit.testing.snapshot import Snapshot, same
 from unlearnkit.utils.rng import private_rng
 
 
-def _scenes(_: Any) -> st.SearchStrategy[LawCase]:
+def _cases(_: Any) -> st.SearchStrategy[LawCase]:
     return law_cases(largest=4)
 
 
@@ -67,47 +68,40 @@ def _deterministic(metric: Metric, law_case: LawCase) -> None:
     holds(same(*runs), f"two runs on the same input gave {runs[0]} and {runs[1]}")
 
 
+_law = partial(Law, cases=_cases, examples=20)
+
 METRIC_LAWS = (
-    Law(
+    _law(
         name="runs",
         sentence="evaluate() measures every model that the metric does not refuse (UnsupportedModelError).",
-        cases=_scenes,
         holds=_runs,
-        examples=20,
         rejects="divides by the number of samples beyond the third",
     ),
-    Law(
+    _law(
         name="untouched",
         sentence="The models are left as found: weights, buffers, gradients, modes, ties, random state.",
-        cases=_scenes,
         holds=_untouched,
-        examples=20,
         rejects="trains the model that the next metric measures",
     ),
-    Law(
+    _law(
         name="data",
         sentence="Batches are left as they are.",
-        cases=_scenes,
         holds=_data,
-        examples=20,
         rejects="sorts the labels in place",
     ),
-    Law(
+    _law(
         name="range",
         sentence="Values are None or lie between traits.low and traits.high; NaN does not.",
-        cases=_scenes,
         holds=_range,
         promise="low, high",
+        applies=lambda _: True,
         waiver="the true bounds low=… and high=…",
-        examples=20,
         rejects="calls a percentage a fraction",
     ),
-    Law(
+    _law(
         name="deterministic",
         sentence="The same input gives the same values on one CPU, whatever the global generators are at.",
-        cases=_scenes,
         holds=_deterministic,
-        examples=20,
         rejects="looks at a random sample drawn from the global generator",
     ),
 )

@@ -1,6 +1,7 @@
 """The laws of every method, whatever it does to the weights."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, final
 
 import attrs
@@ -8,9 +9,18 @@ import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from unlearnkit import ElementwiseUnlearner, Need, Report, Unlearner, UnlearningInputs, UnsupportedModelError
+from unlearnkit import (
+    ElementwiseUnlearner,
+    Need,
+    Report,
+    TrainingUnlearner,
+    Unlearner,
+    UnlearningInputs,
+    UnsupportedModelError,
+    options_of,
+)
+from unlearnkit.testing.cases import Broken, LawCase, law_cases
 from unlearnkit.testing.law import Law, holds
-from unlearnkit.testing.law_case import Broken, LawCase, law_cases
 from unlearnkit.testing.snapshot import Snapshot, same
 from unlearnkit.testing.strategies import DTYPES
 from unlearnkit.utils.rng import private_rng
@@ -30,7 +40,7 @@ class Edit:
 
     @classmethod
     def perform(cls, method: Unlearner, law_case: LawCase, *, must: bool = False, **changed: Any) -> "Edit":
-        """Build the law_case's model and let a method edit it."""
+        """Let a method edit the model of a case."""
         model = law_case.model()
         inputs, before, report = law_case.unlearning_inputs(model, **changed), Snapshot.take(model), None
         try:
@@ -41,8 +51,8 @@ class Edit:
         return cls(before=before, after=Snapshot.take(model), inputs=inputs, report=report)
 
 
-def scenes_for(method: Unlearner) -> st.SearchStrategy[LawCase]:
-    """Draw law_cases for a method: in half precision too, where it does not run the model."""
+def cases_for(method: Unlearner) -> st.SearchStrategy[LawCase]:
+    """Draw cases for a method: in half precision too, where it does not run the model."""
     dtypes = DTYPES if isinstance(method, ElementwiseUnlearner) else (torch.float32, torch.float64)
     return law_cases(dtypes=dtypes)
 
@@ -55,7 +65,7 @@ def _runs(method: Unlearner, law_case: LawCase) -> None:
 
 
 def _untouched(*parts: str) -> Callable[[Unlearner, LawCase], None]:
-    """Make the body of a law that says that parts of the model stay as they were."""
+    """Make the body of a law that parts of the model stay as they were."""
 
     def body(method: Unlearner, law_case: LawCase) -> None:
         edit = Edit.perform(method, law_case)
@@ -72,8 +82,8 @@ def _buffers(method: Unlearner, law_case: LawCase) -> None:
     changed = [n for n, b in edit.before.buffers.items() if not same(b, edit.after.buffers.get(n))]
     if not method.promises().edits_buffers:
         holds(not changed, f"changed: {', '.join(changed)}")
-    told = list(edit.report.buffers_changed)
-    holds(told == changed, f"the report says that {told} changed, in truth it is {changed}")
+    reported = list(edit.report.buffers_changed)
+    holds(reported == changed, f"the report says that {reported} changed, but it was {changed}")
 
 
 def _frozen(method: Unlearner, law_case: LawCase) -> None:
@@ -85,7 +95,7 @@ def _frozen(method: Unlearner, law_case: LawCase) -> None:
         holds(not changed, f"edited although frozen: {', '.join(changed)}")
 
 
-def _evidence(method: Unlearner, law_case: LawCase) -> None:
+def _inputs(method: Unlearner, law_case: LawCase) -> None:
     edit = Edit.perform(method, law_case)
     if edit.report is None:
         return
@@ -107,13 +117,13 @@ def _report(method: Unlearner, law_case: LawCase) -> None:
         for name, p in was.items()
         if name in now
     }
-    told = {t.name: (t.size, t.changed) for t in edit.report.tensors}
-    holds(told == real, f"the report says (size, changed) = {told}, in truth it is {real}")
+    reported = {t.name: (t.size, t.changed) for t in edit.report.tensors}
+    holds(reported == real, f"the report says (size, changed) = {reported}, but it was {real}")
 
 
 def _faults(method: Unlearner) -> st.SearchStrategy[tuple[LawCase, str]]:
     faults = ["budget", *(name for need, name in _DATA.items() if need in method.needs)]
-    return st.tuples(scenes_for(method), st.sampled_from(faults))
+    return st.tuples(cases_for(method), st.sampled_from(faults))
 
 
 def _rolls_back(method: Unlearner, case: tuple[LawCase, str]) -> None:
@@ -152,110 +162,107 @@ def _edited_once(method: Unlearner, law_case: LawCase) -> None:
         holds(same(expected, seen), f"{name}: edit() gives {expected.tolist()}, unlearn() gave {seen}")
 
 
-def _promises(trait: str) -> Callable[[Any], bool]:
-    return lambda method: bool(getattr(method.promises(), trait))
+def _runs_in_eval_mode(method: TrainingUnlearner, law_case: LawCase) -> None:
+    model = law_case.model()
+    inputs, buffers = law_case.unlearning_inputs(model), Snapshot.take(model).buffers
+    try:
+        attrs.evolve(method, mode="eval").unlearn(model, inputs)
+    except UnsupportedModelError:
+        assume(False)
+    changed = [name for name, b in Snapshot.take(model).buffers.items() if not same(b, buffers[name])]
+    holds(not changed, f"changed: {', '.join(changed)}")
 
+
+_law = partial(Law, cases=cases_for, examples=20)
 
 UNLEARNER_LAWS = (
-    Law(
+    _law(
         name="runs",
         sentence="unlearn() edits every model that the method does not refuse (UnsupportedModelError), without error.",
-        cases=scenes_for,
         holds=_runs,
         examples=30,
         rejects="indexes the second dimension of every weight, biases included",
     ),
-    Law(
+    _law(
         name="buffers",
         sentence="Buffers keep their bits, unless the trait edits_buffers is set; the report names those that change.",
-        cases=scenes_for,
         holds=_buffers,
-        examples=20,
         rejects="resets the running statistics of BatchNorm",
     ),
-    Law(
+    _law(
         name="grads",
         sentence="Every .grad is what it was.",
-        cases=scenes_for,
         holds=_untouched("grads"),
-        examples=20,
         rejects="clears the gradients",
     ),
-    Law(
+    _law(
         name="modes",
         sentence="Every module is in the mode, train or eval, that it was in.",
-        cases=scenes_for,
         holds=_untouched("modes"),
-        examples=20,
         rejects="leaves the model in eval mode",
     ),
-    Law(
+    _law(
         name="random-state",
         sentence="The global random states of Python, numpy and torch are what they were.",
-        cases=scenes_for,
         holds=_untouched("rng"),
-        examples=20,
         rejects="draws a number from torch's global generator",
     ),
-    Law(
+    _law(
         name="structure",
         sentence="The same objects stand under the same names; tied weights stay tied.",
-        cases=scenes_for,
         holds=_untouched("structure"),
-        examples=20,
         rejects="replaces the bias of the head by a copy of itself",
     ),
-    Law(
+    _law(
         name="frozen",
         sentence="Parameters without requires_grad keep their bits, and stay without it.",
-        cases=scenes_for,
         holds=_frozen,
-        examples=20,
         rejects="edits frozen parameters too",
     ),
-    Law(
+    _law(
         name="inputs",
         sentence="Importances and batches are left as they are.",
-        cases=scenes_for,
-        holds=_evidence,
-        examples=20,
+        holds=_inputs,
         rejects="zeroes the forget importance when it has used it",
     ),
-    Law(
+    _law(
         name="report",
         sentence="Report.tensors counts exactly the weights of each trainable parameter whose bits differ.",
-        cases=scenes_for,
         holds=_report,
-        examples=20,
         rejects="reports one changed weight more than there are",
     ),
-    Law(
+    _law(
         name="rolls-back",
         sentence="After an exception everything is as it was: weights, buffers, gradients, modes, random state.",
         cases=_faults,
         holds=_rolls_back,
-        examples=20,
         rejects="looks at the budget after the edit and raises without undoing it",
     ),
-    Law(
+    _law(
         name="deterministic",
         sentence="The same input gives the same bits on one CPU, whatever the global generators are at.",
-        cases=scenes_for,
         holds=_deterministic,
-        applies=_promises("deterministic"),
         promise="deterministic",
-        examples=20,
         rejects="draws its noise from the global generator instead of from UnlearningInputs.seed",
     ),
 )
 """What every method owes."""
 
-EDITED_ONCE = Law(
+EDITED_ONCE = _law(
     name="edited-once",
     sentence="unlearn() gives each trainable parameter, by name and tied ones once, what edit() gives.",
-    cases=scenes_for,
     holds=_edited_once,
-    examples=20,
     rejects="edits a tied weight once for each of its names",
 )
 """What an elementwise method owes on a whole model."""
+
+TRAINING_LAWS = (
+    _law(
+        name="eval-mode",
+        sentence='With mode="eval" it runs without error, and every buffer keeps its bits.',
+        holds=_runs_in_eval_mode,
+        applies=lambda method: any(option.name == "mode" for option in options_of(method)),
+        rejects="switches the model to train mode in its loss",
+    ),
+)
+"""What a method that trains owes besides; those with a fixed mode owe it by the law "buffers"."""

@@ -23,7 +23,7 @@ from unlearnkit.data.batches import to_device
 from unlearnkit.importance.fisher.diagonal import start
 from unlearnkit.importance.fisher.engine import nan_check as finite
 from unlearnkit.importance.fisher.engine.graphs import Graphs
-from unlearnkit.models.precision import Autocast
+from unlearnkit.models.objective import Autocast
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:no rule for"),

@@ -2,17 +2,17 @@
 
 import pytest
 import torch
+from fsdp_models import CASES, PLAIN, hugging_face, texts
 from sharded_engine_tasks import estimate_all, in_half, largest_held, of_hugging_face
-from sharded_models import CASES, PLAIN, hugging_face, texts
-from sharded_tasks import batches, network, together
+from sharded_model_tasks import batches, network, run_on_ranks
 
 from unlearnkit import DiagonalFisher
-from unlearnkit.models.language import CausalLanguageModel
+from unlearnkit.models.objective import CausalLanguageModel
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def ranks(request, tmp_path_factory):
-    return together(tmp_path_factory.mktemp("engine"), estimate_all, size=request.param)
+    return run_on_ranks(tmp_path_factory.mktemp("engine"), estimate_all, size=request.param)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -39,19 +39,19 @@ def test_models_of_hugging_face(tmp_path, kind):
     pytest.importorskip("transformers")
     one = DiagonalFisher().estimate(hugging_face(kind)[0], texts(), objective=CausalLanguageModel())
     largest = max(float(total.max()) for total in one.totals.values()) * 1e-24
-    for found in together(tmp_path, of_hugging_face, kind):
+    for found in run_on_ranks(tmp_path, of_hugging_face, kind):
         for parameter, total in one.totals.items():
             torch.testing.assert_close(found.totals[parameter], total, rtol=1e-11, atol=largest, msg=parameter)
 
 
 def test_no_process_holds_the_totals_of_more_than_a_layer(tmp_path):
-    for held, everything in together(tmp_path, largest_held):
+    for held, everything in run_on_ranks(tmp_path, largest_held):
         assert held == 48 * 9 + 9 < everything
 
 
 def test_gradients_in_half_precision_are_said_to_be(tmp_path):
     one = DiagonalFisher().estimate(network(torch.float32), batches(dtype=torch.float32), objective=PLAIN)
-    for found, sketched in together(tmp_path, in_half):
+    for found, sketched in run_on_ranks(tmp_path, in_half):
         assert found.fingerprint.precision == sketched.fingerprint.precision == "gradients bfloat16, totals float32"
         for name, total in one.totals.items():
             torch.testing.assert_close(found.totals[name], total, rtol=0.3, atol=0.05 * float(total.max()))

@@ -8,8 +8,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.batches import batch_size, take, tensors
-from unlearnkit.data.prefetch import sent
+from unlearnkit.data.batches import batch_size, copy_to, take, tensors
 from unlearnkit.importance.estimator import Accumulator
 from unlearnkit.importance.fisher.engine.batch_gradients import BatchGradients
 from unlearnkit.importance.fisher.engine.call_plan import UnprovenError
@@ -240,5 +239,5 @@ def _sorted(batch: Any, keys: Sequence[Hashable]) -> tuple[Any, Sequence[Hashabl
     order = sorted(range(len(keys)), key=lambda i: first[keys[i]])
     if order == list(range(len(keys))):
         return batch, keys
-    index = sent(torch.tensor(order), next(tensors(batch)).device)
+    index = copy_to(torch.tensor(order), next(tensors(batch)).device)
     return take(batch, index), [keys[i] for i in order]

@@ -15,7 +15,7 @@ from unlearnkit.importance.fisher.engine.gradient_tap import Gradients, Sink, ta
 from unlearnkit.importance.fisher.engine.lean import lean
 from unlearnkit.importance.fisher.engine.recurrent_cells import hindrance, written_out
 from unlearnkit.importance.fisher.engine.rule import Call, Rule, rule_for
-from unlearnkit.models.norm_gradients import in_order
+from unlearnkit.models.norm_gradients import fix_norm_gradient
 
 _CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 _IN_PLACE = frozenset(
@@ -38,7 +38,7 @@ class Seen:
     def run(self) -> Any:
         """Call the function as the model did."""
         result = self.function(*self.args, **self.kwargs)
-        in_order(self.function, result)
+        fix_norm_gradient(self.function, result)
         return result
 
     def run_detached(self, rule: Rule) -> Any:
@@ -99,7 +99,7 @@ class Interceptor(TorchFunctionMode):
         tracked = tuple([t for t in tensors if id(t) in self._labels])
         if not tracked:
             result = lean(func)(*args, **kwargs)
-            in_order(func, result)
+            fix_norm_gradient(func, result)
             if not self._recomputing:
                 self._guide.passed(func, tensors, result)
             return result

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from unlearnkit.data.batches import batch_size, has_values, map_tensors, take, tensors
-from unlearnkit.models.norm_gradients import steady_for
+from unlearnkit.models.norm_gradients import norm_gradient_fix
 from unlearnkit.models.objective import Objective, check_losses
 from unlearnkit.models.parameters import dense, trainable, wide
 from unlearnkit.utils.errors import UnlearnKitError, UnlearnKitWarning, UnsupportedModelError
@@ -45,7 +45,7 @@ class SquaredGradients:
         self._double = double
         self._compared = False
         self._reenters = False
-        self._order = steady_for(self._model)
+        self._order = norm_gradient_fix(self._model)
         self._named = trainable(self._model)
         per_sample = sum(p.numel() * max(4, p.element_size()) for p in self._named.values())
         # The gradients of one sample are what a plain pass holds too; each further one is held with its square.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from unlearnkit.importance.fisher.engine.totals import Slot
-from unlearnkit.models.norm_gradients import in_order
+from unlearnkit.models.norm_gradients import fix_norm_gradient
 from unlearnkit.utils.errors import ConfigurationError
 
 _P = ParamSpec("_P")
@@ -106,7 +106,7 @@ class Rule(abc.ABC):
             What it returns.
         """
         y = function(*args, **kwargs)
-        in_order(function, y)
+        fix_norm_gradient(function, y)
         return y
 
     def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:

@@ -17,7 +17,7 @@ from unlearnkit.importance.fisher.engine.totals import Slot
 from unlearnkit.importance.fisher.rules.arranged import arranged
 from unlearnkit.importance.fisher.rules.conv_geometry import Geometry
 from unlearnkit.importance.fisher.rules.meetings import Plan, countable, linear_plan, whole_window_plan
-from unlearnkit.models.precision import float32_products
+from unlearnkit.models.objective import float32_products
 
 _TILE_O, _TILE_J, _TILE_T = 64, 64, 32
 _PROGRAMS = 1024  # several for each multiprocessor of a large device

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from unlearnkit.data.batches import batch_size, map_tensors, take
-from unlearnkit.distributed.sharded_tensors import place, told
+from unlearnkit.distributed.collectives import all_gather
+from unlearnkit.distributed.ranks import Ranks
 from unlearnkit.importance.estimator import Accumulator
 from unlearnkit.importance.fisher.engine.accumulate import Following
 from unlearnkit.importance.fisher.engine.call_plan import Action, Script, Step, UnprovenError
@@ -95,7 +96,7 @@ class Sending(Guide):
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         failed, *rest = (bool(flag) for flag in flags.cpu())
         if failed:
-            return sorted({said for said in told(problem) if said})
+            return sorted({said for said in all_gather(problem) if said})
         for name, more in zip(names, rest, strict=True):
             if more:
                 self._send(name)
@@ -242,7 +243,7 @@ class ShardedEngine(Accumulator):
 
     def _give_up(self, reason: str) -> str:
         self._refused = True
-        if place()[0] == 0:
+        if Ranks.current().rank == 0:
             warnings.warn(
                 f"{type(self._model).__name__} cannot be proven to keep its samples apart at {reason}: going on one "
                 "sample at a time in each process, exactly but many times slower",

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from unlearnkit.data.batches import batch_size, take
-from unlearnkit.distributed.sharded_tensors import fsdp_modules, is_sharded, layout, local, spread_like
+from unlearnkit.distributed.sharded_tensors import fsdp_modules, is_sharded, local, placement, shard_like
 from unlearnkit.utils.errors import UnsupportedModelError
 
 Receive = Callable[[str, Tensor], None]
@@ -83,7 +83,7 @@ class Leaves:
 
     def spread(self, pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return pieces as tensors that are sharded as the parameters are."""
-        return {name: spread_like(piece, self._named[name]) for name, piece in pieces.items()}
+        return {name: shard_like(piece, self._named[name]) for name, piece in pieces.items()}
 
 
 def _hand_out(name: str, receive: Receive, leaf: Tensor) -> None:
@@ -117,7 +117,7 @@ def _gathered(model: nn.Module, named: Mapping[str, nn.Parameter]) -> tuple[dict
                 found[name], owners[name] = now, module
         module.reshard()
         _check_the_same(module, [(m, key, found[names[which]]) for m, key, which in held if names.get(which) in owners])
-    problems = [f"{name}: {layout(named[name])}" for name in named if name not in found or is_sharded(found[name])]
+    problems = [f"{name}: {placement(named[name])}" for name in named if name not in found or is_sharded(found[name])]
     if problems:
         raise UnsupportedModelError(
             "expected every sharded parameter to be gathered by FSDP (fully_shard) for its layer, saw others beside "

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from unlearnkit.distributed.ranks import resolve_device
 from unlearnkit.utils.errors import ConfigurationError
-from unlearnkit.utils.imports import call, import_path, resolve_device
+from unlearnkit.utils.structuring import call, import_path
 
 
 def test_import_path():

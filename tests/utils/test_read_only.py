@@ -16,7 +16,7 @@ from unlearnkit import (
     MismatchError,
     UnlearningInputs,
 )
-from unlearnkit.utils.frozen import read_only
+from unlearnkit.utils.options import read_only
 
 WAYS = {"pickle": lambda value: pickle.loads(pickle.dumps(value)), "deepcopy": copy.deepcopy}
 each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
@@ -29,7 +29,7 @@ def importance():
 
 
 @each_way
-def test_an_importance_comes_back_whole(importance, way):
+def test_an_importance_can_be_pickled_and_copied(importance, way):
     back = way(importance)
     assert list(back.totals) == list(importance.totals)
     assert all(torch.equal(back.totals[name], total) for name, total in importance.totals.items())
@@ -49,7 +49,7 @@ def test_the_copy_shares_no_tensor_and_cannot_be_edited(importance, way):
 
 
 @each_way
-def test_a_copy_still_meets_only_its_like(importance, way):
+def test_a_copy_keeps_its_fingerprint(importance, way):
     assert torch.equal((way(importance) + importance).totals["bias"], 2 * importance.totals["bias"])
     other = Importance(totals=dict(importance.totals), count=3, fingerprint=Fingerprint(unit="batch"))
     with pytest.raises(MismatchError, match="unit: 'batch' against 'sample'"):
@@ -57,7 +57,7 @@ def test_a_copy_still_meets_only_its_like(importance, way):
 
 
 @each_way
-def test_an_exam_and_a_trail_too(way):
+def test_evaluation_inputs_and_data_order_can_be_copied(way):
     inputs = way(
         EvaluationInputs(model=nn.Linear(2, 1), splits={"retain-test": [(torch.zeros(1, 2), torch.zeros(1).long())]})
     )

@@ -1,4 +1,4 @@
-"""The importances of a whole store: one pass for each group, which survives being killed."""
+"""Fills a store: one pass for each group, which can be resumed after a kill."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from unlearnkit.distributed.collectives import agreed, tell
+from unlearnkit.distributed.collectives import all_gather, raise_on_all_ranks
 from unlearnkit.distributed.ranks import Ranks
 from unlearnkit.importance.estimator import ImportanceEstimator
 from unlearnkit.importance.importance import Importance
@@ -33,8 +33,8 @@ def fill(
 ) -> None:
     """Measure every group that a store does not have yet, and put it there.
 
-    A process that was killed is started again with the same arguments: groups that are there are left out, and the one
-    that was under way goes on from its last segment.
+    After a kill, call it again with the same arguments: groups that are there are skipped, and the one that was under
+    way continues after its last segment.
 
     Args:
         store: Where to.
@@ -47,7 +47,7 @@ def fill(
         progress: Shows a bar for each segment.
 
     Raises:
-        StoreError: A link stands where a pass writes down how far it is.
+        StoreError: A symbolic link stands where a pass saves its progress.
     """
     estimate = estimate_together if together else estimate_resumable
     put = _put_together if together else _put
@@ -68,9 +68,9 @@ def _put(store: ImportanceStore, key: str, part: Path, measure: Callable[..., Im
 
 def _put_together(store: ImportanceStore, key: str, part: Path, measure: Callable[..., Importance]) -> None:
     parts = part.with_suffix(".parts")  # a folder: each rank writes a file of its own
-    if not tell(key in store.keys)[0]:  # what the first one sees decides: it may have written already
+    if not all_gather(key in store.keys)[0]:  # as rank 0 sees it: it may have written already
         found = measure(checkpoint=parts)
-        with agreed():
+        with raise_on_all_ranks():
             if Ranks.current().rank == 0:
                 store.put(key, found)
     forget_parts(parts)

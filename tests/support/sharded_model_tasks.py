@@ -36,7 +36,7 @@ from unlearnkit import (
     UnlearnKitError,
     estimate_groups,
 )
-from unlearnkit.distributed.sharded_tensors import is_sharded, local, whole
+from unlearnkit.distributed.sharded_tensors import full_tensor, is_sharded, local
 from unlearnkit.importance.sharded_file import load_sharded, save_sharded
 from unlearnkit.importance.store import ImportanceStore
 from unlearnkit.models.checkpoint import save_checkpoint
@@ -95,7 +95,7 @@ ESTIMATORS = {
 
 def gathered(importance):
     """An importance whose tensors are whole, on every rank."""
-    return attrs.evolve(importance, totals={name: whole(t) for name, t in importance.totals.items()})
+    return attrs.evolve(importance, totals={name: full_tensor(t) for name, t in importance.totals.items()})
 
 
 def hybrid(model):
@@ -152,7 +152,7 @@ def edits(folder, kind):
             method.unlearn(model, UnlearningInputs(forget=forget, reference=reference, max_fraction=1e-3))
         rolled_back = digest(model)
         report = Pipeline(unlearner=method).run(model, forget=forget, reference=reference)
-        weights = {name: whole(p) for name, p in model.named_parameters()}
+        weights = {name: full_tensor(p) for name, p in model.named_parameters()}
         result[name] = {"report": report, "weights": weights, "rolled back": rolled_back, "after": digest(model)}
     return result
 
@@ -277,7 +277,7 @@ class Last(ElementwiseUnlearner):
 
 
 def dies(folder, during):
-    """Return what the first process says when the second is gone, and whether its pieces are as they were."""
+    """Return what the first process says when the second is dead, and whether its pieces are as they were."""
     model = fsdp(network())
     forget, reference = importances(model)
     before = [local(p).clone() for p in model.parameters()]
@@ -301,7 +301,7 @@ def algebra(folder, case):
     return {
         "sum": gathered(both),
         "rest": gathered(both - forget),
-        "mean": {name: whole(t) for name, t in mean.items()},
+        "mean": {name: full_tensor(t) for name, t in mean.items()},
         "float32": gathered(both.to(dtype=torch.float32)),
     }
 
@@ -326,7 +326,7 @@ def enter(rank, size, folder, work, case):
     dist.destroy_process_group()
 
 
-def together(folder, work, case="", *, size=2, alive=None):
+def run_on_ranks(folder, work, case="", *, size=2, alive=None):
     """Run some work on every rank; return what each wrote, a value or the text of an error, or only the first ones."""
     forked.run_all(enter, [(rank, size, str(folder), work, case) for rank in range(size)])
     return [_written(folder, rank) for rank in range(alive or size)]

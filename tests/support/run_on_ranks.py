@@ -3,10 +3,10 @@
 import pickle
 
 from forked_process import run_all
-from shared_work_tasks import enter
+from rank_tasks import enter
 
 
-def together(folder, task, *arguments, size=2):
+def run_on_ranks(folder, task, *arguments, size=2):
     """Do a task on every rank; return what came of each: its result, its error, or None where it was killed."""
     folder.mkdir(parents=True, exist_ok=True)
     run_all(enter, [(rank, size, folder, task, *arguments) for rank in range(size)])

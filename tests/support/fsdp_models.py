@@ -5,13 +5,13 @@ from collections.abc import Callable
 import attrs
 import torch
 from fisher_models import Labelled, everything, mixed
-from sharded_tasks import batches, fsdp, network
+from sharded_model_tasks import batches, fsdp, network
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from unlearnkit import CrossEntropy
-from unlearnkit.models.language import CausalLanguageModel
+from unlearnkit.models.objective import CausalLanguageModel
 
 
 class Block(nn.Module):

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 
 from unlearnkit import CrossEntropy, DiagonalFisher, SketchedFisher, UnlearnKitError
 from unlearnkit.data import LabelledImages, loader
-from unlearnkit.distributed.collectives import Shared, agreed, in_shares, tell
+from unlearnkit.distributed.collectives import Shared, all_gather, map_over_ranks, map_shared, raise_on_all_ranks
 from unlearnkit.distributed.ranks import Ranks
 from unlearnkit.evaluation import features_of, loss_and_accuracy, outputs_of
 from unlearnkit.experiments.comparison import Comparison
@@ -51,7 +51,7 @@ def enter(rank, size, folder, task, *arguments):
     except Exception as error:  # noqa: BLE001 - the test looks at it
         came = error
     (Path(folder) / f"{rank}.pickle").write_bytes(pickle.dumps(came))
-    if not isinstance(came, UnlearnKitError) or "is gone" not in str(came):
+    if not isinstance(came, UnlearnKitError) or "is dead" not in str(came):
         dist.barrier()
     dist.destroy_process_group()
 
@@ -162,10 +162,10 @@ def bad_scores(shared=True):
 
 def one_fails():
     """Rank 1 fails in a block while the others wait for it in work that is shared."""
-    with agreed():
+    with raise_on_all_ranks():
         if Ranks.current().rank == 1:
             raise KeyError("on its own")
-        return in_shares([1, 2, 3], lambda own, _: own)
+        return map_over_ranks([1, 2, 3], str)
 
 
 def squares(count):
@@ -175,7 +175,7 @@ def squares(count):
     def work(own, numbers):
         return ((n, number, rank, Ranks.current().size) for n, number in zip(own, numbers, strict=False))
 
-    return in_shares(list(range(count)), work)
+    return map_shared(Shared(items=range(count)), work, model=network())
 
 
 def followed():
@@ -185,7 +185,7 @@ def followed():
         with torch.no_grad():
             model[0].weight.add_(1)
     report = aligned(Report(method="any", model_after=digest(model)), model)
-    return report.remarks, model.state_dict(), tell(ranks.rank)
+    return report.remarks, model.state_dict(), all_gather(ranks.rank)
 
 
 def compared(path):

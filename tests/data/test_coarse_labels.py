@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from unlearnkit.data.groups import coarse_of_fine
+from unlearnkit.data.labelled import coarse_of_fine
 from unlearnkit.utils.errors import ConfigurationError
 
 NAMES = ["car", "cat", "dog"]
 
 
-def test_worked_by_hand():
+def test_coarse_class_of_each_fine_class():
     coarse = coarse_of_fine({"animal": ["dog", "cat"], "vehicle": ["car"]}, NAMES)
     assert coarse.tolist() == [1, 0, 0]
     assert coarse.dtype == torch.int64

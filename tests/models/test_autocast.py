@@ -6,7 +6,7 @@ from fisher_oracle import SumOfSquares, oracle
 from torch import nn
 
 from unlearnkit import ConfigurationError, CrossEntropy, DiagonalFisher, MismatchError
-from unlearnkit.models.precision import Autocast, float32_products
+from unlearnkit.models.objective import Autocast, float32_products
 
 
 def law_case():
@@ -38,7 +38,7 @@ def test_batch_size_does_not_matter_beyond_the_rounding_of_bfloat16():
         assert float((total - one_by_one[name]).norm() / total.norm()) < 0.02
 
 
-def test_importances_of_two_precisions_do_not_meet():
+def test_importances_of_two_precisions_cannot_be_mixed():
     with pytest.raises(MismatchError, match=r'objective: "Autocast\(objective=CrossEntropy'):
         estimate(Autocast()).merge(estimate(CrossEntropy()))
 
@@ -103,7 +103,7 @@ def test_tf32_on_a_gpu_is_recorded(switches):
 
 
 @pytest.mark.gpu
-def test_on_a_gpu():
+def test_autocast_on_a_gpu():
     model, batches = law_case()
     expected = oracle(model, batches)
     seen = DiagonalFisher().estimate(model.cuda(), batches, objective=Autocast()).totals
