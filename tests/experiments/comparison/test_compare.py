@@ -16,7 +16,7 @@ from run_on_ranks import run_on_ranks
 from unlearnkit import Metric, PluginManager, hookimpl
 from unlearnkit.evaluation import tug_of_war
 from unlearnkit.experiments.comparison import Comparison, compare
-from unlearnkit.experiments.comparison.table import is_of_the_moment
+from unlearnkit.experiments.comparison.tables import is_volatile
 from unlearnkit.experiments.config import load_config
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 
@@ -24,7 +24,7 @@ from unlearnkit.utils.errors import ConfigurationError, StoreError
 def table(folder):
     """The table without what differs between equal runs."""
     with (folder / "trials.csv").open(encoding="utf-8") as file:
-        return [{k: v for k, v in row.items() if not is_of_the_moment(k)} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if not is_volatile(k)} for row in csv.DictReader(file)]
 
 
 def told(events, kind):
