@@ -31,9 +31,9 @@ from unlearnkit import (
     UnlearningInputs,
     UnlearnKitError,
     hookimpl,
-    trainable,
 )
 from unlearnkit.cli.app import app
+from unlearnkit.models import trainable
 from unlearnkit.models.parameters import digest
 
 DATA = [(torch.tensor([[1.0, 2.0], [0.5, -1.0]]), torch.tensor([0, 1]))]

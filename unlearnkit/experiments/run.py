@@ -15,9 +15,9 @@ from unlearnkit.data import LabelledImages
 from unlearnkit.distributed.collectives import barrier, raise_on_all_ranks
 from unlearnkit.distributed.ranks import Ranks
 from unlearnkit.evaluation import LossAndAccuracy, Outputs
-from unlearnkit.evaluation.collect_plot_data import portrait
 from unlearnkit.evaluation.metric import EvaluationInputs, Measurement
-from unlearnkit.evaluation.metrics.model_outputs import SPLITS, ModelOutputs
+from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs
+from unlearnkit.evaluation.plot_data import collect_plot_data
 from unlearnkit.experiments.config import Config, MethodConfig, plain
 from unlearnkit.experiments.experiment import Experiment, make_metrics, make_unlearner
 from unlearnkit.experiments.provenance import forget_record, manifest
@@ -288,7 +288,7 @@ class PlotDataCollector:
         seed, data, parts = experiment.config.evaluation.seed, experiment.bundle.train, experiment.splits()
         inputs = self.job.inputs(model, {name: _some(parts[name], seed) for name in SPLITS if name in parts})
         classes = data.class_names.get(data.target, ())
-        views = portrait(ModelOutputs(inputs, self._seen), classes=classes, seed=seed)
+        views = collect_plot_data(ModelOutputs(inputs, self._seen), classes=classes, seed=seed)
         for key in [key for key in self._seen if key[0] == id(model)]:
             del self._seen[key]  # the next edited model may get the same id
         if not self._scores:

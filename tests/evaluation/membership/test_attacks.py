@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from unlearnkit.evaluation.features import entropies, label_losses, softmax_of
 from unlearnkit.evaluation.membership import Samples, attack_success, population_attack, rmia_scores
+from unlearnkit.evaluation.per_sample import entropies, label_losses, softmax_of
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
 
 KINDS = ["entropy", "loss", "confidence"]

@@ -1,24 +1,21 @@
-"""Whether forgotten samples can be told from unseen ones: confidences, and ROC curves of attacks."""
+"""Plots about samples: confidences, ROC curves of attacks, and predictions for forgotten samples."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from unlearnkit.evaluation.plot_data import BINS, Histogram, RocCurve
-from unlearnkit.reporting.plots.style import LOOKS, OTHER, SAMPLES, legend_above
+from unlearnkit.evaluation.plot_data import BINS, Destination, Histogram, RocCurve
+from unlearnkit.reporting.plots.style import LOOKS, OTHER, SAMPLES, bars, legend_above
+
+MOST_CLASSES = 10
+"""The largest number of classes in a plot; the rest is summed as "others"."""
 
 
 def confidence_histogram(axes: Axes, histograms: Sequence[Histogram], *, model: str = "unlearned") -> Axes:
-    """Draw how sure a model is of the label: of forgotten samples, and of samples that it never saw.
+    """Draw a model's confidence in the label, for forgotten samples and for samples that it never saw.
 
-    Args:
-        axes: Where to.
-        histograms: Those of the model are drawn.
-        model: ``"original"``, ``"unlearned"`` or ``"retrained"``.
-
-    Returns:
-        The same axes.
+    The model is ``"original"``, ``"unlearned"`` or ``"retrained"``.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -47,13 +44,7 @@ def confidence_histogram(axes: Axes, histograms: Sequence[Histogram], *, model: 
 def roc_curves(axes: Axes, curves: Sequence[RocCurve], *, attack: str) -> Axes:
     """Draw an attack's true positives against its false ones, with the area under each curve.
 
-    Args:
-        axes: Where to.
-        curves: Those of the attack are drawn; of several retrained models each one, with one entry in the legend.
-        attack: Its name.
-
-    Returns:
-        The same axes.
+    Several retrained models have a curve each and one entry in the legend.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -87,4 +78,43 @@ def roc_curves(axes: Axes, curves: Sequence[RocCurve], *, attack: str) -> Axes:
     axes.grid(visible=True)
     axes.set_axisbelow(True)
     legend_above(axes, columns=2)
+    return axes
+
+
+def destination_shares(
+    found: Sequence[Destination], classes: Sequence[str], most: int = MOST_CLASSES
+) -> tuple[list[str], dict[str, list[float]]]:
+    """Choose the classes that matter to any of the models, and add up the others.
+
+    Example:
+        >>> destination_shares([Destination(model="unlearned", counts=(1, 0, 3))], ["a", "b", "c"])
+        (['c', 'a'], {'unlearned': [0.75, 0.25]})
+    """
+    largest = {i: max((d.shares[i] for d in found), default=0.0) for i in range(len(classes))}
+    order = sorted((i for i in largest if largest[i] > 0), key=lambda i: -largest[i])
+    kept, others = order[:most], order[most:]
+    names = [classes[i] for i in kept] + (["others"] if others else [])
+    shares = {
+        d.model: [d.shares[i] for i in kept] + ([sum(d.shares[i] for i in others)] if others else []) for d in found
+    }
+    return names, shares
+
+
+def destinations(axes: Axes, found: Sequence[Destination], classes: Sequence[str]) -> Axes:
+    """Draw which share of the forgotten samples each model predicts as which class.
+
+    The entry ``"label"``, the classes that the samples belong to, is not drawn.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> axes = destinations(Figure().subplots(), [Destination(model="unlearned", counts=(1, 3))], ["cat", "dog"])
+        >>> [label.get_text() for label in axes.get_yticklabels()]
+        ['dog', 'cat']
+    """
+    names, shares = destination_shares([d for d in found if d.model != "label"], classes)
+    bars(axes, names, {model: [*values] for model, values in shares.items()}, spread={})
+    axes.set_xlim(0, 1.15)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    axes.set_xlabel("share of forgotten samples")
+    legend_above(axes)
     return axes

@@ -8,7 +8,7 @@ from torch import nn
 
 from unlearnkit import Objective
 from unlearnkit.evaluation import Features, features_of, linear_probe
-from unlearnkit.evaluation.outputs import InapplicableError
+from unlearnkit.evaluation.model_outputs import InapplicableError
 from unlearnkit.models.parameters import digest
 from unlearnkit.models.zoo import small_cnn
 from unlearnkit.utils.errors import ConfigurationError

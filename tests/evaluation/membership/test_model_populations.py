@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from unlearnkit.evaluation.epsilon import epsilon_scores, forgetting_quality
-from unlearnkit.evaluation.klom import BINS, SMOOTHING, klom
-from unlearnkit.evaluation.membership import ulira
+from unlearnkit.evaluation.membership import epsilon_scores, forgetting_quality, ulira
+from unlearnkit.evaluation.membership.model_populations import BINS, SMOOTHING, klom
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
 
 

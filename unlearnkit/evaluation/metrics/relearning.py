@@ -1,6 +1,5 @@
-"""Relearn time, between that of the original and that of retrained models."""
+"""Relearn time, compared with that of the original and of retrained models."""
 
-from collections.abc import Mapping
 from functools import cache, partial
 from typing import ClassVar, final
 
@@ -8,9 +7,15 @@ import attrs
 from torch import nn
 
 from unlearnkit.evaluation.accuracy import loss_and_accuracy
-from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits, NotApplicable
-from unlearnkit.evaluation.metrics.model_outputs import ModelOutputs, answer, beside
-from unlearnkit.evaluation.outputs import InapplicableError, mean
+from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
+from unlearnkit.evaluation.model_outputs import (
+    InapplicableError,
+    ModelOutputs,
+    Values,
+    answer,
+    for_each_model,
+    mean,
+)
 from unlearnkit.evaluation.relearning import Goal, Relearning
 from unlearnkit.utils.errors import UnsupportedModelError
 from unlearnkit.utils.options import option
@@ -22,8 +27,8 @@ class RelearnTime(Metric):
     """Steps on the forget set until the original's forget accuracy is near; (t_u − t_o)/(mean t_r − t_o) is relative.
 
     ``"steps"`` of the model and ``"retrained steps"``, the mean of the retrained models; the original needs none.
-    ``"relative"`` is 0 where the model knows as much as the original, 1 where it must learn as long as a retrained one.
-    A copy is trained. See `unlearnkit.evaluation.relearning.Relearning`.
+    ``"relative"`` is 0 where the model knows as much as the original, 1 where it takes as long as a retrained one.
+    A copy is trained. See `unlearnkit.evaluation.Relearning`.
     """
 
     name: ClassVar[str] = "relearn-time"
@@ -32,26 +37,26 @@ class RelearnTime(Metric):
         unit="steps; fraction",
         source="Chundawat et al. 2023 (Zero-Shot Machine Unlearning), Anamnesis Index; Golatkar et al. 2020",
         cost="up to 100 steps of training for each model, and a pass over the forget set after each",
-        trust="depends on step size and batch size; a destroyed model learns slowly too: look at retain accuracy",
+        trust="depends on step size and batch size; a destroyed model learns slowly too: check retain accuracy",
     )
 
     learning_rate: float = option(1e-3, symbol="η", above=0.0, doc="step size of Adam")
-    most: int = option(100, at_least=1, doc="steps after which it is given up")
-    until: str = option("accuracy", choices=("accuracy", "loss"), doc="what of the original's is to be reached")
+    most: int = option(100, at_least=1, doc="the largest number of steps")
+    until: str = option("accuracy", choices=("accuracy", "loss"), doc="which value of the original is to be reached")
     margin: float = option(0.05, at_least=0, at_most=1, doc="how far from it: a share of the accuracy, or nats")
 
-    def measure(self, inputs: EvaluationInputs) -> Mapping[str, float | NotApplicable | None]:
+    def measure(self, inputs: EvaluationInputs) -> Values:
         """Train copies; see `unlearnkit.Metric.measure`."""
-        sheet = ModelOutputs(inputs)
-        steps = cache(partial(self._steps, sheet, inputs))
-        values = beside(sheet, "steps", steps)
-        values["relative"] = answer(lambda: _relative(steps(inputs.model), mean(map(steps, sheet.retrained()))))
+        outputs = ModelOutputs(inputs)
+        steps = cache(partial(self._steps, outputs, inputs))
+        values = for_each_model(outputs, "steps", steps)
+        values["relative"] = answer(lambda: _relative(steps(inputs.model), mean(map(steps, outputs.retrained()))))
         return values
 
-    def _steps(self, sheet: ModelOutputs, inputs: EvaluationInputs, model: nn.Module) -> float:
-        sheet.of(model, "forget-train")  # says why, where there is no such split or no classification
+    def _steps(self, outputs: ModelOutputs, inputs: EvaluationInputs, model: nn.Module) -> float:
+        outputs.of(model, "forget-train")  # first, so that a missing split is the reason
         if inputs.original is None:
-            raise InapplicableError("no original model at hand, whose forget accuracy is to be reached again")
+            raise InapplicableError("no original model at hand: its forget accuracy is the goal")
         if not any(p.requires_grad for p in model.parameters()):
             raise InapplicableError("the model cannot be trained: all its weights are frozen")
         relearning = Relearning(learning_rate=self.learning_rate, most=self.most)
@@ -70,7 +75,7 @@ class RelearnTime(Metric):
         known = loss_and_accuracy(original, inputs.splits["forget-train"], objective=inputs.objective)
         if self.until == "loss":
             return Goal(loss=known.loss + self.margin)
-        assert known.accuracy is not None, "the sheet has its outputs: it is a classifier"
+        assert known.accuracy is not None, "its outputs were computed: it is a classifier"
         return Goal(accuracy=known.accuracy * (1 - self.margin))
 
 

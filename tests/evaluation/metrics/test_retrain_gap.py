@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import zscore
 
-from unlearnkit.evaluation.gap import gap_to_retrain
-from unlearnkit.evaluation.tug_of_war import tug_of_war
+from unlearnkit.evaluation.metrics.retrain_gap import gap_to_retrain, tug_of_war
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, NonFiniteError
 
 SHARE = st.floats(0, 1)

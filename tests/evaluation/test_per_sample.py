@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import logit
 
-from unlearnkit.evaluation.features import entropies, label_losses, margins, modified_entropies, softmax_of
+from unlearnkit.evaluation.per_sample import entropies, label_losses, margins, modified_entropies, softmax_of
 
 Z = np.random.default_rng(0).normal(scale=3, size=(20, 4))
 Y = np.random.default_rng(1).integers(0, 4, size=20)

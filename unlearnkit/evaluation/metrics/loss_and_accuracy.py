@@ -1,17 +1,81 @@
-"""How sure a number is: intervals that say what they cover, and so what they leave out."""
+"""Loss and accuracy on every split, with intervals over samples."""
 
-from typing import final
+from functools import cache
+from typing import ClassVar, final
 
 import attrs
 import numpy as np
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 
 from unlearnkit.evaluation.arrays import floats
+from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
+from unlearnkit.evaluation.model_outputs import (
+    SPLITS,
+    InapplicableError,
+    ModelOutputs,
+    Values,
+    answer,
+    for_each_model,
+    mean,
+)
 from unlearnkit.utils.errors import ConfigurationError
+from unlearnkit.utils.options import option
 
 RESAMPLES = 2000
 _NUMBERS = 10_000_000  # drawn at once, to bound memory
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Scores(Metric):
+    """Σ_i ℓ_i/n and Σ_i [ŷ_i = y_i]/n on each split: loss and accuracy, every sample weighing the same.
+
+    ``"SPLIT loss"`` and ``"SPLIT accuracy"`` of the model, the original and the mean of the retrained models; of the
+    model also ``"… low"`` and ``"… high"``, the ends of 95 % intervals over samples: Wilson's for accuracy, the
+    bootstrap for loss. See `proportion_interval` and `mean_interval`.
+    """
+
+    name: ClassVar[str] = "loss-and-accuracy"
+    traits: ClassVar[MetricTraits] = MetricTraits(
+        low=0.0,
+        unit="nats; fraction",
+        source="definition; Wilson 1927; Efron 1979",
+        cost="one pass of each model over each split",
+        trust="the intervals cover samples only: another training seed may lie outside; low forget accuracy is no goal",
+    )
+
+    seed: int = option(0, at_least=0, doc="of the bootstrap")
+
+    def measure(self, inputs: EvaluationInputs) -> Values:
+        """Measure each split; see `unlearnkit.Metric.measure`."""
+        outputs = ModelOutputs(inputs)
+        values: Values = {}
+        for split in outputs.splits or SPLITS:
+            values |= self._measure(outputs, inputs.model, split)
+        return values
+
+    def _measure(self, outputs: ModelOutputs, model: nn.Module, split: str) -> Values:
+        @cache
+        def of_accuracy() -> Interval:
+            found = outputs.of(model, split)
+            return proportion_interval(found.logits.argmax(axis=1) == found.labels)
+
+        @cache
+        def of_loss() -> Interval:
+            losses = outputs.of(model, split).losses
+            if len(losses) < 2:
+                raise InapplicableError("an interval of the loss needs at least 2 samples, saw 1")
+            return mean_interval(losses, seed=self.seed)
+
+        return {
+            **for_each_model(outputs, f"{split} accuracy", lambda each: outputs.of(each, split).accuracy),
+            **for_each_model(outputs, f"{split} loss", lambda each: mean(outputs.of(each, split).losses)),
+            f"{split} accuracy low": answer(lambda: of_accuracy().low),
+            f"{split} accuracy high": answer(lambda: of_accuracy().high),
+            f"{split} loss low": answer(lambda: of_loss().low),
+            f"{split} loss high": answer(lambda: of_loss().high),
+        }
 
 
 @final
@@ -23,7 +87,7 @@ class Interval:
         low: Its lower end.
         high: Its upper end.
         level: The share of such intervals that hold the true value, 0 … 1.
-        covers: What was drawn at random: ``"samples"``, ``"training seeds"``, ``"unlearning seeds"``,
+        covers: What varies at random: ``"samples"``, ``"training seeds"``, ``"unlearning seeds"``,
             ``"evaluation seeds"``. An interval over samples says nothing about another training run.
     """
 
@@ -45,12 +109,6 @@ def proportion_interval(right: ArrayLike | Tensor, *, level: float = 0.95, cover
         right: 0 or 1 of each sample, shape (n,).
         level: 0 … 1.
         covers: See `Interval`.
-
-    Returns:
-        The interval, inside 0 … 1.
-
-    Raises:
-        ConfigurationError: A value is neither 0 nor 1, or the level is no share.
 
     Example:
         >>> found = proportion_interval([1, 1, 1, 1])
@@ -80,12 +138,6 @@ def mean_interval(
         level: 0 … 1.
         covers: See `Interval`.
         seed: Of the resamples.
-
-    Returns:
-        The interval.
-
-    Raises:
-        ConfigurationError: There are fewer than two values, or the level is no share.
 
     Example:
         >>> mean_interval([1.0, 1.0, 1.0])

@@ -1,5 +1,7 @@
 """Fisher information in the proper sense: labels come from the model's own predictions, drawn or in expectation."""
 
+import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, final
 
@@ -8,18 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit import (
-    Accumulator,
     ConfigurationError,
     DiagonalFisher,
     EstimatorTraits,
     Importance,
     ImportanceEstimator,
+    MismatchError,
     Objective,
     hookimpl,
     option,
 )
-from unlearnkit_estimators.sampled_fisher.objectives import GivenLabels, logits
-from unlearnkit_estimators.sampled_fisher.uniform import uniforms
+from unlearnkit.importance import Accumulator
+
+_STEPS = 2**53  # float64 holds every multiple of 2⁻⁵³ in [0, 1)
 
 
 @final
@@ -135,14 +138,7 @@ class ExactFisher(ImportanceEstimator):
 
 @final
 class _Relabelled(Accumulator):
-    """Gives each batch to one pass of `DiagonalFisher` again and again, with other labels and weights each time.
-
-    Args:
-        labels: Of a batch and its class probabilities: labels and weights of the samples, as often as wanted.
-        fisher: Squares the gradients.
-        model: In eval mode.
-        objective: Says where the logits are.
-    """
+    """Passes each batch to one pass of `DiagonalFisher` several times, with other labels and weights each time."""
 
     steady: ClassVar[bool] = True
 
@@ -168,7 +164,84 @@ class _Relabelled(Accumulator):
         return attrs.evolve(self._pass.result(), count=self._count)
 
 
+@final
+@attrs.frozen(kw_only=True)
+class GivenLabels(Objective):
+    """−√w·log p(y | x) for triples (batch, labels y, weights w): its squared gradient is w·(∂ −log p(y | x))²."""
+
+    objective: Objective
+
+    def losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the weighted loss of every sample; see `Objective.losses`."""
+        inner, labels, weights = batch
+        found = logits(model, inner, objective=self.objective)
+        losses: Tensor = nn.functional.cross_entropy(found, labels, reduction="none") * weights.sqrt().to(found.dtype)
+        return losses
+
+
+def logits(model: nn.Module, batch: Any, *, objective: Objective) -> Tensor:
+    """Return logits of shape (batch, classes), at least float32, from an objective or one inside its ``objective``."""
+    inner: Any = objective
+    while not hasattr(inner, "logits"):
+        if not isinstance(getattr(inner, "objective", None), Objective):
+            raise ConfigurationError(
+                f"expected an objective with a method logits(model, batch), as CrossEntropy has, saw "
+                f"{type(objective).__name__}: a model's own labels can only be drawn from a distribution over classes"
+            )
+        inner = inner.objective
+    found = inner.logits(model, batch)
+    if not isinstance(found, Tensor) or found.dim() != 2:
+        seen = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise MismatchError(f"expected logits of shape (batch, classes), saw {seen}: one distribution for each sample")
+    return found.to(torch.promote_types(found.dtype, torch.float32))
+
+
+def uniforms(batch: Any, *, seed: int, draws: int) -> Tensor:
+    """Hash each sample (dimension 0 of every tensor) to uniforms in [0, 1): shape (draws, samples), float64, CPU.
+
+    Example:
+        >>> one, two = torch.tensor([[1.0], [2.0]]), torch.tensor([[2.0], [1.0]])
+        >>> torch.equal(uniforms((one,), seed=0, draws=3), uniforms((two,), seed=0, draws=3).flip(1))
+        True
+    """
+    columns = [_bytes(t) for t in _tensors(batch)]
+    salt = seed.to_bytes((seed.bit_length() + 8) // 8, "big")
+    rows = []
+    for sample in zip(*columns, strict=True):
+        state = hashlib.blake2b(salt.rjust(16, b"\0"), digest_size=8)
+        for part in sample:
+            state.update(len(part).to_bytes(8, "big") + part)
+        root = state.digest()
+        words = (hashlib.blake2b(root + k.to_bytes(8, "big"), digest_size=8).digest() for k in range(draws))
+        rows.append([(int.from_bytes(word, "big") >> 11) / _STEPS for word in words])
+    return torch.tensor(rows, dtype=torch.float64).T.contiguous()
+
+
+def _bytes(tensor: Tensor) -> list[bytes]:
+    """Return the bytes of each row."""
+    rows = tensor.detach().to("cpu").contiguous().reshape(len(tensor), -1)
+    if rows.numel() == 0:
+        return [b""] * len(tensor)
+    return [row.numpy().tobytes() for row in rows.view(torch.uint8)]
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    """Find every tensor of a batch, in order, in all that the framework takes for a batch."""
+    if isinstance(batch, Tensor):
+        return [batch]
+    items: Iterable[Any] = ()
+    if isinstance(batch, Mapping):
+        items = batch.values()
+    elif isinstance(batch, tuple | list):
+        items = batch
+    elif dataclasses.is_dataclass(batch):
+        items = (getattr(batch, field.name) for field in dataclasses.fields(batch))
+    elif attrs.has(type(batch)):
+        items = (getattr(batch, field.name) for field in attrs.fields(type(batch)))
+    return [t for item in items for t in _tensors(item)]
+
+
 @hookimpl
 def unlearnkit_register_estimators() -> Iterable[type[ImportanceEstimator]]:
-    """Offer the estimators of this package."""
+    """Offer the estimators of this module."""
     return [SampledFisher, ExactFisher]
