@@ -125,7 +125,7 @@ def start(
         totals=GroupTotals(
             empty, absolute=absolute, gradients=BatchGradients(partial(empty, signed=True)) if gradient else None
         ),
-        fallback=SquaredGradients(model, objective, chunk=fisher.chunk, memory=memory, double=double, quiet=True),
+        fallback=SquaredGradients(model, objective, chunk=fisher.chunk, memory=memory),
         chunk=fisher.chunk,
         careful=compensated,
         settled=SETTLED.get(device_of(model).type, 1),

@@ -1,16 +1,18 @@
 """Rules made for one call: a parameter expanded to every sample, and any other function, one sample at a time."""
 
 import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
+from unlearnkit.data.batches import map_tensors, tensors
 from unlearnkit.importance.fisher.engine.call_plan import UnprovenError, results
 from unlearnkit.importance.fisher.engine.interceptor import Seen, in_place
 from unlearnkit.importance.fisher.engine.rule import Call, Rule, name_of
 
+_PLACE = torch.empty(0)  # stands for a tensor among the arguments of a call
 _EXPANDING: frozenset[Callable[..., Any]] = frozenset(
     {Tensor.expand, Tensor.expand_as, Tensor.repeat, Tensor.tile, torch.tile, torch.broadcast_to, Tensor.broadcast_to}
 )
@@ -93,8 +95,8 @@ class Rerun(Rule):
 
     @final
     def bind(self, *args: Any, **kwargs: Any) -> Call | None:
-        found: list[Tensor] = []
-        template = _template((args, kwargs), found)
+        found = list(tensors((args, kwargs)))
+        template = map_tensors((args, kwargs), lambda _: _PLACE)
         if len(found) != len(self._axes):
             return None
         weights = {f"{i}": t for i, (t, mine) in enumerate(zip(found, self._weights, strict=True)) if mine}
@@ -127,7 +129,8 @@ class Rerun(Rule):
             self.back(next(data)[n], axis) if axis is not None else weights.get(i, t)
             for i, (t, axis) in enumerate(zip(fixed, self._axes, strict=True))
         ]
-        args, kwargs = _filled(template, iter(values))
+        rest = iter(values)
+        args, kwargs = map_tensors(template, lambda _: next(rest))
         return self._function(*args, **kwargs)
 
 
@@ -182,29 +185,3 @@ def _gradient(pairs: list[tuple[Tensor, Tensor]], weight: Tensor) -> Tensor | No
         return None
     ys, gs = zip(*pairs, strict=True)
     return torch.autograd.grad(ys, weight, gs, allow_unused=True)[0]
-
-
-@final
-class _Hole:
-    """The place of a tensor."""
-
-
-def _template(value: Any, found: list[Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        found.append(value)
-        return _Hole
-    if type(value) in {tuple, list}:
-        return type(value)(_template(item, found) for item in value)
-    if isinstance(value, dict):
-        return {key: _template(item, found) for key, item in value.items()}
-    return value
-
-
-def _filled(value: Any, tensors: Iterator[Tensor]) -> Any:
-    if value is _Hole:
-        return next(tensors)
-    if type(value) in {tuple, list}:
-        return type(value)(_filled(item, tensors) for item in value)
-    if isinstance(value, dict):
-        return {key: _filled(item, tensors) for key, item in value.items()}
-    return value

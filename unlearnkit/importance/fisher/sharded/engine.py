@@ -46,26 +46,18 @@ class Sending(Guide):
 
     def __init__(self, plan: CallPlan, samples: int, totals: Totals, leaves: Leaves, *, real: bool = True) -> None:
         self._totals, self._leaves, self._real = totals, leaves, real
-        self._inner = Accumulation(plan, samples, [Part(rows=slice(0, samples), sums=Sums(squares=totals))])
+        self.inner = Accumulation(plan, samples, [Part(rows=slice(0, samples), sums=Sums(squares=totals))])
         self._at_end = _late(plan)
         self._claims: list[tuple[str, ...]] = []
         self._waiting = 0
         self._late: set[str] = set()
         self.pieces: dict[str, Tensor] = {}
 
-    @property
-    def interceptor(self) -> Interceptor | None:
-        return self._inner.interceptor
-
-    @interceptor.setter
-    def interceptor(self, value: Interceptor | None) -> None:
-        self._inner.interceptor = value
-
     def step(self, seen: Seen) -> Step | None:
-        return self._inner.step(seen)
+        return self.inner.step(seen)
 
     def sink(self, step: Step, call: Call, y: Any) -> Sink:
-        inner, index = self._inner.sink(step, call, y), len(self._claims)
+        inner, index = self.inner.sink(step, call, y), len(self._claims)
         at_once = (name for name in step.names if name in self._leaves.tensors and name not in self._at_end)
         self._claims.append(tuple(dict.fromkeys(at_once)))
         self._waiting = len(self._claims)
@@ -80,7 +72,7 @@ class Sending(Guide):
         """Send the rest; return why a process could not follow the plan, if one could not."""
         self._send_down_to(0)
         try:
-            self._inner.finish()
+            self.inner.finish()
         except UnprovenError as unproven:
             problem = problem or str(unproven)
         names = list(self._leaves.tensors)
@@ -97,7 +89,7 @@ class Sending(Guide):
 
     def close(self) -> None:
         """Free what the pass left but the pieces; see `Accumulation.close`."""
-        self._inner.close()
+        self.inner.close()
 
     def _send_down_to(self, index: int) -> None:
         if index >= self._waiting:
@@ -207,7 +199,7 @@ class ShardedEngine(Accumulator):
         totals = Totals(leaves.tensors, double=self._double, memory=self._memory)
         sending = Sending(plan, batch_size(own), totals, leaves, real=counted > 0)
         interceptor = Interceptor(leaves.tensors, sending, device_of(self._model))
-        sending.interceptor, problem = interceptor, ""
+        sending.inner.interceptor, problem = interceptor, ""
         try:
             with interceptor:
                 losses = self._objective.losses(self._model, own)
