@@ -1,4 +1,4 @@
-"""The scripts of a model, one for each kind of batch: found with a few samples, and proven on them."""
+"""The call plans of a model, one for each kind of batch: recorded with a few samples, and proven on them."""
 
 import warnings
 from collections.abc import Sequence
@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from unlearnkit.data.batches import batch_size, take, tensors
-from unlearnkit.importance.fisher.engine.call_plan import UnprovenError
-from unlearnkit.importance.fisher.engine.group_totals import Ledger
-from unlearnkit.importance.fisher.engine.out_of_memory import out_of_memory
-from unlearnkit.importance.fisher.engine.passes import Passes
+from unlearnkit.importance.fisher.engine.call_plan import CallPlan, UnprovenError
+from unlearnkit.importance.fisher.engine.kernel import KernelFailedError, out_of_memory
+from unlearnkit.importance.fisher.engine.nan_check import Underflow
+from unlearnkit.importance.fisher.engine.passes import AloneLosses, Passes
 from unlearnkit.importance.fisher.engine.per_sample_fallback import SquaredGradients
-from unlearnkit.importance.fisher.engine.probe import Comparison, Found, probe, probe_again
-from unlearnkit.importance.fisher.engine.recheck import Alone
-from unlearnkit.importance.fisher.engine.underflow import Underflow
+from unlearnkit.importance.fisher.engine.probe import Comparison, probe, probe_again
+from unlearnkit.importance.fisher.engine.totals import GroupTotals
 from unlearnkit.utils.errors import UnlearnKitError, UnlearnKitWarning
 
 PROBED = (3, 2)  # samples: a second size, because another dimension may be equal to the first by chance
@@ -24,42 +23,44 @@ Kind = tuple[object, ...]
 
 
 @final
-class Scripts:
+class PlanCache:
     """Probes the first batch of each kind: which function uses which parameter, and which rows belong to which sample.
 
     The totals of a few samples must equal those of one sample at a time.
     """
 
-    def __init__(self, passes: Passes, *, ledger: Ledger, general: SquaredGradients, underflow: Underflow) -> None:
-        self._passes, self._ledger, self._general, self._underflow = passes, ledger, general, underflow
-        self._found: dict[Kind, Found] = {}
+    def __init__(
+        self, passes: Passes, *, totals: GroupTotals, fallback: SquaredGradients, underflow: Underflow
+    ) -> None:
+        self._passes, self._totals, self._fallback, self._underflow = passes, totals, fallback, underflow
+        self._plans: dict[Kind, CallPlan] = {}
         self._slow: set[str] = set()
 
-    def known(self, kind: Kind) -> Found | None:
-        """Return the script of a kind of batch, if there is one already."""
-        return self._found.get(kind)
+    def known(self, kind: Kind) -> CallPlan | None:
+        """Return the plan of a kind of batch, if there is one already."""
+        return self._plans.get(kind)
 
     def forget(self, kind: Kind) -> None:
         """Probe the next batch of a kind again."""
-        del self._found[kind]
+        self._plans.pop(kind, None)
 
-    def of(self, batch: Any, kind: Kind, *, grouped: bool) -> Found:
-        """Find the script of a batch, unless that has been done before."""
-        if kind in self._found:
-            return self._found[kind]
+    def of(self, batch: Any, kind: Kind, *, grouped: bool) -> CallPlan:
+        """Return the plan of a batch; the first of its kind is probed."""
+        if kind in self._plans:
+            return self._plans[kind]
         reason: Exception | None = None
         for samples in (n for n in PROBED if n <= batch_size(batch)):
             try:
-                self._found[kind] = self._probed(take(batch, slice(0, samples)), grouped=grouped)
-            except UnlearnKitError:
+                self._plans[kind] = self._probed(take(batch, slice(0, samples)), grouped=grouped)
+            except (UnlearnKitError, KernelFailedError):
                 raise
             except Exception as error:  # whatever fails under the mode, the fallback may work
                 if out_of_memory(error):
                     raise
                 reason = reason or error
             else:
-                self._say_slow(self._found[kind].script.slow)
-                return self._found[kind]
+                self._say_slow(self._plans[kind].slow)
+                return self._plans[kind]
         assert reason is not None, "a batch of one sample is not probed"
         if isinstance(reason, UnprovenError):
             raise reason
@@ -76,27 +77,27 @@ class Scripts:
                 stacklevel=2,
             )
 
-    def _probed(self, few: Any, *, grouped: bool) -> Found:
+    def _probed(self, few: Any, *, grouped: bool) -> CallPlan:
         passes = self._passes
-        found = probe(passes.model, passes.objective, few, passes.named)
-        if not self._found and (grouped or found.script.shared):  # where it matters whose a row is
+        plan = probe(passes.model, passes.objective, few, passes.named)
+        if not self._plans and (grouped or plan.shared):  # where it matters whose a row is
             back = take(few, torch.arange(batch_size(few)).flip(0).to(passes.device))
-            probe_again(passes.model, passes.objective, back, passes.named, found)
+            probe_again(passes.model, passes.objective, back, passes.named, plan)
         comparison = Comparison()
         passes.expect(None)
-        trial = self._ledger.trial(batch_size(few), comparison.expect)
-        passes.run(few, found, [trial])
+        trial = self._totals.trial(batch_size(few), comparison.expect)
+        passes.run(few, plan, [trial])
         for name in passes.named:
             if not comparison.expects(name):  # nothing used it
                 trial.complete(name)
 
         def receive(name: str, g: Tensor) -> None:
             comparison.receive(name, g)
-            self._underflow.look(name, g, self._ledger.dtype(name))
+            self._underflow.look(name, g, self._totals.dtype(name))
 
-        passes.expect(Alone(rows=range(batch_size(few)), losses=self._general.each(few, receive)))
-        comparison.verdict(found.precision)
-        return found
+        passes.expect(AloneLosses(rows=range(batch_size(few)), losses=self._fallback.each(few, receive)))
+        comparison.verdict(plan.precision)
+        return plan
 
 
 def signature(batch: Any) -> Kind:

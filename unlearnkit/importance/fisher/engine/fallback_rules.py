@@ -1,0 +1,187 @@
+"""Rules made for one call: a parameter expanded to every sample, and any other function, one sample at a time."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from unlearnkit.data.batches import map_tensors, tensors
+from unlearnkit.importance.fisher.engine.call_plan import UnprovenError, results
+from unlearnkit.importance.fisher.engine.interceptor import Seen, in_place
+from unlearnkit.importance.fisher.engine.rule import Call, Rule, name_of
+
+_PLACE = torch.empty(0)  # stands for a tensor among the arguments of a call
+_EXPANDING: frozenset[Callable[..., Any]] = frozenset(
+    {Tensor.expand, Tensor.expand_as, Tensor.repeat, Tensor.tile, torch.tile, torch.broadcast_to, Tensor.broadcast_to}
+)
+
+
+def expansion(function: Callable[..., Any], theta: Tensor, y: Any, samples: int) -> Rule | None:
+    """Find the rule of a call whose result is one copy of a parameter per sample."""
+    if function not in _EXPANDING or not isinstance(y, Tensor) or samples == 1:
+        return None
+    shape, seen = tuple(theta.shape), tuple(y.shape)
+    one = shape[1:] if theta.dim() == y.dim() and shape[0] == 1 else shape
+    if seen == (samples, *one):
+        return ExpandRule()
+    if theta.dim() > 1 and shape[1] == 1 and seen == (shape[0], samples, *shape[2:]):
+        return ExpandSecondRule()
+    return None
+
+
+@final
+class ExpandRule(Rule):
+    """y_n = θ for every sample n, so ∂ℓ_n/∂θ = g_n."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = ()
+
+    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
+        return _expanded(args, kwargs)
+
+    def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
+        """Return g_n."""
+        del role, call
+        return g.sum(1)
+
+
+@final
+class ExpandSecondRule(Rule):
+    """y_ln = θ_l for every sample n, which stands in dimension 1 (the first state of a recurrent layer)."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = ()
+    free_rows: ClassVar[bool] = True
+
+    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
+        return _expanded(args, kwargs)
+
+    def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
+        """Return g_n, whose rows are those of θ."""
+        del role, call
+        return g
+
+
+def _expanded(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    # Options, so that several uses are not taken for one use with more rows.
+    return Call(weights={"theta": args[0] if args else kwargs.get("input")}, options="one per sample")
+
+
+class Rerun(Rule):
+    """∂ℓ_n/∂θ = (∂f(x_n, θ)/∂θ)ᵀ g_n, by running f again on each sample and differentiating it."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = ()
+    converts: ClassVar[bool] = False
+
+    def __init__(self, seen: Seen) -> None:
+        self._function = seen.function
+        if in_place(seen.function):
+            raise UnprovenError(f"{'/'.join(seen.names)}: used in place by a function that no rule covers")
+        tracked = {id(t) for t in seen.tracked}
+        self._weights = [id(t) in tracked for t in seen.tensors]
+        self._axes = [None if id(t) in tracked else self.axis(t) for t in seen.tensors]
+
+    @abc.abstractmethod
+    def axis(self, t: Tensor) -> int | None:
+        """Say in which dimension of an argument the samples stand; None where it is the same for all."""
+
+    @abc.abstractmethod
+    def cut(self, t: Tensor, axis: int) -> Tensor:
+        """Bring the samples of an argument into dimension 0, or whatever the layout of the result needs."""
+
+    @abc.abstractmethod
+    def back(self, t: Tensor, axis: int) -> Tensor:
+        """Give one sample of what `cut` returned its place in the arguments back."""
+
+    @final
+    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
+        found = list(tensors((args, kwargs)))
+        template = map_tensors((args, kwargs), lambda _: _PLACE)
+        if len(found) != len(self._axes):
+            return None
+        weights = {f"{i}": t for i, (t, mine) in enumerate(zip(found, self._weights, strict=True)) if mine}
+        placed = list(zip(found, self._axes, strict=True))
+        saved = tuple(self.cut(t, axis) for t, axis in placed if axis is not None)
+        fixed = [None if axis is not None else t.detach() for t, axis in placed]
+        return Call(weights=weights, saved=saved, options=(template, fixed))
+
+    @final
+    def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
+        """Differentiate sample by sample; see `Rule.per_sample`. Further gradients stand behind the arguments."""
+        _, fixed = call.options
+        weight = fixed[int(role)].detach().requires_grad_()
+        count = sum(axis is not None for axis in self._axes)
+        found = []
+        for n in range(g.shape[0]):
+            gradients = [g[n], *(t[n] for t in call.saved[count:])]
+            with torch.enable_grad():
+                y = self._run(call, n, {int(role): weight})
+                pairs = [(t, g_t) for t, g_t in zip(results(y), gradients, strict=True) if t.requires_grad]
+                pairs = [(t, g_t.to(t.dtype).reshape(t.shape)) for t, g_t in pairs if g_t.numel()]
+                part = _gradient(pairs, weight)
+            found.append(torch.zeros_like(weight) if part is None else part)
+        return torch.stack(found)
+
+    def _run(self, call: Call, n: int, weights: dict[int, Tensor]) -> Any:
+        template, fixed = call.options
+        data = iter(call.saved)
+        values = [
+            self.back(next(data)[n], axis) if axis is not None else weights.get(i, t)
+            for i, (t, axis) in enumerate(zip(fixed, self._axes, strict=True))
+        ]
+        rest = iter(values)
+        args, kwargs = map_tensors(template, lambda _: next(rest))
+        return self._function(*args, **kwargs)
+
+
+@final
+class AnyFunction(Rerun):
+    """A function with one result, whose dimension 0 is that of all arguments that differ from sample to sample."""
+
+    def __init__(self, seen: Seen, rows: int) -> None:
+        self._rows = rows
+        super().__init__(seen)
+
+    def axis(self, t: Tensor) -> int | None:
+        return 0 if t.dim() and t.shape[0] == self._rows else None
+
+    def cut(self, t: Tensor, axis: int) -> Tensor:
+        """Leave it to the layout of the result, which may have several rows per sample."""
+        del axis
+        return t
+
+    def back(self, t: Tensor, axis: int) -> Tensor:
+        """Leave the rows as they are."""
+        del axis
+        return t
+
+
+@final
+class SeveralResults(Rerun):
+    """A function with several results, each with the samples in a place of its own."""
+
+    free_rows: ClassVar[bool] = True
+
+    def __init__(self, seen: Seen, samples: int) -> None:
+        self._samples = samples
+        super().__init__(seen)
+
+    def axis(self, t: Tensor) -> int | None:
+        """Take dimension 0 or 1, whichever has one entry per sample; no guess, which could crash unchecked code."""
+        found = [axis for axis, size in enumerate(t.shape[:2]) if size == self._samples]
+        if len(found) > 1:
+            raise UnprovenError(f"{name_of(self._function)}: in which dimension its samples stand cannot be told")
+        return found[0] if found else None
+
+    def cut(self, t: Tensor, axis: int) -> Tensor:
+        return t.movedim(axis, 0)
+
+    def back(self, t: Tensor, axis: int) -> Tensor:
+        return t.movedim(0, axis)
+
+
+def _gradient(pairs: list[tuple[Tensor, Tensor]], weight: Tensor) -> Tensor | None:
+    if not pairs:
+        return None
+    ys, gs = zip(*pairs, strict=True)
+    return torch.autograd.grad(ys, weight, gs, allow_unused=True)[0]
