@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from unlearnkit.data.batches import batch_size, copy_to, take, tensors
 from unlearnkit.importance.estimator import Accumulator
 from unlearnkit.importance.fisher.engine.call_plan import UnprovenError
-from unlearnkit.importance.fisher.engine.eager import EAGER
+from unlearnkit.importance.fisher.engine.interceptor import EAGER
 from unlearnkit.importance.fisher.engine.kernel import KernelFailedError, out_of_memory
 from unlearnkit.importance.fisher.engine.nan_check import Underflow, Watch
-from unlearnkit.importance.fisher.engine.passes import Passes
+from unlearnkit.importance.fisher.engine.passes import Kind, Passes, PlanCache, signature
 from unlearnkit.importance.fisher.engine.per_sample_fallback import Receive, SquaredGradients, refuse_batch_statistics
-from unlearnkit.importance.fisher.engine.plan_cache import Kind, PlanCache, signature
 from unlearnkit.importance.fisher.engine.totals import ALL, BatchGradients, GroupTotals, Part
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import Objective

@@ -20,10 +20,9 @@ from unlearnkit.distributed.ranks import Ranks
 from unlearnkit.importance.estimator import Accumulator
 from unlearnkit.importance.fisher.engine.accumulate import Accumulation
 from unlearnkit.importance.fisher.engine.call_plan import Action, CallPlan, Step, UnprovenError
-from unlearnkit.importance.fisher.engine.eager import EAGER
-from unlearnkit.importance.fisher.engine.interceptor import Gradients, Guide, Interceptor, Seen, Sink
+from unlearnkit.importance.fisher.engine.interceptor import EAGER, Gradients, Guide, Interceptor, Seen, Sink
+from unlearnkit.importance.fisher.engine.passes import PROBED, signature
 from unlearnkit.importance.fisher.engine.per_sample_fallback import refuse_batch_statistics
-from unlearnkit.importance.fisher.engine.plan_cache import PROBED, signature
 from unlearnkit.importance.fisher.engine.probe import Comparison, check_alone, probe
 from unlearnkit.importance.fisher.engine.rule import Call
 from unlearnkit.importance.fisher.engine.totals import Part, Sums, Totals
