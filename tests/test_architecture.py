@@ -69,7 +69,7 @@ def _ids(path):
     return str(path.relative_to(ROOT))
 
 
-def test_imports_point_one_way():
+def test_imports_point_one_way_and_form_no_circle():
     """The contracts of import-linter in pyproject.toml."""
     assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0
 

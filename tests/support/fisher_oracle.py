@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from unlearnkit import CrossEntropy, DiagonalFisher, Objective
 from unlearnkit.data.batches import map_tensors, take
-from unlearnkit.importance.fisher.engine.kernel import Into
+from unlearnkit.importance.fisher.engine.kernel import SumBuffers
 
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -95,11 +95,11 @@ SUMS = {"squares": torch.square, "absolute": torch.abs, "signed": torch.clone}
 """What a kernel may add up to, and of what it is the sum over samples."""
 
 
-def check_kernel(kernel, per_sample, *, tolerance=1e-5, dtype=torch.float32):
+def check_plan(kernel, per_sample, *, tolerance=1e-5, dtype=torch.float32):
     """Run a kernel twice for each set of sums that it can be asked for, and compare them with per-sample gradients."""
     able = ["squares"] if kernel.squares_only else ["squares", "absolute", "signed"]
     for wanted in ({"squares"}, {"squares", *able[1:2]}, {"squares", *able[2:]}, set(able)):
-        into = Into(**{sum_: torch.zeros(kernel.shape, dtype=dtype) for sum_ in wanted})
+        into = SumBuffers(**{sum_: torch.zeros(kernel.shape, dtype=dtype) for sum_ in wanted})
         kernel.run(into)
         kernel.run(into)
         for sum_ in wanted:

@@ -27,3 +27,5 @@ def plugins(traceback: Traceback = False) -> None:
 
         manager = default_manager()
         out.print(plugin_table(manager.plugins(), manager.problems()))
+        for kernel, origin in manager.kernels():
+            out.print(f"kernel {kernel.name} for {kernel.layer} layers: {origin}")

@@ -19,11 +19,11 @@ from unlearnkit.evaluation.metrics.distance import activation_distance
 from unlearnkit.evaluation.metrics.loss_and_accuracy import Interval, mean_interval, proportion_interval
 from unlearnkit.evaluation.metrics.probe import Features, Probe, features_of, linear_probe
 from unlearnkit.evaluation.metrics.quantisation import quantised, round_trip
+from unlearnkit.evaluation.metrics.relearning import Goal, Relearning
 from unlearnkit.evaluation.metrics.retrain_gap import Gap, gap_to_retrain, tug_of_war
 from unlearnkit.evaluation.metrics.zero_retrain import zero_retrain_forgetting
 from unlearnkit.evaluation.model_outputs import Outputs, outputs_of
 from unlearnkit.evaluation.per_sample import jensen_shannon, kl_divergence
-from unlearnkit.evaluation.relearning import Goal, Relearning
 
 __all__ = [
     "AttackSuccess",

@@ -3,13 +3,23 @@
 from unlearnkit.importance.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
 from unlearnkit.importance.fisher import (
     BatchedDiagonalFisher,
+    Call,
+    ConvGeometry,
     DiagonalFisher,
     FisherStatistics,
+    Kernel,
+    KernelOperands,
+    KernelPlan,
+    KernelUnavailableError,
+    Layer,
+    Rule,
     SketchedFisher,
+    SumBuffers,
     estimate_groups,
     fisher_statistics,
+    register_rule,
+    visible,
 )
-from unlearnkit.importance.fisher.engine.rule import Call, Rule, register_rule, visible
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.multi_process import estimate_together, forget_parts
 from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
@@ -22,6 +32,7 @@ __all__ = [
     "BatchedDiagonalFisher",
     "Call",
     "Cancellation",
+    "ConvGeometry",
     "DataOrder",
     "DiagonalFisher",
     "EstimatorTraits",
@@ -30,11 +41,17 @@ __all__ = [
     "Importance",
     "ImportanceEstimator",
     "ImportanceStore",
+    "Kernel",
+    "KernelOperands",
+    "KernelPlan",
+    "KernelUnavailableError",
+    "Layer",
     "Role",
     "Rule",
     "SketchedFisher",
     "Staleness",
     "StoreManifest",
+    "SumBuffers",
     "estimate_groups",
     "estimate_resumable",
     "estimate_together",

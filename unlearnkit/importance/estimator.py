@@ -1,8 +1,8 @@
 """The contract of everything that says how much each weight matters to a set of data."""
 
 import abc
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, ClassVar, Literal, final
 
 import attrs
@@ -146,21 +146,23 @@ class ImportanceEstimator(abc.ABC):
         snapshot = snapshot or snapshot_of(model)
         snapshot.hide_gradients()
         try:
-            spread, device, named = self._sharded(model), device_of(model), trainable(model)
+            sharded, device, named = self._sharded(model), device_of(model), trainable(model)
             snapshot.check_finite(when="before an importance is estimated")
             fingerprint = fingerprint_of(self, snapshot.digest, objective=objective)
             model.eval()
             pass_ = self.accumulator(model, objective=objective)
-            order = nullcontext if pass_.steady else norm_gradient_fix(model)
+            collective = name_dead_ranks if sharded else nullcontext
+            norms = nullcontext if pass_.steady else norm_gradient_fix(model)
             shown = progress(batches, f"importance: {Role(role).value}", length(batches))
             for index, (batch, moved) in enumerate(feed(shown, device)):
                 try:
                     trail, samples = trail.add(batch), samples + batch_size(batch)
-                    self._add(pass_, moved, order)
+                    with torch.enable_grad(), collective(), norms():
+                        self._add(pass_, moved)
                 except Exception as error:
                     error.add_note(f"in batch {index} (counted from 0) of estimator {self.name!r}")
                     raise
-            if spread:
+            if sharded:
                 _check_same_data(trail)
             if samples:
                 total = pass_.result()
@@ -185,19 +187,18 @@ class ImportanceEstimator(abc.ABC):
         )
 
     def _sharded(self, model: nn.Module) -> bool:
-        spread = reshard(model)
-        if spread and not self.traits.sharded:
+        sharded = reshard(model)
+        if sharded and not self.traits.sharded:
             raise UnsupportedModelError(
                 f"estimator {self.name!r}: expected a model that is whole in every process, saw one whose parameters "
                 "are sharded (FSDP, DTensor): of the estimators that come with unlearnkit diagonal-fisher, "
                 "sketched-fisher and batched-diagonal-fisher take one"
             )
-        return spread
+        return sharded
 
-    def _add(self, pass_: "Accumulator", batch: Any, order: Callable[[], AbstractContextManager[object]]) -> None:
+    def _add(self, pass_: "Accumulator", batch: Any) -> None:
         try:
-            with torch.enable_grad(), name_dead_ranks(), order():
-                pass_.add(batch)
+            pass_.add(batch)
         except RuntimeError as error:
             if "not have gradient" not in str(error) and "does not require grad" not in str(error):
                 raise

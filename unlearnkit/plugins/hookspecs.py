@@ -8,6 +8,7 @@ import pluggy
 
 from unlearnkit.evaluation.metric import Metric
 from unlearnkit.importance.estimator import ImportanceEstimator
+from unlearnkit.importance.fisher import Kernel
 from unlearnkit.importance.importance import Importance
 from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import Unlearner
@@ -49,6 +50,11 @@ def unlearnkit_register_estimators() -> Iterable[type[ImportanceEstimator]]:  # 
 @hookspec
 def unlearnkit_register_metrics() -> Iterable[type[Metric]]:  # type: ignore[empty-body]
     """Offer metrics: return classes, not objects."""
+
+
+@hookspec
+def unlearnkit_register_kernels() -> Iterable[Kernel]:  # type: ignore[empty-body]
+    """Offer faster ways to add the squares of the exact Fisher: return objects."""
 
 
 @hookspec

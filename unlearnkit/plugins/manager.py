@@ -11,6 +11,7 @@ import pluggy
 
 from unlearnkit.evaluation.metric import Metric
 from unlearnkit.importance.estimator import ImportanceEstimator
+from unlearnkit.importance.fisher import Kernel
 from unlearnkit.importance.importance import Importance
 from unlearnkit.plugins import hookspecs
 from unlearnkit.plugins.entry_points import (
@@ -62,6 +63,7 @@ class PluginManager:
         self._warned: set[int] = set()
         self._registries: dict[str, Registry[Any]] = {kind: Registry(kind=kind) for kind in _KINDS}
         self._asked: dict[str, set[str]] = {kind: set() for kind in _KINDS}
+        self._kernels: dict[str, tuple[tuple[Kernel, str], ...]] = {}
         self._pending = entry_points
 
     def register(self, plugin: object, *, name: str | None = None) -> None:
@@ -107,6 +109,30 @@ class PluginManager:
             One entry per class, sorted by name; a duplicate name has several.
         """
         return self._registry(kind).entries
+
+    def kernels(self) -> tuple[tuple[Kernel, str], ...]:
+        """List the kernels that plugins offer for the exact Fisher.
+
+        Returns:
+            Each with the plugin and the distribution that it comes from.
+        """
+        self._load()
+        for found, call in self._call_each("unlearnkit_register_kernels"):
+            if found.name not in self._kernels:
+                self._kernels[found.name] = self._kernels_of(found, call)
+        return tuple(pair for pairs in self._kernels.values() for pair in pairs)
+
+    def _kernels_of(self, found: Discovered, call: Callable[[], Any]) -> tuple[tuple[Kernel, str], ...]:
+        try:
+            offered = [kernel for result in call() for kernel in result]
+            wrong = [kernel for kernel in offered if not isinstance(kernel, Kernel)]
+            if wrong:
+                raise PluginLoadError(f"expected objects of subclasses of Kernel, saw {wrong[0]!r}")
+        except FOREIGN_FAULTS as error:  # recorded with its cause; torch operations go on
+            self._problems.append(problem_of(found, "registering its kernels", error))
+            self._warn(self._problems)
+            return ()
+        return tuple((kernel, f"plugin {found.name!r} of {found.origin}") for kernel in offered)
 
     def provider_of(self, cls: type) -> str:
         """Say which distribution the file of a class comes from, whoever registered the class.

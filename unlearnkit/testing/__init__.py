@@ -11,6 +11,7 @@ from unlearnkit.testing.checks import (
     check_unlearner,
     parametrize_with_checks,
 )
+from unlearnkit.testing.kernels import check_kernel
 from unlearnkit.testing.law import Law, LawError, fail, holds
 from unlearnkit.testing.laws import laws_for
 from unlearnkit.testing.models import SmallNet
@@ -39,6 +40,7 @@ __all__ = [
     "batched_squares",
     "broken_laws",
     "check_estimator",
+    "check_kernel",
     "check_metric",
     "check_unlearner",
     "dtypes",

@@ -114,10 +114,6 @@ def ours(model: nn.Module, x: Tensor, y: Tensor, **options: str) -> Run:
     return lambda: accumulator.add((x, y))
 
 
-def timed(model: nn.Module, x: Tensor, y: Tensor) -> Run:
-    return ours(model, x, y, kernels="timed")
-
-
 def fixed(model: nn.Module, x: Tensor, y: Tensor) -> Run:
     return ours(model, x, y, kernels="fixed")
 
@@ -192,7 +188,6 @@ VARIANTS: dict[str, Callable[[nn.Module, Tensor, Tensor], Run]] = {
     "plain, gradients kept": kept,
     "notebook (another quantity)": notebook,
     "unlearnkit": ours,
-    "unlearnkit, kernels timed": timed,
     "unlearnkit, kernels fixed": fixed,
     "one at a time": one_at_a_time,
     "vmap, chunk 8": vmap(8),
@@ -208,7 +203,6 @@ QUICK = (
     "plain, gradients kept",
     "notebook (another quantity)",
     "unlearnkit",
-    "unlearnkit, kernels timed",
     "unlearnkit, kernels fixed",
 )
 

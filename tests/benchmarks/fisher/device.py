@@ -46,13 +46,10 @@ class Sizes:
             torch.cuda.synchronize()
 
 
-def fishers(sizes: Sizes) -> dict[str, DiagonalFisher]:
+def fishers() -> dict[str, DiagonalFisher]:
     """The ways to set the engine up, the default first."""
-    found = {"default": DiagonalFisher(), "memory_budget=1024": DiagonalFisher(memory_budget=1024)}
-    if sizes.gpu:
-        found["graphs"] = DiagonalFisher(graphs=True)
-        found["graphs, memory_budget=1024"] = DiagonalFisher(graphs=True, memory_budget=1024)
-    return found | {"kernels=timed": DiagonalFisher(kernels="timed", memory_budget=256)}
+    budgets = {f"memory_budget={mib}": DiagonalFisher(memory_budget=mib) for mib in (256, 1024)}
+    return {"default": DiagonalFisher(), **budgets}
 
 
 def resnet(sizes: Sizes, *, channels_last: bool) -> nn.Module:
@@ -77,7 +74,7 @@ def passes(sizes: Sizes, precision: str, *, channels_last: bool) -> None:
     x, y = x.to(memory_format=torch.channels_last) if channels_last else x, torch.arange(sizes.batch) % CLASSES
     y = y.to(sizes.device)
     pending: dict[str, Accumulator] = {
-        name: fisher.accumulator(model, objective=PRECISIONS[precision]) for name, fisher in fishers(sizes).items()
+        name: fisher.accumulator(model, objective=PRECISIONS[precision]) for name, fisher in fishers().items()
     }
     runs: dict[str, Callable[[], object]] = {"plain": lambda: plain(model, x, y, precision)}
     runs |= {name: lambda run=run: run.add((x, y)) for name, run in pending.items()}  # type: ignore[misc]
@@ -165,8 +162,8 @@ def report(args: argparse.Namespace) -> None:
             passes(sizes, precision, channels_last=channels_last)
     print("\n| precision | variant | images | s | images a second |\n|---|---|---|---|---|")
     for precision in PRECISIONS:
-        for name in [n for n in fishers(sizes) if "timed" not in n and "1024" not in n]:
-            whole(sizes, precision, name, fishers(sizes)[name])
+        for name in [n for n in fishers() if "1024" not in n]:
+            whole(sizes, precision, name, fishers()[name])
     for weights in (0.0, sizes.weights):
         print()
         edit.main(["--device", args.device, "--rounds", str(sizes.rounds), "--weights", str(weights)])

@@ -21,7 +21,7 @@ class Hollow(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("options", [{}, {"chunk": 1}, {"accumulate": "compensated"}, {"kernels": "timed"}])
+@pytest.mark.parametrize("options", [{}, {"chunk": 1}, {"accumulate": "compensated"}])
 def test_parameters_without_elements_and_without_use(dtype, options):
     torch.manual_seed(0)
     model = Hollow().to(dtype)

@@ -1,7 +1,5 @@
 """What is done otherwise on a CUDA device, held on the CPU."""
 
-import time
-
 import pytest
 import torch
 from fisher_oracle import distance, oracle
@@ -11,19 +9,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlearnkit import CrossEntropy, DiagonalFisher, UnlearnKitWarning
 from unlearnkit.importance.fisher import diagonal
-from unlearnkit.importance.fisher.engine import choice
-from unlearnkit.importance.fisher.engine.choice import Chooser
+from unlearnkit.importance.fisher.engine.engine import Fitted
 from unlearnkit.importance.fisher.engine.kernel import squares_in_one_pass
 from unlearnkit.importance.fisher.engine.nan_check import sum_at_once, sum_in_turn
-from unlearnkit.importance.fisher.engine.out_of_memory import Fitted
 from unlearnkit.importance.fisher.engine.totals import Totals, add_exactly
-from unlearnkit.importance.fisher.rules.meetings import countable
 
 
 def chunks(device, samples, elements, bound):
     with FakeTensorMode():
         w = torch.empty(64, device=device)
-        slot = Totals({"w": w}, double=False, memory=64 << 20, chooser=Chooser()).slot("w")
+        slot = Totals({"w": w}, double=False, memory=64 << 20).slot("w")
         return len(list(slot.chunks(samples, elements, bound=bound)))
 
 
@@ -48,13 +43,6 @@ def test_squares_in_one_pass_are_those_of_two(scale):
     assert float((squares_in_one_pass(several).double() / expected - 1).abs().max()) < 1e-6
     several[3, 2, 1] = float("nan")
     assert squares_in_one_pass(several).isnan().sum() == 1
-
-
-def test_the_triton_kernel_leaves_what_32_bits_cannot_count():
-    """Rows of one sample lie far apart where time comes first."""
-    assert countable(torch.empty(8, 4, 5))
-    with FakeTensorMode():
-        assert not countable(torch.empty(1 << 13, 1 << 12, 1 << 10, device="cuda").transpose(0, 1))
 
 
 def test_a_weight_and_its_bias_share_what_is_converted():
@@ -89,26 +77,6 @@ def test_the_two_sum_is_the_same_in_larger_pieces(monkeypatch):
         found.append(total + lost)
         torch.manual_seed(0)
     assert torch.equal(*found)
-
-
-def test_compiling_a_kernel_on_first_use_does_not_count_as_its_time(monkeypatch):
-    class Compiles:
-        name, ready = "compiled", False
-
-        def run(self):
-            time.sleep(0.0 if self.ready else 0.05)
-            self.ready = True
-
-    class Slow:
-        name = "slow"
-
-        def run(self):
-            time.sleep(0.004)
-
-    monkeypatch.setattr(choice, "_on_device", lambda: True)
-    monkeypatch.setattr(choice, "_wait", lambda: None)
-    seen = Chooser(timed=True).choose("k", [Slow(), Compiles()], lambda kernel: kernel.run)
-    assert seen.name == "compiled"
 
 
 def test_a_kind_of_batch_is_sure_after_so_many_passes_of_its_largest_size():

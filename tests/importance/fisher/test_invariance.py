@@ -67,9 +67,7 @@ def test_order(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "options", [{"chunk": 1}, {"chunk": 4}, {"memory_budget": 1}, {"kernels": "timed"}, {"kernels": KERNELS[-1]}]
-)
+@pytest.mark.parametrize("options", [{"chunk": 1}, {"chunk": 4}, {"memory_budget": 1}, {"kernels": KERNELS[-1]}])
 def test_chunk_memory_budget_and_kernels(dtype, options):
     model, x, y = made(dtype)
     assert furthest(estimate(model, [(x, y)], **options), estimate(model, [(x, y)])) < TOLERANCE[dtype]

@@ -226,7 +226,7 @@ def test_what_cannot_be_proven_falls_back_with_one_warning(model):
 def test_vmap_is_not_trusted_blindly():
     """The LSTM kernel of some builds has no batching rule and gives other gradients under vmap, silently."""
     model, (batch,) = spread(Recurrent()), images(4)
-    squares = SquaredGradients(model, CrossEntropy(), quiet=True)
+    squares = SquaredGradients(model, CrossEntropy())
     assert distance(squares(batch), oracle(model, [batch])) < 1e-4
 
 

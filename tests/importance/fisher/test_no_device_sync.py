@@ -24,11 +24,10 @@ from unlearnkit.importance.fisher.batched import InOrder
 from unlearnkit.importance.fisher.diagonal import start
 from unlearnkit.importance.fisher.engine import accumulate as collect
 from unlearnkit.importance.fisher.engine import nan_check as finite
-from unlearnkit.importance.fisher.engine.choice import Chooser
+from unlearnkit.importance.fisher.engine.fallback_rules import Rerun
 from unlearnkit.importance.fisher.engine.rule import Call
 from unlearnkit.importance.fisher.engine.totals import Totals
 from unlearnkit.importance.fisher.rules.normalisation import BatchNormRule
-from unlearnkit.importance.fisher.rules.one_sample_at_a_time import Rerun
 from unlearnkit.models.objective import Autocast
 
 pytestmark = pytest.mark.filterwarnings("ignore:no rule for")
@@ -176,7 +175,7 @@ def test_no_rule_waits_on_a_device_where_other_kernels_are_chosen(fetch, budget,
                 continue
             g, call = on_fake_cuda(use.g, mode), on_fake_cuda(use.call, mode)
             named = on_fake_cuda(dict(model.named_parameters()), mode)
-            slot = Totals(named, double=False, memory=budget, chooser=Chooser()).slot(use.label)
+            slot = Totals(named, double=False, memory=budget).slot(use.label)
             with mode, Waits() as waits:
                 use.rule.add_squares(use.role, g, call, slot)
             assert waits.seen == [], use.label
@@ -188,7 +187,7 @@ def test_on_a_device_a_norm_takes_few_operations_however_many_samples():
     with mode, torch.no_grad(), Waits() as waits:
         x, w = torch.empty(256, 1, 64, 56, 56, device="cuda"), torch.empty(64, device="cuda")
         call = Call(weights={"weight": w}, saved=(x,), options=(w, w, 1e-5))
-        slot = Totals({"w": w}, double=False, memory=64 << 20, chooser=Chooser()).slot("w")
+        slot = Totals({"w": w}, double=False, memory=64 << 20).slot("w")
         BatchNormRule().add_squares("weight", x, call, slot)
     assert waits.count < 200
 

@@ -132,7 +132,7 @@ class Words(nn.Module):
 
 
 def pooled():
-    """Places of 2¹⁹ largest, and what is held on top of them further on."""
+    """Max-pooling that saves 2¹⁹ indices, and activations that are held on top of them."""
     between = [nn.Tanh() for _ in range(8)]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2)]
     return nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.MaxPool2d(2), *between, *head)
@@ -141,17 +141,18 @@ def pooled():
 @pytest.mark.parametrize(
     ("make", "draw", "labels"),
     [
-        (Words, lambda: torch.randint(0, 4096, (8, 32)), (8, 32)),  # torch holds 12 MiB going back from 4 of logits
-        (pooled, lambda: torch.randn(16, 3, 64, 64), (16,)),  # 4 MiB in 8 bytes each, and 1 in 2
+        (Words, lambda: torch.randint(0, 4096, (8, 32)), (8, 32)),  # log-probabilities are large beside the weights
+        (pooled, lambda: torch.randn(16, 3, 64, 64), (16,)),  # so are the indices that max-pooling saves
     ],
 )
-def test_what_torch_holds_for_the_way_back_without_need_is_not_held(make, draw, labels):
+def test_at_most_a_quarter_more_than_a_pass_that_keeps_its_gradients(make, draw, labels):
     torch.manual_seed(0)
     model = make().eval()
     batch = (draw(), torch.randint(0, 2, labels))
-    run = DiagonalFisher(memory_budget=4, recheck=0).accumulator(model, objective=CrossEntropy())
-    run.add(batch)
-    assert peak(lambda: run.add(batch)) <= peak(lambda: plain(model, batch)) - 5 * MIB // 2
+    run = DiagonalFisher(recheck=0).accumulator(model, objective=CrossEntropy())
+    first = peak(lambda: run.add(batch))
+    later = peak(lambda: run.add(batch))
+    assert max(first, later) <= 1.25 * peak(lambda: plain(model, batch))
 
 
 def test_looking_whose_rows_are_whose_keeps_no_graph():

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from unlearnkit import DiagonalFisher, Objective, UnlearnKitWarning
-from unlearnkit.importance.fisher.engine.choice import Chooser
 from unlearnkit.importance.fisher.engine.totals import Totals, add_exactly
 
 
@@ -51,7 +50,7 @@ def test_a_nasty_sum():
 
 @given(st.lists(st.floats(0, 2.0**100, width=32), min_size=1, max_size=40))
 def test_a_compensated_sum_is_as_good_as_a_double_one(terms):
-    t = Totals({"w": torch.zeros(1)}, double=False, memory=1, chooser=Chooser(), compensated=True)
+    t = Totals({"w": torch.zeros(1)}, double=False, memory=1, compensated=True)
     for term in terms:
         t.begin()
         t.buffer("w", "plain", (1,), lambda b: b).add_(term)

@@ -2,6 +2,15 @@
 
 from unlearnkit.importance.fisher.batched import BatchedDiagonalFisher
 from unlearnkit.importance.fisher.diagonal import DiagonalFisher
+from unlearnkit.importance.fisher.engine.kernel import (
+    ConvGeometry,
+    Kernel,
+    KernelOperands,
+    KernelPlan,
+    KernelUnavailableError,
+    Layer,
+    SumBuffers,
+)
 from unlearnkit.importance.fisher.engine.rule import Call, Rule, register_rule, visible
 from unlearnkit.importance.fisher.engine.totals import Slot
 from unlearnkit.importance.fisher.rules import BUILTIN
@@ -14,11 +23,18 @@ for _rule in BUILTIN:
 __all__ = [
     "BatchedDiagonalFisher",
     "Call",
+    "ConvGeometry",
     "DiagonalFisher",
     "FisherStatistics",
+    "Kernel",
+    "KernelOperands",
+    "KernelPlan",
+    "KernelUnavailableError",
+    "Layer",
     "Rule",
     "SketchedFisher",
     "Slot",
+    "SumBuffers",
     "estimate_groups",
     "fisher_statistics",
     "register_rule",

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from unlearnkit.data.batches import batch_size
 from unlearnkit.distributed.sharded_tensors import is_sharded_model
 from unlearnkit.importance.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
-from unlearnkit.importance.fisher.engine.group_totals import accumulate
 from unlearnkit.importance.fisher.engine.nan_check import Watch
+from unlearnkit.importance.fisher.engine.totals import accumulate
 from unlearnkit.importance.fisher.sharded.squared_sums import SquaredSums
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import Objective, check_losses
@@ -92,11 +92,9 @@ class _Sums:
         self.totals: dict[str, Tensor] = {}
 
     def running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
-        """See `unlearnkit.importance.fisher.engine.nan_check.Running`."""
         yield from ((name, t) for name, t in self.totals.items() if largest is None or t.numel() <= largest)
 
     def result(self) -> dict[str, Tensor]:
-        """See `unlearnkit.importance.fisher.engine.nan_check.Running`."""
         return self.totals
 
 
@@ -109,7 +107,6 @@ class InOrder(Accumulator):
         self._watch = Watch(self._sums)
 
     def add(self, batch: Any) -> None:
-        """See `Accumulator.add`."""
         one = self._measure(batch)
         accumulate(self._sums.totals, one.totals)
         self._count += one.count
@@ -117,6 +114,5 @@ class InOrder(Accumulator):
         self._watch.next()
 
     def result(self) -> Importance:
-        """See `Accumulator.result`."""
         self._watch.end(self._sums.totals)
         return Importance(totals=self._sums.totals, count=self._count)

@@ -8,21 +8,16 @@ from torch import nn
 
 from unlearnkit.distributed.sharded_tensors import is_sharded_model
 from unlearnkit.importance.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
-from unlearnkit.importance.fisher.engine.batch_gradients import BatchGradients
-from unlearnkit.importance.fisher.engine.choice import Chooser
 from unlearnkit.importance.fisher.engine.engine import SETTLED, Engine
-from unlearnkit.importance.fisher.engine.graphs import Recorder, recorder_on, refuse_with_graphs
-from unlearnkit.importance.fisher.engine.group_totals import Ledger
+from unlearnkit.importance.fisher.engine.kernel import KernelSet
 from unlearnkit.importance.fisher.engine.per_sample_fallback import SquaredGradients
-from unlearnkit.importance.fisher.engine.totals import Totals
-from unlearnkit.importance.fisher.rules.compiled import compiled_kernels
+from unlearnkit.importance.fisher.engine.totals import BatchGradients, GroupTotals, Totals
 from unlearnkit.importance.fisher.sharded.engine import ShardedEngine
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import device_of, trainable
+from unlearnkit.utils.kernel_source import plugin_kernels
 from unlearnkit.utils.options import option
-
-_COMPILED = ("auto", "compiled")
 
 
 @final
@@ -64,32 +59,24 @@ class DiagonalFisher(ImportanceEstimator):
     )
     kernels: str = option(
         "auto",
-        choices=("auto", "fixed", "timed", "compiled"),
+        choices=("auto", "fixed", "compiled"),
         meaning=False,
-        doc="`compiled`: on a CPU in float32 one of our own, compiled once on this machine by its C++ compiler, and by "
-        "rule elsewhere; `auto`: the same, and by rule where there is no compiler; `fixed`: by rule, with the same "
-        "bits on every run; `timed`: the fastest, timed once per layer",
+        doc="`auto`: kernels of plugins where they apply, such as the C++ kernels for CPUs, and PyTorch operations "
+        "elsewhere; `compiled`: the same, but a kernel that cannot be used is an error; `fixed`: PyTorch operations "
+        "only, with the same bits on every run",
     )
 
     recheck: int = option(
         64,
         at_least=0,
         meaning=False,
-        doc="look at three samples of one pass of so many again, drawn at random: does the model still keep them "
-        "apart? 0: only in the first batch",
-    )
-
-    graphs: bool = option(
-        False,
-        meaning=False,
-        doc="on CUDA: record the pass over one shape of batch as a CUDA graph, and replay it for every batch of that "
-        "shape; not run on a GPU yet",
+        doc="verify three random samples of one pass in so many by running them alone: does the model still keep "
+        "samples independent? 0: only in the first batch",
     )
 
     def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
         """Start a pass of the engine; see `ImportanceEstimator.accumulator`."""
         if is_sharded_model(model):
-            refuse_with_graphs({"a model sharded over processes": self.graphs})
             return ShardedEngine(
                 model,
                 objective,
@@ -114,40 +101,33 @@ def start(
     objective: Objective,
     absolute: bool = False,
     gradient: bool = False,
-    recorder: Recorder | None = None,
 ) -> Engine:
     """Start a pass of the engine."""
     memory, double, named = fisher.memory_budget << 20, fisher.accumulate == "float64", trainable(model)
-    compensated, chooser = fisher.accumulate == "compensated", Chooser(timed=fisher.kernels == "timed")
-    device = device_of(model)
-    if fisher.graphs:
-        wanted = {"accumulate='compensated'": compensated, "Σ|g|": absolute, "gradients of batches": gradient}
-        recorder = recorder or recorder_on(device)
-        refuse_with_graphs(wanted)
-
-    compiled = compiled_kernels(model, required=fisher.kernels == "compiled") if fisher.kernels in _COMPILED else None
+    compensated = fisher.accumulate == "compensated"
+    kernels = None
+    if fisher.kernels != "fixed":
+        kernels = KernelSet(plugin_kernels(), required=fisher.kernels == "compiled")
 
     def empty(*, signed: bool = False) -> Totals:
         return Totals(
             named,
             double=double,
             memory=memory,
-            chooser=chooser,
             compensated=compensated and not signed,
-            compiled=compiled,
+            kernels=kernels,
             signed=signed,
         )
 
     return Engine(
         model,
         objective,
-        ledger=Ledger(
+        totals=GroupTotals(
             empty, absolute=absolute, gradients=BatchGradients(partial(empty, signed=True)) if gradient else None
         ),
-        general=SquaredGradients(model, objective, chunk=fisher.chunk, memory=memory, double=double, quiet=True),
+        fallback=SquaredGradients(model, objective, chunk=fisher.chunk, memory=memory),
         chunk=fisher.chunk,
         careful=compensated,
-        settled=1 if fisher.graphs else SETTLED.get(device.type, 1),
+        settled=SETTLED.get(device_of(model).type, 1),
         recheck=fisher.recheck,
-        recorder=recorder if fisher.graphs else None,
     )

@@ -42,9 +42,7 @@ def test_batch_size_does_not_matter(size, dtype):
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
-@pytest.mark.parametrize(
-    "options", [{"chunk": 1}, {"chunk": 5}, {"memory_budget": 1}, {"kernels": "timed"}, {"accumulate": "float64"}]
-)
+@pytest.mark.parametrize("options", [{"chunk": 1}, {"chunk": 5}, {"memory_budget": 1}, {"accumulate": "float64"}])
 def test_options_do_not_matter(options, dtype):
     model, (x, y) = network().to(dtype), data(dtype=dtype)
     expected = {n: t.double() for n, t in estimate(model, [(x, y)]).items()}

@@ -5,7 +5,7 @@ from fisher_oracle import SumOfSquares, engine_only
 from torch import nn
 from torch.nn import functional as F
 
-from unlearnkit.importance.fisher.engine.gradient_tap import tap
+from unlearnkit.importance.fisher.engine.interceptor import tap
 
 
 def tapped(y, *, fresh):

@@ -7,8 +7,7 @@ from torch import nn
 
 from unlearnkit import UnlearnKitWarning
 from unlearnkit.importance.fisher.engine.call_plan import UnprovenError
-from unlearnkit.importance.fisher.engine.probe import Comparison
-from unlearnkit.importance.fisher.engine.random_projection import folded
+from unlearnkit.importance.fisher.engine.probe import Comparison, projected
 
 LARGE = (300, 200)
 
@@ -58,9 +57,9 @@ def test_a_picture_depends_on_values_and_shape_alone():
     t = torch.randn(70, 5, 300, dtype=torch.float64)
     strided = t.permute(2, 0, 1).contiguous().permute(1, 2, 0)
     assert not strided.is_contiguous()
-    assert torch.allclose(folded(strided), folded(t), rtol=1e-12)
-    assert torch.allclose(folded(strided, square=True), folded(t.square()), rtol=1e-12)
-    assert len(folded(t)) * 64 >= t.numel() > (len(folded(t)) - 1) * 64
+    assert torch.allclose(projected(strided), projected(t), rtol=1e-12)
+    assert torch.allclose(projected(strided, square=True), projected(t.square()), rtol=1e-12)
+    assert len(projected(t)) * 64 >= t.numel() > (len(projected(t)) - 1) * 64
 
 
 def test_pictures_of_parts_add_up():

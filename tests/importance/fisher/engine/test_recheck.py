@@ -9,7 +9,7 @@ from fisher_oracle import SumOfSquares, distance, estimate, oracle
 from torch import nn
 
 from unlearnkit import CrossEntropy, DiagonalFisher, UnsupportedModelError
-from unlearnkit.importance.fisher.engine.recheck import Recheck
+from unlearnkit.importance.fisher.engine.passes import SpotChecks
 
 
 class Later(nn.Module):
@@ -109,13 +109,13 @@ def test_a_very_sure_model_raises_no_alarm(sureness):
 
 def test_one_pass_of_so_many_is_looked_at():
     for every in (1, 2, 5, 64):
-        recheck = Recheck(every)
+        recheck = SpotChecks(every)
         seen = [index for index in range(20 * every) if recheck.rows(9)]
         assert 0 not in seen
         assert len(seen) == 20 - (every == 1)
         assert [index // every for index in seen] == list(range(every == 1, 20))
-    assert not any(Recheck(0).rows(9) for _ in range(200))
-    first, second = Recheck(3), Recheck(3)
+    assert not any(SpotChecks(0).rows(9) for _ in range(200))
+    first, second = SpotChecks(3), SpotChecks(3)
     assert [first.rows(9) for _ in range(30)] == [second.rows(9) for _ in range(30)]
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unlearnkit.importance.fisher.engine.row_layout import Layout, Order, recognise, touched_rows
+from unlearnkit.importance.fisher.engine.call_plan import Layout, Order, recognise, touched_rows
 
 LAYOUTS = st.builds(Layout, order=st.sampled_from(Order), rows=st.integers(1, 5))
 

@@ -3,22 +3,19 @@
 import pytest
 import torch
 
-from unlearnkit.importance.fisher.engine.choice import Chooser
-from unlearnkit.importance.fisher.engine.kernel import Into, Kernel
+from unlearnkit.importance.fisher.engine.kernel import KernelPlan
 from unlearnkit.importance.fisher.engine.totals import Totals
 
 
 def totals(shape=(2, 3), memory=1 << 20, **options):
-    return Totals(
-        {"w": torch.zeros(shape)}, double=options.pop("double", False), memory=memory, chooser=Chooser(**options)
-    )
+    return Totals({"w": torch.zeros(shape)}, double=options.pop("double", False), memory=memory, **options)
 
 
 def test_layouts_are_added_in_the_shape_of_the_parameter():
     t = totals()
     t.slot("w").add(torch.ones(4, 2, 3))
-    turned = Kernel(name="turned", shape=(3, 2), run=lambda into: into.squares.add_(1.0), finish=lambda b: b.t())
-    t.slot("w").run((), [turned])
+    turned = KernelPlan(name="turned", shape=(3, 2), run=lambda into: into.squares.add_(1.0), finish=lambda b: b.t())
+    t.slot("w").run([turned])
     assert torch.equal(t.result()["w"], torch.full((2, 3), 5.0))
 
 
@@ -51,16 +48,6 @@ def test_chunks_stay_within_memory(memory, expected):
 
 
 def test_half_precision_is_squared_in_float32():
-    t = Totals({"w": torch.zeros(2, dtype=torch.float16)}, double=False, memory=1, chooser=Chooser())
+    t = Totals({"w": torch.zeros(2, dtype=torch.float16)}, double=False, memory=1)
     t.slot("w").add(torch.full((1, 2), 1e-4, dtype=torch.float16))
     assert float(t.result()["w"][0]) == pytest.approx(1e-8, rel=1e-2)
-
-
-def test_the_clock_chooses_only_on_request():
-    slow = Kernel(
-        name="slow", shape=(1,), run=lambda _: [torch.randn(200, 200) @ torch.randn(200, 200) for _ in range(50)]
-    )
-    fast = Kernel(name="fast", shape=(1,), run=lambda _: None)
-    trial = lambda kernel: lambda: kernel.run(Into(squares=torch.zeros(1)))  # noqa: E731
-    assert Chooser().choose("k", [slow, fast], trial).name == "slow"
-    assert Chooser(timed=True).choose("k", [slow, fast], trial).name == "fast"

@@ -2,22 +2,15 @@
 
 import pytest
 import torch
-from compiler import HAS_COMPILER
-from fisher_oracle import CONVOLVE, check_kernel, weight_gradients_of_each
+from fisher_oracle import CONVOLVE, check_plan, weight_gradients_of_each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unlearnkit.importance.fisher.engine.choice import Chooser
-from unlearnkit.importance.fisher.engine.kernel import Into
+from unlearnkit.importance.fisher.engine.kernel import ConvGeometry, SumBuffers
 from unlearnkit.importance.fisher.engine.totals import Totals
-from unlearnkit.importance.fisher.rules.compiled import CompiledKernels
-from unlearnkit.importance.fisher.rules.conv_geometry import Geometry
-from unlearnkit.importance.fisher.rules.conv_kernels import conv_kernels
-from unlearnkit.importance.fisher.rules.conv_onednn import native_pays
-from unlearnkit.importance.fisher.rules.conv_regions import meetings, tap_regions
-from unlearnkit.importance.fisher.rules.conv_small_maps import pays
+from unlearnkit.importance.fisher.rules.conv_kernels import conv_plans, count_meetings, onednn_pays, pairs_pay
 
 
 class Counter(TorchDispatchMode):
@@ -38,7 +31,7 @@ def problems(draw):
     groups = draw(st.sampled_from([1, 1, 1, 2]))
     wide = draw(st.booleans()) and dims < 3  # sixteen channels: samples are handled together
     channels = [groups * (16 if wide else draw(st.integers(1, 3))) for _ in range(2)]
-    geometry = Geometry(
+    geometry = ConvGeometry(
         kernel=kernel, stride=stride, padding=tuple((p, p) for p in padding), dilation=dilation, groups=groups
     )
     return geometry, channels, draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.booleans())
@@ -58,28 +51,24 @@ def test_every_kernel(problem, dtype, memory):
         x, g = (t.contiguous(memory_format=torch.channels_last) for t in (x, g))
     x, g = (t.unflatten(0, (samples, rows)) for t in (x, g))
     expected = weight_gradients_of_each(geometry, w, x, g)
-    compiled = CompiledKernels() if HAS_COMPILER else None
-    slots = [
-        Totals({"w": w}, double=False, memory=memory, chooser=Chooser(), compiled=outer).slot("w")
-        for outer in {None, compiled}
-    ]
-    for kernel in (k for slot in slots for k in conv_kernels(slot, g, x, geometry)):
-        check_kernel(kernel, expected, dtype=dtype, tolerance=1e-5 if dtype is torch.float32 else 1e-13)
+    slot = Totals({"w": w}, double=False, memory=memory).slot("w")
+    for kernel in conv_plans(slot, g, x, geometry):
+        check_plan(kernel, expected, dtype=dtype, tolerance=1e-5 if dtype is torch.float32 else 1e-13)
 
 
 def names(channels, out, size, *, kernel=3, dtype=torch.float32):
-    geometry = Geometry(
+    geometry = ConvGeometry(
         kernel=(kernel,) * 2, stride=(1, 1), padding=((kernel // 2,) * 2,) * 2, dilation=(1, 1), groups=1
     )
     x, g = torch.zeros(2, 1, channels, size, size, dtype=dtype), torch.zeros(2, 1, out, size, size, dtype=dtype)
     w = torch.zeros(out, channels, kernel, kernel, dtype=dtype)
-    slot = Totals({"w": w}, double=False, memory=1 << 24, chooser=Chooser()).slot("w")
-    return [k.name for k in conv_kernels(slot, g, x, geometry)]
+    slot = Totals({"w": w}, double=False, memory=1 << 24).slot("w")
+    return [k.name for k in conv_plans(slot, g, x, geometry)]
 
 
 @pytest.mark.parametrize(
     ("channels", "out", "size", "first"),
-    [(512, 512, 2, "pairs"), (256, 256, 4, "taps"), (128, 128, 8, "windows"), (64, 64, 16, "plain")],
+    [(512, 512, 2, "pairs"), (256, 256, 4, "offsets"), (128, 128, 8, "plain"), (64, 64, 16, "plain")],
 )
 def test_the_choice_by_rule_for_the_stages_of_a_residual_network(channels, out, size, first):
     if first == "plain" and not torch.backends.mkldnn.is_available():
@@ -95,12 +84,12 @@ def test_torchs_own_gradient_is_left_out_in_float64():
 def test_on_a_device_many_samples_at_a_time():
     with FakeTensorMode():  # a device that is not there will do: nothing is computed
         w, x = torch.empty(64, 64, 3, 3, device="cuda"), torch.empty(64, 1, 64, 8, 8, device="cuda")
-        slot = Totals({"w": w}, double=False, memory=1 << 26, chooser=Chooser(), compiled=None).slot("w")
-        geometry = Geometry(kernel=(3, 3), stride=(1, 1), padding=((1, 1),) * 2, dilation=(1, 1), groups=1)
-        kernel = conv_kernels(slot, x, x, geometry)[0]
+        slot = Totals({"w": w}, double=False, memory=1 << 26).slot("w")
+        geometry = ConvGeometry(kernel=(3, 3), stride=(1, 1), padding=((1, 1),) * 2, dilation=(1, 1), groups=1)
+        kernel = conv_plans(slot, x, x, geometry)[0]
         total = torch.empty(kernel.shape, device="cuda")
         with Counter() as operations:
-            kernel.run(Into(squares=total))
+            kernel.run(SumBuffers(squares=total))
     assert kernel.name == "products"
     assert operations.seen < 64
 
@@ -110,15 +99,15 @@ def test_a_pixelwise_convolution_copies_no_windows():
 
 
 def test_offsets_that_see_only_padding_meet_nothing():
-    geometry = Geometry(kernel=(3, 3), stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1)
-    regions = tap_regions(geometry, (2, 2), (2, 2))
-    assert meetings(regions) == 16
-    assert tap_regions(geometry, (1, 1), (1, 1)).count(None) == 8
+    geometry = ConvGeometry(kernel=(3, 3), stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1)
+    regions = geometry.regions((2, 2), (2, 2))
+    assert count_meetings(regions) == 16
+    assert geometry.regions((1, 1), (1, 1)).count(None) == 8
 
 
 def test_what_pays():
-    geometry = Geometry(kernel=(3, 3), stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1)
-    assert pays(tap_regions(geometry, (2, 2), (2, 2)), 4, 9 << 18)
-    assert not pays(tap_regions(geometry, (4, 4), (4, 4)), 16, 9 << 16)
-    assert native_pays(3136, 64)
-    assert not native_pays(49, 512)
+    geometry = ConvGeometry(kernel=(3, 3), stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1)
+    assert pairs_pay(geometry.regions((2, 2), (2, 2)), 4, 9 << 18)
+    assert not pairs_pay(geometry.regions((4, 4), (4, 4)), 16, 9 << 16)
+    assert onednn_pays(3136, 64)
+    assert not onednn_pays(49, 512)

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from fisher_oracle import check_kernel
+from fisher_oracle import check_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unlearnkit.importance.fisher.engine.choice import Chooser
-from unlearnkit.importance.fisher.engine.kernel import Kernel
+from unlearnkit.importance.fisher.engine.kernel import KernelPlan
 from unlearnkit.importance.fisher.engine.totals import Totals
-from unlearnkit.importance.fisher.rules.outer_products import add_outer, outer_kernels
+from unlearnkit.importance.fisher.rules.linear import add_outer, outer_plans
 
 DTYPES = {torch.float32: 1e-5, torch.float64: 1e-13}
 
@@ -18,7 +17,7 @@ def problem(samples, rows, out, inner, dtype, memory=1 << 24, *, signed=False):
     torch.manual_seed(rows)
     g, a = torch.randn(samples, rows, out, dtype=dtype), torch.randn(samples, rows, inner, dtype=dtype)
     named = {"w": torch.zeros(out, inner, dtype=dtype)}
-    totals = Totals(named, double=False, memory=memory, chooser=Chooser(), signed=signed)
+    totals = Totals(named, double=False, memory=memory, signed=signed)
     return g, a, totals, torch.einsum("nto,nti->noi", g.double(), a.double())
 
 
@@ -33,11 +32,11 @@ def problem(samples, rows, out, inner, dtype, memory=1 << 24, *, signed=False):
 )
 def test_every_kernel(samples, rows, out, inner, dtype, memory):
     g, a, totals, expected = problem(samples, rows, out, inner, dtype, memory)
-    kernels = outer_kernels(totals.slot("w"), g, a)
+    kernels = outer_plans(totals.slot("w"), g, a)
     assert {"outer", "batched"} <= {kernel.name for kernel in kernels}
     assert ("pairs" in {kernel.name for kernel in kernels if kernel.squares_only}) == (rows <= 8)
     for kernel in kernels:
-        check_kernel(kernel, expected, dtype=dtype, tolerance=DTYPES[dtype])
+        check_plan(kernel, expected, dtype=dtype, tolerance=DTYPES[dtype])
 
 
 @pytest.mark.parametrize("dtype", list(DTYPES))
@@ -55,9 +54,9 @@ def test_a_kernel_for_squares_alone_is_passed_over_when_more_is_wanted():
     _, _, totals, _ = problem(1, 1, 2, 2, torch.float32)
     ran = []
     kernels = [
-        Kernel(name=name, shape=(2, 2), run=lambda _, name=name: ran.append(name), squares_only=name == "squares")
+        KernelPlan(name=name, shape=(2, 2), run=lambda _, name=name: ran.append(name), squares_only=name == "squares")
         for name in ("squares", "all")
     ]
-    totals.slot("w").run((), kernels)
-    totals.slot("w", absolute=totals.empty()).run((), kernels)
+    totals.slot("w").run(kernels)
+    totals.slot("w", absolute=totals.empty()).run(kernels)
     assert ran == ["squares", "all"]

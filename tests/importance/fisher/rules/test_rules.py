@@ -31,7 +31,7 @@ def test_linear(inner, out, rows, bias, sizes, dtype):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8, 9, 20])
-@pytest.mark.parametrize("kernels", ["fixed", "timed"])
+@pytest.mark.parametrize("kernels", ["auto", "fixed"])
 def test_linear_kernels(rows, kernels):
     check(nn.Linear(3, 5), lambda n: torch.randn(n, rows, 3), [4, 3], torch.float64, kernels=kernels)
 
@@ -76,7 +76,7 @@ def test_transposed_convolution(drawn, sizes, dtype):
     check(layer, lambda n: torch.randn(n, *shape), sizes, dtype)
 
 
-@pytest.mark.parametrize("kernels", ["fixed", "timed"])
+@pytest.mark.parametrize("kernels", ["auto", "fixed"])
 @pytest.mark.parametrize(
     ("channels", "groups", "kernel", "size"), [(4, 1, 3, 4), (4, 1, 1, 4), (4, 4, 3, 5), (4, 2, 3, 5), (3, 1, 2, 3)]
 )

@@ -3,23 +3,26 @@
 import pytest
 import torch
 from compiler import HAS_COMPILER
-from fisher_oracle import check_kernel, weight_gradients_of_each
+from fisher_oracle import check_plan, weight_gradients_of_each
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unlearnkit_cpu_kernels import ConvolutionSquares, LinearSquares
 
-from unlearnkit.importance.fisher.engine.choice import Chooser
+from unlearnkit.importance.fisher.engine.kernel import ConvGeometry, KernelOperands
 from unlearnkit.importance.fisher.engine.totals import Totals
-from unlearnkit.importance.fisher.rules.compiled import CompiledKernels
-from unlearnkit.importance.fisher.rules.conv_geometry import Geometry
-from unlearnkit.importance.fisher.rules.conv_kernels import conv_kernels
-from unlearnkit.importance.fisher.rules.outer_products import outer_kernels
+from unlearnkit.importance.fisher.rules.conv_kernels import conv_plans
+from unlearnkit.importance.fisher.rules.linear import outer_plans
 
 COMPILED = [False, True] if HAS_COMPILER else [False]
 
 
-def slot(w, compiled):
-    library = CompiledKernels() if compiled else None
-    return Totals({"w": w}, double=False, memory=1 << 20, chooser=Chooser(), compiled=library).slot("w")
+def slot(w):
+    return Totals({"w": w}, double=False, memory=1 << 20).slot("w")
+
+
+def compiled_plans(kernel, g, x, options=None):
+    plan = kernel.plan(KernelOperands(layer=kernel.layer, g=g, x=x, options=options))
+    return [] if plan is None else [plan]
 
 
 def permuted(t, order):
@@ -64,8 +67,9 @@ def lying(draw, t):
 def test_rows(compiled, data, samples, rows, out, inner):
     torch.manual_seed(out)
     g, a = (data.draw(lying(torch.randn(samples, rows, n))) for n in (out, inner))
-    for kernel in outer_kernels(slot(torch.zeros(out, inner), compiled), g, a):
-        check_kernel(kernel, torch.einsum("nto,nti->noi", g.double(), a.double()))
+    plans = compiled_plans(LinearSquares(), g, a) if compiled else outer_plans(slot(torch.zeros(out, inner)), g, a)
+    for kernel in plans:
+        check_plan(kernel, torch.einsum("nto,nti->noi", g.double(), a.double()))
 
 
 @st.composite
@@ -74,7 +78,7 @@ def problems(draw):
     each = lambda low, high: tuple(draw(st.integers(low, high)) for _ in range(dims))  # noqa: E731
     kernel, stride, dilation, pad = each(1, 3), each(1, 2), each(1, 2), each(0, 2)
     size = tuple(d * (k - 1) + 1 + draw(st.integers(0, 3)) for k, d in zip(kernel, dilation, strict=True))
-    geometry = Geometry(
+    geometry = ConvGeometry(
         kernel=kernel, stride=stride, padding=tuple((p, p) for p in pad), dilation=dilation, groups=groups
     )
     out = tuple(
@@ -94,5 +98,6 @@ def problems(draw):
 @pytest.mark.parametrize("compiled", COMPILED)
 def test_convolutions(compiled, problem):
     geometry, x, g, w = problem
-    for kernel in conv_kernels(slot(w, compiled), g, x, geometry):
-        check_kernel(kernel, weight_gradients_of_each(geometry, w, x, g))
+    plans = compiled_plans(ConvolutionSquares(), g, x, geometry) if compiled else conv_plans(slot(w), g, x, geometry)
+    for kernel in plans:
+        check_plan(kernel, weight_gradients_of_each(geometry, w, x, g))

@@ -8,13 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearnkit.importance.fisher.engine.call_plan import Script, Step, UnprovenError
-from unlearnkit.importance.fisher.engine.gradient_tap import Gradients, Sink
-from unlearnkit.importance.fisher.engine.group_totals import Part
-from unlearnkit.importance.fisher.engine.interceptor import Guide, Interceptor, Seen
-from unlearnkit.importance.fisher.engine.row_layout import Layout, touched_rows
+from unlearnkit.importance.fisher.engine.call_plan import CallPlan, Layout, Step, UnprovenError, touched_rows
+from unlearnkit.importance.fisher.engine.interceptor import Gradients, Guide, Interceptor, Seen, Sink
 from unlearnkit.importance.fisher.engine.rule import Call, Rule
-from unlearnkit.importance.fisher.engine.totals import Slot
+from unlearnkit.importance.fisher.engine.totals import Part, Slot
 
 _ADDED = 3  # gradients of one weight held at a time: two uses' and their sum
 
@@ -51,11 +48,11 @@ class _Use:
 
 
 @final
-class Following(Guide):
-    """Follows a script and adds squares."""
+class Accumulation(Guide):
+    """Follows a call plan and adds the squares of per-sample gradients."""
 
-    def __init__(self, script: Script, samples: int, parts: Sequence[Part]) -> None:
-        self._script = script
+    def __init__(self, plan: CallPlan, samples: int, parts: Sequence[Part]) -> None:
+        self._plan = plan
         self._samples = samples
         self._parts = parts
         self._totals = parts[0].sums.squares  # for dtypes and shapes, which all have in common
@@ -64,14 +61,12 @@ class Following(Guide):
         self._others: Tensor | None = None  # while it is looked whose rows gradients touch
         self._strays: list[tuple[Step, Tensor]] = []
         self.interceptor: Interceptor | None = None
-        script.start()
+        plan.start()
 
     def step(self, seen: Seen) -> Step | None:
-        """Follow the script; see `Guide.step`."""
-        return self._script.peek(seen.function, seen.names)
+        return self._plan.match(seen.function, seen.names)
 
     def sink(self, step: Step, call: Call, y: Any) -> Sink:
-        """Check the shapes and return what adds the squares; see `Guide.sink`."""
         assert self.interceptor is not None, "set before the pass"
         step.check(y, self._samples)
         head = step.inputs.length(self._samples) if step.inputs is not None else ()
@@ -135,7 +130,7 @@ class Following(Guide):
 
     def _matters(self, step: Step, layout: Layout) -> bool:
         """Say whether it matters whose a row is; of single rows that are squared and added, only how many there are."""
-        met = any(name in self._script.shared or name in self._derived for name in step.names)
+        met = any(name in self._plan.shared or name in self._derived for name in step.names)
         return met or layout.rows > 1 or len(self._parts) > 1
 
     def _receive(self, step: Step, call: Call, gradients: Gradients, labels: Mapping[str, str | None]) -> None:
@@ -156,7 +151,7 @@ class Following(Guide):
                 ready[dtype] = _converted(g, dtype), call.holding(_converted(t, dtype) for t in saved)
             mine, bound = ready[dtype]
             use = _Use(label=label, role=role, rule=step.rule, g=mine, call=bound)
-            if label in self._script.shared or label in self._derived:
+            if label in self._plan.shared or label in self._derived:
                 self._uses.append(use)
             else:
                 self._add(use)

@@ -1,20 +1,106 @@
-"""What the calls of a forward pass with parameters in them are: found out once, then followed."""
+"""The recorded sequence of parametric calls of a forward pass; later passes must match it.
+
+Each call knows which rows of its output belong to which sample: recognised from a few samples, never guessed.
+"""
 
 import enum
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import attrs
+import torch
+from torch import Tensor
 
-from unlearnkit.importance.fisher.engine.gradient_tap import results
-from unlearnkit.importance.fisher.engine.row_layout import Layout, Order
 from unlearnkit.importance.fisher.engine.rule import Rule, name_of
 
 
 @final
 class UnprovenError(Exception):
     """The engine cannot prove that it would be exact here; the message says where and why."""
+
+
+@final
+class Order(enum.Enum):
+    """Where the samples stand: rows of a sample side by side, every n-th row, or along dimension 1."""
+
+    MAJOR = "major"
+    MINOR = "minor"
+    SECOND = "second"
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Layout:
+    """How dimension 0 (or 1) of a tensor is made of samples.
+
+    Example:
+        >>> import torch
+        >>> layout = Layout(order=Order.MINOR, rows=2)
+        >>> layout.samples_first(torch.tensor([[0], [1], [10], [11]]), 2)[1]
+        tensor([[ 1],
+                [11]])
+    """
+
+    order: Order
+    rows: int
+
+    def length(self, samples: int) -> tuple[int, ...]:
+        """Return the leading sizes that a tensor of so many samples must have."""
+        return (self.rows, samples) if self.order is Order.SECOND else (self.rows * samples,)
+
+    def samples_first(self, tensor: Tensor, samples: int) -> Tensor:
+        """View a tensor sample by sample."""
+        if self.order is Order.SECOND:
+            return tensor.transpose(0, 1)
+        if self.order is Order.MINOR:
+            return tensor.view(self.rows, samples, *tensor.shape[1:]).transpose(0, 1)
+        return tensor.view(samples, self.rows, *tensor.shape[1:])
+
+    def agrees(self, touched: Sequence[Tensor]) -> bool:
+        """Say whether no sample's loss reaches another sample's rows."""
+        for sample, mask in enumerate(touched):
+            mine = self.samples_first(mask, len(touched))
+            if int(mine.count_nonzero()) != int(mine[sample].count_nonzero()):
+                return False
+        return True
+
+
+def recognise(shape: Sequence[int], touched: Sequence[Tensor], *, free_rows: bool) -> Layout | None:
+    """Find the layout of a layer's output from which rows each sample's loss touches.
+
+    Example:
+        >>> import torch
+        >>> mine = [torch.tensor([True, False, True, False]), torch.tensor([False, True, False, True])]
+        >>> recognise((4, 5), mine, free_rows=True)
+        Layout(order=<Order.MINOR: 'minor'>, rows=2)
+    """
+    samples, possible = len(touched), []
+    if shape and shape[0] % samples == 0:
+        possible.append(Layout(order=Order.MAJOR, rows=shape[0] // samples))
+    if free_rows and len(shape) > 2 and shape[1] == samples:
+        possible.append(Layout(order=Order.SECOND, rows=shape[0]))
+    if shape and shape[0] % samples == 0 and shape[0] > samples:
+        possible.append(Layout(order=Order.MINOR, rows=shape[0] // samples))
+    agreeing = [layout for layout in possible if layout.agrees(touched)]
+    return agreeing[0] if len(agreeing) == 1 else None
+
+
+def touched_rows(gradient: Tensor) -> Tensor:
+    """Say which leading indices a gradient touches."""
+    return (gradient != 0).flatten(2).any(2) if gradient.dim() > 2 else gradient != 0
+
+
+def results(value: Any) -> list[Tensor]:
+    """List the floating tensors of a function's result.
+
+    Example:
+        >>> len(results((torch.ones(2), [torch.ones(3), torch.arange(3)], None)))
+        2
+    """
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    return [t for item in value for t in results(item)] if isinstance(value, tuple | list) else []
 
 
 @final
@@ -60,12 +146,13 @@ class Step:
 
 
 @final
-class Script:
-    """The steps of one kind of forward pass, in order, as a probe found them."""
+class CallPlan:
+    """The calls of one kind of forward pass, in order, as a probe of a few samples recorded them."""
 
-    def __init__(self, steps: list[Step], slow: tuple[str, ...] = ()) -> None:
-        self.slow = slow
-        self.steps = tuple(steps)
+    def __init__(
+        self, steps: Sequence[Step], *, precision: torch.dtype, samples: int, slow: tuple[str, ...] = ()
+    ) -> None:
+        self.steps, self.precision, self.samples, self.slow = tuple(steps), precision, samples, slow
         self._next = 0
         used = Counter(name for step in steps if step.action is not Action.ENTER for name in step.names)
         derived = {name for step in steps if step.action is Action.DERIVE for name in step.names}
@@ -78,7 +165,7 @@ class Script:
         """Begin a pass."""
         self._next = 0
 
-    def peek(self, function: Callable[..., Any], names: tuple[str, ...]) -> Step | None:
+    def match(self, function: Callable[..., Any], names: tuple[str, ...]) -> Step | None:
         """Return the next step when it is this call, and move on."""
         if self._next < len(self.steps):
             step = self.steps[self._next]
@@ -88,6 +175,6 @@ class Script:
         return None
 
     def finish(self) -> None:
-        """End a pass."""
+        """End a pass; all steps must have come."""
         if self._next < len(self.steps):
             raise UnprovenError(f"{self.steps[self._next].describe()}: expected a call as in the probe, saw none")

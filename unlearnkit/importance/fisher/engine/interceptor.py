@@ -1,8 +1,10 @@
-"""Sees every torch function that a model calls, on this thread only, and acts on those that use a parameter."""
+"""Intercepts the torch functions that use a parameter, on this thread only, and taps the gradients of their results."""
 
 import abc
+import sys
+import threading
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, final
 
 import attrs
@@ -10,9 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from unlearnkit.importance.fisher.engine.call_plan import Action, Step, UnprovenError
-from unlearnkit.importance.fisher.engine.gradient_tap import Gradients, Sink, tap, tap_all
-from unlearnkit.importance.fisher.engine.lean import lean
+from unlearnkit.importance.fisher.engine.call_plan import Action, Step, UnprovenError, results
 from unlearnkit.importance.fisher.engine.recurrent_cells import hindrance, written_out
 from unlearnkit.importance.fisher.engine.rule import Call, Rule, rule_for
 from unlearnkit.models.norm_gradients import fix_norm_gradient
@@ -21,6 +21,73 @@ _CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function
 _IN_PLACE = frozenset(
     f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "and", "or", "xor", "mod", "matmul")
 )
+
+
+Gradients = tuple[Tensor | None, ...]
+"""Of every floating result of a function, in order; None where nothing depends on it."""
+Sink = Callable[[Gradients, tuple[Tensor, ...]], None]
+
+
+@final
+class Tap(torch.autograd.Function):
+    """The identity; its backward hands the gradients and the saved tensors to a sink and passes the gradients on.
+
+    It works on its arguments in place, so that what follows may do so too, and makes no copy. The saved tensors go
+    through autograd's own hooks: checkpointing recomputes them, and an edit in place is detected.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, sink: Sink, count: int, *tensors: Tensor) -> Any:
+        """Return the first ``count`` tensors themselves; see the class. The anchor makes them require gradients."""
+        del anchor
+        ctx.save_for_backward(*tensors[count:])
+        ctx.sink = sink
+        ctx.count = len(tensors)
+        ctx.set_materialize_grads(False)
+        ctx.mark_dirty(*tensors[:count])
+        return tensors[:count] if count > 1 else tensors[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        """Hand the gradients to the sink and return them."""
+        if any(g is not None for g in grads):
+            saved = ctx.saved_tensors  # checkpointing recomputes them here, and must be seen doing it
+            with torch._C.DisableTorchFunction(), torch.no_grad():  # noqa: SLF001 - torch's own switch
+                ctx.sink(grads, saved)
+        return (None, None, None, *grads, *[None] * (ctx.count - len(grads)))
+
+
+def tap(y: Tensor, anchor: Tensor, sink: Sink, saved: tuple[Tensor, ...], *, fresh: bool = False) -> Tensor:
+    """Put a tap on a tensor."""
+    base, shape = y._base if fresh else None, y.shape  # noqa: SLF001 - torch has no public name for it
+    if base is not None and base.grad_fn is not None and base.numel() == y.numel() and _in_order(base, y):
+        # A linear layer on (n, t, …) rows is a product of (n·t, …) rows, viewed: the tap sits under the view.
+        # A view made anew, because torch goes back through ``y`` by a copy of its gradient.
+        rows: Tensor = Tap.apply(anchor, lambda found, kept: sink((found[0].reshape(shape),), kept), 1, base, *saved)
+        return rows.view(shape)
+    own = y.clone() if y._is_view() else y  # noqa: SLF001
+    tapped: Tensor = Tap.apply(anchor, sink, 1, own, *saved)
+    return tapped
+
+
+def tap_all(value: Any, anchor: Tensor, sink: Sink, saved: tuple[Tensor, ...]) -> Any:
+    """Put one tap on all floating tensors of a result."""
+    copies = [t.clone() for t in results(value)]
+    tapped = Tap.apply(anchor, sink, len(copies), *copies, *saved)
+    return _rebuilt(value, iter(tapped if isinstance(tapped, tuple) else (tapped,)))
+
+
+def _rebuilt(value: Any, tensors: Iterator[Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return next(tensors) if value.is_floating_point() else value
+    if not isinstance(value, tuple | list):
+        return value
+    items = [_rebuilt(item, tensors) for item in value]
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # named tuples take them one by one
+
+
+def _in_order(base: Tensor, y: Tensor) -> bool:
+    return base.is_contiguous() and y.is_contiguous()
 
 
 @final
@@ -98,7 +165,7 @@ class Interceptor(TorchFunctionMode):
         tensors = _tensors(args) + _tensors(kwargs.values()) if kwargs else _tensors(args)
         tracked = tuple([t for t in tensors if id(t) in self._labels])
         if not tracked:
-            result = lean(func)(*args, **kwargs)
+            result = func(*args, **kwargs)
             fix_norm_gradient(func, result)
             if not self._recomputing:
                 self._guide.passed(func, tensors, result)
@@ -162,6 +229,37 @@ class Interceptor(TorchFunctionMode):
             with self:
                 return entered(seen.function)(*seen.args, **seen.kwargs)
         return seen.run()
+
+
+@final
+class Eager:
+    """Makes `torch.compile` step aside while any thread is inside; the model itself is not touched.
+
+    torch has one switch for all threads, so that the first to come turns it and the last to go turns it back. Compiled
+    functions that run elsewhere meanwhile are slower and give the same results.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._switch: Any = None
+
+    def __enter__(self) -> None:
+        """Turn the switch, where anything can have been compiled at all."""
+        with self._lock:
+            if self._inside == 0 and "torch._dynamo" in sys.modules:
+                self._switch = torch.compiler.set_stance("force_eager")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        """Turn it back."""
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._switch is not None:
+                self._switch.__exit__(None, None, None)
+                self._switch = None
+
+
+EAGER = Eager()
 
 
 def in_place(function: Callable[..., Any]) -> bool:

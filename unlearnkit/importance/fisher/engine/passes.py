@@ -1,28 +1,77 @@
-"""Passes of a model by a script: forward under the interceptor, back to the taps, and a second look now and then."""
+"""Passes over a batch by a call plan: forward under the interceptor, backward to the taps; and the cache of plans."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, final
 
+import attrs
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.batches import batch_size
-from unlearnkit.importance.fisher.engine.accumulate import Following
-from unlearnkit.importance.fisher.engine.group_totals import Part
+from unlearnkit.data.batches import batch_size, take, tensors
+from unlearnkit.importance.fisher.engine.accumulate import Accumulation
+from unlearnkit.importance.fisher.engine.call_plan import CallPlan, UnprovenError
 from unlearnkit.importance.fisher.engine.interceptor import Interceptor
-from unlearnkit.importance.fisher.engine.probe import Found
-from unlearnkit.importance.fisher.engine.recheck import Alone, Recheck, look_again, too_late
+from unlearnkit.importance.fisher.engine.kernel import KernelFailedError, out_of_memory
+from unlearnkit.importance.fisher.engine.nan_check import Underflow
+from unlearnkit.importance.fisher.engine.per_sample_fallback import SquaredGradients
+from unlearnkit.importance.fisher.engine.probe import Comparison, check_alone, probe, probe_again
+from unlearnkit.importance.fisher.engine.totals import GroupTotals, Part
 from unlearnkit.models.objective import Objective, check_losses
+from unlearnkit.utils.errors import UnlearnKitError, UnlearnKitWarning, UnsupportedModelError
 
-SIZES = 8  # batch sizes of which the first pass is looked at as a whole
+SIZES = 8  # batch sizes whose first pass is checked for rows of other samples
+_SPOT_CHECKED = 3  # samples
+PROBED = (3, 2)  # samples: a second size, because another dimension may be equal to the first by chance
+Kind = tuple[object, ...]
+"""What `signature` returns."""
 _IGNORE: Callable[[Tensor], None] = lambda _: None  # noqa: E731
 
 
 @final
+@attrs.frozen(kw_only=True, eq=False)
+class AloneLosses:
+    """The losses of some samples of a batch, each run by itself."""
+
+    rows: Sequence[int]
+    losses: Tensor
+    passes: int = 0
+
+    def check(self, losses: Tensor, precision: torch.dtype) -> None:
+        """Compare with their losses within the batch."""
+        with _later_pass(self.passes):
+            check_alone(losses[list(self.rows)], self.losses, precision)
+
+
+@final
+class SpotChecks:
+    """Draws one pass of every so many, and a few samples in it; the same ones in every run."""
+
+    def __init__(self, every: int) -> None:
+        self._every, self.passes = every, 0
+        self._draw = np.random.default_rng(0)
+        self._place = 0
+
+    def rows(self, size: int) -> list[int]:
+        """Count one pass, and return the samples of it to check; mostly none."""
+        index, self.passes = self.passes, self.passes + 1
+        if not self._every or index == 0:  # the first pass is probed
+            return []
+        window, place = divmod(index, self._every)
+        if place == 0 or index == 1:
+            self._draw = np.random.default_rng(window)
+            self._place = int(self._draw.integers(int(window == 0), self._every))
+        if place != self._place:
+            return []
+        return [int(row) for row in self._draw.permutation(size)[:_SPOT_CHECKED]]
+
+
+@final
 class Passes:
-    """Adds squares by a script that is known, and looks at the first pass of each batch size and at one of so many."""
+    """Adds squares by a call plan; checks the first pass of each batch size and one pass of every `recheck`."""
 
     def __init__(
         self,
@@ -34,68 +83,167 @@ class Passes:
         recheck: int = 0,
     ) -> None:
         self.model, self.objective, self.named, self.device = model, objective, named, device
-        self._alone: Alone | None = None
-        self._recheck = Recheck(recheck)
+        self._alone: AloneLosses | None = None
+        self._spot_checks = SpotChecks(recheck)
         self._sizes: set[int] = set()
 
-    def expect(self, alone: Alone | None) -> None:
-        """Have losses of the next pass compared."""
+    def expect(self, alone: AloneLosses | None) -> None:
+        """Set the losses that the next pass must reproduce."""
         self._alone = alone
 
-    def expected(self) -> Alone | None:
-        """Return what the losses of this pass are to be compared with, which nobody else will do."""
-        alone, self._alone = self._alone, None
-        return alone
+    def register(self, batch: Any, plan: CallPlan) -> None:
+        """Register a batch; every `recheck` passes, run a few of its samples alone first."""
+        rows = self._spot_checks.rows(batch_size(batch))[: plan.samples]
+        if len(rows) == plan.samples and self._alone is None:
+            passes = self._spot_checks.passes - 1
+            with _later_pass(passes):
+                self._alone = AloneLosses(rows=rows, losses=self._losses_alone(batch, plan, rows), passes=passes)
 
-    def count(self, batch: Any, found: Found) -> None:
-        """Hear that a batch is to be added, and look at some of its samples alone when it is time to."""
-        rows = self._recheck.rows(batch_size(batch))
-        if len(rows) >= found.samples and self._alone is None:
-            self._alone = self._again(batch, found, rows[: found.samples])
+    def _losses_alone(self, batch: Any, plan: CallPlan, rows: Sequence[int]) -> Tensor:
+        few = take(batch, torch.tensor(rows, device=next(tensors(batch)).device))
+        probe_again(self.model, self.objective, few, self.named, plan)
+        ones = [take(few, slice(i, i + 1)) for i in range(len(rows))]
+        with torch.no_grad():
+            return torch.cat(
+                [check_losses(self.objective.losses(self.model, one), one, objective=self.objective) for one in ones]
+            )
 
-    def _again(self, batch: Any, found: Found, rows: Sequence[int]) -> Alone:
-        passes = self._recheck.passes - 1
-        with too_late(passes):
-            losses = look_again(self.model, self.objective, batch, self.named, found=found, rows=rows)
-        return Alone(rows=rows, losses=losses, passes=passes)
-
-    def run(
-        self, batch: Any, found: Found, parts: Sequence[Part], *, look: Callable[[Tensor], None] | None = None
-    ) -> None:
-        """Make a pass."""
-        if look is None:
-            look = self._look(batch, found, parts)
-        with self._forward(batch, found, parts) as (losses, guide):
-            look(losses)
-            guide.backward(losses)
-            guide.finish()
+    def run(self, batch: Any, plan: CallPlan, parts: Sequence[Part]) -> None:
+        """Forward and backward over one batch; adds the squares of its per-sample gradients to the parts."""
+        check = self._check_rows(batch, plan, parts)
+        with self._forward(batch, plan, parts) as (losses, accumulation):
+            check(losses)
+            accumulation.backward(losses)
+            accumulation.finish()
 
     @contextmanager
-    def _forward(self, batch: Any, found: Found, parts: Sequence[Part]) -> Iterator[tuple[Tensor, Following]]:
-        """Go forward, and yield the losses and what goes back from them."""
-        guide = Following(found.script, batch_size(batch), parts)
-        interceptor = Interceptor(self.named, guide, self.device)
-        guide.interceptor = interceptor
+    def _forward(self, batch: Any, plan: CallPlan, parts: Sequence[Part]) -> Iterator[tuple[Tensor, Accumulation]]:
+        accumulation = Accumulation(plan, batch_size(batch), parts)
+        interceptor = Interceptor(self.named, accumulation, self.device)
+        accumulation.interceptor = interceptor
         try:
             with interceptor:
                 losses = self.objective.losses(self.model, batch)
             losses = check_losses(losses, batch, objective=self.objective)
-            found.script.finish()
-            yield losses, guide
+            plan.finish()
+            yield losses, accumulation
         finally:
-            guide.close()
+            accumulation.close()
 
-    def _look(self, batch: Any, found: Found, parts: Sequence[Part]) -> Callable[[Tensor], None]:
-        """Look at the first pass of a kind, and at one of so many, before it is made; return what looks at losses."""
-        alone, size = self.expected(), batch_size(batch)
-        check = partial(alone.check, precision=found.precision) if alone is not None else _IGNORE
+    def _check_rows(self, batch: Any, plan: CallPlan, parts: Sequence[Part]) -> Callable[[Tensor], None]:
+        """Check whose rows are whose when it is due, in a pass of its own; return a check of the next losses."""
+        (alone, self._alone), size = (self._alone, None), batch_size(batch)
+        check = partial(alone.check, precision=plan.precision) if alone is not None else _IGNORE
         new = size not in self._sizes and len(self._sizes) < SIZES
-        if size <= found.samples or not (new or (alone is not None and alone.passes)):
+        if size <= plan.samples or not (new or (alone is not None and alone.passes)):
             return check
-        # A pass of its own: to keep a graph for a second time takes more than a plain pass holds.
-        with self._forward(batch, found, parts) as (losses, guide):
+        # Going back twice through one graph would hold more than a plain pass does.
+        with self._forward(batch, plan, parts) as (losses, accumulation):
             check(losses)
-            with too_late(alone.passes if alone is not None else 0):
-                guide.check_owners(losses)
+            with _later_pass(alone.passes if alone is not None else 0):
+                accumulation.check_owners(losses)
         self._sizes.add(size)
         return _IGNORE
+
+
+@final
+class PlanCache:
+    """Probes the first batch of each kind: which function uses which parameter, and which rows belong to which sample.
+
+    The totals of a few samples must equal those of one sample at a time.
+    """
+
+    def __init__(
+        self, passes: Passes, *, totals: GroupTotals, fallback: SquaredGradients, underflow: Underflow
+    ) -> None:
+        self._passes, self._totals, self._fallback, self._underflow = passes, totals, fallback, underflow
+        self._plans: dict[Kind, CallPlan] = {}
+        self._slow: set[str] = set()
+
+    def known(self, kind: Kind) -> CallPlan | None:
+        """Return the plan of a kind of batch, if there is one already."""
+        return self._plans.get(kind)
+
+    def forget(self, kind: Kind) -> None:
+        """Probe the next batch of a kind again."""
+        self._plans.pop(kind, None)
+
+    def of(self, batch: Any, kind: Kind, *, grouped: bool) -> CallPlan:
+        """Return the plan of a batch; the first of its kind is probed."""
+        if kind in self._plans:
+            return self._plans[kind]
+        reason: Exception | None = None
+        for samples in (n for n in PROBED if n <= batch_size(batch)):
+            try:
+                self._plans[kind] = self._probed(take(batch, slice(0, samples)), grouped=grouped)
+            except (UnlearnKitError, KernelFailedError):
+                raise
+            except Exception as error:  # whatever fails under the mode, the fallback may work
+                if out_of_memory(error):
+                    raise
+                reason = reason or error
+            else:
+                self._say_slow(self._plans[kind].slow)
+                return self._plans[kind]
+        assert reason is not None, "a batch of one sample is not probed"
+        if isinstance(reason, UnprovenError):
+            raise reason
+        raise UnprovenError(f"{type(reason).__name__}: {_first_line(reason)}") from reason
+
+    def _say_slow(self, slow: Sequence[str]) -> None:
+        new = [step for step in slow if step not in self._slow]
+        self._slow.update(new)
+        if new:
+            warnings.warn(
+                f"no rule for {'; '.join(new)}: differentiated one sample at a time, that function alone, exactly but "
+                "for one small forward and backward pass of it for each sample and weight: see register_rule",
+                UnlearnKitWarning,
+                stacklevel=2,
+            )
+
+    def _probed(self, few: Any, *, grouped: bool) -> CallPlan:
+        passes = self._passes
+        plan = probe(passes.model, passes.objective, few, passes.named)
+        if not self._plans and (grouped or plan.shared):  # where it matters whose a row is
+            back = take(few, torch.arange(batch_size(few)).flip(0).to(passes.device))
+            probe_again(passes.model, passes.objective, back, passes.named, plan)
+        comparison = Comparison()
+        passes.expect(None)
+        trial = self._totals.trial(batch_size(few), comparison.expect)
+        passes.run(few, plan, [trial])
+        for name in passes.named:
+            if not comparison.expects(name):  # nothing used it
+                trial.complete(name)
+
+        def receive(name: str, g: Tensor) -> None:
+            comparison.receive(name, g)
+            self._underflow.look(name, g, self._totals.dtype(name))
+
+        passes.expect(AloneLosses(rows=range(batch_size(few)), losses=self._fallback.each(few, receive)))
+        comparison.verdict(plan.precision)
+        return plan
+
+
+def signature(batch: Any) -> Kind:
+    """Name what the steps of a forward pass may depend on: shapes beside the batch's, dtypes, autocast."""
+    shapes = tuple((tuple(t.shape[1:]), t.dtype) for t in tensors(batch))
+    return (*shapes, *(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:160]
+
+
+@contextmanager
+def _later_pass(passes: int) -> Iterator[None]:
+    """After the first pass a failed proof is an error: what has been added cannot be taken out again."""
+    try:
+        yield
+    except UnprovenError as unproven:
+        if not passes:
+            raise
+        raise UnsupportedModelError(
+            f"expected samples that do not mix, as in the first batch, saw in pass {passes} (counted from 0): "
+            f"{unproven}; what was added before may be wrong too; chunk=1 takes one sample in a pass, slowly and "
+            "always right"
+        ) from unproven

@@ -1,7 +1,6 @@
 """Squared per-sample gradients of any model: `torch.func` in chunks, or one sample at a time where that cannot work."""
 
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, final
 
@@ -13,7 +12,7 @@ from unlearnkit.data.batches import batch_size, has_values, map_tensors, take, t
 from unlearnkit.models.norm_gradients import norm_gradient_fix
 from unlearnkit.models.objective import Objective, check_losses
 from unlearnkit.models.parameters import dense, trainable, wide
-from unlearnkit.utils.errors import UnlearnKitError, UnlearnKitWarning, UnsupportedModelError
+from unlearnkit.utils.errors import UnlearnKitError, UnsupportedModelError
 
 _LARGEST_CHUNK = 16  # above it vmap over convolutions falls off a cliff on CPUs and gains nothing elsewhere
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 5e-3}  # what is wrong in structure is wrong by more
@@ -28,21 +27,10 @@ Receive = Callable[[str, Tensor], None]
 class SquaredGradients:
     """The gradients of every sample of a batch; the sum of their squares."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        objective: Objective,
-        *,
-        chunk: int = 0,
-        memory: int = 512 << 20,
-        quiet: bool = False,
-        double: bool = False,
-    ) -> None:
+    def __init__(self, model: nn.Module, objective: Objective, *, chunk: int = 0, memory: int = 512 << 20) -> None:
         refuse_batch_statistics(model)
         self._model: nn.Module = getattr(model, "_orig_mod", model)  # torch.func cannot look into compiled code
         self._objective = objective
-        self._quiet = quiet
-        self._double = double
         self._compared = False
         self._reenters = False
         self._order = norm_gradient_fix(self._model)
@@ -69,11 +57,9 @@ class SquaredGradients:
                     done = rows.stop
             except (UnlearnKitError, torch.OutOfMemoryError):
                 raise
-            except (RuntimeError, ValueError, NotImplementedError) as error:
+            except (RuntimeError, ValueError, NotImplementedError):
                 # Which of torch's errors mean "vmap cannot" is not documented; a fault of the model fails again below.
                 self._alone = True
-                if not self._quiet:
-                    self._warn(error)
         if done < batch_size(batch):
             self.each(take(batch, slice(done, None)), receive)
 
@@ -122,14 +108,6 @@ class SquaredGradients:
         """Say how the gradients are taken."""
         return "one sample at a time" if self._alone else f"torch.func on {self._chunk} samples at a time"
 
-    def _warn(self, error: Exception) -> None:
-        warnings.warn(
-            f"{type(self._model).__name__} cannot be differentiated many samples at a time ({_first_line(error)}): "
-            "going on one sample at a time, exactly but several times slower",
-            UnlearnKitWarning,
-            stacklevel=3,
-        )
-
     def _compare(self, batch: Any) -> None:
         """Compare with one sample at a time, once: some operations give other gradients under vmap, silently."""
         if self._compared:
@@ -170,10 +148,7 @@ class SquaredGradients:
             yield rows, {name.removeprefix("model."): g for name, g in found.items()}
 
     def _squares(self, batch: Any, hand_out: Callable[[Any, Receive], object]) -> dict[str, Tensor]:
-        totals = {
-            name: torch.zeros_like(p, dtype=torch.float64 if self._double else wide(p.dtype))
-            for name, p in self._named.items()
-        }
+        totals = {name: torch.zeros_like(p, dtype=wide(p.dtype)) for name, p in self._named.items()}
 
         def receive(name: str, g: Tensor) -> None:
             # not squared in place: zeros of an unused weight are expanded
@@ -254,8 +229,3 @@ def _rebuild(batch: Any, columns: list[Tensor]) -> Any:
     """Put other tensors into the places of a batch's tensors, in order."""
     rest: Iterator[Tensor] = iter(columns)
     return map_tensors(batch, lambda _: next(rest))
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:120] if text else type(error).__name__

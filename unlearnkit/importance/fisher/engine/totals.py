@@ -1,19 +1,21 @@
-"""Where squares are added up: in each kernel's own layout, in at least float32."""
+"""All that one pass adds up: squares for each group of samples and, on request, Σ|g| and batch gradients.
+
+Every kernel adds in a layout of its own, in at least float32.
+"""
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, final
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import final
 
 import attrs
 import torch
 from torch import Tensor
 
-from unlearnkit.importance.fisher.engine.choice import Chooser
-from unlearnkit.importance.fisher.engine.kernel import Finish, Into, Kernel
+from unlearnkit.importance.fisher.engine.kernel import Finish, KernelOperands, KernelPlan, KernelSet, SumBuffers
 from unlearnkit.models.parameters import wide
 
-if TYPE_CHECKING:
-    from unlearnkit.importance.fisher.rules.compiled import CompiledKernels
+ALL = "all samples"
 
 _MIB = 1 << 20
 _CHUNK_CAP = 32 * _MIB  # larger chunks leave the caches and gain nothing
@@ -49,17 +51,15 @@ class Totals:
         *,
         double: bool,
         memory: int,
-        chooser: Chooser,
         compensated: bool = False,
-        compiled: "CompiledKernels | None" = None,
+        kernels: KernelSet | None = None,
         signed: bool = False,
     ) -> None:
         self._named = dict(named)
         self._double = double
         self.memory = memory
-        self.chooser = chooser
         self._compensated = compensated
-        self.compiled = compiled
+        self.kernels = kernels
         self._signed = signed
         self._buffers = _Buffers(self._named)
         self._open: _Buffers | None = None
@@ -89,25 +89,14 @@ class Totals:
             held[layout] = torch.zeros(shape, dtype=self.dtype(name), device=device), finish
         return held[layout][0]
 
-    def places(self) -> dict[Hashable, int]:
-        """Say where the running buffers lie in memory: parameter name and layout to an address."""
-        return {(name, layout): buffer.data_ptr() for name, layout, buffer, _ in self._buffers.all()}
-
     def add(self, totals: Mapping[str, Tensor]) -> None:
         """Add squares that somebody else has added up: parameter name to a tensor of its shape."""
         for name, total in totals.items():
             self.buffer(name, "plain", (total.numel(),), _same).add_(total.reshape(-1))
 
     def empty(self) -> "Totals":
-        """Return totals of the same kind with nothing in them, and without timing: a trial is too small to time."""
-        return Totals(
-            self._named,
-            double=self._double,
-            memory=self.memory,
-            chooser=Chooser(),
-            compiled=self.compiled,
-            signed=self._signed,
-        )
+        """Return totals of the same kind with nothing in them."""
+        return Totals(self._named, double=self._double, memory=self.memory, kernels=self.kernels, signed=self._signed)
 
     def begin(self) -> None:
         """Add apart from now on."""
@@ -155,10 +144,7 @@ class Totals:
 
     def result(self, *, last: bool = False) -> dict[str, Tensor]:
         """Return the totals, each in its parameter's shape; zeros for a parameter that nothing used."""
-        found = {}
-        for name, p in self._named.items():
-            found[name] = self.take(name) if last else self._one(name, p)
-        return found
+        return {name: self.take(name) if last else self._one(name, p) for name, p in self._named.items()}
 
     def take(self, name: str) -> Tensor:
         """Return the total of one parameter, in its shape, and give its buffers back: it starts again at zero."""
@@ -214,14 +200,14 @@ class Slot:
         for start in range(0, samples, step):
             yield slice(start, min(start + step, samples))
 
-    def into(self, layout: str, shape: tuple[int, ...], finish: Finish) -> Into:
+    def into(self, layout: str, shape: tuple[int, ...], finish: Finish) -> SumBuffers:
         """Return the running buffers in some layout."""
         squares, *rest = (
             None if totals is None else totals.buffer(self.name, layout, shape, finish)
             for totals in (self.totals, self.absolute, self.signed)
         )
         assert squares is not None, "always wanted"
-        return Into(squares=squares, absolute=rest[0], signed=rest[1])
+        return SumBuffers(squares=squares, absolute=rest[0], signed=rest[1])
 
     def add(self, per_sample: Tensor) -> None:
         """Add up per-sample gradients."""
@@ -243,16 +229,15 @@ class Slot:
         if into.signed is not None:
             into.signed.index_add_(0, where, wider)
 
-    def run(self, key: tuple[object, ...], kernels: list[Kernel]) -> None:
-        """Run one of several kernels: the one chosen for this parameter and key."""
-        able = [kernel for kernel in kernels if self.squares_only or not kernel.squares_only]
-        kernel = self.totals.chooser.choose((self.name, *key), able, self._scratch)
-        kernel.run(self.into(kernel.name, kernel.shape, kernel.finish))
+    def by_kernel(self, operands: KernelOperands) -> bool:
+        """Add a layer's gradients by the kernel of a plugin; False when none takes it."""
+        kernels = self.totals.kernels
+        return kernels is not None and kernels.add(operands, self.into, squares_only=self.squares_only)
 
-    def _scratch(self, kernel: Kernel) -> Callable[[], None]:
-        device = next(iter(self.totals._named.values())).device  # noqa: SLF001 - same module
-        buffer = torch.zeros(kernel.shape, dtype=self.dtype, device=device)
-        return lambda: kernel.run(Into(squares=buffer))
+    def run(self, plans: Iterable[KernelPlan]) -> None:
+        """Run the first plan that adds everything that is wanted."""
+        plan = next(plan for plan in plans if self.squares_only or not plan.squares_only)
+        plan.run(self.into(plan.name, plan.shape, plan.finish))
 
 
 def add_exactly(total: Tensor, lost: Tensor, term: Tensor) -> None:
@@ -268,3 +253,187 @@ def add_exactly(total: Tensor, lost: Tensor, term: Tensor) -> None:
 
 def _same(buffer: Tensor) -> Tensor:
     return buffer
+
+
+@final
+class BatchGradients:
+    """Takes Σ_{i∈b} g_i of each batch b, and adds it and its square up when the batch ends."""
+
+    def __init__(self, make: Callable[[], Totals]) -> None:
+        self.batch = make()
+        """Σ_i g_i of the current batch; what the rules add to."""
+        self._signed, self._squares = make(), make()
+
+    def end_batch(self, size: int) -> None:
+        """Take over the sum of a batch of so many samples; the next starts at zero."""
+        for name, layout, batch, finish in self.batch.whole():
+            self._signed.buffer(name, layout, tuple(batch.shape), finish).add_(batch)
+            self._squares.buffer(name, layout, tuple(batch.shape), finish).addcmul_(batch, batch, value=1 / size)
+            batch.zero_()
+
+    def signed(self) -> dict[str, Tensor]:
+        """Return Σ_i g_i of the pass, and give the buffers back."""
+        return self._signed.result(last=True)
+
+    def squares(self) -> dict[str, Tensor]:
+        """Return Σ_b n_b (1/n_b Σ_{i∈b} g_i)² of the pass, and give the buffers back."""
+        return self._squares.result(last=True)
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Sums:
+    """What is added up for one group of samples."""
+
+    squares: Totals
+    absolute: Totals | None = None
+    signed: Totals | None = None
+
+    def slot(self, name: str) -> Slot:
+        """Return the place for the per-sample gradients of one parameter."""
+        return self.squares.slot(name, absolute=self.absolute, signed=self.signed)
+
+    def receive(self, name: str, per_sample: Tensor) -> None:
+        """Add per-sample gradients of one parameter: shape (n, *shape)."""
+        self.slot(name).add(per_sample)
+
+    def empty(self) -> "Sums":
+        """Return sums of the same kind with nothing in them."""
+        absolute, signed = (None if t is None else t.empty() for t in (self.absolute, self.signed))
+        return Sums(squares=self.squares.empty(), absolute=absolute, signed=signed)
+
+    def add(self, other: "Sums") -> None:
+        """Add the sums of other samples, which give their buffers back."""
+        for mine, theirs in zip(self.all(), other.all(), strict=True):
+            mine.add(theirs.result(last=True))
+
+    def all(self) -> Iterator[Totals]:
+        """Yield what there is."""
+        yield from (totals for totals in (self.squares, self.absolute, self.signed) if totals is not None)
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Part:
+    """Neighbouring samples of a batch that belong to one group."""
+
+    rows: slice
+    sums: Sums
+    take: Callable[[str, Tensor], None] | None = None
+
+    def complete(self, name: str) -> None:
+        """Say that nothing more will be added for a parameter."""
+        if self.take is not None:
+            self.take(name, self.sums.squares.take(name))
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Cut the rows out of a tensor whose dimension 0 is the sample; a view."""
+        return tensor[self.rows]
+
+
+@final
+class GroupTotals:
+    """One `Sums` for each group; what is added between `begin` and `commit` can be taken out again."""
+
+    def __init__(
+        self, make: Callable[[], Totals], *, absolute: bool = False, gradients: BatchGradients | None = None
+    ) -> None:
+        self._make = make
+        self._pattern = make()
+        self._absolute = absolute
+        self.gradients = gradients
+        self._groups: dict[Hashable, Sums] = {}
+        self._touched: set[Hashable] = set()
+        self._open: list[Totals] = []
+        self.counts: Counter[Hashable] = Counter()
+        """How many samples each group has."""
+
+    def parts(self, keys: Sequence[Hashable]) -> list[Part]:
+        """Cut samples into parts: one for each run of equal keys."""
+        found, begin = [], 0
+        for end in range(1, len(keys) + 1):
+            if end == len(keys) or keys[end] != keys[begin]:
+                found.append(Part(rows=slice(begin, end), sums=self._sums(keys[begin])))
+                begin = end
+        return found
+
+    def begin(self, parts: Sequence[Part]) -> None:
+        """Add to these parts apart from now on; see `Totals.begin`."""
+        self._open = list(dict.fromkeys(totals for part in parts for totals in part.sums.all()))
+        for totals in self._open:
+            totals.begin()
+
+    def commit(self, keys: Sequence[Hashable]) -> None:
+        """Take over what was added since `begin`, or without it, for these samples."""
+        for totals in self._open:
+            totals.commit()
+        self._open = []
+        self.counts.update(keys)
+
+    def roll_back(self) -> None:
+        """Forget what was added since `begin`."""
+        for totals in self._open:
+            totals.roll_back()
+        self._open = []
+
+    @property
+    def opened(self) -> bool:
+        """Whether what is being added can still be taken out."""
+        return bool(self._open)
+
+    def trial(self, samples: int, take: Callable[[str, Tensor], None]) -> Part:
+        """Return a place for squares that do not count, which are taken out parameter by parameter."""
+        return Part(rows=slice(0, samples), sums=Sums(squares=self._pattern.empty()), take=take)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype in which a parameter's gradients are squared and added."""
+        return self._pattern.dtype(name)
+
+    def end_batch(self, size: int) -> None:
+        """Say that a batch of so many samples has ended."""
+        if self.gradients is not None:
+            self.gradients.end_batch(size)
+
+    def running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield the buffers of the groups that were added to since the last look at everything."""
+        for key in self._touched:
+            yield from self._groups[key].squares.running(largest=largest)
+        if largest is None:
+            self._touched.clear()
+
+    def result(self, *, last: bool = False) -> dict[str, Tensor]:
+        """Return the squares of all groups together; see `Totals.result`."""
+        if list(self._groups) == [ALL]:
+            return self._groups[ALL].squares.result(last=last)
+        total: dict[str, Tensor] = {}
+        for sums in self._groups.values():
+            accumulate(total, sums.squares.result())
+        return total
+
+    def group(self, key: Hashable) -> dict[str, Tensor]:
+        """Return the squares of one group and give its buffers back."""
+        return self._groups[key].squares.result(last=True)
+
+    def absolute(self) -> dict[str, Tensor]:
+        """Return Σ|g| over all groups and give the buffers back."""
+        total: dict[str, Tensor] = {}
+        for sums in self._groups.values():
+            assert sums.absolute is not None, "asked for at the start"
+            accumulate(total, sums.absolute.result(last=True))
+        return total
+
+    def _sums(self, key: Hashable) -> Sums:
+        self._touched.add(key)
+        if key not in self._groups:
+            self._groups[key] = Sums(
+                squares=self._make(),
+                absolute=self._make() if self._absolute else None,
+                signed=self.gradients.batch if self.gradients is not None else None,
+            )
+        return self._groups[key]
+
+
+def accumulate(held: dict[str, Tensor], terms: Mapping[str, Tensor]) -> None:
+    """Add in place to tensors of our own; the first are taken over."""
+    for name, term in terms.items():
+        held[name] = held[name].add_(term) if name in held else term

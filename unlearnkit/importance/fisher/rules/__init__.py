@@ -1,11 +1,9 @@
-"""One file per layer family: the formula of its per-sample gradient and the kernels that add its squares."""
+"""One file per layer family: the formula of its per-sample gradient, and the ways to add its squares."""
 
 from unlearnkit.importance.fisher.engine.rule import Rule
-from unlearnkit.importance.fisher.rules.activation import PReLURule
-from unlearnkit.importance.fisher.rules.bag import EmbeddingBagRule
 from unlearnkit.importance.fisher.rules.convolution import ConvolutionRule, TransposedConvolutionRule
-from unlearnkit.importance.fisher.rules.elementwise import AddRule, DivideRule, MultiplyRule, SubtractRule
-from unlearnkit.importance.fisher.rules.embedding import EmbeddingRule
+from unlearnkit.importance.fisher.rules.elementwise import AddRule, DivideRule, MultiplyRule, PReLURule, SubtractRule
+from unlearnkit.importance.fisher.rules.embedding import EmbeddingBagRule, EmbeddingRule
 from unlearnkit.importance.fisher.rules.linear import LinearRule, MatmulRule
 from unlearnkit.importance.fisher.rules.normalisation import (
     BatchNormRule,

@@ -13,21 +13,34 @@ from unlearnkit.importance.fisher.engine.rule import Call, Rule
 class _Broadcast(Rule):
     """y = x ∘ θ with broadcasting: ∂ℓ_n/∂θ is the sum of g_n · ∂y/∂θ over the positions that share an element of θ."""
 
+    saves_data: ClassVar[bool] = True
+    """Whether ∂y/∂θ depends on x."""
+
     @abc.abstractmethod
-    def slope(self, g: Tensor, call: Call) -> Tensor:
-        """Return g · ∂y/∂θ, position by position."""
+    def slope(self, role: str, g: Tensor, call: Call) -> Tensor:
+        """Return g · ∂y/∂θ, position by position; the role says on which side θ stands."""
+
+    @final
+    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
+        """Take two tensors; scalars and options such as ``alpha`` are not covered."""
+        if kwargs or len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
+            return None
+        theta = _theta(args)
+        if theta is None:
+            return None
+        return Call(
+            weights={("left", "right")[theta]: args[theta]}, saved=(args[1 - theta],) if self.saves_data else ()
+        )
 
     @final
     def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
-        """Sum the slope over what broadcasting repeated; see `Rule.per_sample`."""
         theta = call.weights[role]
         assert theta is not None, "a role with a gradient has a weight"
-        slope = self.slope(g, call)
         # g has one dimension more than y: (n, k, …) for y of (n·k, …); θ is aligned at the right.
         shape = (1,) * (g.dim() - 1 - theta.dim()) + tuple(theta.shape)
         if shape[0] != 1:
             raise RuntimeError(f"expected a parameter that every sample shares, saw shape {tuple(theta.shape)}")
-        found: Tensor = slope.sum_to_size(len(g), *shape)
+        found: Tensor = self.slope(role, g, call).sum_to_size(len(g), *shape)
         return found
 
 
@@ -36,33 +49,23 @@ class AddRule(_Broadcast):
     """y = x + θ: the slope is 1."""
 
     functions: ClassVar[tuple[Callable[..., Any], ...]] = (torch.add, Tensor.add, Tensor.add_, Tensor.__radd__)
+    saves_data: ClassVar[bool] = False
 
-    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
-        """See `Rule.bind`."""
-        return None if kwargs or len(args) != 2 else _both(args, ())
-
-    def slope(self, g: Tensor, call: Call) -> Tensor:
-        """Return g."""
-        del call
+    def slope(self, role: str, g: Tensor, call: Call) -> Tensor:
+        del role, call
         return g
 
 
 @final
 class SubtractRule(_Broadcast):
-    """y = x − θ: the slope is −1, whose square is that of an addition; θ − x has slope 1."""
+    """y = x − θ: the slope is −1; θ − x: it is 1."""
 
     functions: ClassVar[tuple[Callable[..., Any], ...]] = (torch.sub, Tensor.sub, Tensor.sub_)
+    saves_data: ClassVar[bool] = False
 
-    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
-        """See `Rule.bind`."""
-        if kwargs or len(args) != 2:
-            return None
-        return _both(args, (), options={"left": 1.0, "right": -1.0})
-
-    def slope(self, g: Tensor, call: Call) -> Tensor:
-        """Return ±g."""
-        sign: float = call.options[next(iter(call.weights))]
-        return g * sign
+    def slope(self, role: str, g: Tensor, call: Call) -> Tensor:
+        del call
+        return g if role == "left" else -g
 
 
 @final
@@ -71,21 +74,14 @@ class MultiplyRule(_Broadcast):
 
     functions: ClassVar[tuple[Callable[..., Any], ...]] = (torch.mul, Tensor.mul, Tensor.mul_, Tensor.__rmul__)
 
-    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
-        """See `Rule.bind`."""
-        if kwargs or len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
-            return None
-        theta = _theta(args)
-        return None if theta is None else _both(args, (args[1 - theta],))
-
-    def slope(self, g: Tensor, call: Call) -> Tensor:
-        """Return g · x."""
+    def slope(self, role: str, g: Tensor, call: Call) -> Tensor:
+        del role
         return g * call.saved[0]
 
 
 @final
 class DivideRule(_Broadcast):
-    """y = x / θ: the slope is −x / θ²; y = θ / x: it is 1 / x."""
+    """y = x / θ: the slope is −x / θ²; y = θ / x: it is 1 / x. Rounding divisions are not covered."""
 
     functions: ClassVar[tuple[Callable[..., Any], ...]] = (
         torch.div,
@@ -96,20 +92,31 @@ class DivideRule(_Broadcast):
         Tensor.__truediv__,
     )
 
-    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
-        """See `Rule.bind`; rounding divisions are not covered."""
-        if kwargs or len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
-            return None
-        theta = _theta(args)
-        return None if theta is None else _both(args, (args[1 - theta],))
-
-    def slope(self, g: Tensor, call: Call) -> Tensor:
-        """Return −g x / θ², or g / x."""
-        role, theta = next(iter(call.weights.items()))
+    def slope(self, role: str, g: Tensor, call: Call) -> Tensor:
+        theta = call.weights[role]
         assert theta is not None, "a role with a gradient has a weight"
         if role == "left":
             return g / call.saved[0]
         return g * call.saved[0] / theta.detach().to(g.dtype).square().neg()
+
+
+@final
+class PReLURule(Rule):
+    """y = max(x, 0) + a · min(x, 0), with one a for all channels or one for each: dimension 1 of x."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = (torch.prelu, Tensor.prelu)
+
+    def bind(self, input: Tensor, weight: Tensor) -> Call:  # noqa: A002 - torch's name
+        return Call(weights={"weight": weight}, saved=(input,))
+
+    def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
+        """Return Σ g min(x, 0), shape (n, C) or (n, 1)."""
+        slope = g * call.saved[0].clamp(max=0)
+        theta = call.weights[role]
+        assert theta is not None, "a role with a gradient has a weight"
+        if theta.numel() == 1 or slope.dim() < 3:
+            return slope.flatten(1).sum(1, keepdim=True)
+        return slope.flatten(3).sum((1, 3)) if slope.dim() > 3 else slope.sum(1)
 
 
 def _theta(args: tuple[Any, ...]) -> int | None:
@@ -122,13 +129,3 @@ def _theta(args: tuple[Any, ...]) -> int | None:
     if (left.shape[0] == 1) == (right.shape[0] == 1):
         return None
     return 0 if left.shape[0] == 1 else 1
-
-
-def _both(args: tuple[Any, ...], saved: tuple[Tensor, ...], options: Any = None) -> Call | None:
-    if not all(isinstance(a, Tensor) for a in args):
-        return None
-    theta = _theta(args)
-    if theta is None:
-        return None
-    role = ("left", "right")[theta]
-    return Call(weights={role: args[theta]}, saved=saved, options=options)

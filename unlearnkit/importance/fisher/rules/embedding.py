@@ -1,4 +1,7 @@
-"""Embeddings: ∂ℓ_n/∂E_v = Σ_{t: i_nt = v} g_nt, only the rows that a sample looks up."""
+"""Embeddings: ∂ℓ_n/∂E_v = Σ_{t: i_nt = v} g_nt, only the rows that a sample looks up.
+
+Bags of them: y_n = Σ_t w_nt E[i_nt], so ∂ℓ_n/∂E_v = Σ_{t: i_nt = v} w_nt g_n; the mean has w_nt = 1 / T_n.
+"""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, final
@@ -19,12 +22,24 @@ class EmbeddingRule(Rule):
     functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.embedding,)
     free_rows: ClassVar[bool] = True
 
-    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
-        """See `Rule.bind`."""
-        return _embedding(*args, **kwargs)
+    def bind(  # noqa: PLR0917 - torch's own signature
+        self,
+        input: Tensor,  # noqa: A002 - torch's name
+        weight: Tensor,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+    ) -> Call | None:
+        del sparse
+        if scale_grad_by_freq:  # counted over the whole batch
+            return None
+        _refuse_longer(input, weight, max_norm, norm_type)
+        return Call(weights={"weight": weight}, saved=(input,), options=(len(weight), _padding(weight, padding_idx)))
 
     def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
-        """Return the whole table for each sample, shape (n, V, D); only tied tables need it; see `Rule.per_sample`."""
+        """Return the whole table for each sample, shape (n, V, D); only tied tables need it."""
         del role
         vocabulary, _ = call.options
         keys, rows = _rows(g, call)
@@ -32,37 +47,73 @@ class EmbeddingRule(Rule):
         return table.index_add_(0, keys, rows).view(len(g), vocabulary, g.shape[-1])
 
     def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
-        """Add the looked-up rows only; see `Rule.add_squares`."""
+        """Add the looked-up rows only."""
         del role
         slot.add_rows(*_looked_up(g, call))
 
     def work(self, g: Tensor, call: Call) -> int:
-        """Leave room for the rows; see `Rule.work`."""
+        """Leave room for the rows."""
         del call
         return 3 * g[0].numel()
 
 
-def _embedding(  # noqa: PLR0917 - torch's own signature
-    input: Tensor,  # noqa: A002 - torch's name
-    weight: Tensor,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> Call | None:
-    del sparse
-    if scale_grad_by_freq:  # counted over the whole batch
-        return None
-    if max_norm is not None:
-        refuse_longer(input, weight, max_norm, norm_type)
-    vocabulary = weight.shape[0]
-    padding = None if padding_idx is None else padding_idx % vocabulary
-    return Call(weights={"weight": weight}, saved=(input,), options=(vocabulary, padding))
+_ROWS = EmbeddingRule()
 
 
-def refuse_longer(index: Tensor, weight: Tensor, max_norm: float, norm_type: float) -> None:
+@final
+class EmbeddingBagRule(Rule):
+    """Sums and means of bags of one length, one per row of a matrix of indices: an embedding whose rows share a g."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.embedding_bag,)
+
+    def bind(  # noqa: PLR0917 - torch's own signature
+        self,
+        input: Tensor,  # noqa: A002 - torch's name
+        weight: Tensor,
+        offsets: Tensor | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2,
+        scale_grad_by_freq: bool = False,
+        mode: str = "mean",
+        sparse: bool = False,
+        per_sample_weights: Tensor | None = None,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+    ) -> Call | None:
+        del sparse, include_last_offset
+        if input.dim() != 2 or offsets is not None or scale_grad_by_freq or mode not in {"sum", "mean"}:
+            return None
+        _refuse_longer(input, weight, max_norm, norm_type)
+        padding = _padding(weight, padding_idx)
+        share = (
+            torch.ones_like(input, dtype=weight.dtype) if per_sample_weights is None else per_sample_weights.detach()
+        )
+        if mode == "mean":
+            share = share / _lengths(input, padding).to(weight.dtype)
+        return Call(weights={"weight": weight}, saved=(input, share), options=(len(weight), padding))
+
+    def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
+        """Return the whole table for each sample, shape (n, V, D)."""
+        return _ROWS.per_sample(role, *_spread(g, call))
+
+    def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
+        """Add the looked-up rows only."""
+        for rows in slot.chunks(len(g), self.work(g, call)):
+            _ROWS.add_squares(role, *_spread(g[rows], _cut(call, rows)), slot)
+
+    def work(self, g: Tensor, call: Call) -> int:
+        """Count the gradients of the rows, and their copies."""
+        return 4 * call.saved[0][0].numel() * g.shape[-1]
+
+
+def _padding(weight: Tensor, padding_idx: int | None) -> int | None:
+    return None if padding_idx is None else padding_idx % len(weight)
+
+
+def _refuse_longer(index: Tensor, weight: Tensor, max_norm: float | None, norm_type: float) -> None:
     """Refuse rows that the forward pass would shorten: it edits the table, whose importance is asked for as it is."""
+    if max_norm is None:
+        return
     if bool((torch.linalg.vector_norm(weight.detach()[index], norm_type, -1) > max_norm).any()):
         raise UnsupportedModelError(
             f"expected a forward pass that leaves the weights alone, saw an embedding with rows longer than max_norm="
@@ -91,3 +142,19 @@ def _rows(g: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     if padding is None:
         return keys, rows
     return keys, rows * (index.flatten() != padding).unsqueeze(1)
+
+
+def _lengths(index: Tensor, padding: int | None) -> Tensor:
+    """Count what is not padding in each bag, at least 1: shape (bags, 1)."""
+    counted = index >= 0 if padding is None else index != padding
+    return counted.sum(1, keepdim=True).clamp(min=1)
+
+
+def _spread(g: Tensor, call: Call) -> tuple[Tensor, Call]:
+    """Give every index of a bag its gradient: what an embedding of the same indices would get."""
+    index, share = call.saved
+    return g.unsqueeze(-2) * share.unsqueeze(-1), call.holding([index])
+
+
+def _cut(call: Call, rows: slice) -> Call:
+    return call.holding(t[rows] for t in call.saved)

@@ -1,5 +1,6 @@
 """Linear layers and matrix products: ∂ℓ_n/∂W = Σ_t g_nt a_ntᵀ, ∂ℓ_n/∂b = Σ_t g_nt."""
 
+import abc
 from collections.abc import Callable
 from typing import Any, ClassVar, final
 
@@ -7,41 +8,59 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
+from unlearnkit.importance.fisher.engine.kernel import KernelOperands, KernelPlan, SumBuffers
 from unlearnkit.importance.fisher.engine.rule import Call, Rule
 from unlearnkit.importance.fisher.engine.totals import Slot
-from unlearnkit.importance.fisher.rules.outer_products import add_outer, sum_of
+
+_PAIRS_UP_TO = 8
+_CACHED = 1 << 20  # bytes of a buffer that stay in a core's cache together with the totals that it is added to
+_SMALL = 1 << 14  # elements below which one batched product beats a loop over samples
 
 
-@final
-class LinearRule(Rule):
-    """y_nt = W a_nt + b, for any number of rows t per sample (tokens, pixels, none).
+class _Product(Rule):
+    """A product with a matrix, for any number of rows t per sample (tokens, pixels, none)."""
 
-    One row: Σ_n (∂ℓ_n/∂W)² = (g²)ᵀ(a²), one matrix product; more rows: see `outer_products`.
-    """
-
-    functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.linear,)
     free_rows: ClassVar[bool] = True
     fresh: ClassVar[bool] = True
 
-    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
-        """See `Rule.bind`."""
-        return _linear(*args, **kwargs)
+    @abc.abstractmethod
+    def factors(self, g: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what stands left and right in the outer product: rows of a weight and its columns."""
 
+    @final
     def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
-        """Return Σ_t g_nt a_ntᵀ, shape (n, O, I), or Σ_t g_nt; see `Rule.per_sample`."""
-        rows = _rows(g)
-        return sum_of(rows) if role == "bias" else torch.bmm(rows.transpose(1, 2), _rows(call.saved[0]))
+        """Return Σ_t g_nt a_ntᵀ, shape (n, *weight.shape), or Σ_t g_nt."""
+        rows = g.flatten(1, -2)
+        if role == "bias":
+            return sum_of(rows)
+        left, right = self.factors(rows, call.saved[0].flatten(1, -2))
+        return torch.bmm(left.transpose(1, 2), right)
 
+    @final
     def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
-        """Add them up without forming all gradients at once; see `Rule.add_squares`."""
         if role == "bias":
             slot.add(self.per_sample(role, g, call))
         else:
-            add_outer(slot, _rows(g), _rows(call.saved[0]))
+            add_outer(slot, *self.factors(g.flatten(1, -2), call.saved[0].flatten(1, -2)))
 
 
 @final
-class MatmulRule(Rule):
+class LinearRule(_Product):
+    """y_nt = W a_nt + b."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.linear,)
+
+    def bind(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call | None:  # noqa: A002 - torch's
+        if weight.dim() != 2 or input.dim() < 2:
+            return None
+        return Call(weights={"weight": weight, "bias": bias}, saved=(input,))
+
+    def factors(self, g: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        return g, a
+
+
+@final
+class MatmulRule(_Product):
     """y_nt = a_nt M, with M of shape (I, O): ∂ℓ_n/∂M = Σ_t a_nt g_ntᵀ; also ``addmm`` with a bias of shape (O,)."""
 
     functions: ClassVar[tuple[Callable[..., Any], ...]] = (
@@ -52,11 +71,8 @@ class MatmulRule(Rule):
         Tensor.mm,
         Tensor.__matmul__,
     )
-    free_rows: ClassVar[bool] = True
-    fresh: ClassVar[bool] = True
 
     def bind(self, *args: Any, **kwargs: Any) -> Call | None:
-        """See `Rule.bind`."""
         if kwargs or len(args) not in {2, 3}:
             return None
         *bias, a, matrix = args
@@ -64,24 +80,79 @@ class MatmulRule(Rule):
             return None
         return Call(weights={"weight": matrix, "bias": bias[0] if bias else None}, saved=(a,))
 
-    def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
-        """Return Σ_t a_nt g_ntᵀ, shape (n, I, O), or Σ_t g_nt; see `Rule.per_sample`."""
-        rows = _rows(g)
-        return sum_of(rows) if role == "bias" else torch.bmm(_rows(call.saved[0]).transpose(1, 2), rows)
-
-    def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
-        """Add them up without forming all gradients at once; see `Rule.add_squares`."""
-        if role == "bias":
-            slot.add(self.per_sample(role, g, call))
-        else:
-            add_outer(slot, _rows(call.saved[0]), _rows(g))
+    def factors(self, g: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        return a, g
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call | None:  # noqa: A002 - torch's name
-    if weight.dim() != 2 or input.dim() < 2:
-        return None
-    return Call(weights={"weight": weight, "bias": bias}, saved=(input,))
+def add_outer(slot: Slot, g: Tensor, a: Tensor) -> None:
+    """Add Σ_n (Σ_t g_nt a_ntᵀ)²; shapes (n, T, O) and (n, T, I)."""
+    if not g.numel() or not a.numel():
+        return
+    if g.shape[1] == 1:
+        add_single(slot.into("outer", (g.shape[2], a.shape[2]), lambda total: total), g[:, 0], a[:, 0])
+    elif not slot.by_kernel(KernelOperands(layer="linear", g=g, x=a)):
+        slot.run(outer_plans(slot, g, a))
 
 
-def _rows(t: Tensor) -> Tensor:
-    return t.flatten(1, -2)
+def sum_of(rows: Tensor) -> Tensor:
+    """Sum over the rows of each sample: (n, T, O) to (n, O), a view where there is one row."""
+    return rows[:, 0] if rows.shape[1] == 1 else rows.sum(1)
+
+
+def outer_plans(slot: Slot, g: Tensor, a: Tensor) -> list[KernelPlan]:
+    """List the ways to add outer products of T > 1 rows, the fastest first."""
+    rows, out, inner = g.shape[1], g.shape[2], a.shape[2]
+    shape = (out, inner)
+    plans = [
+        KernelPlan(name="outer", shape=shape, run=lambda into: one_by_one(into, g, a)),
+        KernelPlan(name="batched", shape=shape, run=lambda into: _batched(slot, into, g, a)),
+    ]
+    if g.is_cuda or out * inner <= _SMALL:
+        plans.reverse()
+    if rows <= _PAIRS_UP_TO:
+        pairs = KernelPlan(
+            name="pairs", shape=shape, run=lambda into: add_pairs(slot, into.squares, g, a), squares_only=True
+        )
+        plans.insert(0 if rows <= 3 else len(plans), pairs)
+    return plans
+
+
+def add_single(into: SumBuffers, g: Tensor, a: Tensor) -> None:
+    """Add samples of one row each: Σ_n (g_n a_nᵀ)² = (g²)ᵀ(a²), one matrix product."""
+    into.squares.addmm_(g.square().t(), a.square())
+    if into.absolute is not None:
+        into.absolute.addmm_(g.abs().t(), a.abs())
+    if into.signed is not None:
+        into.signed.addmm_(g.t(), a)
+
+
+def one_by_one(into: SumBuffers, g: Tensor, a: Tensor) -> None:
+    """Multiply one sample at a time into a buffer, and square it there; block by block, which stays in the cache."""
+    out, inner = into.squares.shape
+    step = max(1, _CACHED // (inner * into.squares.element_size()))
+    for start in range(0, out, step):
+        rows = slice(start, start + step)
+        block = into[rows]
+        buffer = torch.empty(block.squares.shape, dtype=block.squares.dtype, device=block.squares.device)
+        for g_n, a_n in zip(g[:, :, rows].unbind(), a.unbind(), strict=True):
+            torch.mm(g_n.t(), a_n, out=buffer)
+            block.add_one(buffer)
+
+
+def _batched(slot: Slot, into: SumBuffers, g: Tensor, a: Tensor) -> None:
+    for part in slot.chunks(len(g), into.squares.numel()):
+        into.add(torch.bmm(g[part].transpose(1, 2), a[part]), overwrite=True)
+
+
+def add_pairs(slot: Slot, total: Tensor, g: Tensor, a: Tensor) -> None:
+    """Use (Σ_t g_t a_t)² = Σ_t g_t² a_t² + 2 Σ_{t<s} (g_t g_s)(a_t a_s): one product, nothing per sample."""
+    rows = g.shape[1]
+    if rows == 1:
+        total.addmm_(g[:, 0].square().t(), a[:, 0].square())
+        return
+    first, second = torch.triu_indices(rows, rows, device=g.device)
+    twice = torch.where(first == second, 1.0, 2.0).to(g.dtype).view(1, -1, 1)
+    for part in slot.chunks(len(g), len(first) * (g.shape[2] + a.shape[2])):
+        gg = g[part][:, first].mul_(g[part][:, second]).mul_(twice)
+        aa = a[part][:, first].mul_(a[part][:, second])
+        total.addmm_(gg.flatten(0, 1).t(), aa.flatten(0, 1))

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
+from unlearnkit.importance.fisher.engine.kernel import KernelOperands
 from unlearnkit.importance.fisher.engine.rule import Call, Rule
 from unlearnkit.importance.fisher.engine.totals import Slot
-from unlearnkit.importance.fisher.rules.batch_norm_eval import batch_norm
-from unlearnkit.importance.fisher.rules.outer_products import sum_of
+from unlearnkit.importance.fisher.rules.linear import sum_of
+from unlearnkit.models.norm_gradients import fix_norm_gradient
 from unlearnkit.utils.errors import UnsupportedModelError
 
 _CACHED = 1 << 20  # bytes of products that stay in a core's cache until they are summed
+_LARGE = 1 << 19  # elements from which reading x again costs more than another function in Python
 _LARGE_MAP = 16  # positions below which torch's own pass spends its time between channels
 _WHY = (
     "expected samples that do not mix, saw batch_norm on batch statistics: per-sample gradients do not exist there; "
@@ -24,23 +26,20 @@ _WHY = (
 
 
 class _Norm(Rule):
-    """A norm with a γ whose products g x̂ are summed: a few samples at a time, so that they stay in the cache."""
+    """A norm with a γ whose products g x̂ are summed a few samples at a time, so that they stay in the cache."""
 
     @final
     def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
-        """Add the squares; see `Rule.add_squares`."""
-        whole = self.per_sample(role, g, call) if role == "bias" else self.at_once(g, call, slot)
-        if whole is not None:
-            slot.add(whole)
-            return
-        for rows in slot.chunks(len(g), math.prod(g.shape[1:]), bound=_CACHED):
-            part = call.holding(t[rows] for t in call.saved)
-            slot.add(self.per_sample(role, g[rows], part))
+        if role == "bias":
+            slot.add(self.per_sample(role, g, call))
+        elif not self.by_kernel(g, call, slot):
+            for rows in slot.chunks(len(g), math.prod(g.shape[1:]), bound=_CACHED):
+                slot.add(self.per_sample(role, g[rows], call.holding(t[rows] for t in call.saved)))
 
-    def at_once(self, g: Tensor, call: Call, slot: Slot) -> Tensor | None:
-        """Return Σ_t g x̂ of every sample without forming products, where that can be had; by default None."""
+    def by_kernel(self, g: Tensor, call: Call, slot: Slot) -> bool:
+        """Add the squares of γ's gradients by the kernel of a plugin, if there is one for this norm."""
         del g, call, slot
-        return None
+        return False
 
 
 class _ChannelNorm(_Norm):
@@ -52,7 +51,7 @@ class _ChannelNorm(_Norm):
 
     @final
     def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
-        """Return Σ g x̂ or Σ g, shape (n, C); see `Rule.per_sample`."""
+        """Return Σ g x̂ or Σ g, shape (n, C)."""
         samples, flat = len(g), g.flatten(0, 1)
         part = _positions(flat) if role == "bias" else self.products(flat, call)
         return sum_of(part.reshape(samples, g.shape[1], part.shape[1]))
@@ -64,23 +63,32 @@ class BatchNormRule(_ChannelNorm):
 
     functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.batch_norm,)
 
-    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
-        """See `Rule.bind`; refuses batch statistics."""
-        return _batch_norm(*args, **kwargs)
+    def bind(  # noqa: PLR0917 - torch's own signature
+        self,
+        input: Tensor,  # noqa: A002 - torch's name
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Call | None:
+        del momentum
+        if training:
+            raise UnsupportedModelError(_WHY)
+        if running_mean is None or running_var is None:
+            return None
+        running = running_mean.detach(), running_var.detach()
+        return Call(weights={"weight": weight, "bias": bias}, saved=(input,), options=(*running, eps))
 
     def forward(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call it with a way back that reads nothing but the gradient; see `Rule.forward`."""
         return batch_norm(function, *args, **kwargs)
 
-    def at_once(self, g: Tensor, call: Call, slot: Slot) -> Tensor | None:
-        """Return Σ_t g x̂ by the compiled kernel, shape (n, C)."""
-        if slot.totals.compiled is None:
-            return None
-        sums = slot.totals.compiled.channels(g.flatten(0, 1), call.saved[0].flatten(0, 1), *call.options)
-        return None if sums is None else sum_of(sums.view(*g.shape[:2], -1))
+    def by_kernel(self, g: Tensor, call: Call, slot: Slot) -> bool:
+        return slot.by_kernel(KernelOperands(layer="batch_norm", g=g, x=call.saved[0], options=call.options))
 
     def products(self, g: Tensor, call: Call) -> Tensor:
-        """Return Σ_t g x̂, in one pass where torch has one, else from sums alone."""
         mean, variance, eps = call.options
         mean, inverse = mean.to(g.dtype), (variance.double() + eps).rsqrt().to(g.dtype)
         x = call.saved[0].flatten(0, 1)
@@ -97,12 +105,17 @@ class GroupNormRule(_ChannelNorm):
 
     functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.group_norm,)
 
-    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
-        """See `Rule.bind`."""
-        return _group_norm(*args, **kwargs)
+    def bind(
+        self,
+        input: Tensor,  # noqa: A002 - torch's name
+        num_groups: int,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Call | None:
+        return Call(weights={"weight": weight, "bias": bias}, saved=(input,), options=(num_groups, eps))
 
     def products(self, g: Tensor, call: Call) -> Tensor:
-        """Return Σ_t g x̂."""
         groups, eps = call.options
         return _positions(F.group_norm(call.saved[0].flatten(0, 1), groups, None, None, eps).mul_(g))
 
@@ -113,12 +126,22 @@ class InstanceNormRule(_ChannelNorm):
 
     functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.instance_norm,)
 
-    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
-        """See `Rule.bind`."""
-        return _instance_norm(*args, **kwargs)
+    def bind(  # noqa: PLR0917 - torch's own signature
+        self,
+        input: Tensor,  # noqa: A002 - torch's name
+        running_mean: Tensor | None = None,
+        running_var: Tensor | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        use_input_stats: bool = True,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Call | None:
+        del momentum
+        statistics = (None, None) if use_input_stats else (running_mean, running_var)
+        return Call(weights={"weight": weight, "bias": bias}, saved=(input,), options=(*statistics, eps))
 
     def products(self, g: Tensor, call: Call) -> Tensor:
-        """Return Σ_t g x̂."""
         mean, variance, eps = call.options
         x = call.saved[0].flatten(0, 1)
         return _positions(F.instance_norm(x, mean, variance, use_input_stats=mean is None, eps=eps) * g)
@@ -135,10 +158,9 @@ class _TrailingNorm(_Norm):
 
     @final
     def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
-        """Return Σ_t g x̂ or Σ_t g, shape (n, *normalised shape); see `Rule.per_sample`."""
-        shape = call.options[0]
+        """Return Σ_t g x̂ or Σ_t g, shape (n, *normalised shape)."""
         part = g if role == "bias" else self.normalised(call.saved[0], call).mul_(g)
-        return sum_of(part.reshape(len(g), -1, *shape))
+        return sum_of(part.reshape(len(g), -1, *call.options[0]))
 
 
 @final
@@ -147,12 +169,19 @@ class LayerNormRule(_TrailingNorm):
 
     functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.layer_norm,)
 
-    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
-        """See `Rule.bind`."""
-        return _layer_norm(*args, **kwargs)
+    def bind(
+        self,
+        input: Tensor,  # noqa: A002 - torch's name
+        normalized_shape: Sequence[int],
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Call | None:
+        if input.dim() <= len(normalized_shape):
+            return None
+        return Call(weights={"weight": weight, "bias": bias}, saved=(input,), options=(tuple(normalized_shape), eps))
 
     def normalised(self, x: Tensor, call: Call) -> Tensor:
-        """Return x̂."""
         shape, eps = call.options
         return F.layer_norm(x, shape, None, None, eps)
 
@@ -163,82 +192,74 @@ class RMSNormRule(_TrailingNorm):
 
     functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.rms_norm,)
 
-    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
-        """See `Rule.bind`."""
-        return _rms_norm(*args, **kwargs)
+    def bind(
+        self,
+        input: Tensor,  # noqa: A002 - torch's name
+        normalized_shape: Sequence[int],
+        weight: Tensor | None = None,
+        eps: float | None = None,
+    ) -> Call | None:
+        if input.dim() <= len(normalized_shape):
+            return None
+        eps = torch.finfo(input.dtype).eps if eps is None else eps
+        return Call(weights={"weight": weight}, saved=(input,), options=(tuple(normalized_shape), eps))
 
     def normalised(self, x: Tensor, call: Call) -> Tensor:
-        """Return x̂."""
         shape, eps = call.options
         return F.rms_norm(x, shape, None, eps).clone()
 
 
-def _batch_norm(  # noqa: PLR0917 - torch's own signature
+@final
+class FixedNorm(torch.autograd.Function):
+    """Calls batch norm on running statistics; its backward is one multiplication: ∂ℓ/∂x = γ / √(σ² + ε) · ∂ℓ/∂y.
+
+    torch's own backward reads x too, for the gradient of γ, and takes some gradients for others; see
+    `unlearnkit.models.norm_gradients`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(scale)
+        return run(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (scale,), (g,) = ctx.saved_tensors, grads
+        with torch._C.DisableTorchFunction():  # noqa: SLF001 - torch's own switch; no mode need see this
+            return (g * scale.view(-1, *(1,) * (g.dim() - 2))).to(g.dtype), None, None
+
+
+def batch_norm(  # noqa: PLR0917 - torch's own signature
+    function: Callable[..., Tensor],
     input: Tensor,  # noqa: A002 - torch's name
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
-) -> Call | None:
-    del momentum
-    if training:
-        raise UnsupportedModelError(_WHY)
-    if running_mean is None or running_var is None:
-        return None
-    running = running_mean.detach(), running_var.detach()
-    return Call(weights={"weight": weight, "bias": bias}, saved=(input,), options=(*running, eps))
+) -> Tensor:
+    """Call batch norm on running statistics, its weights detached.
 
+    Example:
+        >>> x = torch.ones(1 << 18, 2, requires_grad=True)
+        >>> y = batch_norm(torch.nn.functional.batch_norm, x, torch.zeros(2), torch.ones(2), torch.tensor([3.0, 4.0]))
+        >>> y.sum().backward()
+        >>> x.grad[0].round()
+        tensor([3., 4.])
+    """
 
-def _group_norm(
-    input: Tensor,  # noqa: A002 - torch's name
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Call | None:
-    return Call(weights={"weight": weight, "bias": bias}, saved=(input,), options=(num_groups, eps))
+    def run(x: Tensor) -> Tensor:
+        return function(x, running_mean, running_var, weight, bias, training, momentum, eps)
 
-
-def _instance_norm(  # noqa: PLR0917 - torch's own signature
-    input: Tensor,  # noqa: A002 - torch's name
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Call | None:
-    del momentum
-    statistics = (None, None) if use_input_stats else (running_mean, running_var)
-    return Call(weights={"weight": weight, "bias": bias}, saved=(input,), options=(*statistics, eps))
-
-
-def _layer_norm(
-    input: Tensor,  # noqa: A002 - torch's name
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Call | None:
-    if input.dim() <= len(normalized_shape):
-        return None
-    return Call(weights={"weight": weight, "bias": bias}, saved=(input,), options=(tuple(normalized_shape), eps))
-
-
-def _rms_norm(
-    input: Tensor,  # noqa: A002 - torch's name
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    eps: float | None = None,
-) -> Call | None:
-    if input.dim() <= len(normalized_shape):
-        return None
-    eps = torch.finfo(input.dtype).eps if eps is None else eps
-    return Call(weights={"weight": weight}, saved=(input,), options=(tuple(normalized_shape), eps))
+    if not input.requires_grad or input.numel() < _LARGE:
+        y = run(input)
+        fix_norm_gradient(function, y)
+        return y
+    scale = (running_var + eps).rsqrt()
+    scaled: Tensor = FixedNorm.apply(input, scale if weight is None else scale * weight, run)
+    return scaled
 
 
 def _each_alone(g: Tensor, x: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:

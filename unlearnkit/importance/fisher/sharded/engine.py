@@ -18,18 +18,14 @@ from unlearnkit.data.batches import batch_size, map_tensors, take
 from unlearnkit.distributed.collectives import all_gather
 from unlearnkit.distributed.ranks import Ranks
 from unlearnkit.importance.estimator import Accumulator
-from unlearnkit.importance.fisher.engine.accumulate import Following
-from unlearnkit.importance.fisher.engine.call_plan import Action, Script, Step, UnprovenError
-from unlearnkit.importance.fisher.engine.choice import Chooser
-from unlearnkit.importance.fisher.engine.eager import EAGER
-from unlearnkit.importance.fisher.engine.gradient_tap import Gradients, Sink
-from unlearnkit.importance.fisher.engine.group_totals import Part, Sums
-from unlearnkit.importance.fisher.engine.interceptor import Guide, Interceptor, Seen
+from unlearnkit.importance.fisher.engine.accumulate import Accumulation
+from unlearnkit.importance.fisher.engine.call_plan import Action, CallPlan, Step, UnprovenError
+from unlearnkit.importance.fisher.engine.interceptor import EAGER, Gradients, Guide, Interceptor, Seen, Sink
+from unlearnkit.importance.fisher.engine.passes import PROBED, signature
 from unlearnkit.importance.fisher.engine.per_sample_fallback import refuse_batch_statistics
-from unlearnkit.importance.fisher.engine.plan_cache import PROBED, signature
-from unlearnkit.importance.fisher.engine.probe import Comparison, Found, check_alone, probe
+from unlearnkit.importance.fisher.engine.probe import Comparison, check_alone, probe
 from unlearnkit.importance.fisher.engine.rule import Call
-from unlearnkit.importance.fisher.engine.totals import Totals
+from unlearnkit.importance.fisher.engine.totals import Part, Sums, Totals
 from unlearnkit.importance.fisher.sharded.fsdp_parameters import Leaves
 from unlearnkit.importance.fisher.sharded.squared_sums import PieceTotals, SampleSquares
 from unlearnkit.importance.importance import Importance
@@ -40,39 +36,27 @@ from unlearnkit.utils.errors import UnlearnKitError, UnlearnKitWarning, Unsuppor
 
 @final
 class Sending(Guide):
-    """Follows a script and sends each parameter's squares to its pieces as soon as they are complete.
+    """Follows a call plan and sends each parameter's squares to its pieces as soon as they are complete.
 
     Every process must send the same parameters in the same order, because sending is waiting for the others. The order
-    is that of the script, backwards. A parameter whose layer got no gradient is sent as zeros; one whose gradient comes
+    is that of the plan, backwards. A parameter whose layer got no gradient is sent as zeros; one whose gradient comes
     out of its turn, or that is used more than once, is sent at the end of the pass.
     """
 
-    def __init__(self, script: Script, samples: int, totals: Totals, leaves: Leaves, *, real: bool = True) -> None:
+    def __init__(self, plan: CallPlan, samples: int, totals: Totals, leaves: Leaves, *, real: bool = True) -> None:
         self._totals, self._leaves, self._real = totals, leaves, real
-        self._following = Following(script, samples, [Part(rows=slice(0, samples), sums=Sums(squares=totals))])
-        self._at_end = _late(script)
+        self.inner = Accumulation(plan, samples, [Part(rows=slice(0, samples), sums=Sums(squares=totals))])
+        self._at_end = _late(plan)
         self._claims: list[tuple[str, ...]] = []
         self._waiting = 0
         self._late: set[str] = set()
         self.pieces: dict[str, Tensor] = {}
 
-    @property
-    def interceptor(self) -> Interceptor | None:
-        """What runs the pass."""
-        return self._following.interceptor
-
-    @interceptor.setter
-    def interceptor(self, value: Interceptor | None) -> None:
-        """Tell the script too what runs the pass, or None when it has ended."""
-        self._following.interceptor = value
-
     def step(self, seen: Seen) -> Step | None:
-        """Follow the script; see `Guide.step`."""
-        return self._following.step(seen)
+        return self.inner.step(seen)
 
     def sink(self, step: Step, call: Call, y: Any) -> Sink:
-        """Add squares, and send those that are complete; see `Guide.sink`."""
-        inner, index = self._following.sink(step, call, y), len(self._claims)
+        inner, index = self.inner.sink(step, call, y), len(self._claims)
         at_once = (name for name in step.names if name in self._leaves.tensors and name not in self._at_end)
         self._claims.append(tuple(dict.fromkeys(at_once)))
         self._waiting = len(self._claims)
@@ -84,10 +68,10 @@ class Sending(Guide):
         return receive
 
     def finish(self, problem: str) -> list[str]:
-        """Send the rest, and hear whether all processes could follow."""
+        """Send the rest; return why a process could not follow the plan, if one could not."""
         self._send_down_to(0)
         try:
-            self._following.finish()
+            self.inner.finish()
         except UnprovenError as unproven:
             problem = problem or str(unproven)
         names = list(self._leaves.tensors)
@@ -103,8 +87,8 @@ class Sending(Guide):
         return []
 
     def close(self) -> None:
-        """Let go of what the pass left but the pieces; see `Following.close`."""
-        self._following.close()
+        """Free what the pass left but the pieces; see `Accumulation.close`."""
+        self.inner.close()
 
     def _send_down_to(self, index: int) -> None:
         if index >= self._waiting:
@@ -134,63 +118,63 @@ class ShardedEngine(Accumulator):
         self._totals = PieceTotals(self._leaves, named, double=double, compensated=compensated)
         self._alone = SampleSquares(model, objective, self._leaves)
         self._memory, self._double, self._chunk = memory, double, chunk
-        self._scripts: dict[tuple[object, ...], Found] = {}
+        self._plans: dict[tuple[object, ...], CallPlan] = {}
         self._failures = 0
         self._refused = not self._leaves.gathers
         self._count = 0
 
     def add(self, batch: Any) -> None:
-        """Add one batch, the same in every process; see `Accumulator.add`."""
+        """Add one batch, the same in every process."""
         size, step = batch_size(batch), self._chunk * self._leaves.size or batch_size(batch)
         for start in range(0, size, step):
             part = take(batch, slice(start, start + step)) if step < size else batch
             with EAGER:
-                reason = self._by_script(part)
+                reason = self._by_plan(part)
             if reason is not None:
                 self._alone.hand_out(part, self._totals.dtype, self._totals.add)
         self._count += size
 
     def result(self) -> Importance:
-        """End the pass; see `Accumulator.result`."""
+        """End the pass."""
         return Importance(totals=self._totals.result(), count=self._count)
 
     def differentiated(self) -> Mapping[str, Tensor] | None:
-        """Return what the layers are gathered into; see `Accumulator.differentiated`."""
+        """Return what the layers are gathered into."""
         return self._leaves.tensors
 
-    def _by_script(self, batch: Any) -> str | None:
+    def _by_plan(self, batch: Any) -> str | None:
         """Add a batch in one pass, or nothing of it and return why."""
         kind = signature(batch)
-        if self._refused or (kind not in self._scripts and batch_size(batch) == 1):
+        if self._refused or (kind not in self._plans and batch_size(batch) == 1):
             return "one sample"
         alone = None
-        if kind not in self._scripts:
+        if kind not in self._plans:
             try:
-                self._scripts[kind], alone = self._probed(batch)
+                self._plans[kind], alone = self._probed(batch)
             except UnprovenError as unproven:
                 return self._give_up(str(unproven))
         own, rows = self._leaves.own(batch)
         counted = batch_size(own) if rows is not None else 0
         if batch_size(own) == 1:  # models may treat one sample differently, and no process may go another way
             own = map_tensors(own, lambda t: torch.cat([t, t]))
-        sending, problems = self._pass(own, self._scripts[kind], alone, counted=counted)
+        sending, problems = self._pass(own, self._plans[kind], alone, counted=counted)
         if problems:
-            del self._scripts[kind]
+            del self._plans[kind]
             self._failures += 1
             return self._give_up(problems[0]) if self._failures > 1 else problems[0]
         for name, piece in sending.pieces.items():
             self._totals.add(name, piece)
         return None
 
-    def _probed(self, batch: Any) -> tuple[Found, Tensor]:
+    def _probed(self, batch: Any) -> tuple[CallPlan, Tensor]:
         """Find the steps of a forward pass with a few samples, the same in every process, and check the totals."""
         reason: Exception | None = None
         for samples in (n for n in PROBED if n <= batch_size(batch)):
             few = take(batch, slice(0, samples))
             try:
-                found = probe(self._model, self._objective, few, self._leaves.tensors)
-                _refuse_several(found.script, self._leaves)
-                return found, self._checked(few, found)
+                plan = probe(self._model, self._objective, few, self._leaves.tensors)
+                _refuse_several(plan, self._leaves)
+                return plan, self._checked(few, plan)
             except UnlearnKitError:
                 raise
             except UnprovenError as error:
@@ -198,35 +182,35 @@ class ShardedEngine(Accumulator):
         assert reason is not None, "a batch of one sample is not probed"
         raise reason
 
-    def _checked(self, few: Any, found: Found) -> Tensor:
-        sending, problems = self._pass(few, found, None, counted=batch_size(few))
+    def _checked(self, few: Any, plan: CallPlan) -> Tensor:
+        sending, problems = self._pass(few, plan, None, counted=batch_size(few))
         if problems:
             raise UnprovenError(problems[0])
         size = self._leaves.size  # every process had the same samples
         comparison = Comparison({name: piece.div_(size) for name, piece in sending.pieces.items()})
         losses = self._alone.hand_out(few, lambda name: sending.pieces[name].dtype, comparison.receive_squares)
-        comparison.verdict(found.precision, together=self._together)
+        comparison.verdict(plan.precision, together=self._together)
         return losses
 
-    def _pass(self, own: Any, found: Found, alone: Tensor | None, *, counted: int) -> tuple[Sending, list[str]]:
+    def _pass(self, own: Any, plan: CallPlan, alone: Tensor | None, *, counted: int) -> tuple[Sending, list[str]]:
         """Make one pass, of which the first samples count."""
-        script, leaves = found.script, self._leaves
-        totals = Totals(leaves.tensors, double=self._double, memory=self._memory, chooser=Chooser())
-        sending = Sending(script, batch_size(own), totals, leaves, real=counted > 0)
+        leaves = self._leaves
+        totals = Totals(leaves.tensors, double=self._double, memory=self._memory)
+        sending = Sending(plan, batch_size(own), totals, leaves, real=counted > 0)
         interceptor = Interceptor(leaves.tensors, sending, device_of(self._model))
-        sending.interceptor, problem = interceptor, ""
+        sending.inner.interceptor, problem = interceptor, ""
         try:
             with interceptor:
                 losses = self._objective.losses(self._model, own)
             losses = check_losses(losses, own, objective=self._objective)
             try:
-                script.finish()
+                plan.finish()
                 if alone is not None:
-                    check_alone(losses[:counted], alone, found.precision)
+                    check_alone(losses[:counted], alone, plan.precision)
             except UnprovenError as unproven:
                 problem = str(unproven)
             interceptor.backward(losses[:counted].sum())
-            with _gathered_again(leaves, script):
+            with _gathered_again(leaves, plan):
                 return sending, sending.finish(problem)
         except UnprovenError as unproven:
             raise UnsupportedModelError(
@@ -253,17 +237,17 @@ class ShardedEngine(Accumulator):
         return reason
 
 
-def _late(script: Script) -> set[str]:
+def _late(plan: CallPlan) -> set[str]:
     """Name the parameters whose squares are made after the backward pass, perhaps with the weights at hand."""
-    bases = {name for step in script.steps if step.action is Action.DERIVE for name in step.names}
-    return bases | set(script.shared)
+    bases = {name for step in plan.steps if step.action is Action.DERIVE for name in step.names}
+    return bases | set(plan.shared)
 
 
-def _refuse_several(script: Script, leaves: Leaves) -> None:
+def _refuse_several(plan: CallPlan, leaves: Leaves) -> None:
     """Refuse to gather several layers at once after the backward pass: all of them might be the whole model."""
-    owners = leaves.owners(_late(script))
+    owners = leaves.owners(_late(plan))
     if len(owners) > 1:
-        names = ", ".join(sorted(_late(script))[:3])
+        names = ", ".join(sorted(_late(plan))[:3])
         raise UnprovenError(
             f"{names} and others of {len(owners)} layers that are gathered one at a time, weights that are used more "
             "than once or through tensors made of them"
@@ -271,9 +255,9 @@ def _refuse_several(script: Script, leaves: Leaves) -> None:
 
 
 @contextmanager
-def _gathered_again(leaves: Leaves, script: Script) -> Iterator[None]:
+def _gathered_again(leaves: Leaves, plan: CallPlan) -> Iterator[None]:
     """Gather the one layer whose weights are needed after the backward pass."""
-    owners = leaves.owners(_late(script))
+    owners = leaves.owners(_late(plan))
     for module in owners:
         module.unshard()
     yield

@@ -32,7 +32,7 @@ class SquaredSums(Accumulator):
         self._count = 0
 
     def add(self, batch: Any) -> None:
-        """Add one batch, the same in every process; see `Accumulator.add`."""
+        """Add one batch, the same in every process."""
         size = batch_size(batch)
         own, rows = self._leaves.own(batch)
         losses = check_losses(self._objective.losses(self._model, own), own, objective=self._objective)
@@ -51,11 +51,11 @@ class SquaredSums(Accumulator):
         self._leaves.backward(losses, weights, receive, keep=keep)
 
     def result(self) -> Importance:
-        """End the pass; see `Accumulator.result`."""
+        """End the pass."""
         return Importance(totals=self._leaves.spread(self._totals), count=self._count)
 
     def differentiated(self) -> Mapping[str, Tensor] | None:
-        """Return what the layers are gathered into; see `Accumulator.differentiated`."""
+        """Return what the layers are gathered into."""
         return self._leaves.tensors
 
 

@@ -1,4 +1,4 @@
-"""Which elements of a layer's input meet which positions of its output's gradient, listed once per layer."""
+"""im2col index plans of linear layers and convolutions, cached per layer."""
 
 import functools
 import itertools
@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from unlearnkit.importance.fisher.rules.conv_geometry import Geometry
-from unlearnkit.importance.fisher.rules.conv_regions import tap_regions
+from unlearnkit.importance import ConvGeometry
 
 _SECTION = 32  # window elements that are worked on by one thread at a time
 _FEW_CHANNELS = 8  # below it a kernel offset alone does not fill a tile
@@ -23,8 +22,8 @@ Integers = npt.NDArray[np.integer]
 
 @final
 @attrs.frozen(kw_only=True, eq=False)
-class Plan:
-    """What the compiled kernel needs to know of a layer; places are in elements from the sample's first."""
+class IndexPlan:
+    """Which input elements meet which positions of the gradient; offsets in elements from the sample's first."""
 
     sections: Integers
     offsets: Integers
@@ -44,12 +43,16 @@ def needs_padding(channels: int) -> bool:
 
 @functools.lru_cache(maxsize=128)
 def convolution_plan(
-    geometry: Geometry, channels: int, spatial: tuple[int, ...], strides: tuple[int, ...], positions: tuple[int, ...]
-) -> Plan:
+    geometry: ConvGeometry,
+    channels: int,
+    spatial: tuple[int, ...],
+    strides: tuple[int, ...],
+    positions: tuple[int, ...],
+) -> IndexPlan:
     """Plan a convolution.
 
     Example:
-        >>> pair = Geometry(kernel=(2,), stride=(1,), padding=((0, 0),), dilation=(1,), groups=1)
+        >>> pair = ConvGeometry(kernel=(2,), stride=(1,), padding=((0, 0),), dilation=(1,), groups=1)
         >>> convolution_plan(pair, 1, (3,), (3, 1), (2,)).offsets.tolist()
         [0, 1]
     """
@@ -58,7 +61,7 @@ def convolution_plan(
     map_places = _places(spatial, strides[1:])
     output = np.arange(math.prod(positions)).reshape(positions)
     met = []
-    for region in tap_regions(geometry, spatial, positions):
+    for region in geometry.regions(spatial, positions):
         if region is None:
             met.append(np.empty((0, 2), np.int32))
         else:
@@ -67,7 +70,9 @@ def convolution_plan(
 
 
 @functools.lru_cache(maxsize=128)
-def whole_window_plan(geometry: Geometry, channels: int, strides: tuple[int, ...], positions: tuple[int, ...]) -> Plan:
+def whole_window_plan(
+    geometry: ConvGeometry, channels: int, strides: tuple[int, ...], positions: tuple[int, ...]
+) -> IndexPlan:
     """Plan a convolution over all kernel offsets of a padded map at once."""
     taps = _places(geometry.kernel, tuple(d * s for d, s in zip(geometry.dilation, strides[1:], strict=True)))
     offsets = (np.arange(channels)[:, None] * strides[0] + taps.ravel()).ravel()
@@ -76,20 +81,20 @@ def whole_window_plan(geometry: Geometry, channels: int, strides: tuple[int, ...
 
 
 @functools.lru_cache(maxsize=128)
-def linear_plan(rows: int, inner: int, strides: tuple[int, int]) -> Plan:
+def linear_plan(rows: int, inner: int, strides: tuple[int, int]) -> IndexPlan:
     """Plan a linear layer with several rows per sample."""
     met = np.stack([np.arange(rows), np.arange(rows) * strides[0]], axis=1)
     return _plan([met], np.arange(inner) * strides[1])
 
 
-def _plan(met: Sequence[Integers], offsets: Integers) -> Plan:
+def _plan(met: Sequence[Integers], offsets: Integers) -> IndexPlan:
     """Share the offsets out evenly over lists of meetings, and cut them into sections."""
     each, starts = len(offsets) // len(met), np.cumsum([0, *map(len, met)])
     sections = [
         (window * each + start, min(_SECTION, each - start), starts[window], len(met[window]))
         for window, start in itertools.product(range(len(met)), range(0, each, _SECTION))
     ]
-    return Plan(
+    return IndexPlan(
         sections=np.array(sections, np.int64).reshape(-1, 4),
         offsets=offsets.astype(np.int32),
         meetings=np.concatenate(met).astype(np.int32),

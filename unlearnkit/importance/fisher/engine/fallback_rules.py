@@ -1,16 +1,70 @@
-"""Any other function of data and parameters: that function alone, one sample at a time."""
+"""Rules made for one call: a parameter expanded to every sample, and any other function, one sample at a time."""
 
 import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
-from unlearnkit.importance.fisher.engine.call_plan import UnprovenError
-from unlearnkit.importance.fisher.engine.gradient_tap import results
+from unlearnkit.data.batches import map_tensors, tensors
+from unlearnkit.importance.fisher.engine.call_plan import UnprovenError, results
 from unlearnkit.importance.fisher.engine.interceptor import Seen, in_place
 from unlearnkit.importance.fisher.engine.rule import Call, Rule, name_of
+
+_PLACE = torch.empty(0)  # stands for a tensor among the arguments of a call
+_EXPANDING: frozenset[Callable[..., Any]] = frozenset(
+    {Tensor.expand, Tensor.expand_as, Tensor.repeat, Tensor.tile, torch.tile, torch.broadcast_to, Tensor.broadcast_to}
+)
+
+
+def expansion(function: Callable[..., Any], theta: Tensor, y: Any, samples: int) -> Rule | None:
+    """Find the rule of a call whose result is one copy of a parameter per sample."""
+    if function not in _EXPANDING or not isinstance(y, Tensor) or samples == 1:
+        return None
+    shape, seen = tuple(theta.shape), tuple(y.shape)
+    one = shape[1:] if theta.dim() == y.dim() and shape[0] == 1 else shape
+    if seen == (samples, *one):
+        return ExpandRule()
+    if theta.dim() > 1 and shape[1] == 1 and seen == (shape[0], samples, *shape[2:]):
+        return ExpandSecondRule()
+    return None
+
+
+@final
+class ExpandRule(Rule):
+    """y_n = θ for every sample n, so ∂ℓ_n/∂θ = g_n."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = ()
+
+    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
+        return _expanded(args, kwargs)
+
+    def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
+        """Return g_n."""
+        del role, call
+        return g.sum(1)
+
+
+@final
+class ExpandSecondRule(Rule):
+    """y_ln = θ_l for every sample n, which stands in dimension 1 (the first state of a recurrent layer)."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = ()
+    free_rows: ClassVar[bool] = True
+
+    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
+        return _expanded(args, kwargs)
+
+    def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
+        """Return g_n, whose rows are those of θ."""
+        del role, call
+        return g
+
+
+def _expanded(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    # Options, so that several uses are not taken for one use with more rows.
+    return Call(weights={"theta": args[0] if args else kwargs.get("input")}, options="one per sample")
 
 
 class Rerun(Rule):
@@ -41,9 +95,8 @@ class Rerun(Rule):
 
     @final
     def bind(self, *args: Any, **kwargs: Any) -> Call | None:
-        """See `Rule.bind`."""
-        found: list[Tensor] = []
-        template = _template((args, kwargs), found)
+        found = list(tensors((args, kwargs)))
+        template = map_tensors((args, kwargs), lambda _: _PLACE)
         if len(found) != len(self._axes):
             return None
         weights = {f"{i}": t for i, (t, mine) in enumerate(zip(found, self._weights, strict=True)) if mine}
@@ -76,7 +129,8 @@ class Rerun(Rule):
             self.back(next(data)[n], axis) if axis is not None else weights.get(i, t)
             for i, (t, axis) in enumerate(zip(fixed, self._axes, strict=True))
         ]
-        args, kwargs = _filled(template, iter(values))
+        rest = iter(values)
+        args, kwargs = map_tensors(template, lambda _: next(rest))
         return self._function(*args, **kwargs)
 
 
@@ -89,16 +143,15 @@ class AnyFunction(Rerun):
         super().__init__(seen)
 
     def axis(self, t: Tensor) -> int | None:
-        """See `Rerun.axis`."""
         return 0 if t.dim() and t.shape[0] == self._rows else None
 
     def cut(self, t: Tensor, axis: int) -> Tensor:
-        """Leave it to the layout of the result, which may have several rows per sample; see `Rerun.cut`."""
+        """Leave it to the layout of the result, which may have several rows per sample."""
         del axis
         return t
 
     def back(self, t: Tensor, axis: int) -> Tensor:
-        """Leave the rows as they are; see `Rerun.back`."""
+        """Leave the rows as they are."""
         del axis
         return t
 
@@ -121,11 +174,9 @@ class SeveralResults(Rerun):
         return found[0] if found else None
 
     def cut(self, t: Tensor, axis: int) -> Tensor:
-        """See `Rerun.cut`."""
         return t.movedim(axis, 0)
 
     def back(self, t: Tensor, axis: int) -> Tensor:
-        """See `Rerun.back`."""
         return t.movedim(0, axis)
 
 
@@ -134,29 +185,3 @@ def _gradient(pairs: list[tuple[Tensor, Tensor]], weight: Tensor) -> Tensor | No
         return None
     ys, gs = zip(*pairs, strict=True)
     return torch.autograd.grad(ys, weight, gs, allow_unused=True)[0]
-
-
-@final
-class _Hole:
-    """The place of a tensor."""
-
-
-def _template(value: Any, found: list[Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        found.append(value)
-        return _Hole
-    if type(value) in {tuple, list}:
-        return type(value)(_template(item, found) for item in value)
-    if isinstance(value, dict):
-        return {key: _template(item, found) for key, item in value.items()}
-    return value
-
-
-def _filled(value: Any, tensors: Iterator[Tensor]) -> Any:
-    if value is _Hole:
-        return next(tensors)
-    if type(value) in {tuple, list}:
-        return type(value)(_filled(item, tensors) for item in value)
-    if isinstance(value, dict):
-        return {key: _filled(item, tensors) for key, item in value.items()}
-    return value

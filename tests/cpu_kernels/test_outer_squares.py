@@ -3,25 +3,27 @@
 import pytest
 import torch
 from compiler import HAS_COMPILER
-from fisher_oracle import check_kernel, distance, estimate, weight_gradients_of_each
+from fisher_oracle import check_plan, distance, estimate, weight_gradients_of_each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from unlearnkit_cpu_kernels import ConvolutionSquares, LinearSquares, build, outer_squares
+from unlearnkit_cpu_kernels.index_plan import countable
 
 from unlearnkit import ConfigurationError, CrossEntropy, DiagonalFisher, UnlearnKitWarning, fisher_statistics
-from unlearnkit.importance.fisher.engine.choice import Chooser
-from unlearnkit.importance.fisher.engine.kernel import Into
-from unlearnkit.importance.fisher.engine.totals import Totals
-from unlearnkit.importance.fisher.rules.compiled import CompiledKernels, compiled_convolution, compiled_linear
-from unlearnkit.importance.fisher.rules.conv_geometry import Geometry
-from unlearnkit.utils.compiled import load
+from unlearnkit.importance import ConvGeometry, KernelOperands, SumBuffers
+from unlearnkit.importance.fisher.engine import kernel as contract
 
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 
 
-def slot(w):
-    return Totals({"w": w}, double=False, memory=1 << 24, chooser=Chooser(), compiled=CompiledKernels()).slot("w")
+def linear(g, a):
+    return LinearSquares().plan(KernelOperands(layer="linear", g=g, x=a))
+
+
+def convolution(g, x, geometry):
+    return ConvolutionSquares().plan(KernelOperands(layer="convolution", g=g, x=x, options=geometry))
 
 
 def outer(g, a):
@@ -40,8 +42,7 @@ def test_linear(samples, rows, out, inner, time_major):
     if time_major:
         g, a = g.transpose(0, 1), a.transpose(0, 1)
     for left, right in ((g, a), (a, g)):
-        w = torch.zeros(left.shape[2], right.shape[2])
-        check_kernel(compiled_linear(slot(w), left, right), outer(left, right))
+        check_plan(linear(left, right), outer(left, right))
 
 
 @pytest.mark.parametrize("channels", [3, 8, 40])
@@ -54,25 +55,25 @@ def test_convolution(channels, groups, out, size, kernel, stride, padding):
     torch.manual_seed(channels)
     x, w = torch.randn(3, channels * groups, size, size), torch.randn(out, channels, kernel, kernel)
     g = torch.randn_like(F.conv2d(x, w, None, stride, padding, 1, groups))
-    geometry = Geometry(
+    geometry = ConvGeometry(
         kernel=(kernel,) * 2, stride=(stride,) * 2, padding=((padding,) * 2,) * 2, dilation=(1, 1), groups=groups
     )
     expected = weight_gradients_of_each(geometry, w, x[:, None], g[:, None])
     for layout in (torch.contiguous_format, torch.channels_last):
         rows, maps = (t.contiguous(memory_format=layout)[:, None] for t in (g, x))
-        check_kernel(compiled_convolution(slot(w), rows, maps, geometry), expected)
+        check_plan(convolution(rows, maps, geometry), expected)
 
 
 def test_a_gradient_whose_maps_are_cut_out_of_larger_ones():
     w = torch.zeros(16, 8, 1, 1)
     g, x = torch.randn(2, 1, 16, 6, 6)[..., 1:4, 1:5], torch.randn(2, 1, 8, 5, 7)[..., 1:4, 2:6]
-    geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=((0, 0),) * 2, dilation=(1, 1), groups=1)
-    check_kernel(compiled_convolution(slot(w), g, x, geometry), weight_gradients_of_each(geometry, w, x, g))
+    geometry = ConvGeometry(kernel=(1, 1), stride=(1, 1), padding=((0, 0),) * 2, dilation=(1, 1), groups=1)
+    check_plan(convolution(g, x, geometry), weight_gradients_of_each(geometry, w, x, g))
 
 
 def test_one_thread_or_three_give_the_same_bits():
-    w, before = torch.zeros(70, 50), torch.get_num_threads()
-    kernel = compiled_linear(slot(w), torch.randn(6, 9, 70), torch.randn(6, 9, 50))
+    before = torch.get_num_threads()
+    kernel = linear(torch.randn(6, 9, 70), torch.randn(6, 9, 50))
     try:
         torch.set_num_threads(1)
         one = squares(kernel)
@@ -83,7 +84,7 @@ def test_one_thread_or_three_give_the_same_bits():
 
 
 def squares(kernel):
-    into = Into(squares=torch.zeros(kernel.shape))
+    into = SumBuffers(squares=torch.zeros(kernel.shape))
     kernel.run(into)
     return kernel.finish(into.squares)
 
@@ -91,7 +92,7 @@ def squares(kernel):
 def test_nan_and_infinity_are_kept():
     g, a = torch.ones(2, 2, 16), torch.ones(2, 2, 3)
     g[0, 0, 0], g[1, 1, 1] = torch.nan, torch.inf
-    seen = squares(compiled_linear(slot(torch.zeros(16, 3)), g, a))
+    seen = squares(linear(g, a))
     assert seen[0].isnan().all()
     assert seen[1].isinf().all()
     assert seen[2:].isfinite().all()
@@ -100,41 +101,70 @@ def test_nan_and_infinity_are_kept():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_another_dtype_is_left_to_torch(dtype):
     g, a = torch.ones(2, 2, 16, dtype=dtype), torch.ones(2, 2, 3, dtype=dtype)
-    assert compiled_linear(slot(torch.zeros(16, 3)), g, a) is None
+    assert linear(g, a) is None
 
 
 def test_few_output_channels_are_left_to_torch():
-    geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=((0, 0),) * 2, dilation=(1, 1), groups=8)
+    geometry = ConvGeometry(kernel=(1, 1), stride=(1, 1), padding=((0, 0),) * 2, dilation=(1, 1), groups=8)
     g = torch.ones(2, 1, 64, 3, 3)
-    assert compiled_convolution(slot(torch.zeros(64, 8, 1, 1)), g, g, geometry) is None
+    assert convolution(g, g, geometry) is None
 
 
 @pytest.fixture
 def nothing_compiled(tmp_path, monkeypatch):
+    """An empty cache, and a process that has loaded nothing."""
     monkeypatch.setenv("UNLEARNKIT_CACHE", str(tmp_path))
-    load.cache_clear()
+    monkeypatch.setattr(contract, "_left_out", {})
+    monkeypatch.setattr(contract, "_said", set())
+    monkeypatch.setattr(build, "_loaded", {})
+    outer_squares._library.cache_clear()
     yield tmp_path
-    load.cache_clear()
+    outer_squares._library.cache_clear()
 
 
-def test_without_a_compiler_it_goes_by_rule_unless_that_is_an_error(nothing_compiled, monkeypatch, caplog):
-    monkeypatch.setenv("CXX", "no-such-compiler")
+def without(monkeypatch, **set_to):
+    """What an estimate finds on a machine where the kernels cannot be compiled; it equals that by torch alone."""
+    for name, value in set_to.items():
+        monkeypatch.setenv(name, value)
     model, batch = network(), (torch.randn(5, 3, 4, 4), torch.arange(5) % 4)
+    auto = estimate(model, [batch])
     fixed = estimate(model, [batch], kernels="fixed")
-    with caplog.at_level("INFO"):
-        auto = estimate(model, [batch])
-    assert "going on with slower kernels: compiled kernels need a C++ compiler" in caplog.text
     assert all(torch.equal(auto[name], total) for name, total in fixed.items())
-    with pytest.raises(ConfigurationError, match="need a C"):
+    return model, batch
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_without_a_compiler_it_goes_by_torch_operations_unless_that_is_an_error(monkeypatch, caplog):
+    with caplog.at_level("INFO"):
+        model, batch = without(monkeypatch, CXX="no-such-compiler")
+    assert caplog.text.count("going on with torch operations instead of the kernel") == 1
+    assert "compiled kernels need a C++ compiler" in caplog.text
+    with pytest.raises(ConfigurationError, match=r"kernels='compiled': the kernel cpu-.* need a C"):
         estimate(model, [batch], kernels="compiled")
 
 
-def test_a_compiler_that_fails_is_a_warning(nothing_compiled, monkeypatch):
-    monkeypatch.setenv("CXX", "false")
-    model, batch = network(), (torch.randn(5, 3, 4, 4), torch.arange(5) % 4)
-    with pytest.warns(UnlearnKitWarning, match=r"going on with slower kernels: .*false .* failed"):
-        auto = estimate(model, [batch])
-    assert all(torch.equal(auto[name], total) for name, total in estimate(model, [batch], kernels="fixed").items())
+@pytest.mark.usefixtures("nothing_compiled")
+def test_a_compiler_that_fails_is_one_warning(monkeypatch):
+    message = r"instead of the kernel cpu-.* \(plugin 'cpu-kernels' of unlearnkit .*false .* failed"
+    with pytest.warns(UnlearnKitWarning, match=message) as said:
+        without(monkeypatch, CXX="false")
+    assert len(said) == 1
+    without(monkeypatch)  # left out from now on, without another word
+
+
+@pytest.mark.parametrize("home", ["", "/proc/no-such-folder"])
+def test_no_home_and_one_that_cannot_be_written_to_are_a_line_in_the_log(nothing_compiled, monkeypatch, caplog, home):
+    monkeypatch.delenv("UNLEARNKIT_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with caplog.at_level("INFO"):
+        without(monkeypatch, HOME=home)
+    assert "compiled kernels cannot be kept" in caplog.text
+
+
+def test_what_32_bits_cannot_count_is_left_to_torch():
+    """Rows of one sample lie far apart where time comes first."""
+    assert countable(torch.empty(8, 4, 5))
+    assert not countable(torch.empty(1 << 13, 1 << 12, 1 << 10, device="meta").transpose(0, 1))
 
 
 def network():

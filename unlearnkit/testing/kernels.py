@@ -1,0 +1,161 @@
+"""Check a kernel of the exact Fisher against torch operations, with or without pytest."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, final
+
+import attrs
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - its usual name
+
+from unlearnkit import ConfigurationError
+from unlearnkit.importance import ConvGeometry, Kernel, KernelOperands, KernelPlan, Layer, SumBuffers
+from unlearnkit.testing.law import LawError
+
+_TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}
+_COARSE = 0.05
+_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_Draw = Callable[..., Tensor]
+_Layers = Iterator[tuple[str, Tensor, Tensor, Any]]
+_SUMS: dict[str, Callable[[Tensor], Tensor]] = {"squares": torch.square, "absolute": torch.abs, "signed": torch.clone}
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class _Case:
+    name: str
+    operands: KernelOperands
+    per_sample: Tensor
+
+
+def check_kernel(
+    kernel: Kernel, *, device: str = "cpu", dtypes: Iterable[torch.dtype] = (torch.float32, torch.float64)
+) -> None:
+    """Check that a kernel adds what torch operations add, for every layer, layout and sum that it takes.
+
+    Args:
+        kernel: The object to check.
+        device: Where the layers are.
+        dtypes: Of the totals.
+
+    Raises:
+        LawError: It adds something else, hides a NaN, or takes none of the layers.
+        ConfigurationError: It is not an object of a subclass of `Kernel`.
+    """
+    if not isinstance(kernel, Kernel):
+        raise ConfigurationError(f"expected an object of a subclass of Kernel, saw {kernel!r}")
+    taken = 0
+    for dtype in dtypes:
+        for case in _cases(kernel.layer, device, dtype):
+            plan = kernel.plan(case.operands)
+            if plan is not None:
+                taken += 1
+                _check_case(kernel, case, plan)
+    if not taken:
+        raise LawError(f"{kernel.name}: expected a kernel for some {kernel.layer} layer on {device}, saw None for all")
+
+
+def _check_case(kernel: Kernel, case: _Case, plan: KernelPlan | None) -> None:
+    more = ["absolute", "signed"] if plan is not None and not plan.squares_only else []
+    for count in range(len(more) + 1):
+        for extra in itertools.combinations(more, count):
+            plan = kernel.plan(case.operands)
+            if plan is None:
+                raise LawError(f"{kernel.name} ({case.name}): expected a plan each time, saw None the second time")
+            dtype, device = case.operands.g.dtype, case.operands.g.device
+            start = {sum_: torch.ones(plan.shape, dtype=dtype, device=device) for sum_ in ("squares", *extra)}
+            plan.run(SumBuffers(**start))
+            for sum_, buffer in start.items():
+                _compare(kernel, case, sum_, plan.finish(buffer))
+
+
+def _compare(kernel: Kernel, case: _Case, sum_: str, finished: Tensor) -> None:
+    terms = _SUMS[sum_](case.per_sample)
+    expected, seen = 1 + terms.sum(0), finished.reshape(case.per_sample.shape[1:]).double()
+    scale = 1 + terms.abs().sum(0).nan_to_num().max()
+    tolerance = _TOLERANCE.get(case.operands.g.dtype, _COARSE)
+    fine = expected.isfinite()
+    wrong = float((seen - expected)[fine].abs().max()) if bool(fine.any()) else 0.0
+    if not wrong <= tolerance * float(scale) or bool(seen[~fine].isfinite().any()):
+        raise LawError(
+            f"{kernel.name} ({case.name}): expected Σ of {sum_} as torch adds it, added to what was there, saw a "
+            f"difference of {wrong:.3g} where {tolerance * float(scale):.3g} is rounding, or a NaN that got lost"
+        )
+
+
+def _cases(layer: Layer, device: str, dtype: torch.dtype) -> Iterator[_Case]:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+    found = {"linear": _linear, "convolution": _convolutions, "batch_norm": _batch_norms}[layer]
+    for name, g, x, options in found(draw):
+        spoilt = g.clone()
+        spoilt[tuple(n // 2 for n in g.shape)] = float("nan")  # where the window sees no padding
+        for kind, gradient in (("", g), (", NaN", spoilt)):
+            operands = KernelOperands(layer=layer, g=gradient, x=x, options=options)
+            yield _Case(name=f"{name}{kind}, {dtype}", operands=operands, per_sample=_per_sample(operands))
+
+
+def _linear(draw: _Draw) -> _Layers:
+    for samples, rows, out, inner in ((1, 1, 3, 4), (3, 2, 16, 17), (2, 9, 40, 5), (2, 300, 20, 33)):
+        yield f"{samples}×{rows} rows, {inner} to {out}", draw(samples, rows, out), draw(samples, rows, inner), None
+        g, x = (draw(rows, samples, n).transpose(0, 1) for n in (out, inner))
+        yield f"the same, rows first in memory, {inner} to {out}", g, x, None
+
+
+def _convolutions(draw: _Draw) -> _Layers:
+    sizes = [(3, 1, 1, 1, 1), (1, 1, 0, 1, 1), (1, 2, 0, 1, 1), (5, 2, 2, 1, 1), (2, 2, 0, 2, 1), (3, 1, 2, 2, 2)]
+    for (kernel, stride, padding, dilation, groups), dims in itertools.product(sizes, (1, 2, 3)):
+        geometry = ConvGeometry(
+            kernel=(kernel,) * dims,
+            stride=(stride,) * dims,
+            padding=((padding, padding),) * dims,
+            dilation=(dilation,) * dims,
+            groups=groups,
+        )
+        size = 7 if dims < 3 else 5
+        positions = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        for channels, out, rows in ((3, 16, 1), (8, 33, 2)):
+            x = draw(2, rows, channels * groups, *[size] * dims)
+            g = draw(2, rows, out * groups, *[positions] * dims)
+            yield f"{geometry}, {channels} to {out} channels, {rows} rows", g, x, geometry
+            if dims == 2 and rows == 1:
+                g, x = (t.flatten(0, 1).contiguous(memory_format=torch.channels_last).unsqueeze(1) for t in (g, x))
+                yield f"{geometry}, {channels} to {out} channels, channels last", g, x, geometry
+
+
+def _batch_norms(draw: _Draw) -> _Layers:
+    for shape in ((2, 1, 3), (2, 2, 5, 7), (3, 1, 66, 4, 5), (1, 1, 64, 12, 13)):
+        options = (draw(shape[2]), draw(shape[2]).square(), 1e-3)
+        g, x = draw(*shape), draw(*shape)
+        yield f"maps of shape {shape}", g, x, options
+        if len(shape) == 5:
+            g, x = (t.flatten(0, 1).contiguous(memory_format=torch.channels_last).unsqueeze(1) for t in (g, x))
+            yield f"maps of shape {shape}, channels last", g, x, options
+
+
+def _per_sample(operands: KernelOperands) -> Tensor:
+    """Return each sample's weight gradient, in float64."""
+    g, x = operands.g.double(), operands.x.double()
+    if operands.layer == "linear":
+        return torch.einsum("nko,nki->noi", g, x)
+    if operands.layer == "batch_norm":
+        mean, variance, eps = operands.options
+        shape = (-1, *[1] * (g.dim() - 3))
+        scaled = (x - mean.double().view(shape)) / (variance.double() + eps).sqrt().view(shape)
+        found: Tensor = (g * scaled).flatten(3).sum((1, 3)) if g.dim() > 3 else (g * scaled).sum(1)
+        return found
+    geometry: ConvGeometry = operands.options
+    weight = torch.zeros(
+        g.shape[2], x.shape[2] // geometry.groups, *geometry.kernel, dtype=torch.float64, device=g.device
+    ).requires_grad_()
+    gradients = []
+    for g_n, x_n in zip(g, x, strict=True):
+        padding = tuple(before for before, _ in geometry.padding)
+        convolve: Any = _CONVOLVE[len(geometry.kernel)]
+        y = convolve(x_n, weight, None, geometry.stride, padding, geometry.dilation, geometry.groups)
+        gradients.append(torch.autograd.grad(y, weight, g_n)[0])
+    return torch.stack(gradients)
