@@ -32,7 +32,8 @@ def find(
     groups, whole = population.groups, population.whole(rows)
     _check_coverage(store, {key: len(members) for key, members in groups.items()})
     cut = {key: members[np.isin(members, rows)] for key, members in groups.items() if key not in whole}
-    parts = {key: _on_disk(measure(part)) for key, part in cut.items() if len(part)}
+    measured = {key: measure(part) for key, part in cut.items() if len(part)}
+    parts = {key: attrs.evolve(part, totals=on_disk(part.totals.items())) for key, part in measured.items()}
     total = store.total()
     forget = _sum([*([store.groups(whole)] if whole else []), *(_of(part, total) for part in parts.values())])
     if role is Role.FULL:
@@ -55,10 +56,6 @@ def _check_coverage(store: ImportanceStore, sizes: dict[str, int]) -> None:
 def _of(part: Importance, total: Importance) -> Importance:
     """Take an importance measured on an older model as one of the model in use; the store records its age."""
     return attrs.evolve(part, fingerprint=attrs.evolve(part.fingerprint, model=total.fingerprint.model))
-
-
-def _on_disk(measured: Importance) -> Importance:
-    return attrs.evolve(measured, totals=on_disk(measured.totals.items()))
 
 
 def _sum(pieces: list[Importance]) -> Importance:

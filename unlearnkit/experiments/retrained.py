@@ -171,7 +171,7 @@ def kept_original(experiment: Experiment, *, progress: Progress = silent) -> nn.
     return _cached(experiment, seed, experiment.bundle.train, forget="", progress=progress)
 
 
-def references(experiment: Experiment, *, progress: Progress = silent) -> tuple[nn.Module, ...]:
+def load_references(experiment: Experiment, *, progress: Progress = silent) -> tuple[nn.Module, ...]:
     """Load or train every retrained model that a configuration names."""
     paths = experiment.config.evaluation.retrained
     named = [experiment.trained_model(path, key="evaluation.retrained")[0] for path in paths]

@@ -21,7 +21,7 @@ from unlearnkit.evaluation.plot_data import collect_plot_data
 from unlearnkit.experiments.config import Config, MethodConfig, plain
 from unlearnkit.experiments.experiment import Experiment, make_metrics, make_unlearner
 from unlearnkit.experiments.provenance import forget_record, manifest
-from unlearnkit.experiments.retrained import references
+from unlearnkit.experiments.retrained import load_references
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.multi_process import estimate_together, forget_parts
 from unlearnkit.importance.provenance import Role
@@ -129,33 +129,23 @@ class Job:
         make_metrics(config.evaluation, plugins)
         experiment.estimator(plugins)
         original, metadata = experiment.original_model()
-        job = cls(
+        requests, request = json.loads(metadata.get(REQUESTS, "[]")), experiment.forgotten.digest()
+        if request in requests and not again:
+            raise ConfigurationError(
+                f"this forget set (digest {request}) was applied to {config.model.checkpoint} already: applying a "
+                "method twice wrecks models; start from the original model, or say so with --again"
+            )
+        start = time.perf_counter()
+        retrained = load_references(experiment, progress=progress) if references else ()
+        return cls(
             experiment=experiment,
             plugins=plugins,
             original=original,
-            retrained=(),
-            requests=json.loads(metadata.get(REQUESTS, "[]")),
+            retrained=retrained,
+            requests=requests,
             progress=progress,
+            seconds={"retrained models": time.perf_counter() - start} if retrained else {},
         )
-        if job.request in job.requests and not again:
-            raise ConfigurationError(
-                f"this forget set (digest {job.request}) was applied to {config.model.checkpoint} already: applying a "
-                "method twice wrecks models; start from the original model, or say so with --again"
-            )
-        return job.with_references() if references else job
-
-    def with_references(self) -> "Job":
-        """Load the retrained models that the configuration asks for, and train those that are missing."""
-        if not (self.experiment.config.evaluation.retrained or self.experiment.config.evaluation.retrained_seeds):
-            return self
-        start = time.perf_counter()
-        retrained = references(self.experiment, progress=self.progress)
-        return attrs.evolve(self, retrained=retrained, seconds={"retrained models": time.perf_counter() - start})
-
-    @property
-    def request(self) -> str:
-        """The digest of the forget set."""
-        return self.experiment.forgotten.digest()
 
     def edit(
         self, model: nn.Module, method: MethodConfig, parts: Mapping[str, LabelledImages], *, edit: Edit | None = None
@@ -222,7 +212,7 @@ class Job:
     def write(self, folder: Path, model: nn.Module | None, record: RunRecord) -> None:
         """Write a folder of results on rank 0, while the others wait."""
         metadata = {
-            REQUESTS: json.dumps([*self.requests, self.request]),
+            REQUESTS: json.dumps([*self.requests, self.experiment.forgotten.digest()]),
             "unlearnkit.factory": self.experiment.config.model.factory,
         }
         with raise_on_all_ranks():

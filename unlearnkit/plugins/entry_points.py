@@ -129,11 +129,13 @@ def owner_of(module: str) -> str:
         return ""
     path, recorded, editable = Path(file).resolve(), dict[str, bool](), dict[str, int]()
     for distribution in distributions():
-        label = " ".join(name_and_version(distribution)).strip()
         unchanged = _recorded(distribution, path)
+        depth = _editable_depth(distribution, path, _top(module))
+        if unchanged is None and not depth:
+            continue  # before its metadata are parsed, which takes long
+        label = " ".join(name_and_version(distribution)).strip()
         if unchanged is not None:
             recorded[label] = recorded.get(label, False) or unchanged
-        depth = _editable_depth(distribution, path, _top(module))
         if depth:
             editable[label] = depth
     intact = [label for label, unchanged in recorded.items() if unchanged]

@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -39,6 +40,7 @@ class Worker:
         self, plugins: PluginManager, *, experiment: Experiment | None = None, progress: Progress = silent
     ) -> None:
         self._plugins = plugins
+        self._provider_of = cache(plugins.provider_of)  # reads the files of installed distributions
         self._loaded = experiment
         self._progress = progress
         self._group: tuple[tuple[str, int, int], _Group | Exception] | None = None
@@ -55,9 +57,7 @@ class Worker:
             "estimator": [estimator.name, option_values(estimator)],
             "metrics": [[metric.name, option_values(metric)] for metric in metrics],
             "objective": experiment.objective.describe(),
-            "providers": [
-                plugins.provider_of(kind) for kind in (type(unlearner), type(estimator), *map(type, metrics))
-            ],
+            "providers": [self._provider_of(kind) for kind in (type(unlearner), type(estimator), *map(type, metrics))],
         }
 
     def train(self, trial: Trial, seed: int | None) -> None:
