@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18
 
-import unlearnkit.models.zoo
 from unlearnkit.models.zoo import resnet18_classifier, small_cnn
 from unlearnkit.utils.errors import ConfigurationError
 
@@ -80,7 +80,7 @@ def test_pretrained_asks_torchvision_for_imagenet_weights(monkeypatch, pretraine
         asked.append(weights)
         return resnet18(weights=None)
 
-    monkeypatch.setattr(unlearnkit.models.zoo, "resnet18", record)
+    monkeypatch.setattr(torchvision.models, "resnet18", record)
     resnet18_classifier(num_classes=2, pretrained=pretrained)
     assert asked == [ResNet18_Weights.DEFAULT if pretrained else None]
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.datasets import CIFAR100
 
 from unlearnkit.data.labelled import DataBundle, LabelledImages, Transform, coarse_of_fine
 from unlearnkit.data.plain_pickle import load_plain_pickle
@@ -79,6 +78,8 @@ def cifar100(
         StoreError: The files are missing, damaged or not CIFAR-100.
         ConfigurationError: There is no such target or image size, or a download is not to be verified.
     """
+    from torchvision.datasets import CIFAR100  # noqa: PLC0415 - torchvision takes a second
+
     if target not in _NAMES:
         raise ConfigurationError(f"target: expected one of {list(_NAMES)}, saw {target!r}")
     if download and not verify:

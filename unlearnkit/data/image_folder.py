@@ -4,18 +4,18 @@ import itertools
 import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import attrs
 import torch
 from torch import Tensor
-from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import default_loader
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from unlearnkit.data.labelled import DataBundle, Groups, Images, LabelledImages, group_labels
 from unlearnkit.data.transforms import image_transform
 from unlearnkit.utils.errors import ConfigurationError, StoreError
+
+if TYPE_CHECKING:
+    from torchvision.datasets import ImageFolder
 
 
 @final
@@ -30,6 +30,9 @@ class ImageFiles:
 
     def __getitem__(self, index: int) -> Tensor:
         """Read one image."""
+        from torchvision.datasets.folder import default_loader  # noqa: PLC0415 - torchvision takes a second
+        from torchvision.transforms.v2.functional import pil_to_tensor  # noqa: PLC0415
+
         try:
             image: Tensor = pil_to_tensor(default_loader(self.paths[index]))
         except OSError as error:
@@ -81,7 +84,7 @@ def image_folder(
         )
     transform = image_transform(image_size, on_device=on_device)
 
-    def labelled(folder: ImageFolder, key: str, count: int | None) -> LabelledImages:
+    def labelled(folder: "ImageFolder", key: str, count: int | None) -> LabelledImages:
         samples = _first(folder.samples, count, key=key)
         files = ImageFiles(paths=tuple(path for path, _ in samples))
         images: Images = _read(files, transform.get("transform", _identity), where=root) if in_memory else files
@@ -119,7 +122,9 @@ def _read(files: ImageFiles, transform: Callable[[Tensor], Tensor], *, where: Pa
     return torch.stack(images)
 
 
-def _folder(path: Path) -> ImageFolder:
+def _folder(path: Path) -> "ImageFolder":
+    from torchvision.datasets import ImageFolder  # noqa: PLC0415 - torchvision takes a second
+
     try:
         return ImageFolder(path)
     except OSError as error:

@@ -2,15 +2,16 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import attrs
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional
 
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -21,7 +22,7 @@ def _check_size(_: Any, __: Any, image_size: int | None) -> None:
         raise ConfigurationError(f"image_size: expected at least 1 pixel or None, saw {image_size}")
 
 
-def imagenet_transform(image_size: int | None = 224) -> v2.Transform:
+def imagenet_transform(image_size: int | None = 224) -> "v2.Transform":
     """Compose Resize, CenterCrop, ToDtype(float32) and Normalize with ImageNet's mean and standard deviation.
 
     It takes uint8 RGB images of shape (3, h, w) or (n, 3, h, w). It is never random. Square images are not cropped.
@@ -40,6 +41,8 @@ def imagenet_transform(image_size: int | None = 224) -> v2.Transform:
         torch.Size([2, 3, 8, 8])
     """
     _check_size(None, None, image_size)
+    from torchvision.transforms import v2  # noqa: PLC0415 - torchvision takes a second
+
     sizing = [] if image_size is None else [v2.Resize(image_size, antialias=True), v2.CenterCrop(image_size)]
     to_float = v2.ToDtype(torch.float32, scale=True)
     return v2.Compose([*sizing, to_float, v2.Normalize(mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))])
@@ -80,6 +83,8 @@ class DeviceTransform:
     def _resized(self, images: Tensor) -> Tensor:
         if self.image_size is None:
             return images
+        from torchvision.transforms.v2 import functional  # noqa: PLC0415 - torchvision takes a second
+
         size = [self.image_size]
         resized = functional.resize(images, size, interpolation=functional.InterpolationMode.BILINEAR, antialias=True)
         cropped: Tensor = functional.center_crop(resized, size)

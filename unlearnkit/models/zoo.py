@@ -3,7 +3,6 @@
 from typing import final
 
 from torch import Tensor, nn
-from torchvision.models import ResNet18_Weights, resnet18
 from typing_extensions import override
 
 from unlearnkit.utils.errors import ConfigurationError
@@ -93,6 +92,8 @@ def resnet18_classifier(
     if seed is not None:
         with private_rng(seed=seed):
             return resnet18_classifier(num_classes=num_classes, dropout=dropout, pretrained=pretrained)
+    from torchvision.models import ResNet18_Weights, resnet18  # noqa: PLC0415 - torchvision takes a second
+
     backbone = resnet18(weights=ResNet18_Weights.DEFAULT if pretrained else None)
     head = nn.Sequential(nn.Dropout(dropout), nn.Linear(backbone.fc.in_features, num_classes))
     backbone.fc = nn.Identity()
