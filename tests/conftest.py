@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("COLUMNS", "100")  # rich measures the terminal, and there is none
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start; they share the cores too
 
 import pytest
 import torch

@@ -69,7 +69,7 @@ def _ids(path):
     return str(path.relative_to(ROOT))
 
 
-def test_imports_point_one_way():
+def test_imports_point_one_way_and_form_no_circle():
     """The contracts of import-linter in pyproject.toml."""
     assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0
 
@@ -161,6 +161,7 @@ def test_an_open_class_would_be_seen():
 def test_the_public_list_is_sorted_and_complete():
     """What type checkers see, what is loaded at run time, and ``__all__`` are the same names from the same modules."""
     imported = {n: m for m, n in imports(ROOT / "unlearnkit" / "__init__.py") if m.startswith("unlearnkit")}
+    del imported["set_kernel_source"]  # called there, not offered
     assert list(unlearnkit.__all__) == sorted(unlearnkit.__all__)
     assert set(unlearnkit.__all__) == set(imported)
     tables = unlearnkit._FOLDER | unlearnkit._MOVED_TO

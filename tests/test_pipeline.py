@@ -2,6 +2,7 @@
 # ruff: noqa: ARG002 - the signatures are the framework's
 
 import types
+from collections import Counter
 
 import pytest
 import torch
@@ -27,7 +28,11 @@ from unlearnkit import (
     UnlearnKitWarning,
     hookimpl,
 )
+from unlearnkit.models import parameters
+from unlearnkit.models import snapshot as snapshots
 from unlearnkit.models.parameters import digest
+from unlearnkit.models.snapshot import ModelSnapshot
+from unlearnkit.unlearning import unlearner as unlearner_module
 
 CE = CrossEntropy()
 
@@ -326,6 +331,92 @@ def test_a_warning_of_an_observer_made_an_error_rolls_back():
     model = net()
     with Left(model), pytest.raises(PluginWarning):  # the suite turns warnings into errors
         pipeline(plugins=manager).run(model, forget=FORGET, reference=FULL)
+
+
+# The model is read no more often than it must be
+
+
+@pytest.mark.parametrize("unlearner", [Keep(), SelectiveSynapticDampening(alpha=1.5)], ids=["any", "elementwise"])
+def test_the_model_is_hashed_before_and_after_checked_and_copied_once(unlearner, monkeypatch):
+    seen = Counter()
+
+    def counted(owner, name, what):
+        real = getattr(owner, name)
+
+        def count(*arguments, **named):
+            seen[what] += 1
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(owner, name, count)
+
+    counted(parameters, "blake3", "digest")
+    counted(ModelSnapshot, "__init__", "snapshot")
+    for module in (snapshots, unlearner_module):
+        counted(module, "check_finite", "finite")
+    report = pipeline(unlearner).run(net(), forget=FORGET, reference=FULL)
+    assert report.changed > 0
+    after = 0 if isinstance(unlearner, ElementwiseUnlearner) else 1  # a rule's edit is checked piece by piece
+    assert seen == {"digest": 2, "snapshot": 1, "finite": 1 + after}
+
+
+def test_a_model_that_an_observer_edits_between_importance_and_edit_is_refused():
+    class Editing:
+        @hookimpl
+        def unlearnkit_after_estimate(self, role):
+            if role == "full":
+                with torch.no_grad():
+                    model[2].bias.data.add_(1)
+
+    manager, model = PluginManager(entry_points=False), net()
+    manager.register(Editing())
+    with pytest.raises(MismatchError, match=r"(?s)edited or trained since.*estimate again.*2.bias"):
+        pipeline(plugins=manager).run(model, forget=FORGET, reference=FULL)
+
+
+# What the other commands build on
+
+
+def test_a_function_gives_an_importance_only_when_it_is_needed():
+    model, calls = net(), []
+
+    def measure(data, role):
+        calls.append(role)
+        return DiagonalFisher().estimate(model, data, objective=CE, role=role)
+
+    given = {"forget": lambda: measure(FORGET, "forget"), "reference": lambda: measure(FULL, "full")}
+    report = pipeline(SelectiveSynapticDampening(alpha=1.5)).run(model, **given)
+    assert calls == ["forget", "full"]
+    assert list(report.seconds) == ["forget importance", "full importance", "edit"]
+    pipeline(Keep({Need.FORGET_DATA})).run(model, **given, forget_data=FORGET)
+    assert calls == ["forget", "full"]
+
+
+def test_whoever_refuses_the_edit_rolls_it_back_before_an_observer_sees_it():
+    manager, calls, model = PluginManager(entry_points=False), [], net()
+    manager.register(Watcher(calls))
+
+    def refuse(report):
+        assert report.changed == 8
+        assert list(report.seconds) == ["forget importance", "full importance", "edit"]
+        raise BudgetError("too much")
+
+    with Left(model), pytest.raises(BudgetError, match="too much"):
+        pipeline(plugins=manager).run(model, forget=FORGET, reference=FULL, accept=refuse)
+    assert [call[0] for call in calls] == ["before", "estimate", "estimate"]
+
+
+def test_a_search_in_place_of_the_edit_has_its_inputs_and_its_observers():
+    manager, calls, seen = PluginManager(entry_points=False), [], []
+    manager.register(Watcher(calls))
+
+    def search(model, inputs, *, accept):
+        seen.append(inputs)
+        return accept(Keep().unlearn(model, inputs))
+
+    report = pipeline(plugins=manager).run(net(), forget=FORGET, reference=FULL, seed=7, edit=search)
+    assert (seen[0].seed, seen[0].reference.role) == (7, Role.FULL)
+    assert calls == CALLS
+    assert list(report.seconds) == ["forget importance", "full importance", "edit"]
 
 
 def test_who_provides_the_method_is_recorded():

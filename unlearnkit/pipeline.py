@@ -1,25 +1,35 @@
 """The main job in one object: estimate two importances, edit, report."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, final
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, final
 
 import attrs
 from torch import nn
 
-from unlearnkit.importance.estimator import ImportanceEstimator
+from unlearnkit.importance.estimator import ImportanceEstimator, snapshot_of
 from unlearnkit.importance.fisher import DiagonalFisher
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import Role
 from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.plugins.hookspecs import Run
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import Need, Unlearner, UnlearningInputs, check_fraction
-from unlearnkit.utils.errors import ConfigurationError
+from unlearnkit.utils.errors import ConfigurationError, raise_all
 from unlearnkit.utils.options import option_values
 from unlearnkit.utils.progress import Progress, silent
+
+Source = Iterable[Any] | Importance | Callable[[], Importance]
+"""Batches, an importance that is known already, or a function that returns one."""
+
+
+class Edit(Protocol):
+    """Makes an edit: `Unlearner.unlearn`, or a search that ends in one."""
+
+    def __call__(self, model: nn.Module, inputs: UnlearningInputs, *, accept: Callable[[Report], Report]) -> Report:
+        """Edit the model in place; pass the report through ``accept``, unless nothing was edited, and return it."""
 
 
 def _is_a(kind: type) -> Callable[[Any, "attrs.Attribute[Any]", Any], None]:
@@ -44,7 +54,7 @@ class Pipeline:
         normalise: Compare means over samples; False compares sums, as the notebook's un-normalised variant does.
         reference_role: Whether ``reference`` is the full set D (the paper) or the retain set D_r (the notebook).
         max_fraction: The largest fraction of weights that may change; beyond it, the edit is rolled back.
-        plugins: Whose observers are told of the run.
+        plugins: The manager whose observers are called.
 
     Example:
         >>> import torch
@@ -69,26 +79,35 @@ class Pipeline:
         self,
         model: nn.Module,
         *,
-        forget: Iterable[Any] | Importance | None = None,
-        reference: Iterable[Any] | Importance | None = None,
+        forget: Source | None = None,
+        reference: Source | None = None,
         forget_data: Iterable[Any] | None = None,
         retain_data: Iterable[Any] | None = None,
         model_factory: Callable[[], nn.Module] | None = None,
         objective: Objective | None = None,
         seed: int = 0,
+        accept: Callable[[Report], Report] | None = None,
+        edit: Edit | None = None,
         progress: Progress = silent,
     ) -> Report:
         """Run the main job on a model, where the model is.
 
+        The model is checked, copied and hashed once for both importances and the edit.
+
         Args:
             model: Edited in place; after an exception it is bit-identical to what it was.
-            forget: Batches of the forget set, or their importance if it is known already.
-            reference: Batches of the reference set, or their importance.
+            forget: Batches of the forget set; or their importance, or a function that returns it, which is called only
+                when the method needs it.
+            reference: The same for the reference set.
             forget_data: Batches for methods that train on the forget set; ``forget`` when left out.
             retain_data: Batches for methods that train on the retain set.
             model_factory: For methods that start from a fresh model.
             objective: How a batch becomes losses; `CrossEntropy` when left out.
             seed: For methods that draw numbers.
+            accept: Sees the report and the edited model before the edit is final, and returns the report; an exception
+                rolls the edit back.
+            edit: What makes the edit, with the arguments of `Unlearner.unlearn`, which is the default: a search for
+                the right options, say.
             progress: Shows a bar for each long stage.
 
         Returns:
@@ -104,8 +123,10 @@ class Pipeline:
         provider = self.plugins.provider_of(type(self.unlearner))
         self.plugins.before_run(run)
         seconds: dict[str, float] = {}
+        snapshot: ModelSnapshot | None = None
 
-        def importance(need: Need, source: Iterable[Any] | Importance | None, role: Role) -> Importance | None:
+        def importance(need: Need, source: Source | None, role: Role) -> Importance | None:
+            nonlocal snapshot
             if need not in self.unlearner.needs:
                 return None
             if source is None:
@@ -113,23 +134,36 @@ class Pipeline:
                     f"method {self.unlearner.name!r} needs the {need.value} set: pass {need.value}= batches or an "
                     "Importance"
                 )
+            start = time.perf_counter()
             if isinstance(source, Importance):
-                found = attrs.evolve(source, role=role) if source.role is Role.UNKNOWN else source
+                found = source
+            elif callable(source):
+                found = source()
             else:
-                with _timed(seconds, f"{role.value} importance"):
-                    found = self.estimator.estimate(model, source, objective=objective, role=role, progress=progress)
+                snapshot = _current(snapshot) or snapshot_of(model)
+                found = self.estimator.estimate(
+                    model, source, objective=objective, role=role, progress=progress, snapshot=snapshot
+                )
+            if found is not source:
+                seconds[f"{role.value} importance"] = time.perf_counter() - start
+            found = attrs.evolve(found, role=role) if found.role is Role.UNKNOWN else found
             self.plugins.after_estimate(run, role.value, found)
             return found if self.normalise else found.unnormalised()
 
-        def accept(report: Report) -> Report:
-            complete = attrs.evolve(report, seconds={**seconds, **report.seconds}, provider=provider)
+        def completed(report: Report) -> Report:
+            return attrs.evolve(report, seconds={**seconds, **report.seconds}, provider=provider)
+
+        def accepted(report: Report) -> Report:
+            complete = completed(report) if accept is None else accept(completed(report))
             self.plugins.after_run(run, complete)
             return complete
 
+        if forget_data is None and not isinstance(forget, Importance) and not callable(forget):
+            forget_data = forget
         inputs = UnlearningInputs(
             forget=importance(Need.FORGET_IMPORTANCE, forget, Role.FORGET),
             reference=importance(Need.REFERENCE_IMPORTANCE, reference, self.reference_role),
-            forget_data=forget_data if forget_data is not None or isinstance(forget, Importance) else forget,
+            forget_data=forget_data,
             retain_data=retain_data,
             model_factory=model_factory,
             objective=objective,
@@ -137,11 +171,14 @@ class Pipeline:
             max_fraction=self.max_fraction,
             progress=progress,
         )
-        return self.unlearner.unlearn(model, inputs, accept=accept)
+        if edit is not None:
+            return completed(edit(model, inputs, accept=accepted))
+        return self.unlearner.unlearn(model, inputs, accept=accepted, snapshot=_current(snapshot))
 
 
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - start
+def _current(snapshot: ModelSnapshot | None) -> ModelSnapshot | None:
+    """Refuse a model that an observer, say, has changed since the snapshot: its importances are of another model."""
+    if snapshot is not None:
+        problems = [*snapshot.structure_changes(), *snapshot.changed_parameters(), *snapshot.changed_buffers()]
+        raise_all(problems, where="the model was edited or trained since its importance was measured; estimate again")
+    return snapshot

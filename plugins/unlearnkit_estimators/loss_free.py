@@ -16,8 +16,8 @@ from unlearnkit import (
     Objective,
     hookimpl,
     option,
-    trainable,
 )
+from unlearnkit.models import trainable
 
 
 @final
@@ -67,7 +67,7 @@ class OutputNorm(ImportanceEstimator):
     """Ω = Σ_b w_b·|∂/∂θ mean_{i∈b} ‖f(x_i)‖₂|, f(x) the logits: as `LossFree`, with the norm not squared.
 
     Not squaring keeps samples with large outputs from dominating. At f(x) = 0, where the norm has no gradient, 0 is
-    taken. Everything that is said of `LossFree` about batches, labels and objectives holds here.
+    taken. Batches, labels and objectives as in `LossFree`.
 
     Source: Schoepf, Foster and Brintrup 2024 (Potion: Towards Poison Unlearning), the method XLF, and the published
     code.
@@ -95,20 +95,7 @@ class OutputNorm(ImportanceEstimator):
 
 
 def logits(model: nn.Module, batch: Any, *, objective: Objective) -> Tensor:
-    """Ask an objective, or the one that it wraps, for the model's output.
-
-    Args:
-        model: Called once.
-        batch: With or without labels.
-        objective: Has a method ``logits(model, batch)``, or an attribute ``objective`` that has.
-
-    Returns:
-        Shape (batch, outputs), at least float32.
-
-    Raises:
-        ConfigurationError: The objective has no logits.
-        MismatchError: The output is no tensor with one row per sample.
-    """
+    """Return the outputs, one row per sample, at least float32, from an objective or the one that it wraps."""
     inner: Any = objective
     while not hasattr(inner, "logits"):
         if not isinstance(getattr(inner, "objective", None), Objective):
@@ -125,7 +112,7 @@ def logits(model: nn.Module, batch: Any, *, objective: Objective) -> Tensor:
 
 
 def _absolute(model: nn.Module, sizes: Tensor, *, weights: str) -> Importance:
-    """Take |∂ mean / ∂θ| as one term, or as one for each sample."""
+    """Return |∂ mean / ∂θ| as one term, or times the number of samples as one for each."""
     named = trainable(model)
     grads = torch.autograd.grad(sizes.mean(), list(named.values()), allow_unused=True)
     terms, totals = len(sizes) if weights == "size" else 1, {}
@@ -137,5 +124,5 @@ def _absolute(model: nn.Module, sizes: Tensor, *, weights: str) -> Importance:
 
 @hookimpl
 def unlearnkit_register_estimators() -> Iterable[type[ImportanceEstimator]]:
-    """Offer the estimators of this package."""
+    """Offer the estimators of this module."""
     return [LossFree, OutputNorm]

@@ -6,19 +6,9 @@ from typing import Any, ClassVar, final
 import attrs
 from torch import Tensor, nn
 
-from unlearnkit import (
-    EpochConfig,
-    Interleaved,
-    Need,
-    TrainingUnlearner,
-    Unlearner,
-    UnlearningInputs,
-    fresh_model,
-    hookimpl,
-    option,
-    teacher_of,
-)
-from unlearnkit.unlearning import distillation_loss
+from unlearnkit import Need, TrainingUnlearner, Unlearner, UnlearningInputs, hookimpl, option
+from unlearnkit.data import Interleaved
+from unlearnkit.unlearning import EpochConfig, distillation_loss, fresh_model, teacher_of
 
 
 @final
@@ -28,7 +18,7 @@ class BadTeacher(TrainingUnlearner):
 
     S is the model being edited, T_s (competent) a frozen copy of the original, T_d (incompetent) an untrained model
     from ``inputs.model_factory``. KL goes from the teacher to the student, over softmax(logits / T); it is summed
-    over classes, averaged over the batch and multiplied by T² (`unlearnkit.divergence`), while the authors' code
+    over classes, averaged over the batch and multiplied by T² (`divergence`), while the authors' code
     averages over batch × classes at T = 1: its learning rates are larger by the number of classes. Labels are not
     used. An epoch takes every batch of both sets once, evenly mixed.
 

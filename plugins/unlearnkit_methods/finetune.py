@@ -6,7 +6,8 @@ from typing import ClassVar, final
 import attrs
 from torch import nn
 
-from unlearnkit import EpochConfig, Need, TrainingUnlearner, Unlearner, UnlearningInputs, hookimpl
+from unlearnkit import Need, TrainingUnlearner, Unlearner, UnlearningInputs, hookimpl
+from unlearnkit.unlearning import EpochConfig
 
 
 @final

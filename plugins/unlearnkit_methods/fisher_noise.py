@@ -1,4 +1,4 @@
-"""Fisher noise: blur every weight by as much as the retained data can bear."""
+"""Fisher noise: add to every weight as much noise as the retain set tolerates."""
 
 from collections.abc import Iterable
 from typing import ClassVar, final
@@ -7,7 +7,9 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from unlearnkit import Need, Role, Unlearner, UnlearnerTraits, UnlearningInputs, hookimpl, option, trainable
+from unlearnkit import Need, Unlearner, UnlearnerTraits, UnlearningInputs, hookimpl, option
+from unlearnkit.importance import Role
+from unlearnkit.models import trainable
 
 _OF_THE_FULL_SET = (
     "F_r was measured on the full set, so what the forget set needs is protected from the noise too: measure it on the "
@@ -59,9 +61,7 @@ class FisherNoise(Unlearner):
 
     def apply(self, model: nn.Module, inputs: UnlearningInputs) -> None:
         """Add the noise; see `Unlearner.apply`."""
-        assert inputs.reference is not None, (
-            "checked by UnlearningInputs.check: REFERENCE_IMPORTANCE is among the needs"
-        )
+        assert inputs.reference is not None, "REFERENCE_IMPORTANCE is among the needs"
         generator, mean = torch.Generator().manual_seed(inputs.seed), inputs.reference.mean()
         with torch.no_grad():
             for name, p in trainable(model).items():
@@ -70,14 +70,7 @@ class FisherNoise(Unlearner):
                 p.copy_(torch.where(noise == 0, p, (p + noise).to(p.dtype)))  # −0 + 0 would be +0
 
     def deviation(self, reference: Tensor) -> Tensor:
-        """Return s = σ·max(F_r, φ)^(−γ), the standard deviation of the noise.
-
-        Args:
-            reference: F_r ≥ 0, any shape.
-
-        Returns:
-            The same shape and dtype.
-        """
+        """Return s = σ·max(F_r, φ)^(−γ), the standard deviation of the noise, in the shape and dtype of F_r."""
         return self.sigma * reference.clamp(min=self.floor) ** -self.gamma
 
     def remarks(self, inputs: UnlearningInputs) -> tuple[str, ...]:
@@ -89,5 +82,5 @@ class FisherNoise(Unlearner):
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this package."""
+    """Offer the method of this module."""
     return [FisherNoise]

@@ -8,7 +8,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from unlearnkit import Importance, Need, Unlearner, UnlearnerTraits, UnlearningInputs, hookimpl, option, trainable
+from unlearnkit import Importance, Need, Unlearner, UnlearnerTraits, UnlearningInputs, hookimpl, option
+from unlearnkit.models import trainable
 
 
 @final
@@ -50,26 +51,15 @@ class FisherTopK(Unlearner):
 
     def apply(self, model: nn.Module, inputs: UnlearningInputs) -> None:
         """Zero the selected weights; see `Unlearner.apply`."""
-        assert inputs.forget is not None, "checked by UnlearningInputs.check: FORGET_IMPORTANCE is among the needs"
-        assert inputs.reference is not None, (
-            "checked by UnlearningInputs.check: REFERENCE_IMPORTANCE is among the needs"
-        )
+        assert inputs.forget is not None, "FORGET_IMPORTANCE is among the needs"
+        assert inputs.reference is not None, "REFERENCE_IMPORTANCE is among the needs"
         chosen = self.select(inputs.forget, inputs.reference, names=list(trainable(model)))
         with torch.no_grad():
             for name, p in trainable(model).items():
                 p.masked_fill_(chosen[name].to(p.device), 0.0)
 
     def select(self, forget: Importance, reference: Importance, *, names: Iterable[str]) -> dict[str, Tensor]:
-        """Say which weights are zeroed.
-
-        Args:
-            forget: Importance for the forget set.
-            reference: Importance for the reference set, of the same names and shapes.
-            names: Of the parameters, in the model's order.
-
-        Returns:
-            Parameter name to a boolean tensor of its shape.
-        """
+        """Return which weights are zeroed: parameter name, in the model's order, to a boolean tensor."""
         f, r = forget.mean(), reference.mean()
         f = {name: f[name].double() for name in names}
         flat = {name: (t.reshape(-1), r[name].to(t).reshape(-1)) for name, t in f.items()}
@@ -97,15 +87,7 @@ class FisherTopK(Unlearner):
 
 
 def largest(forget: Tensor, reference: Tensor, k: int) -> Tensor:
-    """Select the k elements with the largest F_f/F_r, in the order that `FisherTopK` states.
-
-    Args:
-        forget: F_f ≥ 0, shape (n,), float64.
-        reference: F_r ≥ 0, likewise.
-        k: How many.
-
-    Returns:
-        A boolean mask, shape (n,), with at most k true elements.
+    """Return a mask of the k elements with the largest F_f/F_r, both float64, in the order that `FisherTopK` states.
 
     Example:
         >>> ones = torch.ones(4, dtype=torch.float64)
@@ -124,5 +106,5 @@ def largest(forget: Tensor, reference: Tensor, k: int) -> Tensor:
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this package."""
+    """Offer the method of this module."""
     return [FisherTopK]

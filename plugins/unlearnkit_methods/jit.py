@@ -7,17 +7,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from unlearnkit import (
-    EpochConfig,
-    Need,
-    TrainingUnlearner,
-    Unlearner,
-    UnlearningInputs,
-    UnsupportedModelError,
-    class_logits,
-    hookimpl,
-    option,
-)
+from unlearnkit import Need, TrainingUnlearner, Unlearner, UnlearningInputs, UnsupportedModelError, hookimpl, option
+from unlearnkit.unlearning import EpochConfig, class_logits
 
 
 @final

@@ -6,7 +6,9 @@ from typing import Any, ClassVar, final
 import attrs
 from torch import Tensor, nn
 
-from unlearnkit import EpochConfig, Need, Paired, TrainingUnlearner, Unlearner, UnlearningInputs, hookimpl, option
+from unlearnkit import Need, TrainingUnlearner, Unlearner, UnlearningInputs, hookimpl, option
+from unlearnkit.data import Paired
+from unlearnkit.unlearning import EpochConfig
 
 
 @final

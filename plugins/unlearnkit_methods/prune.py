@@ -41,5 +41,5 @@ class Prune(ElementwiseUnlearner):
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this package."""
+    """Offer the method of this module."""
     return [Prune]

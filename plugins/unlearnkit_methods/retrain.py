@@ -6,16 +6,8 @@ from typing import ClassVar, final
 import attrs
 from torch import nn
 
-from unlearnkit import (
-    EpochConfig,
-    Need,
-    TrainingUnlearner,
-    Unlearner,
-    UnlearningInputs,
-    fresh_model,
-    hookimpl,
-    option,
-)
+from unlearnkit import Need, TrainingUnlearner, Unlearner, UnlearningInputs, hookimpl, option
+from unlearnkit.unlearning import EpochConfig, fresh_model
 
 
 @final

@@ -8,18 +8,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from unlearnkit import (
-    ConfigurationError,
-    EpochConfig,
-    Need,
-    TrainingUnlearner,
-    Unlearner,
-    UnlearningInputs,
-    class_labels,
-    class_logits,
-    hookimpl,
-    option,
-)
+from unlearnkit import ConfigurationError, Need, TrainingUnlearner, Unlearner, UnlearningInputs, hookimpl, option
+from unlearnkit.unlearning import EpochConfig, class_labels, class_logits
 
 IGNORED = -100
 

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, final
 import attrs
 from torch import Tensor, nn
 
-from unlearnkit import EpochConfig, Need, TrainingUnlearner, Unlearner, UnlearningInputs, hookimpl, option, teacher_of
-from unlearnkit.unlearning import distillation_loss
+from unlearnkit import Need, TrainingUnlearner, Unlearner, UnlearningInputs, hookimpl, option
+from unlearnkit.unlearning import EpochConfig, distillation_loss, teacher_of
 
 
 @final
@@ -16,7 +16,7 @@ class Scrub(TrainingUnlearner):
     """Minimise α·d(x_r) + γ·ℓ(x_r, y_r) over D_r and maximise d(x_f) over D_f, d(x) = KL(p_o(x) ‖ p_θ(x)).
 
     p_o are the class probabilities of the original model, a frozen copy in eval mode, p_θ those of the model being
-    edited; KL goes from the first to the second, over softmax(logits / T), times T² (`unlearnkit.divergence`). In each
+    edited; KL goes from the first to the second, over softmax(logits / T), times T² (`divergence`). In each
     of the first ``max_epochs`` epochs, a pass over D_f that maximises comes before the pass over D_r that minimises;
     later epochs only minimise. One optimiser serves both.
 

@@ -7,7 +7,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from unlearnkit import ElementwiseUnlearner, Role, Unlearner, UnlearnerTraits, UnlearningInputs, hookimpl, option
+from unlearnkit import ElementwiseUnlearner, Unlearner, UnlearnerTraits, UnlearningInputs, hookimpl, option
+from unlearnkit.importance import Role
 
 
 @final
@@ -73,5 +74,5 @@ class SelectiveSynapticDampening(ElementwiseUnlearner):
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this package."""
+    """Offer the method of this module."""
     return [SelectiveSynapticDampening]

@@ -12,13 +12,13 @@ from unlearnkit import (
     ElementwiseUnlearner,
     Importance,
     MismatchError,
-    Role,
     Unlearner,
     UnlearnerTraits,
     UnlearningInputs,
     hookimpl,
     option,
 )
+from unlearnkit.importance import Role
 
 
 @final
@@ -67,7 +67,7 @@ class AdaptiveSynapticDampening(ElementwiseUnlearner):
 
     def prepare(self, forget: Importance, reference: Importance | None) -> Self:
         """Choose α, where it was left out."""
-        assert reference is not None, "checked by the framework: REFERENCE_IMPORTANCE is among the needs"
+        assert reference is not None, "REFERENCE_IMPORTANCE is among the needs"
         return self if self.alpha is not None else attrs.evolve(self, alpha=percentile(forget, reference))
 
     def rule(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:
@@ -88,14 +88,7 @@ class AdaptiveSynapticDampening(ElementwiseUnlearner):
 
 
 def percentile(forget: Importance, reference: Importance) -> float:
-    """Return α: the percentile 100 − ln(1 + 100·p) of the finite ratios F_f/F_r of all weights.
-
-    Args:
-        forget: Importance for the forget set.
-        reference: Importance for the full set or, when its role says so, for the retain set.
-
-    Returns:
-        One of the ratios; 0 when none is finite.
+    """Return α: the percentile 100 − ln(1 + 100·p) of the finite ratios F_f/F_r of all weights; 0 if none is finite.
 
     Example:
         >>> ten = Importance(totals={"w": torch.arange(10.0)}, count=1, samples=1)
@@ -124,5 +117,5 @@ def _ratio(forget: Tensor, reference: Tensor) -> Tensor:
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this package."""
+    """Offer the method of this module."""
     return [AdaptiveSynapticDampening]

@@ -45,5 +45,5 @@ class SoftSynapticDampening(ElementwiseUnlearner):
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this package."""
+    """Offer the method of this module."""
     return [SoftSynapticDampening]

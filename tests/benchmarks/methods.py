@@ -25,9 +25,10 @@ import numpy as np
 import torch
 
 from tests.benchmarks.tuning import Worker
-from unlearnkit import CrossEntropy, Need, Pipeline, PluginManager, Role, UnlearnKitError
+from unlearnkit import CrossEntropy, Need, Pipeline, PluginManager, UnlearnKitError
 from unlearnkit.data import digits, loader
 from unlearnkit.evaluation import loss_and_accuracy
+from unlearnkit.importance import Role
 from unlearnkit.models.zoo import small_cnn
 
 TRIALS = Path(__file__).parents[2] / "docs" / "results" / "methods-digits.csv"

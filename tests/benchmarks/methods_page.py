@@ -12,8 +12,9 @@ import warnings
 import numpy as np
 import torch
 
+import unlearnkit
 from tests.benchmarks.methods import RETRAINED_SEEDS, SPLITS, gap, read, settings, shipped
-from unlearnkit import ElementwiseUnlearner, Need, UnlearnKitWarning
+from unlearnkit import ElementwiseUnlearner, Need, TrainingUnlearner, UnlearnKitWarning
 from unlearnkit.testing import LawCase
 from unlearnkit.utils.options import options_of
 
@@ -108,7 +109,7 @@ def table(head, rows):
 def kind(cls):
     if issubclass(cls, ElementwiseUnlearner):
         return "elementwise: each weight from itself and its importances"
-    if cls.needs & {Need.FORGET_DATA, Need.RETAIN_DATA}:
+    if issubclass(cls, TrainingUnlearner):
         return "trains"
     return "edits weights, looking at all of them"
 
@@ -146,13 +147,14 @@ def paragraphs(cls):
 
 
 def section(entry, about):
-    parts, provider = paragraphs(entry.cls), entry.cls.__module__
+    parts, name = paragraphs(entry.cls), entry.cls.__name__
+    provider = "unlearnkit" if getattr(unlearnkit, name, None) is entry.cls else entry.cls.__module__
     (source,) = [part.removeprefix("Source: ") for part in parts if part.startswith("Source:")] or ["this project"]
     lines = [f"### `{entry.name}`\n", f"{parts[0]}\n", about]
     needs = [NEEDS[need] for need in NEEDS if need in getattr(entry.cls, "needs", ())]
     if needs:
         lines.append(f"- needs: {', '.join(needs)}")
-    lines += [f"- source: {source}", f"- in Python: `{provider}.{entry.cls.__name__}`\n"]
+    lines += [f"- source: {source}", f"- in Python: `{provider}.{name}`\n"]
     return "\n".join(lines) + "\n" + options_table(entry.cls)
 
 

@@ -7,7 +7,7 @@ import torch
 from unlearnkit import Fingerprint, Importance, Role
 from unlearnkit.data import DataBundle, LabelledImages
 from unlearnkit.deletion.importances import find
-from unlearnkit.deletion.population import Population
+from unlearnkit.deletion.requests import Population
 from unlearnkit.importance.store import ImportanceStore
 
 KIND = Fingerprint(estimator="sketched-fisher", unit="sample", precision="gradients float32, totals float32", model="m")
@@ -22,7 +22,7 @@ def sketched(samples, error):
 def population():
     labels = {"label": torch.tensor([0] * 10 + [1] * 30)}
     data = LabelledImages(images=torch.zeros(40, 1, 2, 2), labels=labels, target="label")
-    return Population.of(DataBundle(name="forty", train=data, test=data), kind="", gone=[False] * 40)
+    return Population.of(DataBundle(name="forty", train=data, test=data), kind="", forgotten=[False] * 40)
 
 
 @pytest.mark.parametrize(

@@ -62,10 +62,10 @@ def test_every_model_that_may_be_needed_can_be_put_together_and_no_other_is_kept
 
 def test_a_model_that_is_gone_is_named():
     lost = model(1, through=2)
-    with pytest.raises(StoreError, match=r"is a patch of the model 0{31}2, which is gone"):
+    with pytest.raises(StoreError, match=r"is a patch of the model 0{31}2, which is missing"):
         State(current=model(3), base=lost).way_to(lost)
     round_about = State(current=model(3), base=lost, kept=(model(2, through=1),))
-    with pytest.raises(StoreError, match="which is gone"):
+    with pytest.raises(StoreError, match="which is missing"):
         round_about.way_to(lost)
 
 

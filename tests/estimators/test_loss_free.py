@@ -140,14 +140,6 @@ def test_contract(subject, law):
     law.check(subject)
 
 
-@pytest.mark.parametrize("name", ["loss-free", "output-norm"])
-def test_by_name_on_the_digits(run_by_name, name):
-    record, *_ = run_by_name("ssd", f"importance.estimator={name}", options="{alpha = 3.0}")
-    assert record.report.changed > 0
-    assert {e.fingerprint.estimator for e in record.report.evidence} == {name}
-    assert {e.fingerprint.labels for e in record.report.evidence} == {"none"}
-
-
 @pytest.mark.parametrize("estimator", BOTH)
 def test_right_where_torch_s_gradients_are_not(estimator):
     found, expected = (

@@ -9,8 +9,7 @@ import attrs
 import pytest
 import torch
 from torch import Tensor, nn
-from unlearnkit_estimators.sampled_fisher import ExactFisher, SampledFisher
-from unlearnkit_estimators.sampled_fisher.uniform import uniforms
+from unlearnkit_estimators.sampled_fisher import ExactFisher, SampledFisher, uniforms
 
 from unlearnkit import ConfigurationError, CrossEntropy, DiagonalFisher, Objective
 from unlearnkit.testing import Scaled, SmallNet, parametrize_with_checks
@@ -202,12 +201,3 @@ def test_contract(subject, law):
 @parametrize_with_checks([SampledFisher(), SampledFisher(draws=3), ExactFisher()])
 def test_contract_in_full(subject, law):
     law.check(subject)
-
-
-@pytest.mark.parametrize("name", ["sampled-fisher", "exact-fisher"])
-def test_by_name_on_the_digits(run_by_name, name):
-    # prune needs the forget importance alone: 137 images
-    record, *_ = run_by_name("prune", f"importance.estimator={name}", options="{tau = 1e-3}")
-    assert 0 < record.report.fraction < 1
-    assert {e.fingerprint.estimator for e in record.report.evidence} == {name}
-    assert {e.fingerprint.labels for e in record.report.evidence} == {"model"}

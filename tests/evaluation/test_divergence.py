@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
-from unlearnkit.evaluation.activation import activation_distance
-from unlearnkit.evaluation.divergence import LN2, jensen_shannon, kl_divergence
-from unlearnkit.evaluation.zrf import zero_retrain_forgetting
+from unlearnkit.evaluation.metrics.distance import activation_distance
+from unlearnkit.evaluation.metrics.zero_retrain import zero_retrain_forgetting
+from unlearnkit.evaluation.per_sample import LN2, jensen_shannon, kl_divergence
 from unlearnkit.utils.errors import MismatchError
 
 WEIGHTS = st.lists(st.floats(0, 1), min_size=3, max_size=3).filter(lambda w: sum(w) > 1e-3)

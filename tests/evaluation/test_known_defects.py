@@ -20,15 +20,15 @@ from unlearnkit.evaluation import (
     zero_retrain_forgetting,
 )
 from unlearnkit.evaluation import metrics as shipped
-from unlearnkit.evaluation.features import margins, modified_entropies, softmax_of
 from unlearnkit.evaluation.membership import Samples
+from unlearnkit.evaluation.per_sample import margins, modified_entropies, softmax_of
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.experiment import Experiment
 from unlearnkit.experiments.retrained import retrained_models
 from unlearnkit.experiments.run import run
 from unlearnkit.experiments.train import train_original
 from unlearnkit.models.parameters import digest
-from unlearnkit.reporting.verdict import verdict
+from unlearnkit.reporting.verdict import findings
 from unlearnkit.unlearning.report import Report, TensorChange
 
 LOGITS = np.random.default_rng(0).normal(size=(60, 5))
@@ -152,6 +152,9 @@ def test_row_14_a_destroyed_model_and_a_no_op_are_results_in_words():
     def scores(retain, forget):
         pairs = (("retain-test", retain), ("forget-train", forget))
         return {name: LossAndAccuracy(loss=1 - value, accuracy=value, samples=100) for name, value in pairs}
+
+    def verdict(*args):
+        return [found.sentence for found in findings(*args)]
 
     before = scores(0.96, 0.95)
     assert "has no effect" in " ".join(verdict(report, before, before))

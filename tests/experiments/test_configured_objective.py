@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from unlearnkit import ConfigurationError, CrossEntropy
 from unlearnkit.cli.app import app
-from unlearnkit.deletion.editing import _check_budget
+from unlearnkit.deletion.work import check_budget
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.experiment import Experiment
 from unlearnkit.experiments.retrained import RECIPE, reference_folder
@@ -115,4 +115,4 @@ def test_retrained_references_are_trained_with_it_and_kept_apart(digits_toml, tm
 def test_a_budget_of_accuracy_needs_accuracies():
     scores = {"retain-test": {"accuracy": None}}
     with pytest.raises(ConfigurationError, match=r"deletion.budget is a loss of accuracy: expected a CrossEntropy"):
-        _check_budget(scores, scores, 0.1)
+        check_budget(scores, scores, 0.1)

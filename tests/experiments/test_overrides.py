@@ -2,7 +2,7 @@
 
 import pytest
 
-from unlearnkit.experiments.overrides import apply_overrides
+from unlearnkit.experiments.config import apply_overrides
 from unlearnkit.utils.errors import ConfigurationError
 
 RAW = {"a": {"b": 1}, "method": [{"name": "ssd", "label": "one"}, {"name": "ssd"}, {"name": "prune"}]}

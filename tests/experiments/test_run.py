@@ -126,7 +126,7 @@ def test_a_failure_while_writing_leaves_no_folder(digits_toml, tmp_path, monkeyp
     def full_disk(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("unlearnkit.reporting.record.save_checkpoint", full_disk)
+    monkeypatch.setattr("unlearnkit.reporting.write.save_checkpoint", full_disk)
     with pytest.raises(StoreError, match=r"No space left on device.*nothing was left half-written"):
         records(digits_toml)
     assert list((tmp_path / "out").iterdir()) == []

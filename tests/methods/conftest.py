@@ -64,7 +64,7 @@ class Tiny:
         return model, method.unlearn(model, self.inputs(model, **changed))
 
     def steps(self, model, losses, *, rate=0.05):
-        """Plain gradient optimizer in Python: one step for each loss, a function of the model."""
+        """Plain gradient descent in Python: one step for each loss, a function of the model."""
         for loss in losses:
             weights = [p for p in model.parameters() if p.requires_grad]
             grads = torch.autograd.grad(loss(model), weights)

@@ -79,20 +79,27 @@ def test_contract_in_each_precision(name, dtype):
     assert all(has(dtype, case) for case in seen)
 
 
+EPOCHS = {"bad-teacher": 2, "finetune": 2, "jit": 2, "neg-grad-plus": 2, "retrain": 2, "salun": 2, "scrub": 3}
+FORGETS = ("bad-teacher", "neg-grad-plus", "retrain", "salun", "scrub")
+
+
+def settings(name):
+    """The `[[method]]` table of a method."""
+    more = ", max_epochs = 3, learning_rate = 3e-3" if name == "scrub" else ""
+    options = f"options = {{ epochs = {EPOCHS[name]}{more} }}\n" if name in EPOCHS else ""
+    return f'[[method]]\nname = "{name}"\n{options}'
+
+
 @pytest.fixture(scope="module")
 def by_name(tmp_path_factory, trained_checkpoint):
     """Every method by its name from one configuration, on the digits."""
     root = tmp_path_factory.mktemp("shipped")
-    methods = "".join(
-        f'[[method]]\nname = "{name}"\n'
-        + ("options = { epochs = 1 }\n" if "epochs" in {o.name for o in options_of(cls)} else "")
-        for name, cls in METHODS.items()
-    )
+    methods = "".join(map(settings, METHODS))
     (root / "experiment.toml").write_text(
         f'output = "{root}/out"\ndevice = "cpu"\n'
         f'[model]\nfactory = "unlearnkit.models:small_cnn"\noptions = {{ width = 4 }}\n'
         f'checkpoint = "{trained_checkpoint}"\n[data]\nname = "digits"\n[forget]\nclasses = [3]\n'
-        f'[importance]\nreference = "retain"\n{methods}'
+        f'[importance]\nreference = "retain"\n[evaluation]\npage = false\n{methods}'
     )
     return {r.label: (r, root / "out" / r.label) for r in run(load_config(root / "experiment.toml"))}
 
@@ -110,8 +117,29 @@ def test_a_method_runs_by_name_and_its_report_is_true(by_name, trained_checkpoin
     assert set(report["after"]) == {"retain-test", "forget-test", "forget-train"}
 
 
+@pytest.mark.parametrize("name", EPOCHS)
+def test_a_method_that_trains_reports_its_epochs_and_the_buffers_that_changed(by_name, trained_checkpoint, name):
+    _, folder = by_name[name]
+    original, edited = load_file(trained_checkpoint), load_file(folder / "model.safetensors")
+    report = json.loads((folder / "report.json").read_text())
+    assert report["options"]["epochs"] == EPOCHS[name]
+    buffers = [key for key in original if "running" in key or "num_batches" in key]
+    assert set(report["buffers_changed"]) == {key for key in buffers if not torch.equal(original[key], edited[key])}
+
+
+@pytest.mark.parametrize("name", FORGETS)
+def test_a_method_that_trains_forgets_the_class_and_keeps_the_others(by_name, name):
+    record, _ = by_name[name]
+    assert record.after["forget-test"].accuracy < 0.5 * record.before["forget-test"].accuracy
+    assert record.after["retain-test"].accuracy > (0.5 if name == "retrain" else 0.85)
+
+
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_an_estimator_runs_by_name(run_by_name, name):
-    record, before, after = run_by_name("ssd", f"importance.estimator='{name}'", options="{alpha=2.0}")
+    # Labels from the model cost several passes; prune needs the forget importance alone, of 137 images.
+    method, options = ("prune", "{tau=1e-3}") if ESTIMATORS[name].traits.labels == "model" else ("ssd", "{alpha=2.0}")
+    record, before, after = run_by_name(method, f"importance.estimator='{name}'", options=options)
     assert {e.fingerprint.estimator for e in record.report.evidence} == {name}
+    assert {e.fingerprint.labels for e in record.report.evidence} == {ESTIMATORS[name].traits.labels}
     assert record.report.changed == sum(int((before[k] != after[k]).sum()) for k in before) > 0
+    assert record.report.fraction < 1

@@ -6,8 +6,9 @@ import pytest
 import torch
 from unlearnkit_methods.bad_teacher import BadTeacher
 
-from unlearnkit import ConfigurationError, Objective, fresh_model
+from unlearnkit import ConfigurationError, Objective
 from unlearnkit.testing import parametrize_with_checks
+from unlearnkit.unlearning import fresh_model
 
 SGD = {"optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.05}
 

@@ -1,15 +1,11 @@
-"""What all methods that train have in common, and each of them by name on the digits."""
+"""What all methods that train have in common; by name on the digits they run in test_all_that_ship.py."""
 
 import copy
-import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from unlearnkit import PluginManager
-from unlearnkit.experiments.config import load_config
-from unlearnkit.experiments.run import run
 
 NAMES = ("bad-teacher", "finetune", "jit", "neg-grad-plus", "retrain", "salun", "scrub")
 each_method = pytest.mark.parametrize("name", NAMES)
@@ -74,43 +70,3 @@ def test_the_evidence_and_a_copy_of_the_model_are_left_as_they_are(tiny, name):
     for one, now in zip(data, (inputs.forget_data, inputs.retain_data), strict=True):
         assert all(torch.equal(a, b) for x, y in zip(one, now, strict=True) for a, b in zip(x, y, strict=True))
     assert same(state(other), state(tiny.model()))
-
-
-def options(name):
-    more = ", max_epochs = 3, learning_rate = 3e-3" if name == "scrub" else ""
-    return f"epochs = {3 if more else 2}{more}"
-
-
-@pytest.fixture(scope="session")
-def trained_runs(tmp_path_factory, trained_checkpoint):
-    """Every method by name, from one configuration, on the digits."""
-    root = tmp_path_factory.mktemp("methods")
-    methods = "".join(f'[[method]]\nname = "{name}"\noptions = {{ {options(name)} }}\n' for name in NAMES)
-    (root / "experiment.toml").write_text(
-        f'output = "{root}/out"\ndevice = "cpu"\n'
-        f'[model]\nfactory = "unlearnkit.models:small_cnn"\noptions = {{ width = 4 }}\n'
-        f'checkpoint = "{trained_checkpoint}"\n[data]\nname = "digits"\n[forget]\nclasses = [3]\n{methods}'
-    )
-    return {r.label: (r, root / "out" / r.label) for r in run(load_config(root / "experiment.toml"))}
-
-
-@each_method
-def test_it_runs_by_name_on_the_digits(trained_runs, trained_checkpoint, name):
-    record, folder = trained_runs[name]
-    original, edited = load_file(trained_checkpoint), load_file(folder / "model.safetensors")
-    plain = json.loads((folder / "report.json").read_text())
-    assert plain["method"] == name
-    assert plain["options"]["epochs"] == (3 if name == "scrub" else 2)
-    assert plain["changed"] == sum(int((original[t.name] != edited[t.name]).sum()) for t in record.report.tensors) > 0
-    buffers = [key for key in original if "running" in key or "num_batches" in key]
-    assert set(plain["buffers_changed"]) == {key for key in buffers if not torch.equal(original[key], edited[key])}
-
-
-FORGETS = ("bad-teacher", "neg-grad-plus", "retrain", "salun", "scrub")
-
-
-@pytest.mark.parametrize("name", FORGETS)
-def test_it_forgets_the_class_and_keeps_the_others(trained_runs, name):
-    record, _ = trained_runs[name]
-    assert record.after["forget-test"].accuracy < 0.5 * record.before["forget-test"].accuracy
-    assert record.after["retain-test"].accuracy > (0.5 if name == "retrain" else 0.85)

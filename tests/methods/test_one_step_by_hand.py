@@ -1,4 +1,4 @@
-"""Methods that train: one step of plain gradient optimizer on two weights, worked out by hand.
+"""Methods that train: one step of plain gradient descent on two weights, worked out by hand.
 
 f(x) = (w₁·x, w₂·x) with w = (0, 0), so that p = (½, ½) for every x. The gradient of −log p_y by w is x·(p − e_y), and
 that of KL(q ‖ p) is x·(p − q). The step size is 0.1, without momentum, in eval mode.

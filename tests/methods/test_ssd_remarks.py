@@ -11,13 +11,12 @@ from unlearnkit import (
     BatchedDiagonalFisher,
     CrossEntropy,
     DiagonalFisher,
-    Fingerprint,
     Importance,
-    Role,
     SketchedFisher,
     UnlearningInputs,
     UnlearnKitWarning,
 )
+from unlearnkit.importance import Fingerprint, Role
 from unlearnkit.testing import LawCase
 
 

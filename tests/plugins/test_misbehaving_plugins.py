@@ -31,9 +31,9 @@ from unlearnkit import (
     UnlearningInputs,
     UnlearnKitError,
     hookimpl,
-    trainable,
 )
 from unlearnkit.cli.app import app
+from unlearnkit.models import trainable
 from unlearnkit.models.parameters import digest
 
 DATA = [(torch.tensor([[1.0, 2.0], [0.5, -1.0]]), torch.tensor([0, 1]))]
@@ -387,10 +387,10 @@ def test_a_plugin_for_a_newer_host_is_named_with_its_version_and_the_shipped_met
 
 @pytest.mark.parametrize("source", ["raise ValueError('today not')", "print('hello'); 1/0", "import sys; sys.exit(3)"])
 def test_the_command_line_goes_on_beside_a_broken_plugin(source, monkeypatch, tmp_path):
-    from unlearnkit.cli import installed
+    from unlearnkit.plugins import manager
 
     install(monkeypatch, tmp_path, source, name="broken")
-    monkeypatch.setattr(installed, "default_manager", PluginManager)
+    monkeypatch.setattr(manager, "default_manager", PluginManager)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         listed = CliRunner().invoke(app, ["methods"])

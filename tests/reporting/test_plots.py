@@ -14,9 +14,9 @@ from report_record import CLASSES, FULL, HOSTILE, REPORT
 from unlearnkit.evaluation.plot_data import BINS, Destination, Histogram, RocCurve
 from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.reporting import plots
-from unlearnkit.reporting.page.svg import svg
-from unlearnkit.reporting.plots.destinations import destination_shares
-from unlearnkit.reporting.plots.layers import MOST, layers_of
+from unlearnkit.reporting.page.parts import svg
+from unlearnkit.reporting.plots.model_plots import MOST, layers_of
+from unlearnkit.reporting.plots.sample_plots import destination_shares
 from unlearnkit.reporting.plots.style import LOOKS, SAMPLES, plain
 from unlearnkit.unlearning.report import Report, TensorChange
 

@@ -1,4 +1,4 @@
-"""Work on a ledger in a process of its own, which ends by SIGKILL at a chosen moment."""
+"""Work on a ledger, or a comparison, in a process of its own that ends by SIGKILL at a chosen moment."""
 
 import os
 import signal
@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from unlearnkit.deletion import Deletion, purge, rollback
+from unlearnkit.experiments.comparison import compare
 from unlearnkit.experiments.config import load_config
 
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree", "os.truncate"}
@@ -49,3 +50,17 @@ def work(config, folder, kill_at=None, counted=None, requests=tuple(REQUESTS), *
         purge(deletion)
     if counted:
         Path(counted).write_text(str(seen))
+
+
+def compare_until_a_trial(config, number):
+    """Run a comparison, and die in the middle of a trial of that number, counted from 1."""
+    torch.set_num_threads(1)
+    started = 0
+
+    def watch(event):
+        nonlocal started
+        started += event.kind == "started"
+        if started == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    compare(load_config(config), watch=watch)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import sklearn.datasets  # noqa: F401 - what commands import when they are called: once here, not in every fork
+import torch
 import torchvision  # noqa: F401
 
 import unlearnkit.reporting.page  # noqa: F401
@@ -32,6 +33,7 @@ def command(arguments, folder, log, *, read_only=False, largest=None):
             permissions, which do not stop root.
         largest: Bytes that no file may grow beyond: as a full disk, but for the number of the error.
     """
+    torch.set_num_threads(1)  # threads of several processes would wait for each other
     os.chdir(folder)
     out = os.open(log, os.O_CREAT | os.O_WRONLY)
     os.dup2(out, 1)

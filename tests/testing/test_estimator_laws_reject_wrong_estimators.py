@@ -4,7 +4,8 @@ import attrs
 import pytest
 import torch
 
-from unlearnkit import EstimatorTraits, Importance, ImportanceEstimator, trainable
+from unlearnkit import EstimatorTraits, Importance, ImportanceEstimator
+from unlearnkit.models import trainable
 from unlearnkit.testing import LawError, broken_laws, laws_for
 from unlearnkit.testing.laws.estimator import ESTIMATOR_LAWS
 

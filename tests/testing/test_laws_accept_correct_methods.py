@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from unlearnkit import BatchedDiagonalFisher, DiagonalFisher, ElementwiseUnlearner, Unlearner, trainable
+from unlearnkit import BatchedDiagonalFisher, DiagonalFisher, ElementwiseUnlearner, Unlearner
+from unlearnkit.models import trainable
 from unlearnkit.testing import laws_for, parametrize_with_checks
 
 

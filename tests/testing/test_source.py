@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from unlearnkit_methods.ssd import SelectiveSynapticDampening
 
-from unlearnkit import DiagonalFisher, Role
+from unlearnkit import DiagonalFisher
+from unlearnkit.importance import Role
 from unlearnkit.testing import LawCase, RuleInputs, dtypes, same, shapes, tensors
 from unlearnkit.testing.source import source
 

@@ -11,7 +11,7 @@ from torch import nn
 from unlearnkit_methods.binary_mask import BinaryMask
 from unlearnkit_methods.ssd import SelectiveSynapticDampening
 
-from unlearnkit import ConfigurationError, Unlearner, option, options_of
+from unlearnkit import ConfigurationError, Unlearner, option
 from unlearnkit.models.parameters import bits
 from unlearnkit.testing import (
     LawCase,
@@ -29,6 +29,7 @@ from unlearnkit.testing import (
     values_of,
 )
 from unlearnkit.testing.strategies import DTYPES
+from unlearnkit.utils.options import options_of
 
 few = settings(max_examples=40, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 

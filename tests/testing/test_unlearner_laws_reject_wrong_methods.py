@@ -11,9 +11,11 @@ import torch
 from torch import nn
 from unlearnkit_methods.jit import JustInTime
 
-from unlearnkit import BudgetError, EpochConfig, Need, TrainingUnlearner, Unlearner, trainable
+from unlearnkit import BudgetError, Need, TrainingUnlearner, Unlearner
+from unlearnkit.models import trainable
 from unlearnkit.testing import LawError, broken_laws, laws_for
 from unlearnkit.testing.laws.unlearner import TRAINING_LAWS, UNLEARNER_LAWS
+from unlearnkit.unlearning import EpochConfig
 
 
 class Right(Unlearner):

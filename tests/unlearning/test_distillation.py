@@ -6,20 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from unlearnkit import (
-    ConfigurationError,
-    CrossEntropy,
-    MismatchError,
-    Objective,
-    UnlearningInputs,
-    class_labels,
-    class_logits,
-    copy_state,
-    divergence,
-    fresh_model,
-    teacher_of,
-)
+from unlearnkit import ConfigurationError, CrossEntropy, MismatchError, Objective, UnlearningInputs
 from unlearnkit.models.parameters import digest
+from unlearnkit.unlearning import class_labels, class_logits, copy_state, divergence, fresh_model, teacher_of
 
 
 def net():

@@ -12,16 +12,9 @@ import wrong_gradient_model as permuted
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from unlearnkit import (
-    ConfigurationError,
-    CrossEntropy,
-    EpochConfig,
-    NonFiniteError,
-    OptimizerConfig,
-    UnlearningInputs,
-    UnsupportedModelError,
-    fine_tune,
-)
+from unlearnkit import ConfigurationError, CrossEntropy, NonFiniteError, UnlearningInputs, UnsupportedModelError
+from unlearnkit.models import OptimizerConfig
+from unlearnkit.unlearning import EpochConfig, fine_tune
 
 CE = CrossEntropy()
 DESCENTS = [

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from unlearnkit_methods.prune import Prune
 
 from unlearnkit import (
     BudgetError,
@@ -29,7 +30,9 @@ from unlearnkit import (
     option,
     trainable,
 )
+from unlearnkit.models import parameters as parameters_module
 from unlearnkit.models.parameters import bits, buffers, digest, parameters
+from unlearnkit.models.snapshot import ModelSnapshot
 
 
 class Net(nn.Module):
@@ -157,6 +160,45 @@ def test_the_author_sees_the_mode_the_model_was_in_and_no_gradients():
     model = net()
     Author(act).unlearn(model, UnlearningInputs())
     assert seen == {"modes": [True, True, False, True, True], "grads": [None] * 5}
+
+
+# One snapshot, one digest before and one after
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Count digests and checks that the weights of a model are finite."""
+    seen = []
+    for name in ("digest", "check_finite"):
+        for module in ("unlearnkit.unlearning.unlearner", "unlearnkit.models.snapshot"):
+            real = getattr(parameters_module, name)
+            counted = lambda *args, name=name, real=real, **given: seen.append(name) or real(*args, **given)  # noqa: E731
+            monkeypatch.setattr(f"{module}.{name}", counted)
+    return seen
+
+
+def test_an_edit_hashes_the_model_once_before_and_once_after(calls):
+    Author(zero_first_row).unlearn(net(), UnlearningInputs())
+    assert sorted(calls) == ["check_finite"] * 2 + ["digest"] * 2
+
+
+@pytest.mark.parametrize("method", [Author(zero_first_row), Prune(tau=0.5)], ids=lambda m: m.name)
+@pytest.mark.parametrize("copies", [True, False])
+def test_a_snapshot_that_is_there_already_is_used_again(method, copies, calls):
+    model = net()
+    known = importance(model)
+    with Left(model, weights=False):
+        snapshot = ModelSnapshot(model, copies=copies)
+        before = snapshot.digest
+        snapshot.check_finite(when="before")
+        snapshot.restore_surroundings()
+        calls.clear()
+        report = method.unlearn(model, UnlearningInputs(forget=known), snapshot=snapshot)
+    assert calls.count("digest") == 1
+    assert calls.count("check_finite") == (method.name == "author")  # a rule is checked on the way
+    assert report.model_before == before != report.model_after
+    snapshot.restore()
+    assert digest(model) == before
 
 
 # What an author must not do

@@ -2,8 +2,8 @@
 
 from unlearnkit.deletion.history import purge, rollback, verify
 from unlearnkit.deletion.ledger import Ledger
-from unlearnkit.deletion.queue import Request
-from unlearnkit.deletion.receipt import Receipt
+from unlearnkit.deletion.receipts import Receipt
+from unlearnkit.deletion.requests import Request
 from unlearnkit.deletion.work import Deletion
 
 __all__ = ["Deletion", "Ledger", "Receipt", "Request", "purge", "rollback", "verify"]

@@ -1,25 +1,19 @@
-"""Looking back: check the record, put an earlier model back, delete earlier models."""
+"""The past of a ledger: check the record, put an earlier model back, delete earlier models."""
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from unlearnkit.deletion.ledger import Ledger
-from unlearnkit.deletion.receipt import Receipt
+from unlearnkit.deletion.receipts import Receipt
 from unlearnkit.deletion.state import Pending, State
+from unlearnkit.deletion.work import Deletion
 from unlearnkit.utils.errors import ConfigurationError, StoreError
-
-if TYPE_CHECKING:
-    from unlearnkit.deletion.work import Deletion
 
 
 def verify(ledger: Ledger) -> list[Receipt]:
-    """Walk the chain of receipts and compare every digest: any byte that was changed is found.
+    """Compare every digest of a ledger: receipts, state, models, importances and salt.
 
-    Receipts, the ledger's state, the models, the importances and the salt are checked. Somebody who can write to the
-    folder could rewrite all of it: keep the digest of the last receipt in another place, and compare.
-
-    Args:
-        ledger: Any.
+    Any changed byte is found. Somebody who can write to the folder could rewrite all of it: keep the digest of the last
+    receipt in another place, and compare.
 
     Returns:
         All receipts.
@@ -41,19 +35,12 @@ def verify(ledger: Ledger) -> list[Receipt]:
     return receipts
 
 
-def rollback(deletion: "Deletion") -> Receipt:
-    """Put the model back that was in use before the last edit. What that edit forgot is then in the model again.
+def rollback(deletion: Deletion) -> Receipt:
+    """Put the model back that was in use before the last edit; what that edit forgot is then in the model again.
 
-    Where it was kept as a patch, the old values are written into the model in use and the result is compared with its
-    digest: it is the model of before to the last bit.
-
-    The store has given up the importances of those samples: measure them again before the next request.
-
-    Args:
-        deletion: What the work is done with.
-
-    Returns:
-        The receipt.
+    Where the model was kept as a patch, its values are written into the model in use and the result is compared with
+    its digest, so it is bit-identical. The store no longer has the importances of the restored samples: measure them
+    again before the next request.
 
     Raises:
         ConfigurationError: There is no earlier model: none was kept, or it was purged.
@@ -69,7 +56,7 @@ def rollback(deletion: "Deletion") -> Receipt:
         if earlier.through:
             earlier = ledger.models.put(deletion.model(earlier))
         else:
-            ledger.models.check(earlier)  # the one in use may be damaged: then this mends it
+            ledger.models.check(earlier)  # the model in use may be damaged, which this repairs
         receipt = deletion.receipt(
             state,
             "restored",
@@ -85,26 +72,19 @@ def rollback(deletion: "Deletion") -> Receipt:
         return receipt
 
 
-def purge(deletion: "Deletion") -> Receipt:
+def purge(deletion: Deletion) -> Receipt:
     """Delete all earlier models, and the patches that lead back to them: afterwards nothing can be put back.
 
-    The patches go whole: their factors, with the edited model beside them, would give old values back. The model that
-    the importances were measured on goes too; requests for parts of groups then need importances that are measured
-    again.
-
-    Args:
-        deletion: What the work is done with.
-
-    Returns:
-        The receipt.
+    Patches are deleted completely, because old values could be computed from them and the edited model. The model that
+    the importances were measured on is deleted too, so requests for parts of groups then need new importances.
 
     Raises:
         StoreError: A file could not be deleted.
     """
     ledger = deletion.ledger
     with ledger.held() as state:
-        gone = {kept.digest for kept in state.models} - {state.current.digest}
-        receipt = deletion.receipt(state, "purged", reason=f"{len(gone)} earlier models")
+        earlier = {kept.digest for kept in state.models} - {state.current.digest}
+        receipt = deletion.receipt(state, "purged", reason=f"{len(earlier)} earlier models")
         ledger.decide(state.standing(state.current, base=state.current, kept=()), Pending(receipt=receipt))
         left = sorted(path.name for path in ledger.models.files if path.name != state.current.name)
         if left:

@@ -1,4 +1,4 @@
-"""The two importances of a request: from the store where whole groups go, measured where parts of groups do."""
+"""The two importances of a deletion: stored ones for whole groups, measured ones for parts of groups."""
 
 from collections.abc import Callable
 from typing import final
@@ -7,7 +7,7 @@ import attrs
 import numpy as np
 import torch
 
-from unlearnkit.deletion.population import Population, Rows
+from unlearnkit.deletion.requests import Population, Rows
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import Role, error_of_difference, error_of_sum
 from unlearnkit.importance.store import ImportanceStore, difference, on_disk, summed
@@ -17,7 +17,7 @@ from unlearnkit.utils.errors import StoreError, raise_all
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Found:
-    """What an edit needs, and what the store must give up afterwards."""
+    """The importances of an edit, and what is to be removed from the store afterwards."""
 
     forget: Importance
     reference: Importance
@@ -28,11 +28,12 @@ class Found:
 def find(
     store: ImportanceStore, population: Population, rows: Rows, *, measure: Callable[[Rows], Importance], role: Role
 ) -> Found:
-    """Look up and measure; nothing is changed."""
+    """Look up and measure importances, without changing the store."""
     groups, whole = population.groups, population.whole(rows)
-    _check_cover(store, {key: len(members) for key, members in groups.items()})
+    _check_coverage(store, {key: len(members) for key, members in groups.items()})
     cut = {key: members[np.isin(members, rows)] for key, members in groups.items() if key not in whole}
-    parts = {key: _put_down(measure(part)) for key, part in cut.items() if len(part)}
+    measured = {key: measure(part) for key, part in cut.items() if len(part)}
+    parts = {key: attrs.evolve(part, totals=on_disk(part.totals.items())) for key, part in measured.items()}
     total = store.total()
     forget = _sum([*([store.groups(whole)] if whole else []), *(_of(part, total) for part in parts.values())])
     if role is Role.FULL:
@@ -42,7 +43,7 @@ def find(
     return Found(forget=forget, reference=reference, whole=whole, parts=parts)
 
 
-def _check_cover(store: ImportanceStore, sizes: dict[str, int]) -> None:
+def _check_coverage(store: ImportanceStore, sizes: dict[str, int]) -> None:
     stored = {key: entry.samples for key, entry in store.manifest.groups.items()}
     if stored != sizes:
         differ = sorted(key for key in {*stored, *sizes} if stored.get(key) != sizes.get(key))
@@ -53,12 +54,8 @@ def _check_cover(store: ImportanceStore, sizes: dict[str, int]) -> None:
 
 
 def _of(part: Importance, total: Importance) -> Importance:
-    """Take what was measured on the older model as an importance of the one in use: the store says how old it is."""
+    """Take an importance measured on an older model as one of the model in use; the store records its age."""
     return attrs.evolve(part, fingerprint=attrs.evolve(part.fingerprint, model=total.fingerprint.model))
-
-
-def _put_down(measured: Importance) -> Importance:
-    return attrs.evolve(measured, totals=on_disk(measured.totals.items()))
 
 
 def _sum(pieces: list[Importance]) -> Importance:

@@ -1,4 +1,4 @@
-"""A ledger of deletion requests: the model in use, its importances, the queue, and a receipt for everything done."""
+"""A ledger of deletion requests: the model in use, its importances, the queue, and a receipt for every change."""
 
 import hashlib
 import secrets
@@ -12,11 +12,9 @@ import attrs
 from filelock import FileLock, Timeout
 from torch import nn
 
-from unlearnkit.deletion.chain import FOLDER, Chain
-from unlearnkit.deletion.models import Models
-from unlearnkit.deletion.queue import Queue
-from unlearnkit.deletion.receipt import Receipt
-from unlearnkit.deletion.state import KeptModel, Pending, State, read_state, write_state
+from unlearnkit.deletion.receipts import FOLDER, Chain, Receipt
+from unlearnkit.deletion.requests import Queue
+from unlearnkit.deletion.state import KeptModel, Models, Pending, State, read_state, write_state
 from unlearnkit.experiments.provenance import versions
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.store import ImportanceStore
@@ -34,29 +32,23 @@ _QUEUE = "queue"
 class Ledger:
     """A folder that holds the model in use, its importances, waiting requests and the receipts.
 
-    What is decided is written to ``ledger.json`` first, in one piece, and then done; whoever opens a ledger after a
-    crash does what is left, and nothing twice.
+    Every change is first written to ``ledger.json``, atomically, and then carried out; the first to open a ledger after
+    a crash carries out what is left.
 
     Attributes:
-        folder: Where it lies.
+        folder: Its path.
     """
 
     folder: Path = attrs.field(converter=Path)
 
     @classmethod
     def start(cls, folder: str | Path, model: nn.Module, *, receipt: Callable[[KeptModel], Receipt]) -> "Ledger":
-        """Make a ledger with a model and without importances.
+        """Make a ledger with a trained model and without importances.
 
         Args:
             folder: A new one, or one whose start was interrupted.
             model: The trained model.
             receipt: Makes the first receipt.
-
-        Returns:
-            The ledger.
-
-        Raises:
-            StoreError: There is a ledger already.
         """
         ledger = cls(folder)
         if (ledger.folder / "ledger.json").exists():
@@ -76,23 +68,16 @@ class Ledger:
 
     @property
     def state(self) -> State:
-        """Where the ledger stands."""
+        """The state in ``ledger.json``."""
         return read_state(self.folder)
 
     @property
     def chain(self) -> Chain:
-        """Its receipts."""
+        """The chain of its receipts."""
         return Chain(self.folder)
 
     def receipts(self) -> list[Receipt]:
-        """Read all receipts, and check them against each other and against the ledger's state.
-
-        Returns:
-            The receipts, in order.
-
-        Raises:
-            StoreError: One was changed, added or removed.
-        """
+        """Read all receipts in order, and check them against each other and against the ledger's state."""
         state, receipts = self.state, self.chain.read()
         done = len(receipts) - (1 if state.pending and receipts and receipts[-1] == state.pending.receipt else 0)
         last = receipts[done - 1].digest if done else ""
@@ -105,28 +90,25 @@ class Ledger:
 
     @property
     def models(self) -> Models:
-        """Its models."""
+        """The files of its models."""
         return Models(self.folder / _MODELS)
 
     @property
     def queue(self) -> Queue:
-        """What is waiting."""
+        """The waiting requests."""
         return Queue(self.folder / _QUEUE)
 
     @property
     def store(self) -> ImportanceStore:
-        """Its importances."""
+        """The importances of all groups."""
         return ImportanceStore.open(self.folder / self.state.store)
 
     @contextmanager
     def held(self) -> Iterator[State]:
-        """Hold the ledger, so that nobody else changes it, and finish what a crash has left.
-
-        Yields:
-            Where it stands.
+        """Lock the ledger, finish what a crash has left, and yield its state.
 
         Raises:
-            StoreError: Another process holds it, or it cannot be written.
+            StoreError: Another process has locked it, or it cannot be written.
         """
         self.check_folders()  # says that there is no ledger, before a lock file makes a folder look like one
         try:
@@ -139,28 +121,14 @@ class Ledger:
             raise StoreError(f"cannot write to the ledger {self.folder}: {error}") from error
 
     def check_folders(self) -> None:
-        """Refuse links in the place of the ledger's folders: what is not needed any more is deleted in them.
-
-        Raises:
-            StoreError: Naming the first that is a link or missing.
-        """
+        """Refuse a ledger with a folder that is missing or a link: files in its folders may be deleted."""
         for name in (FOLDER, _MODELS, _PENDING, _QUEUE, self.state.store):
             path = self.folder / name
             if path.is_symlink() or not path.is_dir():
                 raise StoreError(f"{path}: expected a folder, saw {'a link' if path.is_symlink() else 'none'}")
 
     def hashes(self, samples: Iterable[int]) -> list[str]:
-        """Hash sample numbers with the ledger's salt: without the salt nobody can tell which they are.
-
-        Args:
-            samples: Numbers of training samples.
-
-        Returns:
-            One hash each, in order.
-
-        Raises:
-            StoreError: The salt is missing or another.
-        """
+        """Hash the numbers of training samples with the ledger's salt, without which they cannot be read back."""
         path = self.folder / _SALT
         try:
             salt = b"" if path.is_symlink() else path.read_bytes()
@@ -171,43 +139,21 @@ class Ledger:
         return [hashlib.blake2b(str(int(i)).encode(), key=salt, digest_size=16).hexdigest() for i in samples]
 
     def forgotten(self) -> frozenset[str]:
-        """Return the hashes of all samples that are forgotten now.
-
-        Returns:
-            What receipts say was forgotten, without what was put back.
-        """
-        gone: set[str] = set()
+        """Return the hashes of all forgotten samples: those of the receipts, without those that were put back."""
+        forgotten: set[str] = set()
         for receipt in self.receipts():
             if receipt.outcome == "forgotten":
-                gone.update(receipt.samples)
+                forgotten.update(receipt.samples)
             elif receipt.outcome == "restored":
-                gone.difference_update(receipt.samples)
-        return frozenset(gone)
+                forgotten.difference_update(receipt.samples)
+        return frozenset(forgotten)
 
     def load_model(self, kept: KeptModel, model: nn.Module) -> nn.Module:
-        """Load a model of the ledger into a model of the same kind.
-
-        Args:
-            kept: Which.
-            model: Of the kind; in place.
-
-        Returns:
-            The model, in eval mode.
-
-        Raises:
-            StoreError: Its file is missing or was changed.
-        """
+        """Load a model of the ledger into a model of the same kind, in place, and put it in eval mode."""
         return self.models.load(self.state.way_to(kept), model)
 
     def new_store(self, name: str) -> ImportanceStore:
-        """Make an empty store of importances, or open one whose filling was interrupted.
-
-        Args:
-            name: Of its folder.
-
-        Returns:
-            The store.
-        """
+        """Make an empty store of importances, or open one whose filling was interrupted."""
         folder = self.folder / name
         if (folder / "manifest.json").exists():
             return ImportanceStore.open(folder)
@@ -215,12 +161,12 @@ class Ledger:
         return ImportanceStore.create(folder, versions=versions())
 
     def decide(self, state: State, pending: Pending, parts: Iterable[tuple[str, Importance]] = ()) -> None:
-        """Commit to something, and do it.
+        """Write a new state with what is to be done, and do it.
 
         Args:
-            state: Where the ledger stands afterwards.
-            pending: What must be done.
-            parts: Group to the importance to be taken out of it; written before the decision.
+            state: The state afterwards.
+            pending: What is to be done.
+            parts: Group to the importance to be subtracted from it; written before the state.
         """
         files = {}
         for key, part in parts:
@@ -230,7 +176,7 @@ class Ledger:
         self.finish()
 
     def finish(self) -> None:
-        """Do what was decided and is not done yet; the ledger must be held."""
+        """Do what is decided and not done yet; the ledger must be held."""
         state = self.state
         if state.pending is None:
             self._sweep(state)
@@ -256,7 +202,7 @@ class Ledger:
             store.change(remove=todo.remove, parts=parts, edit=todo.edit)
 
     def _sweep(self, state: State) -> None:
-        """Delete models and parts that nothing refers to, and importances older than those in use."""
+        """Delete models and parts that nothing refers to, and older importances."""
         models = {kept.name for kept in state.models}
         for path in self.models.files:
             if path.name not in models:
@@ -281,7 +227,7 @@ class Ledger:
 
 
 def number_of(store: str) -> int:
-    """Return how often importances were measured before those of a store."""
+    """Return the number in the name of a store: how often importances had been measured before."""
     return int(store.rpartition("-")[2])
 
 

@@ -1,14 +1,19 @@
-"""Where a ledger stands: one small file that is replaced whole. A change of the ledger happens when it is replaced."""
+"""The state of a ledger, one small file that is replaced atomically, and the files of its models."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 import attrs
+from torch import nn
 
-from unlearnkit.deletion.receipt import Receipt
+from unlearnkit.deletion.receipts import Receipt
 from unlearnkit.importance.store import Edit
+from unlearnkit.importance.store.shards import file_digest
+from unlearnkit.models.checkpoint import load_checkpoint, model_state, read_checkpoint, save_checkpoint
+from unlearnkit.models.parameters import digest
+from unlearnkit.unlearning.patch import Patch
 from unlearnkit.utils.checksummed_json import read_sealed, write_sealed
 from unlearnkit.utils.errors import StoreError
 
@@ -17,7 +22,7 @@ FILE = "ledger.json"
 
 
 def _named(pattern: str) -> Callable[[Any, "attrs.Attribute[str]", str], None]:
-    """Refuse other names: they come from a file that somebody may have edited, and must not lead out of the folder."""
+    """Refuse other names: the file may have been edited by somebody, and must not lead out of the folder."""
 
     def check(_: Any, field: "attrs.Attribute[str]", value: str) -> None:
         if not re.fullmatch(pattern, value):
@@ -34,7 +39,7 @@ def _parts_named(_: Any, field: "attrs.Attribute[Any]", value: Mapping[str, str]
 @final
 @attrs.frozen(kw_only=True)
 class KeptModel:
-    """A model of the ledger: whole, or as a patch with the values that an edit of it overwrote."""
+    """A model version: stored whole, or as a reverse patch of the version ``through``."""
 
     digest: str = attrs.field(validator=_named(r"[0-9a-f]{32}"))
     file: str
@@ -42,14 +47,14 @@ class KeptModel:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """The name of its file."""
         return f"{self.digest}{'.patch' if self.through else ''}.safetensors"
 
 
 @final
 @attrs.frozen(kw_only=True)
 class Pending:
-    """What is decided and must still be done; done again after a crash, it does nothing twice."""
+    """What is decided and still to be done; idempotent, so that it can be repeated after a crash."""
 
     receipt: Receipt
     remove: tuple[str, ...] = ()
@@ -62,7 +67,7 @@ class Pending:
 @final
 @attrs.frozen(kw_only=True)
 class State:
-    """Where a ledger stands."""
+    """The models in use and kept, the importances, the last receipt, and what is still to be done."""
 
     current: KeptModel
     base: KeptModel
@@ -76,23 +81,25 @@ class State:
 
     @property
     def models(self) -> tuple[KeptModel, ...]:
-        """All models of the ledger, each once."""
+        """All models of the ledger, without repeats."""
         return tuple(dict.fromkeys((self.current, self.base, *self.kept, *self.between)))
 
     def way_to(self, model: KeptModel) -> tuple[KeptModel, ...]:
-        """Return how a model is put together."""
+        """Return the stored model and the patches that give a model, in this order."""
         known, way = {m.digest: m for m in self.models}, [model]
         while way[-1].through:
             step = known.get(way[-1].through)
             if step is None or step in way:
-                raise StoreError(f"the model {model.digest} is a patch of the model {way[-1].through}, which is gone")
+                raise StoreError(
+                    f"the model {model.digest} is a patch of the model {way[-1].through}, which is missing"
+                )
             way.append(step)
         return tuple(reversed(way))
 
     def standing(
         self, current: KeptModel, *, base: KeptModel, kept: Iterable[KeptModel], patch: KeptModel | None = None
     ) -> "State":
-        """Let other models be in use and kept; patches that lead to them stay, everything else goes."""
+        """Return a state with other models in use and kept; only they, and the patches that lead to them, stay."""
         known = {model.digest: model for model in (*self.models, *([patch] if patch else []), current)}
         base, kept = known[base.digest], tuple(known[model.digest] for model in kept)
         whole = attrs.evolve(self, current=current, base=base, kept=kept, between=tuple(known.values()))
@@ -108,3 +115,50 @@ def write_state(folder: Path, state: State) -> None:
 def read_state(folder: Path) -> State:
     """Read the state and check it."""
     return read_sealed(folder / FILE, State, kind=FORMAT)
+
+
+@final
+@attrs.frozen
+class Models:
+    """The folder of a ledger's models, stored whole or as reverse patches."""
+
+    folder: Path
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of all models."""
+        return list(self.folder.iterdir())
+
+    def put(self, model: nn.Module, *, known: str = "") -> KeptModel:
+        """Write a model, whose digest may be known, before anything refers to it."""
+        kept = KeptModel(digest=known or digest(model), file="")
+        save_checkpoint(model, self._path(kept))
+        return attrs.evolve(kept, file=file_digest(self._path(kept)))
+
+    def put_patch(self, before: KeptModel, model: nn.Module, *, after: str, about: Mapping[str, Any]) -> KeptModel:
+        """Write the values that an edit overwrote, before anything refers to them; ``after`` is the model's digest."""
+        kept = KeptModel(digest=before.digest, file="", through=after)
+        earlier, _ = read_checkpoint(self._path(before))
+        Patch.between(earlier, model_state(model), about=about).save(self._path(kept))
+        return attrs.evolve(kept, file=file_digest(self._path(kept)))
+
+    def load(self, way: Sequence[KeptModel], model: nn.Module) -> nn.Module:
+        """Load a model, by its `State.way_to`, into one of the same kind."""
+        whole, *patches = way
+        self.check(whole)
+        load_checkpoint(model, self._path(whole), undo=False)
+        for patch in patches:
+            self.check(patch)
+            Patch.load(self._path(patch)).undo(model_state(model))
+        return model.eval()
+
+    def check(self, kept: KeptModel) -> None:
+        """Compare a file with its digest."""
+        path = self._path(kept)
+        if path.is_symlink() or not path.is_file():
+            raise StoreError(f"{path}: expected a model of the ledger, saw none: it was purged, or somebody removed it")
+        if file_digest(path) != kept.file:
+            raise StoreError(f"{path}: expected the digest of what was written, saw another: the model was changed")
+
+    def _path(self, kept: KeptModel) -> Path:
+        return self.folder / kept.name

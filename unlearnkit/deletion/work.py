@@ -1,28 +1,36 @@
-"""Dealing with deletion requests: from sample numbers to an edited model, a smaller store and a receipt."""
+"""Deletion requests: from sample numbers to an edited model, a smaller store of importances and a receipt."""
 
 import datetime as dt
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, final
 
 import attrs
 from torch import nn
 
-from unlearnkit.deletion.editing import edit
+from unlearnkit.data import LabelledImages
+from unlearnkit.deletion.importances import find
 from unlearnkit.deletion.ledger import Ledger, number_of
-from unlearnkit.deletion.population import Population, Rows
-from unlearnkit.deletion.queue import Request
-from unlearnkit.deletion.receipt import Outcome, Receipt
+from unlearnkit.deletion.receipts import Outcome, Receipt
+from unlearnkit.deletion.requests import Population, Request, Rows
 from unlearnkit.deletion.state import KeptModel, Pending, State
 from unlearnkit.experiments.config import Config
 from unlearnkit.experiments.experiment import Experiment, chosen_method, make_unlearner
 from unlearnkit.experiments.provenance import versions
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import Role
-from unlearnkit.importance.store import fill
+from unlearnkit.importance.store import Edit, fill
+from unlearnkit.models.checkpoint import model_state
+from unlearnkit.models.parameters import parameters
 from unlearnkit.plugins.manager import PluginManager, default_manager
-from unlearnkit.utils.errors import ConfigurationError, StoreError
+from unlearnkit.unlearning.patch import TensorPatch
+from unlearnkit.unlearning.report import Report
+from unlearnkit.utils.errors import BudgetError, ConfigurationError, StoreError
+from unlearnkit.utils.memory import MIB, peak_memory
 from unlearnkit.utils.progress import Progress, silent
+
+Scores = dict[str, dict[str, float | int | None]]
 
 
 @final
@@ -31,8 +39,8 @@ class Deletion:
     """Deletion requests on the model of a configuration.
 
     Attributes:
-        experiment: The configuration made real.
-        ledger: Where everything is written down.
+        experiment: The loaded configuration.
+        ledger: The record of everything.
         plugins: Where names are looked up.
         progress: Shows a bar for each long stage.
     """
@@ -44,16 +52,7 @@ class Deletion:
 
     @classmethod
     def load(cls, config: Config, *, plugins: PluginManager | None = None, progress: Progress = silent) -> "Deletion":
-        """Load data and find the ledger; nothing is changed.
-
-        Args:
-            config: The configuration; its section ``[forget]`` is not looked at.
-            plugins: Where names are looked up.
-            progress: Shows a bar for each long stage.
-
-        Returns:
-            The deletion.
-        """
+        """Load the data and find the ledger, without changing anything; the section ``[forget]`` is ignored."""
         plugins = plugins or default_manager()
         make_unlearner(chosen_method(config, config.deletion.method, key="deletion.method"), plugins)
         return cls(
@@ -66,10 +65,7 @@ class Deletion:
     def start(self) -> Receipt:
         """Start the ledger with the original model, and measure the importances of every group.
 
-        Killed at any moment, it goes on from there when it is called again.
-
-        Returns:
-            The first receipt.
+        After a kill, call it again: it goes on where it stopped. Returns the first receipt.
         """
         if not (self.ledger.folder / "ledger.json").exists():
             original, _ = self.experiment.original_model()
@@ -80,11 +76,7 @@ class Deletion:
             return self.ledger.receipts()[0]
 
     def refresh(self) -> Receipt:
-        """Measure the importances again, on the model in use and on all samples that are not forgotten.
-
-        Returns:
-            The receipt.
-        """
+        """Measure the importances again, on the model in use and on all samples that are not forgotten."""
         with self.ledger.held() as state:
             name = f"importances-{number_of(state.store) + 1}"
             self._fill(name, state.current)
@@ -97,9 +89,9 @@ class Deletion:
         """Put a request into the queue.
 
         Args:
-            name: Under which it is known.
+            name: Its name: a ticket number, say.
             samples: Numbers of training samples.
-            groups: Groups to forget whole.
+            groups: Groups to forget completely.
 
         Raises:
             ConfigurationError: The name was used already, or there are no such samples or groups.
@@ -118,11 +110,7 @@ class Deletion:
             self.ledger.queue.add(request)
 
     def work(self) -> Receipt | None:
-        """Deal with everything that is waiting, in one edit.
-
-        Returns:
-            The receipt, or None when nothing was waiting.
-        """
+        """Process all waiting requests in one edit; returns the receipt, or None when no request was waiting."""
         with self.ledger.held() as state:
             waiting = self.ledger.queue.waiting()
             if not waiting:
@@ -131,47 +119,25 @@ class Deletion:
             population = self.population()
             rows = population.rows(waiting)
             if len(rows):
-                return edit(self, state, population, rows, names)
+                return self._edit(state, population, rows, names)
             why = "all of these samples were forgotten before"
             receipt = self.receipt(state, "nothing to forget", reason=why, requests=names)
             self.ledger.decide(state, Pending(receipt=receipt, answered=names))
             return receipt
 
     def population(self) -> Population:
-        """Return who is in which group, without those who are forgotten.
-
-        Returns:
-            The population.
-        """
-        gone, count = self.ledger.forgotten(), len(self.experiment.bundle.train)
-        hashes = self.ledger.hashes(range(count)) if gone else [""] * count
+        """Return the training samples in their groups, without the forgotten ones."""
+        forgotten, count = self.ledger.forgotten(), len(self.experiment.bundle.train)
+        hashes = self.ledger.hashes(range(count)) if forgotten else [""] * count
         kind = self.experiment.config.deletion.groups
-        return Population.of(self.experiment.bundle, kind=kind, gone=(h in gone for h in hashes))
+        return Population.of(self.experiment.bundle, kind=kind, forgotten=(h in forgotten for h in hashes))
 
     def model(self, kept: KeptModel) -> nn.Module:
-        """Load a model of the ledger.
-
-        Args:
-            kept: Which.
-
-        Returns:
-            The model, on the device, in eval mode.
-        """
+        """Load a model of the ledger, on the device and in eval mode."""
         return self.ledger.load_model(kept, self.experiment.fresh_model())
 
     def measure(self, base: KeptModel, rows: Rows) -> Importance:
-        """Measure the importance of samples.
-
-        Args:
-            base: The model to measure on.
-            rows: Numbers of training samples.
-
-        Returns:
-            Their importance.
-
-        Raises:
-            StoreError: The stored importances are of another model, which was purged.
-        """
+        """Measure the importance of training samples on the model that the stored importances were measured on."""
         kind = self.ledger.store.manifest.fingerprint
         if kind is not None and kind.model != base.digest:
             raise StoreError(
@@ -188,26 +154,16 @@ class Deletion:
         )
 
     def receipt(self, state: State, outcome: Outcome, **fields: Any) -> Receipt:
-        """Begin a receipt: the next number, after the last receipt, about the model in use.
-
-        Args:
-            state: Of the ledger.
-            outcome: What came of it.
-            **fields: Further fields.
-
-        Returns:
-            The receipt; the model after is the model before, unless the fields say otherwise.
-        """
-        current = state.current
-        known = {"model_before": current.digest, "model_after": current.digest, "model_file": current.file}
-        return _receipt(state.receipts + 1, state.head, outcome, **{**known, **self._seeds(), **fields})
+        """Make the next receipt about the model in use; without other fields the model after is the model before."""
+        known = {**_model_fields(state.current), "seeds": self._seeds, **fields}
+        return _receipt(state.receipts + 1, state.head, outcome, **known)
 
     def _first(self, kept: KeptModel) -> Receipt:
-        model = {"model_before": kept.digest, "model_after": kept.digest, "model_file": kept.file}
-        return _receipt(1, "", "started", **model, **self._seeds())
+        return _receipt(1, "", "started", **_model_fields(kept), seeds=self._seeds)
 
-    def _seeds(self) -> dict[str, Any]:
-        return {"seeds": {"unlearning": self.experiment.config.seed}}
+    @property
+    def _seeds(self) -> dict[str, int]:
+        return {"unlearning": self.experiment.config.seed}
 
     def _fill(self, name: str, kept: KeptModel) -> None:
         experiment, groups = self.experiment, self.population().groups
@@ -222,10 +178,108 @@ class Deletion:
             progress=self.progress,
         )
 
+    def _edit(self, state: State, population: Population, rows: Rows, names: tuple[str, ...]) -> Receipt:
+        """Forget samples, or write a receipt that says why not."""
+        start, config, train = time.perf_counter(), self.experiment.config, self.experiment.bundle.train
+        self.ledger.store.verify()  # before the first change: making it smaller reads all of it
+        found = find(
+            self.ledger.store,
+            population,
+            rows,
+            measure=lambda part: self.measure(state.base, part),
+            role=Role(config.importance.reference),
+        )
+        seconds = {"importances": time.perf_counter() - start}
+        splits = population.splits(rows)
+        model = self.model(state.current)
+        before, after = self._scores(model, splits), Scores()
+        receipt = self.receipt(
+            state, "rolled back", requests=names, before=before, staleness=self.ledger.store.staleness().sentence()
+        )
+
+        def within_budget(report: Report) -> Report:
+            after.update(self._scores(model, splits))
+            check_budget(before, after, config.deletion.budget)
+            return report
+
+        try:
+            report = self.experiment.edit(
+                model,
+                chosen_method(config, config.deletion.method, key="deletion.method"),
+                self.plugins,
+                forget=found.forget,
+                reference=found.reference,
+                forget_data=train.subset(rows),
+                retain_data=train.subset(population.without(rows)),
+                accept=within_budget,
+                progress=self.progress,
+            )
+        except BudgetError as error:
+            receipt = attrs.evolve(receipt, reason=str(error))
+            self.ledger.decide(state, Pending(receipt=receipt, answered=names))
+            return receipt
+        kept = self.ledger.models.put(model, known=report.model_after)
+        patch = self._patch(state.current, model, report, names)
+        host = peak_memory(self.experiment.device).host
+        receipt = attrs.evolve(
+            receipt,
+            outcome="forgotten",
+            samples=tuple(sorted(self.ledger.hashes(rows.tolist()))),
+            groups=found.whole,
+            model_after=kept.digest,
+            model_file=kept.file,
+            patch_file=patch.file if patch else "",
+            edit=report.to_dict(),
+            after=after,
+            seconds={**seconds, **report.seconds, "all": time.perf_counter() - start},
+            peak_mib=None if host is None else round(host / MIB, 1),
+        )
+        recorded = Edit(
+            before=state.current.digest, after=kept.digest, fraction=report.fraction, request=str(receipt.number)
+        )
+        earlier = (*state.kept, state.current)
+        earlier = earlier[len(earlier) - config.deletion.keep :]
+        self.ledger.decide(
+            state.standing(kept, base=state.base, kept=earlier, patch=patch),
+            Pending(receipt=receipt, remove=found.whole, edit=recorded, answered=names),
+            found.parts.items(),
+        )
+        return receipt
+
+    def _patch(self, before: KeptModel, model: nn.Module, report: Report, names: tuple[str, ...]) -> KeptModel | None:
+        """Keep the model before the edit as a patch, where that is asked for or smaller; None keeps it whole."""
+        keep_as, sizes = self.experiment.config.deletion.keep_as, parameters(model)
+        size = sum(t.changed * TensorPatch.bytes_each(sizes[t.name].element_size()) for t in report.tensors)
+        larger = size >= sum(tensor.nbytes for tensor in model_state(model).values())
+        if keep_as == "model" or (keep_as == "smaller" and larger) or report.model_after == before.digest:
+            return None
+        about = {"method": report.method, "requests": list(names)}
+        return self.ledger.models.put_patch(before, model, after=report.model_after, about=about)
+
+    def _scores(self, model: nn.Module, splits: Mapping[str, LabelledImages]) -> Scores:
+        found = self.experiment.scores(model, splits, progress=self.progress)
+        return {name: attrs.asdict(score) for name, score in found.items()}
+
+
+def check_budget(before: Scores, after: Scores, budget: float) -> None:
+    """Refuse an edit that costs more accuracy on retained test data than the budget."""
+    was, now = (scores["retain-test"]["accuracy"] for scores in (before, after))
+    if was is None or now is None:
+        raise ConfigurationError("objective: deletion.budget is a loss of accuracy: expected a CrossEntropy")
+    if was - now > budget:
+        raise BudgetError(
+            f"expected to lose at most {budget:.3g} of the accuracy on retained test data, saw {was:.4f} → {now:.4f}: "
+            "choose weaker options, or raise deletion.budget"
+        )
+
 
 def ledger_folder(config: Config) -> Path:
-    """Return where the ledger of a configuration lies."""
+    """Return the folder of a configuration's ledger."""
     return Path(config.deletion.folder) if config.deletion.folder else Path(config.output) / "ledger"
+
+
+def _model_fields(kept: KeptModel) -> dict[str, Any]:
+    return {"model_before": kept.digest, "model_after": kept.digest, "model_file": kept.file}
 
 
 def _receipt(number: int, previous: str, outcome: Outcome, **fields: Any) -> Receipt:

@@ -1,29 +1,29 @@
-"""What an edit did: measures of a model on data, none of which changes the model."""
+"""Metrics of what an edit did; none changes the model that it measures."""
 
 from unlearnkit.evaluation.accuracy import LossAndAccuracy, loss_and_accuracy, undisturbed
-from unlearnkit.evaluation.activation import activation_distance
-from unlearnkit.evaluation.destinations import Destinations, destinations, total_variation
-from unlearnkit.evaluation.divergence import jensen_shannon, kl_divergence
-from unlearnkit.evaluation.epsilon import epsilon_scores, forgetting_quality
-from unlearnkit.evaluation.gap import Gap, gap_to_retrain
-from unlearnkit.evaluation.intervals import Interval, mean_interval, proportion_interval
-from unlearnkit.evaluation.klom import klom
 from unlearnkit.evaluation.membership import (
     AttackSuccess,
     PopulationAttack,
     Samples,
     attack_success,
+    epsilon_scores,
+    forgetting_quality,
+    klom,
     population_attack,
     rmia_scores,
     ulira,
 )
 from unlearnkit.evaluation.metric import EvaluationInputs, Measurement, Metric, MetricTraits, NotApplicable
-from unlearnkit.evaluation.outputs import Outputs, outputs_of
-from unlearnkit.evaluation.probe import Features, Probe, features_of, linear_probe
-from unlearnkit.evaluation.quantisation import quantised, round_trip
-from unlearnkit.evaluation.relearning import Goal, Relearning
-from unlearnkit.evaluation.tug_of_war import tug_of_war
-from unlearnkit.evaluation.zrf import zero_retrain_forgetting
+from unlearnkit.evaluation.metrics.destinations import Destinations, destinations, total_variation
+from unlearnkit.evaluation.metrics.distance import activation_distance
+from unlearnkit.evaluation.metrics.loss_and_accuracy import Interval, mean_interval, proportion_interval
+from unlearnkit.evaluation.metrics.probe import Features, Probe, features_of, linear_probe
+from unlearnkit.evaluation.metrics.quantisation import quantised, round_trip
+from unlearnkit.evaluation.metrics.relearning import Goal, Relearning
+from unlearnkit.evaluation.metrics.retrain_gap import Gap, gap_to_retrain, tug_of_war
+from unlearnkit.evaluation.metrics.zero_retrain import zero_retrain_forgetting
+from unlearnkit.evaluation.model_outputs import Outputs, outputs_of
+from unlearnkit.evaluation.per_sample import jensen_shannon, kl_divergence
 
 __all__ = [
     "AttackSuccess",

@@ -1,4 +1,4 @@
-"""Loss and accuracy of a model on some data: every average is weighted by samples."""
+"""Loss and accuracy of a model on some data, averaged over samples."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,12 +21,12 @@ from unlearnkit.utils.rng import private_rng
 @final
 @attrs.frozen(kw_only=True)
 class LossAndAccuracy:
-    """How well a model does on some data.
+    """Mean loss and accuracy on some data.
 
     Attributes:
         loss: Mean loss per sample, nats.
         accuracy: Share of right predictions, 0 … 1; None unless the objective is `CrossEntropy`.
-        samples: How many samples were seen.
+        samples: The number of samples.
     """
 
     loss: float
@@ -41,12 +41,12 @@ def loss_and_accuracy(
     objective: Objective | None = None,
     progress: Progress = silent,
 ) -> LossAndAccuracy:
-    """Measure a model in eval mode, and leave it as it was found.
+    """Measure a model in eval mode, and leave it unchanged.
 
     Args:
         model: On any one device; the batches are moved there.
-        batches: What a data loader yields; cut into batches of any size, with the same result up to rounding. Several
-            processes go through `unlearnkit.distributed.Shared` batches together, and each gets the same result.
+        batches: What a data loader yields; the batch size changes the result by rounding only. Several processes share
+            the work on `unlearnkit.distributed.Shared` batches, and each gets the same result.
         objective: The loss; by default `CrossEntropy`.
         progress: Shows the batches.
 
@@ -86,16 +86,10 @@ def loss_and_accuracy(
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run a block with a model in eval mode and without gradients, and undo what else it changes.
+    """Run a block with a model in eval mode and without gradients, and restore its state afterwards.
 
-    Train/eval modes, buffers (bit by bit) and the random state are put back, after an exception too. Weights are not
-    guarded: a metric has no business with them.
-
-    Args:
-        model: Any module.
-
-    Yields:
-        Nothing.
+    Train/eval modes, buffers (bit by bit) and the random state are restored, after an exception too. Weights are not:
+    the block must not change them.
 
     Example:
         >>> model = nn.Dropout()

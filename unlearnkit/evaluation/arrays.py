@@ -1,4 +1,4 @@
-"""What the measures take: arrays of numbers, checked at the door and turned into float64."""
+"""Checks of array arguments, and their conversion to float64."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from unlearnkit.utils.errors import ConfigurationError, MismatchError, NonFinite
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_SUM = 1e-2  # softmax that was rounded to bfloat16 is off by less than this
+_SUM = 1e-2  # sums of softmax outputs rounded to bfloat16 are off by less
 
 
 def floats(values: ArrayLike | Tensor, *, what: str, dimensions: int) -> Floats:
-    """Turn numbers into a float64 array, or say what is wrong with them.
+    """Convert numbers to a finite float64 array, or raise.
 
     Example:
         >>> floats([1, 2], what="scores", dimensions=1)

@@ -1,4 +1,4 @@
-"""The contract of every number that says how well a model forgot."""
+"""The contract of a metric: what it may read, and what it returns."""
 
 import abc
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ from unlearnkit.utils.options import by_fields, read_only
 @final
 @attrs.frozen(kw_only=True)
 class MetricTraits:
-    """What a reader must know to read a metric.
+    """How to read a metric.
 
     Attributes:
         low: Smallest possible value.
@@ -24,8 +24,8 @@ class MetricTraits:
         better: Whether higher or lower is better, or whether only the distance to a retrained model counts.
         unit: ``"nats"``, ``"fraction"``, ``"seconds"``, …
         source: Paper and equation.
-        cost: What it takes: forward passes, models, training.
-        trust: What the number does not say.
+        cost: Forward passes, models and training that it needs.
+        trust: The limits of what the number says.
     """
 
     low: float = float("-inf")
@@ -40,10 +40,10 @@ class MetricTraits:
 @final
 @attrs.frozen
 class NotApplicable:
-    """What `Metric.measure` returns in the place of a number that does not exist, and why it does not.
+    """What `Metric.measure` returns instead of a number that does not exist.
 
     Attributes:
-        reason: Half a sentence, as ``"no retrained model at hand"``.
+        reason: Why there is none, as ``"no retrained model at hand"``.
     """
 
     reason: str
@@ -64,7 +64,7 @@ class Measurement:
 
 
 def _freeze(splits: Mapping[str, Iterable[Any]]) -> Mapping[str, Iterable[Any]]:
-    return read_only(splits)  # typed: attrs takes the type of the argument from its converter
+    return read_only(splits)  # attrs reads the type of the argument from this annotation
 
 
 def _models(models: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
@@ -74,14 +74,14 @@ def _models(models: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class EvaluationInputs:
-    """What a metric may look at.
+    """What a metric may read.
 
     Attributes:
-        model: The model under examination.
+        model: The edited model.
         splits: Batches by name (``"retain-train"``, ``"forget-train"``, ``"retain-test"``, ``"forget-test"``), each
             iterable more than once.
-        objective: How a batch becomes losses.
-        original: The model before the edit, where it is at hand.
+        objective: Maps a batch to losses.
+        original: The model before the edit, or None.
         retrained: Models trained from scratch without the forget set.
     """
 
@@ -95,7 +95,7 @@ class EvaluationInputs:
 
 
 class Metric(abc.ABC):
-    """Measures a model. Subclass it and write `measure`; the public method sees that no model is changed by it.
+    """Measures a model. Subclass it and write `measure`; `evaluate` and `examine` refuse a metric that changes a model.
 
     Example:
         >>> class Weights(Metric):
@@ -114,7 +114,7 @@ class Metric(abc.ABC):
         """Measure.
 
         Args:
-            inputs: Models and data; leave them as they are.
+            inputs: Models and data; do not change them.
 
         Returns:
             Name to value; where the metric does not apply, `NotApplicable` with the reason (or None, without one).
@@ -122,19 +122,12 @@ class Metric(abc.ABC):
 
     @final
     def evaluate(self, inputs: EvaluationInputs) -> dict[str, float | None]:
-        """Measure, and refuse a metric that changed a model that it measured; see `examine` for the reasons.
-
-        Args:
-            inputs: Models and data.
-
-        Returns:
-            Name to value; None where the metric does not apply.
-        """
+        """Return what `examine` finds, with None in place of a reason."""
         return {name: found.value for name, found in self.examine(inputs).items()}
 
     @final
     def examine(self, inputs: EvaluationInputs) -> dict[str, Measurement]:
-        """Measure, refuse a metric that changed a model that it measured, and say why a value is missing.
+        """Measure, and check that no model was changed and that every number lies within the metric's bounds.
 
         Args:
             inputs: Models and data.
@@ -143,27 +136,27 @@ class Metric(abc.ABC):
             Name to value or reason.
 
         Raises:
-            MismatchError: The metric changed a model (it was put back) or returned something
-                else than None, `NotApplicable` and numbers within its bounds.
+            MismatchError: The metric changed a model (which is restored), or returned anything but None,
+                `NotApplicable` and numbers within its bounds.
         """
         models = [m for m in (inputs.model, inputs.original, *inputs.retrained) if m is not None]
-        guards = [ModelSnapshot(model) for model in dict.fromkeys(models)]
+        snapshots = [ModelSnapshot(model) for model in dict.fromkeys(models)]
         problems: list[str] = []
         try:
             values = self.measure(inputs)
-            for guard in guards:
-                problems += guard.structure_changes()
-                problems += [f"{n}: edited" for n in guard.changed_parameters() + guard.changed_buffers()]
+            for snapshot in snapshots:
+                problems += snapshot.structure_changes()
+                problems += [f"{n}: edited" for n in snapshot.changed_parameters() + snapshot.changed_buffers()]
         finally:
-            # Backwards, so that the random state of the first guard is the one that stays.
-            for guard in reversed(guards):
-                guard.restore()
+            # In reverse order, so that the random state of the first snapshot is restored last.
+            for snapshot in reversed(snapshots):
+                snapshot.restore()
         who = f"metric {self.name!r} ({type(self).__module__}.{type(self).__qualname__})"
         raise_all(problems, where=f"{who} changed a model that it measured (it was put back)")
         if not isinstance(values, Mapping) or not all(_may_be_returned(v) for v in values.values()):
             raise MismatchError(f"{who}: expected a mapping of names to numbers or None, saw {values!r}")
         found = {str(key): _measurement(value) for key, value in values.items()}
-        # Written so that NaN is outside too: a metric that fails must not pass for a number.
+        # This comparison is false for NaN too.
         low, high = self.traits.low, self.traits.high
         numbers = {key: m.value for key, m in found.items() if m.value is not None}
         outside = [f"{key}: saw {v}" for key, v in numbers.items() if not low <= v <= high]
@@ -176,10 +169,8 @@ def _may_be_returned(value: object) -> bool:
 
 
 def _measurement(value: float | NotApplicable | None) -> Measurement:
+    if isinstance(value, NotApplicable):
+        return Measurement(value=None, reason=value.reason)
     if value is None:
         return Measurement(value=None, reason="the metric gives no reason")
-    return (
-        Measurement(value=None, reason=value.reason)
-        if isinstance(value, NotApplicable)
-        else Measurement(value=float(value))
-    )
+    return Measurement(value=float(value))

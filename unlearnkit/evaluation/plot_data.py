@@ -1,27 +1,30 @@
-"""What pictures of an edit are drawn from: counts and curves, and no sample among them."""
+"""The data of a report's plots: counts and curves of the original, edited and retrained models, and no sample."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import sqrt
 from typing import final
 
 import attrs
 import numpy as np
 from numpy.typing import ArrayLike
+from torch import nn
 
 from unlearnkit.evaluation.arrays import floats
-from unlearnkit.evaluation.membership import attack_success
+from unlearnkit.evaluation.membership.attacks import EntropyAttack, LossAttack, attack_success, unseen_halves
+from unlearnkit.evaluation.membership.rmia import RelativeMembership
+from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs
 
 BINS = 20
-"""How many equal bins the confidences 0 … 1 are counted in."""
+"""The number of equal bins from confidence 0 to 1."""
 POINTS = 50
-"""How many points of an ROC curve are kept at most; the area is that of all of them."""
+"""The largest number of points kept of an ROC curve; its area is computed from all of them."""
 _DIGITS = 4
 
 
 @final
 @attrs.frozen(kw_only=True)
 class Histogram:
-    """How often the probability of the label falls into each of 20 equal bins from 0 to 1.
+    """Counts of the probability of the label in 20 equal bins from 0 to 1.
 
     Example:
         >>> Histogram.of([0.0, 0.01, 1.0], model="original", samples="unseen").counts[::19]
@@ -34,21 +37,20 @@ class Histogram:
 
     @classmethod
     def of(cls, confidences: ArrayLike, *, model: str, samples: str) -> "Histogram":
-        """Count."""
+        """Count confidences."""
         counts, _ = np.histogram(floats(confidences, what="confidences", dimensions=1), bins=BINS, range=(0, 1))
         return cls(model=model, samples=samples, counts=tuple(map(int, counts)))
 
     @property
     def shares(self) -> tuple[float, ...]:
         """Return the counts as shares of all samples."""
-        total = sum(self.counts)
-        return tuple(count / total for count in self.counts)
+        return _shares(self.counts)
 
 
 @final
 @attrs.frozen(kw_only=True)
 class RocCurve:
-    """How an attack's true positives grow with its false ones.
+    """The true-positive rate of an attack against its false-positive rate.
 
     Example:
         >>> curve = RocCurve.of([3.0, 2.0], [1.0, 2.0], attack="loss", model="original")
@@ -66,7 +68,7 @@ class RocCurve:
 
     @classmethod
     def of(cls, members: ArrayLike, nonmembers: ArrayLike, *, attack: str, model: str) -> "RocCurve":
-        """Draw the curve of some scores."""
+        """Compute the curve of some scores."""
         from sklearn.metrics import roc_curve  # noqa: PLC0415 - it takes seconds to import
 
         truth = np.repeat([1, 0], [np.size(members), np.size(nonmembers)])
@@ -84,10 +86,10 @@ class RocCurve:
 
     @property
     def guessing_error(self) -> float:
-        """Return the standard error of the area of an attack that only guesses: √((m + n + 1)/(12·m·n)).
+        """Return the standard error of the AUC of an attack that guesses: √((m + n + 1)/(12·m·n)).
 
-        Source: Hanley and McNeil 1982, the variance of the Mann-Whitney statistic under the null; 0 where the numbers
-        of samples are not known.
+        Source: Hanley and McNeil 1982, the variance of the Mann-Whitney statistic under the null. 0 where the numbers
+        of samples are unknown.
         """
         m, n = self.members, self.nonmembers
         return sqrt((m + n + 1) / (12 * m * n)) if m and n else 0.0
@@ -96,7 +98,7 @@ class RocCurve:
 @final
 @attrs.frozen(kw_only=True)
 class Destination:
-    """Which classes the forgotten samples are predicted as."""
+    """How many forgotten samples a model predicts as each class; ``"label"`` counts their labels."""
 
     model: str
     counts: tuple[int, ...]
@@ -104,14 +106,13 @@ class Destination:
     @property
     def shares(self) -> tuple[float, ...]:
         """Return the counts as shares of all samples."""
-        total = sum(self.counts)
-        return tuple(count / total for count in self.counts)
+        return _shares(self.counts)
 
 
 @final
 @attrs.frozen(kw_only=True)
 class PlotData:
-    """Everything that a page draws and that is not a score."""
+    """What a report draws besides scores."""
 
     classes: tuple[str, ...] = ()
     histograms: tuple[Histogram, ...] = ()
@@ -119,3 +120,76 @@ class PlotData:
     destinations: tuple[Destination, ...] = ()
     samples: Mapping[str, int] = attrs.field(factory=dict)
     reasons: Mapping[str, str] = attrs.field(factory=dict)
+
+
+def collect_plot_data(outputs: ModelOutputs, *, classes: Sequence[str] = (), seed: int = 0) -> PlotData:
+    """Collect the plot data of an edited model, the original and the retrained models."""
+    models, reasons = _models(outputs), {}
+    if "retrained" not in models:
+        reasons["retrained"] = "no retrained model at hand"
+    histograms: list[Histogram] = []
+    destinations: list[Destination] = []
+    curves: list[RocCurve] = []
+    try:
+        destinations += _destinations(outputs, models)
+    except InapplicableError as reason:
+        reasons["destinations"] = str(reason)
+    try:
+        histograms += _histograms(outputs, models, seed)
+    except InapplicableError as reason:
+        reasons["histograms"] = str(reason)
+    attacks = {
+        "loss": LossAttack(seed=seed),
+        "entropy": EntropyAttack(seed=seed),
+        "RMIA": RelativeMembership(seed=seed),
+    }
+    for attack, metric in attacks.items():
+        for name, group in models.items():
+            try:
+                curves += [RocCurve.of(*metric.scores(outputs, m), attack=attack, model=name) for m in group]
+            except InapplicableError as reason:
+                reasons[f"{attack} attack, {name}"] = str(reason)
+    count = len(destinations[0].counts) if destinations else 0
+    return PlotData(
+        classes=tuple(classes[i] if i < len(classes) else str(i) for i in range(count)),
+        histograms=tuple(histograms),
+        curves=tuple(curves),
+        destinations=tuple(destinations),
+        samples={s: len(outputs.of(models["unlearned"][0], s)) for s in outputs.splits} if destinations else {},
+        reasons=reasons,
+    )
+
+
+def _models(outputs: ModelOutputs) -> dict[str, list[nn.Module]]:
+    found = {"original": "original ", "unlearned": ""}
+    models = {name: [outputs.named[prefix]] for name, prefix in found.items() if prefix in outputs.named}
+    try:
+        return {**models, "retrained": list(outputs.retrained())}
+    except InapplicableError:
+        return models
+
+
+def _destinations(outputs: ModelOutputs, models: Mapping[str, list[nn.Module]]) -> Iterator[Destination]:
+    forgotten = outputs.of(models["unlearned"][0], "forget-train")
+    classes = forgotten.logits.shape[1]
+    yield Destination(model="label", counts=_counts(forgotten.labels, classes))
+    for name, group in models.items():
+        predicted = np.concatenate([outputs.of(m, "forget-train").logits.argmax(axis=1) for m in group])
+        yield Destination(model=name, counts=_counts(predicted, classes))
+
+
+def _histograms(outputs: ModelOutputs, models: Mapping[str, list[nn.Module]], seed: int) -> Iterator[Histogram]:
+    for name, group in models.items():
+        forgotten = [outputs.of(model, "forget-train").confidences for model in group]
+        unseen = [unseen_halves(outputs, model, seed)[1].confidences for model in group]
+        yield Histogram.of(np.concatenate(forgotten), model=name, samples="forgotten")
+        yield Histogram.of(np.concatenate(unseen), model=name, samples="unseen")
+
+
+def _counts(labels: np.ndarray, classes: int) -> tuple[int, ...]:
+    return tuple(map(int, np.bincount(labels, minlength=classes)))
+
+
+def _shares(counts: tuple[int, ...]) -> tuple[float, ...]:
+    total = sum(counts)
+    return tuple(count / total for count in counts)

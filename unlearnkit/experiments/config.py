@@ -1,15 +1,15 @@
 """The configuration of an experiment: a TOML file whose every key is checked."""
 
+import copy
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 import attrs
 
-from unlearnkit.experiments.overrides import apply_overrides
 from unlearnkit.models.training import Training
-from unlearnkit.utils.errors import ConfigurationError, StoreError
+from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
 from unlearnkit.utils.options import option
 from unlearnkit.utils.structuring import structure
 
@@ -17,7 +17,7 @@ from unlearnkit.utils.structuring import structure
 @final
 @attrs.frozen(kw_only=True)
 class ModelConfig:
-    """Which model."""
+    """The model."""
 
     factory: str
     options: Mapping[str, Any] = attrs.field(factory=dict)
@@ -28,7 +28,7 @@ class ModelConfig:
 @final
 @attrs.frozen(kw_only=True)
 class DataConfig:
-    """Which data."""
+    """The data."""
 
     name: str = ""
     factory: str = ""
@@ -59,16 +59,16 @@ class ObjectiveConfig:
 @final
 @attrs.frozen(kw_only=True)
 class ImportanceConfig:
-    """How to measure what matters."""
+    """How to measure importances."""
 
     estimator: str = "diagonal-fisher"
     options: Mapping[str, Any] = attrs.field(factory=dict)
-    reference: str = option("full", choices=("full", "retain"), doc="the second set: D or D_r")
+    reference: str = option("full", choices=("full", "retain"), doc="the reference set: D or D_r")
     batch_size: int = option(64, at_least=1, doc="samples per batch")
     shuffle: bool = False
     checkpoint: str = ""
     every: int = option(50, at_least=1, doc="batches between two checkpoints of an importance pass")
-    precision: str = option("model", choices=("model", "bfloat16"), doc="of the forward passes")
+    precision: str = option("model", choices=("model", "bfloat16"), doc="precision of the forward passes")
 
 
 @final
@@ -89,7 +89,7 @@ class MethodConfig:
             if not isinstance(values, list | tuple) or not values:
                 raise ConfigurationError(f"grid.{name}: expected a list of at least one value, saw {values!r}")
             if name in self.options:
-                raise ConfigurationError(f"grid.{name}: stands in options too: one of the two must go")
+                raise ConfigurationError(f"grid.{name}: is in options too: remove one of the two")
 
 
 def _seeds(_: Any, field: "attrs.Attribute[Any]", seeds: tuple[int, ...]) -> None:
@@ -106,7 +106,7 @@ class EvaluationConfig:
     splits: tuple[str, ...] = ("retain-test", "forget-test", "forget-train")
     metrics: tuple[str, ...] = ()
     options: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
-    seed: int = option(0, at_least=0, doc="of whatever draws numbers while measuring")
+    seed: int = option(0, at_least=0, doc="seed of the metrics")
     retrained: tuple[str, ...] = ()
     retrained_seeds: tuple[int, ...] = attrs.field(default=(), validator=_seeds)
     retrained_folder: str = ""
@@ -116,47 +116,47 @@ class EvaluationConfig:
 @final
 @attrs.frozen(kw_only=True)
 class TuningConfig:
-    """How ``unlearnkit tune`` looks for the right edit; see `unlearnkit.evaluation.tuning.Tuner`."""
+    """How ``unlearnkit tune`` searches; see `unlearnkit.evaluation.tuning.Tuner`."""
 
     method: str = ""
-    target: str = option("stated", choices=("stated", "retrained", "unseen"), doc="which forget accuracy to aim at")
-    forget_accuracy: float = option(0.0, at_least=0, at_most=1, doc="the stated one")
+    target: str = option("stated", choices=("stated", "retrained", "unseen"), doc="the forget accuracy to aim at")
+    forget_accuracy: float = option(0.0, at_least=0, at_most=1, doc="the forget accuracy of target 'stated'")
     budget: float = option(0.02, at_least=0, at_most=1, doc="largest loss of retain accuracy on validation data")
-    validation_fraction: float = option(0.2, above=0, at_most=0.9, doc="share of the training set to choose by")
+    validation_fraction: float = option(0.2, above=0, at_most=0.9, doc="share of the training set to validate on")
     unseen_fraction: float = option(0.5, above=0, at_most=0.9, doc="share of the test set that sets the target")
     operating: str = ""
     strength: str = ""
     fractions: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
     strengths: tuple[float, ...] = (0.0, 0.3, 1.0)
     reestimate: str = option("both", choices=("both", "yes", "no"), doc="re-estimate BatchNorm on retain data")
-    rounds: int = option(2, at_least=0, doc="how often to look closer around the best")
+    rounds: int = option(2, at_least=0, doc="rounds that refine the search around the best")
 
 
 @final
 @attrs.frozen(kw_only=True)
 class DeletionConfig:
-    """How deletion requests are dealt with; see `unlearnkit.deletion`."""
+    """How deletion requests are processed; see `unlearnkit.deletion`."""
 
     folder: str = ""
     method: str = ""
     groups: str = ""
     budget: float = option(0.02, at_least=0, at_most=1, doc="largest loss of accuracy on retained test data")
-    keep: int = option(1, at_least=0, doc="earlier models kept, to be put back")
-    keep_as: str = option("smaller", choices=("smaller", "patch", "model"), doc="what earlier models are kept as")
+    keep: int = option(1, at_least=0, doc="earlier models kept for rollback")
+    keep_as: str = option("smaller", choices=("smaller", "patch", "model"), doc="how earlier models are stored")
     every: int = option(50, at_least=1, doc="batches between two checkpoints of an importance pass")
 
 
 @final
 @attrs.frozen(kw_only=True)
 class ComparisonConfig:
-    """What ``unlearnkit compare`` puts beside each other: methods × options × seeds × forget targets."""
+    """What ``unlearnkit compare`` compares: methods × options × seeds × forget targets."""
 
     training_seeds: tuple[int, ...] = attrs.field(default=(0,), validator=_seeds)
     retrained_seeds: tuple[int, ...] = attrs.field(default=(100, 101, 102), validator=_seeds)
     unlearning_seeds: tuple[int, ...] = attrs.field(default=(0,), validator=_seeds)
     metrics: tuple[str, ...] = ("tug-of-war", "gap-to-retrain")
     forget: tuple[ForgetConfig, ...] = ()
-    threads: int = option(1, at_least=1, doc="of torch in each process")
+    threads: int = option(1, at_least=1, doc="threads of torch in each process")
 
 
 @final
@@ -166,19 +166,19 @@ class Config:
 
     Attributes:
         output: Folder for the results; relative paths are relative to the current folder.
-        model: Which model.
-        data: Which data.
+        model: The model.
+        data: The data.
         forget: What to forget.
         objective: How a batch becomes losses.
-        importance: How to measure what matters.
-        method: The edits, each from the original model.
+        importance: How to measure importances.
+        method: The edits, each of the original model.
         evaluation: What to measure.
-        tuning: How ``unlearnkit tune`` looks for the right edit.
+        tuning: How ``unlearnkit tune`` searches.
         comparison: What ``unlearnkit compare`` compares.
-        training: How ``unlearnkit train`` makes the original model.
-        deletion: How deletion requests are dealt with.
-        seed: Of the edit and of the order of its data; ``training.seed`` and ``evaluation.seed`` are others.
-        device: ``"auto"`` takes CUDA where there is one; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
+        training: How ``unlearnkit train`` trains the original model.
+        deletion: How deletion requests are processed.
+        seed: Seed of the edit and of the order of its data; independent of ``training.seed`` and ``evaluation.seed``.
+        device: ``"auto"`` uses CUDA where available; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
     """
 
     output: str
@@ -193,7 +193,7 @@ class Config:
     comparison: ComparisonConfig = attrs.field(factory=ComparisonConfig)
     training: Training = attrs.field(factory=Training)
     deletion: DeletionConfig = attrs.field(factory=DeletionConfig)
-    seed: int = option(0, at_least=0, doc="of the edit and of the order of its data")
+    seed: int = option(0, at_least=0, doc="seed of the edit and of the order of its data")
     device: str = "auto"
 
     def __attrs_post_init__(self) -> None:
@@ -213,15 +213,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: A TOML file.
-        overrides: Settings such as ``"importance.batch_size=32"`` or ``"method.ssd.options.alpha=5"``, which replace
-            or add to what the file says.
+        overrides: Settings such as ``"importance.batch_size=32"`` or ``"method.ssd.options.alpha=5"``, which take
+            precedence over the file.
 
     Returns:
         The configuration.
 
     Raises:
         StoreError: No such file.
-        ConfigurationError: Not TOML, a key that is not known (the nearest right one is named), a wrong type or value.
+        ConfigurationError: Not TOML, an unknown key (the closest known one is named), a wrong type or value.
     """
     try:
         raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -235,3 +235,54 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def plain(config: Config) -> dict[str, Any]:
     """Return a configuration as plain values, for a record."""
     return attrs.asdict(config)
+
+
+def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Return a copy of a raw configuration with some settings replaced.
+
+    Example:
+        >>> apply_overrides({"method": [{"name": "ssd", "options": {"alpha": 10.0}}]}, ["method.ssd.options.alpha=5"])
+        {'method': [{'name': 'ssd', 'options': {'alpha': 5}}]}
+        >>> apply_overrides({}, ["device=cpu"])
+        {'device': 'cpu'}
+    """
+    result = copy.deepcopy(raw)
+    for override in overrides:
+        path, sign, text = override.partition("=")
+        keys = path.strip().split(".")
+        if not sign or not all(keys):
+            raise ConfigurationError(f"expected a setting as KEY=VALUE, as importance.batch_size=32, saw {override!r}")
+        place: Any = result
+        for key in keys[:-1]:
+            place = _step(place, key, override)
+        if isinstance(place, list):
+            place[_index(place, keys[-1], override)] = _value(text)
+        elif isinstance(place, dict):
+            place[keys[-1]] = _value(text)
+        else:
+            raise ConfigurationError(f"{override!r}: {'.'.join(keys[:-1])} has no keys")
+    return result
+
+
+def _step(place: Any, key: str, override: str) -> Any:
+    if isinstance(place, list):
+        return place[_index(place, key, override)]
+    if isinstance(place, dict):
+        return place.setdefault(key, {})
+    raise ConfigurationError(f"{override!r}: there is nothing below {key!r}")
+
+
+def _index(items: list[Any], key: str, override: str) -> int:
+    if key.isdigit() and int(key) < len(items):
+        return int(key)
+    labels = [str(i.get("label", i.get("name", ""))) if isinstance(i, dict) else "" for i in items]
+    if labels.count(key) != 1:
+        raise ConfigurationError(f"{override!r}: no single item is called {key!r}{nearest(key, labels)}")
+    return labels.index(key)
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()

@@ -1,4 +1,4 @@
-"""The demonstration: real digits, a small network, three methods, and the honest reference."""
+"""The demonstration: real digits, a small network, three methods, and a retrained model to compare with."""
 
 import copy
 import time
@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 from torch import nn
 
-from unlearnkit.data import ByClass, DataBundle, ForgetSplit, LabelledImages, digits, forget_split, loader
+from unlearnkit.data import ByClass, LabelledImages, digits, forget_split, loader
 from unlearnkit.distributed.ranks import resolve_device
 from unlearnkit.evaluation import loss_and_accuracy
 from unlearnkit.importance.importance import Importance
@@ -27,7 +27,7 @@ from unlearnkit.utils.progress import Progress, silent
 from unlearnkit.utils.structuring import call
 
 ESTIMATORS: Mapping[str, str] = {"per sample": "diagonal-fisher", "batched": "batched-diagonal-fisher"}
-"""How the table calls an estimator, and its name."""
+"""Name of an estimator in the table, and its own."""
 
 TRIALS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("prune", "per sample", {"tau": 0.0}),
@@ -38,9 +38,6 @@ TRIALS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("ssd", "batched", {"alpha": 10.0}),
 )
 """Method, estimator and options of each edit."""
-
-
-_Measured = tuple[Importance, Importance, float]  # forget, full, seconds
 
 
 @final
@@ -59,7 +56,7 @@ class Row:
 @final
 @attrs.frozen(kw_only=True)
 class DemoResult:
-    """What the demonstration measured."""
+    """The measurements of the demonstration."""
 
     digit: int
     original: Row
@@ -67,7 +64,7 @@ class DemoResult:
     edits: tuple[Row, ...]
 
     def table(self) -> Table:
-        """Show all rows."""
+        """Return a table for the terminal."""
         title = f"forgetting the digit {self.digit}: accuracy on test images (Δ: gap to the retrained model)"
         table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
         table.add_column("model", no_wrap=True)
@@ -84,7 +81,7 @@ class DemoResult:
         return table
 
     def lesson(self) -> str:
-        """Say in two sentences what to notice, from what was measured."""
+        """Say in two sentences what the measurements show."""
         widest = max(self.edits, key=lambda row: row.report.fraction if row.report else 0.0)
         first = (
             f"Editing every weight that the forgotten digit touches ({widest.name}) takes the accuracy on the other "
@@ -112,87 +109,58 @@ def demo(
     plugins: PluginManager | None = None,
     progress: Progress = silent,
 ) -> DemoResult:
-    """Train, forget one digit in several ways, retrain without it, and measure.
+    """Train on the digits, forget one of them in several ways, retrain without it, and measure.
 
     Args:
         forget: The digit, 0 to 9.
-        epochs: Of training the original and the retrained model.
-        seed: Of the split, the initial weights and the order of training.
+        epochs: Epochs of training the original and the retrained model.
+        seed: Seed of the split, the initial weights and the order of training.
         device: Where to run.
         plugins: Where the methods are looked up.
         progress: Shows a bar for each long stage.
-
-    Returns:
-        The measurements.
     """
+    plugins, place = plugins or default_manager(), resolve_device(device)
     bundle = digits(seed=seed)
-    stage = _Stage(
-        bundle=bundle,
-        split=forget_split(bundle, ByClass(classes=forget)),
-        training=Training(epochs=epochs, seed=seed, learning_rate=3e-3),
-        device=resolve_device(device),
-        plugins=plugins or default_manager(),
-        progress=progress,
-    )
-    original, original_row = stage.trained("original", bundle.train)
-    _, retrained_row = stage.trained("retrained", bundle.train.subset(stage.split.train.retain))
-    importances = {label: stage.importances(original, name) for label, name in ESTIMATORS.items()}
-    edits = tuple(
-        stage.edit(original, method, options, label=label, measured=importances[label])
-        for method, label, options in TRIALS
-    )
-    return DemoResult(digit=forget, original=original_row, retrained=retrained_row, edits=edits)
+    split = forget_split(bundle, ByClass(classes=forget))
+    training = Training(epochs=epochs, seed=seed, learning_rate=3e-3)
 
-
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class _Stage:
-    bundle: DataBundle
-    split: ForgetSplit
-    training: Training
-    device: torch.device
-    plugins: PluginManager
-    progress: Progress
-
-    def trained(self, name: str, data: LabelledImages) -> tuple[nn.Module, Row]:
-        model = small_cnn(seed=self.training.seed).to(self.device)
-        _warm_up(self.device)
-        start = time.perf_counter()
-        train(model, data, training=self.training, progress=self.progress)
-        return model, self.row(model, name=name, seconds=time.perf_counter() - start)
-
-    def importances(self, model: nn.Module, estimator: str) -> _Measured:
-        start, chosen = time.perf_counter(), self.plugins.estimator(estimator)()
-        forget, full = (
-            chosen.estimate(
-                model, loader(data, batch_size=64), objective=CrossEntropy(), role=role, progress=self.progress
-            )
-            for role, data in (
-                (Role.FORGET, self.bundle.train.subset(self.split.train.forget)),
-                (Role.FULL, self.bundle.train),
-            )
+    def measured(model: nn.Module, **known: Any) -> Row:
+        retain, forgotten = (
+            loss_and_accuracy(model, loader(bundle.test.subset(rows), batch_size=256)).accuracy or 0.0
+            for rows in (split.test.retain, split.test.forget)
         )
-        return forget, full, time.perf_counter() - start
+        return Row(retain=retain, forget=forgotten, **known)
 
-    def edit(
-        self, original: nn.Module, method: str, options: Mapping[str, Any], *, label: str, measured: _Measured
-    ) -> Row:
-        model, (forget, full, seconds) = copy.deepcopy(original), measured
-        unlearner = call(self.plugins.unlearner(method), options, where=method)
-        report = Pipeline(unlearner=unlearner, plugins=self.plugins).run(model, forget=forget, reference=full)
+    def trained(name: str, data: LabelledImages) -> tuple[nn.Module, Row]:
+        model = small_cnn(seed=seed).to(place)
+        _warm_up(place)
+        start = time.perf_counter()
+        train(model, data, training=training, progress=progress)
+        return model, measured(model, name=name, seconds=time.perf_counter() - start)
+
+    original, original_row = trained("original", bundle.train)
+    _, retrained_row = trained("retrained", bundle.train.subset(split.train.retain))
+    parts = {Role.FORGET: bundle.train.subset(split.train.forget), Role.FULL: bundle.train}
+    known: dict[str, tuple[Importance, Importance, float]] = {}  # forget, full, seconds
+    for label, name in ESTIMATORS.items():
+        start, estimator = time.perf_counter(), plugins.estimator(name)()
+        one, other = (
+            estimator.estimate(
+                original, loader(data, batch_size=64), objective=CrossEntropy(), role=role, progress=progress
+            )
+            for role, data in parts.items()
+        )
+        known[label] = one, other, time.perf_counter() - start
+    edits = []
+    for method, label, options in TRIALS:
+        model, (one, other, seconds) = copy.deepcopy(original), known[label]
+        unlearner = call(plugins.unlearner(method), options, where=method)
+        report = Pipeline(unlearner=unlearner, plugins=plugins).run(model, forget=one, reference=other)
         symbols = {option.name: option.symbol or option.name for option in options_of(unlearner)}
         name = f"{method} {', '.join(f'{symbols[key]}={value:g}' for key, value in options.items())}"
-        return self.row(
-            model, name=name, estimator=label, report=report, seconds=seconds + sum(report.seconds.values())
-        )
-
-    def row(self, model: nn.Module, **known: Any) -> Row:
-        test, split = self.bundle.test, self.split.test
-        retain, forget = (
-            loss_and_accuracy(model, loader(test.subset(rows), batch_size=256)).accuracy or 0.0
-            for rows in (split.retain, split.forget)
-        )
-        return Row(retain=retain, forget=forget, **known)
+        seconds += sum(report.seconds.values())
+        edits.append(measured(model, name=name, estimator=label, report=report, seconds=seconds))
+    return DemoResult(digit=forget, original=original_row, retrained=retrained_row, edits=tuple(edits))
 
 
 def _warm_up(device: torch.device) -> None:

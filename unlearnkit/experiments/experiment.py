@@ -1,4 +1,4 @@
-"""What a configuration describes, made real: device, data, what to forget, the model, the methods."""
+"""The objects that a configuration describes: device, data, forget set, models, methods."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -18,6 +18,7 @@ from unlearnkit.data import (
     ForgetSpec,
     ForgetSplit,
     LabelledImages,
+    Split,
     cifar100,
     digits,
     forget_split,
@@ -30,9 +31,12 @@ from unlearnkit.evaluation import LossAndAccuracy, loss_and_accuracy
 from unlearnkit.evaluation.metric import Metric
 from unlearnkit.experiments.config import Config, EvaluationConfig, ForgetConfig, MethodConfig, ObjectiveConfig
 from unlearnkit.importance.estimator import ImportanceEstimator
+from unlearnkit.importance.provenance import Role
 from unlearnkit.models.checkpoint import load_checkpoint
 from unlearnkit.models.objective import Autocast, Objective
+from unlearnkit.pipeline import Edit, Pipeline, Source
 from unlearnkit.plugins.manager import PluginManager
+from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import Unlearner
 from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
 from unlearnkit.utils.options import options_of
@@ -47,7 +51,7 @@ DATASETS: dict[str, Callable[..., DataBundle]] = {"cifar100": cifar100, "digits"
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Experiment:
-    """A configuration and what it names, loaded and checked."""
+    """A configuration, with its data loaded and checked."""
 
     config: Config
     device: torch.device
@@ -88,7 +92,7 @@ class Experiment:
         return self.trained_model(self.config.model.checkpoint)
 
     def trained_model(self, path: str, *, key: str = "model.checkpoint") -> tuple[nn.Module, dict[str, str]]:
-        """Load a model of the configuration's kind."""
+        """Load a checkpoint into a model of the configuration."""
         if not Path(path).exists():
             raise StoreError(f"{key}: {path} is not there: make it with `unlearnkit train CONFIG.toml`")
         model = self.fresh_model()
@@ -96,15 +100,11 @@ class Experiment:
         return model.eval(), metadata
 
     def splits(self) -> dict[str, LabelledImages]:
-        """Return the four parts of the data that are not empty, and the full training set."""
-        if self.split is None:
-            raise ConfigurationError(
-                "forget: expected what to forget, saw nothing: set one of classes, fine, indices, indices_file"
-            )
+        """Return the full training set, and its parts and those of the test set that are not empty."""
         parts = {"full-train": self.bundle.train}
         for which, data, split in (
-            ("train", self.bundle.train, self.split.train),
-            ("test", self.bundle.test, self.split.test),
+            ("train", self.bundle.train, self._split.train),
+            ("test", self.bundle.test, self._split.test),
         ):
             for role, rows in (("retain", split.retain), ("forget", split.forget)):
                 if len(rows):
@@ -113,12 +113,25 @@ class Experiment:
 
     @property
     def importance_objective(self) -> Objective:
-        """What importances differentiate: the objective, in bfloat16 where the configuration says so."""
+        """The objective of importances: in bfloat16 where the configuration says so."""
         lower = self.config.importance.precision == "bfloat16"
         return Autocast(objective=self.objective) if lower else self.objective
 
+    @property
+    def forgotten(self) -> Split:
+        """The split of the training data into retain and forget set."""
+        return self._split.train
+
+    @property
+    def _split(self) -> ForgetSplit:
+        if self.split is None:
+            raise ConfigurationError(
+                "forget: expected what to forget, saw nothing: set one of classes, fine, indices, indices_file"
+            )
+        return self.split
+
     def importance_batches(self, data: LabelledImages) -> DataLoader[Any]:
-        """Cut data into batches for an importance."""
+        """Return a data loader for an importance."""
         return loader(
             data,
             batch_size=self.config.importance.batch_size,
@@ -129,25 +142,25 @@ class Experiment:
         )
 
     def evaluation_batches(self, data: LabelledImages) -> DataLoader[Any]:
-        """Cut data into batches for an evaluation."""
+        """Return a data loader for an evaluation."""
         size, workers = self.config.evaluation.batch_size, self.config.data.workers
         return loader(data, batch_size=size, workers=workers, device=self.device)
 
     def shared_batches(self, data: LabelledImages) -> Shared:
-        """Cut data into batches for an evaluation by all processes together."""
+        """Return a data loader for an evaluation whose batches the ranks share."""
         return Shared(items=self.evaluation_batches(data))
 
     def scores(
         self, model: nn.Module, parts: Mapping[str, LabelledImages], *, progress: Progress = silent
     ) -> dict[str, LossAndAccuracy]:
-        """Measure loss and accuracy on parts of the data; several processes share the batches, so call it on all."""
+        """Measure loss and accuracy on parts of the data; ranks share the batches, so call it on all of them."""
         return {
             name: loss_and_accuracy(model, self.shared_batches(data), objective=self.objective, progress=progress)
             for name, data in parts.items()
         }
 
     def evaluated_splits(self) -> dict[str, LabelledImages]:
-        """Return those splits that the configuration asks to evaluate and that are not empty."""
+        """Return the splits that the configuration evaluates, without empty ones."""
         parts = self.splits()
         return {name: parts[name] for name in self.config.evaluation.splits if name in parts}
 
@@ -156,6 +169,43 @@ class Experiment:
         chosen = self.config.importance
         return call(
             plugins.estimator(chosen.estimator), chosen.options, where=f"importance.options ({chosen.estimator})"
+        )
+
+    def edit(
+        self,
+        model: nn.Module,
+        method: MethodConfig,
+        plugins: PluginManager,
+        *,
+        forget: Source,
+        reference: Source,
+        forget_data: LabelledImages,
+        retain_data: LabelledImages,
+        accept: Callable[[Report], Report] | None = None,
+        edit: Edit | None = None,
+        progress: Progress = silent,
+    ) -> Report:
+        """Run one method of the configuration on a model, in place; see `Pipeline.run`."""
+        pipeline = Pipeline(
+            unlearner=make_unlearner(method, plugins),
+            estimator=self.estimator(plugins),
+            normalise=method.normalise,
+            reference_role=Role(self.config.importance.reference),
+            max_fraction=method.max_fraction,
+            plugins=plugins,
+        )
+        return pipeline.run(
+            model,
+            forget=forget,
+            reference=reference,
+            forget_data=self.importance_batches(forget_data),
+            retain_data=self.importance_batches(retain_data),
+            model_factory=self.fresh_model,
+            objective=self.objective,
+            seed=self.config.seed,
+            accept=accept,
+            edit=edit,
+            progress=progress,
         )
 
 
@@ -204,7 +254,7 @@ def make_metrics(config: EvaluationConfig, plugins: PluginManager) -> dict[str, 
 
 
 def forget_spec(config: ForgetConfig) -> ForgetSpec | None:
-    """Turn what a configuration says about forgetting into a rule."""
+    """Make the forget specification that a configuration describes; None when it describes none."""
     given = {key: value for key, value in attrs.asdict(config, recurse=False).items() if value}
     if len(given) > 1:
         raise ConfigurationError(f"forget: expected one of classes, fine, indices, indices_file, saw {sorted(given)}")

@@ -1,4 +1,4 @@
-"""The run manifest: everything that two runs must share to give the same bits on one CPU."""
+"""The run manifest: everything that two bit-identical runs on one CPU have in common."""
 
 import datetime as dt
 import hashlib

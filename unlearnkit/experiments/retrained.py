@@ -1,4 +1,4 @@
-"""Models retrained without the forget set, and originals: trained once, kept by everything that they depend on."""
+"""Models retrained without the forget set, and originals, cached by everything that they depend on."""
 
 import hashlib
 import json
@@ -24,14 +24,12 @@ from unlearnkit.utils.errors import StoreError
 from unlearnkit.utils.progress import Progress, silent
 
 RECIPE = "unlearnkit.recipe"
-"""Key of a kept model's metadata: its recipe as JSON."""
-
-DECIDING = ("unlearnkit", "torch", "torchvision", "numpy")
-"""Packages whose version decides the bits of a trained model."""
+"""Key of a cached model's metadata: its recipe as JSON."""
 
 
 def _versions() -> dict[str, str]:
-    return {name: version for name, version in versions().items() if name in DECIDING}
+    deciding = {"unlearnkit", "torch", "torchvision", "numpy"}  # the bits of a trained model
+    return {name: version for name, version in versions().items() if name in deciding}
 
 
 @final
@@ -42,14 +40,12 @@ class Recipe:
     Attributes:
         factory: Import path of the function that makes the untrained model.
         options: Its arguments.
-        initial: Digest of the untrained model, layers and weights, so that a change of the factory's code is noticed;
-            see `initial_digest`.
+        initial: Digest of the untrained model, so that a change of the factory's code is noticed; see `initial_digest`.
         data: Digest of the full training set; see `unlearnkit.experiments.provenance.data_digest`.
-        forget: Digest of which samples are left out; see `unlearnkit.data.Split.digest`; "" for none, which makes an
-            original model.
-        objective: What training makes smaller; see `unlearnkit.Objective.describe`.
+        forget: Digest of the forget set; see `unlearnkit.data.Split.digest`; "" for an original model.
+        objective: The training loss; see `unlearnkit.Objective.describe`.
         training: How it is trained; the seed is also that of the initial weights.
-        device: ``"cpu"`` or ``"cuda"``: the same seed gives other weights on the other.
+        device: ``"cpu"`` or ``"cuda"``, on which the same seed gives other weights.
         versions: Package to version.
     """
 
@@ -64,18 +60,11 @@ class Recipe:
     versions: Mapping[str, str] = attrs.field(factory=_versions)
 
     def text(self) -> str:
-        """Write the recipe down, the same way each time.
-
-        Returns:
-            JSON with sorted keys.
-        """
+        """Return the recipe as JSON with sorted keys."""
         return json.dumps(attrs.asdict(self), sort_keys=True, ensure_ascii=False, default=str)
 
     def key(self) -> str:
         """Hash the recipe: the name of its file.
-
-        Returns:
-            32 hexadecimal digits.
 
         Example:
             >>> one = Recipe(factory="m:f", initial="i", data="d", forget="f", training=Training(seed=1))
@@ -95,8 +84,8 @@ def initial_digest(model: nn.Module) -> str:
 class ReferenceStore:
     """A folder of retrained models, one safetensors file for each recipe.
 
-    Several processes may share it: whoever asks first trains, and the others wait and read. Files appear whole or not
-    at all. A file may be deleted at any time; the model is then trained again.
+    Several processes may share it: the first to ask trains, and the others wait and read. Files are written atomically,
+    and may be deleted at any time; the model is then trained again.
 
     Attributes:
         folder: Made when it is first needed.
@@ -105,14 +94,7 @@ class ReferenceStore:
     folder: Path = attrs.field(converter=Path)
 
     def path(self, recipe: Recipe) -> Path:
-        """Say where the model of a recipe is kept, whether it is there or not.
-
-        Args:
-            recipe: The recipe.
-
-        Returns:
-            A file in the folder.
-        """
+        """Return where the model of a recipe is, or will be."""
         return self.folder / f"{recipe.key()}.safetensors"
 
     def get(
@@ -124,14 +106,13 @@ class ReferenceStore:
         objective: Objective | None = None,
         progress: Progress = silent,
     ) -> nn.Module:
-        """Read the weights of a recipe into an untrained model; or train it, and keep its weights.
+        """Read the weights of a recipe into an untrained model, or train the model and write its weights.
 
         Args:
-            recipe: What the result depends on. It must describe ``model`` and ``data``: the store cannot see whether
-                it does.
+            recipe: What the result depends on. It must describe ``model`` and ``data``, which cannot be checked.
             model: Fresh from its factory, on its device; trained in place.
             data: The retain set.
-            objective: The recipe's, as an object; by default `CrossEntropy`.
+            objective: The objective that the recipe describes; by default `CrossEntropy`.
             progress: Shows a bar for each epoch of training.
 
         Returns:
@@ -157,9 +138,9 @@ class ReferenceStore:
 def retrained_models(
     experiment: Experiment, seeds: Sequence[int] | None = None, *, progress: Progress = silent
 ) -> tuple[nn.Module, ...]:
-    """Retrain the model of a configuration without its forget set, once for each seed, or read what is kept.
+    """Return the model of a configuration retrained without its forget set, once for each seed; cached.
 
-    The factory, the training options and the device are the configuration's; only the seed is another.
+    The factory, the training options and the device are the configuration's; only the seed differs.
 
     Args:
         experiment: A loaded configuration that says what to forget.
@@ -175,36 +156,34 @@ def retrained_models(
     seeds = experiment.config.evaluation.retrained_seeds if seeds is None else seeds
     if not seeds:
         return ()
-    data, split = experiment.splits()["retain-train"], experiment.split
-    assert split is not None, "splits() needs it"
-    forget, first = split.train.digest(), Ranks.current().rank % len(seeds)
-    # Of several processes each begins with another seed: it trains some, and finds those of the others trained.
+    data, first = experiment.splits()["retain-train"], Ranks.current().rank % len(seeds)
+    # Each rank begins with another seed: it trains some, and reads what the others have trained.
     found = {
-        seed: _kept(experiment, seed, data, forget=forget, progress=progress)
+        seed: _cached(experiment, seed, data, forget=experiment.forgotten.digest(), progress=progress)
         for seed in [*seeds[first:], *seeds[:first]]
     }
     return tuple(found[seed] for seed in seeds)
 
 
 def kept_original(experiment: Experiment, *, progress: Progress = silent) -> nn.Module:
-    """Train the original model of a configuration, or read what is kept: the reference whose forget set is empty."""
+    """Return the original model of a configuration; cached, as a retrained model whose forget set is empty."""
     seed = experiment.config.training.seed
-    return _kept(experiment, seed, experiment.bundle.train, forget="", progress=progress)
+    return _cached(experiment, seed, experiment.bundle.train, forget="", progress=progress)
 
 
-def references(experiment: Experiment, *, progress: Progress = silent) -> tuple[nn.Module, ...]:
-    """Load or make every retrained model that a configuration asks for."""
+def load_references(experiment: Experiment, *, progress: Progress = silent) -> tuple[nn.Module, ...]:
+    """Load or train every retrained model that a configuration names."""
     paths = experiment.config.evaluation.retrained
     named = [experiment.trained_model(path, key="evaluation.retrained")[0] for path in paths]
     return (*named, *retrained_models(experiment, progress=progress))
 
 
 def reference_folder(config: Config) -> Path:
-    """Say where a configuration's retrained models are kept."""
+    """Return the folder of a configuration's retrained models."""
     return Path(config.evaluation.retrained_folder or Path(config.output) / ".retrained")
 
 
-def _kept(experiment: Experiment, seed: int, data: LabelledImages, *, forget: str, progress: Progress) -> nn.Module:
+def _cached(experiment: Experiment, seed: int, data: LabelledImages, *, forget: str, progress: Progress) -> nn.Module:
     config, model = experiment.config, experiment.fresh_model(seed=seed)
     recipe = Recipe(
         factory=config.model.factory,

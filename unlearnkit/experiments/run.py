@@ -3,39 +3,41 @@
 import copy
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 
 import attrs
+import numpy as np
 from torch import nn
 
 from unlearnkit.data import LabelledImages
 from unlearnkit.distributed.collectives import barrier, raise_on_all_ranks
 from unlearnkit.distributed.ranks import Ranks
-from unlearnkit.evaluation import LossAndAccuracy
+from unlearnkit.evaluation import LossAndAccuracy, Outputs
 from unlearnkit.evaluation.metric import EvaluationInputs, Measurement
+from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs
+from unlearnkit.evaluation.plot_data import collect_plot_data
 from unlearnkit.experiments.config import Config, MethodConfig, plain
 from unlearnkit.experiments.experiment import Experiment, make_metrics, make_unlearner
-from unlearnkit.experiments.page_data import Gallery
 from unlearnkit.experiments.provenance import forget_record, manifest
-from unlearnkit.experiments.retrained import references
-from unlearnkit.importance.estimator import ImportanceEstimator
+from unlearnkit.experiments.retrained import load_references
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.multi_process import estimate_together, forget_parts
 from unlearnkit.importance.provenance import Role
 from unlearnkit.models.parameters import broadcast_from_rank_0
-from unlearnkit.pipeline import Pipeline
+from unlearnkit.pipeline import Edit
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.reporting import RunRecord, write_result
 from unlearnkit.unlearning.report import Report
-from unlearnkit.unlearning.unlearner import Need, Unlearner
+from unlearnkit.unlearning.unlearner import Need
 from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
 from unlearnkit.utils.memory import peak_memory
 from unlearnkit.utils.progress import Progress, silent
 
 REQUESTS = "unlearnkit.requests"
 """Key of a checkpoint's metadata: a JSON list of the digests of the forget sets that were applied to it."""
+_MOST = 5000  # samples of each split that a page's pictures need
 
 
 def run(
@@ -49,9 +51,9 @@ def run(
 ) -> Iterator[RunRecord]:
     """Run every method of a configuration.
 
-    Everything that can be checked is checked before the first minute of work. Each method's folder appears whole or
-    not at all. Where torch.distributed is in use, importances and evaluation are shared out among its processes, every
-    process makes the same edits, and rank 0 writes.
+    Everything that can be checked is checked before the first minute of work. Each method's folder appears complete or
+    not at all. With torch.distributed, the processes share importances and evaluation, each makes the same edits, and
+    rank 0 writes.
 
     Args:
         config: The configuration.
@@ -66,7 +68,7 @@ def run(
 
     Raises:
         ConfigurationError: No method, an unknown split, a request that was applied already.
-        StoreError: A folder of results is in the way.
+        StoreError: A folder of results exists already.
     """
     plugins = plugins or default_manager()
     if dry_run:
@@ -76,22 +78,24 @@ def run(
     tuned = [method.label for method in config.method if method.tuned]
     if tuned:
         raise ConfigurationError(f"method {tuned[0]!r}: expected fixed options, saw tuned: use `unlearnkit tune`")
-    unlearners = {method.label: make_unlearner(method, plugins) for method in config.method}
+    needs = {need for method in config.method for need in make_unlearner(method, plugins).needs}
     folders = {method.label: Path(config.output) / method.label for method in config.method}
     taken = [str(folder) for folder in folders.values() if folder.exists()]
     if taken and not (dry_run or overwrite):
         raise StoreError(f"results are there already: {', '.join(taken)}: choose another output, or overwrite them")
-    barrier()  # nobody has written yet when the others look whether something is in the way
+    barrier()  # no process may write before all have looked for earlier results
     job = Job.start(config, plugins, again=again, progress=progress, references=not dry_run)
-    importances = job.importances({need for unlearner in unlearners.values() for need in unlearner.needs})
+    parts, plot_data = job.experiment.splits(), PlotDataCollector(job=job)
+    for need, source in job.importances(parts).items():
+        if need in needs:
+            source()  # before the first edit, so that a failure costs nothing
     before = {} if dry_run else job.evaluate(job.original)
-    gallery = job.gallery()
     for method in config.method:
         model = copy.deepcopy(job.original)
-        record = job.edit(model, method, unlearners[method.label], importances)
+        record = job.record(method.label, job.edit(model, method, parts))
         if not dry_run:
             record = job.evaluated(record, model, before)
-            record = gallery.illustrated(record, model) if config.evaluation.page else record
+            record = plot_data.added(record, model) if config.evaluation.page else record
             job.write(folders[method.label], model, record)
         yield record
     job.forget_checkpoints()
@@ -108,7 +112,9 @@ class Job:
     retrained: tuple[nn.Module, ...]
     requests: list[str]
     progress: Progress
+    stage: str = "run"
     seconds: dict[str, float] = attrs.field(factory=dict)
+    _known: dict[Role, tuple[Importance, float]] = attrs.field(factory=dict, init=False)
 
     @classmethod
     def start(
@@ -121,125 +127,106 @@ class Job:
         if unknown:
             raise ConfigurationError(f"evaluation.splits: there is no {unknown[0]!r}{nearest(unknown[0], known)}")
         make_metrics(config.evaluation, plugins)
+        experiment.estimator(plugins)
         original, metadata = experiment.original_model()
-        requests: list[str] = json.loads(metadata.get(REQUESTS, "[]"))
-        job = cls(
+        requests, request = json.loads(metadata.get(REQUESTS, "[]")), experiment.forgotten.digest()
+        if request in requests and not again:
+            raise ConfigurationError(
+                f"this forget set (digest {request}) was applied to {config.model.checkpoint} already: applying a "
+                "method twice wrecks models; start from the original model, or say so with --again"
+            )
+        start = time.perf_counter()
+        retrained = load_references(experiment, progress=progress) if references else ()
+        return cls(
             experiment=experiment,
             plugins=plugins,
             original=original,
-            retrained=(),
+            retrained=retrained,
             requests=requests,
             progress=progress,
+            seconds={"retrained models": time.perf_counter() - start} if retrained else {},
         )
-        if job.request in requests and not again:
-            raise ConfigurationError(
-                f"this forget set (digest {job.request}) was applied to {config.model.checkpoint} already: applying a "
-                "method twice wrecks models; start from the original model, or say so with --again"
+
+    def edit(
+        self, model: nn.Module, method: MethodConfig, parts: Mapping[str, LabelledImages], *, edit: Edit | None = None
+    ) -> Report:
+        """Edit a copy of the original model with importances of ``parts``, each measured once."""
+        importances = self.importances(parts)
+        with raise_on_all_ranks():
+            report = self.experiment.edit(
+                model,
+                method,
+                self.plugins,
+                forget=importances[Need.FORGET_IMPORTANCE],
+                reference=importances[Need.REFERENCE_IMPORTANCE],
+                forget_data=parts["forget-train"],
+                retain_data=parts["retain-train"],
+                edit=edit,
+                progress=self.progress,
             )
-        return job.with_references() if references else job
+        report = aligned(report, model)
+        measured = {f"{role.value} importance": seconds for role, (_, seconds) in self._known.items()}
+        shared = {stage: seconds for stage, seconds in measured.items() if stage in report.seconds}
+        return attrs.evolve(report, seconds={**self.seconds, **report.seconds, **shared})
 
-    def with_references(self) -> "Job":
-        """Load the retrained models that the configuration asks for, and train those that are not there yet."""
-        if not (self.experiment.config.evaluation.retrained or self.experiment.config.evaluation.retrained_seeds):
-            return self
-        start = time.perf_counter()
-        retrained = references(self.experiment, progress=self.progress)
-        self.seconds["retrained models"] = time.perf_counter() - start
-        return attrs.evolve(self, retrained=retrained)
-
-    @property
-    def request(self) -> str:
-        """Return the digest of the forget set."""
-        assert self.experiment.split is not None, "start() asked for the splits, which need it"
-        return self.experiment.split.train.digest()
-
-    def importances(self, needs: set[Need]) -> dict[Need, Importance]:
-        """Estimate each importance that is needed, once."""
-        chosen = self.experiment.config.importance
-        estimator = self.experiment.estimator(self.plugins)
-        wanted = {
-            Need.FORGET_IMPORTANCE: (Role.FORGET, "forget-train"),
-            Need.REFERENCE_IMPORTANCE: (Role(chosen.reference), f"{chosen.reference}-train"),
+    def importances(self, parts: Mapping[str, LabelledImages]) -> dict[Need, Callable[[], Importance]]:
+        """Return functions that estimate the importances when they are first called."""
+        reference = self.experiment.config.importance.reference
+        return {
+            Need.FORGET_IMPORTANCE: lambda: self._importance(Role.FORGET, parts["forget-train"]),
+            Need.REFERENCE_IMPORTANCE: lambda: self._importance(Role(reference), parts[f"{reference}-train"]),
         }
-        found = {}
-        for need, (role, split) in wanted.items():
-            if need in needs:
-                start = time.perf_counter()
-                found[need] = self.importance(estimator, self.experiment.splits()[split], role)
-                self.seconds[f"{role.value} importance"] = time.perf_counter() - start
-        return found
 
-    def importance(
-        self, estimator: ImportanceEstimator, data: LabelledImages, role: Role, *, stage: str = "run"
-    ) -> Importance:
-        """Estimate one importance of the original model, with all processes there are."""
-        return estimate_together(
-            estimator,
-            self.original,
-            self.experiment.importance_batches(data),
-            objective=self.experiment.importance_objective,
-            role=role,
-            checkpoint=self._checkpoint(stage, role),
-            every=self.experiment.config.importance.every,
-            progress=self.progress,
-        )
+    def _importance(self, role: Role, data: LabelledImages) -> Importance:
+        """Estimate an importance of the original model once, with all processes."""
+        if role not in self._known:
+            start = time.perf_counter()
+            found = estimate_together(
+                self.experiment.estimator(self.plugins),
+                self.original,
+                self.experiment.importance_batches(data),
+                objective=self.experiment.importance_objective,
+                role=role,
+                checkpoint=self._checkpoint(role),
+                every=self.experiment.config.importance.every,
+                progress=self.progress,
+            )
+            self._known[role] = found, time.perf_counter() - start
+        return self._known[role][0]
 
-    def forget_checkpoints(self, *, stage: str = "run") -> None:
-        """Delete what the passes wrote down, when the results are safe."""
+    def forget_checkpoints(self) -> None:
+        """Delete the checkpoints of the importance passes, once the results are written."""
         for role in Role:
-            folder = self._checkpoint(stage, role)
+            folder = self._checkpoint(role)
             if folder is not None:
                 forget_parts(folder)
 
-    def _checkpoint(self, stage: str, role: Role) -> Path | None:
+    def _checkpoint(self, role: Role) -> Path | None:
         chosen = self.experiment.config.importance.checkpoint
-        return Path(chosen) / f"{stage}-{role.value}" if chosen else None
+        return Path(chosen) / f"{self.stage}-{role.value}" if chosen else None
+
+    def record(self, label: str, report: Report, **fields: Any) -> RunRecord:
+        """Describe an edit that is not evaluated yet."""
+        return RunRecord(label=label, report=report, forget=forget_record(self.experiment.forgotten), **fields)
 
     def write(self, folder: Path, model: nn.Module | None, record: RunRecord) -> None:
-        """Write a folder of results: the first process does, and the others wait."""
+        """Write a folder of results on rank 0, while the others wait."""
+        metadata = {
+            REQUESTS: json.dumps([*self.requests, self.experiment.forgotten.digest()]),
+            "unlearnkit.factory": self.experiment.config.model.factory,
+        }
         with raise_on_all_ranks():
             if Ranks.current().rank == 0:
-                page = self.experiment.config.evaluation.page
-                write_result(folder, model, record, metadata=self.metadata(), page=page)
-
-    def edit(
-        self, model: nn.Module, method: MethodConfig, unlearner: Unlearner, importances: dict[Need, Importance]
-    ) -> RunRecord:
-        """Edit a copy of the original model."""
-        config, splits = self.experiment.config, self.experiment.splits()
-        pipeline = Pipeline(
-            unlearner=unlearner,
-            estimator=self.experiment.estimator(self.plugins),
-            normalise=method.normalise,
-            reference_role=Role(config.importance.reference),
-            max_fraction=method.max_fraction,
-            plugins=self.plugins,
-        )
-        with raise_on_all_ranks():
-            report = pipeline.run(
-                model,
-                forget=importances.get(Need.FORGET_IMPORTANCE),
-                reference=importances.get(Need.REFERENCE_IMPORTANCE),
-                forget_data=self.experiment.importance_batches(splits["forget-train"]),
-                retain_data=self.experiment.importance_batches(splits["retain-train"]),
-                model_factory=self.experiment.fresh_model,
-                objective=self.experiment.objective,
-                seed=config.seed,
-                progress=self.progress,
-            )
-        report = aligned(attrs.evolve(report, seconds={**self.seconds, **report.seconds}), model)
-        assert self.experiment.split is not None, "start() asked for the splits, which need it"
-        return RunRecord(label=method.label, report=report, forget=forget_record(self.experiment.split.train))
+                write_result(folder, model, record, metadata=metadata, page=self.experiment.config.evaluation.page)
 
     def evaluated(self, record: RunRecord, model: nn.Module, before: dict[str, LossAndAccuracy]) -> RunRecord:
         """Measure an edited model."""
         start = time.perf_counter()
         after, measured = self.evaluate(model), self.measure(model)
         seconds = {**record.report.seconds, "evaluation": time.perf_counter() - start}
-        report = attrs.evolve(record.report, seconds=seconds)
         return attrs.evolve(
             record,
-            report=report,
+            report=attrs.evolve(record.report, seconds=seconds),
             before=before,
             after=after,
             metrics={name: {k: m.value for k, m in found.items()} for name, found in measured.items()},
@@ -255,19 +242,19 @@ class Job:
         return self.experiment.scores(model, self.experiment.evaluated_splits(), progress=self.progress)
 
     def measure(self, model: nn.Module) -> dict[str, dict[str, Measurement]]:
-        """Measure what the configuration names besides."""
-        objective = self.experiment.objective
-        batches = {name: self.experiment.shared_batches(data) for name, data in self.experiment.splits().items()}
-        inputs = EvaluationInputs(
-            model=model, splits=batches, objective=objective, original=self.original, retrained=self.retrained
-        )
+        """Compute the metrics of the configuration."""
+        inputs = self.inputs(model, self.experiment.splits())
         metrics = make_metrics(self.experiment.config.evaluation, self.plugins)
         return {name: metric.examine(inputs) for name, metric in metrics.items()}
 
-    def gallery(self) -> Gallery:
-        """Return what looks at edited models beside the original and the retrained ones."""
-        return Gallery(
-            experiment=self.experiment, original=self.original, retrained=self.retrained, progress=self.progress
+    def inputs(self, model: nn.Module, parts: Mapping[str, LabelledImages]) -> EvaluationInputs:
+        """Return a model, the original, the retrained ones, and batches of parts of the data."""
+        return EvaluationInputs(
+            model=model,
+            splits={name: self.experiment.shared_batches(data) for name, data in parts.items()},
+            objective=self.experiment.objective,
+            original=self.original,
+            retrained=self.retrained,
         )
 
     def manifest(self) -> dict[str, Any]:
@@ -275,16 +262,38 @@ class Job:
         experiment = self.experiment
         return manifest(config=plain(experiment.config), data=experiment.bundle.train, device=experiment.device)
 
-    def metadata(self) -> dict[str, str]:
-        """Return what is kept beside the edited weights."""
-        return {
-            REQUESTS: json.dumps([*self.requests, self.request]),
-            "unlearnkit.factory": self.experiment.config.model.factory,
-        }
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class PlotDataCollector:
+    """Collects what the HTML pages of a job draw; the original and the retrained models are run once."""
+
+    job: Job
+    _seen: dict[tuple[int, str], Outputs] = attrs.field(factory=dict, init=False, repr=False)
+    _scores: list[dict[str, LossAndAccuracy]] = attrs.field(factory=list, init=False, repr=False)
+
+    def added(self, record: RunRecord, model: nn.Module) -> RunRecord:
+        """Add the scores of the retrained models and the plot data; call it on every process."""
+        experiment = self.job.experiment
+        seed, data, parts = experiment.config.evaluation.seed, experiment.bundle.train, experiment.splits()
+        inputs = self.job.inputs(model, {name: _some(parts[name], seed) for name in SPLITS if name in parts})
+        classes = data.class_names.get(data.target, ())
+        views = collect_plot_data(ModelOutputs(inputs, self._seen), classes=classes, seed=seed)
+        for key in [key for key in self._seen if key[0] == id(model)]:
+            del self._seen[key]  # the next edited model may get the same id
+        if not self._scores:
+            self._scores.extend(self.job.evaluate(known) for known in self.job.retrained)
+        return attrs.evolve(record, retrained=tuple(self._scores), views=views)
+
+
+def _some(data: LabelledImages, seed: int) -> LabelledImages:
+    if len(data) <= _MOST:
+        return data
+    return data.subset(np.sort(np.random.default_rng(seed).permutation(len(data))[:_MOST]))
 
 
 def aligned(report: Report, model: nn.Module) -> Report:
-    """See that all processes have made the same edit."""
+    """Give every rank the edit of rank 0, and say so in the report where they differed."""
     others = broadcast_from_rank_0(model, report.model_after)
     if not others:
         return report

@@ -1,4 +1,4 @@
-"""Make the original model that a configuration describes."""
+"""Train the original model that a configuration describes."""
 
 import json
 from pathlib import Path
@@ -21,8 +21,8 @@ def train_original(config: Config, *, overwrite: bool = False, progress: Progres
     """Train the model of a configuration on the full training set, and write its checkpoint.
 
     Args:
-        config: Its ``model.checkpoint`` says where to; a record with the same name and ``.json`` goes beside it.
-        overwrite: Replace a checkpoint that is there.
+        config: ``model.checkpoint`` is the file to write; a record is written beside it, with the suffix ``.json``.
+        overwrite: Replace an existing checkpoint.
         progress: Shows a bar for each epoch.
 
     Returns:
@@ -30,7 +30,7 @@ def train_original(config: Config, *, overwrite: bool = False, progress: Progres
 
     Raises:
         ConfigurationError: The configuration names no checkpoint.
-        StoreError: The checkpoint is there already.
+        StoreError: The checkpoint exists already.
     """
     if not config.model.checkpoint:
         raise ConfigurationError("model.checkpoint: expected a file to write the trained model to, saw none")

@@ -1,8 +1,8 @@
 """The contract of everything that says how much each weight matters to a set of data."""
 
 import abc
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, ClassVar, Literal, final
 
 import attrs
@@ -16,7 +16,7 @@ from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
 from unlearnkit.models.norm_gradients import norm_gradient_fix
 from unlearnkit.models.objective import Objective, float32_products
-from unlearnkit.models.parameters import check_differentiable, check_finite, device_of, digest, trainable
+from unlearnkit.models.parameters import check_differentiable, device_of, trainable
 from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, UnsupportedModelError, raise_all
 from unlearnkit.utils.options import option_values
@@ -114,11 +114,12 @@ class ImportanceEstimator(abc.ABC):
         objective: Objective,
         role: Role | str = Role.UNKNOWN,
         progress: Progress = silent,
+        snapshot: ModelSnapshot | None = None,
     ) -> Importance:
         """Measure all batches.
 
-        Of a model that is sharded over processes, every process must ask, with the same
-        batches in the same order; the result is sharded as the model is.
+        For a model that is sharded over processes, every process must call this with the same batches in the same
+        order; the result is sharded like the model.
 
         Args:
             model: Runs where it is, in eval mode: dropout off, BatchNorm on its running statistics. Left as found.
@@ -126,6 +127,8 @@ class ImportanceEstimator(abc.ABC):
             objective: How a batch becomes losses.
             role: Which set this is; recorded.
             progress: Shows a bar over the batches.
+            snapshot: A snapshot of this very model as it is now, with copies, where the caller has one: its digest and
+                its check that the weights are finite are used again.
 
         Returns:
             The sum over all batches.
@@ -139,35 +142,36 @@ class ImportanceEstimator(abc.ABC):
                 estimator cannot take it.
             UnlearnKitError: Anything else the estimator refuses.
         """
-        check_differentiable(model)
-        spread = self._settled(model)
-        check_finite(model, when="before an importance is estimated")
-        device, total, trail, samples = device_of(model), None, DataOrder(), 0
-        named = trainable(model)
-        fingerprint = fingerprint_of(self, model, objective=objective)
-        guard = ModelSnapshot(model)
+        total, trail, samples = None, DataOrder(), 0
+        snapshot = snapshot or snapshot_of(model)
+        snapshot.hide_gradients()
         try:
+            sharded, device, named = self._sharded(model), device_of(model), trainable(model)
+            snapshot.check_finite(when="before an importance is estimated")
+            fingerprint = fingerprint_of(self, snapshot.digest, objective=objective)
             model.eval()
             pass_ = self.accumulator(model, objective=objective)
-            order = nullcontext if pass_.steady else norm_gradient_fix(model)
+            collective = name_dead_ranks if sharded else nullcontext
+            norms = nullcontext if pass_.steady else norm_gradient_fix(model)
             shown = progress(batches, f"importance: {Role(role).value}", length(batches))
             for index, (batch, moved) in enumerate(feed(shown, device)):
                 try:
                     trail, samples = trail.add(batch), samples + batch_size(batch)
-                    self._add(pass_, moved, order)
+                    with torch.enable_grad(), collective(), norms():
+                        self._add(pass_, moved)
                 except Exception as error:
                     error.add_note(f"in batch {index} (counted from 0) of estimator {self.name!r}")
                     raise
-            if spread:
+            if sharded:
                 _check_same_data(trail)
             if samples:
                 total = pass_.result()
                 self._check(total, named)
-            self._check_untouched(guard)
+            self._check_untouched(snapshot)
         except BaseException:
-            guard.restore()
+            snapshot.restore()
             raise
-        guard.restore_surroundings()
+        snapshot.restore_surroundings()
         if total is None:
             raise ConfigurationError(
                 f"expected data for the {Role(role).value} importance, saw an empty iterable: "
@@ -182,20 +186,19 @@ class ImportanceEstimator(abc.ABC):
             fingerprint=with_precision(fingerprint, total, pass_.differentiated() or named),
         )
 
-    def _settled(self, model: nn.Module) -> bool:
-        spread = reshard(model)
-        if spread and not self.traits.sharded:
+    def _sharded(self, model: nn.Module) -> bool:
+        sharded = reshard(model)
+        if sharded and not self.traits.sharded:
             raise UnsupportedModelError(
                 f"estimator {self.name!r}: expected a model that is whole in every process, saw one whose parameters "
                 "are sharded (FSDP, DTensor): of the estimators that come with unlearnkit diagonal-fisher, "
                 "sketched-fisher and batched-diagonal-fisher take one"
             )
-        return spread
+        return sharded
 
-    def _add(self, pass_: "Accumulator", batch: Any, order: Callable[[], AbstractContextManager[object]]) -> None:
+    def _add(self, pass_: "Accumulator", batch: Any) -> None:
         try:
-            with torch.enable_grad(), name_dead_ranks(), order():
-                pass_.add(batch)
+            pass_.add(batch)
         except RuntimeError as error:
             if "not have gradient" not in str(error) and "does not require grad" not in str(error):
                 raise
@@ -219,10 +222,10 @@ class ImportanceEstimator(abc.ABC):
         raise_all(problems, where=who)
         total.check_values(who=who)
 
-    def _check_untouched(self, guard: ModelSnapshot) -> None:
-        problems = guard.structure_changes()
-        problems += [f"{name}: an estimator must not edit parameters" for name in guard.changed_parameters()]
-        problems += [f"{name}: an estimator must not edit buffers" for name in guard.changed_buffers()]
+    def _check_untouched(self, snapshot: ModelSnapshot) -> None:
+        problems = snapshot.structure_changes()
+        problems += [f"{name}: an estimator must not edit parameters" for name in snapshot.changed_parameters()]
+        problems += [f"{name}: an estimator must not edit buffers" for name in snapshot.changed_buffers()]
         raise_all(problems, where=f"estimator {self.name!r} changed the model (it was put back)")
 
 
@@ -296,7 +299,14 @@ def _check_same_data(trail: DataOrder) -> None:
     )
 
 
-def fingerprint_of(estimator: ImportanceEstimator, model: nn.Module, *, objective: Objective) -> Fingerprint:
+def snapshot_of(model: nn.Module) -> ModelSnapshot:
+    """Check that a model can be differentiated, and take a snapshot of it."""
+    check_differentiable(model)
+    reshard(model)
+    return ModelSnapshot(model)
+
+
+def fingerprint_of(estimator: ImportanceEstimator, model_digest: str, *, objective: Objective) -> Fingerprint:
     """Say of which kind an importance will be."""
     return Fingerprint(
         estimator=estimator.name,
@@ -304,7 +314,7 @@ def fingerprint_of(estimator: ImportanceEstimator, model: nn.Module, *, objectiv
         labels=estimator.traits.labels,
         objective=objective.describe(),
         options=options_text(estimator),
-        model=digest(model),
+        model=model_digest,
     )
 
 

@@ -12,7 +12,7 @@ from unlearnkit.importance.estimator import ImportanceEstimator, fingerprint_of
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
 from unlearnkit.models.objective import Objective
-from unlearnkit.models.parameters import device_of
+from unlearnkit.models.parameters import device_of, digest
 from unlearnkit.utils.errors import ConfigurationError, StoreError, raise_all
 from unlearnkit.utils.progress import Progress, silent
 
@@ -59,7 +59,7 @@ def estimate_resumable(
     path, rest = Path(checkpoint), iter(batches)
     total = Importance.load(path).to(device_of(model)) if path.exists() else None
     if total is not None:
-        _check_kind(path, total, fingerprint_of(estimator, model, objective=objective))
+        _check_kind(path, total, fingerprint_of(estimator, digest(model), objective=objective))
         _skip_done(path, total, rest, every)
     while segment := list(islice(rest, every)):
         new = estimator.estimate(model, segment, objective=objective, role=role, progress=progress)

@@ -54,7 +54,7 @@ class Discovered:
 
     @property
     def origin(self) -> str:
-        """Distribution and version, or the module for a plugin registered by hand."""
+        """Distribution and version, or the module of a plugin passed to ``register``."""
         return f"{self.distribution} {self.version}".strip() or self.target
 
     def with_problem(self, problem: Problem | None) -> "Discovered":
@@ -97,7 +97,7 @@ def name_and_version(distribution: Distribution | None) -> tuple[str, str]:
 
 
 def of_object(plugin: object, name: str | None) -> Discovered:
-    """Describe a plugin that was registered by hand."""
+    """Describe a plugin passed to ``register``."""
     own = getattr(plugin, "__name__", None) or type(plugin).__qualname__
     return Discovered(name=name or str(own), target=str(getattr(plugin, "__module__", None) or own))
 
@@ -129,11 +129,13 @@ def owner_of(module: str) -> str:
         return ""
     path, recorded, editable = Path(file).resolve(), dict[str, bool](), dict[str, int]()
     for distribution in distributions():
-        label = " ".join(name_and_version(distribution)).strip()
         unchanged = _recorded(distribution, path)
+        depth = _editable_depth(distribution, path, _top(module))
+        if unchanged is None and not depth:
+            continue  # before its metadata are parsed, which takes long
+        label = " ".join(name_and_version(distribution)).strip()
         if unchanged is not None:
             recorded[label] = recorded.get(label, False) or unchanged
-        depth = _editable_depth(distribution, path, _top(module))
         if depth:
             editable[label] = depth
     intact = [label for label, unchanged in recorded.items() if unchanged]

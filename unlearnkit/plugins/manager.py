@@ -67,7 +67,7 @@ class PluginManager:
         self._pending = entry_points
 
     def register(self, plugin: object, *, name: str | None = None) -> None:
-        """Add a plugin by hand: a module or an object with ``@hookimpl`` functions.
+        """Register a plugin: a module or an object with ``@hookimpl`` functions.
 
         Args:
             plugin: The module or object.
@@ -88,36 +88,15 @@ class PluginManager:
         self._warn(self._problems)
 
     def unlearner(self, name: str) -> type[Unlearner]:
-        """Return a method's class.
-
-        Args:
-            name: As ``"ssd"``.
-
-        Returns:
-            The class.
-        """
+        """Return the class of a method, as ``"ssd"``."""
         return self._registry("unlearner").get(name, self.problems())
 
     def estimator(self, name: str) -> type[ImportanceEstimator]:
-        """Return an estimator's class.
-
-        Args:
-            name: As ``"diagonal-fisher"``.
-
-        Returns:
-            The class.
-        """
+        """Return the class of an estimator, as ``"diagonal-fisher"``."""
         return self._registry("estimator").get(name, self.problems())
 
     def metric(self, name: str) -> type[Metric]:
-        """Return a metric's class.
-
-        Args:
-            name: As ``"accuracy"``.
-
-        Returns:
-            The class.
-        """
+        """Return the class of a metric, as ``"loss-and-accuracy"``."""
         return self._registry("metric").get(name, self.problems())
 
     def provided(self, kind: str) -> tuple[Provided, ...]:
@@ -168,20 +147,12 @@ class PluginManager:
         return provider_of(cls, entries[0].plugin) if entries else ""
 
     def plugins(self) -> tuple[Discovered, ...]:
-        """List every plugin that was found, usable or not.
-
-        Returns:
-            Sorted by name.
-        """
+        """List every plugin that was found, usable or not, sorted by name."""
         self._load()
         return tuple(sorted(self._discovered.values(), key=lambda plugin: plugin.name))
 
     def problems(self) -> tuple[Problem, ...]:
-        """List what is wrong with any plugin.
-
-        Returns:
-            In the order of discovery.
-        """
+        """List what is wrong with any plugin, in the order of discovery."""
         self._load()
         return (*self._problems, *(p for kind in _KINDS for p in self._registry(kind).problems))
 
@@ -196,30 +167,15 @@ class PluginManager:
             raise PluginLoadError("; ".join(map(str, unknown)))
 
     def before_run(self, run: Run) -> None:
-        """Call every observer of the start of a run.
-
-        Args:
-            run: The run.
-        """
+        """Call every observer of the start of a run."""
         self._notify("unlearnkit_before_run", run=run)
 
     def after_estimate(self, run: Run, role: str, importance: Importance) -> None:
-        """Call every observer of an importance.
-
-        Args:
-            run: The run.
-            role: Which set.
-            importance: What was measured.
-        """
+        """Call every observer of an importance; ``role`` is the set that it was measured on."""
         self._notify("unlearnkit_after_estimate", run=run, role=role, importance=importance)
 
     def after_run(self, run: Run, report: Report) -> None:
-        """Call every observer of the end of a run.
-
-        Args:
-            run: The run.
-            report: What was done.
-        """
+        """Call every observer of the end of a run that succeeded."""
         self._notify("unlearnkit_after_run", run=run, report=report)
 
     def _load(self) -> None:

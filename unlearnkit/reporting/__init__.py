@@ -1,9 +1,9 @@
-"""What a run leaves behind: a record in JSON, the edited weights, a page for people, and tables for the terminal."""
+"""The results of a run: the record in JSON, the edited model, the HTML page, and tables for the terminal."""
 
-from unlearnkit.reporting.judgement import Judgement, judge
-from unlearnkit.reporting.record import RunRecord, read_record, write_result
-from unlearnkit.reporting.tables import method_table, plugin_table, run_table, tensor_table
-from unlearnkit.reporting.tuning_table import tuning_table
+from unlearnkit.reporting.record import RunRecord, read_record
+from unlearnkit.reporting.tables import method_table, plugin_table, run_table, tensor_table, tuning_table
+from unlearnkit.reporting.verdict import Judgement, judge
+from unlearnkit.reporting.write import write_result
 
 __all__ = [
     "Judgement",

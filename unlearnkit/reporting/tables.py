@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from rich import box
 from rich.table import Table
 
+from unlearnkit.evaluation.tuning import Candidate, Tuning
 from unlearnkit.plugins.entry_points import Discovered, Problem
 from unlearnkit.plugins.registry import Provided
 from unlearnkit.reporting.record import RunRecord
@@ -12,14 +13,7 @@ from unlearnkit.unlearning.report import Report
 
 
 def run_table(records: Sequence[RunRecord]) -> Table:
-    """Show one row per method: what was edited, and accuracy before and after.
-
-    Args:
-        records: Of one original model.
-
-    Returns:
-        A rich table.
-    """
+    """Show one row per method: what was edited, and accuracy before and after."""
     splits = list(dict.fromkeys(name for record in records for name in record.after))
     title = "accuracy before→after" if splits else None
     table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
@@ -29,7 +23,7 @@ def run_table(records: Sequence[RunRecord]) -> Table:
     for record in records:
         report = record.report
         scores = [_pair(record, name) for name in splits]
-        # What is there to measure by is not part of the price of an edit.
+        # Evaluation and retraining are not part of the cost of an edit.
         seconds = sum(v for stage, v in report.seconds.items() if stage not in {"evaluation", "retrained models"})
         table.add_row(record.label, f"{report.changed:,}", f"{report.fraction:.4f}", *scores, f"{seconds:.2f}")
     return table
@@ -44,14 +38,7 @@ def _pair(record: RunRecord, split: str) -> str:
 
 
 def tensor_table(report: Report) -> Table:
-    """Show how many weights of each tensor were edited.
-
-    Args:
-        report: Of one method.
-
-    Returns:
-        A rich table.
-    """
+    """Show how many weights of each tensor were edited."""
     table = Table(title=report.sentence())
     table.add_column("tensor")
     for name in ("weights", "edited", "fraction"):
@@ -62,15 +49,7 @@ def tensor_table(report: Report) -> Table:
 
 
 def method_table(kind: str, entries: Iterable[Provided]) -> Table:
-    """Show what is installed, with options and defaults.
-
-    Args:
-        kind: Title.
-        entries: Classes that plugins provide.
-
-    Returns:
-        A rich table.
-    """
+    """Show installed classes, with their options and defaults."""
     table = Table(title=kind, show_lines=True)
     table.add_column("name", no_wrap=True)
     for name in ("from", "what it does, and its options"):
@@ -85,15 +64,7 @@ def method_table(kind: str, entries: Iterable[Provided]) -> Table:
 
 
 def plugin_table(plugins: Iterable[Discovered], problems: Sequence[Problem]) -> Table:
-    """Show every plugin that was found, broken and blocked ones with the reason.
-
-    Args:
-        plugins: What was found.
-        problems: All that is wrong.
-
-    Returns:
-        A rich table.
-    """
+    """Show every plugin that was found, and why broken or blocked ones are left out."""
     table = Table(title="plugins", show_lines=True)
     table.add_column("name", no_wrap=True)
     for name in ("from", "module", "state"):
@@ -103,3 +74,27 @@ def plugin_table(plugins: Iterable[Discovered], problems: Sequence[Problem]) -> 
         state = "\n".join(f"{p.stage}: {p.error}" for p in dict.fromkeys(faults)) or "usable"
         table.add_row(plugin.name, plugin.origin, plugin.target, state)
     return table
+
+
+def tuning_table(tuning: Tuning) -> Table:
+    """Show the frontier of a search, and which candidate was chosen."""
+    title = f"the frontier of {len(tuning.candidates)} edits, on validation data (aim: forget {tuning.target:.3f})"
+    table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    table.add_column("options", no_wrap=True)
+    for name in ("selected", "BatchNorm", "retain", "forget", ""):
+        table.add_column(name, justify="right", no_wrap=True)
+    for candidate in tuning.frontier:
+        mark = "chosen" if candidate is tuning.chosen else "" if candidate.feasible else "over budget"
+        table.add_row(_options(candidate), *_numbers(candidate), mark)
+    if tuning.chosen is not None and not any(c is tuning.chosen for c in tuning.frontier):
+        table.add_row(_options(tuning.chosen), *_numbers(tuning.chosen), "chosen")
+    return table
+
+
+def _options(candidate: Candidate) -> str:
+    return ", ".join(f"{name}={value:.4g}" for name, value in candidate.options.items())
+
+
+def _numbers(candidate: Candidate) -> tuple[str, str, str, str]:
+    norm = "again" if candidate.setting.reestimate else "kept"
+    return f"{100 * candidate.selected:.3g} %", norm, f"{candidate.retain:.3f}", f"{candidate.forget:.3f}"

@@ -1,41 +1,124 @@
-"""What a run came to, in words: no effect, nothing forgotten, model destroyed."""
+"""The verdict on an edit in one sentence: did it change anything, did the model survive, is it like retraining?"""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from math import sqrt
 from typing import final
 
 import attrs
 
-from unlearnkit.evaluation import LossAndAccuracy
+from unlearnkit.evaluation import Gap, LossAndAccuracy, gap_to_retrain
+from unlearnkit.evaluation.metrics.retrain_gap import ENOUGH
+from unlearnkit.evaluation.plot_data import PlotData
 from unlearnkit.unlearning.report import Report
 
 DESTROYED = 0.5
 """A model that keeps at most this share of its accuracy on retained data is called destroyed."""
+COVERAGE = 0.95
+"""The share of further retrained models that lie within the limit of `near`."""
+_NORMAL_QUANTILE = 1.96
 
 Scores = Mapping[str, LossAndAccuracy]
 
 
 @final
 @attrs.frozen(kw_only=True)
+class Measure:
+    """A number of an edited model, compared with the same number of retrained models."""
+
+    name: str
+    gap: Gap
+    resolution: float = 0.0
+
+    @property
+    def distance(self) -> float:
+        """Return the distance in standard deviations; where there are none, 0 within the resolution, else infinite."""
+        if self.gap.sds is not None:
+            return abs(self.gap.sds)
+        return 0.0 if abs(self.gap.delta or 0.0) <= self.resolution * 1.001 else float("inf")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Judgement:
+    """The verdict on an edit.
+
+    Attributes:
+        kind: ``"nothing"`` (no weight changed), ``"no effect"``, ``"destroyed"``, ``"near"`` or ``"apart"`` (from
+            retraining), ``"few references"``, ``"no reference"`` or ``"not measured"``.
+        sentence: The verdict in words.
+        measures: Numbers that were compared with retrained models.
+    """
+
+    kind: str
+    sentence: str
+    measures: tuple[Measure, ...] = ()
+
+
+def judge(
+    report: Report,
+    before: Scores,
+    after: Scores,
+    *,
+    retrained: Sequence[Scores] = (),
+    views: PlotData | None = None,
+) -> Judgement:
+    """Give the verdict on an edit. The gap to retraining counts in both directions: forgetting too much is a gap too.
+
+    Args:
+        report: Of the edit.
+        before: Split to the scores of the original model.
+        after: The same of the edited model.
+        retrained: The same of each retrained model.
+        views: Plot data, whose attacks are measures too.
+
+    Returns:
+        Kind and sentence.
+
+    Example:
+        >>> def score(accuracy): return {"forget-test": LossAndAccuracy(loss=1.0, accuracy=accuracy, samples=100)}
+        >>> from unlearnkit.unlearning.report import TensorChange
+        >>> edit = Report(method="m", tensors=(TensorChange(name="w", size=4, changed=1),))
+        >>> known = [score(0.70), score(0.72), score(0.74)]
+        >>> judge(edit, score(0.9), score(0.74), retrained=known).sentence
+        'Within 1.0 sd of retraining on every measure: 1 measure, 3 retrained models.'
+        >>> print(judge(edit, score(0.9), score(0.0), retrained=known).sentence)
+        Not like retraining: forget-test accuracy is 0.000, retrained models have 0.720 ± 0.020 (36.0 sd below).
+    """
+    measures = tuple(_measures(after, retrained, views))
+    if not report.changed and not report.buffers_changed:
+        return Judgement(kind="nothing", sentence=_nothing(report), measures=measures)
+    if not after:
+        said = f"{report.sentence()} Nothing was measured: what that came to cannot be said."
+        return Judgement(kind="not measured", sentence=said)
+    found = findings(report, before, after)
+    said = " ".join(finding.sentence for finding in found)
+    kinds = {finding.kind for finding in found}
+    if "no effect" in kinds:
+        return Judgement(kind="no effect", sentence=said, measures=measures)
+    if "model destroyed" in kinds:
+        return Judgement(kind="destroyed", sentence=said + _chance(views), measures=measures)
+    if not measures:
+        return Judgement(kind="no reference", sentence=f"{_without_reference(retrained, before, after)} {said}".strip())
+    return _compare(measures, len(retrained))
+
+
+@final
+@attrs.frozen(kw_only=True)
 class Finding:
-    """Something that a reader of the numbers must not overlook."""
+    """What a reader of the numbers must not overlook."""
 
     kind: str
     sentence: str
 
 
-def verdict(report: Report, before: Scores, after: Scores) -> tuple[str, ...]:
-    """Say what a reader of the numbers must not overlook; a small loss of accuracy is left to the numbers.
+def findings(report: Report, before: Scores, after: Scores) -> tuple[Finding, ...]:
+    """Find what a reader of the numbers must not overlook: no effect, nothing forgotten, model destroyed.
 
     Example:
         >>> good, lost = (LossAndAccuracy(loss=0.1, accuracy=a, samples=9) for a in (0.96, 0.11))
-        >>> verdict(Report(method="prune"), {"retain-test": good}, {"retain-test": lost})
-        ('The model is destroyed: retain-test accuracy 0.960→0.110.',)
+        >>> [f.sentence for f in findings(Report(method="prune"), {"retain-test": good}, {"retain-test": lost})]
+        ['The model is destroyed: retain-test accuracy 0.960→0.110.']
     """
-    return tuple(found.sentence for found in findings(report, before, after))
-
-
-def findings(report: Report, before: Scores, after: Scores) -> tuple[Finding, ...]:
-    """Find what `verdict` says."""
     pairs = {name: (before[name], score) for name, score in after.items() if name in before}
     if pairs and report.changed and all(was == now for was, now in pairs.values()):
         said = f"The edit has no effect: no loss and no accuracy changed ({', '.join(pairs)})."
@@ -54,6 +137,117 @@ def findings(report: Report, before: Scores, after: Scores) -> tuple[Finding, ..
     if lost:
         found.append(Finding(kind="model destroyed", sentence=f"The model is destroyed: {_texts(lost)}."))
     return tuple(found)
+
+
+def near(models: int) -> float:
+    """Return within how many standard deviations one more of so many retrained models lies, 95 times in 100.
+
+    t_(n−1)(0.975)·√(1 + 1/n): the prediction interval of one more value of a normal distribution whose mean and
+    deviation were estimated from n. Two standard deviations would be the limit of infinitely many models.
+
+    Example:
+        >>> [round(near(n), 2) for n in (3, 5, 10, 1000)]
+        [4.97, 3.04, 2.37, 1.96]
+    """
+    from scipy.stats import t  # noqa: PLC0415 - it takes long to import
+
+    quantile = float(t.ppf((1 + COVERAGE) / 2, models - 1))
+    return quantile * sqrt(1 + 1 / models)
+
+
+def _compare(measures: tuple[Measure, ...], models: int) -> Judgement:
+    far = [measure for measure in measures if measure.distance > near(max(models, 2))]
+    if models < ENOUGH:
+        kind, said = "few references", _few(measures, models)
+    elif far:
+        kind, said = "apart", _apart(far, measures)
+    else:
+        kind, said = "near", _near(measures, models)
+    return Judgement(kind=kind, sentence=said, measures=measures)
+
+
+def _measures(after: Scores, retrained: Sequence[Scores], views: PlotData | None) -> Iterator[Measure]:
+    for split, score in after.items():
+        known = [each[split].accuracy for each in retrained if split in each]
+        rates = [rate for rate in known if rate is not None]
+        if score.accuracy is not None and rates:
+            yield Measure(
+                name=f"{split} accuracy",
+                gap=gap_to_retrain(score.accuracy, rates),
+                resolution=1 / score.samples,
+            )
+    curves = views.curves if views is not None else ()
+    for attack in dict.fromkeys(curve.attack for curve in curves):
+        areas: dict[str, list[float]] = {}
+        for curve in curves:
+            if curve.attack == attack:
+                areas.setdefault(curve.model, []).append(curve.auc)
+        if areas.get("unlearned") and len(areas.get("retrained", ())) == len(retrained) > 0:
+            gap = gap_to_retrain(areas["unlearned"][0], areas["retrained"])
+            error = next(c.guessing_error for c in curves if (c.attack, c.model) == (attack, "unlearned"))
+            yield Measure(name=f"AUC of the {attack} attack", gap=gap, resolution=_NORMAL_QUANTILE * error)
+
+
+def _nothing(report: Report) -> str:
+    remark = report.remarks[0] if report.remarks else "no weight met the method's condition; it gave no other reason."
+    if not report.size:
+        return f"No edit was made: {remark}"
+    return f"The edit did nothing: 0 of {report.size} weights changed, because {remark}"
+
+
+def _chance(views: PlotData | None) -> str:
+    if views is None or not views.classes:
+        return ""
+    return f" Guessing among {len(views.classes)} classes gives about {1 / len(views.classes):.3f}."
+
+
+def _without_reference(retrained: Sequence[Scores], before: Scores, after: Scores) -> str:
+    changes = [
+        f"{name} accuracy {before[name].accuracy:.3f}→{score.accuracy:.3f}"
+        for name, score in after.items()
+        if name in before and before[name].accuracy is not None and score.accuracy is not None
+    ]
+    why = "No retrained model at hand" if not retrained else "No accuracy to compare with the retrained models"
+    measured = f" Measured: {', '.join(changes)}." if changes else ""
+    return f"{why}: whether this is like retraining cannot be said.{measured}"
+
+
+def _few(measures: Sequence[Measure], models: int) -> str:
+    worst = max(measures, key=lambda m: abs(m.gap.delta or 0.0))
+    gap, few = worst.gap, "One retrained model" if models == 1 else f"{models} retrained models"
+    return (
+        f"{few}, too few for a standard deviation: whether this is like retraining cannot be said. The largest "
+        f"difference is {worst.name}, {gap.value:.3f} against {gap.mean:.3f}."
+    )
+
+
+def _near(measures: Sequence[Measure], models: int) -> str:
+    most = max(measure.distance for measure in measures)
+    count = f"{len(measures)} measure{'s' if len(measures) > 1 else ''}"
+    agreed = [m.name for m in measures if m.gap.sds is None and m.gap.delta]
+    note = f" (within sampling error where these agree: {', '.join(agreed)})" if agreed else ""
+    if all(measure.gap.sds is None for measure in measures):
+        return f"Like retraining on every measure: {count}, {models} retrained models that all agree{note}."
+    return f"Within {most:.1f} sd of retraining on every measure: {count}, {models} retrained models{note}."
+
+
+def _apart(far: Sequence[Measure], measures: Sequence[Measure]) -> str:
+    # Among those where all retrained models agree the largest difference; else the most standard deviations.
+    worst = max(far, key=lambda m: (m.distance, abs(m.gap.delta or 0.0)))
+    others = len(far) - 1
+    rest = f" {others} more of {len(measures)} measures {'is' if others == 1 else 'are'} away too." if others else ""
+    return f"Not like retraining: {_worded(worst)}.{rest}"
+
+
+def _worded(measure: Measure) -> str:
+    gap = measure.gap
+    side = "above" if (gap.delta or 0.0) > 0 else "below"
+    if gap.sds is None:
+        return f"{measure.name} is {gap.value:.3f}, {side} the {gap.mean:.3f} of all {gap.models} retrained models"
+    return (
+        f"{measure.name} is {gap.value:.3f}, retrained models have {gap.mean:.3f} ± {gap.sd:.3f} "
+        f"({abs(gap.sds):.1f} sd {side})"
+    )
 
 
 def _texts(rates: Mapping[str, tuple[float, float]]) -> str:

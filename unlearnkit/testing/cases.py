@@ -16,8 +16,8 @@ from unlearnkit import (
     Need,
     Objective,
     UnlearningInputs,
-    trainable,
 )
+from unlearnkit.models import trainable
 from unlearnkit.testing.models import CLASSES, LAYERS, POSITIONS, SmallNet
 
 Batch = tuple[Tensor, Tensor]

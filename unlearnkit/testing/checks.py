@@ -36,41 +36,17 @@ def check_unlearner(method: Unlearner, *, examples: int | None = None) -> None:
 
 
 def check_estimator(estimator: ImportanceEstimator, *, examples: int | None = None) -> None:
-    """Check an estimator against every law that it owes.
-
-    Args:
-        estimator: An object with the options to check.
-        examples: Cases to try for each law, instead of the law's own number.
-
-    Raises:
-        LawError: At least one law is broken; the message tells of all of them.
-    """
+    """Check an estimator against every law that it owes; see `check_unlearner`."""
     _check(estimator, ImportanceEstimator, examples)
 
 
 def check_metric(metric: Metric, *, examples: int | None = None) -> None:
-    """Check a metric against every law that it owes.
-
-    Args:
-        metric: An object with the options to check.
-        examples: Cases to try for each law, instead of the law's own number.
-
-    Raises:
-        LawError: At least one law is broken; the message tells of all of them.
-    """
+    """Check a metric against every law that it owes; see `check_unlearner`."""
     _check(metric, Metric, examples)
 
 
 def broken_laws(subject: Any, *, examples: int | None = None) -> dict[str, LawError]:
-    """Check an object against every law that it owes, and go on after a broken one.
-
-    Args:
-        subject: A method, an estimator or a metric.
-        examples: Cases to try for each law, instead of the law's own number.
-
-    Returns:
-        Name of each broken law to its error.
-    """
+    """Return the error of each law that an object breaks, by the name of the law; see `check_unlearner`."""
     broken = {}
     for law in laws_for(subject):
         try:

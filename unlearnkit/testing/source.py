@@ -72,7 +72,7 @@ def class_name(cls: type, imports: set[str]) -> str:
     module, name = cls.__module__, cls.__qualname__
     if module.startswith("unlearnkit.testing"):
         module = "unlearnkit.testing"
-    elif getattr(unlearnkit, name, None) is cls:
+    elif name in unlearnkit.__all__ and getattr(unlearnkit, name) is cls:
         module = "unlearnkit"
     if "<locals>" in name:
         return name.rpartition(".")[2]  # nothing can import it; whoever wrote it knows where it is

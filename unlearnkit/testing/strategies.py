@@ -14,9 +14,10 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unlearnkit import ConfigurationError, Importance, Option, Unlearner, options_of
+from unlearnkit import ConfigurationError, Importance, Unlearner
 from unlearnkit.models.parameters import bits
 from unlearnkit.testing.cases import RuleInputs
+from unlearnkit.utils.options import Option, options_of
 
 U = TypeVar("U", bound=Unlearner)
 
@@ -161,16 +162,8 @@ def _rows(
 def values_of(option: Option) -> st.SearchStrategy[Any]:
     """Draw allowed values of an option: its default, its bounds, ∞ where it is allowed, and ordinary numbers.
 
-    Numbers between 2^−10 and 2^10 in size are ordinary; a law that fails only beyond them is about rounding.
-
-    Args:
-        option: Declared with `unlearnkit.option`.
-
-    Returns:
-        A strategy.
-
-    Raises:
-        ConfigurationError: The option is a plain ``attrs.field``, required, and its values are not known.
+    Numbers between 2^−10 and 2^10 in size are ordinary; a law that fails only beyond them is about rounding. Raises
+    ConfigurationError for a plain ``attrs.field`` without a default: its values are not known.
     """
     usual = st.nothing() if option.required else st.just(option.default)
     if option.choices:

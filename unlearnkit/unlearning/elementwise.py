@@ -58,14 +58,10 @@ class ElementwiseUnlearner(Unlearner):
         """
 
     def prepare(self, forget: Importance, reference: Importance | None) -> Self:
-        """Look at all importances at once before the first weight is edited; override it for a global quantile, say.
+        """Return the object that edits: this one, or a copy with options derived from all importances.
 
-        Args:
-            forget: Importance for the forget set.
-            reference: Importance for the reference set, or None when the method does not need one.
-
-        Returns:
-            The object that edits: this one, or a copy made by ``attrs.evolve``.
+        Override it for a global quantile, say, and return ``attrs.evolve(self, …)``. ``reference`` is None when the
+        method does not need one.
         """
         del forget, reference
         return self

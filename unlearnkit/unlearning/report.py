@@ -102,10 +102,7 @@ class Report:
         return self.changed / self.size if self.size else 0.0
 
     def layers(self) -> tuple[TensorChange, ...]:
-        """Add up the tensors of each layer: weight and bias of one module.
-
-        Returns:
-            One entry per module that has trainable parameters of its own, in the model's order.
+        """Add up the tensors of each module that has trainable parameters of its own, in the model's order.
 
         Example:
             >>> weight, bias = (TensorChange(name=f"a.{name}", size=4, changed=1) for name in ("weight", "bias"))
@@ -120,21 +117,14 @@ class Report:
         return tuple(found.values())
 
     def sentence(self) -> str:
-        """Say in words what the edit did, a no-op included.
-
-        Returns:
-            One or two sentences.
-        """
+        """Return one or two sentences on what the edit did."""
         if self.changed == 0:
             why = f" {self.remarks[0]}" if self.remarks else ""
             return f"{self.method} changed nothing: 0 of {self.size} weights.{why}"
         return f"{self.method} changed {self.changed} of {self.size} weights ({100 * self.fraction:.3g} %)."
 
     def uncertainty(self) -> tuple[str, ...]:
-        """Say how far the importances may be off, where they were estimated with random numbers.
-
-        Returns:
-            One sentence; none when all are exact.
+        """Return a sentence on the error of importances that were estimated with random numbers; none if all are exact.
 
         Example:
             >>> kind = Fingerprint(estimator="sketched-fisher")
@@ -153,11 +143,7 @@ are spread evenly over the batches.
         return (said,)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON, the derived numbers included.
-
-        Returns:
-            Nested dicts, lists, strings and numbers; infinite options as strings.
-        """
+        """Return nested dicts, lists, strings and numbers for JSON, derived numbers included; infinities as strings."""
         plain = attrs.asdict(self, value_serializer=lambda _, __, value: _plain(value))
         parts = {"tensors": self.tensors, "layers": self.layers()}
         counted = {name: [{**attrs.asdict(t), "fraction": t.fraction} for t in some] for name, some in parts.items()}

@@ -55,11 +55,11 @@ class TrainingUnlearner(Unlearner):
     def passes(self, model: nn.Module, inputs: UnlearningInputs) -> Iterable[EpochConfig]:
         """Return the passes to train on, in order: batches, and the loss that each step minimises.
 
-        A pass reads one set (``inputs.retain_data``), a batch of each set per step (`unlearnkit.Paired`) or the
-        batches of both, mixed (`unlearnkit.Interleaved`). One optimiser serves all passes.
+        A pass reads one set (``inputs.retain_data``), a batch of each set per step (`unlearnkit.data.Paired`) or the
+        batches of both, mixed (`unlearnkit.data.Interleaved`). One optimiser serves all passes.
 
         Args:
-            model: As it was before the edit; copy what you need of it, a teacher (`unlearnkit.teacher_of`), say.
+            model: As it was before the edit; copy what you need of it, with `unlearnkit.unlearning.teacher_of`, say.
             inputs: Holds at least what ``needs`` declares.
 
         Returns:

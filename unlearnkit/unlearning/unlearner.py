@@ -77,16 +77,7 @@ class UnlearningInputs:
         return self.objective.losses(model, batch).mean()
 
     def check(self, needs: Iterable[Need], *, method: str) -> None:
-        """Refuse inputs in which something that a method needs is missing, or whose importances do not match.
-
-        Args:
-            needs: What the method declares.
-            method: Its name, for the message.
-
-        Raises:
-            ConfigurationError: Something is missing.
-            UnlearnKitError: The importances are of different kinds.
-        """
+        """Refuse inputs that lack what a method needs, or whose importances are of different kinds."""
         missing = [
             f"expected {need.value} (the method declares {need.name}), saw None"
             for need in sorted(needs, key=lambda need: need.name)
@@ -96,10 +87,6 @@ class UnlearningInputs:
         if self.forget is not None and self.reference is not None:
             problems = self.forget.kind_problems(self.reference)
             raise_all(problems, where="the forget and the reference importance are of different kinds")
-
-
-def _unchanged(report: Report) -> Report:
-    return report
 
 
 def _names(names: Iterable[str]) -> frozenset[str]:
@@ -149,7 +136,7 @@ class EditCounts:
 class Unlearner(abc.ABC):
     """Edits a model in place so that it forgets. Subclass it and write `apply`.
 
-    The public method checks the inputs, the model before and the model after, counts what changed, and rolls back
+    The public method `unlearn` checks the inputs and the model before and after, counts what changed, and rolls back
     bit by bit when anything goes wrong. A method whose edit of a weight depends on that weight and its importances
     alone is an `ElementwiseUnlearner`, which is shorter still.
 
@@ -180,22 +167,11 @@ class Unlearner(abc.ABC):
         """
 
     def promises(self) -> UnlearnerTraits:
-        """Say what this object promises with its own options; override it when an option takes a promise back.
-
-        Returns:
-            ``traits``, or a copy of them made by ``attrs.evolve``.
-        """
+        """Return ``traits``; override it to return a copy (``attrs.evolve``) when an option takes a promise back."""
         return self.traits
 
     def remarks(self, inputs: UnlearningInputs) -> tuple[str, ...]:
-        """Say what a user should know before the edit; override it to warn.
-
-        Args:
-            inputs: As for `apply`.
-
-        Returns:
-            Sentences: each is issued as a warning and kept in the report.
-        """
+        """Return sentences, each issued as a warning before the edit and kept in the report; override it to warn."""
         del inputs
         return ()
 
@@ -205,7 +181,7 @@ class Unlearner(abc.ABC):
         model: nn.Module,
         inputs: UnlearningInputs,
         *,
-        accept: Callable[[Report], Report] = _unchanged,
+        accept: Callable[[Report], Report] | None = None,
         snapshot: ModelSnapshot | None = None,
     ) -> Report:
         """Edit the model in place: completely, or not at all.
@@ -247,20 +223,19 @@ class Unlearner(abc.ABC):
             changes = _changes(snapshot, counts)
             _check_budget(changes, inputs.max_fraction, method=self.name)
             snapshot.restore_surroundings(buffers=not self.promises().edits_buffers)
-            return accept(
-                Report(
-                    method=self.name,
-                    options=option_values(self),
-                    derived=counts.derived if counts else {},
-                    tensors=changes,
-                    buffers_changed=buffers_changed,
-                    evidence=tuple(_reported(i) for i in (inputs.forget, inputs.reference) if i is not None),
-                    remarks=remarks,
-                    seconds={"edit": seconds},
-                    model_before=before,
-                    model_after=digest(model),
-                )
+            report = Report(
+                method=self.name,
+                options=option_values(self),
+                derived=counts.derived if counts else {},
+                tensors=changes,
+                buffers_changed=buffers_changed,
+                evidence=tuple(_reported(i) for i in (inputs.forget, inputs.reference) if i is not None),
+                remarks=remarks,
+                seconds={"edit": seconds},
+                model_before=before,
+                model_after=digest(model),
             )
+            return accept(report) if accept else report
         except BaseException:
             snapshot.restore()
             raise

@@ -21,7 +21,17 @@ _REQUIRED = attrs.NOTHING
 class Option:
     """The description of one option of a method; see `option`.
 
-    ``kind`` is ``object`` for a plain ``attrs.field``, and ``bounds`` are as ``((">", 0.0),)``.
+    Attributes:
+        name: In Python and TOML.
+        default: None when it must be given.
+        required: Whether it must be given.
+        symbol: The letter in the equation, or "".
+        doc: One line.
+        source: Paper and equation, or "".
+        meaning: Whether it changes the result, not only time and memory.
+        kind: ``float``, ``int``, ``bool`` or ``str``; ``object`` for a plain ``attrs.field``.
+        bounds: Sign and number of each bound, as ``((">", 0.0),)``.
+        choices: The allowed strings; empty when any is.
     """
 
     name: str

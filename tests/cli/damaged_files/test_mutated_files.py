@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from unlearnkit import Importance
-from unlearnkit.deletion.receipt import FORMAT, Receipt
+from unlearnkit.deletion.receipts import FORMAT, Receipt
 from unlearnkit.experiments.config import load_config
 from unlearnkit.importance.provenance import Fingerprint
 from unlearnkit.importance.store import ImportanceStore

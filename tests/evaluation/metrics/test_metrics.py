@@ -11,9 +11,9 @@ from torch import nn
 
 from unlearnkit import ConfigurationError, EvaluationInputs, Metric, NotApplicable, PluginManager, StoreError
 from unlearnkit.evaluation import metrics
-from unlearnkit.evaluation.activation import activation_distance
-from unlearnkit.evaluation.divergence import jensen_shannon
-from unlearnkit.evaluation.outputs import InapplicableError, outputs_of
+from unlearnkit.evaluation.metrics.distance import activation_distance
+from unlearnkit.evaluation.model_outputs import InapplicableError, outputs_of
+from unlearnkit.evaluation.per_sample import jensen_shannon
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.experiment import make_metrics
 from unlearnkit.experiments.run import run

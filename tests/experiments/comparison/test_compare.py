@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 
+import forked_process as forked
 import pytest
+from kill_during_work import compare_until_a_trial
 from rank_tasks import compared
 from run_on_ranks import run_on_ranks
 
 from unlearnkit import Metric, PluginManager, hookimpl
 from unlearnkit.evaluation import tug_of_war
 from unlearnkit.experiments.comparison import Comparison, compare
-from unlearnkit.experiments.comparison.table import is_of_the_moment
+from unlearnkit.experiments.comparison.tables import is_volatile
 from unlearnkit.experiments.config import load_config
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 
@@ -24,7 +26,7 @@ from unlearnkit.utils.errors import ConfigurationError, StoreError
 def table(folder):
     """The table without what differs between equal runs."""
     with (folder / "trials.csv").open(encoding="utf-8") as file:
-        return [{k: v for k, v in row.items() if not is_of_the_moment(k)} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if not is_volatile(k)} for row in csv.DictReader(file)]
 
 
 def told(events, kind):
@@ -223,27 +225,8 @@ def test_processes_of_torchrun_give_the_same_table_and_do_each_trial_once(small_
     assert all(share == len(done) > 0 for done, share in came)
 
 
-KILLED = """
-import os, signal, sys
-from unlearnkit.experiments.comparison import compare
-from unlearnkit.experiments.config import load_config
-
-ended = []
-
-def watch(event):
-    ended.append(event.kind)
-    if ended.count("started") == 4:  # in the middle of the fourth trial
-        os.kill(os.getpid(), signal.SIGKILL)
-
-if __name__ == "__main__":
-    compare(load_config(sys.argv[1]), watch=watch)
-"""
-
-
-def test_a_killed_run_goes_on_where_it_was(small, small_toml, whole, tmp_path):
-    (tmp_path / "killed.py").write_text(KILLED)
-    ended = subprocess.run([sys.executable, tmp_path / "killed.py", small_toml], check=False, timeout=300)
-    assert ended.returncode == -signal.SIGKILL
+def test_a_killed_run_goes_on_where_it_was(small, small_toml, whole):
+    assert forked.run(compare_until_a_trial, str(small_toml), 4) == -signal.SIGKILL
     comparison = Comparison.plan(small())
     kept = {p.name: p.stat().st_mtime_ns for p in (comparison.folder / "trials").iterdir()}
     assert len(kept) == 3

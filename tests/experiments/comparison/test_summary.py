@@ -7,10 +7,18 @@ import statistics
 import pytest
 
 from unlearnkit.evaluation import LossAndAccuracy
-from unlearnkit.experiments.comparison.pages import lines_of, summary_page
-from unlearnkit.experiments.comparison.result import TrialResult
-from unlearnkit.experiments.comparison.summary import Statistic, covers, long_table, summarise, unedited
-from unlearnkit.experiments.comparison.table import csv_of, table_of
+from unlearnkit.experiments.comparison.results import TrialResult
+from unlearnkit.experiments.comparison.tables import (
+    Statistic,
+    covers,
+    csv_of,
+    lines_of,
+    long_table,
+    summarise,
+    summary_page,
+    table_of,
+    unedited,
+)
 from unlearnkit.experiments.comparison.trial import trials_of
 
 

@@ -64,7 +64,7 @@ def test_texts_of_targets():
         (["comparison.training_seeds=[1, 1]"], r"training_seeds: expected different whole numbers ≥ 0, saw \[1, 1\]"),
         (["method.ssd.grid={alpha=[]}"], r"grid\.alpha: expected a list of at least one value"),
         (["method.ssd.grid={alpha=3}"], r"grid\.alpha: expected a list of at least one value, saw 3"),
-        (["method.ssd.options={alpha=3}"], r"grid\.alpha: stands in options too"),
+        (["method.ssd.options={alpha=3}"], r"grid\.alpha: is in options too"),
         (["method.ssd.grid={alpa=[3]}"], "did you mean 'alpha'"),
         (["method.diverges.tuned=true"], "expected an elementwise method"),
         (["comparison.forget=[{classes=[33]}]"], "expected a class between 0 and 9"),

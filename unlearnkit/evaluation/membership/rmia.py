@@ -1,15 +1,72 @@
-"""RMIA: is a sample more likely under the model than other samples are, both against reference models?"""
+"""RMIA: is a sample more likely under the model than other samples are, both relative to reference models?"""
 
+from typing import ClassVar, final
+
+import attrs
 import numpy as np
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 
 from unlearnkit.evaluation.arrays import Floats, floats
+from unlearnkit.evaluation.membership.attacks import MembershipAttack, unseen_halves
+from unlearnkit.evaluation.metric import MetricTraits
+from unlearnkit.evaluation.model_outputs import ModelOutputs
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
+from unlearnkit.utils.options import option
 
 MOST = 4
-"""How many reference models are of use: the attack is made for few."""
+"""The largest number of reference models: the attack is made for few."""
 _TINY = 1e-30
+
+
+@final
+@attrs.frozen(kw_only=True)
+class RelativeMembership(MembershipAttack):
+    """RMIA: forgotten against unseen samples of the same kind, with one to four retrained models as references.
+
+    The references were not trained on the forget set, nor on unseen samples; the population is retained test data. A
+    retrained model under attack is not its own reference. Names as in
+    `unlearnkit.evaluation.membership.EntropyAttack`. See `rmia_scores`.
+    """
+
+    name: ClassVar[str] = "rmia"
+    traits: ClassVar[MetricTraits] = MetricTraits(
+        low=0.0,
+        high=1.0,
+        unit="fraction",
+        source="Zarifzadeh et al. 2024",
+        cost="one pass of each model over three splits; one retrained model, two for the retrained models' own value",
+        trust="the strongest attack here with few models; a low value is still no proof",
+    )
+
+    gamma: float = option(2.0, symbol="γ", at_least=1, doc="how much more likely a member must be")
+    a: float = option(0.3, symbol="a", at_least=0, at_most=1, doc="1: members are no more likely than non-members")
+    seed: int = option(0, at_least=0, doc="of the halves of unseen data")
+
+    def scores(self, outputs: ModelOutputs, model: nn.Module) -> tuple[Floats, Floats]:
+        """Attack; see `MembershipAttack.scores`."""
+        retrained = outputs.retrained()
+        if any(known is model for known in retrained):
+            retrained = outputs.retrained(at_least=2)
+        references = [known for known in retrained if known is not model][:MOST]
+        splits = [self._splits(outputs, each) for each in (model, *references)]
+        forgotten, unseen, population = (np.stack(parts) for parts in zip(*splits, strict=True))
+        first, second = (
+            rmia_scores(
+                judged[0],
+                judged[1:],
+                population=population[0],
+                population_references=population[1:],
+                gamma=self.gamma,
+                a=self.a,
+            )
+            for judged in (forgotten, unseen)
+        )
+        return first, second
+
+    def _splits(self, outputs: ModelOutputs, model: nn.Module) -> tuple[Floats, Floats, Floats]:
+        population, unseen = unseen_halves(outputs, model, self.seed)
+        return outputs.of(model, "forget-train").confidences, unseen.confidences, population.confidences
 
 
 def rmia_scores(
@@ -32,17 +89,13 @@ def rmia_scores(
     Args:
         target: p(x|θ) of the samples under attack, shape (n,), 0 … 1.
         references: The same under each reference model, shape (models, n), 1 to 4 models.
-        population: p(z|θ) of samples of the same kind that nobody was trained on, shape (m,).
+        population: p(z|θ) of samples of the same kind that no model was trained on, shape (m,).
         population_references: Shape (models, m).
         gamma: γ ≥ 1: how much more likely x must be.
-        a: 0 … 1: how much more the model knows of its members than the references do; 1 is "no more".
+        a: 0 … 1; below 1 members are assumed to be more likely under a model trained on them.
 
     Returns:
         Shape (n,), 0 … 1; higher means "member". A sample's score does not depend on the others under attack.
-
-    Raises:
-        ConfigurationError: γ or a is out of range, or the number of models is.
-        MismatchError: Shapes that do not fit, or numbers that are no probabilities.
 
     Example:
         >>> rmia_scores([0.9, 0.2], [[0.3, 0.2]], population=[0.3, 0.5], population_references=[[0.3, 0.5]], a=1.0)

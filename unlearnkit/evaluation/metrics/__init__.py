@@ -1,15 +1,15 @@
-"""The metrics that unlearnkit itself offers, each a plugin like anybody's."""
+"""The metrics that unlearnkit ships, each registered as a plugin."""
 
+from unlearnkit.evaluation.membership.attacks import ConfidenceAttack, EntropyAttack, LossAttack
+from unlearnkit.evaluation.membership.rmia import RelativeMembership
 from unlearnkit.evaluation.metrics.class_mean import ClassMeanDivergence
 from unlearnkit.evaluation.metrics.destinations import WhereTheyGo
 from unlearnkit.evaluation.metrics.distance import ActivationDistance, JensenShannonToRetrained
-from unlearnkit.evaluation.metrics.gaps import GapToRetrain, TugOfWar
-from unlearnkit.evaluation.metrics.membership import ConfidenceAttack, EntropyAttack, LossAttack
+from unlearnkit.evaluation.metrics.loss_and_accuracy import Scores
 from unlearnkit.evaluation.metrics.probe import LinearProbe
-from unlearnkit.evaluation.metrics.quantised import Quantised
-from unlearnkit.evaluation.metrics.relative import RelativeMembership
-from unlearnkit.evaluation.metrics.relearn import RelearnTime
-from unlearnkit.evaluation.metrics.scores import Scores
+from unlearnkit.evaluation.metrics.quantisation import Quantised
+from unlearnkit.evaluation.metrics.relearning import RelearnTime
+from unlearnkit.evaluation.metrics.retrain_gap import GapToRetrain, TugOfWar
 from unlearnkit.evaluation.metrics.zero_retrain import ZeroRetrainForgetting
 
 __all__ = [

@@ -1,6 +1,5 @@
-"""How differently forgotten and unseen samples of a class are treated on average: a proxy without a reference."""
+"""The divergence between a class's mean prediction on forgotten and on unseen samples."""
 
-from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar, final
 
@@ -8,10 +7,10 @@ import attrs
 import numpy as np
 from torch import nn
 
-from unlearnkit.evaluation.divergence import LN2, jensen_shannon
-from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits, NotApplicable
-from unlearnkit.evaluation.metrics.model_outputs import ModelOutputs, beside
-from unlearnkit.evaluation.outputs import InapplicableError, Outputs
+from unlearnkit.evaluation.arrays import Floats
+from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
+from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs, Values, for_each_model
+from unlearnkit.evaluation.per_sample import LN2, jensen_shannon
 
 
 @final
@@ -20,9 +19,8 @@ class ClassMeanDivergence(Metric):
     """Σ_c n_c/n·JS(mean p over forgotten samples of class c, mean p over unseen ones): a proxy without a reference.
 
     Unseen samples are ``forget-test``, or ``retain-test`` where the forget set has no test samples of its own kind. A
-    model that treats forgotten samples as if it had never seen them is near 0, and so may be one that forgot nothing
-    and generalises. Beside it stand the original and the mean of the retrained models: theirs is the goal, not 0. See
-    `unlearnkit.evaluation.divergence.jensen_shannon`.
+    model that treats forgotten samples as if it had never seen them is near 0, but so may be a model that forgot
+    nothing and generalises. The goal is the value of the retrained models, not 0.
     """
 
     name: ClassVar[str] = "class-mean-js"
@@ -32,26 +30,25 @@ class ClassMeanDivergence(Metric):
         unit="nats",
         source="ours, of Lin 1991, equation 4.1",
         cost="one pass of each model over two splits",
-        trust="a proxy: means hide what single samples tell, and a model that forgot nothing can be near 0",
+        trust="a proxy: means hide single samples, and a model that forgot nothing can be near 0",
     )
 
-    def measure(self, inputs: EvaluationInputs) -> Mapping[str, float | NotApplicable | None]:
+    def measure(self, inputs: EvaluationInputs) -> Values:
         """Compare the means; see `unlearnkit.Metric.measure`."""
-        sheet = ModelOutputs(inputs)
-        return beside(sheet, "forget-train", partial(_divergence, sheet))
+        outputs = ModelOutputs(inputs)
+        return for_each_model(outputs, "forget-train", partial(_divergence, outputs))
 
 
-def _divergence(sheet: ModelOutputs, model: nn.Module) -> float:
-    forgotten = sheet.of(model, "forget-train")
-    unseen = sheet.of(model, "forget-test" if "forget-test" in sheet.splits else "retain-test")
+def _divergence(outputs: ModelOutputs, model: nn.Module) -> float:
+    forgotten = outputs.of(model, "forget-train")
+    unseen = outputs.of(model, "forget-test" if "forget-test" in outputs.splits else "retain-test")
     classes, counts = np.unique(forgotten.labels, return_counts=True)
     missing = sorted(set(classes.tolist()) - set(unseen.labels.tolist()))
     if missing:
         raise InapplicableError(f"there are no unseen samples of the classes {missing}")
-    means = (np.stack([_mean(outputs, c) for c in classes]) for outputs in (forgotten, unseen))
-    return min(float(jensen_shannon(*means) @ counts / counts.sum()), LN2)
 
+    def means(p: Floats, labels: np.ndarray) -> Floats:
+        return np.stack([p[labels == c].mean(axis=0) for c in classes])
 
-def _mean(outputs: Outputs, label: int) -> np.ndarray:
-    found: np.ndarray = outputs.probabilities[outputs.labels == label].mean(axis=0)
-    return found
+    p, q = (means(each.probabilities, each.labels) for each in (forgotten, unseen))
+    return min(float(jensen_shannon(p, q) @ counts / counts.sum()), LN2)

@@ -1,19 +1,17 @@
-"""Where forgotten samples go, against where a retrained model sends them."""
+"""Which classes forgotten samples are predicted as, by the model and by retrained models."""
 
-from collections.abc import Mapping
-from functools import partial
-from itertools import permutations
-from typing import ClassVar, final
+from collections.abc import Sequence
+from typing import Any, ClassVar, final
 
 import attrs
-from torch import nn
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor
 
-from unlearnkit.evaluation.destinations import destinations
-from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits, NotApplicable
-from unlearnkit.evaluation.metrics.model_outputs import ModelOutputs, Values, answer
-from unlearnkit.evaluation.outputs import mean
-
-_SPLIT = "forget-train"
+from unlearnkit.evaluation.arrays import Ints, floats, same_shape
+from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
+from unlearnkit.evaluation.model_outputs import ModelOutputs, Outputs, Values, against_retrained
+from unlearnkit.utils.errors import MismatchError
 
 
 @final
@@ -21,9 +19,9 @@ _SPLIT = "forget-train"
 class WhereTheyGo(Metric):
     """TV = ½·Σ_c |h_u(c) − h_r(c)|, h the shares of classes that forgotten samples are predicted to be.
 
-    ``"distance"``, averaged over the retrained models, and ``"agreement"``, the share of samples of which model and
-    retrained model predict the same; ``"retrained …"`` is between retrained models. The counts behind it are those of
-    `unlearnkit.evaluation.destinations`.
+    ``"distance"`` is averaged over the retrained models; ``"agreement"`` is the share of samples that model and
+    retrained model predict alike; ``"retrained …"`` compares retrained models with each other. `destinations` has the
+    counts behind it.
     """
 
     name: ClassVar[str] = "destinations"
@@ -32,29 +30,101 @@ class WhereTheyGo(Metric):
         high=1.0,
         unit="fraction",
         source="total variation: Levin et al. 2009, proposition 4.2",
-        cost="one pass of each model over the forget set; one retrained model, two for the value beside it",
-        trust="read it against the value between retrained models; equal shares may be of different samples",
+        cost="one pass of each model over the forget set; one retrained model, two for the value between them",
+        trust="compare it with the value between retrained models; equal shares may be of different samples",
     )
 
-    def measure(self, inputs: EvaluationInputs) -> Mapping[str, float | NotApplicable | None]:
+    def measure(self, inputs: EvaluationInputs) -> Values:
         """Compare predictions; see `unlearnkit.Metric.measure`."""
-        sheet = ModelOutputs(inputs)
-        values: Values = {}
-        for name in ("distance", "agreement"):
-            for prefix, model in sheet.named.items():
-                values[f"{prefix}{name}"] = answer(partial(_to_retrained, sheet, name, model))
-            values[f"retrained {name}"] = answer(partial(_among_retrained, sheet, name))
-        return values
+        outputs = ModelOutputs(inputs)
+
+        def distance(one: Outputs, other: Outputs) -> float:
+            return destinations(one.logits, [other.logits]).distance
+
+        def agreement(one: Outputs, other: Outputs) -> float:
+            return destinations(one.logits, [other.logits]).agreement
+
+        return {
+            **against_retrained(outputs, "distance", "forget-train", distance),
+            **against_retrained(outputs, "agreement", "forget-train", agreement),
+        }
 
 
-def _to_retrained(sheet: ModelOutputs, name: str, model: nn.Module) -> float:
-    return _compared(sheet, name, model, sheet.retrained())
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Destinations:
+    """How one model and retrained models predict some samples.
+
+    Attributes:
+        counts: Samples that the model predicts to be of each class, shape (classes,).
+        retrained: The same of each retrained model, shape (models, classes).
+        confusion: Samples that a retrained model predicts as class i and the model as class j, summed over the
+            retrained models: shape (classes, classes).
+    """
+
+    counts: Ints
+    retrained: Ints
+    confusion: Ints
+
+    @property
+    def distance(self) -> float:
+        """Return the mean total variation between the model's shares of predictions and a retrained model's, 0 … 1."""
+        return float(np.mean([total_variation(self.counts, known) for known in self.retrained]))
+
+    @property
+    def agreement(self) -> float:
+        """Return the share of samples that both predict alike, 0 … 1, averaged over the retrained models."""
+        return float(np.trace(self.confusion) / self.confusion.sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        lists = {name: array.tolist() for name, array in attrs.asdict(self).items()}
+        return {**lists, "distance": self.distance, "agreement": self.agreement}
 
 
-def _among_retrained(sheet: ModelOutputs, name: str) -> float:
-    return mean(_compared(sheet, name, one, (other,)) for one, other in permutations(sheet.retrained(at_least=2), 2))
+def total_variation(one: ArrayLike | Tensor, other: ArrayLike | Tensor) -> float:
+    """Return TV = ½·Σ_c |a_c/Σa − b_c/Σb| of two histograms: the largest difference in the share of any set of classes.
+
+    Source: Levin, Peres and Wilmer 2009 (Markov Chains and Mixing Times), proposition 4.2.
+
+    Args:
+        one: Counts, shape (classes,), each ≥ 0 and not all 0.
+        other: Likewise, for the same classes.
+
+    Example:
+        >>> total_variation([3, 1], [1, 1])  # ½·(|¾ − ½| + |¼ − ½|)
+        0.25
+    """
+    a, b = (floats(values, what="counts", dimensions=1) for values in (one, other))
+    same_shape(a, b, what="total_variation")
+    if min(a.min(), b.min()) < 0 or not a.sum() or not b.sum():
+        raise MismatchError("total_variation: expected counts ≥ 0, not all of them 0, saw another histogram")
+    return min(float(np.abs(a / a.sum() - b / b.sum()).sum() / 2), 1.0)
 
 
-def _compared(sheet: ModelOutputs, name: str, model: nn.Module, retrained: tuple[nn.Module, ...]) -> float:
-    found = destinations(sheet.of(model, _SPLIT).logits, [sheet.of(known, _SPLIT).logits for known in retrained])
-    return found.distance if name == "distance" else found.agreement
+def destinations(logits: ArrayLike | Tensor, retrained: Sequence[ArrayLike | Tensor]) -> Destinations:
+    """Count the predictions of a model, and compare them with those of retrained models.
+
+    Args:
+        logits: Of the model, shape (n, classes).
+        retrained: The same samples' logits of each retrained model, at least one.
+
+    Example:
+        >>> found = destinations([[1, 0, 0], [0, 1, 0]], [[[1, 0, 0], [0, 0, 1]]])
+        >>> found.counts.tolist(), found.retrained.tolist(), found.distance, found.agreement
+        ([1, 1, 0], [[1, 0, 1]], 0.5, 0.5)
+    """
+    z = floats(logits, what="logits", dimensions=2)
+    others = [floats(known, what="logits of a retrained model", dimensions=2) for known in retrained]
+    if not others:
+        raise MismatchError("destinations: expected at least one retrained model, saw none")
+    for known in others:
+        same_shape(z, known, what="destinations")
+    classes, mine = z.shape[1], z.argmax(axis=1)
+    theirs = [known.argmax(axis=1) for known in others]
+    pairs = np.concatenate(theirs) * classes + np.tile(mine, len(theirs))
+    return Destinations(
+        counts=np.bincount(mine, minlength=classes),
+        retrained=np.stack([np.bincount(known, minlength=classes) for known in theirs]),
+        confusion=np.bincount(pairs, minlength=classes * classes).reshape(classes, classes),
+    )

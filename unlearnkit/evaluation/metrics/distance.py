@@ -1,25 +1,23 @@
-"""How far a model's outputs are from the retrained models', beside how far these are from each other."""
+"""How far a model's outputs are from the retrained models', compared with how far these are from each other."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from itertools import combinations
+from collections.abc import Callable
 from math import sqrt
 from typing import ClassVar, final
 
 import attrs
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
 
-from unlearnkit.evaluation.activation import activation_distance
-from unlearnkit.evaluation.arrays import Floats
-from unlearnkit.evaluation.divergence import LN2, jensen_shannon
-from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits, NotApplicable
-from unlearnkit.evaluation.metrics.model_outputs import SPLITS, ModelOutputs, Values, answer
-from unlearnkit.evaluation.outputs import mean
+from unlearnkit.evaluation.arrays import Floats, probabilities, same_shape
+from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
+from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs, Values, against_retrained, mean
+from unlearnkit.evaluation.per_sample import LN2, jensen_shannon
 
-Between = Callable[[Floats, Floats], float]
 _ROUNDING = torch.finfo(torch.float32).eps
-_TRUST = "read it against the value between retrained models: training seeds alone move outputs"
-_COST = "one pass of each model over each split; one retrained model, two for the value beside it"
+_TRUST = "compare it with the value between retrained models: training seeds alone change outputs"
+_COST = "one pass of each model over each split; one retrained model, two for the value between them"
 
 
 @final
@@ -28,7 +26,7 @@ class ActivationDistance(Metric):
     """Mean ‖p_u − p_r‖₂ of softmax outputs, averaged over the retrained models.
 
     ``"SPLIT"`` is the model's, ``"original SPLIT"`` the original's, ``"retrained SPLIT"`` the mean over pairs of
-    retrained models: nearer than that no model can be expected. See `unlearnkit.evaluation.activation`.
+    retrained models: no model can be expected to be nearer than that. See `activation_distance`.
     """
 
     name: ClassVar[str] = "activation-distance"
@@ -41,7 +39,7 @@ class ActivationDistance(Metric):
         trust=_TRUST,
     )
 
-    def measure(self, inputs: EvaluationInputs) -> Mapping[str, float | NotApplicable | None]:
+    def measure(self, inputs: EvaluationInputs) -> Values:
         """Measure it on each split; see `unlearnkit.Metric.measure`."""
         return _distances(inputs, activation_distance)
 
@@ -51,7 +49,7 @@ class ActivationDistance(Metric):
 class JensenShannonToRetrained(Metric):
     """Mean JS(p_u, p_r) of softmax outputs, averaged over samples and over the retrained models.
 
-    Names as in `ActivationDistance`. See `unlearnkit.evaluation.divergence.jensen_shannon`.
+    Names as in `ActivationDistance`. See `unlearnkit.evaluation.jensen_shannon`.
     """
 
     name: ClassVar[str] = "js-divergence"
@@ -59,26 +57,34 @@ class JensenShannonToRetrained(Metric):
         low=0.0, high=LN2, unit="nats", source="Lin 1991, equation 4.1", cost=_COST, trust=_TRUST
     )
 
-    def measure(self, inputs: EvaluationInputs) -> Mapping[str, float | NotApplicable | None]:
+    def measure(self, inputs: EvaluationInputs) -> Values:
         """Measure it on each split; see `unlearnkit.Metric.measure`."""
         return _distances(inputs, lambda p, q: min(mean(jensen_shannon(p, q)), LN2))
 
 
-def _distances(inputs: EvaluationInputs, between: Between) -> Values:
-    sheet = ModelOutputs(inputs)
+def activation_distance(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> float:
+    """Return the mean over samples of ‖p − q‖₂, p and q the softmax outputs of two models, shape (n, classes).
+
+    It lies between 0 and √2, and is 0 only for equal outputs.
+
+    Source: Golatkar, Achille, Ravichandran, Polito and Soatto 2021 (Mixed-Privacy Forgetting in Deep Networks), for the
+    distance between activations; as an L2 distance of softmax outputs in Chundawat, Tarun, Mandal and Kankanhalli 2023
+    (Can Bad Teaching Induce Forgetting?), "activation distance".
+
+    Example:
+        >>> activation_distance([[1.0, 0.0], [0.5, 0.5]], [[0.4, 0.6], [0.5, 0.5]])  # mean of 0.6·√2 and 0
+        0.4242640687119285
+    """
+    p, q = probabilities(p, what="p"), probabilities(q, what="q")
+    same_shape(p, q, what="activation_distance")
+    return float(np.linalg.norm(p - q, axis=1).mean())
+
+
+def _distances(inputs: EvaluationInputs, distance: Callable[[Floats, Floats], float]) -> Values:
+    outputs = ModelOutputs(inputs)
     values: Values = {}
-    for split in sheet.splits or SPLITS:
-        for prefix in sheet.named:
-            values[f"{prefix}{split}"] = answer(partial(_to_retrained, sheet, prefix, split, between))
-        values[f"retrained {split}"] = answer(partial(_among_retrained, sheet, split, between))
+    for split in outputs.splits or SPLITS:
+        values |= against_retrained(
+            outputs, split, split, lambda one, other: distance(one.probabilities, other.probabilities)
+        )
     return values
-
-
-def _to_retrained(sheet: ModelOutputs, prefix: str, split: str, between: Between) -> float:
-    mine, known = sheet.of(sheet.named[prefix], split).probabilities, sheet.retrained()
-    return mean(between(mine, sheet.of(model, split).probabilities) for model in known)
-
-
-def _among_retrained(sheet: ModelOutputs, split: str, between: Between) -> float:
-    known = [sheet.of(model, split).probabilities for model in sheet.retrained(at_least=2)]
-    return mean(between(p, q) for p, q in combinations(known, 2))

@@ -1,17 +1,17 @@
-"""ZRF against a copy of the model whose every layer starts anew."""
+"""Zero-retrain forgetting: how random the predictions on the forget set are."""
 
 import copy
-from collections.abc import Mapping
-from functools import partial
+from functools import cache
 from typing import ClassVar, final
 
 import attrs
-from torch import nn
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
 
-from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits, NotApplicable
-from unlearnkit.evaluation.metrics.model_outputs import ModelOutputs, beside
-from unlearnkit.evaluation.outputs import InapplicableError
-from unlearnkit.evaluation.zrf import zero_retrain_forgetting
+from unlearnkit.evaluation.arrays import Floats
+from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
+from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs, Values, for_each_model, outputs_of
+from unlearnkit.evaluation.per_sample import LN2, jensen_shannon
 from unlearnkit.models.parameters import device_of
 from unlearnkit.utils.options import option
 from unlearnkit.utils.rng import private_rng
@@ -22,9 +22,9 @@ from unlearnkit.utils.rng import private_rng
 class ZeroRetrainForgetting(Metric):
     """ZRF = 1 − mean JS(M(x), T(x)) on the forget set, T untrained: a proxy where there is no retrained model.
 
-    T is a copy of the model in which every layer is initialised anew, from the seed; a model in which one layer holds
-    weights and cannot do that has no ZRF here. Beside it stand the values of the original and of the retrained models:
-    theirs is the goal, not 1. See `unlearnkit.evaluation.zrf.zero_retrain_forgetting`.
+    T is a copy of the model whose layers are all initialised again from the seed; there is no ZRF where a layer with
+    weights has no `reset_parameters`. The goal is the value of the retrained models, not 1. See
+    `zero_retrain_forgetting`.
     """
 
     name: ClassVar[str] = "zrf"
@@ -39,16 +39,40 @@ class ZeroRetrainForgetting(Metric):
 
     seed: int = option(0, at_least=0, doc="of the untrained model")
 
-    def measure(self, inputs: EvaluationInputs) -> Mapping[str, float | NotApplicable | None]:
+    def measure(self, inputs: EvaluationInputs) -> Values:
         """Measure it on the forget set; see `unlearnkit.Metric.measure`."""
-        sheet = ModelOutputs(inputs)
-        return beside(sheet, "forget-train", partial(self._zrf, sheet, inputs))
+        outputs = ModelOutputs(inputs)
 
-    def _zrf(self, sheet: ModelOutputs, inputs: EvaluationInputs, model: nn.Module) -> float:
-        p = sheet.of(model, "forget-train").probabilities
-        incompetent = ModelOutputs(attrs.evolve(inputs, model=_untrained(inputs.model, self.seed)))
-        q = incompetent.of(incompetent.named[""], "forget-train").probabilities
-        return min(max(zero_retrain_forgetting(p, q), 0.0), 1.0)
+        @cache
+        def untrained() -> Floats:
+            fresh = _untrained(inputs.model, self.seed)
+            return outputs_of(fresh, outputs.batches("forget-train"), objective=inputs.objective).probabilities
+
+        def zrf(model: nn.Module) -> float:
+            p = outputs.of(model, "forget-train").probabilities  # first, so that a missing split is the reason
+            return min(max(zero_retrain_forgetting(p, untrained()), 0.0), 1.0)
+
+        return for_each_model(outputs, "forget-train", zrf)
+
+
+def zero_retrain_forgetting(p: ArrayLike | Tensor, incompetent: ArrayLike | Tensor) -> float:
+    """Return ZRF = 1 − mean JS(M(x), T(x)), M the unlearned model, T an untrained one, x in the forget set.
+
+    A proxy for when there is no retrained model: a retrained model generalises instead of predicting at random, so a
+    ZRF above its own is no better. JS is in bits here, so that ZRF lies between 0 and 1 as in the paper; in nats it
+    could not fall below 1 − ln 2.
+
+    Source: Chundawat, Tarun, Mandal and Kankanhalli 2023 (Can Bad Teaching Induce Forgetting?), "ZRF metric".
+
+    Args:
+        p: The unlearned model's class probabilities, shape (n, classes).
+        incompetent: Those of an untrained model, for the same samples.
+
+    Example:
+        >>> zero_retrain_forgetting([[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.5, 0.5]])
+        0.5
+    """
+    return float(1.0 - jensen_shannon(p, incompetent).mean() / LN2)
 
 
 def _untrained(model: nn.Module, seed: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Take the running statistics of BatchNorm again, on retain data, after an edit."""
+"""Re-estimates the running statistics of BatchNorm on retain data after an edit."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,13 +15,7 @@ from unlearnkit.utils.rng import private_rng
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Say whether a model has running statistics that an edit leaves behind.
-
-    Args:
-        model: Any.
-
-    Returns:
-        Whether one of its layers is a BatchNorm that tracks them.
+    """Return whether a model has BatchNorm layers that track running statistics.
 
     Example:
         >>> has_batch_norm(nn.Sequential(nn.BatchNorm1d(2))), has_batch_norm(nn.LayerNorm(2))
@@ -33,19 +27,16 @@ def has_batch_norm(model: nn.Module) -> bool:
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, objective: Objective | None = None) -> None:
     """Set running mean and variance of each BatchNorm to the plain average over some batches, in place.
 
-    They describe the activations of the model as it was: an edit shifts these, and the statistics no longer fit. No
-    weight changes and no gradient is taken. As in the layer itself every batch counts the same: use one batch size.
+    An edit shifts the activations that they describe. No weight changes and no gradient is computed. As in the layer
+    itself every batch counts the same: use one batch size.
 
     Source: after Izmailov, Podoprikhin, Garipov, Vetrov and Wilson 2018 (Averaging Weights Leads to Wider Optima and
     Better Generalization), section 3.2; the same pass as `torch.optim.swa_utils.update_bn`.
 
     Args:
         model: Its BatchNorm layers are in training mode during the pass, all others in eval mode.
-        batches: Retain data; a batch of one sample is left out when there are others, as it has no variance.
-        objective: Says how a batch becomes a forward pass; `CrossEntropy`.
-
-    Raises:
-        ConfigurationError: There is no batch.
+        batches: Retain data; torch needs more than one value per channel in each batch.
+        objective: Runs the forward pass of a batch; `CrossEntropy`.
 
     Example:
         >>> model = nn.Sequential(nn.BatchNorm1d(1))

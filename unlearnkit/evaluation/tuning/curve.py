@@ -1,4 +1,4 @@
-"""From a share of weights to the value of an option: operating points that do not depend on scale or estimator."""
+"""Finds the option value that selects a given share of weights, whatever the scale of the importances."""
 
 from functools import cache
 from math import sqrt
@@ -16,7 +16,7 @@ from unlearnkit.utils.options import options_of
 
 LOWEST, HIGHEST = 1e-30, 1e30
 _STEPS = 60
-_TOLERANCE = 0.01  # of the share asked for
+_TOLERANCE = 0.01  # relative to the requested share
 
 
 @final
@@ -25,9 +25,9 @@ class OperatingCurve:
     """How many weights a method selects, as a function of one of its options.
 
     The *selected fraction* is the share of all trainable weights whose bits the edit changes when the method's strength
-    option (λ, where it has one) is at its lowest value, at which nothing that is selected stays as it is. So it does
-    not depend on λ. It is counted on the real weights, one elementwise edit for each value tried; weights that
-    are 0 already do not count. The option must be one that the method calls monotone: raised, it never selects more.
+    option (λ, where it has one) is at its lowest value, at which every selected weight changes. So it does not depend
+    on λ. It is counted on the real weights, with one elementwise edit for each value; weights that are 0 already do
+    not count. The option must be monotone: a higher value never selects more.
 
     Attributes:
         unlearner: The method, its strength at the lowest value.
@@ -62,20 +62,8 @@ class OperatingCurve:
     ) -> Self:
         """Choose the options, and copy the weights.
 
-        Args:
-            unlearner: The method.
-            model: Whose weights; left as it is.
-            forget: Importance for the forget set.
-            reference: Importance for the reference set.
-            option: What decides the selection; "" takes, of the monotone options, the one that reaches the most weights
-                at its lowest value.
-            strength: What decides the strength; None takes another monotone option, "" none.
-
-        Returns:
-            The curve.
-
-        Raises:
-            ConfigurationError: The method declares no such monotone option.
+        Without an option it takes the monotone one that selects the most weights at its lowest value; without a
+        strength it takes another monotone option, and with "" none.
         """
         monotone = [o.name for o in options_of(unlearner) if o.name in unlearner.promises().monotone]
         for name in (option, strength):
@@ -83,8 +71,8 @@ class OperatingCurve:
                 raise ConfigurationError(f"{unlearner.name}: expected a monotone option, {monotone}, saw {name!r}")
         if not monotone:
             raise ConfigurationError(
-                f"{unlearner.name!r} declares no monotone option: there is none to find a selected fraction with. "
-                "Name those it has in its traits, or tune another method"
+                f"{unlearner.name!r} declares no monotone option, so no selected fraction can be found. "
+                "Declare its monotone options in its traits, or tune another method"
             )
         weights = {name: p.detach().clone() for name, p in trainable(model).items()}
 
@@ -102,25 +90,14 @@ class OperatingCurve:
         return curve(option, strength, strongest)
 
     def fraction(self, value: float) -> float:
-        """Count what is selected.
-
-        Args:
-            value: Of the option.
-
-        Returns:
-            The selected fraction, 0 … 1.
-        """
+        """Return the selected fraction at a value of the option, 0 … 1."""
         found: float = self._counted(value)
         return found
 
     def value_for(self, fraction: float) -> float:
-        """Find the option's value at which a given share of weights is selected, by bisection on its logarithm.
+        """Find the value that selects a share of weights, by bisection on its logarithm.
 
-        Args:
-            fraction: The share, 0 … 1.
-
-        Returns:
-            A value at which no more than 1 % more are selected; the lowest there is, where even that selects fewer.
+        It selects at most 1 % more; it is the lowest value where even that selects fewer.
         """
         low, high = self._range()
         if self.fraction(low) <= fraction:

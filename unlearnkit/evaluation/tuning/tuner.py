@@ -1,26 +1,43 @@
-"""The search for the right edit: coarse to fine over selected fraction, strength and BatchNorm."""
+"""The search for the right edit: coarse to fine over selected fraction, strength and BatchNorm re-estimation."""
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import partial
-from typing import Any, final
+from typing import Any, Never, final
 
 import attrs
 from torch import nn
 
 from unlearnkit.distributed.collectives import Shared, map_shared
-from unlearnkit.evaluation.tuning.batch_norm import has_batch_norm
-from unlearnkit.evaluation.tuning.candidate import Candidate, Setting
-from unlearnkit.evaluation.tuning.curve import OperatingCurve
-from unlearnkit.evaluation.tuning.result import Tuning
-from unlearnkit.evaluation.tuning.trials import Scores, Trials, Validation
+from unlearnkit.evaluation.model_outputs import InapplicableError, outputs_of
+from unlearnkit.evaluation.tuning.batch_norm import has_batch_norm, reestimate_batch_norm
+from unlearnkit.evaluation.tuning.curve import OperatingCurve, with_options
+from unlearnkit.evaluation.tuning.result import Candidate, Setting, Tuning
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.models.parameters import buffers, digest
 from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
+from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import UnlearningInputs
-from unlearnkit.utils.errors import ConfigurationError
+from unlearnkit.utils.errors import BudgetError, ConfigurationError, NonFiniteError, UnlearnKitWarning
 from unlearnkit.utils.options import option
 from unlearnkit.utils.progress import Progress, length, silent
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Validation:
+    """Data to choose a candidate by: taken from the training set, never from the test set.
+
+    Attributes:
+        retain: Batches of retained samples, iterable more than once.
+        forget: Batches of samples to forget.
+    """
+
+    retain: Iterable[Any]
+    forget: Iterable[Any]
 
 
 def _shares(values: Iterable[float]) -> tuple[float, ...]:
@@ -30,15 +47,15 @@ def _shares(values: Iterable[float]) -> tuple[float, ...]:
 @final
 @attrs.frozen(kw_only=True)
 class Tuner:
-    """Sweeps the operating point of an elementwise method, and makes the best edit within a budget.
+    """Searches the options of an elementwise method, and makes the best edit within a budget.
 
     Each candidate costs one elementwise edit and one pass over the validation data (and one over retain data, where
-    BatchNorm is re-estimated): no gradients, no training. Every one is rolled back bit by bit before the next. The
-    first round is a grid of fractions × strengths × BatchNorm; each further round looks at finer fractions
-    around the best of the most promising combinations. Equal input gives equal results: nothing is drawn.
+    BatchNorm is re-estimated): no gradients, no training. Each is rolled back bit by bit before the next. The first
+    round is a grid of fractions × strengths × BatchNorm; each further round tries finer fractions around the best of
+    the most promising combinations. The search is deterministic.
 
-    What is best: the largest (1 − |forget accuracy − target|)·(1 − loss of retain accuracy) among the candidates
-    whose loss of retain accuracy is within the budget; among equals, that with the largest `Candidate.margin`.
+    The best candidate has the largest (1 − |forget accuracy − target|)·(1 − loss of retain accuracy) among those whose
+    loss of retain accuracy is within the budget; among equals, the largest `Candidate.margin`.
 
     Example:
         >>> import torch
@@ -57,14 +74,14 @@ class Tuner:
     """
 
     unlearner: ElementwiseUnlearner
-    operating: str = option("", doc="the option that selects; left out, the monotone one that reaches most weights")
+    operating: str = option("", doc="the option that selects; by default the monotone one that reaches most weights")
     strength: str | None = None
     fractions: tuple[float, ...] = attrs.field(default=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3), converter=_shares)
     strengths: tuple[float, ...] = attrs.field(default=(0.0, 0.3, 1.0), converter=_shares)
     reestimate: tuple[bool, ...] = (False, True)
     budget: float = option(0.02, at_least=0, at_most=1, doc="largest loss of retain accuracy on validation data")
-    rounds: int = option(2, at_least=0, doc="how often to look closer around the best")
-    promising: int = option(3, at_least=1, doc="how many combinations of strength and BatchNorm to look closer at")
+    rounds: int = option(2, at_least=0, doc="rounds of finer search around the best")
+    promising: int = option(3, at_least=1, doc="how many combinations of strength and BatchNorm to refine")
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.unlearner, ElementwiseUnlearner):
@@ -94,29 +111,26 @@ class Tuner:
         together: bool = False,
         progress: Progress = silent,
     ) -> Tuning:
-        """Search, and edit the model in place with what was found; or edit nothing.
+        """Search, and edit the model in place with the best candidate; or edit nothing.
 
         Args:
             model: The original.
-            forget: Importance for the forget set, best without its validation samples.
+            forget: Importance for the forget set, preferably without its validation samples.
             reference: Importance for the reference set, likewise.
-            validation: What to judge by.
+            validation: Data to score candidates on.
             target: The forget accuracy to aim at, 0 … 1: stated, or a retrained model's on the same samples, or the
                 original's on samples of the same kind that it was never trained on.
-            target_source: Which of these, for the record.
+            target_source: Which of these, for the report.
             retain_data: To re-estimate BatchNorm on; without it, it is not re-estimated.
-            objective: How a batch becomes losses; `CrossEntropy`.
+            objective: Maps a batch to losses; `CrossEntropy`.
             seed: For methods that draw numbers.
             max_fraction: The largest fraction of weights that may change.
-            together: Whether all processes of torch.distributed call this with the same arguments: then the candidates
-                of a round are shared out among them. What is tried and chosen stays the same, and each makes the edit.
+            together: Whether all processes of torch.distributed call this with the same arguments: the candidates of a
+                round are then split among them. Candidates and choice stay the same, and each process makes the edit.
             progress: Shows a bar for each round.
 
         Returns:
-            The chosen candidate and all others; without a choice the model is bit-identical to what it was.
-
-        Raises:
-            ConfigurationError: The target is no accuracy, or the method has no monotone option.
+            All candidates and the chosen one; without a choice the model is bit-identical to before.
         """
         if not 0 <= target <= 1:
             raise ConfigurationError(f"Tuner.tune: expected a target accuracy from 0 to 1, saw {target!r}")
@@ -129,32 +143,15 @@ class Tuner:
             seed=seed,
             max_fraction=max_fraction,
         )
-        trials = self._trials(model, inputs, validation, target)
-        candidates = self._search(trials, progress, together=together)
-        chosen = max((c for c in candidates if c.feasible), key=lambda c: c.order, default=None)
-        return Tuning(
-            target=target,
-            target_source=target_source,
-            budget=self.budget,
-            original_retain=trials.original.retain,
-            original_forget=trials.original.forget,
-            candidates=tuple(candidates),
-            chosen=chosen,
-            report=None if chosen is None else trials.commit(chosen),
-            seconds=time.perf_counter() - start,
-        )
-
-    def _trials(self, model: nn.Module, inputs: UnlearningInputs, validation: Validation, target: float) -> Trials:
-        assert inputs.forget is not None, "tune() was given it"
         curve = OperatingCurve.of(
             self.unlearner,
             model,
-            forget=inputs.forget,
-            reference=inputs.reference,
+            forget=forget,
+            reference=reference,
             option=self.operating,
             strength=self.strength,
         )
-        return Trials(
+        trials = _Trials(
             unlearner=self.unlearner,
             model=model,
             curve=curve,
@@ -162,10 +159,23 @@ class Tuner:
             validation=validation,
             target=target,
             budget=self.budget,
-            original=Scores.of(model, validation, inputs.objective),
+            original=_scores(model, validation, objective),
+        )
+        candidates = self._search(trials, progress, together=together)
+        chosen = max((c for c in candidates if c.feasible), key=lambda c: c.order, default=None)
+        return Tuning(
+            target=target,
+            target_source=target_source,
+            budget=self.budget,
+            original_retain=trials.original["retain"],
+            original_forget=trials.original["forget"],
+            candidates=tuple(candidates),
+            chosen=chosen,
+            report=None if chosen is None else trials.commit(chosen),
+            seconds=time.perf_counter() - start,
         )
 
-    def _search(self, trials: Trials, progress: Progress, *, together: bool) -> list[Candidate]:
+    def _search(self, trials: "_Trials", progress: Progress, *, together: bool) -> list[Candidate]:
         found: dict[Setting, Candidate] = {}
         for number in range(self.rounds + 1):
             settings = self._grid(trials) if number == 0 else self._closer([*found.values()], number)
@@ -176,7 +186,7 @@ class Tuner:
             found.update(zip(new, tried, strict=True))
         return [*found.values()]
 
-    def _grid(self, trials: Trials) -> Iterator[Setting]:
+    def _grid(self, trials: "_Trials") -> Iterator[Setting]:
         strengths = self.strengths if trials.curve.strength else (None,)
         norm = trials.inputs.retain_data is not None and has_batch_norm(trials.model)
         for reestimate in dict.fromkeys(r and norm for r in self.reestimate):
@@ -185,7 +195,7 @@ class Tuner:
                     yield Setting(fraction=fraction, strength=strength, reestimate=reestimate)
 
     def _closer(self, found: list[Candidate], number: int) -> Iterator[Setting]:
-        """Look at finer fractions around the best of each promising combination."""
+        """Yield finer fractions around the best of each promising combination."""
         pool = [c for c in found if c.feasible] or found
         best: dict[tuple[float | None, bool], Candidate] = {}
         for c in sorted(pool, key=lambda c: c.order, reverse=True):
@@ -200,6 +210,105 @@ class Tuner:
 
 
 def _measured(
-    own: Iterable[Setting], _: Iterator[int], *, trials: Trials, progress: Progress, what: str
+    own: Iterable[Setting], _: Iterator[int], *, trials: "_Trials", progress: Progress, what: str
 ) -> Iterator[Candidate]:
     return map(trials.measure, progress(own, what, length(own)))
+
+
+class _RollBackError(Exception):
+    """Raised inside an edit after it was scored, to roll it back bit by bit."""
+
+
+def _scores(model: nn.Module, validation: Validation, objective: Objective | None) -> dict[str, float]:
+    """Measure accuracy and mean probability of the label, each 0 … 1, on both parts of the validation data."""
+    found: dict[str, float] = {}
+    try:
+        for name, data in (("retain", validation.retain), ("forget", validation.forget)):
+            outputs = outputs_of(model, data, objective=objective)
+            found |= {name: outputs.accuracy, f"{name}_probability": outputs.certainty}
+    except InapplicableError as reason:
+        raise ConfigurationError(f"Tuner.tune: cannot judge by the validation data: {reason}") from reason
+    return found
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class _Trials:
+    """Makes and scores the candidates of one search."""
+
+    unlearner: ElementwiseUnlearner
+    model: nn.Module
+    curve: OperatingCurve
+    inputs: UnlearningInputs
+    validation: Validation
+    target: float
+    budget: float
+    original: dict[str, float]
+
+    def measure(self, setting: Setting) -> Candidate:
+        """Make an edit, score it, undo it."""
+        seen: dict[str, Any] = {}
+
+        def accept(report: Report) -> Never:
+            self._finish(setting)
+            seen["scores"] = _scores(self.model, self.validation, self.inputs.objective)
+            seen["changed"] = report.fraction
+            raise _RollBackError
+
+        method = self._method(setting)
+        options = self._options(method)
+        try:
+            with warnings.catch_warnings(), suppress(_RollBackError):
+                warnings.simplefilter("ignore", UnlearnKitWarning)  # raised once, for the chosen edit
+                method.unlearn(self.model, self.inputs, accept=accept)
+        except (BudgetError, NonFiniteError) as error:
+            return Candidate(setting=setting, options=options, problem=str(error))
+        return self._candidate(setting, options, seen["scores"], changed=seen["changed"])
+
+    def commit(self, candidate: Candidate) -> Report:
+        """Make the chosen edit and keep it."""
+        before = {name: b.detach().clone() for name, b in buffers(self.model).items()}
+
+        def accept(report: Report) -> Report:
+            self._finish(candidate.setting)
+            changed = [n for n, b in buffers(self.model).items() if not bool((b == before[n]).all())]
+            return attrs.evolve(report, buffers_changed=tuple(changed), model_after=digest(self.model))
+
+        return self._method(candidate.setting).unlearn(self.model, self.inputs, accept=accept)
+
+    def _method(self, setting: Setting) -> ElementwiseUnlearner:
+        value = self.curve.value_for(setting.fraction)
+        options = {self.curve.option: value}
+        if setting.strength is not None:
+            options[self.curve.strength] = setting.strength * value
+        return with_options(self.unlearner, **options)
+
+    def _finish(self, setting: Setting) -> None:
+        if setting.reestimate:
+            assert self.inputs.retain_data is not None, "no such setting is made without retain data"
+            reestimate_batch_norm(self.model, self.inputs.retain_data, objective=self.inputs.objective)
+
+    def _options(self, method: ElementwiseUnlearner) -> dict[str, Any]:
+        names = (self.curve.option, self.curve.strength)
+        return {name: getattr(method, name) for name in names if name}
+
+    def _candidate(
+        self, setting: Setting, options: dict[str, Any], scores: dict[str, float], *, changed: float
+    ) -> Candidate:
+        distance, damage = abs(scores["forget"] - self.target), self.original["retain"] - scores["retain"]
+        return Candidate(
+            setting=setting,
+            options=options,
+            selected=self.curve.fraction(options[self.curve.option]),
+            changed=changed,
+            retain=scores["retain"],
+            forget=scores["forget"],
+            retain_probability=scores["retain_probability"],
+            forget_probability=scores["forget_probability"],
+            distance=distance,
+            damage=damage,
+            score=(1 - distance) * (1 - max(damage, 0.0)),
+            margin=(1 - abs(scores["forget_probability"] - self.target)) * scores["retain_probability"],
+            # Damage of exactly the budget is allowed, in spite of rounding.
+            feasible=damage <= self.budget + 1e-12,
+        )

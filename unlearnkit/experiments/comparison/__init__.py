@@ -1,10 +1,10 @@
 """Methods × options × seeds × forget targets beside each other: `unlearnkit compare`."""
 
 from unlearnkit.experiments.comparison.compare import Comparison, compare
-from unlearnkit.experiments.comparison.result import TrialResult
-from unlearnkit.experiments.comparison.summary import Statistic, VariantSummary, summarise
+from unlearnkit.experiments.comparison.results import TrialResult
+from unlearnkit.experiments.comparison.tables import Statistic, VariantSummary, summarise
 from unlearnkit.experiments.comparison.trial import Trial, trials_of
-from unlearnkit.experiments.comparison.work_units import Event
+from unlearnkit.experiments.comparison.worker import Event
 
 __all__ = [
     "Comparison",

@@ -13,19 +13,19 @@ from unlearnkit.experiments.config import Config, ForgetConfig, MethodConfig
 from unlearnkit.utils.errors import ConfigurationError
 
 SPLITS = ("retain-train", "forget-train", "retain-test", "forget-test")
-"""What is measured in every trial, as far as there are such samples."""
+"""The splits that every trial is evaluated on, except for empty ones."""
 
 
 @final
 @attrs.frozen(kw_only=True)
 class Trial:
-    """One edit of a comparison, and all that decides its result.
+    """One edit of a comparison, and all that its result depends on.
 
     Attributes:
-        config: A configuration of its own: one method, one forget target; its ``training.seed`` is that of the
-            original model, its ``seed`` that of the unlearning.
-        forget: The forget target as text, as ``"classes=3"``.
-        variant: Label of the method, and the values of its grid: what a summary averages over the rest.
+        config: A configuration with one method and one forget target; its ``training.seed`` is that of the original
+            model, its ``seed`` that of the unlearning.
+        forget: The forget target as text, such as ``"classes=3"``.
+        variant: Label of the method and values of its grid; a summary has one line per variant.
         key: Digest of everything that the result depends on; "" until it is known.
     """
 
@@ -36,23 +36,23 @@ class Trial:
 
     @property
     def method(self) -> MethodConfig:
-        """Return the method's part of the configuration."""
+        """The method's part of the configuration."""
         return self.config.method[0]
 
     @property
     def group(self) -> tuple[str, int, int]:
-        """Return forget target, training seed and unlearning seed: trials that share them share their importances."""
+        """Forget target, training seed and unlearning seed: trials that share them share their importances."""
         return self.forget, self.config.training.seed, self.config.seed
 
     @property
     def name(self) -> str:
-        """Return what a person calls it."""
+        """Name for people."""
         forget, training, unlearning = self.group
         return f"{self.variant} · {forget} · training seed {training} · unlearning seed {unlearning}"
 
 
 def trials_of(config: Config) -> tuple[Trial, ...]:
-    """List the trials of a comparison: those that share their importances stand together.
+    """List the trials of a comparison; trials that share their importances are neighbours.
 
     Args:
         config: With a section ``[comparison]``.
@@ -80,7 +80,7 @@ def trials_of(config: Config) -> tuple[Trial, ...]:
 
 
 def variants(method: MethodConfig) -> Iterator[tuple[str, MethodConfig]]:
-    """Take a method's grid apart.
+    """List the points of a method's grid.
 
     Example:
         >>> [label for label, _ in variants(MethodConfig(name="ssd", grid={"alpha": [1, 3], "lam": [1]}))]
@@ -115,10 +115,7 @@ def digest_of(value: Any) -> str:
 
 
 def keyed(trial: Trial, facts: Mapping[str, Any]) -> Trial:
-    """Give a trial the digest of everything that its result depends on.
-
-    Labels, output folder, and what changes speed only are left out.
-    """
+    """Set a trial's key: the digest of all but labels, the output folder and options that change only the speed."""
     config = trial.config
     decides = {
         "model": [config.model.factory, config.model.options],
@@ -152,7 +149,7 @@ def _one(config: Config, target: ForgetConfig, method: MethodConfig, training: i
         forget=target,
         method=(method,),
         evaluation=evaluation,
-        importance=attrs.evolve(config.importance, checkpoint=""),  # what a trial found is on disk as it ends
+        importance=attrs.evolve(config.importance, checkpoint=""),  # a trial writes its result when it ends
         tuning=attrs.evolve(config.tuning, method=""),
         training=attrs.evolve(config.training, seed=training),
         seed=unlearning,

@@ -1,29 +1,28 @@
-"""Does trials one after the other, and keeps between them what they share: data, models, importances."""
+"""Runs trials one after the other and keeps what they share between them: data, models, importances."""
 
 import copy
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, final
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, final
 
 import attrs
 import torch
-from torch import nn
 
 from unlearnkit.data import LabelledImages, forget_split
 from unlearnkit.distributed.ranks import resolve_device
 from unlearnkit.evaluation import LossAndAccuracy
-from unlearnkit.experiments.comparison.result import TrialResult
+from unlearnkit.experiments.comparison.results import TrialFolder, TrialResult
 from unlearnkit.experiments.comparison.trial import Trial
 from unlearnkit.experiments.experiment import Experiment, forget_spec, make_metrics, make_unlearner
 from unlearnkit.experiments.retrained import kept_original, retrained_models
 from unlearnkit.experiments.run import Job
 from unlearnkit.experiments.tune import Search, elementwise, set_aside
-from unlearnkit.importance.importance import Importance
 from unlearnkit.models.parameters import trainable
 from unlearnkit.plugins.manager import PluginManager
-from unlearnkit.reporting import RunRecord
-from unlearnkit.unlearning.unlearner import Need
 from unlearnkit.utils.errors import UnlearnKitWarning
 from unlearnkit.utils.memory import MIB, peak_memory, reset_peak
 from unlearnkit.utils.options import option_values
@@ -32,40 +31,37 @@ from unlearnkit.utils.progress import Progress, silent
 
 @final
 class Worker:
-    """Does the trials of one comparison in one process.
+    """Runs the trials of one comparison in one process.
 
-    Trials that share forget target and seeds are cheapest one after the other. No result depends on what was done
-    before it.
+    Trials that share forget target and seeds are cheapest one after the other. No result depends on earlier trials.
     """
 
     def __init__(
         self, plugins: PluginManager, *, experiment: Experiment | None = None, progress: Progress = silent
     ) -> None:
         self._plugins = plugins
+        self._provider_of = cache(plugins.provider_of)  # reads the files of installed distributions
         self._loaded = experiment
         self._progress = progress
-        self._stage: tuple[tuple[str, int, int], _Stage | Exception] | None = None
+        self._group: tuple[tuple[str, int, int], _Group | Exception] | None = None
 
     def facts(self, trial: Trial) -> dict[str, Any]:
-        """Check a trial, and say what its result depends on that the configuration does not say."""
+        """Check a trial, and return what its result depends on beyond the configuration."""
         experiment, plugins = self._experiment(trial), self._plugins
-        assert experiment.split is not None, "_experiment() sets it"
         make = elementwise if trial.method.tuned else make_unlearner
         unlearner, estimator = make(trial.method, plugins), experiment.estimator(plugins)
         metrics = make_metrics(trial.config.evaluation, plugins).values()
         return {
-            "forget": experiment.split.train.digest(),
+            "forget": experiment.forgotten.digest(),
             "method": [unlearner.name, trial.method.tuned, option_values(unlearner)],
             "estimator": [estimator.name, option_values(estimator)],
             "metrics": [[metric.name, option_values(metric)] for metric in metrics],
             "objective": experiment.objective.describe(),
-            "providers": [
-                plugins.provider_of(kind) for kind in (type(unlearner), type(estimator), *map(type, metrics))
-            ],
+            "providers": [self._provider_of(kind) for kind in (type(unlearner), type(estimator), *map(type, metrics))],
         }
 
     def train(self, trial: Trial, seed: int | None) -> None:
-        """Train a model that trials need, unless it is kept already."""
+        """Train a model that trials need, unless it is on disk."""
         with _threads(trial.config.comparison.threads):
             experiment = self._experiment(trial)
             if seed is None:
@@ -73,15 +69,15 @@ class Worker:
             else:
                 retrained_models(experiment, [seed], progress=self._progress)
 
-    def do(self, trial: Trial) -> TrialResult:
-        """Do a trial; whatever goes wrong in it is its result, Ctrl-C excepted."""
+    def run(self, trial: Trial) -> TrialResult:
+        """Run a trial; an error becomes its result, except for Ctrl-C."""
         device = resolve_device(trial.config.device)
         reset_peak(device)
         try:
-            with _threads(trial.config.comparison.threads), _heard() as said:
-                result = self._stage_of(trial).do(trial)
+            with _threads(trial.config.comparison.threads), _collected_warnings() as said:
+                result = self._group_of(trial).run(trial)
             result = attrs.evolve(result, remarks=tuple(dict.fromkeys([*result.remarks, *said])))
-        except Exception as error:  # noqa: BLE001 - a trial that fails is a row of the table, and the others go on
+        except Exception as error:  # noqa: BLE001 - a failed trial is a row of the table, and the others go on
             result = TrialResult.failure(error)
         peak = attrs.asdict(peak_memory(device))
         return attrs.evolve(result, memory={where: size / MIB for where, size in peak.items() if size is not None})
@@ -93,33 +89,31 @@ class Worker:
         assert spec is not None, "trials_of() refuses a comparison with nothing to forget"
         return attrs.evolve(self._loaded, config=trial.config, split=forget_split(self._loaded.bundle, spec))
 
-    def _stage_of(self, trial: Trial) -> "_Stage":
-        if self._stage is None or self._stage[0] != trial.group:
-            made: _Stage | Exception
+    def _group_of(self, trial: Trial) -> "_Group":
+        if self._group is None or self._group[0] != trial.group:
+            made: _Group | Exception
             try:
-                made = _Stage.start(self._experiment(trial), self._plugins, self._progress)
+                made = _Group.start(self._experiment(trial), self._plugins, self._progress)
             except Exception as error:  # noqa: BLE001 - raised below, for every trial of the group
                 made = error
-            self._stage = (trial.group, made)
-        stage = self._stage[1]
-        if isinstance(stage, Exception):
-            raise stage
-        return stage
+            self._group = (trial.group, made)
+        if isinstance(self._group[1], Exception):
+            raise self._group[1]
+        return self._group[1]
 
 
 @final
 @attrs.frozen(kw_only=True, eq=False)
-class _Stage:
+class _Group:
     """What the trials of one forget target, training seed and unlearning seed share."""
 
     job: Job
     unseen: LabelledImages | None
     before: dict[str, LossAndAccuracy]
-    importances: dict[Need, Importance] = attrs.field(factory=dict)
     searches: list[Search] = attrs.field(factory=list)
 
     @classmethod
-    def start(cls, experiment: Experiment, plugins: PluginManager, progress: Progress) -> "_Stage":
+    def start(cls, experiment: Experiment, plugins: PluginManager, progress: Progress) -> "_Group":
         job, unseen = set_aside(
             Job(
                 experiment=experiment,
@@ -132,34 +126,19 @@ class _Stage:
         )
         return cls(job=job, unseen=unseen, before=job.evaluate(job.original))
 
-    def do(self, trial: Trial) -> TrialResult:
-        model = copy.deepcopy(self.job.original)
-        made, found = self._tuned(trial, model) if trial.method.tuned else (self._fixed(trial, model), True)
-        record = self.job.evaluated(made, model, self.before)
+    def run(self, trial: Trial) -> TrialResult:
+        model, method, tuning = copy.deepcopy(self.job.original), trial.method, None
+        if method.tuned:
+            if not self.searches:
+                self.searches.append(Search.start(self.job, self.unseen))
+            tuning, record = self.searches[0].edit(model, method, label=method.label)
+            remarks = (*record.report.remarks, tuning.sentence())
+            record = attrs.evolve(record, report=attrs.evolve(record.report, remarks=remarks))
+        else:
+            record = self.job.record(method.label, self.job.edit(model, method, self.job.experiment.splits()))
+        record = self.job.evaluated(record, model, self.before)
         weights = sum(p.numel() for p in trainable(model).values())
-        return TrialResult.of(record, weights=weights, no_candidate=not found)
-
-    def _fixed(self, trial: Trial, model: nn.Module) -> RunRecord:
-        unlearner = make_unlearner(trial.method, self.job.plugins)
-        shared = {Need.FORGET_IMPORTANCE, Need.REFERENCE_IMPORTANCE} & unlearner.needs
-        for need in (Need.FORGET_IMPORTANCE, Need.REFERENCE_IMPORTANCE):
-            if need in shared and need not in self.importances:
-                self.importances.update(self.job.importances({need}))
-        stages = {
-            Need.FORGET_IMPORTANCE: "forget importance",
-            Need.REFERENCE_IMPORTANCE: f"{trial.config.importance.reference} importance",
-        }
-        mine = {stages[need]: self.job.seconds[stages[need]] for need in stages if need in shared}
-        job = attrs.evolve(self.job, seconds=mine)
-        return job.edit(model, trial.method, unlearner, {need: self.importances[need] for need in shared})
-
-    def _tuned(self, trial: Trial, model: nn.Module) -> tuple[RunRecord, bool]:
-        if not self.searches:
-            self.searches.append(Search.start(self.job, self.unseen))
-        search = self.searches[0]
-        tuning, report = search.edit(model, elementwise(trial.method, self.job.plugins), trial.method)
-        report = attrs.evolve(report, remarks=(*report.remarks, tuning.sentence()))
-        return search.described(trial.method.label, tuning, report), tuning.chosen is not None
+        return TrialResult.of(record, weights=weights, no_candidate=tuning is not None and tuning.chosen is None)
 
 
 @contextmanager
@@ -173,8 +152,8 @@ def _threads(number: int) -> Iterator[None]:
 
 
 @contextmanager
-def _heard() -> Iterator[list[str]]:
-    """Collect the warnings of unlearnkit, which are a trial's remarks, and pass on all others."""
+def _collected_warnings() -> Iterator[list[str]]:
+    """Collect unlearnkit's warnings as remarks of the trial; show all others."""
     said: list[str] = []
     with warnings.catch_warnings():
         shown = warnings.showwarning
@@ -188,3 +167,94 @@ def _heard() -> Iterator[list[str]]:
         warnings.showwarning = show
         warnings.simplefilter("always", UnlearnKitWarning)
         yield said
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Event:
+    """The start or end of a trial, or of the training of a model.
+
+    Attributes:
+        kind: ``"started"``, ``"done"`` or ``"failed"``.
+        name: Name of the trial, or of the model that is trained.
+        key: Key of the trial; "" for a model.
+        process: Process id.
+    """
+
+    kind: Literal["started", "done", "failed"]
+    name: str
+    key: str = ""
+    process: int = attrs.field(factory=os.getpid)
+
+
+Watch = Callable[[Event], None]
+"""Called with every event."""
+
+
+def ignore(_: Event) -> None:
+    """Watch nothing."""
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Unit:
+    """What one process does in one go: train a model, or run trials that share their importances."""
+
+    trials: tuple[Trial, ...]
+    folder: Path
+    model: str = ""
+    seed: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the model to train, for people."""
+        forget, training, _ = self.trials[0].group
+        if self.model == "original":
+            return f"original · training seed {training}"
+        return f"retrained without {forget} · training seed {self.seed}"
+
+    def run(self, worker: Worker, watch: Watch) -> None:
+        """Do the work; a trial's result is on disk before its end is reported."""
+        if self.model:
+            self._train(worker, watch)
+            return
+        folder = TrialFolder(folder=self.folder)
+        for trial in self.trials:
+            watch(Event(kind="started", name=trial.name, key=trial.key))
+            result = worker.run(trial)
+            folder.write(trial, result)
+            watch(Event(kind="failed" if result.failed else "done", name=trial.name, key=trial.key))
+
+    def _train(self, worker: Worker, watch: Watch) -> None:
+        watch(Event(kind="started", name=self.name))
+        try:
+            worker.train(self.trials[0], self.seed)
+        except Exception:  # noqa: BLE001 - the trials that need the model meet the same error, and it is their result
+            watch(Event(kind="failed", name=self.name))
+        else:
+            watch(Event(kind="done", name=self.name))
+
+
+def models_for(trials: Sequence[Trial], folder: Path) -> tuple[Unit, ...]:
+    """List the models that trials need, without repeats."""
+    originals: dict[int, Unit] = {}
+    retrained: dict[tuple[str, int], Unit] = {}
+    for trial in trials:
+        one = Unit(trials=(trial,), folder=folder, model="original")
+        originals.setdefault(trial.config.training.seed, one)
+        for seed in trial.config.evaluation.retrained_seeds:
+            retrained.setdefault((trial.forget, seed), attrs.evolve(one, model="retrained", seed=seed))
+    return (*originals.values(), *retrained.values())
+
+
+def groups_of(trials: Iterable[Trial], folder: Path, *, jobs: int) -> tuple[Unit, ...]:
+    """Put trials that share importances into one unit; split units when processes would be idle."""
+    groups: dict[tuple[str, int, int], list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(trial.group, []).append(trial)
+    parts = max(1, -(-jobs // len(groups))) if groups else 1
+    return tuple(
+        Unit(trials=tuple(group[i::parts]), folder=folder)
+        for group in groups.values()
+        for i in range(min(parts, len(group)))
+    )

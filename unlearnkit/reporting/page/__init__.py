@@ -1,4 +1,4 @@
-"""``report.html``: one page that needs nothing but itself, made from the record of a run."""
+"""``report.html``: one self-contained page, made from the record of a run."""
 
 from unlearnkit.reporting.page.render import render_page, write_page
 

@@ -1,10 +1,34 @@
-"""What a page consists of: sections with sentences, tables and pictures."""
+"""Parts of a page: sections with text, tables and pictures, and a picture as inline SVG."""
 
+import io
+import warnings
 from collections.abc import Callable
-from typing import final
+from typing import Any, final
+from xml.etree import ElementTree as ET
 
 import attrs
+import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+_INK, _LINE = "#010203", "#040506"  # replaced by the page's colours, which depend on light and dark
+_XLINK = "{http://www.w3.org/1999/xlink}"
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: it can be searched, read aloud, and is drawn in the reader's font
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "grid.color": _LINE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 11,
+    "hatch.linewidth": 0.7,
+}
+_WIDTH = 5.0
 
 
 @final
@@ -20,7 +44,7 @@ class Table:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Picture:
-    """One picture, what it shows in words, and the same as a table."""
+    """A picture, its description in words, and its numbers as a table."""
 
     name: str
     title: str
@@ -34,10 +58,10 @@ class Picture:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Section:
-    """One part of the page."""
+    """One part of the page; `render_page` gives it its name and title."""
 
-    name: str
-    title: str
+    name: str = ""
+    title: str = ""
     words: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
     tables: tuple[Table, ...] = ()
@@ -45,7 +69,7 @@ class Section:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Write a number for people.
+    """Format a number.
 
     Example:
         >>> number(0.5), number(None), number(0.00002), number(0.0)
@@ -55,3 +79,49 @@ def number(value: float | None, digits: int = 3) -> str:
         return "–"
     plain = value == 0 or 10**-digits <= abs(value) < 1e6
     return f"{value:.{digits}f}" if plain else f"{value:.3g}"
+
+
+def svg(picture: Picture) -> str:
+    """Draw a picture as SVG with a title and a description, in the page's colours, the same bytes each time."""
+    # The user's matplotlib style must not change the page; the backend stays the user's.
+    usual = {key: value for key, value in mpl.rcParamsDefault.items() if not key.startswith("backend")}
+    with mpl.rc_context({**usual, **_STYLE, "svg.hashsalt": picture.name}), warnings.catch_warnings():
+        # A glyph that is missing here may exist in the browser's font, which draws the text.
+        warnings.filterwarnings("ignore", message=r"(?s)Glyph .* missing from", category=UserWarning)
+        figure = Figure(figsize=(_WIDTH, picture.height), layout="constrained")
+        picture.draw(figure.subplots())
+        written = io.BytesIO()
+        figure.savefig(written, format="svg", metadata={"Date": None}, transparent=True)
+    return _inline(written.getvalue().decode(), picture)
+
+
+def _inline(text: str, picture: Picture) -> str:
+    for sentinel, colour in ((_INK, "currentColor"), (_LINE, "var(--line)")):
+        text = text.replace(sentinel, colour)
+    root = ET.fromstring(text)
+    for parent in root.iter():
+        for child in [c for c in parent if c.tag.endswith(("}metadata", "}style"))]:
+            parent.remove(child)
+        parent.tag = parent.tag.rpartition("}")[2]
+        _prefix(parent, picture.name)
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    words = {"title": picture.title, "desc": picture.alternative}
+    for place, (tag, text) in enumerate(words.items()):
+        element = ET.Element(tag, {"id": f"{picture.name}-{tag}"})
+        element.text = text
+        root.insert(place, element)
+    root.attrib |= {"role": "img", "aria-labelledby": " ".join(f"{picture.name}-{tag}" for tag in words)}
+    return ET.tostring(root, encoding="unicode")
+
+
+def _prefix(element: "ET.Element[str]", name: str) -> None:
+    for key, value in [*element.attrib.items()]:
+        if key.startswith(_XLINK):
+            del element.attrib[key]
+        if key == "id":
+            element.set("id", f"{name}-{value}")
+        elif key == f"{_XLINK}href":
+            element.set("href", value.replace("#", f"#{name}-"))
+        elif "url(#" in value:
+            element.set(key, value.replace("url(#", f"url(#{name}-"))

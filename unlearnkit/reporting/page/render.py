@@ -1,30 +1,29 @@
-"""From the record of a run to the text of its page."""
+"""Renders the record of a run as one HTML page."""
 
 from pathlib import Path
 
+import attrs
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from unlearnkit.reporting.page import sample_sections as looks
-from unlearnkit.reporting.page import sections
-from unlearnkit.reporting.page.parts import number
-from unlearnkit.reporting.page.svg import svg
+from unlearnkit.reporting.page import sample_sections, sections
+from unlearnkit.reporting.page.parts import number, svg
 from unlearnkit.reporting.record import RunRecord
 from unlearnkit.utils.files import atomic_write
 
 NAME = "report.html"
 
 _SECTIONS = (
-    sections.forgotten,
-    sections.scores,
-    sections.gap,
-    sections.search,
-    sections.layers,
-    looks.confidences,
-    looks.attacks,
-    looks.where,
-    sections.metrics,
-    sections.times,
-    sections.provenance,
+    ("forgotten", "What was forgotten", sections.forgotten),
+    ("accuracy", "Accuracy before and after", sections.scores),
+    ("gap", "Is it like retraining?", sections.gap),
+    ("search", "The search for the edit", sections.search),
+    ("layers", "Which layers were edited", sections.layers),
+    ("confidences", "Forgotten against unseen samples", sample_sections.confidences),
+    ("attacks", "Can an attacker tell?", sample_sections.attacks),
+    ("destinations", "Where forgotten samples go", sample_sections.where),
+    ("metrics", "Further metrics", sections.metrics),
+    ("time", "Time and memory", sections.times),
+    ("provenance", "Options and provenance", sections.provenance),
 )
 _BADGES = {
     "near": ("good", "✓ within the spread of retraining"),
@@ -36,7 +35,7 @@ _BADGES = {
 
 
 def render_page(record: RunRecord) -> str:
-    """Write the page of a run: one HTML text that refers to nothing outside itself."""
+    """Return the page of a run as HTML that refers to nothing outside itself."""
     environment = Environment(
         loader=PackageLoader("unlearnkit.reporting"),
         autoescape=True,  # names of classes, labels and files come from outside
@@ -52,13 +51,13 @@ def render_page(record: RunRecord) -> str:
         tone=tone,
         badge=badge,
         cards=_cards(record),
-        sections=[section(record) for section in _SECTIONS],
+        sections=[attrs.evolve(make(record), name=name, title=title) for name, title, make in _SECTIONS],
         svg=svg,
     )
 
 
 def write_page(folder: Path, record: RunRecord) -> Path:
-    """Write ``report.html`` into a folder of results, whole or not at all."""
+    """Write ``report.html`` into a folder of results atomically."""
     text = render_page(record)
     with atomic_write(folder / NAME) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The sections that look at samples: confidences, attacks, and where forgotten samples go."""
+"""The sections about samples: confidences, attacks, and predictions for forgotten samples."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -8,7 +8,7 @@ import numpy as np
 from unlearnkit.evaluation.plot_data import BINS, Histogram, PlotData, RocCurve
 from unlearnkit.reporting.page.parts import Picture, Section, Table, number
 from unlearnkit.reporting.plots import confidence_histogram, destinations, roc_curves
-from unlearnkit.reporting.plots.destinations import destination_shares
+from unlearnkit.reporting.plots.sample_plots import destination_shares
 from unlearnkit.reporting.record import RunRecord
 
 _MODELS = ("original", "unlearned", "retrained")
@@ -17,39 +17,39 @@ _NOT_TAKEN = "This was not measured: evaluation.page was false, no edit was made
 
 def confidences(record: RunRecord) -> Section:
     """Compare forgotten with unseen samples."""
-    title, views = "Forgotten against unseen samples", record.views
+    views = record.views
     if views is None or not views.histograms:
-        return Section(name="confidences", title=title, words=(_why(views, "histograms"),))
+        return Section(words=(_why(views, "histograms"),))
     pictures = tuple(_histogram(views.histograms, m) for m in _MODELS if any(h.model == m for h in views.histograms))
     intro = (
         "A model that forgot treats forgotten samples as if it had never seen them: the two lines of the unlearned "
-        "model should look like those of a retrained one."
+        "model should look like those of a retrained model."
     )
     words = (intro, *_missing(views))
-    return Section(name="confidences", title=title, words=words, pictures=pictures)
+    return Section(words=words, pictures=pictures)
 
 
 def attacks(record: RunRecord) -> Section:
     """Show the ROC curves."""
-    title, views = "Can an attacker tell?", record.views
+    views = record.views
     if views is None:
-        return Section(name="attacks", title=title, words=(_NOT_TAKEN,))
+        return Section(words=(_NOT_TAKEN,))
     names = [*dict.fromkeys(curve.attack for curve in views.curves if curve.model == "unlearned")]
     reasons = [f"{what}: {why}." for what, why in views.reasons.items() if " attack, " in what]
     intro = (
-        "Each attack tries to tell forgotten from unseen samples. An area (AUC) near that of the retrained models is "
-        "the goal; above it the attack still finds them, and below it they were pushed past what was never seen. A low "
-        "area is no proof: a stronger attack may find more."
+        "Each attack tries to tell forgotten from unseen samples. The goal is an area under the curve (AUC) near that "
+        "of the retrained models. Above it, the attack still finds the forgotten samples; below it, they are treated "
+        "worse than unseen samples. A low AUC is no proof: a stronger attack may find more."
     )
     words = (*([intro] if names else ()), *reasons) or ("There is no attack to show.",)
-    return Section(name="attacks", title=title, words=words, pictures=tuple(_roc(views.curves, a) for a in names))
+    return Section(words=words, pictures=tuple(_roc(views.curves, a) for a in names))
 
 
 def where(record: RunRecord) -> Section:
-    """Show what forgotten samples are predicted as."""
-    title, views = "Where forgotten samples go", record.views
+    """Show the predictions for forgotten samples."""
+    views = record.views
     if views is None or not views.destinations:
-        return Section(name="destinations", title=title, words=(_why(views, "destinations"),))
+        return Section(words=(_why(views, "destinations"),))
     models = [d for d in views.destinations if d.model != "label"]
     names, shares = destination_shares(models, views.classes)
     total = {d.model: sum(d.counts) for d in views.destinations}
@@ -63,13 +63,13 @@ def where(record: RunRecord) -> Section:
     picture = Picture(
         name="destinations",
         title="Predictions for forgotten samples",
-        caption="Training samples of the forget set. Retrained models are taken together.",
+        caption="Training samples of the forget set. Retrained models are summed.",
         alternative=f"Bars of the share of forgotten samples per predicted class. {said}.",
         draw=partial(destinations, found=models, classes=views.classes),
         height=0.9 + 0.2 * (len(models) + 0.6) * len(names),
         table=Table(caption="Samples per predicted class", header=header, rows=rows),
     )
-    return Section(name="destinations", title=title, words=_missing(views), pictures=(picture,))
+    return Section(words=_missing(views), pictures=(picture,))
 
 
 def _why(views: PlotData | None, what: str) -> str:
@@ -94,7 +94,7 @@ def _histogram(histograms: Sequence[Histogram], model: str) -> Picture:
     return Picture(
         name=f"confidence-{model}",
         title=f"Confidence of the {model} model",
-        caption="How sure it is of the right label.",
+        caption="The model's confidence in the right label.",
         alternative=f"Histogram of the probability of the label: {said}.",
         draw=partial(confidence_histogram, histograms=mine, model=model),
         height=2.9,
@@ -108,7 +108,7 @@ def _roc(curves: Sequence[RocCurve], attack: str) -> Picture:
     return Picture(
         name=f"roc-{attack.lower()}",
         title=f"The {attack} attack",
-        caption="True against false positives; the legend has the area under each curve.",
+        caption="True against false positives; the legend has the AUC of each curve.",
         alternative=f"ROC curves of the {attack} attack. AUC: {', '.join(f'{m} {auc}' for m, auc in rows)}.",
         draw=partial(roc_curves, curves=mine, attack=attack),
         height=4.6,

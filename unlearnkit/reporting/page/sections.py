@@ -1,21 +1,21 @@
-"""The sections of a page, in order; each says in words what it cannot show."""
+"""The sections of a page; each says in words why it has nothing to show."""
 
 import json
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from unlearnkit.evaluation.gap import ENOUGH
+from unlearnkit.evaluation.metrics.retrain_gap import ENOUGH
 from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.importance.provenance import error_text
-from unlearnkit.reporting.judgement import near
-from unlearnkit.reporting.page.measured import metric_table
 from unlearnkit.reporting.page.parts import Picture, Section, Table, number
 from unlearnkit.reporting.plots import accuracy_bars, edited_layers, timings, tuning_frontier
-from unlearnkit.reporting.plots.layers import layers_of
+from unlearnkit.reporting.plots.model_plots import layers_of
 from unlearnkit.reporting.record import RunRecord
+from unlearnkit.reporting.verdict import near
 
-_SHOWN = 12  # values of a list, before it is cut
+_MODELS = ("unlearned", "original", "retrained")
+_SHOWN = 12  # values of a list
 
 
 def forgotten(record: RunRecord) -> Section:
@@ -32,14 +32,13 @@ def forgotten(record: RunRecord) -> Section:
         rows.append(("labels of the forgotten samples", _listed(named)))
     words = () if rows else ("The record does not say what was forgotten.",)
     tables = (Table(caption="What was forgotten", header=("what", "value"), rows=tuple(rows)),) if rows else ()
-    return Section(name="forgotten", title="What was forgotten", words=words, tables=tables)
+    return Section(words=words, tables=tables)
 
 
 def scores(record: RunRecord) -> Section:
-    """Show accuracy before and after, beside retraining."""
-    title = "Accuracy before and after"
+    """Show accuracy before and after the edit, and of retrained models."""
     if not record.after:
-        return Section(name="accuracy", title=title, words=("Nothing was measured.",))
+        return Section(words=("Nothing was measured.",))
     rows = []
     for split, after in record.after.items():
         before = record.before.get(split)
@@ -60,9 +59,7 @@ def scores(record: RunRecord) -> Section:
     table = Table(caption="Accuracy, and mean loss in nats", header=header, rows=tuple(rows))
     words = () if record.retrained else ("No retrained model at hand: its bars are missing. Retraining is the goal.",)
     if all(score.accuracy is None for score in record.after.values()):
-        return Section(
-            name="accuracy", title=title, words=(*words, "No classification: there is only a loss."), tables=(table,)
-        )
+        return Section(words=(*words, "No classification: there is only a loss."), tables=(table,))
     said = "; ".join(
         f"{row[0]}: original {row[1]}, unlearned {row[2]}" + (f", retrained {row[3]}" if record.retrained else "")
         for row in rows
@@ -70,24 +67,25 @@ def scores(record: RunRecord) -> Section:
     picture = Picture(
         name="accuracy-bars",
         title="Accuracy per split",
-        caption="Retain accuracy should stay, and forget accuracy should come near that of the retrained models, not "
+        caption="Retain accuracy should stay, and forget accuracy should come close to that of retrained models, not "
         "below it. The line at the end of a bar is one standard deviation of the retrained models.",
         alternative=f"Bars of accuracy. {said}.",
         draw=partial(accuracy_bars, before=record.before, after=record.after, retrained=record.retrained),
         height=0.9 + 0.7 * len(rows),
         table=table,
     )
-    return Section(name="accuracy", title=title, words=words, pictures=(picture,))
+    return Section(words=words, pictures=(picture,))
 
 
 def gap(record: RunRecord) -> Section:
-    """Show each measure beside the retrained models."""
-    title, measures = "Is it like retraining?", record.judgement().measures
+    """Compare each measure with the retrained models."""
+    measures = record.judgement().measures
     if not measures:
         count = len(record.retrained)
         why = "No retrained model at hand" if not count else "Nothing was measured on both sides"
-        words = (f"{why}: name checkpoints in evaluation.retrained, or seeds in evaluation.retrained_seeds.",)
-        return Section(name="gap", title=title, words=words)
+        return Section(
+            words=(f"{why}: name checkpoints in evaluation.retrained, or seeds in evaluation.retrained_seeds.",)
+        )
     rows = [
         (
             measure.name,
@@ -102,29 +100,29 @@ def gap(record: RunRecord) -> Section:
     words = (_about_gaps(len(record.retrained)),)
     header = ("measure", "unlearned", "retrained: mean", "sd", "difference", "gap")
     table = Table(caption="The gap to retraining", header=header, rows=tuple(rows))
-    return Section(name="gap", title=title, words=words, tables=(table,))
+    return Section(words=words, tables=(table,))
 
 
 def _about_gaps(models: int) -> str:
     said = (
-        "A gap counts in both directions: below a retrained model's forget accuracy is too much forgotten. sd is the "
+        "A gap counts in both directions: forget accuracy below that of retrained models is a gap too. sd is the "
         f"standard deviation of {models} retrained models; it covers their training seeds only."
     )
     if models < ENOUGH:
         return said
     return (
-        f"{said} One more retrained model would lie within {near(models):.1f} sd 95 times in 100: that is the "
-        "verdict's limit, and it is wide when there are few. Where all agree, an accuracy counts as the same within "
-        "one sample, and an area within 1.96 standard errors of guessing."
+        f"{said} The verdict's limit is {near(models):.1f} sd: one more retrained model would lie within it 95 times "
+        "in 100. It is wide when there are few models. Where all have the same value, an accuracy counts as equal "
+        "within one sample, and an AUC within 1.96 standard errors of guessing."
     )
 
 
 def search(record: RunRecord) -> Section:
     """Show what was tried."""
-    title = "The search for the edit"
     if record.tuning is None:
-        words = ("The options were given, not looked for: unlearnkit tune finds them on validation data.",)
-        return Section(name="search", title=title, words=words)
+        return Section(
+            words=("The options were given, not looked for: unlearnkit tune finds them on validation data.",)
+        )
     tuning = Tuning.from_dict(record.tuning)
     frontier = {id(c) for c in tuning.frontier}
     rows = tuple(
@@ -143,25 +141,25 @@ def search(record: RunRecord) -> Section:
     picture = Picture(
         name="tuning-frontier",
         title="What was tried, and what was chosen",
-        caption="Each point is an edit, on validation data. Right is good; the dashed line is the forget accuracy that "
-        "was aimed at, and left of the dotted line more retain accuracy is lost than the budget allows.",
+        caption="Each point is an edit, scored on validation data; further right is better. The dashed line is the "
+        "target forget accuracy. Left of the dotted line, more retain accuracy is lost than the budget allows.",
         alternative=f"Retain against forget accuracy of {len(rows)} edits. {tuning.sentence()}",
         draw=partial(tuning_frontier, tuning=tuning),
         height=4.2,
         table=table,
     )
-    return Section(name="search", title=title, words=(tuning.sentence(),), pictures=(picture,))
+    return Section(words=(tuning.sentence(),), pictures=(picture,))
 
 
 def layers(record: RunRecord) -> Section:
     """Show which layers were edited."""
-    title, report = "Which layers were edited", record.report
+    report = record.report
     if not report.size:
-        return Section(name="layers", title=title, words=("No edit was made.",))
+        return Section(words=("No edit was made.",))
     buffers = f" Buffers that changed: {_listed(report.buffers_changed)}." if report.buffers_changed else ""
     words = (f"{report.sentence()}{buffers}",)
     if not report.changed:
-        return Section(name="layers", title=title, words=words)
+        return Section(words=words)
     shown = layers_of(report)
     rows = tuple((t.name, f"{t.size:,}", f"{t.changed:,}", f"{100 * t.fraction:.3g} %") for t in report.tensors)
     table = Table(caption="Every tensor", header=("tensor", "weights", "changed", "share"), rows=rows)
@@ -178,44 +176,64 @@ def layers(record: RunRecord) -> Section:
         height=0.9 + 0.24 * len(shown),
         table=table,
     )
-    return Section(name="layers", title=title, words=words, pictures=(picture,))
+    return Section(words=words, pictures=(picture,))
 
 
 def metrics(record: RunRecord) -> Section:
     """Show every further metric, or why it has no value."""
-    title = "Further metrics"
     if not record.metrics:
-        words = ("None were asked for: evaluation.metrics names them, and unlearnkit methods lists them.",)
-        return Section(name="metrics", title=title, words=words)
+        return Section(
+            words=("None were asked for: evaluation.metrics names them, and unlearnkit methods lists them.",)
+        )
     tables = (metric_table(record.metrics, record.not_applicable),)
-    return Section(name="metrics", title=title, tables=tables)
+    return Section(tables=tables)
+
+
+def metric_table(metrics: Mapping[str, Mapping[str, float | None]], reasons: Mapping[str, Mapping[str, str]]) -> Table:
+    """Tabulate each metric's value for each model, or the reason why there is none.
+
+    Example:
+        >>> table = metric_table({"m": {"AUC": 0.5, "original AUC": None}}, {"m": {"original AUC": "no model"}})
+        >>> table.rows
+        (('m: AUC', '0.500', 'no model', '–'),)
+    """
+    rows = []
+    for metric, values in metrics.items():
+        cells: dict[str, dict[str, str]] = {}
+        for name, value in values.items():
+            first, _, rest = name.partition(" ")
+            model, quantity = (first, rest) if first in _MODELS and rest else ("unlearned", name)
+            reason = reasons.get(metric, {}).get(name, "no reason given")
+            cells.setdefault(quantity, {})[model] = reason if value is None else number(value)
+        rows += [(f"{metric}: {quantity}", *(row.get(m, "–") for m in _MODELS)) for quantity, row in cells.items()]
+    return Table(caption="Every metric that was asked for", header=("metric", *_MODELS), rows=tuple(rows))
 
 
 def times(record: RunRecord) -> Section:
     """Show where the time went."""
-    title, seconds = "Time and memory", record.report.seconds
+    seconds = record.report.seconds
     if not seconds:
-        return Section(name="time", title=title, words=("No stage was timed.",))
+        return Section(words=("No stage was timed.",))
     memory = record.memory
     held = [
         f"{what} {size / 2**20:,.0f} MiB"
         for what, size in (("host", memory and memory.host), ("CUDA", memory and memory.cuda))
         if size is not None
     ]
-    words = (f"The most memory that the process had held: {', '.join(held)}.",) if held else ()
+    words = (f"Peak memory of the process: {', '.join(held)}.",) if held else ()
     rows = tuple((stage, number(value)) for stage, value in seconds.items())
     longest = max(seconds, key=lambda stage: seconds[stage])
     picture = Picture(
         name="timings",
         title="Seconds per stage",
-        caption="Wall-clock time. The importances serve all methods of a run; retrained models and evaluation are "
-        "there to measure by, and are no part of the price of an edit.",
+        caption="Wall-clock time. All methods of a run share the importances; retrained models and evaluation are not "
+        "part of the cost of an edit.",
         alternative=f"Bars of seconds. {'; '.join(f'{stage}: {value}' for stage, value in rows)}. Longest: {longest}.",
         draw=partial(timings, seconds=seconds),
         height=0.9 + 0.32 * len(rows),
         table=Table(caption="Seconds per stage", header=("stage", "seconds"), rows=rows),
     )
-    return Section(name="time", title=title, words=words, pictures=(picture,))
+    return Section(words=words, pictures=(picture,))
 
 
 def provenance(record: RunRecord) -> Section:
@@ -254,8 +272,6 @@ def provenance(record: RunRecord) -> Section:
     config: Mapping[str, Any] = manifest.get("config", {})
     folded = (("The whole configuration", json.dumps(config, indent=2, ensure_ascii=False)),) if config else ()
     return Section(
-        name="provenance",
-        title="Options and provenance",
         words=report.uncertainty(),
         tables=tuple(tables),
         folded=folded,

@@ -1,15 +1,11 @@
-"""The pictures of a run as functions: matplotlib axes in, the same axes out; for pages and for notebooks.
+"""The plots of a report as functions, for the page and for notebooks: each draws on matplotlib axes and returns them.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart, and everything that has a colour has a marker or a
-hatch of its own too.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart, and everything that has a colour has its own
+marker or hatch too.
 """
 
-from unlearnkit.reporting.plots.attacks import confidence_histogram, roc_curves
-from unlearnkit.reporting.plots.destinations import destinations
-from unlearnkit.reporting.plots.frontier import tuning_frontier
-from unlearnkit.reporting.plots.layers import edited_layers
-from unlearnkit.reporting.plots.scores import accuracy_bars
-from unlearnkit.reporting.plots.timings import timings
+from unlearnkit.reporting.plots.model_plots import accuracy_bars, edited_layers, timings, tuning_frontier
+from unlearnkit.reporting.plots.sample_plots import confidence_histogram, destinations, roc_curves
 
 __all__ = [
     "accuracy_bars",

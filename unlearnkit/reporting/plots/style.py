@@ -1,5 +1,6 @@
-"""What the pictures share: who has which colour, hatch, line and marker, and text that is nothing but text."""
+"""The common style of the plots: colour, hatch, line and marker of each model, labels and legends."""
 
+from collections.abc import Sequence
 from typing import final
 
 import attrs
@@ -9,7 +10,7 @@ from matplotlib.axes import Axes
 @final
 @attrs.frozen(kw_only=True)
 class Look:
-    """How one model is drawn everywhere."""
+    """How one model is drawn in every plot."""
 
     colour: str
     hatch: str
@@ -28,11 +29,11 @@ SAMPLES = {
 }
 OTHER = Look(colour="#999999", hatch="", line=":", marker=".")
 LONGEST = 28
-"""Labels are cut to this many characters; the table beside a picture has them whole."""
+"""Labels are cut to this many characters; the table below a plot has the full ones."""
 
 
 def plain(text: str) -> str:
-    r"""Keep matplotlib from reading mathematics into somebody's label, and cut what is too long.
+    r"""Escape what matplotlib would read as mathematics, and shorten long labels.
 
     Example:
         >>> plain("$x$")
@@ -45,7 +46,7 @@ def plain(text: str) -> str:
 def bars(
     axes: Axes, names: list[str], groups: dict[str, list[float | None]], *, spread: dict[str, list[float]]
 ) -> None:
-    """Draw horizontal bars in groups, each with its number at its end."""
+    """Draw grouped horizontal bars, each with its number."""
     height = 0.8 / max(len(groups), 1)
     for place, (model, values) in enumerate(groups.items()):
         look = LOOKS.get(model, OTHER)
@@ -73,8 +74,24 @@ def bars(
     axes.set_axisbelow(True)
 
 
+def labelled_bars(axes: Axes, found: Sequence[tuple[str, float, str]], look: Look, *, unit: str) -> None:
+    """Draw one horizontal bar for each name and value, with a text at its end."""
+    names, values, texts = zip(*found, strict=True) if found else ((), (), ())
+    axes.barh(
+        range(len(values)), values, color=look.colour, hatch=look.hatch, edgecolor="white", linewidth=0, height=0.7
+    )
+    for y, (value, text) in enumerate(zip(values, texts, strict=True)):
+        axes.annotate(text, (value, y), xytext=(3, 0), textcoords="offset points", va="center", size=8)
+    axes.set_yticks(range(len(names)), [plain(name) for name in names])
+    axes.invert_yaxis()
+    axes.set_xlim(0, max([*values, 0.0]) * 1.2 or 1)
+    axes.set_xlabel(unit)
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
+
+
 def legend_above(axes: Axes, columns: int = 3) -> None:
-    """Put the legend above the axes, where no data can be, to the right."""
+    """Put the legend above the axes, on the right."""
     axes.legend(
         loc="lower right",
         bbox_to_anchor=(1, 1),

@@ -1,4 +1,4 @@
-"""All laws, each beside its kind, and which of them an object owes."""
+"""All laws by the base class that they belong to, and which of them an object owes."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

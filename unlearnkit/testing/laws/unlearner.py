@@ -17,12 +17,12 @@ from unlearnkit import (
     Unlearner,
     UnlearningInputs,
     UnsupportedModelError,
-    options_of,
 )
 from unlearnkit.testing.cases import Broken, LawCase, law_cases
 from unlearnkit.testing.law import Law, holds
 from unlearnkit.testing.snapshot import Snapshot, same
 from unlearnkit.testing.strategies import DTYPES
+from unlearnkit.utils.options import options_of
 from unlearnkit.utils.rng import private_rng
 
 _DATA = {Need.FORGET_DATA: "forget_data", Need.RETAIN_DATA: "retain_data"}

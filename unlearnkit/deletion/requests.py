@@ -1,0 +1,145 @@
+"""Deletion requests, the queue of those that wait, and the training samples that they refer to."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import final
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from unlearnkit.data import DataBundle, LabelledImages
+from unlearnkit.utils.checksummed_json import read_sealed, write_sealed
+from unlearnkit.utils.errors import ConfigurationError, nearest, raise_all
+
+Rows = NDArray[np.int64]
+KIND = "unlearnkit-request-1"
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Request:
+    """A request to forget samples. It holds sample numbers in the clear, and is deleted when it has been processed.
+
+    Attributes:
+        name: Its name: a ticket number, say.
+        samples: Numbers of training samples.
+        groups: Groups to forget completely.
+    """
+
+    name: str
+    samples: tuple[int, ...] = ()
+    groups: tuple[str, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        if not self.name.strip():
+            raise ConfigurationError("request: expected a name, saw none")
+        if not self.samples and not self.groups:
+            raise ConfigurationError(f"request {self.name!r}: expected samples or groups to forget, saw neither")
+
+
+@final
+@attrs.frozen
+class Queue:
+    """A folder of waiting requests, one file each."""
+
+    folder: Path
+
+    def add(self, request: Request) -> None:
+        """Put a request at the end."""
+        path = self.folder / _file(request.name)
+        if path.exists():
+            raise ConfigurationError(f"request {request.name!r} is waiting already: a request is asked for once")
+        write_sealed(path, request, kind=KIND)
+
+    def waiting(self) -> list[Request]:
+        """Read all requests."""
+        paths = sorted(self.folder.glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+        return [read_sealed(path, Request, kind=KIND) for path in paths]
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Delete requests that have been processed."""
+        for name in names:
+            with suppress(FileNotFoundError):
+                (self.folder / _file(name)).unlink()
+
+
+def _file(name: str) -> str:
+    return f"{hashlib.blake2b(name.encode(), digest_size=12).hexdigest()}.json"
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Population:
+    """The training samples in groups; ``remaining`` marks those that are not forgotten."""
+
+    bundle: DataBundle
+    kind: str
+    remaining: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, bundle: DataBundle, *, kind: str, forgotten: Iterable[bool]) -> "Population":
+        """Group the training samples by a kind of label, the target by default."""
+        labels = bundle.train.labels
+        if kind and kind not in labels:
+            hint = nearest(kind, labels)
+            raise ConfigurationError(
+                f"deletion.groups: expected one of the label kinds {[*labels]}, saw {kind!r}{hint}"
+            )
+        return cls(bundle=bundle, kind=kind or bundle.train.target, remaining=~np.fromiter(forgotten, dtype=bool))
+
+    @property
+    def groups(self) -> dict[str, Rows]:
+        """Group to remaining samples, in the order of the labels; empty groups are left out."""
+        labels = self.bundle.train.labels[self.kind].numpy()
+        found = {self.name(g): np.flatnonzero(self.remaining & (labels == g)) for g in np.unique(labels)}
+        return {name: rows for name, rows in found.items() if len(rows)}
+
+    def name(self, label: int) -> str:
+        """Return the name of a group."""
+        names = self.bundle.train.class_names.get(self.kind, ())
+        return names[label] if names else str(int(label))
+
+    def check(self, request: Request) -> None:
+        """Refuse a request for samples or groups that never existed."""
+        count = len(self.remaining)
+        known = {self.name(g) for g in np.unique(self.bundle.train.labels[self.kind].numpy())}
+        bad = [i for i in request.samples if not 0 <= i < count]
+        problems = [f"expected samples between 0 and {count - 1}, saw {bad[:5]}"] if bad else []
+        problems += [f"no group is called {key!r}{nearest(key, known)}" for key in request.groups if key not in known]
+        raise_all(problems, where=f"request {request.name!r}", error=ConfigurationError)
+
+    def rows(self, requests: Iterable[Request]) -> Rows:
+        """Return the remaining samples that requests ask for."""
+        groups = self.groups
+        wanted = np.zeros_like(self.remaining)
+        for request in requests:
+            wanted[list(request.samples)] = True
+            for key in request.groups:
+                wanted[groups.get(key, [])] = True
+        rows = np.flatnonzero(wanted & self.remaining)
+        if len(rows) == int(self.remaining.sum()):
+            raise ConfigurationError(f"the requests ask for all {len(rows)} samples that are left: some must stay")
+        return rows.astype(np.int64)
+
+    def without(self, rows: Rows) -> Rows:
+        """Return the remaining samples except some."""
+        return np.setdiff1d(np.flatnonzero(self.remaining), rows)
+
+    def whole(self, rows: Rows) -> tuple[str, ...]:
+        """Return the groups that some samples empty."""
+        return tuple(key for key, members in self.groups.items() if np.isin(members, rows).all())
+
+    def splits(self, rows: Rows) -> Mapping[str, LabelledImages]:
+        """Return the parts of the data that an edit is evaluated on."""
+        left = {key for key, members in self.groups.items() if not np.isin(members, rows).all()}
+        test = self.bundle.test
+        kept = np.array([self.name(g) in left for g in test.labels[self.kind].tolist()], dtype=bool)
+        parts = {
+            "forget-train": self.bundle.train.subset(rows),
+            "retain-test": test.subset(np.flatnonzero(kept)) if kept.any() else None,
+            "forget-test": test.subset(np.flatnonzero(~kept)) if (~kept).any() else None,
+        }
+        return {name: part for name, part in parts.items() if part is not None}

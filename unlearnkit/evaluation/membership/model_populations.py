@@ -1,0 +1,179 @@
+"""Measures that need a population of unlearned and of retrained models: U-LiRA, the ε-score and KLOM.
+
+Each takes one number per model and sample, shape (models, n), usually `unlearnkit.evaluation.per_sample.margins`.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import rel_entr
+from torch import Tensor
+
+from unlearnkit.evaluation.arrays import Floats, floats
+from unlearnkit.evaluation.membership.attacks import AttackSuccess, attack_success
+from unlearnkit.utils.errors import ConfigurationError, MismatchError
+
+FLOOR = 1e-3
+"""The smallest standard deviation of a fitted normal distribution, logit units."""
+EPSILON_BIN = 0.5
+BINS, CLIP, SMOOTHING = 20, 100.0, 1e-5  # of KLOM
+
+
+def ulira(unlearned: ArrayLike | Tensor, retrained: ArrayLike | Tensor) -> AttackSuccess:
+    """Judge Λ = ln N(φ; μ_u, σ_u) − ln N(φ; μ_r, σ_r) on φ of unlearned against φ of retrained models.
+
+    φ is the logit-scaled confidence of a sample under one model (`unlearnkit.evaluation.per_sample.margins`): normal
+    distributions fit it, and would not fit correctness, which is 0 or 1. μ and σ belong to one sample; they are fitted
+    to all models but the k-th of either kind when the k-th are judged, so that no model is judged by a fit to itself
+    and unlearned models that are the retrained ones give exactly ½.
+
+    Source: Hayes, Shumailov, Triantafillou, Khalifa and Papernot 2024 (Inexact Unlearning Needs More Careful
+    Evaluations to Avoid a False Sense of Privacy), "U-LiRA"; after Carlini et al. 2022. Leaving out pair k is
+    ours: the paper trains further models to judge.
+
+    Args:
+        unlearned: φ of n samples under k models that were trained on them and then unlearned them, shape (k, n).
+        retrained: φ of the same samples under k models that were never trained on them, shape (k, n). k ≥ 3.
+
+    Returns:
+        AUC and true-positive rate over all k·n pairs; "member" means unlearned.
+
+    Example:
+        >>> phi = np.random.default_rng(0).normal(size=(8, 20))
+        >>> ulira(phi, phi).auc, ulira(phi + 5, phi).auc > 0.95
+        (0.5, True)
+    """
+    u, r = floats(unlearned, what="unlearned", dimensions=2), floats(retrained, what="retrained", dimensions=2)
+    if u.shape != r.shape or len(u) < 3:
+        raise MismatchError(f"ulira: expected two arrays of one shape (at least 3, n), saw {u.shape} and {r.shape}")
+    pairs = [_likelihood_ratios(k, u, r) for k in range(len(u))]
+    return attack_success(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
+
+
+def _likelihood_ratios(k: int, unlearned: Floats, retrained: Floats) -> tuple[Floats, Floats]:
+    from scipy.stats import norm  # noqa: PLC0415 - it takes seconds to import
+
+    fits = []
+    for models in (unlearned, retrained):
+        others = np.delete(models, k, axis=0)
+        fits.append(norm(others.mean(axis=0), np.maximum(others.std(axis=0, ddof=1), FLOOR)))
+    first, second = (fits[0].logpdf(x) - fits[1].logpdf(x) for x in (unlearned[k], retrained[k]))
+    return first, second
+
+
+def epsilon_scores(retrained: ArrayLike | Tensor, unlearned: ArrayLike | Tensor, *, delta: float = 1e-5) -> Floats:
+    """Return ε̂ = max over attacks of max(ln((1 − δ − FPR)/FNR), ln((1 − δ − FNR)/FPR)) of each sample.
+
+    Each attack guesses from one number of one model whether it was retrained or unlearned: by one threshold on that
+    number from either side, or by the likelihood ratio of two normal distributions fitted to it (two thresholds). As in
+    the competition, an attack without any error gives ∞, and one with errors of one kind only is left out. The number
+    is an estimate on the models that the attack was fitted to: with N models of each kind it cannot exceed ln N without
+    being ∞.
+
+    Source: Triantafillou et al. 2024 (Are we making progress in unlearning? Findings from the first NeurIPS unlearning
+    competition), and the competition's evaluation; the inequality is Kairouz, Oh and Viswanath 2015, theorem 2.1.
+
+    Args:
+        retrained: One number per model and sample, shape (models, n); at least two models.
+        unlearned: Likewise.
+        delta: δ of (ε, δ)-unlearning, 0 … 1.
+
+    Returns:
+        Shape (n,), 0 … ∞; 0 where no attack beats guessing.
+
+    Example:
+        >>> models = [[0.0], [1.0], [2.0], [3.0]]
+        >>> epsilon_scores(models, models)
+        array([0.])
+        >>> epsilon_scores(models, [[10.0], [11.0], [12.0], [13.0]])
+        array([inf])
+    """
+    if not 0 <= delta < 1:
+        raise ConfigurationError(f"epsilon_scores: expected 0 ≤ delta < 1, saw {delta!r}")
+    r, u = floats(retrained, what="retrained", dimensions=2), floats(unlearned, what="unlearned", dimensions=2)
+    if r.shape[1] != u.shape[1] or min(len(r), len(u)) < 2:
+        raise MismatchError(f"epsilon_scores: expected at least two models of each kind, saw {r.shape} and {u.shape}")
+    return np.array([_epsilon_of_one(r[:, i], u[:, i], delta) for i in range(r.shape[1])])
+
+
+def forgetting_quality(epsilons: ArrayLike | Tensor) -> float:
+    """Return F = mean over samples of H(ε̂), H = 2/2ⁿ, n the number of ε̂'s bin of width ½, the first being 1.
+
+    Source: Triantafillou et al. 2024, with the competition's 13 bins: 6 and more is the last one.
+
+    Args:
+        epsilons: See `epsilon_scores`; infinity is allowed.
+
+    Returns:
+        2⁻¹² … 1; 1 where all ε̂ < ½.
+
+    Example:
+        >>> forgetting_quality([0.1, 0.7])  # (1 + ½)/2
+        0.75
+    """
+    values = floats(np.minimum(np.asarray(epsilons, dtype=np.float64), 6.0), what="epsilons", dimensions=1)
+    return float((2.0 / 2.0 ** (1 + np.floor(values / EPSILON_BIN))).mean())
+
+
+def _epsilon_of_one(retrained: Floats, unlearned: Floats, delta: float) -> float:
+    from scipy.stats import norm  # noqa: PLC0415 - it takes seconds to import
+
+    values = np.concatenate([retrained, unlearned])
+    truth = np.repeat([0, 1], [len(retrained), len(unlearned)])
+    fits = [norm(part.mean(), max(part.std(ddof=1), FLOOR)) for part in (retrained, unlearned)]
+    ratio = fits[1].logpdf(values) - fits[0].logpdf(values)
+    return max(_best(truth, score, delta) for score in (values, -values, ratio))
+
+
+def _best(truth: np.ndarray, score: Floats, delta: float) -> float:
+    from sklearn.metrics import roc_curve  # noqa: PLC0415 - it takes seconds to import
+
+    fpr, tpr, _ = roc_curve(truth, score, drop_intermediate=False)
+    fnr = 1 - tpr
+    # An error rate is a whole number of models: what is smaller is rounding.
+    fpr, fnr = (np.where(rate < 0.5 / len(truth), 0.0, rate) for rate in (fpr, fnr))
+    if ((fpr == 0) & (fnr == 0)).any():
+        return float("inf")
+    both = (fpr > 0) & (fnr > 0)
+    gains = [(1 - delta - a[both]) / b[both] for a, b in ((fpr, fnr), (fnr, fpr))]
+    return float(np.log(np.maximum(np.concatenate(gains), 1.0)).max(initial=0.0))
+
+
+def klom(retrained: ArrayLike | Tensor, unlearned: ArrayLike | Tensor) -> Floats:
+    """Return KL(h(φ_r) ‖ h(φ_u)) of each sample, h a histogram over models of its margins φ.
+
+    Margins are clipped to ±100 and sorted into 20 bins of one width from the smallest to the largest margin of the
+    sample under either population; 10⁻⁵ is added to every bin, so that the value is finite (at most about 12). The
+    authors use 100 models of each kind; with a handful the number ranks methods under one protocol and says no more.
+
+    Source: Georgiev, Rinberg, Park, Garg, Ilyas, Madry and Neel 2024 (Attribute-to-Delete: Machine Unlearning via
+    Datamodel Matching), appendix E.1.
+
+    Args:
+        retrained: Margins, shape (models, n).
+        unlearned: Likewise, for the same samples; any number of models.
+
+    Returns:
+        Shape (n,), nats, ≥ 0; 0 where both histograms are equal.
+
+    Example:
+        >>> klom([[0.0, 1.0], [1.0, 2.0]], [[1.0, 5.0], [0.0, 6.0]]).round(1)
+        array([ 0. , 10.8])
+    """
+    r = floats(retrained, what="retrained", dimensions=2).clip(-CLIP, CLIP)
+    u = floats(unlearned, what="unlearned", dimensions=2).clip(-CLIP, CLIP)
+    if r.shape[1] != u.shape[1]:
+        raise MismatchError(f"klom: expected the same samples twice, saw {r.shape[1]} and {u.shape[1]}")
+    return np.array([_klom_of_one(r[:, i], u[:, i]) for i in range(r.shape[1])])
+
+
+def _klom_of_one(retrained: Floats, unlearned: Floats) -> float:
+    both = np.concatenate([retrained, unlearned])
+    edges = np.histogram_bin_edges(both, bins=BINS)
+    p, q = (_smoothed(values, edges) for values in (retrained, unlearned))
+    return float(max(rel_entr(p, q).sum(), 0.0))
+
+
+def _smoothed(values: Floats, edges: Floats) -> Floats:
+    shares = np.histogram(values, bins=edges)[0] / len(values) + SMOOTHING
+    found: Floats = shares / shares.sum()
+    return found

@@ -1,0 +1,166 @@
+"""Loss and accuracy on every split, with intervals over samples."""
+
+from functools import cache
+from typing import ClassVar, final
+
+import attrs
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from unlearnkit.evaluation.arrays import floats
+from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
+from unlearnkit.evaluation.model_outputs import (
+    SPLITS,
+    InapplicableError,
+    ModelOutputs,
+    Values,
+    answer,
+    for_each_model,
+    mean,
+)
+from unlearnkit.utils.errors import ConfigurationError
+from unlearnkit.utils.options import option
+
+RESAMPLES = 2000
+_NUMBERS = 10_000_000  # drawn at once, to bound memory
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Scores(Metric):
+    """Σ_i ℓ_i/n and Σ_i [ŷ_i = y_i]/n on each split: loss and accuracy, every sample weighing the same.
+
+    ``"SPLIT loss"`` and ``"SPLIT accuracy"`` of the model, the original and the mean of the retrained models; of the
+    model also ``"… low"`` and ``"… high"``, the ends of 95 % intervals over samples: Wilson's for accuracy, the
+    bootstrap for loss. See `proportion_interval` and `mean_interval`.
+    """
+
+    name: ClassVar[str] = "loss-and-accuracy"
+    traits: ClassVar[MetricTraits] = MetricTraits(
+        low=0.0,
+        unit="nats; fraction",
+        source="definition; Wilson 1927; Efron 1979",
+        cost="one pass of each model over each split",
+        trust="the intervals cover samples only: another training seed may lie outside; low forget accuracy is no goal",
+    )
+
+    seed: int = option(0, at_least=0, doc="of the bootstrap")
+
+    def measure(self, inputs: EvaluationInputs) -> Values:
+        """Measure each split; see `unlearnkit.Metric.measure`."""
+        outputs = ModelOutputs(inputs)
+        values: Values = {}
+        for split in outputs.splits or SPLITS:
+            values |= self._measure(outputs, inputs.model, split)
+        return values
+
+    def _measure(self, outputs: ModelOutputs, model: nn.Module, split: str) -> Values:
+        @cache
+        def of_accuracy() -> Interval:
+            found = outputs.of(model, split)
+            return proportion_interval(found.logits.argmax(axis=1) == found.labels)
+
+        @cache
+        def of_loss() -> Interval:
+            losses = outputs.of(model, split).losses
+            if len(losses) < 2:
+                raise InapplicableError("an interval of the loss needs at least 2 samples, saw 1")
+            return mean_interval(losses, seed=self.seed)
+
+        return {
+            **for_each_model(outputs, f"{split} accuracy", lambda each: outputs.of(each, split).accuracy),
+            **for_each_model(outputs, f"{split} loss", lambda each: mean(outputs.of(each, split).losses)),
+            f"{split} accuracy low": answer(lambda: of_accuracy().low),
+            f"{split} accuracy high": answer(lambda: of_accuracy().high),
+            f"{split} loss low": answer(lambda: of_loss().low),
+            f"{split} loss high": answer(lambda: of_loss().high),
+        }
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Interval:
+    """A confidence interval of a mean.
+
+    Attributes:
+        low: Its lower end.
+        high: Its upper end.
+        level: The share of such intervals that hold the true value, 0 … 1.
+        covers: What varies at random: ``"samples"``, ``"training seeds"``, ``"unlearning seeds"``,
+            ``"evaluation seeds"``. An interval over samples says nothing about another training run.
+    """
+
+    low: float
+    high: float
+    level: float
+    covers: str
+
+
+def proportion_interval(right: ArrayLike | Tensor, *, level: float = 0.95, covers: str = "samples") -> Interval:
+    """Return Wilson's interval of a share, as of an accuracy.
+
+    Unlike the bootstrap, it does not shrink to nothing where all predictions are right, or none.
+
+    Source: Wilson 1927 (Probable Inference, the Law of Succession, and Statistical Inference); by
+    `scipy.stats.binomtest`.
+
+    Args:
+        right: 0 or 1 of each sample, shape (n,).
+        level: 0 … 1.
+        covers: See `Interval`.
+
+    Example:
+        >>> found = proportion_interval([1, 1, 1, 1])
+        >>> round(found.low, 3), found.high
+        (0.51, 1.0)
+    """
+    from scipy.stats import binomtest  # noqa: PLC0415 - it takes seconds to import
+
+    hits = floats(right, what="right", dimensions=1)
+    _check(level)
+    if not np.isin(hits, (0.0, 1.0)).all():
+        raise ConfigurationError("proportion_interval: expected 0 or 1 for each sample, saw another number")
+    found = binomtest(int(hits.sum()), len(hits)).proportion_ci(level, method="wilson")
+    return Interval(low=float(found.low), high=float(found.high), level=level, covers=covers)
+
+
+def mean_interval(
+    values: ArrayLike | Tensor, *, level: float = 0.95, covers: str = "samples", seed: int = 0
+) -> Interval:
+    """Return the percentile bootstrap interval of a mean, from 2,000 resamples.
+
+    Source: Efron 1979 (Bootstrap Methods: Another Look at the Jackknife); by `scipy.stats.bootstrap`. With a handful of
+    values, as of three training seeds, it is too narrow: read it as a lower bound of the uncertainty.
+
+    Args:
+        values: One number per sample, or per seed; shape (n,), n ≥ 2.
+        level: 0 … 1.
+        covers: See `Interval`.
+        seed: Of the resamples.
+
+    Example:
+        >>> mean_interval([1.0, 1.0, 1.0])
+        Interval(low=1.0, high=1.0, level=0.95, covers='samples')
+    """
+    from scipy.stats import bootstrap  # noqa: PLC0415 - it takes seconds to import
+
+    numbers = floats(values, what="values", dimensions=1)
+    _check(level)
+    if len(numbers) < 2:
+        raise ConfigurationError(f"mean_interval: expected at least 2 values, saw {len(numbers)}")
+    found = bootstrap(
+        (numbers,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=max(1, _NUMBERS // len(numbers)),
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(low=float(found.low), high=float(found.high), level=level, covers=covers)
+
+
+def _check(level: float) -> None:
+    if not 0 < level < 1:
+        raise ConfigurationError(f"level: expected a share between 0 and 1, saw {level!r}")

@@ -1,0 +1,107 @@
+"""Accuracy after the weights are rounded to 8 and to 4 bits: does rounding undo the forgetting?"""
+
+import copy
+from functools import partial
+from typing import ClassVar, final
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
+from unlearnkit.evaluation.model_outputs import ModelOutputs, Values, for_each_model, outputs_of
+from unlearnkit.utils.errors import ConfigurationError
+
+BITS = {"INT8": 8, "INT4": 4}
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Quantised(Metric):
+    """Accuracy with weights s_c·round(w/s_c), s_c = max|w_c|/(2^(b−1) − 1): does rounding undo the forgetting?
+
+    ``"INT8 SPLIT"`` and ``"INT4 SPLIT"`` on the forget set and on retained test data, and ``"float SPLIT"`` without
+    rounding; of the model, the original and the mean of the retrained models. See `round_trip`.
+    """
+
+    name: ClassVar[str] = "quantisation"
+    traits: ClassVar[MetricTraits] = MetricTraits(
+        low=0.0,
+        high=1.0,
+        unit="fraction",
+        source="Zhang et al. 2025 (Catastrophic Failure of LLM Unlearning via Quantization); Nagel et al. 2021",
+        cost="two copies of each model, and a pass of each over two splits",
+        trust="weights alone are rounded; where INT4 ruins retain accuracy, its forget accuracy says nothing",
+    )
+
+    def measure(self, inputs: EvaluationInputs) -> Values:
+        """Round copies of the models; see `unlearnkit.Metric.measure`."""
+        outputs = ModelOutputs(inputs)
+        values: Values = {}
+
+        def accuracy(split: str, name: str, model: nn.Module) -> float:
+            known = outputs.of(model, split)  # first, so that a missing split is the reason
+            if name == "float":
+                return known.accuracy
+            return outputs_of(
+                round_trip(model, bits=BITS[name]), inputs.splits[split], objective=inputs.objective
+            ).accuracy
+
+        for split in ("forget-train", "retain-test"):
+            for name in ("float", *BITS):
+                values |= for_each_model(outputs, f"{name} {split}", partial(accuracy, split, name))
+        return values
+
+
+def quantised(weight: Tensor, *, bits: int, channel: int = 0) -> Tensor:
+    """Return s_c·round(w/s_c) with s_c = max|w_c|/(2^(bits−1) − 1), for each output channel c.
+
+    Symmetric and per channel: zero stays zero, and each channel's largest weight stays as it is, up to rounding in the
+    weight's own precision.
+
+    Source: Nagel, Fournarakis, Amjad, Bondarenko, van Baalen and Blankevoort 2021 (A White Paper on Neural Network
+    Quantization), section 2.2, symmetric and per-channel.
+
+    Args:
+        weight: Any shape with at least one dimension, finite.
+        bits: 2 … 16.
+        channel: The dimension whose slices have a scale each.
+
+    Returns:
+        A new tensor of the same shape and dtype, with at most 2^bits − 1 values in each channel.
+
+    Example:
+        >>> quantised(torch.tensor([[3.0, 1.2, -3.0], [0.0, 0.0, 0.0]]), bits=3)  # scales 1 and none
+        tensor([[ 3.,  1., -3.],
+                [ 0.,  0.,  0.]])
+    """
+    if not 2 <= bits <= 16:
+        raise ConfigurationError(f"quantised: expected 2 to 16 bits, saw {bits!r}")
+    levels = 2 ** (bits - 1) - 1
+    w = weight.detach().double()
+    rows = w.movedim(channel, 0)
+    largest = rows.reshape(len(rows), -1).abs().amax(dim=1)
+    shape = [-1 if dimension == channel else 1 for dimension in range(w.dim())]
+    scale = torch.where(largest > 0, largest / levels, 1.0).reshape(shape)
+    return ((w / scale).round() * scale).to(weight.dtype)
+
+
+def round_trip(model: nn.Module, *, bits: int) -> nn.Module:
+    """Copy a model, with every weight of two or more dimensions rounded to a few bits and converted back.
+
+    Biases, normalisation and buffers keep their precision, as is usual where models are quantised.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> torch.equal(round_trip(model, bits=8).bias, model.bias)
+        True
+    """
+    rounded = copy.deepcopy(model)
+    transposed = {id(m.weight) for m in rounded.modules() if isinstance(m, _ConvTransposeNd)}
+    with torch.no_grad():
+        for p in rounded.parameters():
+            if p.dim() > 1 and p.is_floating_point() and p.numel():
+                # A transposed convolution has its output channels in the second dimension.
+                p.copy_(quantised(p, bits=bits, channel=1 if id(p) in transposed else 0))
+    return rounded

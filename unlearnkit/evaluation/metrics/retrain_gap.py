@@ -1,0 +1,179 @@
+"""The gap to retraining: per split, in standard deviations of retrained models, and Tug-of-War over three splits."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import ClassVar, final
+
+import attrs
+import numpy as np
+
+from unlearnkit.evaluation.arrays import floats
+from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
+from unlearnkit.evaluation.model_outputs import SPLITS, InapplicableError, ModelOutputs, Values, answer, mean
+from unlearnkit.utils.errors import MismatchError
+
+ENOUGH = 3
+"""How many retrained models a standard deviation needs at least."""
+TUG_OF_WAR_SPLITS = ("forget-train", "retain-train", "retain-test")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class GapToRetrain(Metric):
+    """(a_u − mean a_r)/sd a_r on each split: accuracy against at least three retrained models, two-sided.
+
+    ``"SPLIT"`` is in standard deviations, ``"SPLIT difference"`` in accuracy; 0 is as good as retraining, and too low
+    on the forget set is as bad as too high. See `gap_to_retrain`.
+    """
+
+    name: ClassVar[str] = "gap-to-retrain"
+    traits: ClassVar[MetricTraits] = MetricTraits(
+        unit="standard deviations of retrained models",
+        source="z-score",
+        cost="one pass of each model over each split; three retrained models",
+        trust="the deviation covers training seeds only, and from three models it is rough",
+    )
+
+    def measure(self, inputs: EvaluationInputs) -> Values:
+        """Measure the gaps; see `unlearnkit.Metric.measure`."""
+        outputs = ModelOutputs(inputs)
+
+        def gap(split: str) -> Gap:
+            retrained = [outputs.of(model, split).accuracy for model in outputs.retrained()]
+            return gap_to_retrain(outputs.of(inputs.model, split).accuracy, retrained)
+
+        def sds(split: str) -> float:
+            found = gap(split)
+            if found.sds is None:
+                raise InapplicableError(found.reason)
+            return found.sds
+
+        def difference(split: str) -> float:
+            found = gap(split)
+            assert found.mean is not None, "there is a retrained model"
+            return found.value - found.mean
+
+        values: Values = {}
+        for split in outputs.splits or SPLITS:
+            values[split] = answer(partial(sds, split))
+            values[f"{split} difference"] = answer(partial(difference, split))
+        return values
+
+
+@final
+@attrs.frozen(kw_only=True)
+class TugOfWar(Metric):
+    """ToW = Π (1 − |a_u − mean a_r|) over forget set, retain set and retained test data.
+
+    See `tug_of_war`.
+    """
+
+    name: ClassVar[str] = "tug-of-war"
+    traits: ClassVar[MetricTraits] = MetricTraits(
+        low=0.0,
+        high=1.0,
+        better="higher",
+        unit="fraction",
+        source="Zhao et al. 2024, ToW",
+        cost="one pass of each model over three splits; one retrained model",
+        trust="accuracies only: a model that hides what it knows can score 1",
+    )
+
+    def measure(self, inputs: EvaluationInputs) -> Values:
+        """Measure it for the model and for the original; see `unlearnkit.Metric.measure`."""
+        outputs = ModelOutputs(inputs)
+
+        def of(prefix: str) -> float:
+            splits = TUG_OF_WAR_SPLITS
+            retrained = {s: mean(outputs.of(model, s).accuracy for model in outputs.retrained()) for s in splits}
+            return tug_of_war({s: outputs.of(outputs.named[prefix], s).accuracy for s in splits}, retrained)
+
+        return {f"{prefix}ToW": answer(partial(of, prefix)) for prefix in outputs.named}
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Gap:
+    """How an unlearned model's value lies among those of retrained models.
+
+    Attributes:
+        value: Of the unlearned model.
+        mean: Of the retrained models; None when there is none.
+        sd: Their standard deviation, n − 1 in the denominator; None when there are too few.
+        models: How many retrained models.
+        delta: value − mean, in the value's own unit. Above 0 and below 0 are both a gap.
+        sds: delta/sd: the gap in standard deviations, signed. None where it does not exist; ``reason`` says why.
+        reason: Why ``sds`` is None, or "".
+    """
+
+    value: float
+    mean: float | None = None
+    sd: float | None = None
+    models: int = 0
+    delta: float | None = None
+    sds: float | None = None
+    reason: str = ""
+
+
+def gap_to_retrain(value: float, retrained: Sequence[float]) -> Gap:
+    """Return (v − mean(r))/sd(r): forget accuracy 0 is no success where retrained models have 0.72.
+
+    Source: the z-score against the population of retrained models; that "close to retrained" and not "low" is the goal:
+    Chundawat et al. 2023; Triantafillou et al. 2024 (Are we making progress in unlearning?).
+
+    With fewer than three models, or models that all have the same value, there is no ``sds`` but a reason.
+
+    Args:
+        value: A number measured on the unlearned model, any unit.
+        retrained: The same number measured on each retrained model.
+
+    Example:
+        >>> gap = gap_to_retrain(0.0, [0.70, 0.72, 0.74])
+        >>> round(gap.delta, 3), round(gap.sds, 3)
+        (-0.72, -36.0)
+        >>> gap_to_retrain(0.0, [0.72]).reason
+        'a standard deviation needs at least 3 retrained models, saw 1'
+    """
+    value = float(floats([value], what="value", dimensions=1)[0])
+    if not len(retrained):
+        return Gap(value=value, reason="no retrained model at hand")
+    known = floats(retrained, what="retrained", dimensions=1)
+    mean, count = float(known.mean()), len(known)
+    delta = value - mean
+    if count < ENOUGH:
+        why = f"a standard deviation needs at least {ENOUGH} retrained models, saw {count}"
+        return Gap(value=value, mean=mean, models=count, delta=delta, reason=why)
+    # Not by sd > 0: equal numbers whose mean is rounded have a tiny one.
+    sd = float(known.std(ddof=1)) if np.ptp(known) > 0 else 0.0
+    if not sd:
+        why = f"all {count} retrained models have the same value: the gap has no unit"
+        return Gap(value=value, mean=mean, sd=0.0, models=count, delta=delta, reason=why)
+    return Gap(value=value, mean=mean, sd=sd, models=count, delta=delta, sds=delta / sd)
+
+
+def tug_of_war(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> float:
+    """Return ToW = Π_s (1 − |a_u(s) − a_r(s)|) over the splits s; a is accuracy.
+
+    The paper takes three splits: forget and retain set of the training data, and test data. Any others can be given;
+    the number depends on which, so say which.
+
+    Source: Zhao, Kurmanji, Bărbulescu, Triantafillou and Triantafillou 2024 (What makes unlearning hard and what to do
+    about it), the metric "ToW".
+
+    Args:
+        unlearned: Split to accuracy of the unlearned model, 0 … 1.
+        retrained: The same splits, of the retrained model (or the mean of several).
+
+    Returns:
+        0 … 1; 1 only where every accuracy is the retrained model's.
+
+    Example:
+        >>> tug_of_war({"forget": 0.1, "retain": 0.9}, {"forget": 0.0, "retain": 1.0})  # 0.9 · 0.9
+        0.81
+    """
+    if not unlearned or unlearned.keys() != retrained.keys():
+        raise MismatchError(f"tug_of_war: expected the same splits twice, saw {[*unlearned]} and {[*retrained]}")
+    both = floats([[*unlearned.values()], [retrained[name] for name in unlearned]], what="accuracies", dimensions=2)
+    if both.min() < 0 or both.max() > 1:
+        raise MismatchError(f"tug_of_war: expected accuracies from 0 to 1, saw {both.min():g} to {both.max():g}")
+    return float(np.prod(1 - np.abs(both[0] - both[1])))

@@ -1,0 +1,213 @@
+"""Outputs of classifiers: of one model on some data, and of all models of an evaluation, each computed once."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import combinations
+from typing import Any, final
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unlearnkit.data.batches import feed
+from unlearnkit.distributed.collectives import map_shared
+from unlearnkit.evaluation.accuracy import undisturbed
+from unlearnkit.evaluation.arrays import Floats, Ints, class_labels, floats
+from unlearnkit.evaluation.metric import EvaluationInputs, NotApplicable
+from unlearnkit.evaluation.per_sample import label_losses, softmax_of
+from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.models.parameters import device_of
+
+Values = dict[str, "float | NotApplicable | None"]
+SPLITS = ("retain-train", "forget-train", "retain-test", "forget-test")
+
+
+class InapplicableError(Exception):
+    """A metric has no value here; the message is the reason. Metrics turn it into `NotApplicable`."""
+
+
+def _logits(values: Any) -> Floats:
+    return floats(values, what="logits", dimensions=2)
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Outputs:
+    """Logits and labels of n samples.
+
+    Attributes:
+        logits: Shape (n, classes), float64.
+        labels: Shape (n,), whole numbers from 0 to classes − 1.
+    """
+
+    logits: Floats = attrs.field(converter=_logits)
+    labels: Ints
+
+    def __attrs_post_init__(self) -> None:
+        class_labels(self.labels, samples=len(self.logits), classes=self.logits.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    @property
+    def probabilities(self) -> Floats:
+        """Return softmax(logits), shape (n, classes)."""
+        return softmax_of(self.logits)
+
+    @property
+    def losses(self) -> Floats:
+        """Return the cross-entropy of each sample, nats."""
+        return label_losses(self.logits, self.labels)
+
+    @property
+    def confidences(self) -> Floats:
+        """Return the probability of each sample's label, 0 … 1."""
+        return np.exp(-self.losses)
+
+    @property
+    def accuracy(self) -> float:
+        """Return the share of samples whose label has the largest logit, 0 … 1."""
+        return float((self.logits.argmax(axis=1) == self.labels).mean())
+
+    @property
+    def certainty(self) -> float:
+        """Return the mean probability of the label, 0 … 1."""
+        return float(self.confidences.mean())
+
+    def subset(self, rows: Ints) -> "Outputs":
+        """Return the outputs of some samples."""
+        return Outputs(logits=self.logits[rows], labels=self.labels[rows])
+
+    def sample(self, most: int, *, seed: int) -> "Outputs":
+        """Return at most so many samples, drawn without replacement."""
+        if len(self) <= most:
+            return self
+        return self.subset(np.random.default_rng(seed).permutation(len(self))[:most])
+
+
+def outputs_of(model: nn.Module, batches: Iterable[Any], *, objective: Objective | None = None) -> Outputs:
+    """Run a model over data in eval mode, and leave it unchanged.
+
+    Args:
+        model: A classifier with one label per sample.
+        batches: What a data loader yields; or `unlearnkit.distributed.collectives.Shared`.
+        objective: Selects logits and labels; `CrossEntropy`.
+
+    Returns:
+        Logits and labels in the order of the data.
+
+    Raises:
+        InapplicableError: There are no data, the objective has no classes, or a sample has several labels.
+
+    Example:
+        >>> outputs_of(nn.Identity(), [(torch.tensor([[0.0, 1.0]]), torch.tensor([1]))]).accuracy
+        1.0
+    """
+    classification = classification_of(objective)
+
+    def predict(own: Iterable[Any], _: Iterator[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        for _, moved in feed(own, device_of(model)):
+            yield classification.logits(model, moved).to("cpu", torch.float64), classification.labels(moved).to("cpu")
+
+    with undisturbed(model):
+        found = map_shared(batches, predict, model=model)
+    if not found:
+        raise InapplicableError("the split is empty")
+    logits, labels = [z for z, _ in found], [y for _, y in found]
+    if any(z.dim() != 2 for z in logits) or any(y.dim() != 1 or y.is_floating_point() for y in labels):
+        raise InapplicableError("the model does not predict one label per sample")
+    return Outputs(logits=torch.cat(logits), labels=torch.cat(labels).numpy().astype(np.int64))
+
+
+def classification_of(objective: Objective | None) -> CrossEntropy:
+    """Return the objective, or raise where it has no classes."""
+    chosen = objective or CrossEntropy()
+    if not isinstance(chosen, CrossEntropy):
+        raise InapplicableError(f"{chosen.describe()} is no classification: there are no class probabilities")
+    return chosen
+
+
+@final
+class ModelOutputs:
+    """The outputs of an evaluation's models on its splits, computed on first use and cached."""
+
+    def __init__(self, inputs: EvaluationInputs, cached: dict[tuple[int, str], Outputs] | None = None) -> None:
+        self._inputs = inputs
+        self._cached = {} if cached is None else cached
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Return which of the four splits there are, in the usual order."""
+        return tuple(name for name in SPLITS if name in self._inputs.splits)
+
+    @property
+    def named(self) -> Mapping[str, nn.Module]:
+        """Return the models to compare: prefix of a value's name to model."""
+        models = {"": self._inputs.model}
+        if self._inputs.original is not None:
+            models["original "] = self._inputs.original
+        return models
+
+    def of(self, model: nn.Module, split: str) -> Outputs:
+        """Run a model over a split, once."""
+        key = (id(model), split)
+        if key not in self._cached:
+            self._cached[key] = outputs_of(model, self.batches(split), objective=self._inputs.objective)
+        return self._cached[key]
+
+    def batches(self, split: str) -> Iterable[Any]:
+        """Return the batches of a split."""
+        if split not in self._inputs.splits:
+            raise InapplicableError(f"there is no split {split!r}: no such samples at hand")
+        return self._inputs.splits[split]
+
+    def retrained(self, at_least: int = 1) -> tuple[nn.Module, ...]:
+        """Return the retrained models."""
+        models = self._inputs.retrained
+        if len(models) < at_least:
+            few = f"at least {at_least} retrained models are needed, saw {len(models)}"
+            raise InapplicableError(few if models else "no retrained model at hand")
+        return models
+
+
+def for_each_model(outputs: ModelOutputs, name: str, measure: Callable[[nn.Module], float]) -> Values:
+    """Measure the model, the original, and the mean of the retrained models."""
+    found: Values = {f"{prefix}{name}": answer(partial(measure, model)) for prefix, model in outputs.named.items()}
+    found[f"retrained {name}"] = answer(lambda: mean(measure(model) for model in outputs.retrained()))
+    return found
+
+
+def against_retrained(
+    outputs: ModelOutputs, name: str, split: str, between: Callable[[Outputs, Outputs], float]
+) -> Values:
+    """Compare the model and the original with each retrained model, and the retrained models with each other."""
+
+    def to_retrained(model: nn.Module) -> float:
+        mine, retrained = outputs.of(model, split), outputs.retrained()
+        return mean(between(mine, outputs.of(known, split)) for known in retrained)
+
+    def among_retrained() -> float:
+        retrained = [outputs.of(model, split) for model in outputs.retrained(at_least=2)]
+        return mean(between(one, other) for one, other in combinations(retrained, 2))
+
+    found: Values = {f"{prefix}{name}": answer(partial(to_retrained, model)) for prefix, model in outputs.named.items()}
+    return {**found, f"retrained {name}": answer(among_retrained)}
+
+
+def answer(measure: Callable[[], float]) -> float | NotApplicable:
+    """Measure, or return why not. Only `InapplicableError` becomes a reason: any other error stays an error.
+
+    Example:
+        >>> answer(lambda: 0.5)
+        0.5
+    """
+    try:
+        return measure()
+    except InapplicableError as reason:
+        return NotApplicable(str(reason))
+
+
+def mean(values: Iterable[float]) -> float:
+    """Return the plain mean of some numbers."""
+    return float(np.mean(list(values)))

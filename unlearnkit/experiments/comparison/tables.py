@@ -1,0 +1,341 @@
+"""The tables of a comparison: one row per trial, one summary per variant, as CSV, Markdown and on the terminal."""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self, final
+
+import attrs
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from unlearnkit.experiments.comparison.results import TrialResult
+from unlearnkit.experiments.comparison.trial import Trial
+from unlearnkit.experiments.config import Config
+
+Row = dict[str, Any]
+Done = tuple[Trial, TrialResult]
+
+
+def row_of(trial: Trial, result: TrialResult) -> Row:
+    """Make the row of a trial; docs/how-to/compare-methods.md explains every column."""
+    config, plain = trial.config, result.options or trial.method.options
+    measured = not result.failed
+    return {
+        "forget": trial.forget,
+        "scenario": result.scenario or None,
+        "forget_samples": result.forget_samples or None,
+        "training_seed": config.training.seed,
+        "unlearning_seed": config.seed,
+        "method": trial.method.name,
+        "label": trial.method.label,
+        "variant": trial.variant,
+        "tuned": trial.method.tuned,
+        **{f"option:{name}": json.dumps(value, ensure_ascii=False) for name, value in plain.items()},
+        "status": result.status,
+        "error": result.error or None,
+        "findings": "; ".join(result.findings) or None,
+        "remarks": " ".join(result.remarks) or None,
+        "changed": result.changed if measured else None,
+        "weights": result.weights if measured else None,
+        "fraction": result.fraction if measured else None,
+        **{f"accuracy:{name}": score.accuracy for name, score in result.after.items()},
+        **{f"loss:{name}": score.loss for name, score in result.after.items()},
+        **{f"original accuracy:{name}": score.accuracy for name, score in result.before.items()},
+        **{f"original loss:{name}": score.loss for name, score in result.before.items()},
+        **{f"{metric}:{name}": value for metric, found in result.metrics.items() for name, value in found.items()},
+        "not_applicable": _reasons(result),
+        "provider": result.provider or None,
+        "versions": result.versions,
+        "threads": config.comparison.threads,
+        "key": trial.key,
+        **{f"seconds:{stage}": value for stage, value in result.seconds.items()},
+        **{f"peak_mib:{where}": value for where, value in result.memory.items()},
+        "finished": result.finished,
+    }
+
+
+def is_volatile(column: str) -> bool:
+    """Whether a column differs between two equal runs: times and memory."""
+    return column.startswith(("seconds:", "peak_mib:")) or column == "finished"
+
+
+def table_of(done: Iterable[Done]) -> tuple[Row, ...]:
+    """Make the table, with the same columns in every row."""
+    rows = [row_of(trial, result) for trial, result in done]
+    columns = _columns(rows)
+    return tuple({name: row.get(name) for name in columns} for row in rows)
+
+
+def csv_of(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Write rows as CSV, with all digits."""
+    written, out = list(rows), io.StringIO(newline="")
+    if written:
+        writer = csv.DictWriter(out, fieldnames=list(written[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(written)
+    return out.getvalue()
+
+
+def _columns(rows: Iterable[Row]) -> list[str]:
+    # Columns of one kind stand together, though not every row has them all; times and memory stand last.
+    kinds: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for name in row:
+            kinds.setdefault(name.split(":")[0], {})[name] = None
+    names = [name for kind in kinds.values() for name in kind]
+    return sorted(names, key=is_volatile)
+
+
+def _reasons(result: TrialResult) -> str | None:
+    reasons = {metric: dict(found) for metric, found in result.not_applicable.items() if found}
+    return json.dumps(reasons, ensure_ascii=False) if reasons else None
+
+
+_COUNTS = {"forget_samples", "training_seed", "unlearning_seed", "threads", "changed", "weights"}
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Statistic:
+    """One column of the table over several trials.
+
+    Attributes:
+        n: Number of trials with a value.
+        mean: Mean.
+        sd: Sample standard deviation (n − 1); None for one value.
+        median: Median.
+        p10: 10th percentile, interpolated linearly.
+        least: Minimum.
+        most: Maximum.
+    """
+
+    n: int
+    mean: float
+    sd: float | None
+    median: float
+    p10: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """Compute the statistics of at least one value.
+
+        Example:
+            >>> found = Statistic.of([1.0, 2.0, 3.0])
+            >>> found.mean, found.sd, found.median, found.p10
+            (2.0, 1.0, 2.0, 1.2)
+        """
+        numbers = np.asarray(values, dtype=np.float64)
+        return cls(
+            n=len(numbers),
+            mean=float(numbers.mean()),
+            sd=float(numbers.std(ddof=1)) if len(numbers) > 1 else None,
+            median=float(np.median(numbers)),
+            p10=float(np.percentile(numbers, 10)),
+            least=float(numbers.min()),
+            most=float(numbers.max()),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" if self.sd is None else f"{self.mean:.3f} ± {self.sd:.3f}"
+
+
+@final
+@attrs.frozen(kw_only=True)
+class VariantSummary:
+    """One variant over all forget targets and seeds.
+
+    Attributes:
+        variant: Label and options.
+        method: Name of the method.
+        tuned: Whether its options were tuned.
+        trials: Number of finished trials, failed ones included.
+        failed: Number of failed trials.
+        measures: Column of the table to its statistic; columns without numbers are left out.
+        remarks: How many trials changed nothing, destroyed the model, failed, …
+    """
+
+    variant: str
+    method: str
+    tuned: bool
+    trials: int
+    failed: int
+    measures: Mapping[str, Statistic]
+    remarks: str
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "VariantSummary":
+        """Summarise the rows of one variant."""
+        kinds = Counter(kind for row in rows if row["findings"] for kind in row["findings"].split("; "))
+        failed = sum(row["status"] != "done" for row in rows)
+        kinds += Counter({"failed": failed})
+        return cls(
+            variant=rows[0]["variant"],
+            method=rows[0]["method"],
+            tuned=rows[0]["tuned"],
+            trials=len(rows),
+            failed=failed,
+            measures=_statistics(rows),
+            remarks=", ".join(f"{number} × {kind}" for kind, number in kinds.items()),
+        )
+
+
+def summarise(rows: Iterable[Row]) -> tuple[VariantSummary, ...]:
+    """Summarise a table: one summary per variant, in the order of the table."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["variant"], []).append(row)
+    return tuple(VariantSummary.of(group) for group in found.values())
+
+
+def unedited(rows: Iterable[Row]) -> dict[str, Statistic]:
+    """Summarise the original models: each forget target and training seed once."""
+    first = {(r["forget"], r["training_seed"]): r for r in reversed([*rows]) if r["status"] == "done"}
+    originals = [
+        {n.replace("original ", ""): v for n, v in row.items() if "original " in n} for row in reversed(first.values())
+    ]
+    return _statistics(originals)
+
+
+def long_table(summaries: Iterable[VariantSummary], *, covers: str) -> tuple[Row, ...]:
+    """Make a tidy table: one row for each variant and measure."""
+    return tuple(
+        {
+            "variant": s.variant,
+            "method": s.method,
+            "tuned": s.tuned,
+            "trials": s.trials,
+            "failed": s.failed,
+            "measure": measure,
+            **attrs.asdict(statistic),
+            "covers": covers,
+        }
+        for moment in (False, True)
+        for s in summaries
+        for measure, statistic in s.measures.items()
+        if is_volatile(measure) is moment
+    )
+
+
+def covers(config: Config) -> str:
+    """Say what varies between the trials of a variant, and what does not."""
+    chosen = config.comparison
+    retrained = sorted({*chosen.retrained_seeds, *config.evaluation.retrained_seeds})
+    over = [
+        _plural(len(chosen.forget) or 1, "forget target"),
+        _plural(len(chosen.training_seeds), "training seed"),
+        _plural(len(chosen.unlearning_seeds), "unlearning seed"),
+    ]
+    models = f"and the {len(retrained)} retrained models of each target (training seeds {retrained})"
+    fixed = models if retrained else ""
+    return (
+        f"spread over {' × '.join(over)}; the same throughout, and so not in it: the split of the data, the seeds of "
+        f"the metrics {fixed}".rstrip()
+    )
+
+
+def _statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Statistic]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    values = {name: [row[name] for row in rows if _is_number(row.get(name))] for name in names if name not in _COUNTS}
+    return {name: Statistic.of(found) for name, found in values.items() if found}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _plural(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
+
+
+_TUG = "tug-of-war:ToW"
+_SHORT = {"fraction": "edited", "accuracy:forget-train": "forget", "accuracy:retain-test": "retain"}
+_SHOWN = {
+    "fraction": "edited",
+    "accuracy:forget-train": "forget-train",
+    "accuracy:retain-train": "retain-train",
+    "accuracy:forget-test": "forget-test",
+    "accuracy:retain-test": "retain-test",
+}
+_NOTE = (
+    "n: trials, failed ones included, which have no values. ToW, its median and its 10th percentile: Tug-of-War, "
+    "Π(1 − |Δ accuracy|) against the mean of the retrained models; 1 is as good as retraining. edited: share of "
+    "weights with other bits than before. seconds: the medians of importances, tuning and edit, added up, without "
+    "evaluation. The other columns are accuracies."
+)
+Lines = Sequence[Sequence[str]]
+
+
+def lines_of(
+    summaries: Sequence[VariantSummary], original: Mapping[str, Statistic], *, short: bool = False
+) -> tuple[tuple[str, ...], Lines]:
+    """Return header and cells of the summary."""
+    known = {name for s in summaries for name in s.measures}
+    columns = {name: title for name, title in (_SHORT if short else _SHOWN).items() if name in known}
+    names = ("median", "10th p.", "ToW mean ± sd") if short else ("ToW median", "ToW 10th p.", "ToW mean ± sd")
+    tug = names if _TUG in known else ()
+    header = ("variant", "n", *tug, *columns.values(), "seconds", "remarks")
+
+    def line(name: str, n: int, found: Mapping[str, Statistic], seconds: str, remarks: str) -> tuple[str, ...]:
+        war = found.get(_TUG)
+        three = ("–",) * 3 if war is None else (f"{war.median:.3f}", f"{war.p10:.3f}", str(war))
+        shown = [(f"{found[n].mean:.3f}" if short else str(found[n])) if n in found else "–" for n in columns]
+        return (name, str(n), *(three if tug else ()), *shown, seconds, remarks)
+
+    n = max((s.n for s in original.values()), default=0)
+    first = [line("(original)", n, original, "–", "")] if n else []
+    return header, [*first, *(line(s.variant, s.trials, s.measures, _seconds(s), s.remarks) for s in summaries)]
+
+
+def summary_table(summaries: Sequence[VariantSummary], original: Mapping[str, Statistic]) -> Table:
+    """Make a table for the terminal: one line per variant."""
+    header, lines = lines_of(summaries, original, short=True)
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    for name in header[:-1]:  # remarks need more room than there is: `remark_lines`
+        words = name == "variant"
+        table.add_column(name, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    for line in lines:
+        table.add_row(*line[:-1])
+    return table
+
+
+def remark_lines(summaries: Sequence[VariantSummary]) -> list[str]:
+    """Say how many trials of each variant changed nothing, destroyed the model, failed."""
+    return [f"{s.variant}: {s.remarks} (of {s.trials})" for s in summaries if s.remarks]
+
+
+def summary_page(
+    summaries: Sequence[VariantSummary], original: Mapping[str, Statistic], *, rows: Sequence[Row], covers: str
+) -> str:
+    """Write the summary as Markdown."""
+    header, lines = lines_of(summaries, original)
+    table = [
+        _markdown_row(header),
+        _markdown_row([":--" if name in {"variant", "remarks"} else "--:" for name in header]),
+        *map(_markdown_row, lines),
+    ]
+    failed = [row for row in rows if row["status"] != "done"]
+    errors = [
+        f"- {r['variant']}, {r['forget']}, training seed {r['training_seed']}, unlearning seed "
+        f"{r['unlearning_seed']}: {' '.join(str(r['error']).split())}"
+        for r in failed
+    ]
+    notes = [f"Mean ± sample standard deviation: {covers}.", "", _NOTE]
+    parts = ["# Comparison", "", *table, "", *notes, *(["", "## Failed trials", "", *errors] if errors else [])]
+    return "\n".join(parts) + "\n"
+
+
+def _seconds(summary: VariantSummary) -> str:
+    # Evaluation is not part of the price of an edit.
+    measures = summary.measures.items()
+    stages = [s.median for n, s in measures if n.startswith("seconds:") and n != "seconds:evaluation"]
+    return f"{sum(stages):.2f}" if stages else "–"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
