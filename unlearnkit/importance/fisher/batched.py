@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unlearnkit.data.batches import batch_size
 from unlearnkit.distributed.sharded_tensors import is_sharded_model
 from unlearnkit.importance.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
-from unlearnkit.importance.fisher.engine.nan_check import Watch
+from unlearnkit.importance.fisher.engine.nan_check import NanCheck
 from unlearnkit.importance.fisher.engine.totals import accumulate
 from unlearnkit.importance.fisher.sharded.squared_sums import SquaredSums
 from unlearnkit.importance.importance import Importance
@@ -86,7 +86,7 @@ class BatchedDiagonalFisher(ImportanceEstimator):
 
 @final
 class _Sums:
-    """Running totals, as `Watch` looks at them."""
+    """Running totals, as `NanCheck` looks at them."""
 
     def __init__(self) -> None:
         self.totals: dict[str, Tensor] = {}
@@ -104,15 +104,15 @@ class InOrder(Accumulator):
 
     def __init__(self, measure: Callable[[Any], Importance]) -> None:
         self._measure, self._sums, self._count = measure, _Sums(), 0
-        self._watch = Watch(self._sums)
+        self._nan_check = NanCheck(self._sums)
 
     def add(self, batch: Any) -> None:
         one = self._measure(batch)
         accumulate(self._sums.totals, one.totals)
         self._count += one.count
-        self._watch.look()
-        self._watch.next()
+        self._nan_check.check()
+        self._nan_check.next_batch()
 
     def result(self) -> Importance:
-        self._watch.end(self._sums.totals)
+        self._nan_check.finish(self._sums.totals)
         return Importance(totals=self._sums.totals, count=self._count)

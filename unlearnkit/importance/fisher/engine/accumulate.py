@@ -21,7 +21,7 @@ _SMALL = 1 << 12  # elements of a parameter whose per-sample gradients are forme
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class _Use:
-    """One use of a weight; where there are others, their per-sample gradients are added before they are squared."""
+    """One use of a weight; the per-sample gradients of several uses are added before squaring."""
 
     label: str
     role: str
@@ -31,19 +31,18 @@ class _Use:
 
     @property
     def size(self) -> int:
-        """How many elements of one sample wait for the end of the pass."""
+        """Elements of one sample that are kept until the end of the pass."""
         return sum(t[0].numel() for t in (self.g, *self.call.saved) if len(t))
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What uses have in common that are one use with more rows; by itself where rows are not alike."""
+        """Key of uses that can be joined to one use with more rows."""
         if not self.rule.free_rows or self.call.options is not None:
             return (id(self),)
         shapes = tuple(t.shape[2:] for t in (self.g, *self.call.saved))
         return (self.label, self.role, self.rule, shapes)
 
     def of(self, rows: slice) -> "_Use":
-        """Cut samples out; views."""
         return attrs.evolve(self, g=self.g[rows], call=self.call.holding(t[rows] for t in self.call.saved))
 
 
@@ -84,12 +83,12 @@ class Accumulation(Guide):
         return receive
 
     def backward(self, losses: Tensor) -> None:
-        """Go back from the losses, whose graph is let go on the way."""
+        """Backpropagate the sum of the losses, which frees their graph."""
         assert self.interceptor is not None, "set before the pass"
         self.interceptor.backward(losses.sum())
 
     def check_owners(self, losses: Tensor) -> None:
-        """Go back from the losses of half the samples, and see that no row of the other half is touched."""
+        """Backpropagate half of the losses; no row of the other samples may get a gradient."""
         mine = torch.from_numpy(np.random.default_rng(len(losses)).permutation(len(losses)) < len(losses) // 2)
         self._others = ~mine.to(losses.device)
         self.backward(losses.masked_fill(self._others, 0.0))
@@ -99,7 +98,7 @@ class Accumulation(Guide):
             raise UnprovenError(f"{step.describe()}: its rows belong to other samples in the whole batch than in a few")
 
     def finish(self) -> None:
-        """Add the squares of weights that are used more than once or through other tensors; end the pass."""
+        """Add the squares of weights that are used more than once or through other tensors."""
         if self._surprises and bool(torch.stack([seen for _, seen in self._surprises]).any()):
             step = next(step for step, seen in self._surprises if bool(seen))
             raise UnprovenError(f"{step.describe()}: a gradient where the probe had none")
@@ -109,7 +108,7 @@ class Accumulation(Guide):
                 self._add_together(groups.pop(0))  # whose gradients are given back before the next are joined
 
     def close(self) -> None:
-        """Let go of what the pass left, come through or not.
+        """Free what the pass left.
 
         The graph holds the taps, these hold this, and a gradient that waits was saved with its place on the graph: a
         cycle, which would keep all of it until Python next collects garbage.
@@ -129,7 +128,7 @@ class Accumulation(Guide):
                 self._strays.append((step, stray))
 
     def _matters(self, step: Step, layout: Layout) -> bool:
-        """Say whether it matters whose a row is; of single rows that are squared and added, only how many there are."""
+        """Whether the owner of a row matters: not for single rows of one group, which are only squared and added."""
         met = any(name in self._plan.shared or name in self._derived for name in step.names)
         return met or layout.rows > 1 or len(self._parts) > 1
 
@@ -157,7 +156,7 @@ class Accumulation(Guide):
                 self._add(use)
 
     def _placed(self, g: Tensor | None, layout: Layout | None, call: Call) -> Tensor:
-        """Bring the samples in front; no elements where there is no gradient, which a rule of several results knows."""
+        """Samples first; an empty tensor where there is no gradient, for rules of several results."""
         if g is None or layout is None:
             return call.saved[0].new_empty(self._samples, 0)
         return layout.samples_first(g, self._samples)
@@ -173,7 +172,7 @@ class Accumulation(Guide):
             part.complete(use.label)
 
     def _small(self, use: _Use) -> bool:
-        """Say whether it is better to form all per-sample gradients than to go through the rule for every part."""
+        """Whether forming all per-sample gradients is cheaper than one call of the rule for each part."""
         slot = self._totals.slot(use.label)
         work = self._samples * (slot.numel + use.rule.work(use.g, use.call)) * slot.dtype.itemsize
         return slot.numel <= _SMALL and work <= self._totals.memory
@@ -189,7 +188,6 @@ class Accumulation(Guide):
                 part.complete(slot.name)
 
     def _work(self, uses: list[_Use], slots: list[Slot]) -> int:
-        """Count the elements that one sample takes when these uses are added."""
         waiting = sum(use.size for use in uses)
         if len({use.kind for use in uses}) == 1 and uses[0].label not in self._derived:
             return waiting  # one use with more rows: no gradient of a whole weight is formed
@@ -217,7 +215,7 @@ class Accumulation(Guide):
             yield from self._pulled(tensor, bases, per_sample.reshape(len(per_sample), *tensor.shape))
 
     def _pulled(self, tensor: Tensor, bases: frozenset[str], per_sample: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Carry per-sample gradients of a tensor made of parameters back to these."""
+        """Backpropagate per-sample gradients of a tensor made of parameters to these parameters."""
         names = sorted(bases)
         leaves = [self._totals.parameter(name) for name in names]
         found = [
@@ -234,12 +232,11 @@ class Accumulation(Guide):
 
 
 def _hand_on(use: _Use, part: Part) -> None:
-    """Let a rule add what a use has to the sums of a part."""
     use.rule.add_squares(use.role, use.g, use.call, part.sums.slot(use.label))
 
 
 def _merged(uses: list[_Use]) -> list[_Use]:
-    """Make one use with more rows of the uses of one weight by one rule, such as those at the steps of a loop."""
+    """Join the uses of one weight by one rule, such as the steps of a loop, to one use with more rows."""
     kinds: dict[tuple[object, ...], list[_Use]] = {}
     for use in uses:
         kinds.setdefault(use.kind, []).append(use)

@@ -46,7 +46,7 @@ class Layout:
     rows: int
 
     def length(self, samples: int) -> tuple[int, ...]:
-        """Return the leading sizes that a tensor of so many samples must have."""
+        """Leading sizes of a tensor of so many samples."""
         return (self.rows, samples) if self.order is Order.SECOND else (self.rows * samples,)
 
     def samples_first(self, tensor: Tensor, samples: int) -> Tensor:
@@ -58,7 +58,6 @@ class Layout:
         return tensor.view(samples, self.rows, *tensor.shape[1:])
 
     def agrees(self, touched: Sequence[Tensor]) -> bool:
-        """Say whether no sample's loss reaches another sample's rows."""
         for sample, mask in enumerate(touched):
             mine = self.samples_first(mask, len(touched))
             if int(mine.count_nonzero()) != int(mine[sample].count_nonzero()):
@@ -87,7 +86,7 @@ def recognise(shape: Sequence[int], touched: Sequence[Tensor], *, free_rows: boo
 
 
 def touched_rows(gradient: Tensor) -> Tensor:
-    """Say which leading indices a gradient touches."""
+    """Mask of the leading indices with a nonzero gradient."""
     return (gradient != 0).flatten(2).any(2) if gradient.dim() > 2 else gradient != 0
 
 
@@ -126,15 +125,14 @@ class Step:
 
     @property
     def inputs(self) -> Layout | None:
-        """How what the rule saves is laid out: as its one result, or with the samples in front."""
+        """Layout of what the rule saves: that of its one result, or samples first."""
         return self.layouts[0] if len(self.layouts) == 1 else Layout(order=Order.MAJOR, rows=1)
 
     def describe(self) -> str:
-        """Say what this is in a message."""
         return f"{name_of(self.function)} of {' and '.join(self.names) or 'no parameter'}"
 
     def check(self, y: Any, samples: int) -> None:
-        """Refuse an output whose rows are not as many as the probe's layout says."""
+        """Refuse an output with another number of rows than the layout says."""
         found = results(y)
         if len(found) != len(self.shapes):
             raise UnprovenError(f"{self.describe()}: expected {len(self.shapes)} outputs, saw {len(found)}")
@@ -162,7 +160,6 @@ class CallPlan:
         """Whether some layer got no gradient in the probe, so that its layout is not known."""
 
     def start(self) -> None:
-        """Begin a pass."""
         self._next = 0
 
     def match(self, function: Callable[..., Any], names: tuple[str, ...]) -> Step | None:

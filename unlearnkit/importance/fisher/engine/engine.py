@@ -13,7 +13,7 @@ from unlearnkit.importance.estimator import Accumulator
 from unlearnkit.importance.fisher.engine.call_plan import UnprovenError
 from unlearnkit.importance.fisher.engine.interceptor import EAGER
 from unlearnkit.importance.fisher.engine.kernel import KernelFailedError, out_of_memory
-from unlearnkit.importance.fisher.engine.nan_check import Underflow, Watch
+from unlearnkit.importance.fisher.engine.nan_check import NanCheck, Underflow
 from unlearnkit.importance.fisher.engine.passes import Kind, Passes, PlanCache, signature
 from unlearnkit.importance.fisher.engine.per_sample_fallback import Receive, SquaredGradients, refuse_batch_statistics
 from unlearnkit.importance.fisher.engine.totals import ALL, BatchGradients, GroupTotals, Part
@@ -61,10 +61,9 @@ class Engine(Accumulator):
         self._grouped = False
         self._refused = False
         self._reason = ""
-        self._watch = Watch(totals)
+        self._nan_check = NanCheck(totals)
 
     def add(self, batch: Any, keys: Sequence[Hashable] = ()) -> None:
-        """Add one batch."""
         size, self._grouped = batch_size(batch), self._grouped or bool(keys)
         batch, keys = _sorted(batch, keys) if keys else (batch, [ALL] * size)
         start = 0
@@ -76,30 +75,27 @@ class Engine(Accumulator):
                 self._limit.halve(rows.stop - rows.start, self._device)
         self._totals.end_batch(size)
         self._count += size
-        self._watch.look()
-        self._watch.next()
+        self._nan_check.check()
+        self._nan_check.next_batch()
 
     def result(self) -> Importance:
-        """End the pass."""
         totals = self._totals.result(last=True)
-        self._watch.end(totals)
+        self._nan_check.finish(totals)
         too_small = self._underflow.report(totals)
         if too_small:
             warnings.warn(too_small, UnlearnKitWarning, stacklevel=2)
         return Importance(totals=totals, count=self._count)
 
     def groups(self) -> Iterator[tuple[Hashable, int, dict[str, Tensor]]]:
-        """Yield key, number of samples and squares of every group, whose buffers are given back."""
+        """Yield key, number of samples and squares of every group, and free its buffers."""
         for key, count in self._totals.counts.items():
             yield key, count, self._totals.group(key)
 
     def absolute(self) -> dict[str, Tensor]:
-        """Return Σ_i |g_i| over all samples, when it was asked for."""
         return self._totals.absolute()
 
     @property
     def gradients(self) -> BatchGradients:
-        """The gradients of the batches, when they were asked for."""
         assert self._totals.gradients is not None, "asked for at the start"
         return self._totals.gradients
 
@@ -187,7 +183,7 @@ class Engine(Accumulator):
         def receive(name: str, g: Tensor) -> None:
             part.sums.receive(name, g)
             if look:
-                self._underflow.look(name, g, self._totals.dtype(name))
+                self._underflow.check(name, g, self._totals.dtype(name))
 
         return receive
 
@@ -198,7 +194,7 @@ class Engine(Accumulator):
         self._refused, self._reason = True, reason
 
     def _say_why(self) -> None:
-        self._watch.look(whole=True)  # a NaN is reason enough: the model is not to blame
+        self._nan_check.check(whole=True)  # a NaN is reason enough: the model is not to blame
         warnings.warn(
             f"{type(self._model).__name__} cannot be proven to keep its samples apart at {self._reason}: going on with "
             f"{self._fallback.describe()} for the whole model, exactly but two to five times slower",
@@ -209,12 +205,11 @@ class Engine(Accumulator):
 
 
 def _asked(parts: Sequence[Part]) -> int:
-    """Count how often somebody asked for a place to add to."""
     return sum(totals.asked for part in parts for totals in part.sums.all())
 
 
 def _sorted(batch: Any, keys: Sequence[Hashable]) -> tuple[Any, Sequence[Hashable]]:
-    """Bring the samples of each group side by side, the groups in the order of their first samples."""
+    """Sort samples by group, the groups in the order of their first samples."""
     first = {key: place for place, key in reversed(list(enumerate(keys)))}
     order = sorted(range(len(keys)), key=lambda i: first[keys[i]])
     if order == list(range(len(keys))):
@@ -225,18 +220,17 @@ def _sorted(batch: Any, keys: Sequence[Hashable]) -> tuple[Any, Sequence[Hashabl
 
 @final
 class ChunkLimit:
-    """How many samples go through the model in one pass: halved whenever memory runs out, and never raised again."""
+    """Samples in one pass: halved after an out-of-memory error, never raised again."""
 
     def __init__(self, chunk: int) -> None:
         self._chunk = chunk
         self._said = False
 
     def step(self, size: int) -> int:
-        """Return how many samples to take of so many."""
         return min(self._chunk or size, size)
 
     def halve(self, tried: int, device: torch.device) -> None:
-        """Take half as many from now on, give memory back, and say so the first time."""
+        """Halve the chunk after an out-of-memory error; warn the first time."""
         self._chunk = tried // 2
         gc.collect()  # what the failed pass held may be in cycles
         if device.type == "cuda":
@@ -253,25 +247,23 @@ class ChunkLimit:
 
 @final
 class Fitted:
-    """Which batches are known to fit, so that their squares need not be added apart from the rest."""
+    """Batch shapes that have succeeded often enough to be added without double-buffering."""
 
     def __init__(self, passes: int) -> None:
         self._passes = passes
         self._known: dict[Hashable, tuple[int, int]] = {}
 
     def sure(self, kind: Hashable, size: int) -> bool:
-        """Say whether so many samples of a kind of batch have gone well often enough."""
         largest, times = self._known.get(kind, (0, 0))
         return size <= largest and times >= self._passes
 
     def well(self, kind: Hashable, size: int) -> None:
-        """Remember a pass that went well."""
         largest, times = self._known.get(kind, (0, 0))
         if size >= largest:
             self._known[kind] = size, times + 1 if size == largest else 1
 
     def trust(self, kind: Hashable, size: int) -> bool:
-        """Be sure from now on of batches that have gone well at all: what is set apart may be too much.
+        """Stop double-buffering batch shapes that have succeeded.
 
         A second pass that sets apart holds two sets of totals where the first held one; later ones hold one again.
         """

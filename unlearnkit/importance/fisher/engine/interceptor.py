@@ -24,7 +24,7 @@ _IN_PLACE = frozenset(
 
 
 Gradients = tuple[Tensor | None, ...]
-"""Of every floating result of a function, in order; None where nothing depends on it."""
+"""One for each floating result of a function, in order; None where no loss depends on it."""
 Sink = Callable[[Gradients, tuple[Tensor, ...]], None]
 
 
@@ -58,7 +58,7 @@ class Tap(torch.autograd.Function):
 
 
 def tap(y: Tensor, anchor: Tensor, sink: Sink, saved: tuple[Tensor, ...], *, fresh: bool = False) -> Tensor:
-    """Put a tap on a tensor."""
+    """Put a tap on a tensor, without a copy where that is safe."""
     base, shape = y._base if fresh else None, y.shape  # noqa: SLF001 - torch has no public name for it
     if base is not None and base.grad_fn is not None and base.numel() == y.numel() and _in_order(base, y):
         # A linear layer on (n, t, …) rows is a product of (n·t, …) rows, viewed: the tap sits under the view.
@@ -103,13 +103,12 @@ class Seen:
     tracked: tuple[Tensor, ...]
 
     def run(self) -> Any:
-        """Call the function as the model did."""
         result = self.function(*self.args, **self.kwargs)
         fix_norm_gradient(self.function, result)
         return result
 
     def run_detached(self, rule: Rule) -> Any:
-        """Call the function as its rule does, with its tracked arguments cut from the graph."""
+        """Call the function through its rule, with its tracked arguments detached."""
         cut = {id(t): t.detach() for t in self.tracked}
         args = [_replace(value, cut) for value in self.args]
         kwargs = {key: _replace(value, cut) for key, value in self.kwargs.items()}
@@ -117,7 +116,7 @@ class Seen:
 
 
 class Guide(abc.ABC):
-    """Tells the interceptor what to do with each call, and receives the gradients of those that are claimed."""
+    """Decides what happens to each intercepted call, and receives the gradients of claimed calls."""
 
     @abc.abstractmethod
     def step(self, seen: Seen) -> Step | None:
@@ -128,13 +127,13 @@ class Guide(abc.ABC):
         """Return what receives the gradients of a claimed call's output ``y``."""
 
     def passed(self, function: Callable[..., Any], tensors: list[Tensor], result: Any) -> None:
-        """Look at a call without parameters; by default nothing is done."""
+        """Observe a call without parameters; by default nothing happens."""
         del function, tensors, result
 
 
 @final
 class Interceptor(TorchFunctionMode):
-    """A torch function mode: thread-local, and gone when its ``with`` block is left, by an exception too."""
+    """A thread-local torch function mode."""
 
     def __init__(self, named: Mapping[str, Tensor], guide: Guide, device: torch.device) -> None:
         super().__init__()
@@ -145,7 +144,6 @@ class Interceptor(TorchFunctionMode):
         self.derived: dict[str, tuple[Tensor, frozenset[str]]] = {}
 
     def label(self, tensor: Tensor | None) -> str | None:
-        """Return the label of a tracked tensor, else None."""
         return None if tensor is None else self._labels.get(id(tensor))
 
     def backward(self, loss: Tensor, *, keep: bool = False) -> None:
@@ -160,7 +158,6 @@ class Interceptor(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """See one call; see the class."""
         kwargs = kwargs or {}
         tensors = _tensors(args) + _tensors(kwargs.values()) if kwargs else _tensors(args)
         tracked = tuple([t for t in tensors if id(t) in self._labels])
@@ -220,7 +217,7 @@ class Interceptor(TorchFunctionMode):
         return tap(y, self.anchor, sink, call.saved, fresh=step.rule.fresh)
 
     def _again(self, seen: Seen) -> Any:
-        """Repeat a call for a checkpointed segment: the same tensors are saved, and no gradient will come."""
+        """Repeat a call while checkpointing recomputes a segment: the same tensors must be saved again."""
         rule = rule_for(seen.function)
         call = rule.bind(*seen.args, **seen.kwargs) if rule else None
         if rule is not None and call is not None:
@@ -244,14 +241,12 @@ class Eager:
         self._switch: Any = None
 
     def __enter__(self) -> None:
-        """Turn the switch, where anything can have been compiled at all."""
         with self._lock:
             if self._inside == 0 and "torch._dynamo" in sys.modules:
                 self._switch = torch.compiler.set_stance("force_eager")
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
-        """Turn it back."""
         with self._lock:
             self._inside -= 1
             if self._inside == 0 and self._switch is not None:
@@ -269,17 +264,17 @@ def in_place(function: Callable[..., Any]) -> bool:
 
 
 def enterable(function: Callable[..., Any]) -> bool:
-    """Say whether the calls that a function makes can be seen: it is written in Python, or written out by us."""
+    """Whether the calls inside a function can be intercepted: it is Python, or has a replacement."""
     return isinstance(function, types.FunctionType) or written_out(function) is not None
 
 
 def entered(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what to run in the place of a function so that the calls in it are seen."""
+    """Return a function whose inner calls can be intercepted."""
     return written_out(function) or inside(function)
 
 
 def inside(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a Python function of torch that does not ask for modes at its own door, only further in.
+    """Copy a Python function of torch so that it skips its own mode check; its inner calls are still intercepted.
 
     torch's functions hand themselves to the active mode before anything else; run under a mode they would come back
     for ever. The copy finds "no mode" there; what it calls is seen as usual.

@@ -28,8 +28,8 @@ class Running(Protocol):
 
 
 @final
-class Watch:
-    """Looks at running totals: NaN and infinity never leave a sum of squares, so a late look still finds them.
+class NanCheck:
+    """Checks running totals: NaN and infinity never leave a sum of squares, so a late check still finds them.
 
     On a CUDA device nothing waits: the looks are collected and read at the end.
     """
@@ -40,14 +40,13 @@ class Watch:
         self._clean = 0
         self._flags: list[tuple[int, Tensor]] = []
 
-    def look(self, *, whole: bool = False) -> None:
-        """Look after one batch, or within it."""
+    def check(self, *, whole: bool = False) -> None:
         index = self._batches
         whole = whole or index % _EVERY == 0
         buffers = [buffer for _, buffer in self._totals.running(largest=None if whole else _SMALL)]
         if not buffers:
             return
-        # A sum is finite when all its terms are, unless it overflows itself, which `end` then finds out.
+        # A sum is finite when all its terms are, unless it overflows itself, which `finish` then finds out.
         late = on_device(buffers[0])
         fine = torch.isfinite(sum_at_once(buffers) if late else sum_in_turn(buffers))
         if late:
@@ -57,12 +56,11 @@ class Watch:
         if whole:
             self._clean = index + 1
 
-    def next(self) -> None:
-        """Go on to the next batch."""
+    def next_batch(self) -> None:
         self._batches += 1
 
-    def end(self, totals: Mapping[str, Tensor]) -> None:
-        """Look at everything, once."""
+    def finish(self, totals: Mapping[str, Tensor]) -> None:
+        """Check all totals at the end of a pass."""
         first = next((index for index, fine in self._flags if not bool(fine)), None)
         if first is not None or not all(bool(torch.isfinite(t.sum())) for t in totals.values()):
             self._raise(totals, first)
@@ -81,12 +79,12 @@ class Watch:
 
 
 def on_device(tensor: Tensor) -> bool:
-    """Say whether the host would have to wait for the value of a tensor."""
+    """Whether the host would wait for the value of a tensor."""
     return tensor.is_cuda
 
 
 def sum_in_turn(buffers: Sequence[Tensor]) -> Tensor:
-    """Add all elements up, buffer by buffer and the tiny ones side by side: fastest on a CPU."""
+    """Sum of all elements, buffer by buffer and the tiny ones concatenated: fastest on a CPU."""
     tiny = [buffer.reshape(-1) for buffer in buffers if buffer.numel() <= _TINY]
     sums = [buffer.sum() for buffer in buffers if buffer.numel() > _TINY]
     sums += [torch.cat(tiny).sum()] if tiny else []
@@ -94,7 +92,7 @@ def sum_in_turn(buffers: Sequence[Tensor]) -> Tensor:
 
 
 def sum_at_once(buffers: Sequence[Tensor]) -> Tensor:
-    """Add the absolute values of all elements up, in a few operations for all buffers: fastest on a device."""
+    """Sum of the absolute values of all elements, in a few operations: fastest on a device."""
     return get_total_norm(buffers, 1.0, foreach=True)
 
 
@@ -110,8 +108,8 @@ class Underflow:
     def __init__(self) -> None:
         self._lost: dict[str, Tensor] = {}
 
-    def look(self, name: str, gradient: Tensor, dtype: torch.dtype) -> None:
-        """Look at one gradient."""
+    def check(self, name: str, gradient: Tensor, dtype: torch.dtype) -> None:
+        """Note where g ≠ 0 = g² in one gradient."""
         flat = gradient.detach().reshape(-1)
         parts = [_vanishes(part.to(dtype)).any() for part in _parts(flat)]
         if parts and bool(torch.stack(parts).any()):
@@ -119,7 +117,7 @@ class Underflow:
             self._lost[name] = lost | self._lost[name] if name in self._lost else lost
 
     def report(self, totals: Mapping[str, Tensor]) -> str | None:
-        """Say which totals are too small."""
+        """Return a message that names totals that are too small, or None."""
         found = {name: self._too_small(name, total.reshape(-1)) for name, total in totals.items()}
         counts = {name: count for name, count in zip(found, _numbers(list(found.values())), strict=True) if count}
         if not counts:
@@ -151,5 +149,5 @@ def _vanishes(g: Tensor) -> Tensor:
 
 
 def _numbers(counts: list[Tensor]) -> list[int]:
-    """Bring all counts over at once: one wait, not one for each parameter."""
+    """Copy all counts from the device at once."""
     return [int(count) for count in torch.stack(counts).cpu()] if counts else []

@@ -217,7 +217,7 @@ class PlanCache:
 
         def receive(name: str, g: Tensor) -> None:
             comparison.receive(name, g)
-            self._underflow.look(name, g, self._totals.dtype(name))
+            self._underflow.check(name, g, self._totals.dtype(name))
 
         passes.expect(AloneLosses(rows=range(batch_size(few)), losses=self._fallback.each(few, receive)))
         comparison.verdict(plan.precision)

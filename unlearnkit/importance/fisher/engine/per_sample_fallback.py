@@ -41,11 +41,10 @@ class SquaredGradients:
         self._alone = self._chunk == 1
 
     def __call__(self, batch: Any) -> dict[str, Tensor]:
-        """Return the sum of squares over one batch."""
         return self._squares(batch, self.add)
 
     def add(self, batch: Any, receive: Receive) -> None:
-        """Hand out the gradients of every sample once, in chunks where that works."""
+        """Pass the gradients of every sample to `receive`, in chunks where `torch.func` works."""
         done = 0
         # torch.func would see one sample's tensors beside the plain values of all.
         if not self._alone and batch_size(batch) > 1 and not has_values(batch):
@@ -64,7 +63,7 @@ class SquaredGradients:
             self.each(take(batch, slice(done, None)), receive)
 
     def each(self, batch: Any, receive: Receive) -> Tensor:
-        """Hand out the gradients of every sample, differentiating one at a time."""
+        """Pass the gradients of every sample to `receive`, one sample at a time; return the losses."""
         losses = []
         for i in range(batch_size(batch)):
             loss, found = self._one(take(batch, slice(i, i + 1)))
@@ -105,7 +104,6 @@ class SquaredGradients:
         return self._squares(batch, hand_out)
 
     def describe(self) -> str:
-        """Say how the gradients are taken."""
         return "one sample at a time" if self._alone else f"torch.func on {self._chunk} samples at a time"
 
     def _compare(self, batch: Any) -> None:
@@ -202,7 +200,7 @@ class _Losses(nn.Module):
 
 @final
 class _Quiet:
-    """Switches off vmap's remarks on its speed while any thread is inside: this module says what there is to say."""
+    """Suppresses vmap's performance warnings while any thread is inside."""
 
     def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
@@ -226,6 +224,5 @@ _QUIET = _Quiet()
 
 
 def _rebuild(batch: Any, columns: list[Tensor]) -> Any:
-    """Put other tensors into the places of a batch's tensors, in order."""
     rest: Iterator[Tensor] = iter(columns)
     return map_tensors(batch, lambda _: next(rest))

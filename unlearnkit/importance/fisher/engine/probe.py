@@ -58,7 +58,7 @@ _SAME_LOSS = {
 
 @final
 class Discovery(Guide):
-    """Decides about every call the first time, and watches one sample's loss at a time.
+    """Records what happens to each call, and which rows get a gradient from each sample's loss.
 
     A call is claimed when it mixes parameters with data. Tensors are data unless they are parameters, constants, or
     were made of these alone: whatever is not known counts as data, which can only cost speed.
@@ -81,7 +81,7 @@ class Discovery(Guide):
         return CallPlan(steps, precision=precision, samples=self._samples, slow=tuple(slow))
 
     def compare(self, plan: CallPlan) -> None:
-        """Hold what these samples' losses touch against the layouts that are known, where the calls are the same."""
+        """Compare the rows that these samples' losses reach with the layouts of a plan, if the calls match."""
         pairs = list(zip(self._steps, plan.steps, strict=False))
         if len(self._steps) != len(plan.steps) or any(not _same_call(mine, known) for mine, known in pairs):
             return
@@ -92,7 +92,6 @@ class Discovery(Guide):
                     raise UnprovenError(f"{mine.describe()}: its rows belong to other samples than they did")
 
     def step(self, seen: Seen) -> Step | None:
-        """Decide about a call."""
         tracked = {id(t) for t in seen.tracked}
         mixed = any(id(t) not in tracked and id(t) not in self._constants for t in seen.tensors)
         step = self._mixed(seen) if mixed else self._alone(seen)
@@ -101,7 +100,6 @@ class Discovery(Guide):
         return step
 
     def sink(self, step: Step, call: Call, y: Any) -> Sink:
-        """Watch the gradient of a claimed call."""
         found = results(y)
         if not found:
             raise UnprovenError(f"{step.describe()}: it returns a {type(y).__name__} without floating tensors")
@@ -122,7 +120,6 @@ class Discovery(Guide):
         return watch
 
     def passed(self, function: Callable[..., Any], tensors: list[Tensor], result: Any) -> None:
-        """Remember what is made of constants alone."""
         if all(id(t) in self._constants for t in tensors):
             self._remember(result)
         elif in_place(function) and tensors and id(tensors[0]) not in self._fixed:
@@ -176,7 +173,7 @@ class Discovery(Guide):
         return step
 
     def _layout(self, step: Step, rule: Rule, shape: tuple[int, ...], seen: list[Tensor | None]) -> Layout | None:
-        """Recognise the layout of one result; None where no gradient came: until one comes, its rows do not matter."""
+        """Recognise the layout of one result; None where no gradient came."""
         touched = _masks(shape, seen)
         layout = recognise(shape, touched, free_rows=rule.free_rows)
         if layout is None and any(bool(t.any()) for t in touched):
@@ -241,7 +238,7 @@ def _coarsest(dtypes: set[torch.dtype]) -> torch.dtype:
 
 @final
 class Comparison:
-    """Compares the engine's totals of the probe with those of one sample at a time, holding neither.
+    """Compares the engine's totals of the probe with those of one sample at a time, storing neither.
 
     Of parameters that are not small only pictures are compared, in which 64 neighbours are one number; see `projected`.
     """
@@ -255,7 +252,7 @@ class Comparison:
             self.expect(name, total)
 
     def expect(self, name: str, total: Tensor) -> None:
-        """Take the engine's total of one parameter, or a part of it."""
+        """Add the engine's total of one parameter, or a part of it."""
         picture = projected(total)
         if name not in self._rest:
             self._rest[name], self._seen[name] = torch.zeros_like(picture), torch.zeros_like(picture)
@@ -263,16 +260,15 @@ class Comparison:
         self._rest[name].add_(picture)
 
     def expects(self, name: str) -> bool:
-        """Say whether a parameter's total was given."""
         return name in self._rest
 
     def receive(self, name: str, gradient: Tensor) -> None:
-        """Take one sample's gradient of one parameter, with a leading 1."""
+        """Subtract the square of one sample's gradient, shape (1, *shape)."""
         g = gradient[0].to(self._rest[name].dtype)
         self._take(name, projected(g, square=True), torch.linalg.vector_norm(g).square())
 
     def receive_squares(self, name: str, squares: Tensor) -> None:
-        """Take the squares of some samples' gradients of one parameter."""
+        """Subtract the squares of some samples' gradients."""
         self._take(name, projected(squares), squares.sum())
 
     def _take(self, name: str, picture: Tensor, total: Tensor) -> None:
@@ -283,7 +279,7 @@ class Comparison:
     def verdict(
         self, precision: torch.dtype, *, together: Callable[[Tensor], Tensor] = lambda numbers: numbers
     ) -> None:
-        """Say whether the two are the same."""
+        """Raise `UnprovenError` where the totals differ by more than rounding."""
         relative, share = _TOLERANCES[precision]
         device = next((total.device for total in self._sums.values()), None)
         columns = torch.tensor([self._row(name) for name in self._rest], dtype=torch.float64, device=device)
@@ -301,7 +297,7 @@ class Comparison:
                 )
 
     def _row(self, name: str) -> tuple[float, float, float, float]:
-        """Return the sum of all squares, how many there are, the size of their picture, and what is left over."""
+        """Sum of squares, element count, size of the projection, and its difference."""
         size, left = (float(t[name].abs().sum()) for t in (self._seen, self._rest))
         return float(self._sums[name]), float(self._numels[name]), size, left
 
@@ -333,7 +329,7 @@ def projected(t: Tensor, *, square: bool = False) -> Tensor:
 
 
 def _parts(t: Tensor) -> Iterator[Tensor]:
-    """Cut a tensor in its own order, each part but the last in whole neighbourhoods, without a copy of all of it."""
+    """Cut a tensor into parts of whole neighbourhoods without copying all of it."""
     if t.is_contiguous():
         t = t.view(-1)
     step = max(1, _AT_A_TIME // (t.numel() // len(t)) // _WIDTH) * _WIDTH

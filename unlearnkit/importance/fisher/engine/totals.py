@@ -26,13 +26,12 @@ _ON_DEVICE = 1 << 22  # elements at a time where there is no cache to stay in: f
 
 @final
 class _Buffers(dict[str, dict[str, tuple[Tensor, Finish]]]):
-    """Parameter name to layout to a buffer and what turns it into the parameter's shape."""
+    """{parameter name: {layout: (buffer, finish)}}."""
 
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__({name: {} for name in names})
 
     def all(self) -> Iterator[tuple[str, str, Tensor, Finish]]:
-        """Yield parameter name, layout, buffer and finish."""
         for name, held in self.items():
             for layout, (buffer, finish) in held.items():
                 yield name, layout, buffer, finish
@@ -65,18 +64,16 @@ class Totals:
         self._open: _Buffers | None = None
         self._lost: dict[tuple[str, str], Tensor] = {}
         self.asked = 0
-        """How often a buffer was handed out: as long as it is what it was, nothing was added."""
+        """Number of buffers handed out; while it does not change, nothing was added."""
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype in which a parameter's gradients are squared and added."""
         return torch.float64 if self._double else wide(self._named[name].dtype)
 
     def parameter(self, name: str) -> Tensor:
-        """Return a parameter by its name."""
         return self._named[name]
 
     def slot(self, name: str, *, absolute: "Totals | None" = None, signed: "Totals | None" = None) -> "Slot":
-        """Return the place for the squares of one parameter, and for what else is wanted; see `Slot`."""
         shape = tuple(self._named[name].shape)
         return Slot(totals=self, name=name, shape=shape, dtype=self.dtype(name), absolute=absolute, signed=signed)
 
@@ -90,24 +87,21 @@ class Totals:
         return held[layout][0]
 
     def add(self, totals: Mapping[str, Tensor]) -> None:
-        """Add squares that somebody else has added up: parameter name to a tensor of its shape."""
+        """Add totals of other samples, one tensor for each parameter."""
         for name, total in totals.items():
             self.buffer(name, "plain", (total.numel(),), _same).add_(total.reshape(-1))
 
     def empty(self) -> "Totals":
-        """Return totals of the same kind with nothing in them."""
         return Totals(self._named, double=self._double, memory=self.memory, kernels=self.kernels, signed=self._signed)
 
     def begin(self) -> None:
-        """Add apart from now on."""
+        """From now on add to separate buffers, until `commit` or `roll_back`."""
         self._open = _Buffers(self._named)
 
     def roll_back(self) -> None:
-        """Forget what was added since `begin`."""
         self._open = None
 
     def commit(self) -> None:
-        """Add what was added since `begin` to the rest."""
         opened, self._open = self._open, None
         for name, layouts in (opened or {}).items():
             while layouts:
@@ -126,13 +120,13 @@ class Totals:
             held[layout][0].add_(buffer)
 
     def running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Yield the buffers as they are, for a look at them."""
+        """Yield parameter names and unfinished buffers."""
         for name, _, buffer, _ in self._buffers.all():
             if largest is None or buffer.numel() <= largest:
                 yield name, buffer
 
     def whole(self) -> Iterator[tuple[str, str, Tensor, Finish]]:
-        """Yield every parameter's total in one piece: name, layout, the buffer itself, and what finishes it.
+        """Yield name, layout, buffer and finish of each parameter, one buffer for each.
 
         Where kernels have added in several layouts, these become one first.
         """
@@ -147,7 +141,7 @@ class Totals:
         return {name: self.take(name) if last else self._one(name, p) for name, p in self._named.items()}
 
     def take(self, name: str) -> Tensor:
-        """Return the total of one parameter, in its shape, and give its buffers back: it starts again at zero."""
+        """Return the total of one parameter, in its shape, and free its buffers."""
         total = self._one(name, self._named[name], last=True)
         for layout in self._buffers[name]:
             self._lost.pop((name, layout), None)
@@ -173,7 +167,7 @@ class Totals:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Slot:
-    """The place for what the per-sample gradients of one parameter add up to; what a rule adds to."""
+    """Where a rule adds the per-sample gradients of one parameter."""
 
     totals: Totals
     name: str
@@ -184,12 +178,10 @@ class Slot:
 
     @property
     def numel(self) -> int:
-        """How many elements the parameter has."""
         return math.prod(self.shape)
 
     @property
     def squares_only(self) -> bool:
-        """Whether nothing but Σ g² is wanted."""
         return self.absolute is None and self.signed is None
 
     def chunks(self, samples: int, numel: int, *, bound: int = _CHUNK_CAP) -> Iterator[slice]:
@@ -201,7 +193,6 @@ class Slot:
             yield slice(start, min(start + step, samples))
 
     def into(self, layout: str, shape: tuple[int, ...], finish: Finish) -> SumBuffers:
-        """Return the running buffers in some layout."""
         squares, *rest = (
             None if totals is None else totals.buffer(self.name, layout, shape, finish)
             for totals in (self.totals, self.absolute, self.signed)
@@ -210,7 +201,7 @@ class Slot:
         return SumBuffers(squares=squares, absolute=rest[0], signed=rest[1])
 
     def add(self, per_sample: Tensor) -> None:
-        """Add up per-sample gradients."""
+        """Add per-sample gradients, shape (n, *shape)."""
         flat = per_sample.to(self.dtype).reshape(per_sample.shape[0], self.numel)
         into = self.into("plain", (self.numel,), _same)
         if len(flat) == 1 or (len(flat) <= _FEW and self.numel >= _LARGE):
@@ -220,7 +211,7 @@ class Slot:
             into.add(flat)
 
     def add_rows(self, per_row: Tensor, where: Tensor) -> None:
-        """Add up gradients of single rows of the parameter."""
+        """Add gradients of single rows of the parameter."""
         wider = per_row.to(self.dtype)
         into = self.into("plain", (self.numel,), _same).view(self.shape)
         into.squares.index_add_(0, where, wider.square())
@@ -265,18 +256,18 @@ class BatchGradients:
         self._signed, self._squares = make(), make()
 
     def end_batch(self, size: int) -> None:
-        """Take over the sum of a batch of so many samples; the next starts at zero."""
+        """Add the sum of a batch and its square to the pass, and start the next at zero."""
         for name, layout, batch, finish in self.batch.whole():
             self._signed.buffer(name, layout, tuple(batch.shape), finish).add_(batch)
             self._squares.buffer(name, layout, tuple(batch.shape), finish).addcmul_(batch, batch, value=1 / size)
             batch.zero_()
 
     def signed(self) -> dict[str, Tensor]:
-        """Return Σ_i g_i of the pass, and give the buffers back."""
+        """Return Σ_i g_i of the pass, and free the buffers."""
         return self._signed.result(last=True)
 
     def squares(self) -> dict[str, Tensor]:
-        """Return Σ_b n_b (1/n_b Σ_{i∈b} g_i)² of the pass, and give the buffers back."""
+        """Return Σ_b n_b (1/n_b Σ_{i∈b} g_i)² of the pass, and free the buffers."""
         return self._squares.result(last=True)
 
 
@@ -290,25 +281,21 @@ class Sums:
     signed: Totals | None = None
 
     def slot(self, name: str) -> Slot:
-        """Return the place for the per-sample gradients of one parameter."""
         return self.squares.slot(name, absolute=self.absolute, signed=self.signed)
 
     def receive(self, name: str, per_sample: Tensor) -> None:
-        """Add per-sample gradients of one parameter: shape (n, *shape)."""
         self.slot(name).add(per_sample)
 
     def empty(self) -> "Sums":
-        """Return sums of the same kind with nothing in them."""
         absolute, signed = (None if t is None else t.empty() for t in (self.absolute, self.signed))
         return Sums(squares=self.squares.empty(), absolute=absolute, signed=signed)
 
     def add(self, other: "Sums") -> None:
-        """Add the sums of other samples, which give their buffers back."""
+        """Add the sums of other samples, and free them."""
         for mine, theirs in zip(self.all(), other.all(), strict=True):
             mine.add(theirs.result(last=True))
 
     def all(self) -> Iterator[Totals]:
-        """Yield what there is."""
         yield from (totals for totals in (self.squares, self.absolute, self.signed) if totals is not None)
 
 
@@ -322,12 +309,11 @@ class Part:
     take: Callable[[str, Tensor], None] | None = None
 
     def complete(self, name: str) -> None:
-        """Say that nothing more will be added for a parameter."""
+        """Hand out the total of a parameter, when nothing more will be added to it."""
         if self.take is not None:
             self.take(name, self.sums.squares.take(name))
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Cut the rows out of a tensor whose dimension 0 is the sample; a view."""
         return tensor[self.rows]
 
 
@@ -346,7 +332,7 @@ class GroupTotals:
         self._touched: set[Hashable] = set()
         self._open: list[Totals] = []
         self.counts: Counter[Hashable] = Counter()
-        """How many samples each group has."""
+        """Samples in each group."""
 
     def parts(self, keys: Sequence[Hashable]) -> list[Part]:
         """Cut samples into parts: one for each run of equal keys."""
@@ -358,31 +344,29 @@ class GroupTotals:
         return found
 
     def begin(self, parts: Sequence[Part]) -> None:
-        """Add to these parts apart from now on; see `Totals.begin`."""
         self._open = list(dict.fromkeys(totals for part in parts for totals in part.sums.all()))
         for totals in self._open:
             totals.begin()
 
     def commit(self, keys: Sequence[Hashable]) -> None:
-        """Take over what was added since `begin`, or without it, for these samples."""
+        """Make what was added for these samples final."""
         for totals in self._open:
             totals.commit()
         self._open = []
         self.counts.update(keys)
 
     def roll_back(self) -> None:
-        """Forget what was added since `begin`."""
         for totals in self._open:
             totals.roll_back()
         self._open = []
 
     @property
     def opened(self) -> bool:
-        """Whether what is being added can still be taken out."""
+        """Whether what is being added can still be rolled back."""
         return bool(self._open)
 
     def trial(self, samples: int, take: Callable[[str, Tensor], None]) -> Part:
-        """Return a place for squares that do not count, which are taken out parameter by parameter."""
+        """Return a part whose totals are handed out, parameter by parameter, and not kept."""
         return Part(rows=slice(0, samples), sums=Sums(squares=self._pattern.empty()), take=take)
 
     def dtype(self, name: str) -> torch.dtype:
@@ -390,19 +374,17 @@ class GroupTotals:
         return self._pattern.dtype(name)
 
     def end_batch(self, size: int) -> None:
-        """Say that a batch of so many samples has ended."""
         if self.gradients is not None:
             self.gradients.end_batch(size)
 
     def running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Yield the buffers of the groups that were added to since the last look at everything."""
+        """Yield the buffers of the groups that changed since the last check of everything."""
         for key in self._touched:
             yield from self._groups[key].squares.running(largest=largest)
         if largest is None:
             self._touched.clear()
 
     def result(self, *, last: bool = False) -> dict[str, Tensor]:
-        """Return the squares of all groups together; see `Totals.result`."""
         if list(self._groups) == [ALL]:
             return self._groups[ALL].squares.result(last=last)
         total: dict[str, Tensor] = {}
@@ -411,11 +393,9 @@ class GroupTotals:
         return total
 
     def group(self, key: Hashable) -> dict[str, Tensor]:
-        """Return the squares of one group and give its buffers back."""
         return self._groups[key].squares.result(last=True)
 
     def absolute(self) -> dict[str, Tensor]:
-        """Return Σ|g| over all groups and give the buffers back."""
         total: dict[str, Tensor] = {}
         for sums in self._groups.values():
             assert sums.absolute is not None, "asked for at the start"
@@ -434,6 +414,6 @@ class GroupTotals:
 
 
 def accumulate(held: dict[str, Tensor], terms: Mapping[str, Tensor]) -> None:
-    """Add in place to tensors of our own; the first are taken over."""
+    """Add terms in place; the first of each name is kept as it is."""
     for name, term in terms.items():
         held[name] = held[name].add_(term) if name in held else term

@@ -87,7 +87,6 @@ class Sending(Guide):
         return []
 
     def close(self) -> None:
-        """Free what the pass left but the pieces; see `Accumulation.close`."""
         self.inner.close()
 
     def _send_down_to(self, index: int) -> None:
@@ -135,11 +134,9 @@ class ShardedEngine(Accumulator):
         self._count += size
 
     def result(self) -> Importance:
-        """End the pass."""
         return Importance(totals=self._totals.result(), count=self._count)
 
     def differentiated(self) -> Mapping[str, Tensor] | None:
-        """Return what the layers are gathered into."""
         return self._leaves.tensors
 
     def _by_plan(self, batch: Any) -> str | None:

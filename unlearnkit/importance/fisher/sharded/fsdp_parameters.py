@@ -1,4 +1,4 @@
-"""What autograd sees of a model that is sharded over processes, and the way of a gradient back to its pieces."""
+"""The tensors that autograd differentiates in a sharded model, and the reduction of gradients to shards."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -78,11 +78,9 @@ class Leaves:
         return self.piece(name, gradient).to(dtype).square()
 
     def zeros(self, name: str, dtype: torch.dtype) -> Tensor:
-        """Return zeros of the shape of the piece that lies here."""
         return torch.zeros_like(local(self._named[name]), dtype=dtype)
 
     def spread(self, pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return pieces as tensors that are sharded as the parameters are."""
         return {name: shard_like(piece, self._named[name]) for name, piece in pieces.items()}
 
 
@@ -127,7 +125,7 @@ def _gathered(model: nn.Module, named: Mapping[str, nn.Parameter]) -> tuple[dict
 
 
 def _check_the_same(module: Any, gathered: list[tuple[nn.Module, str, Tensor]]) -> None:
-    """Make sure that a layer is gathered into the same tensors each time: no gradient may be missed in silence."""
+    """Refuse a layer that FSDP gathers into new tensors each time: its gradients would be missed."""
     mine = [(m, key, tensor) for m, key, tensor in gathered if getattr(m, key) is not tensor]
     module.unshard()
     others = [key for m, key, tensor in mine if getattr(m, key) is not tensor and not is_sharded(getattr(m, key))]

@@ -51,11 +51,9 @@ class SquaredSums(Accumulator):
         self._leaves.backward(losses, weights, receive, keep=keep)
 
     def result(self) -> Importance:
-        """End the pass."""
         return Importance(totals=self._leaves.spread(self._totals), count=self._count)
 
     def differentiated(self) -> Mapping[str, Tensor] | None:
-        """Return what the layers are gathered into."""
         return self._leaves.tensors
 
 
@@ -73,7 +71,6 @@ class PieceTotals:
         self._lost = {name: torch.zeros_like(t) for name, t in self._totals.items() if compensated}
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype of one parameter's total."""
         return self._totals[name].dtype
 
     def add(self, name: str, piece: Tensor) -> None:
@@ -84,7 +81,6 @@ class PieceTotals:
             self._totals[name].add_(piece)
 
     def result(self) -> dict[str, Tensor]:
-        """Return the totals, sharded as the parameters are."""
         whole = {name: t + self._lost[name] if name in self._lost else t for name, t in self._totals.items()}
         return self._leaves.spread(whole)
 
@@ -115,5 +111,5 @@ class SampleSquares:
 
 
 def real_part(gradient: Tensor, *, real: bool) -> Tensor:
-    """Take nothing of a sample that only goes through the motions, be it infinite."""
+    """Zeros for a padding sample, whose gradient may be infinite."""
     return gradient if real else torch.zeros_like(gradient)
