@@ -161,6 +161,7 @@ def test_an_open_class_would_be_seen():
 def test_the_public_list_is_sorted_and_complete():
     """What type checkers see, what is loaded at run time, and ``__all__`` are the same names from the same modules."""
     imported = {n: m for m, n in imports(ROOT / "unlearnkit" / "__init__.py") if m.startswith("unlearnkit")}
+    del imported["set_kernel_source"]  # called there, not offered
     assert list(unlearnkit.__all__) == sorted(unlearnkit.__all__)
     assert set(unlearnkit.__all__) == set(imported)
     tables = unlearnkit._FOLDER | unlearnkit._MOVED_TO

@@ -17,6 +17,7 @@ def test_the_hooks_are_those_of_the_design():
         "unlearnkit_after_run",
         "unlearnkit_before_run",
         "unlearnkit_register_estimators",
+        "unlearnkit_register_kernels",
         "unlearnkit_register_metrics",
         "unlearnkit_register_unlearners",
     ]

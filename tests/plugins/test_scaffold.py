@@ -172,7 +172,7 @@ def test_the_old_word_for_the_kind_training_is_accepted(tmp_path):
         ("unlearnkit", r"the plugin 'unlearnkit' of unlearnkit \S+ is installed"),
         ("output-norm", r"unlearnkit \S+ provides it in loss_free.py"),
         ("diagonal-fisher", r"unlearnkit \S+ provides it in diagonal.py"),
-        ("loss-and-accuracy", r"unlearnkit \S+ provides it in scores.py"),
+        ("loss-and-accuracy", r"unlearnkit \S+ provides it in \w+.py"),
         ("methods", r"the module unlearnkit_methods is installed"),
         ("good", r"the plugin 'good' of fake-good 1.0 is installed"),
         ("fine", r"fake-classes 5.0 provides it in fake_classes.py"),
@@ -180,11 +180,11 @@ def test_the_old_word_for_the_kind_training_is_accepted(tmp_path):
 )
 def test_a_name_that_is_taken_is_refused_and_nothing_is_written(tmp_path, monkeypatch, name, said):
     monkeypatch.syspath_prepend(ROOT / "tests" / "fixtures" / "site")
-    loaded = set(sys.modules)
+    loaded = {module for module in sys.modules if module.startswith(("unlearnkit", "fake_"))}
     with pytest.raises(ConfigurationError, match=rf"expected a new name, saw '{name}': .*{said}"):
         new_plugin(name, output=tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert set(sys.modules) == loaded
+    assert {module for module in sys.modules if module.startswith(("unlearnkit", "fake_"))} == loaded
 
 
 def test_a_plugin_is_written_without_torch(tmp_path):

@@ -61,7 +61,7 @@ def lying(draw, t):
     return odd(t, draw(st.sampled_from([0, 1, 7, 10**9])))
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(st.data(), st.integers(1, 3), st.integers(2, 5), st.sampled_from([1, 3, 16, 33]), st.sampled_from([1, 2, 17]))
 @pytest.mark.parametrize("compiled", COMPILED)
 def test_rows(compiled, data, samples, rows, out, inner):
@@ -93,7 +93,7 @@ def problems(draw):
     return geometry, x, g, torch.zeros(outs, channels // groups, *kernel)
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(problems())
 @pytest.mark.parametrize("compiled", COMPILED)
 def test_convolutions(compiled, problem):
