@@ -15,8 +15,8 @@ from unlearnkit.experiments.retrained import (
     Recipe,
     ReferenceStore,
     initial_digest,
+    load_references,
     reference_folder,
-    references,
     retrained_models,
 )
 from unlearnkit.experiments.run import run
@@ -194,7 +194,7 @@ def test_tune_makes_them(digits_toml, tmp_path):
 def test_named_checkpoints_and_seeds_go_together(digits_toml, trained_checkpoint):
     config = load_config(digits_toml, ["training.epochs=1", f"evaluation.retrained=['{trained_checkpoint}']"])
     config = attrs.evolve(config, evaluation=attrs.evolve(config.evaluation, retrained_seeds=(7,)))
-    found = references(Experiment.load(config))
+    found = load_references(Experiment.load(config))
     named = Experiment.load(config).fresh_model()
     load_checkpoint(named, trained_checkpoint)
     assert digest(found[0]) == digest(named)
