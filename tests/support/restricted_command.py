@@ -9,9 +9,12 @@ from pathlib import Path
 import sklearn.datasets  # noqa: F401 - what commands import when they are called: once here, not in every fork
 import torch
 import torchvision  # noqa: F401
+from typer.testing import CliRunner
 
 import unlearnkit.reporting.page  # noqa: F401
 from unlearnkit.cli.app import app
+
+CliRunner().invoke(app, ["methods"])  # loads plugins and option parsers: once here, not in every fork
 
 FORGET, VERIFY = ("forget", "ledger.toml", "-q"), ("verify-receipts", "ledger.toml")
 ROLLBACK, RUN = ("rollback", "ledger.toml", "-q"), ("run", "ledger.toml", "-q")

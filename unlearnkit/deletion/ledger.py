@@ -34,22 +34,13 @@ class Ledger:
 
     Every change is first written to ``ledger.json``, atomically, and then carried out; the first to open a ledger after
     a crash carries out what is left.
-
-    Attributes:
-        folder: Its path.
     """
 
     folder: Path = attrs.field(converter=Path)
 
     @classmethod
-    def start(cls, folder: str | Path, model: nn.Module, *, receipt: Callable[[KeptModel], Receipt]) -> "Ledger":
-        """Make a ledger with a trained model and without importances.
-
-        Args:
-            folder: A new one, or one whose start was interrupted.
-            model: The trained model.
-            receipt: Makes the first receipt.
-        """
+    def start(cls, folder: str | Path, model: nn.Module, *, receipt: Callable[[State], Receipt]) -> "Ledger":
+        """Make a ledger with a trained model and without importances."""
         ledger = cls(folder)
         if (ledger.folder / "ledger.json").exists():
             raise StoreError(f"{folder}: there is a ledger already: choose another folder")
@@ -60,7 +51,8 @@ class Ledger:
         except OSError as error:
             raise StoreError(f"cannot make a ledger in {folder}: {error}") from error
         kept = ledger.models.put(model)
-        state = State(current=kept, base=kept, salt=salt, pending=Pending(receipt=receipt(kept)))
+        state = State(current=kept, base=kept, salt=salt)
+        state = attrs.evolve(state, pending=Pending(receipt=receipt(state)))
         ledger.new_store(state.store)
         write_state(ledger.folder, state)
         with ledger.held():
@@ -105,11 +97,7 @@ class Ledger:
 
     @contextmanager
     def held(self) -> Iterator[State]:
-        """Lock the ledger, finish what a crash has left, and yield its state.
-
-        Raises:
-            StoreError: Another process has locked it, or it cannot be written.
-        """
+        """Lock the ledger, finish what a crash has left, and yield its state."""
         self.check_folders()  # says that there is no ledger, before a lock file makes a folder look like one
         try:
             with FileLock(self.folder / "lock", timeout=0):
@@ -161,13 +149,7 @@ class Ledger:
         return ImportanceStore.create(folder, versions=versions())
 
     def decide(self, state: State, pending: Pending, parts: Iterable[tuple[str, Importance]] = ()) -> None:
-        """Write a new state with what is to be done, and do it.
-
-        Args:
-            state: The state afterwards.
-            pending: What is to be done.
-            parts: Group to the importance to be subtracted from it; written before the state.
-        """
+        """Write a new state with what is to be done, and do it."""
         files = {}
         for key, part in parts:
             files[key] = f"{secrets.token_hex(8)}.safetensors"

@@ -21,13 +21,7 @@ KIND = "unlearnkit-request-1"
 @final
 @attrs.frozen(kw_only=True)
 class Request:
-    """A request to forget samples. It holds sample numbers in the clear, and is deleted when it has been processed.
-
-    Attributes:
-        name: Its name: a ticket number, say.
-        samples: Numbers of training samples.
-        groups: Groups to forget completely.
-    """
+    """A request to forget samples. It holds sample numbers in the clear, and is deleted when it has been processed."""
 
     name: str
     samples: tuple[int, ...] = ()

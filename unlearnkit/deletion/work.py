@@ -69,7 +69,7 @@ class Deletion:
         """
         if not (self.ledger.folder / "ledger.json").exists():
             original, _ = self.experiment.original_model()
-            Ledger.start(self.ledger.folder, original, receipt=self._first)
+            Ledger.start(self.ledger.folder, original, receipt=lambda state: self.receipt(state, "started"))
         with self.ledger.held() as state:
             if state.receipts == 1:
                 self._fill(state.store, state.current)
@@ -155,15 +155,17 @@ class Deletion:
 
     def receipt(self, state: State, outcome: Outcome, **fields: Any) -> Receipt:
         """Make the next receipt about the model in use; without other fields the model after is the model before."""
-        known = {**_model_fields(state.current), "seeds": self._seeds, **fields}
-        return _receipt(state.receipts + 1, state.head, outcome, **known)
-
-    def _first(self, kept: KeptModel) -> Receipt:
-        return _receipt(1, "", "started", **_model_fields(kept), seeds=self._seeds)
-
-    @property
-    def _seeds(self) -> dict[str, int]:
-        return {"unlearning": self.experiment.config.seed}
+        current = state.current
+        about = {"model_before": current.digest, "model_after": current.digest, "model_file": current.file, **fields}
+        return Receipt(
+            number=state.receipts + 1,
+            previous=state.head,
+            time=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            outcome=outcome,
+            seeds={"unlearning": self.experiment.config.seed},
+            versions=versions(),
+            **about,
+        )
 
     def _fill(self, name: str, kept: KeptModel) -> None:
         experiment, groups = self.experiment, self.population().groups
@@ -276,12 +278,3 @@ def check_budget(before: Scores, after: Scores, budget: float) -> None:
 def ledger_folder(config: Config) -> Path:
     """Return the folder of a configuration's ledger."""
     return Path(config.deletion.folder) if config.deletion.folder else Path(config.output) / "ledger"
-
-
-def _model_fields(kept: KeptModel) -> dict[str, Any]:
-    return {"model_before": kept.digest, "model_after": kept.digest, "model_file": kept.file}
-
-
-def _receipt(number: int, previous: str, outcome: Outcome, **fields: Any) -> Receipt:
-    now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-    return Receipt(number=number, previous=previous, time=now, outcome=outcome, versions=versions(), **fields)

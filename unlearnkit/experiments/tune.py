@@ -83,7 +83,7 @@ def tune(
     job, model = search.job, copy.deepcopy(search.job.original)
     tuning, record = search.edit(model, method, label=folder.name)
     if tuning.chosen is None:
-        record = attrs.evolve(record, manifest=job.manifest())
+        record = attrs.evolve(record, manifest=job.experiment.manifest())
     else:
         record = job.evaluated(record, model, job.evaluate(job.original))
         record = PlotDataCollector(job=job).added(record, model) if config.evaluation.page else record

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, final
 
+import attrs
 import pluggy
 
 from unlearnkit.evaluation.metric import Metric
@@ -198,7 +199,7 @@ class PluginManager:
             self._add(found, plugin)
 
     def _remember(self, found: Discovered, problem: Problem | None) -> None:
-        self._discovered[found.name] = found.with_problem(problem)
+        self._discovered[found.name] = attrs.evolve(found, problem=problem)
         if problem is not None:
             self._problems.append(problem)
 

@@ -1,7 +1,6 @@
 """The classes that plugins provide, checked one by one, by name."""
 
 import inspect
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar, final
 
@@ -83,13 +82,6 @@ class Registry(Generic[T]):
         raise UnknownMethodError(
             f"no {self.kind} is called {name!r}{nearest(name, {entry.name for entry in self.entries})}{hint}"
         )
-
-    def duplicates(self) -> dict[str, list[Provided]]:
-        """Return the names that several plugins provide."""
-        by_name: dict[str, list[Provided]] = defaultdict(list)
-        for entry in self.entries:
-            by_name[entry.name].append(entry)
-        return {name: entries for name, entries in by_name.items() if len({e.cls for e in entries}) > 1}
 
 
 def fault_of(cls: Any, base: type) -> str:

@@ -23,28 +23,7 @@ FORMAT = "unlearnkit-trial-1"
 @final
 @attrs.frozen(kw_only=True)
 class TrialResult:
-    """The result of a trial: plain values, which survive JSON without loss.
-
-    Attributes:
-        status: ``"done"`` or ``"failed"``.
-        error: Message of a failed trial, which has no other values.
-        options: The method's options, including those that tuning chose.
-        provider: Distribution and version that the method comes from.
-        changed: Number of weights whose bits changed.
-        weights: Number of trainable weights.
-        scenario: ``"full-class"``, ``"sub-class"`` or ``"random"``.
-        forget_samples: Size of the forget set.
-        before: Split to loss and accuracy of the original model.
-        after: Split to loss and accuracy of the edited model.
-        metrics: Metric to its values; None where it does not apply.
-        not_applicable: Metric to the reason for each None.
-        findings: Kinds of warnings for the reader, such as ``"nothing changed"``.
-        remarks: Sentences: what the edit did, findings with their numbers, remarks of the method, warnings.
-        seconds: Stage to wall-clock seconds; a stage that several trials share has the same seconds in each.
-        memory: ``"host"`` and ``"cuda"`` to the peak in MiB.
-        versions: Digest of the versions of Python and of the packages that decide the bits.
-        finished: UTC.
-    """
+    """The result of a trial: plain values, which survive JSON without loss."""
 
     status: str = "done"
     error: str = ""

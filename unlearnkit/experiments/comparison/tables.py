@@ -101,17 +101,7 @@ _COUNTS = {"forget_samples", "training_seed", "unlearning_seed", "threads", "cha
 @final
 @attrs.frozen(kw_only=True)
 class Statistic:
-    """One column of the table over several trials.
-
-    Attributes:
-        n: Number of trials with a value.
-        mean: Mean.
-        sd: Sample standard deviation (n − 1); None for one value.
-        median: Median.
-        p10: 10th percentile, interpolated linearly.
-        least: Minimum.
-        most: Maximum.
-    """
+    """One column of the table over several trials."""
 
     n: int
     mean: float
@@ -148,17 +138,7 @@ class Statistic:
 @final
 @attrs.frozen(kw_only=True)
 class VariantSummary:
-    """One variant over all forget targets and seeds.
-
-    Attributes:
-        variant: Label and options.
-        method: Name of the method.
-        tuned: Whether its options were tuned.
-        trials: Number of finished trials, failed ones included.
-        failed: Number of failed trials.
-        measures: Column of the table to its statistic; columns without numbers are left out.
-        remarks: How many trials changed nothing, destroyed the model, failed, …
-    """
+    """One variant over all forget targets and seeds."""
 
     variant: str
     method: str

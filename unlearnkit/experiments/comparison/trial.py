@@ -19,20 +19,12 @@ SPLITS = ("retain-train", "forget-train", "retain-test", "forget-test")
 @final
 @attrs.frozen(kw_only=True)
 class Trial:
-    """One edit of a comparison, and all that its result depends on.
-
-    Attributes:
-        config: A configuration with one method and one forget target; its ``training.seed`` is that of the original
-            model, its ``seed`` that of the unlearning.
-        forget: The forget target as text, such as ``"classes=3"``.
-        variant: Label of the method and values of its grid; a summary has one line per variant.
-        key: Digest of everything that the result depends on; "" until it is known.
-    """
+    """One edit of a comparison: ``config`` has one method, one forget target and the seeds of this trial."""
 
     config: Config
     forget: str
     variant: str
-    key: str = ""
+    key: str = ""  # digest of everything that the result depends on
 
     @property
     def method(self) -> MethodConfig:
@@ -52,18 +44,7 @@ class Trial:
 
 
 def trials_of(config: Config) -> tuple[Trial, ...]:
-    """List the trials of a comparison; trials that share their importances are neighbours.
-
-    Args:
-        config: With a section ``[comparison]``.
-
-    Returns:
-        Forget targets × training seeds × unlearning seeds × methods × options, in this order; without keys.
-
-    Raises:
-        ConfigurationError: Nothing to forget, no method, checkpoints of retrained models, which fit one forget target
-            only, or two forget targets or variants that are the same.
-    """
+    """List the trials of a comparison; trials that share their importances are neighbours."""
     chosen = config.comparison
     targets = chosen.forget or (config.forget,)
     _refuse(config, targets)

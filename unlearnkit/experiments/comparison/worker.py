@@ -172,14 +172,7 @@ def _collected_warnings() -> Iterator[list[str]]:
 @final
 @attrs.frozen(kw_only=True)
 class Event:
-    """The start or end of a trial, or of the training of a model.
-
-    Attributes:
-        kind: ``"started"``, ``"done"`` or ``"failed"``.
-        name: Name of the trial, or of the model that is trained.
-        key: Key of the trial; "" for a model.
-        process: Process id.
-    """
+    """The start or end of a trial, or of the training of a model."""
 
     kind: Literal["started", "done", "failed"]
     name: str
