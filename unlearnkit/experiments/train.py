@@ -12,7 +12,7 @@ from unlearnkit.experiments.experiment import Experiment
 from unlearnkit.models.checkpoint import save_checkpoint
 from unlearnkit.models.training import train
 from unlearnkit.utils.errors import ConfigurationError, StoreError
-from unlearnkit.utils.files import atomic_write
+from unlearnkit.utils.files import write_text
 from unlearnkit.utils.progress import Progress, silent
 
 
@@ -50,6 +50,5 @@ def train_original(config: Config, *, overwrite: bool = False, progress: Progres
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(model, path, {"unlearnkit.factory": config.model.factory})
-    with atomic_write(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return record

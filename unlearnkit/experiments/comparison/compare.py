@@ -11,7 +11,6 @@ from rich.table import Table
 from unlearnkit.distributed.collectives import all_gather, map_over_ranks
 from unlearnkit.distributed.ranks import Ranks
 from unlearnkit.experiments.comparison.processes import Sizing, need_of, of_ranks, run_in_processes, sizing
-from unlearnkit.experiments.comparison.results import TrialFolder, TrialResult
 from unlearnkit.experiments.comparison.tables import (
     Row,
     covers,
@@ -24,13 +23,13 @@ from unlearnkit.experiments.comparison.tables import (
     table_of,
     unedited,
 )
-from unlearnkit.experiments.comparison.trial import Trial, keyed, trials_of
+from unlearnkit.experiments.comparison.trial import Trial, TrialFolder, TrialResult, keyed, trials_of
 from unlearnkit.experiments.comparison.worker import Event, Unit, Watch, Worker, groups_of, ignore, models_for
 from unlearnkit.experiments.config import Config
 from unlearnkit.experiments.experiment import Experiment
 from unlearnkit.plugins.manager import PluginManager, default_manager
-from unlearnkit.utils.errors import ConfigurationError, StoreError, UnlearnKitError
-from unlearnkit.utils.files import atomic_write
+from unlearnkit.utils.errors import ConfigurationError, UnlearnKitError
+from unlearnkit.utils.files import write_text
 from unlearnkit.utils.progress import Progress, silent
 
 _DIED = (
@@ -209,13 +208,8 @@ class Comparison:
             "summary.md": summary_page(summaries, unedited(rows), rows=rows, covers=self.covers),
             "comparison.json": json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n",
         }
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"cannot make the folder {self.folder}: {error}") from error
         for name, text in texts.items():
-            with atomic_write(self.folder / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_text(self.folder / name, text)
 
     def _in_processes(self, jobs: int, watch: Watch) -> None:
         ended = set[str]()

@@ -12,8 +12,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from unlearnkit.experiments.comparison.results import TrialResult
-from unlearnkit.experiments.comparison.trial import Trial
+from unlearnkit.experiments.comparison.trial import Trial, TrialResult
 from unlearnkit.experiments.config import Config
 
 Row = dict[str, Any]

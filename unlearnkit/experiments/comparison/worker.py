@@ -15,8 +15,7 @@ import torch
 from unlearnkit.data import LabelledImages, forget_split
 from unlearnkit.distributed.ranks import resolve_device
 from unlearnkit.evaluation import LossAndAccuracy
-from unlearnkit.experiments.comparison.results import TrialFolder, TrialResult
-from unlearnkit.experiments.comparison.trial import Trial
+from unlearnkit.experiments.comparison.trial import Trial, TrialFolder, TrialResult
 from unlearnkit.experiments.experiment import Experiment, forget_spec, make_metrics, make_unlearner
 from unlearnkit.experiments.retrained import kept_original, retrained_models
 from unlearnkit.experiments.run import Job
