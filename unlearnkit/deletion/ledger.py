@@ -55,7 +55,7 @@ class Ledger:
         state = attrs.evolve(state, pending=Pending(receipt=receipt(state)))
         ledger.new_store(state.store)
         write_state(ledger.folder, state)
-        with ledger.held():
+        with ledger.locked():
             return ledger
 
     @property
@@ -96,7 +96,7 @@ class Ledger:
         return ImportanceStore.open(self.folder / self.state.store)
 
     @contextmanager
-    def held(self) -> Iterator[State]:
+    def locked(self) -> Iterator[State]:
         """Lock the ledger, finish what a crash has left, and yield its state."""
         self.check_folders()  # says that there is no ledger, before a lock file makes a folder look like one
         try:
@@ -138,7 +138,7 @@ class Ledger:
 
     def load_model(self, kept: KeptModel, model: nn.Module) -> nn.Module:
         """Load a model of the ledger into a model of the same kind, in place, and put it in eval mode."""
-        return self.models.load(self.state.way_to(kept), model)
+        return self.models.load(self.state.path_to(kept), model)
 
     def new_store(self, name: str) -> ImportanceStore:
         """Make an empty store of importances, or open one whose filling was interrupted."""
@@ -148,7 +148,7 @@ class Ledger:
         shutil.rmtree(folder, ignore_errors=True)
         return ImportanceStore.create(folder, versions=versions())
 
-    def decide(self, state: State, pending: Pending, parts: Iterable[tuple[str, Importance]] = ()) -> None:
+    def commit(self, state: State, pending: Pending, parts: Iterable[tuple[str, Importance]] = ()) -> None:
         """Write a new state with what is to be done, and do it."""
         files = {}
         for key, part in parts:
@@ -158,10 +158,10 @@ class Ledger:
         self.finish()
 
     def finish(self) -> None:
-        """Do what is decided and not done yet; the ledger must be held."""
+        """Do what is decided and not done yet; the ledger must be locked."""
         state = self.state
         if state.pending is None:
-            self._sweep(state)
+            self._delete_unreferenced(state)
             return
         todo = state.pending
         try:
@@ -173,7 +173,7 @@ class Ledger:
         done = attrs.evolve(state, head=todo.receipt.digest, receipts=todo.receipt.number, pending=None)
         self.queue.drop(todo.answered)
         write_state(self.folder, done)
-        self._sweep(done)
+        self._delete_unreferenced(done)
 
     def _change_store(self, state: State, todo: Pending) -> None:
         store = ImportanceStore.open(self.folder / state.store)
@@ -183,7 +183,7 @@ class Ledger:
             parts = {key: Importance.load(self.folder / _PENDING / name) for key, name in todo.parts.items()}
             store.change(remove=todo.remove, parts=parts, edit=todo.edit)
 
-    def _sweep(self, state: State) -> None:
+    def _delete_unreferenced(self, state: State) -> None:
         """Delete models and parts that nothing refers to, and older importances."""
         models = {kept.name for kept in state.models}
         for path in self.models.files:

@@ -70,19 +70,19 @@ class Deletion:
         if not (self.ledger.folder / "ledger.json").exists():
             original, _ = self.experiment.original_model()
             Ledger.start(self.ledger.folder, original, receipt=lambda state: self.receipt(state, "started"))
-        with self.ledger.held() as state:
+        with self.ledger.locked() as state:
             if state.receipts == 1:
                 self._fill(state.store, state.current)
             return self.ledger.receipts()[0]
 
     def refresh(self) -> Receipt:
         """Measure the importances again, on the model in use and on all samples that are not forgotten."""
-        with self.ledger.held() as state:
+        with self.ledger.locked() as state:
             name = f"importances-{number_of(state.store) + 1}"
             self._fill(name, state.current)
             receipt = self.receipt(state, "measured again", groups=tuple(self.population().groups))
-            new = state.standing(state.current, base=state.current, kept=state.kept)
-            self.ledger.decide(attrs.evolve(new, store=name), Pending(receipt=receipt))
+            new = state.with_models(state.current, base=state.current, kept=state.kept)
+            self.ledger.commit(attrs.evolve(new, store=name), Pending(receipt=receipt))
             return receipt
 
     def ask(self, name: str, *, samples: Iterable[int] = (), groups: Iterable[str] = ()) -> None:
@@ -97,7 +97,7 @@ class Deletion:
             ConfigurationError: The name was used already, or there are no such samples or groups.
         """
         request = Request(name=name, samples=tuple(samples), groups=tuple(groups))
-        with self.ledger.held():
+        with self.ledger.locked():
             self.population().check(request)
             receipts = self.ledger.receipts()
             put_back = {n for r in receipts if r.outcome == "restored" for n in r.requests}
@@ -111,7 +111,7 @@ class Deletion:
 
     def work(self) -> Receipt | None:
         """Process all waiting requests in one edit; returns the receipt, or None when no request was waiting."""
-        with self.ledger.held() as state:
+        with self.ledger.locked() as state:
             waiting = self.ledger.queue.waiting()
             if not waiting:
                 return None
@@ -122,7 +122,7 @@ class Deletion:
                 return self._edit(state, population, rows, names)
             why = "all of these samples were forgotten before"
             receipt = self.receipt(state, "nothing to forget", reason=why, requests=names)
-            self.ledger.decide(state, Pending(receipt=receipt, answered=names))
+            self.ledger.commit(state, Pending(receipt=receipt, answered=names))
             return receipt
 
     def population(self) -> Population:
@@ -218,7 +218,7 @@ class Deletion:
             )
         except BudgetError as error:
             receipt = attrs.evolve(receipt, reason=str(error))
-            self.ledger.decide(state, Pending(receipt=receipt, answered=names))
+            self.ledger.commit(state, Pending(receipt=receipt, answered=names))
             return receipt
         kept = self.ledger.models.put(model, known=report.model_after)
         patch = self._patch(state.current, model, report, names)
@@ -241,8 +241,8 @@ class Deletion:
         )
         earlier = (*state.kept, state.current)
         earlier = earlier[len(earlier) - config.deletion.keep :]
-        self.ledger.decide(
-            state.standing(kept, base=state.base, kept=earlier, patch=patch),
+        self.ledger.commit(
+            state.with_models(kept, base=state.base, kept=earlier, patch=patch),
             Pending(receipt=receipt, remove=found.whole, edit=recorded, answered=names),
             found.parts.items(),
         )

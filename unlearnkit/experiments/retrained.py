@@ -99,7 +99,12 @@ class ReferenceStore:
             raise StoreError(f"cannot make the folder of retrained models {self.folder}: {error}") from error
         with FileLock(path.with_suffix(".lock")):
             if path.exists():
-                _load(model, path, recipe)
+                found = load_checkpoint(model, path).get(RECIPE)
+                if found != recipe.text():
+                    raise StoreError(
+                        f"{path} is not the retrained model that its name stands for: expected the recipe "
+                        f"{recipe.text()}, saw {found!r}: delete the file, and it is trained again"
+                    )
             else:
                 train(model, data, objective=objective, training=recipe.training, progress=progress)
                 save_checkpoint(model, path, {RECIPE: recipe.text()})
@@ -125,7 +130,7 @@ def retrained_models(
     return tuple(found[seed] for seed in seeds)
 
 
-def kept_original(experiment: Experiment, *, progress: Progress = silent) -> nn.Module:
+def cached_original(experiment: Experiment, *, progress: Progress = silent) -> nn.Module:
     """Return the original model of a configuration; cached, as a retrained model whose forget set is empty."""
     seed = experiment.config.training.seed
     return _cached(experiment, seed, experiment.bundle.train, forget="", progress=progress)
@@ -158,12 +163,3 @@ def _cached(experiment: Experiment, seed: int, data: LabelledImages, *, forget: 
     return ReferenceStore(folder=reference_folder(config)).get(
         recipe, model, data, objective=experiment.objective, progress=progress
     )
-
-
-def _load(model: nn.Module, path: Path, recipe: Recipe) -> None:
-    metadata = load_checkpoint(model, path)
-    if metadata.get(RECIPE) != recipe.text():
-        raise StoreError(
-            f"{path} is not the retrained model that its name stands for: expected the recipe {recipe.text()}, saw "
-            f"{metadata.get(RECIPE)!r}: delete the file, and it is trained again"
-        )

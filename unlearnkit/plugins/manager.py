@@ -186,17 +186,14 @@ class PluginManager:
         for found, load in entry_point_plugins():
             if found.problem is not None:
                 self._remember(found, found.problem)
+                continue
+            try:
+                plugin = load()
+            except FOREIGN_FAULTS as error:  # recorded, not hidden
+                self._remember(found, problem_of(found, "import", error))
             else:
-                self._load_one(found, load)
+                self._add(found, plugin)
         self._warn(self._problems)
-
-    def _load_one(self, found: Discovered, load: Callable[[], object]) -> None:
-        try:
-            plugin = load()
-        except FOREIGN_FAULTS as error:  # recorded, not hidden
-            self._remember(found, problem_of(found, "import", error))
-        else:
-            self._add(found, plugin)
 
     def _remember(self, found: Discovered, problem: Problem | None) -> None:
         self._discovered[found.name] = attrs.evolve(found, problem=problem)

@@ -1,7 +1,6 @@
 """The trials of a comparison, one edit each, and their results, one JSON file each."""
 
 import datetime as dt
-import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,7 @@ import attrs
 
 from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.experiments.config import Config, ForgetConfig, MethodConfig
-from unlearnkit.experiments.provenance import versions
+from unlearnkit.experiments.provenance import digest_of, versions
 from unlearnkit.reporting import RunRecord
 from unlearnkit.reporting.verdict import findings
 from unlearnkit.utils.errors import ConfigurationError, StoreError
@@ -59,12 +58,9 @@ def trials_of(config: Config) -> tuple[Trial, ...]:
     _refuse(config, targets)
     methods = [variant for method in config.method for variant in variants(method)]
     return tuple(
-        Trial(config=_one(config, target, method, training, unlearning), forget=text, variant=variant)
-        for (target, text), training, unlearning, (variant, method) in itertools.product(
-            [(target, forget_text(target)) for target in targets],
-            chosen.training_seeds,
-            chosen.unlearning_seeds,
-            methods,
+        Trial(config=_one(config, target, method, *seeds), forget=forget_text(target), variant=variant)
+        for target, *seeds, (variant, method) in itertools.product(
+            targets, chosen.training_seeds, chosen.unlearning_seeds, methods
         )
     )
 
@@ -92,16 +88,8 @@ def forget_text(target: ForgetConfig) -> str:
     if target.indices:
         return f"indices={len(target.indices)}:{digest_of(target.indices)[:6]}"
     given = {key: value for key, value in attrs.asdict(target, recurse=False).items() if value}
-    return " ".join(
-        f"{key}={Path(value).name if isinstance(value, str) else ','.join(map(str, value))}"
-        for key, value in given.items()
-    )
-
-
-def digest_of(value: Any) -> str:
-    """Hash plain values."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    shown = {key: Path(v).name if isinstance(v, str) else ",".join(map(str, v)) for key, v in given.items()}
+    return " ".join(f"{key}={value}" for key, value in shown.items())
 
 
 def keyed(trial: Trial, facts: Mapping[str, Any]) -> Trial:
