@@ -37,6 +37,7 @@ def command(arguments, folder, log, *, read_only=False, largest=None):
         largest: Bytes that no file may grow beyond: as a full disk, but for the number of the error.
     """
     torch.set_num_threads(1)  # threads of several processes would wait for each other
+    os.fsync = lambda _: None  # what is written outlives the process without it
     os.chdir(folder)
     out = os.open(log, os.O_CREAT | os.O_WRONLY)
     os.dup2(out, 1)
