@@ -43,7 +43,7 @@ def test_settings_reach_the_method(digits_toml):
         ("method.ssd.options.alpha=-1", "expected a number > 0, saw -1"),
         ("importence.batch_size=1", "did you mean 'importance'?"),
         ("forget.classes=[11]", "expected a class between 0 and 9"),
-        ("model.checkpoint=none.safetensors", "is not there"),
+        ("model.checkpoint=none.safetensors", "does not exist"),
     ],
 )
 def test_errors_are_one_message_and_exit_code_2(digits_toml, setting, message):
@@ -75,7 +75,7 @@ def test_train(digits_toml, tmp_path):
     assert "test: loss" in result.output
     again = call("train", digits_toml, "-q", *settings)
     assert again.exit_code == 2
-    assert "is there already" in again.output
+    assert "already exists" in again.output
 
 
 def test_methods_and_plugins_are_listed_with_their_origin():

@@ -12,7 +12,7 @@ from unlearnkit.models.zoo import small_cnn
 
 CASES = {
     "no such configuration": ([], "cannot read the configuration"),
-    "no such checkpoint": (["model.checkpoint=none.safetensors"], "is not there"),
+    "no such checkpoint": (["model.checkpoint=none.safetensors"], "does not exist"),
     "a wrong key": (["importence.batch_size=1"], "did you mean 'importance'?"),
     "an empty forget set": (["forget={}"], "expected what to forget, saw nothing"),
     "everything forgotten": (["forget.classes=[0,1,2,3,4,5,6,7,8,9]"], "saw all 1347 forgotten"),

@@ -91,7 +91,7 @@ def test_the_factory_must_return_a_model(digits_toml):
 def test_the_checkpoint_must_be_there_and_fit(digits_toml, tmp_path):
     with pytest.raises(ConfigurationError, match="saw none: name a file"):
         experiment(digits_toml, "model.checkpoint=''").original_model()
-    with pytest.raises(StoreError, match="is not there: make it with `unlearnkit train"):
+    with pytest.raises(StoreError, match="does not exist: make it with `unlearnkit train"):
         experiment(digits_toml, f"model.checkpoint='{tmp_path}/none.safetensors'").original_model()
     with pytest.raises(ValueError, match="does not fit SmallCNN"):
         experiment(digits_toml, "model.options.width=8").original_model()

@@ -81,7 +81,7 @@ def test_a_dry_run_writes_nothing(digits_toml, tmp_path):
 def test_results_are_not_replaced_unasked(digits_toml, tmp_path):
     records(digits_toml)
     first = (tmp_path / "out" / "ssd" / "report.json").read_text()
-    with pytest.raises(StoreError, match=r"results are there already: .*prune.*ssd"):
+    with pytest.raises(StoreError, match=r"results already exist: .*prune.*ssd"):
         records(digits_toml)
     assert (tmp_path / "out" / "ssd" / "report.json").read_text() == first
     records(digits_toml, overwrite=True)

@@ -24,7 +24,7 @@ def test_the_checkpoint_and_its_record(digits_toml, tmp_path):
 
 def test_a_checkpoint_is_not_replaced_unasked(digits_toml, trained_checkpoint):
     before = trained_checkpoint.read_bytes()
-    with pytest.raises(StoreError, match="is there already"):
+    with pytest.raises(StoreError, match="already exists"):
         train_original(load_config(digits_toml))
     assert trained_checkpoint.read_bytes() == before
 

@@ -61,7 +61,7 @@ def test_the_command_writes_the_edited_model_and_the_frontier(digits_toml, tmp_p
     assert changed == report["changed"] > 0
     again = call("tune", digits_toml, "-q", *settings())
     assert again.exit_code == 2
-    assert "results are there already" in again.output
+    assert "results already exist" in again.output
     assert call("tune", digits_toml, "-q", "--overwrite", *settings()).exit_code == 0
 
 
@@ -174,5 +174,5 @@ def test_what_cannot_be_tuned(digits_toml, setting, said):
 
 def test_results_in_the_way(digits_toml, tmp_path):
     (tmp_path / "out" / "ssd-tuned").mkdir(parents=True)
-    with pytest.raises(StoreError, match="results are there already"):
+    with pytest.raises(StoreError, match="results already exist"):
         tune(config(digits_toml))

@@ -150,7 +150,7 @@ def test_an_unknown_kind_and_a_folder_that_is_there_are_refused(tmp_path):
         new_plugin("my-thing", kind="metrics", output=tmp_path)
     folder = new_plugin("my-thing", output=tmp_path)
     (folder / "README.md").write_text("mine")
-    with pytest.raises(StoreError, match=r"unlearnkit-my-thing is there already: choose another"):
+    with pytest.raises(StoreError, match=r"unlearnkit-my-thing already exists: choose another"):
         new_plugin("my-thing", output=tmp_path)
     assert (folder / "README.md").read_text() == "mine"
 
@@ -231,7 +231,7 @@ def test_the_command_says_what_to_do_next(tmp_path):
     again = CliRunner().invoke(app, ["new-plugin", "my-thing", "--output", str(tmp_path)])
     assert again.exit_code == 2
     assert again.output.startswith("error: ")
-    assert "is there already" in again.output
+    assert "already exists" in again.output
     bad = CliRunner().invoke(app, ["new-plugin", "My Thing", "--output", str(tmp_path)])
     assert (bad.exit_code, "as 'my-method', saw 'My Thing'" in bad.output) == (2, True)
 

@@ -173,4 +173,4 @@ def test_the_commands(tmp_path, monkeypatch):
     assert refused.exit_code == 2
     assert "another model" in refused.output
     assert call("apply", "ab", names[0], "made").exit_code == 2
-    assert "is there already" in call("diff", *names[:2], "ab").output
+    assert "already exists" in call("diff", *names[:2], "ab").output

@@ -42,5 +42,4 @@ def _version(
 
 
 def main() -> None:
-    """Run the command line."""
     app()

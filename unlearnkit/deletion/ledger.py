@@ -60,12 +60,10 @@ class Ledger:
 
     @property
     def state(self) -> State:
-        """The state in ``ledger.json``."""
         return read_state(self.folder)
 
     @property
     def chain(self) -> Chain:
-        """The chain of its receipts."""
         return Chain(self.folder)
 
     def receipts(self) -> list[Receipt]:
@@ -82,17 +80,14 @@ class Ledger:
 
     @property
     def models(self) -> Models:
-        """The files of its models."""
         return Models(self.folder / _MODELS)
 
     @property
     def queue(self) -> Queue:
-        """The waiting requests."""
         return Queue(self.folder / _QUEUE)
 
     @property
     def store(self) -> ImportanceStore:
-        """The importances of all groups."""
         return ImportanceStore.open(self.folder / self.state.store)
 
     @contextmanager

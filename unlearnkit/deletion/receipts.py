@@ -97,7 +97,7 @@ class Chain:
         if not path.exists():
             write_sealed(path, receipt, kind=FORMAT)
         elif read_sealed(path, Receipt, kind=FORMAT) != receipt:
-            raise StoreError(f"{path} is there already, and is another receipt")
+            raise StoreError(f"{path} already exists with another receipt")
 
 
 def _name(number: int) -> str:

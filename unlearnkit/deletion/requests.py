@@ -37,24 +37,19 @@ class Request:
 @final
 @attrs.frozen
 class Queue:
-    """A folder of waiting requests, one file each."""
-
     folder: Path
 
     def add(self, request: Request) -> None:
-        """Put a request at the end."""
         path = self.folder / _file(request.name)
         if path.exists():
             raise ConfigurationError(f"request {request.name!r} is waiting already: a request is asked for once")
         write_sealed(path, request, kind=KIND)
 
     def waiting(self) -> list[Request]:
-        """Read all requests."""
         paths = sorted(self.folder.glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
         return [read_sealed(path, Request, kind=KIND) for path in paths]
 
     def drop(self, names: Iterable[str]) -> None:
-        """Delete requests that have been processed."""
         for name in names:
             with suppress(FileNotFoundError):
                 (self.folder / _file(name)).unlink()
@@ -92,7 +87,6 @@ class Population:
         return {name: rows for name, rows in found.items() if len(rows)}
 
     def name(self, label: int) -> str:
-        """Return the name of a group."""
         names = self.bundle.train.class_names.get(self.kind, ())
         return names[label] if names else str(int(label))
 
@@ -119,7 +113,6 @@ class Population:
         return rows.astype(np.int64)
 
     def without(self, rows: Rows) -> Rows:
-        """Return the remaining samples except some."""
         return np.setdiff1d(np.flatnonzero(self.remaining), rows)
 
     def whole(self, rows: Rows) -> tuple[str, ...]:

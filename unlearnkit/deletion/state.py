@@ -47,7 +47,6 @@ class KeptModel:
 
     @property
     def name(self) -> str:
-        """The name of its file."""
         return f"{self.digest}{'.patch' if self.through else ''}.safetensors"
 
 
@@ -108,12 +107,10 @@ class State:
 
 
 def write_state(folder: Path, state: State) -> None:
-    """Replace the state."""
     write_sealed(folder / FILE, state, kind=FORMAT)
 
 
 def read_state(folder: Path) -> State:
-    """Read the state and check it."""
     return read_sealed(folder / FILE, State, kind=FORMAT)
 
 
@@ -126,7 +123,6 @@ class Models:
 
     @property
     def files(self) -> list[Path]:
-        """The files of all models."""
         return list(self.folder.iterdir())
 
     def put(self, model: nn.Module, *, known: str = "") -> KeptModel:
@@ -153,7 +149,6 @@ class Models:
         return model.eval()
 
     def check(self, kept: KeptModel) -> None:
-        """Compare a file with its digest."""
         path = self._path(kept)
         if path.is_symlink() or not path.is_file():
             raise StoreError(f"{path}: expected a model of the ledger, saw none: it was purged, or somebody removed it")

@@ -276,5 +276,4 @@ def check_budget(before: Scores, after: Scores, budget: float) -> None:
 
 
 def ledger_folder(config: Config) -> Path:
-    """Return the folder of a configuration's ledger."""
     return Path(config.deletion.folder) if config.deletion.folder else Path(config.output) / "ledger"

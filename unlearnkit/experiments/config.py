@@ -17,8 +17,6 @@ from unlearnkit.utils.structuring import structure
 @final
 @attrs.frozen(kw_only=True)
 class ModelConfig:
-    """The model."""
-
     factory: str
     options: Mapping[str, Any] = attrs.field(factory=dict)
     checkpoint: str = ""
@@ -28,8 +26,6 @@ class ModelConfig:
 @final
 @attrs.frozen(kw_only=True)
 class DataConfig:
-    """The data."""
-
     name: str = ""
     factory: str = ""
     options: Mapping[str, Any] = attrs.field(factory=dict)
@@ -59,8 +55,6 @@ class ObjectiveConfig:
 @final
 @attrs.frozen(kw_only=True)
 class ImportanceConfig:
-    """How to measure importances."""
-
     estimator: str = "diagonal-fisher"
     options: Mapping[str, Any] = attrs.field(factory=dict)
     reference: str = option("full", choices=("full", "retain"), doc="the reference set: D or D_r")
@@ -100,8 +94,6 @@ def _seeds(_: Any, field: "attrs.Attribute[Any]", seeds: tuple[int, ...]) -> Non
 @final
 @attrs.frozen(kw_only=True)
 class EvaluationConfig:
-    """What to measure before and after."""
-
     batch_size: int = option(256, at_least=1, doc="samples per batch")
     splits: tuple[str, ...] = ("retain-test", "forget-test", "forget-train")
     metrics: tuple[str, ...] = ()

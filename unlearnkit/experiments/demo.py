@@ -43,8 +43,6 @@ TRIALS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
 @final
 @attrs.frozen(kw_only=True)
 class Row:
-    """One model of the demonstration."""
-
     name: str
     estimator: str = ""
     report: Report | None = None
@@ -56,15 +54,12 @@ class Row:
 @final
 @attrs.frozen(kw_only=True)
 class DemoResult:
-    """The measurements of the demonstration."""
-
     digit: int
     original: Row
     retrained: Row
     edits: tuple[Row, ...]
 
     def table(self) -> Table:
-        """Return a table for the terminal."""
         title = f"forgetting the digit {self.digit}: accuracy on test images (Δ: gap to the retrained model)"
         table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
         table.add_column("model", no_wrap=True)

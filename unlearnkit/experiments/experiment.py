@@ -78,7 +78,6 @@ class Experiment:
         return model.to(self.device)
 
     def original_model(self) -> tuple[nn.Module, dict[str, str]]:
-        """Load the trained model."""
         if not self.config.model.checkpoint:
             raise ConfigurationError(
                 "model.checkpoint: expected the weights of a trained model, saw none: name a file; "
@@ -89,7 +88,7 @@ class Experiment:
     def trained_model(self, path: str, *, key: str = "model.checkpoint") -> tuple[nn.Module, dict[str, str]]:
         """Load a checkpoint into a model of the configuration."""
         if not Path(path).exists():
-            raise StoreError(f"{key}: {path} is not there: make it with `unlearnkit train CONFIG.toml`")
+            raise StoreError(f"{key}: {path} does not exist: make it with `unlearnkit train CONFIG.toml`")
         model = self.fresh_model()
         metadata = load_checkpoint(model, path, allow_pickle=self.config.model.allow_pickle, undo=False)
         return model.eval(), metadata
@@ -125,14 +124,12 @@ class Experiment:
         return self.split
 
     def importance_batches(self, data: LabelledImages) -> DataLoader[Any]:
-        """Return a data loader for an importance."""
         chosen, seed, workers = self.config.importance, self.config.seed, self.config.data.workers
         return loader(
             data, batch_size=chosen.batch_size, shuffle=chosen.shuffle, seed=seed, workers=workers, device=self.device
         )
 
     def evaluation_batches(self, data: LabelledImages) -> DataLoader[Any]:
-        """Return a data loader for an evaluation."""
         size, workers = self.config.evaluation.batch_size, self.config.data.workers
         return loader(data, batch_size=size, workers=workers, device=self.device)
 
@@ -154,7 +151,6 @@ class Experiment:
         return manifest(config=attrs.asdict(self.config), data=self.bundle.train, device=self.device)
 
     def estimator(self, plugins: PluginManager) -> ImportanceEstimator:
-        """Make the estimator."""
         name, options = self.config.importance.estimator, self.config.importance.options
         return call(plugins.estimator(name), options, where=f"importance.options ({name})")
 
@@ -197,7 +193,6 @@ class Experiment:
 
 
 def make_unlearner(method: MethodConfig, plugins: PluginManager) -> Unlearner:
-    """Make a method with its options."""
     if method.grid:
         raise ConfigurationError(f"method {method.label!r}: expected no grid, which is for `unlearnkit compare` alone")
     return call(plugins.unlearner(method.name), method.options, where=f"method.{method.label}.options")
@@ -215,13 +210,11 @@ def chosen_method(config: Config, wanted: str, *, key: str) -> MethodConfig:
 
 
 def make_objective(config: ObjectiveConfig) -> Objective:
-    """Make the objective that a configuration names."""
     made: Objective = _made("objective", config.factory, config.options, Objective, "an unlearnkit.Objective")
     return made
 
 
 def make_metrics(config: EvaluationConfig, plugins: PluginManager) -> dict[str, Metric]:
-    """Make the metrics that a configuration names."""
     for name in config.options:
         if name not in config.metrics:
             hint = nearest(name, config.metrics)

@@ -22,7 +22,6 @@ _IMAGES = 64
 
 
 def digest_of(value: Any) -> str:
-    """Hash plain values."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -40,7 +39,6 @@ def data_digest(data: LabelledImages) -> str:
 
 
 def forget_record(split: Split) -> dict[str, Any]:
-    """Describe what is forgotten."""
     return {
         "scenario": split.scenario,
         "samples": len(split.forget),
@@ -60,7 +58,6 @@ def versions() -> dict[str, str]:
 
 
 def manifest(*, config: Mapping[str, Any], data: LabelledImages, device: torch.device) -> dict[str, Any]:
-    """Describe a run."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "config": config,

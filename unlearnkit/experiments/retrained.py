@@ -48,7 +48,6 @@ class Recipe:
     versions: Mapping[str, str] = attrs.field(factory=_versions)
 
     def text(self) -> str:
-        """Return the recipe as JSON with sorted keys."""
         return json.dumps(attrs.asdict(self), sort_keys=True, ensure_ascii=False, default=str)
 
     def key(self) -> str:
@@ -79,7 +78,6 @@ class ReferenceStore:
     folder: Path = attrs.field(converter=Path)
 
     def path(self, recipe: Recipe) -> Path:
-        """Return where the model of a recipe is, or will be."""
         return self.folder / f"{recipe.key()}.safetensors"
 
     def get(
@@ -144,7 +142,6 @@ def load_references(experiment: Experiment, *, progress: Progress = silent) -> t
 
 
 def reference_folder(config: Config) -> Path:
-    """Return the folder of a configuration's retrained models."""
     return Path(config.evaluation.retrained_folder or Path(config.output) / ".retrained")
 
 

@@ -82,7 +82,7 @@ def run(
     folders = {method.label: Path(config.output) / method.label for method in config.method}
     taken = [str(folder) for folder in folders.values() if folder.exists()]
     if taken and not (dry_run or overwrite):
-        raise StoreError(f"results are there already: {', '.join(taken)}: choose another output, or overwrite them")
+        raise StoreError(f"results already exist: {', '.join(taken)}: choose another output, or overwrite them")
     barrier()  # no process may write before all have looked for earlier results
     job = Job.start(config, plugins, again=again, progress=progress, references=not dry_run)
     parts, plot_data = job.experiment.splits(), PlotDataCollector(job=job)
@@ -220,7 +220,6 @@ class Job:
                 write_result(folder, model, record, metadata=metadata, page=self.experiment.config.evaluation.page)
 
     def evaluated(self, record: RunRecord, model: nn.Module, before: dict[str, LossAndAccuracy]) -> RunRecord:
-        """Measure an edited model."""
         start = time.perf_counter()
         after, measured = self.evaluate(model), self.measure(model)
         seconds = {**record.report.seconds, "evaluation": time.perf_counter() - start}
@@ -244,7 +243,6 @@ class Job:
         return self.experiment.scores(model, chosen, progress=self.progress)
 
     def measure(self, model: nn.Module) -> dict[str, dict[str, Measurement]]:
-        """Compute the metrics of the configuration."""
         inputs = self.inputs(model, self.experiment.splits())
         metrics = make_metrics(self.experiment.config.evaluation, self.plugins)
         return {name: metric.examine(inputs) for name, metric in metrics.items()}

@@ -35,7 +35,7 @@ def train_original(config: Config, *, overwrite: bool = False, progress: Progres
         raise ConfigurationError("model.checkpoint: expected a file to write the trained model to, saw none")
     path = Path(config.model.checkpoint)
     if path.exists() and not overwrite:
-        raise StoreError(f"{path} is there already: choose another checkpoint, or overwrite it")
+        raise StoreError(f"{path} already exists: choose another checkpoint, or overwrite it")
     experiment = Experiment.load(config)
     model = experiment.fresh_model()
     objective = experiment.objective

@@ -77,7 +77,7 @@ def tune(
     elementwise(method, plugins)
     folder = Path(config.output) / f"{method.label}-tuned"
     if folder.exists() and not overwrite:
-        raise StoreError(f"results are there already: {folder}: choose another output, or overwrite them")
+        raise StoreError(f"results already exist: {folder}: choose another output, or overwrite them")
     barrier()  # as in run()
     search = Search.start(*hold_out_unseen(Job.start(config, plugins, again=again, progress=progress)))
     job, model = search.job, copy.deepcopy(search.job.original)
@@ -103,7 +103,6 @@ class Search:
 
     @classmethod
     def start(cls, job: Job, unseen: LabelledImages | None = None) -> "Search":
-        """Split off the validation samples."""
         experiment, config = job.experiment, job.experiment.config.tuning
         if not isinstance(experiment.objective, CrossEntropy):
             raise ConfigurationError(
@@ -193,7 +192,6 @@ class Search:
 
 
 def elementwise(method: MethodConfig, plugins: PluginManager) -> ElementwiseUnlearner:
-    """Make a method that can be tuned."""
     unlearner = make_unlearner(method, plugins)
     if not isinstance(unlearner, ElementwiseUnlearner):
         raise ConfigurationError(

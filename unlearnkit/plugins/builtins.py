@@ -11,11 +11,9 @@ from unlearnkit.plugins.hookspecs import hookimpl
 
 @hookimpl
 def unlearnkit_register_estimators() -> Iterable[type[ImportanceEstimator]]:
-    """Offer the estimators of this package."""
     return [DiagonalFisher, BatchedDiagonalFisher, SketchedFisher]
 
 
 @hookimpl
 def unlearnkit_register_metrics() -> Iterable[type[Metric]]:
-    """Offer the metrics of this package."""
     return [getattr(metrics, name) for name in metrics.__all__]

@@ -44,8 +44,6 @@ class Problem:
 @final
 @attrs.frozen(kw_only=True)
 class Discovered:
-    """A plugin that was found."""
-
     name: str
     target: str = ""
     distribution: str = ""
@@ -93,7 +91,6 @@ def name_and_version(distribution: Distribution | None) -> tuple[str, str]:
 
 
 def of_object(plugin: object, name: str | None) -> Discovered:
-    """Describe a plugin passed to ``register``."""
     own = getattr(plugin, "__name__", None) or type(plugin).__qualname__
     return Discovered(name=name or str(own), target=str(getattr(plugin, "__module__", None) or own))
 

@@ -19,15 +19,12 @@ FOREIGN_FAULTS = (Exception, SystemExit)
 @final
 @attrs.frozen(kw_only=True)
 class Provided:
-    """A class that a plugin provides."""
-
     name: str
     cls: type[Any]
     plugin: Discovered
 
     @property
     def options(self) -> tuple[Option, ...]:
-        """Its options."""
         return options_of(self.cls)
 
     @property
@@ -64,7 +61,6 @@ class Registry(Generic[T]):
         )
 
     def get(self, name: str, problems: Iterable[Problem] = ()) -> type[T]:
-        """Return the class of a name."""
         found = [entry for entry in self.entries if entry.name == name]
         if len({entry.cls for entry in found}) > 1:
             providers = " and ".join(f"{entry.plugin.origin} (plugin {entry.plugin.name!r})" for entry in found)
@@ -103,5 +99,4 @@ def fault_of(cls: Any, base: type) -> str:
 
 
 def problem_of(plugin: Discovered, stage: str, error: BaseException) -> Problem:
-    """Describe what went wrong in a plugin."""
     return Problem(plugin=plugin.name, origin=plugin.origin, stage=stage, error=error)

@@ -31,7 +31,6 @@ _USAGE: Mapping[str, str] = {
 
 
 def new_plugin(name: str, *, kind: str = "elementwise", output: str | Path = ".") -> Path:
-    """Write the files of a new plugin."""
     if not NAME.fullmatch(name) or name.endswith("-") or "--" in name:
         raise ConfigurationError(
             f"expected a name of lower-case letters, digits and single hyphens, as 'my-method', saw {name!r}"
@@ -48,7 +47,7 @@ def new_plugin(name: str, *, kind: str = "elementwise", output: str | Path = "."
         raise ConfigurationError(f"expected a new name, saw {name!r}: {', '.join(taken)}; choose another name")
     folder = Path(output) / words["distribution"]
     if folder.exists():
-        raise StoreError(f"{folder} is there already: choose another name or another folder")
+        raise StoreError(f"{folder} already exists: choose another name or another folder")
     written = {
         "pyproject.toml": _fill("pyproject.toml", words),
         "README.md": _fill("README.md", words),

@@ -340,7 +340,7 @@ def test_options_of_metrics_are_checked_before_the_work(digits_toml, option, sai
 
 
 def test_a_retrained_model_that_is_not_there(digits_toml):
-    with pytest.raises(StoreError, match=r"evaluation\.retrained: nowhere\.safetensors is not there"):
+    with pytest.raises(StoreError, match=r"evaluation\.retrained: nowhere\.safetensors does not exist"):
         list(run(load_config(digits_toml, ["evaluation.retrained=['nowhere.safetensors']"])))
 
 

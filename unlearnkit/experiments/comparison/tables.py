@@ -64,7 +64,6 @@ def is_volatile(column: str) -> bool:
 
 
 def table_of(done: Iterable[Done]) -> tuple[Row, ...]:
-    """Make the table, with the same columns in every row."""
     rows = [row_of(trial, result) for trial, result in done]
     columns = _columns(rows)
     return tuple({name: row.get(name) for name in columns} for row in rows)
@@ -142,7 +141,6 @@ class VariantSummary:
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> "VariantSummary":
-        """Summarise the rows of one variant."""
         kinds = Counter(kind for row in rows if row["findings"] for kind in row["findings"].split("; "))
         failed = sum(row["status"] != "done" for row in rows)
         kinds += Counter(failed=failed)
@@ -242,7 +240,6 @@ _NOTE = (
 def lines_of(
     summaries: Sequence[VariantSummary], original: Mapping[str, Statistic], *, short: bool = False
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return header and cells of the summary."""
     known = {name for s in summaries for name in s.measures}
     columns = {name: title for name, title in (_SHORT if short else _SHOWN).items() if name in known}
     names = ("median", "10th p.", "ToW mean ± sd") if short else ("ToW median", "ToW 10th p.", "ToW mean ± sd")
@@ -280,7 +277,6 @@ def remark_lines(summaries: Sequence[VariantSummary]) -> list[str]:
 def summary_page(
     summaries: Sequence[VariantSummary], original: Mapping[str, Statistic], *, rows: Sequence[Row], covers: str
 ) -> str:
-    """Write the summary as Markdown."""
     header, lines = lines_of(summaries, original)
     table = [
         _markdown_row(header),

@@ -36,7 +36,6 @@ class Trial:
 
     @property
     def method(self) -> MethodConfig:
-        """The method's part of the configuration."""
         return self.config.method[0]
 
     @property
@@ -46,7 +45,6 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Name for people."""
         forget, training, unlearning = self.group
         return f"{self.variant} · {forget} · training seed {training} · unlearning seed {unlearning}"
 
@@ -183,7 +181,6 @@ class TrialResult:
 
     @property
     def failed(self) -> bool:
-        """Whether the trial ended with an error."""
         return self.status != "done"
 
     @property
@@ -234,7 +231,6 @@ class TrialFolder:
     folder: Path = attrs.field(converter=Path)
 
     def path(self, trial: Trial) -> Path:
-        """Return where the result of a trial is, or will be."""
         return self.folder / f"{trial.key}.json"
 
     def read(self, trial: Trial) -> TrialResult | None:
@@ -251,6 +247,5 @@ class TrialFolder:
         return structure(raw["result"], TrialResult, where=str(path))
 
     def write(self, trial: Trial, result: TrialResult) -> None:
-        """Write a result atomically."""
         raw = {"format": FORMAT, "key": trial.key, "trial": trial.name, "result": attrs.asdict(result)}
         write_text(self.path(trial), json.dumps(raw, indent=1, ensure_ascii=False) + "\n")

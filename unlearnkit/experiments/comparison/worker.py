@@ -60,7 +60,6 @@ class Worker:
         }
 
     def train(self, trial: Trial, seed: int | None) -> None:
-        """Train a model that trials need, unless it is on disk."""
         with _threads(trial.config.comparison.threads):
             experiment = self._experiment(trial)
             if seed is None:
