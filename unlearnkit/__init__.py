@@ -8,11 +8,11 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from unlearnkit.utils import kernel_source as _kernel_source
+from unlearnkit.utils.kernel_source import set_kernel_source
 
 __version__ = "0.1.0"
 
-_kernel_source.set_kernel_source(lambda: importlib.import_module("unlearnkit.plugins.manager").default_manager().kernels())
+set_kernel_source(lambda: importlib.import_module("unlearnkit.plugins.manager").default_manager().kernels())
 
 _PUBLIC = {
     "evaluation": ("EvaluationInputs", "Metric", "MetricTraits"),
