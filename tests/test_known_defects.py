@@ -24,28 +24,27 @@ from unlearnkit import (
     ConfigurationError,
     CrossEntropy,
     DiagonalFisher,
-    EpochConfig,
     EvaluationInputs,
     Metric,
     MetricTraits,
     MismatchError,
-    OptimizerConfig,
     Pipeline,
     PluginManager,
     StoreError,
     UnlearningInputs,
     UnlearnKitWarning,
-    fine_tune,
 )
 from unlearnkit.cli.app import app
 from unlearnkit.data import digits
 from unlearnkit.evaluation import loss_and_accuracy
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.run import run
+from unlearnkit.models import OptimizerConfig
 from unlearnkit.models.checkpoint import load_checkpoint, save_checkpoint
 from unlearnkit.models.parameters import digest
 from unlearnkit.models.training import Training, train
 from unlearnkit.plugins.manager import default_manager
+from unlearnkit.unlearning import EpochConfig, fine_tune
 
 ROOT = Path(__file__).parent.parent
 CE = CrossEntropy()

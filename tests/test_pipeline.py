@@ -21,13 +21,13 @@ from unlearnkit import (
     Pipeline,
     PluginManager,
     PluginWarning,
-    Role,
     SketchedFisher,
     Unlearner,
     UnlearningInputs,
     UnlearnKitWarning,
     hookimpl,
 )
+from unlearnkit.importance import Role
 from unlearnkit.models import parameters
 from unlearnkit.models import snapshot as snapshots
 from unlearnkit.models.parameters import digest

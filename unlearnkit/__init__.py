@@ -6,13 +6,16 @@ The names that most users need are here; everything else that is public is in th
 
 import importlib
 import importlib.util
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from unlearnkit.utils.kernel_source import set_kernel_source
+from unlearnkit.utils import kernel_source as _kernel_source
 
 __version__ = "0.1.0"
 
-set_kernel_source(lambda: importlib.import_module("unlearnkit.plugins.manager").default_manager().kernels())
+_kernel_source.set_kernel_source(
+    lambda: importlib.import_module("unlearnkit.plugins.manager").default_manager().kernels()
+)
 
 _PUBLIC = {
     "evaluation": ("EvaluationInputs", "Metric", "MetricTraits"),
@@ -80,51 +83,36 @@ _MOVED = {
     "utils.options": ("Option", "options_of"),
     "utils.progress": ("Progress",),
 }
-"""Where the names are that stood here in early versions."""
+"""Where the names are that stood here in early versions; here they still work, with a DeprecationWarning."""
 _FOLDER = {name: folder for folder, names in _PUBLIC.items() for name in names}
 _MOVED_TO = {name: folder for folder, names in _MOVED.items() for name in names}
 
 __all__ = [
-    "Accumulator",
     "BatchedDiagonalFisher",
     "BudgetError",
     "ConfigurationError",
     "CrossEntropy",
-    "DataOrder",
     "DiagonalFisher",
     "DuplicateMethodError",
     "ElementwiseUnlearner",
-    "EpochConfig",
     "EstimatorTraits",
     "EvaluationInputs",
-    "Fingerprint",
-    "FisherStatistics",
     "Importance",
     "ImportanceEstimator",
-    "Interleaved",
-    "Loss",
-    "Measurement",
     "Metric",
     "MetricTraits",
     "MismatchError",
     "Need",
     "NonFiniteError",
-    "NotApplicable",
     "Objective",
-    "OptimizerConfig",
-    "Option",
-    "Paired",
     "Pipeline",
     "PluginLoadError",
     "PluginManager",
     "PluginWarning",
-    "Progress",
     "Report",
-    "Role",
     "Run",
     "SketchedFisher",
     "StoreError",
-    "TensorChange",
     "TrainingUnlearner",
     "UnknownMethodError",
     "UnlearnKitError",
@@ -133,62 +121,32 @@ __all__ = [
     "UnlearnerTraits",
     "UnlearningInputs",
     "UnsupportedModelError",
-    "class_labels",
-    "class_logits",
-    "copy_state",
-    "device_of",
-    "divergence",
-    "estimate_groups",
-    "fine_tune",
-    "fisher_statistics",
-    "fresh_model",
     "hookimpl",
     "option",
-    "options_of",
-    "reshuffled",
-    "teacher_of",
-    "trainable",
 ]
 
 if TYPE_CHECKING:
-    from unlearnkit.data import Interleaved, Paired, reshuffled
-    from unlearnkit.evaluation import EvaluationInputs, Measurement, Metric, MetricTraits, NotApplicable
+    from unlearnkit.evaluation import EvaluationInputs, Metric, MetricTraits
     from unlearnkit.importance import (
-        Accumulator,
         BatchedDiagonalFisher,
-        DataOrder,
         DiagonalFisher,
         EstimatorTraits,
-        Fingerprint,
-        FisherStatistics,
         Importance,
         ImportanceEstimator,
-        Role,
         SketchedFisher,
-        estimate_groups,
-        fisher_statistics,
     )
-    from unlearnkit.models import CrossEntropy, Loss, Objective, OptimizerConfig, device_of, trainable
+    from unlearnkit.models import CrossEntropy, Objective
     from unlearnkit.pipeline import Pipeline
     from unlearnkit.plugins.hookspecs import Run, hookimpl
     from unlearnkit.plugins.manager import PluginManager
     from unlearnkit.unlearning import (
         ElementwiseUnlearner,
-        EpochConfig,
         Need,
         Report,
-        TensorChange,
         TrainingUnlearner,
         Unlearner,
         UnlearnerTraits,
         UnlearningInputs,
-        class_labels,
-        class_logits,
-        copy_state,
-        divergence,
-        fine_tune,
-        fresh_model,
-        teacher_of,
     )
     from unlearnkit.utils.errors import (
         BudgetError,
@@ -204,15 +162,16 @@ if TYPE_CHECKING:
         UnlearnKitWarning,
         UnsupportedModelError,
     )
-    from unlearnkit.utils.options import Option, option, options_of
-    from unlearnkit.utils.progress import Progress
+    from unlearnkit.utils.options import option
 else:
 
     def __getattr__(name: str) -> Any:
-        if name in _FOLDER or name in _MOVED_TO:  # the second half goes when the names have moved
-            return _load(name, _FOLDER.get(name) or _MOVED_TO[name])
+        if name in _FOLDER:
+            return _load(name, _FOLDER[name])
         if name in _MOVED_TO:
-            raise ImportError(f"unlearnkit.{name} has moved: from unlearnkit.{_MOVED_TO[name]} import {name}")
+            advice = f"unlearnkit.{name} has moved: from unlearnkit.{_MOVED_TO[name]} import {name}"
+            warnings.warn(advice, DeprecationWarning, stacklevel=2)
+            return _load(name, _MOVED_TO[name])
         if not name.startswith("_") and importlib.util.find_spec(f"unlearnkit.{name}"):
             return importlib.import_module(f"unlearnkit.{name}")
         raise AttributeError(f"module 'unlearnkit' has no attribute {name!r}")

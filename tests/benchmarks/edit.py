@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 from unlearnkit_methods.ssd import SelectiveSynapticDampening
 
-from unlearnkit import Importance, UnlearningInputs, trainable
+from unlearnkit import Importance, UnlearningInputs
+from unlearnkit.models import trainable
 from unlearnkit.models.parameters import check_finite, digest
 from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.models.undo_log import UndoLog

@@ -23,19 +23,12 @@ import attrs
 import numpy as np
 import torch
 
-from unlearnkit import (
-    CrossEntropy,
-    DiagonalFisher,
-    ElementwiseUnlearner,
-    Pipeline,
-    PluginManager,
-    Role,
-    UnlearningInputs,
-)
+from unlearnkit import CrossEntropy, DiagonalFisher, ElementwiseUnlearner, Pipeline, PluginManager, UnlearningInputs
 from unlearnkit.data import ByClass, digits, forget_split, loader
 from unlearnkit.data.splits import validation_split
 from unlearnkit.evaluation import loss_and_accuracy, tug_of_war
 from unlearnkit.evaluation.tuning import Tuner, Validation, reestimate_batch_norm
+from unlearnkit.importance import Role
 from unlearnkit.models.training import Training, train
 from unlearnkit.models.zoo import small_cnn
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from unlearnkit_cpu_kernels import ConvolutionSquares, LinearSquares, build, outer_squares
 from unlearnkit_cpu_kernels.index_plan import countable
 
-from unlearnkit import ConfigurationError, CrossEntropy, DiagonalFisher, UnlearnKitWarning, fisher_statistics
-from unlearnkit.importance import ConvGeometry, KernelOperands, SumBuffers
+from unlearnkit import ConfigurationError, CrossEntropy, DiagonalFisher, UnlearnKitWarning
+from unlearnkit.importance import ConvGeometry, KernelOperands, SumBuffers, fisher_statistics
 from unlearnkit.importance.fisher.engine import kernel as contract
 
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")

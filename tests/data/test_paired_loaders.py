@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
-from unlearnkit import ConfigurationError, Interleaved, Paired, reshuffled
+from unlearnkit import ConfigurationError
+from unlearnkit.data import Interleaved, Paired, reshuffled
 
 
 def test_pairs_go_on_with_the_forget_set_and_stop_with_the_retain_set():

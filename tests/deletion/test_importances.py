@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from unlearnkit import Fingerprint, Importance, Role
+from unlearnkit import Importance
 from unlearnkit.data import DataBundle, LabelledImages
 from unlearnkit.deletion.importances import find
 from unlearnkit.deletion.requests import Population
+from unlearnkit.importance import Fingerprint, Role
 from unlearnkit.importance.store import ImportanceStore
 
 KIND = Fingerprint(estimator="sketched-fisher", unit="sample", precision="gradients float32, totals float32", model="m")

@@ -10,7 +10,6 @@ import wrong_gradient_model as permuted
 from torch import nn
 
 from unlearnkit import (
-    Accumulator,
     BatchedDiagonalFisher,
     ConfigurationError,
     CrossEntropy,
@@ -21,10 +20,10 @@ from unlearnkit import (
     MismatchError,
     NonFiniteError,
     Objective,
-    Role,
     UnsupportedModelError,
-    trainable,
 )
+from unlearnkit.importance import Accumulator, Role
+from unlearnkit.models import trainable
 from unlearnkit.models.parameters import buffers, digest, parameters
 
 CE = CrossEntropy()

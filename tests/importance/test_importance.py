@@ -12,17 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from unlearnkit import (
-    CrossEntropy,
-    DataOrder,
-    DiagonalFisher,
-    Fingerprint,
-    Importance,
-    MismatchError,
-    NonFiniteError,
-    Role,
-    StoreError,
-)
+from unlearnkit import CrossEntropy, DiagonalFisher, Importance, MismatchError, NonFiniteError, StoreError
+from unlearnkit.importance import DataOrder, Fingerprint, Role
 from unlearnkit.importance import file_format as importance_file
 
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=50)

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unlearnkit import ConfigurationError, DataOrder, Fingerprint, Role
+from unlearnkit import ConfigurationError
+from unlearnkit.importance import DataOrder, Fingerprint, Role
 
 
 def trail_of(*sizes):

@@ -8,7 +8,8 @@ from sharded_model_tasks import damaged, importances, network, reads, run_on_ran
 from torch import nn
 from unlearnkit_methods.prune import Prune
 
-from unlearnkit import Fingerprint, Importance, MismatchError, StoreError, UnlearningInputs
+from unlearnkit import Importance, MismatchError, StoreError, UnlearningInputs
+from unlearnkit.importance import Fingerprint
 from unlearnkit.importance.sharded_file import FILE, load_sharded, save_sharded
 from unlearnkit.models.parameters import digest
 

@@ -6,15 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from unlearnkit import (
-    ConfigurationError,
-    CrossEntropy,
-    DiagonalFisher,
-    NonFiniteError,
-    UnsupportedModelError,
-    device_of,
-    trainable,
-)
+from unlearnkit import ConfigurationError, CrossEntropy, DiagonalFisher, NonFiniteError, UnsupportedModelError
+from unlearnkit.models import device_of, trainable
 from unlearnkit.models.parameters import (
     bits,
     buffers,

@@ -34,9 +34,9 @@ from unlearnkit import (
     StoreError,
     UnlearningInputs,
     UnlearnKitError,
-    estimate_groups,
 )
 from unlearnkit.distributed.sharded_tensors import full_tensor, is_sharded, local
+from unlearnkit.importance import estimate_groups
 from unlearnkit.importance.sharded_file import load_sharded, save_sharded
 from unlearnkit.importance.store import ImportanceStore
 from unlearnkit.models.checkpoint import save_checkpoint

@@ -12,7 +12,8 @@ from unlearnkit_methods.ssd import SelectiveSynapticDampening
 from unlearnkit_methods.ssd_adaptive import AdaptiveSynapticDampening
 from unlearnkit_methods.ssd_soft import SoftSynapticDampening
 
-from unlearnkit import ElementwiseUnlearner, Importance, MismatchError, NonFiniteError, UnlearningInputs, trainable
+from unlearnkit import ElementwiseUnlearner, Importance, MismatchError, NonFiniteError, UnlearningInputs
+from unlearnkit.models import trainable
 from unlearnkit.models.parameters import all_finite, bits, count_changed, digest, extremes
 from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.models.undo_log import UndoLog

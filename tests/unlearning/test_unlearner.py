@@ -17,20 +17,19 @@ from unlearnkit import (
     ConfigurationError,
     CrossEntropy,
     DiagonalFisher,
-    Fingerprint,
     Importance,
     MismatchError,
     Need,
     NonFiniteError,
-    Role,
     Unlearner,
     UnlearnerTraits,
     UnlearningInputs,
     UnlearnKitWarning,
     option,
-    trainable,
 )
+from unlearnkit.importance import Fingerprint, Role
 from unlearnkit.models import parameters as parameters_module
+from unlearnkit.models import trainable
 from unlearnkit.models.parameters import bits, buffers, digest, parameters
 from unlearnkit.models.snapshot import ModelSnapshot
 

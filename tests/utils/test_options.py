@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unlearnkit import ConfigurationError, option, options_of
-from unlearnkit.utils.options import option_values
+from unlearnkit import ConfigurationError, option
+from unlearnkit.utils.options import option_values, options_of
 
 
 @attrs.frozen(kw_only=True)

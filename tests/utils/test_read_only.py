@@ -7,15 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from unlearnkit import (
-    DataOrder,
-    DiagonalFisher,
-    EvaluationInputs,
-    Fingerprint,
-    Importance,
-    MismatchError,
-    UnlearningInputs,
-)
+from unlearnkit import DiagonalFisher, EvaluationInputs, Importance, MismatchError, UnlearningInputs
+from unlearnkit.importance import DataOrder, Fingerprint
 from unlearnkit.utils.options import read_only
 
 WAYS = {"pickle": lambda value: pickle.loads(pickle.dumps(value)), "deepcopy": copy.deepcopy}

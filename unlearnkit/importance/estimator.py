@@ -77,7 +77,7 @@ class ImportanceEstimator(abc.ABC):
             objective: Its `losses` gives one loss per sample.
 
         Returns:
-            One total per trainable parameter (see `unlearnkit.trainable`), in at least float32, on the model's
+            One total per trainable parameter (see `unlearnkit.models.trainable`), in at least float32, on the model's
             device, and how many terms it has. The framework adds fingerprint, sample count, trail and relative error.
         """
 
@@ -85,7 +85,7 @@ class ImportanceEstimator(abc.ABC):
         """Bound the relative standard deviation of a weight's total; override it when random numbers are drawn.
 
         Args:
-            sizes: Batch size to how many batches of that size, as in `unlearnkit.DataOrder`.
+            sizes: Batch size to how many batches of that size, as in `unlearnkit.importance.DataOrder`.
 
         Returns:
             0.0 when totals are exact but for rounding; None when no bound is known.

@@ -9,8 +9,8 @@ import torch
 from sklearn.metrics import accuracy_score
 from torch import nn
 
-from unlearnkit import ConfigurationError, EvaluationInputs, Metric, NotApplicable, PluginManager, StoreError
-from unlearnkit.evaluation import metrics
+from unlearnkit import ConfigurationError, EvaluationInputs, Metric, PluginManager, StoreError
+from unlearnkit.evaluation import NotApplicable, metrics
 from unlearnkit.evaluation.metrics.distance import activation_distance
 from unlearnkit.evaluation.model_outputs import InapplicableError, outputs_of
 from unlearnkit.evaluation.per_sample import jensen_shannon

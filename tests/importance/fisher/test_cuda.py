@@ -6,8 +6,9 @@ from fisher_models import Labelled, everything, mixed
 from fisher_oracle import distance, oracle
 from torch import nn
 
-from unlearnkit import CrossEntropy, DiagonalFisher, SketchedFisher, UnlearnKitWarning, fisher_statistics
+from unlearnkit import CrossEntropy, DiagonalFisher, SketchedFisher, UnlearnKitWarning
 from unlearnkit.data.batches import to_device
+from unlearnkit.importance import fisher_statistics
 
 pytestmark = [
     pytest.mark.gpu,

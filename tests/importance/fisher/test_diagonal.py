@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from unlearnkit import CrossEntropy, DiagonalFisher, Objective, Role, UnlearnKitWarning, UnsupportedModelError
+from unlearnkit import CrossEntropy, DiagonalFisher, Objective, UnlearnKitWarning, UnsupportedModelError
+from unlearnkit.importance import Role
 
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=15)
 CE = CrossEntropy()

@@ -6,7 +6,8 @@ from compiler import HAS_COMPILER
 from fisher_oracle import estimate
 from torch import nn
 
-from unlearnkit import CrossEntropy, DiagonalFisher, fisher_statistics
+from unlearnkit import CrossEntropy, DiagonalFisher
+from unlearnkit.importance import fisher_statistics
 
 KERNELS = ["fixed", "compiled"] if HAS_COMPILER else ["fixed"]
 DTYPES = [torch.float32, torch.float64]

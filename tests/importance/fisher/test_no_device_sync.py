@@ -10,16 +10,10 @@ from fisher_models import Labelled, everything, mixed
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from unlearnkit import (
-    BatchedDiagonalFisher,
-    CrossEntropy,
-    DiagonalFisher,
-    NonFiniteError,
-    SketchedFisher,
-    fisher_statistics,
-)
+from unlearnkit import BatchedDiagonalFisher, CrossEntropy, DiagonalFisher, NonFiniteError, SketchedFisher
 from unlearnkit.data import DeviceTransform
 from unlearnkit.data.batches import Deferred, feed
+from unlearnkit.importance import fisher_statistics
 from unlearnkit.importance.fisher.batched import InOrder
 from unlearnkit.importance.fisher.diagonal import start
 from unlearnkit.importance.fisher.engine import accumulate as collect

@@ -7,17 +7,9 @@ from fisher_models import Labelled, everything, mixed
 from fisher_oracle import SumOfSquares, distance, oracle
 from torch import nn
 
-from unlearnkit import (
-    BatchedDiagonalFisher,
-    CrossEntropy,
-    DiagonalFisher,
-    MismatchError,
-    Objective,
-    UnlearnKitWarning,
-    estimate_groups,
-    fisher_statistics,
-)
+from unlearnkit import BatchedDiagonalFisher, CrossEntropy, DiagonalFisher, MismatchError, Objective, UnlearnKitWarning
 from unlearnkit.data.batches import take
+from unlearnkit.importance import estimate_groups, fisher_statistics
 
 pytestmark = pytest.mark.filterwarnings("ignore:no rule for")
 

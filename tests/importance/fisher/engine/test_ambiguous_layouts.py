@@ -5,7 +5,8 @@ import torch
 from fisher_oracle import SumOfSquares, distance, engine_only, estimate, oracle
 from torch import nn
 
-from unlearnkit import CrossEntropy, Objective, UnlearnKitWarning, UnsupportedModelError, estimate_groups
+from unlearnkit import CrossEntropy, Objective, UnlearnKitWarning, UnsupportedModelError
+from unlearnkit.importance import estimate_groups
 
 
 class Gated(nn.Module):

@@ -5,7 +5,8 @@ import torch
 from fisher_oracle import distance, estimate, oracle
 from torch import nn
 
-from unlearnkit import CrossEntropy, Objective, UnlearnKitWarning, fisher_statistics
+from unlearnkit import CrossEntropy, Objective, UnlearnKitWarning
+from unlearnkit.importance import fisher_statistics
 from unlearnkit.importance.fisher.engine.per_sample_fallback import SquaredGradients
 
 

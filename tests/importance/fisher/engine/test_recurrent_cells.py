@@ -5,7 +5,8 @@ import torch
 from fisher_oracle import SumOfSquares, distance, engine_only, estimate, oracle
 from torch import nn
 
-from unlearnkit import UnlearnKitWarning, fisher_statistics
+from unlearnkit import UnlearnKitWarning
+from unlearnkit.importance import fisher_statistics
 from unlearnkit.importance.fisher.engine import recurrent_cells as written_out
 from unlearnkit.importance.fisher.engine.recurrent_cells import hindrance
 

@@ -10,14 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from unlearnkit import (
-    BatchedDiagonalFisher,
-    DiagonalFisher,
-    SketchedFisher,
-    UnlearnKitWarning,
-    UnsupportedModelError,
-    fisher_statistics,
-)
+from unlearnkit import BatchedDiagonalFisher, DiagonalFisher, SketchedFisher, UnlearnKitWarning, UnsupportedModelError
+from unlearnkit.importance import fisher_statistics
 
 
 class Bag(nn.Module):
