@@ -99,9 +99,12 @@ def offer(monkeypatch):
         monkeypatch.setattr(
             kernel_source, "_sources", [lambda: [(kernel, "plugin 'x' of x 1.0") for kernel in kernels]]
         )
+        kernel_source.plugin_kernels.cache_clear()
         return kernels[0]
 
-    return use
+    yield use
+    monkeypatch.undo()
+    kernel_source.plugin_kernels.cache_clear()
 
 
 def test_a_kernel_that_is_right_is_used(offer):
