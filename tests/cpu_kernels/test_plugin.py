@@ -159,3 +159,19 @@ def test_a_plugin_that_offers_a_class_is_a_recorded_problem():
     with pytest.warns(PluginWarning, match="expected objects of subclasses of Kernel"):
         assert manager.kernels() == ()
     assert "registering its kernels" in str(manager.problems()[0])
+
+
+class Late:
+    @hookimpl
+    def unlearnkit_register_kernels(self):
+        return [Sometimes(0)]
+
+
+def test_kernels_are_looked_up_once_and_again_after_a_plugin_is_registered(offer, monkeypatch):
+    offer(Sometimes(0))  # the cache is cleared now, and after the test
+    manager, looked_up = PluginManager(entry_points=False), []
+    monkeypatch.setattr(kernel_source, "_sources", [lambda: looked_up.append(1) or manager.kernels()])
+    assert kernel_source.plugin_kernels() == kernel_source.plugin_kernels() == ()
+    assert len(looked_up) == 1
+    manager.register(Late(), name="late")
+    assert [kernel.name for kernel, _ in kernel_source.plugin_kernels()] == ["sometimes"]

@@ -15,13 +15,7 @@ from unlearnkit.utils.progress import length
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class FixedShuffle(Sampler[int]):
-    """One permutation of n samples, the same in every pass and with any number of workers.
-
-    Example:
-        >>> order = FixedShuffle(samples=4, seed=0)
-        >>> list(order) == list(order), sorted(order)
-        (True, [0, 1, 2, 3])
-    """
+    """One permutation of n samples, the same in every pass and with any number of workers."""
 
     samples: int
     seed: int

@@ -42,16 +42,7 @@ class _Entry:
 
 @final
 class UndoLog:
-    """Overwrites tensors and keeps the old values where, and only where, bits change.
-
-    Example:
-        >>> weights, undo_log = torch.tensor([1.0, 2.0, 3.0]), UndoLog()
-        >>> undo_log.write(weights, torch.tensor([1.0, 0.0, 3.0]))
-        1
-        >>> undo_log.undo()
-        >>> weights
-        tensor([1., 2., 3.])
-    """
+    """Overwrites tensors and keeps the old values where, and only where, bits change."""
 
     def __init__(self) -> None:
         self._entries: list[_Entry] = []
@@ -93,17 +84,6 @@ class ModelSnapshot:
 
     From then on every ``.grad`` is None; `restore_surroundings` puts the originals back. Without ``copies`` of the
     weights, only those that are written through ``undo_log`` can be put back.
-
-    Example:
-        >>> model = nn.Linear(2, 1)
-        >>> snapshot = ModelSnapshot(model)
-        >>> with torch.no_grad():
-        ...     _ = model.weight.zero_()
-        >>> snapshot.changed_parameters()
-        ['weight']
-        >>> snapshot.restore()
-        >>> snapshot.changed_parameters()
-        []
     """
 
     def __init__(self, model: nn.Module, *, copies: bool = True) -> None:

@@ -11,14 +11,7 @@ from unlearnkit.utils.rng import private_rng
 
 @final
 class ResNet18Classifier(nn.Module):
-    """ResNet18 (He et al. 2016) whose last layer is dropout and a linear head: f(x) = W·drop(features(x)) + b.
-
-    Input: (batch, 3, h, w), float, normalised as for ImageNet. Output: logits, (batch, num_classes).
-
-    Args:
-        backbone: Maps images to features of shape (batch, features).
-        head: Maps features to logits.
-    """
+    """ResNet18 (He et al. 2016) whose last layer is dropout and a linear head: f(x) = W·drop(features(x)) + b."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -27,23 +20,13 @@ class ResNet18Classifier(nn.Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits, (batch, num_classes), of a batch of images."""
         logits: Tensor = self.head(self.backbone(x))
         return logits
 
 
 @final
 class SmallCNN(nn.Module):
-    """Two convolutions with BatchNorm and max pooling, then a linear head.
-
-    Input: (batch, channels, image_size, image_size), float. Output: logits, (batch, num_classes).
-
-    Args:
-        num_classes: Outputs.
-        channels: Channels of the images.
-        width: Channels after the first convolution; twice as many after the second.
-        image_size: Height and width in pixels, a multiple of 4.
-    """
+    """Two convolutions with BatchNorm and max pooling, then a linear head."""
 
     def __init__(self, *, num_classes: int, channels: int, width: int, image_size: int) -> None:
         super().__init__()
@@ -52,7 +35,6 @@ class SmallCNN(nn.Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits, (batch, num_classes), of a batch of images, (batch, channels, image_size, image_size)."""
         logits: Tensor = self.head(self.features(x).flatten(1))
         return logits
 

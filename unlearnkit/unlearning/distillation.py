@@ -84,10 +84,6 @@ def fresh_model(model: nn.Module, inputs: UnlearningInputs) -> nn.Module:
 def copy_state(source: nn.Module, target: nn.Module) -> None:
     """Copy trainable weights and buffers from one model into another of the same kind, by name, in place.
 
-    Args:
-        source: Left as it is.
-        target: Its frozen parameters stay as they are.
-
     Example:
         >>> one, other = nn.Linear(2, 2), nn.Linear(2, 2)
         >>> copy_state(one, other)

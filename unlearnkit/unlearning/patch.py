@@ -27,12 +27,9 @@ _PARTS = ("index", "factor", "value_index", "value", "old")
 class TensorPatch:
     """What an edit did to one tensor, whose elements are numbered in row-major order.
 
-    Attributes:
-        index: Elements that were multiplied: int64, rising, shape (n,).
-        factor: By what: float64, shape (n,). The product, rounded to the tensor's dtype, is the new value to the bit.
-        value_index: Elements that no factor takes to their new value (as 0 that became 7): int64, shape (m,).
-        value: Their new values, shape (m,), of the tensor's dtype.
-        old: The old values of ``index`` and then of ``value_index``, shape (n + m,), or None.
+    The elements ``index`` (int64, rising) were multiplied by ``factor`` (float64) and rounded to the tensor's dtype.
+    Those that no factor takes to their new value, as 0 that became 7, are in ``value_index``, the new values in
+    ``value``. ``old`` has the old values of both, in this order, or is None.
     """
 
     index: Tensor
@@ -76,14 +73,7 @@ class TensorPatch:
         return earlier
 
     def undo(self, tensor: Tensor) -> None:
-        """Put the old values into an edited tensor, in place.
-
-        Args:
-            tensor: The edited tensor.
-
-        Raises:
-            MismatchError: The old values were not kept.
-        """
+        """Put the old values into an edited tensor, in place."""
         if self.old is None:
             raise MismatchError("expected a patch with old values, saw one without: it can be applied, not reverted")
         target = tensor.detach()

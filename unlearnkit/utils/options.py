@@ -184,33 +184,15 @@ def option_values(owner: Any, *, meaning_only: bool = False) -> dict[str, Any]:
     return {o.name: getattr(owner, o.name) for o in options_of(owner) if o.meaning or not meaning_only}
 
 
-Reduced = tuple[Any, tuple[type, dict[str, Any]]]
-"""What ``__reduce__`` returns: a function and its arguments."""
-
-
 def read_only(mapping: Mapping[K, V]) -> Mapping[K, V]:
-    """Copy a mapping into a read-only one.
-
-    Example:
-        >>> read_only({"a": 1})
-        mappingproxy({'a': 1})
-    """
+    """Copy a mapping into a read-only one."""
     return MappingProxyType(dict(mapping))
 
 
-def by_fields(self: Any) -> Reduced:
+def by_fields(self: Any) -> tuple[Any, tuple[type, dict[str, Any]]]:
     """A ``__reduce__`` for attrs values with read-only mappings, which cannot be pickled themselves.
 
     Copies are made by ``__init__``, with its converters and validators.
-
-    Example:
-        >>> import copy
-        >>> @attrs.frozen
-        ... class Sizes:
-        ...     known: Mapping[str, int] = attrs.field(converter=read_only)
-        ...     __reduce__ = by_fields
-        >>> copy.deepcopy(Sizes({"a": 1}))
-        Sizes(known=mappingproxy({'a': 1}))
     """
     fields = {field.alias: getattr(self, field.name) for field in attrs.fields(type(self)) if field.init}
     plain = {name: dict(value) if isinstance(value, MappingProxyType) else value for name, value in fields.items()}

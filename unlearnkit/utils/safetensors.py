@@ -18,14 +18,6 @@ def save_tensors(
 
     Copied are only tensors on another device, non-contiguous ones, and those that share memory with others or with a
     larger tensor, which safetensors refuses.
-
-    Example:
-        >>> import tempfile, torch
-        >>> path = Path(tempfile.mkdtemp()) / "two.safetensors"
-        >>> both = torch.arange(4.0)
-        >>> save_tensors({"first": both[:2], "last": both[2:]}, path)
-        >>> path.stat().st_size > 16
-        True
     """
     with atomic_write(path) as temporary:
         try:

@@ -80,12 +80,7 @@ _CONVERTER = _converter()
 
 
 def import_path(path: str) -> Callable[..., Any]:
-    """Import a function or class.
-
-    Example:
-        >>> import_path("unlearnkit.models:small_cnn").__name__
-        'small_cnn'
-    """
+    """Import a function or class."""
     module_name, sign, name = path.partition(":")
     if not sign or not module_name or not name:
         raise ConfigurationError(f"expected an import path as 'package.module:name', saw {path!r}")
