@@ -20,12 +20,12 @@ _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int
 _ON_CPU = 3 << 15
 # On a device the start of each operation costs more than what caching saves.
 _ON_DEVICE = 1 << 24
-_COMPILED_PREFIX = "_orig_mod."  # what torch.compile puts before the names of the module it wraps
+COMPILED_PREFIX = "_orig_mod."  # what torch.compile puts before the names of the module it wraps
 
 
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return every parameter once, by its qualified name; tied weights are one parameter under their first name."""
-    return {name.replace(_COMPILED_PREFIX, ""): p for name, p in model.named_parameters()}
+    return {name.replace(COMPILED_PREFIX, ""): p for name, p in model.named_parameters()}
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -41,7 +41,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def buffers(model: nn.Module) -> dict[str, Tensor]:
     """Return every buffer once, by its qualified name."""
-    return {name.replace(_COMPILED_PREFIX, ""): b for name, b in model.named_buffers()}
+    return {name.replace(COMPILED_PREFIX, ""): b for name, b in model.named_buffers()}
 
 
 def dense(gradient: Tensor | None) -> Tensor | None:

@@ -1,5 +1,6 @@
 """Two image classifiers: the notebook's ResNet18, and a net small enough for a demonstration on a CPU."""
 
+from contextlib import nullcontext
 from typing import final
 
 from torch import Tensor, nn
@@ -71,13 +72,11 @@ def resnet18_classifier(
     _at_least("num_classes", num_classes, 1)
     if not 0 <= dropout < 1:
         raise ConfigurationError(f"dropout: expected a probability 0 ≤ p < 1, saw {dropout}")
-    if seed is not None:
-        with private_rng(seed=seed):
-            return resnet18_classifier(num_classes=num_classes, dropout=dropout, pretrained=pretrained)
     from torchvision.models import ResNet18_Weights, resnet18  # noqa: PLC0415 - torchvision takes a second
 
-    backbone = resnet18(weights=ResNet18_Weights.DEFAULT if pretrained else None)
-    head = nn.Sequential(nn.Dropout(dropout), nn.Linear(backbone.fc.in_features, num_classes))
+    with nullcontext() if seed is None else private_rng(seed=seed):
+        backbone = resnet18(weights=ResNet18_Weights.DEFAULT if pretrained else None)
+        head = nn.Sequential(nn.Dropout(dropout), nn.Linear(backbone.fc.in_features, num_classes))
     backbone.fc = nn.Identity()
     return ResNet18Classifier(backbone, head)
 
@@ -109,10 +108,8 @@ def small_cnn(
         _at_least(name, value, 1)
     if image_size < 4 or image_size % 4:
         raise ConfigurationError(f"image_size: expected a multiple of 4 pixels, saw {image_size}")
-    if seed is not None:
-        with private_rng(seed=seed):
-            return small_cnn(num_classes=num_classes, channels=channels, width=width, image_size=image_size)
-    return SmallCNN(num_classes=num_classes, channels=channels, width=width, image_size=image_size)
+    with nullcontext() if seed is None else private_rng(seed=seed):
+        return SmallCNN(num_classes=num_classes, channels=channels, width=width, image_size=image_size)
 
 
 def _at_least(name: str, value: int, least: int) -> None:

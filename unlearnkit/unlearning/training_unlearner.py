@@ -78,21 +78,6 @@ def fine_tune(
         NonFiniteError: A loss is NaN or infinite, naming pass and batch.
         ConfigurationError: A pass without batches, or a mask for an unknown parameter.
         UnsupportedModelError: The loss does not depend on any trainable parameter.
-
-    Example:
-        >>> from unlearnkit.models.objective import CrossEntropy
-        >>> model = nn.Linear(2, 2, bias=False)
-        >>> frozen = model.weight.detach()[1].clone()
-        >>> batches = [(torch.eye(2), torch.tensor([0, 1]))]
-        >>> losses = fine_tune(
-        ...     model,
-        ...     EpochConfig.epochs(batches, lambda m, b: CrossEntropy().losses(m, b).mean(), count=30),
-        ...     optimizer=OptimizerConfig(learning_rate=0.1, weight_decay=0.1),
-        ...     inputs=UnlearningInputs(),
-        ...     masks={"weight": torch.tensor([[True, True], [False, False]])},
-        ... )
-        >>> len(losses), losses[-1] < losses[0], torch.equal(model.weight[1], frozen)
-        (30, True, True)
     """
     masked, steps, means = _MaskedWeights(model, masks or {}), optimizer.optimizer_for(model), []
     with training_mode(model, steps, seed=inputs.seed, training=training):
