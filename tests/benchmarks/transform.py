@@ -15,7 +15,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from unlearnkit.data.transforms import IMAGENET_MEAN, IMAGENET_STD, DeviceTransform, imagenet_transform
+from unlearnkit.data import DeviceTransform, imagenet_transform
+from unlearnkit.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 
 def main() -> None:

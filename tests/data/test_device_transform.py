@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from unlearnkit import CrossEntropy, DiagonalFisher
-from unlearnkit.data import LabelledImages, cifar100, imagenet_transform, loader
+from unlearnkit.data import DeviceTransform, LabelledImages, cifar100, imagenet_transform, loader
 from unlearnkit.data.batches import Deferred, batch_size, digest, take, to_device
-from unlearnkit.data.transforms import IMAGENET_MEAN, IMAGENET_STD, DeviceTransform
+from unlearnkit.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from unlearnkit.evaluation import loss_and_accuracy
 from unlearnkit.models.training import Training, train
 from unlearnkit.utils.errors import ConfigurationError, MismatchError

@@ -94,7 +94,7 @@ def test_on_a_gpu_the_batches_are_the_same_and_in_order():
 
 @pytest.mark.gpu
 def test_on_a_gpu_nothing_waits_when_batches_are_fetched():
-    from unlearnkit.data.transforms import DeviceTransform
+    from unlearnkit.data import DeviceTransform
 
     device, finish = torch.device("cuda"), DeviceTransform(image_size=64)
     images = [torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8) for _ in range(6)]

@@ -6,13 +6,14 @@ from unlearnkit.data.image_folder import image_folder
 from unlearnkit.data.labelled import DataBundle, ForgetSplit, LabelledImages, forget_split
 from unlearnkit.data.loaders import Interleaved, Paired, loader, reshuffled
 from unlearnkit.data.splits import ByClass, ByIndex, BySubclass, ForgetSpec, Split
-from unlearnkit.data.transforms import imagenet_transform
+from unlearnkit.data.transforms import DeviceTransform, imagenet_transform
 
 __all__ = [
     "ByClass",
     "ByIndex",
     "BySubclass",
     "DataBundle",
+    "DeviceTransform",
     "ForgetSpec",
     "ForgetSplit",
     "Interleaved",

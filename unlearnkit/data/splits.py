@@ -132,16 +132,8 @@ class ForgetSpec(abc.ABC):
             target: The label kind that the model is trained on; by default the last one.
             class_names: Label kind to the names of its classes, for checks and messages.
 
-        Returns:
-            The forget and the retain indices.
-
         Raises:
             ConfigurationError: A part is empty, or a class or index does not exist.
-
-        Example:
-            >>> split = ByClass(classes=1).split({"label": np.array([0, 1, 2, 1])})
-            >>> split.forget.tolist(), split.retain.tolist()
-            ([1, 3], [0, 2])
         """
         split = self._cut(labels, target, class_names)
         if not len(split.forget):
@@ -160,12 +152,7 @@ class ForgetSpec(abc.ABC):
     def split_unseen(
         self, labels: Mapping[str, Labels], *, target: str | None = None, class_names: Names = _NO_NAMES
     ) -> Split:
-        """Split a test set by the same rule; a part may be empty, and without `carries_over` the forget set is.
-
-        Example:
-            >>> ByIndex(indices=[0]).split_unseen({"label": np.array([0, 1])})
-            Split(random: forget 0 of 2)
-        """
+        """Split a test set by the same rule; a part may be empty, and without `carries_over` the forget set is."""
         if self.carries_over:
             return self._cut(labels, target, class_names)
         samples = len(next(iter(label_arrays(labels).values())))

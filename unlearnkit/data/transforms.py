@@ -56,6 +56,11 @@ class DeviceTransform:
     Bilinear with antialiasing and ``align_corners=False``, the shorter side to ``image_size``, then a centre crop.
     `imagenet_transform` rounds uint8 images to whole levels of brightness as it resizes, so the two differ by up to one
     level (1/255 before normalisation); on float images by float rounding only.
+
+    Attributes:
+        image_size: Height and width of the result in pixels, or None to keep the size that images have.
+        mean: Of each channel, on the scale 0 … 1.
+        std: Standard deviation of each channel, likewise.
     """
 
     image_size: int | None = attrs.field(default=224, validator=_check_size)

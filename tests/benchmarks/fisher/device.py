@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from tests.benchmarks import edit
 from unlearnkit import CrossEntropy, DiagonalFisher, Objective
+from unlearnkit.data import DeviceTransform
 from unlearnkit.data.batches import Deferred
-from unlearnkit.data.transforms import DeviceTransform
 from unlearnkit.importance.estimator import Accumulator
 from unlearnkit.models.objective import Autocast, float32_products
 

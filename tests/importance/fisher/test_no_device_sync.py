@@ -11,8 +11,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from unlearnkit import BatchedDiagonalFisher, CrossEntropy, DiagonalFisher, NonFiniteError, SketchedFisher
+from unlearnkit.data import DeviceTransform
 from unlearnkit.data.batches import Deferred, feed
-from unlearnkit.data.transforms import DeviceTransform
 from unlearnkit.importance import fisher_statistics
 from unlearnkit.importance.fisher.batched import InOrder
 from unlearnkit.importance.fisher.diagonal import start
