@@ -47,12 +47,6 @@ class Ranks:
         """Return every size-th batch: over all ranks each batch once, none dropped at the end.
 
         A `torch.utils.data.DataLoader` of a data set with indices loads the rank's own batches only.
-
-        Args:
-            batches: The same in the same order on every rank.
-
-        Returns:
-            The rank's batches.
         """
         if self.size == 1:
             return batches

@@ -7,7 +7,6 @@ from typing import Any, final
 import attrs
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
 
 from unlearnkit.data.batches import batch_size, pick
 from unlearnkit.models.parameters import device_of
@@ -77,7 +76,11 @@ class CrossEntropy(Objective):
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
         """Return −log p(y | x) of every sample; see `Objective.losses`."""
-        logits, targets = self.logits(model, batch), self.labels(batch)
+        return self.losses_of(self.logits(model, batch), batch)
+
+    def losses_of(self, logits: Tensor, batch: Any) -> Tensor:
+        """Return the losses that the logits of a batch have."""
+        targets = self.labels(batch)
         if not targets.is_floating_point():
             targets = targets.long()  # torch takes no other integers
         try:
@@ -262,27 +265,14 @@ def score_batch(model: nn.Module, batch: Any, *, objective: Objective) -> tuple[
     """Run the model once on a batch, for its losses and for how many predictions are right."""
     correct, predictions = None, 0
     if isinstance(objective, CrossEntropy):
-        output = model(pick(batch, objective.inputs, what="inputs"))
-        replay = _Replay(output)
-        correct, predictions = _count(objective.logits(replay, batch), objective.labels(batch))
-        losses = objective.losses(replay, batch)
+        logits = objective.logits(model, batch)
+        correct, predictions = _count(logits, objective.labels(batch))
+        losses = objective.losses_of(logits, batch)
     else:
         losses = objective.losses(model, batch)
     checked = check_losses(losses, batch, objective=objective)
     loss_sum = float(checked.detach().to("cpu", torch.float64).sum())
     return checked, BatchScores(loss_sum=loss_sum, samples=len(checked), correct=correct, predictions=predictions)
-
-
-@final
-class _Replay(nn.Module):
-    # Returns a computed output, so that losses and predictions share one forward pass.
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self.output = output
-
-    @override
-    def forward(self, _: Any) -> Any:
-        return self.output
 
 
 def _count(logits: Tensor, labels: Tensor) -> tuple[int, int]:

@@ -5,7 +5,6 @@ from collections.abc import Container
 from functools import cached_property
 from typing import Any, final
 
-import attrs
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -21,36 +20,17 @@ _MEMBERS = ("_parameters", "_buffers", "_modules", *_HOOKS)
 
 
 @final
-@attrs.frozen(kw_only=True, eq=False)
-class _Entry:
-    """The old bits of one tensor at some flat positions; ``positions`` is None when it is all of them."""
-
-    target: Tensor
-    positions: Tensor | None
-    values: Tensor
-
-    @property
-    def nbytes(self) -> int:
-        return self.values.nbytes + (0 if self.positions is None else self.positions.nbytes)
-
-    def undo(self) -> None:
-        if self.positions is None:
-            self.target.copy_(self.values)
-        else:
-            self.target.view(-1).index_copy_(0, self.positions.long(), self.values)
-
-
-@final
 class UndoLog:
     """Overwrites tensors and keeps the old values where, and only where, bits change."""
 
     def __init__(self) -> None:
-        self._entries: list[_Entry] = []
+        # Target, flat positions (None: all of them), old bits.
+        self._entries: list[tuple[Tensor, Tensor | None, Tensor]] = []
 
     @property
     def nbytes(self) -> int:
         """Memory of the old values and their positions."""
-        return sum(entry.nbytes for entry in self._entries)
+        return sum(t.nbytes for _, *kept in self._entries for t in kept if t is not None)
 
     def write(self, target: Tensor, new: Tensor, *, positions: Tensor | None = None) -> int:
         """Overwrite a tensor and count what changed; ``positions`` are its `changed_positions`, where known."""
@@ -65,17 +45,20 @@ class UndoLog:
         if small and old.is_contiguous():
             flat = old.view(-1)
             values = flat.index_select(0, positions)
-            self._entries.append(_Entry(target=old, positions=positions.int(), values=values))
+            self._entries.append((old, positions.int(), values))
             flat.index_copy_(0, positions, fresh.reshape(-1).index_select(0, positions))
         else:
-            self._entries.append(_Entry(target=old, positions=None, values=old.clone()))
+            self._entries.append((old, None, old.clone()))
             old.copy_(fresh)
         return changed
 
     def undo(self) -> None:
         """Put the old bits back, the last first; undoing twice is undoing once."""
-        for entry in reversed(self._entries):
-            entry.undo()
+        for target, positions, values in reversed(self._entries):
+            if positions is None:
+                target.copy_(values)
+            else:
+                target.view(-1).index_copy_(0, positions.long(), values)
 
 
 @final

@@ -44,13 +44,11 @@ def _number_or_name(value: Any, _: Any) -> int | str:
 
 def structure(raw: Any, kind: type[T], *, where: str) -> T:
     """Build an attrs object from plain values."""
-    problems: list[str] = []
     try:
         return _CONVERTER.structure(raw, kind)
     except (cattrs.BaseValidationError, ConfigurationError) as error:
         problems = list(dict.fromkeys(_explain(error, "")))
-        cause = error
-    raise ConfigurationError(sentence(problems, where=where)) from cause
+        raise ConfigurationError(sentence(problems, where=where)) from error
 
 
 def _explain(error: BaseException, path: str) -> Iterator[str]:
