@@ -129,7 +129,7 @@ def take(batch: Any, rows: slice | Tensor) -> Any:
     """Return some samples of a batch: views for a slice, copies for indices.
 
     A numpy array, or a list or tuple without tensors, of the batch's length holds one value for each sample, as data
-    loaders make of strings. Every other value that is no tensor belongs to the whole batch.
+    loaders make of strings. Any other value that is not a tensor belongs to the batch as a whole.
     """
     size = batch_size(batch)
     return _map(batch, lambda item: _is_tensor(item) or _one_each(item, size), lambda item: _some(item, rows))

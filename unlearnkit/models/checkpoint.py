@@ -117,7 +117,7 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _tied(state: Mapping[str, Tensor]) -> list[list[str]]:
-    # Names of one tensor stand together. Tensors without memory (empty, or on the meta device) are never tied.
+    # Groups the names of each tensor. Tensors without memory (empty, or on the meta device) are never tied.
     groups: dict[Any, list[str]] = {}
     for name, tensor in state.items():
         place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
@@ -192,7 +192,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        with path.open("rb") as file:  # not the path: torch goes by a suffix .safetensors, here the content decides
+        with path.open("rb") as file:  # not the path: torch would go by a suffix .safetensors, not by the content
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
         raise StoreError(f"{path} is damaged or holds more than weights: {error}") from error

@@ -59,9 +59,9 @@ class CrossEntropy(Objective):
     of −100 is left out.
 
     Attributes:
-        inputs: Where the model's input stands in a batch.
-        targets: Where the labels stand; by default the last field.
-        output: Where the logits stand in what the model returns. ``"auto"`` takes a tensor as it is, or the field
+        inputs: Position or key of the model's input in a batch.
+        targets: Position or key of the labels; by default the last field.
+        output: Position or key of the logits in the model's output. ``"auto"`` takes a tensor as it is, or the field
             ``logits``.
 
     Example:
@@ -111,9 +111,9 @@ class CausalLanguageModel(Objective):
     are found as in `CrossEntropy`.
 
     Attributes:
-        tokens: Where the token numbers stand in a batch: int64, shape (batch, length).
-        mask: Where the mask stands, 1 for tokens and 0 for padding, same shape; "" when there is no padding.
-        labels: Where labels stand that differ from the tokens (−100 is left out: a prompt, say); "" takes the tokens.
+        tokens: Position or key of the token numbers in a batch: int64, shape (batch, length).
+        mask: Likewise of the mask, 1 for tokens and 0 for padding, same shape; "" when there is no padding.
+        labels: Likewise of labels that differ from the tokens (−100 is left out: a prompt, say); "" takes the tokens.
         pass_mask: Whether the model takes the mask as ``attention_mask``.
         output: As in `CrossEntropy`.
 

@@ -146,7 +146,7 @@ def chunks(*tensors: Tensor, limit: int) -> Iterator[tuple[Tensor, ...]]:
 
 
 def in_memory_order(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Permute the dimensions of tensors alike, so that those of the first stand in the order of its memory."""
+    """Permute the dimensions of all tensors by the strides of the first, the largest first."""
     lead = tensors[0]
     if lead.is_contiguous():
         return tensors

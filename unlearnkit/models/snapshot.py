@@ -92,7 +92,7 @@ class ModelSnapshot:
         return digest(self._model)
 
     def check_finite(self, *, when: str) -> None:
-        """Refuse a model that holds a NaN or an infinity; looked at once, before anything is changed."""
+        """Raise an error for a NaN or an infinity in the model; checked once, before anything is changed."""
         if not self._finite:
             check_finite(self._model, when=when)
             self._finite = True

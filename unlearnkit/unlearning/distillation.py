@@ -100,7 +100,7 @@ def class_logits(objective: Objective, model: nn.Module, batch: Any) -> Tensor:
     """Return the logits of a classifier, for methods that need class probabilities.
 
     Args:
-        objective: Must be a `CrossEntropy`, which knows where inputs and logits stand.
+        objective: Must be a `CrossEntropy`, which finds inputs and logits in a batch and an output.
         model: Called with the batch's input.
         batch: On the model's device.
 

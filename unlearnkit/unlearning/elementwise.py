@@ -1,6 +1,6 @@
 """Methods whose edit of a weight depends on that weight and its two importances alone.
 
-The rule is applied in pieces, each computed, checked, counted, logged and written while it is in cache.
+The rule is applied in pieces that fit in cache: each is computed, checked, counted, logged and written at once.
 """
 
 import abc
@@ -57,10 +57,10 @@ class RuleOperands:
 
 @final
 class RuleApplier:
-    """Applies a rule to one parameter after the other, with the bits that it has on the whole tensor.
+    """Applies a rule piece by piece, bit-equal to the rule on the full tensor.
 
-    So it is for operations that are element by element and correctly rounded (+ − × ÷, comparisons, choices); exp, log
-    and √ may differ in the last bit with the position in the tensor.
+    That holds for elementwise operations that are correctly rounded (+ − × ÷, comparisons, `torch.where`). The last
+    bit of exp, log and √ may depend on an element's position in its tensor.
     """
 
     def __init__(self, rule: Rule, *, who: str) -> None:
@@ -136,7 +136,7 @@ class RuleApplier:
         return edited
 
     def _check_finite(self, before: Tensor, after: Tensor, positions: Tensor) -> None:
-        """Refuse NaN and infinity made of finite numbers; what keeps its bits need not be looked at."""
+        """Raise an error if a finite weight became NaN or infinity; only changed weights are checked."""
         old, new = (t.reshape(-1).index_select(0, positions) for t in (before, after))
         if not all_finite(new) and bool((torch.isfinite(old) & ~torch.isfinite(new)).any()):
             raise NonFiniteError(f"{self._who} made NaN or infinity of finite weights")
@@ -181,7 +181,7 @@ class ElementwiseUnlearner(Unlearner):
     def rule(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:
         """Return the edited weights: a pure function, element by element, nothing edited in place.
 
-        It is called for pieces of a parameter that fit in cache, so it must not look at a whole one: use `prepare`.
+        It is called for pieces of a parameter that fit in cache, so it must not reduce over all of it: use `prepare`.
 
         Args:
             theta: Weights, any shape, float32 or float64.
@@ -215,7 +215,7 @@ class ElementwiseUnlearner(Unlearner):
 
         Raises:
             MismatchError: The rule returned another shape, dtype or device, or edited its arguments.
-            NonFiniteError: The rule made a NaN or an infinity of finite numbers.
+            NonFiniteError: The rule turned finite numbers into NaN or infinity.
         """
         return self.applier().copy(RuleOperands(theta=theta, forget=forget, reference=reference))
 

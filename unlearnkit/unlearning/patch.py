@@ -113,8 +113,8 @@ class Patch:
 
     Attributes:
         tensors: Name to patch; tensors that the edit leaves alone are left out.
-        before: Digest of the state that it is made for.
-        after: Digest of what it makes of it.
+        before: Digest of the state that it applies to.
+        after: Digest of the edited state.
         about: What a reader wants to know: method, options, requests.
 
     Example:
@@ -195,11 +195,11 @@ class Patch:
         """Make one patch of two.
 
         Args:
-            other: Made for what this one makes.
-            state: What this one is made for: factors alone do not say how products were rounded in between.
+            other: Applies to the result of this one.
+            state: What this one applies to; it is needed because the products were rounded in between.
 
         Raises:
-            MismatchError: The other is made for another model.
+            MismatchError: The other applies to another model.
         """
         if other.before != self.after:
             raise MismatchError(f"expected a second patch made for {self.after}, saw one made for {other.before}")
@@ -265,7 +265,7 @@ class Patch:
 
 
 def _differing(was: Tensor, now: Tensor) -> Tensor:
-    """Return the positions at which two flat tensors differ; in pieces, so that nothing of their size is made."""
+    """Return the positions at which two flat tensors differ, compared in pieces to save memory."""
     found, start = [], 0
     for one, other in chunks(was, now, limit=chunk_size(was.device)):
         found.append(changed_positions(one, other) + start)

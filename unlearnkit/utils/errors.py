@@ -40,7 +40,7 @@ class UnsupportedModelError(UnlearnKitError):
 
 
 class StoreError(UnlearnKitError):
-    """A file cannot be read or written as asked."""
+    """A file cannot be read or written."""
 
 
 class BudgetError(UnlearnKitError):

@@ -16,8 +16,8 @@ def save_tensors(
 ) -> None:
     """Write tensors to one safetensors file, atomically.
 
-    Copied are only tensors on another device, non-contiguous ones, and those that share memory with others or with a
-    larger tensor, which safetensors refuses.
+    Only these are copied: tensors on another device, non-contiguous ones, and those that share memory with others or
+    with a larger tensor, which safetensors refuses.
     """
     with atomic_write(path) as temporary:
         try:
