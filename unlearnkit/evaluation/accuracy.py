@@ -10,9 +10,8 @@ from torch import nn
 
 from unlearnkit.data.batches import feed
 from unlearnkit.distributed.collectives import map_shared
-from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.models.objective import BatchScores, CrossEntropy, Objective, score_batch, total
 from unlearnkit.models.parameters import buffers, device_of
-from unlearnkit.models.scores import BatchScores, score_batch, total
 from unlearnkit.utils.errors import ConfigurationError, NonFiniteError
 from unlearnkit.utils.progress import Progress, length, silent
 from unlearnkit.utils.rng import private_rng

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.parameters import trainable
-from unlearnkit.unlearning.apply_rule import RuleOperands
-from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
+from unlearnkit.unlearning.elementwise import ElementwiseUnlearner, RuleOperands
 from unlearnkit.utils.errors import ConfigurationError
 from unlearnkit.utils.options import options_of
 
