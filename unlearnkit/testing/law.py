@@ -3,14 +3,15 @@
 import textwrap
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, final
 
 import attrs
-from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+from hypothesis import HealthCheck, Phase, Verbosity, given, reject, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky, HypothesisException
 
-from unlearnkit import UnlearnKitWarning
+from unlearnkit import UnlearnKitWarning, UnsupportedModelError
 from unlearnkit.testing.source import class_name, source
 from unlearnkit.utils.rng import private_rng
 
@@ -113,6 +114,8 @@ class Law:
                     self.holds(subject, case)
             except HypothesisException:
                 raise
+            except UnsupportedModelError:  # the subject refuses this model
+                reject()
             except Exception as error:
                 failures.append((case, error))
                 raise
@@ -158,6 +161,24 @@ class Law:
         if not self.promise:
             return "Every object of this kind owes this law; no trait lifts it."
         return f"Not meant as a promise? Write {self.waiver} in the traits of {type(subject).__name__}."
+
+
+class CaseSkipped(Exception):  # noqa: N818 - no error
+    """The subject fails on this case, which the law "runs" reports: the other laws are about calls that succeed."""
+
+
+def law(**settings: Any) -> Callable[[Callable[[Any, Any], None]], Law]:
+    """Make a function the law of its name (with hyphens), whose sentence is its docstring."""
+
+    def made(body: Callable[[Any, Any], None]) -> Law:
+        def holds(subject: Any, case: Any) -> None:
+            with suppress(CaseSkipped):
+                body(subject, case)
+
+        name = body.__name__.strip("_").replace("_", "-")
+        return Law(name=name, sentence=body.__doc__ or "", holds=holds, **settings)
+
+    return made
 
 
 def fail(seen: str) -> None:
