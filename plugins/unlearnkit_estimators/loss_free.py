@@ -105,7 +105,8 @@ class OutputNorm(_Sensitivity):
 
     def size(self, outputs: Tensor) -> Tensor:
         """Return ‖f(x)‖₂."""
-        return torch.linalg.vector_norm(outputs, dim=1)
+        norms: Tensor = torch.linalg.vector_norm(outputs, dim=1)
+        return norms
 
 
 def raw_logits(model: nn.Module, batch: Any, *, objective: Objective) -> Any:
@@ -123,12 +124,11 @@ def raw_logits(model: nn.Module, batch: Any, *, objective: Objective) -> Any:
 
 def logits(model: nn.Module, batch: Any, *, objective: Objective) -> Tensor:
     """Return the outputs, one row per sample, at least float32."""
-    found = raw_logits(model, batch, objective=objective)
+    found: Tensor = raw_logits(model, batch, objective=objective)
     if not isinstance(found, Tensor) or found.dim() == 0:
         seen = "a scalar tensor" if isinstance(found, Tensor) else type(found).__name__
         raise MismatchError(f"expected logits with one row per sample, saw {seen}")
-    rows: Tensor = found.to(torch.promote_types(found.dtype, torch.float32)).reshape(len(found), -1)
-    return rows
+    return found.to(torch.promote_types(found.dtype, torch.float32)).reshape(len(found), -1)
 
 
 @hookimpl
