@@ -15,7 +15,7 @@ from unlearnkit.experiments.retrained import RECIPE, reference_folder
 from unlearnkit.experiments.run import run
 from unlearnkit.experiments.train import train_original
 from unlearnkit.experiments.tune import tune
-from unlearnkit.testing import Scaled
+from unlearnkit.testing.cases import Scaled
 
 TWICE = "objective={factory='unlearnkit.testing:Scaled', options={factor=2.0}}"
 EXPLICIT = "objective.options={inputs=0, targets=1}"

@@ -1,6 +1,7 @@
 """Check a method, an estimator or a metric against all its laws, with or without pytest."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -114,15 +115,13 @@ def parametrize_with_checks(
 
 def _label(subject: Any) -> str:
     """Write an object as an id: no addresses, no quotes, no spaces, and sets in one order in every process."""
-    text = source(subject, set())
-    return re.sub(r"float\(\"(.*?)\"\)", r"\1", text).replace(" ", "").translate(str.maketrans("", "", "'\""))
+    return re.sub(r"[ '\"]", "", re.sub(r"float\(\"(.*?)\"\)", r"\1", source(subject, set())))
 
 
 def _unique(ids: list[str]) -> list[str]:
     """Number ids that stand more than once, in order."""
-    seen: dict[str, int] = {}
-    result = []
+    seen, result = Counter[str](), []
     for one in ids:
-        seen[one] = seen.get(one, 0) + 1
+        seen[one] += 1
         result.append(one if seen[one] == 1 else f"{one}-{seen[one]}")
     return result

@@ -1,8 +1,4 @@
-"""Hypothesis strategies for tensors, importances, rules, small models and the options of methods.
-
-House rules: tensors of at most 8 elements; float64, float32, float16 and bfloat16; importances in float32 or float64
-also for half-precision weights, as the framework keeps them.
-"""
+"""Hypothesis strategies for tensors of at most 8 elements, importances, inputs of rules and the options of methods."""
 
 import math
 from collections.abc import Sequence
@@ -44,11 +40,6 @@ _SIGNALLING = {
     torch.bfloat16: 0x7F81,
 }
 _LARGEST, _SMALLEST = 2.0**10, 2.0**-10
-
-
-def dtypes() -> st.SearchStrategy[torch.dtype]:
-    """Draw a dtype of weights; shrinks to float32."""
-    return st.sampled_from(DTYPES)
 
 
 def shapes() -> st.SearchStrategy[tuple[int, ...]]:
@@ -96,18 +87,8 @@ def _several(elements: st.SearchStrategy[float], size: int) -> st.SearchStrategy
 
 
 @cache
-def totals(
-    *, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = (3,), moderate: bool = False
-) -> st.SearchStrategy[Tensor]:
-    """Draw the importances of one tensor, many ties, zeros and largest values among them.
-
-    ``moderate`` stays between 2^−20 and 2^20, away from under- and overflow.
-    """
-    return tensors(dtype=dtype, shape=shape, elements=_any_total(dtype, moderate=moderate))
-
-
-@cache
-def _any_total(dtype: torch.dtype, *, moderate: bool) -> st.SearchStrategy[float]:
+def _any_total(dtype: torch.dtype, *, moderate: bool = False) -> st.SearchStrategy[float]:
+    """Draw importances, with many ties and zeros; moderate ones stay away from under- and overflow."""
     low, high = (2.0**-20, 2.0**20) if moderate else (0.0, float(torch.finfo(torch.float32).max))
     return st.sampled_from((0.0, 1.0, 2.0, 10.0, high)) | st.floats(low, high, width=_WIDTHS[dtype])
 
@@ -119,10 +100,9 @@ def importances(
     """Draw an importance."""
     if like is None:
         like = {f"p{i}": draw(shapes()) for i in range(draw(st.integers(1, 3)))}
-    return Importance(
-        totals={name: draw(totals(dtype=dtype, shape=shape)) for name, shape in like.items()},
-        count=draw(st.integers(1, 4)),
-    )
+    total = _any_total(dtype)
+    totals = {name: draw(tensors(dtype=dtype, shape=shape, elements=total)) for name, shape in like.items()}
+    return Importance(totals=totals, count=draw(st.integers(1, 4)))
 
 
 @st.composite

@@ -24,15 +24,9 @@ LAWS: Mapping[type, tuple[Law, ...]] = MappingProxyType(
 
 
 def laws_for(subject: Any) -> tuple[Law, ...]:
-    """Collect the laws that an object owes, from its most general base class to its own class.
+    """Collect the laws that apply to a method, an estimator or a metric, with its traits and options.
 
     A class adds laws of its own in an attribute ``laws``; one of the same name replaces an inherited one.
-
-    Args:
-        subject: A method, an estimator or a metric.
-
-    Returns:
-        The laws that apply to it, with its traits and options.
 
     Example:
         >>> from unlearnkit import DiagonalFisher
