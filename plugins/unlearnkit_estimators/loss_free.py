@@ -60,7 +60,7 @@ class LossFree(_Sensitivity):
     batch, is what the published code does.
 
     The objective says only where the logits are (`CrossEntropy.logits`, also inside another objective's
-    ``objective``); its loss and its labels are not looked at, and a batch may have none.
+    ``objective``); its loss and its labels are not used, and a batch may have no labels.
 
     Source: Foster, Schoepf and Brintrup 2024 (Loss-Free Machine Unlearning) and the published code (LFSSD); after
     Aljundi et al. 2018 (Memory Aware Synapses), the importance Ω.

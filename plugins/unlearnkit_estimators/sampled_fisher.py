@@ -60,7 +60,7 @@ class SampledFisher(_ModelLabels):
     Each sample gets ``draws`` = m labels, drawn by inverting its own distribution function at uniform numbers that
     depend on ``seed`` and on the bytes of that sample alone (of all its tensors, labels included where a batch has
     them). So the draw follows a sample through any order and any batch, totals add up over disjoint data, and equal
-    samples get equal labels. The batch's own labels are not otherwise looked at.
+    samples get equal labels. The batch's own labels are not otherwise used.
 
     The objective says only where the logits are (`CrossEntropy.logits`, also inside another objective's
     ``objective``), of shape (batch, classes); the loss is −log softmax(f(x))_ŷ.
@@ -101,7 +101,7 @@ class ExactFisher(_ModelLabels):
     """F_j = Σ_i Σ_c p(c | x_i)·(∂/∂θ_j −log p(c | x_i))²: the diagonal of the Fisher information, exactly.
 
     It costs as many passes as there are classes: C times `DiagonalFisher`, and more classes than ``max_classes`` are
-    refused. `SampledFisher` estimates the same at the price of one. A batch's labels are not looked at.
+    refused. `SampledFisher` estimates the same at the price of one. A batch's labels are not used.
 
     The objective says only where the logits are (`CrossEntropy.logits`, also inside another objective's
     ``objective``), of shape (batch, classes).

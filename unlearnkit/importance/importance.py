@@ -107,8 +107,8 @@ class Importance:
 
     def __repr__(self) -> str:
         weights = sum(t.numel() for t in self.totals.values())
-        said = None if self.relative_error is None else f"{self.relative_error:.3g}"
-        error = "" if said == "0" else f", relative_error={said}"
+        shown = None if self.relative_error is None else f"{self.relative_error:.3g}"
+        error = "" if shown == "0" else f", relative_error={shown}"
         return (
             f"Importance({len(self.totals)} tensors, {weights} weights, count={self.count}, "
             f"samples={self.samples}, role={self.role.value}{error})"

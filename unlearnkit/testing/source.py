@@ -1,4 +1,4 @@
-"""Write values as Python that can be pasted into a shell: a counterexample that cannot be run helps nobody."""
+"""Writes values as Python code, so that a counterexample can be pasted and run."""
 
 import enum
 import math

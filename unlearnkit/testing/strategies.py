@@ -68,7 +68,7 @@ def tensors(
 
 def _rounded(values: Sequence[float], dtype: torch.dtype, *, finite: bool) -> Tensor:
     tensor = torch.tensor(values, dtype=torch.float64).to(dtype)
-    if finite:  # bfloat16 has no width of its own: a float32 may round to infinity
+    if finite:  # Hypothesis has no bfloat16: a float32 may round to infinity
         largest = torch.finfo(dtype).max
         tensor = tensor.clamp(-largest, largest)
     return tensor

@@ -128,5 +128,5 @@ def write_manifest(folder: Path, manifest: StoreManifest) -> None:
 
 
 def read_manifest(folder: Path) -> StoreManifest:
-    """Read the manifest and check it whole."""
+    """Read the manifest and check its digest."""
     return read_sealed(folder / FILE, StoreManifest, kind=FORMAT)

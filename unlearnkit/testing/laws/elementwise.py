@@ -1,4 +1,4 @@
-"""The laws of methods that edit each weight by itself: θ' = rule(θ, F_f, F_r)."""
+"""The laws of elementwise methods: θ' = rule(θ, F_f, F_r)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,9 +10,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unlearnkit import ElementwiseUnlearner
-from unlearnkit.testing.cases import RuleInputs
-from unlearnkit.testing.law import CaseSkipped, fail, holds, law
+from unlearnkit import ElementwiseUnlearner, Need
+from unlearnkit.testing.cases import LawCase, RuleInputs
+from unlearnkit.testing.law import CaseSkipped, Law, fail, holds, law
+from unlearnkit.testing.laws.unlearner import cases_for, edit_of
 from unlearnkit.testing.snapshot import same
 from unlearnkit.testing.strategies import rule_inputs, two_values
 
@@ -42,7 +43,10 @@ def _all(right: Tensor, case: RuleInputs, **results: Tensor) -> None:
     fail(f"at element {place}: {', '.join(texts)}")
 
 
-_law = partial(law, cases=_cases())
+ELEMENTWISE_LAWS: list[Law] = []
+"""The laws of elementwise methods, in addition to those of every method."""
+
+_law = partial(law, ELEMENTWISE_LAWS, cases=_cases())
 
 
 @_law(rejects="returns a tensor of one element where the weight is a scalar")
@@ -57,7 +61,7 @@ def kind(method: ElementwiseUnlearner, case: RuleInputs) -> None:
         holds(want == have, f"expected {want}, saw {have}")
 
 
-@_law(rejects="writes into the importances behind the back of autograd's version counter")
+@_law(rejects="writes into the importances in a way that autograd's version counter does not see")
 def pure(method: ElementwiseUnlearner, case: RuleInputs) -> None:
     """rule() leaves its arguments as they are."""
     arguments = case.wide(method)
@@ -176,18 +180,17 @@ def idempotent(method: ElementwiseUnlearner, case: RuleInputs) -> None:
     holds(twice is not None and same(once, twice), f"once: {once.tolist()}; twice: {twice}")
 
 
-ELEMENTWISE_LAWS = (
-    kind,
-    pure,
-    finite,
-    permutation,
-    partition,
-    locality,
-    no_amplification,
-    sign,
-    odd,
-    monotone,
-    scale_free,
-    idempotent,
-)
-"""What a method owes that edits each weight by itself, besides what every unlearner owes."""
+@law(ELEMENTWISE_LAWS, cases=cases_for, examples=20, rejects="edits a tied weight once for each of its names")
+def edited_once(method: ElementwiseUnlearner, law_case: LawCase) -> None:
+    """unlearn() gives each trainable parameter, by name and tied ones once, what edit() gives."""
+    edit, _ = edit_of(method, law_case)
+    forget, reference = edit.inputs.forget, edit.inputs.reference
+    assert forget is not None
+    assert reference is not None
+    needed = Need.REFERENCE_IMPORTANCE in method.needs
+    ready = method.prepare(forget, reference)
+    for name, theta in edit.before.weights(trainable=True).items():
+        f, r = forget.mean()[name], reference.mean()[name]
+        expected = ready.edit(theta, f, r if needed else torch.zeros_like(r))
+        seen, _ = edit.after.parameters.get(name, (None, True))
+        holds(same(expected, seen), f"{name}: edit() gives {expected.tolist()}, unlearn() gave {seen}")

@@ -1,4 +1,4 @@
-"""The laws of everything that measures importances."""
+"""The laws of importance estimators."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unlearnkit import Importance, ImportanceEstimator
 from unlearnkit.testing.cases import Batch, Broken, LawCase, Scaled, batched, law_cases
-from unlearnkit.testing.law import CaseSkipped, holds, law
+from unlearnkit.testing.law import CaseSkipped, Law, holds, law
 from unlearnkit.testing.snapshot import Snapshot, same
 from unlearnkit.utils.rng import private_rng
 
@@ -41,7 +41,7 @@ def _watched(estimator: ImportanceEstimator, law_case: LawCase, data: Iterable[B
     before, done = Snapshot.take(model), True
     try:
         estimator.estimate(model, data, objective=Scaled(factor=1.0))
-    except Exception:  # noqa: BLE001 - the caller looks at what is left behind
+    except Exception:  # noqa: BLE001 - the caller checks the model
         done = False
     return done, before.differences(Snapshot.take(model))
 
@@ -54,7 +54,10 @@ def _exact_cases(_: Any) -> st.SearchStrategy[LawCase]:
     return law_cases(dtypes=(torch.float64,), largest=4)
 
 
-_law = partial(law, cases=_cases, examples=20)
+ESTIMATOR_LAWS: list[Law] = []
+"""The laws of every estimator, and those that follow from its traits."""
+
+_law = partial(law, ESTIMATOR_LAWS, cases=_cases, examples=20)
 
 
 @_law(rejects="returns importances for all parameters, frozen ones included")
@@ -65,14 +68,14 @@ def runs(estimator: ImportanceEstimator, law_case: LawCase) -> None:
 
 @_law(rejects="leaves the model in eval mode")
 def untouched(estimator: ImportanceEstimator, law_case: LawCase) -> None:
-    """The model is left as found: weights, buffers, gradients, modes, ties, random state."""
+    """The model is unchanged: weights, buffers, gradients, modes, ties, random state."""
     done, changed = _watched(estimator, law_case, law_case.data("forget"))
     holds(not done or not changed, f"changed: {', '.join(changed)}")
 
 
-@_law(rejects="clears the gradients before an error is handed on")
+@_law(rejects="clears the gradients before it raises")
 def rolls_back(estimator: ImportanceEstimator, law_case: LawCase) -> None:
-    """Data that break off in the middle leave the model as it was."""
+    """If reading the data fails midway, the model is left as it was."""
     done, changed = _watched(estimator, law_case, Broken(law_case.data("forget")))
     holds(done or not changed, f"estimate() raised, and these differ: {', '.join(changed)}")
 
@@ -167,19 +170,3 @@ def deterministic(estimator: ImportanceEstimator, law_case: LawCase) -> None:
             runs.append(_measure(estimator, law_case).totals)
     changed = [name for name, total in runs[0].items() if not same(total, runs[1][name])]
     holds(not changed, f"two runs on the same input differ in {', '.join(changed)}")
-
-
-ESTIMATOR_LAWS = (
-    runs,
-    untouched,
-    rolls_back,
-    data,
-    non_negative,
-    count,
-    additive,
-    order_free,
-    batch_size_free,
-    quadratic,
-    deterministic,
-)
-"""What every estimator owes, or promises in its traits."""

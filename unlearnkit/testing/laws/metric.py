@@ -1,4 +1,4 @@
-"""The laws of every number that says how well a model forgot."""
+"""The laws of metrics."""
 
 from functools import partial
 from typing import Any
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from unlearnkit import EvaluationInputs, Metric
 from unlearnkit.testing.cases import LawCase, law_cases
-from unlearnkit.testing.law import holds, law
+from unlearnkit.testing.law import Law, holds, law
 from unlearnkit.testing.snapshot import Snapshot, same
 from unlearnkit.utils.rng import private_rng
 
@@ -24,7 +24,10 @@ def _evaluate(metric: Metric, inputs: EvaluationInputs) -> dict[str, float | Non
         return None
 
 
-_law = partial(law, cases=_cases, examples=20)
+METRIC_LAWS: list[Law] = []
+"""The laws of every metric."""
+
+_law = partial(law, METRIC_LAWS, cases=_cases, examples=20)
 
 
 @_law(rejects="divides by the number of samples beyond the third")
@@ -36,7 +39,7 @@ def runs(metric: Metric, law_case: LawCase) -> None:
 
 @_law(rejects="trains the model that the next metric measures")
 def untouched(metric: Metric, law_case: LawCase) -> None:
-    """The models are left as found: weights, buffers, gradients, modes, ties, random state."""
+    """The models are unchanged: weights, buffers, gradients, modes, ties, random state."""
     inputs = law_case.evaluation_inputs()
     models = {"model": inputs.model, "original": inputs.original, "retrained": inputs.retrained[0]}
     before = {name: (model, Snapshot.take(model)) for name, model in models.items() if model is not None}
@@ -68,7 +71,7 @@ def range_(metric: Metric, law_case: LawCase) -> None:
         holds(value is None or low <= value <= high, f"{name} = {value}, expected {low:g} to {high:g}")
 
 
-@_law(rejects="looks at a random sample drawn from the global generator")
+@_law(rejects="measures a random sample, drawn from the global generator")
 def deterministic(metric: Metric, law_case: LawCase) -> None:
     """The same input gives the same values on one CPU, whatever the global generators are at."""
     runs = []
@@ -76,7 +79,3 @@ def deterministic(metric: Metric, law_case: LawCase) -> None:
         with private_rng(seed=seed):
             runs.append(_evaluate(metric, law_case.evaluation_inputs()))
     holds(same(*runs), f"two runs on the same input gave {runs[0]} and {runs[1]}")
-
-
-METRIC_LAWS = (runs, untouched, data, range_, deterministic)
-"""What every metric owes."""

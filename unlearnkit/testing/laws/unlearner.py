@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from unlearnkit import ElementwiseUnlearner, Need, Report, TrainingUnlearner, Unlearner, UnlearningInputs
 from unlearnkit.testing.cases import Broken, LawCase, law_cases
-from unlearnkit.testing.law import CaseSkipped, holds, law
+from unlearnkit.testing.law import CaseSkipped, Law, holds, law
 from unlearnkit.testing.snapshot import Snapshot, same
 from unlearnkit.testing.strategies import DTYPES
 from unlearnkit.utils.options import options_of
@@ -38,7 +38,8 @@ def _tried(method: Unlearner, law_case: LawCase, **changed: Any) -> Edit:
     return Edit(before=before, after=Snapshot.take(model), inputs=inputs, report=report)
 
 
-def _edited(method: Unlearner, law_case: LawCase) -> tuple[Edit, Report]:
+def edit_of(method: Unlearner, law_case: LawCase) -> tuple[Edit, Report]:
+    """Let a method edit the model of a case, or skip the case."""
     edit = _tried(method, law_case)
     if edit.report is None:
         raise CaseSkipped
@@ -52,12 +53,15 @@ def cases_for(method: Unlearner) -> st.SearchStrategy[LawCase]:
 
 
 def _unchanged(method: Unlearner, law_case: LawCase, part: str) -> None:
-    edit, _ = _edited(method, law_case)
+    edit, _ = edit_of(method, law_case)
     changed = edit.before.differences(edit.after, part)
     holds(not changed, f"changed: {', '.join(changed)}")
 
 
-_law = partial(law, cases=cases_for, examples=20)
+UNLEARNER_LAWS: list[Law] = []
+"""The laws of every method."""
+
+_law = partial(law, UNLEARNER_LAWS, cases=cases_for, examples=20)
 
 
 @_law(examples=30, rejects="indexes the second dimension of every weight, biases included")
@@ -70,7 +74,7 @@ def runs(method: Unlearner, law_case: LawCase) -> None:
 @_law(rejects="resets the running statistics of BatchNorm")
 def buffers(method: Unlearner, law_case: LawCase) -> None:
     """Buffers keep their bits, unless the trait edits_buffers is set; the report names those that change."""
-    edit, report = _edited(method, law_case)
+    edit, report = edit_of(method, law_case)
     changed = [n for n, b in edit.before.buffers.items() if not same(b, edit.after.buffers.get(n))]
     if not method.promises().edits_buffers:
         holds(not changed, f"changed: {', '.join(changed)}")
@@ -98,14 +102,14 @@ def random_state(method: Unlearner, law_case: LawCase) -> None:
 
 @_law(rejects="replaces the bias of the head by a copy of itself")
 def structure(method: Unlearner, law_case: LawCase) -> None:
-    """The same objects stand under the same names; tied weights stay tied."""
+    """Every name still refers to the same object; tied weights stay tied."""
     _unchanged(method, law_case, "structure")
 
 
 @_law(rejects="edits frozen parameters too")
 def frozen(method: Unlearner, law_case: LawCase) -> None:
     """Parameters without requires_grad keep their bits, and stay without it."""
-    edit, _ = _edited(method, law_case)
+    edit, _ = edit_of(method, law_case)
     was, now = edit.before.weights(trainable=False), edit.after.weights(trainable=False)
     holds(list(was) == list(now), f"frozen before: {list(was)}, after: {list(now)}")
     changed = [name for name in was if not same(was[name], now[name])]
@@ -115,7 +119,7 @@ def frozen(method: Unlearner, law_case: LawCase) -> None:
 @_law(rejects="zeroes the forget importance when it has used it")
 def inputs(method: Unlearner, law_case: LawCase) -> None:
     """Importances and batches are left as they are."""
-    edit, _ = _edited(method, law_case)
+    edit, _ = edit_of(method, law_case)
     fresh = law_case.unlearning_inputs(law_case.model())
     for role in ("forget", "reference"):
         was, now = getattr(fresh, role).totals, getattr(edit.inputs, role).totals
@@ -127,7 +131,7 @@ def inputs(method: Unlearner, law_case: LawCase) -> None:
 @_law(rejects="reports one changed weight more than there are")
 def report(method: Unlearner, law_case: LawCase) -> None:
     """Report.tensors counts exactly the weights of each trainable parameter whose bits differ."""
-    edit, report = _edited(method, law_case)
+    edit, report = edit_of(method, law_case)
     was, now = edit.before.weights(trainable=True), {name: p for name, (p, _) in edit.after.parameters.items()}
     real = {
         name: (p.numel(), sum(not same(a, b) for a, b in zip(p.reshape(-1), now[name].reshape(-1), strict=True)))
@@ -143,7 +147,7 @@ def _faults(method: Unlearner) -> st.SearchStrategy[tuple[LawCase, str]]:
     return st.tuples(cases_for(method), st.sampled_from(faults))
 
 
-@_law(cases=_faults, rejects="looks at the budget after the edit and raises without undoing it")
+@_law(cases=_faults, rejects="checks the budget after the edit and raises without undoing it")
 def rolls_back(method: Unlearner, case: tuple[LawCase, str]) -> None:
     """After an exception everything is as it was: weights, buffers, gradients, modes, random state."""
     law_case, fault = case
@@ -168,24 +172,14 @@ def deterministic(method: Unlearner, law_case: LawCase) -> None:
     holds(not changed, f"two runs on the same input differ in {', '.join(changed)}")
 
 
-@_law(rejects="edits a tied weight once for each of its names")
-def edited_once(method: Unlearner, law_case: LawCase) -> None:
-    """unlearn() gives each trainable parameter, by name and tied ones once, what edit() gives."""
-    assert isinstance(method, ElementwiseUnlearner)
-    edit, _ = _edited(method, law_case)
-    forget, reference = edit.inputs.forget, edit.inputs.reference
-    assert forget is not None
-    assert reference is not None
-    needed = Need.REFERENCE_IMPORTANCE in method.needs
-    ready = method.prepare(forget, reference)
-    for name, theta in edit.before.weights(trainable=True).items():
-        f, r = forget.mean()[name], reference.mean()[name]
-        expected = ready.edit(theta, f, r if needed else torch.zeros_like(r))
-        seen, _ = edit.after.parameters.get(name, (None, True))
-        holds(same(expected, seen), f"{name}: edit() gives {expected.tolist()}, unlearn() gave {seen}")
+TRAINING_LAWS: list[Law] = []
+"""The laws of methods that train; for those with a fixed mode, the law "buffers" says the same."""
 
 
-@_law(
+@law(
+    TRAINING_LAWS,
+    cases=cases_for,
+    examples=20,
     applies=lambda method: any(option.name == "mode" for option in options_of(method)),
     rejects="switches the model to train mode in its loss",
 )
@@ -196,27 +190,3 @@ def eval_mode(method: TrainingUnlearner, law_case: LawCase) -> None:
     attrs.evolve(method, mode="eval").unlearn(model, inputs)
     changed = [name for name, b in Snapshot.take(model).buffers.items() if not same(b, buffers[name])]
     holds(not changed, f"changed: {', '.join(changed)}")
-
-
-UNLEARNER_LAWS = (
-    runs,
-    buffers,
-    grads,
-    modes,
-    random_state,
-    structure,
-    frozen,
-    inputs,
-    report,
-    rolls_back,
-    deterministic,
-)
-"""What every method owes."""
-
-
-EDITED_ONCE = edited_once
-"""What an elementwise method owes on a whole model."""
-
-
-TRAINING_LAWS = (eval_mode,)
-"""What a method that trains owes besides; those with a fixed mode owe it by the law "buffers"."""
