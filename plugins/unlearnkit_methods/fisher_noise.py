@@ -28,7 +28,7 @@ class FisherNoise(Unlearner):
     σ·φ^(−γ), which is also what a weight with F_r = 0 gets.
 
     F_r is meant to be measured on the retain set: one of the full set protects what the forget set needs as well. The
-    forget set itself is not looked at. The published code also averages the variance over the inputs of each unit,
+    forget set itself is not used. The published code also averages the variance over the inputs of each unit,
     takes it tenfold in one-dimensional parameters and in the last layer, and zeroes the forgotten class's row there;
     this method does none of that, for these depend on the architecture.
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from unlearnkit_methods.prune import Prune
 
 import unlearnkit.testing
+from unlearnkit.testing.__main__ import laws_page
 from unlearnkit.testing.laws import LAWS
-from unlearnkit.testing.page import laws_page
 
 TESTING = "unlearnkit.testing"
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "laws.md"
