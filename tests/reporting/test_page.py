@@ -173,13 +173,13 @@ def test_in_words_where_there_is_no_picture(pages):
 
 def test_reasons_stand_where_views_are_missing():
     reasons = {
-        "histograms": "classes [3] were forgotten whole",
+        "histograms": "classes [3] were forgotten completely",
         "loss attack, unlearned": "too few",
         "destinations": "x",
     }
     views = attrs.evolve(FULL.views, histograms=(), curves=(), destinations=(), reasons=reasons)
     said = visible(render_page(attrs.evolve(FULL, views=views)))
-    assert "There is nothing to show: classes [3] were forgotten whole." in said
+    assert "There is nothing to show: classes [3] were forgotten completely." in said
     assert "loss attack, unlearned: too few." in said
     assert "There is nothing to show: x." in said
 

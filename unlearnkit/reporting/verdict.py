@@ -6,8 +6,8 @@ from typing import final
 
 import attrs
 
-from unlearnkit.evaluation import Gap, LossAndAccuracy, gap_to_retrain
-from unlearnkit.evaluation.metrics.retrain_gap import ENOUGH
+from unlearnkit.evaluation import LossAndAccuracy
+from unlearnkit.evaluation.metrics.retrain_gap import ENOUGH, Gap, gap_to_retrain
 from unlearnkit.evaluation.plot_data import PlotData
 from unlearnkit.unlearning.report import Report
 

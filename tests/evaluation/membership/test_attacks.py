@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from unlearnkit.evaluation.membership import Samples, attack_success, population_attack, rmia_scores
+from unlearnkit.evaluation.membership.attacks import attack_success, population_attack
+from unlearnkit.evaluation.membership.rmia import rmia_scores
+from unlearnkit.evaluation.model_outputs import Outputs
 from unlearnkit.evaluation.per_sample import entropies, label_losses, softmax_of
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
 
@@ -19,11 +21,11 @@ def samples(seed, n=150, sure=2.0, classes=3):
     labels = random.integers(0, classes, size=n)
     logits = random.normal(size=(n, classes))
     logits[np.arange(n), labels] += sure
-    return Samples(logits=logits, labels=labels)
+    return Outputs(logits=logits, labels=labels)
 
 
 def part(of, rows):
-    return Samples(logits=of.logits[rows], labels=of.labels[rows])
+    return Outputs(logits=of.logits[rows], labels=of.labels[rows])
 
 
 def test_success_agrees_with_pairs_counted_by_hand():

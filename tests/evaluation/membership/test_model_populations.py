@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from unlearnkit.evaluation.membership import epsilon_scores, forgetting_quality, ulira
+from unlearnkit.evaluation import epsilon_scores, forgetting_quality, ulira
 from unlearnkit.evaluation.membership.model_populations import BINS, SMOOTHING, klom
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
 

@@ -1,12 +1,10 @@
 """Where forgotten samples go, by hand and against scikit-learn."""
 
-import json
-
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
-from unlearnkit.evaluation import destinations, total_variation
+from unlearnkit.evaluation.metrics.destinations import destinations, total_variation
 from unlearnkit.utils.errors import MismatchError
 
 RANDOM = np.random.default_rng(0)
@@ -47,12 +45,6 @@ def test_total_variation_is_the_largest_difference_of_any_set_of_classes():
 def test_a_retrained_model_is_no_distance_from_itself():
     found = destinations(MINE, [MINE])
     assert (found.distance, found.agreement) == (0, 1)
-
-
-def test_plain_values():
-    plain = json.loads(json.dumps(destinations(MINE, [ONE, TWO]).to_dict()))
-    assert set(plain) == {"counts", "retrained", "confusion", "distance", "agreement"}
-    assert sum(map(sum, plain["confusion"])) == 100
 
 
 def test_what_does_not_fit():

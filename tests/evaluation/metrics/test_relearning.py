@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from unlearnkit import EvaluationInputs
-from unlearnkit.evaluation import Goal, Relearning, loss_and_accuracy, metrics
+from unlearnkit.evaluation import loss_and_accuracy, metrics
+from unlearnkit.evaluation.metrics.relearning import Goal, Relearning
 from unlearnkit.models.parameters import digest
 from unlearnkit.utils.errors import ConfigurationError
 

@@ -30,9 +30,8 @@ from unlearnkit.utils.options import option
 class RelearnTime(Metric):
     """Steps on the forget set until the original's forget accuracy is near; (t_u − t_o)/(mean t_r − t_o) is relative.
 
-    ``"steps"`` of the model and ``"retrained steps"``, the mean of the retrained models; the original needs none.
-    ``"relative"`` is 0 where the model knows as much as the original, 1 where it takes as long as a retrained one.
-    A copy is trained. See `unlearnkit.evaluation.Relearning`.
+    ``"relative"`` is 0 where the model knows as much as the original, 1 where it takes as long as a retrained one. A
+    copy is trained.
     """
 
     name: ClassVar[str] = "relearn-time"
@@ -50,7 +49,6 @@ class RelearnTime(Metric):
     margin: float = option(0.05, at_least=0, at_most=1, doc="how far from it: a share of the accuracy, or nats")
 
     def measure(self, inputs: EvaluationInputs) -> Values:
-        """Train copies; see `unlearnkit.Metric.measure`."""
         outputs = ModelOutputs(inputs)
         steps = cache(partial(self._steps, outputs, inputs))
         values = for_each_model(outputs, "steps", steps)
@@ -92,18 +90,13 @@ def _relative(steps: float, retrained: float) -> float:
 @final
 @attrs.frozen(kw_only=True)
 class Goal:
-    """When something counts as relearned: each goal that is set must be reached.
-
-    Attributes:
-        accuracy: The accuracy to reach, or None.
-        loss: The mean loss to come down to, or None.
-    """
+    """The accuracy and the mean loss at which a forget set counts as relearned; None sets no goal."""
 
     accuracy: float | None = None
     loss: float | None = None
 
     def reached(self, scores: LossAndAccuracy) -> bool:
-        """Say whether a model with these scores on the forget set is there."""
+        """Whether these scores on the forget set reach every goal that is set."""
         accurate = self.accuracy is None or (scores.accuracy is not None and scores.accuracy >= self.accuracy)
         return accurate and (self.loss is None or scores.loss <= self.loss)
 
@@ -111,12 +104,7 @@ class Goal:
 @final
 @attrs.frozen(kw_only=True)
 class Relearning:
-    """How to relearn: steps of Adam on the forget set, in eval mode (no dropout, BatchNorm as it is).
-
-    Attributes:
-        learning_rate: Step size.
-        most: The largest number of steps.
-    """
+    """Steps of Adam on the forget set, in eval mode (no dropout, fixed BatchNorm statistics)."""
 
     learning_rate: float = option(1e-3, symbol="η", above=0.0, doc="step size of Adam")
     most: int = option(100, at_least=1, doc="the largest number of steps")
@@ -124,28 +112,7 @@ class Relearning:
     def steps(
         self, model: nn.Module, batches: Iterable[Any], *, goal: Goal, objective: Objective | None = None
     ) -> int | None:
-        """Count the steps that a copy of a model needs.
-
-        Args:
-            model: Left as it is: a copy is trained.
-            batches: The forget set, iterable more than once; one step for each batch, in their order, over and over.
-                Their size is part of the result.
-            goal: When to stop; looked at on the whole set before the first step and after each.
-            objective: The loss; by default `CrossEntropy`.
-
-        Returns:
-            0 where the goal is reached without a step; None where it is not reached in ``most`` steps.
-
-        Raises:
-            ConfigurationError: There is no batch.
-
-        Example:
-            >>> import torch
-            >>> model = nn.Linear(2, 2)
-            >>> data = [(torch.eye(2), torch.tensor([0, 1]))]
-            >>> Relearning(learning_rate=0.1).steps(model, data, goal=Goal(loss=10.0))
-            0
-        """
+        """Count the steps that a copy of a model needs, one for each batch in order, or None after ``most``."""
         criterion, student, kept = objective or CrossEntropy(), copy.deepcopy(model), list(batches)
         if not kept:
             raise ConfigurationError("expected at least one batch to relearn from, saw none")

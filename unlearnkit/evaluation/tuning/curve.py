@@ -22,20 +22,11 @@ _TOLERANCE = 0.01  # relative to the requested share
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class OperatingCurve:
-    """How many weights a method selects, as a function of one of its options.
+    """How many weights a method selects, as a function of one of its monotone options.
 
-    The *selected fraction* is the share of all trainable weights whose bits the edit changes when the method's strength
-    option (λ, where it has one) is at its lowest value, at which every selected weight changes. So it does not depend
-    on λ. It is counted on the real weights, with one elementwise edit for each value; weights that are 0 already do
-    not count. The option must be monotone: a higher value never selects more.
-
-    Attributes:
-        unlearner: The method, its strength at the lowest value.
-        option: The option that decides what is selected.
-        strength: The option that decides how strong the edit of the selected is, or "".
-        weights: Parameter name to weights, copies.
-        forget: Importance for the forget set.
-        reference: Importance for the reference set, or None.
+    The *selected fraction* is the share of all trainable weights that an edit changes when the method's strength option
+    (λ, where it has one) is at its lowest value, so that it does not depend on λ. It is counted on copies of the
+    weights, with one elementwise edit for each value; weights that are 0 already do not count.
     """
 
     unlearner: ElementwiseUnlearner
@@ -60,11 +51,7 @@ class OperatingCurve:
         option: str = "",
         strength: str | None = None,
     ) -> Self:
-        """Choose the options, and copy the weights.
-
-        Without an option it takes the monotone one that selects the most weights at its lowest value; without a
-        strength it takes another monotone option, and with "" none.
-        """
+        """Choose the options that were not given (``""`` is no strength), and copy the weights."""
         monotone = [o.name for o in options_of(unlearner) if o.name in unlearner.promises().monotone]
         for name in (option, strength):
             if name and name not in monotone:
@@ -90,16 +77,15 @@ class OperatingCurve:
         return curve(option, strength, strongest)
 
     def fraction(self, value: float) -> float:
-        """Return the selected fraction at a value of the option, 0 … 1."""
+        """The selected fraction at a value of the option."""
         found: float = self._counted(value)
         return found
 
     def value_for(self, fraction: float) -> float:
-        """Find the value that selects a share of weights, by bisection on its logarithm.
-
-        It selects at most 1 % more; it is the lowest value where even that selects fewer.
-        """
-        low, high = self._range()
+        """Find the value that selects a share of weights, within 1 %, by bisection on its logarithm."""
+        option = next(o for o in options_of(self.unlearner) if o.name == self.option)
+        high = min((bound for sign, bound in option.bounds if sign == "≤"), default=HIGHEST)
+        low = max(_lowest(self.unlearner, self.option), LOWEST)
         if self.fraction(low) <= fraction:
             return low
         for _ in range(_STEPS):
@@ -109,11 +95,6 @@ class OperatingCurve:
                 return middle
             low, high = (middle, high) if found > fraction else (low, middle)
         return high
-
-    def _range(self) -> tuple[float, float]:
-        option = next(o for o in options_of(self.unlearner) if o.name == self.option)
-        top = min((bound for sign, bound in option.bounds if sign == "≤"), default=HIGHEST)
-        return max(_lowest(self.unlearner, self.option), LOWEST), top
 
     def _count(self, value: float) -> float:
         method = with_options(self.unlearner, **{self.option: value}).prepare(self.forget, self.reference)
@@ -126,7 +107,7 @@ class OperatingCurve:
 
 
 def with_options(unlearner: ElementwiseUnlearner, **options: float) -> ElementwiseUnlearner:
-    """Return a copy of a method with other options."""
+    """A copy of a method with other options."""
     method: Any = unlearner
     changed: ElementwiseUnlearner = attrs.evolve(method, **options)
     return changed
