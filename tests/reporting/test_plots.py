@@ -15,9 +15,7 @@ from unlearnkit.evaluation.plot_data import BINS, Destination, Histogram, RocCur
 from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.reporting import plots
 from unlearnkit.reporting.page.parts import svg
-from unlearnkit.reporting.plots.model_plots import MOST, layers_of
-from unlearnkit.reporting.plots.sample_plots import destination_shares
-from unlearnkit.reporting.plots.style import LOOKS, SAMPLES, plain
+from unlearnkit.reporting.plots import LOOKS, MOST, SAMPLES, destination_shares, layers_of, plain
 from unlearnkit.unlearning.report import Report, TensorChange
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "read-the-report.md"
