@@ -41,6 +41,13 @@ def probabilities(values: ArrayLike | Tensor, *, what: str) -> Floats:
     return normalised
 
 
+def two_predictions(p: ArrayLike | Tensor, q: ArrayLike | Tensor, *, what: str) -> tuple[Floats, Floats]:
+    """Check class probabilities of two models for the same samples."""
+    one, other = probabilities(p, what="p"), probabilities(q, what="q")
+    same_shape(one, other, what=what)
+    return one, other
+
+
 def same_shape(one: Floats, other: Floats, *, what: str) -> None:
     """Refuse two arrays of different shape."""
     if one.shape != other.shape:

@@ -138,19 +138,15 @@ class Metric(abc.ABC):
                 snapshot.restore()
         who = f"metric {self.name!r} ({type(self).__module__}.{type(self).__qualname__})"
         raise_all(problems, where=f"{who} changed a model that it measured (it was put back)")
-        if not isinstance(values, Mapping) or not all(_may_be_returned(v) for v in values.values()):
+        allowed = int | float | NotApplicable | None
+        if not isinstance(values, Mapping) or not all(isinstance(v, allowed) for v in values.values()):
             raise MismatchError(f"{who}: expected a mapping of names to numbers or None, saw {values!r}")
         found = {str(key): _measurement(value) for key, value in values.items()}
-        # This comparison is false for NaN too.
-        low, high = self.traits.low, self.traits.high
+        low, high = self.traits.low, self.traits.high  # NaN counts as outside
         numbers = {key: m.value for key, m in found.items() if m.value is not None}
         outside = [f"{key}: saw {v}" for key, v in numbers.items() if not low <= v <= high]
         raise_all(outside, where=f"{who}: expected None or a number from {low:g} to {high:g}")
         return found
-
-
-def _may_be_returned(value: object) -> bool:
-    return value is None or isinstance(value, int | float | NotApplicable)
 
 
 def _measurement(value: float | NotApplicable | None) -> Measurement:

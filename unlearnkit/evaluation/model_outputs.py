@@ -27,16 +27,12 @@ class InapplicableError(Exception):
     """A metric has no value here; the message is the reason. Metrics turn it into `NotApplicable`."""
 
 
-def _logits(values: Any) -> Floats:
-    return floats(values, what="logits", dimensions=2)
-
-
 @final
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Outputs:
     """Logits, shape (n, classes), and labels of n samples."""
 
-    logits: Floats = attrs.field(converter=_logits)
+    logits: Floats = attrs.field(converter=lambda values: floats(values, what="logits", dimensions=2))
     labels: Ints
 
     def __attrs_post_init__(self) -> None:
@@ -64,11 +60,6 @@ class Outputs:
     def accuracy(self) -> float:
         """Share of samples whose label has the largest logit."""
         return float((self.logits.argmax(axis=1) == self.labels).mean())
-
-    @property
-    def certainty(self) -> float:
-        """Mean probability of the label."""
-        return float(self.confidences.mean())
 
     def subset(self, rows: Ints) -> "Outputs":
         """Outputs of some samples."""

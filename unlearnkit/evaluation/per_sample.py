@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 from scipy.special import entr, log_softmax, logsumexp, rel_entr, softmax, xlogy
 from torch import Tensor
 
-from unlearnkit.evaluation.arrays import Floats, Ints, class_labels, floats, probabilities, same_shape
+from unlearnkit.evaluation.arrays import Floats, Ints, class_labels, floats, probabilities, two_predictions
 
 LN2 = log(2.0)
 """The largest Jensen-Shannon divergence, nats."""
@@ -61,7 +61,7 @@ def margins(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> Floats:
 
 def kl_divergence(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> Floats:
     """KL(p ‖ q) = Σ_c p_c · ln(p_c/q_c) of each sample, nats (Kullback and Leibler 1951, equation 2.4)."""
-    p, q = _two_predictions(p, q, what="kl_divergence")
+    p, q = two_predictions(p, q, what="kl_divergence")
     found: Floats = rel_entr(p, q).sum(axis=1)
     return np.maximum(found, 0.0)  # the terms of equal distributions add up to 0 except for rounding
 
@@ -79,7 +79,7 @@ def jensen_shannon(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> Floats:
         >>> jensen_shannon([[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.5, 0.5]])
         array([0.69314718, 0.        ])
     """
-    p, q = _two_predictions(p, q, what="jensen_shannon")
+    p, q = two_predictions(p, q, what="jensen_shannon")
     m = (p + q) / 2
     found: Floats = (rel_entr(p, m) + rel_entr(q, m)).sum(axis=1) / 2
     return np.clip(found, 0.0, LN2)
@@ -88,9 +88,3 @@ def jensen_shannon(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> Floats:
 def _logits_and_labels(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> tuple[Floats, Ints]:
     z = floats(logits, what="logits", dimensions=2)
     return z, class_labels(labels, samples=len(z), classes=z.shape[1])
-
-
-def _two_predictions(p: ArrayLike | Tensor, q: ArrayLike | Tensor, *, what: str) -> tuple[Floats, Floats]:
-    one, other = probabilities(p, what="p"), probabilities(q, what="q")
-    same_shape(one, other, what=what)
-    return one, other

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from unlearnkit.evaluation.arrays import Floats, probabilities, same_shape
+from unlearnkit.evaluation.arrays import Floats, two_predictions
 from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
 from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs, Values, against_retrained, mean
 from unlearnkit.evaluation.per_sample import LN2, jensen_shannon
@@ -63,8 +63,7 @@ def activation_distance(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> float:
     distance between activations; as an L2 distance of softmax outputs in Chundawat, Tarun, Mandal and Kankanhalli 2023
     (Can Bad Teaching Induce Forgetting?), "activation distance".
     """
-    p, q = probabilities(p, what="p"), probabilities(q, what="q")
-    same_shape(p, q, what="activation_distance")
+    p, q = two_predictions(p, q, what="activation_distance")
     return float(np.linalg.norm(p - q, axis=1).mean())
 
 
@@ -72,7 +71,5 @@ def _distances(inputs: EvaluationInputs, distance: Callable[[Floats, Floats], fl
     outputs = ModelOutputs(inputs)
     values: Values = {}
     for split in outputs.splits or SPLITS:
-        values |= against_retrained(
-            outputs, split, split, lambda one, other: distance(one.probabilities, other.probabilities)
-        )
+        values |= against_retrained(outputs, split, split, lambda p, q: distance(p.probabilities, q.probabilities))
     return values

@@ -54,7 +54,7 @@ class LinearProbe(Metric):
             return features_of(model, outputs.batches(split), layer=self.layer, objective=inputs.objective)
 
         @cache  # one fit for both splits
-        def probe(model: nn.Module) -> Probe:
+        def probe(model: nn.Module) -> Any:
             learn = features("forget-train", model).and_also(features("retain-train", model))
             learn = learn.some(self.most, seed=self.seed)
             if len(np.unique(learn.labels)) < 2:
@@ -63,7 +63,7 @@ class LinearProbe(Metric):
 
         def accuracy(split: str, model: nn.Module) -> float:
             judge = features(split, model)  # first, so that a missing split is the reason
-            return probe(model).accuracy(judge)
+            return float(probe(model).score(judge.values, judge.labels))
 
         values: Values = {}
         for split in ("forget-test", "retain-test"):
@@ -113,23 +113,8 @@ def features_of(
     return Features(values=floats(values, what="features", dimensions=2), labels=labels)
 
 
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class Probe:
-    """A linear classifier of features."""
-
-    classifier: Any
-
-    def accuracy(self, judge: Features) -> float:
-        """Share of right predictions on features of the same layer."""
-        return float((self.classifier.predict(judge.values) == judge.labels).mean())
-
-
-def linear_probe(learn: Features, *, seed: int = 0) -> Probe:
-    """Train a logistic regression to tell classes from standardised features.
-
-    Source: Alain and Bengio 2016 (Understanding Intermediate Layers Using Linear Classifier Probes).
-    """
+def linear_probe(learn: Features, *, seed: int = 0) -> Any:
+    """Fit scikit-learn's logistic regression to standardised features (Alain and Bengio 2016)."""
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - it takes seconds to import
     from sklearn.pipeline import make_pipeline  # noqa: PLC0415
     from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
@@ -137,7 +122,7 @@ def linear_probe(learn: Features, *, seed: int = 0) -> Probe:
     if len(np.unique(learn.labels)) < 2:
         raise ConfigurationError("linear_probe: expected at least two classes to learn, saw one")
     regression = LogisticRegression(max_iter=5000, random_state=seed)
-    return Probe(classifier=make_pipeline(StandardScaler(), regression).fit(learn.values, learn.labels))
+    return make_pipeline(StandardScaler(), regression).fit(learn.values, learn.labels)
 
 
 def _layers(model: nn.Module, layer: str) -> list[nn.Module]:

@@ -53,19 +53,16 @@ class Quantised(Metric):
 
 
 def quantised(weight: Tensor, *, bits: int, channel: int = 0) -> Tensor:
-    """Return s_c·round(w/s_c) with s_c = max|w_c|/(2^(bits−1) − 1) for each slice c of the dimension ``channel``.
+    """Round a matrix or kernel to s_c·round(w/s_c), s_c = max|w_c|/(2^(bits−1) − 1), for each slice c of a dimension.
 
     Source: Nagel, Fournarakis, Amjad, Bondarenko, van Baalen and Blankevoort 2021 (A White Paper on Neural Network
     Quantization), section 2.2, symmetric and per-channel.
     """
     if not 2 <= bits <= 16:
         raise ConfigurationError(f"quantised: expected 2 to 16 bits, saw {bits!r}")
-    levels = 2 ** (bits - 1) - 1
     w = weight.detach().double()
-    rows = w.movedim(channel, 0)
-    largest = rows.reshape(len(rows), -1).abs().amax(dim=1)
-    shape = [-1 if dimension == channel else 1 for dimension in range(w.dim())]
-    scale = torch.where(largest > 0, largest / levels, 1.0).reshape(shape)
+    largest = w.abs().amax(dim=[d for d in range(w.dim()) if d != channel], keepdim=True)
+    scale = torch.where(largest > 0, largest / (2 ** (bits - 1) - 1), 1.0)
     return ((w / scale).round() * scale).to(weight.dtype)
 
 

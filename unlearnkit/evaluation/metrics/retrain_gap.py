@@ -48,9 +48,9 @@ class GapToRetrain(Metric):
             return found.sds
 
         def difference(split: str) -> float:
-            found = gap(split)
-            assert found.mean is not None, "there is a retrained model"
-            return found.value - found.mean
+            found = gap(split).delta
+            assert found is not None, "there is a retrained model"
+            return found
 
         values: Values = {}
         for split in outputs.splits or SPLITS:

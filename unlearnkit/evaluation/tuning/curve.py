@@ -1,6 +1,6 @@
 """Finds the option value that selects a given share of weights, whatever the scale of the importances."""
 
-from functools import cache
+from functools import partial
 from math import sqrt
 from typing import Any, Self, final
 
@@ -35,10 +35,7 @@ class OperatingCurve:
     weights: dict[str, Tensor] = attrs.field(repr=False)
     forget: Importance
     reference: Importance | None
-    _counted: Any = attrs.field(init=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "_counted", cache(self._count))
+    _counted: dict[float, float] = attrs.field(factory=dict, init=False, repr=False)
 
     @classmethod
     def of(
@@ -62,24 +59,21 @@ class OperatingCurve:
                 "Declare its monotone options in its traits, or tune another method"
             )
         weights = {name: p.detach().clone() for name, p in trainable(model).items()}
-
-        def curve(name: str, strong: str, method: ElementwiseUnlearner) -> Self:
-            return cls(
-                unlearner=method, option=name, strength=strong, weights=weights, forget=forget, reference=reference
-            )
-
+        curve = partial(cls, weights=weights, forget=forget, reference=reference)
         if not option:
-            reach = {name: curve(name, "", unlearner).fraction(_lowest(unlearner, name)) for name in monotone}
-            option = max(monotone, key=reach.__getitem__)
+            curves = (curve(unlearner=unlearner, option=name, strength="") for name in monotone)
+            option = max(curves, key=lambda c: c.fraction(_lowest(unlearner, c.option))).option
         if strength is None:
             strength = next((name for name in monotone if name != option), "")
-        strongest = with_options(unlearner, **{strength: _lowest(unlearner, strength)}) if strength else unlearner
-        return curve(option, strength, strongest)
+        if strength:
+            unlearner = with_options(unlearner, **{strength: _lowest(unlearner, strength)})
+        return curve(unlearner=unlearner, option=option, strength=strength)
 
     def fraction(self, value: float) -> float:
         """The selected fraction at a value of the option."""
-        found: float = self._counted(value)
-        return found
+        if value not in self._counted:
+            self._counted[value] = self._count(value)
+        return self._counted[value]
 
     def value_for(self, fraction: float) -> float:
         """Find the value that selects a share of weights, within 1 %, by bisection on its logarithm."""

@@ -11,7 +11,7 @@ import attrs
 from torch import nn
 
 from unlearnkit.distributed.collectives import Shared, map_shared
-from unlearnkit.evaluation.model_outputs import InapplicableError, outputs_of
+from unlearnkit.evaluation.model_outputs import InapplicableError, mean, outputs_of
 from unlearnkit.evaluation.tuning.batch_norm import has_batch_norm, reestimate_batch_norm
 from unlearnkit.evaluation.tuning.curve import OperatingCurve, with_options
 from unlearnkit.evaluation.tuning.result import Candidate, Setting, Tuning
@@ -139,12 +139,7 @@ class Tuner:
             max_fraction=max_fraction,
         )
         curve = OperatingCurve.of(
-            self.unlearner,
-            model,
-            forget=forget,
-            reference=reference,
-            option=self.operating,
-            strength=self.strength,
+            self.unlearner, model, forget=forget, reference=reference, option=self.operating, strength=self.strength
         )
         trials = _Trials(
             unlearner=self.unlearner,
@@ -211,7 +206,7 @@ def _measured(
 
 
 class _RollBackError(Exception):
-    """Raised inside an edit after it was scored, to roll it back bit by bit."""
+    """Raised inside an edit after it was scored, to roll it back."""
 
 
 def _scores(model: nn.Module, validation: Validation, objective: Objective | None) -> dict[str, float]:
@@ -220,7 +215,7 @@ def _scores(model: nn.Module, validation: Validation, objective: Objective | Non
     try:
         for name, data in (("retain", validation.retain), ("forget", validation.forget)):
             outputs = outputs_of(model, data, objective=objective)
-            found |= {name: outputs.accuracy, f"{name}_probability": outputs.certainty}
+            found |= {name: outputs.accuracy, f"{name}_probability": mean(outputs.confidences)}
     except InapplicableError as reason:
         raise ConfigurationError(f"Tuner.tune: cannot judge by the validation data: {reason}") from reason
     return found
