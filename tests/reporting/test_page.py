@@ -1,4 +1,4 @@
-"""The page: whole without anything outside itself, the same each time, and in words where there is no picture."""
+"""The page: self-contained, reproducible, and with a reason where there is no picture."""
 
 import json
 import re
@@ -251,7 +251,7 @@ def test_the_command_writes_the_same_page_again(tmp_path):
     assert "expected report.json, or folders with it, saw neither" in " ".join(none.output.split())
 
 
-def test_a_page_of_one_folder_is_replaced_whole(tmp_path, monkeypatch):
+def test_a_page_of_one_folder_is_replaced_atomically(tmp_path, monkeypatch):
     write_page(tmp_path, BARE)
     before = (tmp_path / "report.html").read_text()
     monkeypatch.setattr("unlearnkit.reporting.page.render.svg", lambda _: 1 / 0)

@@ -1,4 +1,4 @@
-"""The pictures as functions: axes in and out, the right numbers, told apart without colour."""
+"""The pictures as functions: axes in and out, the right numbers, distinguishable without colour."""
 
 import inspect
 import re
@@ -141,7 +141,7 @@ def test_times(axes):
 
 
 @pytest.mark.parametrize("looks", [LOOKS, SAMPLES])
-def test_everything_is_told_apart_without_colour(looks):
+def test_everything_can_be_distinguished_without_colour(looks):
     assert len({look.line for look in looks.values()}) == len(looks)
     assert len({look.marker for look in looks.values()}) == len(looks)
     assert len({look.hatch for look in looks.values()}) == len(looks)

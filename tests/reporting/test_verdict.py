@@ -1,4 +1,4 @@
-"""The verdict: every branch, worked by hand."""
+"""The verdict: a worked example of every branch."""
 
 import attrs
 import numpy as np

@@ -35,7 +35,7 @@ def probabilities(values: ArrayLike | Tensor, *, what: str) -> Floats:
         raise MismatchError(
             f"{what}: expected rows of probabilities, each ≥ 0 and adding up to 1, saw values from "
             f"{array.min():.3g} to {array.max():.3g} and sums from {sums.min():.3g} to {sums.max():.3g}: "
-            "hand over softmax outputs, not logits"
+            "pass softmax outputs, not logits"
         )
     normalised: Floats = array / sums
     return normalised

@@ -27,12 +27,16 @@ class InapplicableError(Exception):
     """A metric has no value here; the message is the reason. Metrics turn it into `NotApplicable`."""
 
 
+def _logits(values: Any) -> Floats:
+    return floats(values, what="logits", dimensions=2)
+
+
 @final
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Outputs:
     """Logits, shape (n, classes), and labels of n samples."""
 
-    logits: Floats = attrs.field(converter=lambda values: floats(values, what="logits", dimensions=2))
+    logits: Floats = attrs.field(converter=_logits)
     labels: Ints
 
     def __attrs_post_init__(self) -> None:

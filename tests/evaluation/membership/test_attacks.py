@@ -28,7 +28,7 @@ def part(of, rows):
     return Outputs(logits=of.logits[rows], labels=of.labels[rows])
 
 
-def test_success_agrees_with_pairs_counted_by_hand():
+def test_success_agrees_with_counted_pairs():
     random = np.random.default_rng(0)
     m, n = random.integers(0, 9, 40), random.integers(0, 7, 120)
     pairs = [(a > b) + 0.5 * (a == b) for a in m for b in n]
@@ -122,7 +122,7 @@ def test_rmia_agrees_with_every_pair(models):
         assert found == pytest.approx(rmia_oracle(x, refs_x, z, refs_z, gamma, a))
 
 
-def test_rmia_worked_by_hand():
+def test_rmia_worked_example():
     # a = 1: p(x) is the reference itself. LR = (0.8/0.2)/(0.5/0.5) = 4 and (0.8/0.2)/(0.9/0.3) = 4/3.
     call = {"population": [0.5, 0.9], "population_references": [[0.5, 0.3]], "a": 1.0}
     assert rmia_scores([0.8], [[0.2]], gamma=2.0, **call).tolist() == [0.5]

@@ -1,4 +1,4 @@
-"""Where forgotten samples go, by hand and against scikit-learn."""
+"""Where forgotten samples go: a worked example, and against scikit-learn."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ RANDOM = np.random.default_rng(0)
 MINE, ONE, TWO = (RANDOM.normal(size=(50, 4)) for _ in range(3))
 
 
-def test_by_hand():
+def test_worked_example():
     eye = np.eye(3)
     found = destinations(eye[[0, 0, 1, 2]], [eye[[0, 1, 1, 1]]])
     assert found.counts.tolist() == [2, 1, 1]
@@ -23,8 +23,8 @@ def test_by_hand():
 
 def test_against_scikit_learn():
     found = destinations(MINE, [ONE, TWO])
-    by_hand = sum(confusion_matrix(k.argmax(1), MINE.argmax(1), labels=range(4)) for k in (ONE, TWO))
-    assert np.array_equal(found.confusion, by_hand)
+    expected = sum(confusion_matrix(k.argmax(1), MINE.argmax(1), labels=range(4)) for k in (ONE, TWO))
+    assert np.array_equal(found.confusion, expected)
     assert found.agreement == pytest.approx(np.mean([(k.argmax(1) == MINE.argmax(1)).mean() for k in (ONE, TWO)]))
     assert found.counts.sum() == 50
     assert found.retrained.sum(axis=1).tolist() == [50, 50]

@@ -53,7 +53,7 @@ def test_it_keeps_the_laws_of_metrics(cls):
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.name)
-def test_every_trait_is_told(cls):
+def test_every_trait_is_documented(cls):
     traits = cls.traits
     assert all((traits.unit, traits.source, traits.cost, traits.trust, cls.__doc__))
     assert cls in [entry.cls for entry in PluginManager().provided("metric")]
@@ -252,7 +252,7 @@ def test_an_attack_on_samples_and_their_copies_scores_a_half(cls):
         assert found[f"{who}TPR at 1 % FPR"] is not None
 
 
-def test_attacks_on_a_class_forgotten_whole_without_unseen_samples_of_it():
+def test_attacks_on_a_class_forgotten_completely_without_unseen_samples_of_it():
     x = torch.randn(40, 4)
     others, alone = torch.arange(40) % 2, torch.full((40,), 2)
     splits = {"retain-train": [(x, others)], "retain-test": [(x, others)], "forget-train": [(x, alone)]}

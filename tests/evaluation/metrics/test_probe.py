@@ -70,7 +70,7 @@ def test_what_has_no_features():
         features_of(nn.Linear(4, 3), data(), objective=Size())
 
 
-def test_the_hooks_are_gone_after_an_exception():
+def test_the_hooks_are_removed_after_an_exception():
     class Breaks(nn.Module):
         def __init__(self):
             super().__init__()

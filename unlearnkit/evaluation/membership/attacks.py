@@ -17,8 +17,7 @@ from unlearnkit.evaluation.per_sample import entropies
 from unlearnkit.utils.errors import ConfigurationError, nearest
 from unlearnkit.utils.options import option
 
-FEW = 0.01
-"""The false-positive rate at which true positives are counted."""
+FEW = 0.01  # the false-positive rate at which true positives are counted
 _COST = "one pass of each model over four splits, and one small fit for each model"
 _TRAITS = MetricTraits(
     low=0.0,

@@ -14,8 +14,7 @@ from unlearnkit.evaluation.model_outputs import ModelOutputs
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
 from unlearnkit.utils.options import option
 
-MOST = 4
-"""The largest number of reference models: the attack is made for few."""
+MOST = 4  # reference models: the attack is made for few
 _TINY = 1e-30
 
 

@@ -48,9 +48,7 @@ class RelearnTime(Metric):
         def relative() -> float:
             mine, retrained = steps(inputs.model), mean(map(steps, outputs.retrained()))
             if not retrained:
-                raise InapplicableError(
-                    "the retrained models know as much as the original: there is nothing to learn again"
-                )
+                raise InapplicableError("the retrained models need no steps either: there is nothing to learn again")
             return mine / retrained
 
         return {**for_each_model(outputs, "steps", steps), "relative": answer(relative)}

@@ -14,7 +14,6 @@ from unlearnkit.utils.errors import MismatchError
 
 ENOUGH = 3
 """How many retrained models a standard deviation needs at least."""
-TUG_OF_WAR_SPLITS = ("forget-train", "retain-train", "retain-test")
 
 
 @final
@@ -79,7 +78,7 @@ class TugOfWar(Metric):
         outputs = ModelOutputs(inputs)
 
         def of(prefix: str) -> float:
-            splits = TUG_OF_WAR_SPLITS
+            splits = ("forget-train", "retain-train", "retain-test")
             retrained = {s: mean(outputs.of(model, s).accuracy for model in outputs.retrained()) for s in splits}
             return tug_of_war({s: outputs.of(outputs.named[prefix], s).accuracy for s in splits}, retrained)
 

@@ -308,7 +308,7 @@ def provenance(record: RunRecord) -> Section:
     if options:
         tables.insert(0, Table(caption=f"Options of {report.method}", header=("option", "value"), rows=options))
     config: Mapping[str, Any] = manifest.get("config", {})
-    folded = (("The whole configuration", json.dumps(config, indent=2, ensure_ascii=False)),) if config else ()
+    folded = (("The configuration", json.dumps(config, indent=2, ensure_ascii=False)),) if config else ()
     return Section(words=report.uncertainty(), tables=tuple(tables), folded=folded)
 
 
