@@ -14,11 +14,18 @@ from unlearnkit_methods.ssd_soft import SoftSynapticDampening
 
 from unlearnkit import ElementwiseUnlearner, Importance, MismatchError, NonFiniteError, UnlearningInputs
 from unlearnkit.models import trainable
-from unlearnkit.models.parameters import all_finite, bits, count_changed, digest, extremes
-from unlearnkit.models.snapshot import ModelSnapshot
-from unlearnkit.models.undo_log import UndoLog
+from unlearnkit.models.parameters import (
+    all_finite,
+    bits,
+    chunk_size,
+    chunks,
+    count_changed,
+    digest,
+    extremes,
+    in_memory_order,
+)
+from unlearnkit.models.snapshot import ModelSnapshot, UndoLog
 from unlearnkit.unlearning.apply_rule import RuleApplier, RuleOperands
-from unlearnkit.utils.chunks import chunk_size, chunks, in_memory_order
 
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=60)
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]

@@ -1,7 +1,7 @@
-"""A model's parameters and buffers by name: digests, extremes and checks of them."""
+"""A model's parameters and buffers by name; digests, bitwise comparison, pieces and checks of their values."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -15,6 +15,11 @@ from unlearnkit.distributed.sharded_tensors import full_tensor, is_sharded, loca
 from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, UnsupportedModelError
 
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Smaller pieces pay more for starting operations; larger ones fall out of the cache of a core (a rule has a handful of
+# arrays), and take more memory.
+_ON_CPU = 3 << 15
+# On a device the start of each operation costs more than what caching saves.
+_ON_DEVICE = 1 << 24
 _COMPILED_PREFIX = "_orig_mod."  # what torch.compile puts before the names of the module it wraps
 
 
@@ -126,6 +131,56 @@ def count_changed(before: Tensor, after: Tensor) -> int:
     if one.device.type != "cpu":
         return int(torch.count_nonzero(one != other))
     return int(np.count_nonzero(one.numpy() != other.numpy()))  # several times as fast as torch is on a CPU
+
+
+def changed_positions(before: Tensor, after: Tensor) -> Tensor:
+    """Return the flat positions, in row-major order, at which the bits of two tensors differ."""
+    one, other = bits(before.detach()), bits(after.detach())
+    if one.device.type != "cpu":
+        return torch.nonzero((one != other).reshape(-1)).view(-1)
+    # numpy compares and searches several times as fast as torch does on a CPU.
+    return torch.from_numpy(np.flatnonzero(one.numpy() != other.numpy()))
+
+
+def chunk_size(device: torch.device) -> int:
+    """Return how many elements of a tensor to work on at a time."""
+    return _ON_CPU if device.type == "cpu" else _ON_DEVICE
+
+
+def chunks(*tensors: Tensor, limit: int) -> Iterator[tuple[Tensor, ...]]:
+    """Cut tensors of one shape into views of the same places, each of no more than ``limit`` elements.
+
+    The first tensor is cut along its largest stride, so that each of its pieces lies together in memory; every piece
+    has as many dimensions as the whole.
+
+    Example:
+        >>> [a.tolist() for a, _ in chunks(torch.arange(5), torch.zeros(5), limit=2)]
+        [[0, 1], [2, 3], [4]]
+    """
+    lead = tensors[0]
+    if lead.numel() <= limit:
+        yield tensors
+        return
+    dim = max((d for d in range(lead.dim()) if lead.shape[d] > 1), key=lead.stride)
+    length = lead.shape[dim]
+    rows = max(1, limit * length // lead.numel())
+    for start in range(0, length, rows):
+        part = min(rows, length - start)
+        yield from chunks(*(t.narrow(dim, start, part) for t in tensors), limit=limit)
+
+
+def in_memory_order(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Permute the dimensions of tensors alike, so that those of the first stand in the order of its memory.
+
+    Example:
+        >>> in_memory_order(torch.zeros(2, 3).t())[0].is_contiguous()
+        True
+    """
+    lead = tensors[0]
+    if lead.is_contiguous():
+        return tensors
+    order = sorted(range(lead.dim()), key=lead.stride, reverse=True)
+    return tuple(t.permute(order) for t in tensors)
 
 
 def extremes(tensor: Tensor) -> tuple[float, float]:

@@ -1,22 +1,90 @@
-"""Snapshots of a model, bit by bit, so that whatever other code does to it is noticed and can be undone."""
+"""Snapshots and undo of a model, bit by bit: whatever other code does to it is noticed and can be undone."""
 
 import random
 from collections.abc import Container
 from functools import cached_property
 from typing import Any, final
 
+import attrs
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from unlearnkit.distributed.sharded_tensors import local
-from unlearnkit.models.parameters import bits, check_finite, digest, parameters
+from unlearnkit.models.parameters import bits, changed_positions, check_finite, digest, parameters
 from unlearnkit.models.parameters import buffers as _buffers_of
-from unlearnkit.models.undo_log import UndoLog
 
+_LARGEST_POSITION = torch.iinfo(torch.int32).max
 _Members = dict[Any, Any]
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _MEMBERS = ("_parameters", "_buffers", "_modules", *_HOOKS)
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class _Entry:
+    """The old bits of one tensor at some flat positions; ``positions`` is None when it is all of them."""
+
+    target: Tensor
+    positions: Tensor | None
+    values: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + (0 if self.positions is None else self.positions.nbytes)
+
+    def undo(self) -> None:
+        if self.positions is None:
+            self.target.copy_(self.values)
+        else:
+            self.target.view(-1).index_copy_(0, self.positions.long(), self.values)
+
+
+@final
+class UndoLog:
+    """Overwrites tensors and keeps the old values where, and only where, bits change.
+
+    Example:
+        >>> weights, undo_log = torch.tensor([1.0, 2.0, 3.0]), UndoLog()
+        >>> undo_log.write(weights, torch.tensor([1.0, 0.0, 3.0]))
+        1
+        >>> undo_log.undo()
+        >>> weights
+        tensor([1., 2., 3.])
+    """
+
+    def __init__(self) -> None:
+        self._entries: list[_Entry] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the old values and their positions."""
+        return sum(entry.nbytes for entry in self._entries)
+
+    def write(self, target: Tensor, new: Tensor, *, positions: Tensor | None = None) -> int:
+        """Overwrite a tensor and count what changed; ``positions`` are its `changed_positions`, where known."""
+        if positions is None:
+            positions = changed_positions(target, new)
+        changed = positions.numel()
+        if not changed:
+            return 0
+        old, fresh = bits(target.detach()), bits(new.detach())
+        # Logged before it is overwritten, so that an interrupt between the two can be undone.
+        small = changed * (4 + old.element_size()) < old.nbytes and old.numel() <= _LARGEST_POSITION
+        if small and old.is_contiguous():
+            flat = old.view(-1)
+            values = flat.index_select(0, positions)
+            self._entries.append(_Entry(target=old, positions=positions.int(), values=values))
+            flat.index_copy_(0, positions, fresh.reshape(-1).index_select(0, positions))
+        else:
+            self._entries.append(_Entry(target=old, positions=None, values=old.clone()))
+            old.copy_(fresh)
+        return changed
+
+    def undo(self) -> None:
+        """Put the old bits back, the last first; undoing twice is undoing once."""
+        for entry in reversed(self._entries):
+            entry.undo()
 
 
 @final

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.plugins.entry_points import Discovered, Problem
-from unlearnkit.plugins.registry import Provided
+from unlearnkit.plugins.manager import Provided
 from unlearnkit.reporting.record import RunRecord
 from unlearnkit.unlearning.report import Report
 

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from unlearnkit.distributed.sharded_tensors import local
 from unlearnkit.importance.importance import Importance
-from unlearnkit.models.parameters import all_finite, bits, wide
-from unlearnkit.models.undo_log import UndoLog, changed_positions
-from unlearnkit.utils.chunks import chunk_size, chunks, in_memory_order
+from unlearnkit.models.parameters import all_finite, bits, changed_positions, chunk_size, chunks, in_memory_order, wide
+from unlearnkit.models.snapshot import UndoLog
 from unlearnkit.utils.errors import MismatchError, NonFiniteError
 
 Rule = Callable[[Tensor, Tensor, Tensor], Tensor]

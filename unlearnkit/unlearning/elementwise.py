@@ -10,7 +10,7 @@ from unlearnkit.distributed.collectives import all_reduce_sum, gather_problems, 
 from unlearnkit.distributed.sharded_tensors import is_first_replica, is_sharded
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.parameters import trainable
-from unlearnkit.models.undo_log import UndoLog
+from unlearnkit.models.snapshot import UndoLog
 from unlearnkit.unlearning.apply_rule import RuleApplier, RuleOperands
 from unlearnkit.unlearning.unlearner import EditCounts, Need, Unlearner, UnlearningInputs
 from unlearnkit.utils.errors import UnlearnKitError, UnsupportedModelError, raise_all

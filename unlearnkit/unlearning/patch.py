@@ -11,9 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from unlearnkit.models.parameters import bits, digest_tensors
-from unlearnkit.models.undo_log import changed_positions
-from unlearnkit.utils.chunks import chunk_size, chunks
+from unlearnkit.models.parameters import bits, changed_positions, chunk_size, chunks, digest_tensors
 from unlearnkit.utils.errors import MismatchError, StoreError, raise_all
 from unlearnkit.utils.safetensors import save_tensors
 

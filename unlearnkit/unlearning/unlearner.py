@@ -14,8 +14,7 @@ from unlearnkit.distributed.sharded_tensors import reshard
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.parameters import check_finite, count_changed, digest, trainable
-from unlearnkit.models.snapshot import ModelSnapshot
-from unlearnkit.models.undo_log import UndoLog
+from unlearnkit.models.snapshot import ModelSnapshot, UndoLog
 from unlearnkit.unlearning.report import Report, ReportedImportance, TensorChange
 from unlearnkit.utils.errors import (
     BudgetError,

@@ -14,8 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from unlearnkit.models.parameters import extremes
-from unlearnkit.utils.chunks import chunk_size, chunks
+from unlearnkit.models.parameters import chunk_size, chunks, extremes
 from unlearnkit.utils.errors import StoreError, raise_all
 from unlearnkit.utils.safetensors import save_tensors
 
