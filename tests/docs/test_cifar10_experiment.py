@@ -53,6 +53,7 @@ def bench(images, tmp_path_factory):
         "model.factory='unlearnkit.models:small_cnn'",
         "model.options={channels=3, width=4, image_size=8}",
         "training.epochs=8",
+        "evaluation.page=false",
         "training.learning_rate=0.01",
     )
     return cifar10.Worker(folder=tmp_path_factory.mktemp("out"), settings=settings)

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.markup import escape
 
-from unlearnkit.cli.console import clear_errors, out
+from unlearnkit.cli.console import clear_errors, line, out
 from unlearnkit.cli.options import Overwrite, Traceback
 from unlearnkit.utils.errors import StoreError
 
@@ -98,12 +97,12 @@ def _change(
     change = getattr(Patch.load(patch), direction)
     state, metadata = read_checkpoint(checkpoint)
     write_checkpoint(change(state), _free(output, overwrite=overwrite), metadata)
-    out.print(f"{escape(str(output))}: written", highlight=False)
+    line(f"{output}: written")
 
 
 def _save(patch: "Patch", output: Path, *, overwrite: bool) -> None:
     patch.save(_free(output, overwrite=overwrite))
-    out.print(f"{escape(str(output))}: {patch.changed} weights in {len(patch.tensors)} tensors", highlight=False)
+    line(f"{output}: {patch.changed} weights in {len(patch.tensors)} tensors")
 
 
 def _free(path: Path, *, overwrite: bool) -> Path:

@@ -170,7 +170,7 @@ def test_an_original_that_cannot_be_trained_fails_its_trials_once(small, monkeyp
         calls.append(1)
         raise RuntimeError("no such layer")
 
-    monkeypatch.setattr("unlearnkit.experiments.comparison.worker.kept_original", broken)
+    monkeypatch.setattr("unlearnkit.experiments.comparison.worker.cached_original", broken)
     comparison = compare(small())
     assert {r["error"] for r in comparison.rows()} == {"RuntimeError: no such layer"}
     assert len(calls) == 2  # one for each training seed
