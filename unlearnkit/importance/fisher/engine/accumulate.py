@@ -50,7 +50,15 @@ class _Use:
 class Accumulation(Guide):
     """Follows a call plan and adds the squares of per-sample gradients."""
 
-    def __init__(self, plan: CallPlan, samples: int, parts: Sequence[Part]) -> None:
+    def __init__(
+        self,
+        plan: CallPlan,
+        samples: int,
+        parts: Sequence[Part],
+        *,
+        named: Mapping[str, Tensor],
+        guide: Guide | None = None,
+    ) -> None:
         self._plan = plan
         self._samples = samples
         self._parts = parts
@@ -59,14 +67,14 @@ class Accumulation(Guide):
         self._surprises: list[tuple[Step, Tensor]] = []  # looked at once, because a look makes a device wait
         self._others: Tensor | None = None  # while it is looked whose rows gradients touch
         self._strays: list[tuple[Step, Tensor]] = []
-        self.interceptor: Interceptor | None = None
+        self.interceptor = Interceptor(named, guide or self)
+        self._derived = self.interceptor.derived
         plan.start()
 
     def step(self, seen: Seen) -> Step | None:
         return self._plan.match(seen.function, seen.names)
 
     def sink(self, step: Step, call: Call, y: Any) -> Sink:
-        assert self.interceptor is not None, "set before the pass"
         step.check(y, self._samples)
         head = step.inputs.length(self._samples) if step.inputs is not None else ()
         if any(tuple(t.shape[: len(head)]) != head for t in call.saved):
@@ -82,16 +90,11 @@ class Accumulation(Guide):
 
         return receive
 
-    def backward(self, losses: Tensor) -> None:
-        """Backpropagate the sum of the losses, which frees their graph."""
-        assert self.interceptor is not None, "set before the pass"
-        self.interceptor.backward(losses.sum())
-
     def check_owners(self, losses: Tensor) -> None:
         """Backpropagate half of the losses; no row of the other samples may get a gradient."""
         mine = torch.from_numpy(np.random.default_rng(len(losses)).permutation(len(losses)) < len(losses) // 2)
         self._others = ~mine.to(losses.device)
-        self.backward(losses.masked_fill(self._others, 0.0))
+        self.interceptor.backward(losses.masked_fill(self._others, 0.0).sum())
         self._others, strays, self._strays = None, self._strays, []
         if strays and bool(torch.stack([seen for _, seen in strays]).any()):
             step = next(step for step, seen in strays if bool(seen))
@@ -113,12 +116,8 @@ class Accumulation(Guide):
         The graph holds the taps, these hold this, and a gradient that waits was saved with its place on the graph: a
         cycle, which would keep all of it until Python next collects garbage.
         """
-        self._uses, self._surprises, self._strays, self.interceptor = [], [], [], None
-
-    @property
-    def _derived(self) -> dict[str, tuple[Tensor, frozenset[str]]]:
-        assert self.interceptor is not None, "set before the pass"
-        return self.interceptor.derived
+        self._uses, self._surprises, self._strays = [], [], []
+        del self.interceptor, self._derived
 
     def _look(self, step: Step, gradients: Gradients, others: Tensor) -> None:
         for g, layout in zip(gradients, step.layouts, strict=True):

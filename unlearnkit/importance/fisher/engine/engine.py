@@ -151,18 +151,16 @@ class Engine(Accumulator):
     def _by_plan(self, batch: Any, parts: Sequence[Part], kind: Kind) -> None:
         plan = self._plans.of(batch, kind, grouped=self._grouped)
         self._passes.register(batch, plan)
-        if not plan.doubtful:
-            self._passes.run(batch, plan, parts)
-            return
-        trial = [Part(rows=part.rows, sums=part.sums.empty()) for part in parts]
+        if plan.doubtful:  # a gradient where the probe had none is noticed after squares were added
+            self._totals.begin(parts)
         try:
-            self._passes.run(batch, plan, trial)
+            self._passes.run(batch, plan, parts)
         except UnprovenError:
+            if not plan.doubtful:
+                raise
+            self._totals.begin(parts)
             self._plans.forget(kind)
-            trial = [Part(rows=part.rows, sums=part.sums.empty()) for part in parts]
-            self._passes.run(batch, self._plans.of(batch, kind, grouped=self._grouped), trial)
-        for part, tried in zip(parts, trial, strict=True):
-            part.sums.add(tried.sums)
+            self._passes.run(batch, self._plans.of(batch, kind, grouped=self._grouped), parts)
 
     def _one_by_plan(self, batch: Any, parts: Sequence[Part], kind: Kind) -> bool:
         """Add a single sample as a batch of one where its kind is known, or nothing and return False."""
@@ -188,8 +186,7 @@ class Engine(Accumulator):
         return receive
 
     def _fall_back(self, batch: Any, parts: Sequence[Part], reason: str) -> None:
-        if not self._totals.opened:  # nothing has been added yet: what cannot be proven is noticed going forward
-            self._totals.begin(parts)
+        self._totals.begin(parts)
         self._fall_back_on(batch, parts)
         self._refused, self._reason = True, reason
 

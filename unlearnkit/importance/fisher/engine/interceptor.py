@@ -5,17 +5,19 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, final
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from unlearnkit.importance.fisher.engine.call_plan import Action, Step, UnprovenError, results
 from unlearnkit.importance.fisher.engine.recurrent_cells import hindrance, written_out
 from unlearnkit.importance.fisher.engine.rule import Call, Rule, rule_for
 from unlearnkit.models.norm_gradients import fix_norm_gradient
+from unlearnkit.models.objective import Objective, check_losses
 
 _CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 _IN_PLACE = frozenset(
@@ -135,16 +137,22 @@ class Guide(abc.ABC):
 class Interceptor(TorchFunctionMode):
     """A thread-local torch function mode."""
 
-    def __init__(self, named: Mapping[str, Tensor], guide: Guide, device: torch.device) -> None:
+    def __init__(self, named: Mapping[str, Tensor], guide: Guide) -> None:
         super().__init__()
         self._guide = guide
         self._labels = {id(p): name for name, p in named.items()}
         self._recomputing = False
-        self.anchor = torch.zeros((), device=device, requires_grad=True)
+        self.anchor = torch.zeros((), device=next(iter(named.values())).device, requires_grad=True)
         self.derived: dict[str, tuple[Tensor, frozenset[str]]] = {}
 
     def label(self, tensor: Tensor | None) -> str | None:
         return None if tensor is None else self._labels.get(id(tensor))
+
+    def forward(self, model: nn.Module, objective: Objective, batch: Any) -> Tensor:
+        """Run the forward pass, and return one loss per sample."""
+        with self:
+            losses = objective.losses(model, batch)
+        return check_losses(losses, batch, objective=objective)
 
     def backward(self, loss: Tensor, *, keep: bool = False) -> None:
         """Run the backward pass: every tap's sink gets its gradient, and no parameter does.
@@ -229,32 +237,31 @@ class Interceptor(TorchFunctionMode):
 
 
 @final
-class Eager:
-    """Makes `torch.compile` step aside while any thread is inside; the model itself is not touched.
+class ProcessWide:
+    """A context for all threads of the process: the first thread to come enters it, and the last to go leaves it."""
 
-    torch has one switch for all threads, so that the first to come turns it and the last to go turns it back. Compiled
-    functions that run elsewhere meanwhile are slower and give the same results.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._inside = threading.Lock(), 0
-        self._switch: Any = None
+    def __init__(self, make: Callable[[], AbstractContextManager[object]]) -> None:
+        self._make, self._lock, self._inside, self._held = make, threading.Lock(), 0, ExitStack()
 
     def __enter__(self) -> None:
         with self._lock:
-            if self._inside == 0 and "torch._dynamo" in sys.modules:
-                self._switch = torch.compiler.set_stance("force_eager")
+            if self._inside == 0:
+                self._held.enter_context(self._make())
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._inside -= 1
-            if self._inside == 0 and self._switch is not None:
-                self._switch.__exit__(None, None, None)
-                self._switch = None
+            if self._inside == 0:
+                self._held.close()
 
 
-EAGER = Eager()
+def _eager() -> AbstractContextManager[object]:
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+EAGER = ProcessWide(_eager)
+"""Makes `torch.compile` step aside; compiled functions of other threads are slower and give the same results."""
 
 
 def in_place(function: Callable[..., Any]) -> bool:

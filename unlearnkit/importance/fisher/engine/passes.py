@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from unlearnkit.data.batches import batch_size, take, tensors
 from unlearnkit.importance.fisher.engine.accumulate import Accumulation
 from unlearnkit.importance.fisher.engine.call_plan import CallPlan, UnprovenError
-from unlearnkit.importance.fisher.engine.interceptor import Interceptor
 from unlearnkit.importance.fisher.engine.kernel import KernelFailedError, out_of_memory
 from unlearnkit.importance.fisher.engine.nan_check import Underflow
 from unlearnkit.importance.fisher.engine.per_sample_fallback import SquaredGradients
@@ -113,18 +112,14 @@ class Passes:
         check = self._check_rows(batch, plan, parts)
         with self._forward(batch, plan, parts) as (losses, accumulation):
             check(losses)
-            accumulation.backward(losses)
+            accumulation.interceptor.backward(losses.sum())
             accumulation.finish()
 
     @contextmanager
     def _forward(self, batch: Any, plan: CallPlan, parts: Sequence[Part]) -> Iterator[tuple[Tensor, Accumulation]]:
-        accumulation = Accumulation(plan, batch_size(batch), parts)
-        interceptor = Interceptor(self.named, accumulation, self.device)
-        accumulation.interceptor = interceptor
+        accumulation = Accumulation(plan, batch_size(batch), parts, named=self.named)
         try:
-            with interceptor:
-                losses = self.objective.losses(self.model, batch)
-            losses = check_losses(losses, batch, objective=self.objective)
+            losses = accumulation.interceptor.forward(self.model, self.objective, batch)
             plan.finish()
             yield losses, accumulation
         finally:

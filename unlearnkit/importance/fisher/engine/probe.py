@@ -32,8 +32,8 @@ from unlearnkit.importance.fisher.engine.interceptor import (
     in_place,
 )
 from unlearnkit.importance.fisher.engine.rule import Call, Rule, rule_for
-from unlearnkit.models.objective import Objective, check_losses
-from unlearnkit.models.parameters import buffers, device_of
+from unlearnkit.models.objective import Objective
+from unlearnkit.models.parameters import buffers
 
 _EXACT = 1 << 14  # elements up to which a picture is the tensor itself
 _WIDTH = 64  # elements that become one
@@ -217,10 +217,8 @@ def probe_again(
 def _watched(model: nn.Module, objective: Objective, batch: Any, named: Mapping[str, Tensor]) -> Discovery:
     frozen = [p for p in model.parameters() if not p.requires_grad]
     guide = Discovery(batch_size(batch), [*buffers(model).values(), *frozen])
-    interceptor = Interceptor(named, guide, device_of(model))
-    with interceptor:
-        losses = objective.losses(model, batch)
-    losses = check_losses(losses, batch, objective=objective)
+    interceptor = Interceptor(named, guide)
+    losses = interceptor.forward(model, objective, batch)
     for sample in range(len(losses)):
         guide.sample = sample
         interceptor.backward(losses[sample], keep=True)

@@ -86,16 +86,11 @@ class Totals:
             held[layout] = torch.zeros(shape, dtype=self.dtype(name), device=device), finish
         return held[layout][0]
 
-    def add(self, totals: Mapping[str, Tensor]) -> None:
-        """Add totals of other samples, one tensor for each parameter."""
-        for name, total in totals.items():
-            self.buffer(name, "plain", (total.numel(),), _same).add_(total.reshape(-1))
-
     def empty(self) -> "Totals":
         return Totals(self._named, double=self._double, memory=self.memory, kernels=self.kernels, signed=self._signed)
 
     def begin(self) -> None:
-        """From now on add to separate buffers, until `commit` or `roll_back`."""
+        """From now on add to separate buffers, new ones at each call, until `commit` or `roll_back`."""
         self._open = _Buffers(self._named)
 
     def roll_back(self) -> None:
@@ -285,15 +280,6 @@ class Sums:
 
     def receive(self, name: str, per_sample: Tensor) -> None:
         self.slot(name).add(per_sample)
-
-    def empty(self) -> "Sums":
-        absolute, signed = (None if t is None else t.empty() for t in (self.absolute, self.signed))
-        return Sums(squares=self.squares.empty(), absolute=absolute, signed=signed)
-
-    def add(self, other: "Sums") -> None:
-        """Add the sums of other samples, and free them."""
-        for mine, theirs in zip(self.all(), other.all(), strict=True):
-            mine.add(theirs.result(last=True))
 
     def all(self) -> Iterator[Totals]:
         yield from (totals for totals in (self.squares, self.absolute, self.signed) if totals is not None)

@@ -20,7 +20,7 @@ from unlearnkit.distributed.ranks import Ranks
 from unlearnkit.importance.estimator import Accumulator
 from unlearnkit.importance.fisher.engine.accumulate import Accumulation
 from unlearnkit.importance.fisher.engine.call_plan import Action, CallPlan, Step, UnprovenError
-from unlearnkit.importance.fisher.engine.interceptor import EAGER, Gradients, Guide, Interceptor, Seen, Sink
+from unlearnkit.importance.fisher.engine.interceptor import EAGER, Gradients, Guide, Seen, Sink
 from unlearnkit.importance.fisher.engine.passes import PROBED, signature
 from unlearnkit.importance.fisher.engine.per_sample_fallback import refuse_batch_statistics
 from unlearnkit.importance.fisher.engine.probe import Comparison, check_alone, probe
@@ -29,7 +29,7 @@ from unlearnkit.importance.fisher.engine.totals import Part, Sums, Totals
 from unlearnkit.importance.fisher.sharded.fsdp_parameters import Leaves
 from unlearnkit.importance.fisher.sharded.squared_sums import PieceTotals, SampleSquares
 from unlearnkit.importance.importance import Importance
-from unlearnkit.models.objective import Objective, check_losses
+from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import device_of, trainable
 from unlearnkit.utils.errors import UnlearnKitError, UnlearnKitWarning, UnsupportedModelError
 
@@ -45,7 +45,8 @@ class Sending(Guide):
 
     def __init__(self, plan: CallPlan, samples: int, totals: Totals, leaves: Leaves, *, real: bool = True) -> None:
         self._totals, self._leaves, self._real = totals, leaves, real
-        self.inner = Accumulation(plan, samples, [Part(rows=slice(0, samples), sums=Sums(squares=totals))])
+        part = Part(rows=slice(0, samples), sums=Sums(squares=totals))
+        self.inner = Accumulation(plan, samples, [part], named=leaves.tensors, guide=self)
         self._at_end = _late(plan)
         self._claims: list[tuple[str, ...]] = []
         self._waiting = 0
@@ -194,12 +195,9 @@ class ShardedEngine(Accumulator):
         leaves = self._leaves
         totals = Totals(leaves.tensors, double=self._double, memory=self._memory)
         sending = Sending(plan, batch_size(own), totals, leaves, real=counted > 0)
-        interceptor = Interceptor(leaves.tensors, sending, device_of(self._model))
-        sending.inner.interceptor, problem = interceptor, ""
+        interceptor, problem = sending.inner.interceptor, ""
         try:
-            with interceptor:
-                losses = self._objective.losses(self._model, own)
-            losses = check_losses(losses, own, objective=self._objective)
+            losses = interceptor.forward(self._model, self._objective, own)
             try:
                 plan.finish()
                 if alone is not None:
