@@ -51,8 +51,7 @@ class Engine(Accumulator):
         self._model: nn.Module = getattr(model, "_orig_mod", model)  # compiled code cannot be looked into
         self._totals, self._fallback = totals, fallback
         self._device, self._underflow = device_of(self._model), Underflow()
-        named = trainable(self._model)
-        self._passes = Passes(self._model, objective, named=named, device=self._device, recheck=recheck)
+        self._passes = Passes(self._model, objective, named=trainable(self._model), recheck=recheck)
         self._plans = PlanCache(self._passes, totals=totals, fallback=fallback, underflow=self._underflow)
         self._careful = careful
         self._fitted = Fitted(settled)

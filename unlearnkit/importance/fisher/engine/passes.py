@@ -1,7 +1,7 @@
 """Passes over a batch by a call plan: forward under the interceptor, backward to the taps; and the cache of plans."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, final
@@ -17,17 +17,15 @@ from unlearnkit.importance.fisher.engine.call_plan import CallPlan, UnprovenErro
 from unlearnkit.importance.fisher.engine.kernel import KernelFailedError, out_of_memory
 from unlearnkit.importance.fisher.engine.nan_check import Underflow
 from unlearnkit.importance.fisher.engine.per_sample_fallback import SquaredGradients
-from unlearnkit.importance.fisher.engine.probe import Comparison, check_alone, probe, probe_again
+from unlearnkit.importance.fisher.engine.probe import Comparison, check_alone, first_proof, probe, probe_again
 from unlearnkit.importance.fisher.engine.totals import GroupTotals, Part
 from unlearnkit.models.objective import Objective, check_losses
 from unlearnkit.utils.errors import UnlearnKitError, UnlearnKitWarning, UnsupportedModelError
 
 SIZES = 8  # batch sizes whose first pass is checked for rows of other samples
 _SPOT_CHECKED = 3  # samples
-PROBED = (3, 2)  # samples: a second size, because another dimension may be equal to the first by chance
 Kind = tuple[object, ...]
 """What `signature` returns."""
-_IGNORE: Callable[[Tensor], None] = lambda _: None  # noqa: E731
 
 
 @final
@@ -78,25 +76,21 @@ class Passes:
         objective: Objective,
         *,
         named: Mapping[str, nn.Parameter],
-        device: torch.device,
         recheck: int = 0,
     ) -> None:
-        self.model, self.objective, self.named, self.device = model, objective, named, device
-        self._alone: AloneLosses | None = None
+        self.model, self.objective, self.named = model, objective, named
+        self.alone: AloneLosses | None = None
+        """Losses that the next pass must reproduce."""
         self._spot_checks = SpotChecks(recheck)
         self._sizes: set[int] = set()
-
-    def expect(self, alone: AloneLosses | None) -> None:
-        """Set the losses that the next pass must reproduce."""
-        self._alone = alone
 
     def register(self, batch: Any, plan: CallPlan) -> None:
         """Register a batch; every `recheck` passes, run a few of its samples alone first."""
         rows = self._spot_checks.rows(batch_size(batch))[: plan.samples]
-        if len(rows) == plan.samples and self._alone is None:
+        if len(rows) == plan.samples and self.alone is None:
             passes = self._spot_checks.passes - 1
             with _later_pass(passes):
-                self._alone = AloneLosses(rows=rows, losses=self._losses_alone(batch, plan, rows), passes=passes)
+                self.alone = AloneLosses(rows=rows, losses=self._losses_alone(batch, plan, rows), passes=passes)
 
     def _losses_alone(self, batch: Any, plan: CallPlan, rows: Sequence[int]) -> Tensor:
         few = take(batch, torch.tensor(rows, device=next(tensors(batch)).device))
@@ -109,36 +103,34 @@ class Passes:
 
     def run(self, batch: Any, plan: CallPlan, parts: Sequence[Part]) -> None:
         """Forward and backward over one batch; adds the squares of its per-sample gradients to the parts."""
-        check = self._check_rows(batch, plan, parts)
-        with self._forward(batch, plan, parts) as (losses, accumulation):
-            check(losses)
+        (alone, self.alone), size = (self.alone, None), batch_size(batch)
+        new = size not in self._sizes and len(self._sizes) < SIZES
+        if size > plan.samples and (new or (alone is not None and alone.passes)):
+            # In a pass of its own: going back twice through one graph would hold more than a plain pass does.
+            with (
+                self._forward(batch, plan, parts, alone) as (losses, accumulation),
+                _later_pass(alone.passes if alone is not None else 0),
+            ):
+                accumulation.check_owners(losses)
+            self._sizes.add(size)
+            alone = None
+        with self._forward(batch, plan, parts, alone) as (losses, accumulation):
             accumulation.interceptor.backward(losses.sum())
             accumulation.finish()
 
     @contextmanager
-    def _forward(self, batch: Any, plan: CallPlan, parts: Sequence[Part]) -> Iterator[tuple[Tensor, Accumulation]]:
+    def _forward(
+        self, batch: Any, plan: CallPlan, parts: Sequence[Part], alone: AloneLosses | None
+    ) -> Iterator[tuple[Tensor, Accumulation]]:
         accumulation = Accumulation(plan, batch_size(batch), parts, named=self.named)
         try:
             losses = accumulation.interceptor.forward(self.model, self.objective, batch)
             plan.finish()
+            if alone is not None:
+                alone.check(losses, plan.precision)
             yield losses, accumulation
         finally:
             accumulation.close()
-
-    def _check_rows(self, batch: Any, plan: CallPlan, parts: Sequence[Part]) -> Callable[[Tensor], None]:
-        """Check whose rows are whose when it is due, in a pass of its own; return a check of the next losses."""
-        (alone, self._alone), size = (self._alone, None), batch_size(batch)
-        check = partial(alone.check, precision=plan.precision) if alone is not None else _IGNORE
-        new = size not in self._sizes and len(self._sizes) < SIZES
-        if size <= plan.samples or not (new or (alone is not None and alone.passes)):
-            return check
-        # Going back twice through one graph would hold more than a plain pass does.
-        with self._forward(batch, plan, parts) as (losses, accumulation):
-            check(losses)
-            with _later_pass(alone.passes if alone is not None else 0):
-                accumulation.check_owners(losses)
-        self._sizes.add(size)
-        return _IGNORE
 
 
 @final
@@ -165,25 +157,21 @@ class PlanCache:
 
     def of(self, batch: Any, kind: Kind, *, grouped: bool) -> CallPlan:
         """Return the plan of a batch; the first of its kind is probed."""
-        if kind in self._plans:
-            return self._plans[kind]
-        reason: Exception | None = None
-        for samples in (n for n in PROBED if n <= batch_size(batch)):
-            try:
-                self._plans[kind] = self._probed(take(batch, slice(0, samples)), grouped=grouped)
-            except (UnlearnKitError, KernelFailedError):
+        if kind not in self._plans:
+            self._plans[kind] = first_proof(batch, partial(self._probed, grouped=grouped))
+            self._say_slow(self._plans[kind].slow)
+        return self._plans[kind]
+
+    def _probed(self, few: Any, *, grouped: bool) -> CallPlan:
+        try:
+            return self._checked(few, grouped=grouped)
+        except (UnlearnKitError, KernelFailedError, UnprovenError):
+            raise
+        except Exception as error:  # whatever fails under the mode, the fallback may work
+            if out_of_memory(error):
                 raise
-            except Exception as error:  # whatever fails under the mode, the fallback may work
-                if out_of_memory(error):
-                    raise
-                reason = reason or error
-            else:
-                self._say_slow(self._plans[kind].slow)
-                return self._plans[kind]
-        assert reason is not None, "a batch of one sample is not probed"
-        if isinstance(reason, UnprovenError):
-            raise reason
-        raise UnprovenError(f"{type(reason).__name__}: {_first_line(reason)}") from reason
+            said = (str(error).strip().splitlines() or [""])[0][:160]
+            raise UnprovenError(f"{type(error).__name__}: {said}") from error
 
     def _say_slow(self, slow: Sequence[str]) -> None:
         new = [step for step in slow if step not in self._slow]
@@ -196,14 +184,14 @@ class PlanCache:
                 stacklevel=2,
             )
 
-    def _probed(self, few: Any, *, grouped: bool) -> CallPlan:
+    def _checked(self, few: Any, *, grouped: bool) -> CallPlan:
         passes = self._passes
         plan = probe(passes.model, passes.objective, few, passes.named)
         if not self._plans and (grouped or plan.shared):  # where it matters whose a row is
-            back = take(few, torch.arange(batch_size(few)).flip(0).to(passes.device))
+            back = take(few, torch.arange(batch_size(few)).flip(0).to(next(tensors(few)).device))
             probe_again(passes.model, passes.objective, back, passes.named, plan)
         comparison = Comparison()
-        passes.expect(None)
+        passes.alone = None
         trial = self._totals.trial(batch_size(few), comparison.expect)
         passes.run(few, plan, [trial])
         for name in passes.named:
@@ -214,7 +202,7 @@ class PlanCache:
             comparison.receive(name, g)
             self._underflow.check(name, g, self._totals.dtype(name))
 
-        passes.expect(AloneLosses(rows=range(batch_size(few)), losses=self._fallback.each(few, receive)))
+        passes.alone = AloneLosses(rows=range(batch_size(few)), losses=self._fallback.each(few, receive))
         comparison.verdict(plan.precision)
         return plan
 
@@ -223,10 +211,6 @@ def signature(batch: Any) -> Kind:
     """Name what the steps of a forward pass may depend on: shapes beside the batch's, dtypes, autocast."""
     shapes = tuple((tuple(t.shape[1:]), t.dtype) for t in tensors(batch))
     return (*shapes, *(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:160]
 
 
 @contextmanager

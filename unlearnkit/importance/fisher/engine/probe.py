@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.batches import batch_size
+from unlearnkit.data.batches import batch_size, take
 from unlearnkit.importance.fisher.engine.call_plan import (
     Action,
     CallPlan,
@@ -35,6 +35,8 @@ from unlearnkit.importance.fisher.engine.rule import Call, Rule, rule_for
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import buffers
 
+_T = TypeVar("_T")
+_PROBED = (3, 2)  # samples: a second size, because another dimension may be equal to the first by chance
 _EXACT = 1 << 14  # elements up to which a picture is the tensor itself
 _WIDTH = 64  # elements that become one
 _AT_A_TIME = 1 << 18  # elements: what is made on the way is small
@@ -201,6 +203,18 @@ def _step(action: Action, seen: Seen, rule: Rule | None = None) -> Step:
     return Step(action=action, function=seen.function, names=seen.names, rule=rule)
 
 
+def first_proof(batch: Any, attempt: Callable[[Any], _T]) -> _T:
+    """Attempt something with a few samples of a batch, and with fewer when it cannot be proven."""
+    reason: UnprovenError | None = None
+    for samples in (n for n in _PROBED if n <= batch_size(batch)):
+        try:
+            return attempt(take(batch, slice(0, samples)))
+        except UnprovenError as error:
+            reason = reason or error
+    assert reason is not None, "a batch of one sample is not probed"
+    raise reason
+
+
 def probe(model: nn.Module, objective: Objective, batch: Any, named: Mapping[str, Tensor]) -> CallPlan:
     """Run one forward pass over a few samples, and one backward pass for each sample's loss alone."""
     guide = _watched(model, objective, batch, named)
@@ -312,13 +326,8 @@ def check_alone(losses: Tensor, alone: Tensor, precision: torch.dtype) -> None:
 def projected(t: Tensor, *, square: bool = False) -> Tensor:
     """Add neighbours up with fixed random weights of either sign, 64 at a time; small tensors stay as they are.
 
-    Pictures add up as their tensors do: that of a sum is the sum of those of its terms. Two tensors that differ in
-    one or in all places have different pictures, except by a chance that many neighbourhoods make negligible.
-
-    Example:
-        >>> one, two = torch.rand(200, 100), torch.rand(200, 100)
-        >>> len(projected(one)), torch.allclose(projected(one) + projected(two), projected(one + two), atol=1e-4)
-        (313, True)
+    That of a sum is the sum of those of its terms. Two tensors that differ in one or in all places have different
+    pictures, except by a chance that many neighbourhoods make negligible.
     """
     if t.numel() <= _EXACT:
         return t.reshape(-1).square() if square else t.reshape(-1).clone()
