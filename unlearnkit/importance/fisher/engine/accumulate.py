@@ -137,8 +137,12 @@ class Accumulation(Guide):
         if step.inputs is None or all(g is None or layout is None for g, layout in pairs):
             return
         assert step.rule is not None, "a claim has a rule"
-        g, *more = (self._placed(g, layout, call) for g, layout in pairs)
-        saved = (*(step.inputs.samples_first(t, self._samples) for t in call.saved), *more)
+        n = self._samples
+        g, *more = (  # an empty tensor where there is no gradient, for rules of several results
+            call.saved[0].new_empty(n, 0) if g is None or layout is None else layout.samples_first(g, n)
+            for g, layout in pairs
+        )
+        saved = (*(step.inputs.samples_first(t, n) for t in call.saved), *more)
         ready: dict[torch.dtype | None, tuple[Tensor, Call]] = {}  # once for a weight and its bias
         for role, label in labels.items():
             if label is None:
@@ -154,21 +158,15 @@ class Accumulation(Guide):
             else:
                 self._add(use)
 
-    def _placed(self, g: Tensor | None, layout: Layout | None, call: Call) -> Tensor:
-        """Samples first; an empty tensor where there is no gradient, for rules of several results."""
-        if g is None or layout is None:
-            return call.saved[0].new_empty(self._samples, 0)
-        return layout.samples_first(g, self._samples)
-
     def _add(self, use: _Use) -> None:
         if len(self._parts) > 1 and self._small(use):
             per_sample = use.rule.per_sample(use.role, use.g, use.call)
             for part in self._parts:
-                part.sums.receive(use.label, part.of(per_sample))
-            return
-        for part in self._parts:
-            _hand_on(use if len(self._parts) == 1 else use.of(part.rows), part)
-            part.complete(use.label)
+                part.sums.receive(use.label, per_sample[part.rows])
+        else:
+            for part in self._parts:
+                _hand_on(use if len(self._parts) == 1 else use.of(part.rows), part)
+                part.complete(use.label)
 
     def _small(self, use: _Use) -> bool:
         """Whether forming all per-sample gradients is cheaper than one call of the rule for each part."""
@@ -239,12 +237,15 @@ def _merged(uses: list[_Use]) -> list[_Use]:
     kinds: dict[tuple[object, ...], list[_Use]] = {}
     for use in uses:
         kinds.setdefault(use.kind, []).append(use)
-    return [_joined(some) if len(some) > 1 else some[0] for some in kinds.values()]
-
-
-def _joined(uses: list[_Use]) -> _Use:
-    saved = [torch.cat(some, 1) for some in zip(*(use.call.saved for use in uses), strict=True)]
-    return attrs.evolve(uses[0], g=torch.cat([use.g for use in uses], 1), call=uses[0].call.holding(saved))
+    joined = []
+    for first, *more in kinds.values():
+        if more:
+            saved = [torch.cat(some, 1) for some in zip(*(use.call.saved for use in (first, *more)), strict=True)]
+            g = torch.cat([use.g for use in (first, *more)], 1)
+            joined.append(attrs.evolve(first, g=g, call=first.call.holding(saved)))
+        else:
+            joined.append(first)
+    return joined
 
 
 def _together(uses: list[_Use], derived: Mapping[str, tuple[Tensor, frozenset[str]]]) -> list[list[_Use]]:
