@@ -2,7 +2,7 @@
 
 import gc
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, ClassVar, final
 
 import torch
@@ -22,7 +22,7 @@ from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import device_of, trainable
 from unlearnkit.utils.errors import UnlearnKitError, UnlearnKitWarning
 
-SETTLED = {"cuda": 4}  # passes of one kind until all that runs beside them holds as much as it ever will; else 1
+_SETTLED = {"cuda": 4}  # passes of one kind until all that runs beside them holds as much as it ever will; else 1
 
 
 @final
@@ -44,8 +44,8 @@ class Engine(Accumulator):
         fallback: SquaredGradients,
         chunk: int = 0,
         careful: bool = False,
-        settled: int = 1,
         recheck: int = 0,
+        keys: Callable[[], Sequence[Hashable]] | None = None,
     ) -> None:
         refuse_batch_statistics(model)
         self._model: nn.Module = getattr(model, "_orig_mod", model)  # compiled code cannot be looked into
@@ -54,17 +54,17 @@ class Engine(Accumulator):
         self._passes = Passes(self._model, objective, named=trainable(self._model), recheck=recheck)
         self._plans = PlanCache(self._passes, totals=totals, fallback=fallback, underflow=self._underflow)
         self._careful = careful
-        self._fitted = Fitted(settled)
+        self._fitted = Fitted(_SETTLED.get(self._device.type, 1))
+        self._keys = keys
         self._limit = ChunkLimit(chunk)
         self._count = 0
-        self._grouped = False
         self._refused = False
         self._reason = ""
         self._nan_check = NanCheck(totals.running, totals.result)
 
-    def add(self, batch: Any, keys: Sequence[Hashable] = ()) -> None:
-        size, self._grouped = batch_size(batch), self._grouped or bool(keys)
-        batch, keys = _sorted(batch, keys) if keys else (batch, [ALL] * size)
+    def add(self, batch: Any) -> None:
+        size = batch_size(batch)
+        batch, keys = _sorted(batch, self._keys()) if self._keys is not None else (batch, [ALL] * size)
         start = 0
         while start < size:
             rows = slice(start, start + self._limit.step(size - start))
@@ -148,7 +148,7 @@ class Engine(Accumulator):
                 self._fall_back(batch, parts, str(unproven))
 
     def _by_plan(self, batch: Any, parts: Sequence[Part], kind: Kind) -> None:
-        plan = self._plans.of(batch, kind, grouped=self._grouped)
+        plan = self._plans.of(batch, kind, grouped=self._keys is not None)
         self._passes.register(batch, plan)
         if plan.doubtful:  # a gradient where the probe had none is noticed after squares were added
             self._totals.begin(parts)
@@ -159,7 +159,7 @@ class Engine(Accumulator):
                 raise
             self._totals.begin(parts)
             self._plans.forget(kind)
-            self._passes.run(batch, self._plans.of(batch, kind, grouped=self._grouped), parts)
+            self._passes.run(batch, self._plans.of(batch, kind, grouped=self._keys is not None), parts)
 
     def _one_by_plan(self, batch: Any, parts: Sequence[Part], kind: Kind) -> bool:
         """Add a single sample as a batch of one where its kind is known, or nothing and return False."""

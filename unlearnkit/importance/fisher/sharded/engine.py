@@ -26,8 +26,7 @@ from unlearnkit.importance.fisher.engine.per_sample_fallback import refuse_batch
 from unlearnkit.importance.fisher.engine.probe import Comparison, check_alone, first_proof, probe
 from unlearnkit.importance.fisher.engine.rule import Call
 from unlearnkit.importance.fisher.engine.totals import Part, Sums, Totals
-from unlearnkit.importance.fisher.sharded.fsdp_parameters import Leaves
-from unlearnkit.importance.fisher.sharded.squared_sums import PieceTotals, SampleSquares
+from unlearnkit.importance.fisher.sharded.squared_sums import Leaves, PieceTotals, SampleSquares
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import device_of, trainable
