@@ -14,12 +14,12 @@ from unlearnkit.importance.fisher.engine.call_plan import UnprovenError
 from unlearnkit.importance.fisher.engine.interceptor import EAGER
 from unlearnkit.importance.fisher.engine.kernel import KernelFailedError, out_of_memory
 from unlearnkit.importance.fisher.engine.nan_check import NanCheck, Underflow
-from unlearnkit.importance.fisher.engine.passes import Kind, Passes, PlanCache, signature
+from unlearnkit.importance.fisher.engine.passes import Kind, Passes, signature
 from unlearnkit.importance.fisher.engine.per_sample_fallback import Receive, SquaredGradients, refuse_batch_statistics
 from unlearnkit.importance.fisher.engine.totals import ALL, BatchGradients, GroupTotals, Part
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import Objective
-from unlearnkit.models.parameters import device_of, trainable
+from unlearnkit.models.parameters import device_of
 from unlearnkit.utils.errors import UnlearnKitError, UnlearnKitWarning
 
 _SETTLED = {"cuda": 4}  # passes of one kind until all that runs beside them holds as much as it ever will; else 1
@@ -51,12 +51,13 @@ class Engine(Accumulator):
         self._model: nn.Module = getattr(model, "_orig_mod", model)  # compiled code cannot be looked into
         self._totals, self._fallback = totals, fallback
         self._device, self._underflow = device_of(self._model), Underflow()
-        self._passes = Passes(self._model, objective, named=trainable(self._model), recheck=recheck)
-        self._plans = PlanCache(self._passes, totals=totals, fallback=fallback, underflow=self._underflow)
+        self._passes = Passes(
+            self._model, objective, totals=totals, fallback=fallback, underflow=self._underflow, recheck=recheck
+        )
         self._careful = careful
         self._fitted = Fitted(_SETTLED.get(self._device.type, 1))
         self._keys = keys
-        self._limit = ChunkLimit(chunk)
+        self._chunk, self._halved = chunk, False
         self._count = 0
         self._refused = False
         self._reason = ""
@@ -67,11 +68,11 @@ class Engine(Accumulator):
         batch, keys = _sorted(batch, self._keys()) if self._keys is not None else (batch, [ALL] * size)
         start = 0
         while start < size:
-            rows = slice(start, start + self._limit.step(size - start))
+            rows = slice(start, min(start + (self._chunk or size), size))
             if self._fits(take(batch, rows) if rows != slice(0, size) else batch, keys[rows]):
                 start = rows.stop
             else:
-                self._limit.halve(rows.stop - rows.start, self._device)
+                self._halve(rows.stop - rows.start)
         self._totals.end_batch(size)
         self._count += size
         self._nan_check.check()
@@ -114,7 +115,7 @@ class Engine(Accumulator):
                     "use kernels='fixed', or name its plugin in UNLEARNKIT_DISABLE_PLUGINS"
                 ) from error
             self._totals.roll_back()
-            self._plans.forget(kind)
+            self._passes.forget(kind)
             return self._fits(batch, keys)
         except (RuntimeError, torch.OutOfMemoryError) as error:
             trusted = out_of_memory(error) and self._totals.opened and self._trust(kind, size)
@@ -132,6 +133,21 @@ class Engine(Accumulator):
             self._say_why()
         return True
 
+    def _halve(self, tried: int) -> None:
+        """Halve the chunk after an out-of-memory error, for good; warn the first time."""
+        self._chunk = tried // 2
+        gc.collect()  # what the failed pass held may be in cycles
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        if not self._halved:
+            self._halved = True
+            warnings.warn(
+                f"out of memory with {tried} samples in one pass: going on with {self._chunk} and fewer if need be; "
+                f"the totals are the same, and chunk={self._chunk} begins there",
+                UnlearnKitWarning,
+                stacklevel=2,
+            )
+
     def _trust(self, kind: Kind, size: int) -> bool:
         """Say whether a batch may fit without a second set of totals."""
         return not (self._careful or self._refused) and self._fitted.trust(kind, size)
@@ -148,7 +164,7 @@ class Engine(Accumulator):
                 self._fall_back(batch, parts, str(unproven))
 
     def _by_plan(self, batch: Any, parts: Sequence[Part], kind: Kind) -> None:
-        plan = self._plans.of(batch, kind, grouped=self._keys is not None)
+        plan = self._passes.of(batch, kind, grouped=self._keys is not None)
         self._passes.register(batch, plan)
         if plan.doubtful:  # a gradient where the probe had none is noticed after squares were added
             self._totals.begin(parts)
@@ -158,12 +174,12 @@ class Engine(Accumulator):
             if not plan.doubtful:
                 raise
             self._totals.begin(parts)
-            self._plans.forget(kind)
-            self._passes.run(batch, self._plans.of(batch, kind, grouped=self._keys is not None), parts)
+            self._passes.forget(kind)
+            self._passes.run(batch, self._passes.of(batch, kind, grouped=self._keys is not None), parts)
 
     def _one_by_plan(self, batch: Any, parts: Sequence[Part], kind: Kind) -> bool:
         """Add a single sample as a batch of one where its kind is known, or nothing and return False."""
-        plan = self._plans.known(kind)
+        plan = self._passes.known(kind)
         if plan is None or plan.doubtful:
             return False
         try:
@@ -212,33 +228,6 @@ def _sorted(batch: Any, keys: Sequence[Hashable]) -> tuple[Any, Sequence[Hashabl
         return batch, keys
     index = copy_to(torch.tensor(order), next(tensors(batch)).device)
     return take(batch, index), [keys[i] for i in order]
-
-
-@final
-class ChunkLimit:
-    """Samples in one pass: halved after an out-of-memory error, never raised again."""
-
-    def __init__(self, chunk: int) -> None:
-        self._chunk = chunk
-        self._said = False
-
-    def step(self, size: int) -> int:
-        return min(self._chunk or size, size)
-
-    def halve(self, tried: int, device: torch.device) -> None:
-        """Halve the chunk after an out-of-memory error; warn the first time."""
-        self._chunk = tried // 2
-        gc.collect()  # what the failed pass held may be in cycles
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        if not self._said:
-            self._said = True
-            warnings.warn(
-                f"out of memory with {tried} samples in one pass: going on with {self._chunk} and fewer if need be; "
-                f"the totals are the same, and chunk={self._chunk} begins there",
-                UnlearnKitWarning,
-                stacklevel=2,
-            )
 
 
 @final

@@ -4,7 +4,7 @@ import abc
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, final
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from unlearnkit.data.batches import map_tensors
 from unlearnkit.importance.fisher.engine.call_plan import Action, Step, UnprovenError, results
 from unlearnkit.importance.fisher.engine.recurrent_cells import hindrance, written_out
 from unlearnkit.importance.fisher.engine.rule import Call, Rule, rule_for
@@ -62,7 +63,13 @@ class Tap(torch.autograd.Function):
 def tap(y: Tensor, anchor: Tensor, sink: Sink, saved: tuple[Tensor, ...], *, fresh: bool = False) -> Tensor:
     """Put a tap on a tensor, without a copy where that is safe."""
     base, shape = y._base if fresh else None, y.shape  # noqa: SLF001 - torch has no public name for it
-    if base is not None and base.grad_fn is not None and base.numel() == y.numel() and _in_order(base, y):
+    if (
+        base is not None
+        and base.grad_fn is not None
+        and base.numel() == y.numel()
+        and base.is_contiguous()
+        and y.is_contiguous()
+    ):
         # A linear layer on (n, t, …) rows is a product of (n·t, …) rows, viewed: the tap sits under the view.
         # A view made anew, because torch goes back through ``y`` by a copy of its gradient.
         rows: Tensor = Tap.apply(anchor, lambda found, kept: sink((found[0].reshape(shape),), kept), 1, base, *saved)
@@ -74,22 +81,10 @@ def tap(y: Tensor, anchor: Tensor, sink: Sink, saved: tuple[Tensor, ...], *, fre
 
 def tap_all(value: Any, anchor: Tensor, sink: Sink, saved: tuple[Tensor, ...]) -> Any:
     """Put one tap on all floating tensors of a result."""
-    copies = [t.clone() for t in results(value)]
-    tapped = Tap.apply(anchor, sink, len(copies), *copies, *saved)
-    return _rebuilt(value, iter(tapped if isinstance(tapped, tuple) else (tapped,)))
-
-
-def _rebuilt(value: Any, tensors: Iterator[Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return next(tensors) if value.is_floating_point() else value
-    if not isinstance(value, tuple | list):
-        return value
-    items = [_rebuilt(item, tensors) for item in value]
-    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # named tuples take them one by one
-
-
-def _in_order(base: Tensor, y: Tensor) -> bool:
-    return base.is_contiguous() and y.is_contiguous()
+    found = results(value)
+    tapped = Tap.apply(anchor, sink, len(found), *(t.clone() for t in found), *saved)
+    by = dict(zip(map(id, found), tapped if isinstance(tapped, tuple) else (tapped,), strict=True))
+    return map_tensors(value, lambda t: by.get(id(t), t))
 
 
 @final

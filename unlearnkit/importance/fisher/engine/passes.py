@@ -1,7 +1,7 @@
 """Passes over a batch by a call plan: forward under the interceptor, backward to the taps; and the cache of plans."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, final
@@ -20,6 +20,7 @@ from unlearnkit.importance.fisher.engine.per_sample_fallback import SquaredGradi
 from unlearnkit.importance.fisher.engine.probe import Comparison, check_alone, first_proof, probe, probe_again
 from unlearnkit.importance.fisher.engine.totals import GroupTotals, Part
 from unlearnkit.models.objective import Objective, check_losses
+from unlearnkit.models.parameters import trainable
 from unlearnkit.utils.errors import UnlearnKitError, UnlearnKitWarning, UnsupportedModelError
 
 SIZES = 8  # batch sizes whose first pass is checked for rows of other samples
@@ -37,11 +38,6 @@ class AloneLosses:
     losses: Tensor
     passes: int = 0
 
-    def check(self, losses: Tensor, precision: torch.dtype) -> None:
-        """Compare with their losses within the batch."""
-        with _later_pass(self.passes):
-            check_alone(losses[list(self.rows)], self.losses, precision)
-
 
 @final
 class SpotChecks:
@@ -49,8 +45,6 @@ class SpotChecks:
 
     def __init__(self, every: int) -> None:
         self._every, self.passes = every, 0
-        self._draw = np.random.default_rng(0)
-        self._place = 0
 
     def rows(self, size: int) -> list[int]:
         """Count one pass, and return the samples of it to check; mostly none."""
@@ -58,52 +52,59 @@ class SpotChecks:
         if not self._every or index == 0:  # the first pass is probed
             return []
         window, place = divmod(index, self._every)
-        if place == 0 or index == 1:
-            self._draw = np.random.default_rng(window)
-            self._place = int(self._draw.integers(int(window == 0), self._every))
-        if place != self._place:
+        draw = np.random.default_rng(window)
+        if place != int(draw.integers(int(window == 0), self._every)):
             return []
-        return [int(row) for row in self._draw.permutation(size)[:_SPOT_CHECKED]]
+        return [int(row) for row in draw.permutation(size)[:_SPOT_CHECKED]]
 
 
 @final
 class Passes:
-    """Adds squares by a call plan; checks the first pass of each batch size and one pass of every `recheck`."""
+    """Adds squares by call plans, and proves that they are right.
+
+    The first batch of each kind is probed: which function uses which parameter, and which rows belong to which sample.
+    The totals of a few samples must equal those of one sample at a time. The first pass of each batch size and one pass
+    of every `recheck` are checked again.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         objective: Objective,
         *,
-        named: Mapping[str, nn.Parameter],
-        recheck: int = 0,
+        totals: GroupTotals,
+        fallback: SquaredGradients,
+        underflow: Underflow,
+        recheck: int,
     ) -> None:
-        self.model, self.objective, self.named = model, objective, named
-        self.alone: AloneLosses | None = None
-        """Losses that the next pass must reproduce."""
+        self._model, self._objective, self._named = model, objective, trainable(model)
+        self._totals, self._fallback, self._underflow = totals, fallback, underflow
+        self._alone: AloneLosses | None = None  # what the next pass must reproduce
         self._spot_checks = SpotChecks(recheck)
         self._sizes: set[int] = set()
+        self._plans: dict[Kind, CallPlan] = {}
+        self._slow: set[str] = set()
 
     def register(self, batch: Any, plan: CallPlan) -> None:
         """Register a batch; every `recheck` passes, run a few of its samples alone first."""
         rows = self._spot_checks.rows(batch_size(batch))[: plan.samples]
-        if len(rows) == plan.samples and self.alone is None:
+        if len(rows) == plan.samples and self._alone is None:
             passes = self._spot_checks.passes - 1
             with _later_pass(passes):
-                self.alone = AloneLosses(rows=rows, losses=self._losses_alone(batch, plan, rows), passes=passes)
+                self._alone = AloneLosses(rows=rows, losses=self._losses_alone(batch, plan, rows), passes=passes)
 
     def _losses_alone(self, batch: Any, plan: CallPlan, rows: Sequence[int]) -> Tensor:
         few = take(batch, torch.tensor(rows, device=next(tensors(batch)).device))
-        probe_again(self.model, self.objective, few, self.named, plan)
+        probe_again(self._model, self._objective, few, self._named, plan)
         ones = [take(few, slice(i, i + 1)) for i in range(len(rows))]
         with torch.no_grad():
             return torch.cat(
-                [check_losses(self.objective.losses(self.model, one), one, objective=self.objective) for one in ones]
+                [check_losses(self._objective.losses(self._model, one), one, objective=self._objective) for one in ones]
             )
 
     def run(self, batch: Any, plan: CallPlan, parts: Sequence[Part]) -> None:
         """Forward and backward over one batch; adds the squares of its per-sample gradients to the parts."""
-        (alone, self.alone), size = (self.alone, None), batch_size(batch)
+        (alone, self._alone), size = (self._alone, None), batch_size(batch)
         new = size not in self._sizes and len(self._sizes) < SIZES
         if size > plan.samples and (new or (alone is not None and alone.passes)):
             # In a pass of its own: going back twice through one graph would hold more than a plain pass does.
@@ -122,30 +123,16 @@ class Passes:
     def _forward(
         self, batch: Any, plan: CallPlan, parts: Sequence[Part], alone: AloneLosses | None
     ) -> Iterator[tuple[Tensor, Accumulation]]:
-        accumulation = Accumulation(plan, batch_size(batch), parts, named=self.named)
+        accumulation = Accumulation(plan, batch_size(batch), parts, named=self._named)
         try:
-            losses = accumulation.interceptor.forward(self.model, self.objective, batch)
+            losses = accumulation.interceptor.forward(self._model, self._objective, batch)
             plan.finish()
             if alone is not None:
-                alone.check(losses, plan.precision)
+                with _later_pass(alone.passes):
+                    check_alone(losses[list(alone.rows)], alone.losses, plan.precision)
             yield losses, accumulation
         finally:
             accumulation.close()
-
-
-@final
-class PlanCache:
-    """Probes the first batch of each kind: which function uses which parameter, and which rows belong to which sample.
-
-    The totals of a few samples must equal those of one sample at a time.
-    """
-
-    def __init__(
-        self, passes: Passes, *, totals: GroupTotals, fallback: SquaredGradients, underflow: Underflow
-    ) -> None:
-        self._passes, self._totals, self._fallback, self._underflow = passes, totals, fallback, underflow
-        self._plans: dict[Kind, CallPlan] = {}
-        self._slow: set[str] = set()
 
     def known(self, kind: Kind) -> CallPlan | None:
         """Return the plan of a kind of batch, if there is one already."""
@@ -185,16 +172,15 @@ class PlanCache:
             )
 
     def _checked(self, few: Any, *, grouped: bool) -> CallPlan:
-        passes = self._passes
-        plan = probe(passes.model, passes.objective, few, passes.named)
+        plan = probe(self._model, self._objective, few, self._named)
         if not self._plans and (grouped or plan.shared):  # where it matters whose a row is
             back = take(few, torch.arange(batch_size(few)).flip(0).to(next(tensors(few)).device))
-            probe_again(passes.model, passes.objective, back, passes.named, plan)
+            probe_again(self._model, self._objective, back, self._named, plan)
         comparison = Comparison()
-        passes.alone = None
+        self._alone = None
         trial = self._totals.trial(batch_size(few), comparison.expect)
-        passes.run(few, plan, [trial])
-        for name in passes.named:
+        self.run(few, plan, [trial])
+        for name in self._named:
             if not comparison.expects(name):  # nothing used it
                 trial.complete(name)
 
@@ -202,7 +188,7 @@ class PlanCache:
             comparison.receive(name, g)
             self._underflow.check(name, g, self._totals.dtype(name))
 
-        passes.alone = AloneLosses(rows=range(batch_size(few)), losses=self._fallback.each(few, receive))
+        self._alone = AloneLosses(rows=range(batch_size(few)), losses=self._fallback.each(few, receive))
         comparison.verdict(plan.precision)
         return plan
 

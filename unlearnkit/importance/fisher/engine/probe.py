@@ -14,7 +14,6 @@ from unlearnkit.data.batches import batch_size, take
 from unlearnkit.importance.fisher.engine.call_plan import (
     Action,
     CallPlan,
-    Layout,
     Step,
     UnprovenError,
     recognise,
@@ -84,10 +83,9 @@ class Discovery(Guide):
 
     def compare(self, plan: CallPlan) -> None:
         """Compare the rows that these samples' losses reach with the layouts of a plan, if the calls match."""
-        pairs = list(zip(self._steps, plan.steps, strict=False))
-        if len(self._steps) != len(plan.steps) or any(not _same_call(mine, known) for mine, known in pairs):
+        if [(s.function, s.names) for s in self._steps] != [(s.function, s.names) for s in plan.steps]:
             return
-        for index, (mine, known) in enumerate(pairs):
+        for index, (mine, known) in enumerate(zip(self._steps, plan.steps, strict=True)):
             for shape, layout, seen in zip(mine.shapes, known.layouts, self._touched.get(index, ()), strict=False):
                 fits = layout is not None and shape[: len(head := layout.length(self._samples))] == head
                 if layout is not None and fits and not layout.agrees(_masks(shape, seen)):
@@ -164,31 +162,21 @@ class Discovery(Guide):
         if step.action is not Action.CLAIM:
             return step
         assert step.rule is not None, "a claim has a rule"
-        layouts = tuple(
-            self._layout(step, step.rule, shape, seen)
-            for shape, seen in zip(step.shapes, self._touched[index], strict=True)
-        )
-        step = attrs.evolve(step, layouts=layouts)
+        layouts = []
+        for shape, seen in zip(step.shapes, self._touched[index], strict=True):
+            touched = _masks(shape, seen)
+            layouts.append(recognise(shape, touched, free_rows=step.rule.free_rows))
+            if layouts[-1] is None and any(bool(t.any()) for t in touched):
+                raise UnprovenError(f"{step.describe()}: which of its rows belong to which sample cannot be told")
+        step = attrs.evolve(step, layouts=tuple(layouts))
         leading = step.inputs.length(self._samples) if step.inputs is not None else ()
         if any(shape[: len(leading)] != leading for shape in self._saved[index]):
             raise UnprovenError(f"{step.describe()}: its input and its output have their samples in different places")
         return step
 
-    def _layout(self, step: Step, rule: Rule, shape: tuple[int, ...], seen: list[Tensor | None]) -> Layout | None:
-        """Recognise the layout of one result; None where no gradient came."""
-        touched = _masks(shape, seen)
-        layout = recognise(shape, touched, free_rows=rule.free_rows)
-        if layout is None and any(bool(t.any()) for t in touched):
-            raise UnprovenError(f"{step.describe()}: which of its rows belong to which sample cannot be told")
-        return layout
-
 
 def _masks(shape: tuple[int, ...], seen: list[Tensor | None]) -> list[Tensor]:
     return [torch.zeros(shape[:2], dtype=torch.bool) if t is None else t.cpu() for t in seen]
-
-
-def _same_call(one: Step, other: Step) -> bool:
-    return one.function == other.function and one.names == other.names
 
 
 def _covers(rule: Rule, seen: Seen) -> bool:
