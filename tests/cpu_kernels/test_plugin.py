@@ -161,10 +161,28 @@ def test_a_plugin_that_offers_a_class_is_a_recorded_problem():
     assert "registering its kernels" in str(manager.problems()[0])
 
 
-class Late:
+def test_they_are_listed_with_the_plugins():
+    from typer.testing import CliRunner
+
+    from unlearnkit.cli.app import app
+
+    shown = " ".join(CliRunner().invoke(app, ["plugins"]).output.split())
+    assert "kernel cpu-linear for linear layers: plugin 'cpu-kernels' of unlearnkit" in shown
+    assert "kernel cpu-batch-norm for batch_norm layers" in shown
+
+
+class Twice:
     @hookimpl
     def unlearnkit_register_kernels(self):
         return [Sometimes(0)]
+
+
+def test_kernels_of_a_registered_plugin_are_the_same_objects_each_time():
+    manager = PluginManager(entry_points=False)
+    manager.register(Twice(), name="twice")
+    ((one, origin),) = manager.kernels()
+    assert origin.startswith("plugin 'twice' of ")
+    assert manager.kernels() == ((one, origin),)
 
 
 def test_kernels_are_looked_up_once_and_again_after_a_plugin_is_registered(offer, monkeypatch):
@@ -173,5 +191,5 @@ def test_kernels_are_looked_up_once_and_again_after_a_plugin_is_registered(offer
     monkeypatch.setattr(kernel_source, "_sources", [lambda: looked_up.append(1) or manager.kernels()])
     assert kernel_source.plugin_kernels() == kernel_source.plugin_kernels() == ()
     assert len(looked_up) == 1
-    manager.register(Late(), name="late")
+    manager.register(Twice(), name="twice")
     assert [kernel.name for kernel, _ in kernel_source.plugin_kernels()] == ["sometimes"]

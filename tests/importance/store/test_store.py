@@ -16,6 +16,7 @@ from torch import nn
 from unlearnkit import Importance, MismatchError
 from unlearnkit.importance.provenance import Fingerprint, Role
 from unlearnkit.importance.store import Edit, ImportanceStore
+from unlearnkit.importance.store.store import writing
 from unlearnkit.models.parameters import digest
 from unlearnkit.utils import checksummed_json as sealed
 from unlearnkit.utils.errors import StoreError
@@ -327,18 +328,21 @@ def test_a_full_disk_leaves_the_old_state(store, monkeypatch):
 
 # --- two at once ------------------------------------------------------------------------------------------------------
 
+# The lock alone, without unlearnkit and torch, whose import takes seconds.
 HOLD = """
 import sys, time
-from pathlib import Path
-from unlearnkit.importance.store.store import writing
-with writing(Path(sys.argv[1])):
+from filelock import FileLock
+with FileLock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
 """
 
 
 def test_a_second_writer_gets_a_clear_message_and_a_killed_one_lets_go(store):
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(store.folder)], stdout=subprocess.PIPE, text=True) as other:
+    with writing(store.folder), pytest.raises(StoreError, match="another process is writing to the store"):
+        store.remove(["cat"])
+    lock = str(store.folder / "lock")
+    with subprocess.Popen([sys.executable, "-c", HOLD, lock], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(StoreError, match="another process is writing to the store"):
             store.remove(["cat"])

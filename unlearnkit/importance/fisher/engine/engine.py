@@ -61,7 +61,7 @@ class Engine(Accumulator):
         self._grouped = False
         self._refused = False
         self._reason = ""
-        self._nan_check = NanCheck(totals)
+        self._nan_check = NanCheck(totals.running, totals.result)
 
     def add(self, batch: Any, keys: Sequence[Hashable] = ()) -> None:
         size, self._grouped = batch_size(batch), self._grouped or bool(keys)
