@@ -61,6 +61,14 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync():
+    """Do not wait for the disk at every write: no test cuts the power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def trained_checkpoint(tmp_path_factory):
     """The path of a small network trained on the digits; treat it as read-only."""

@@ -183,3 +183,19 @@ def test_kernels_of_a_registered_plugin_are_the_same_objects_each_time():
     ((one, origin),) = manager.kernels()
     assert origin.startswith("plugin 'twice' of ")
     assert manager.kernels() == ((one, origin),)
+
+
+class Late:
+    @hookimpl
+    def unlearnkit_register_kernels(self):
+        return [Sometimes(0)]
+
+
+def test_kernels_are_looked_up_once_and_again_after_a_plugin_is_registered(offer, monkeypatch):
+    offer(Sometimes(0))  # the cache is cleared now, and after the test
+    manager, looked_up = PluginManager(entry_points=False), []
+    monkeypatch.setattr(kernel_source, "_sources", [lambda: looked_up.append(1) or manager.kernels()])
+    assert kernel_source.plugin_kernels() == kernel_source.plugin_kernels() == ()
+    assert len(looked_up) == 1
+    manager.register(Late(), name="late")
+    assert [kernel.name for kernel, _ in kernel_source.plugin_kernels()] == ["sometimes"]

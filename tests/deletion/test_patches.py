@@ -122,7 +122,7 @@ def test_a_purge_that_cannot_delete_says_so(make, monkeypatch):
         patch.setattr("pathlib.Path.unlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError("no")))
         with pytest.raises(StoreError, match=r"cannot delete [0-9a-f]{32}.patch.safetensors: nothing refers to them"):
             purge(deletion)
-    with deletion.ledger.held():  # what the next command does first
+    with deletion.ledger.locked():  # what the next command does first
         assert len(models(deletion)) == 1
 
 

@@ -22,14 +22,14 @@ def after(state, step, number, *, patched, keep):
     now = int(state.current.digest, 16)
     if step == "rollback":
         last = state.kept[-1]
-        return state.standing(model(int(last.digest, 16)), base=state.base, kept=state.kept[:-1])
+        return state.with_models(model(int(last.digest, 16)), base=state.base, kept=state.kept[:-1])
     if step == "refresh":
-        return state.standing(state.current, base=state.current, kept=state.kept)
+        return state.with_models(state.current, base=state.current, kept=state.kept)
     if step == "purge":
-        return state.standing(state.current, base=state.current, kept=())
+        return state.with_models(state.current, base=state.current, kept=())
     kept = (*state.kept, state.current)
     patch = model(now, through=number) if patched and number != now else None
-    return state.standing(model(number), base=state.base, kept=kept[len(kept) - keep :], patch=patch)
+    return state.with_models(model(number), base=state.base, kept=kept[len(kept) - keep :], patch=patch)
 
 
 @given(steps=STEPS, keep=st.integers(0, 3))
@@ -52,7 +52,7 @@ def test_every_model_that_may_be_needed_can_be_put_together_and_no_other_is_kept
         assert len(names) == len(set(names))
         needed = set()
         for one in (state.base, *state.kept):
-            way = state.way_to(one)
+            way = state.path_to(one)
             assert way[0].through == ""
             assert [m.through for m in way[1:]] == [m.digest for m in way[:-1]]
             assert way[-1] == one
@@ -63,10 +63,10 @@ def test_every_model_that_may_be_needed_can_be_put_together_and_no_other_is_kept
 def test_a_model_that_is_gone_is_named():
     lost = model(1, through=2)
     with pytest.raises(StoreError, match=r"is a patch of the model 0{31}2, which is missing"):
-        State(current=model(3), base=lost).way_to(lost)
+        State(current=model(3), base=lost).path_to(lost)
     round_about = State(current=model(3), base=lost, kept=(model(2, through=1),))
     with pytest.raises(StoreError, match="which is missing"):
-        round_about.way_to(lost)
+        round_about.path_to(lost)
 
 
 @pytest.mark.parametrize("name", ["../../x", "", "0" * 31, "0" * 32 + "\n", "G" * 32])

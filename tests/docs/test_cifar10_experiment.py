@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from unlearnkit.evaluation import tug_of_war
+from unlearnkit.evaluation.metrics.retrain_gap import tug_of_war
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "cifar10.py"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -53,6 +53,7 @@ def bench(images, tmp_path_factory):
         "model.factory='unlearnkit.models:small_cnn'",
         "model.options={channels=3, width=4, image_size=8}",
         "training.epochs=8",
+        "evaluation.page=false",
         "training.learning_rate=0.01",
     )
     return cifar10.Worker(folder=tmp_path_factory.mktemp("out"), settings=settings)

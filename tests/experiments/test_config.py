@@ -1,8 +1,9 @@
 """Configurations: what is written is what is meant, or an error that says where and what to write instead."""
 
+import attrs
 import pytest
 
-from unlearnkit.experiments.config import Config, load_config, plain
+from unlearnkit.experiments.config import Config, load_config
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 
 SMALL = """
@@ -100,6 +101,6 @@ def test_overrides_are_checked_like_the_file(tmp_path):
 
 
 def test_plain_values_for_a_record(tmp_path):
-    record = plain(load(tmp_path, SMALL))
+    record = attrs.asdict(load(tmp_path, SMALL))
     assert record["model"]["factory"] == "a:b"
     assert record["training"]["epochs"] == 5

@@ -23,6 +23,7 @@ def work(config, folder, kill_at=None, counted=None, requests=tuple(REQUESTS), *
     """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    os.fsync = lambda _: None  # what is written outlives the process without it
     seen = 0
 
     def watch(event, arguments):

@@ -9,9 +9,12 @@ from pathlib import Path
 import sklearn.datasets  # noqa: F401 - what commands import when they are called: once here, not in every fork
 import torch
 import torchvision  # noqa: F401
+from typer.testing import CliRunner
 
 import unlearnkit.reporting.page  # noqa: F401
 from unlearnkit.cli.app import app
+
+CliRunner().invoke(app, ["methods"])  # loads plugins and option parsers: once here, not in every fork
 
 FORGET, VERIFY = ("forget", "ledger.toml", "-q"), ("verify-receipts", "ledger.toml")
 ROLLBACK, RUN = ("rollback", "ledger.toml", "-q"), ("run", "ledger.toml", "-q")
@@ -34,6 +37,7 @@ def command(arguments, folder, log, *, read_only=False, largest=None):
         largest: Bytes that no file may grow beyond: as a full disk, but for the number of the error.
     """
     torch.set_num_threads(1)  # threads of several processes would wait for each other
+    os.fsync = lambda _: None  # what is written outlives the process without it
     os.chdir(folder)
     out = os.open(log, os.O_CREAT | os.O_WRONLY)
     os.dup2(out, 1)

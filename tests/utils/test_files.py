@@ -1,12 +1,13 @@
 """A file is written whole or not at all."""
 
+import os
 import stat
 from pathlib import Path
 
 import pytest
 
 from unlearnkit.utils.errors import StoreError
-from unlearnkit.utils.files import atomic_write
+from unlearnkit.utils.files import atomic_folder, atomic_write, write_text
 
 
 def test_a_finished_block_puts_its_file_in_place(tmp_path):
@@ -17,6 +18,15 @@ def test_a_finished_block_puts_its_file_in_place(tmp_path):
         temporary.write_text("new")
     assert target.read_text() == "new"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_bytes_are_on_the_disk_before_the_rename_and_the_rename_at_the_end(tmp_path, monkeypatch):
+    events, replace = [], Path.replace
+    monkeypatch.setattr(os, "fsync", lambda _: events.append("fsync"))
+    monkeypatch.setattr(Path, "replace", lambda path, target: events.append("rename") or replace(path, target))
+    write_text(tmp_path / "new" / "note.txt", "text")
+    assert events == ["fsync", "rename", "fsync"]
+    assert (tmp_path / "new" / "note.txt").read_text() == "text"
 
 
 def test_a_text_path_will_do(tmp_path):
@@ -113,3 +123,15 @@ def test_a_block_that_loses_its_file_is_an_error(tmp_path):
     with pytest.raises(StoreError, match="cannot finish writing"), atomic_write(target) as temporary:
         temporary.unlink()
     assert target.read_text() == "old"
+
+
+def test_a_finished_folder_replaces_the_old_one_and_leaves_nothing_beside_it(tmp_path):
+    folder = tmp_path / "results"
+    for text in ("one", "two"):
+        with atomic_folder(folder) as new:
+            (new / f"{text}.txt").write_text(text)
+    assert [path.name for path in folder.iterdir()] == ["two.txt"]
+    with pytest.raises(KeyError), atomic_folder(folder) as new:
+        raise KeyError
+    assert (folder / "two.txt").read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]

@@ -6,13 +6,11 @@ import typer
 
 from unlearnkit import __version__
 from unlearnkit.cli.compare import compare
-from unlearnkit.cli.console import out
+from unlearnkit.cli.console import line
+from unlearnkit.cli.deletion import forget, ledger, purge, rollback, verify_receipts
 from unlearnkit.cli.demo import demo
-from unlearnkit.cli.forget import forget
-from unlearnkit.cli.installed import methods, plugins
-from unlearnkit.cli.ledger import ledger, purge, rollback, verify_receipts
-from unlearnkit.cli.new_plugin import new_plugin
 from unlearnkit.cli.patch import app as patch
+from unlearnkit.cli.plugins import methods, new_plugin, plugins
 from unlearnkit.cli.report import report
 from unlearnkit.cli.run import run
 from unlearnkit.cli.train import train
@@ -39,7 +37,7 @@ def _version(
     version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False,
 ) -> None:
     if version:
-        out.print(f"unlearnkit {__version__}", highlight=False)
+        line(f"unlearnkit {__version__}")
         raise typer.Exit
 
 

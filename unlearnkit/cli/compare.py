@@ -3,9 +3,8 @@
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
-from unlearnkit.cli.console import clear_errors, counting, out, together
+from unlearnkit.cli.console import clear_errors, counting, line, out, together
 from unlearnkit.cli.options import ConfigPath, Methods, Quiet, Settings, Traceback, load
 
 if TYPE_CHECKING:
@@ -40,11 +39,11 @@ def compare(
         if not first:
             return
         out.print(comparison.table())
-        for line in (*comparison.remarks(), f"mean ± sd: {comparison.covers}"):
-            out.print(escape(line), highlight=False)
+        for remark in (*comparison.remarks(), f"mean ± sd: {comparison.covers}"):
+            line(remark)
         for trial in comparison.failed:
-            out.print(escape(f"failed: {trial.name}: {comparison.results[trial.key].error}"), highlight=False)
-        out.print(f"results: {escape(str(comparison.folder))}/trials.csv, summary.csv, summary.md", highlight=False)
+            line(f"failed: {trial.name}: {comparison.results[trial.key].error}")
+        line(f"results: {comparison.folder}/trials.csv, summary.csv, summary.md")
     if comparison.failed:
         raise typer.Exit(1)
 
@@ -54,5 +53,5 @@ def _announce(comparison: "Comparison", why: str, *, every: bool) -> None:
     if every:
         left = {trial.key for trial in pending}
         for trial in comparison.trials:
-            out.print(f"{'to do' if trial.key in left else 'done '}  {escape(trial.name)}", highlight=False)
-    out.print(f"{total} trials, {len(pending)} to do; {escape(why)}", highlight=False, soft_wrap=True)
+            line(f"{'to do' if trial.key in left else 'done '}  {trial.name}")
+    line(f"{total} trials, {len(pending)} to do; {why}", soft_wrap=True)

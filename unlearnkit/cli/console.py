@@ -96,32 +96,37 @@ def clear_errors(*, traceback: bool = False) -> Iterator[None]:
         warnings.simplefilter("always", UnlearnKitWarning)
         try:
             yield
-        except UnlearnKitError as error:
-            if traceback:
+        except (UnlearnKitError, OSError, ModuleNotFoundError) as error:
+            message = _message(error)
+            if traceback or not message:
                 raise
-            say("error", "\n".join([str(error), *getattr(error, "__notes__", [])]), style="bold red")
-            sys.exit(FAULT)
-        except BrokenPipeError:
-            raise  # the reader of the pipe is closed: click exits quietly
-        except OSError as error:
-            if traceback:
-                raise
-            say("error", f"the system refused: {error}", style="bold red")
-            sys.exit(FAULT)
-        except ModuleNotFoundError as error:
-            if traceback or error.name not in {"torch", "torchvision"}:
-                raise
-            say("error", f"this command needs PyTorch: pip install {error.name}", style="bold red")
+            say("error", message, style="bold red")
             sys.exit(FAULT)
         except KeyboardInterrupt:
             say("interrupted", "nothing was left half-written", style="bold red")
             sys.exit(INTERRUPTED)
 
 
+def line(text: str, *, soft_wrap: bool = False) -> None:
+    """Print plain text; ``soft_wrap`` leaves wrapping to the terminal, so that paths can be copied."""
+    out.print(text, markup=False, highlight=False, soft_wrap=soft_wrap)
+
+
 def say(kind: str, text: str, *, style: str) -> None:
     """Print one message on stderr."""
     err.print(f"[{style}]{kind}:[/] ", end="")
     err.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _message(error: Exception) -> str:
+    """Say what a user can do about an error; "" for one that is passed on."""
+    if isinstance(error, UnlearnKitError):
+        return "\n".join([str(error), *getattr(error, "__notes__", [])])
+    if isinstance(error, ModuleNotFoundError):
+        return f"this command needs PyTorch: pip install {error.name}" if error.name in {"torch", "torchvision"} else ""
+    if isinstance(error, BrokenPipeError):  # the reader of the pipe is closed: click exits quietly
+        return ""
+    return f"the system refused: {error}"
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -3,9 +3,8 @@
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from unlearnkit.cli.console import bars, clear_errors, out
+from unlearnkit.cli.console import bars, clear_errors, line, out
 from unlearnkit.cli.options import Quiet, Traceback
 
 
@@ -24,4 +23,4 @@ def demo(
         with bars(quiet=quiet) as progress:
             result = run_demo(forget=forget, epochs=epochs, seed=seed, device=device, progress=progress)
         out.print(result.table())
-        out.print(escape(result.lesson()), highlight=False)
+        line(result.lesson())

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.markup import escape
 
-from unlearnkit.cli.console import clear_errors, out
+from unlearnkit.cli.console import clear_errors, line, out
 from unlearnkit.cli.options import Overwrite, Traceback
 from unlearnkit.utils.errors import StoreError
 
@@ -37,7 +36,7 @@ def diff(
 ) -> None:
     """Write the difference between two checkpoints as a patch."""
     with clear_errors(traceback=traceback):
-        from unlearnkit.models import read_checkpoint
+        from unlearnkit.models.checkpoint import read_checkpoint
         from unlearnkit.unlearning import Patch
 
         made = Patch.between(read_checkpoint(before)[0], read_checkpoint(after)[0], keep_old=keep_old)
@@ -73,7 +72,7 @@ def compose(
 ) -> None:
     """Combine two patches into one."""
     with clear_errors(traceback=traceback):
-        from unlearnkit.models import read_checkpoint
+        from unlearnkit.models.checkpoint import read_checkpoint
         from unlearnkit.unlearning import Patch
 
         made = Patch.load(first).then(Patch.load(second), read_checkpoint(checkpoint)[0])
@@ -92,18 +91,18 @@ def inspect(patch: PatchFile, traceback: Traceback = False) -> None:
 def _change(
     direction: Literal["apply", "revert"], patch: Path, checkpoint: Path, output: Path, *, overwrite: bool
 ) -> None:
-    from unlearnkit.models import read_checkpoint, write_checkpoint
+    from unlearnkit.models.checkpoint import read_checkpoint, write_checkpoint
     from unlearnkit.unlearning import Patch
 
     change = getattr(Patch.load(patch), direction)
     state, metadata = read_checkpoint(checkpoint)
     write_checkpoint(change(state), _free(output, overwrite=overwrite), metadata)
-    out.print(f"{escape(str(output))}: written", highlight=False)
+    line(f"{output}: written")
 
 
 def _save(patch: "Patch", output: Path, *, overwrite: bool) -> None:
     patch.save(_free(output, overwrite=overwrite))
-    out.print(f"{escape(str(output))}: {patch.changed} weights in {len(patch.tensors)} tensors", highlight=False)
+    line(f"{output}: {patch.changed} weights in {len(patch.tensors)} tensors")
 
 
 def _free(path: Path, *, overwrite: bool) -> Path:

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from unlearnkit.cli.console import clear_errors, out
+from unlearnkit.cli.console import clear_errors, line
 from unlearnkit.cli.options import Traceback
 from unlearnkit.utils.errors import StoreError
 
@@ -35,4 +34,4 @@ def report(
         for each in found:
             record = read_record(each)
             page, sentence = write_page(each, record), record.judgement().sentence
-            out.print(f"{escape(str(page))}: {escape(sentence)}", highlight=False)
+            line(f"{page}: {sentence}")

@@ -3,9 +3,8 @@
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from unlearnkit.cli.console import clear_errors, out, together
+from unlearnkit.cli.console import clear_errors, line, out, together
 from unlearnkit.cli.options import Again, ConfigPath, Methods, Overwrite, Quiet, Settings, Traceback, load
 
 
@@ -34,10 +33,10 @@ def run(
         if not first:
             return
         if dry_run:
-            out.print("dry run: nothing was written")
+            line("dry run: nothing was written")
             return
         out.print(run_table(records))
         for record in records:
-            out.print(escape(record.sentence()))
+            line(record.sentence())
         page = ", report.html" if chosen.evaluation.page else ""
-        out.print(f"results: {escape(chosen.output)}/LABEL/model.safetensors, report.json{page}", highlight=False)
+        line(f"results: {chosen.output}/LABEL/model.safetensors, report.json{page}")

@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping
 
-from rich.markup import escape
-
-from unlearnkit.cli.console import bars, clear_errors, one_process, out
+from unlearnkit.cli.console import bars, clear_errors, line, one_process
 from unlearnkit.cli.options import ConfigPath, Overwrite, Quiet, Settings, Traceback, load
 
 
@@ -24,9 +22,9 @@ def train(
         with bars(quiet=quiet) as progress:
             record = train_original(chosen, overwrite=overwrite, progress=progress)
         for number, epoch in enumerate(record["epochs"], start=1):
-            out.print(f"epoch {number}: {_scores(epoch)}, {epoch['seconds']:.1f} s")
-        out.print(f"test: {_scores(record['test'])}")
-        out.print(f"checkpoint: {escape(chosen.model.checkpoint)}")
+            line(f"epoch {number}: {_scores(epoch)}, {epoch['seconds']:.1f} s")
+        line(f"test: {_scores(record['test'])}")
+        line(f"checkpoint: {chosen.model.checkpoint}")
 
 
 def _scores(scores: Mapping[str, float | None]) -> str:

@@ -3,9 +3,8 @@
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from unlearnkit.cli.console import clear_errors, out, together
+from unlearnkit.cli.console import clear_errors, line, out, together
 from unlearnkit.cli.options import Again, ConfigPath, Overwrite, Quiet, Settings, Traceback, load
 
 
@@ -33,9 +32,9 @@ def tune(
         if not first:
             return
         out.print(tuning_table(tuned.tuning))
-        out.print(escape(tuned.tuning.sentence()), highlight=False)
+        line(tuned.tuning.sentence())
         if tuned.tuning.chosen is not None:
             out.print(run_table([tuned.record]))
-        out.print(f"results: {escape(str(tuned.folder))}", highlight=False)
+        line(f"results: {tuned.folder}")
     if tuned.tuning.chosen is None:
         raise typer.Exit(1)

@@ -3,7 +3,6 @@
 from unlearnkit.deletion.history import purge, rollback, verify
 from unlearnkit.deletion.ledger import Ledger
 from unlearnkit.deletion.receipts import Receipt
-from unlearnkit.deletion.requests import Request
 from unlearnkit.deletion.work import Deletion
 
-__all__ = ["Deletion", "Ledger", "Receipt", "Request", "purge", "rollback", "verify"]
+__all__ = ["Deletion", "Ledger", "Receipt", "purge", "rollback", "verify"]

@@ -46,7 +46,7 @@ def rollback(deletion: Deletion) -> Receipt:
         ConfigurationError: There is no earlier model: none was kept, or it was purged.
     """
     ledger = deletion.ledger
-    with ledger.held() as state:
+    with ledger.locked() as state:
         if not state.kept:
             raise ConfigurationError(
                 "expected an earlier model to put back, saw none: it was purged, deletion.keep is 0, or nothing was "
@@ -67,8 +67,8 @@ def rollback(deletion: Deletion) -> Receipt:
             model_after=earlier.digest,
             model_file=earlier.file,
         )
-        new = state.standing(earlier, base=state.base, kept=state.kept[:-1])
-        ledger.decide(new, Pending(receipt=receipt, back_to=earlier.digest))
+        new = state.with_models(earlier, base=state.base, kept=state.kept[:-1])
+        ledger.commit(new, Pending(receipt=receipt, back_to=earlier.digest))
         return receipt
 
 
@@ -82,10 +82,10 @@ def purge(deletion: Deletion) -> Receipt:
         StoreError: A file could not be deleted.
     """
     ledger = deletion.ledger
-    with ledger.held() as state:
+    with ledger.locked() as state:
         earlier = {kept.digest for kept in state.models} - {state.current.digest}
         receipt = deletion.receipt(state, "purged", reason=f"{len(earlier)} earlier models")
-        ledger.decide(state.standing(state.current, base=state.current, kept=()), Pending(receipt=receipt))
+        ledger.commit(state.with_models(state.current, base=state.current, kept=()), Pending(receipt=receipt))
         left = sorted(path.name for path in ledger.models.files if path.name != state.current.name)
         if left:
             raise StoreError(f"{ledger.folder}: cannot delete {', '.join(left)}: nothing refers to them; delete them")

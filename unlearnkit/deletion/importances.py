@@ -35,7 +35,11 @@ def find(
     measured = {key: measure(part) for key, part in cut.items() if len(part)}
     parts = {key: attrs.evolve(part, totals=on_disk(part.totals.items())) for key, part in measured.items()}
     total = store.total()
-    forget = _sum([*([store.groups(whole)] if whole else []), *(_of(part, total) for part in parts.values())])
+    # Parts may have been measured on an older model than the one in use; the store records how old importances are.
+    same = [
+        attrs.evolve(p, fingerprint=attrs.evolve(p.fingerprint, model=total.fingerprint.model)) for p in parts.values()
+    ]
+    forget = _sum([*([store.groups(whole)] if whole else []), *same])
     if role is Role.FULL:
         reference = total
     else:
@@ -51,11 +55,6 @@ def _check_coverage(store: ImportanceStore, sizes: dict[str, int]) -> None:
             f"the importances in {store.folder} do not cover the training data that is left: groups {differ} differ. "
             "Measure them again: `unlearnkit ledger CONFIG.toml --refresh`"
         )
-
-
-def _of(part: Importance, total: Importance) -> Importance:
-    """Take an importance measured on an older model as one of the model in use; the store records its age."""
-    return attrs.evolve(part, fingerprint=attrs.evolve(part.fingerprint, model=total.fingerprint.model))
 
 
 def _sum(pieces: list[Importance]) -> Importance:

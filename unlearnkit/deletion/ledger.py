@@ -34,22 +34,13 @@ class Ledger:
 
     Every change is first written to ``ledger.json``, atomically, and then carried out; the first to open a ledger after
     a crash carries out what is left.
-
-    Attributes:
-        folder: Its path.
     """
 
     folder: Path = attrs.field(converter=Path)
 
     @classmethod
-    def start(cls, folder: str | Path, model: nn.Module, *, receipt: Callable[[KeptModel], Receipt]) -> "Ledger":
-        """Make a ledger with a trained model and without importances.
-
-        Args:
-            folder: A new one, or one whose start was interrupted.
-            model: The trained model.
-            receipt: Makes the first receipt.
-        """
+    def start(cls, folder: str | Path, model: nn.Module, *, receipt: Callable[[State], Receipt]) -> "Ledger":
+        """Make a ledger with a trained model and without importances."""
         ledger = cls(folder)
         if (ledger.folder / "ledger.json").exists():
             raise StoreError(f"{folder}: there is a ledger already: choose another folder")
@@ -60,10 +51,11 @@ class Ledger:
         except OSError as error:
             raise StoreError(f"cannot make a ledger in {folder}: {error}") from error
         kept = ledger.models.put(model)
-        state = State(current=kept, base=kept, salt=salt, pending=Pending(receipt=receipt(kept)))
+        state = State(current=kept, base=kept, salt=salt)
+        state = attrs.evolve(state, pending=Pending(receipt=receipt(state)))
         ledger.new_store(state.store)
         write_state(ledger.folder, state)
-        with ledger.held():
+        with ledger.locked():
             return ledger
 
     @property
@@ -104,12 +96,8 @@ class Ledger:
         return ImportanceStore.open(self.folder / self.state.store)
 
     @contextmanager
-    def held(self) -> Iterator[State]:
-        """Lock the ledger, finish what a crash has left, and yield its state.
-
-        Raises:
-            StoreError: Another process has locked it, or it cannot be written.
-        """
+    def locked(self) -> Iterator[State]:
+        """Lock the ledger, finish what a crash has left, and yield its state."""
         self.check_folders()  # says that there is no ledger, before a lock file makes a folder look like one
         try:
             with FileLock(self.folder / "lock", timeout=0):
@@ -150,7 +138,7 @@ class Ledger:
 
     def load_model(self, kept: KeptModel, model: nn.Module) -> nn.Module:
         """Load a model of the ledger into a model of the same kind, in place, and put it in eval mode."""
-        return self.models.load(self.state.way_to(kept), model)
+        return self.models.load(self.state.path_to(kept), model)
 
     def new_store(self, name: str) -> ImportanceStore:
         """Make an empty store of importances, or open one whose filling was interrupted."""
@@ -160,14 +148,8 @@ class Ledger:
         shutil.rmtree(folder, ignore_errors=True)
         return ImportanceStore.create(folder, versions=versions())
 
-    def decide(self, state: State, pending: Pending, parts: Iterable[tuple[str, Importance]] = ()) -> None:
-        """Write a new state with what is to be done, and do it.
-
-        Args:
-            state: The state afterwards.
-            pending: What is to be done.
-            parts: Group to the importance to be subtracted from it; written before the state.
-        """
+    def commit(self, state: State, pending: Pending, parts: Iterable[tuple[str, Importance]] = ()) -> None:
+        """Write a new state with what is to be done, and do it."""
         files = {}
         for key, part in parts:
             files[key] = f"{secrets.token_hex(8)}.safetensors"
@@ -176,10 +158,10 @@ class Ledger:
         self.finish()
 
     def finish(self) -> None:
-        """Do what is decided and not done yet; the ledger must be held."""
+        """Do what is decided and not done yet; the ledger must be locked."""
         state = self.state
         if state.pending is None:
-            self._sweep(state)
+            self._delete_unreferenced(state)
             return
         todo = state.pending
         try:
@@ -191,7 +173,7 @@ class Ledger:
         done = attrs.evolve(state, head=todo.receipt.digest, receipts=todo.receipt.number, pending=None)
         self.queue.drop(todo.answered)
         write_state(self.folder, done)
-        self._sweep(done)
+        self._delete_unreferenced(done)
 
     def _change_store(self, state: State, todo: Pending) -> None:
         store = ImportanceStore.open(self.folder / state.store)
@@ -201,7 +183,7 @@ class Ledger:
             parts = {key: Importance.load(self.folder / _PENDING / name) for key, name in todo.parts.items()}
             store.change(remove=todo.remove, parts=parts, edit=todo.edit)
 
-    def _sweep(self, state: State) -> None:
+    def _delete_unreferenced(self, state: State) -> None:
         """Delete models and parts that nothing refers to, and older importances."""
         models = {kept.name for kept in state.models}
         for path in self.models.files:

@@ -22,31 +22,7 @@ Outcome = Literal["started", "forgotten", "rolled back", "nothing to forget", "r
 @final
 @attrs.frozen(kw_only=True)
 class Receipt:
-    """What was done about deletion requests; its digest shows any later change.
-
-    Attributes:
-        number: 1, 2, 3, …
-        previous: Digest of the receipt before it; "" for the first.
-        time: When it was written, UTC.
-        outcome: What was done. ``"rolled back"``: the edit was undone because it exceeded a limit.
-        reason: Why, where the samples were not simply forgotten.
-        requests: Names of the requests.
-        samples: Salted hashes of the forgotten samples, sorted; no raw data.
-        groups: Groups that were forgotten completely.
-        model_before: Digest of the model's weights and buffers before.
-        model_after: Digest after.
-        model_file: Digest of the file that holds the model after.
-        patch_file: Digest of the patch that leads back to the model before; "" where that model was kept itself.
-        edit: Method, options, derived values, fingerprint of the estimator, changed weights per parameter, remarks.
-        before: Split to loss, accuracy and samples before.
-        after: The same after.
-        staleness: How old the importances were.
-        seconds: Stage to seconds.
-        peak_mib: Peak memory of the process in MiB.
-        seeds: Name to seed.
-        versions: Versions of the libraries.
-        statement: What a receipt is and is not.
-    """
+    """What was done about deletion requests; ``samples`` are salted hashes, ``digest`` shows any later change."""
 
     number: int
     previous: str

@@ -21,13 +21,7 @@ KIND = "unlearnkit-request-1"
 @final
 @attrs.frozen(kw_only=True)
 class Request:
-    """A request to forget samples. It holds sample numbers in the clear, and is deleted when it has been processed.
-
-    Attributes:
-        name: Its name: a ticket number, say.
-        samples: Numbers of training samples.
-        groups: Groups to forget completely.
-    """
+    """A request to forget samples. It holds sample numbers in the clear, and is deleted when it has been processed."""
 
     name: str
     samples: tuple[int, ...] = ()
@@ -134,12 +128,8 @@ class Population:
 
     def splits(self, rows: Rows) -> Mapping[str, LabelledImages]:
         """Return the parts of the data that an edit is evaluated on."""
-        left = {key for key, members in self.groups.items() if not np.isin(members, rows).all()}
-        test = self.bundle.test
+        test, left = self.bundle.test, self.groups.keys() - set(self.whole(rows))
         kept = np.array([self.name(g) in left for g in test.labels[self.kind].tolist()], dtype=bool)
-        parts = {
-            "forget-train": self.bundle.train.subset(rows),
-            "retain-test": test.subset(np.flatnonzero(kept)) if kept.any() else None,
-            "forget-test": test.subset(np.flatnonzero(~kept)) if (~kept).any() else None,
-        }
-        return {name: part for name, part in parts.items() if part is not None}
+        parts = {"retain-test": np.flatnonzero(kept), "forget-test": np.flatnonzero(~kept)}
+        found = {name: test.subset(some) for name, some in parts.items() if len(some)}
+        return {"forget-train": self.bundle.train.subset(rows), **found}

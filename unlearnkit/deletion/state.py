@@ -84,7 +84,7 @@ class State:
         """All models of the ledger, without repeats."""
         return tuple(dict.fromkeys((self.current, self.base, *self.kept, *self.between)))
 
-    def way_to(self, model: KeptModel) -> tuple[KeptModel, ...]:
+    def path_to(self, model: KeptModel) -> tuple[KeptModel, ...]:
         """Return the stored model and the patches that give a model, in this order."""
         known, way = {m.digest: m for m in self.models}, [model]
         while way[-1].through:
@@ -96,14 +96,14 @@ class State:
             way.append(step)
         return tuple(reversed(way))
 
-    def standing(
+    def with_models(
         self, current: KeptModel, *, base: KeptModel, kept: Iterable[KeptModel], patch: KeptModel | None = None
     ) -> "State":
         """Return a state with other models in use and kept; only they, and the patches that lead to them, stay."""
         known = {model.digest: model for model in (*self.models, *([patch] if patch else []), current)}
         base, kept = known[base.digest], tuple(known[model.digest] for model in kept)
         whole = attrs.evolve(self, current=current, base=base, kept=kept, between=tuple(known.values()))
-        ways = dict.fromkeys(step for root in (base, *kept) for step in whole.way_to(root))
+        ways = dict.fromkeys(step for root in (base, *kept) for step in whole.path_to(root))
         return attrs.evolve(whole, between=tuple(step for step in ways if step not in {current, base, *kept}))
 
 
@@ -143,7 +143,7 @@ class Models:
         return attrs.evolve(kept, file=file_digest(self._path(kept)))
 
     def load(self, way: Sequence[KeptModel], model: nn.Module) -> nn.Module:
-        """Load a model, by its `State.way_to`, into one of the same kind."""
+        """Load a model, by its `State.path_to`, into one of the same kind."""
         whole, *patches = way
         self.check(whole)
         load_checkpoint(model, self._path(whole), undo=False)

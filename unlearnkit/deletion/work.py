@@ -69,20 +69,20 @@ class Deletion:
         """
         if not (self.ledger.folder / "ledger.json").exists():
             original, _ = self.experiment.original_model()
-            Ledger.start(self.ledger.folder, original, receipt=self._first)
-        with self.ledger.held() as state:
+            Ledger.start(self.ledger.folder, original, receipt=lambda state: self.receipt(state, "started"))
+        with self.ledger.locked() as state:
             if state.receipts == 1:
                 self._fill(state.store, state.current)
             return self.ledger.receipts()[0]
 
     def refresh(self) -> Receipt:
         """Measure the importances again, on the model in use and on all samples that are not forgotten."""
-        with self.ledger.held() as state:
+        with self.ledger.locked() as state:
             name = f"importances-{number_of(state.store) + 1}"
             self._fill(name, state.current)
             receipt = self.receipt(state, "measured again", groups=tuple(self.population().groups))
-            new = state.standing(state.current, base=state.current, kept=state.kept)
-            self.ledger.decide(attrs.evolve(new, store=name), Pending(receipt=receipt))
+            new = state.with_models(state.current, base=state.current, kept=state.kept)
+            self.ledger.commit(attrs.evolve(new, store=name), Pending(receipt=receipt))
             return receipt
 
     def ask(self, name: str, *, samples: Iterable[int] = (), groups: Iterable[str] = ()) -> None:
@@ -97,7 +97,7 @@ class Deletion:
             ConfigurationError: The name was used already, or there are no such samples or groups.
         """
         request = Request(name=name, samples=tuple(samples), groups=tuple(groups))
-        with self.ledger.held():
+        with self.ledger.locked():
             self.population().check(request)
             receipts = self.ledger.receipts()
             put_back = {n for r in receipts if r.outcome == "restored" for n in r.requests}
@@ -111,7 +111,7 @@ class Deletion:
 
     def work(self) -> Receipt | None:
         """Process all waiting requests in one edit; returns the receipt, or None when no request was waiting."""
-        with self.ledger.held() as state:
+        with self.ledger.locked() as state:
             waiting = self.ledger.queue.waiting()
             if not waiting:
                 return None
@@ -122,7 +122,7 @@ class Deletion:
                 return self._edit(state, population, rows, names)
             why = "all of these samples were forgotten before"
             receipt = self.receipt(state, "nothing to forget", reason=why, requests=names)
-            self.ledger.decide(state, Pending(receipt=receipt, answered=names))
+            self.ledger.commit(state, Pending(receipt=receipt, answered=names))
             return receipt
 
     def population(self) -> Population:
@@ -155,15 +155,17 @@ class Deletion:
 
     def receipt(self, state: State, outcome: Outcome, **fields: Any) -> Receipt:
         """Make the next receipt about the model in use; without other fields the model after is the model before."""
-        known = {**_model_fields(state.current), "seeds": self._seeds, **fields}
-        return _receipt(state.receipts + 1, state.head, outcome, **known)
-
-    def _first(self, kept: KeptModel) -> Receipt:
-        return _receipt(1, "", "started", **_model_fields(kept), seeds=self._seeds)
-
-    @property
-    def _seeds(self) -> dict[str, int]:
-        return {"unlearning": self.experiment.config.seed}
+        current = state.current
+        about = {"model_before": current.digest, "model_after": current.digest, "model_file": current.file, **fields}
+        return Receipt(
+            number=state.receipts + 1,
+            previous=state.head,
+            time=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            outcome=outcome,
+            seeds={"unlearning": self.experiment.config.seed},
+            versions=versions(),
+            **about,
+        )
 
     def _fill(self, name: str, kept: KeptModel) -> None:
         experiment, groups = self.experiment, self.population().groups
@@ -216,7 +218,7 @@ class Deletion:
             )
         except BudgetError as error:
             receipt = attrs.evolve(receipt, reason=str(error))
-            self.ledger.decide(state, Pending(receipt=receipt, answered=names))
+            self.ledger.commit(state, Pending(receipt=receipt, answered=names))
             return receipt
         kept = self.ledger.models.put(model, known=report.model_after)
         patch = self._patch(state.current, model, report, names)
@@ -239,8 +241,8 @@ class Deletion:
         )
         earlier = (*state.kept, state.current)
         earlier = earlier[len(earlier) - config.deletion.keep :]
-        self.ledger.decide(
-            state.standing(kept, base=state.base, kept=earlier, patch=patch),
+        self.ledger.commit(
+            state.with_models(kept, base=state.base, kept=earlier, patch=patch),
             Pending(receipt=receipt, remove=found.whole, edit=recorded, answered=names),
             found.parts.items(),
         )
@@ -276,12 +278,3 @@ def check_budget(before: Scores, after: Scores, budget: float) -> None:
 def ledger_folder(config: Config) -> Path:
     """Return the folder of a configuration's ledger."""
     return Path(config.deletion.folder) if config.deletion.folder else Path(config.output) / "ledger"
-
-
-def _model_fields(kept: KeptModel) -> dict[str, Any]:
-    return {"model_before": kept.digest, "model_after": kept.digest, "model_file": kept.file}
-
-
-def _receipt(number: int, previous: str, outcome: Outcome, **fields: Any) -> Receipt:
-    now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-    return Receipt(number=number, previous=previous, time=now, outcome=outcome, versions=versions(), **fields)

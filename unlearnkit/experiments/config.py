@@ -162,24 +162,7 @@ class ComparisonConfig:
 @final
 @attrs.frozen(kw_only=True)
 class Config:
-    """A whole experiment.
-
-    Attributes:
-        output: Folder for the results; relative paths are relative to the current folder.
-        model: The model.
-        data: The data.
-        forget: What to forget.
-        objective: How a batch becomes losses.
-        importance: How to measure importances.
-        method: The edits, each of the original model.
-        evaluation: What to measure.
-        tuning: How ``unlearnkit tune`` searches.
-        comparison: What ``unlearnkit compare`` compares.
-        training: How ``unlearnkit train`` trains the original model.
-        deletion: How deletion requests are processed.
-        seed: Seed of the edit and of the order of its data; independent of ``training.seed`` and ``evaluation.seed``.
-        device: ``"auto"`` uses CUDA where available; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
-    """
+    """An experiment; docs/reference/configuration.md describes every key."""
 
     output: str
     model: ModelConfig
@@ -230,11 +213,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path} is not TOML: {error}") from error
     return structure(apply_overrides(raw, overrides), Config, where=str(path))
-
-
-def plain(config: Config) -> dict[str, Any]:
-    """Return a configuration as plain values, for a record."""
-    return attrs.asdict(config)
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

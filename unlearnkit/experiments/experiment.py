@@ -30,6 +30,7 @@ from unlearnkit.distributed.ranks import resolve_device
 from unlearnkit.evaluation import LossAndAccuracy, loss_and_accuracy
 from unlearnkit.evaluation.metric import Metric
 from unlearnkit.experiments.config import Config, EvaluationConfig, ForgetConfig, MethodConfig, ObjectiveConfig
+from unlearnkit.experiments.provenance import manifest
 from unlearnkit.importance.estimator import ImportanceEstimator
 from unlearnkit.importance.provenance import Role
 from unlearnkit.models.checkpoint import load_checkpoint
@@ -63,23 +64,17 @@ class Experiment:
     def load(cls, config: Config) -> "Experiment":
         """Load the data and apply what to forget."""
         device, objective = resolve_device(config.device), make_objective(config.objective)
-        bundle = _bundle(config)
-        spec = forget_spec(config.forget)
-        split = None if spec is None else forget_split(bundle, spec)
+        bundle, spec = _bundle(config), forget_spec(config.forget)
+        split = forget_split(bundle, spec) if spec else None
         return cls(config=config, device=device, objective=objective, bundle=bundle, split=split)
 
     def fresh_model(self, *, seed: int | None = None) -> nn.Module:
         """Make an untrained model on the device; its initial weights depend on the seed only."""
-        factory, options = import_path(self.config.model.factory), dict(self.config.model.options)
-        if "num_classes" in inspect.signature(factory).parameters:
+        path, options = self.config.model.factory, dict(self.config.model.options)
+        if "num_classes" in inspect.signature(import_path(path)).parameters:
             options.setdefault("num_classes", self.bundle.num_classes)
         with private_rng(seed=self.config.training.seed if seed is None else seed):
-            model = call(factory, options, where="model.options")
-        if not isinstance(model, nn.Module):
-            raise ConfigurationError(
-                f"model.factory {self.config.model.factory!r}: expected it to return a torch.nn.Module, saw "
-                f"{type(model).__name__}"
-            )
+            model: nn.Module = _made("model", path, options, nn.Module, "a torch.nn.Module")
         return model.to(self.device)
 
     def original_model(self) -> tuple[nn.Module, dict[str, str]]:
@@ -101,15 +96,14 @@ class Experiment:
 
     def splits(self) -> dict[str, LabelledImages]:
         """Return the full training set, and its parts and those of the test set that are not empty."""
-        parts = {"full-train": self.bundle.train}
-        for which, data, split in (
-            ("train", self.bundle.train, self._split.train),
-            ("test", self.bundle.test, self._split.test),
-        ):
-            for role, rows in (("retain", split.retain), ("forget", split.forget)):
-                if len(rows):
-                    parts[f"{role}-{which}"] = data.subset(rows)
-        return parts
+        train, test, split = self.bundle.train, self.bundle.test, self._split
+        rows = {
+            "retain-train": (train, split.train.retain),
+            "forget-train": (train, split.train.forget),
+            "retain-test": (test, split.test.retain),
+            "forget-test": (test, split.test.forget),
+        }
+        return {"full-train": train, **{name: data.subset(some) for name, (data, some) in rows.items() if len(some)}}
 
     @property
     def importance_objective(self) -> Objective:
@@ -132,13 +126,9 @@ class Experiment:
 
     def importance_batches(self, data: LabelledImages) -> DataLoader[Any]:
         """Return a data loader for an importance."""
+        chosen, seed, workers = self.config.importance, self.config.seed, self.config.data.workers
         return loader(
-            data,
-            batch_size=self.config.importance.batch_size,
-            shuffle=self.config.importance.shuffle,
-            seed=self.config.seed,
-            workers=self.config.data.workers,
-            device=self.device,
+            data, batch_size=chosen.batch_size, shuffle=chosen.shuffle, seed=seed, workers=workers, device=self.device
         )
 
     def evaluation_batches(self, data: LabelledImages) -> DataLoader[Any]:
@@ -164,12 +154,14 @@ class Experiment:
         parts = self.splits()
         return {name: parts[name] for name in self.config.evaluation.splits if name in parts}
 
+    def manifest(self) -> dict[str, Any]:
+        """Describe what a run of the configuration depends on."""
+        return manifest(config=attrs.asdict(self.config), data=self.bundle.train, device=self.device)
+
     def estimator(self, plugins: PluginManager) -> ImportanceEstimator:
         """Make the estimator."""
-        chosen = self.config.importance
-        return call(
-            plugins.estimator(chosen.estimator), chosen.options, where=f"importance.options ({chosen.estimator})"
-        )
+        name, options = self.config.importance.estimator, self.config.importance.options
+        return call(plugins.estimator(name), options, where=f"importance.options ({name})")
 
     def edit(
         self,
@@ -229,12 +221,7 @@ def chosen_method(config: Config, wanted: str, *, key: str) -> MethodConfig:
 
 def make_objective(config: ObjectiveConfig) -> Objective:
     """Make the objective that a configuration names."""
-    made = call(import_path(config.factory), config.options, where="objective.options")
-    if not isinstance(made, Objective):
-        raise ConfigurationError(
-            f"objective.factory {config.factory!r}: expected it to return an unlearnkit.Objective, saw "
-            f"{type(made).__name__}"
-        )
+    made: Objective = _made("objective", config.factory, config.options, Objective, "an unlearnkit.Objective")
     return made
 
 
@@ -275,11 +262,17 @@ def _bundle(config: Config) -> DataBundle:
         )
     if data.name and data.name not in DATASETS:
         raise ConfigurationError(f"data.name: no data set is called {data.name!r}{nearest(data.name, DATASETS)}")
-    factory = DATASETS[data.name] if data.name else import_path(data.factory)
-    bundle = call(factory, data.options, where="data.options")
-    if not isinstance(bundle, DataBundle):
+    if data.name:
+        return call(DATASETS[data.name], data.options, where="data.options")
+    made: DataBundle = _made("data", data.factory, data.options, DataBundle, "an unlearnkit.data.DataBundle")
+    return made
+
+
+def _made(section: str, factory: str, options: Mapping[str, Any], kind: type, what: str) -> Any:
+    """Call the factory of a section of the configuration, and check what it returns."""
+    made = call(import_path(factory), options, where=f"{section}.options")
+    if not isinstance(made, kind):
         raise ConfigurationError(
-            f"data.factory {data.factory!r}: expected it to return an unlearnkit.data.DataBundle, saw "
-            f"{type(bundle).__name__}"
+            f"{section}.factory {factory!r}: expected it to return {what}, saw {type(made).__name__}"
         )
-    return bundle
+    return made

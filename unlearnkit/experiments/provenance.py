@@ -3,8 +3,10 @@
 import datetime as dt
 import hashlib
 import importlib.metadata
+import json
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,12 @@ from unlearnkit.distributed.ranks import Ranks
 
 _PACKAGES = ("unlearnkit", "torch", "torchvision", "numpy", "scikit-learn", "safetensors", "pluggy", "attrs", "cattrs")
 _IMAGES = 64
+
+
+def digest_of(value: Any) -> str:
+    """Hash plain values."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def data_digest(data: LabelledImages) -> str:
@@ -44,8 +52,11 @@ def forget_record(split: Split) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide the bits."""
-    found = {name: importlib.metadata.version(name) for name in _PACKAGES if _installed(name)}
-    return {"python": platform.python_version(), **found}
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def manifest(*, config: Mapping[str, Any], data: LabelledImages, device: torch.device) -> dict[str, Any]:
@@ -61,11 +72,3 @@ def manifest(*, config: Mapping[str, Any], data: LabelledImages, device: torch.d
         "platform": platform.platform(),
         "finished": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     }
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

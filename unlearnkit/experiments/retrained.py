@@ -35,19 +35,7 @@ def _versions() -> dict[str, str]:
 @final
 @attrs.frozen(kw_only=True)
 class Recipe:
-    """Everything that a retrained model depends on: equal recipes give equal models on one kind of machine.
-
-    Attributes:
-        factory: Import path of the function that makes the untrained model.
-        options: Its arguments.
-        initial: Digest of the untrained model, so that a change of the factory's code is noticed; see `initial_digest`.
-        data: Digest of the full training set; see `unlearnkit.experiments.provenance.data_digest`.
-        forget: Digest of the forget set; see `unlearnkit.data.Split.digest`; "" for an original model.
-        objective: The training loss; see `unlearnkit.Objective.describe`.
-        training: How it is trained; the seed is also that of the initial weights.
-        device: ``"cpu"`` or ``"cuda"``, on which the same seed gives other weights.
-        versions: Package to version.
-    """
+    """Everything that a retrained model depends on: equal recipes give equal models on one kind of machine."""
 
     factory: str
     options: Mapping[str, Any] = attrs.field(factory=dict)
@@ -86,9 +74,6 @@ class ReferenceStore:
 
     Several processes may share it: the first to ask trains, and the others wait and read. Files are written atomically,
     and may be deleted at any time; the model is then trained again.
-
-    Attributes:
-        folder: Made when it is first needed.
     """
 
     folder: Path = attrs.field(converter=Path)
@@ -106,21 +91,7 @@ class ReferenceStore:
         objective: Objective | None = None,
         progress: Progress = silent,
     ) -> nn.Module:
-        """Read the weights of a recipe into an untrained model, or train the model and write its weights.
-
-        Args:
-            recipe: What the result depends on. It must describe ``model`` and ``data``, which cannot be checked.
-            model: Fresh from its factory, on its device; trained in place.
-            data: The retain set.
-            objective: The objective that the recipe describes; by default `CrossEntropy`.
-            progress: Shows a bar for each epoch of training.
-
-        Returns:
-            The same model, trained and in eval mode.
-
-        Raises:
-            StoreError: The folder cannot be made, or a file there is damaged or belongs to another recipe.
-        """
+        """Read the weights of a recipe into an untrained model, or train the model and write its weights."""
         path = self.path(recipe)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +99,12 @@ class ReferenceStore:
             raise StoreError(f"cannot make the folder of retrained models {self.folder}: {error}") from error
         with FileLock(path.with_suffix(".lock")):
             if path.exists():
-                _load(model, path, recipe)
+                found = load_checkpoint(model, path).get(RECIPE)
+                if found != recipe.text():
+                    raise StoreError(
+                        f"{path} is not the retrained model that its name stands for: expected the recipe "
+                        f"{recipe.text()}, saw {found!r}: delete the file, and it is trained again"
+                    )
             else:
                 train(model, data, objective=objective, training=recipe.training, progress=progress)
                 save_checkpoint(model, path, {RECIPE: recipe.text()})
@@ -141,17 +117,6 @@ def retrained_models(
     """Return the model of a configuration retrained without its forget set, once for each seed; cached.
 
     The factory, the training options and the device are the configuration's; only the seed differs.
-
-    Args:
-        experiment: A loaded configuration that says what to forget.
-        seeds: Training seeds; by default ``evaluation.retrained_seeds``.
-        progress: Shows a bar for each epoch of training.
-
-    Returns:
-        One model in eval mode for each seed, on the experiment's device.
-
-    Raises:
-        ConfigurationError: The configuration does not say what to forget.
     """
     seeds = experiment.config.evaluation.retrained_seeds if seeds is None else seeds
     if not seeds:
@@ -165,7 +130,7 @@ def retrained_models(
     return tuple(found[seed] for seed in seeds)
 
 
-def kept_original(experiment: Experiment, *, progress: Progress = silent) -> nn.Module:
+def cached_original(experiment: Experiment, *, progress: Progress = silent) -> nn.Module:
     """Return the original model of a configuration; cached, as a retrained model whose forget set is empty."""
     seed = experiment.config.training.seed
     return _cached(experiment, seed, experiment.bundle.train, forget="", progress=progress)
@@ -198,12 +163,3 @@ def _cached(experiment: Experiment, seed: int, data: LabelledImages, *, forget: 
     return ReferenceStore(folder=reference_folder(config)).get(
         recipe, model, data, objective=experiment.objective, progress=progress
     )
-
-
-def _load(model: nn.Module, path: Path, recipe: Recipe) -> None:
-    metadata = load_checkpoint(model, path)
-    if metadata.get(RECIPE) != recipe.text():
-        raise StoreError(
-            f"{path} is not the retrained model that its name stands for: expected the recipe {recipe.text()}, saw "
-            f"{metadata.get(RECIPE)!r}: delete the file, and it is trained again"
-        )

@@ -14,13 +14,13 @@ from torch import nn
 from unlearnkit.data import LabelledImages
 from unlearnkit.distributed.collectives import barrier, raise_on_all_ranks
 from unlearnkit.distributed.ranks import Ranks
-from unlearnkit.evaluation import LossAndAccuracy, Outputs
+from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.evaluation.metric import EvaluationInputs, Measurement
-from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs
+from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs, Outputs
 from unlearnkit.evaluation.plot_data import collect_plot_data
-from unlearnkit.experiments.config import Config, MethodConfig, plain
+from unlearnkit.experiments.config import Config, MethodConfig
 from unlearnkit.experiments.experiment import Experiment, make_metrics, make_unlearner
-from unlearnkit.experiments.provenance import forget_record, manifest
+from unlearnkit.experiments.provenance import forget_record
 from unlearnkit.experiments.retrained import load_references
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.multi_process import estimate_together, forget_parts
@@ -234,7 +234,7 @@ class Job:
                 name: {k: m.reason for k, m in found.items() if m.value is None} for name, found in measured.items()
             },
             memory=peak_memory(self.experiment.device),
-            manifest=self.manifest(),
+            manifest=self.experiment.manifest(),
         )
 
     def evaluate(self, model: nn.Module) -> dict[str, LossAndAccuracy]:
@@ -256,11 +256,6 @@ class Job:
             original=self.original,
             retrained=self.retrained,
         )
-
-    def manifest(self) -> dict[str, Any]:
-        """Describe the run."""
-        experiment = self.experiment
-        return manifest(config=plain(experiment.config), data=experiment.bundle.train, device=experiment.device)
 
 
 @final

@@ -7,13 +7,12 @@ from typing import Any
 import attrs
 
 from unlearnkit.evaluation import loss_and_accuracy
-from unlearnkit.experiments.config import Config, plain
+from unlearnkit.experiments.config import Config
 from unlearnkit.experiments.experiment import Experiment
-from unlearnkit.experiments.provenance import manifest
 from unlearnkit.models.checkpoint import save_checkpoint
 from unlearnkit.models.training import train
 from unlearnkit.utils.errors import ConfigurationError, StoreError
-from unlearnkit.utils.files import atomic_write
+from unlearnkit.utils.files import write_text
 from unlearnkit.utils.progress import Progress, silent
 
 
@@ -47,10 +46,9 @@ def train_original(config: Config, *, overwrite: bool = False, progress: Progres
         "format": "unlearnkit-training-1",
         "epochs": [attrs.asdict(epoch) for epoch in history],
         "test": attrs.asdict(test),
-        "manifest": manifest(config=plain(config), data=experiment.bundle.train, device=experiment.device),
+        "manifest": experiment.manifest(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(model, path, {"unlearnkit.factory": config.model.factory})
-    with atomic_write(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return record

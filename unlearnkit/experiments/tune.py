@@ -50,7 +50,7 @@ def tune(
 ) -> Tuned:
     """Find the right edit with one method, make it on a copy of the original model, and write both.
 
-    Validation samples are carved from the forget set and the retain set of the training data; importances are measured
+    Validation samples are split from the forget set and the retain set of the training data; importances are measured
     on the rest, in the search and in the final edit. (The original was trained on all of them, so its accuracy on them
     is that on training data.) The test set is used once, after the choice. Only the target ``"unseen"`` takes part of
     it away first; then all test scores are of the remaining part.
@@ -79,11 +79,11 @@ def tune(
     if folder.exists() and not overwrite:
         raise StoreError(f"results are there already: {folder}: choose another output, or overwrite them")
     barrier()  # as in run()
-    search = Search.start(*set_aside(Job.start(config, plugins, again=again, progress=progress)))
+    search = Search.start(*hold_out_unseen(Job.start(config, plugins, again=again, progress=progress)))
     job, model = search.job, copy.deepcopy(search.job.original)
     tuning, record = search.edit(model, method, label=folder.name)
     if tuning.chosen is None:
-        record = attrs.evolve(record, manifest=job.manifest())
+        record = attrs.evolve(record, manifest=job.experiment.manifest())
     else:
         record = job.evaluated(record, model, job.evaluate(job.original))
         record = PlotDataCollector(job=job).added(record, model) if config.evaluation.page else record
@@ -98,12 +98,12 @@ class Search:
     """The validation split of one original model; importances are measured on the rest, once for all methods."""
 
     job: Job
-    carved: ValidationSplit
+    split: ValidationSplit
     unseen: LabelledImages | None
 
     @classmethod
     def start(cls, job: Job, unseen: LabelledImages | None = None) -> "Search":
-        """Carve the validation split."""
+        """Split off the validation samples."""
         experiment, config = job.experiment, job.experiment.config.tuning
         if not isinstance(experiment.objective, CrossEntropy):
             raise ConfigurationError(
@@ -115,8 +115,8 @@ class Search:
                 "evaluation.retrained, or training seeds in evaluation.retrained_seeds"
             )
         targets, seed = experiment.bundle.train.targets, experiment.config.seed
-        carved = validation_split(experiment.forgotten, targets, fraction=config.validation_fraction, seed=seed)
-        return cls(job=attrs.evolve(job, stage="tune"), carved=carved, unseen=unseen)
+        split = validation_split(experiment.forgotten, targets, fraction=config.validation_fraction, seed=seed)
+        return cls(job=attrs.evolve(job, stage="tune"), split=split, unseen=unseen)
 
     def edit(self, model: nn.Module, method: MethodConfig, *, label: str) -> tuple[Tuning, RunRecord]:
         """Search, and edit the model with what was found, or not at all."""
@@ -132,16 +132,16 @@ class Search:
             return report if tuning.chosen is None else accept(report)
 
         parts = {
-            "full-train": self._part(self.carved.full),
-            "retain-train": self._part(self.carved.retain),
-            "forget-train": self._part(self.carved.forget),
+            "full-train": self._part(self.split.full),
+            "retain-train": self._part(self.split.retain),
+            "forget-train": self._part(self.split.forget),
         }
         report = self.job.edit(model, method, parts, edit=search)
         samples = {
-            "forget importance": len(self.carved.forget),
-            "retain importance": len(self.carved.retain),
-            "forget validation": len(self.carved.forget_validation),
-            "retain validation": len(self.carved.retain_validation),
+            "forget importance": len(self.split.forget),
+            "retain importance": len(self.split.retain),
+            "forget validation": len(self.split.forget_validation),
+            "retain validation": len(self.split.retain_validation),
             "unseen": 0 if self.unseen is None else len(self.unseen),
         }
         return found[0], self.job.record(label, report, tuning={**found[0].to_dict(), "samples": samples})
@@ -165,12 +165,12 @@ class Search:
             forget=inputs.forget,
             reference=inputs.reference,
             validation=Validation(
-                retain=experiment.shared_batches(self._part(self.carved.retain_validation)),
-                forget=experiment.shared_batches(self._part(self.carved.forget_validation)),
+                retain=experiment.shared_batches(self._part(self.split.retain_validation)),
+                forget=experiment.shared_batches(self._part(self.split.forget_validation)),
             ),
             target=target,
             target_source=source,
-            retain_data=experiment.evaluation_batches(self._part(self.carved.retain)),
+            retain_data=experiment.evaluation_batches(self._part(self.split.retain)),
             objective=inputs.objective,
             seed=inputs.seed,
             max_fraction=inputs.max_fraction,
@@ -187,7 +187,7 @@ class Search:
         if self.unseen is not None:
             what = f"the original's on {len(self.unseen)} samples of the same kind that it was not trained on"
             return _accuracy(self.job.experiment, self.job.original, self.unseen), what
-        data = self._part(self.carved.forget_validation)
+        data = self._part(self.split.forget_validation)
         found = [_accuracy(self.job.experiment, model, data) for model in self.job.retrained]
         return float(np.mean(found)), f"the mean of {len(found)} retrained models on the same samples"
 
@@ -210,7 +210,7 @@ def _accuracy(experiment: Experiment, model: nn.Module, data: LabelledImages) ->
     return found
 
 
-def set_aside(job: Job) -> tuple[Job, LabelledImages | None]:
+def hold_out_unseen(job: Job) -> tuple[Job, LabelledImages | None]:
     """For the target ``"unseen"``: take part of the test set out of it, so that it can set the target."""
     experiment, config = job.experiment, job.experiment.config
     if config.tuning.target != "unseen":

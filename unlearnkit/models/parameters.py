@@ -20,17 +20,12 @@ _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int
 _ON_CPU = 3 << 15
 # On a device the start of each operation costs more than what caching saves.
 _ON_DEVICE = 1 << 24
-_COMPILED_PREFIX = "_orig_mod."  # what torch.compile puts before the names of the module it wraps
+COMPILED_PREFIX = "_orig_mod."  # what torch.compile puts before the names of the module it wraps
 
 
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return every parameter once, by its qualified name; tied weights are one parameter under their first name.
-
-    Example:
-        >>> list(parameters(nn.Sequential(nn.Linear(2, 2), nn.ReLU())))
-        ['0.weight', '0.bias']
-    """
-    return {name.replace(_COMPILED_PREFIX, ""): p for name, p in model.named_parameters()}
+    """Return every parameter once, by its qualified name; tied weights are one parameter under their first name."""
+    return {name.replace(COMPILED_PREFIX, ""): p for name, p in model.named_parameters()}
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -46,16 +41,11 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def buffers(model: nn.Module) -> dict[str, Tensor]:
     """Return every buffer once, by its qualified name."""
-    return {name.replace(_COMPILED_PREFIX, ""): b for name, b in model.named_buffers()}
+    return {name.replace(COMPILED_PREFIX, ""): b for name, b in model.named_buffers()}
 
 
 def dense(gradient: Tensor | None) -> Tensor | None:
-    """Return a dense gradient: embeddings with ``sparse=True`` get sparse ones.
-
-    Example:
-        >>> dense(torch.eye(2)[1].to_sparse())
-        tensor([0., 1.])
-    """
+    """Return a dense gradient: embeddings with ``sparse=True`` get sparse ones."""
     return gradient.to_dense() if gradient is not None and gradient.layout is not torch.strided else gradient
 
 
@@ -79,12 +69,8 @@ def digest(model: nn.Module) -> str:
         32 hexadecimal digits. Equal digests mean bit-identical weights.
 
     Example:
-        >>> model = nn.Linear(2, 2)
-        >>> before = digest(model)
-        >>> with torch.no_grad():
-        ...     _ = model.bias.add_(1.0)
-        >>> digest(model) == before
-        False
+        >>> digest(nn.Identity()) == digest(nn.ReLU()) != digest(nn.Linear(1, 1))
+        True
     """
     return digest_tensors({**parameters(model), **buffers(model)})
 
@@ -121,12 +107,7 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def count_changed(before: Tensor, after: Tensor) -> int:
-    """Count the elements whose bits differ.
-
-    Example:
-        >>> count_changed(torch.tensor([0.0, 1.0]), torch.tensor([-0.0, 1.0]))
-        1
-    """
+    """Count the elements whose bits differ."""
     one, other = bits(before), bits(after)
     if one.device.type != "cpu":
         return int(torch.count_nonzero(one != other))
@@ -150,12 +131,7 @@ def chunk_size(device: torch.device) -> int:
 def chunks(*tensors: Tensor, limit: int) -> Iterator[tuple[Tensor, ...]]:
     """Cut tensors of one shape into views of the same places, each of no more than ``limit`` elements.
 
-    The first tensor is cut along its largest stride, so that each of its pieces lies together in memory; every piece
-    has as many dimensions as the whole.
-
-    Example:
-        >>> [a.tolist() for a, _ in chunks(torch.arange(5), torch.zeros(5), limit=2)]
-        [[0, 1], [2, 3], [4]]
+    The first tensor is cut along its largest stride, so that each of its pieces is contiguous where the tensor is.
     """
     lead = tensors[0]
     if lead.numel() <= limit:
@@ -170,12 +146,7 @@ def chunks(*tensors: Tensor, limit: int) -> Iterator[tuple[Tensor, ...]]:
 
 
 def in_memory_order(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Permute the dimensions of tensors alike, so that those of the first stand in the order of its memory.
-
-    Example:
-        >>> in_memory_order(torch.zeros(2, 3).t())[0].is_contiguous()
-        True
-    """
+    """Permute the dimensions of all tensors by the strides of the first, the largest first."""
     lead = tensors[0]
     if lead.is_contiguous():
         return tensors
@@ -184,12 +155,7 @@ def in_memory_order(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def extremes(tensor: Tensor) -> tuple[float, float]:
-    """Return the smallest and the largest element, in one pass: both are NaN when one element is.
-
-    Example:
-        >>> extremes(torch.tensor([2.0, -1.0, 3.0]))
-        (-1.0, 3.0)
-    """
+    """Return the smallest and the largest element, in one pass: both are NaN when one element is."""
     if not tensor.numel():
         return 0.0, 0.0
     piece = local(tensor)
@@ -198,12 +164,7 @@ def extremes(tensor: Tensor) -> tuple[float, float]:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Say whether no element is NaN or infinite, in one pass and without a copy.
-
-    Example:
-        >>> all_finite(torch.tensor([1.0, torch.inf]))
-        False
-    """
+    """Say whether no element is NaN or infinite, in one pass and without a copy."""
     return all(math.isfinite(value) for value in extremes(tensor))
 
 
@@ -239,10 +200,5 @@ def check_finite(model: nn.Module, *, when: str) -> None:
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype for squares and sums, at least float32: half-precision squares underflow.
-
-    Example:
-        >>> wide(torch.bfloat16)
-        torch.float32
-    """
+    """Return the dtype for squares and sums, at least float32: half-precision squares underflow."""
     return torch.promote_types(dtype, torch.float32)

@@ -5,7 +5,6 @@ from collections.abc import Container
 from functools import cached_property
 from typing import Any, final
 
-import attrs
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -21,45 +20,17 @@ _MEMBERS = ("_parameters", "_buffers", "_modules", *_HOOKS)
 
 
 @final
-@attrs.frozen(kw_only=True, eq=False)
-class _Entry:
-    """The old bits of one tensor at some flat positions; ``positions`` is None when it is all of them."""
-
-    target: Tensor
-    positions: Tensor | None
-    values: Tensor
-
-    @property
-    def nbytes(self) -> int:
-        return self.values.nbytes + (0 if self.positions is None else self.positions.nbytes)
-
-    def undo(self) -> None:
-        if self.positions is None:
-            self.target.copy_(self.values)
-        else:
-            self.target.view(-1).index_copy_(0, self.positions.long(), self.values)
-
-
-@final
 class UndoLog:
-    """Overwrites tensors and keeps the old values where, and only where, bits change.
-
-    Example:
-        >>> weights, undo_log = torch.tensor([1.0, 2.0, 3.0]), UndoLog()
-        >>> undo_log.write(weights, torch.tensor([1.0, 0.0, 3.0]))
-        1
-        >>> undo_log.undo()
-        >>> weights
-        tensor([1., 2., 3.])
-    """
+    """Overwrites tensors and keeps the old values where, and only where, bits change."""
 
     def __init__(self) -> None:
-        self._entries: list[_Entry] = []
+        # Target, flat positions (None: all of them), old bits.
+        self._entries: list[tuple[Tensor, Tensor | None, Tensor]] = []
 
     @property
     def nbytes(self) -> int:
         """Memory of the old values and their positions."""
-        return sum(entry.nbytes for entry in self._entries)
+        return sum(t.nbytes for _, *kept in self._entries for t in kept if t is not None)
 
     def write(self, target: Tensor, new: Tensor, *, positions: Tensor | None = None) -> int:
         """Overwrite a tensor and count what changed; ``positions`` are its `changed_positions`, where known."""
@@ -74,17 +45,20 @@ class UndoLog:
         if small and old.is_contiguous():
             flat = old.view(-1)
             values = flat.index_select(0, positions)
-            self._entries.append(_Entry(target=old, positions=positions.int(), values=values))
+            self._entries.append((old, positions.int(), values))
             flat.index_copy_(0, positions, fresh.reshape(-1).index_select(0, positions))
         else:
-            self._entries.append(_Entry(target=old, positions=None, values=old.clone()))
+            self._entries.append((old, None, old.clone()))
             old.copy_(fresh)
         return changed
 
     def undo(self) -> None:
         """Put the old bits back, the last first; undoing twice is undoing once."""
-        for entry in reversed(self._entries):
-            entry.undo()
+        for target, positions, values in reversed(self._entries):
+            if positions is None:
+                target.copy_(values)
+            else:
+                target.view(-1).index_copy_(0, positions.long(), values)
 
 
 @final
@@ -93,17 +67,6 @@ class ModelSnapshot:
 
     From then on every ``.grad`` is None; `restore_surroundings` puts the originals back. Without ``copies`` of the
     weights, only those that are written through ``undo_log`` can be put back.
-
-    Example:
-        >>> model = nn.Linear(2, 1)
-        >>> snapshot = ModelSnapshot(model)
-        >>> with torch.no_grad():
-        ...     _ = model.weight.zero_()
-        >>> snapshot.changed_parameters()
-        ['weight']
-        >>> snapshot.restore()
-        >>> snapshot.changed_parameters()
-        []
     """
 
     def __init__(self, model: nn.Module, *, copies: bool = True) -> None:
@@ -129,7 +92,7 @@ class ModelSnapshot:
         return digest(self._model)
 
     def check_finite(self, *, when: str) -> None:
-        """Refuse a model that holds a NaN or an infinity; looked at once, before anything is changed."""
+        """Raise an error for a NaN or an infinity in the model; checked once, before anything is changed."""
         if not self._finite:
             check_finite(self._model, when=when)
             self._finite = True

@@ -57,10 +57,6 @@ class Discovered:
         """Distribution and version, or the module of a plugin passed to ``register``."""
         return f"{self.distribution} {self.version}".strip() or self.target
 
-    def with_problem(self, problem: Problem | None) -> "Discovered":
-        """Return a copy that carries a problem."""
-        return attrs.evolve(self, problem=problem)
-
 
 def entry_point_plugins() -> Iterator[tuple[Discovered, Callable[[], object]]]:
     """Yield every installed plugin and how to load it, sorted by name."""
@@ -82,7 +78,7 @@ def entry_point_plugins() -> Iterator[tuple[Discovered, Callable[[], object]]]:
             blocked = Problem(
                 plugin=found.name, origin=found.origin, stage="blocked", error=RuntimeError(f"by {DISABLE}")
             )
-            found = found.with_problem(blocked)
+            found = attrs.evolve(found, problem=blocked)
         yield found, point.load
 
 

@@ -22,7 +22,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 @final
 @attrs.frozen(kw_only=True)
 class Run:
-    """What an observer is told about a run.
+    """A run, as observers see it.
 
     Attributes:
         method: Name of the method.

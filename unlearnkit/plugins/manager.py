@@ -5,7 +5,6 @@ import inspect
 import os
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar, final
 
@@ -118,13 +117,6 @@ class Registry(Generic[T]):
         raise UnknownMethodError(
             f"no {self.kind} is called {name!r}{nearest(name, {entry.name for entry in self.entries})}{hint}"
         )
-
-    def duplicates(self) -> dict[str, list[Provided]]:
-        """Return the names that several plugins provide."""
-        by_name: dict[str, list[Provided]] = defaultdict(list)
-        for entry in self.entries:
-            by_name[entry.name].append(entry)
-        return {name: entries for name, entries in by_name.items() if len({e.cls for e in entries}) > 1}
 
 
 def fault_of(cls: Any, base: type) -> str:
@@ -297,20 +289,17 @@ class PluginManager:
         for found, load in entry_point_plugins():
             if found.problem is not None:
                 self._remember(found, found.problem)
+                continue
+            try:
+                plugin = load()
+            except FOREIGN_FAULTS as error:  # recorded, not hidden
+                self._remember(found, problem_of(found, "import", error))
             else:
-                self._load_one(found, load)
+                self._add(found, plugin)
         self._warn(self._problems)
 
-    def _load_one(self, found: Discovered, load: Callable[[], object]) -> None:
-        try:
-            plugin = load()
-        except FOREIGN_FAULTS as error:  # recorded, not hidden
-            self._remember(found, problem_of(found, "import", error))
-        else:
-            self._add(found, plugin)
-
     def _remember(self, found: Discovered, problem: Problem | None) -> None:
-        self._discovered[found.name] = found.with_problem(problem)
+        self._discovered[found.name] = attrs.evolve(found, problem=problem)
         if problem is not None:
             self._problems.append(problem)
 

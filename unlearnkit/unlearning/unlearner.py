@@ -185,8 +185,8 @@ class Unlearner(abc.ABC):
     ) -> Report:
         """Edit the model in place: completely, or not at all.
 
-        A model that is sharded over processes is edited where its pieces lie, by all processes together: each must call
-        this, with importances that are sharded as the model is. ``accept`` is then called on each.
+        In a sharded model each process edits its own shards: all processes must call this, with importances that are
+        sharded as the model is. ``accept`` is then called on each.
 
         Args:
             model: Its trainable parameters are edited; everything else stays.

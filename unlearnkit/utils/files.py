@@ -22,14 +22,6 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
     A reader sees the old file or the new one, after a power cut too. An exception in the block, Ctrl-C included,
     deletes the temporary file and leaves ``path`` as it was.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> with atomic_write(folder / "note.txt") as temporary:
-        ...     _ = temporary.write_text("complete")
-        >>> (folder / "note.txt").read_text(), len(list(folder.iterdir()))
-        ('complete', 1)
     """
     target = Path(path).resolve()
     temporary, mode = _create_beside(target)
@@ -42,21 +34,22 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically; make its folder where it is missing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the folder {path.parent}: {error}") from error
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a new empty folder, and put it in the place of ``path`` at the end of the block.
 
     A killed process leaves the old folder or the new one. On Linux the two are exchanged in one step; where a file
     system cannot do that, a kill between two renames may leave no folder, and the next call restores the old one.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp()) / "results"
-        >>> for text in ("one", "two"):
-        ...     with atomic_folder(folder) as new:
-        ...         _ = (new / "note.txt").write_text(text)
-        >>> (folder / "note.txt").read_text(), [p.name for p in folder.parent.iterdir()]
-        ('two', ['results'])
     """
     target = Path(path)
     _clean_up(target)

@@ -16,7 +16,7 @@ from rank_tasks import compared
 from run_on_ranks import run_on_ranks
 
 from unlearnkit import Metric, PluginManager, hookimpl
-from unlearnkit.evaluation import tug_of_war
+from unlearnkit.evaluation.metrics.retrain_gap import tug_of_war
 from unlearnkit.experiments.comparison import Comparison, compare
 from unlearnkit.experiments.comparison.tables import is_volatile
 from unlearnkit.experiments.config import load_config
@@ -170,7 +170,7 @@ def test_an_original_that_cannot_be_trained_fails_its_trials_once(small, monkeyp
         calls.append(1)
         raise RuntimeError("no such layer")
 
-    monkeypatch.setattr("unlearnkit.experiments.comparison.worker.kept_original", broken)
+    monkeypatch.setattr("unlearnkit.experiments.comparison.worker.cached_original", broken)
     comparison = compare(small())
     assert {r["error"] for r in comparison.rows()} == {"RuntimeError: no such layer"}
     assert len(calls) == 2  # one for each training seed

@@ -7,7 +7,6 @@ import statistics
 import pytest
 
 from unlearnkit.evaluation import LossAndAccuracy
-from unlearnkit.experiments.comparison.results import TrialResult
 from unlearnkit.experiments.comparison.tables import (
     Statistic,
     covers,
@@ -19,7 +18,7 @@ from unlearnkit.experiments.comparison.tables import (
     table_of,
     unedited,
 )
-from unlearnkit.experiments.comparison.trial import trials_of
+from unlearnkit.experiments.comparison.trial import TrialResult, trials_of
 
 
 def result(accuracy, tug, **more):

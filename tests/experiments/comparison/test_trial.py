@@ -2,8 +2,8 @@
 
 import pytest
 
-from unlearnkit.experiments.comparison import Comparison, trials_of
-from unlearnkit.experiments.comparison.trial import forget_text, variants
+from unlearnkit.experiments.comparison import Comparison
+from unlearnkit.experiments.comparison.trial import forget_text, trials_of, variants
 from unlearnkit.experiments.config import ForgetConfig, MethodConfig
 from unlearnkit.utils.errors import ConfigurationError, UnknownMethodError
 

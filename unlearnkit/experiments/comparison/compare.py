@@ -11,7 +11,6 @@ from rich.table import Table
 from unlearnkit.distributed.collectives import all_gather, map_over_ranks
 from unlearnkit.distributed.ranks import Ranks
 from unlearnkit.experiments.comparison.processes import Sizing, need_of, of_ranks, run_in_processes, sizing
-from unlearnkit.experiments.comparison.results import TrialFolder, TrialResult
 from unlearnkit.experiments.comparison.tables import (
     Row,
     covers,
@@ -24,14 +23,13 @@ from unlearnkit.experiments.comparison.tables import (
     table_of,
     unedited,
 )
-from unlearnkit.experiments.comparison.trial import Trial, keyed, trials_of
+from unlearnkit.experiments.comparison.trial import Trial, TrialFolder, TrialResult, keyed, trials_of
 from unlearnkit.experiments.comparison.worker import Event, Unit, Watch, Worker, groups_of, ignore, models_for
-from unlearnkit.experiments.config import Config, plain
+from unlearnkit.experiments.config import Config
 from unlearnkit.experiments.experiment import Experiment
-from unlearnkit.experiments.provenance import manifest
 from unlearnkit.plugins.manager import PluginManager, default_manager
-from unlearnkit.utils.errors import ConfigurationError, StoreError, UnlearnKitError
-from unlearnkit.utils.files import atomic_write
+from unlearnkit.utils.errors import ConfigurationError, UnlearnKitError
+from unlearnkit.utils.files import write_text
 from unlearnkit.utils.progress import Progress, silent
 
 _DIED = (
@@ -75,14 +73,7 @@ def compare(
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Comparison:
-    """A comparison: its trials, and their results on disk.
-
-    Attributes:
-        config: The configuration.
-        trials: All trials with their keys, in the order of the table.
-        experiment: Data and device, loaded.
-        plugins: Where names are looked up.
-    """
+    """A comparison: its trials, and their results on disk."""
 
     config: Config
     trials: tuple[Trial, ...] = attrs.field(repr=lambda trials: f"{len(trials)} trials")
@@ -91,22 +82,11 @@ class Comparison:
 
     @classmethod
     def plan(cls, config: Config, *, plugins: PluginManager | None = None) -> "Comparison":
-        """Load the data, list the trials and check everything that can be checked, without running anything.
-
-        Args:
-            config: With a section ``[comparison]``.
-            plugins: Where names are looked up.
-
-        Returns:
-            The comparison.
-
-        Raises:
-            ConfigurationError: An unknown split, metric, method or option, or nothing to compare.
-        """
+        """Load the data, list the trials and check everything that can be checked, without running anything."""
         plugins, trials = plugins or default_manager(), trials_of(config)
         experiment = Experiment.load(trials[0].config)
         worker = Worker(plugins, experiment=experiment)
-        facts = manifest(config={}, data=experiment.bundle.train, device=experiment.device)
+        facts = experiment.manifest()
         common = {name: facts[name] for name in ("data_digest", "versions", "device")}
         return cls(
             config=config,
@@ -181,14 +161,6 @@ class Comparison:
 
         With torch.distributed, every rank must call this: each runs some of the trials, and rank 0 writes the tables.
         All ranks must see the folder.
-
-        Args:
-            jobs: Processes; 1 works in this one, and in those of torch.distributed.
-            watch: Called at the start and the end of each trial.
-            progress: Shows a bar for each long stage, where this process does the work.
-
-        Raises:
-            ConfigurationError: Plugins that other processes do not see.
         """
         if jobs > 1 and self.plugins is not default_manager():
             raise ConfigurationError("jobs: other processes see installed plugins only: use jobs=1, or install them")
@@ -222,22 +194,22 @@ class Comparison:
     def write(self) -> None:
         """Write ``trials.csv``, ``summary.csv``, ``summary.md`` and ``comparison.json`` of the finished trials."""
         rows = self.rows()
-        summaries, data = summarise(rows), self.experiment.bundle.train
-        facts = manifest(config=plain(self.config), data=data, device=self.experiment.device)
-        record = {"format": "unlearnkit-comparison-1", "trials": len(self.trials), "ended": len(rows), **facts}
+        summaries = summarise(rows)
+        record = {
+            "format": "unlearnkit-comparison-1",
+            "trials": len(self.trials),
+            "ended": len(rows),
+            **self.experiment.manifest(),
+            "config": attrs.asdict(self.config),
+        }
         texts = {
             "trials.csv": csv_of(rows),
             "summary.csv": csv_of(long_table(summaries, covers=self.covers)),
             "summary.md": summary_page(summaries, unedited(rows), rows=rows, covers=self.covers),
             "comparison.json": json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n",
         }
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"cannot make the folder {self.folder}: {error}") from error
         for name, text in texts.items():
-            with atomic_write(self.folder / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_text(self.folder / name, text)
 
     def _in_processes(self, jobs: int, watch: Watch) -> None:
         ended = set[str]()

@@ -12,8 +12,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from unlearnkit.experiments.comparison.results import TrialResult
-from unlearnkit.experiments.comparison.trial import Trial
+from unlearnkit.experiments.comparison.trial import Trial, TrialResult
 from unlearnkit.experiments.config import Config
 
 Row = dict[str, Any]
@@ -24,6 +23,7 @@ def row_of(trial: Trial, result: TrialResult) -> Row:
     """Make the row of a trial; docs/how-to/compare-methods.md explains every column."""
     config, plain = trial.config, result.options or trial.method.options
     measured = not result.failed
+    reasons = {metric: dict(found) for metric, found in result.not_applicable.items() if found}
     return {
         "forget": trial.forget,
         "scenario": result.scenario or None,
@@ -47,7 +47,7 @@ def row_of(trial: Trial, result: TrialResult) -> Row:
         **{f"original accuracy:{name}": score.accuracy for name, score in result.before.items()},
         **{f"original loss:{name}": score.loss for name, score in result.before.items()},
         **{f"{metric}:{name}": value for metric, found in result.metrics.items() for name, value in found.items()},
-        "not_applicable": _reasons(result),
+        "not_applicable": json.dumps(reasons, ensure_ascii=False) if reasons else None,
         "provider": result.provider or None,
         "versions": result.versions,
         "threads": config.comparison.threads,
@@ -82,17 +82,9 @@ def csv_of(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def _columns(rows: Iterable[Row]) -> list[str]:
     # Columns of one kind stand together, though not every row has them all; times and memory stand last.
-    kinds: dict[str, dict[str, None]] = {}
-    for row in rows:
-        for name in row:
-            kinds.setdefault(name.split(":")[0], {})[name] = None
-    names = [name for kind in kinds.values() for name in kind]
-    return sorted(names, key=is_volatile)
-
-
-def _reasons(result: TrialResult) -> str | None:
-    reasons = {metric: dict(found) for metric, found in result.not_applicable.items() if found}
-    return json.dumps(reasons, ensure_ascii=False) if reasons else None
+    names = dict.fromkeys(name for row in rows for name in row)
+    kinds = [*dict.fromkeys(name.split(":")[0] for name in names)]
+    return sorted(names, key=lambda name: (is_volatile(name), kinds.index(name.split(":")[0])))
 
 
 _COUNTS = {"forget_samples", "training_seed", "unlearning_seed", "threads", "changed", "weights"}
@@ -101,17 +93,7 @@ _COUNTS = {"forget_samples", "training_seed", "unlearning_seed", "threads", "cha
 @final
 @attrs.frozen(kw_only=True)
 class Statistic:
-    """One column of the table over several trials.
-
-    Attributes:
-        n: Number of trials with a value.
-        mean: Mean.
-        sd: Sample standard deviation (n − 1); None for one value.
-        median: Median.
-        p10: 10th percentile, interpolated linearly.
-        least: Minimum.
-        most: Maximum.
-    """
+    """One column of the table over several trials."""
 
     n: int
     mean: float
@@ -148,17 +130,7 @@ class Statistic:
 @final
 @attrs.frozen(kw_only=True)
 class VariantSummary:
-    """One variant over all forget targets and seeds.
-
-    Attributes:
-        variant: Label and options.
-        method: Name of the method.
-        tuned: Whether its options were tuned.
-        trials: Number of finished trials, failed ones included.
-        failed: Number of failed trials.
-        measures: Column of the table to its statistic; columns without numbers are left out.
-        remarks: How many trials changed nothing, destroyed the model, failed, …
-    """
+    """One variant over all forget targets and seeds."""
 
     variant: str
     method: str
@@ -173,7 +145,7 @@ class VariantSummary:
         """Summarise the rows of one variant."""
         kinds = Counter(kind for row in rows if row["findings"] for kind in row["findings"].split("; "))
         failed = sum(row["status"] != "done" for row in rows)
-        kinds += Counter({"failed": failed})
+        kinds += Counter(failed=failed)
         return cls(
             variant=rows[0]["variant"],
             method=rows[0]["method"],
@@ -195,11 +167,12 @@ def summarise(rows: Iterable[Row]) -> tuple[VariantSummary, ...]:
 
 def unedited(rows: Iterable[Row]) -> dict[str, Statistic]:
     """Summarise the original models: each forget target and training seed once."""
-    first = {(r["forget"], r["training_seed"]): r for r in reversed([*rows]) if r["status"] == "done"}
-    originals = [
-        {n.replace("original ", ""): v for n, v in row.items() if "original " in n} for row in reversed(first.values())
-    ]
-    return _statistics(originals)
+    originals: dict[tuple[str, int], Row] = {}
+    for row in rows:
+        if row["status"] == "done":
+            own = {name.replace("original ", ""): value for name, value in row.items() if "original " in name}
+            originals.setdefault((row["forget"], row["training_seed"]), own)
+    return _statistics([*originals.values()])
 
 
 def long_table(summaries: Iterable[VariantSummary], *, covers: str) -> tuple[Row, ...]:
@@ -226,16 +199,16 @@ def covers(config: Config) -> str:
     """Say what varies between the trials of a variant, and what does not."""
     chosen = config.comparison
     retrained = sorted({*chosen.retrained_seeds, *config.evaluation.retrained_seeds})
-    over = [
-        _plural(len(chosen.forget) or 1, "forget target"),
-        _plural(len(chosen.training_seeds), "training seed"),
-        _plural(len(chosen.unlearning_seeds), "unlearning seed"),
-    ]
-    models = f"and the {len(retrained)} retrained models of each target (training seeds {retrained})"
-    fixed = models if retrained else ""
+    numbers = {
+        "forget target": len(chosen.forget) or 1,
+        "training seed": len(chosen.training_seeds),
+        "unlearning seed": len(chosen.unlearning_seeds),
+    }
+    over = " × ".join(f"{number} {what}{'s' if number != 1 else ''}" for what, number in numbers.items())
+    models = f" and the {len(retrained)} retrained models of each target (training seeds {retrained})"
     return (
-        f"spread over {' × '.join(over)}; the same throughout, and so not in it: the split of the data, the seeds of "
-        f"the metrics {fixed}".rstrip()
+        f"spread over {over}; the same throughout, and so not in it: the split of the data, the seeds of the metrics"
+        f"{models if retrained else ''}"
     )
 
 
@@ -247,10 +220,6 @@ def _statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Statistic]:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _plural(number: int, what: str) -> str:
-    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 _TUG = "tug-of-war:ToW"
@@ -268,12 +237,11 @@ _NOTE = (
     "weights with other bits than before. seconds: the medians of importances, tuning and edit, added up, without "
     "evaluation. The other columns are accuracies."
 )
-Lines = Sequence[Sequence[str]]
 
 
 def lines_of(
     summaries: Sequence[VariantSummary], original: Mapping[str, Statistic], *, short: bool = False
-) -> tuple[tuple[str, ...], Lines]:
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return header and cells of the summary."""
     known = {name for s in summaries for name in s.measures}
     columns = {name: title for name, title in (_SHORT if short else _SHOWN).items() if name in known}
@@ -319,15 +287,15 @@ def summary_page(
         _markdown_row([":--" if name in {"variant", "remarks"} else "--:" for name in header]),
         *map(_markdown_row, lines),
     ]
-    failed = [row for row in rows if row["status"] != "done"]
     errors = [
         f"- {r['variant']}, {r['forget']}, training seed {r['training_seed']}, unlearning seed "
         f"{r['unlearning_seed']}: {' '.join(str(r['error']).split())}"
-        for r in failed
+        for r in rows
+        if r["status"] != "done"
     ]
+    failed = ["", "## Failed trials", "", *errors] if errors else []
     notes = [f"Mean ± sample standard deviation: {covers}.", "", _NOTE]
-    parts = ["# Comparison", "", *table, "", *notes, *(["", "## Failed trials", "", *errors] if errors else [])]
-    return "\n".join(parts) + "\n"
+    return "\n".join(["# Comparison", "", *table, "", *notes, *failed, ""])
 
 
 def _seconds(summary: VariantSummary) -> str:

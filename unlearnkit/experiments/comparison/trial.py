@@ -1,6 +1,6 @@
-"""One edit of a comparison: a method with its options, on one forget target, with its seeds."""
+"""The trials of a comparison, one edit each, and their results, one JSON file each."""
 
-import hashlib
+import datetime as dt
 import itertools
 import json
 from collections.abc import Iterator, Mapping
@@ -9,8 +9,16 @@ from typing import Any, final
 
 import attrs
 
+from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.experiments.config import Config, ForgetConfig, MethodConfig
-from unlearnkit.utils.errors import ConfigurationError
+from unlearnkit.experiments.provenance import digest_of, versions
+from unlearnkit.reporting import RunRecord
+from unlearnkit.reporting.verdict import findings
+from unlearnkit.utils.errors import ConfigurationError, StoreError
+from unlearnkit.utils.files import write_text
+from unlearnkit.utils.structuring import structure
+
+FORMAT = "unlearnkit-trial-1"
 
 SPLITS = ("retain-train", "forget-train", "retain-test", "forget-test")
 """The splits that every trial is evaluated on, except for empty ones."""
@@ -19,20 +27,12 @@ SPLITS = ("retain-train", "forget-train", "retain-test", "forget-test")
 @final
 @attrs.frozen(kw_only=True)
 class Trial:
-    """One edit of a comparison, and all that its result depends on.
-
-    Attributes:
-        config: A configuration with one method and one forget target; its ``training.seed`` is that of the original
-            model, its ``seed`` that of the unlearning.
-        forget: The forget target as text, such as ``"classes=3"``.
-        variant: Label of the method and values of its grid; a summary has one line per variant.
-        key: Digest of everything that the result depends on; "" until it is known.
-    """
+    """One edit of a comparison: ``config`` has one method, one forget target and the seeds of this trial."""
 
     config: Config
     forget: str
     variant: str
-    key: str = ""
+    key: str = ""  # digest of everything that the result depends on
 
     @property
     def method(self) -> MethodConfig:
@@ -52,29 +52,15 @@ class Trial:
 
 
 def trials_of(config: Config) -> tuple[Trial, ...]:
-    """List the trials of a comparison; trials that share their importances are neighbours.
-
-    Args:
-        config: With a section ``[comparison]``.
-
-    Returns:
-        Forget targets × training seeds × unlearning seeds × methods × options, in this order; without keys.
-
-    Raises:
-        ConfigurationError: Nothing to forget, no method, checkpoints of retrained models, which fit one forget target
-            only, or two forget targets or variants that are the same.
-    """
+    """List the trials of a comparison; trials that share their importances are neighbours."""
     chosen = config.comparison
     targets = chosen.forget or (config.forget,)
     _refuse(config, targets)
     methods = [variant for method in config.method for variant in variants(method)]
     return tuple(
-        Trial(config=_one(config, target, method, training, unlearning), forget=text, variant=variant)
-        for (target, text), training, unlearning, (variant, method) in itertools.product(
-            [(target, forget_text(target)) for target in targets],
-            chosen.training_seeds,
-            chosen.unlearning_seeds,
-            methods,
+        Trial(config=_one(config, target, method, *seeds), forget=forget_text(target), variant=variant)
+        for target, *seeds, (variant, method) in itertools.product(
+            targets, chosen.training_seeds, chosen.unlearning_seeds, methods
         )
     )
 
@@ -102,16 +88,8 @@ def forget_text(target: ForgetConfig) -> str:
     if target.indices:
         return f"indices={len(target.indices)}:{digest_of(target.indices)[:6]}"
     given = {key: value for key, value in attrs.asdict(target, recurse=False).items() if value}
-    return " ".join(
-        f"{key}={Path(value).name if isinstance(value, str) else ','.join(map(str, value))}"
-        for key, value in given.items()
-    )
-
-
-def digest_of(value: Any) -> str:
-    """Hash plain values."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    shown = {key: Path(v).name if isinstance(v, str) else ",".join(map(str, v)) for key, v in given.items()}
+    return " ".join(f"{key}={value}" for key, value in shown.items())
 
 
 def keyed(trial: Trial, facts: Mapping[str, Any]) -> Trial:
@@ -177,3 +155,102 @@ def _refuse(config: Config, targets: tuple[ForgetConfig, ...]) -> None:
 
 def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class TrialResult:
+    """The result of a trial: plain values, which survive JSON without loss."""
+
+    status: str = "done"
+    error: str = ""
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    provider: str = ""
+    changed: int = 0
+    weights: int = 0
+    scenario: str = ""
+    forget_samples: int = 0
+    before: Mapping[str, LossAndAccuracy] = attrs.field(factory=dict)
+    after: Mapping[str, LossAndAccuracy] = attrs.field(factory=dict)
+    metrics: Mapping[str, Mapping[str, float | None]] = attrs.field(factory=dict)
+    not_applicable: Mapping[str, Mapping[str, str]] = attrs.field(factory=dict)
+    findings: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = attrs.field(factory=dict)
+    memory: Mapping[str, float] = attrs.field(factory=dict)
+    versions: str = attrs.field(factory=lambda: digest_of(versions())[:12])
+    finished: str = attrs.field(factory=lambda: dt.datetime.now(dt.UTC).isoformat(timespec="seconds"))
+
+    @property
+    def failed(self) -> bool:
+        """Whether the trial ended with an error."""
+        return self.status != "done"
+
+    @property
+    def fraction(self) -> float:
+        """Changed weights as a fraction of all, 0 to 1."""
+        return self.changed / self.weights if self.weights else 0.0
+
+    @classmethod
+    def of(cls, record: RunRecord, *, weights: int, no_candidate: bool = False) -> "TrialResult":
+        """Make the result of an evaluated edit; ``no_candidate``: tuning found none within its budget."""
+        report = record.report
+        found = findings(report, record.before, record.after)
+        nothing = "no candidate" if no_candidate else "nothing changed"
+        plain = report.to_dict()
+        return cls(
+            options=plain["options"],
+            provider=report.provider,
+            changed=report.changed,
+            weights=weights,
+            scenario=record.forget["scenario"],
+            forget_samples=record.forget["samples"],
+            before=record.before,
+            after=record.after,
+            metrics=record.metrics,
+            not_applicable=record.not_applicable,
+            findings=(*([nothing] if not report.changed else []), *(f.kind for f in found)),
+            remarks=tuple(dict.fromkeys([record.sentence(), *report.remarks])),
+            seconds=report.seconds,
+        )
+
+    @classmethod
+    def failure(cls, error: BaseException | str) -> "TrialResult":
+        """Make the result of a trial that ended with an error."""
+        if isinstance(error, str):
+            return cls(status="failed", error=error)
+        said = "\n".join([str(error) or "no message", *getattr(error, "__notes__", [])])
+        return cls(status="failed", error=f"{type(error).__name__}: {said}")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class TrialFolder:
+    """A folder with one file for each finished trial, named after the trial's key.
+
+    A changed configuration has other keys, so it never reads a stale result; the old files stay.
+    """
+
+    folder: Path = attrs.field(converter=Path)
+
+    def path(self, trial: Trial) -> Path:
+        """Return where the result of a trial is, or will be."""
+        return self.folder / f"{trial.key}.json"
+
+    def read(self, trial: Trial) -> TrialResult | None:
+        """Read a result; None where there is no file."""
+        path = self.path(trial)
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path} is damaged: {error}: delete it, and the trial is done again") from error
+        if not isinstance(raw, dict) or (raw.get("format"), raw.get("key")) != (FORMAT, trial.key):
+            raise StoreError(f"{path} is not the result of {trial.name!r}: delete it, and the trial is done again")
+        return structure(raw["result"], TrialResult, where=str(path))
+
+    def write(self, trial: Trial, result: TrialResult) -> None:
+        """Write a result atomically."""
+        raw = {"format": FORMAT, "key": trial.key, "trial": trial.name, "result": attrs.asdict(result)}
+        write_text(self.path(trial), json.dumps(raw, indent=1, ensure_ascii=False) + "\n")

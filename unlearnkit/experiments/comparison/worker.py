@@ -15,12 +15,11 @@ import torch
 from unlearnkit.data import LabelledImages, forget_split
 from unlearnkit.distributed.ranks import resolve_device
 from unlearnkit.evaluation import LossAndAccuracy
-from unlearnkit.experiments.comparison.results import TrialFolder, TrialResult
-from unlearnkit.experiments.comparison.trial import Trial
+from unlearnkit.experiments.comparison.trial import Trial, TrialFolder, TrialResult
 from unlearnkit.experiments.experiment import Experiment, forget_spec, make_metrics, make_unlearner
-from unlearnkit.experiments.retrained import kept_original, retrained_models
+from unlearnkit.experiments.retrained import cached_original, retrained_models
 from unlearnkit.experiments.run import Job
-from unlearnkit.experiments.tune import Search, elementwise, set_aside
+from unlearnkit.experiments.tune import Search, elementwise, hold_out_unseen
 from unlearnkit.models.parameters import trainable
 from unlearnkit.plugins.manager import PluginManager
 from unlearnkit.utils.errors import UnlearnKitWarning
@@ -65,7 +64,7 @@ class Worker:
         with _threads(trial.config.comparison.threads):
             experiment = self._experiment(trial)
             if seed is None:
-                kept_original(experiment, progress=self._progress)
+                cached_original(experiment, progress=self._progress)
             else:
                 retrained_models(experiment, [seed], progress=self._progress)
 
@@ -114,11 +113,11 @@ class _Group:
 
     @classmethod
     def start(cls, experiment: Experiment, plugins: PluginManager, progress: Progress) -> "_Group":
-        job, unseen = set_aside(
+        job, unseen = hold_out_unseen(
             Job(
                 experiment=experiment,
                 plugins=plugins,
-                original=kept_original(experiment, progress=progress),
+                original=cached_original(experiment, progress=progress),
                 retrained=retrained_models(experiment, progress=progress),
                 requests=[],
                 progress=progress,
@@ -172,14 +171,7 @@ def _collected_warnings() -> Iterator[list[str]]:
 @final
 @attrs.frozen(kw_only=True)
 class Event:
-    """The start or end of a trial, or of the training of a model.
-
-    Attributes:
-        kind: ``"started"``, ``"done"`` or ``"failed"``.
-        name: Name of the trial, or of the model that is trained.
-        key: Key of the trial; "" for a model.
-        process: Process id.
-    """
+    """The start or end of a trial, or of the training of a model."""
 
     kind: Literal["started", "done", "failed"]
     name: str

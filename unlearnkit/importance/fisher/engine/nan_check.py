@@ -100,16 +100,17 @@ class Underflow:
 
     def check(self, name: str, gradient: Tensor, dtype: torch.dtype) -> None:
         """Note where g ≠ 0 = g² in one gradient."""
-        flat = gradient.detach().reshape(-1)
-        parts = [_vanishes(part.to(dtype)).any() for part in _parts(flat)]
-        if parts and bool(torch.stack(parts).any()):
-            lost = torch.cat([_vanishes(part.to(dtype)) for part in _parts(flat)])
-            self._lost[name] = lost | self._lost[name] if name in self._lost else lost
+        parts = (part.to(dtype) for part in _parts(gradient.detach().reshape(-1)))
+        lost = [(part != 0) & (part.square() == 0) for part in parts]
+        if lost and bool(torch.stack([part.any() for part in lost]).any()):
+            found = torch.cat(lost)
+            self._lost[name] = found | self._lost[name] if name in self._lost else found
 
     def report(self, totals: Mapping[str, Tensor]) -> str | None:
         """Return a message that names totals that are too small, or None."""
         found = {name: self._too_small(name, total.reshape(-1)) for name, total in totals.items()}
-        counts = {name: count for name, count in zip(found, _numbers(list(found.values())), strict=True) if count}
+        numbers = torch.stack(list(found.values())).tolist() if found else []  # from a device at once
+        counts = {name: count for name, count in zip(found, numbers, strict=True) if count}
         if not counts:
             return None
         names = ", ".join(f"{name} ({count} of {totals[name].numel()})" for name, count in counts.items())
@@ -132,12 +133,3 @@ class Underflow:
 
 def _parts(flat: Tensor) -> list[Tensor]:
     return [flat[at : at + _AT_A_TIME] for at in range(0, len(flat), _AT_A_TIME)]
-
-
-def _vanishes(g: Tensor) -> Tensor:
-    return (g != 0) & (g.square() == 0)
-
-
-def _numbers(counts: list[Tensor]) -> list[int]:
-    """Copy all counts from the device at once."""
-    return [int(count) for count in torch.stack(counts).cpu()] if counts else []
