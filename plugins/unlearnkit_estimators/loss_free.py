@@ -36,7 +36,6 @@ class _Sensitivity(ImportanceEstimator):
         """Return one number for each row of outputs."""
 
     def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
-        """Differentiate the mean size of the outputs; see `ImportanceEstimator.estimate_batch`."""
         sizes, named = self.size(logits(model, batch, objective=objective)), trainable(model)
         grads = torch.autograd.grad(sizes.mean(), list(named.values()), allow_unused=True)
         terms, totals = len(sizes) if self.weights == "size" else 1, {}
@@ -77,7 +76,6 @@ class LossFree(_Sensitivity):
     name: ClassVar[str] = "loss-free"
 
     def size(self, outputs: Tensor) -> Tensor:
-        """Return ‖f(x)‖²₂."""
         return outputs.square().sum(1)
 
 
@@ -104,7 +102,6 @@ class OutputNorm(_Sensitivity):
     name: ClassVar[str] = "output-norm"
 
     def size(self, outputs: Tensor) -> Tensor:
-        """Return ‖f(x)‖₂."""
         norms: Tensor = torch.linalg.vector_norm(outputs, dim=1)
         return norms
 

@@ -42,11 +42,9 @@ class _ModelLabels(ImportanceEstimator):
         """Yield labels and their weights, both of shape (batch,), for class probabilities of shape (batch, classes)."""
 
     def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
-        """Start one pass; see `ImportanceEstimator.accumulator`."""
         return _Relabelled(self, model, objective)
 
     def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
-        """Measure one batch alone; see `ImportanceEstimator.estimate_batch`."""
         one = self.accumulator(model, objective=objective)
         one.add(batch)
         return one.result()
@@ -88,7 +86,6 @@ class SampledFisher(_ModelLabels):
         del sizes
 
     def relabel(self, batch: Any, p: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Draw labels; all weigh the same."""
         cumulative = p.cumsum(1)[:, :-1].contiguous()
         share = p.new_full((len(p),), 1 / self.draws)
         for u in uniforms(batch, seed=self.seed, draws=self.draws):
@@ -167,7 +164,6 @@ class GivenLabels(Objective):
     objective: Objective
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the weighted loss of every sample; see `Objective.losses`."""
         inner, labels, weights = batch
         found = logits(model, inner, objective=self.objective)
         losses: Tensor = nn.functional.cross_entropy(found, labels, reduction="none") * weights.sqrt().to(found.dtype)

@@ -34,7 +34,6 @@ class FineTune(TrainingUnlearner):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.RETAIN_DATA})
 
     def passes(self, model: nn.Module, inputs: UnlearningInputs) -> Iterable[EpochConfig]:  # noqa: ARG002
-        """Minimise the mean loss of each retain batch."""
         return EpochConfig.epochs(inputs.retain_data, inputs.mean_loss, count=self.epochs)
 
 

@@ -60,7 +60,6 @@ class FisherNoise(Unlearner):
     )
 
     def apply(self, model: nn.Module, inputs: UnlearningInputs) -> None:
-        """Add the noise; see `Unlearner.apply`."""
         assert inputs.reference is not None, "REFERENCE_IMPORTANCE is among the needs"
         generator, mean = torch.Generator().manual_seed(inputs.seed), inputs.reference.mean()
         with torch.no_grad():
