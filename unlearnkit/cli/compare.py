@@ -1,14 +1,11 @@
 """``unlearnkit compare``."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from unlearnkit.cli.console import clear_errors, counting, line, out, together
 from unlearnkit.cli.options import ConfigPath, Methods, Quiet, Settings, Traceback, load
-
-if TYPE_CHECKING:
-    from unlearnkit.experiments import Comparison
 
 
 def compare(
@@ -30,8 +27,13 @@ def compare(
         with together(chosen.device, quiet=True) as (first, _):
             comparison = Comparison.plan(chosen)
             sizing = comparison.sizing(jobs)
+            pending = comparison.pending
+            if first and dry_run:
+                left = {trial.key for trial in pending}
+                for trial in comparison.trials:
+                    line(f"{'to do' if trial.key in left else 'done '}  {trial.name}")
             if first:
-                _announce(comparison, sizing.why, every=dry_run)
+                line(f"{len(comparison.trials)} trials, {len(pending)} to do; {sizing.why}", soft_wrap=True)
             if dry_run:
                 return
             with counting(comparison.share, quiet=quiet or not first) as show:
@@ -46,12 +48,3 @@ def compare(
         line(f"results: {comparison.folder}/trials.csv, summary.csv, summary.md")
     if comparison.failed:
         raise typer.Exit(1)
-
-
-def _announce(comparison: "Comparison", why: str, *, every: bool) -> None:
-    pending, total = comparison.pending, len(comparison.trials)
-    if every:
-        left = {trial.key for trial in pending}
-        for trial in comparison.trials:
-            line(f"{'to do' if trial.key in left else 'done '}  {trial.name}")
-    line(f"{total} trials, {len(pending)} to do; {why}", soft_wrap=True)

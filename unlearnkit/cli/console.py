@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +30,7 @@ def bars(*, quiet: bool = False) -> Iterator[Progress]:
         yield silent
         return
     with _bars("{task.description}") as shown:
-
-        def progress(items: Iterable[Any], what: str, total: int | None) -> Iterable[Any]:
-            yield from shown.track(items, total=total, description=what)
-
-        yield progress
+        yield lambda items, what, total: shown.track(items, total=total, description=what)
 
 
 def _bars(before: str, after: str = "", *, disable: bool = False) -> "rich.progress.Progress":

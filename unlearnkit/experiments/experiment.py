@@ -149,11 +149,6 @@ class Experiment:
             for name, data in parts.items()
         }
 
-    def evaluated_splits(self) -> dict[str, LabelledImages]:
-        """Return the splits that the configuration evaluates, without empty ones."""
-        parts = self.splits()
-        return {name: parts[name] for name in self.config.evaluation.splits if name in parts}
-
     def manifest(self) -> dict[str, Any]:
         """Describe what a run of the configuration depends on."""
         return manifest(config=attrs.asdict(self.config), data=self.bundle.train, device=self.device)

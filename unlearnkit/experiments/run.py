@@ -238,8 +238,10 @@ class Job:
         )
 
     def evaluate(self, model: nn.Module) -> dict[str, LossAndAccuracy]:
-        """Measure loss and accuracy."""
-        return self.experiment.scores(model, self.experiment.evaluated_splits(), progress=self.progress)
+        """Measure loss and accuracy on the splits of the configuration that are not empty."""
+        parts = self.experiment.splits()
+        chosen = {name: parts[name] for name in self.experiment.config.evaluation.splits if name in parts}
+        return self.experiment.scores(model, chosen, progress=self.progress)
 
     def measure(self, model: nn.Module) -> dict[str, dict[str, Measurement]]:
         """Compute the metrics of the configuration."""

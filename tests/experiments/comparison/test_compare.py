@@ -29,21 +29,21 @@ def table(folder):
         return [{k: v for k, v in row.items() if not is_volatile(k)} for row in csv.DictReader(file)]
 
 
-def told(events, kind):
+def names(events, kind):
     return [event.name for event in events if event.kind == kind]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, small_text):
-    """The table of the small comparison, uninterrupted, in one process; and its folder."""
-    root = tmp_path_factory.mktemp("whole")
+def uninterrupted(tmp_path_factory, small_text):
+    """The table of the small comparison in one process, without a stop; and its folder."""
+    root = tmp_path_factory.mktemp("uninterrupted")
     (root / "small.toml").write_text(small_text.format(root=root))
     comparison = compare(load_config(root / "small.toml"))
     return comparison, table(root / "out")
 
 
-def test_every_trial_is_a_row(whole):
-    comparison, rows = whole
+def test_every_trial_is_a_row(uninterrupted):
+    comparison, rows = uninterrupted
     assert [(r["training_seed"], r["variant"]) for r in rows] == [
         (seed, variant) for seed in "01" for variant in ("ssd alpha=2", "ssd alpha=1e+09", "binary-mask", "diverges")
     ]
@@ -52,8 +52,8 @@ def test_every_trial_is_a_row(whole):
     assert len(comparison.failed) == 2
 
 
-def test_the_numbers_of_a_row_fit_together(whole):
-    _, rows = whole
+def test_the_numbers_of_a_row_fit_together(uninterrupted):
+    _, rows = uninterrupted
     for row in rows:
         if row["status"] == "done":
             assert float(row["fraction"]) == int(row["changed"]) / int(row["weights"])
@@ -66,12 +66,12 @@ def test_the_numbers_of_a_row_fit_together(whole):
     assert "edits tried; chosen: lam = " in rows[2]["remarks"]
 
 
-def test_tug_of_war_is_that_of_the_kept_models(whole):
+def test_tug_of_war_is_that_of_the_kept_models(uninterrupted):
     from unlearnkit.evaluation import loss_and_accuracy
     from unlearnkit.experiments.experiment import Experiment
     from unlearnkit.experiments.retrained import retrained_models
 
-    comparison, rows = whole
+    comparison, rows = uninterrupted
     experiment = Experiment.load(comparison.trials[0].config)
     splits = ("forget-train", "retain-train", "retain-test")
     models = retrained_models(experiment)
@@ -84,8 +84,8 @@ def test_tug_of_war_is_that_of_the_kept_models(whole):
     assert float(rows[0]["tug-of-war:ToW"]) == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_failed_trial_says_what_it_ended_with_and_the_others_go_on(whole):
-    comparison, rows = whole
+def test_a_failed_trial_says_what_it_ended_with_and_the_others_go_on(uninterrupted):
+    comparison, rows = uninterrupted
     assert rows[3]["error"].startswith("NonFiniteError: expected a finite loss, saw NaN or infinity")
     assert rows[3]["accuracy:forget-train"] == rows[3]["fraction"] == ""
     page = (comparison.folder / "summary.md").read_text(encoding="utf-8")
@@ -95,8 +95,8 @@ def test_a_failed_trial_says_what_it_ended_with_and_the_others_go_on(whole):
     assert "2 × nothing changed" in page
 
 
-def test_what_is_written(whole):
-    comparison, _ = whole
+def test_what_is_written(uninterrupted):
+    comparison, _ = uninterrupted
     files = {p.name for p in comparison.folder.iterdir()}
     assert files == {"trials", "trials.csv", "summary.csv", "summary.md", "comparison.json", ".retrained"}
     assert len(list((comparison.folder / ".retrained").glob("*.safetensors"))) == 2 + 2
@@ -115,7 +115,7 @@ def test_a_run_that_is_done_does_nothing_again(small, monkeypatch):
     assert {p: p.stat().st_mtime_ns for p in (first.folder / "trials").iterdir()} == before
     wider = [*only[1:], "method=[{name='ssd', grid={alpha=[2, 3, 4]}}]"]
     compare(small(*wider), watch=events.append)
-    assert told(events, "done") == ["ssd alpha=4 · classes=3 · training seed 0 · unlearning seed 0"]
+    assert names(events, "done") == ["ssd alpha=4 · classes=3 · training seed 0 · unlearning seed 0"]
 
 
 def test_a_changed_configuration_does_not_find_the_old_rows(small):
@@ -134,7 +134,7 @@ def test_failed_trials_are_tried_again(small):
     events = []
     for _ in range(2):
         compare(small(*bad), watch=events.append)
-    assert len(told(events, "failed")) == 2
+    assert len(names(events, "failed")) == 2
 
 
 def test_a_damaged_or_foreign_file_is_refused(small):
@@ -149,7 +149,7 @@ def test_a_damaged_or_foreign_file_is_refused(small):
         compare(small(*one))
 
 
-def test_ctrl_c_leaves_what_is_done_on_disk(small, whole):
+def test_ctrl_c_leaves_what_is_done_on_disk(small, uninterrupted):
     def interrupt(event):
         if event.kind == "started" and event.name.startswith("binary-mask"):
             raise KeyboardInterrupt
@@ -159,7 +159,7 @@ def test_ctrl_c_leaves_what_is_done_on_disk(small, whole):
     comparison = Comparison.plan(small())
     assert len(comparison.pending) == 6
     assert table(comparison.folder) == [
-        {k: v for k, v in row.items() if k in table(comparison.folder)[0]} for row in whole[1][:2]
+        {k: v for k, v in row.items() if k in table(comparison.folder)[0]} for row in uninterrupted[1][:2]
     ]
 
 
@@ -192,7 +192,7 @@ class Offer:
         return [Stubborn]
 
 
-def test_plugins_by_hand_and_a_metric_that_fails(small):
+def test_registered_plugins_and_a_metric_that_fails(small):
     plugins = PluginManager()
     plugins.register(Offer(), name="mine")
     config = small("comparison.metrics=['stubborn']", "method=[{name='ssd'}]", "comparison.training_seeds=[0]")
@@ -209,23 +209,23 @@ def test_no_candidate_within_the_budget_is_a_row(small):
     assert rows[0]["tug-of-war:ToW"] == rows[0]["tug-of-war:original ToW"]
 
 
-def test_several_processes_give_the_same_table(small, whole):
+def test_several_processes_give_the_same_table(small, uninterrupted):
     events = []
     comparison = compare(small(), jobs=2, watch=events.append)
-    assert table(comparison.folder) == whole[1]
+    assert table(comparison.folder) == uninterrupted[1]
     assert os.getpid() not in {event.process for event in events}
-    assert len(told(events, "started")) == 4 + 8
+    assert len(names(events, "started")) == 4 + 8
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_processes_of_torchrun_give_the_same_table_and_do_each_trial_once(small_toml, whole, tmp_path, size):
+def test_processes_of_torchrun_give_the_same_table_and_do_each_trial_once(small_toml, uninterrupted, tmp_path, size):
     came = run_on_ranks(tmp_path / "jobs", compared, small_toml, size=size)
-    assert table(tmp_path / "out") == whole[1]
-    assert sorted(name for done, _ in came for name in done) == sorted(t.name for t in whole[0].trials)
+    assert table(tmp_path / "out") == uninterrupted[1]
+    assert sorted(name for done, _ in came for name in done) == sorted(t.name for t in uninterrupted[0].trials)
     assert all(share == len(done) > 0 for done, share in came)
 
 
-def test_a_killed_run_goes_on_where_it_was(small, small_toml, whole):
+def test_a_killed_run_goes_on_where_it_was(small, small_toml, uninterrupted):
     assert forked.run(compare_until_a_trial, str(small_toml), 4) == -signal.SIGKILL
     comparison = Comparison.plan(small())
     kept = {p.name: p.stat().st_mtime_ns for p in (comparison.folder / "trials").iterdir()}
@@ -233,10 +233,10 @@ def test_a_killed_run_goes_on_where_it_was(small, small_toml, whole):
     assert not (comparison.folder / "trials.csv").exists()
     events = []
     compare(small(), watch=events.append)
-    assert told(events, "started") == [trial.name for trial in comparison.trials[3:]]
+    assert names(events, "started") == [trial.name for trial in comparison.trials[3:]]
     after = {p.name: p.stat().st_mtime_ns for p in (comparison.folder / "trials").iterdir()}
     assert {name: after[name] for name in kept} == kept
-    assert table(comparison.folder) == whole[1]
+    assert table(comparison.folder) == uninterrupted[1]
 
 
 @pytest.mark.slow  # five processes start
