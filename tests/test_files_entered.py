@@ -15,7 +15,7 @@ from unlearnkit import Pipeline
 from unlearnkit.cli.app import app
 
 ROOT = Path(__file__).parents[1]
-PIPELINE, RUN = 37, 95  # never raise them; the aim is 32 files for a pipeline
+PIPELINE, RUN = 32, 95  # never raise them
 FOLDERS = tuple(f"{ROOT / name}/" for name in ("unlearnkit", "plugins"))
 
 

@@ -143,19 +143,12 @@ void long_tile(Totals total, int64_t stride, float* sums, const float* g, const 
         }
 }
 
-// Calls f with the number of rows of a tile as a constant.
-template <typename F>
+// Calls f with the number of rows of a tile, 1 to ROWS, as a constant.
+template <int M = 1, typename F>
 void with_rows(int64_t rows, F f) {
-    switch (rows) {
-        case 1: f(std::integral_constant<int, 1>()); break;
-        case 2: f(std::integral_constant<int, 2>()); break;
-        case 3: f(std::integral_constant<int, 3>()); break;
-        case 4: f(std::integral_constant<int, 4>()); break;
-        case 5: f(std::integral_constant<int, 5>()); break;
-        case 6: f(std::integral_constant<int, 6>()); break;
-        case 7: f(std::integral_constant<int, 7>()); break;
-        default: f(std::integral_constant<int, 8>()); break;
-    }
+    if constexpr (M < ROWS)
+        if (rows > M) return with_rows<M + 1>(rows, f);
+    f(std::integral_constant<int, M>());
 }
 
 // Has the totals of a section brought near: the rows of one block lie far apart, where no pattern is seen.

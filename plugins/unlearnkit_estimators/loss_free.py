@@ -1,5 +1,6 @@
 """Importance without a loss: how much each weight moves the size of the model's output; labels are not needed."""
 
+import abc
 from collections.abc import Iterable
 from typing import Any, ClassVar, final
 
@@ -20,9 +21,33 @@ from unlearnkit import (
 from unlearnkit.models import trainable
 
 
+@attrs.frozen(kw_only=True)
+class _Sensitivity(ImportanceEstimator):
+    """Ω = Σ_b w_b·|∂/∂θ mean_{i∈b} size(f(x_i))|."""
+
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits(unit="batch", labels="none")
+
+    weights: str = option(
+        "size", choices=("size", "equal"), doc="weight of a batch: its size, or equal (parity with published code)"
+    )
+
+    @abc.abstractmethod
+    def size(self, outputs: Tensor) -> Tensor:
+        """Return one number for each row of outputs."""
+
+    def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
+        sizes, named = self.size(logits(model, batch, objective=objective)), trainable(model)
+        grads = torch.autograd.grad(sizes.mean(), list(named.values()), allow_unused=True)
+        terms, totals = len(sizes) if self.weights == "size" else 1, {}
+        for (name, p), g in zip(named.items(), grads, strict=True):
+            wide = torch.promote_types(p.dtype, torch.float32)
+            totals[name] = torch.zeros_like(p, dtype=wide) if g is None else terms * g.to(wide).abs()
+        return Importance(totals=totals, count=terms)
+
+
 @final
 @attrs.frozen(kw_only=True)
-class LossFree(ImportanceEstimator):
+class LossFree(_Sensitivity):
     """Ω = Σ_b w_b·|∂/∂θ mean_{i∈b} ‖f(x_i)‖²₂|, f(x) the logits: one term per batch, no labels.
 
     This is what the published code computes, and it depends on batch size and order, which are recorded: gradients of
@@ -34,7 +59,7 @@ class LossFree(ImportanceEstimator):
     batch, is what the published code does.
 
     The objective says only where the logits are (`CrossEntropy.logits`, also inside another objective's
-    ``objective``); its loss and its labels are not looked at, and a batch may have none.
+    ``objective``); its loss and its labels are not used, and a batch may have no labels.
 
     Source: Foster, Schoepf and Brintrup 2024 (Loss-Free Machine Unlearning) and the published code (LFSSD); after
     Aljundi et al. 2018 (Memory Aware Synapses), the importance Ω.
@@ -49,21 +74,14 @@ class LossFree(ImportanceEstimator):
     """
 
     name: ClassVar[str] = "loss-free"
-    traits: ClassVar[EstimatorTraits] = EstimatorTraits(unit="batch", labels="none")
 
-    weights: str = option(
-        "size", choices=("size", "equal"), doc="weight of a batch: its size, or equal (parity with published code)"
-    )
-
-    def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
-        """Differentiate the mean of ‖f(x)‖²₂; see `ImportanceEstimator.estimate_batch`."""
-        outputs = logits(model, batch, objective=objective)
-        return _absolute(model, outputs.square().sum(1), weights=self.weights)
+    def size(self, outputs: Tensor) -> Tensor:
+        return outputs.square().sum(1)
 
 
 @final
 @attrs.frozen(kw_only=True)
-class OutputNorm(ImportanceEstimator):
+class OutputNorm(_Sensitivity):
     """Ω = Σ_b w_b·|∂/∂θ mean_{i∈b} ‖f(x_i)‖₂|, f(x) the logits: as `LossFree`, with the norm not squared.
 
     Not squaring keeps samples with large outputs from dominating. At f(x) = 0, where the norm has no gradient, 0 is
@@ -82,44 +100,32 @@ class OutputNorm(ImportanceEstimator):
     """
 
     name: ClassVar[str] = "output-norm"
-    traits: ClassVar[EstimatorTraits] = EstimatorTraits(unit="batch", labels="none")
 
-    weights: str = option(
-        "size", choices=("size", "equal"), doc="weight of a batch: its size, or equal (parity with published code)"
-    )
-
-    def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
-        """Differentiate the mean of ‖f(x)‖₂; see `ImportanceEstimator.estimate_batch`."""
-        outputs = logits(model, batch, objective=objective)
-        return _absolute(model, torch.linalg.vector_norm(outputs, dim=1), weights=self.weights)
+    def size(self, outputs: Tensor) -> Tensor:
+        norms: Tensor = torch.linalg.vector_norm(outputs, dim=1)
+        return norms
 
 
-def logits(model: nn.Module, batch: Any, *, objective: Objective) -> Tensor:
-    """Return the outputs, one row per sample, at least float32, from an objective or the one that it wraps."""
+def raw_logits(model: nn.Module, batch: Any, *, objective: Objective) -> Any:
+    """Return what the method ``logits`` of an objective, or of one inside its ``objective``, returns."""
     inner: Any = objective
     while not hasattr(inner, "logits"):
         if not isinstance(getattr(inner, "objective", None), Objective):
             raise ConfigurationError(
                 f"expected an objective with a method logits(model, batch), as CrossEntropy has, saw "
-                f"{type(objective).__name__}: add one that returns what the model gives for each sample"
+                f"{type(objective).__name__}: add one that returns the model's logits for each sample"
             )
         inner = inner.objective
-    found = inner.logits(model, batch)
+    return inner.logits(model, batch)
+
+
+def logits(model: nn.Module, batch: Any, *, objective: Objective) -> Tensor:
+    """Return the outputs, one row per sample, at least float32."""
+    found: Tensor = raw_logits(model, batch, objective=objective)
     if not isinstance(found, Tensor) or found.dim() == 0:
         seen = "a scalar tensor" if isinstance(found, Tensor) else type(found).__name__
-        raise MismatchError(f"{type(inner).__name__}.logits must return one row per sample, saw {seen}")
+        raise MismatchError(f"expected logits with one row per sample, saw {seen}")
     return found.to(torch.promote_types(found.dtype, torch.float32)).reshape(len(found), -1)
-
-
-def _absolute(model: nn.Module, sizes: Tensor, *, weights: str) -> Importance:
-    """Return |∂ mean / ∂θ| as one term, or times the number of samples as one for each."""
-    named = trainable(model)
-    grads = torch.autograd.grad(sizes.mean(), list(named.values()), allow_unused=True)
-    terms, totals = len(sizes) if weights == "size" else 1, {}
-    for (name, p), g in zip(named.items(), grads, strict=True):
-        wide = torch.promote_types(p.dtype, torch.float32)
-        totals[name] = torch.zeros_like(p, dtype=wide) if g is None else terms * g.to(wide).abs()
-    return Importance(totals=totals, count=terms)
 
 
 @hookimpl

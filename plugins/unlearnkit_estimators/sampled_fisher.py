@@ -1,8 +1,9 @@
 """Fisher information in the proper sense: labels come from the model's own predictions, drawn or in expectation."""
 
+import abc
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, final
 
 import attrs
@@ -21,19 +22,43 @@ from unlearnkit import (
     option,
 )
 from unlearnkit.importance import Accumulator
+from unlearnkit_estimators.loss_free import raw_logits
 
 _STEPS = 2**53  # float64 holds every multiple of 2⁻⁵³ in [0, 1)
 
 
+@attrs.frozen(kw_only=True)
+class _ModelLabels(ImportanceEstimator):
+    """Squares per-sample gradients on one pass of `DiagonalFisher`, for labels and weights that the model gives."""
+
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits(labels="model", batch_free=True)
+
+    memory_budget: int = option(
+        64, at_least=1, meaning=False, doc="in MiB: bound on the per-sample work held at one time"
+    )
+
+    @abc.abstractmethod
+    def relabel(self, batch: Any, p: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield labels and their weights, both of shape (batch,), for class probabilities of shape (batch, classes)."""
+
+    def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
+        return _Relabelled(self, model, objective)
+
+    def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
+        one = self.accumulator(model, objective=objective)
+        one.add(batch)
+        return one.result()
+
+
 @final
 @attrs.frozen(kw_only=True)
-class SampledFisher(ImportanceEstimator):
+class SampledFisher(_ModelLabels):
     """F_j = Σ_i 1/m Σ_{k≤m} (∂/∂θ_j −log p(ŷ_ik | x_i))² with ŷ_ik ~ p(· | x_i): an unbiased estimate of the Fisher.
 
     Each sample gets ``draws`` = m labels, drawn by inverting its own distribution function at uniform numbers that
     depend on ``seed`` and on the bytes of that sample alone (of all its tensors, labels included where a batch has
     them). So the draw follows a sample through any order and any batch, totals add up over disjoint data, and equal
-    samples get equal labels. The batch's own labels are not otherwise looked at.
+    samples get equal labels. The batch's own labels are not otherwise used.
 
     The objective says only where the logits are (`CrossEntropy.logits`, also inside another objective's
     ``objective``), of shape (batch, classes); the loss is −log softmax(f(x))_ŷ.
@@ -52,29 +77,15 @@ class SampledFisher(ImportanceEstimator):
     """
 
     name: ClassVar[str] = "sampled-fisher"
-    traits: ClassVar[EstimatorTraits] = EstimatorTraits(labels="model", batch_free=True)
 
     seed: int = option(0, at_least=0, doc="of the labels that are drawn")
     draws: int = option(1, symbol="m", at_least=1, doc="labels drawn for each sample; their squares are averaged")
-    memory_budget: int = option(
-        64, at_least=1, meaning=False, doc="in MiB: bound on the per-sample work held at one time"
-    )
-
-    def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
-        """Draw labels, then square per-sample gradients on one pass of `DiagonalFisher`."""
-        return _Relabelled(self._labels, DiagonalFisher(memory_budget=self.memory_budget), model, objective)
-
-    def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
-        """Measure one batch alone; see `ImportanceEstimator.estimate_batch`."""
-        one = self.accumulator(model, objective=objective)
-        one.add(batch)
-        return one.result()
 
     def relative_error(self, sizes: Mapping[int, int]) -> None:
         """Return None: a rare label with a large gradient can be off by any factor."""
         del sizes
 
-    def _labels(self, batch: Any, p: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def relabel(self, batch: Any, p: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         cumulative = p.cumsum(1)[:, :-1].contiguous()
         share = p.new_full((len(p),), 1 / self.draws)
         for u in uniforms(batch, seed=self.seed, draws=self.draws):
@@ -83,11 +94,11 @@ class SampledFisher(ImportanceEstimator):
 
 @final
 @attrs.frozen(kw_only=True)
-class ExactFisher(ImportanceEstimator):
+class ExactFisher(_ModelLabels):
     """F_j = Σ_i Σ_c p(c | x_i)·(∂/∂θ_j −log p(c | x_i))²: the diagonal of the Fisher information, exactly.
 
     It costs as many passes as there are classes: C times `DiagonalFisher`, and more classes than ``max_classes`` are
-    refused. `SampledFisher` estimates the same at the price of one. A batch's labels are not looked at.
+    refused. `SampledFisher` estimates the same at the price of one. A batch's labels are not used.
 
     The objective says only where the logits are (`CrossEntropy.logits`, also inside another objective's
     ``objective``), of shape (batch, classes).
@@ -107,25 +118,11 @@ class ExactFisher(ImportanceEstimator):
     """
 
     name: ClassVar[str] = "exact-fisher"
-    traits: ClassVar[EstimatorTraits] = EstimatorTraits(labels="model", batch_free=True)
 
     max_classes: int = option(32, at_least=1, meaning=False, doc="refuse more classes: each costs one pass")
-    memory_budget: int = option(
-        64, at_least=1, meaning=False, doc="in MiB: bound on the per-sample work held at one time"
-    )
 
-    def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
-        """Square per-sample gradients for every class on one pass of `DiagonalFisher`."""
-        return _Relabelled(self._labels, DiagonalFisher(memory_budget=self.memory_budget), model, objective)
-
-    def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
-        """Measure one batch alone; see `ImportanceEstimator.estimate_batch`."""
-        one = self.accumulator(model, objective=objective)
-        one.add(batch)
-        return one.result()
-
-    def _labels(self, batch: Any, p: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        del batch
+    def relabel(self, batch: Any, p: Tensor) -> Iterator[tuple[Tensor, Tensor]]:  # noqa: ARG002 - for all batches
+        """Give every class as a label, with its probability as the weight."""
         classes = p.shape[1]
         if classes > self.max_classes:
             raise ConfigurationError(
@@ -142,21 +139,16 @@ class _Relabelled(Accumulator):
 
     steady: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        labels: Callable[[Any, Tensor], Iterator[tuple[Tensor, Tensor]]],
-        fisher: DiagonalFisher,
-        model: nn.Module,
-        objective: Objective,
-    ) -> None:
-        self._labels, self._model, self._objective = labels, model, objective
+    def __init__(self, estimator: _ModelLabels, model: nn.Module, objective: Objective) -> None:
+        self._estimator, self._model, self._objective = estimator, model, objective
+        fisher = DiagonalFisher(memory_budget=estimator.memory_budget)
         self._pass = fisher.accumulator(model, objective=GivenLabels(objective=objective))
         self._count = 0
 
     def add(self, batch: Any) -> None:
         with torch.no_grad():
             p = logits(self._model, batch, objective=self._objective).double().softmax(1)
-        for labels, weights in self._labels(batch, p):
+        for labels, weights in self._estimator.relabel(batch, p):
             self._pass.add((batch, labels, weights))
         self._count += len(p)
 
@@ -172,7 +164,6 @@ class GivenLabels(Objective):
     objective: Objective
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the weighted loss of every sample; see `Objective.losses`."""
         inner, labels, weights = batch
         found = logits(model, inner, objective=self.objective)
         losses: Tensor = nn.functional.cross_entropy(found, labels, reduction="none") * weights.sqrt().to(found.dtype)
@@ -180,16 +171,8 @@ class GivenLabels(Objective):
 
 
 def logits(model: nn.Module, batch: Any, *, objective: Objective) -> Tensor:
-    """Return logits of shape (batch, classes), at least float32, from an objective or one inside its ``objective``."""
-    inner: Any = objective
-    while not hasattr(inner, "logits"):
-        if not isinstance(getattr(inner, "objective", None), Objective):
-            raise ConfigurationError(
-                f"expected an objective with a method logits(model, batch), as CrossEntropy has, saw "
-                f"{type(objective).__name__}: a model's own labels can only be drawn from a distribution over classes"
-            )
-        inner = inner.objective
-    found = inner.logits(model, batch)
+    """Return logits of shape (batch, classes), at least float32."""
+    found = raw_logits(model, batch, objective=objective)
     if not isinstance(found, Tensor) or found.dim() != 2:
         seen = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise MismatchError(f"expected logits of shape (batch, classes), saw {seen}: one distribution for each sample")

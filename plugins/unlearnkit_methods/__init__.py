@@ -1,1 +1,1 @@
-"""The unlearning methods that ship with unlearnkit: one file for each, each with an entry point of its own."""
+"""The unlearning methods that ship with unlearnkit: one file and one entry point for each."""

@@ -44,7 +44,6 @@ class BadTeacher(TrainingUnlearner):
     mode: str = option("eval", choices=("train", "eval"), doc="eval: no dropout, BatchNorm left as it is")
 
     def passes(self, model: nn.Module, inputs: UnlearningInputs) -> Iterable[EpochConfig]:
-        """Distil from the teacher of each batch's set."""
         teachers = {False: teacher_of(model), True: teacher_of(fresh_model(model, inputs))}
 
         def loss(student: nn.Module, item: Any) -> Tensor:

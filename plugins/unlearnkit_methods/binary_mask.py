@@ -38,7 +38,6 @@ class BinaryMask(ElementwiseUnlearner):
     lam: float = option(1.0, symbol="λ", above=0, doc="mask weights whose F_f is above λ times F_r")
 
     def rule(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:
-        """Zero where F_f > λ·F_r."""
         return torch.where(forget > self.lam * reference, torch.zeros_like(theta), theta)
 
 

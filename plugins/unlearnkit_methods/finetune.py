@@ -15,8 +15,8 @@ from unlearnkit.unlearning import EpochConfig
 class FineTune(TrainingUnlearner):
     """θ ← θ − η·∇ℓ(θ; D_r): training goes on, on the retain set alone.
 
-    The forget set is never looked at; what it taught fades only as far as the retain set contradicts it (catastrophic
-    forgetting). The baseline that every method has to beat.
+    The forget set is not used: the model forgets it only as far as further training on the retain set overwrites it
+    (catastrophic forgetting). The baseline that every method has to beat.
 
     Train mode by default, as in training; ``mode = "eval"`` leaves BatchNorm's buffers as they are.
 
@@ -34,7 +34,6 @@ class FineTune(TrainingUnlearner):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.RETAIN_DATA})
 
     def passes(self, model: nn.Module, inputs: UnlearningInputs) -> Iterable[EpochConfig]:  # noqa: ARG002
-        """Minimise the mean loss of each retain batch."""
         return EpochConfig.epochs(inputs.retain_data, inputs.mean_loss, count=self.epochs)
 
 

@@ -28,7 +28,7 @@ class FisherNoise(Unlearner):
     σ·φ^(−γ), which is also what a weight with F_r = 0 gets.
 
     F_r is meant to be measured on the retain set: one of the full set protects what the forget set needs as well. The
-    forget set itself is not looked at. The published code also averages the variance over the inputs of each unit,
+    forget set itself is not used. The published code also averages the variance over the inputs of each unit,
     takes it tenfold in one-dimensional parameters and in the last layer, and zeroes the forgotten class's row there;
     this method does none of that, for these depend on the architecture.
 
@@ -60,7 +60,6 @@ class FisherNoise(Unlearner):
     )
 
     def apply(self, model: nn.Module, inputs: UnlearningInputs) -> None:
-        """Add the noise; see `Unlearner.apply`."""
         assert inputs.reference is not None, "REFERENCE_IMPORTANCE is among the needs"
         generator, mean = torch.Generator().manual_seed(inputs.seed), inputs.reference.mean()
         with torch.no_grad():

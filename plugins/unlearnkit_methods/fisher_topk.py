@@ -50,7 +50,6 @@ class FisherTopK(Unlearner):
     scope: str = option("global", choices=("global", "tensor"), doc="k of the whole model, or k of each parameter")
 
     def apply(self, model: nn.Module, inputs: UnlearningInputs) -> None:
-        """Zero the selected weights; see `Unlearner.apply`."""
         assert inputs.forget is not None, "FORGET_IMPORTANCE is among the needs"
         assert inputs.reference is not None, "REFERENCE_IMPORTANCE is among the needs"
         chosen = self.select(inputs.forget, inputs.reference, names=list(trainable(model)))

@@ -66,8 +66,6 @@ class JustInTime(TrainingUnlearner):
     mode: str = attrs.field(default="eval", init=False)
 
     def passes(self, model: nn.Module, inputs: UnlearningInputs) -> Iterable[EpochConfig]:  # noqa: ARG002
-        """Minimise how far noise on the input moves the logits."""
-
         def roughness(student: nn.Module, batch: Any) -> Tensor:
             clean = class_logits(inputs.objective, student, batch).flatten(1)
             noisy, total = _Noisy(student, self.sigma, clip=self.clip), torch.zeros((), device=clean.device)

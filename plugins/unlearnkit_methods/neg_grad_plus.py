@@ -43,8 +43,6 @@ class NegGradPlus(TrainingUnlearner):
     learning_rate: float = option(1e-2, symbol="η", above=0.0, doc="step size")
 
     def passes(self, model: nn.Module, inputs: UnlearningInputs) -> Iterable[EpochConfig]:  # noqa: ARG002
-        """Take the difference of both losses in each step."""
-
         def loss(student: nn.Module, batches: Any) -> Tensor:
             retain, forget = (inputs.mean_loss(student, batch) for batch in batches)
             return self.beta * retain - (1 - self.beta) * forget

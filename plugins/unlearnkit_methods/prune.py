@@ -35,7 +35,6 @@ class Prune(ElementwiseUnlearner):
     tau: float = option(0.0, symbol="τ", at_least=0, doc="prune weights whose forget importance is above this")
 
     def rule(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:  # noqa: ARG002 - not needed here
-        """Zero where F_f > τ."""
         return torch.where(forget > self.tau, torch.zeros_like(theta), theta)
 
 

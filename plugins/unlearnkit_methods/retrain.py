@@ -43,11 +43,9 @@ class Retrain(TrainingUnlearner):
     mode: str = attrs.field(default="train", init=False)
 
     def student(self, model: nn.Module, inputs: UnlearningInputs) -> nn.Module:
-        """Train a fresh model."""
         return fresh_model(model, inputs)
 
     def passes(self, model: nn.Module, inputs: UnlearningInputs) -> Iterable[EpochConfig]:  # noqa: ARG002
-        """Minimise the mean loss of each retain batch."""
         return EpochConfig.epochs(inputs.retain_data, inputs.mean_loss, count=self.epochs)
 
 

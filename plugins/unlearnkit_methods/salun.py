@@ -45,8 +45,6 @@ class SalUn(TrainingUnlearner):
     alpha: float = option(1.0, symbol="α", at_least=0.0, doc="weight of the retain loss")
 
     def passes(self, model: nn.Module, inputs: UnlearningInputs) -> Iterable[EpochConfig]:  # noqa: ARG002
-        """Alternate passes over the forget set, with wrong labels, and over the retain set."""
-
         def wrong_labels(student: nn.Module, batch: Any) -> Tensor:
             logits, labels = class_logits(inputs.objective, student, batch), class_labels(inputs.objective, batch)
             wrong = other_labels(labels, classes=logits.shape[1])
@@ -60,7 +58,6 @@ class SalUn(TrainingUnlearner):
         return chain.from_iterable(zip(forget_epochs, retain_epochs, strict=True))
 
     def masks(self, inputs: UnlearningInputs) -> Mapping[str, Tensor]:
-        """Train the salient weights only."""
         assert inputs.forget is not None, "FORGET_IMPORTANCE is among the needs"
         return saliency(inputs.forget.totals, share=self.share)
 

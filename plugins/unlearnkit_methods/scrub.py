@@ -44,7 +44,6 @@ class Scrub(TrainingUnlearner):
     learning_rate: float = option(1e-3, symbol="η", above=0.0, doc="step size")
 
     def passes(self, model: nn.Module, inputs: UnlearningInputs) -> Iterator[EpochConfig]:
-        """Alternate passes that maximise and passes that minimise."""
         teacher = teacher_of(model)
 
         def distance(student: nn.Module, batch: Any) -> Tensor:

@@ -27,21 +27,13 @@ class SelectiveSynapticDampening(ElementwiseUnlearner):
 
     name: ClassVar[str] = "ssd"
     traits: ClassVar[UnlearnerTraits] = UnlearnerTraits(
-        local=True,
-        non_amplifying=True,
-        sign_preserving=True,
-        odd=True,
-        scale_free=True,
-        monotone={"alpha", "lam"},
+        local=True, non_amplifying=True, sign_preserving=True, odd=True, scale_free=True, monotone={"alpha", "lam"}
     )
 
     alpha: float = option(10.0, symbol="α", above=0, source="the selection", doc="selection weighting")
     lam: float = option(1.0, symbol="λ", at_least=0, source="the dampening", doc="dampening constant")
     epsilon: float = option(
-        0.0,
-        symbol="ε",
-        at_least=0,
-        doc="added to F_f in the quotient; 1e-8 for parity with the notebook, else 0",
+        0.0, symbol="ε", at_least=0, doc="added to F_f in the quotient; 1e-8 for parity with the notebook, else 0"
     )
 
     def rule(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:

@@ -52,12 +52,7 @@ class AdaptiveSynapticDampening(ElementwiseUnlearner):
 
     name: ClassVar[str] = "ssd-adaptive"
     traits: ClassVar[UnlearnerTraits] = UnlearnerTraits(
-        local=True,
-        non_amplifying=True,
-        sign_preserving=True,
-        odd=True,
-        scale_free=True,
-        monotone={"alpha", "lam"},
+        local=True, non_amplifying=True, sign_preserving=True, odd=True, scale_free=True, monotone={"alpha", "lam"}
     )
 
     lam: float = option(1.0, symbol="λ", at_least=0, doc="dampening constant")

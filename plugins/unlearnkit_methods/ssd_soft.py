@@ -37,7 +37,6 @@ class SoftSynapticDampening(ElementwiseUnlearner):
     alpha: float = option(0.1, symbol="α", at_least=0, doc="weight of F_f; 0 changes nothing")
 
     def rule(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:
-        """Multiply by F_r/(F_r + α·F_f)."""
         beta = 1 / (1 + self.alpha * (forget / reference))
         kept = (forget == 0) | torch.isnan(beta)  # NaN: 0·∞, for α or a quotient of 0 or ∞
         return torch.where(kept, theta, theta * beta)

@@ -21,8 +21,8 @@ import attrs
 import numpy as np
 import torch
 
-from unlearnkit.evaluation import loss_and_accuracy, tug_of_war
-from unlearnkit.evaluation.metrics.retrain_gap import gap_to_retrain
+from unlearnkit.evaluation import gap_to_retrain, loss_and_accuracy
+from unlearnkit.evaluation.metrics.retrain_gap import tug_of_war
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.experiment import Experiment
 from unlearnkit.experiments.retrained import retrained_models

@@ -22,8 +22,7 @@ from unlearnkit_methods.ssd import SelectiveSynapticDampening
 from unlearnkit import Importance, UnlearningInputs
 from unlearnkit.models import trainable
 from unlearnkit.models.parameters import check_finite, digest
-from unlearnkit.models.snapshot import ModelSnapshot
-from unlearnkit.models.undo_log import UndoLog
+from unlearnkit.models.snapshot import ModelSnapshot, UndoLog
 
 METHOD = SelectiveSynapticDampening(alpha=10.0, lam=1.0)
 COUNTS = (97, 49_500)

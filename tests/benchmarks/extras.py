@@ -74,8 +74,9 @@ def variants(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, Ca
         ("Σ\\|g\\|", (), {"absolute": True}),
         ("gradient, batched and Σ\\|g\\|", (), {"gradient": True, "absolute": True}),
     ):
-        run = start(DiagonalFisher(), model, objective=CrossEntropy(), **options)
-        found[kind] = lambda run=run, keys=keys: run.add((x, y), keys)
+        groups = (lambda keys=keys: keys) if keys else None
+        run = start(DiagonalFisher(), model, objective=CrossEntropy(), keys=groups, **options)
+        found[kind] = lambda run=run: run.add((x, y))
         found[kind]()
     return found
 

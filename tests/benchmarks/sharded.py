@@ -20,8 +20,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from unlearnkit import BatchedDiagonalFisher, DiagonalFisher, SketchedFisher
-from unlearnkit.importance.fisher.sharded.fsdp_parameters import Leaves
-from unlearnkit.importance.fisher.sharded.squared_sums import PieceTotals, SampleSquares
+from unlearnkit.importance.fisher.sharded.squared_sums import Leaves, PieceTotals, SampleSquares
 from unlearnkit.models.objective import CausalLanguageModel
 from unlearnkit.models.parameters import trainable
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 from unlearnkit_cpu_kernels import ConvolutionSquares, LinearSquares, build, outer_squares
-from unlearnkit_cpu_kernels.index_plan import countable
+from unlearnkit_cpu_kernels.outer_squares import countable
 
 from unlearnkit import ConfigurationError, CrossEntropy, DiagonalFisher, UnlearnKitWarning
 from unlearnkit.importance import ConvGeometry, KernelOperands, SumBuffers, fisher_statistics

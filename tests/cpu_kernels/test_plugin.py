@@ -99,9 +99,12 @@ def offer(monkeypatch):
         monkeypatch.setattr(
             kernel_source, "_sources", [lambda: [(kernel, "plugin 'x' of x 1.0") for kernel in kernels]]
         )
+        kernel_source.plugin_kernels.cache_clear()
         return kernels[0]
 
-    return use
+    yield use
+    monkeypatch.undo()
+    kernel_source.plugin_kernels.cache_clear()
 
 
 def test_a_kernel_that_is_right_is_used(offer):
@@ -156,3 +159,37 @@ def test_a_plugin_that_offers_a_class_is_a_recorded_problem():
     with pytest.warns(PluginWarning, match="expected objects of subclasses of Kernel"):
         assert manager.kernels() == ()
     assert "registering its kernels" in str(manager.problems()[0])
+
+
+def test_they_are_listed_with_the_plugins():
+    from typer.testing import CliRunner
+
+    from unlearnkit.cli.app import app
+
+    shown = " ".join(CliRunner().invoke(app, ["plugins"]).output.split())
+    assert "kernel cpu-linear for linear layers: plugin 'cpu-kernels' of unlearnkit" in shown
+    assert "kernel cpu-batch-norm for batch_norm layers" in shown
+
+
+class Twice:
+    @hookimpl
+    def unlearnkit_register_kernels(self):
+        return [Sometimes(0)]
+
+
+def test_kernels_of_a_registered_plugin_are_the_same_objects_each_time():
+    manager = PluginManager(entry_points=False)
+    manager.register(Twice(), name="twice")
+    ((one, origin),) = manager.kernels()
+    assert origin.startswith("plugin 'twice' of ")
+    assert manager.kernels() == ((one, origin),)
+
+
+def test_kernels_are_looked_up_once_and_again_after_a_plugin_is_registered(offer, monkeypatch):
+    offer(Sometimes(0))  # the cache is cleared now, and after the test
+    manager, looked_up = PluginManager(entry_points=False), []
+    monkeypatch.setattr(kernel_source, "_sources", [lambda: looked_up.append(1) or manager.kernels()])
+    assert kernel_source.plugin_kernels() == kernel_source.plugin_kernels() == ()
+    assert len(looked_up) == 1
+    manager.register(Twice(), name="twice")
+    assert [kernel.name for kernel, _ in kernel_source.plugin_kernels()] == ["sometimes"]

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch.utils.data import IterableDataset, TensorDataset
 
 from unlearnkit.data import loader
-from unlearnkit.data.loaders import FixedShuffle
 from unlearnkit.utils.errors import ConfigurationError
 
 DATA = TensorDataset(torch.arange(7), torch.arange(7) * 10)
@@ -58,8 +57,8 @@ def test_the_global_random_state_is_neither_read_nor_changed(shuffle):
 @settings(derandomize=True, deadline=None, max_examples=30)
 @given(st.integers(1, 20), st.integers(0, 2**40))
 def test_a_fixed_shuffle_is_a_permutation(samples, seed):
-    shuffled = FixedShuffle(samples=samples, seed=seed)
-    assert sorted(shuffled) == list(range(samples))
+    shuffled = loader(torch.arange(samples), batch_size=1, shuffle=True, seed=seed)
+    assert sorted(map(int, shuffled)) == list(range(samples))
     assert list(shuffled) == list(shuffled)
     assert len(shuffled) == samples
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from unlearnkit.evaluation import tug_of_war
+from unlearnkit.evaluation.metrics.retrain_gap import tug_of_war
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "cifar10.py"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -1,12 +1,17 @@
 """The page of the laws is made from the laws."""
 
-import subprocess
+import importlib
+import runpy
 import sys
 from pathlib import Path
 
-from unlearnkit.testing.laws import LAWS
-from unlearnkit.testing.page import laws_page
+from unlearnkit_methods.prune import Prune
 
+import unlearnkit.testing
+from unlearnkit.testing.__main__ import laws_page
+from unlearnkit.testing.laws import LAWS
+
+TESTING = "unlearnkit.testing"
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "laws.md"
 
 
@@ -14,20 +19,15 @@ def test_the_page_in_the_docs_is_the_one_that_the_laws_make():
     assert PAGE.read_text(encoding="utf-8") == laws_page(), "run: python -m unlearnkit.testing > docs/reference/laws.md"
 
 
-WITHOUT_PYTEST = """
-import runpy, sys
-sys.modules["pytest"] = None  # importing it is an error from here on
-from unlearnkit.testing import check_unlearner
-from unlearnkit_methods.prune import Prune
-check_unlearner(Prune(), examples=2)
-runpy.run_module("unlearnkit.testing", run_name="__main__")
-"""
-
-
-def test_the_command_prints_it_and_neither_it_nor_the_checks_need_pytest():
-    command = [sys.executable, "-c", WITHOUT_PYTEST]
-    run = subprocess.run(command, capture_output=True, check=True, timeout=300)
-    assert run.stdout.decode() == laws_page()
+def test_the_command_prints_it_and_neither_it_nor_the_checks_need_pytest(monkeypatch, capfd):
+    expected = laws_page()
+    monkeypatch.setattr(unlearnkit, "testing", unlearnkit.testing)  # put back afterwards, with the modules
+    for name in [name for name in sys.modules if name.partition(".")[0] == "pytest" or name.startswith(TESTING)]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pytest", None)  # importing it is an error from here on
+    importlib.import_module(TESTING).check_unlearner(Prune(), examples=2)
+    runpy.run_module(TESTING, run_name="__main__")
+    assert capfd.readouterr().out == expected
 
 
 def test_every_law_stands_on_it_twice():

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from unlearnkit_estimators.loss_free import LossFree, OutputNorm, logits
 
 from unlearnkit import ConfigurationError, CrossEntropy, MismatchError, Objective
-from unlearnkit.testing import Scaled, SmallNet, parametrize_with_checks
+from unlearnkit.testing import SmallNet, parametrize_with_checks
+from unlearnkit.testing.cases import Scaled
 
 BOTH = [LossFree, OutputNorm]
 

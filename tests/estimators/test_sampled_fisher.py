@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from unlearnkit_estimators.sampled_fisher import ExactFisher, SampledFisher, uniforms
 
 from unlearnkit import ConfigurationError, CrossEntropy, DiagonalFisher, Objective
-from unlearnkit.testing import Scaled, SmallNet, parametrize_with_checks
+from unlearnkit.testing import SmallNet, parametrize_with_checks
+from unlearnkit.testing.cases import Scaled
 
 BOTH = [SampledFisher, ExactFisher]
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from unlearnkit.evaluation import LossAndAccuracy, loss_and_accuracy, undisturbed
+from unlearnkit.evaluation.accuracy import LossAndAccuracy, loss_and_accuracy, undisturbed
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.parameters import digest
 from unlearnkit.utils.errors import ConfigurationError, NonFiniteError
@@ -20,7 +20,7 @@ X = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2])
 
 
-def test_worked_by_hand():
+def test_worked_example():
     logits = torch.tensor([[0.0, math.log(3.0)]] * 4)
     seen = loss_and_accuracy(nn.Identity(), [(logits[:3], torch.tensor([1, 1, 1])), (logits[:1], torch.tensor([0]))])
     # Probabilities 1/4 and 3/4. A mean of batch means would give an accuracy of 0.5.
@@ -139,14 +139,14 @@ def test_the_objective_says_where_things_are():
 
 
 def test_progress_is_shown():
-    heard = []
+    seen = []
 
     def watch(items, what, total):
-        heard.append((what, total))
+        seen.append((what, total))
         return items
 
     loss_and_accuracy(nn.Identity(), [(X, Y)] * 3, progress=watch)
-    assert heard == [("evaluating", 3)]
+    assert seen == [("evaluating", 3)]
 
 
 @pytest.mark.parametrize("nothing", [[], iter(())])

@@ -32,7 +32,7 @@ def test_what_is_no_list_of_numbers(values, error, said):
 
 @pytest.mark.parametrize("values", [[[0.5, 0.6]], [[2.0, -1.0]], [[-1.0, 2.0], [0.5, 0.5]]])
 def test_logits_are_not_probabilities(values):
-    with pytest.raises(MismatchError, match="hand over softmax outputs, not logits"):
+    with pytest.raises(MismatchError, match="pass softmax outputs, not logits"):
         probabilities(values, what="p")
 
 

@@ -9,18 +9,12 @@ import torch
 from torch import nn
 
 from unlearnkit import EvaluationInputs, Metric, MismatchError
-from unlearnkit.evaluation import (
-    LossAndAccuracy,
-    attack_success,
-    gap_to_retrain,
-    jensen_shannon,
-    population_attack,
-    tug_of_war,
-    ulira,
-    zero_retrain_forgetting,
-)
+from unlearnkit.evaluation import LossAndAccuracy, gap_to_retrain, jensen_shannon, ulira
 from unlearnkit.evaluation import metrics as shipped
-from unlearnkit.evaluation.membership import Samples
+from unlearnkit.evaluation.membership.attacks import attack_success, population_attack
+from unlearnkit.evaluation.metrics.proxies import zero_retrain_forgetting
+from unlearnkit.evaluation.metrics.retrain_gap import tug_of_war
+from unlearnkit.evaluation.model_outputs import Outputs
 from unlearnkit.evaluation.per_sample import margins, modified_entropies, softmax_of
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.experiment import Experiment
@@ -78,13 +72,13 @@ def test_row_05_a_score_does_not_depend_on_batch_mates():
     assert whole.tolist() == alone
     order = np.random.default_rng(2).permutation(60)
     assert modified_entropies(p[order], LABELS[order]).tolist() == whole[order].tolist()
-    known = Samples(logits=LOGITS, labels=LABELS)
-    unseen = Samples(logits=LOGITS / 2, labels=LABELS)
+    known = Outputs(logits=LOGITS, labels=LABELS)
+    unseen = Outputs(logits=LOGITS / 2, labels=LABELS)
     for kind in ("entropy", "loss", "confidence"):
         attack = population_attack(kind, members=known, nonmembers=unseen)
         scores = attack.scores(known)
         for i in (0, 31):
-            one = Samples(logits=LOGITS[i : i + 1], labels=LABELS[i : i + 1])
+            one = Outputs(logits=LOGITS[i : i + 1], labels=LABELS[i : i + 1])
             assert attack.scores(one)[0] == pytest.approx(scores[i], abs=1e-12)
 
 

@@ -57,12 +57,12 @@ def state(inputs):
     ], torch.get_rng_state().tolist()
 
 
-def test_by_hand_numbers_and_nothing():
+def test_numbers_and_no_number():
     assert Author(lambda _: {"a": 1, "b": 0.5, "c": None}).evaluate(inputs()) == {"a": 1.0, "b": 0.5, "c": None}
     assert Author(lambda _: {}).evaluate(inputs()) == {}
 
 
-def test_an_exam_cannot_be_edited_and_has_defaults():
+def test_inputs_cannot_be_edited_and_have_defaults():
     paper = inputs()
     with pytest.raises(TypeError):
         paper.splits["new"] = []

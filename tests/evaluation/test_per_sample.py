@@ -15,7 +15,7 @@ Z = np.random.default_rng(0).normal(scale=3, size=(20, 4))
 Y = np.random.default_rng(1).integers(0, 4, size=20)
 
 
-def test_worked_by_hand():
+def test_worked_example():
     z = [[0.0, math.log(3.0)]]  # p = (1/4, 3/4)
     assert softmax_of(z)[0] == pytest.approx([0.25, 0.75])
     assert entropies(softmax_of(z))[0] == pytest.approx(0.25 * math.log(4) + 0.75 * math.log(4 / 3))

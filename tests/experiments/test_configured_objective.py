@@ -15,9 +15,9 @@ from unlearnkit.experiments.retrained import RECIPE, reference_folder
 from unlearnkit.experiments.run import run
 from unlearnkit.experiments.train import train_original
 from unlearnkit.experiments.tune import tune
-from unlearnkit.testing import Scaled
+from unlearnkit.testing.cases import Scaled
 
-TWICE = "objective={factory='unlearnkit.testing:Scaled', options={factor=2.0}}"
+TWICE = "objective={factory='unlearnkit.testing.cases:Scaled', options={factor=2.0}}"
 EXPLICIT = "objective.options={inputs=0, targets=1}"
 
 
@@ -85,7 +85,7 @@ def test_train_uses_it_and_the_command_shows_no_accuracy_that_there_is_not(digit
         ("objective.factory='CrossEntropy'", "expected an import path as 'package.module:name', saw 'CrossEntropy'"),
         ("objective.factory='unlearnkit:CrossEntropi'", "has no function 'CrossEntropi'; did you mean 'CrossEntropy'"),
         ("objective.options.target='fine'", r"objective.options: unknown option 'target'; did you mean 'targets'"),
-        ("objective={factory='unlearnkit.testing:Scaled'}", "objective.options: missing a required .* 'factor'"),
+        ("objective={factory='unlearnkit.testing.cases:Scaled'}", "objective.options: missing a required .* 'factor'"),
         (
             "objective.factory='unlearnkit:UnlearningInputs'",
             "expected it to return an unlearnkit.Objective, saw UnlearningInputs",

@@ -14,7 +14,7 @@ from torch import nn
 
 from unlearnkit import CrossEntropy, DiagonalFisher, Importance, MismatchError, NonFiniteError, StoreError
 from unlearnkit.importance import DataOrder, Fingerprint, Role
-from unlearnkit.importance import file_format as importance_file
+from unlearnkit.importance import importance as importance_file
 
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=50)
 TERMS = st.lists(st.floats(0, 1e6, width=32), min_size=2, max_size=2)

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from unlearnkit.models.objective import CrossEntropy, Objective
-from unlearnkit.models.scores import BatchScores, score_batch, total
+from unlearnkit.models.objective import BatchScores, CrossEntropy, Objective, score_batch, total
 from unlearnkit.utils.errors import MismatchError
 
 

@@ -1,4 +1,4 @@
-"""The page: whole without anything outside itself, the same each time, and in words where there is no picture."""
+"""The page: self-contained, reproducible, and with a reason where there is no picture."""
 
 import json
 import re
@@ -159,27 +159,27 @@ def test_in_words_where_there_is_no_picture(pages):
         "The record does not say what was forgotten.",
         "Nothing was measured.",
         "No retrained model at hand",
-        "The options were given, not looked for",
+        "The options were set; unlearnkit tune searches",
         "This was not measured: evaluation.page was false, no edit was made, or an older version wrote the record.",
-        "None were asked for",
+        "No further metrics: ",
         "No stage was timed.",
     ):
         assert words in said, words
     assert "<svg" not in pages["bare"]
     alone = visible(pages["alone"])
     assert "The retrained model is missing: no retrained model at hand." in alone
-    assert "whether this is like retraining cannot be said" in alone
+    assert "it is unknown whether this is like retraining" in alone
 
 
 def test_reasons_stand_where_views_are_missing():
     reasons = {
-        "histograms": "classes [3] were forgotten whole",
+        "histograms": "classes [3] were forgotten completely",
         "loss attack, unlearned": "too few",
         "destinations": "x",
     }
     views = attrs.evolve(FULL.views, histograms=(), curves=(), destinations=(), reasons=reasons)
     said = visible(render_page(attrs.evolve(FULL, views=views)))
-    assert "There is nothing to show: classes [3] were forgotten whole." in said
+    assert "There is nothing to show: classes [3] were forgotten completely." in said
     assert "loss attack, unlearned: too few." in said
     assert "There is nothing to show: x." in said
 
@@ -251,7 +251,7 @@ def test_the_command_writes_the_same_page_again(tmp_path):
     assert "expected report.json, or folders with it, saw neither" in " ".join(none.output.split())
 
 
-def test_a_page_of_one_folder_is_replaced_whole(tmp_path, monkeypatch):
+def test_a_page_of_one_folder_is_replaced_atomically(tmp_path, monkeypatch):
     write_page(tmp_path, BARE)
     before = (tmp_path / "report.html").read_text()
     monkeypatch.setattr("unlearnkit.reporting.page.render.svg", lambda _: 1 / 0)

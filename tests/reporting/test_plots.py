@@ -1,4 +1,4 @@
-"""The pictures as functions: axes in and out, the right numbers, told apart without colour."""
+"""The pictures as functions: axes in and out, the right numbers, distinguishable without colour."""
 
 import inspect
 import re
@@ -15,9 +15,7 @@ from unlearnkit.evaluation.plot_data import BINS, Destination, Histogram, RocCur
 from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.reporting import plots
 from unlearnkit.reporting.page.parts import svg
-from unlearnkit.reporting.plots.model_plots import MOST, layers_of
-from unlearnkit.reporting.plots.sample_plots import destination_shares
-from unlearnkit.reporting.plots.style import LOOKS, SAMPLES, plain
+from unlearnkit.reporting.plots import LOOKS, MOST, SAMPLES, destination_shares, layers_of, plain
 from unlearnkit.unlearning.report import Report, TensorChange
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "read-the-report.md"
@@ -143,7 +141,7 @@ def test_times(axes):
 
 
 @pytest.mark.parametrize("looks", [LOOKS, SAMPLES])
-def test_everything_is_told_apart_without_colour(looks):
+def test_everything_can_be_distinguished_without_colour(looks):
     assert len({look.line for look in looks.values()}) == len(looks)
     assert len({look.marker for look in looks.values()}) == len(looks)
     assert len({look.hatch for look in looks.values()}) == len(looks)

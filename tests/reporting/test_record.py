@@ -1,4 +1,4 @@
-"""The folder of results appears whole or not at all."""
+"""The folder of results is written completely or not at all."""
 
 import itertools
 import json

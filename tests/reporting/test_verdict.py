@@ -1,4 +1,4 @@
-"""The verdict: every branch, worked by hand."""
+"""The verdict: a worked example of every branch."""
 
 import attrs
 import numpy as np
@@ -6,8 +6,7 @@ import pytest
 
 from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.evaluation.plot_data import PlotData, RocCurve
-from unlearnkit.reporting import judge
-from unlearnkit.reporting.verdict import near
+from unlearnkit.reporting.verdict import judge, near
 from unlearnkit.unlearning.report import Report, TensorChange
 
 EDITED = Report(method="m", tensors=(TensorChange(name="w", size=4, changed=1),))
@@ -55,7 +54,7 @@ def test_an_edit_of_buffers_alone_is_an_edit():
 def test_nothing_was_measured():
     kind, sentence = said({})
     assert kind == "not measured"
-    assert sentence == "m changed 1 of 4 weights (25 %). Nothing was measured: what that came to cannot be said."
+    assert sentence == "m changed 1 of 4 weights (25 %). Nothing was measured, so its effect is unknown."
 
 
 def test_no_effect():
@@ -76,7 +75,7 @@ def test_no_reference():
     kind, sentence = said(scores(retain_test=0.95, forget_test=0.1))
     assert kind == "no reference"
     assert sentence == (
-        "No retrained model at hand: whether this is like retraining cannot be said. Measured: retain-test accuracy "
+        "No retrained model at hand, so it is unknown whether this is like retraining. Measured: retain-test accuracy "
         "0.960→0.950, forget-test accuracy 0.900→0.100."
     )
     kind, sentence = said(scores(retain_test=0.95, forget_test=0.91))
@@ -86,7 +85,7 @@ def test_no_reference():
 
 def test_no_classification():
     assert said(scores(retain_test=None, forget_test=None), retrained=[scores(forget_test=None)])[1] == (
-        "No accuracy to compare with the retrained models: whether this is like retraining cannot be said."
+        "No accuracy to compare with the retrained models, so it is unknown whether this is like retraining."
     )
 
 
@@ -146,6 +145,7 @@ def test_one_sample_more_or_less_is_no_difference():
 
 def test_the_limit_is_where_one_more_retrained_model_would_lie():
     """Draw n + 1 values of one normal distribution: 95 of 100 times the last is within the limit of the others."""
+    assert [round(near(n), 2) for n in (3, 5, 10, 1000)] == [4.97, 3.04, 2.37, 1.96]
     generator = np.random.default_rng(0)
     for n in (3, 5):
         values = generator.normal(size=(20_000, n + 1))

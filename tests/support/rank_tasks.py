@@ -17,7 +17,9 @@ from unlearnkit import CrossEntropy, DiagonalFisher, SketchedFisher, UnlearnKitE
 from unlearnkit.data import LabelledImages, loader
 from unlearnkit.distributed.collectives import Shared, all_gather, map_over_ranks, map_shared, raise_on_all_ranks
 from unlearnkit.distributed.ranks import Ranks
-from unlearnkit.evaluation import features_of, loss_and_accuracy, outputs_of
+from unlearnkit.evaluation import loss_and_accuracy
+from unlearnkit.evaluation.metrics.probe import features_of
+from unlearnkit.evaluation.model_outputs import outputs_of
 from unlearnkit.experiments.comparison import Comparison
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.run import aligned, run

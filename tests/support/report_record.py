@@ -5,7 +5,7 @@ import numpy as np
 
 from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.evaluation.plot_data import Destination, Histogram, PlotData, RocCurve
-from unlearnkit.evaluation.tuning import Candidate, Setting, Tuning
+from unlearnkit.evaluation.tuning.result import Candidate, Setting, Tuning
 from unlearnkit.importance.provenance import Fingerprint
 from unlearnkit.reporting import RunRecord
 from unlearnkit.unlearning.report import Report, ReportedImportance, TensorChange

@@ -17,25 +17,22 @@ from unlearnkit.testing import (
     LawCase,
     SmallNet,
     Snapshot,
-    dtypes,
     from_unlearner,
     importances,
     law_cases,
     models,
     rule_inputs,
     same,
-    shapes,
     tensors,
-    values_of,
 )
-from unlearnkit.testing.strategies import DTYPES
+from unlearnkit.testing.strategies import DTYPES, shapes, values_of
 from unlearnkit.utils.options import options_of
 
 few = settings(max_examples=40, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
 @few
-@given(st.data(), dtypes(), shapes())
+@given(st.data(), st.sampled_from(DTYPES), shapes())
 def test_tensors_are_finite_and_of_the_dtype_and_shape_asked_for(data, dtype, shape):
     tensor = data.draw(tensors(dtype=dtype, shape=shape))
     assert (tensor.dtype, tensor.shape) == (dtype, torch.Size(shape))

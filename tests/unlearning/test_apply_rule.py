@@ -14,11 +14,18 @@ from unlearnkit_methods.ssd_soft import SoftSynapticDampening
 
 from unlearnkit import ElementwiseUnlearner, Importance, MismatchError, NonFiniteError, UnlearningInputs
 from unlearnkit.models import trainable
-from unlearnkit.models.parameters import all_finite, bits, count_changed, digest, extremes
-from unlearnkit.models.snapshot import ModelSnapshot
-from unlearnkit.models.undo_log import UndoLog
-from unlearnkit.unlearning.apply_rule import RuleApplier, RuleOperands
-from unlearnkit.utils.chunks import chunk_size, chunks, in_memory_order
+from unlearnkit.models.parameters import (
+    all_finite,
+    bits,
+    chunk_size,
+    chunks,
+    count_changed,
+    digest,
+    extremes,
+    in_memory_order,
+)
+from unlearnkit.models.snapshot import ModelSnapshot, UndoLog
+from unlearnkit.unlearning.elementwise import RuleApplier, RuleOperands
 
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=60)
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -105,7 +112,7 @@ def test_the_bits_are_those_of_the_rule_on_the_whole_tensor(method, dtype, shape
     operands = RuleOperands(theta=theta, forget=forget, reference=reference, forget_terms=3, reference_terms=7)
     undo_log = UndoLog()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("unlearnkit.unlearning.apply_rule.chunk_size", lambda _: limit)
+        patch.setattr("unlearnkit.unlearning.elementwise.chunk_size", lambda _: limit)
         applier = method.applier()
         copy, counted = applier.copy(operands), applier.count(operands)
         assert torch.equal(bits(theta), bits(before))
@@ -131,7 +138,7 @@ def test_a_parameter_of_many_real_pieces(method):
 @pytest.mark.parametrize("totals", [torch.float32, torch.float64])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_method_for_weights_and_totals_of_every_dtype(method, dtype, totals, monkeypatch):
-    monkeypatch.setattr("unlearnkit.unlearning.apply_rule.chunk_size", lambda _: 600)
+    monkeypatch.setattr("unlearnkit.unlearning.elementwise.chunk_size", lambda _: 600)
     theta, forget, reference = arrays((5003,), 0, dtype, plain)
     forget, reference = forget.to(totals), reference.to(totals)
     wide = torch.promote_types(dtype, totals)
@@ -225,7 +232,7 @@ def test_a_rule_never_holds_a_part_of_the_model_or_of_an_importance():
 
 
 def test_an_error_in_a_late_piece_undoes_the_early_ones(monkeypatch):
-    monkeypatch.setattr("unlearnkit.unlearning.apply_rule.chunk_size", lambda _: 2)
+    monkeypatch.setattr("unlearnkit.unlearning.elementwise.chunk_size", lambda _: 2)
     calls = []
 
     @attrs.frozen(kw_only=True)
@@ -248,7 +255,7 @@ def test_an_error_in_a_late_piece_undoes_the_early_ones(monkeypatch):
 
 
 def test_nan_in_a_late_piece_is_found(monkeypatch):
-    monkeypatch.setattr("unlearnkit.unlearning.apply_rule.chunk_size", lambda _: 2)
+    monkeypatch.setattr("unlearnkit.unlearning.elementwise.chunk_size", lambda _: 2)
     applier = RuleApplier(lambda t, _, __: torch.where(t == 5, torch.nan, t), who="mine")
     with pytest.raises(NonFiniteError, match="mine made NaN"):
         applier.count(RuleOperands(theta=torch.arange(6.0), forget=torch.ones(6)))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from unlearnkit.utils.errors import StoreError
-from unlearnkit.utils.files import atomic_write, write_text
+from unlearnkit.utils.files import atomic_folder, atomic_write, write_text
 
 
 def test_a_finished_block_puts_its_file_in_place(tmp_path):
@@ -123,3 +123,15 @@ def test_a_block_that_loses_its_file_is_an_error(tmp_path):
     with pytest.raises(StoreError, match="cannot finish writing"), atomic_write(target) as temporary:
         temporary.unlink()
     assert target.read_text() == "old"
+
+
+def test_a_finished_folder_replaces_the_old_one_and_leaves_nothing_beside_it(tmp_path):
+    folder = tmp_path / "results"
+    for text in ("one", "two"):
+        with atomic_folder(folder) as new:
+            (new / f"{text}.txt").write_text(text)
+    assert [path.name for path in folder.iterdir()] == ["two.txt"]
+    with pytest.raises(KeyError), atomic_folder(folder) as new:
+        raise KeyError
+    assert (folder / "two.txt").read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]

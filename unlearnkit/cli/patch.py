@@ -36,7 +36,7 @@ def diff(
 ) -> None:
     """Write the difference between two checkpoints as a patch."""
     with clear_errors(traceback=traceback):
-        from unlearnkit.models import read_checkpoint
+        from unlearnkit.models.checkpoint import read_checkpoint
         from unlearnkit.unlearning import Patch
 
         made = Patch.between(read_checkpoint(before)[0], read_checkpoint(after)[0], keep_old=keep_old)
@@ -72,7 +72,7 @@ def compose(
 ) -> None:
     """Combine two patches into one."""
     with clear_errors(traceback=traceback):
-        from unlearnkit.models import read_checkpoint
+        from unlearnkit.models.checkpoint import read_checkpoint
         from unlearnkit.unlearning import Patch
 
         made = Patch.load(first).then(Patch.load(second), read_checkpoint(checkpoint)[0])
@@ -91,7 +91,7 @@ def inspect(patch: PatchFile, traceback: Traceback = False) -> None:
 def _change(
     direction: Literal["apply", "revert"], patch: Path, checkpoint: Path, output: Path, *, overwrite: bool
 ) -> None:
-    from unlearnkit.models import read_checkpoint, write_checkpoint
+    from unlearnkit.models.checkpoint import read_checkpoint, write_checkpoint
     from unlearnkit.unlearning import Patch
 
     change = getattr(Patch.load(patch), direction)

@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from itertools import chain, pairwise
-from typing import Any, Protocol, TypeVar, final
+from typing import Any, TypeVar, final
 
 import attrs
 import numpy as np
@@ -29,10 +29,6 @@ class Deferred:
     """Raw data with a function that `to_device` applies to the whole batch on the device.
 
     A data set returns one for each sample, and a data loader collates those of a batch.
-
-    Example:
-        >>> to_device((Deferred(raw=torch.ones(2, 3), finish=torch.neg), "label"), torch.device("cpu"))[0][0]
-        tensor([-1., -1., -1.])
     """
 
     raw: Tensor
@@ -64,12 +60,7 @@ default_collate_fn_map[Deferred] = Deferred.collate
 
 
 def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply ``function`` to every tensor of a nested batch and keep the nesting.
-
-    Example:
-        >>> map_tensors((torch.ones(2), "label"), lambda t: t + 1)
-        (tensor([2., 2.]), 'label')
-    """
+    """Apply ``function`` to every tensor of a nested batch and keep the nesting."""
     return _map(batch, _is_tensor, function)
 
 
@@ -109,12 +100,7 @@ def tensors(batch: Any) -> Iterator[Tensor]:
 
 
 def batch_size(batch: Any) -> int:
-    """Return the number of samples: the length of dimension 0, which every tensor must share.
-
-    Example:
-        >>> batch_size({"image": torch.zeros(4, 3), "label": torch.zeros(4)})
-        4
-    """
+    """Return the number of samples: the length of dimension 0, which every tensor must share."""
     shapes = [tuple(tensor.shape) for tensor in tensors(batch)]
     if not shapes:
         raise MismatchError(
@@ -143,25 +129,14 @@ def take(batch: Any, rows: slice | Tensor) -> Any:
     """Return some samples of a batch: views for a slice, copies for indices.
 
     A numpy array, or a list or tuple without tensors, of the batch's length holds one value for each sample, as data
-    loaders make of strings. Every other value that is no tensor belongs to the whole batch.
-
-    Example:
-        >>> take((torch.arange(4), torch.arange(4)), slice(1, 3))
-        (tensor([1, 2]), tensor([1, 2]))
-        >>> take((torch.arange(3), ("cat", "dog", "cow")), slice(1, 3))
-        (tensor([1, 2]), ('dog', 'cow'))
+    loaders make of strings. Any other value that is not a tensor belongs to the batch as a whole.
     """
     size = batch_size(batch)
     return _map(batch, lambda item: _is_tensor(item) or _one_each(item, size), lambda item: _some(item, rows))
 
 
 def has_values(batch: Any) -> bool:
-    """Say whether a batch holds a value for each sample that is not in a tensor; see `take`.
-
-    Example:
-        >>> has_values((torch.arange(3), ("cat", "dog", "cow"))), has_values((torch.arange(3), ("cat", "dog")))
-        (True, False)
-    """
+    """Say whether a batch holds a value for each sample that is not in a tensor; see `take`."""
     size = batch_size(batch)
     found: list[Any] = []
     _map(batch, lambda item: _one_each(item, size), found.append)
@@ -188,12 +163,7 @@ def _some(item: Any, rows: slice | Tensor) -> Any:
 
 
 def pick(batch: Any, where: int | str, *, what: str) -> Any:
-    """Take one field out of a batch, by position in a sequence or by key or attribute.
-
-    Example:
-        >>> pick(("image", "fine", "coarse"), -1, what="targets")
-        'coarse'
-    """
+    """Take one field out of a batch, by position in a sequence or by key or attribute."""
     if isinstance(where, int) and isinstance(batch, tuple | list):
         if -len(batch) <= where < len(batch):
             return batch[where]
@@ -226,22 +196,12 @@ def digest(batch: Any) -> bytes:
     return state.digest()
 
 
-class _Event(Protocol):
-    """As `torch.cuda.Event`."""
-
-    def synchronize(self) -> None: ...
-
-
 def feed(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Any, Any]]:
     """Yield every batch as the loader returned it, and on the model's device (see `to_device`).
 
     On CUDA the next batch is fetched, and its copy from pinned memory started on a separate stream, before the last one
     is yielded: an error while it is fetched is raised one batch early. The host runs at most two batches ahead of the
     device.
-
-    Example:
-        >>> [moved.tolist() for _, moved in feed([torch.zeros(1), torch.ones(1)], torch.device("cpu"))]
-        [[0.0], [1.0]]
     """
     if device.type != "cuda":
         for batch in batches:
@@ -257,9 +217,9 @@ def feed(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Any, An
         yield batch, moved
 
 
-def limit_queue(items: Iterable[T], mark: Callable[[], _Event], *, queued: int = _QUEUED) -> Iterator[T]:
-    """Yield items, and wait when the device is more than so many items behind."""
-    marks: deque[_Event] = deque()
+def limit_queue(items: Iterable[T], mark: Callable[[], Any], *, queued: int = _QUEUED) -> Iterator[T]:
+    """Yield items, record an event after each, and wait when the device is more than ``queued`` items behind."""
+    marks: deque[Any] = deque()
     for item in items:
         yield item
         marks.append(mark())
@@ -268,12 +228,7 @@ def limit_queue(items: Iterable[T], mark: Callable[[], _Event], *, queued: int =
 
 
 def fetch_ahead(items: Iterable[Any]) -> Iterator[Any]:
-    """Yield each item after the next one has been fetched.
-
-    Example:
-        >>> list(fetch_ahead(iter("abc")))
-        ['a', 'b', 'c']
-    """
+    """Yield each item after the next one has been fetched."""
     for item, _ in pairwise(chain(items, [None])):
         yield item
 

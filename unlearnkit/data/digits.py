@@ -33,7 +33,10 @@ def digits(*, seed: int = 0, test_fraction: float = 0.25, groups: Groups | None 
         (torch.Size([1, 8, 8]), torch.float32)
     """
     raw = load_digits()
-    everything = _labelled(raw.images, raw.target, groups)
+    images = torch.from_numpy((raw.images / _BRIGHTEST).astype(np.float32)).unsqueeze(1)
+    lists = None if groups is None else {name: list(members) for name, members in groups.items()}
+    labels = group_labels(torch.from_numpy(raw.target.astype(np.int64)), _NAMES, lists)
+    everything = LabelledImages(images=images, **labels)
     if not 0 < test_fraction < 1 or min(test_fraction, 1 - test_fraction) * len(everything) < len(_NAMES):
         raise ConfigurationError(
             f"test_fraction: expected between 0 and 1, with at least {len(_NAMES)} of {len(everything)} samples on "
@@ -43,10 +46,3 @@ def digits(*, seed: int = 0, test_fraction: float = 0.25, groups: Groups | None 
         np.arange(len(everything)), test_size=test_fraction, stratify=raw.target, random_state=seed
     )
     return DataBundle(name="digits", train=everything.subset(np.sort(train)), test=everything.subset(np.sort(test)))
-
-
-def _labelled(images: np.ndarray, labels: np.ndarray, groups: Groups | None) -> LabelledImages:
-    x = torch.from_numpy((images / _BRIGHTEST).astype(np.float32)).unsqueeze(1)
-    fine = torch.from_numpy(labels.astype(np.int64))
-    lists = None if groups is None else {name: list(members) for name, members in groups.items()}
-    return LabelledImages(images=x, **group_labels(fine, _NAMES, lists))

@@ -5,34 +5,10 @@ from typing import Any, final
 
 import attrs
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SequentialSampler
-from typing_extensions import override
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from unlearnkit.utils.errors import ConfigurationError
 from unlearnkit.utils.progress import length
-
-
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class FixedShuffle(Sampler[int]):
-    """One permutation of n samples, the same in every pass and with any number of workers.
-
-    Example:
-        >>> order = FixedShuffle(samples=4, seed=0)
-        >>> list(order) == list(order), sorted(order)
-        (True, [0, 1, 2, 3])
-    """
-
-    samples: int
-    seed: int
-
-    def __len__(self) -> int:
-        return self.samples
-
-    @override
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed)
-        yield from torch.randperm(self.samples, generator=generator).tolist()
 
 
 def loader(
@@ -78,14 +54,14 @@ def loader(
         raise ConfigurationError(
             f"loader: expected a data set with a length of at least 1, saw {type(dataset).__name__} without"
         )
-    order = FixedShuffle(samples=len(dataset), seed=seed or 0) if shuffle else SequentialSampler(dataset)
+    generator = torch.Generator().manual_seed(seed or 0)
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=order,
+        sampler=torch.randperm(len(dataset), generator=generator).tolist() if shuffle else None,
         num_workers=workers,
         # Without a generator of its own, a loader draws the seeds of its workers from the global one.
-        generator=torch.Generator().manual_seed(seed or 0),
+        generator=generator,
         pin_memory=device is not None and torch.device(device).type == "cuda",
     )
 

@@ -56,15 +56,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def load_plain_pickle(path: Path) -> Any:
-    """Read a pickle without running anything that it asks for.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "values"
-        >>> _ = path.write_bytes(pickle.dumps({"data": np.arange(2)}))
-        >>> load_plain_pickle(path)
-        {'data': array([0, 1])}
-    """
+    """Read a pickle without running anything that it asks for."""
     try:
         return _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
     except OSError as error:

@@ -62,40 +62,23 @@ class Split:
 
     @property
     def samples(self) -> int:
-        """Return n, the number of samples of the data set."""
+        """The number of samples of the data set, n."""
         return len(self.forget) + len(self.retain)
 
     def digest(self) -> str:
-        """Hash the number of samples and the forget indices, 32 hexadecimal digits.
-
-        Example:
-            >>> one = Split(forget=[0], retain=[1], scenario="random")
-            >>> other = Split(forget=[1], retain=[0], scenario="random")
-            >>> one.digest() == other.digest()
-            False
-        """
+        """Hash the number of samples and the forget indices, 32 hexadecimal digits."""
         state = hashlib.blake2b(f"{self.samples}|".encode(), digest_size=16)
         state.update(self.forget.astype("<i8").tobytes())
         return state.hexdigest()
 
 
 def split_of(mask: NDArray[np.bool_], *, scenario: str) -> Split:
-    """Make a split from a mask.
-
-    Example:
-        >>> split_of(np.array([False, True, False]), scenario="random").retain
-        array([0, 2])
-    """
+    """Make a split from a mask."""
     return Split(forget=np.flatnonzero(mask), retain=np.flatnonzero(~mask), scenario=scenario)
 
 
 def label_arrays(labels: Mapping[str, Labels]) -> dict[str, Indices]:
-    """Check labels and convert them to numpy.
-
-    Example:
-        >>> label_arrays({"label": np.array([0, 1], dtype=np.uint8)})
-        {'label': array([0, 1])}
-    """
+    """Check labels and convert them to numpy."""
     arrays = {
         kind: values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
         for kind, values in labels.items()
@@ -149,16 +132,8 @@ class ForgetSpec(abc.ABC):
             target: The label kind that the model is trained on; by default the last one.
             class_names: Label kind to the names of its classes, for checks and messages.
 
-        Returns:
-            The forget and the retain indices.
-
         Raises:
             ConfigurationError: A part is empty, or a class or index does not exist.
-
-        Example:
-            >>> split = ByClass(classes=1).split({"label": np.array([0, 1, 2, 1])})
-            >>> split.forget.tolist(), split.retain.tolist()
-            ([1, 3], [0, 2])
         """
         split = self._cut(labels, target, class_names)
         if not len(split.forget):
@@ -177,12 +152,7 @@ class ForgetSpec(abc.ABC):
     def split_unseen(
         self, labels: Mapping[str, Labels], *, target: str | None = None, class_names: Names = _NO_NAMES
     ) -> Split:
-        """Split a test set by the same rule; a part may be empty, and without `carries_over` the forget set is.
-
-        Example:
-            >>> ByIndex(indices=[0]).split_unseen({"label": np.array([0, 1])})
-            Split(random: forget 0 of 2)
-        """
+        """Split a test set by the same rule; a part may be empty, and without `carries_over` the forget set is."""
         if self.carries_over:
             return self._cut(labels, target, class_names)
         samples = len(next(iter(label_arrays(labels).values())))
@@ -232,7 +202,6 @@ class ByClass(ForgetSpec):
 
     @override
     def select(self, labels: Mapping[str, Indices], *, target: str, class_names: Names) -> NDArray[np.bool_]:
-        """Select the samples whose target is one of the classes; see `ForgetSpec.select`."""
         wanted = _numbers(self.classes, labels[target], names=class_names.get(target, ()), what=f"ByClass {target}")
         return np.isin(labels[target], wanted)
 
@@ -260,7 +229,6 @@ class BySubclass(ForgetSpec):
 
     @override
     def select(self, labels: Mapping[str, Indices], *, target: str, class_names: Names) -> NDArray[np.bool_]:
-        """Select the samples of the fine classes, each in one target class; see `ForgetSpec.select`."""
         if self.kind not in labels or self.kind == target:
             raise ConfigurationError(
                 f"BySubclass: expected labels of kind {self.kind!r} beside the target {target!r}, "
@@ -335,7 +303,6 @@ class ByIndex(ForgetSpec):
 
     @override
     def select(self, labels: Mapping[str, Indices], *, target: str, class_names: Names) -> NDArray[np.bool_]:
-        """Select the samples of the indices; see `ForgetSpec.select`."""
         samples = len(labels[target])
         wanted = np.array(self.indices, dtype=np.int64)
         outside = wanted[(wanted < 0) | (wanted >= samples)]
@@ -390,20 +357,12 @@ class ValidationSplit:
 
     @property
     def full(self) -> Indices:
-        """Return the sorted indices of D without validation samples."""
+        """Sorted indices of D without validation samples."""
         return np.sort(np.concatenate([self.forget, self.retain]))
 
 
 def validation_split(split: Split, labels: Tensor, *, fraction: float, seed: int) -> ValidationSplit:
-    """Hold out the same fraction of the forget set and of the retain set, stratified by class where possible.
-
-    Example:
-        >>> import torch
-        >>> split = Split(forget=[0, 1], retain=[2, 3, 4, 5], scenario="random")
-        >>> parts = validation_split(split, torch.zeros(6), fraction=0.5, seed=0)
-        >>> len(parts.forget_validation), len(parts.retain_validation), len(parts.full)
-        (1, 2, 3)
-    """
+    """Hold out the same fraction of the forget set and of the retain set, stratified by class where possible."""
     parts = []
     for name, rows in (("forget", split.forget), ("retain", split.retain)):
         if len(rows) < 2:

@@ -61,10 +61,6 @@ class DeviceTransform:
         image_size: Height and width of the result in pixels, or None to keep the size that images have.
         mean: Of each channel, on the scale 0 … 1.
         std: Standard deviation of each channel, likewise.
-
-    Example:
-        >>> DeviceTransform(image_size=8)(torch.zeros(2, 3, 4, 6, dtype=torch.uint8)).shape
-        torch.Size([2, 3, 8, 8])
     """
 
     image_size: int | None = attrs.field(default=224, validator=_check_size)

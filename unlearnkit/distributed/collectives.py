@@ -205,14 +205,6 @@ def map_shared(items: Iterable[T], work: Work[T, R], *, model: nn.Module) -> lis
 
     A model whose parameters are sharded needs all ranks at every step: then each rank does all the work, in step with
     the others.
-
-    Args:
-        items: Batches, say.
-        work: Takes an iterable of items and one of their indices, and yields a result for each item.
-        model: What ``work`` runs.
-
-    Returns:
-        One result for each item, in their order.
     """
     if isinstance(items, Shared) and not is_sharded_model(model):
         return _map_over_ranks(items.items, work)

@@ -47,12 +47,6 @@ class Ranks:
         """Return every size-th batch: over all ranks each batch once, none dropped at the end.
 
         A `torch.utils.data.DataLoader` of a data set with indices loads the rank's own batches only.
-
-        Args:
-            batches: The same in the same order on every rank.
-
-        Returns:
-            The rank's batches.
         """
         if self.size == 1:
             return batches
@@ -120,11 +114,7 @@ def world_size() -> int:
 
 
 def own_device(device: str, *, local_rank: int) -> torch.device | None:
-    """Return the CUDA device of a local rank, or None for the CPU.
-
-    Example:
-        >>> own_device("cpu", local_rank=1)
-    """
+    """Return the CUDA device of a local rank, or None for the CPU."""
     if device.startswith("cuda:"):
         raise ConfigurationError(
             f"device: expected 'cuda', 'cpu' or 'auto' with several processes, saw {device!r}: each takes its own"
@@ -140,12 +130,7 @@ def own_device(device: str, *, local_rank: int) -> torch.device | None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device that a configuration names; "auto" prefers CUDA.
-
-    Example:
-        >>> resolve_device("cpu")
-        device(type='cpu')
-    """
+    """Return the device that a configuration names; "auto" prefers CUDA."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

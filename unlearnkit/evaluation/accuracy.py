@@ -10,9 +10,8 @@ from torch import nn
 
 from unlearnkit.data.batches import feed
 from unlearnkit.distributed.collectives import map_shared
-from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.models.objective import BatchScores, CrossEntropy, Objective, score_batch, total
 from unlearnkit.models.parameters import buffers, device_of
-from unlearnkit.models.scores import BatchScores, score_batch, total
 from unlearnkit.utils.errors import ConfigurationError, NonFiniteError
 from unlearnkit.utils.progress import Progress, length, silent
 from unlearnkit.utils.rng import private_rng
@@ -41,11 +40,11 @@ def loss_and_accuracy(
     objective: Objective | None = None,
     progress: Progress = silent,
 ) -> LossAndAccuracy:
-    """Measure a model in eval mode, and leave it unchanged.
+    """Measure a model in eval mode, without changing it.
 
     Args:
         model: On any one device; the batches are moved there.
-        batches: What a data loader yields; the batch size changes the result by rounding only. Several processes share
+        batches: What a data loader yields; the batch size changes the result by rounding only. Several processes split
             the work on `unlearnkit.distributed.Shared` batches, and each gets the same result.
         objective: The loss; by default `CrossEntropy`.
         progress: Shows the batches.
@@ -86,19 +85,7 @@ def loss_and_accuracy(
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run a block with a model in eval mode and without gradients, and restore its state afterwards.
-
-    Train/eval modes, buffers (bit by bit) and the random state are restored, after an exception too. Weights are not:
-    the block must not change them.
-
-    Example:
-        >>> model = nn.Dropout()
-        >>> with undisturbed(model):
-        ...     model.training
-        False
-        >>> model.training
-        True
-    """
+    """Eval mode without gradients; restores modes, buffers and random state afterwards, but not weights."""
     modes = {module: module.training for module in model.modules()}
     kept = {name: (buffer, buffer.detach().clone()) for name, buffer in buffers(model).items()}
     try:

@@ -15,12 +15,7 @@ _SUM = 1e-2  # sums of softmax outputs rounded to bfloat16 are off by less
 
 
 def floats(values: ArrayLike | Tensor, *, what: str, dimensions: int) -> Floats:
-    """Convert numbers to a finite float64 array, or raise.
-
-    Example:
-        >>> floats([1, 2], what="scores", dimensions=1)
-        array([1., 2.])
-    """
+    """Convert numbers to a finite float64 array, or raise."""
     plain: Any = values.detach().to("cpu").double().numpy() if isinstance(values, Tensor) else values
     array: Floats = np.asarray(plain, dtype=np.float64)
     if array.ndim != dimensions:
@@ -33,22 +28,24 @@ def floats(values: ArrayLike | Tensor, *, what: str, dimensions: int) -> Floats:
 
 
 def probabilities(values: ArrayLike | Tensor, *, what: str) -> Floats:
-    """Check class probabilities: one row per sample, each ≥ 0 and adding up to 1.
-
-    Example:
-        >>> probabilities([[0.25, 0.75]], what="p")
-        array([[0.25, 0.75]])
-    """
+    """Check class probabilities: one row per sample, each ≥ 0 and adding up to 1."""
     array = floats(values, what=what, dimensions=2)
     sums = array.sum(axis=1, keepdims=True)
     if (array < 0).any() or (np.abs(sums - 1) > _SUM).any():
         raise MismatchError(
             f"{what}: expected rows of probabilities, each ≥ 0 and adding up to 1, saw values from "
             f"{array.min():.3g} to {array.max():.3g} and sums from {sums.min():.3g} to {sums.max():.3g}: "
-            "hand over softmax outputs, not logits"
+            "pass softmax outputs, not logits"
         )
     normalised: Floats = array / sums
     return normalised
+
+
+def two_predictions(p: ArrayLike | Tensor, q: ArrayLike | Tensor, *, what: str) -> tuple[Floats, Floats]:
+    """Check class probabilities of two models for the same samples."""
+    one, other = probabilities(p, what="p"), probabilities(q, what="q")
+    same_shape(one, other, what=what)
+    return one, other
 
 
 def same_shape(one: Floats, other: Floats, *, what: str) -> None:

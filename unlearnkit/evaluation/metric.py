@@ -25,7 +25,7 @@ class MetricTraits:
         unit: ``"nats"``, ``"fraction"``, ``"seconds"``, …
         source: Paper and equation.
         cost: Forward passes, models and training that it needs.
-        trust: The limits of what the number says.
+        trust: What the number does not say.
     """
 
     low: float = float("-inf")
@@ -40,11 +40,7 @@ class MetricTraits:
 @final
 @attrs.frozen
 class NotApplicable:
-    """What `Metric.measure` returns instead of a number that does not exist.
-
-    Attributes:
-        reason: Why there is none, as ``"no retrained model at hand"``.
-    """
+    """What `Metric.measure` returns where there is no number, and why: ``"no retrained model at hand"``."""
 
     reason: str
 
@@ -52,12 +48,7 @@ class NotApplicable:
 @final
 @attrs.frozen(kw_only=True)
 class Measurement:
-    """A number, or the reason why there is none.
-
-    Attributes:
-        value: None where the metric does not apply.
-        reason: Why, when the value is None; else "".
-    """
+    """A number, or None and the reason why there is none."""
 
     value: float | None
     reason: str = ""
@@ -122,18 +113,12 @@ class Metric(abc.ABC):
 
     @final
     def evaluate(self, inputs: EvaluationInputs) -> dict[str, float | None]:
-        """Return what `examine` finds, with None in place of a reason."""
+        """Measure like `examine`, with None in place of a reason."""
         return {name: found.value for name, found in self.examine(inputs).items()}
 
     @final
     def examine(self, inputs: EvaluationInputs) -> dict[str, Measurement]:
         """Measure, and check that no model was changed and that every number lies within the metric's bounds.
-
-        Args:
-            inputs: Models and data.
-
-        Returns:
-            Name to value or reason.
 
         Raises:
             MismatchError: The metric changed a model (which is restored), or returned anything but None,
@@ -153,19 +138,15 @@ class Metric(abc.ABC):
                 snapshot.restore()
         who = f"metric {self.name!r} ({type(self).__module__}.{type(self).__qualname__})"
         raise_all(problems, where=f"{who} changed a model that it measured (it was put back)")
-        if not isinstance(values, Mapping) or not all(_may_be_returned(v) for v in values.values()):
+        allowed = int | float | NotApplicable | None
+        if not isinstance(values, Mapping) or not all(isinstance(v, allowed) for v in values.values()):
             raise MismatchError(f"{who}: expected a mapping of names to numbers or None, saw {values!r}")
         found = {str(key): _measurement(value) for key, value in values.items()}
-        # This comparison is false for NaN too.
-        low, high = self.traits.low, self.traits.high
+        low, high = self.traits.low, self.traits.high  # NaN counts as outside
         numbers = {key: m.value for key, m in found.items() if m.value is not None}
         outside = [f"{key}: saw {v}" for key, v in numbers.items() if not low <= v <= high]
         raise_all(outside, where=f"{who}: expected None or a number from {low:g} to {high:g}")
         return found
-
-
-def _may_be_returned(value: object) -> bool:
-    return value is None or isinstance(value, int | float | NotApplicable)
 
 
 def _measurement(value: float | NotApplicable | None) -> Measurement:

@@ -34,12 +34,7 @@ def _logits(values: Any) -> Floats:
 @final
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Outputs:
-    """Logits and labels of n samples.
-
-    Attributes:
-        logits: Shape (n, classes), float64.
-        labels: Shape (n,), whole numbers from 0 to classes − 1.
-    """
+    """Logits, shape (n, classes), and labels of n samples."""
 
     logits: Floats = attrs.field(converter=_logits)
     labels: Ints
@@ -52,76 +47,69 @@ class Outputs:
 
     @property
     def probabilities(self) -> Floats:
-        """Return softmax(logits), shape (n, classes)."""
+        """Softmax of the logits."""
         return softmax_of(self.logits)
 
     @property
     def losses(self) -> Floats:
-        """Return the cross-entropy of each sample, nats."""
+        """Cross-entropy of each sample, nats."""
         return label_losses(self.logits, self.labels)
 
     @property
     def confidences(self) -> Floats:
-        """Return the probability of each sample's label, 0 … 1."""
+        """Probability of each sample's label."""
         return np.exp(-self.losses)
 
     @property
     def accuracy(self) -> float:
-        """Return the share of samples whose label has the largest logit, 0 … 1."""
+        """Share of samples whose label has the largest logit."""
         return float((self.logits.argmax(axis=1) == self.labels).mean())
 
-    @property
-    def certainty(self) -> float:
-        """Return the mean probability of the label, 0 … 1."""
-        return float(self.confidences.mean())
-
     def subset(self, rows: Ints) -> "Outputs":
-        """Return the outputs of some samples."""
+        """Outputs of some samples."""
         return Outputs(logits=self.logits[rows], labels=self.labels[rows])
 
     def sample(self, most: int, *, seed: int) -> "Outputs":
-        """Return at most so many samples, drawn without replacement."""
+        """At most so many samples, drawn without replacement."""
         if len(self) <= most:
             return self
         return self.subset(np.random.default_rng(seed).permutation(len(self))[:most])
 
 
 def outputs_of(model: nn.Module, batches: Iterable[Any], *, objective: Objective | None = None) -> Outputs:
-    """Run a model over data in eval mode, and leave it unchanged.
-
-    Args:
-        model: A classifier with one label per sample.
-        batches: What a data loader yields; or `unlearnkit.distributed.collectives.Shared`.
-        objective: Selects logits and labels; `CrossEntropy`.
-
-    Returns:
-        Logits and labels in the order of the data.
-
-    Raises:
-        InapplicableError: There are no data, the objective has no classes, or a sample has several labels.
-
-    Example:
-        >>> outputs_of(nn.Identity(), [(torch.tensor([[0.0, 1.0]]), torch.tensor([1]))]).accuracy
-        1.0
-    """
+    """Run a classifier over data in eval mode, without changing it; the outputs are in the order of the data."""
     classification = classification_of(objective)
 
-    def predict(own: Iterable[Any], _: Iterator[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    def predict(batch: Any) -> tuple[Tensor, Tensor]:
+        logits, labels = classification.logits(model, batch), classification.labels(batch)
+        if logits.dim() != 2 or labels.dim() != 1 or labels.is_floating_point():
+            raise InapplicableError("the model does not predict one label per sample")
+        return logits, labels
+
+    logits, labels = map_batches(model, batches, predict)
+    return Outputs(logits=logits, labels=labels)
+
+
+def map_batches(
+    model: nn.Module, batches: Iterable[Any], rows: Callable[[Any], tuple[Tensor, Tensor]]
+) -> tuple[Floats, Ints]:
+    """Rows and labels of all batches, computed in eval mode; `rows` gets a batch on the model's device."""
+
+    def work(own: Iterable[Any], _: Iterator[int]) -> Iterator[tuple[Tensor, Tensor]]:
         for _, moved in feed(own, device_of(model)):
-            yield classification.logits(model, moved).to("cpu", torch.float64), classification.labels(moved).to("cpu")
+            values, labels = rows(moved)
+            yield values.to("cpu", torch.float64), labels.to("cpu")
 
     with undisturbed(model):
-        found = map_shared(batches, predict, model=model)
+        found = map_shared(batches, work, model=model)
     if not found:
         raise InapplicableError("the split is empty")
-    logits, labels = [z for z, _ in found], [y for _, y in found]
-    if any(z.dim() != 2 for z in logits) or any(y.dim() != 1 or y.is_floating_point() for y in labels):
-        raise InapplicableError("the model does not predict one label per sample")
-    return Outputs(logits=torch.cat(logits), labels=torch.cat(labels).numpy().astype(np.int64))
+    values, labels = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
+    return values, labels.astype(np.int64)
 
 
 def classification_of(objective: Objective | None) -> CrossEntropy:
-    """Return the objective, or raise where it has no classes."""
+    """The objective, or `InapplicableError` where it has no classes."""
     chosen = objective or CrossEntropy()
     if not isinstance(chosen, CrossEntropy):
         raise InapplicableError(f"{chosen.describe()} is no classification: there are no class probabilities")
@@ -138,32 +126,32 @@ class ModelOutputs:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Return which of the four splits there are, in the usual order."""
+        """The splits that exist, in the usual order."""
         return tuple(name for name in SPLITS if name in self._inputs.splits)
 
     @property
     def named(self) -> Mapping[str, nn.Module]:
-        """Return the models to compare: prefix of a value's name to model."""
+        """Prefix of a value's name to the edited and the original model."""
         models = {"": self._inputs.model}
         if self._inputs.original is not None:
             models["original "] = self._inputs.original
         return models
 
     def of(self, model: nn.Module, split: str) -> Outputs:
-        """Run a model over a split, once."""
+        """Outputs of a model on a split, computed once."""
         key = (id(model), split)
         if key not in self._cached:
             self._cached[key] = outputs_of(model, self.batches(split), objective=self._inputs.objective)
         return self._cached[key]
 
     def batches(self, split: str) -> Iterable[Any]:
-        """Return the batches of a split."""
+        """Batches of a split, or `InapplicableError`."""
         if split not in self._inputs.splits:
             raise InapplicableError(f"there is no split {split!r}: no such samples at hand")
         return self._inputs.splits[split]
 
     def retrained(self, at_least: int = 1) -> tuple[nn.Module, ...]:
-        """Return the retrained models."""
+        """The retrained models, or `InapplicableError` where there are too few."""
         models = self._inputs.retrained
         if len(models) < at_least:
             few = f"at least {at_least} retrained models are needed, saw {len(models)}"
@@ -196,12 +184,7 @@ def against_retrained(
 
 
 def answer(measure: Callable[[], float]) -> float | NotApplicable:
-    """Measure, or return why not. Only `InapplicableError` becomes a reason: any other error stays an error.
-
-    Example:
-        >>> answer(lambda: 0.5)
-        0.5
-    """
+    """Measure, or return why not; only `InapplicableError` becomes a reason."""
     try:
         return measure()
     except InapplicableError as reason:
@@ -209,5 +192,5 @@ def answer(measure: Callable[[], float]) -> float | NotApplicable:
 
 
 def mean(values: Iterable[float]) -> float:
-    """Return the plain mean of some numbers."""
+    """The mean of some numbers."""
     return float(np.mean(list(values)))

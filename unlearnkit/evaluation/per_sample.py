@@ -7,38 +7,26 @@ from numpy.typing import ArrayLike
 from scipy.special import entr, log_softmax, logsumexp, rel_entr, softmax, xlogy
 from torch import Tensor
 
-from unlearnkit.evaluation.arrays import Floats, Ints, class_labels, floats, probabilities, same_shape
+from unlearnkit.evaluation.arrays import Floats, Ints, class_labels, floats, probabilities, two_predictions
 
 LN2 = log(2.0)
 """The largest Jensen-Shannon divergence, nats."""
 
 
 def softmax_of(logits: ArrayLike | Tensor) -> Floats:
-    """Return class probabilities: softmax(z)_c = exp z_c / Σ_k exp z_k, in float64."""
+    """Class probabilities in float64."""
     found: Floats = softmax(floats(logits, what="logits", dimensions=2), axis=1)
     return found
 
 
 def entropies(p: ArrayLike | Tensor) -> Floats:
-    """Return H(p) = −Σ_c p_c · ln p_c of each sample.
-
-    Example:
-        >>> entropies([[1.0, 0.0], [0.5, 0.5]])
-        array([0.        , 0.69314718])
-    """
+    """H(p) = −Σ_c p_c · ln p_c of each sample."""
     found: Floats = entr(probabilities(p, what="p")).sum(axis=1)
     return found
 
 
 def modified_entropies(p: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> Floats:
-    """Return −(1 − p_y)·ln p_y − Σ_{c≠y} p_c·ln(1 − p_c) of each sample, y its own label.
-
-    Source: Song and Mittal 2021 (Systematic Evaluation of Privacy Risks of Machine Learning Models), "Mentr".
-
-    Example:
-        >>> modified_entropies([[0.5, 0.5], [1.0, 0.0]], [0, 0])  # ½·ln 2 twice; 0
-        array([0.69314718, 0.        ])
-    """
+    """−(1 − p_y)·ln p_y − Σ_{c≠y} p_c·ln(1 − p_c) of each sample, y its own label (Song and Mittal 2021, "Mentr")."""
     p = probabilities(p, what="p")
     y = class_labels(labels, samples=len(p), classes=p.shape[1])
     own = np.arange(p.shape[1]) == y[:, None]  # exactly one per row
@@ -49,29 +37,20 @@ def modified_entropies(p: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> Flo
 
 
 def label_losses(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> Floats:
-    """Return the cross-entropy −ln softmax(z)_y of each sample.
-
-    Example:
-        >>> label_losses([[0.0, 0.0]], [1])
-        array([0.69314718])
-    """
+    """Cross-entropy −ln softmax(z)_y of each sample."""
     z, y = _logits_and_labels(logits, labels)
     found: Floats = -log_softmax(z, axis=1)[np.arange(len(z)), y]
     return found + 0.0
 
 
 def margins(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> Floats:
-    """Return the logit-scaled confidence φ = ln(p_y/(1 − p_y)) = z_y − ln Σ_{c≠y} exp z_c of each sample.
+    """Logit-scaled confidence φ = ln(p_y/(1 − p_y)) = z_y − ln Σ_{c≠y} exp z_c of each sample.
 
     Computed from logits, so that φ is finite even where the confidence rounds to 1. Over many models φ is close to
     normal; the confidence is not, and correctness (0 or 1) even less.
 
     Source: Carlini, Chien, Nasr, Song, Terzis and Tramèr 2022 (Membership Inference Attacks From First Principles),
     section IV-C.
-
-    Example:
-        >>> margins([[2.0, 0.0], [1000.0, 0.0]], [0, 0])
-        array([   2., 1000.])
     """
     z, y = _logits_and_labels(logits, labels)
     rows, others = np.arange(len(z)), z.copy()
@@ -81,18 +60,8 @@ def margins(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> Floats:
 
 
 def kl_divergence(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> Floats:
-    """Return KL(p ‖ q) = Σ_c p_c · ln(p_c/q_c) of each sample.
-
-    Both have shape (n, classes); the result has shape (n,), in nats, 0 … ∞: 0 only where p = q, ∞ where q is 0 and p
-    is not.
-
-    Source: Kullback and Leibler 1951 (On Information and Sufficiency), equation 2.4.
-
-    Example:
-        >>> kl_divergence([[1.0, 0.0]], [[0.5, 0.5]])  # ln 2
-        array([0.69314718])
-    """
-    p, q = _two_predictions(p, q, what="kl_divergence")
+    """KL(p ‖ q) = Σ_c p_c · ln(p_c/q_c) of each sample, nats (Kullback and Leibler 1951, equation 2.4)."""
+    p, q = two_predictions(p, q, what="kl_divergence")
     found: Floats = rel_entr(p, q).sum(axis=1)
     return np.maximum(found, 0.0)  # the terms of equal distributions add up to 0 except for rounding
 
@@ -100,11 +69,8 @@ def kl_divergence(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> Floats:
 def jensen_shannon(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> Floats:
     """Return JS(p, q) = ½·KL(p ‖ m) + ½·KL(q ‖ m), m = (p + q)/2, of each sample.
 
-    It is symmetric, finite even for disjoint distributions, and a sum over classes: adding classes that nobody
-    predicts does not change it. Averaging over samples is left to the caller.
-
-    Both have shape (n, classes); the result has shape (n,), in nats, 0 … ln 2: 0 only where p = q, ln 2 where they are
-    disjoint.
+    Both have shape (n, classes); the result has shape (n,), in nats: 0 where p = q, at most ln 2, where they are
+    disjoint. It is symmetric, and adding classes that nobody predicts does not change it.
 
     Source: Lin 1991 (Divergence Measures Based on the Shannon Entropy), equation 4.1 with weights ½. The square of
     `scipy.spatial.distance.jensenshannon`.
@@ -113,7 +79,7 @@ def jensen_shannon(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> Floats:
         >>> jensen_shannon([[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.5, 0.5]])
         array([0.69314718, 0.        ])
     """
-    p, q = _two_predictions(p, q, what="jensen_shannon")
+    p, q = two_predictions(p, q, what="jensen_shannon")
     m = (p + q) / 2
     found: Floats = (rel_entr(p, m) + rel_entr(q, m)).sum(axis=1) / 2
     return np.clip(found, 0.0, LN2)
@@ -122,9 +88,3 @@ def jensen_shannon(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> Floats:
 def _logits_and_labels(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> tuple[Floats, Ints]:
     z = floats(logits, what="logits", dimensions=2)
     return z, class_labels(labels, samples=len(z), classes=z.shape[1])
-
-
-def _two_predictions(p: ArrayLike | Tensor, q: ArrayLike | Tensor, *, what: str) -> tuple[Floats, Floats]:
-    one, other = probabilities(p, what="p"), probabilities(q, what="q")
-    same_shape(one, other, what=what)
-    return one, other

@@ -1,6 +1,7 @@
 """The data of a report's plots: counts and curves of the original, edited and retrained models, and no sample."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from math import sqrt
 from typing import final
 
@@ -24,12 +25,7 @@ _DIGITS = 4
 @final
 @attrs.frozen(kw_only=True)
 class Histogram:
-    """Counts of the probability of the label in 20 equal bins from 0 to 1.
-
-    Example:
-        >>> Histogram.of([0.0, 0.01, 1.0], model="original", samples="unseen").counts[::19]
-        (2, 1)
-    """
+    """Counts of the probability of the label in 20 equal bins from 0 to 1."""
 
     model: str
     samples: str
@@ -43,20 +39,14 @@ class Histogram:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Return the counts as shares of all samples."""
+        """Counts as shares of all samples."""
         return _shares(self.counts)
 
 
 @final
 @attrs.frozen(kw_only=True)
 class RocCurve:
-    """The true-positive rate of an attack against its false-positive rate.
-
-    Example:
-        >>> curve = RocCurve.of([3.0, 2.0], [1.0, 2.0], attack="loss", model="original")
-        >>> curve.auc, curve.fpr[-1], curve.tpr[-1]
-        (0.875, 1.0, 1.0)
-    """
+    """The true-positive rate of an attack against its false-positive rate."""
 
     attack: str
     model: str
@@ -86,11 +76,7 @@ class RocCurve:
 
     @property
     def guessing_error(self) -> float:
-        """Return the standard error of the AUC of an attack that guesses: √((m + n + 1)/(12·m·n)).
-
-        Source: Hanley and McNeil 1982, the variance of the Mann-Whitney statistic under the null. 0 where the numbers
-        of samples are unknown.
-        """
+        """Standard error √((m + n + 1)/(12·m·n)) of the AUC of an attack that guesses (Hanley and McNeil 1982)."""
         m, n = self.members, self.nonmembers
         return sqrt((m + n + 1) / (12 * m * n)) if m and n else 0.0
 
@@ -105,7 +91,7 @@ class Destination:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Return the counts as shares of all samples."""
+        """Counts as shares of all samples."""
         return _shares(self.counts)
 
 
@@ -124,20 +110,16 @@ class PlotData:
 
 def collect_plot_data(outputs: ModelOutputs, *, classes: Sequence[str] = (), seed: int = 0) -> PlotData:
     """Collect the plot data of an edited model, the original and the retrained models."""
-    models, reasons = _models(outputs), {}
+    models, reasons = _models(outputs), dict[str, str]()
     if "retrained" not in models:
         reasons["retrained"] = "no retrained model at hand"
     histograms: list[Histogram] = []
     destinations: list[Destination] = []
     curves: list[RocCurve] = []
-    try:
+    with _reason(reasons, "destinations"):
         destinations += _destinations(outputs, models)
-    except InapplicableError as reason:
-        reasons["destinations"] = str(reason)
-    try:
+    with _reason(reasons, "histograms"):
         histograms += _histograms(outputs, models, seed)
-    except InapplicableError as reason:
-        reasons["histograms"] = str(reason)
     attacks = {
         "loss": LossAttack(seed=seed),
         "entropy": EntropyAttack(seed=seed),
@@ -145,10 +127,8 @@ def collect_plot_data(outputs: ModelOutputs, *, classes: Sequence[str] = (), see
     }
     for attack, metric in attacks.items():
         for name, group in models.items():
-            try:
+            with _reason(reasons, f"{attack} attack, {name}"):
                 curves += [RocCurve.of(*metric.scores(outputs, m), attack=attack, model=name) for m in group]
-            except InapplicableError as reason:
-                reasons[f"{attack} attack, {name}"] = str(reason)
     count = len(destinations[0].counts) if destinations else 0
     return PlotData(
         classes=tuple(classes[i] if i < len(classes) else str(i) for i in range(count)),
@@ -160,13 +140,20 @@ def collect_plot_data(outputs: ModelOutputs, *, classes: Sequence[str] = (), see
     )
 
 
+@contextmanager
+def _reason(reasons: dict[str, str], what: str) -> Iterator[None]:
+    try:
+        yield
+    except InapplicableError as reason:
+        reasons[what] = str(reason)
+
+
 def _models(outputs: ModelOutputs) -> dict[str, list[nn.Module]]:
     found = {"original": "original ", "unlearned": ""}
     models = {name: [outputs.named[prefix]] for name, prefix in found.items() if prefix in outputs.named}
-    try:
-        return {**models, "retrained": list(outputs.retrained())}
-    except InapplicableError:
-        return models
+    with suppress(InapplicableError):
+        models["retrained"] = list(outputs.retrained())
+    return models
 
 
 def _destinations(outputs: ModelOutputs, models: Mapping[str, list[nn.Module]]) -> Iterator[Destination]:

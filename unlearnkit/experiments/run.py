@@ -14,9 +14,9 @@ from torch import nn
 from unlearnkit.data import LabelledImages
 from unlearnkit.distributed.collectives import barrier, raise_on_all_ranks
 from unlearnkit.distributed.ranks import Ranks
-from unlearnkit.evaluation import LossAndAccuracy, Outputs
+from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.evaluation.metric import EvaluationInputs, Measurement
-from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs
+from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs, Outputs
 from unlearnkit.evaluation.plot_data import collect_plot_data
 from unlearnkit.experiments.config import Config, MethodConfig
 from unlearnkit.experiments.experiment import Experiment, make_metrics, make_unlearner

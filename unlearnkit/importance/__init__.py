@@ -21,17 +21,15 @@ from unlearnkit.importance.fisher import (
     visible,
 )
 from unlearnkit.importance.importance import Importance
-from unlearnkit.importance.multi_process import estimate_together, forget_parts
+from unlearnkit.importance.multi_process import estimate_together
 from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
-from unlearnkit.importance.resumable import estimate_resumable
 from unlearnkit.importance.sharded_file import load_sharded, save_sharded
-from unlearnkit.importance.store import Cancellation, ImportanceStore, Staleness, StoreManifest, fill
+from unlearnkit.importance.store import ImportanceStore, fill
 
 __all__ = [
     "Accumulator",
     "BatchedDiagonalFisher",
     "Call",
-    "Cancellation",
     "ConvGeometry",
     "DataOrder",
     "DiagonalFisher",
@@ -49,15 +47,11 @@ __all__ = [
     "Role",
     "Rule",
     "SketchedFisher",
-    "Staleness",
-    "StoreManifest",
     "SumBuffers",
     "estimate_groups",
-    "estimate_resumable",
     "estimate_together",
     "fill",
     "fisher_statistics",
-    "forget_parts",
     "load_sharded",
     "register_rule",
     "save_sharded",

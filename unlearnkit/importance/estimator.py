@@ -1,4 +1,4 @@
-"""The contract of everything that says how much each weight matters to a set of data."""
+"""The contract of importance estimators: how much each weight matters to a set of data."""
 
 import abc
 from collections.abc import Iterable, Mapping
@@ -48,8 +48,8 @@ class EstimatorTraits:
 class ImportanceEstimator(abc.ABC):
     """Turns a model and data into an `Importance`. Subclass it and write `estimate_batch`.
 
-    The public method checks what goes in and what the author's method gave back, runs the model in eval mode, puts
-    torch's wrong gradients of some norms right, and leaves the model as it was found, also after an exception.
+    `estimate` checks its arguments and what the author's method returned, runs the model in eval mode, corrects torch's
+    wrong gradients of some norms, and leaves the model unchanged, also after an exception.
 
     Example:
         >>> class Ones(ImportanceEstimator):
@@ -101,7 +101,7 @@ class ImportanceEstimator(abc.ABC):
             objective: As for `estimate_batch`.
 
         Returns:
-            What the batches are handed to, one after the other.
+            The object to which the batches are added, one after the other.
         """
         return _Merging(self, model, objective)
 
@@ -122,7 +122,7 @@ class ImportanceEstimator(abc.ABC):
         order; the result is sharded like the model.
 
         Args:
-            model: Runs where it is, in eval mode: dropout off, BatchNorm on its running statistics. Left as found.
+            model: Runs where it is, in eval mode: dropout off, BatchNorm on its running statistics. Left unchanged.
             batches: A data loader or any iterable of batches.
             objective: How a batch becomes losses.
             role: Which set this is; recorded.
@@ -190,7 +190,7 @@ class ImportanceEstimator(abc.ABC):
         sharded = reshard(model)
         if sharded and not self.traits.sharded:
             raise UnsupportedModelError(
-                f"estimator {self.name!r}: expected a model that is whole in every process, saw one whose parameters "
+                f"estimator {self.name!r}: expected a model that is not sharded, saw one whose parameters "
                 "are sharded (FSDP, DTensor): of the estimators that come with unlearnkit diagonal-fisher, "
                 "sketched-fisher and batched-diagonal-fisher take one"
             )
@@ -233,8 +233,8 @@ class Accumulator(abc.ABC):
     """One pass over data: batches go in, one importance comes out.
 
     Attributes:
-        steady: True for a pass that itself puts right what torch gets wrong of norms whose gradient comes out of a
-            permutation, or hands all batches to one that does; others are run so that it is put right for them.
+        steady: Whether the pass itself corrects torch's wrong gradients of some norms (`norm_gradient_fix`), or passes
+            all batches to one that does. For other passes the framework corrects them.
     """
 
     steady: ClassVar[bool] = False
@@ -266,7 +266,7 @@ class Accumulator(abc.ABC):
 
 @final
 class _Merging(Accumulator):
-    """Adds whole importances: what every estimator gets that does not ask for more."""
+    """Adds the importances of batches: the default."""
 
     def __init__(self, estimator: ImportanceEstimator, model: nn.Module, objective: Objective) -> None:
         self._estimator, self._model, self._objective = estimator, model, objective
@@ -277,7 +277,7 @@ class _Merging(Accumulator):
         one = self._estimator.estimate_batch(self._model, batch, objective=self._objective)
         self._estimator._check(one, self._named)  # noqa: SLF001 - same module
         if self._total is None:
-            # A copy, in the model's order: the author may hand out the same tensors for every batch.
+            # A copy, in the model's order: the author may return the same tensors for every batch.
             totals = {name: one.totals[name].clone() for name in self._named}
             self._total = Importance(totals=totals, count=one.count)
             return
@@ -319,7 +319,7 @@ def fingerprint_of(estimator: ImportanceEstimator, model_digest: str, *, objecti
 
 
 def options_text(estimator: ImportanceEstimator) -> str:
-    """Write the options of an estimator that change its result, as they stand in a fingerprint."""
+    """Write the options of an estimator that change its result, for a fingerprint."""
     return ", ".join(f"{key}={value!r}" for key, value in option_values(estimator, meaning_only=True).items())
 
 
@@ -328,7 +328,7 @@ def with_precision(fingerprint: Fingerprint, total: Importance, named: Mapping[s
     gradients = sorted({str(p.dtype).removeprefix("torch.") for p in named.values()})
     totals = sorted({str(t.dtype).removeprefix("torch.") for t in total.totals.values()})
     devices = {p.device.type: p.device for p in named.values() if p.dtype == torch.float32}
-    products = [said for said in map(float32_products, devices.values()) if said]
+    products = [text for text in map(float32_products, devices.values()) if text]
     return attrs.evolve(
         fingerprint, precision=", ".join([f"gradients {'/'.join(gradients)}", f"totals {'/'.join(totals)}", *products])
     )

@@ -1,5 +1,6 @@
 """Importances: for each weight, the exact sum of one term per sample or batch, and the number of terms."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -9,10 +10,10 @@ from typing import Any, final
 import attrs
 import cattrs
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from unlearnkit.distributed.sharded_tensors import local, placement, shard_like
-from unlearnkit.importance import file_format
+from unlearnkit.distributed.sharded_tensors import local, placement, refuse_sharded, shard_like
 from unlearnkit.importance.provenance import (
     DataOrder,
     Fingerprint,
@@ -25,7 +26,9 @@ from unlearnkit.importance.provenance import (
 from unlearnkit.models.parameters import extremes
 from unlearnkit.utils.errors import MismatchError, NonFiniteError, StoreError, UnlearnKitError, raise_all
 from unlearnkit.utils.options import by_fields, read_only
+from unlearnkit.utils.safetensors import save_tensors
 
+_FORMAT = "unlearnkit-importance-1"
 _WIDE = (torch.float32, torch.float64)
 _DAMAGE = (KeyError, TypeError, ValueError, AttributeError, UnlearnKitError, cattrs.BaseValidationError)
 
@@ -104,8 +107,8 @@ class Importance:
 
     def __repr__(self) -> str:
         weights = sum(t.numel() for t in self.totals.values())
-        said = None if self.relative_error is None else f"{self.relative_error:.3g}"
-        error = "" if said == "0" else f", relative_error={said}"
+        shown = None if self.relative_error is None else f"{self.relative_error:.3g}"
+        error = "" if shown == "0" else f", relative_error={shown}"
         return (
             f"Importance({len(self.totals)} tensors, {weights} weights, count={self.count}, "
             f"samples={self.samples}, role={self.role.value}{error})"
@@ -241,11 +244,7 @@ class Importance:
         raise_all((f"{name}: expected importances ≥ 0, saw a negative one" for name in negative), where=who)
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically.
-
-        Args:
-            path: Where to; an existing file is replaced only when the new one is complete.
-        """
+        """Write one safetensors file, atomically: an existing one is replaced only when the new one is complete."""
         header = {
             "count": self.count,
             "samples": self.samples,
@@ -254,7 +253,10 @@ class Importance:
             "trail": {"sizes": {str(k): v for k, v in self.trail.sizes.items()}, "order": self.trail.order},
             "relative_error": self.relative_error,
         }
-        file_format.write(path, self.totals, header)
+        refuse_sharded(self.totals.values(), who=str(path), instead="use unlearnkit.importance.save_sharded")
+        text = json.dumps(header)
+        metadata = {"format": _FORMAT, "importance": text, "digest": _digest(text, self.totals)}
+        save_tensors(self.totals, path, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "Importance":
@@ -269,7 +271,7 @@ class Importance:
         Raises:
             StoreError: The file is missing, damaged or no importance.
         """
-        totals, text = file_format.read(path)
+        totals, text = _read(path)
         try:
             header = json.loads(text)
             fingerprint = cattrs.structure(header["fingerprint"], Fingerprint)
@@ -286,3 +288,30 @@ class Importance:
         except _DAMAGE as error:
             raise StoreError(f"{path}: the header or the totals are damaged: {error}") from error
         return found
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor], str]:
+    """Read totals and the header's JSON text, and compare their digest."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            totals = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safetensors has no iterator
+    except (OSError, ValueError, SafetensorError) as error:  # ValueError: text that is not UTF-8
+        raise StoreError(f"{path}: expected an importance file, saw: {error}") from error
+    if metadata.get("format") != _FORMAT:
+        raise StoreError(
+            f"{path}: expected an importance file ({_FORMAT}), saw format {metadata.get('format')!r}: "
+            "a model's checkpoint is not an importance"
+        )
+    if metadata.get("digest") != _digest(metadata.get("importance", ""), totals):
+        raise StoreError(f"{path}: expected the digest of what was written, saw another: the file is damaged")
+    return totals, metadata.get("importance", "")
+
+
+def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
+    state = hashlib.blake2b(header.encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        state.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        plain = tensor.detach().to("cpu").contiguous()
+        state.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()

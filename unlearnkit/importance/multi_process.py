@@ -2,11 +2,11 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import attrs
 import torch
@@ -98,15 +98,16 @@ def estimate_together(
         own = None if mine is None else estimate(mine)
     except Exception as problem:  # noqa: BLE001 - the other ranks wait, and must raise it too
         error = f"{type(problem).__name__}: {problem}"
-    parts = all_gather(_Part.of(own, error=error, model=digest(model)))
-    _check(parts)
-    found = [part for part in parts if part.fingerprint is not None]
+    facts = None if own is None else attrs.evolve(own, totals={"": torch.zeros(())})  # all but the totals
+    errors, models, parts = zip(*all_gather((error, digest(model), facts)), strict=True)
+    found: list[Importance] = [part for part in parts if part is not None]
+    _check(errors, models, found)
     if not found:
         raise ConfigurationError("expected data for an importance, saw an empty iterable on every rank")
     return Importance(
         totals=_all_reduce(model, own),
-        count=sum(part.count for part in parts),
-        samples=sum(part.samples for part in parts),
+        count=sum(part.count for part in found),
+        samples=sum(part.samples for part in found),
         role=role,
         trail=_merged_trail([part.trail for part in found]),
         relative_error=error_of_sum((part.relative_error, part.samples) for part in found),
@@ -115,13 +116,7 @@ def estimate_together(
 
 
 def forget_parts(checkpoint: str | Path) -> None:
-    """Delete this rank's checkpoint and temporary files of killed ranks; the last rank deletes the folder.
-
-    Call it when all ranks have the result, and it is saved.
-
-    Args:
-        checkpoint: See `estimate_together`.
-    """
+    """Delete this rank's checkpoint, when the result is saved; the last rank deletes the folder."""
     folder, ranks = Path(checkpoint), Ranks.current()
     for path in (folder / _part_name(ranks), *folder.glob(".*.tmp")):
         path.unlink(missing_ok=True)
@@ -157,42 +152,13 @@ def _none_if_empty(batches: Iterable[Any]) -> Iterable[Any] | None:
     return chain(first, rest) if first else None
 
 
-@final
-@attrs.frozen(kw_only=True)
-class _Part:
-    """What ranks gather before the totals are added."""
-
-    model: str
-    error: str = ""
-    count: int = 0
-    samples: int = 0
-    fingerprint: Fingerprint | None = None
-    trail: DataOrder = attrs.field(factory=DataOrder)
-    relative_error: float | None = 0.0
-
-    @classmethod
-    def of(cls, own: Importance | None, *, error: str, model: str) -> "_Part":
-        if own is None:
-            return cls(error=error, model=model)
-        return cls(
-            model=model,
-            count=own.count,
-            samples=own.samples,
-            fingerprint=own.fingerprint,
-            trail=own.trail,
-            relative_error=own.relative_error,
-        )
-
-
-def _check(parts: list[_Part]) -> None:
-    failed = [f"rank {rank}: {part.error}" for rank, part in enumerate(parts) if part.error]
+def _check(errors: Sequence[str], models: Sequence[str], parts: list[Importance]) -> None:
+    failed = [f"rank {rank}: {error}" for rank, error in enumerate(errors) if error]
     raise_all(failed, where="an importance on several ranks", error=UnlearnKitError)
-    expected = parts[0].model
-    differ = [f"rank {rank}: {part.model}" for rank, part in enumerate(parts) if part.model != expected]
+    differ = [f"rank {rank}: {model}" for rank, model in enumerate(models) if model != models[0]]
     if differ:
-        raise MismatchError(f"expected the model {expected} of rank 0 on every rank, saw {', '.join(differ)}")
-    kinds = [part.fingerprint for part in parts if part.fingerprint is not None]
-    problems = [p for kind in kinds[1:] for p in kinds[0].differences(kind)]
+        raise MismatchError(f"expected the model {models[0]} of rank 0 on every rank, saw {', '.join(differ)}")
+    problems = [p for part in parts[1:] for p in parts[0].fingerprint.differences(part.fingerprint)]
     raise_all(problems, where="ranks that measure different things")
 
 
@@ -212,14 +178,11 @@ def _all_reduce(model: nn.Module, own: Importance | None) -> dict[str, torch.Ten
 
 def _merged_trail(trails: list[DataOrder]) -> DataOrder:
     """Add the batch sizes; the order is a hash of the ranks' hashes."""
-    sizes: Counter[int] = Counter()
-    for trail in trails:
-        sizes.update(trail.sizes)
+    sizes = sum((Counter(trail.sizes) for trail in trails), Counter[int]())
     order = hashlib.blake2b("".join(trail.order for trail in trails).encode(), digest_size=16).hexdigest()
     return DataOrder(sizes=sizes, order=order)
 
 
-def _in_float64(fingerprint: Fingerprint | None) -> Fingerprint:
-    assert fingerprint is not None, "filtered by the caller"
+def _in_float64(fingerprint: Fingerprint) -> Fingerprint:
     gradients = fingerprint.precision.partition(",")[0]
     return attrs.evolve(fingerprint, precision=f"{gradients}, totals float64")

@@ -28,29 +28,11 @@ def estimate_resumable(
     role: Role | str = Role.UNKNOWN,
     progress: Progress = silent,
 ) -> Importance:
-    """Estimate an importance, and save it after every segment of batches.
+    """Estimate an importance, and save it to a file after every segment of batches.
 
     After a kill, call it again with the same arguments: it reads the batches that are done (without gradients, to
     compare a hash of their order) and continues. On a CPU the totals are bit-equal to those of a pass that was not
-    interrupted, because both add the same segments in the same order. The checkpoint stays: delete it when the result
-    is saved.
-
-    Args:
-        estimator: Any whose terms are samples.
-        model: As for `unlearnkit.ImportanceEstimator.estimate`.
-        batches: The same in the same order at every start.
-        objective: How a batch becomes losses.
-        checkpoint: A file; its folder must exist.
-        every: Batches in a segment; the same at every start.
-        role: Which set this is.
-        progress: Shows a bar for each segment.
-
-    Returns:
-        The importance.
-
-    Raises:
-        ConfigurationError: No data, or an estimator of batches.
-        StoreError: The checkpoint is damaged, or of another model, estimator or objective, or of other data.
+    interrupted, because both add the same segments in the same order. The caller deletes the checkpoint.
     """
     if estimator.traits.unit != "sample":
         raise ConfigurationError(

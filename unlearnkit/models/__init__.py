@@ -3,14 +3,12 @@
 from unlearnkit.models.checkpoint import (
     load_checkpoint,
     model_state,
-    read_checkpoint,
     save_checkpoint,
-    write_checkpoint,
 )
 from unlearnkit.models.objective import Autocast, CausalLanguageModel, CrossEntropy, Objective
 from unlearnkit.models.parameters import device_of, digest, trainable
 from unlearnkit.models.training import EpochRecord, Loss, OptimizerConfig, Training, train
-from unlearnkit.models.zoo import ResNet18Classifier, SmallCNN, resnet18_classifier, small_cnn
+from unlearnkit.models.zoo import SmallCNN, resnet18_classifier, small_cnn
 
 __all__ = [
     "Autocast",
@@ -20,18 +18,15 @@ __all__ = [
     "Loss",
     "Objective",
     "OptimizerConfig",
-    "ResNet18Classifier",
     "SmallCNN",
     "Training",
     "device_of",
     "digest",
     "load_checkpoint",
     "model_state",
-    "read_checkpoint",
     "resnet18_classifier",
     "save_checkpoint",
     "small_cnn",
     "train",
     "trainable",
-    "write_checkpoint",
 ]

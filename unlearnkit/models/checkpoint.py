@@ -10,14 +10,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from unlearnkit.distributed.sharded_tensors import refuse_sharded
-from unlearnkit.models.parameters import digest_tensors
+from unlearnkit.models.parameters import COMPILED_PREFIX, digest_tensors
 from unlearnkit.utils.errors import ConfigurationError, StoreError, raise_all
 from unlearnkit.utils.safetensors import save_tensors
 
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")  # what torch.save writes now, and what it wrote before 1.6
 _PICKLE_SUFFIXES = {".pt", ".pth", ".pkl", ".bin"}
 _DIGEST = "unlearnkit.digest"  # of the tensors in the file
-_PREFIX = "_orig_mod."  # what torch.compile puts before the names of the module it wraps
 _DAMAGE = (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -101,7 +100,7 @@ def write_checkpoint(state: Mapping[str, Tensor], path: str | Path, metadata: Ma
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    state = {name.replace(_PREFIX, ""): value for name, value in model.state_dict().items()}
+    state = {name.replace(COMPILED_PREFIX, ""): value for name, value in model.state_dict().items()}
     raise_all(
         (
             f"{name}: expected a tensor, saw {type(value).__name__}"
@@ -118,7 +117,7 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _tied(state: Mapping[str, Tensor]) -> list[list[str]]:
-    # Names of one tensor stand together. Tensors without memory (empty, or on the meta device) are never tied.
+    # Groups the names of each tensor. Tensors without memory (empty, or on the meta device) are never tied.
     groups: dict[Any, list[str]] = {}
     for name, tensor in state.items():
         place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
@@ -151,7 +150,7 @@ def _differences(name: str, expected: Tensor, seen: Tensor) -> list[str]:
 def _load(model: nn.Module, values: Mapping[str, Tensor], *, undo: bool) -> None:
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()} if undo else {}
     try:
-        model.load_state_dict({key: values[key.replace(_PREFIX, "")] for key in model.state_dict()})
+        model.load_state_dict({key: values[key.replace(COMPILED_PREFIX, "")] for key in model.state_dict()})
     except BaseException:  # a module may have a loading hook of its own that fails half way
         if undo:
             model.load_state_dict(before, strict=False)
@@ -188,12 +187,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise StoreError(f"{path} is damaged or not a safetensors file: {error}: save it again") from error
     if metadata.pop(_DIGEST, "") not in {"", digest_tensors(tensors)}:
         raise StoreError(f"{path}: expected the digest of what was written, saw another: the file is damaged")
-    return {key.replace(_PREFIX, ""): tensor for key, tensor in tensors.items()}, metadata
+    return {key.replace(COMPILED_PREFIX, ""): tensor for key, tensor in tensors.items()}, metadata
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        with path.open("rb") as file:  # not the path: torch goes by a suffix .safetensors, here the content decides
+        with path.open("rb") as file:  # not the path: torch would go by a suffix .safetensors, not by the content
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
         raise StoreError(f"{path} is damaged or holds more than weights: {error}") from error
@@ -203,4 +202,4 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path}: expected names and tensors, as model.state_dict() returns, saw {type(loaded).__name__}{keys}: "
             "save the state dict alone"
         )
-    return {str(key).replace(_PREFIX, ""): value for key, value in loaded.items()}
+    return {str(key).replace(COMPILED_PREFIX, ""): value for key, value in loaded.items()}

@@ -49,10 +49,6 @@ class FixNormGradients(TorchFunctionMode):
 
 def norm_gradient_fix(model: nn.Module) -> Callable[[], AbstractContextManager[object]]:
     """Return the context to call a model in: `FixNormGradients`, or nothing for a model without norm layers."""
-    return FixNormGradients if has_norm_layers(model) and not hasattr(model, "_orig_mod") else nullcontext
-
-
-def has_norm_layers(model: nn.Module) -> bool:
-    """Say whether a model has layers that `FixNormGradients` is for."""
     kind = nn.modules.batchnorm._NormBase  # noqa: SLF001 - the only common parent of the six
-    return any(isinstance(module, kind) for module in model.modules())
+    affected = any(isinstance(module, kind) for module in model.modules()) and not hasattr(model, "_orig_mod")
+    return FixNormGradients if affected else nullcontext

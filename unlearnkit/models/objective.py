@@ -1,7 +1,7 @@
-"""Objectives: one loss per sample of a batch, whose gradients are squared."""
+"""Objectives: one loss per sample, whose gradients are squared; and the loss and accuracy of a batch."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 import attrs
@@ -45,12 +45,7 @@ class Objective(abc.ABC):
 
     @final
     def describe(self) -> str:
-        """Return the text for a fingerprint: an attrs class's repr, else the qualified name.
-
-        Example:
-            >>> CrossEntropy().describe()
-            "CrossEntropy(inputs=0, targets=-1, output='auto')"
-        """
+        """Return the text for a fingerprint: an attrs class's repr, else the qualified name."""
         return repr(self) if attrs.has(type(self)) else type(self).__qualname__
 
 
@@ -64,9 +59,9 @@ class CrossEntropy(Objective):
     of −100 is left out.
 
     Attributes:
-        inputs: Where the model's input stands in a batch.
-        targets: Where the labels stand; by default the last field.
-        output: Where the logits stand in what the model returns. ``"auto"`` takes a tensor as it is, or the field
+        inputs: Position or key of the model's input in a batch.
+        targets: Position or key of the labels; by default the last field.
+        output: Position or key of the logits in the model's output. ``"auto"`` takes a tensor as it is, or the field
             ``logits``.
 
     Example:
@@ -81,7 +76,11 @@ class CrossEntropy(Objective):
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
         """Return −log p(y | x) of every sample; see `Objective.losses`."""
-        logits, targets = self.logits(model, batch), self.labels(batch)
+        return self.losses_of(self.logits(model, batch), batch)
+
+    def losses_of(self, logits: Tensor, batch: Any) -> Tensor:
+        """Return the losses that the logits of a batch have."""
+        targets = self.labels(batch)
         if not targets.is_floating_point():
             targets = targets.long()  # torch takes no other integers
         try:
@@ -112,9 +111,9 @@ class CausalLanguageModel(Objective):
     are found as in `CrossEntropy`.
 
     Attributes:
-        tokens: Where the token numbers stand in a batch: int64, shape (batch, length).
-        mask: Where the mask stands, 1 for tokens and 0 for padding, same shape; "" when there is no padding.
-        labels: Where labels stand that differ from the tokens (−100 is left out: a prompt, say); "" takes the tokens.
+        tokens: Position or key of the token numbers in a batch: int64, shape (batch, length).
+        mask: Likewise of the mask, 1 for tokens and 0 for padding, same shape; "" when there is no padding.
+        labels: Likewise of labels that differ from the tokens (−100 is left out: a prompt, say); "" takes the tokens.
         pass_mask: Whether the model takes the mask as ``attention_mask``.
         output: As in `CrossEntropy`.
 
@@ -214,14 +213,7 @@ def logits_of(result: Any, *, output: int | str, model: nn.Module) -> Tensor:
 
 
 def check_losses(losses: Any, batch: Any, *, objective: Objective) -> Tensor:
-    """Check what an objective returned: one real number per sample.
-
-    Example:
-        >>> check_losses(torch.tensor(0.5), (torch.zeros(2, 3),), objective=CrossEntropy())
-        Traceback (most recent call last):
-        unlearnkit.utils.errors.MismatchError: CrossEntropy.losses must return one loss per sample, shape (2,), saw a \
-tensor of shape () and torch.float32: do not average over the batch
-    """
+    """Check what an objective returned: one real number per sample."""
     size = batch_size(batch)
     if isinstance(losses, Tensor) and losses.shape == (size,) and losses.is_floating_point():
         return losses
@@ -236,6 +228,60 @@ tensor of shape () and torch.float32: do not average over the batch
     )
 
 
+@final
+@attrs.frozen(kw_only=True)
+class BatchScores:
+    """Sums over some samples, so that scores of several batches add up to those of all their samples."""
+
+    loss_sum: float
+    samples: int
+    correct: int | None
+    predictions: int
+
+    @property
+    def loss(self) -> float:
+        """Return the mean loss per sample, nats."""
+        return self.loss_sum / self.samples
+
+    @property
+    def accuracy(self) -> float | None:
+        """Return the share of right predictions, 0 … 1, or None when there are none to compare."""
+        return None if self.correct is None or not self.predictions else self.correct / self.predictions
+
+
+def total(scores: Iterable[BatchScores]) -> BatchScores:
+    """Add up scores."""
+    found = list(scores)
+    known = [score.correct for score in found if score.correct is not None]
+    return BatchScores(
+        loss_sum=sum(score.loss_sum for score in found),
+        samples=sum(score.samples for score in found),
+        correct=sum(known) if len(known) == len(found) else None,
+        predictions=sum(score.predictions for score in found),
+    )
+
+
+def score_batch(model: nn.Module, batch: Any, *, objective: Objective) -> tuple[Tensor, BatchScores]:
+    """Run the model once on a batch, for its losses and for how many predictions are right."""
+    correct, predictions = None, 0
+    if isinstance(objective, CrossEntropy):
+        logits = objective.logits(model, batch)
+        correct, predictions = _count(logits, objective.labels(batch))
+        losses = objective.losses_of(logits, batch)
+    else:
+        losses = objective.losses(model, batch)
+    checked = check_losses(losses, batch, objective=objective)
+    loss_sum = float(checked.detach().to("cpu", torch.float64).sum())
+    return checked, BatchScores(loss_sum=loss_sum, samples=len(checked), correct=correct, predictions=predictions)
+
+
+def _count(logits: Tensor, labels: Tensor) -> tuple[int, int]:
+    classes = labels.argmax(1) if labels.is_floating_point() else labels
+    kept = classes != IGNORED
+    right = (logits.detach().argmax(1) == classes) & kept
+    return int(right.sum()), int(kept.sum())
+
+
 def _tensor(value: Any) -> Tensor:
     return value if isinstance(value, Tensor) else torch.as_tensor(value)
 
@@ -246,12 +292,7 @@ def _autocast(model: nn.Module) -> torch.autocast:
 
 
 def float32_products(device: torch.device) -> str:
-    """Describe torch's precision settings for float32 products on a device; "" for plain IEEE on a CPU.
-
-    Example:
-        >>> float32_products(torch.device("cpu"))
-        ''
-    """
+    """Describe torch's precision settings for float32 products on a device; "" for plain IEEE on a CPU."""
     backends: Any = torch.backends  # set at import time, unknown to type checkers
     cuda = device.type == "cuda"
     products, convolutions = (

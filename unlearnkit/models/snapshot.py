@@ -1,4 +1,4 @@
-"""Snapshots of a model, bit by bit, so that whatever other code does to it is noticed and can be undone."""
+"""Snapshots and undo of a model, bit by bit: whatever other code does to it is noticed and can be undone."""
 
 import random
 from collections.abc import Container
@@ -10,13 +10,55 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit.distributed.sharded_tensors import local
-from unlearnkit.models.parameters import bits, check_finite, digest, parameters
+from unlearnkit.models.parameters import bits, changed_positions, check_finite, digest, parameters
 from unlearnkit.models.parameters import buffers as _buffers_of
-from unlearnkit.models.undo_log import UndoLog
 
+_LARGEST_POSITION = torch.iinfo(torch.int32).max
 _Members = dict[Any, Any]
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _MEMBERS = ("_parameters", "_buffers", "_modules", *_HOOKS)
+
+
+@final
+class UndoLog:
+    """Overwrites tensors and keeps the old values where, and only where, bits change."""
+
+    def __init__(self) -> None:
+        # Target, flat positions (None: all of them), old bits.
+        self._entries: list[tuple[Tensor, Tensor | None, Tensor]] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the old values and their positions."""
+        return sum(t.nbytes for _, *kept in self._entries for t in kept if t is not None)
+
+    def write(self, target: Tensor, new: Tensor, *, positions: Tensor | None = None) -> int:
+        """Overwrite a tensor and count what changed; ``positions`` are its `changed_positions`, where known."""
+        if positions is None:
+            positions = changed_positions(target, new)
+        changed = positions.numel()
+        if not changed:
+            return 0
+        old, fresh = bits(target.detach()), bits(new.detach())
+        # Logged before it is overwritten, so that an interrupt between the two can be undone.
+        small = changed * (4 + old.element_size()) < old.nbytes and old.numel() <= _LARGEST_POSITION
+        if small and old.is_contiguous():
+            flat = old.view(-1)
+            values = flat.index_select(0, positions)
+            self._entries.append((old, positions.int(), values))
+            flat.index_copy_(0, positions, fresh.reshape(-1).index_select(0, positions))
+        else:
+            self._entries.append((old, None, old.clone()))
+            old.copy_(fresh)
+        return changed
+
+    def undo(self) -> None:
+        """Put the old bits back, the last first; undoing twice is undoing once."""
+        for target, positions, values in reversed(self._entries):
+            if positions is None:
+                target.copy_(values)
+            else:
+                target.view(-1).index_copy_(0, positions.long(), values)
 
 
 @final
@@ -25,17 +67,6 @@ class ModelSnapshot:
 
     From then on every ``.grad`` is None; `restore_surroundings` puts the originals back. Without ``copies`` of the
     weights, only those that are written through ``undo_log`` can be put back.
-
-    Example:
-        >>> model = nn.Linear(2, 1)
-        >>> snapshot = ModelSnapshot(model)
-        >>> with torch.no_grad():
-        ...     _ = model.weight.zero_()
-        >>> snapshot.changed_parameters()
-        ['weight']
-        >>> snapshot.restore()
-        >>> snapshot.changed_parameters()
-        []
     """
 
     def __init__(self, model: nn.Module, *, copies: bool = True) -> None:
@@ -61,7 +92,7 @@ class ModelSnapshot:
         return digest(self._model)
 
     def check_finite(self, *, when: str) -> None:
-        """Refuse a model that holds a NaN or an infinity; looked at once, before anything is changed."""
+        """Raise an error for a NaN or an infinity in the model; checked once, before anything is changed."""
         if not self._finite:
             check_finite(self._model, when=when)
             self._finite = True

@@ -14,9 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from unlearnkit.data.batches import feed
 from unlearnkit.models.norm_gradients import norm_gradient_fix
-from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.models.objective import BatchScores, CrossEntropy, Objective, score_batch, total
 from unlearnkit.models.parameters import device_of, trainable
-from unlearnkit.models.scores import BatchScores, score_batch, total
 from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, UnsupportedModelError
 from unlearnkit.utils.options import option
 from unlearnkit.utils.progress import Progress, length, silent
@@ -146,15 +145,6 @@ class EpochRecord:
     seconds: float = attrs.field(eq=False)
 
 
-History = tuple[EpochRecord, ...]
-"""One record per epoch, in order."""
-
-
-def _shuffled(dataset: Dataset[Any], training: Training) -> DataLoader[Any]:
-    generator = torch.Generator().manual_seed(training.seed)
-    return DataLoader(dataset, batch_size=training.batch_size, shuffle=True, generator=generator)
-
-
 def train(
     model: nn.Module,
     data: Dataset[Any] | Iterable[Any],
@@ -163,7 +153,7 @@ def train(
     training: Training | None = None,
     progress: Progress = silent,
     on_epoch: Callable[[int, EpochRecord], None] | None = None,
-) -> History:
+) -> tuple[EpochRecord, ...]:
     """Train a model in place with Adam on the mean loss of each batch.
 
     The same seed, data and initial weights give the same bits on one CPU. The global random state and the model's
@@ -194,7 +184,12 @@ def train(
     options, criterion = training or Training(), objective or CrossEntropy()
     config = OptimizerConfig(learning_rate=options.learning_rate, weight_decay=options.weight_decay)
     adam, scores, history = config.optimizer_for(model), list[BatchScores](), list[EpochRecord]()
-    batches = _shuffled(data, options) if isinstance(data, Dataset) else data
+    generator = torch.Generator().manual_seed(options.seed)
+    batches = (
+        DataLoader(data, batch_size=options.batch_size, shuffle=True, generator=generator)
+        if isinstance(data, Dataset)
+        else data
+    )
 
     def loss(student: nn.Module, batch: Any) -> Tensor:
         losses, score = score_batch(student, batch, objective=criterion)

@@ -1,5 +1,6 @@
 """Two image classifiers: the notebook's ResNet18, and a net small enough for a demonstration on a CPU."""
 
+from contextlib import nullcontext
 from typing import final
 
 from torch import Tensor, nn
@@ -11,14 +12,7 @@ from unlearnkit.utils.rng import private_rng
 
 @final
 class ResNet18Classifier(nn.Module):
-    """ResNet18 (He et al. 2016) whose last layer is dropout and a linear head: f(x) = W·drop(features(x)) + b.
-
-    Input: (batch, 3, h, w), float, normalised as for ImageNet. Output: logits, (batch, num_classes).
-
-    Args:
-        backbone: Maps images to features of shape (batch, features).
-        head: Maps features to logits.
-    """
+    """ResNet18 (He et al. 2016) whose last layer is dropout and a linear head: f(x) = W·drop(features(x)) + b."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -27,23 +21,13 @@ class ResNet18Classifier(nn.Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits, (batch, num_classes), of a batch of images."""
         logits: Tensor = self.head(self.backbone(x))
         return logits
 
 
 @final
 class SmallCNN(nn.Module):
-    """Two convolutions with BatchNorm and max pooling, then a linear head.
-
-    Input: (batch, channels, image_size, image_size), float. Output: logits, (batch, num_classes).
-
-    Args:
-        num_classes: Outputs.
-        channels: Channels of the images.
-        width: Channels after the first convolution; twice as many after the second.
-        image_size: Height and width in pixels, a multiple of 4.
-    """
+    """Two convolutions with BatchNorm and max pooling, then a linear head."""
 
     def __init__(self, *, num_classes: int, channels: int, width: int, image_size: int) -> None:
         super().__init__()
@@ -52,7 +36,6 @@ class SmallCNN(nn.Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits, (batch, num_classes), of a batch of images, (batch, channels, image_size, image_size)."""
         logits: Tensor = self.head(self.features(x).flatten(1))
         return logits
 
@@ -89,13 +72,11 @@ def resnet18_classifier(
     _at_least("num_classes", num_classes, 1)
     if not 0 <= dropout < 1:
         raise ConfigurationError(f"dropout: expected a probability 0 ≤ p < 1, saw {dropout}")
-    if seed is not None:
-        with private_rng(seed=seed):
-            return resnet18_classifier(num_classes=num_classes, dropout=dropout, pretrained=pretrained)
     from torchvision.models import ResNet18_Weights, resnet18  # noqa: PLC0415 - torchvision takes a second
 
-    backbone = resnet18(weights=ResNet18_Weights.DEFAULT if pretrained else None)
-    head = nn.Sequential(nn.Dropout(dropout), nn.Linear(backbone.fc.in_features, num_classes))
+    with nullcontext() if seed is None else private_rng(seed=seed):
+        backbone = resnet18(weights=ResNet18_Weights.DEFAULT if pretrained else None)
+        head = nn.Sequential(nn.Dropout(dropout), nn.Linear(backbone.fc.in_features, num_classes))
     backbone.fc = nn.Identity()
     return ResNet18Classifier(backbone, head)
 
@@ -127,10 +108,8 @@ def small_cnn(
         _at_least(name, value, 1)
     if image_size < 4 or image_size % 4:
         raise ConfigurationError(f"image_size: expected a multiple of 4 pixels, saw {image_size}")
-    if seed is not None:
-        with private_rng(seed=seed):
-            return small_cnn(num_classes=num_classes, channels=channels, width=width, image_size=image_size)
-    return SmallCNN(num_classes=num_classes, channels=channels, width=width, image_size=image_size)
+    with nullcontext() if seed is None else private_rng(seed=seed):
+        return SmallCNN(num_classes=num_classes, channels=channels, width=width, image_size=image_size)
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -1,11 +1,12 @@
 """The plugin manager: a typed face over pluggy that isolates, names and explains what is wrong with a plugin."""
 
 import functools
+import inspect
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar, final
+from typing import Any, Generic, TypeVar, final
 
 import attrs
 import pluggy
@@ -16,6 +17,7 @@ from unlearnkit.importance.fisher import Kernel
 from unlearnkit.importance.importance import Importance
 from unlearnkit.plugins import hookspecs
 from unlearnkit.plugins.entry_points import (
+    NAME,
     Discovered,
     Problem,
     entry_point_plugins,
@@ -24,12 +26,21 @@ from unlearnkit.plugins.entry_points import (
     warn_of,
 )
 from unlearnkit.plugins.hookspecs import Run
-from unlearnkit.plugins.registry import FOREIGN_FAULTS, Provided, Registry, problem_of
 from unlearnkit.unlearning.report import Report
-from unlearnkit.unlearning.unlearner import Unlearner
-from unlearnkit.utils.errors import ConfigurationError, PluginLoadError, nearest
+from unlearnkit.unlearning.unlearner import Need, Unlearner, describe
+from unlearnkit.utils.errors import (
+    ConfigurationError,
+    DuplicateMethodError,
+    PluginLoadError,
+    UnknownMethodError,
+    nearest,
+)
+from unlearnkit.utils.kernel_source import plugin_kernels
+from unlearnkit.utils.options import Option, options_of
 
 T = TypeVar("T")
+FOREIGN_FAULTS = (Exception, SystemExit)
+"""What foreign code may raise without stopping the host: a script that is imported may call ``sys.exit``."""
 TRACE = "UNLEARNKIT_TRACE_HOOKS"
 """Environment variable: ``1`` prints a line on the error stream for each call of a hook of a plugin."""
 
@@ -38,6 +49,92 @@ _KINDS: Mapping[str, tuple[str, type]] = {
     "estimator": ("unlearnkit_register_estimators", ImportanceEstimator),
     "metric": ("unlearnkit_register_metrics", Metric),
 }
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Provided:
+    name: str
+    cls: type[Any]
+    plugin: Discovered
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        return options_of(self.cls)
+
+    @property
+    def doc(self) -> str:
+        """The first line of its docstring."""
+        return describe(self.cls)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Registry(Generic[T]):
+    """All provided classes of one kind."""
+
+    kind: str
+    entries: tuple[Provided, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    def extend(self, base: type, calls: Iterable[tuple[Discovered, Callable[[], Any]]]) -> "Registry[T]":
+        """Ask further plugins, and check every class that they give."""
+        entries, problems = [*self.entries], [*self.problems]
+        for plugin, call in calls:
+            try:
+                judged = [(c, fault_of(c, base)) for result in call() for c in result]
+            except FOREIGN_FAULTS as error:  # recorded with its cause, raised when asked for
+                problems.append(problem_of(plugin, f"registering its {self.kind}s", error))
+                continue
+            for c, fault in judged:
+                if fault:
+                    problems.append(problem_of(plugin, f"registering its {self.kind}s", PluginLoadError(fault)))
+                else:
+                    entries.append(Provided(name=c.name, cls=c, plugin=plugin))
+        return attrs.evolve(
+            self, entries=tuple(sorted(entries, key=lambda entry: entry.name)), problems=tuple(problems)
+        )
+
+    def get(self, name: str, problems: Iterable[Problem] = ()) -> type[T]:
+        found = [entry for entry in self.entries if entry.name == name]
+        if len({entry.cls for entry in found}) > 1:
+            providers = " and ".join(f"{entry.plugin.origin} (plugin {entry.plugin.name!r})" for entry in found)
+            raise DuplicateMethodError(
+                f"the {self.kind} {name!r} is provided by {providers}: uninstall one, or switch it off with "
+                "UNLEARNKIT_DISABLE_PLUGINS"
+            )
+        if found:
+            return found[0].cls
+        broken = list(problems)
+        for problem in broken:
+            if problem.plugin == name or problem.plugin.startswith(f"{name}@"):
+                raise PluginLoadError(f"the {self.kind} {name!r} cannot be used: {problem}") from problem.error
+        hint = f". Not usable: {'; '.join(map(str, broken))}" if broken else ""
+        raise UnknownMethodError(
+            f"no {self.kind} is called {name!r}{nearest(name, {entry.name for entry in self.entries})}{hint}"
+        )
+
+
+def fault_of(cls: Any, base: type) -> str:
+    """Say what is wrong with a class that a plugin returned."""
+    if not isinstance(cls, type):
+        return f"expected a class, saw {cls!r}: return the class, not an object of it"
+    if not issubclass(cls, base):
+        return f"expected a subclass of {base.__name__}, saw {cls.__module__}.{cls.__qualname__}"
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
+        return f"{cls.__qualname__} is abstract: write {missing}"
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        return f"{cls.__qualname__}.name: expected lower-case letters, digits and '-', as 'my-method', saw {name!r}"
+    needs: Any = getattr(cls, "needs", None) if issubclass(cls, Unlearner) else frozenset()
+    if not (isinstance(needs, frozenset) and all(isinstance(need, Need) for need in needs)):
+        return f"{cls.__qualname__}.needs: expected a frozenset of Need, saw {needs!r}"
+    return ""
+
+
+def problem_of(plugin: Discovered, stage: str, error: BaseException) -> Problem:
+    return Problem(plugin=plugin.name, origin=plugin.origin, stage=stage, error=error)
 
 
 @final
@@ -86,6 +183,7 @@ class PluginManager:
         if problem is not None:
             self._warned.add(id(problem))
             raise PluginLoadError(str(problem)) from problem.error
+        plugin_kernels.cache_clear()  # it may offer some
         self._warn(self._problems)
 
     def unlearner(self, name: str) -> type[Unlearner]:

@@ -2,13 +2,10 @@
 
 from unlearnkit.reporting.record import RunRecord, read_record
 from unlearnkit.reporting.tables import method_table, plugin_table, run_table, tensor_table, tuning_table
-from unlearnkit.reporting.verdict import Judgement, judge
 from unlearnkit.reporting.write import write_result
 
 __all__ = [
-    "Judgement",
     "RunRecord",
-    "judge",
     "method_table",
     "plugin_table",
     "read_record",

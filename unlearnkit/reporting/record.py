@@ -25,17 +25,17 @@ class RunRecord:
 
     Attributes:
         label: Name of its folder.
-        report: Of the method.
+        report: What the method returned.
         forget: The forget set: scenario, sizes, a hash of the indices.
         before: Split to loss and accuracy of the original model.
         after: The same of the edited model.
         metrics: Metric to its values, of the edited model; None where it does not apply.
         not_applicable: Metric to the reason for each None.
-        memory: Peak memory of the process; None where it was not measured.
+        memory: Peak memory of the process, if measured.
         manifest: Provenance: what two runs must share to give the same bits.
-        tuning: The search for the edit, as plain values; None without one.
+        tuning: The search for the edit, if there was one.
         retrained: Split to the scores of each retrained model.
-        views: Plot data of the page; None where they were not collected.
+        views: Plot data of the page, if collected.
     """
 
     label: str
@@ -68,7 +68,7 @@ class RunRecord:
         return judge(self.report, self.before, self.after, retrained=self.retrained, views=self.views)
 
     def sentence(self) -> str:
-        """Say what the edit did, its `findings`, and how uncertain its importances are."""
+        """What the edit did, its `findings`, and how uncertain its importances are."""
         found = [finding.sentence for finding in findings(self.report, self.before, self.after)]
         return " ".join([self.report.sentence(), *found, *self.report.uncertainty()])
 

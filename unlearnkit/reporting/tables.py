@@ -5,21 +5,18 @@ from collections.abc import Iterable, Sequence
 from rich import box
 from rich.table import Table
 
-from unlearnkit.evaluation.tuning import Candidate, Tuning
+from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.plugins.entry_points import Discovered, Problem
-from unlearnkit.plugins.registry import Provided
+from unlearnkit.plugins.manager import Provided
 from unlearnkit.reporting.record import RunRecord
 from unlearnkit.unlearning.report import Report
 
 
 def run_table(records: Sequence[RunRecord]) -> Table:
-    """Show one row per method: what was edited, and accuracy before and after."""
+    """One row per method: what was edited, and accuracy before and after."""
     splits = list(dict.fromkeys(name for record in records for name in record.after))
     title = "accuracy before→after" if splits else None
-    table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    table.add_column("method", no_wrap=True)
-    for name in ("edited", "fraction", *splits, "seconds"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _compact(title, "method", "edited", "fraction", *splits, "seconds")
     for record in records:
         report = record.report
         scores = [_pair(record, name) for name in splits]
@@ -30,15 +27,12 @@ def run_table(records: Sequence[RunRecord]) -> Table:
 
 
 def _pair(record: RunRecord, split: str) -> str:
-    def show(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3f}"
-
-    before, after = record.before.get(split), record.after.get(split)
-    return f"{show(before and before.accuracy)}→{show(after and after.accuracy)}"
+    scores = (record.before.get(split), record.after.get(split))
+    return "→".join("–" if s is None or s.accuracy is None else f"{s.accuracy:.3f}" for s in scores)
 
 
 def tensor_table(report: Report) -> Table:
-    """Show how many weights of each tensor were edited."""
+    """How many weights of each tensor were edited."""
     table = Table(title=report.sentence())
     table.add_column("tensor")
     for name in ("weights", "edited", "fraction"):
@@ -49,11 +43,8 @@ def tensor_table(report: Report) -> Table:
 
 
 def method_table(kind: str, entries: Iterable[Provided]) -> Table:
-    """Show installed classes, with their options and defaults."""
-    table = Table(title=kind, show_lines=True)
-    table.add_column("name", no_wrap=True)
-    for name in ("from", "what it does, and its options"):
-        table.add_column(name)
+    """Installed classes, with their options and defaults."""
+    table = _lined(kind, "name", "from", "what it does, and its options")
     for entry in entries:
         options = [
             f"  {o.name}{f' ({o.symbol})' if o.symbol else ''} = {'required' if o.required else o.default}: {o.doc}"
@@ -64,11 +55,8 @@ def method_table(kind: str, entries: Iterable[Provided]) -> Table:
 
 
 def plugin_table(plugins: Iterable[Discovered], problems: Sequence[Problem]) -> Table:
-    """Show every plugin that was found, and why broken or blocked ones are left out."""
-    table = Table(title="plugins", show_lines=True)
-    table.add_column("name", no_wrap=True)
-    for name in ("from", "module", "state"):
-        table.add_column(name)
+    """Every plugin that was found, and why broken or blocked ones are left out."""
+    table = _lined("plugins", "name", "from", "module", "state")
     for plugin in plugins:
         faults = [p for p in problems if p.plugin == plugin.name] or [p for p in (plugin.problem,) if p is not None]
         state = "\n".join(f"{p.stage}: {p.error}" for p in dict.fromkeys(faults)) or "usable"
@@ -77,24 +65,31 @@ def plugin_table(plugins: Iterable[Discovered], problems: Sequence[Problem]) -> 
 
 
 def tuning_table(tuning: Tuning) -> Table:
-    """Show the frontier of a search, and which candidate was chosen."""
+    """The frontier of a search, and which candidate was chosen."""
     title = f"the frontier of {len(tuning.candidates)} edits, on validation data (aim: forget {tuning.target:.3f})"
-    table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    table.add_column("options", no_wrap=True)
-    for name in ("selected", "BatchNorm", "retain", "forget", ""):
-        table.add_column(name, justify="right", no_wrap=True)
-    for candidate in tuning.frontier:
-        mark = "chosen" if candidate is tuning.chosen else "" if candidate.feasible else "over budget"
-        table.add_row(_options(candidate), *_numbers(candidate), mark)
-    if tuning.chosen is not None and not any(c is tuning.chosen for c in tuning.frontier):
-        table.add_row(_options(tuning.chosen), *_numbers(tuning.chosen), "chosen")
+    table = _compact(title, "options", "selected", "BatchNorm", "retain", "forget", "")
+    shown = [*tuning.frontier]
+    if tuning.chosen is not None and not any(c is tuning.chosen for c in shown):
+        shown.append(tuning.chosen)
+    for c in shown:
+        options = ", ".join(f"{name}={value:.4g}" for name, value in c.options.items())
+        norm = "again" if c.setting.reestimate else "kept"
+        mark = "chosen" if c is tuning.chosen else "" if c.feasible else "over budget"
+        table.add_row(options, f"{100 * c.selected:.3g} %", norm, f"{c.retain:.3f}", f"{c.forget:.3f}", mark)
     return table
 
 
-def _options(candidate: Candidate) -> str:
-    return ", ".join(f"{name}={value:.4g}" for name, value in candidate.options.items())
+def _compact(title: str | None, first: str, *others: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
-def _numbers(candidate: Candidate) -> tuple[str, str, str, str]:
-    norm = "again" if candidate.setting.reestimate else "kept"
-    return f"{100 * candidate.selected:.3g} %", norm, f"{candidate.retain:.3f}", f"{candidate.forget:.3f}"
+def _lined(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title, show_lines=True)
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name)
+    return table

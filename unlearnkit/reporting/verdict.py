@@ -6,8 +6,8 @@ from typing import final
 
 import attrs
 
-from unlearnkit.evaluation import Gap, LossAndAccuracy, gap_to_retrain
-from unlearnkit.evaluation.metrics.retrain_gap import ENOUGH
+from unlearnkit.evaluation import LossAndAccuracy
+from unlearnkit.evaluation.metrics.retrain_gap import ENOUGH, Gap, gap_to_retrain
 from unlearnkit.evaluation.plot_data import PlotData
 from unlearnkit.unlearning.report import Report
 
@@ -31,7 +31,7 @@ class Measure:
 
     @property
     def distance(self) -> float:
-        """Return the distance in standard deviations; where there are none, 0 within the resolution, else infinite."""
+        """Distance in standard deviations; where there are none, 0 within the resolution, else infinite."""
         if self.gap.sds is not None:
             return abs(self.gap.sds)
         return 0.0 if abs(self.gap.delta or 0.0) <= self.resolution * 1.001 else float("inf")
@@ -40,15 +40,9 @@ class Measure:
 @final
 @attrs.frozen(kw_only=True)
 class Judgement:
-    """The verdict on an edit.
+    """The verdict on an edit, and the measures that were compared with retrained models."""
 
-    Attributes:
-        kind: ``"nothing"`` (no weight changed), ``"no effect"``, ``"destroyed"``, ``"near"`` or ``"apart"`` (from
-            retraining), ``"few references"``, ``"no reference"`` or ``"not measured"``.
-        sentence: The verdict in words.
-        measures: Numbers that were compared with retrained models.
-    """
-
+    # nothing, no effect, destroyed, near, apart, few references, no reference, not measured
     kind: str
     sentence: str
     measures: tuple[Measure, ...] = ()
@@ -62,33 +56,12 @@ def judge(
     retrained: Sequence[Scores] = (),
     views: PlotData | None = None,
 ) -> Judgement:
-    """Give the verdict on an edit. The gap to retraining counts in both directions: forgetting too much is a gap too.
-
-    Args:
-        report: Of the edit.
-        before: Split to the scores of the original model.
-        after: The same of the edited model.
-        retrained: The same of each retrained model.
-        views: Plot data, whose attacks are measures too.
-
-    Returns:
-        Kind and sentence.
-
-    Example:
-        >>> def score(accuracy): return {"forget-test": LossAndAccuracy(loss=1.0, accuracy=accuracy, samples=100)}
-        >>> from unlearnkit.unlearning.report import TensorChange
-        >>> edit = Report(method="m", tensors=(TensorChange(name="w", size=4, changed=1),))
-        >>> known = [score(0.70), score(0.72), score(0.74)]
-        >>> judge(edit, score(0.9), score(0.74), retrained=known).sentence
-        'Within 1.0 sd of retraining on every measure: 1 measure, 3 retrained models.'
-        >>> print(judge(edit, score(0.9), score(0.0), retrained=known).sentence)
-        Not like retraining: forget-test accuracy is 0.000, retrained models have 0.720 ± 0.020 (36.0 sd below).
-    """
+    """Give the verdict on an edit. Forgetting more than the retrained models is a gap too."""
     measures = tuple(_measures(after, retrained, views))
     if not report.changed and not report.buffers_changed:
         return Judgement(kind="nothing", sentence=_nothing(report), measures=measures)
     if not after:
-        said = f"{report.sentence()} Nothing was measured: what that came to cannot be said."
+        said = f"{report.sentence()} Nothing was measured, so its effect is unknown."
         return Judgement(kind="not measured", sentence=said)
     found = findings(report, before, after)
     said = " ".join(finding.sentence for finding in found)
@@ -105,20 +78,14 @@ def judge(
 @final
 @attrs.frozen(kw_only=True)
 class Finding:
-    """What a reader of the numbers must not overlook."""
+    """A result that a reader of the numbers must not overlook."""
 
     kind: str
     sentence: str
 
 
 def findings(report: Report, before: Scores, after: Scores) -> tuple[Finding, ...]:
-    """Find what a reader of the numbers must not overlook: no effect, nothing forgotten, model destroyed.
-
-    Example:
-        >>> good, lost = (LossAndAccuracy(loss=0.1, accuracy=a, samples=9) for a in (0.96, 0.11))
-        >>> [f.sentence for f in findings(Report(method="prune"), {"retain-test": good}, {"retain-test": lost})]
-        ['The model is destroyed: retain-test accuracy 0.960→0.110.']
-    """
+    """Find what a reader of the numbers must not overlook: no effect, nothing forgotten, model destroyed."""
     pairs = {name: (before[name], score) for name, score in after.items() if name in before}
     if pairs and report.changed and all(was == now for was, now in pairs.values()):
         said = f"The edit has no effect: no loss and no accuracy changed ({', '.join(pairs)})."
@@ -140,15 +107,7 @@ def findings(report: Report, before: Scores, after: Scores) -> tuple[Finding, ..
 
 
 def near(models: int) -> float:
-    """Return within how many standard deviations one more of so many retrained models lies, 95 times in 100.
-
-    t_(n−1)(0.975)·√(1 + 1/n): the prediction interval of one more value of a normal distribution whose mean and
-    deviation were estimated from n. Two standard deviations would be the limit of infinitely many models.
-
-    Example:
-        >>> [round(near(n), 2) for n in (3, 5, 10, 1000)]
-        [4.97, 3.04, 2.37, 1.96]
-    """
+    """Half width of the 95 % prediction interval of one more model, in sd of n models: t_(n−1)(0.975)·√(1 + 1/n)."""
     from scipy.stats import t  # noqa: PLC0415 - it takes long to import
 
     quantile = float(t.ppf((1 + COVERAGE) / 2, models - 1))
@@ -207,16 +166,16 @@ def _without_reference(retrained: Sequence[Scores], before: Scores, after: Score
         for name, score in after.items()
         if name in before and before[name].accuracy is not None and score.accuracy is not None
     ]
-    why = "No retrained model at hand" if not retrained else "No accuracy to compare with the retrained models"
+    why = "No accuracy to compare with the retrained models" if retrained else "No retrained model at hand"
     measured = f" Measured: {', '.join(changes)}." if changes else ""
-    return f"{why}: whether this is like retraining cannot be said.{measured}"
+    return f"{why}, so it is unknown whether this is like retraining.{measured}"
 
 
 def _few(measures: Sequence[Measure], models: int) -> str:
     worst = max(measures, key=lambda m: abs(m.gap.delta or 0.0))
     gap, few = worst.gap, "One retrained model" if models == 1 else f"{models} retrained models"
     return (
-        f"{few}, too few for a standard deviation: whether this is like retraining cannot be said. The largest "
+        f"{few}, too few for a standard deviation, so it is unknown whether this is like retraining. The largest "
         f"difference is {worst.name}, {gap.value:.3f} against {gap.mean:.3f}."
     )
 

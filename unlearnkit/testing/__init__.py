@@ -3,7 +3,7 @@
 It needs hypothesis (``pip install 'unlearnkit[testing]'``), and pytest for `parametrize_with_checks` only.
 """
 
-from unlearnkit.testing.cases import Broken, LawCase, RuleInputs, Scaled, law_cases, models
+from unlearnkit.testing.cases import LawCase, RuleInputs, law_cases, models
 from unlearnkit.testing.checks import (
     broken_laws,
     check_estimator,
@@ -17,24 +17,13 @@ from unlearnkit.testing.laws import laws_for
 from unlearnkit.testing.models import SmallNet
 from unlearnkit.testing.oracles import batched_squares, per_sample_squares
 from unlearnkit.testing.snapshot import Snapshot, same
-from unlearnkit.testing.strategies import (
-    dtypes,
-    from_unlearner,
-    importances,
-    rule_inputs,
-    shapes,
-    tensors,
-    totals,
-    values_of,
-)
+from unlearnkit.testing.strategies import from_unlearner, importances, rule_inputs, tensors
 
 __all__ = [
-    "Broken",
     "Law",
     "LawCase",
     "LawError",
     "RuleInputs",
-    "Scaled",
     "SmallNet",
     "Snapshot",
     "batched_squares",
@@ -43,7 +32,6 @@ __all__ = [
     "check_kernel",
     "check_metric",
     "check_unlearner",
-    "dtypes",
     "fail",
     "from_unlearner",
     "holds",
@@ -55,8 +43,5 @@ __all__ = [
     "per_sample_squares",
     "rule_inputs",
     "same",
-    "shapes",
     "tensors",
-    "totals",
-    "values_of",
 ]

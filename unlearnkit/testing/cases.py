@@ -83,7 +83,7 @@ class LawCase:
 
     Attributes:
         dtype: Of the model.
-        forget: F_f: these values, over and over, starting elsewhere in each parameter.
+        forget: F_f: these values, repeated; each parameter starts at another one.
         reference: F_r, likewise.
         samples: How many samples each set of data has.
         batch: How many of them are in a batch.
@@ -193,7 +193,7 @@ class Broken:
     def __iter__(self) -> Iterator[Batch]:
         """Yield one batch, then fail."""
         yield self._batches[0]
-        raise OSError("the data broke off")
+        raise OSError("the data ended with an error")
 
 
 def models() -> st.SearchStrategy[SmallNet]:

@@ -1,6 +1,7 @@
 """Check a method, an estimator or a metric against all its laws, with or without pytest."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ _KINDS = (Unlearner, ImportanceEstimator, Metric)
 
 
 def check_unlearner(method: Unlearner, *, examples: int | None = None) -> None:
-    """Check a method against every law that it owes.
+    """Check a method against every law that applies to it.
 
     Args:
         method: An object with the options to check.
@@ -36,12 +37,12 @@ def check_unlearner(method: Unlearner, *, examples: int | None = None) -> None:
 
 
 def check_estimator(estimator: ImportanceEstimator, *, examples: int | None = None) -> None:
-    """Check an estimator against every law that it owes; see `check_unlearner`."""
+    """Check an estimator against every law that applies to it; see `check_unlearner`."""
     _check(estimator, ImportanceEstimator, examples)
 
 
 def check_metric(metric: Metric, *, examples: int | None = None) -> None:
-    """Check a metric against every law that it owes; see `check_unlearner`."""
+    """Check a metric against every law that applies to it; see `check_unlearner`."""
     _check(metric, Metric, examples)
 
 
@@ -68,7 +69,7 @@ def _check(subject: Any, kind: type, examples: int | None) -> None:
 def parametrize_with_checks(
     subjects: Iterable[Any], *, expected_failures: Reasons | Callable[[Any], Reasons] | None = None
 ) -> "pytest.MarkDecorator":
-    """Turn a test function of ``subject`` and ``law`` into one test per object and law that it owes.
+    """Turn a test function of ``subject`` and ``law`` into one test per object and law that applies to it.
 
     Write ``@parametrize_with_checks([MyMethod(alpha=10.0)])`` above
     ``def test_contract(subject, law): law.check(subject)``. The ids are made from the objects' options and the laws'
@@ -83,7 +84,7 @@ def parametrize_with_checks(
         A decorator: ``pytest.mark.parametrize`` over ``subject, law``.
 
     Raises:
-        ConfigurationError: Something that owes no laws, or an expected failure of a law that no object owes.
+        ConfigurationError: Something that no law applies to, or an expected failure of such a law.
     """
     import pytest  # noqa: PLC0415 - the rest of this package works without it
 
@@ -102,7 +103,7 @@ def parametrize_with_checks(
         params += [(subject, law, reasons.get(law.name)) for law in laws]
     if named - known:
         raise ConfigurationError(
-            f"expected_failures: expected names of laws that these objects owe, saw {sorted(named - known)}"
+            f"expected_failures: expected names of laws that apply to these objects, saw {sorted(named - known)}"
         )
     ids = _unique([f"{_label(subject)}-{law.name}" for subject, law, _ in params])
     marks = [() if reason is None else (pytest.mark.xfail(reason=reason, strict=True),) for _, _, reason in params]
@@ -114,15 +115,13 @@ def parametrize_with_checks(
 
 def _label(subject: Any) -> str:
     """Write an object as an id: no addresses, no quotes, no spaces, and sets in one order in every process."""
-    text = source(subject, set())
-    return re.sub(r"float\(\"(.*?)\"\)", r"\1", text).replace(" ", "").translate(str.maketrans("", "", "'\""))
+    return re.sub(r"[ '\"]", "", re.sub(r"float\(\"(.*?)\"\)", r"\1", source(subject, set())))
 
 
 def _unique(ids: list[str]) -> list[str]:
-    """Number ids that stand more than once, in order."""
-    seen: dict[str, int] = {}
-    result = []
+    """Number repeated ids, in order."""
+    seen, result = Counter[str](), []
     for one in ids:
-        seen[one] = seen.get(one, 0) + 1
+        seen[one] += 1
         result.append(one if seen[one] == 1 else f"{one}-{seen[one]}")
     return result

@@ -56,18 +56,16 @@ def check_kernel(
         raise LawError(f"{kernel.name}: expected a kernel for some {kernel.layer} layer on {device}, saw None for all")
 
 
-def _check_case(kernel: Kernel, case: _Case, plan: KernelPlan | None) -> None:
-    more = ["absolute", "signed"] if plan is not None and not plan.squares_only else []
-    for count in range(len(more) + 1):
-        for extra in itertools.combinations(more, count):
-            plan = kernel.plan(case.operands)
-            if plan is None:
-                raise LawError(f"{kernel.name} ({case.name}): expected a plan each time, saw None the second time")
-            dtype, device = case.operands.g.dtype, case.operands.g.device
-            start = {sum_: torch.ones(plan.shape, dtype=dtype, device=device) for sum_ in ("squares", *extra)}
-            plan.run(SumBuffers(**start))
-            for sum_, buffer in start.items():
-                _compare(kernel, case, sum_, plan.finish(buffer))
+def _check_case(kernel: Kernel, case: _Case, first: KernelPlan) -> None:
+    for extra in [()] if first.squares_only else [(), ("absolute",), ("signed",), ("absolute", "signed")]:
+        plan = kernel.plan(case.operands)
+        if plan is None:
+            raise LawError(f"{kernel.name} ({case.name}): expected a plan each time, saw None the second time")
+        dtype, device = case.operands.g.dtype, case.operands.g.device
+        start = {sum_: torch.ones(plan.shape, dtype=dtype, device=device) for sum_ in ("squares", *extra)}
+        plan.run(SumBuffers(**start))
+        for sum_, buffer in start.items():
+            _compare(kernel, case, sum_, plan.finish(buffer))
 
 
 def _compare(kernel: Kernel, case: _Case, sum_: str, finished: Tensor) -> None:

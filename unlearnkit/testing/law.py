@@ -3,16 +3,19 @@
 import textwrap
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, final
 
 import attrs
-from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+from hypothesis import HealthCheck, Phase, Verbosity, given, reject, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky, HypothesisException
 
-from unlearnkit import UnlearnKitWarning
+from unlearnkit import UnlearnKitWarning, UnsupportedModelError
 from unlearnkit.testing.source import class_name, source
 from unlearnkit.utils.rng import private_rng
+
+Body = Callable[[Any, Any], None]
 
 
 @final
@@ -20,8 +23,8 @@ class LawError(AssertionError):
     """A method, an estimator or a metric breaks a law; the message holds the smallest counterexample found."""
 
 
-def _owes(promise: str) -> Callable[[Any], bool]:
-    """Return whether a subject makes a promise in its traits; everybody owes what needs no promise."""
+def _promises(promise: str) -> Callable[[Any], bool]:
+    """Return whether a subject's traits hold a promise; "" is promised by all."""
 
     def applies(subject: Any) -> bool:
         traits = subject.promises() if hasattr(subject, "promises") else subject.traits
@@ -37,7 +40,7 @@ def _nothing(_: Any) -> st.SearchStrategy[Any]:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Law:
-    """What every method of a kind owes its users, or what those methods owe that promise it in their traits.
+    """What must be true of every method of a kind, or of those that promise it in their traits.
 
     Attributes:
         name: Short, unique among the laws of a kind.
@@ -45,8 +48,8 @@ class Law:
         holds: Called with the subject and one case; raises AssertionError, saying what was seen, when it does not hold.
         cases: Makes the Hypothesis strategy that draws the cases for a subject. The message shows cases as Python, so
             draw plain values, tensors and attrs objects.
-        promise: The trait that the law follows from, or "" when every method of the kind owes it.
-        applies: Whether a subject owes the law; by default, whether it has the trait.
+        promise: The trait that the law follows from, or "" when it holds for every method of the kind.
+        applies: Whether the law applies to a subject; by default, whether it has the trait.
         waiver: How to take the promise back, as ``"local=False"``.
         rejects: A wrong method that this law finds, in words.
         examples: How many cases are tried.
@@ -66,7 +69,7 @@ class Law:
     holds: Callable[[Any, Any], None]
     cases: Callable[[Any], st.SearchStrategy[Any]] = _nothing
     promise: str = ""
-    applies: Callable[[Any], bool] = attrs.field(default=attrs.Factory(lambda law: _owes(law.promise), True))
+    applies: Callable[[Any], bool] = attrs.field(default=attrs.Factory(lambda law: _promises(law.promise), True))
     waiver: str = attrs.field(default=attrs.Factory(lambda law: law.promise and f"{law.promise}=False", True))
     rejects: str = ""
     examples: int = attrs.field(default=100, validator=attrs.validators.ge(1))
@@ -113,6 +116,8 @@ class Law:
                     self.holds(subject, case)
             except HypothesisException:
                 raise
+            except UnsupportedModelError:  # the subject refuses this model
+                reject()
             except Exception as error:
                 failures.append((case, error))
                 raise
@@ -156,8 +161,27 @@ class Law:
 
     def _advice(self, subject: Any) -> str:
         if not self.promise:
-            return "Every object of this kind owes this law; no trait lifts it."
+            return "This law holds for every object of its kind; no trait lifts it."
         return f"Not meant as a promise? Write {self.waiver} in the traits of {type(subject).__name__}."
+
+
+class CaseSkipped(Exception):  # noqa: N818 - no error
+    """The subject fails on this case, which the law "runs" reports: the other laws are about calls that succeed."""
+
+
+def law(laws: list[Law], **settings: Any) -> Callable[[Body], Body]:
+    """Add a function to some laws: its name (with hyphens) is the law's, its docstring the sentence."""
+
+    def add(body: Body) -> Body:
+        def holds(subject: Any, case: Any) -> None:
+            with suppress(CaseSkipped):
+                body(subject, case)
+
+        name = body.__name__.strip("_").replace("_", "-")
+        laws.append(Law(name=name, sentence=body.__doc__ or "", holds=holds, **settings))
+        return body
+
+    return add
 
 
 def fail(seen: str) -> None:

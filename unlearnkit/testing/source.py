@@ -1,4 +1,4 @@
-"""Write values as Python that can be pasted into a shell: a counterexample that cannot be run helps nobody."""
+"""Writes values as Python code, so that a counterexample can be pasted and run."""
 
 import enum
 import math
@@ -50,7 +50,6 @@ def _nested(value: Any, imports: set[str]) -> str:
         return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return repr(value)
-    # Anything else: by its class, which is all that is known of it.
     return f"{class_name(type(value), imports)}()"
 
 

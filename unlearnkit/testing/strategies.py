@@ -1,8 +1,4 @@
-"""Hypothesis strategies for tensors, importances, rules, small models and the options of methods.
-
-House rules: tensors of at most 8 elements; float64, float32, float16 and bfloat16; importances in float32 or float64
-also for half-precision weights, as the framework keeps them.
-"""
+"""Hypothesis strategies for tensors of at most 8 elements, importances, inputs of rules and the options of methods."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +20,7 @@ U = TypeVar("U", bound=Unlearner)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 SHAPES = ((1,), (2,), (3,), (8,), (2, 3), (), (2, 2, 2))
 _FOLDED: dict[int, list[tuple[int, ...]]] = {
-    1: [()],
+    1: [(), (), ()],  # scalars are rare enough: one row is drawn seldom
     2: [(1, 2)],
     3: [(3, 1)],
     4: [(2, 2)],
@@ -44,11 +40,6 @@ _SIGNALLING = {
     torch.bfloat16: 0x7F81,
 }
 _LARGEST, _SMALLEST = 2.0**10, 2.0**-10
-
-
-def dtypes() -> st.SearchStrategy[torch.dtype]:
-    """Draw a dtype of weights; shrinks to float32."""
-    return st.sampled_from(DTYPES)
 
 
 def shapes() -> st.SearchStrategy[tuple[int, ...]]:
@@ -77,7 +68,7 @@ def tensors(
 
 def _rounded(values: Sequence[float], dtype: torch.dtype, *, finite: bool) -> Tensor:
     tensor = torch.tensor(values, dtype=torch.float64).to(dtype)
-    if finite:  # bfloat16 has no width of its own: a float32 may round to infinity
+    if finite:  # Hypothesis has no bfloat16: a float32 may round to infinity
         largest = torch.finfo(dtype).max
         tensor = tensor.clamp(-largest, largest)
     return tensor
@@ -96,18 +87,8 @@ def _several(elements: st.SearchStrategy[float], size: int) -> st.SearchStrategy
 
 
 @cache
-def totals(
-    *, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = (3,), moderate: bool = False
-) -> st.SearchStrategy[Tensor]:
-    """Draw the importances of one tensor, many ties, zeros and largest values among them.
-
-    ``moderate`` stays between 2^−20 and 2^20, away from under- and overflow.
-    """
-    return tensors(dtype=dtype, shape=shape, elements=_any_total(dtype, moderate=moderate))
-
-
-@cache
-def _any_total(dtype: torch.dtype, *, moderate: bool) -> st.SearchStrategy[float]:
+def _any_total(dtype: torch.dtype, *, moderate: bool = False) -> st.SearchStrategy[float]:
+    """Draw importances, with many ties and zeros; moderate ones stay away from under- and overflow."""
     low, high = (2.0**-20, 2.0**20) if moderate else (0.0, float(torch.finfo(torch.float32).max))
     return st.sampled_from((0.0, 1.0, 2.0, 10.0, high)) | st.floats(low, high, width=_WIDTHS[dtype])
 
@@ -119,10 +100,9 @@ def importances(
     """Draw an importance."""
     if like is None:
         like = {f"p{i}": draw(shapes()) for i in range(draw(st.integers(1, 3)))}
-    return Importance(
-        totals={name: draw(totals(dtype=dtype, shape=shape)) for name, shape in like.items()},
-        count=draw(st.integers(1, 4)),
-    )
+    total = _any_total(dtype)
+    totals = {name: draw(tensors(dtype=dtype, shape=shape, elements=total)) for name, shape in like.items()}
+    return Importance(totals=totals, count=draw(st.integers(1, 4)))
 
 
 @st.composite

@@ -1,6 +1,5 @@
 """Unlearning methods: their contracts, how an edit is applied, its report and its patch."""
 
-from unlearnkit.models.training import Loss, OptimizerConfig
 from unlearnkit.unlearning.distillation import (
     class_labels,
     class_logits,
@@ -11,22 +10,18 @@ from unlearnkit.unlearning.distillation import (
     teacher_of,
 )
 from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
-from unlearnkit.unlearning.fine_tune import EpochConfig, fine_tune
-from unlearnkit.unlearning.patch import Patch, TensorPatch
+from unlearnkit.unlearning.patch import Patch
 from unlearnkit.unlearning.report import Report, TensorChange
-from unlearnkit.unlearning.training_unlearner import TrainingUnlearner
+from unlearnkit.unlearning.training_unlearner import EpochConfig, TrainingUnlearner, fine_tune
 from unlearnkit.unlearning.unlearner import Need, Unlearner, UnlearnerTraits, UnlearningInputs
 
 __all__ = [
     "ElementwiseUnlearner",
     "EpochConfig",
-    "Loss",
     "Need",
-    "OptimizerConfig",
     "Patch",
     "Report",
     "TensorChange",
-    "TensorPatch",
     "TrainingUnlearner",
     "Unlearner",
     "UnlearnerTraits",

@@ -84,10 +84,6 @@ def fresh_model(model: nn.Module, inputs: UnlearningInputs) -> nn.Module:
 def copy_state(source: nn.Module, target: nn.Module) -> None:
     """Copy trainable weights and buffers from one model into another of the same kind, by name, in place.
 
-    Args:
-        source: Left as it is.
-        target: Its frozen parameters stay as they are.
-
     Example:
         >>> one, other = nn.Linear(2, 2), nn.Linear(2, 2)
         >>> copy_state(one, other)
@@ -104,7 +100,7 @@ def class_logits(objective: Objective, model: nn.Module, batch: Any) -> Tensor:
     """Return the logits of a classifier, for methods that need class probabilities.
 
     Args:
-        objective: Must be a `CrossEntropy`, which knows where inputs and logits stand.
+        objective: Must be a `CrossEntropy`, which finds inputs and logits in a batch and an output.
         model: Called with the batch's input.
         batch: On the model's device.
 

@@ -11,9 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from unlearnkit.models.parameters import bits, digest_tensors
-from unlearnkit.models.undo_log import changed_positions
-from unlearnkit.utils.chunks import chunk_size, chunks
+from unlearnkit.models.parameters import bits, changed_positions, chunk_size, chunks, digest_tensors
 from unlearnkit.utils.errors import MismatchError, StoreError, raise_all
 from unlearnkit.utils.safetensors import save_tensors
 
@@ -29,12 +27,9 @@ _PARTS = ("index", "factor", "value_index", "value", "old")
 class TensorPatch:
     """What an edit did to one tensor, whose elements are numbered in row-major order.
 
-    Attributes:
-        index: Elements that were multiplied: int64, rising, shape (n,).
-        factor: By what: float64, shape (n,). The product, rounded to the tensor's dtype, is the new value to the bit.
-        value_index: Elements that no factor takes to their new value (as 0 that became 7): int64, shape (m,).
-        value: Their new values, shape (m,), of the tensor's dtype.
-        old: The old values of ``index`` and then of ``value_index``, shape (n + m,), or None.
+    The elements ``index`` (int64, rising) were multiplied by ``factor`` (float64) and rounded to the tensor's dtype.
+    Those that no factor takes to their new value, as 0 that became 7, are in ``value_index``, the new values in
+    ``value``. ``old`` has the old values of both, in this order, or is None.
     """
 
     index: Tensor
@@ -78,14 +73,7 @@ class TensorPatch:
         return earlier
 
     def undo(self, tensor: Tensor) -> None:
-        """Put the old values into an edited tensor, in place.
-
-        Args:
-            tensor: The edited tensor.
-
-        Raises:
-            MismatchError: The old values were not kept.
-        """
+        """Put the old values into an edited tensor, in place."""
         if self.old is None:
             raise MismatchError("expected a patch with old values, saw one without: it can be applied, not reverted")
         target = tensor.detach()
@@ -125,8 +113,8 @@ class Patch:
 
     Attributes:
         tensors: Name to patch; tensors that the edit leaves alone are left out.
-        before: Digest of the state that it is made for.
-        after: Digest of what it makes of it.
+        before: Digest of the state that it applies to.
+        after: Digest of the edited state.
         about: What a reader wants to know: method, options, requests.
 
     Example:
@@ -207,11 +195,11 @@ class Patch:
         """Make one patch of two.
 
         Args:
-            other: Made for what this one makes.
-            state: What this one is made for: factors alone do not say how products were rounded in between.
+            other: Applies to the result of this one.
+            state: What this one applies to; it is needed because the products were rounded in between.
 
         Raises:
-            MismatchError: The other is made for another model.
+            MismatchError: The other applies to another model.
         """
         if other.before != self.after:
             raise MismatchError(f"expected a second patch made for {self.after}, saw one made for {other.before}")
@@ -277,7 +265,7 @@ class Patch:
 
 
 def _differing(was: Tensor, now: Tensor) -> Tensor:
-    """Return the positions at which two flat tensors differ; in pieces, so that nothing of their size is made."""
+    """Return the positions at which two flat tensors differ, compared in pieces to save memory."""
     found, start = [], 0
     for one, other in chunks(was, now, limit=chunk_size(was.device)):
         found.append(changed_positions(one, other) + start)

@@ -14,8 +14,7 @@ from unlearnkit.distributed.sharded_tensors import reshard
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.parameters import check_finite, count_changed, digest, trainable
-from unlearnkit.models.snapshot import ModelSnapshot
-from unlearnkit.models.undo_log import UndoLog
+from unlearnkit.models.snapshot import ModelSnapshot, UndoLog
 from unlearnkit.unlearning.report import Report, ReportedImportance, TensorChange
 from unlearnkit.utils.errors import (
     BudgetError,
@@ -186,8 +185,8 @@ class Unlearner(abc.ABC):
     ) -> Report:
         """Edit the model in place: completely, or not at all.
 
-        A model that is sharded over processes is edited where its pieces lie, by all processes together: each must call
-        this, with importances that are sharded as the model is. ``accept`` is then called on each.
+        In a sharded model each process edits its own shards: all processes must call this, with importances that are
+        sharded as the model is. ``accept`` is then called on each.
 
         Args:
             model: Its trainable parameters are edited; everything else stays.

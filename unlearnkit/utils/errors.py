@@ -40,7 +40,7 @@ class UnsupportedModelError(UnlearnKitError):
 
 
 class StoreError(UnlearnKitError):
-    """A file cannot be read or written as asked."""
+    """A file cannot be read or written."""
 
 
 class BudgetError(UnlearnKitError):
@@ -56,14 +56,7 @@ class PluginWarning(UnlearnKitWarning):
 
 
 def raise_all(problems: Iterable[str], *, where: str, error: type[UnlearnKitError] = MismatchError) -> None:
-    """Raise one error that lists every problem, or do nothing when there is none.
-
-    Example:
-        >>> raise_all([], where="the model")
-        >>> raise_all(["a: expected 3 values, saw 4"], where="the model")
-        Traceback (most recent call last):
-        unlearnkit.utils.errors.MismatchError: the model: a: expected 3 values, saw 4
-    """
+    """Raise one error that lists every problem, or do nothing when there is none."""
     found = list(problems)
     if found:
         raise error(sentence(found, where=where))
@@ -78,12 +71,7 @@ def sentence(problems: Sequence[str], *, where: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Suggest the known name that is nearest to a misspelt one.
-
-    Example:
-        >>> nearest("aplha", ["alpha", "lam"])
-        "; did you mean 'alpha'? Known: 'alpha', 'lam'"
-    """
+    """Suggest the known name that is nearest to a misspelt one."""
     names = sorted(known)
     if not names:
         return "; there are none"

@@ -22,14 +22,6 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
     A reader sees the old file or the new one, after a power cut too. An exception in the block, Ctrl-C included,
     deletes the temporary file and leaves ``path`` as it was.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> with atomic_write(folder / "note.txt") as temporary:
-        ...     _ = temporary.write_text("complete")
-        >>> (folder / "note.txt").read_text(), len(list(folder.iterdir()))
-        ('complete', 1)
     """
     target = Path(path).resolve()
     temporary, mode = _create_beside(target)
@@ -58,15 +50,6 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
     A killed process leaves the old folder or the new one. On Linux the two are exchanged in one step; where a file
     system cannot do that, a kill between two renames may leave no folder, and the next call restores the old one.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp()) / "results"
-        >>> for text in ("one", "two"):
-        ...     with atomic_folder(folder) as new:
-        ...         _ = (new / "note.txt").write_text(text)
-        >>> (folder / "note.txt").read_text(), [p.name for p in folder.parent.iterdir()]
-        ('two', ['results'])
     """
     target = Path(path)
     _clean_up(target)

@@ -21,12 +21,7 @@ class PeakMemory:
 
 
 def peak_memory(device: torch.device) -> PeakMemory:
-    """Return the peak memory of this process since it started, or since `reset_peak`.
-
-    Example:
-        >>> peak_memory(torch.device("cpu")).cuda is None
-        True
-    """
+    """Return the peak memory of this process since it started, or since `reset_peak`."""
     cuda = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return PeakMemory(host=_host(), cuda=cuda)
 

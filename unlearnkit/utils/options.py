@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar, final
@@ -13,7 +14,8 @@ from unlearnkit.utils.errors import ConfigurationError
 K = TypeVar("K")
 V = TypeVar("V")
 
-_REQUIRED = attrs.NOTHING
+_OPTION = "option"  # key of the metadata of an attrs field
+_COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {"≥": operator.ge, ">": operator.gt, "≤": operator.le}
 
 
 @final
@@ -37,17 +39,17 @@ class Option:
     name: str
     default: Any
     required: bool
-    symbol: str
-    doc: str
-    source: str
-    meaning: bool
+    symbol: str = ""
+    doc: str = ""
+    source: str = ""
+    meaning: bool = True
     kind: type = object
     bounds: tuple[tuple[str, float], ...] = ()
     choices: tuple[str, ...] = ()
 
 
 def option(
-    default: Any = _REQUIRED,
+    default: Any = attrs.NOTHING,
     *,
     doc: str,
     symbol: str = "",
@@ -88,7 +90,7 @@ def option(
     """
     bounds = {"≥": at_least, ">": above, "≤": at_most}
     check = _Check(
-        kind=float if default is None or default is _REQUIRED else type(default),
+        kind=float if default is None or default is attrs.NOTHING else type(default),
         bounds=tuple((sign, bound) for sign, bound in bounds.items() if bound is not None),
         choices=tuple(choices),
         optional=default is None,
@@ -97,7 +99,17 @@ def option(
     return attrs.field(
         default=default,
         converter=attrs.Converter(check, takes_self=True, takes_field=True),
-        metadata={"symbol": symbol, "doc": doc, "source": source, "meaning": meaning, "check": check},
+        metadata={
+            _OPTION: {
+                "symbol": symbol,
+                "doc": doc,
+                "source": source,
+                "meaning": meaning,
+                "kind": check.kind,
+                "bounds": check.bounds,
+                "choices": check.choices,
+            }
+        },
     )
 
 
@@ -128,7 +140,7 @@ class _Check:
             return False
         if isinstance(value, float) and math.isnan(value):
             return False
-        return (not self.choices or value in self.choices) and all(_ORDER[s](value, b) for s, b in self.bounds)
+        return (not self.choices or value in self.choices) and all(_COMPARE[s](value, b) for s, b in self.bounds)
 
     def _expected(self) -> str:
         if self.choices:
@@ -137,13 +149,6 @@ class _Check:
             self.kind, self.kind.__name__
         )
         return noun + "".join(f" {sign} {bound:g}" for sign, bound in self.bounds)
-
-
-_ORDER: Mapping[str, Callable[[Any, Any], bool]] = {
-    "≥": lambda value, bound: value >= bound,
-    ">": lambda value, bound: value > bound,
-    "≤": lambda value, bound: value <= bound,
-}
 
 
 def options_of(owner: Any) -> tuple[Option, ...]:
@@ -164,19 +169,9 @@ def options_of(owner: Any) -> tuple[Option, ...]:
 
 
 def _describe(field: "attrs.Attribute[Any]") -> Option:
-    known, check = field.metadata, field.metadata.get("check")
-    return Option(
-        name=field.name,
-        default=None if field.default is attrs.NOTHING else field.default,
-        required=field.default is attrs.NOTHING,
-        symbol=known.get("symbol", ""),
-        doc=known.get("doc", ""),
-        source=known.get("source", ""),
-        meaning=known.get("meaning", True),
-        kind=getattr(check, "kind", object),
-        bounds=getattr(check, "bounds", ()),
-        choices=getattr(check, "choices", ()),
-    )
+    required = field.default is attrs.NOTHING
+    default = None if required else field.default
+    return Option(name=field.name, default=default, required=required, **field.metadata.get(_OPTION, {}))
 
 
 def option_values(owner: Any, *, meaning_only: bool = False) -> dict[str, Any]:
@@ -184,37 +179,19 @@ def option_values(owner: Any, *, meaning_only: bool = False) -> dict[str, Any]:
     return {o.name: getattr(owner, o.name) for o in options_of(owner) if o.meaning or not meaning_only}
 
 
-Reduced = tuple[Any, tuple[type, dict[str, Any]]]
-"""What ``__reduce__`` returns: a function and its arguments."""
-
-
 def read_only(mapping: Mapping[K, V]) -> Mapping[K, V]:
-    """Copy a mapping into a read-only one.
-
-    Example:
-        >>> read_only({"a": 1})
-        mappingproxy({'a': 1})
-    """
+    """Copy a mapping into a read-only one."""
     return MappingProxyType(dict(mapping))
 
 
-def by_fields(self: Any) -> Reduced:
+def by_fields(self: Any) -> tuple[Any, tuple[type, dict[str, Any]]]:
     """A ``__reduce__`` for attrs values with read-only mappings, which cannot be pickled themselves.
 
     Copies are made by ``__init__``, with its converters and validators.
-
-    Example:
-        >>> import copy
-        >>> @attrs.frozen
-        ... class Sizes:
-        ...     known: Mapping[str, int] = attrs.field(converter=read_only)
-        ...     __reduce__ = by_fields
-        >>> copy.deepcopy(Sizes({"a": 1}))
-        Sizes(known=mappingproxy({'a': 1}))
     """
     fields = {field.alias: getattr(self, field.name) for field in attrs.fields(type(self)) if field.init}
     plain = {name: dict(value) if isinstance(value, MappingProxyType) else value for name, value in fields.items()}
-    return _rebuild, (type(self), plain)
+    return _rebuild, (type(self), plain)  # no partial: a deep copy would share its tensors
 
 
 def _rebuild(cls: type, fields: dict[str, Any]) -> Any:

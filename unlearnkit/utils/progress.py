@@ -13,12 +13,7 @@ def silent(items: Iterable[Any], what: str, total: int | None) -> Iterable[Any]:
 
 
 def length(items: Iterable[Any]) -> int | None:
-    """Return the number of items, or None for an iterator.
-
-    Example:
-        >>> length([1, 2]), length(iter([1, 2]))
-        (2, None)
-    """
+    """Return the number of items, or None for an iterator."""
     try:
         return len(items)  # type: ignore[arg-type]
     except TypeError:

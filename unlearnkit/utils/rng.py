@@ -12,17 +12,7 @@ _CPU = torch.device("cpu")
 
 @contextmanager
 def private_rng(device: torch.device = _CPU, *, seed: int | None = None) -> Iterator[None]:
-    """Restore the global generators of Python, numpy and torch after the block; with a seed, seed them for it.
-
-    Example:
-        >>> before = torch.get_rng_state()
-        >>> with private_rng(seed=1):
-        ...     first = torch.rand(2)
-        >>> with private_rng(seed=1):
-        ...     second = torch.rand(2)
-        >>> torch.equal(first, second), torch.equal(torch.get_rng_state(), before)
-        (True, True)
-    """
+    """Restore the global generators of Python, numpy and torch after the block; with a seed, seed them for it."""
     python, numpy_state = random.getstate(), np.random.get_state()
     forked = [device] if _is_accelerator(device) else []
     try:

@@ -16,16 +16,8 @@ def save_tensors(
 ) -> None:
     """Write tensors to one safetensors file, atomically.
 
-    Copied are only tensors on another device, non-contiguous ones, and those that share memory with others or with a
-    larger tensor, which safetensors refuses.
-
-    Example:
-        >>> import tempfile, torch
-        >>> path = Path(tempfile.mkdtemp()) / "two.safetensors"
-        >>> both = torch.arange(4.0)
-        >>> save_tensors({"first": both[:2], "last": both[2:]}, path)
-        >>> path.stat().st_size > 16
-        True
+    Only these are copied: tensors on another device, non-contiguous ones, and those that share memory with others or
+    with a larger tensor, which safetensors refuses.
     """
     with atomic_write(path) as temporary:
         try:

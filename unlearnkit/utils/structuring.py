@@ -44,13 +44,11 @@ def _number_or_name(value: Any, _: Any) -> int | str:
 
 def structure(raw: Any, kind: type[T], *, where: str) -> T:
     """Build an attrs object from plain values."""
-    problems: list[str] = []
     try:
         return _CONVERTER.structure(raw, kind)
     except (cattrs.BaseValidationError, ConfigurationError) as error:
         problems = list(dict.fromkeys(_explain(error, "")))
-        cause = error
-    raise ConfigurationError(sentence(problems, where=where)) from cause
+        raise ConfigurationError(sentence(problems, where=where)) from error
 
 
 def _explain(error: BaseException, path: str) -> Iterator[str]:
@@ -80,12 +78,7 @@ _CONVERTER = _converter()
 
 
 def import_path(path: str) -> Callable[..., Any]:
-    """Import a function or class.
-
-    Example:
-        >>> import_path("unlearnkit.models:small_cnn").__name__
-        'small_cnn'
-    """
+    """Import a function or class."""
     module_name, sign, name = path.partition(":")
     if not sign or not module_name or not name:
         raise ConfigurationError(f"expected an import path as 'package.module:name', saw {path!r}")

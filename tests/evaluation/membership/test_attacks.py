@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from unlearnkit.evaluation.membership import Samples, attack_success, population_attack, rmia_scores
+from unlearnkit.evaluation.membership.attacks import attack_success, population_attack
+from unlearnkit.evaluation.membership.rmia import rmia_scores
+from unlearnkit.evaluation.model_outputs import Outputs
 from unlearnkit.evaluation.per_sample import entropies, label_losses, softmax_of
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
 
@@ -19,14 +21,14 @@ def samples(seed, n=150, sure=2.0, classes=3):
     labels = random.integers(0, classes, size=n)
     logits = random.normal(size=(n, classes))
     logits[np.arange(n), labels] += sure
-    return Samples(logits=logits, labels=labels)
+    return Outputs(logits=logits, labels=labels)
 
 
 def part(of, rows):
-    return Samples(logits=of.logits[rows], labels=of.labels[rows])
+    return Outputs(logits=of.logits[rows], labels=of.labels[rows])
 
 
-def test_success_agrees_with_pairs_counted_by_hand():
+def test_success_agrees_with_counted_pairs():
     random = np.random.default_rng(0)
     m, n = random.integers(0, 9, 40), random.integers(0, 7, 120)
     pairs = [(a > b) + 0.5 * (a == b) for a in m for b in n]
@@ -120,7 +122,7 @@ def test_rmia_agrees_with_every_pair(models):
         assert found == pytest.approx(rmia_oracle(x, refs_x, z, refs_z, gamma, a))
 
 
-def test_rmia_worked_by_hand():
+def test_rmia_worked_example():
     # a = 1: p(x) is the reference itself. LR = (0.8/0.2)/(0.5/0.5) = 4 and (0.8/0.2)/(0.9/0.3) = 4/3.
     call = {"population": [0.5, 0.9], "population_references": [[0.5, 0.3]], "a": 1.0}
     assert rmia_scores([0.8], [[0.2]], gamma=2.0, **call).tolist() == [0.5]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from unlearnkit.evaluation.membership import epsilon_scores, forgetting_quality, ulira
+from unlearnkit.evaluation import epsilon_scores, forgetting_quality, ulira
 from unlearnkit.evaluation.membership.model_populations import BINS, SMOOTHING, klom
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
 
@@ -27,7 +27,7 @@ def test_ulira_sees_what_is_left():
     assert 0.4 < ulira(phi(0, models=20, samples=50), phi(1, models=20, samples=50)).auc < 0.6
 
 
-def test_ulira_worked_by_hand():
+def test_ulira_worked_example():
     # One sample, three models of each kind: the others of model 0 are 1, 3 against 10, 12: N(2, √2) and N(11, √2).
     u, r = np.array([[2.0], [1.0], [3.0]]), np.array([[11.0], [10.0], [12.0]])
     fits = norm(2, math.sqrt(2)), norm(11, math.sqrt(2))
@@ -50,7 +50,7 @@ def test_ulira_refuses(one, two):
         ulira(np.zeros(one), np.zeros(two))
 
 
-def test_epsilon_worked_by_hand():
+def test_epsilon_worked_example():
     # Retrained 0 1 2 9, unlearned 1.5 3 4 5. "≥ 1.5": FPR 2/4, FNR 0, does not count; "≥ 3": 1/4 and 1/4.
     r, u = np.array([[0.0], [1.0], [2.0], [9.0]]), np.array([[1.5], [3.0], [4.0], [5.0]])
     assert epsilon_scores(r, u, delta=0.0)[0] == pytest.approx(math.log(0.75 / 0.25))

@@ -53,7 +53,7 @@ def test_it_keeps_the_laws_of_metrics(cls):
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.name)
-def test_every_trait_is_told(cls):
+def test_every_trait_is_documented(cls):
     traits = cls.traits
     assert all((traits.unit, traits.source, traits.cost, traits.trust, cls.__doc__))
     assert cls in [entry.cls for entry in PluginManager().provided("metric")]
@@ -169,7 +169,8 @@ def test_the_class_mean_divergence_without_test_samples_of_the_same_kind():
 
 
 def test_quantisation_is_the_accuracy_of_the_rounded_copy():
-    from unlearnkit.evaluation import loss_and_accuracy, round_trip
+    from unlearnkit.evaluation import loss_and_accuracy
+    from unlearnkit.evaluation.metrics.quantisation import round_trip
 
     paper = inputs()
     found = metrics.Quantised().evaluate(paper)
@@ -219,7 +220,7 @@ def test_where_they_go_stands_beside_where_retrained_models_send_them():
 
 def test_zrf_of_the_untrained_model_is_one_and_does_not_depend_on_the_weights():
     paper, metric = inputs(), metrics.ZeroRetrainForgetting(seed=3)
-    from unlearnkit.evaluation.metrics.zero_retrain import _untrained
+    from unlearnkit.evaluation.metrics.proxies import _untrained
 
     fresh = [_untrained(net(seed), 3) for seed in (0, 1)]
     assert all(torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in fresh), strict=True))
@@ -251,14 +252,14 @@ def test_an_attack_on_samples_and_their_copies_scores_a_half(cls):
         assert found[f"{who}TPR at 1 % FPR"] is not None
 
 
-def test_attacks_on_a_class_forgotten_whole_without_unseen_samples_of_it():
+def test_attacks_on_a_class_forgotten_completely_without_unseen_samples_of_it():
     x = torch.randn(40, 4)
     others, alone = torch.arange(40) % 2, torch.full((40,), 2)
     splits = {"retain-train": [(x, others)], "retain-test": [(x, others)], "forget-train": [(x, alone)]}
     for cls in (metrics.EntropyAttack, metrics.LossAttack, metrics.ConfidenceAttack, metrics.RelativeMembership):
         for name, m in cls().examine(inputs(splits=splits)).items():
             assert m.value is None, (cls.name, name)
-            assert "classes [2] were forgotten whole" in m.reason
+            assert "classes [2] were forgotten completely" in m.reason
 
 
 def test_random_samples_are_compared_with_half_of_the_unseen_ones():

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from unlearnkit import Objective
-from unlearnkit.evaluation import Features, features_of, linear_probe
+from unlearnkit.evaluation.metrics.probe import Features, features_of, linear_probe
 from unlearnkit.evaluation.model_outputs import InapplicableError
 from unlearnkit.models.parameters import digest
 from unlearnkit.models.zoo import small_cnn
@@ -70,7 +70,7 @@ def test_what_has_no_features():
         features_of(nn.Linear(4, 3), data(), objective=Size())
 
 
-def test_the_hooks_are_gone_after_an_exception():
+def test_the_hooks_are_removed_after_an_exception():
     class Breaks(nn.Module):
         def __init__(self):
             super().__init__()
@@ -93,7 +93,8 @@ def test_the_probe_is_the_regression_of_scikit_learn_on_standardised_features():
     judge = Features(values=random.normal(size=(40, 5)) * 7, labels=random.integers(0, 3, 40))
     mean, sd = learn.values.mean(0), learn.values.std(0)
     theirs = LogisticRegression(max_iter=5000).fit((learn.values - mean) / sd, labels)
-    assert linear_probe(learn).accuracy(judge) == pytest.approx(theirs.score((judge.values - mean) / sd, judge.labels))
+    mine = linear_probe(learn).score(judge.values, judge.labels)
+    assert mine == pytest.approx(theirs.score((judge.values - mean) / sd, judge.labels))
 
 
 def test_a_probe_needs_two_classes():

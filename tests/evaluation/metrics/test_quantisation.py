@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from unlearnkit.evaluation import quantised, round_trip
+from unlearnkit.evaluation.metrics.quantisation import quantised, round_trip
 from unlearnkit.models.parameters import digest
 from unlearnkit.utils.errors import ConfigurationError
 
@@ -23,7 +23,7 @@ def oracle(w, bits, channel):
     return out
 
 
-def test_by_hand():
+def test_worked_example():
     # 3 bits: −3 … 3. Scales: 6/3 = 2 and 0.3/3 = 0.1.
     found = quantised(torch.tensor([[6.0, 2.9, -5.2], [0.3, -0.14, 0.0]], dtype=torch.float64), bits=3)
     assert found.numpy() == pytest.approx(np.array([[6.0, 2.0, -6.0], [0.3, -0.1, 0.0]]))

@@ -12,7 +12,7 @@ from unlearnkit.utils.errors import ConfigurationError, MismatchError, NonFinite
 SHARE = st.floats(0, 1)
 
 
-def test_worked_by_hand():
+def test_worked_example():
     gap = gap_to_retrain(5.0, [1.0, 2.0, 3.0])  # mean 2, sd 1
     assert (gap.mean, gap.sd, gap.models, gap.delta, gap.sds, gap.reason) == (2.0, 1.0, 3, 3.0, 3.0, "")
 
@@ -51,7 +51,7 @@ def test_what_is_no_number_is_refused():
         gap_to_retrain(0.5, [float("nan")] * 3)
 
 
-def test_tug_of_war_by_hand():
+def test_tug_of_war_worked_example():
     mine = {"forget": 0.25, "retain": 0.5, "test": 1.0}
     assert tug_of_war(mine, {"forget": 0.0, "retain": 1.0, "test": 1.0}) == 0.75 * 0.5
     assert tug_of_war(mine, mine) == 1.0

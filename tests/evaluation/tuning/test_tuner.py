@@ -19,15 +19,10 @@ from unlearnkit_methods.ssd_soft import SoftSynapticDampening
 from unlearnkit import ConfigurationError, Importance, NonFiniteError, UnlearningInputs
 from unlearnkit.data import Split
 from unlearnkit.data.splits import validation_split
-from unlearnkit.evaluation.tuning import (
-    Candidate,
-    OperatingCurve,
-    Setting,
-    Tuner,
-    Validation,
-    has_batch_norm,
-    reestimate_batch_norm,
-)
+from unlearnkit.evaluation.tuning import Tuner, Validation
+from unlearnkit.evaluation.tuning.batch_norm import has_batch_norm, reestimate_batch_norm
+from unlearnkit.evaluation.tuning.curve import OperatingCurve
+from unlearnkit.evaluation.tuning.result import Candidate, Setting
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import count_changed, digest
 

@@ -16,7 +16,7 @@ from rank_tasks import compared
 from run_on_ranks import run_on_ranks
 
 from unlearnkit import Metric, PluginManager, hookimpl
-from unlearnkit.evaluation import tug_of_war
+from unlearnkit.evaluation.metrics.retrain_gap import tug_of_war
 from unlearnkit.experiments.comparison import Comparison, compare
 from unlearnkit.experiments.comparison.tables import is_volatile
 from unlearnkit.experiments.config import load_config

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlearnkit import CrossEntropy, DiagonalFisher, UnlearnKitWarning
-from unlearnkit.importance.fisher import diagonal
+from unlearnkit.importance.fisher.engine import engine
 from unlearnkit.importance.fisher.engine.engine import Fitted
 from unlearnkit.importance.fisher.engine.kernel import squares_in_one_pass
 from unlearnkit.importance.fisher.engine.nan_check import sum_at_once, sum_in_turn
@@ -125,7 +125,7 @@ def batches(count):
 
 
 def estimate(model, data, monkeypatch):
-    monkeypatch.setattr(diagonal, "SETTLED", {"cpu": 4})
+    monkeypatch.setattr(engine, "_SETTLED", {"cpu": 4})
     return DiagonalFisher().estimate(model, data, objective=CrossEntropy()).totals
 
 

@@ -34,10 +34,10 @@ def late_looks(monkeypatch):
     monkeypatch.setattr(finite, "on_device", lambda _: True)
 
 
-def watched(run, batch, *more):
+def watched(run, batch):
     """Add a batch, and return what would have waited."""
     with Reads() as reads, Waits() as waits:
-        run.add(batch, *more)
+        run.add(batch)
     return reads.seen + waits.seen
 
 
@@ -45,10 +45,11 @@ def watched(run, batch, *more):
 @pytest.mark.parametrize("keys", [(), [0, 1, 0, 2, 1, 0]])
 def test_a_batch_like_one_before_makes_no_device_wait(extras, keys):
     """All families, groups and extras."""
-    run = start(DiagonalFisher(), everything(), objective=Labelled(), **extras)
+    groups = (lambda: keys) if keys else None
+    run = start(DiagonalFisher(), everything(), objective=Labelled(), keys=groups, **extras)
     first, second = mixed(6, 6)
-    run.add(first, keys)
-    assert watched(run, second, keys) == (SENT if keys else [])
+    run.add(first)
+    assert watched(run, second) == (SENT if keys else [])
     assert run.result().count == 12
 
 
@@ -70,10 +71,11 @@ def sequences(*sizes):
 
 @pytest.mark.parametrize("options", [{}, {"accumulate": "compensated"}, {"accumulate": "float64"}, {"chunk": 2}])
 def test_recurrent_layers_and_ways_of_adding_make_none_wait_either(options):
-    run = start(DiagonalFisher(**options), Sequences(), objective=CrossEntropy())
+    groups = iter([[0, 0, 1, 1, 1, 2], [0, 1, 0, 2, 1, 2]])
+    run = start(DiagonalFisher(**options), Sequences(), objective=CrossEntropy(), keys=lambda: next(groups))
     first, second = sequences(6, 6)
-    run.add(first, [0, 0, 1, 1, 1, 2])
-    assert watched(run, second, [0, 1, 0, 2, 1, 2]) == SENT
+    run.add(first)
+    assert watched(run, second) == SENT
 
 
 @pytest.mark.parametrize("estimator", [DiagonalFisher(), SketchedFisher()])

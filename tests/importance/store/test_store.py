@@ -16,6 +16,7 @@ from torch import nn
 from unlearnkit import Importance, MismatchError
 from unlearnkit.importance.provenance import Fingerprint, Role
 from unlearnkit.importance.store import Edit, ImportanceStore
+from unlearnkit.importance.store.store import writing
 from unlearnkit.models.parameters import digest
 from unlearnkit.utils import checksummed_json as sealed
 from unlearnkit.utils.errors import StoreError
@@ -87,7 +88,7 @@ def _check_rest_and_remove(folder, groups, gone):
 
 
 def test_a_part_is_taken_out_of_its_group_and_of_the_total(store):
-    lost = store.take_out("dog", importance(1.0, 8.0, count=1))
+    lost = store.change(parts={"dog": importance(1.0, 8.0, count=1)})
     assert values(store.group("dog")) == ([3.0, 0.0], 2)
     assert values(store.total()) == ([20.0, 34.0], 6)
     assert [(c.name, c.entries, c.of) for c in lost] == [("a", 1, 2)]  # 8 − 8 has no digits left
@@ -109,7 +110,7 @@ def test_errors_are_kept_added_and_lost_with_a_part(tmp_path):
     assert again.total().relative_error == pytest.approx((4 + 0 + 4) / 80)
     assert again.groups(["cat", "dog"]).relative_error == pytest.approx(0.1)
     assert again.rest(["cat"]).relative_error == pytest.approx(4 / 70)
-    again.take_out("owl", sketched(0.1, 1))
+    again.change(parts={"owl": sketched(0.1, 1)})
     assert again.group("owl").relative_error is None
     assert again.total().relative_error is None
     again.remove(["owl"])
@@ -130,7 +131,7 @@ def test_a_store_from_before_errors_were_kept_is_read(tmp_path, kind, error):
 def test_cancellation_is_counted_where_digits_are_lost_and_only_there(tmp_path):
     store = ImportanceStore.create(tmp_path / "store")
     store.put("all", importance(1.0, 1.0 + 1e-15, count=100))
-    lost = store.take_out("all", importance(0.5, 1.0, count=1))
+    lost = store.change(parts={"all": importance(0.5, 1.0, count=1)})
     assert [(c.name, c.entries) for c in lost] == [("a", 1)]
     assert bool((store.total().totals["a"] >= 0).all())
 
@@ -138,9 +139,9 @@ def test_cancellation_is_counted_where_digits_are_lost_and_only_there(tmp_path):
 def test_what_is_no_part_of_a_group_is_refused_and_nothing_changes(store):
     before = store.manifest
     with pytest.raises(MismatchError, match="a: the part is larger than the whole by 1"):
-        store.take_out("dog", importance(5.0, 1.0, count=1))
+        store.change(parts={"dog": importance(5.0, 1.0, count=1)})
     with pytest.raises(MismatchError, match="expected a part of its 3 terms, saw 3: remove the group instead"):
-        store.take_out("dog", importance(1.0, 1.0, count=3))
+        store.change(parts={"dog": importance(1.0, 1.0, count=3)})
     assert store.manifest == before
     store.verify()
 
@@ -150,7 +151,7 @@ def remove_owl(store):
 
 
 def take_out_of_owl(store):
-    store.take_out("owl", importance(9.0, 9.0, count=1))
+    store.change(parts={"owl": importance(9.0, 9.0, count=1)})
 
 
 def contents(store):
@@ -237,7 +238,8 @@ def test_edits_are_counted_and_the_edited_model_is_the_one_that_fits(tmp_path):
         model.weight[0, 0] = 0
     with pytest.raises(MismatchError, match=f"model: expected the digest {before}, saw {digest(model)}"):
         store.check(model)
-    stale = store.record_edit(Edit(before=before, after=digest(model), fraction=0.5, request="r1"))
+    store.change(edit=Edit(before=before, after=digest(model), fraction=0.5, request="r1"))
+    stale = store.staleness()
     store.check(model)
     assert (stale.edits, stale.fraction, stale.due) == (1, 0.5, True)
     assert "measure them again" in stale.sentence()
@@ -245,7 +247,7 @@ def test_edits_are_counted_and_the_edited_model_is_the_one_that_fits(tmp_path):
     with pytest.raises(MismatchError, match="data: expected the digest d1, saw d2"):
         store.check(model, data="d2")
     with pytest.raises(MismatchError, match="saw an edit of"):
-        store.record_edit(Edit(before=before, after="x", fraction=0.1))
+        store.change(edit=Edit(before=before, after="x", fraction=0.1))
     store.forget_edits_after(before)
     assert store.staleness().edits == 0
     with pytest.raises(MismatchError, match="knows no model"):
@@ -327,18 +329,21 @@ def test_a_full_disk_leaves_the_old_state(store, monkeypatch):
 
 # --- two at once ------------------------------------------------------------------------------------------------------
 
+# The lock alone, without unlearnkit and torch, whose import takes seconds.
 HOLD = """
 import sys, time
-from pathlib import Path
-from unlearnkit.importance.store.store import writing
-with writing(Path(sys.argv[1])):
+from filelock import FileLock
+with FileLock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
 """
 
 
 def test_a_second_writer_gets_a_clear_message_and_a_killed_one_lets_go(store):
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(store.folder)], stdout=subprocess.PIPE, text=True) as other:
+    with writing(store.folder), pytest.raises(StoreError, match="another process is writing to the store"):
+        store.remove(["cat"])
+    lock = str(store.folder / "lock")
+    with subprocess.Popen([sys.executable, "-c", HOLD, lock], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(StoreError, match="another process is writing to the store"):
             store.remove(["cat"])

@@ -21,10 +21,9 @@ BINS, CLIP, SMOOTHING = 20, 100.0, 1e-5  # of KLOM
 def ulira(unlearned: ArrayLike | Tensor, retrained: ArrayLike | Tensor) -> AttackSuccess:
     """Judge Λ = ln N(φ; μ_u, σ_u) − ln N(φ; μ_r, σ_r) on φ of unlearned against φ of retrained models.
 
-    φ is the logit-scaled confidence of a sample under one model (`unlearnkit.evaluation.per_sample.margins`): normal
-    distributions fit it, and would not fit correctness, which is 0 or 1. μ and σ belong to one sample; they are fitted
-    to all models but the k-th of either kind when the k-th are judged, so that no model is judged by a fit to itself
-    and unlearned models that are the retrained ones give exactly ½.
+    φ is the logit-scaled confidence of a sample under one model (`unlearnkit.evaluation.per_sample.margins`), which is
+    close to normal. μ and σ belong to one sample; when the k-th model of either kind is judged, they are fitted to all
+    others, so that unlearned models that are the retrained ones give exactly ½.
 
     Source: Hayes, Shumailov, Triantafillou, Khalifa and Papernot 2024 (Inexact Unlearning Needs More Careful
     Evaluations to Avoid a False Sense of Privacy), "U-LiRA"; after Carlini et al. 2022. Leaving out pair k is
@@ -63,11 +62,10 @@ def _likelihood_ratios(k: int, unlearned: Floats, retrained: Floats) -> tuple[Fl
 def epsilon_scores(retrained: ArrayLike | Tensor, unlearned: ArrayLike | Tensor, *, delta: float = 1e-5) -> Floats:
     """Return ε̂ = max over attacks of max(ln((1 − δ − FPR)/FNR), ln((1 − δ − FNR)/FPR)) of each sample.
 
-    Each attack guesses from one number of one model whether it was retrained or unlearned: by one threshold on that
-    number from either side, or by the likelihood ratio of two normal distributions fitted to it (two thresholds). As in
-    the competition, an attack without any error gives ∞, and one with errors of one kind only is left out. The number
-    is an estimate on the models that the attack was fitted to: with N models of each kind it cannot exceed ln N without
-    being ∞.
+    Each attack guesses from one number of one model whether it was retrained or unlearned: by a threshold on that
+    number from either side, or by the likelihood ratio of two normal distributions fitted to it. As in the competition,
+    an attack without any error gives ∞, and one with errors of one kind only is left out. The estimate is made on the
+    models that the attack was fitted to: with N models of each kind it is at most ln N, or ∞.
 
     Source: Triantafillou et al. 2024 (Are we making progress in unlearning? Findings from the first NeurIPS unlearning
     competition), and the competition's evaluation; the inequality is Kairouz, Oh and Viswanath 2015, theorem 2.1.
@@ -141,9 +139,9 @@ def _best(truth: np.ndarray, score: Floats, delta: float) -> float:
 def klom(retrained: ArrayLike | Tensor, unlearned: ArrayLike | Tensor) -> Floats:
     """Return KL(h(φ_r) ‖ h(φ_u)) of each sample, h a histogram over models of its margins φ.
 
-    Margins are clipped to ±100 and sorted into 20 bins of one width from the smallest to the largest margin of the
-    sample under either population; 10⁻⁵ is added to every bin, so that the value is finite (at most about 12). The
-    authors use 100 models of each kind; with a handful the number ranks methods under one protocol and says no more.
+    Margins are clipped to ±100 and counted in 20 equal bins from the smallest to the largest margin of the sample;
+    10⁻⁵ is added to every bin, so that the value is finite (at most about 12). The authors use 100 models of each kind;
+    with a handful, use it only to rank methods under one protocol.
 
     Source: Georgiev, Rinberg, Park, Garg, Ilyas, Madry and Neel 2024 (Attribute-to-Delete: Machine Unlearning via
     Datamodel Matching), appendix E.1.
@@ -169,11 +167,5 @@ def klom(retrained: ArrayLike | Tensor, unlearned: ArrayLike | Tensor) -> Floats
 def _klom_of_one(retrained: Floats, unlearned: Floats) -> float:
     both = np.concatenate([retrained, unlearned])
     edges = np.histogram_bin_edges(both, bins=BINS)
-    p, q = (_smoothed(values, edges) for values in (retrained, unlearned))
-    return float(max(rel_entr(p, q).sum(), 0.0))
-
-
-def _smoothed(values: Floats, edges: Floats) -> Floats:
-    shares = np.histogram(values, bins=edges)[0] / len(values) + SMOOTHING
-    found: Floats = shares / shares.sum()
-    return found
+    p, q = (np.histogram(values, bins=edges)[0] / len(values) + SMOOTHING for values in (retrained, unlearned))
+    return float(max(rel_entr(p / p.sum(), q / q.sum()).sum(), 0.0))

@@ -14,8 +14,7 @@ from unlearnkit.evaluation.model_outputs import ModelOutputs
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
 from unlearnkit.utils.options import option
 
-MOST = 4
-"""The largest number of reference models: the attack is made for few."""
+MOST = 4  # reference models: the attack is made for few
 _TINY = 1e-30
 
 
@@ -24,9 +23,7 @@ _TINY = 1e-30
 class RelativeMembership(MembershipAttack):
     """RMIA: forgotten against unseen samples of the same kind, with one to four retrained models as references.
 
-    The references were not trained on the forget set, nor on unseen samples; the population is retained test data. A
-    retrained model under attack is not its own reference. Names as in
-    `unlearnkit.evaluation.membership.EntropyAttack`. See `rmia_scores`.
+    The population is retained test data. A retrained model under attack is not its own reference.
     """
 
     name: ClassVar[str] = "rmia"
@@ -44,25 +41,24 @@ class RelativeMembership(MembershipAttack):
     seed: int = option(0, at_least=0, doc="of the halves of unseen data")
 
     def scores(self, outputs: ModelOutputs, model: nn.Module) -> tuple[Floats, Floats]:
-        """Attack; see `MembershipAttack.scores`."""
         retrained = outputs.retrained()
         if any(known is model for known in retrained):
             retrained = outputs.retrained(at_least=2)
         references = [known for known in retrained if known is not model][:MOST]
         splits = [self._splits(outputs, each) for each in (model, *references)]
         forgotten, unseen, population = (np.stack(parts) for parts in zip(*splits, strict=True))
-        first, second = (
-            rmia_scores(
-                judged[0],
-                judged[1:],
+
+        def judge(samples: Floats) -> Floats:
+            return rmia_scores(
+                samples[0],
+                samples[1:],
                 population=population[0],
                 population_references=population[1:],
                 gamma=self.gamma,
                 a=self.a,
             )
-            for judged in (forgotten, unseen)
-        )
-        return first, second
+
+        return judge(forgotten), judge(unseen)
 
     def _splits(self, outputs: ModelOutputs, model: nn.Module) -> tuple[Floats, Floats, Floats]:
         population, unseen = unseen_halves(outputs, model, self.seed)
@@ -80,26 +76,11 @@ def rmia_scores(
 ) -> Floats:
     """Return the share of population samples z with LR(x, z) = [p(x|θ)/p(x)] / [p(z|θ)/p(z)] ≥ γ, for each sample x.
 
-    p(x|θ) is the model's probability of the label of x, and p(x) = ½·((1 + a)·p_out(x) + 1 − a) is guessed from
-    reference models that were not trained on x (the offline attack): p_out is their mean.
+    p(x|θ) is the model's probability of the label of x, and p(x) = ½·((1 + a)·p_out(x) + 1 − a), where p_out is the
+    mean of reference models that were not trained on x (the offline attack).
 
     Source: Zarifzadeh, Liu and Shokri 2024 (Low-Cost High-Power Membership Inference Attacks), the likelihood ratio and
     the score of section 3, and the offline approximation of its appendix.
-
-    Args:
-        target: p(x|θ) of the samples under attack, shape (n,), 0 … 1.
-        references: The same under each reference model, shape (models, n), 1 to 4 models.
-        population: p(z|θ) of samples of the same kind that no model was trained on, shape (m,).
-        population_references: Shape (models, m).
-        gamma: γ ≥ 1: how much more likely x must be.
-        a: 0 … 1; below 1 members are assumed to be more likely under a model trained on them.
-
-    Returns:
-        Shape (n,), 0 … 1; higher means "member". A sample's score does not depend on the others under attack.
-
-    Example:
-        >>> rmia_scores([0.9, 0.2], [[0.3, 0.2]], population=[0.3, 0.5], population_references=[[0.3, 0.5]], a=1.0)
-        array([1., 0.])
     """
     if not gamma >= 1 or not 0 <= a <= 1:
         raise ConfigurationError(f"rmia_scores: expected gamma ≥ 1 and 0 ≤ a ≤ 1, saw {gamma!r} and {a!r}")

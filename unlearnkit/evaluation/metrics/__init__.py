@@ -2,15 +2,14 @@
 
 from unlearnkit.evaluation.membership.attacks import ConfidenceAttack, EntropyAttack, LossAttack
 from unlearnkit.evaluation.membership.rmia import RelativeMembership
-from unlearnkit.evaluation.metrics.class_mean import ClassMeanDivergence
 from unlearnkit.evaluation.metrics.destinations import WhereTheyGo
 from unlearnkit.evaluation.metrics.distance import ActivationDistance, JensenShannonToRetrained
 from unlearnkit.evaluation.metrics.loss_and_accuracy import Scores
 from unlearnkit.evaluation.metrics.probe import LinearProbe
+from unlearnkit.evaluation.metrics.proxies import ClassMeanDivergence, ZeroRetrainForgetting
 from unlearnkit.evaluation.metrics.quantisation import Quantised
 from unlearnkit.evaluation.metrics.relearning import RelearnTime
 from unlearnkit.evaluation.metrics.retrain_gap import GapToRetrain, TugOfWar
-from unlearnkit.evaluation.metrics.zero_retrain import ZeroRetrainForgetting
 
 __all__ = [
     "ActivationDistance",

@@ -1,7 +1,7 @@
 """Which classes forgotten samples are predicted as, by the model and by retrained models."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import attrs
 import numpy as np
@@ -19,9 +19,8 @@ from unlearnkit.utils.errors import MismatchError
 class WhereTheyGo(Metric):
     """TV = ½·Σ_c |h_u(c) − h_r(c)|, h the shares of classes that forgotten samples are predicted to be.
 
-    ``"distance"`` is averaged over the retrained models; ``"agreement"`` is the share of samples that model and
-    retrained model predict alike; ``"retrained …"`` compares retrained models with each other. `destinations` has the
-    counts behind it.
+    ``"agreement"`` is the share of samples that model and retrained model predict alike; ``"retrained …"`` compares
+    retrained models with each other.
     """
 
     name: ClassVar[str] = "destinations"
@@ -35,32 +34,21 @@ class WhereTheyGo(Metric):
     )
 
     def measure(self, inputs: EvaluationInputs) -> Values:
-        """Compare predictions; see `unlearnkit.Metric.measure`."""
         outputs = ModelOutputs(inputs)
 
-        def distance(one: Outputs, other: Outputs) -> float:
-            return destinations(one.logits, [other.logits]).distance
-
-        def agreement(one: Outputs, other: Outputs) -> float:
-            return destinations(one.logits, [other.logits]).agreement
+        def between(one: Outputs, other: Outputs) -> Destinations:
+            return destinations(one.logits, [other.logits])
 
         return {
-            **against_retrained(outputs, "distance", "forget-train", distance),
-            **against_retrained(outputs, "agreement", "forget-train", agreement),
+            **against_retrained(outputs, "distance", "forget-train", lambda *pair: between(*pair).distance),
+            **against_retrained(outputs, "agreement", "forget-train", lambda *pair: between(*pair).agreement),
         }
 
 
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Destinations:
-    """How one model and retrained models predict some samples.
-
-    Attributes:
-        counts: Samples that the model predicts to be of each class, shape (classes,).
-        retrained: The same of each retrained model, shape (models, classes).
-        confusion: Samples that a retrained model predicts as class i and the model as class j, summed over the
-            retrained models: shape (classes, classes).
-    """
+    """How one model and retrained models predict some samples, see `destinations`."""
 
     counts: Ints
     retrained: Ints
@@ -68,33 +56,17 @@ class Destinations:
 
     @property
     def distance(self) -> float:
-        """Return the mean total variation between the model's shares of predictions and a retrained model's, 0 … 1."""
+        """Mean total variation between the model's predictions and a retrained model's, 0 … 1."""
         return float(np.mean([total_variation(self.counts, known) for known in self.retrained]))
 
     @property
     def agreement(self) -> float:
-        """Return the share of samples that both predict alike, 0 … 1, averaged over the retrained models."""
+        """Share of samples that both predict alike, 0 … 1, averaged over the retrained models."""
         return float(np.trace(self.confusion) / self.confusion.sum())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        lists = {name: array.tolist() for name, array in attrs.asdict(self).items()}
-        return {**lists, "distance": self.distance, "agreement": self.agreement}
 
 
 def total_variation(one: ArrayLike | Tensor, other: ArrayLike | Tensor) -> float:
-    """Return TV = ½·Σ_c |a_c/Σa − b_c/Σb| of two histograms: the largest difference in the share of any set of classes.
-
-    Source: Levin, Peres and Wilmer 2009 (Markov Chains and Mixing Times), proposition 4.2.
-
-    Args:
-        one: Counts, shape (classes,), each ≥ 0 and not all 0.
-        other: Likewise, for the same classes.
-
-    Example:
-        >>> total_variation([3, 1], [1, 1])  # ½·(|¾ − ½| + |¼ − ½|)
-        0.25
-    """
+    """TV = ½·Σ_c |a_c/Σa − b_c/Σb| of two histograms (Levin, Peres and Wilmer 2009, proposition 4.2)."""
     a, b = (floats(values, what="counts", dimensions=1) for values in (one, other))
     same_shape(a, b, what="total_variation")
     if min(a.min(), b.min()) < 0 or not a.sum() or not b.sum():
@@ -108,6 +80,11 @@ def destinations(logits: ArrayLike | Tensor, retrained: Sequence[ArrayLike | Ten
     Args:
         logits: Of the model, shape (n, classes).
         retrained: The same samples' logits of each retrained model, at least one.
+
+    Returns:
+        ``counts`` of the model's predictions, shape (classes,); ``retrained``, the same for each retrained model;
+        ``confusion[i, j]``, how often a retrained model predicts class i and the model class j, summed over the
+        retrained models; ``distance``, the mean total variation; and ``agreement``, the share predicted alike.
 
     Example:
         >>> found = destinations([[1, 0, 0], [0, 1, 0]], [[[1, 0, 0], [0, 0, 1]]])

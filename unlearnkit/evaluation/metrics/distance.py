@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from unlearnkit.evaluation.arrays import Floats, probabilities, same_shape
+from unlearnkit.evaluation.arrays import Floats, two_predictions
 from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
 from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs, Values, against_retrained, mean
 from unlearnkit.evaluation.per_sample import LN2, jensen_shannon
@@ -25,8 +25,7 @@ _COST = "one pass of each model over each split; one retrained model, two for th
 class ActivationDistance(Metric):
     """Mean ‖p_u − p_r‖₂ of softmax outputs, averaged over the retrained models.
 
-    ``"SPLIT"`` is the model's, ``"original SPLIT"`` the original's, ``"retrained SPLIT"`` the mean over pairs of
-    retrained models: no model can be expected to be nearer than that. See `activation_distance`.
+    ``"retrained SPLIT"`` is the mean over pairs of retrained models: no model can be expected to be nearer than that.
     """
 
     name: ClassVar[str] = "activation-distance"
@@ -40,17 +39,13 @@ class ActivationDistance(Metric):
     )
 
     def measure(self, inputs: EvaluationInputs) -> Values:
-        """Measure it on each split; see `unlearnkit.Metric.measure`."""
         return _distances(inputs, activation_distance)
 
 
 @final
 @attrs.frozen(kw_only=True)
 class JensenShannonToRetrained(Metric):
-    """Mean JS(p_u, p_r) of softmax outputs, averaged over samples and over the retrained models.
-
-    Names as in `ActivationDistance`. See `unlearnkit.evaluation.jensen_shannon`.
-    """
+    """Mean JS(p_u, p_r) of softmax outputs, averaged over samples and over the retrained models."""
 
     name: ClassVar[str] = "js-divergence"
     traits: ClassVar[MetricTraits] = MetricTraits(
@@ -58,25 +53,17 @@ class JensenShannonToRetrained(Metric):
     )
 
     def measure(self, inputs: EvaluationInputs) -> Values:
-        """Measure it on each split; see `unlearnkit.Metric.measure`."""
         return _distances(inputs, lambda p, q: min(mean(jensen_shannon(p, q)), LN2))
 
 
 def activation_distance(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> float:
-    """Return the mean over samples of ‖p − q‖₂, p and q the softmax outputs of two models, shape (n, classes).
-
-    It lies between 0 and √2, and is 0 only for equal outputs.
+    """Return the mean over samples of ‖p − q‖₂, p and q the softmax outputs of two models: 0 … √2.
 
     Source: Golatkar, Achille, Ravichandran, Polito and Soatto 2021 (Mixed-Privacy Forgetting in Deep Networks), for the
     distance between activations; as an L2 distance of softmax outputs in Chundawat, Tarun, Mandal and Kankanhalli 2023
     (Can Bad Teaching Induce Forgetting?), "activation distance".
-
-    Example:
-        >>> activation_distance([[1.0, 0.0], [0.5, 0.5]], [[0.4, 0.6], [0.5, 0.5]])  # mean of 0.6·√2 and 0
-        0.4242640687119285
     """
-    p, q = probabilities(p, what="p"), probabilities(q, what="q")
-    same_shape(p, q, what="activation_distance")
+    p, q = two_predictions(p, q, what="activation_distance")
     return float(np.linalg.norm(p - q, axis=1).mean())
 
 
@@ -84,7 +71,5 @@ def _distances(inputs: EvaluationInputs, distance: Callable[[Floats, Floats], fl
     outputs = ModelOutputs(inputs)
     values: Values = {}
     for split in outputs.splits or SPLITS:
-        values |= against_retrained(
-            outputs, split, split, lambda one, other: distance(one.probabilities, other.probabilities)
-        )
+        values |= against_retrained(outputs, split, split, lambda p, q: distance(p.probabilities, q.probabilities))
     return values

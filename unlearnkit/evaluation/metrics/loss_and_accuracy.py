@@ -33,7 +33,7 @@ class Scores(Metric):
 
     ``"SPLIT loss"`` and ``"SPLIT accuracy"`` of the model, the original and the mean of the retrained models; of the
     model also ``"… low"`` and ``"… high"``, the ends of 95 % intervals over samples: Wilson's for accuracy, the
-    bootstrap for loss. See `proportion_interval` and `mean_interval`.
+    bootstrap for loss.
     """
 
     name: ClassVar[str] = "loss-and-accuracy"
@@ -48,7 +48,6 @@ class Scores(Metric):
     seed: int = option(0, at_least=0, doc="of the bootstrap")
 
     def measure(self, inputs: EvaluationInputs) -> Values:
-        """Measure each split; see `unlearnkit.Metric.measure`."""
         outputs = ModelOutputs(inputs)
         values: Values = {}
         for split in outputs.splits or SPLITS:
@@ -81,15 +80,7 @@ class Scores(Metric):
 @final
 @attrs.frozen(kw_only=True)
 class Interval:
-    """A confidence interval of a mean.
-
-    Attributes:
-        low: Its lower end.
-        high: Its upper end.
-        level: The share of such intervals that hold the true value, 0 … 1.
-        covers: What varies at random: ``"samples"``, ``"training seeds"``, ``"unlearning seeds"``,
-            ``"evaluation seeds"``. An interval over samples says nothing about another training run.
-    """
+    """A confidence interval of a mean; ``covers`` says what varies at random, such as samples or training seeds."""
 
     low: float
     high: float
@@ -107,8 +98,8 @@ def proportion_interval(right: ArrayLike | Tensor, *, level: float = 0.95, cover
 
     Args:
         right: 0 or 1 of each sample, shape (n,).
-        level: 0 … 1.
-        covers: See `Interval`.
+        level: Confidence level, 0 … 1.
+        covers: What varies at random, for the record.
 
     Example:
         >>> found = proportion_interval([1, 1, 1, 1])
@@ -135,8 +126,9 @@ def mean_interval(
 
     Args:
         values: One number per sample, or per seed; shape (n,), n ≥ 2.
-        level: 0 … 1.
-        covers: See `Interval`.
+        level: Confidence level, 0 … 1.
+        covers: What varies at random: ``"samples"``, ``"training seeds"``, … An interval over samples says nothing
+            about another training run.
         seed: Of the resamples.
 
     Example:

@@ -11,14 +11,7 @@ from torch import Tensor, nn
 
 from unlearnkit.evaluation.accuracy import LossAndAccuracy, loss_and_accuracy
 from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
-from unlearnkit.evaluation.model_outputs import (
-    InapplicableError,
-    ModelOutputs,
-    Values,
-    answer,
-    for_each_model,
-    mean,
-)
+from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs, Values, answer, for_each_model, mean
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.training import OptimizerConfig, run_epoch, training_mode
 from unlearnkit.utils.errors import ConfigurationError, UnsupportedModelError
@@ -30,9 +23,8 @@ from unlearnkit.utils.options import option
 class RelearnTime(Metric):
     """Steps on the forget set until the original's forget accuracy is near; (t_u − t_o)/(mean t_r − t_o) is relative.
 
-    ``"steps"`` of the model and ``"retrained steps"``, the mean of the retrained models; the original needs none.
-    ``"relative"`` is 0 where the model knows as much as the original, 1 where it takes as long as a retrained one.
-    A copy is trained. See `unlearnkit.evaluation.Relearning`.
+    ``"relative"`` is 0 where the model knows as much as the original, 1 where it takes as long as a retrained one. A
+    copy is trained.
     """
 
     name: ClassVar[str] = "relearn-time"
@@ -50,12 +42,16 @@ class RelearnTime(Metric):
     margin: float = option(0.05, at_least=0, at_most=1, doc="how far from it: a share of the accuracy, or nats")
 
     def measure(self, inputs: EvaluationInputs) -> Values:
-        """Train copies; see `unlearnkit.Metric.measure`."""
         outputs = ModelOutputs(inputs)
         steps = cache(partial(self._steps, outputs, inputs))
-        values = for_each_model(outputs, "steps", steps)
-        values["relative"] = answer(lambda: _relative(steps(inputs.model), mean(map(steps, outputs.retrained()))))
-        return values
+
+        def relative() -> float:
+            mine, retrained = steps(inputs.model), mean(map(steps, outputs.retrained()))
+            if not retrained:
+                raise InapplicableError("the retrained models need no steps either: there is nothing to learn again")
+            return mine / retrained
+
+        return {**for_each_model(outputs, "steps", steps), "relative": answer(relative)}
 
     def _steps(self, outputs: ModelOutputs, inputs: EvaluationInputs, model: nn.Module) -> float:
         outputs.of(model, "forget-train")  # first, so that a missing split is the reason
@@ -63,11 +59,15 @@ class RelearnTime(Metric):
             raise InapplicableError("no original model at hand: its forget accuracy is the goal")
         if not any(p.requires_grad for p in model.parameters()):
             raise InapplicableError("the model cannot be trained: all its weights are frozen")
-        relearning = Relearning(learning_rate=self.learning_rate, most=self.most)
-        batches = inputs.splits["forget-train"]
+        batches, objective = inputs.splits["forget-train"], inputs.objective
+        known = loss_and_accuracy(inputs.original, batches, objective=objective)
+        goal = Goal(loss=known.loss + self.margin)
+        if self.until == "accuracy":
+            assert known.accuracy is not None, "its outputs were computed: it is a classifier"
+            goal = Goal(accuracy=known.accuracy * (1 - self.margin))
         try:
-            found = relearning.steps(
-                model, batches, goal=self._goal(inputs, inputs.original), objective=inputs.objective
+            found = steps_to_relearn(
+                model, batches, goal=goal, learning_rate=self.learning_rate, most=self.most, objective=objective
             )
         except UnsupportedModelError as error:
             raise InapplicableError(f"the model cannot be trained: {error}") from error
@@ -75,93 +75,50 @@ class RelearnTime(Metric):
             raise InapplicableError(f"the original's forget {self.until} was not reached in {self.most} steps")
         return float(found)
 
-    def _goal(self, inputs: EvaluationInputs, original: nn.Module) -> "Goal":
-        known = loss_and_accuracy(original, inputs.splits["forget-train"], objective=inputs.objective)
-        if self.until == "loss":
-            return Goal(loss=known.loss + self.margin)
-        assert known.accuracy is not None, "its outputs were computed: it is a classifier"
-        return Goal(accuracy=known.accuracy * (1 - self.margin))
-
-
-def _relative(steps: float, retrained: float) -> float:
-    if not retrained:
-        raise InapplicableError("the retrained models know as much as the original: there is nothing to learn again")
-    return steps / retrained
-
 
 @final
 @attrs.frozen(kw_only=True)
 class Goal:
-    """When something counts as relearned: each goal that is set must be reached.
-
-    Attributes:
-        accuracy: The accuracy to reach, or None.
-        loss: The mean loss to come down to, or None.
-    """
+    """The accuracy and the mean loss at which a forget set counts as relearned; None sets no goal."""
 
     accuracy: float | None = None
     loss: float | None = None
 
     def reached(self, scores: LossAndAccuracy) -> bool:
-        """Say whether a model with these scores on the forget set is there."""
+        """Whether these scores on the forget set reach every goal that is set."""
         accurate = self.accuracy is None or (scores.accuracy is not None and scores.accuracy >= self.accuracy)
         return accurate and (self.loss is None or scores.loss <= self.loss)
 
 
-@final
-@attrs.frozen(kw_only=True)
-class Relearning:
-    """How to relearn: steps of Adam on the forget set, in eval mode (no dropout, BatchNorm as it is).
+def steps_to_relearn(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    goal: Goal,
+    learning_rate: float = 1e-3,
+    most: int = 100,
+    objective: Objective | None = None,
+) -> int | None:
+    """Steps of Adam, one per batch in order, that a copy of the model needs; None where ``most`` are too few.
 
-    Attributes:
-        learning_rate: Step size.
-        most: The largest number of steps.
+    The copy is trained in eval mode: no dropout, fixed BatchNorm statistics.
     """
+    criterion, student, kept = objective or CrossEntropy(), copy.deepcopy(model), list(batches)
+    if not kept:
+        raise ConfigurationError("expected at least one batch to relearn from, saw none")
 
-    learning_rate: float = option(1e-3, symbol="η", above=0.0, doc="step size of Adam")
-    most: int = option(100, at_least=1, doc="the largest number of steps")
+    def reached() -> bool:
+        return goal.reached(loss_and_accuracy(student, kept, objective=criterion))
 
-    def steps(
-        self, model: nn.Module, batches: Iterable[Any], *, goal: Goal, objective: Objective | None = None
-    ) -> int | None:
-        """Count the steps that a copy of a model needs.
+    def loss(student: nn.Module, batch: Any) -> Tensor:
+        return criterion.losses(student, batch).mean()
 
-        Args:
-            model: Left as it is: a copy is trained.
-            batches: The forget set, iterable more than once; one step for each batch, in their order, over and over.
-                Their size is part of the result.
-            goal: When to stop; looked at on the whole set before the first step and after each.
-            objective: The loss; by default `CrossEntropy`.
-
-        Returns:
-            0 where the goal is reached without a step; None where it is not reached in ``most`` steps.
-
-        Raises:
-            ConfigurationError: There is no batch.
-
-        Example:
-            >>> import torch
-            >>> model = nn.Linear(2, 2)
-            >>> data = [(torch.eye(2), torch.tensor([0, 1]))]
-            >>> Relearning(learning_rate=0.1).steps(model, data, goal=Goal(loss=10.0))
-            0
-        """
-        criterion, student, kept = objective or CrossEntropy(), copy.deepcopy(model), list(batches)
-        if not kept:
-            raise ConfigurationError("expected at least one batch to relearn from, saw none")
-
-        def there() -> bool:
-            return goal.reached(loss_and_accuracy(student, kept, objective=criterion))
-
-        def loss(student: nn.Module, batch: Any) -> Tensor:
-            return criterion.losses(student, batch).mean()
-
-        if there():
-            return 0
-        adam = OptimizerConfig(learning_rate=self.learning_rate).optimizer_for(student)
-        with training_mode(student, adam, seed=0, training=False):
-            for number, batch in enumerate(islice(cycle(kept), self.most), start=1):
-                run_epoch(student, [batch], loss, adam, name="relearning")
-                if there():
-                    return number
-        return None
+    if reached():
+        return 0
+    adam = OptimizerConfig(learning_rate=learning_rate).optimizer_for(student)
+    with training_mode(student, adam, seed=0, training=False):
+        for number, batch in enumerate(islice(cycle(kept), most), start=1):
+            run_epoch(student, [batch], loss, adam, name="relearning")
+            if reached():
+                return number
+    return None

@@ -14,7 +14,6 @@ from unlearnkit.utils.errors import MismatchError
 
 ENOUGH = 3
 """How many retrained models a standard deviation needs at least."""
-TUG_OF_WAR_SPLITS = ("forget-train", "retain-train", "retain-test")
 
 
 @final
@@ -22,8 +21,8 @@ TUG_OF_WAR_SPLITS = ("forget-train", "retain-train", "retain-test")
 class GapToRetrain(Metric):
     """(a_u − mean a_r)/sd a_r on each split: accuracy against at least three retrained models, two-sided.
 
-    ``"SPLIT"`` is in standard deviations, ``"SPLIT difference"`` in accuracy; 0 is as good as retraining, and too low
-    on the forget set is as bad as too high. See `gap_to_retrain`.
+    ``"SPLIT"`` is in standard deviations, ``"SPLIT difference"`` in accuracy. The goal is 0: too low on the forget set
+    is as bad as too high.
     """
 
     name: ClassVar[str] = "gap-to-retrain"
@@ -35,7 +34,6 @@ class GapToRetrain(Metric):
     )
 
     def measure(self, inputs: EvaluationInputs) -> Values:
-        """Measure the gaps; see `unlearnkit.Metric.measure`."""
         outputs = ModelOutputs(inputs)
 
         def gap(split: str) -> Gap:
@@ -49,9 +47,9 @@ class GapToRetrain(Metric):
             return found.sds
 
         def difference(split: str) -> float:
-            found = gap(split)
-            assert found.mean is not None, "there is a retrained model"
-            return found.value - found.mean
+            found = gap(split).delta
+            assert found is not None, "there is a retrained model"
+            return found
 
         values: Values = {}
         for split in outputs.splits or SPLITS:
@@ -63,10 +61,7 @@ class GapToRetrain(Metric):
 @final
 @attrs.frozen(kw_only=True)
 class TugOfWar(Metric):
-    """ToW = Π (1 − |a_u − mean a_r|) over forget set, retain set and retained test data.
-
-    See `tug_of_war`.
-    """
+    """ToW = Π (1 − |a_u − mean a_r|) over forget set, retain set and retained test data."""
 
     name: ClassVar[str] = "tug-of-war"
     traits: ClassVar[MetricTraits] = MetricTraits(
@@ -80,11 +75,10 @@ class TugOfWar(Metric):
     )
 
     def measure(self, inputs: EvaluationInputs) -> Values:
-        """Measure it for the model and for the original; see `unlearnkit.Metric.measure`."""
         outputs = ModelOutputs(inputs)
 
         def of(prefix: str) -> float:
-            splits = TUG_OF_WAR_SPLITS
+            splits = ("forget-train", "retain-train", "retain-test")
             retrained = {s: mean(outputs.of(model, s).accuracy for model in outputs.retrained()) for s in splits}
             return tug_of_war({s: outputs.of(outputs.named[prefix], s).accuracy for s in splits}, retrained)
 
@@ -94,17 +88,7 @@ class TugOfWar(Metric):
 @final
 @attrs.frozen(kw_only=True)
 class Gap:
-    """How an unlearned model's value lies among those of retrained models.
-
-    Attributes:
-        value: Of the unlearned model.
-        mean: Of the retrained models; None when there is none.
-        sd: Their standard deviation, n − 1 in the denominator; None when there are too few.
-        models: How many retrained models.
-        delta: value − mean, in the value's own unit. Above 0 and below 0 are both a gap.
-        sds: delta/sd: the gap in standard deviations, signed. None where it does not exist; ``reason`` says why.
-        reason: Why ``sds`` is None, or "".
-    """
+    """How an unlearned model's value lies among those of retrained models; see `gap_to_retrain`."""
 
     value: float
     mean: float | None = None
@@ -121,11 +105,14 @@ def gap_to_retrain(value: float, retrained: Sequence[float]) -> Gap:
     Source: the z-score against the population of retrained models; that "close to retrained" and not "low" is the goal:
     Chundawat et al. 2023; Triantafillou et al. 2024 (Are we making progress in unlearning?).
 
-    With fewer than three models, or models that all have the same value, there is no ``sds`` but a reason.
-
     Args:
         value: A number measured on the unlearned model, any unit.
         retrained: The same number measured on each retrained model.
+
+    Returns:
+        ``mean`` and ``sd`` (n − 1 in the denominator) of the retrained models, ``delta`` = value − mean, and ``sds`` =
+        delta/sd. With fewer than three models, or models that all have the same value, ``sds`` is None and ``reason``
+        says why.
 
     Example:
         >>> gap = gap_to_retrain(0.0, [0.70, 0.72, 0.74])
@@ -154,22 +141,10 @@ def gap_to_retrain(value: float, retrained: Sequence[float]) -> Gap:
 def tug_of_war(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> float:
     """Return ToW = Π_s (1 − |a_u(s) − a_r(s)|) over the splits s; a is accuracy.
 
-    The paper takes three splits: forget and retain set of the training data, and test data. Any others can be given;
-    the number depends on which, so say which.
+    The paper takes three splits: forget and retain set of the training data, and test data.
 
     Source: Zhao, Kurmanji, Bărbulescu, Triantafillou and Triantafillou 2024 (What makes unlearning hard and what to do
     about it), the metric "ToW".
-
-    Args:
-        unlearned: Split to accuracy of the unlearned model, 0 … 1.
-        retrained: The same splits, of the retrained model (or the mean of several).
-
-    Returns:
-        0 … 1; 1 only where every accuracy is the retrained model's.
-
-    Example:
-        >>> tug_of_war({"forget": 0.1, "retain": 0.9}, {"forget": 0.0, "retain": 1.0})  # 0.9 · 0.9
-        0.81
     """
     if not unlearned or unlearned.keys() != retrained.keys():
         raise MismatchError(f"tug_of_war: expected the same splits twice, saw {[*unlearned]} and {[*retrained]}")

@@ -15,37 +15,18 @@ from unlearnkit.utils.rng import private_rng
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Return whether a model has BatchNorm layers that track running statistics.
-
-    Example:
-        >>> has_batch_norm(nn.Sequential(nn.BatchNorm1d(2))), has_batch_norm(nn.LayerNorm(2))
-        (True, False)
-    """
+    """Whether a model has BatchNorm layers that track running statistics."""
     return bool(_layers(model))
 
 
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, objective: Objective | None = None) -> None:
     """Set running mean and variance of each BatchNorm to the plain average over some batches, in place.
 
-    An edit shifts the activations that they describe. No weight changes and no gradient is computed. As in the layer
-    itself every batch counts the same: use one batch size.
-
-    Source: after Izmailov, Podoprikhin, Garipov, Vetrov and Wilson 2018 (Averaging Weights Leads to Wider Optima and
-    Better Generalization), section 3.2; the same pass as `torch.optim.swa_utils.update_bn`.
-
-    Args:
-        model: Its BatchNorm layers are in training mode during the pass, all others in eval mode.
-        batches: Retain data; torch needs more than one value per channel in each batch.
-        objective: Runs the forward pass of a batch; `CrossEntropy`.
-
-    Example:
-        >>> model = nn.Sequential(nn.BatchNorm1d(1))
-        >>> reestimate_batch_norm(model, [(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0]))])
-        >>> model[0].running_mean, model[0].running_var
-        (tensor([2.]), tensor([2.]))
+    Like `torch.optim.swa_utils.update_bn`, but with all other layers in eval mode, on the model's device and with its
+    random state restored (after Izmailov et al. 2018, Averaging Weights Leads to Wider Optima, section 3.2).
     """
     layers, objective = _layers(model), objective or CrossEntropy()
-    kept = [(layer, layer.momentum) for layer in layers]
+    momenta = [layer.momentum for layer in layers]
     modes = {module: module.training for module in model.modules()}
     seen = False
     try:
@@ -59,7 +40,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, objective
                 seen = True
                 objective.losses(model, moved)
     finally:
-        for layer, momentum in kept:
+        for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
         for module, mode in modes.items():
             module.training = mode

@@ -1,6 +1,6 @@
 """Finds the option value that selects a given share of weights, whatever the scale of the importances."""
 
-from functools import cache
+from functools import partial
 from math import sqrt
 from typing import Any, Self, final
 
@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.parameters import trainable
-from unlearnkit.unlearning.apply_rule import RuleOperands
-from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
+from unlearnkit.unlearning.elementwise import ElementwiseUnlearner, RuleOperands
 from unlearnkit.utils.errors import ConfigurationError
 from unlearnkit.utils.options import options_of
 
@@ -22,20 +21,11 @@ _TOLERANCE = 0.01  # relative to the requested share
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class OperatingCurve:
-    """How many weights a method selects, as a function of one of its options.
+    """How many weights a method selects, as a function of one of its monotone options.
 
-    The *selected fraction* is the share of all trainable weights whose bits the edit changes when the method's strength
-    option (λ, where it has one) is at its lowest value, at which every selected weight changes. So it does not depend
-    on λ. It is counted on the real weights, with one elementwise edit for each value; weights that are 0 already do
-    not count. The option must be monotone: a higher value never selects more.
-
-    Attributes:
-        unlearner: The method, its strength at the lowest value.
-        option: The option that decides what is selected.
-        strength: The option that decides how strong the edit of the selected is, or "".
-        weights: Parameter name to weights, copies.
-        forget: Importance for the forget set.
-        reference: Importance for the reference set, or None.
+    The *selected fraction* is the share of all trainable weights that an edit changes when the method's strength option
+    (λ, where it has one) is at its lowest value, so that it does not depend on λ. It is counted on copies of the
+    weights, with one elementwise edit for each value; weights that are 0 already do not count.
     """
 
     unlearner: ElementwiseUnlearner
@@ -44,10 +34,7 @@ class OperatingCurve:
     weights: dict[str, Tensor] = attrs.field(repr=False)
     forget: Importance
     reference: Importance | None
-    _counted: Any = attrs.field(init=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "_counted", cache(self._count))
+    _counted: dict[float, float] = attrs.field(factory=dict, init=False, repr=False)
 
     @classmethod
     def of(
@@ -60,11 +47,7 @@ class OperatingCurve:
         option: str = "",
         strength: str | None = None,
     ) -> Self:
-        """Choose the options, and copy the weights.
-
-        Without an option it takes the monotone one that selects the most weights at its lowest value; without a
-        strength it takes another monotone option, and with "" none.
-        """
+        """Choose the options that were not given (``""`` is no strength), and copy the weights."""
         monotone = [o.name for o in options_of(unlearner) if o.name in unlearner.promises().monotone]
         for name in (option, strength):
             if name and name not in monotone:
@@ -75,31 +58,27 @@ class OperatingCurve:
                 "Declare its monotone options in its traits, or tune another method"
             )
         weights = {name: p.detach().clone() for name, p in trainable(model).items()}
-
-        def curve(name: str, strong: str, method: ElementwiseUnlearner) -> Self:
-            return cls(
-                unlearner=method, option=name, strength=strong, weights=weights, forget=forget, reference=reference
-            )
-
+        curve = partial(cls, weights=weights, forget=forget, reference=reference)
         if not option:
-            reach = {name: curve(name, "", unlearner).fraction(_lowest(unlearner, name)) for name in monotone}
-            option = max(monotone, key=reach.__getitem__)
+            curves = (curve(unlearner=unlearner, option=name, strength="") for name in monotone)
+            option = max(curves, key=lambda c: c.fraction(_lowest(unlearner, c.option))).option
         if strength is None:
             strength = next((name for name in monotone if name != option), "")
-        strongest = with_options(unlearner, **{strength: _lowest(unlearner, strength)}) if strength else unlearner
-        return curve(option, strength, strongest)
+        if strength:
+            unlearner = with_options(unlearner, **{strength: _lowest(unlearner, strength)})
+        return curve(unlearner=unlearner, option=option, strength=strength)
 
     def fraction(self, value: float) -> float:
-        """Return the selected fraction at a value of the option, 0 … 1."""
-        found: float = self._counted(value)
-        return found
+        """The selected fraction at a value of the option."""
+        if value not in self._counted:
+            self._counted[value] = self._count(value)
+        return self._counted[value]
 
     def value_for(self, fraction: float) -> float:
-        """Find the value that selects a share of weights, by bisection on its logarithm.
-
-        It selects at most 1 % more; it is the lowest value where even that selects fewer.
-        """
-        low, high = self._range()
+        """Find the value that selects a share of weights, within 1 %, by bisection on its logarithm."""
+        option = next(o for o in options_of(self.unlearner) if o.name == self.option)
+        high = min((bound for sign, bound in option.bounds if sign == "≤"), default=HIGHEST)
+        low = max(_lowest(self.unlearner, self.option), LOWEST)
         if self.fraction(low) <= fraction:
             return low
         for _ in range(_STEPS):
@@ -109,11 +88,6 @@ class OperatingCurve:
                 return middle
             low, high = (middle, high) if found > fraction else (low, middle)
         return high
-
-    def _range(self) -> tuple[float, float]:
-        option = next(o for o in options_of(self.unlearner) if o.name == self.option)
-        top = min((bound for sign, bound in option.bounds if sign == "≤"), default=HIGHEST)
-        return max(_lowest(self.unlearner, self.option), LOWEST), top
 
     def _count(self, value: float) -> float:
         method = with_options(self.unlearner, **{self.option: value}).prepare(self.forget, self.reference)
@@ -126,7 +100,7 @@ class OperatingCurve:
 
 
 def with_options(unlearner: ElementwiseUnlearner, **options: float) -> ElementwiseUnlearner:
-    """Return a copy of a method with other options."""
+    """A copy of a method with other options."""
     method: Any = unlearner
     changed: ElementwiseUnlearner = attrs.evolve(method, **options)
     return changed

@@ -13,16 +13,10 @@ from unlearnkit.utils.structuring import structure
 @final
 @attrs.frozen(kw_only=True)
 class Setting:
-    """What is varied between edits.
-
-    Attributes:
-        fraction: The share of weights to select, 0 … 1; see `OperatingCurve`.
-        strength: λ as a multiple of the operating option (α): 1 makes SSD's edit continuous at its threshold, 0 sets
-            the selected weights to 0. None for a method without a strength option.
-        reestimate: Whether BatchNorm's running statistics are re-estimated on retain data.
-    """
+    """What is varied between edits."""
 
     fraction: float
+    # λ as a multiple of α: 1 makes SSD's edit continuous at its threshold, 0 sets the selected weights to 0.
     strength: float | None
     reestimate: bool
 
@@ -30,24 +24,11 @@ class Setting:
 @final
 @attrs.frozen(kw_only=True)
 class Candidate:
-    """An edit and its scores on the validation data.
+    """An edit and its scores on the validation data; ``problem`` says why it failed.
 
-    Attributes:
-        setting: The requested setting.
-        options: The method's options that realise it.
-        selected: The selected fraction that was reached.
-        changed: The share of weights that changed.
-        retain: Accuracy on retained validation data, 0 … 1.
-        forget: Accuracy on validation data of the forget set, 0 … 1.
-        retain_probability: Mean probability of the label on retained validation data, 0 … 1.
-        forget_probability: The same on validation data of the forget set.
-        distance: |forget − target|.
-        damage: Loss of retain accuracy against the original, below 0 for a gain.
-        score: (1 − distance)·(1 − damage), damage at least 0: Tug-of-War against the target and the original.
-        margin: The same with probabilities instead of accuracies, against the target and 1: it ranks edits that
-            predict the same.
-        feasible: Whether the damage is within the budget.
-        problem: Why the edit failed, or ""; a failed edit has no scores and is not feasible.
+    ``damage`` is the loss of retain accuracy against the original, and ``distance`` is |forget − target|. ``score`` is
+    Tug-of-War against the target and the original; ``margin`` is the same with mean probabilities of the label, and
+    ranks edits that predict the same.
     """
 
     setting: Setting
@@ -67,11 +48,11 @@ class Candidate:
 
     @property
     def order(self) -> tuple[float, float, float]:
-        """Return the sort key: the best candidate has the largest score, then margin, then the least change."""
+        """Sort key: the best candidate has the largest score, then margin, then the least change."""
         return (self.score, self.margin, -self.changed)
 
     def beats(self, other: "Candidate") -> bool:
-        """Return whether this one is nearer to the target at no more damage, or as near at less."""
+        """Whether this one is nearer to the target at no more damage, or as near at less."""
         mine, theirs = (self.distance, self.damage), (other.distance, other.damage)
         return mine != theirs and mine[0] <= theirs[0] and mine[1] <= theirs[1]
 
@@ -79,19 +60,7 @@ class Candidate:
 @final
 @attrs.frozen(kw_only=True)
 class Tuning:
-    """The result of a search.
-
-    Attributes:
-        target: The forget accuracy that was aimed at.
-        target_source: Its origin, in words.
-        budget: The largest loss of retain accuracy allowed.
-        original_retain: The original's accuracy on retained validation data.
-        original_forget: The original's accuracy on the forget set's validation data.
-        candidates: All edits that were tried, in order.
-        chosen: The best candidate within the budget; None when there is none, and nothing was edited.
-        report: Of the chosen edit, or None.
-        seconds: Of the whole search.
-    """
+    """The result of a search: every candidate in order, and the chosen one, or None where nothing was edited."""
 
     target: float
     target_source: str
@@ -105,7 +74,7 @@ class Tuning:
 
     @property
     def frontier(self) -> tuple[Candidate, ...]:
-        """Return the candidates that no other beats in both distance and damage, by rising damage."""
+        """The candidates that no other beats in both distance and damage, by rising damage."""
         made = [c for c in self.candidates if not c.problem]
         best = [c for c in made if not any(other.beats(c) for other in made)]
         return tuple(sorted(best, key=lambda c: (c.damage, c.distance)))
@@ -133,7 +102,7 @@ class Tuning:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "Tuning":
-        """Read what `to_dict` wrote; the report is stored separately."""
+        """Read what `to_dict` wrote; the report is stored elsewhere."""
         known = {f.name: plain[f.name] for f in attrs.fields(cls) if f.name in plain and f.name != "chosen"}
         found = structure(known, cls, where="tuning")
         place = plain.get("chosen")

@@ -11,7 +11,7 @@ import attrs
 from torch import nn
 
 from unlearnkit.distributed.collectives import Shared, map_shared
-from unlearnkit.evaluation.model_outputs import InapplicableError, outputs_of
+from unlearnkit.evaluation.model_outputs import InapplicableError, mean, outputs_of
 from unlearnkit.evaluation.tuning.batch_norm import has_batch_norm, reestimate_batch_norm
 from unlearnkit.evaluation.tuning.curve import OperatingCurve, with_options
 from unlearnkit.evaluation.tuning.result import Candidate, Setting, Tuning
@@ -29,12 +29,7 @@ from unlearnkit.utils.progress import Progress, length, silent
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Validation:
-    """Data to choose a candidate by: taken from the training set, never from the test set.
-
-    Attributes:
-        retain: Batches of retained samples, iterable more than once.
-        forget: Batches of samples to forget.
-    """
+    """Batches to choose a candidate by, iterable more than once: from the training set, never from the test set."""
 
     retain: Iterable[Any]
     forget: Iterable[Any]
@@ -144,12 +139,7 @@ class Tuner:
             max_fraction=max_fraction,
         )
         curve = OperatingCurve.of(
-            self.unlearner,
-            model,
-            forget=forget,
-            reference=reference,
-            option=self.operating,
-            strength=self.strength,
+            self.unlearner, model, forget=forget, reference=reference, option=self.operating, strength=self.strength
         )
         trials = _Trials(
             unlearner=self.unlearner,
@@ -216,7 +206,7 @@ def _measured(
 
 
 class _RollBackError(Exception):
-    """Raised inside an edit after it was scored, to roll it back bit by bit."""
+    """Raised inside an edit after it was scored, to roll it back."""
 
 
 def _scores(model: nn.Module, validation: Validation, objective: Objective | None) -> dict[str, float]:
@@ -225,7 +215,7 @@ def _scores(model: nn.Module, validation: Validation, objective: Objective | Non
     try:
         for name, data in (("retain", validation.retain), ("forget", validation.forget)):
             outputs = outputs_of(model, data, objective=objective)
-            found |= {name: outputs.accuracy, f"{name}_probability": outputs.certainty}
+            found |= {name: outputs.accuracy, f"{name}_probability": mean(outputs.confidences)}
     except InapplicableError as reason:
         raise ConfigurationError(f"Tuner.tune: cannot judge by the validation data: {reason}") from reason
     return found
@@ -256,14 +246,31 @@ class _Trials:
             raise _RollBackError
 
         method = self._method(setting)
-        options = self._options(method)
+        options = {name: getattr(method, name) for name in (self.curve.option, self.curve.strength) if name}
         try:
             with warnings.catch_warnings(), suppress(_RollBackError):
                 warnings.simplefilter("ignore", UnlearnKitWarning)  # raised once, for the chosen edit
                 method.unlearn(self.model, self.inputs, accept=accept)
         except (BudgetError, NonFiniteError) as error:
             return Candidate(setting=setting, options=options, problem=str(error))
-        return self._candidate(setting, options, seen["scores"], changed=seen["changed"])
+        scores: dict[str, float] = seen["scores"]
+        distance, damage = abs(scores["forget"] - self.target), self.original["retain"] - scores["retain"]
+        return Candidate(
+            setting=setting,
+            options=options,
+            selected=self.curve.fraction(options[self.curve.option]),
+            changed=seen["changed"],
+            distance=distance,
+            damage=damage,
+            score=(1 - distance) * (1 - max(damage, 0.0)),
+            margin=(1 - abs(scores["forget_probability"] - self.target)) * scores["retain_probability"],
+            # Damage of exactly the budget is allowed, in spite of rounding.
+            feasible=damage <= self.budget + 1e-12,
+            retain=scores["retain"],
+            forget=scores["forget"],
+            retain_probability=scores["retain_probability"],
+            forget_probability=scores["forget_probability"],
+        )
 
     def commit(self, candidate: Candidate) -> Report:
         """Make the chosen edit and keep it."""
@@ -287,28 +294,3 @@ class _Trials:
         if setting.reestimate:
             assert self.inputs.retain_data is not None, "no such setting is made without retain data"
             reestimate_batch_norm(self.model, self.inputs.retain_data, objective=self.inputs.objective)
-
-    def _options(self, method: ElementwiseUnlearner) -> dict[str, Any]:
-        names = (self.curve.option, self.curve.strength)
-        return {name: getattr(method, name) for name in names if name}
-
-    def _candidate(
-        self, setting: Setting, options: dict[str, Any], scores: dict[str, float], *, changed: float
-    ) -> Candidate:
-        distance, damage = abs(scores["forget"] - self.target), self.original["retain"] - scores["retain"]
-        return Candidate(
-            setting=setting,
-            options=options,
-            selected=self.curve.fraction(options[self.curve.option]),
-            changed=changed,
-            retain=scores["retain"],
-            forget=scores["forget"],
-            retain_probability=scores["retain_probability"],
-            forget_probability=scores["forget_probability"],
-            distance=distance,
-            damage=damage,
-            score=(1 - distance) * (1 - max(damage, 0.0)),
-            margin=(1 - abs(scores["forget_probability"] - self.target)) * scores["retain_probability"],
-            # Damage of exactly the budget is allowed, in spite of rounding.
-            feasible=damage <= self.budget + 1e-12,
-        )

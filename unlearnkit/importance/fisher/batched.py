@@ -85,34 +85,24 @@ class BatchedDiagonalFisher(ImportanceEstimator):
 
 
 @final
-class _Sums:
-    """Running totals, as `NanCheck` looks at them."""
-
-    def __init__(self) -> None:
-        self.totals: dict[str, Tensor] = {}
-
-    def running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
-        yield from ((name, t) for name, t in self.totals.items() if largest is None or t.numel() <= largest)
-
-    def result(self) -> dict[str, Tensor]:
-        return self.totals
-
-
-@final
 class InOrder(Accumulator):
-    """Adds importances of batches up, and looks for NaN at the end, so that no batch waits for a device."""
+    """Adds the importances of batches, and checks for NaN at the end, so that no batch waits for a device."""
 
     def __init__(self, measure: Callable[[Any], Importance]) -> None:
-        self._measure, self._sums, self._count = measure, _Sums(), 0
-        self._nan_check = NanCheck(self._sums)
+        self._measure, self._count = measure, 0
+        self._totals: dict[str, Tensor] = {}
+        self._nan_check = NanCheck(self._running, lambda: self._totals)
+
+    def _running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
+        yield from ((name, t) for name, t in self._totals.items() if largest is None or t.numel() <= largest)
 
     def add(self, batch: Any) -> None:
         one = self._measure(batch)
-        accumulate(self._sums.totals, one.totals)
+        accumulate(self._totals, one.totals)
         self._count += one.count
         self._nan_check.check()
         self._nan_check.next_batch()
 
     def result(self) -> Importance:
-        self._nan_check.finish(self._sums.totals)
-        return Importance(totals=self._sums.totals, count=self._count)
+        self._nan_check.finish(self._totals)
+        return Importance(totals=self._totals, count=self._count)

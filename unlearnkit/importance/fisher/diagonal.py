@@ -1,5 +1,6 @@
 """The diagonal empirical Fisher information: the sum of squared per-sample gradients, exactly."""
 
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, ClassVar, final
 
@@ -8,14 +9,14 @@ from torch import nn
 
 from unlearnkit.distributed.sharded_tensors import is_sharded_model
 from unlearnkit.importance.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
-from unlearnkit.importance.fisher.engine.engine import SETTLED, Engine
+from unlearnkit.importance.fisher.engine.engine import Engine
 from unlearnkit.importance.fisher.engine.kernel import KernelSet
 from unlearnkit.importance.fisher.engine.per_sample_fallback import SquaredGradients
 from unlearnkit.importance.fisher.engine.totals import BatchGradients, GroupTotals, Totals
 from unlearnkit.importance.fisher.sharded.engine import ShardedEngine
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import Objective
-from unlearnkit.models.parameters import device_of, trainable
+from unlearnkit.models.parameters import trainable
 from unlearnkit.utils.kernel_source import plugin_kernels
 from unlearnkit.utils.options import option
 
@@ -101,33 +102,22 @@ def start(
     objective: Objective,
     absolute: bool = False,
     gradient: bool = False,
+    keys: Callable[[], Sequence[Hashable]] | None = None,
 ) -> Engine:
-    """Start a pass of the engine."""
-    memory, double, named = fisher.memory_budget << 20, fisher.accumulate == "float64", trainable(model)
-    compensated = fisher.accumulate == "compensated"
+    """Start a pass of the engine; ``keys`` returns the group of each sample of the next batch."""
+    memory, compensated = fisher.memory_budget << 20, fisher.accumulate == "compensated"
     kernels = None
     if fisher.kernels != "fixed":
         kernels = KernelSet(plugin_kernels(), required=fisher.kernels == "compiled")
-
-    def empty(*, signed: bool = False) -> Totals:
-        return Totals(
-            named,
-            double=double,
-            memory=memory,
-            compensated=compensated and not signed,
-            kernels=kernels,
-            signed=signed,
-        )
-
+    empty = partial(Totals, trainable(model), double=fisher.accumulate == "float64", memory=memory, kernels=kernels)
+    gradients = BatchGradients(partial(empty, signed=True)) if gradient else None
     return Engine(
         model,
         objective,
-        totals=GroupTotals(
-            empty, absolute=absolute, gradients=BatchGradients(partial(empty, signed=True)) if gradient else None
-        ),
+        totals=GroupTotals(partial(empty, compensated=compensated), absolute=absolute, gradients=gradients),
         fallback=SquaredGradients(model, objective, chunk=fisher.chunk, memory=memory),
         chunk=fisher.chunk,
         careful=compensated,
-        settled=SETTLED.get(device_of(model).type, 1),
         recheck=fisher.recheck,
+        keys=keys,
     )

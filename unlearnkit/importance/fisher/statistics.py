@@ -1,7 +1,7 @@
 """More than the Fisher out of one pass: totals per group, Σ|g|, the mean gradient, squares of batch gradients."""
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, final
 
@@ -215,29 +215,15 @@ class _Survey(ImportanceEstimator):
     engines: list[Engine] = attrs.field(factory=list, init=False)
 
     def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
-        engine = start(self.fisher, model, objective=objective, absolute=self.absolute, gradient=self.gradient)
+        keys = self.keyed.waiting.popleft if self.keyed is not None else None
+        engine = start(
+            self.fisher, model, objective=objective, absolute=self.absolute, gradient=self.gradient, keys=keys
+        )
         self.engines.append(engine)
-        return _WithKeys(engine, self.keyed)
+        return engine
 
     def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
         return self.fisher.estimate_batch(model, batch, objective=objective)
-
-
-@final
-class _WithKeys(Accumulator):
-    """Hands the keys of a batch on with it."""
-
-    steady: ClassVar[bool] = True
-
-    def __init__(self, engine: Engine, keyed: _Keyed | None) -> None:
-        self._engine, self._keyed = engine, keyed
-
-    def add(self, batch: Any) -> None:
-        keys: Sequence[Hashable] = self._keyed.waiting.popleft() if self._keyed is not None else ()
-        self._engine.add(batch, keys)
-
-    def result(self) -> Importance:
-        return self._engine.result()
 
 
 def _groups(engine: Engine, whole: Importance) -> dict[Hashable, Importance]:

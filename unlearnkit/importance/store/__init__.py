@@ -1,6 +1,5 @@
 """Importances on disk, by group: measured once, then reduced with every request to forget."""
 
-from unlearnkit.importance.resumable import estimate_resumable
 from unlearnkit.importance.store.fill import fill
 from unlearnkit.importance.store.manifest import Edit, Staleness, StoreManifest
 from unlearnkit.importance.store.shards import Cancellation, difference, on_disk, summed
@@ -13,7 +12,6 @@ __all__ = [
     "Staleness",
     "StoreManifest",
     "difference",
-    "estimate_resumable",
     "fill",
     "on_disk",
     "summed",

@@ -22,7 +22,7 @@ MOST_CHANGED = 0.05
 class Entry:
     """The stored importance of one group, or of all of them."""
 
-    shards: tuple[Shard, ...]
+    shards: tuple[Shard, ...] = ()
     count: int
     samples: int
     relative_error: float | None = added(default=None)
@@ -30,15 +30,12 @@ class Entry:
     @classmethod
     def of(cls, importance: Importance) -> "Entry":
         """Describe an importance whose totals are in no file yet."""
-        return cls(
-            shards=(), count=importance.count, samples=importance.samples, relative_error=importance.relative_error
-        )
+        return cls(count=importance.count, samples=importance.samples, relative_error=importance.relative_error)
 
     @classmethod
     def together(cls, parts: Sequence["Entry"]) -> "Entry":
         """Describe a sum whose totals are in no file yet."""
         return cls(
-            shards=(),
             count=sum(part.count for part in parts),
             samples=sum(part.samples for part in parts),
             relative_error=error_of_sum((part.relative_error, part.samples) for part in parts),
@@ -47,7 +44,6 @@ class Entry:
     def without(self, part: Importance) -> "Entry":
         """Describe a difference whose totals are in no file yet."""
         return Entry(
-            shards=(),
             count=self.count - part.count,
             samples=self.samples - part.samples,
             relative_error=error_of_difference(self.relative_error, part.relative_error),
@@ -68,11 +64,7 @@ class Edit:
 @final
 @attrs.frozen(kw_only=True)
 class Staleness:
-    """How many edits a model had since its importances were measured.
-
-    Attributes:
-        edits: How many edits.
-        fraction: The sum of the fractions of weights that they changed: an upper bound on what is different now.
+    """How many edits a model had since its importances were measured, and what fraction of weights they changed.
 
     Example:
         >>> Staleness(edits=0, fraction=0.0).due
@@ -107,22 +99,12 @@ class Staleness:
 @final
 @attrs.frozen(kw_only=True)
 class StoreManifest:
-    """Everything in a store but the tensors.
-
-    Attributes:
-        precision: Dtype of the stored totals.
-        data: Digest of the training data, or "".
-        versions: Of the libraries that measured.
-        fingerprint: Kind of the importances, the model's digest included; None before the first group.
-        groups: Group to entry.
-        total: The sum of all groups; None before the first.
-        edits: Of the model, since the importances were measured.
-    """
+    """Everything in a store but the tensors."""
 
     precision: Literal["float32", "float64"] = "float64"
-    data: str = ""
+    data: str = ""  # a digest
     versions: Mapping[str, str] = attrs.field(factory=dict)
-    fingerprint: Fingerprint | None = None
+    fingerprint: Fingerprint | None = None  # until the first group is put
     groups: Mapping[str, Entry] = attrs.field(factory=dict)
     total: Entry | None = None
     edits: tuple[Edit, ...] = ()
@@ -134,10 +116,10 @@ class StoreManifest:
         return (*first, *(edit.after for edit in self.edits))
 
     @property
-    def files(self) -> frozenset[str]:
-        """Names of all files that the manifest refers to."""
+    def shards(self) -> list[Shard]:
+        """All files that the manifest refers to."""
         entries = [*self.groups.values(), *([self.total] if self.total else [])]
-        return frozenset(shard.file for entry in entries for shard in entry.shards)
+        return [shard for entry in entries for shard in entry.shards]
 
 
 def write_manifest(folder: Path, manifest: StoreManifest) -> None:
@@ -146,5 +128,5 @@ def write_manifest(folder: Path, manifest: StoreManifest) -> None:
 
 
 def read_manifest(folder: Path) -> StoreManifest:
-    """Read the manifest and check it whole."""
+    """Read the manifest and check its digest."""
     return read_sealed(folder / FILE, StoreManifest, kind=FORMAT)

@@ -14,8 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from unlearnkit.models.parameters import extremes
-from unlearnkit.utils.chunks import chunk_size, chunks
+from unlearnkit.models.parameters import chunk_size, chunks, extremes
 from unlearnkit.utils.errors import StoreError, raise_all
 from unlearnkit.utils.safetensors import save_tensors
 
@@ -118,13 +117,7 @@ def on_disk(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 @final
 @attrs.frozen(kw_only=True)
 class Cancellation:
-    """How many differences of one parameter have no correct digits, because the part was nearly the whole.
-
-    Attributes:
-        name: Of the parameter.
-        entries: How many of its weights.
-        of: How many weights it has.
-    """
+    """In how many ``entries`` of a parameter's weights a difference has no correct digits: the part was nearly all."""
 
     name: str
     entries: int

@@ -13,14 +13,7 @@ from torch import Tensor, nn
 from unlearnkit.distributed.sharded_tensors import refuse_sharded
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import Role, recorded_error
-from unlearnkit.importance.store.manifest import (
-    Edit,
-    Entry,
-    Staleness,
-    StoreManifest,
-    read_manifest,
-    write_manifest,
-)
+from unlearnkit.importance.store.manifest import Edit, Entry, Staleness, StoreManifest, read_manifest, write_manifest
 from unlearnkit.importance.store.shards import (
     Cancellation,
     check_shard,
@@ -126,7 +119,7 @@ class ImportanceStore:
 
     def group(self, key: str) -> Importance:
         """Return the importance of one group, as memory maps, with the role ``forget``."""
-        return self._read(lambda m: self._importance(m, _entry(m, key), Role.FORGET))
+        return self.groups([key])
 
     def groups(self, keys: Iterable[str]) -> Importance:
         """Return the sum over at least one group, with the role ``forget``; each counts once."""
@@ -146,13 +139,7 @@ class ImportanceStore:
 
     def total(self) -> Importance:
         """Return the importance of all groups together, I(D), as memory maps."""
-
-        def read(manifest: StoreManifest) -> Importance:
-            if manifest.total is None:
-                raise StoreError(f"{self.folder}: expected at least one group, saw an empty store: put one first")
-            return self._importance(manifest, manifest.total, Role.FULL)
-
-        return self._read(read)
+        return self._read(lambda m: self._importance(m, m.total, Role.FULL))
 
     def check(self, model: nn.Module, *, data: str = "") -> None:
         """Raise a `MismatchError` for a model or data that the store was not measured on.
@@ -176,17 +163,15 @@ class ImportanceStore:
 
     def verify(self) -> None:
         """Compare the hash of every file; raise a `StoreError` for a missing or changed one."""
-        manifest = self.manifest
-        for entry in [*manifest.groups.values(), *([manifest.total] if manifest.total else [])]:
-            for shard in entry.shards:
-                check_shard(self.folder, shard)
+        for shard in self.manifest.shards:
+            check_shard(self.folder, shard)
 
     def put(self, key: str, importance: Importance) -> None:
-        """Add a group.
+        """Add a new group: the importance of its samples, one term per sample, of the kind of those in the store.
 
         Args:
-            key: A new one.
-            importance: Of its samples, one term per sample; of the kind of those that are there.
+            key: Of the group.
+            importance: Of its samples.
 
         Raises:
             StoreError: There is such a group already.
@@ -205,42 +190,18 @@ class ImportanceStore:
         """Remove groups: afterwards no file contains them, and the total is the sum of the others."""
         self.change(remove=keys)
 
-    def take_out(self, key: str, part: Importance) -> tuple[Cancellation, ...]:
-        """Remove the importance of some samples of a group: I(G) − I(part), in float64.
-
-        Args:
-            key: The group that the samples are in.
-            part: Their importance, measured on the same model.
-
-        Returns:
-            For each parameter, how many weights have no correct digits after cancellation; usually empty.
-        """
-        return self.change(parts={key: part})
-
-    def record_edit(self, edit: Edit) -> Staleness:
-        """Record an edit of the model: the importances are those of an older model now.
-
-        Args:
-            edit: Its ``before`` must be the model that the store fits.
-
-        Returns:
-            How stale the importances are.
-        """
-        self.change(edit=edit)
-        return self.staleness()
-
     def change(
         self, *, remove: Iterable[str] = (), parts: Mapping[str, Importance] | None = None, edit: Edit | None = None
     ) -> tuple[Cancellation, ...]:
-        """Remove groups, take parts out of others and record an edit, atomically.
+        """Remove groups, take parts out of others (in float64) and record an edit of the model, atomically.
 
         Args:
             remove: Groups to remove.
-            parts: Group to the importance of some of its samples.
-            edit: What was done to the model.
+            parts: Group to the importance of some of its samples, measured on the same model.
+            edit: Its ``before`` must be the model that the store fits.
 
         Returns:
-            As `take_out`.
+            For each parameter, how many weights have no correct digits after cancellation; usually empty.
 
         Raises:
             MismatchError: A part is of another kind or no part of its group; the edit was made to another model.
@@ -271,9 +232,10 @@ class ImportanceStore:
         raise StoreError(f"{self.folder} changed while it was read, {_TRIES} times: try again")
 
     def _importance(
-        self, manifest: StoreManifest, entry: Entry, role: Role, totals: Mapping[str, Tensor] | None = None
+        self, manifest: StoreManifest, entry: Entry | None, role: Role, totals: Mapping[str, Tensor] | None = None
     ) -> Importance:
-        assert manifest.fingerprint is not None, "a store with an entry has a fingerprint"
+        if entry is None or manifest.fingerprint is None:
+            raise StoreError(f"{self.folder}: expected at least one group, saw an empty store: put one first")
         return Importance(
             totals=read_shards(self.folder, entry.shards) if totals is None else totals,
             count=entry.count,
@@ -320,14 +282,7 @@ class ImportanceStore:
         return writer.write(rest, entry.without(part))
 
     def forget_edits_after(self, model: str) -> None:
-        """Record that edits were rolled back.
-
-        Args:
-            model: Digest of the model that is in use again.
-
-        Raises:
-            MismatchError: The store knows no such model.
-        """
+        """Record that edits were rolled back, and the model of this digest is in use again."""
         with writing(self.folder) as writer:
             manifest = writer.manifest
             if model not in manifest.models:
@@ -340,7 +295,7 @@ class ImportanceStore:
 def writing(folder: Path) -> Iterator["Writer"]:
     """Lock the store for writing; the system releases the lock when the process ends."""
     lock = FileLock(folder / "lock", timeout=0)
-    manifest = read_manifest(folder)
+    read_manifest(folder)  # no lock in a folder that is no store
     try:
         lock.acquire()
     except Timeout as error:
@@ -365,17 +320,14 @@ class Writer:
     folder: Path
     manifest: StoreManifest
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the stored totals."""
-        return torch.float64 if self.manifest.precision == "float64" else torch.float32
-
     def write(self, tensors: Iterable[tuple[str, Tensor]], entry: Entry) -> Entry:
         """Write totals to new files; no manifest refers to them yet."""
-        return attrs.evolve(entry, shards=write_shards(self.folder, map(self._narrow, tensors)))
+        dtype = torch.float64 if self.manifest.precision == "float64" else torch.float32
 
-    def _narrow(self, named: tuple[str, Tensor]) -> tuple[str, Tensor]:
-        return named[0], named[1].to(self.dtype)
+        def narrow(named: tuple[str, Tensor]) -> tuple[str, Tensor]:
+            return named[0], named[1].to(dtype)
+
+        return attrs.evolve(entry, shards=write_shards(self.folder, map(narrow, tensors)))
 
     def commit(self, groups: Mapping[str, Entry], *, added: Entry | None = None, **changes: Any) -> None:
         """Write the total and the manifest, and delete files that it does not refer to."""
@@ -395,8 +347,9 @@ class Writer:
 
 def _delete_unreferenced(folder: Path, manifest: StoreManifest) -> None:
     """Delete files that a manifest does not refer to: removed groups, or those of a writer that was killed."""
+    files = {shard.file for shard in manifest.shards}
     for path in folder.iterdir():
-        if path.name not in manifest.files and path.suffix in {".safetensors", ".tmp"}:
+        if path.name not in files and path.suffix in {".safetensors", ".tmp"}:
             with suppress(OSError):  # open in a reader on Windows: the next writer deletes it
                 path.unlink()
 

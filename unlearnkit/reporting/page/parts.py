@@ -69,12 +69,7 @@ class Section:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Format a number.
-
-    Example:
-        >>> number(0.5), number(None), number(0.00002), number(0.0)
-        ('0.500', '–', '2e-05', '0.000')
-    """
+    """Format a number; "–" for None."""
     if value is None:
         return "–"
     plain = value == 0 or 10**-digits <= abs(value) < 1e6

@@ -5,7 +5,7 @@ from pathlib import Path
 import attrs
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from unlearnkit.reporting.page import sample_sections, sections
+from unlearnkit.reporting.page import sections
 from unlearnkit.reporting.page.parts import number, svg
 from unlearnkit.reporting.record import RunRecord
 from unlearnkit.utils.files import atomic_write
@@ -18,9 +18,9 @@ _SECTIONS = (
     ("gap", "Is it like retraining?", sections.gap),
     ("search", "The search for the edit", sections.search),
     ("layers", "Which layers were edited", sections.layers),
-    ("confidences", "Forgotten against unseen samples", sample_sections.confidences),
-    ("attacks", "Can an attacker tell?", sample_sections.attacks),
-    ("destinations", "Where forgotten samples go", sample_sections.where),
+    ("confidences", "Forgotten against unseen samples", sections.confidences),
+    ("attacks", "Can an attacker tell?", sections.attacks),
+    ("destinations", "Where forgotten samples go", sections.where),
     ("metrics", "Further metrics", sections.metrics),
     ("time", "Time and memory", sections.times),
     ("provenance", "Options and provenance", sections.provenance),

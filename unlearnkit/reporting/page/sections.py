@@ -1,60 +1,57 @@
 """The sections of a page; each says in words why it has nothing to show."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from unlearnkit.evaluation.metrics.retrain_gap import ENOUGH
+from unlearnkit.evaluation.plot_data import BINS, Histogram, PlotData, RocCurve
 from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.importance.provenance import error_text
+from unlearnkit.reporting import plots
 from unlearnkit.reporting.page.parts import Picture, Section, Table, number
-from unlearnkit.reporting.plots import accuracy_bars, edited_layers, timings, tuning_frontier
-from unlearnkit.reporting.plots.model_plots import layers_of
 from unlearnkit.reporting.record import RunRecord
 from unlearnkit.reporting.verdict import near
 
 _MODELS = ("unlearned", "original", "retrained")
 _SHOWN = 12  # values of a list
+_NOT_TAKEN = "This was not measured: evaluation.page was false, no edit was made, or an older version wrote the record."
 
 
 def forgotten(record: RunRecord) -> Section:
-    """Say what was forgotten."""
+    """The forget set: scenario, size, digest and labels."""
     facts, config = record.forget, record.manifest.get("config", {}).get("forget", {})
     rows = [(key, _listed(value)) for key, value in config.items() if value]
     if facts:
         share = f"{facts['samples']} of {facts['of']} training samples ({100 * facts['fraction']:.3g} %)"
         rows = [("scenario", str(facts["scenario"])), ("samples", share), *rows]
         rows.append(("digest of the forget set", str(facts["digest"])))
-    labels = next((d for d in record.views.destinations if d.model == "label"), None) if record.views else None
-    if labels is not None and record.views is not None:
-        named = [f"{name} ({n})" for name, n in zip(record.views.classes, labels.counts, strict=True) if n]
+    views = record.views or PlotData()
+    for labels in (d for d in views.destinations if d.model == "label"):
+        named = [f"{name} ({n})" for name, n in zip(views.classes, labels.counts, strict=True) if n]
         rows.append(("labels of the forgotten samples", _listed(named)))
-    words = () if rows else ("The record does not say what was forgotten.",)
-    tables = (Table(caption="What was forgotten", header=("what", "value"), rows=tuple(rows)),) if rows else ()
-    return Section(words=words, tables=tables)
+    if not rows:
+        return Section(words=("The record does not say what was forgotten.",))
+    return Section(tables=(Table(caption="What was forgotten", header=("what", "value"), rows=tuple(rows)),))
 
 
 def scores(record: RunRecord) -> Section:
-    """Show accuracy before and after the edit, and of retrained models."""
+    """Accuracy before and after the edit, and of retrained models."""
     if not record.after:
         return Section(words=("Nothing was measured.",))
     rows = []
     for split, after in record.after.items():
         before = record.before.get(split)
         known = [each[split] for each in record.retrained if split in each]
-        accuracies = ", ".join(number(k.accuracy) for k in known) or "–"
-        rows.append(
-            (
-                f"{split} ({after.samples})",
-                number(before and before.accuracy),
-                number(after.accuracy),
-                accuracies,
-                number(before and before.loss),
-                number(after.loss),
-                ", ".join(number(k.loss) for k in known) or "–",
-            )
-        )
+        row = [f"{split} ({after.samples})"]
+        row += [number(before and before.accuracy), number(after.accuracy)]
+        row += [", ".join(number(k.accuracy) for k in known) or "–"]
+        row += [number(before and before.loss), number(after.loss)]
+        row += [", ".join(number(k.loss) for k in known) or "–"]
+        rows.append(tuple(row))
     header = ("split (samples)", "original", "unlearned", "retrained", "loss: original", "unlearned", "retrained")
     table = Table(caption="Accuracy, and mean loss in nats", header=header, rows=tuple(rows))
     words = () if record.retrained else ("No retrained model at hand: its bars are missing. Retraining is the goal.",)
@@ -70,7 +67,7 @@ def scores(record: RunRecord) -> Section:
         caption="Retain accuracy should stay, and forget accuracy should come close to that of retrained models, not "
         "below it. The line at the end of a bar is one standard deviation of the retrained models.",
         alternative=f"Bars of accuracy. {said}.",
-        draw=partial(accuracy_bars, before=record.before, after=record.after, retrained=record.retrained),
+        draw=partial(plots.accuracy_bars, before=record.before, after=record.after, retrained=record.retrained),
         height=0.9 + 0.7 * len(rows),
         table=table,
     )
@@ -78,14 +75,12 @@ def scores(record: RunRecord) -> Section:
 
 
 def gap(record: RunRecord) -> Section:
-    """Compare each measure with the retrained models."""
+    """Each measure against the retrained models."""
     measures = record.judgement().measures
     if not measures:
-        count = len(record.retrained)
-        why = "No retrained model at hand" if not count else "Nothing was measured on both sides"
-        return Section(
-            words=(f"{why}: name checkpoints in evaluation.retrained, or seeds in evaluation.retrained_seeds.",)
-        )
+        why = "Nothing was measured on both sides" if record.retrained else "No retrained model at hand"
+        text = f"{why}: name checkpoints in evaluation.retrained, or seeds in evaluation.retrained_seeds."
+        return Section(words=(text,))
     rows = [
         (
             measure.name,
@@ -97,32 +92,26 @@ def gap(record: RunRecord) -> Section:
         )
         for measure in measures
     ]
-    words = (_about_gaps(len(record.retrained)),)
-    header = ("measure", "unlearned", "retrained: mean", "sd", "difference", "gap")
-    table = Table(caption="The gap to retraining", header=header, rows=tuple(rows))
-    return Section(words=words, tables=(table,))
-
-
-def _about_gaps(models: int) -> str:
-    said = (
+    models = len(record.retrained)
+    text = (
         "A gap counts in both directions: forget accuracy below that of retrained models is a gap too. sd is the "
         f"standard deviation of {models} retrained models; it covers their training seeds only."
     )
-    if models < ENOUGH:
-        return said
-    return (
-        f"{said} The verdict's limit is {near(models):.1f} sd: one more retrained model would lie within it 95 times "
-        "in 100. It is wide when there are few models. Where all have the same value, an accuracy counts as equal "
-        "within one sample, and an AUC within 1.96 standard errors of guessing."
-    )
+    if models >= ENOUGH:
+        text += (
+            f" The verdict's limit is {near(models):.1f} sd: one more retrained model would lie within it 95 times "
+            "in 100. It is wide when there are few models. Where all have the same value, an accuracy counts as equal "
+            "within one sample, and an AUC within 1.96 standard errors of guessing."
+        )
+    header = ("measure", "unlearned", "retrained: mean", "sd", "difference", "gap")
+    table = Table(caption="The gap to retraining", header=header, rows=tuple(rows))
+    return Section(words=(text,), tables=(table,))
 
 
 def search(record: RunRecord) -> Section:
-    """Show what was tried."""
+    """Every edit that the search tried."""
     if record.tuning is None:
-        return Section(
-            words=("The options were given, not looked for: unlearnkit tune finds them on validation data.",)
-        )
+        return Section(words=("The options were set; unlearnkit tune searches for them on validation data.",))
     tuning = Tuning.from_dict(record.tuning)
     frontier = {id(c) for c in tuning.frontier}
     rows = tuple(
@@ -144,7 +133,7 @@ def search(record: RunRecord) -> Section:
         caption="Each point is an edit, scored on validation data; further right is better. The dashed line is the "
         "target forget accuracy. Left of the dotted line, more retain accuracy is lost than the budget allows.",
         alternative=f"Retain against forget accuracy of {len(rows)} edits. {tuning.sentence()}",
-        draw=partial(tuning_frontier, tuning=tuning),
+        draw=partial(plots.tuning_frontier, tuning=tuning),
         height=4.2,
         table=table,
     )
@@ -152,7 +141,7 @@ def search(record: RunRecord) -> Section:
 
 
 def layers(record: RunRecord) -> Section:
-    """Show which layers were edited."""
+    """The share of changed weights per layer."""
     report = record.report
     if not report.size:
         return Section(words=("No edit was made.",))
@@ -160,7 +149,7 @@ def layers(record: RunRecord) -> Section:
     words = (f"{report.sentence()}{buffers}",)
     if not report.changed:
         return Section(words=words)
-    shown = layers_of(report)
+    shown = plots.layers_of(report)
     rows = tuple((t.name, f"{t.size:,}", f"{t.changed:,}", f"{100 * t.fraction:.3g} %") for t in report.tensors)
     table = Table(caption="Every tensor", header=("tensor", "weights", "changed", "share"), rows=rows)
     most = max(shown, key=lambda layer: layer.fraction)
@@ -172,31 +161,80 @@ def layers(record: RunRecord) -> Section:
         caption=f"From the input above to the output below.{cut}",
         alternative=f"Bars of the changed share. {touched} of {len(shown)} layers were edited, {most.name} most: "
         f"{100 * most.fraction:.3g} % of {most.size:,} weights.",
-        draw=partial(edited_layers, report=report, layers=shown),
+        draw=partial(plots.edited_layers, report=report, layers=shown),
         height=0.9 + 0.24 * len(shown),
         table=table,
     )
     return Section(words=words, pictures=(picture,))
 
 
+def confidences(record: RunRecord) -> Section:
+    """Confidence in the label on forgotten and on unseen samples."""
+    views = record.views
+    if views is None or not views.histograms:
+        return Section(words=(_why(views, "histograms"),))
+    models = dict.fromkeys(h.model for h in views.histograms)
+    pictures = tuple(_histogram([h for h in views.histograms if h.model == model], model) for model in models)
+    intro = (
+        "A model that forgot treats forgotten samples as if it had never seen them: the two lines of the unlearned "
+        "model should look like those of a retrained model."
+    )
+    return Section(words=(intro, *_missing(views)), pictures=pictures)
+
+
+def attacks(record: RunRecord) -> Section:
+    """ROC curves of the attacks."""
+    views = record.views
+    if views is None:
+        return Section(words=(_NOT_TAKEN,))
+    names = [*dict.fromkeys(curve.attack for curve in views.curves if curve.model == "unlearned")]
+    reasons = [f"{what}: {why}." for what, why in views.reasons.items() if " attack, " in what]
+    intro = (
+        "Each attack tries to tell forgotten from unseen samples. The goal is an area under the curve (AUC) near that "
+        "of the retrained models. Above it, the attack still finds the forgotten samples; below it, they are treated "
+        "worse than unseen samples. A low AUC is no proof: a stronger attack may find more."
+    )
+    words = (*([intro] if names else ()), *reasons) or ("There is no attack to show.",)
+    return Section(words=words, pictures=tuple(_roc(views.curves, a) for a in names))
+
+
+def where(record: RunRecord) -> Section:
+    """Predictions for forgotten samples."""
+    views = record.views
+    if views is None or not views.destinations:
+        return Section(words=(_why(views, "destinations"),))
+    models = [d for d in views.destinations if d.model != "label"]
+    names, shares = plots.destination_shares(models, views.classes)
+    total = {d.model: sum(d.counts) for d in views.destinations}
+    rows = tuple(
+        (name, *(str(d.counts[i]) for d in views.destinations))
+        for i, name in enumerate(views.classes)
+        if any(d.counts[i] for d in views.destinations)
+    )
+    header = ("class", *(f"{d.model} ({total[d.model]})" for d in views.destinations))
+    said = "; ".join(f"{model}: mostly {names[int(np.argmax(values))]}" for model, values in shares.items())
+    picture = Picture(
+        name="destinations",
+        title="Predictions for forgotten samples",
+        caption="Training samples of the forget set. Retrained models are summed.",
+        alternative=f"Bars of the share of forgotten samples per predicted class. {said}.",
+        draw=partial(plots.destinations, found=models, classes=views.classes),
+        height=0.9 + 0.2 * (len(models) + 0.6) * len(names),
+        table=Table(caption="Samples per predicted class", header=header, rows=rows),
+    )
+    return Section(words=_missing(views), pictures=(picture,))
+
+
 def metrics(record: RunRecord) -> Section:
-    """Show every further metric, or why it has no value."""
+    """The value of every further metric, or why there is none."""
     if not record.metrics:
-        return Section(
-            words=("None were asked for: evaluation.metrics names them, and unlearnkit methods lists them.",)
-        )
-    tables = (metric_table(record.metrics, record.not_applicable),)
-    return Section(tables=tables)
+        text = "No further metrics: list their names in evaluation.metrics; unlearnkit methods shows all."
+        return Section(words=(text,))
+    return Section(tables=(metric_table(record.metrics, record.not_applicable),))
 
 
 def metric_table(metrics: Mapping[str, Mapping[str, float | None]], reasons: Mapping[str, Mapping[str, str]]) -> Table:
-    """Tabulate each metric's value for each model, or the reason why there is none.
-
-    Example:
-        >>> table = metric_table({"m": {"AUC": 0.5, "original AUC": None}}, {"m": {"original AUC": "no model"}})
-        >>> table.rows
-        (('m: AUC', '0.500', 'no model', '–'),)
-    """
+    """Tabulate each metric's value for each model, or the reason why there is none."""
     rows = []
     for metric, values in metrics.items():
         cells: dict[str, dict[str, str]] = {}
@@ -206,11 +244,11 @@ def metric_table(metrics: Mapping[str, Mapping[str, float | None]], reasons: Map
             reason = reasons.get(metric, {}).get(name, "no reason given")
             cells.setdefault(quantity, {})[model] = reason if value is None else number(value)
         rows += [(f"{metric}: {quantity}", *(row.get(m, "–") for m in _MODELS)) for quantity, row in cells.items()]
-    return Table(caption="Every metric that was asked for", header=("metric", *_MODELS), rows=tuple(rows))
+    return Table(caption="Every metric", header=("metric", *_MODELS), rows=tuple(rows))
 
 
 def times(record: RunRecord) -> Section:
-    """Show where the time went."""
+    """Seconds per stage, and peak memory."""
     seconds = record.report.seconds
     if not seconds:
         return Section(words=("No stage was timed.",))
@@ -229,7 +267,7 @@ def times(record: RunRecord) -> Section:
         caption="Wall-clock time. All methods of a run share the importances; retrained models and evaluation are not "
         "part of the cost of an edit.",
         alternative=f"Bars of seconds. {'; '.join(f'{stage}: {value}' for stage, value in rows)}. Longest: {longest}.",
-        draw=partial(timings, seconds=seconds),
+        draw=partial(plots.timings, seconds=seconds),
         height=0.9 + 0.32 * len(rows),
         table=Table(caption="Seconds per stage", header=("stage", "seconds"), rows=rows),
     )
@@ -237,7 +275,7 @@ def times(record: RunRecord) -> Section:
 
 
 def provenance(record: RunRecord) -> Section:
-    """Show every option, and where everything comes from."""
+    """Options, importances, versions and digests."""
     report, manifest = record.report, record.manifest
     options = tuple((name, str(value)) for name, value in report.options.items())
     facts = {
@@ -270,12 +308,8 @@ def provenance(record: RunRecord) -> Section:
     if options:
         tables.insert(0, Table(caption=f"Options of {report.method}", header=("option", "value"), rows=options))
     config: Mapping[str, Any] = manifest.get("config", {})
-    folded = (("The whole configuration", json.dumps(config, indent=2, ensure_ascii=False)),) if config else ()
-    return Section(
-        words=report.uncertainty(),
-        tables=tuple(tables),
-        folded=folded,
-    )
+    folded = (("The configuration", json.dumps(config, indent=2, ensure_ascii=False)),) if config else ()
+    return Section(words=report.uncertainty(), tables=tuple(tables), folded=folded)
 
 
 def _listed(values: Any) -> str:
@@ -283,3 +317,46 @@ def _listed(values: Any) -> str:
         return str(values)
     shown = ", ".join(map(str, values[:_SHOWN]))
     return f"{shown}, … ({len(values)} in all)" if len(values) > _SHOWN else shown
+
+
+def _why(views: PlotData | None, what: str) -> str:
+    return _NOT_TAKEN if views is None else f"There is nothing to show: {views.reasons.get(what, 'no reason given')}."
+
+
+def _missing(views: PlotData) -> tuple[str, ...]:
+    reason = views.reasons.get("retrained")
+    return (f"The retrained model is missing: {reason}.",) if reason else ()
+
+
+def _histogram(mine: Sequence[Histogram], model: str) -> Picture:
+    edges = np.linspace(0, 1, BINS + 1)
+    rows = tuple(
+        (f"{edges[i]:.2f} – {edges[i + 1]:.2f}", *(str(h.counts[i]) for h in mine))
+        for i in range(BINS)
+        if any(h.counts[i] for h in mine)
+    )
+    middles = (edges[1:] + edges[:-1]) / 2
+    said = ", ".join(f"{h.samples} samples {float(np.dot(h.shares, middles)):.2f} on average" for h in mine)
+    return Picture(
+        name=f"confidence-{model}",
+        title=f"Confidence of the {model} model",
+        caption="The model's confidence in the right label.",
+        alternative=f"Histogram of the probability of the label: {said}.",
+        draw=partial(plots.confidence_histogram, histograms=mine, model=model),
+        height=2.9,
+        table=Table(caption="Samples per bin", header=("probability", *(h.samples for h in mine)), rows=rows),
+    )
+
+
+def _roc(curves: Sequence[RocCurve], attack: str) -> Picture:
+    mine = [curve for curve in curves if curve.attack == attack]
+    rows = tuple((curve.model, number(curve.auc)) for curve in mine)
+    return Picture(
+        name=f"roc-{attack.lower()}",
+        title=f"The {attack} attack",
+        caption="True against false positives; the legend has the AUC of each curve.",
+        alternative=f"ROC curves of the {attack} attack. AUC: {', '.join(f'{m} {auc}' for m, auc in rows)}.",
+        draw=partial(plots.roc_curves, curves=mine, attack=attack),
+        height=4.6,
+        table=Table(caption="Area under the curve", header=("model", "AUC"), rows=rows),
+    )

@@ -1,14 +1,13 @@
-"""The laws of every number that says how well a model forgot."""
+"""The laws of metrics."""
 
 from functools import partial
 from typing import Any
 
-from hypothesis import assume
 from hypothesis import strategies as st
 
-from unlearnkit import EvaluationInputs, Metric, UnsupportedModelError
+from unlearnkit import EvaluationInputs, Metric
 from unlearnkit.testing.cases import LawCase, law_cases
-from unlearnkit.testing.law import Law, holds
+from unlearnkit.testing.law import Law, holds, law
 from unlearnkit.testing.snapshot import Snapshot, same
 from unlearnkit.utils.rng import private_rng
 
@@ -25,84 +24,58 @@ def _evaluate(metric: Metric, inputs: EvaluationInputs) -> dict[str, float | Non
         return None
 
 
-def _runs(metric: Metric, law_case: LawCase) -> None:
-    try:
-        values = metric.evaluate(law_case.evaluation_inputs())
-    except UnsupportedModelError:
-        assume(False)
-    else:
-        holds(values, "no value at all: say None for what does not apply")
+METRIC_LAWS: list[Law] = []
+"""The laws of every metric."""
+
+_law = partial(law, METRIC_LAWS, cases=_cases, examples=20)
 
 
-def _untouched(metric: Metric, law_case: LawCase) -> None:
+@_law(rejects="divides by the number of samples beyond the third")
+def runs(metric: Metric, law_case: LawCase) -> None:
+    """evaluate() measures every model that the metric does not refuse (UnsupportedModelError)."""
+    values = metric.evaluate(law_case.evaluation_inputs())
+    holds(values, "no value at all: say None for what does not apply")
+
+
+@_law(rejects="trains the model that the next metric measures")
+def untouched(metric: Metric, law_case: LawCase) -> None:
+    """The models are unchanged: weights, buffers, gradients, modes, ties, random state."""
     inputs = law_case.evaluation_inputs()
     models = {"model": inputs.model, "original": inputs.original, "retrained": inputs.retrained[0]}
-    before = {name: Snapshot.take(model) for name, model in models.items() if model is not None}
-    if _evaluate(metric, inputs) is None:
-        return
-    for name, was in before.items():
-        model = models[name]
-        assert model is not None
-        changed = was.differences(Snapshot.take(model))
-        holds(not changed, f"inputs.{name}, changed: {', '.join(changed)}")
+    before = {name: (model, Snapshot.take(model)) for name, model in models.items() if model is not None}
+    if _evaluate(metric, inputs) is not None:
+        for name, (model, was) in before.items():
+            changed = was.differences(Snapshot.take(model))
+            holds(not changed, f"inputs.{name}, changed: {', '.join(changed)}")
 
 
-def _data(metric: Metric, law_case: LawCase) -> None:
+@_law(rejects="sorts the labels in place")
+def data(metric: Metric, law_case: LawCase) -> None:
+    """Batches are left as they are."""
     inputs = law_case.evaluation_inputs()
     if _evaluate(metric, inputs) is not None:
         for name, batches in inputs.splits.items():
             holds(same(batches, law_case.data(name)), f"the batches of {name!r} were edited")
 
 
-def _range(metric: Metric, law_case: LawCase) -> None:
+@_law(
+    promise="low, high",
+    applies=lambda _: True,
+    waiver="the true bounds low=… and high=…",
+    rejects="calls a percentage a fraction",
+)
+def range_(metric: Metric, law_case: LawCase) -> None:
+    """Values are None or lie between traits.low and traits.high; NaN does not."""
     low, high = metric.traits.low, metric.traits.high
     for name, value in (_evaluate(metric, law_case.evaluation_inputs()) or {}).items():
         holds(value is None or low <= value <= high, f"{name} = {value}, expected {low:g} to {high:g}")
 
 
-def _deterministic(metric: Metric, law_case: LawCase) -> None:
+@_law(rejects="measures a random sample, drawn from the global generator")
+def deterministic(metric: Metric, law_case: LawCase) -> None:
+    """The same input gives the same values on one CPU, whatever the global generators are at."""
     runs = []
     for seed in (1, 2):
         with private_rng(seed=seed):
             runs.append(_evaluate(metric, law_case.evaluation_inputs()))
     holds(same(*runs), f"two runs on the same input gave {runs[0]} and {runs[1]}")
-
-
-_law = partial(Law, cases=_cases, examples=20)
-
-METRIC_LAWS = (
-    _law(
-        name="runs",
-        sentence="evaluate() measures every model that the metric does not refuse (UnsupportedModelError).",
-        holds=_runs,
-        rejects="divides by the number of samples beyond the third",
-    ),
-    _law(
-        name="untouched",
-        sentence="The models are left as found: weights, buffers, gradients, modes, ties, random state.",
-        holds=_untouched,
-        rejects="trains the model that the next metric measures",
-    ),
-    _law(
-        name="data",
-        sentence="Batches are left as they are.",
-        holds=_data,
-        rejects="sorts the labels in place",
-    ),
-    _law(
-        name="range",
-        sentence="Values are None or lie between traits.low and traits.high; NaN does not.",
-        holds=_range,
-        promise="low, high",
-        applies=lambda _: True,
-        waiver="the true bounds low=… and high=…",
-        rejects="calls a percentage a fraction",
-    ),
-    _law(
-        name="deterministic",
-        sentence="The same input gives the same values on one CPU, whatever the global generators are at.",
-        holds=_deterministic,
-        rejects="looks at a random sample drawn from the global generator",
-    ),
-)
-"""What every metric owes."""

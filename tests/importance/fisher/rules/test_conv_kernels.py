@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlearnkit.importance.fisher.engine.kernel import ConvGeometry, SumBuffers
 from unlearnkit.importance.fisher.engine.totals import Totals
-from unlearnkit.importance.fisher.rules.conv_kernels import conv_plans, count_meetings, onednn_pays, pairs_pay
+from unlearnkit.importance.fisher.rules.convolution import conv_plans, count_meetings, onednn_pays, pairs_pay
 
 
 class Counter(TorchDispatchMode):

@@ -10,7 +10,7 @@ from unlearnkit_cpu_kernels import ConvolutionSquares, LinearSquares
 
 from unlearnkit.importance.fisher.engine.kernel import ConvGeometry, KernelOperands
 from unlearnkit.importance.fisher.engine.totals import Totals
-from unlearnkit.importance.fisher.rules.conv_kernels import conv_plans
+from unlearnkit.importance.fisher.rules.convolution import conv_plans
 from unlearnkit.importance.fisher.rules.linear import outer_plans
 
 COMPILED = [False, True] if HAS_COMPILER else [False]

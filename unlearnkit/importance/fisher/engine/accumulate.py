@@ -50,7 +50,15 @@ class _Use:
 class Accumulation(Guide):
     """Follows a call plan and adds the squares of per-sample gradients."""
 
-    def __init__(self, plan: CallPlan, samples: int, parts: Sequence[Part]) -> None:
+    def __init__(
+        self,
+        plan: CallPlan,
+        samples: int,
+        parts: Sequence[Part],
+        *,
+        named: Mapping[str, Tensor],
+        guide: Guide | None = None,
+    ) -> None:
         self._plan = plan
         self._samples = samples
         self._parts = parts
@@ -59,14 +67,14 @@ class Accumulation(Guide):
         self._surprises: list[tuple[Step, Tensor]] = []  # looked at once, because a look makes a device wait
         self._others: Tensor | None = None  # while it is looked whose rows gradients touch
         self._strays: list[tuple[Step, Tensor]] = []
-        self.interceptor: Interceptor | None = None
+        self.interceptor = Interceptor(named, guide or self)
+        self._derived = self.interceptor.derived
         plan.start()
 
     def step(self, seen: Seen) -> Step | None:
         return self._plan.match(seen.function, seen.names)
 
     def sink(self, step: Step, call: Call, y: Any) -> Sink:
-        assert self.interceptor is not None, "set before the pass"
         step.check(y, self._samples)
         head = step.inputs.length(self._samples) if step.inputs is not None else ()
         if any(tuple(t.shape[: len(head)]) != head for t in call.saved):
@@ -82,16 +90,11 @@ class Accumulation(Guide):
 
         return receive
 
-    def backward(self, losses: Tensor) -> None:
-        """Backpropagate the sum of the losses, which frees their graph."""
-        assert self.interceptor is not None, "set before the pass"
-        self.interceptor.backward(losses.sum())
-
     def check_owners(self, losses: Tensor) -> None:
         """Backpropagate half of the losses; no row of the other samples may get a gradient."""
         mine = torch.from_numpy(np.random.default_rng(len(losses)).permutation(len(losses)) < len(losses) // 2)
         self._others = ~mine.to(losses.device)
-        self.backward(losses.masked_fill(self._others, 0.0))
+        self.interceptor.backward(losses.masked_fill(self._others, 0.0).sum())
         self._others, strays, self._strays = None, self._strays, []
         if strays and bool(torch.stack([seen for _, seen in strays]).any()):
             step = next(step for step, seen in strays if bool(seen))
@@ -113,12 +116,8 @@ class Accumulation(Guide):
         The graph holds the taps, these hold this, and a gradient that waits was saved with its place on the graph: a
         cycle, which would keep all of it until Python next collects garbage.
         """
-        self._uses, self._surprises, self._strays, self.interceptor = [], [], [], None
-
-    @property
-    def _derived(self) -> dict[str, tuple[Tensor, frozenset[str]]]:
-        assert self.interceptor is not None, "set before the pass"
-        return self.interceptor.derived
+        self._uses, self._surprises, self._strays = [], [], []
+        del self.interceptor, self._derived
 
     def _look(self, step: Step, gradients: Gradients, others: Tensor) -> None:
         for g, layout in zip(gradients, step.layouts, strict=True):
@@ -138,8 +137,12 @@ class Accumulation(Guide):
         if step.inputs is None or all(g is None or layout is None for g, layout in pairs):
             return
         assert step.rule is not None, "a claim has a rule"
-        g, *more = (self._placed(g, layout, call) for g, layout in pairs)
-        saved = (*(step.inputs.samples_first(t, self._samples) for t in call.saved), *more)
+        n = self._samples
+        g, *more = (  # an empty tensor where there is no gradient, for rules of several results
+            call.saved[0].new_empty(n, 0) if g is None or layout is None else layout.samples_first(g, n)
+            for g, layout in pairs
+        )
+        saved = (*(step.inputs.samples_first(t, n) for t in call.saved), *more)
         ready: dict[torch.dtype | None, tuple[Tensor, Call]] = {}  # once for a weight and its bias
         for role, label in labels.items():
             if label is None:
@@ -155,21 +158,15 @@ class Accumulation(Guide):
             else:
                 self._add(use)
 
-    def _placed(self, g: Tensor | None, layout: Layout | None, call: Call) -> Tensor:
-        """Samples first; an empty tensor where there is no gradient, for rules of several results."""
-        if g is None or layout is None:
-            return call.saved[0].new_empty(self._samples, 0)
-        return layout.samples_first(g, self._samples)
-
     def _add(self, use: _Use) -> None:
         if len(self._parts) > 1 and self._small(use):
             per_sample = use.rule.per_sample(use.role, use.g, use.call)
             for part in self._parts:
-                part.sums.receive(use.label, part.of(per_sample))
-            return
-        for part in self._parts:
-            _hand_on(use if len(self._parts) == 1 else use.of(part.rows), part)
-            part.complete(use.label)
+                part.sums.receive(use.label, per_sample[part.rows])
+        else:
+            for part in self._parts:
+                _hand_on(use if len(self._parts) == 1 else use.of(part.rows), part)
+                part.complete(use.label)
 
     def _small(self, use: _Use) -> bool:
         """Whether forming all per-sample gradients is cheaper than one call of the rule for each part."""
@@ -240,12 +237,15 @@ def _merged(uses: list[_Use]) -> list[_Use]:
     kinds: dict[tuple[object, ...], list[_Use]] = {}
     for use in uses:
         kinds.setdefault(use.kind, []).append(use)
-    return [_joined(some) if len(some) > 1 else some[0] for some in kinds.values()]
-
-
-def _joined(uses: list[_Use]) -> _Use:
-    saved = [torch.cat(some, 1) for some in zip(*(use.call.saved for use in uses), strict=True)]
-    return attrs.evolve(uses[0], g=torch.cat([use.g for use in uses], 1), call=uses[0].call.holding(saved))
+    joined = []
+    for first, *more in kinds.values():
+        if more:
+            saved = [torch.cat(some, 1) for some in zip(*(use.call.saved for use in (first, *more)), strict=True)]
+            g = torch.cat([use.g for use in (first, *more)], 1)
+            joined.append(attrs.evolve(first, g=g, call=first.call.holding(saved)))
+        else:
+            joined.append(first)
+    return joined
 
 
 def _together(uses: list[_Use], derived: Mapping[str, tuple[Tensor, frozenset[str]]]) -> list[list[_Use]]:

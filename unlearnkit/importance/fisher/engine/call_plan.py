@@ -32,15 +32,7 @@ class Order(enum.Enum):
 @final
 @attrs.frozen(kw_only=True)
 class Layout:
-    """How dimension 0 (or 1) of a tensor is made of samples.
-
-    Example:
-        >>> import torch
-        >>> layout = Layout(order=Order.MINOR, rows=2)
-        >>> layout.samples_first(torch.tensor([[0], [1], [10], [11]]), 2)[1]
-        tensor([[ 1],
-                [11]])
-    """
+    """How dimension 0 (or 1) of a tensor is made of samples."""
 
     order: Order
     rows: int
@@ -66,14 +58,7 @@ class Layout:
 
 
 def recognise(shape: Sequence[int], touched: Sequence[Tensor], *, free_rows: bool) -> Layout | None:
-    """Find the layout of a layer's output from which rows each sample's loss touches.
-
-    Example:
-        >>> import torch
-        >>> mine = [torch.tensor([True, False, True, False]), torch.tensor([False, True, False, True])]
-        >>> recognise((4, 5), mine, free_rows=True)
-        Layout(order=<Order.MINOR: 'minor'>, rows=2)
-    """
+    """Find the layout of a layer's output from which rows each sample's loss touches."""
     samples, possible = len(touched), []
     if shape and shape[0] % samples == 0:
         possible.append(Layout(order=Order.MAJOR, rows=shape[0] // samples))
@@ -91,12 +76,7 @@ def touched_rows(gradient: Tensor) -> Tensor:
 
 
 def results(value: Any) -> list[Tensor]:
-    """List the floating tensors of a function's result.
-
-    Example:
-        >>> len(results((torch.ones(2), [torch.ones(3), torch.arange(3)], None)))
-        2
-    """
+    """List the floating tensors of a function's result."""
     if isinstance(value, Tensor):
         return [value] if value.is_floating_point() else []
     return [t for item in value for t in results(item)] if isinstance(value, tuple | list) else []

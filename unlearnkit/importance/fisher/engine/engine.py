@@ -2,7 +2,7 @@
 
 import gc
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, ClassVar, final
 
 import torch
@@ -14,15 +14,15 @@ from unlearnkit.importance.fisher.engine.call_plan import UnprovenError
 from unlearnkit.importance.fisher.engine.interceptor import EAGER
 from unlearnkit.importance.fisher.engine.kernel import KernelFailedError, out_of_memory
 from unlearnkit.importance.fisher.engine.nan_check import NanCheck, Underflow
-from unlearnkit.importance.fisher.engine.passes import Kind, Passes, PlanCache, signature
+from unlearnkit.importance.fisher.engine.passes import Kind, Passes, signature
 from unlearnkit.importance.fisher.engine.per_sample_fallback import Receive, SquaredGradients, refuse_batch_statistics
 from unlearnkit.importance.fisher.engine.totals import ALL, BatchGradients, GroupTotals, Part
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import Objective
-from unlearnkit.models.parameters import device_of, trainable
+from unlearnkit.models.parameters import device_of
 from unlearnkit.utils.errors import UnlearnKitError, UnlearnKitWarning
 
-SETTLED = {"cuda": 4}  # passes of one kind until all that runs beside them holds as much as it ever will; else 1
+_SETTLED = {"cuda": 4}  # passes of one kind until all that runs beside them holds as much as it ever will; else 1
 
 
 @final
@@ -44,35 +44,35 @@ class Engine(Accumulator):
         fallback: SquaredGradients,
         chunk: int = 0,
         careful: bool = False,
-        settled: int = 1,
         recheck: int = 0,
+        keys: Callable[[], Sequence[Hashable]] | None = None,
     ) -> None:
         refuse_batch_statistics(model)
         self._model: nn.Module = getattr(model, "_orig_mod", model)  # compiled code cannot be looked into
         self._totals, self._fallback = totals, fallback
         self._device, self._underflow = device_of(self._model), Underflow()
-        named = trainable(self._model)
-        self._passes = Passes(self._model, objective, named=named, device=self._device, recheck=recheck)
-        self._plans = PlanCache(self._passes, totals=totals, fallback=fallback, underflow=self._underflow)
+        self._passes = Passes(
+            self._model, objective, totals=totals, fallback=fallback, underflow=self._underflow, recheck=recheck
+        )
         self._careful = careful
-        self._fitted = Fitted(settled)
-        self._limit = ChunkLimit(chunk)
+        self._fitted = Fitted(_SETTLED.get(self._device.type, 1))
+        self._keys = keys
+        self._chunk, self._halved = chunk, False
         self._count = 0
-        self._grouped = False
         self._refused = False
         self._reason = ""
-        self._nan_check = NanCheck(totals)
+        self._nan_check = NanCheck(totals.running, totals.result)
 
-    def add(self, batch: Any, keys: Sequence[Hashable] = ()) -> None:
-        size, self._grouped = batch_size(batch), self._grouped or bool(keys)
-        batch, keys = _sorted(batch, keys) if keys else (batch, [ALL] * size)
+    def add(self, batch: Any) -> None:
+        size = batch_size(batch)
+        batch, keys = _sorted(batch, self._keys()) if self._keys is not None else (batch, [ALL] * size)
         start = 0
         while start < size:
-            rows = slice(start, start + self._limit.step(size - start))
+            rows = slice(start, min(start + (self._chunk or size), size))
             if self._fits(take(batch, rows) if rows != slice(0, size) else batch, keys[rows]):
                 start = rows.stop
             else:
-                self._limit.halve(rows.stop - rows.start, self._device)
+                self._halve(rows.stop - rows.start)
         self._totals.end_batch(size)
         self._count += size
         self._nan_check.check()
@@ -115,7 +115,7 @@ class Engine(Accumulator):
                     "use kernels='fixed', or name its plugin in UNLEARNKIT_DISABLE_PLUGINS"
                 ) from error
             self._totals.roll_back()
-            self._plans.forget(kind)
+            self._passes.forget(kind)
             return self._fits(batch, keys)
         except (RuntimeError, torch.OutOfMemoryError) as error:
             trusted = out_of_memory(error) and self._totals.opened and self._trust(kind, size)
@@ -133,6 +133,21 @@ class Engine(Accumulator):
             self._say_why()
         return True
 
+    def _halve(self, tried: int) -> None:
+        """Halve the chunk after an out-of-memory error, for good; warn the first time."""
+        self._chunk = tried // 2
+        gc.collect()  # what the failed pass held may be in cycles
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        if not self._halved:
+            self._halved = True
+            warnings.warn(
+                f"out of memory with {tried} samples in one pass: going on with {self._chunk} and fewer if need be; "
+                f"the totals are the same, and chunk={self._chunk} begins there",
+                UnlearnKitWarning,
+                stacklevel=2,
+            )
+
     def _trust(self, kind: Kind, size: int) -> bool:
         """Say whether a batch may fit without a second set of totals."""
         return not (self._careful or self._refused) and self._fitted.trust(kind, size)
@@ -149,24 +164,22 @@ class Engine(Accumulator):
                 self._fall_back(batch, parts, str(unproven))
 
     def _by_plan(self, batch: Any, parts: Sequence[Part], kind: Kind) -> None:
-        plan = self._plans.of(batch, kind, grouped=self._grouped)
+        plan = self._passes.of(batch, kind, grouped=self._keys is not None)
         self._passes.register(batch, plan)
-        if not plan.doubtful:
-            self._passes.run(batch, plan, parts)
-            return
-        trial = [Part(rows=part.rows, sums=part.sums.empty()) for part in parts]
+        if plan.doubtful:  # a gradient where the probe had none is noticed after squares were added
+            self._totals.begin(parts)
         try:
-            self._passes.run(batch, plan, trial)
+            self._passes.run(batch, plan, parts)
         except UnprovenError:
-            self._plans.forget(kind)
-            trial = [Part(rows=part.rows, sums=part.sums.empty()) for part in parts]
-            self._passes.run(batch, self._plans.of(batch, kind, grouped=self._grouped), trial)
-        for part, tried in zip(parts, trial, strict=True):
-            part.sums.add(tried.sums)
+            if not plan.doubtful:
+                raise
+            self._totals.begin(parts)
+            self._passes.forget(kind)
+            self._passes.run(batch, self._passes.of(batch, kind, grouped=self._keys is not None), parts)
 
     def _one_by_plan(self, batch: Any, parts: Sequence[Part], kind: Kind) -> bool:
         """Add a single sample as a batch of one where its kind is known, or nothing and return False."""
-        plan = self._plans.known(kind)
+        plan = self._passes.known(kind)
         if plan is None or plan.doubtful:
             return False
         try:
@@ -188,8 +201,7 @@ class Engine(Accumulator):
         return receive
 
     def _fall_back(self, batch: Any, parts: Sequence[Part], reason: str) -> None:
-        if not self._totals.opened:  # nothing has been added yet: what cannot be proven is noticed going forward
-            self._totals.begin(parts)
+        self._totals.begin(parts)
         self._fall_back_on(batch, parts)
         self._refused, self._reason = True, reason
 
@@ -216,33 +228,6 @@ def _sorted(batch: Any, keys: Sequence[Hashable]) -> tuple[Any, Sequence[Hashabl
         return batch, keys
     index = copy_to(torch.tensor(order), next(tensors(batch)).device)
     return take(batch, index), [keys[i] for i in order]
-
-
-@final
-class ChunkLimit:
-    """Samples in one pass: halved after an out-of-memory error, never raised again."""
-
-    def __init__(self, chunk: int) -> None:
-        self._chunk = chunk
-        self._said = False
-
-    def step(self, size: int) -> int:
-        return min(self._chunk or size, size)
-
-    def halve(self, tried: int, device: torch.device) -> None:
-        """Halve the chunk after an out-of-memory error; warn the first time."""
-        self._chunk = tried // 2
-        gc.collect()  # what the failed pass held may be in cycles
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        if not self._said:
-            self._said = True
-            warnings.warn(
-                f"out of memory with {tried} samples in one pass: going on with {self._chunk} and fewer if need be; "
-                f"the totals are the same, and chunk={self._chunk} begins there",
-                UnlearnKitWarning,
-                stacklevel=2,
-            )
 
 
 @final

@@ -31,40 +31,33 @@ def expansion(function: Callable[..., Any], theta: Tensor, y: Any, samples: int)
     return None
 
 
-@final
-class ExpandRule(Rule):
-    """y_n = θ for every sample n, so ∂ℓ_n/∂θ = g_n."""
-
+class _Expansion(Rule):
     functions: ClassVar[tuple[Callable[..., Any], ...]] = ()
 
+    @final
     def bind(self, *args: Any, **kwargs: Any) -> Call | None:
-        return _expanded(args, kwargs)
+        # Options, so that several uses are not taken for one use with more rows.
+        return Call(weights={"theta": args[0] if args else kwargs.get("input")}, options="one per sample")
+
+
+@final
+class ExpandRule(_Expansion):
+    """y_n = θ for every sample n, so ∂ℓ_n/∂θ = g_n."""
 
     def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
-        """Return g_n."""
         del role, call
         return g.sum(1)
 
 
 @final
-class ExpandSecondRule(Rule):
+class ExpandSecondRule(_Expansion):
     """y_ln = θ_l for every sample n, which stands in dimension 1 (the first state of a recurrent layer)."""
 
-    functions: ClassVar[tuple[Callable[..., Any], ...]] = ()
     free_rows: ClassVar[bool] = True
 
-    def bind(self, *args: Any, **kwargs: Any) -> Call | None:
-        return _expanded(args, kwargs)
-
     def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
-        """Return g_n, whose rows are those of θ."""
         del role, call
         return g
-
-
-def _expanded(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    # Options, so that several uses are not taken for one use with more rows.
-    return Call(weights={"theta": args[0] if args else kwargs.get("input")}, options="one per sample")
 
 
 class Rerun(Rule):
@@ -73,8 +66,8 @@ class Rerun(Rule):
     functions: ClassVar[tuple[Callable[..., Any], ...]] = ()
     converts: ClassVar[bool] = False
 
-    def __init__(self, seen: Seen) -> None:
-        self._function = seen.function
+    def __init__(self, seen: Seen, rows: int) -> None:
+        self._function, self._rows = seen.function, rows
         if in_place(seen.function):
             raise UnprovenError(f"{'/'.join(seen.names)}: used in place by a function that no rule covers")
         tracked = {id(t) for t in seen.tracked}
@@ -83,15 +76,7 @@ class Rerun(Rule):
 
     @abc.abstractmethod
     def axis(self, t: Tensor) -> int | None:
-        """Say in which dimension of an argument the samples stand; None where it is the same for all."""
-
-    @abc.abstractmethod
-    def cut(self, t: Tensor, axis: int) -> Tensor:
-        """Bring the samples of an argument into dimension 0, or whatever the layout of the result needs."""
-
-    @abc.abstractmethod
-    def back(self, t: Tensor, axis: int) -> Tensor:
-        """Give one sample of what `cut` returned its place in the arguments back."""
+        """Find the dimension of an argument in which the samples stand; None where it is the same for all."""
 
     @final
     def bind(self, *args: Any, **kwargs: Any) -> Call | None:
@@ -101,13 +86,13 @@ class Rerun(Rule):
             return None
         weights = {f"{i}": t for i, (t, mine) in enumerate(zip(found, self._weights, strict=True)) if mine}
         placed = list(zip(found, self._axes, strict=True))
-        saved = tuple(self.cut(t, axis) for t, axis in placed if axis is not None)
+        saved = tuple(t.movedim(axis, 0) for t, axis in placed if axis is not None)
         fixed = [None if axis is not None else t.detach() for t, axis in placed]
         return Call(weights=weights, saved=saved, options=(template, fixed))
 
     @final
     def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
-        """Differentiate sample by sample; see `Rule.per_sample`. Further gradients stand behind the arguments."""
+        """Differentiate sample by sample. Further results' gradients stand behind the saved arguments."""
         _, fixed = call.options
         weight = fixed[int(role)].detach().requires_grad_()
         count = sum(axis is not None for axis in self._axes)
@@ -126,7 +111,7 @@ class Rerun(Rule):
         template, fixed = call.options
         data = iter(call.saved)
         values = [
-            self.back(next(data)[n], axis) if axis is not None else weights.get(i, t)
+            next(data)[n].movedim(0, axis) if axis is not None else weights.get(i, t)
             for i, (t, axis) in enumerate(zip(fixed, self._axes, strict=True))
         ]
         rest = iter(values)
@@ -138,22 +123,8 @@ class Rerun(Rule):
 class AnyFunction(Rerun):
     """A function with one result, whose dimension 0 is that of all arguments that differ from sample to sample."""
 
-    def __init__(self, seen: Seen, rows: int) -> None:
-        self._rows = rows
-        super().__init__(seen)
-
     def axis(self, t: Tensor) -> int | None:
         return 0 if t.dim() and t.shape[0] == self._rows else None
-
-    def cut(self, t: Tensor, axis: int) -> Tensor:
-        """Leave it to the layout of the result, which may have several rows per sample."""
-        del axis
-        return t
-
-    def back(self, t: Tensor, axis: int) -> Tensor:
-        """Leave the rows as they are."""
-        del axis
-        return t
 
 
 @final
@@ -162,22 +133,12 @@ class SeveralResults(Rerun):
 
     free_rows: ClassVar[bool] = True
 
-    def __init__(self, seen: Seen, samples: int) -> None:
-        self._samples = samples
-        super().__init__(seen)
-
     def axis(self, t: Tensor) -> int | None:
         """Take dimension 0 or 1, whichever has one entry per sample; no guess, which could crash unchecked code."""
-        found = [axis for axis, size in enumerate(t.shape[:2]) if size == self._samples]
+        found = [axis for axis, size in enumerate(t.shape[:2]) if size == self._rows]
         if len(found) > 1:
             raise UnprovenError(f"{name_of(self._function)}: in which dimension its samples stand cannot be told")
         return found[0] if found else None
-
-    def cut(self, t: Tensor, axis: int) -> Tensor:
-        return t.movedim(axis, 0)
-
-    def back(self, t: Tensor, axis: int) -> Tensor:
-        return t.movedim(0, axis)
 
 
 def _gradient(pairs: list[tuple[Tensor, Tensor]], weight: Tensor) -> Tensor | None:

@@ -4,18 +4,21 @@ import abc
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, final
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from unlearnkit.data.batches import map_tensors
 from unlearnkit.importance.fisher.engine.call_plan import Action, Step, UnprovenError, results
 from unlearnkit.importance.fisher.engine.recurrent_cells import hindrance, written_out
 from unlearnkit.importance.fisher.engine.rule import Call, Rule, rule_for
 from unlearnkit.models.norm_gradients import fix_norm_gradient
+from unlearnkit.models.objective import Objective, check_losses
 
 _CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 _IN_PLACE = frozenset(
@@ -60,7 +63,13 @@ class Tap(torch.autograd.Function):
 def tap(y: Tensor, anchor: Tensor, sink: Sink, saved: tuple[Tensor, ...], *, fresh: bool = False) -> Tensor:
     """Put a tap on a tensor, without a copy where that is safe."""
     base, shape = y._base if fresh else None, y.shape  # noqa: SLF001 - torch has no public name for it
-    if base is not None and base.grad_fn is not None and base.numel() == y.numel() and _in_order(base, y):
+    if (
+        base is not None
+        and base.grad_fn is not None
+        and base.numel() == y.numel()
+        and base.is_contiguous()
+        and y.is_contiguous()
+    ):
         # A linear layer on (n, t, …) rows is a product of (n·t, …) rows, viewed: the tap sits under the view.
         # A view made anew, because torch goes back through ``y`` by a copy of its gradient.
         rows: Tensor = Tap.apply(anchor, lambda found, kept: sink((found[0].reshape(shape),), kept), 1, base, *saved)
@@ -72,22 +81,10 @@ def tap(y: Tensor, anchor: Tensor, sink: Sink, saved: tuple[Tensor, ...], *, fre
 
 def tap_all(value: Any, anchor: Tensor, sink: Sink, saved: tuple[Tensor, ...]) -> Any:
     """Put one tap on all floating tensors of a result."""
-    copies = [t.clone() for t in results(value)]
-    tapped = Tap.apply(anchor, sink, len(copies), *copies, *saved)
-    return _rebuilt(value, iter(tapped if isinstance(tapped, tuple) else (tapped,)))
-
-
-def _rebuilt(value: Any, tensors: Iterator[Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return next(tensors) if value.is_floating_point() else value
-    if not isinstance(value, tuple | list):
-        return value
-    items = [_rebuilt(item, tensors) for item in value]
-    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # named tuples take them one by one
-
-
-def _in_order(base: Tensor, y: Tensor) -> bool:
-    return base.is_contiguous() and y.is_contiguous()
+    found = results(value)
+    tapped = Tap.apply(anchor, sink, len(found), *(t.clone() for t in found), *saved)
+    by = dict(zip(map(id, found), tapped if isinstance(tapped, tuple) else (tapped,), strict=True))
+    return map_tensors(value, lambda t: by.get(id(t), t))
 
 
 @final
@@ -135,16 +132,22 @@ class Guide(abc.ABC):
 class Interceptor(TorchFunctionMode):
     """A thread-local torch function mode."""
 
-    def __init__(self, named: Mapping[str, Tensor], guide: Guide, device: torch.device) -> None:
+    def __init__(self, named: Mapping[str, Tensor], guide: Guide) -> None:
         super().__init__()
         self._guide = guide
         self._labels = {id(p): name for name, p in named.items()}
         self._recomputing = False
-        self.anchor = torch.zeros((), device=device, requires_grad=True)
+        self.anchor = torch.zeros((), device=next(iter(named.values())).device, requires_grad=True)
         self.derived: dict[str, tuple[Tensor, frozenset[str]]] = {}
 
     def label(self, tensor: Tensor | None) -> str | None:
         return None if tensor is None else self._labels.get(id(tensor))
+
+    def forward(self, model: nn.Module, objective: Objective, batch: Any) -> Tensor:
+        """Run the forward pass, and return one loss per sample."""
+        with self:
+            losses = objective.losses(model, batch)
+        return check_losses(losses, batch, objective=objective)
 
     def backward(self, loss: Tensor, *, keep: bool = False) -> None:
         """Run the backward pass: every tap's sink gets its gradient, and no parameter does.
@@ -229,32 +232,31 @@ class Interceptor(TorchFunctionMode):
 
 
 @final
-class Eager:
-    """Makes `torch.compile` step aside while any thread is inside; the model itself is not touched.
+class ProcessWide:
+    """A context for all threads of the process: the first thread to come enters it, and the last to go leaves it."""
 
-    torch has one switch for all threads, so that the first to come turns it and the last to go turns it back. Compiled
-    functions that run elsewhere meanwhile are slower and give the same results.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._inside = threading.Lock(), 0
-        self._switch: Any = None
+    def __init__(self, make: Callable[[], AbstractContextManager[object]]) -> None:
+        self._make, self._lock, self._inside, self._held = make, threading.Lock(), 0, ExitStack()
 
     def __enter__(self) -> None:
         with self._lock:
-            if self._inside == 0 and "torch._dynamo" in sys.modules:
-                self._switch = torch.compiler.set_stance("force_eager")
+            if self._inside == 0:
+                self._held.enter_context(self._make())
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._inside -= 1
-            if self._inside == 0 and self._switch is not None:
-                self._switch.__exit__(None, None, None)
-                self._switch = None
+            if self._inside == 0:
+                self._held.close()
 
 
-EAGER = Eager()
+def _eager() -> AbstractContextManager[object]:
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+EAGER = ProcessWide(_eager)
+"""Makes `torch.compile` step aside; compiled functions of other threads are slower and give the same results."""
 
 
 def in_place(function: Callable[..., Any]) -> bool:

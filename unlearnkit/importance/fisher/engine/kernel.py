@@ -277,7 +277,10 @@ class KernelSet:
     def add(self, operands: KernelOperands, into: Callable[..., SumBuffers], *, squares_only: bool) -> bool:
         """Add a layer's gradients by the first kernel that takes it; False when none does."""
         for kernel, origin in self._kernels:
-            if kernel.layer != operands.layer or not self._usable(kernel, origin):
+            if kernel.layer != operands.layer:
+                continue
+            if id(kernel) in _left_out:
+                self._demand(kernel, origin, _left_out[id(kernel)][1])
                 continue
             try:
                 plan = kernel.plan(operands)
@@ -293,12 +296,6 @@ class KernelSet:
                 self._leave_out(kernel, origin, error)
                 raise KernelFailedError(f"the kernel {kernel.name} ({origin}) failed: {error}") from error
             return True
-        return False
-
-    def _usable(self, kernel: Kernel, origin: str) -> bool:
-        if id(kernel) not in _left_out:
-            return True
-        self._demand(kernel, origin, _left_out[id(kernel)][1])
         return False
 
     def _demand(self, kernel: Kernel, origin: str, error: Exception) -> None:

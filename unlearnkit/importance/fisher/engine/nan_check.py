@@ -1,7 +1,7 @@
 """Checks running totals: the first batch with a NaN or an infinity, and squares that underflow."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol, final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import final
 
 import torch
 from torch import Tensor
@@ -15,18 +15,6 @@ _EVERY = 16  # batches between two checks of all totals
 _AT_A_TIME = 1 << 18  # elements: temporaries stay small
 
 
-class Running(Protocol):
-    """Anything that adds up squares."""
-
-    def running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Yield parameter names and buffers; see `Totals.running`."""
-        ...
-
-    def result(self) -> dict[str, Tensor]:
-        """Return the totals so far."""
-        ...
-
-
 @final
 class NanCheck:
     """Checks running totals: NaN and infinity never leave a sum of squares, so a late check still finds them.
@@ -34,8 +22,10 @@ class NanCheck:
     On a CUDA device nothing waits: the looks are collected and read at the end.
     """
 
-    def __init__(self, totals: Running) -> None:
-        self._totals = totals
+    def __init__(
+        self, running: Callable[..., Iterable[tuple[str, Tensor]]], result: Callable[[], Mapping[str, Tensor]]
+    ) -> None:
+        self._running, self._result = running, result
         self._batches = 0
         self._clean = 0
         self._flags: list[tuple[int, Tensor]] = []
@@ -43,7 +33,7 @@ class NanCheck:
     def check(self, *, whole: bool = False) -> None:
         index = self._batches
         whole = whole or index % _EVERY == 0
-        buffers = [buffer for _, buffer in self._totals.running(largest=None if whole else _SMALL)]
+        buffers = [buffer for _, buffer in self._running(largest=None if whole else _SMALL)]
         if not buffers:
             return
         # A sum is finite when all its terms are, unless it overflows itself, which `finish` then finds out.
@@ -52,7 +42,7 @@ class NanCheck:
         if late:
             self._flags.append((index, fine))
         elif not bool(fine):
-            self._raise(self._totals.result(), index)
+            self._raise(self._result(), index)
         if whole:
             self._clean = index + 1
 
@@ -110,16 +100,17 @@ class Underflow:
 
     def check(self, name: str, gradient: Tensor, dtype: torch.dtype) -> None:
         """Note where g ≠ 0 = g² in one gradient."""
-        flat = gradient.detach().reshape(-1)
-        parts = [_vanishes(part.to(dtype)).any() for part in _parts(flat)]
-        if parts and bool(torch.stack(parts).any()):
-            lost = torch.cat([_vanishes(part.to(dtype)) for part in _parts(flat)])
-            self._lost[name] = lost | self._lost[name] if name in self._lost else lost
+        parts = (part.to(dtype) for part in _parts(gradient.detach().reshape(-1)))
+        lost = [(part != 0) & (part.square() == 0) for part in parts]
+        if lost and bool(torch.stack([part.any() for part in lost]).any()):
+            found = torch.cat(lost)
+            self._lost[name] = found | self._lost[name] if name in self._lost else found
 
     def report(self, totals: Mapping[str, Tensor]) -> str | None:
         """Return a message that names totals that are too small, or None."""
         found = {name: self._too_small(name, total.reshape(-1)) for name, total in totals.items()}
-        counts = {name: count for name, count in zip(found, _numbers(list(found.values())), strict=True) if count}
+        numbers = torch.stack(list(found.values())).tolist() if found else []  # from a device at once
+        counts = {name: count for name, count in zip(found, numbers, strict=True) if count}
         if not counts:
             return None
         names = ", ".join(f"{name} ({count} of {totals[name].numel()})" for name, count in counts.items())
@@ -142,12 +133,3 @@ class Underflow:
 
 def _parts(flat: Tensor) -> list[Tensor]:
     return [flat[at : at + _AT_A_TIME] for at in range(0, len(flat), _AT_A_TIME)]
-
-
-def _vanishes(g: Tensor) -> Tensor:
-    return (g != 0) & (g.square() == 0)
-
-
-def _numbers(counts: list[Tensor]) -> list[int]:
-    """Copy all counts from the device at once."""
-    return [int(count) for count in torch.stack(counts).cpu()] if counts else []

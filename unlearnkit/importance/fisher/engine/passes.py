@@ -1,7 +1,7 @@
 """Passes over a batch by a call plan: forward under the interceptor, backward to the taps; and the cache of plans."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, final
@@ -14,21 +14,19 @@ from torch import Tensor, nn
 from unlearnkit.data.batches import batch_size, take, tensors
 from unlearnkit.importance.fisher.engine.accumulate import Accumulation
 from unlearnkit.importance.fisher.engine.call_plan import CallPlan, UnprovenError
-from unlearnkit.importance.fisher.engine.interceptor import Interceptor
 from unlearnkit.importance.fisher.engine.kernel import KernelFailedError, out_of_memory
 from unlearnkit.importance.fisher.engine.nan_check import Underflow
 from unlearnkit.importance.fisher.engine.per_sample_fallback import SquaredGradients
-from unlearnkit.importance.fisher.engine.probe import Comparison, check_alone, probe, probe_again
+from unlearnkit.importance.fisher.engine.probe import Comparison, check_alone, first_proof, probe, probe_again
 from unlearnkit.importance.fisher.engine.totals import GroupTotals, Part
 from unlearnkit.models.objective import Objective, check_losses
+from unlearnkit.models.parameters import trainable
 from unlearnkit.utils.errors import UnlearnKitError, UnlearnKitWarning, UnsupportedModelError
 
 SIZES = 8  # batch sizes whose first pass is checked for rows of other samples
 _SPOT_CHECKED = 3  # samples
-PROBED = (3, 2)  # samples: a second size, because another dimension may be equal to the first by chance
 Kind = tuple[object, ...]
 """What `signature` returns."""
-_IGNORE: Callable[[Tensor], None] = lambda _: None  # noqa: E731
 
 
 @final
@@ -40,11 +38,6 @@ class AloneLosses:
     losses: Tensor
     passes: int = 0
 
-    def check(self, losses: Tensor, precision: torch.dtype) -> None:
-        """Compare with their losses within the batch."""
-        with _later_pass(self.passes):
-            check_alone(losses[list(self.rows)], self.losses, precision)
-
 
 @final
 class SpotChecks:
@@ -52,8 +45,6 @@ class SpotChecks:
 
     def __init__(self, every: int) -> None:
         self._every, self.passes = every, 0
-        self._draw = np.random.default_rng(0)
-        self._place = 0
 
     def rows(self, size: int) -> list[int]:
         """Count one pass, and return the samples of it to check; mostly none."""
@@ -61,35 +52,38 @@ class SpotChecks:
         if not self._every or index == 0:  # the first pass is probed
             return []
         window, place = divmod(index, self._every)
-        if place == 0 or index == 1:
-            self._draw = np.random.default_rng(window)
-            self._place = int(self._draw.integers(int(window == 0), self._every))
-        if place != self._place:
+        draw = np.random.default_rng(window)
+        if place != int(draw.integers(int(window == 0), self._every)):
             return []
-        return [int(row) for row in self._draw.permutation(size)[:_SPOT_CHECKED]]
+        return [int(row) for row in draw.permutation(size)[:_SPOT_CHECKED]]
 
 
 @final
 class Passes:
-    """Adds squares by a call plan; checks the first pass of each batch size and one pass of every `recheck`."""
+    """Adds squares by call plans, and proves that they are right.
+
+    The first batch of each kind is probed: which function uses which parameter, and which rows belong to which sample.
+    The totals of a few samples must equal those of one sample at a time. The first pass of each batch size and one pass
+    of every `recheck` are checked again.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         objective: Objective,
         *,
-        named: Mapping[str, nn.Parameter],
-        device: torch.device,
-        recheck: int = 0,
+        totals: GroupTotals,
+        fallback: SquaredGradients,
+        underflow: Underflow,
+        recheck: int,
     ) -> None:
-        self.model, self.objective, self.named, self.device = model, objective, named, device
-        self._alone: AloneLosses | None = None
+        self._model, self._objective, self._named = model, objective, trainable(model)
+        self._totals, self._fallback, self._underflow = totals, fallback, underflow
+        self._alone: AloneLosses | None = None  # what the next pass must reproduce
         self._spot_checks = SpotChecks(recheck)
         self._sizes: set[int] = set()
-
-    def expect(self, alone: AloneLosses | None) -> None:
-        """Set the losses that the next pass must reproduce."""
-        self._alone = alone
+        self._plans: dict[Kind, CallPlan] = {}
+        self._slow: set[str] = set()
 
     def register(self, batch: Any, plan: CallPlan) -> None:
         """Register a batch; every `recheck` passes, run a few of its samples alone first."""
@@ -101,64 +95,44 @@ class Passes:
 
     def _losses_alone(self, batch: Any, plan: CallPlan, rows: Sequence[int]) -> Tensor:
         few = take(batch, torch.tensor(rows, device=next(tensors(batch)).device))
-        probe_again(self.model, self.objective, few, self.named, plan)
+        probe_again(self._model, self._objective, few, self._named, plan)
         ones = [take(few, slice(i, i + 1)) for i in range(len(rows))]
         with torch.no_grad():
             return torch.cat(
-                [check_losses(self.objective.losses(self.model, one), one, objective=self.objective) for one in ones]
+                [check_losses(self._objective.losses(self._model, one), one, objective=self._objective) for one in ones]
             )
 
     def run(self, batch: Any, plan: CallPlan, parts: Sequence[Part]) -> None:
         """Forward and backward over one batch; adds the squares of its per-sample gradients to the parts."""
-        check = self._check_rows(batch, plan, parts)
-        with self._forward(batch, plan, parts) as (losses, accumulation):
-            check(losses)
-            accumulation.backward(losses)
+        (alone, self._alone), size = (self._alone, None), batch_size(batch)
+        new = size not in self._sizes and len(self._sizes) < SIZES
+        if size > plan.samples and (new or (alone is not None and alone.passes)):
+            # In a pass of its own: going back twice through one graph would hold more than a plain pass does.
+            with (
+                self._forward(batch, plan, parts, alone) as (losses, accumulation),
+                _later_pass(alone.passes if alone is not None else 0),
+            ):
+                accumulation.check_owners(losses)
+            self._sizes.add(size)
+            alone = None
+        with self._forward(batch, plan, parts, alone) as (losses, accumulation):
+            accumulation.interceptor.backward(losses.sum())
             accumulation.finish()
 
     @contextmanager
-    def _forward(self, batch: Any, plan: CallPlan, parts: Sequence[Part]) -> Iterator[tuple[Tensor, Accumulation]]:
-        accumulation = Accumulation(plan, batch_size(batch), parts)
-        interceptor = Interceptor(self.named, accumulation, self.device)
-        accumulation.interceptor = interceptor
+    def _forward(
+        self, batch: Any, plan: CallPlan, parts: Sequence[Part], alone: AloneLosses | None
+    ) -> Iterator[tuple[Tensor, Accumulation]]:
+        accumulation = Accumulation(plan, batch_size(batch), parts, named=self._named)
         try:
-            with interceptor:
-                losses = self.objective.losses(self.model, batch)
-            losses = check_losses(losses, batch, objective=self.objective)
+            losses = accumulation.interceptor.forward(self._model, self._objective, batch)
             plan.finish()
+            if alone is not None:
+                with _later_pass(alone.passes):
+                    check_alone(losses[list(alone.rows)], alone.losses, plan.precision)
             yield losses, accumulation
         finally:
             accumulation.close()
-
-    def _check_rows(self, batch: Any, plan: CallPlan, parts: Sequence[Part]) -> Callable[[Tensor], None]:
-        """Check whose rows are whose when it is due, in a pass of its own; return a check of the next losses."""
-        (alone, self._alone), size = (self._alone, None), batch_size(batch)
-        check = partial(alone.check, precision=plan.precision) if alone is not None else _IGNORE
-        new = size not in self._sizes and len(self._sizes) < SIZES
-        if size <= plan.samples or not (new or (alone is not None and alone.passes)):
-            return check
-        # Going back twice through one graph would hold more than a plain pass does.
-        with self._forward(batch, plan, parts) as (losses, accumulation):
-            check(losses)
-            with _later_pass(alone.passes if alone is not None else 0):
-                accumulation.check_owners(losses)
-        self._sizes.add(size)
-        return _IGNORE
-
-
-@final
-class PlanCache:
-    """Probes the first batch of each kind: which function uses which parameter, and which rows belong to which sample.
-
-    The totals of a few samples must equal those of one sample at a time.
-    """
-
-    def __init__(
-        self, passes: Passes, *, totals: GroupTotals, fallback: SquaredGradients, underflow: Underflow
-    ) -> None:
-        self._passes, self._totals, self._fallback, self._underflow = passes, totals, fallback, underflow
-        self._plans: dict[Kind, CallPlan] = {}
-        self._slow: set[str] = set()
 
     def known(self, kind: Kind) -> CallPlan | None:
         """Return the plan of a kind of batch, if there is one already."""
@@ -170,25 +144,21 @@ class PlanCache:
 
     def of(self, batch: Any, kind: Kind, *, grouped: bool) -> CallPlan:
         """Return the plan of a batch; the first of its kind is probed."""
-        if kind in self._plans:
-            return self._plans[kind]
-        reason: Exception | None = None
-        for samples in (n for n in PROBED if n <= batch_size(batch)):
-            try:
-                self._plans[kind] = self._probed(take(batch, slice(0, samples)), grouped=grouped)
-            except (UnlearnKitError, KernelFailedError):
+        if kind not in self._plans:
+            self._plans[kind] = first_proof(batch, partial(self._probed, grouped=grouped))
+            self._say_slow(self._plans[kind].slow)
+        return self._plans[kind]
+
+    def _probed(self, few: Any, *, grouped: bool) -> CallPlan:
+        try:
+            return self._checked(few, grouped=grouped)
+        except (UnlearnKitError, KernelFailedError, UnprovenError):
+            raise
+        except Exception as error:  # whatever fails under the mode, the fallback may work
+            if out_of_memory(error):
                 raise
-            except Exception as error:  # whatever fails under the mode, the fallback may work
-                if out_of_memory(error):
-                    raise
-                reason = reason or error
-            else:
-                self._say_slow(self._plans[kind].slow)
-                return self._plans[kind]
-        assert reason is not None, "a batch of one sample is not probed"
-        if isinstance(reason, UnprovenError):
-            raise reason
-        raise UnprovenError(f"{type(reason).__name__}: {_first_line(reason)}") from reason
+            said = (str(error).strip().splitlines() or [""])[0][:160]
+            raise UnprovenError(f"{type(error).__name__}: {said}") from error
 
     def _say_slow(self, slow: Sequence[str]) -> None:
         new = [step for step in slow if step not in self._slow]
@@ -201,17 +171,16 @@ class PlanCache:
                 stacklevel=2,
             )
 
-    def _probed(self, few: Any, *, grouped: bool) -> CallPlan:
-        passes = self._passes
-        plan = probe(passes.model, passes.objective, few, passes.named)
+    def _checked(self, few: Any, *, grouped: bool) -> CallPlan:
+        plan = probe(self._model, self._objective, few, self._named)
         if not self._plans and (grouped or plan.shared):  # where it matters whose a row is
-            back = take(few, torch.arange(batch_size(few)).flip(0).to(passes.device))
-            probe_again(passes.model, passes.objective, back, passes.named, plan)
+            back = take(few, torch.arange(batch_size(few)).flip(0).to(next(tensors(few)).device))
+            probe_again(self._model, self._objective, back, self._named, plan)
         comparison = Comparison()
-        passes.expect(None)
+        self._alone = None
         trial = self._totals.trial(batch_size(few), comparison.expect)
-        passes.run(few, plan, [trial])
-        for name in passes.named:
+        self.run(few, plan, [trial])
+        for name in self._named:
             if not comparison.expects(name):  # nothing used it
                 trial.complete(name)
 
@@ -219,7 +188,7 @@ class PlanCache:
             comparison.receive(name, g)
             self._underflow.check(name, g, self._totals.dtype(name))
 
-        passes.expect(AloneLosses(rows=range(batch_size(few)), losses=self._fallback.each(few, receive)))
+        self._alone = AloneLosses(rows=range(batch_size(few)), losses=self._fallback.each(few, receive))
         comparison.verdict(plan.precision)
         return plan
 
@@ -228,10 +197,6 @@ def signature(batch: Any) -> Kind:
     """Name what the steps of a forward pass may depend on: shapes beside the batch's, dtypes, autocast."""
     shapes = tuple((tuple(t.shape[1:]), t.dtype) for t in tensors(batch))
     return (*shapes, *(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:160]
 
 
 @contextmanager

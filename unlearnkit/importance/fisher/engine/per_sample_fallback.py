@@ -1,7 +1,7 @@
 """Squared per-sample gradients of any model: `torch.func` in chunks, or one sample at a time where that cannot work."""
 
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, final
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from unlearnkit.data.batches import batch_size, has_values, map_tensors, take, tensors
+from unlearnkit.importance.fisher.engine.interceptor import ProcessWide
 from unlearnkit.models.norm_gradients import norm_gradient_fix
 from unlearnkit.models.objective import Objective, check_losses
 from unlearnkit.models.parameters import dense, trainable, wide
@@ -198,29 +199,20 @@ class _Losses(nn.Module):
         return check_losses(self._objective.losses(self.model, batch), batch, objective=self._objective)
 
 
-@final
-class _Quiet:
-    """Suppresses vmap's performance warnings while any thread is inside."""
-
-    def __init__(self) -> None:
-        self._lock, self._inside = threading.Lock(), 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._inside += 1
-            _remark(False)
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            _remark(self._inside == 0)
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    _remark(False)
+    try:
+        yield
+    finally:
+        _remark(True)
 
 
 def _remark(wanted: bool) -> None:
     torch._C._functorch._set_vmap_fallback_warning_enabled(wanted)  # type: ignore[attr-defined]  # noqa: SLF001 - torch's only switch
 
 
-_QUIET = _Quiet()
+_QUIET = ProcessWide(_without_remarks)
 
 
 def _rebuild(batch: Any, columns: list[Tensor]) -> Any:

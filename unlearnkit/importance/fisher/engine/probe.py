@@ -4,17 +4,16 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.batches import batch_size
+from unlearnkit.data.batches import batch_size, take
 from unlearnkit.importance.fisher.engine.call_plan import (
     Action,
     CallPlan,
-    Layout,
     Step,
     UnprovenError,
     recognise,
@@ -32,9 +31,11 @@ from unlearnkit.importance.fisher.engine.interceptor import (
     in_place,
 )
 from unlearnkit.importance.fisher.engine.rule import Call, Rule, rule_for
-from unlearnkit.models.objective import Objective, check_losses
-from unlearnkit.models.parameters import buffers, device_of
+from unlearnkit.models.objective import Objective
+from unlearnkit.models.parameters import buffers
 
+_T = TypeVar("_T")
+_PROBED = (3, 2)  # samples: a second size, because another dimension may be equal to the first by chance
 _EXACT = 1 << 14  # elements up to which a picture is the tensor itself
 _WIDTH = 64  # elements that become one
 _AT_A_TIME = 1 << 18  # elements: what is made on the way is small
@@ -82,10 +83,9 @@ class Discovery(Guide):
 
     def compare(self, plan: CallPlan) -> None:
         """Compare the rows that these samples' losses reach with the layouts of a plan, if the calls match."""
-        pairs = list(zip(self._steps, plan.steps, strict=False))
-        if len(self._steps) != len(plan.steps) or any(not _same_call(mine, known) for mine, known in pairs):
+        if [(s.function, s.names) for s in self._steps] != [(s.function, s.names) for s in plan.steps]:
             return
-        for index, (mine, known) in enumerate(pairs):
+        for index, (mine, known) in enumerate(zip(self._steps, plan.steps, strict=True)):
             for shape, layout, seen in zip(mine.shapes, known.layouts, self._touched.get(index, ()), strict=False):
                 fits = layout is not None and shape[: len(head := layout.length(self._samples))] == head
                 if layout is not None and fits and not layout.agrees(_masks(shape, seen)):
@@ -162,31 +162,21 @@ class Discovery(Guide):
         if step.action is not Action.CLAIM:
             return step
         assert step.rule is not None, "a claim has a rule"
-        layouts = tuple(
-            self._layout(step, step.rule, shape, seen)
-            for shape, seen in zip(step.shapes, self._touched[index], strict=True)
-        )
-        step = attrs.evolve(step, layouts=layouts)
+        layouts = []
+        for shape, seen in zip(step.shapes, self._touched[index], strict=True):
+            touched = _masks(shape, seen)
+            layouts.append(recognise(shape, touched, free_rows=step.rule.free_rows))
+            if layouts[-1] is None and any(bool(t.any()) for t in touched):
+                raise UnprovenError(f"{step.describe()}: which of its rows belong to which sample cannot be told")
+        step = attrs.evolve(step, layouts=tuple(layouts))
         leading = step.inputs.length(self._samples) if step.inputs is not None else ()
         if any(shape[: len(leading)] != leading for shape in self._saved[index]):
             raise UnprovenError(f"{step.describe()}: its input and its output have their samples in different places")
         return step
 
-    def _layout(self, step: Step, rule: Rule, shape: tuple[int, ...], seen: list[Tensor | None]) -> Layout | None:
-        """Recognise the layout of one result; None where no gradient came."""
-        touched = _masks(shape, seen)
-        layout = recognise(shape, touched, free_rows=rule.free_rows)
-        if layout is None and any(bool(t.any()) for t in touched):
-            raise UnprovenError(f"{step.describe()}: which of its rows belong to which sample cannot be told")
-        return layout
-
 
 def _masks(shape: tuple[int, ...], seen: list[Tensor | None]) -> list[Tensor]:
     return [torch.zeros(shape[:2], dtype=torch.bool) if t is None else t.cpu() for t in seen]
-
-
-def _same_call(one: Step, other: Step) -> bool:
-    return one.function == other.function and one.names == other.names
 
 
 def _covers(rule: Rule, seen: Seen) -> bool:
@@ -199,6 +189,18 @@ def _covers(rule: Rule, seen: Seen) -> bool:
 
 def _step(action: Action, seen: Seen, rule: Rule | None = None) -> Step:
     return Step(action=action, function=seen.function, names=seen.names, rule=rule)
+
+
+def first_proof(batch: Any, attempt: Callable[[Any], _T]) -> _T:
+    """Attempt something with a few samples of a batch, and with fewer when it cannot be proven."""
+    reason: UnprovenError | None = None
+    for samples in (n for n in _PROBED if n <= batch_size(batch)):
+        try:
+            return attempt(take(batch, slice(0, samples)))
+        except UnprovenError as error:
+            reason = reason or error
+    assert reason is not None, "a batch of one sample is not probed"
+    raise reason
 
 
 def probe(model: nn.Module, objective: Objective, batch: Any, named: Mapping[str, Tensor]) -> CallPlan:
@@ -217,10 +219,8 @@ def probe_again(
 def _watched(model: nn.Module, objective: Objective, batch: Any, named: Mapping[str, Tensor]) -> Discovery:
     frozen = [p for p in model.parameters() if not p.requires_grad]
     guide = Discovery(batch_size(batch), [*buffers(model).values(), *frozen])
-    interceptor = Interceptor(named, guide, device_of(model))
-    with interceptor:
-        losses = objective.losses(model, batch)
-    losses = check_losses(losses, batch, objective=objective)
+    interceptor = Interceptor(named, guide)
+    losses = interceptor.forward(model, objective, batch)
     for sample in range(len(losses)):
         guide.sample = sample
         interceptor.backward(losses[sample], keep=True)
@@ -314,13 +314,8 @@ def check_alone(losses: Tensor, alone: Tensor, precision: torch.dtype) -> None:
 def projected(t: Tensor, *, square: bool = False) -> Tensor:
     """Add neighbours up with fixed random weights of either sign, 64 at a time; small tensors stay as they are.
 
-    Pictures add up as their tensors do: that of a sum is the sum of those of its terms. Two tensors that differ in
-    one or in all places have different pictures, except by a chance that many neighbourhoods make negligible.
-
-    Example:
-        >>> one, two = torch.rand(200, 100), torch.rand(200, 100)
-        >>> len(projected(one)), torch.allclose(projected(one) + projected(two), projected(one + two), atol=1e-4)
-        (313, True)
+    That of a sum is the sum of those of its terms. Two tensors that differ in one or in all places have different
+    pictures, except by a chance that many neighbourhoods make negligible.
     """
     if t.numel() <= _EXACT:
         return t.reshape(-1).square() if square else t.reshape(-1).clone()

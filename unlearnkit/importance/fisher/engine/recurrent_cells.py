@@ -46,13 +46,7 @@ def relu_step(inside: Tensor, across: Tensor, state: State) -> State:
 
 
 def written_out(function: Callable[..., Any]) -> Callable[..., Any] | None:
-    """Find what a function of torch does, in functions that the engine has rules for.
-
-    Example:
-        >>> cell, x, h = torch.nn.GRUCell(2, 3), torch.ones(4, 2), torch.ones(4, 3)
-        >>> torch.allclose(written_out(torch.gru_cell)(x, h, *cell.parameters()), cell(x, h))
-        True
-    """
+    """Find what a function of torch does, in functions that the engine has rules for."""
     return _WRITTEN_OUT.get(function)
 
 

@@ -24,17 +24,8 @@ _TWO_SUM = {"cpu": 1 << 16}  # elements at a time: three of them stay in the cac
 _ON_DEVICE = 1 << 22  # elements at a time where there is no cache to stay in: few operations, and little memory
 
 
-@final
-class _Buffers(dict[str, dict[str, tuple[Tensor, Finish]]]):
-    """{parameter name: {layout: (buffer, finish)}}."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        super().__init__({name: {} for name in names})
-
-    def all(self) -> Iterator[tuple[str, str, Tensor, Finish]]:
-        for name, held in self.items():
-            for layout, (buffer, finish) in held.items():
-                yield name, layout, buffer, finish
+_Buffers = dict[str, dict[str, tuple[Tensor, Finish]]]
+"""{parameter name: {layout: (buffer, finish)}}."""
 
 
 @final
@@ -60,7 +51,7 @@ class Totals:
         self._compensated = compensated
         self.kernels = kernels
         self._signed = signed
-        self._buffers = _Buffers(self._named)
+        self._buffers: _Buffers = {name: {} for name in named}
         self._open: _Buffers | None = None
         self._lost: dict[tuple[str, str], Tensor] = {}
         self.asked = 0
@@ -86,17 +77,12 @@ class Totals:
             held[layout] = torch.zeros(shape, dtype=self.dtype(name), device=device), finish
         return held[layout][0]
 
-    def add(self, totals: Mapping[str, Tensor]) -> None:
-        """Add totals of other samples, one tensor for each parameter."""
-        for name, total in totals.items():
-            self.buffer(name, "plain", (total.numel(),), _same).add_(total.reshape(-1))
-
     def empty(self) -> "Totals":
         return Totals(self._named, double=self._double, memory=self.memory, kernels=self.kernels, signed=self._signed)
 
     def begin(self) -> None:
-        """From now on add to separate buffers, until `commit` or `roll_back`."""
-        self._open = _Buffers(self._named)
+        """From now on add to separate buffers, new ones at each call, until `commit` or `roll_back`."""
+        self._open = {name: {} for name in self._named}
 
     def roll_back(self) -> None:
         self._open = None
@@ -121,9 +107,8 @@ class Totals:
 
     def running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yield parameter names and unfinished buffers."""
-        for name, _, buffer, _ in self._buffers.all():
-            if largest is None or buffer.numel() <= largest:
-                yield name, buffer
+        for name, held in self._buffers.items():
+            yield from ((name, t) for t, _ in held.values() if largest is None or t.numel() <= largest)
 
     def whole(self) -> Iterator[tuple[str, str, Tensor, Finish]]:
         """Yield name, layout, buffer and finish of each parameter, one buffer for each.
@@ -134,30 +119,28 @@ class Totals:
             if len(held) > 1:
                 total = self.take(name)
                 self.buffer(name, "plain", (total.numel(),), _same).copy_(total.view(-1))
-        yield from self._buffers.all()
+            yield from ((name, layout, buffer, finish) for layout, (buffer, finish) in held.items())
 
     def result(self, *, last: bool = False) -> dict[str, Tensor]:
         """Return the totals, each in its parameter's shape; zeros for a parameter that nothing used."""
-        return {name: self.take(name) if last else self._one(name, p) for name, p in self._named.items()}
+        return {name: self.take(name) if last else self._one(name) for name in self._named}
 
     def take(self, name: str) -> Tensor:
         """Return the total of one parameter, in its shape, and free its buffers."""
-        total = self._one(name, self._named[name], last=True)
+        total = self._one(name, last=True)
         for layout in self._buffers[name]:
             self._lost.pop((name, layout), None)
         self._buffers[name].clear()
         return total
 
-    def _one(self, name: str, p: Tensor, *, last: bool = False) -> Tensor:
-        parts = [
-            finish(buffer + self._lost[name, layout] if (name, layout) in self._lost else buffer).reshape(p.shape)
-            for layout, (buffer, finish) in self._buffers[name].items()
-        ]
-        if not parts:
+    def _one(self, name: str, *, last: bool = False) -> Tensor:
+        p, total = self._named[name], None
+        for layout, (buffer, finish) in self._buffers[name].items():
+            exact = buffer + self._lost[name, layout] if (name, layout) in self._lost else buffer
+            part = finish(exact).reshape(p.shape)
+            total = part if total is None else total + part
+        if total is None:
             return torch.zeros(p.shape, dtype=self.dtype(name), device=p.device)
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
         if self._signed:
             return total.contiguous()
         # Sums over pairs of rows may come out below zero by rounding where all terms cancel; NaN stays NaN.
@@ -286,15 +269,6 @@ class Sums:
     def receive(self, name: str, per_sample: Tensor) -> None:
         self.slot(name).add(per_sample)
 
-    def empty(self) -> "Sums":
-        absolute, signed = (None if t is None else t.empty() for t in (self.absolute, self.signed))
-        return Sums(squares=self.squares.empty(), absolute=absolute, signed=signed)
-
-    def add(self, other: "Sums") -> None:
-        """Add the sums of other samples, and free them."""
-        for mine, theirs in zip(self.all(), other.all(), strict=True):
-            mine.add(theirs.result(last=True))
-
     def all(self) -> Iterator[Totals]:
         yield from (totals for totals in (self.squares, self.absolute, self.signed) if totals is not None)
 
@@ -312,9 +286,6 @@ class Part:
         """Hand out the total of a parameter, when nothing more will be added to it."""
         if self.take is not None:
             self.take(name, self.sums.squares.take(name))
-
-    def of(self, tensor: Tensor) -> Tensor:
-        return tensor[self.rows]
 
 
 @final

@@ -89,7 +89,8 @@ class EmbeddingBagRule(Rule):
             torch.ones_like(input, dtype=weight.dtype) if per_sample_weights is None else per_sample_weights.detach()
         )
         if mode == "mean":
-            share = share / _lengths(input, padding).to(weight.dtype)
+            counted = input >= 0 if padding is None else input != padding
+            share = share / counted.sum(1, keepdim=True).clamp(min=1).to(weight.dtype)
         return Call(weights={"weight": weight}, saved=(input, share), options=(len(weight), padding))
 
     def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
@@ -99,7 +100,7 @@ class EmbeddingBagRule(Rule):
     def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
         """Add the looked-up rows only."""
         for rows in slot.chunks(len(g), self.work(g, call)):
-            _ROWS.add_squares(role, *_spread(g[rows], _cut(call, rows)), slot)
+            _ROWS.add_squares(role, *_spread(g[rows], call.holding(t[rows] for t in call.saved)), slot)
 
     def work(self, g: Tensor, call: Call) -> int:
         """Count the gradients of the rows, and their copies."""
@@ -144,17 +145,7 @@ def _rows(g: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     return keys, rows * (index.flatten() != padding).unsqueeze(1)
 
 
-def _lengths(index: Tensor, padding: int | None) -> Tensor:
-    """Count what is not padding in each bag, at least 1: shape (bags, 1)."""
-    counted = index >= 0 if padding is None else index != padding
-    return counted.sum(1, keepdim=True).clamp(min=1)
-
-
 def _spread(g: Tensor, call: Call) -> tuple[Tensor, Call]:
     """Give every index of a bag its gradient: what an embedding of the same indices would get."""
     index, share = call.saved
     return g.unsqueeze(-2) * share.unsqueeze(-1), call.holding([index])
-
-
-def _cut(call: Call, rows: slice) -> Call:
-    return call.holding(t[rows] for t in call.saved)

@@ -19,10 +19,6 @@ from unlearnkit.utils.errors import UnsupportedModelError
 _CACHED = 1 << 20  # bytes of products that stay in a core's cache until they are summed
 _LARGE = 1 << 19  # elements from which reading x again costs more than another function in Python
 _LARGE_MAP = 16  # positions below which torch's own pass spends its time between channels
-_WHY = (
-    "expected samples that do not mix, saw batch_norm on batch statistics: per-sample gradients do not exist there; "
-    "use eval mode and track_running_stats=True, or GroupNorm"
-)
 
 
 class _Norm(Rule):
@@ -76,7 +72,10 @@ class BatchNormRule(_ChannelNorm):
     ) -> Call | None:
         del momentum
         if training:
-            raise UnsupportedModelError(_WHY)
+            raise UnsupportedModelError(
+                "expected samples that do not mix, saw batch_norm on batch statistics: per-sample gradients do not "
+                "exist there; use eval mode and track_running_stats=True, or GroupNorm"
+            )
         if running_mean is None or running_var is None:
             return None
         running = running_mean.detach(), running_var.detach()
@@ -94,8 +93,7 @@ class BatchNormRule(_ChannelNorm):
         x = call.saved[0].flatten(0, 1)
         if g.device.type == "cpu" and g[0, 0].numel() >= _LARGE_MAP and g.is_contiguous() and x.is_contiguous():
             return _each_alone(g, x, mean, inverse)
-        both = _positions(g * x)
-        result: Tensor = (both - _positions(g) * mean) * inverse
+        result: Tensor = (_positions(g * x) - _positions(g) * mean) * inverse
         return result
 
 
@@ -240,15 +238,7 @@ def batch_norm(  # noqa: PLR0917 - torch's own signature
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Call batch norm on running statistics, its weights detached.
-
-    Example:
-        >>> x = torch.ones(1 << 18, 2, requires_grad=True)
-        >>> y = batch_norm(torch.nn.functional.batch_norm, x, torch.zeros(2), torch.ones(2), torch.tensor([3.0, 4.0]))
-        >>> y.sum().backward()
-        >>> x.grad[0].round()
-        tensor([3., 4.])
-    """
+    """Call batch norm on running statistics, its weights detached."""
 
     def run(x: Tensor) -> Tensor:
         return function(x, running_mean, running_var, weight, bias, training, momentum, eps)

@@ -20,18 +20,17 @@ from unlearnkit.distributed.ranks import Ranks
 from unlearnkit.importance.estimator import Accumulator
 from unlearnkit.importance.fisher.engine.accumulate import Accumulation
 from unlearnkit.importance.fisher.engine.call_plan import Action, CallPlan, Step, UnprovenError
-from unlearnkit.importance.fisher.engine.interceptor import EAGER, Gradients, Guide, Interceptor, Seen, Sink
-from unlearnkit.importance.fisher.engine.passes import PROBED, signature
+from unlearnkit.importance.fisher.engine.interceptor import EAGER, Gradients, Guide, Seen, Sink
+from unlearnkit.importance.fisher.engine.passes import signature
 from unlearnkit.importance.fisher.engine.per_sample_fallback import refuse_batch_statistics
-from unlearnkit.importance.fisher.engine.probe import Comparison, check_alone, probe
+from unlearnkit.importance.fisher.engine.probe import Comparison, check_alone, first_proof, probe
 from unlearnkit.importance.fisher.engine.rule import Call
 from unlearnkit.importance.fisher.engine.totals import Part, Sums, Totals
-from unlearnkit.importance.fisher.sharded.fsdp_parameters import Leaves
-from unlearnkit.importance.fisher.sharded.squared_sums import PieceTotals, SampleSquares
+from unlearnkit.importance.fisher.sharded.squared_sums import Leaves, PieceTotals, SampleSquares
 from unlearnkit.importance.importance import Importance
-from unlearnkit.models.objective import Objective, check_losses
+from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import device_of, trainable
-from unlearnkit.utils.errors import UnlearnKitError, UnlearnKitWarning, UnsupportedModelError
+from unlearnkit.utils.errors import UnlearnKitWarning, UnsupportedModelError
 
 
 @final
@@ -45,7 +44,8 @@ class Sending(Guide):
 
     def __init__(self, plan: CallPlan, samples: int, totals: Totals, leaves: Leaves, *, real: bool = True) -> None:
         self._totals, self._leaves, self._real = totals, leaves, real
-        self.inner = Accumulation(plan, samples, [Part(rows=slice(0, samples), sums=Sums(squares=totals))])
+        part = Part(rows=slice(0, samples), sums=Sums(squares=totals))
+        self.inner = Accumulation(plan, samples, [part], named=leaves.tensors, guide=self)
         self._at_end = _late(plan)
         self._claims: list[tuple[str, ...]] = []
         self._waiting = 0
@@ -147,7 +147,7 @@ class ShardedEngine(Accumulator):
         alone = None
         if kind not in self._plans:
             try:
-                self._plans[kind], alone = self._probed(batch)
+                self._plans[kind], alone = first_proof(batch, self._probed)
             except UnprovenError as unproven:
                 return self._give_up(str(unproven))
         own, rows = self._leaves.own(batch)
@@ -163,21 +163,11 @@ class ShardedEngine(Accumulator):
             self._totals.add(name, piece)
         return None
 
-    def _probed(self, batch: Any) -> tuple[CallPlan, Tensor]:
+    def _probed(self, few: Any) -> tuple[CallPlan, Tensor]:
         """Find the steps of a forward pass with a few samples, the same in every process, and check the totals."""
-        reason: Exception | None = None
-        for samples in (n for n in PROBED if n <= batch_size(batch)):
-            few = take(batch, slice(0, samples))
-            try:
-                plan = probe(self._model, self._objective, few, self._leaves.tensors)
-                _refuse_several(plan, self._leaves)
-                return plan, self._checked(few, plan)
-            except UnlearnKitError:
-                raise
-            except UnprovenError as error:
-                reason = reason or error
-        assert reason is not None, "a batch of one sample is not probed"
-        raise reason
+        plan = probe(self._model, self._objective, few, self._leaves.tensors)
+        _refuse_several(plan, self._leaves)
+        return plan, self._checked(few, plan)
 
     def _checked(self, few: Any, plan: CallPlan) -> Tensor:
         sending, problems = self._pass(few, plan, None, counted=batch_size(few))
@@ -194,12 +184,9 @@ class ShardedEngine(Accumulator):
         leaves = self._leaves
         totals = Totals(leaves.tensors, double=self._double, memory=self._memory)
         sending = Sending(plan, batch_size(own), totals, leaves, real=counted > 0)
-        interceptor = Interceptor(leaves.tensors, sending, device_of(self._model))
-        sending.inner.interceptor, problem = interceptor, ""
+        interceptor, problem = sending.inner.interceptor, ""
         try:
-            with interceptor:
-                losses = self._objective.losses(self._model, own)
-            losses = check_losses(losses, own, objective=self._objective)
+            losses = interceptor.forward(self._model, self._objective, own)
             try:
                 plan.finish()
                 if alone is not None:
