@@ -100,11 +100,11 @@ class Underflow:
 
     def check(self, name: str, gradient: Tensor, dtype: torch.dtype) -> None:
         """Note where g ≠ 0 = g² in one gradient."""
-        parts = (part.to(dtype) for part in _parts(gradient.detach().reshape(-1)))
-        lost = [(part != 0) & (part.square() == 0) for part in parts]
-        if lost and bool(torch.stack([part.any() for part in lost]).any()):
-            found = torch.cat(lost)
-            self._lost[name] = found | self._lost[name] if name in self._lost else found
+        flat = gradient.detach().reshape(-1)
+        some = [_vanishes(part.to(dtype)).any() for part in _parts(flat)]  # as large as the gradient only where needed
+        if some and bool(torch.stack(some).any()):
+            lost = torch.cat([_vanishes(part.to(dtype)) for part in _parts(flat)])
+            self._lost[name] = lost | self._lost[name] if name in self._lost else lost
 
     def report(self, totals: Mapping[str, Tensor]) -> str | None:
         """Return a message that names totals that are too small, or None."""
@@ -133,3 +133,7 @@ class Underflow:
 
 def _parts(flat: Tensor) -> list[Tensor]:
     return [flat[at : at + _AT_A_TIME] for at in range(0, len(flat), _AT_A_TIME)]
+
+
+def _vanishes(g: Tensor) -> Tensor:
+    return (g != 0) & (g.square() == 0)
