@@ -365,6 +365,7 @@ def test_gradients_are_right_where_torch_s_own_are_not(estimator):
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # torch.compile on Python 3.13.0
 def test_a_layer_that_is_compiled_whole_stays_so():
     """A hook on a gradient inside it would break its graph, which fullgraph=True makes an error."""
     model = permuted.Permuted(nn.BatchNorm2d(3)).eval()
