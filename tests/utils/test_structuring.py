@@ -39,7 +39,7 @@ def test_call():
 def test_call_names_the_nearest_option_and_the_missing_one():
     with pytest.raises(ConfigurationError, match="here: unknown option 'alhpa'; did you mean 'alpha'"):
         call(takes, {"alhpa": 2}, where="here")
-    with pytest.raises(ConfigurationError, match="here: missing a required (keyword-only )?argument: 'alpha'"):
+    with pytest.raises(ConfigurationError, match=r"here: missing a required (keyword-only )?argument: 'alpha'"):
         call(takes, {}, where="here")
 
 
