@@ -56,6 +56,6 @@ def test_the_run_command_on_the_digits(trained_checkpoint, tmp_path, monkeypatch
     with entered() as files:
         result = CliRunner().invoke(app, [str(a) for a in arguments])
     assert result.exit_code == 0, result.output
-    assert "unlearnkit/cli/run.py" in files
+    assert "unlearnkit/cli/experiments.py" in files
     assert "unlearnkit/pipeline.py" in files
     assert len(files) <= RUN, sorted(files)

@@ -5,16 +5,11 @@ from typing import Annotated
 import typer
 
 from unlearnkit import __version__
-from unlearnkit.cli.compare import compare
 from unlearnkit.cli.console import line
 from unlearnkit.cli.deletion import forget, ledger, purge, rollback, verify_receipts
-from unlearnkit.cli.demo import demo
+from unlearnkit.cli.experiments import compare, demo, report, run, train, tune
 from unlearnkit.cli.patch import app as patch
 from unlearnkit.cli.plugins import methods, new_plugin, plugins
-from unlearnkit.cli.report import report
-from unlearnkit.cli.run import run
-from unlearnkit.cli.train import train
-from unlearnkit.cli.tune import tune
 
 app = typer.Typer(
     name="unlearnkit",

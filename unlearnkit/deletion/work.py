@@ -205,14 +205,16 @@ class Deletion:
             return report
 
         try:
-            report = self.experiment.edit(
+            method = chosen_method(config, config.deletion.method, key="deletion.method")
+            report = self.experiment.pipeline(method, self.plugins).run(
                 model,
-                chosen_method(config, config.deletion.method, key="deletion.method"),
-                self.plugins,
                 forget=found.forget,
                 reference=found.reference,
-                forget_data=train.subset(rows),
-                retain_data=train.subset(population.without(rows)),
+                forget_data=self.experiment.importance_batches(train.subset(rows)),
+                retain_data=self.experiment.importance_batches(train.subset(population.without(rows))),
+                model_factory=self.experiment.fresh_model,
+                objective=self.experiment.objective,
+                seed=config.seed,
                 accept=within_budget,
                 progress=self.progress,
             )

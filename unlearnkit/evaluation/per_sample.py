@@ -44,26 +44,12 @@ def label_losses(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> Floa
 
 
 def margins(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> Floats:
-    """Logit-scaled confidence φ = ln(p_y/(1 − p_y)) = z_y − ln Σ_{c≠y} exp z_c of each sample.
-
-    Computed from logits, so that φ is finite even where the confidence rounds to 1. Over many models φ is close to
-    normal; the confidence is not, and correctness (0 or 1) even less.
-
-    Source: Carlini, Chien, Nasr, Song, Terzis and Tramèr 2022 (Membership Inference Attacks From First Principles),
-    section IV-C.
-    """
+    """Logit-scaled confidence φ = ln(p_y/(1 − p_y)) of each sample (Carlini et al. 2022), finite where p_y is 1."""
     z, y = _logits_and_labels(logits, labels)
     rows, others = np.arange(len(z)), z.copy()
     others[rows, y] = -np.inf
     found: Floats = z[rows, y] - logsumexp(others, axis=1)
     return found
-
-
-def kl_divergence(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> Floats:
-    """KL(p ‖ q) = Σ_c p_c · ln(p_c/q_c) of each sample, nats (Kullback and Leibler 1951, equation 2.4)."""
-    p, q = two_predictions(p, q, what="kl_divergence")
-    found: Floats = rel_entr(p, q).sum(axis=1)
-    return np.maximum(found, 0.0)  # the terms of equal distributions add up to 0 except for rounding
 
 
 def jensen_shannon(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> Floats:

@@ -208,14 +208,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Return a copy of a raw configuration with some settings replaced.
-
-    Example:
-        >>> apply_overrides({"method": [{"name": "ssd", "options": {"alpha": 10.0}}]}, ["method.ssd.options.alpha=5"])
-        {'method': [{'name': 'ssd', 'options': {'alpha': 5}}]}
-        >>> apply_overrides({}, ["device=cpu"])
-        {'device': 'cpu'}
-    """
+    """Return a copy of a raw configuration with settings such as ``"method.ssd.options.alpha=5"`` replaced."""
     result = copy.deepcopy(raw)
     for override in overrides:
         path, sign, text = override.partition("=")

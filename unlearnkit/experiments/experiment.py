@@ -35,9 +35,8 @@ from unlearnkit.importance.estimator import ImportanceEstimator
 from unlearnkit.importance.provenance import Role
 from unlearnkit.models.checkpoint import load_checkpoint
 from unlearnkit.models.objective import Autocast, Objective
-from unlearnkit.pipeline import Edit, Pipeline, Source
+from unlearnkit.pipeline import Pipeline
 from unlearnkit.plugins.manager import PluginManager
-from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import Unlearner
 from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
 from unlearnkit.utils.options import options_of
@@ -154,41 +153,15 @@ class Experiment:
         name, options = self.config.importance.estimator, self.config.importance.options
         return call(plugins.estimator(name), options, where=f"importance.options ({name})")
 
-    def edit(
-        self,
-        model: nn.Module,
-        method: MethodConfig,
-        plugins: PluginManager,
-        *,
-        forget: Source,
-        reference: Source,
-        forget_data: LabelledImages,
-        retain_data: LabelledImages,
-        accept: Callable[[Report], Report] | None = None,
-        edit: Edit | None = None,
-        progress: Progress = silent,
-    ) -> Report:
-        """Run one method of the configuration on a model, in place; see `Pipeline.run`."""
-        pipeline = Pipeline(
+    def pipeline(self, method: MethodConfig, plugins: PluginManager) -> Pipeline:
+        """Make the pipeline of one method of the configuration."""
+        return Pipeline(
             unlearner=make_unlearner(method, plugins),
             estimator=self.estimator(plugins),
             normalise=method.normalise,
             reference_role=Role(self.config.importance.reference),
             max_fraction=method.max_fraction,
             plugins=plugins,
-        )
-        return pipeline.run(
-            model,
-            forget=forget,
-            reference=reference,
-            forget_data=self.importance_batches(forget_data),
-            retain_data=self.importance_batches(retain_data),
-            model_factory=self.fresh_model,
-            objective=self.objective,
-            seed=self.config.seed,
-            accept=accept,
-            edit=edit,
-            progress=progress,
         )
 
 

@@ -151,16 +151,17 @@ class Job:
         self, model: nn.Module, method: MethodConfig, parts: Mapping[str, LabelledImages], *, edit: Edit | None = None
     ) -> Report:
         """Edit a copy of the original model with importances of ``parts``, each measured once."""
-        importances = self.importances(parts)
+        importances, experiment = self.importances(parts), self.experiment
         with raise_on_all_ranks():
-            report = self.experiment.edit(
+            report = experiment.pipeline(method, self.plugins).run(
                 model,
-                method,
-                self.plugins,
                 forget=importances[Need.FORGET_IMPORTANCE],
                 reference=importances[Need.REFERENCE_IMPORTANCE],
-                forget_data=parts["forget-train"],
-                retain_data=parts["retain-train"],
+                forget_data=experiment.importance_batches(parts["forget-train"]),
+                retain_data=experiment.importance_batches(parts["retain-train"]),
+                model_factory=experiment.fresh_model,
+                objective=experiment.objective,
+                seed=experiment.config.seed,
                 edit=edit,
                 progress=self.progress,
             )

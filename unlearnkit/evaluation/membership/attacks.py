@@ -182,12 +182,7 @@ class PopulationAttack:
 
 
 def population_attack(kind: str, *, members: Outputs, nonmembers: Outputs, seed: int = 0) -> PopulationAttack:
-    """Train an attacker on one number per sample, standardised, with both sides weighing the same.
-
-    ``entropy`` (Foster, Schoepf and Brintrup 2024) and ``loss`` (Yeom et al. 2018) are logistic regressions;
-    ``confidence`` is an SVC (Liu et al. 2024, Model Sparsity Can Simplify Machine Unlearning). Non-members are samples
-    that no model was trained on, and not those that the attack is judged on.
-    """
+    """Train an attacker on one number per sample, standardised, with both sides weighing the same."""
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - it takes seconds to import
     from sklearn.pipeline import make_pipeline  # noqa: PLC0415
     from sklearn.preprocessing import StandardScaler  # noqa: PLC0415

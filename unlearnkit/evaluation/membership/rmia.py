@@ -74,14 +74,7 @@ def rmia_scores(
     gamma: float = 2.0,
     a: float = 0.3,
 ) -> Floats:
-    """Return the share of population samples z with LR(x, z) = [p(x|θ)/p(x)] / [p(z|θ)/p(z)] ≥ γ, for each sample x.
-
-    p(x|θ) is the model's probability of the label of x, and p(x) = ½·((1 + a)·p_out(x) + 1 − a), where p_out is the
-    mean of reference models that were not trained on x (the offline attack).
-
-    Source: Zarifzadeh, Liu and Shokri 2024 (Low-Cost High-Power Membership Inference Attacks), the likelihood ratio and
-    the score of section 3, and the offline approximation of its appendix.
-    """
+    """Return the share of population samples z with [p(x|θ)/p(x)] / [p(z|θ)/p(z)] ≥ γ for each x (offline)."""
     if not gamma >= 1 or not 0 <= a <= 1:
         raise ConfigurationError(f"rmia_scores: expected gamma ≥ 1 and 0 ≤ a ≤ 1, saw {gamma!r} and {a!r}")
     x = _ratios(target, references, a=a, what="target")

@@ -57,12 +57,7 @@ class JensenShannonToRetrained(Metric):
 
 
 def activation_distance(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> float:
-    """Return the mean over samples of ‖p − q‖₂, p and q the softmax outputs of two models: 0 … √2.
-
-    Source: Golatkar, Achille, Ravichandran, Polito and Soatto 2021 (Mixed-Privacy Forgetting in Deep Networks), for the
-    distance between activations; as an L2 distance of softmax outputs in Chundawat, Tarun, Mandal and Kankanhalli 2023
-    (Can Bad Teaching Induce Forgetting?), "activation distance".
-    """
+    """Return the mean over samples of ‖p − q‖₂, p and q the softmax outputs of two models: 0 … √2."""
     p, q = two_predictions(p, q, what="activation_distance")
     return float(np.linalg.norm(p - q, axis=1).mean())
 

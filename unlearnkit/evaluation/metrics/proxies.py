@@ -55,10 +55,7 @@ class ZeroRetrainForgetting(Metric):
 
 
 def zero_retrain_forgetting(p: ArrayLike | Tensor, incompetent: ArrayLike | Tensor) -> float:
-    """Return ZRF = 1 − mean JS(p, incompetent) with JS in bits, as in the paper, so that it lies between 0 and 1.
-
-    Source: Chundawat, Tarun, Mandal and Kankanhalli 2023 (Can Bad Teaching Induce Forgetting?), "ZRF metric".
-    """
+    """Return ZRF = 1 − mean JS(p, incompetent) with JS in bits, as in the paper, so that it lies between 0 and 1."""
     return float(1.0 - jensen_shannon(p, incompetent).mean() / LN2)
 
 

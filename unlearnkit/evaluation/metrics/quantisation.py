@@ -53,11 +53,7 @@ class Quantised(Metric):
 
 
 def quantised(weight: Tensor, *, bits: int, channel: int = 0) -> Tensor:
-    """Round a matrix or kernel to s_c·round(w/s_c), s_c = max|w_c|/(2^(bits−1) − 1), for each slice c of a dimension.
-
-    Source: Nagel, Fournarakis, Amjad, Bondarenko, van Baalen and Blankevoort 2021 (A White Paper on Neural Network
-    Quantization), section 2.2, symmetric and per-channel.
-    """
+    """Round to s_c·round(w/s_c), s_c = max|w_c|/(2^(bits−1) − 1), for each slice c (Nagel et al. 2021, section 2.2)."""
     if not 2 <= bits <= 16:
         raise ConfigurationError(f"quantised: expected 2 to 16 bits, saw {bits!r}")
     w = weight.detach().double()

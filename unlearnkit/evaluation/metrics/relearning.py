@@ -99,10 +99,7 @@ def steps_to_relearn(
     most: int = 100,
     objective: Objective | None = None,
 ) -> int | None:
-    """Steps of Adam, one per batch in order, that a copy of the model needs; None where ``most`` are too few.
-
-    The copy is trained in eval mode: no dropout, fixed BatchNorm statistics.
-    """
+    """Steps of Adam, one per batch, that a copy needs in eval mode; None where ``most`` are too few."""
     criterion, student, kept = objective or CrossEntropy(), copy.deepcopy(model), list(batches)
     if not kept:
         raise ConfigurationError("expected at least one batch to relearn from, saw none")

@@ -139,13 +139,7 @@ def gap_to_retrain(value: float, retrained: Sequence[float]) -> Gap:
 
 
 def tug_of_war(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> float:
-    """Return ToW = Π_s (1 − |a_u(s) − a_r(s)|) over the splits s; a is accuracy.
-
-    The paper takes three splits: forget and retain set of the training data, and test data.
-
-    Source: Zhao, Kurmanji, Bărbulescu, Triantafillou and Triantafillou 2024 (What makes unlearning hard and what to do
-    about it), the metric "ToW".
-    """
+    """Return ToW = Π_s (1 − |a_u(s) − a_r(s)|) over the splits s; a is accuracy (Zhao et al. 2024)."""
     if not unlearned or unlearned.keys() != retrained.keys():
         raise MismatchError(f"tug_of_war: expected the same splits twice, saw {[*unlearned]} and {[*retrained]}")
     both = floats([[*unlearned.values()], [retrained[name] for name in unlearned]], what="accuracies", dimensions=2)

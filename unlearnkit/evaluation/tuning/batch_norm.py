@@ -20,11 +20,7 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, objective: Objective | None = None) -> None:
-    """Set running mean and variance of each BatchNorm to the plain average over some batches, in place.
-
-    Like `torch.optim.swa_utils.update_bn`, but with all other layers in eval mode, on the model's device and with its
-    random state restored (after Izmailov et al. 2018, Averaging Weights Leads to Wider Optima, section 3.2).
-    """
+    """Set the running statistics of each BatchNorm to the average over batches (Izmailov et al. 2018), in place."""
     layers, objective = _layers(model), objective or CrossEntropy()
     momenta = [layer.momentum for layer in layers]
     modes = {module: module.training for module in model.modules()}

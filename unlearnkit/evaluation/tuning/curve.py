@@ -21,12 +21,7 @@ _TOLERANCE = 0.01  # relative to the requested share
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class OperatingCurve:
-    """How many weights a method selects, as a function of one of its monotone options.
-
-    The *selected fraction* is the share of all trainable weights that an edit changes when the method's strength option
-    (λ, where it has one) is at its lowest value, so that it does not depend on λ. It is counted on copies of the
-    weights, with one elementwise edit for each value; weights that are 0 already do not count.
-    """
+    """The share of trainable weights that an edit changes, with λ at its lowest, as a function of a monotone option."""
 
     unlearner: ElementwiseUnlearner
     option: str

@@ -23,7 +23,7 @@ from unlearnkit.experiments.comparison.tables import (
     table_of,
     unedited,
 )
-from unlearnkit.experiments.comparison.trial import Trial, TrialFolder, TrialResult, keyed, trials_of
+from unlearnkit.experiments.comparison.trial import Trial, TrialResult, keyed, read_result, trials_of, write_result
 from unlearnkit.experiments.comparison.worker import Event, Unit, Watch, Worker, groups_of, ignore, models_for
 from unlearnkit.experiments.config import Config
 from unlearnkit.experiments.experiment import Experiment
@@ -103,7 +103,7 @@ class Comparison:
     @property
     def results(self) -> Mapping[str, TrialResult]:
         """Key to result, of the finished trials."""
-        found = {trial.key: self._files.read(trial) for trial in self.trials}
+        found = {trial.key: read_result(self._files, trial) for trial in self.trials}
         return {key: result for key, result in found.items() if result is not None}
 
     @property
@@ -182,12 +182,12 @@ class Comparison:
         return sum(len(unit.trials) for unit in units)
 
     @property
-    def _files(self) -> TrialFolder:
-        return TrialFolder(folder=self.folder / "trials")
+    def _files(self) -> Path:
+        return self.folder / "trials"
 
     def _waves(self) -> tuple[tuple[Unit, ...], ...]:
         """List the units of the ranks: models first, which several of them would wait for."""
-        pending, folder, size = all_gather(self.pending)[0], self._files.folder, Ranks.current().size
+        pending, folder, size = all_gather(self.pending)[0], self._files, Ranks.current().size
         groups = groups_of(pending, folder, jobs=size)
         return (groups,) if size == 1 else (models_for(pending, folder), groups)
 
@@ -220,7 +220,7 @@ class Comparison:
             watch(event)
 
         while left := {trial.key: trial for trial in self.pending if trial.key not in ended}:
-            pending, folder = left.values(), self._files.folder
+            pending, folder = left.values(), self._files
             waves = (models_for([*pending], folder), groups_of(pending, folder, jobs=jobs))
             running = run_in_processes(waves, jobs=jobs, watch=note)
             if running is None:
@@ -230,6 +230,6 @@ class Comparison:
                 if not died:
                     raise UnlearnKitError("the processes die before they begin: run with --jobs 1 to see why")
                 for trial in died:
-                    self._files.write(trial, TrialResult.failure(_DIED))
+                    write_result(self._files, trial, TrialResult.failure(_DIED))
                     note(Event(kind="failed", name=trial.name, key=trial.key))
             jobs = 1  # from here on one trial at a time, so that it is known in which one a process dies

@@ -50,13 +50,7 @@ def need_of(model: nn.Module, *, retrained: int, peaks: Iterable[float] = ()) ->
 def sizing(
     jobs: int | None, *, threads: int, units: int, device: torch.device, need: tuple[int, str], free: int | None = None
 ) -> Sizing:
-    """Choose the number of processes, by cores and free memory unless it is given.
-
-    Example:
-        >>> cpu = torch.device("cpu")
-        >>> sizing(3, threads=1, units=9, device=cpu, need=(0, "")).why
-        '3 processes of 1 thread, as asked for'
-    """
+    """Choose the number of processes, by cores and free memory unless it is given."""
     if jobs is not None:
         return Sizing(jobs=jobs, threads=threads, why=f"{_count(jobs, threads)}, as asked for")
     if device.type != "cpu":

@@ -104,13 +104,6 @@ class Statistic:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
-        """Compute the statistics of at least one value.
-
-        Example:
-            >>> found = Statistic.of([1.0, 2.0, 3.0])
-            >>> found.mean, found.sd, found.median, found.p10
-            (2.0, 1.0, 2.0, 1.2)
-        """
         numbers = np.asarray(values, dtype=np.float64)
         return cls(
             n=len(numbers),

@@ -64,12 +64,7 @@ def trials_of(config: Config) -> tuple[Trial, ...]:
 
 
 def variants(method: MethodConfig) -> Iterator[tuple[str, MethodConfig]]:
-    """List the points of a method's grid.
-
-    Example:
-        >>> [label for label, _ in variants(MethodConfig(name="ssd", grid={"alpha": [1, 3], "lam": [1]}))]
-        ['ssd alpha=1 lam=1', 'ssd alpha=3 lam=1']
-    """
+    """List the points of a method's grid, as ``"ssd alpha=1 lam=1"``."""
     for values in itertools.product(*method.grid.values()):
         point = dict(zip(method.grid, values, strict=True))
         label = " ".join([method.label, *(f"{name}={_short(value)}" for name, value in point.items())])
@@ -77,12 +72,7 @@ def variants(method: MethodConfig) -> Iterator[tuple[str, MethodConfig]]:
 
 
 def forget_text(target: ForgetConfig) -> str:
-    """Name a forget target.
-
-    Example:
-        >>> forget_text(ForgetConfig(classes=(3, 7)))
-        'classes=3,7'
-    """
+    """Name a forget target, as ``"classes=3,7"``."""
     if target.indices:
         return f"indices={len(target.indices)}:{digest_of(target.indices)[:6]}"
     given = {key: value for key, value in attrs.asdict(target, recurse=False).items() if value}
@@ -220,32 +210,20 @@ class TrialResult:
         return cls(status="failed", error=f"{type(error).__name__}: {said}")
 
 
-@final
-@attrs.frozen(kw_only=True)
-class TrialFolder:
-    """A folder with one file for each finished trial, named after the trial's key.
+def read_result(folder: Path, trial: Trial) -> TrialResult | None:
+    """Read a trial's result, whose file is named after the trial's key; None where there is no file."""
+    path = folder / f"{trial.key}.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} is damaged: {error}: delete it, and the trial is done again") from error
+    if not isinstance(raw, dict) or (raw.get("format"), raw.get("key")) != (FORMAT, trial.key):
+        raise StoreError(f"{path} is not the result of {trial.name!r}: delete it, and the trial is done again")
+    return structure(raw["result"], TrialResult, where=str(path))
 
-    A changed configuration has other keys, so it never reads a stale result; the old files stay.
-    """
 
-    folder: Path = attrs.field(converter=Path)
-
-    def path(self, trial: Trial) -> Path:
-        return self.folder / f"{trial.key}.json"
-
-    def read(self, trial: Trial) -> TrialResult | None:
-        """Read a result; None where there is no file."""
-        path = self.path(trial)
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{path} is damaged: {error}: delete it, and the trial is done again") from error
-        if not isinstance(raw, dict) or (raw.get("format"), raw.get("key")) != (FORMAT, trial.key):
-            raise StoreError(f"{path} is not the result of {trial.name!r}: delete it, and the trial is done again")
-        return structure(raw["result"], TrialResult, where=str(path))
-
-    def write(self, trial: Trial, result: TrialResult) -> None:
-        raw = {"format": FORMAT, "key": trial.key, "trial": trial.name, "result": attrs.asdict(result)}
-        write_text(self.path(trial), json.dumps(raw, indent=1, ensure_ascii=False) + "\n")
+def write_result(folder: Path, trial: Trial, result: TrialResult) -> None:
+    raw = {"format": FORMAT, "key": trial.key, "trial": trial.name, "result": attrs.asdict(result)}
+    write_text(folder / f"{trial.key}.json", json.dumps(raw, indent=1, ensure_ascii=False) + "\n")

@@ -15,7 +15,7 @@ import torch
 from unlearnkit.data import LabelledImages, forget_split
 from unlearnkit.distributed.ranks import resolve_device
 from unlearnkit.evaluation import LossAndAccuracy
-from unlearnkit.experiments.comparison.trial import Trial, TrialFolder, TrialResult
+from unlearnkit.experiments.comparison.trial import Trial, TrialResult, write_result
 from unlearnkit.experiments.experiment import Experiment, forget_spec, make_metrics, make_unlearner
 from unlearnkit.experiments.retrained import cached_original, retrained_models
 from unlearnkit.experiments.run import Job
@@ -209,11 +209,10 @@ class Unit:
         if self.model:
             self._train(worker, watch)
             return
-        folder = TrialFolder(folder=self.folder)
         for trial in self.trials:
             watch(Event(kind="started", name=trial.name, key=trial.key))
             result = worker.run(trial)
-            folder.write(trial, result)
+            write_result(self.folder, trial, result)
             watch(Event(kind="failed" if result.failed else "done", name=trial.name, key=trial.key))
 
     def _train(self, worker: Worker, watch: Watch) -> None:
