@@ -110,9 +110,9 @@ def test_an_edit_on_shards_is_the_edit_in_one_process(edited, name):
 
 def test_unsupported_work_on_sharded_models_is_refused_by_name(tmp_path):
     expected = {
-        "percentile": "UnsupportedModelError: method 'ssd-adaptive': expected a model that is whole",
-        "training": "UnsupportedModelError: method 'finetune': expected a model that is whole",
-        "estimator": "UnsupportedModelError: estimator 'sampled-fisher': expected a model that is whole",
+        "percentile": "UnsupportedModelError: method 'ssd-adaptive': expected a model that is not sharded",
+        "training": "UnsupportedModelError: method 'finetune': expected a model that is not sharded",
+        "estimator": "UnsupportedModelError: estimator 'sampled-fisher': expected a model that is not sharded",
         "one rank": "UnlearnKitError: an edit in pieces (the model was put back): rank 1: NonFiniteError: method 'br",
         "other data": "MismatchError: expected the same batches in the same order in every process",
         "a file": "UnsupportedModelError",
