@@ -278,7 +278,7 @@ class ElementwiseUnlearner(Unlearner):
     def _check_shardable(self) -> None:
         if self._needs_copy() or type(self).prepare is not ElementwiseUnlearner.prepare:
             raise UnsupportedModelError(
-                f"method {self.name!r}: expected a model that is whole in this process, saw one whose parameters are "
+                f"method {self.name!r}: expected a model that is not sharded, saw one whose parameters are "
                 "sharded (FSDP, DTensor): this method looks at all importances at once before it edits (a percentile, "
                 "say), which no process has; use one that does not, with thresholds of your own"
             )

@@ -266,7 +266,7 @@ class Unlearner(abc.ABC):
 
     def _check_shardable(self) -> None:
         raise UnsupportedModelError(
-            f"method {self.name!r}: expected a model that is whole in this process, saw one whose parameters are "
+            f"method {self.name!r}: expected a model that is not sharded, saw one whose parameters are "
             "sharded (FSDP, DTensor): only methods that edit weight by weight take one"
         )
 
