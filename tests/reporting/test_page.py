@@ -254,7 +254,7 @@ def test_the_command_writes_the_same_page_again(tmp_path):
 def test_a_page_of_one_folder_is_replaced_atomically(tmp_path, monkeypatch):
     write_page(tmp_path, BARE)
     before = (tmp_path / "report.html").read_text()
-    monkeypatch.setattr("unlearnkit.reporting.page.render.svg", lambda _: 1 / 0)
+    monkeypatch.setattr("unlearnkit.reporting.page.svg", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_page(tmp_path, FULL)
     assert (tmp_path / "report.html").read_text() == before

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from unlearnkit.deletion import Deletion, purge, rollback
-from unlearnkit.experiments.comparison import compare
+from unlearnkit.experiments import compare
 from unlearnkit.experiments.config import load_config
 
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree", "os.truncate"}

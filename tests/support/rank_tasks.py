@@ -20,7 +20,7 @@ from unlearnkit.distributed.ranks import Ranks
 from unlearnkit.evaluation import loss_and_accuracy
 from unlearnkit.evaluation.metrics.probe import features_of
 from unlearnkit.evaluation.model_outputs import outputs_of
-from unlearnkit.experiments.comparison import Comparison
+from unlearnkit.experiments import Comparison
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.run import aligned, run
 from unlearnkit.experiments.tune import tune

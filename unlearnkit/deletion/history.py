@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from unlearnkit.deletion.ledger import Ledger
 from unlearnkit.deletion.receipts import Receipt
-from unlearnkit.deletion.state import Pending, State
+from unlearnkit.deletion.state import Pending
 from unlearnkit.deletion.work import Deletion
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 
@@ -27,8 +27,18 @@ def verify(ledger: Ledger) -> list[Receipt]:
     for kept in state.models:
         ledger.models.check(kept)
     ledger.store.verify()
-    _check_models(ledger, receipts)
-    _check_files(ledger, state, [*receipts, *([state.pending.receipt] if state.pending else [])])
+    for earlier, later in pairwise(receipts):
+        if earlier.model_after != later.model_before:
+            raise StoreError(
+                f"{ledger.folder}: expected receipt {later.number} to begin with the model {earlier.model_after}, saw "
+                f"{later.model_before}"
+            )
+    written = [*receipts, *([state.pending.receipt] if state.pending else [])]
+    wrote = {("", r.model_after, r.model_file) for r in written}
+    wrote |= {(r.model_after, r.model_before, r.patch_file) for r in written if r.outcome == "forgotten"}
+    for kept in state.models:
+        if (kept.through, kept.digest, kept.file) not in wrote:
+            raise StoreError(f"{ledger.folder}: no receipt says that the file {kept.name} was written: {kept.file}")
     fits = ledger.store.manifest.models
     if state.pending is None and fits and fits[-1] != state.current.digest:
         raise StoreError(f"{ledger.folder}: the importances are of the model {fits[-1]}, not of {state.current.digest}")
@@ -52,7 +62,11 @@ def rollback(deletion: Deletion) -> Receipt:
                 "expected an earlier model to put back, saw none: it was purged, deletion.keep is 0, or nothing was "
                 "edited yet"
             )
-        earlier, undone = state.kept[-1], _last_edit(ledger.receipts(), state.current.digest)
+        earlier, current = state.kept[-1], state.current.digest
+        edits = [r for r in ledger.receipts() if r.outcome == "forgotten" and r.model_after == current]
+        if not edits:
+            raise StoreError(f"expected a receipt of the edit that made the model {current}, saw none")
+        undone = edits[-1]
         if earlier.through:
             earlier = ledger.models.put(deletion.model(earlier))
         else:
@@ -90,28 +104,3 @@ def purge(deletion: Deletion) -> Receipt:
         if left:
             raise StoreError(f"{ledger.folder}: cannot delete {', '.join(left)}: nothing refers to them; delete them")
         return receipt
-
-
-def _last_edit(receipts: list[Receipt], current: str) -> Receipt:
-    edits = [r for r in receipts if r.outcome == "forgotten" and r.model_after == current]
-    if not edits:
-        raise StoreError(f"expected a receipt of the edit that made the model {current}, saw none")
-    return edits[-1]
-
-
-def _check_models(ledger: Ledger, receipts: list[Receipt]) -> None:
-    for earlier, later in pairwise(receipts):
-        if earlier.model_after != later.model_before:
-            raise StoreError(
-                f"{ledger.folder}: expected receipt {later.number} to begin with the model {earlier.model_after}, saw "
-                f"{later.model_before}"
-            )
-
-
-def _check_files(ledger: Ledger, state: State, receipts: list[Receipt]) -> None:
-    """Compare the files of models and patches with what the receipts say of them."""
-    wrote = {("", r.model_after, r.model_file) for r in receipts}
-    wrote |= {(r.model_after, r.model_before, r.patch_file) for r in receipts if r.outcome == "forgotten"}
-    for kept in state.models:
-        if (kept.through, kept.digest, kept.file) not in wrote:
-            raise StoreError(f"{ledger.folder}: no receipt says that the file {kept.name} was written: {kept.file}")

@@ -1,6 +1,7 @@
 """Experiments from a TOML file: run, tune, train, compare, the demonstration."""
 
-from unlearnkit.experiments.comparison import Comparison, compare, summarise
+from unlearnkit.experiments.comparison.compare import Comparison, compare
+from unlearnkit.experiments.comparison.tables import summarise
 from unlearnkit.experiments.config import Config, load_config
 from unlearnkit.experiments.demo import demo
 from unlearnkit.experiments.run import run

@@ -217,7 +217,12 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
             raise ConfigurationError(f"expected a setting as KEY=VALUE, as importance.batch_size=32, saw {override!r}")
         place: Any = result
         for key in keys[:-1]:
-            place = _step(place, key, override)
+            if isinstance(place, list):
+                place = place[_index(place, key, override)]
+            elif isinstance(place, dict):
+                place = place.setdefault(key, {})
+            else:
+                raise ConfigurationError(f"{override!r}: there is nothing below {key!r}")
         if isinstance(place, list):
             place[_index(place, keys[-1], override)] = _value(text)
         elif isinstance(place, dict):
@@ -225,14 +230,6 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
         else:
             raise ConfigurationError(f"{override!r}: {'.'.join(keys[:-1])} has no keys")
     return result
-
-
-def _step(place: Any, key: str, override: str) -> Any:
-    if isinstance(place, list):
-        return place[_index(place, key, override)]
-    if isinstance(place, dict):
-        return place.setdefault(key, {})
-    raise ConfigurationError(f"{override!r}: there is nothing below {key!r}")
 
 
 def _index(items: list[Any], key: str, override: str) -> int:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, TypeVar, final
+from typing import Any, final
 
 import attrs
 import pluggy
@@ -38,7 +38,6 @@ from unlearnkit.utils.errors import (
 from unlearnkit.utils.kernel_source import plugin_kernels
 from unlearnkit.utils.options import Option, options_of
 
-T = TypeVar("T")
 FOREIGN_FAULTS = (Exception, SystemExit)
 """What foreign code may raise without stopping the host: a script that is imported may call ``sys.exit``."""
 TRACE = "UNLEARNKIT_TRACE_HOOKS"
@@ -49,6 +48,7 @@ _KINDS: Mapping[str, tuple[str, type]] = {
     "estimator": ("unlearnkit_register_estimators", ImportanceEstimator),
     "metric": ("unlearnkit_register_metrics", Metric),
 }
+_OFFERS: Mapping[str, tuple[str, type]] = {**_KINDS, "kernel": ("unlearnkit_register_kernels", Kernel)}
 
 
 @final
@@ -68,53 +68,6 @@ class Provided:
         return describe(self.cls)
 
 
-@final
-@attrs.frozen(kw_only=True)
-class Registry(Generic[T]):
-    """All provided classes of one kind."""
-
-    kind: str
-    entries: tuple[Provided, ...] = ()
-    problems: tuple[Problem, ...] = ()
-
-    def extend(self, base: type, calls: Iterable[tuple[Discovered, Callable[[], Any]]]) -> "Registry[T]":
-        """Ask further plugins, and check every class that they give."""
-        entries, problems = [*self.entries], [*self.problems]
-        for plugin, call in calls:
-            try:
-                judged = [(c, fault_of(c, base)) for result in call() for c in result]
-            except FOREIGN_FAULTS as error:  # recorded with its cause, raised when asked for
-                problems.append(problem_of(plugin, f"registering its {self.kind}s", error))
-                continue
-            for c, fault in judged:
-                if fault:
-                    problems.append(problem_of(plugin, f"registering its {self.kind}s", PluginLoadError(fault)))
-                else:
-                    entries.append(Provided(name=c.name, cls=c, plugin=plugin))
-        return attrs.evolve(
-            self, entries=tuple(sorted(entries, key=lambda entry: entry.name)), problems=tuple(problems)
-        )
-
-    def get(self, name: str, problems: Iterable[Problem] = ()) -> type[T]:
-        found = [entry for entry in self.entries if entry.name == name]
-        if len({entry.cls for entry in found}) > 1:
-            providers = " and ".join(f"{entry.plugin.origin} (plugin {entry.plugin.name!r})" for entry in found)
-            raise DuplicateMethodError(
-                f"the {self.kind} {name!r} is provided by {providers}: uninstall one, or switch it off with "
-                "UNLEARNKIT_DISABLE_PLUGINS"
-            )
-        if found:
-            return found[0].cls
-        broken = list(problems)
-        for problem in broken:
-            if problem.plugin == name or problem.plugin.startswith(f"{name}@"):
-                raise PluginLoadError(f"the {self.kind} {name!r} cannot be used: {problem}") from problem.error
-        hint = f". Not usable: {'; '.join(map(str, broken))}" if broken else ""
-        raise UnknownMethodError(
-            f"no {self.kind} is called {name!r}{nearest(name, {entry.name for entry in self.entries})}{hint}"
-        )
-
-
 def fault_of(cls: Any, base: type) -> str:
     """Say what is wrong with a class that a plugin returned."""
     if not isinstance(cls, type):
@@ -131,6 +84,10 @@ def fault_of(cls: Any, base: type) -> str:
     if not (isinstance(needs, frozenset) and all(isinstance(need, Need) for need in needs)):
         return f"{cls.__qualname__}.needs: expected a frozenset of Need, saw {needs!r}"
     return ""
+
+
+def kernel_fault(kernel: Any, base: type) -> str:
+    return "" if isinstance(kernel, base) else f"expected objects of subclasses of {base.__name__}, saw {kernel!r}"
 
 
 def problem_of(plugin: Discovered, stage: str, error: BaseException) -> Problem:
@@ -159,9 +116,7 @@ class PluginManager:
         self._discovered: dict[str, Discovered] = {}
         self._problems: list[Problem] = []
         self._warned: set[int] = set()
-        self._registries: dict[str, Registry[Any]] = {kind: Registry(kind=kind) for kind in _KINDS}
-        self._asked: dict[str, set[str]] = {kind: set() for kind in _KINDS}
-        self._kernels: dict[str, tuple[tuple[Kernel, str], ...]] = {}
+        self._offers: dict[str, dict[str, list[tuple[Discovered, Any]]]] = {kind: {} for kind in _OFFERS}
         self._pending = entry_points
 
     def register(self, plugin: object, *, name: str | None = None) -> None:
@@ -188,60 +143,31 @@ class PluginManager:
 
     def unlearner(self, name: str) -> type[Unlearner]:
         """Return the class of a method, as ``"ssd"``."""
-        return self._registry("unlearner").get(name, self.problems())
+        return self._find("unlearner", name)
 
     def estimator(self, name: str) -> type[ImportanceEstimator]:
         """Return the class of an estimator, as ``"diagonal-fisher"``."""
-        return self._registry("estimator").get(name, self.problems())
+        return self._find("estimator", name)
 
     def metric(self, name: str) -> type[Metric]:
         """Return the class of a metric, as ``"loss-and-accuracy"``."""
-        return self._registry("metric").get(name, self.problems())
+        return self._find("metric", name)
 
     def provided(self, kind: str) -> tuple[Provided, ...]:
-        """List what is provided.
-
-        Args:
-            kind: ``"unlearner"``, ``"estimator"`` or ``"metric"``.
-
-        Returns:
-            One entry per class, sorted by name; a duplicate name has several.
-        """
-        return self._registry(kind).entries
+        """List the classes of a kind (``"unlearner"``, ``"estimator"`` or ``"metric"``), sorted by name."""
+        if kind not in _KINDS:
+            raise ConfigurationError(
+                f"expected a kind of class that plugins provide, saw {kind!r}{nearest(kind, _KINDS)}"
+            )
+        found = [Provided(name=cls.name, cls=cls, plugin=plugin) for plugin, cls in self._offered(kind)]
+        return tuple(sorted(found, key=lambda entry: entry.name))
 
     def kernels(self) -> tuple[tuple[Kernel, str], ...]:
-        """List the kernels that plugins offer for the exact Fisher.
-
-        Returns:
-            Each with the plugin and the distribution that it comes from.
-        """
-        self._load()
-        for found, call in self._call_each("unlearnkit_register_kernels"):
-            if found.name not in self._kernels:
-                self._kernels[found.name] = self._kernels_of(found, call)
-        return tuple(pair for pairs in self._kernels.values() for pair in pairs)
-
-    def _kernels_of(self, found: Discovered, call: Callable[[], Any]) -> tuple[tuple[Kernel, str], ...]:
-        try:
-            offered = [kernel for result in call() for kernel in result]
-            wrong = [kernel for kernel in offered if not isinstance(kernel, Kernel)]
-            if wrong:
-                raise PluginLoadError(f"expected objects of subclasses of Kernel, saw {wrong[0]!r}")
-        except FOREIGN_FAULTS as error:  # recorded with its cause; torch operations go on
-            self._problems.append(problem_of(found, "registering its kernels", error))
-            self._warn(self._problems)
-            return ()
-        return tuple((kernel, f"plugin {found.name!r} of {found.origin}") for kernel in offered)
+        """List the kernels that plugins offer for the exact Fisher, each with the plugin that it comes from."""
+        return tuple((kernel, f"plugin {found.name!r} of {found.origin}") for found, kernel in self._offered("kernel"))
 
     def provider_of(self, cls: type) -> str:
-        """Say which distribution the file of a class comes from, whoever registered the class.
-
-        Args:
-            cls: A class that a plugin may have registered.
-
-        Returns:
-            For example ``"unlearnkit 0.1.0"``, or "" when no plugin registered it.
-        """
+        """Say which distribution a class comes from, as ``"unlearnkit 0.1.0"``; "" when no plugin registered it."""
         entries = [entry for kind in _KINDS for entry in self.provided(kind) if entry.cls is cls]
         return provider_of(cls, entries[0].plugin) if entries else ""
 
@@ -252,18 +178,9 @@ class PluginManager:
 
     def problems(self) -> tuple[Problem, ...]:
         """List what is wrong with any plugin, in the order of discovery."""
-        self._load()
-        return (*self._problems, *(p for kind in _KINDS for p in self._registry(kind).problems))
-
-    def check_pending(self) -> None:
-        """Refuse hook implementations that no hook specification has: a misspelt name does nothing otherwise.
-
-        Raises:
-            PluginLoadError: Naming the unknown hook, the plugin and the closest known hook.
-        """
-        unknown = [problem for problem in self.problems() if problem.stage == "unknown hook"]
-        if unknown:
-            raise PluginLoadError("; ".join(map(str, unknown)))
+        for kind in _KINDS:
+            self._offered(kind)
+        return tuple(self._problems)
 
     def before_run(self, run: Run) -> None:
         """Call every observer of the start of a run."""
@@ -331,19 +248,43 @@ class PluginManager:
             if name not in known
         ]
 
-    def _registry(self, kind: str) -> Registry[Any]:
-        self._load()
-        if kind not in _KINDS:
-            raise ConfigurationError(
-                f"expected a kind of class that plugins provide, saw {kind!r}{nearest(kind, _KINDS)}"
+    def _find(self, kind: str, name: str) -> type[Any]:
+        entries, problems = self.provided(kind), self.problems()
+        found = [entry for entry in entries if entry.name == name]
+        if len({entry.cls for entry in found}) > 1:
+            providers = " and ".join(f"{entry.plugin.origin} (plugin {entry.plugin.name!r})" for entry in found)
+            raise DuplicateMethodError(
+                f"the {kind} {name!r} is provided by {providers}: uninstall one, or switch it off with "
+                "UNLEARNKIT_DISABLE_PLUGINS"
             )
-        hook, base = _KINDS[kind]
-        asked = self._asked[kind]
-        new = [(found, call) for found, call in self._call_each(hook) if found.name not in asked]
-        asked.update(found.name for found, _ in new)
-        self._registries[kind] = self._registries[kind].extend(base, new)
-        self._warn(self._registries[kind].problems)
-        return self._registries[kind]
+        if found:
+            return found[0].cls
+        for problem in problems:
+            if problem.plugin == name or problem.plugin.startswith(f"{name}@"):
+                raise PluginLoadError(f"the {kind} {name!r} cannot be used: {problem}") from problem.error
+        hint = f". Not usable: {'; '.join(map(str, problems))}" if problems else ""
+        raise UnknownMethodError(
+            f"no {kind} is called {name!r}{nearest(name, {entry.name for entry in entries})}{hint}"
+        )
+
+    def _offered(self, kind: str) -> list[tuple[Discovered, Any]]:
+        """Ask plugins that were not asked before, and check everything that they give."""
+        self._load()
+        hook, base = _OFFERS[kind]
+        offers, check = self._offers[kind], kernel_fault if kind == "kernel" else fault_of
+        for found, call in [pair for pair in self._call_each(hook) if pair[0].name not in offers]:
+            offers[found.name] = []
+            try:
+                judged = [(thing, check(thing, base)) for result in call() for thing in result]
+            except FOREIGN_FAULTS as error:  # recorded with its cause, raised when asked for
+                self._problems.append(problem_of(found, f"registering its {kind}s", error))
+                continue
+            offers[found.name] = [(found, thing) for thing, fault in judged if not fault]
+            self._problems += [
+                problem_of(found, f"registering its {kind}s", PluginLoadError(fault)) for _, fault in judged if fault
+            ]
+        self._warn(self._problems)
+        return [pair for given in offers.values() for pair in given]
 
     def _call_each(self, hook: str, **arguments: Any) -> Iterable[tuple[Discovered, Callable[[], Any]]]:
         for name, plugin in self._pluggy.list_name_plugin():

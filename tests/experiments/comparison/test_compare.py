@@ -17,7 +17,7 @@ from run_on_ranks import run_on_ranks
 
 from unlearnkit import Metric, PluginManager, hookimpl
 from unlearnkit.evaluation.metrics.retrain_gap import tug_of_war
-from unlearnkit.experiments.comparison import Comparison, compare
+from unlearnkit.experiments import Comparison, compare
 from unlearnkit.experiments.comparison.tables import is_volatile
 from unlearnkit.experiments.config import load_config
 from unlearnkit.utils.errors import ConfigurationError, StoreError
@@ -283,7 +283,7 @@ def test_workers_of_a_killed_parent_end_too(small_toml, tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
         "import os, signal, sys\n"
-        "from unlearnkit.experiments.comparison import compare\n"
+        "from unlearnkit.experiments import compare\n"
         "from unlearnkit.experiments.config import load_config\n\n"
         "def watch(event):\n"
         "    print(event.process, flush=True)\n"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from unlearnkit.experiments.comparison import Comparison
+from unlearnkit.experiments import Comparison
 from unlearnkit.experiments.comparison.trial import forget_text, trials_of, variants
 from unlearnkit.experiments.config import ForgetConfig, MethodConfig
 from unlearnkit.utils.errors import ConfigurationError, UnknownMethodError

@@ -230,21 +230,17 @@ def metrics(record: RunRecord) -> Section:
     if not record.metrics:
         text = "No further metrics: list their names in evaluation.metrics; unlearnkit methods shows all."
         return Section(words=(text,))
-    return Section(tables=(metric_table(record.metrics, record.not_applicable),))
-
-
-def metric_table(metrics: Mapping[str, Mapping[str, float | None]], reasons: Mapping[str, Mapping[str, str]]) -> Table:
-    """Tabulate each metric's value for each model, or the reason why there is none."""
     rows = []
-    for metric, values in metrics.items():
+    for metric, values in record.metrics.items():
         cells: dict[str, dict[str, str]] = {}
         for name, value in values.items():
             first, _, rest = name.partition(" ")
             model, quantity = (first, rest) if first in _MODELS and rest else ("unlearned", name)
-            reason = reasons.get(metric, {}).get(name, "no reason given")
+            reason = record.not_applicable.get(metric, {}).get(name, "no reason given")
             cells.setdefault(quantity, {})[model] = reason if value is None else number(value)
         rows += [(f"{metric}: {quantity}", *(row.get(m, "–") for m in _MODELS)) for quantity, row in cells.items()]
-    return Table(caption="Every metric", header=("metric", *_MODELS), rows=tuple(rows))
+    table = Table(caption="Every metric", header=("metric", *_MODELS), rows=tuple(rows))
+    return Section(tables=(table,))
 
 
 def times(record: RunRecord) -> Section:
