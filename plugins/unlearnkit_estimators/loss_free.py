@@ -130,5 +130,4 @@ def logits(model: nn.Module, batch: Any, *, objective: Objective) -> Tensor:
 
 @hookimpl
 def unlearnkit_register_estimators() -> Iterable[type[ImportanceEstimator]]:
-    """Offer the estimators of this module."""
     return [LossFree, OutputNorm]

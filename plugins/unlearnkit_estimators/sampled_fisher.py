@@ -226,5 +226,4 @@ def _tensors(batch: Any) -> list[Tensor]:
 
 @hookimpl
 def unlearnkit_register_estimators() -> Iterable[type[ImportanceEstimator]]:
-    """Offer the estimators of this module."""
     return [SampledFisher, ExactFisher]

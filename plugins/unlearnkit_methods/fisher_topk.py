@@ -105,5 +105,4 @@ def largest(forget: Tensor, reference: Tensor, k: int) -> Tensor:
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this module."""
     return [FisherTopK]

@@ -112,5 +112,4 @@ def _ratio(forget: Tensor, reference: Tensor) -> Tensor:
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this module."""
     return [AdaptiveSynapticDampening]

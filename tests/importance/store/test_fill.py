@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from unlearnkit import BatchedDiagonalFisher, ConfigurationError, CrossEntropy, DiagonalFisher, SketchedFisher
-from unlearnkit.importance.resumable import estimate_resumable
+from unlearnkit.importance.multi_process import estimate_resumable
 from unlearnkit.importance.store import ImportanceStore, fill
 from unlearnkit.utils.errors import StoreError
 
