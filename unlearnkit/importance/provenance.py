@@ -125,11 +125,12 @@ def error_of_sum(parts: Iterable[tuple[float | None, int]]) -> float | None:
     """Bound the relative error of a sum of totals, however their errors depend on each other."""
     # The standard deviation of a sum is at most the sum of the standard deviations: the mean of the relative errors,
     # weighted by the samples, or the largest one, where a number of samples is not known.
-    errors, samples = zip(*parts, strict=True)
-    if None in errors:
+    given = list(parts)
+    errors, samples = [error for error, _ in given if error is not None], [n for _, n in given]
+    if len(errors) < len(given):
         return None
     if not all(samples):
-        return max(errors)
+        return max(errors, default=0.0)
     return sum(map(mul, errors, samples)) / sum(samples)
 
 
