@@ -5,7 +5,6 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from operator import mul
 from typing import Any, final
 
 import attrs
@@ -131,7 +130,7 @@ def error_of_sum(parts: Iterable[tuple[float | None, int]]) -> float | None:
         return None
     if not all(samples):
         return max(errors, default=0.0)
-    return sum(map(mul, errors, samples)) / sum(samples)
+    return sum(e * n for e, n in zip(errors, samples, strict=True)) / sum(samples)
 
 
 def error_of_difference(whole: float | None, part: float | None) -> float | None:
