@@ -89,14 +89,6 @@ class OutputNorm(_Sensitivity):
 
     Source: Schoepf, Foster and Brintrup 2024 (Potion: Towards Poison Unlearning), the method XLF, and the published
     code.
-
-    Example:
-        >>> from unlearnkit import CrossEntropy
-        >>> model = nn.Linear(2, 1, bias=False)
-        >>> _ = nn.init.ones_(model.weight)
-        >>> data = [(torch.tensor([[1.0, 0.0]]),), (torch.tensor([[1.0, -2.0]]),)]  # f = 1 and −1
-        >>> OutputNorm().estimate(model, data, objective=CrossEntropy()).totals["weight"]  # |x| = (1, 0) and (1, 2)
-        tensor([[2., 2.]])
     """
 
     name: ClassVar[str] = "output-norm"
@@ -130,5 +122,4 @@ def logits(model: nn.Module, batch: Any, *, objective: Objective) -> Tensor:
 
 @hookimpl
 def unlearnkit_register_estimators() -> Iterable[type[ImportanceEstimator]]:
-    """Offer the estimators of this module."""
     return [LossFree, OutputNorm]

@@ -180,13 +180,7 @@ def logits(model: nn.Module, batch: Any, *, objective: Objective) -> Tensor:
 
 
 def uniforms(batch: Any, *, seed: int, draws: int) -> Tensor:
-    """Hash each sample (dimension 0 of every tensor) to uniforms in [0, 1): shape (draws, samples), float64, CPU.
-
-    Example:
-        >>> one, two = torch.tensor([[1.0], [2.0]]), torch.tensor([[2.0], [1.0]])
-        >>> torch.equal(uniforms((one,), seed=0, draws=3), uniforms((two,), seed=0, draws=3).flip(1))
-        True
-    """
+    """Hash each sample (dimension 0 of every tensor) to uniforms in [0, 1): shape (draws, samples), float64, CPU."""
     columns = [_bytes(t) for t in _tensors(batch)]
     salt = seed.to_bytes((seed.bit_length() + 8) // 8, "big")
     rows = []
@@ -226,5 +220,4 @@ def _tensors(batch: Any) -> list[Tensor]:
 
 @hookimpl
 def unlearnkit_register_estimators() -> Iterable[type[ImportanceEstimator]]:
-    """Offer the estimators of this module."""
     return [SampledFisher, ExactFisher]

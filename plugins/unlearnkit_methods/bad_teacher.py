@@ -58,5 +58,4 @@ class BadTeacher(TrainingUnlearner):
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this module."""
     return [BadTeacher]

@@ -43,5 +43,4 @@ class BinaryMask(ElementwiseUnlearner):
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this module."""
     return [BinaryMask]

@@ -39,5 +39,4 @@ class FineTune(TrainingUnlearner):
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this module."""
     return [FineTune]

@@ -81,5 +81,4 @@ class FisherNoise(Unlearner):
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this module."""
     return [FisherNoise]

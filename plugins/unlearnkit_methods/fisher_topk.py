@@ -86,13 +86,7 @@ class FisherTopK(Unlearner):
 
 
 def largest(forget: Tensor, reference: Tensor, k: int) -> Tensor:
-    """Return a mask of the k elements with the largest F_f/F_r, both float64, in the order that `FisherTopK` states.
-
-    Example:
-        >>> ones = torch.ones(4, dtype=torch.float64)
-        >>> largest(ones, ones, 2)  # all tie: the earlier ones
-        tensor([ True,  True, False, False])
-    """
+    """Return a mask of the k elements with the largest F_f/F_r, both float64, in the order that `FisherTopK` states."""
     mask = torch.zeros_like(forget, dtype=torch.bool)
     candidates = (forget > 0).nonzero().squeeze(1)
     f = forget[candidates]
@@ -105,5 +99,4 @@ def largest(forget: Tensor, reference: Tensor, k: int) -> Tensor:
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this module."""
     return [FisherTopK]

@@ -102,5 +102,4 @@ class _Noisy(nn.Module):
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this module."""
     return [JustInTime]

@@ -53,5 +53,4 @@ class NegGradPlus(TrainingUnlearner):
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this module."""
     return [NegGradPlus]

@@ -40,5 +40,4 @@ class Prune(ElementwiseUnlearner):
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this module."""
     return [Prune]

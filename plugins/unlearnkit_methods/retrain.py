@@ -51,5 +51,4 @@ class Retrain(TrainingUnlearner):
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this module."""
     return [Retrain]

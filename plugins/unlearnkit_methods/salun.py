@@ -80,5 +80,4 @@ def other_labels(labels: Tensor, *, classes: int) -> Tensor:
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this module."""
     return [SalUn]

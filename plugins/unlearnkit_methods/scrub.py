@@ -63,5 +63,4 @@ class Scrub(TrainingUnlearner):
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this module."""
     return [Scrub]

@@ -66,5 +66,4 @@ class SelectiveSynapticDampening(ElementwiseUnlearner):
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this module."""
     return [SelectiveSynapticDampening]

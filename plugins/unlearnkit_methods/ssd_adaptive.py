@@ -83,13 +83,7 @@ class AdaptiveSynapticDampening(ElementwiseUnlearner):
 
 
 def percentile(forget: Importance, reference: Importance) -> float:
-    """Return α: the percentile 100 − ln(1 + 100·p) of the finite ratios F_f/F_r of all weights; 0 if none is finite.
-
-    Example:
-        >>> ten = Importance(totals={"w": torch.arange(10.0)}, count=1, samples=1)
-        >>> percentile(ten, Importance(totals={"w": torch.ones(10)}, count=1, samples=100))  # p = 1 %, q = 99.3
-        8.0
-    """
+    """Return α: the percentile 100 − ln(1 + 100·p) of the finite ratios F_f/F_r of all weights; 0 if none is finite."""
     sizes = (forget.samples, reference.samples) if forget.samples and reference.samples else None
     part, whole = sizes or (forget.count, reference.count)
     if reference.role is Role.RETAIN:
@@ -112,5 +106,4 @@ def _ratio(forget: Tensor, reference: Tensor) -> Tensor:
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this module."""
     return [AdaptiveSynapticDampening]

@@ -44,5 +44,4 @@ class SoftSynapticDampening(ElementwiseUnlearner):
 
 @hookimpl
 def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
-    """Offer the method of this module."""
     return [SoftSynapticDampening]

@@ -9,7 +9,7 @@ from unlearnkit.data import DataBundle, LabelledImages
 from unlearnkit.deletion.importances import find
 from unlearnkit.deletion.requests import Population
 from unlearnkit.importance import Fingerprint, Role
-from unlearnkit.importance.store import ImportanceStore
+from unlearnkit.importance.store.store import ImportanceStore
 
 KIND = Fingerprint(estimator="sketched-fisher", unit="sample", precision="gradients float32, totals float32", model="m")
 

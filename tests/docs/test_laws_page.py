@@ -8,25 +8,29 @@ from pathlib import Path
 from unlearnkit_methods.prune import Prune
 
 import unlearnkit.testing
-from unlearnkit.testing.__main__ import laws_page
+from tests.docs.laws_page import laws_page
 from unlearnkit.testing.laws import LAWS
 
-TESTING = "unlearnkit.testing"
+TESTING, WRITER = "unlearnkit.testing", "tests.docs.laws_page"
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "laws.md"
 
 
 def test_the_page_in_the_docs_is_the_one_that_the_laws_make():
-    assert PAGE.read_text(encoding="utf-8") == laws_page(), "run: python -m unlearnkit.testing > docs/reference/laws.md"
+    assert PAGE.read_text(encoding="utf-8") == laws_page(), (
+        "run: python -m tests.docs.laws_page > docs/reference/laws.md"
+    )
 
 
 def test_the_command_prints_it_and_neither_it_nor_the_checks_need_pytest(monkeypatch, capfd):
     expected = laws_page()
     monkeypatch.setattr(unlearnkit, "testing", unlearnkit.testing)  # put back afterwards, with the modules
-    for name in [name for name in sys.modules if name.partition(".")[0] == "pytest" or name.startswith(TESTING)]:
+    for name in [
+        name for name in sys.modules if name.partition(".")[0] == "pytest" or name.startswith((TESTING, WRITER))
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pytest", None)  # importing it is an error from here on
     importlib.import_module(TESTING).check_unlearner(Prune(), examples=2)
-    runpy.run_module(TESTING, run_name="__main__")
+    runpy.run_module(WRITER, run_name="__main__")
     assert capfd.readouterr().out == expected
 
 

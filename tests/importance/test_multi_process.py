@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from unlearnkit import CrossEntropy, DiagonalFisher, Importance, SketchedFisher, StoreError
 from unlearnkit.distributed import Ranks, joined
 from unlearnkit.importance.multi_process import estimate_together, forget_parts
-from unlearnkit.importance.store import ImportanceStore
+from unlearnkit.importance.store.store import ImportanceStore
 from unlearnkit.models.checkpoint import read_checkpoint
 
 EVERY = "importance.every=1"

@@ -25,7 +25,8 @@ from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.run import aligned, run
 from unlearnkit.experiments.tune import tune
 from unlearnkit.importance.multi_process import estimate_together
-from unlearnkit.importance.store import ImportanceStore, fill
+from unlearnkit.importance.store.fill import fill
+from unlearnkit.importance.store.store import ImportanceStore
 from unlearnkit.models.parameters import digest
 from unlearnkit.unlearning.report import Report
 

@@ -38,7 +38,7 @@ from unlearnkit import (
 from unlearnkit.distributed.sharded_tensors import full_tensor, is_sharded, local
 from unlearnkit.importance import estimate_groups
 from unlearnkit.importance.sharded_file import load_sharded, save_sharded
-from unlearnkit.importance.store import ImportanceStore
+from unlearnkit.importance.store.store import ImportanceStore
 from unlearnkit.models.checkpoint import save_checkpoint
 from unlearnkit.models.parameters import digest
 

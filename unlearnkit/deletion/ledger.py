@@ -17,7 +17,7 @@ from unlearnkit.deletion.requests import Queue
 from unlearnkit.deletion.state import KeptModel, Models, Pending, State, read_state, write_state
 from unlearnkit.experiments.provenance import versions
 from unlearnkit.importance.importance import Importance
-from unlearnkit.importance.store import ImportanceStore
+from unlearnkit.importance.store.store import ImportanceStore
 from unlearnkit.utils.errors import StoreError, UnlearnKitError
 from unlearnkit.utils.files import atomic_write
 

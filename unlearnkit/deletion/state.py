@@ -9,7 +9,7 @@ import attrs
 from torch import nn
 
 from unlearnkit.deletion.receipts import Receipt
-from unlearnkit.importance.store import Edit
+from unlearnkit.importance.store.manifest import Edit
 from unlearnkit.importance.store.shards import file_digest
 from unlearnkit.models.checkpoint import load_checkpoint, model_state, read_checkpoint, save_checkpoint
 from unlearnkit.models.parameters import digest

@@ -20,7 +20,8 @@ from unlearnkit.experiments.experiment import Experiment, chosen_method, make_un
 from unlearnkit.experiments.provenance import versions
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import Role
-from unlearnkit.importance.store import Edit, fill
+from unlearnkit.importance.store.fill import fill
+from unlearnkit.importance.store.manifest import Edit
 from unlearnkit.models.checkpoint import model_state
 from unlearnkit.models.parameters import parameters
 from unlearnkit.plugins.manager import PluginManager, default_manager

@@ -24,7 +24,8 @@ from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.multi_process import estimate_together
 from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
 from unlearnkit.importance.sharded_file import load_sharded, save_sharded
-from unlearnkit.importance.store import ImportanceStore, fill
+from unlearnkit.importance.store.fill import fill
+from unlearnkit.importance.store.store import ImportanceStore
 
 __all__ = [
     "Accumulator",

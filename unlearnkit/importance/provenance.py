@@ -121,24 +121,13 @@ def is_relative_error(value: Any) -> bool:
 
 
 def error_of_sum(parts: Iterable[tuple[float | None, int]]) -> float | None:
-    """Bound the relative error of a sum of totals, however their errors depend on each other.
-
-    The standard deviation of a sum is at most the sum of the standard deviations, and equals it for equal data with
-    equal random numbers. So the bound is the mean of the relative errors, weighted by the samples, for weights whose
-    totals grow with the number of samples; or the largest error, where a number of samples is not known.
-
-    Example:
-        >>> error_of_sum([(0.3, 10), (0.1, 30)]), error_of_sum([(0.3, 10), (None, 30)])
-        (0.15, None)
-        >>> error_of_sum([(0.3, 0), (0.1, 30)])
-        0.3
-    """
-    errors, samples = [], []
-    for error, n in parts:
-        if error is None:
-            return None
-        errors.append(error)
-        samples.append(n)
+    """Bound the relative error of a sum of totals, however their errors depend on each other."""
+    # The standard deviation of a sum is at most the sum of the standard deviations: the mean of the relative errors,
+    # weighted by the samples, or the largest one, where a number of samples is not known.
+    given = list(parts)
+    errors, samples = [error for error, _ in given if error is not None], [n for _, n in given]
+    if len(errors) < len(given):
+        return None
     if not all(samples):
         return max(errors, default=0.0)
     return sum(e * n for e, n in zip(errors, samples, strict=True)) / sum(samples)
@@ -155,10 +144,5 @@ def recorded_error(error: float | None, estimator: str) -> float | None:
 
 
 def error_text(error: float | None) -> str:
-    """Format a relative error.
-
-    Example:
-        >>> error_text(0.25), error_text(0.00123), error_text(None)
-        ('up to 25 %', 'up to 0.12 %', 'not known')
-    """
+    """Format a relative error."""
     return "not known" if error is None else f"up to {100 * error:.2g} %"

@@ -3,7 +3,7 @@
 It needs hypothesis (``pip install 'unlearnkit[testing]'``), and pytest for `parametrize_with_checks` only.
 """
 
-from unlearnkit.testing.cases import LawCase, RuleInputs, law_cases, models
+from unlearnkit.testing.cases import LawCase, RuleInputs, SmallNet, law_cases, models
 from unlearnkit.testing.checks import (
     broken_laws,
     check_estimator,
@@ -14,7 +14,6 @@ from unlearnkit.testing.checks import (
 from unlearnkit.testing.kernels import check_kernel
 from unlearnkit.testing.law import Law, LawError, fail, holds
 from unlearnkit.testing.laws import laws_for
-from unlearnkit.testing.models import SmallNet
 from unlearnkit.testing.oracles import batched_squares, per_sample_squares
 from unlearnkit.testing.snapshot import Snapshot, same
 from unlearnkit.testing.strategies import from_unlearner, importances, rule_inputs, tensors

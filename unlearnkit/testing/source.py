@@ -14,15 +14,7 @@ from unlearnkit.models.parameters import bits
 
 
 def source(value: Any, imports: set[str]) -> str:
-    """Write a value as a Python expression.
-
-    Example:
-        >>> needed = set()
-        >>> source((float("inf"), torch.tensor([-0.0])), needed)
-        '(float("inf"), torch.tensor([-0.0], dtype=torch.float32))'
-        >>> needed
-        {'import torch'}
-    """
+    """Write a value as a Python expression."""
     if isinstance(value, Tensor):
         return _tensor(value, imports)
     if isinstance(value, torch.dtype):

@@ -140,11 +140,7 @@ def _rows(
 
 
 def values_of(option: Option) -> st.SearchStrategy[Any]:
-    """Draw allowed values of an option: its default, its bounds, ∞ where it is allowed, and ordinary numbers.
-
-    Numbers between 2^−10 and 2^10 in size are ordinary; a law that fails only beyond them is about rounding. Raises
-    ConfigurationError for a plain ``attrs.field`` without a default: its values are not known.
-    """
+    """Draw allowed values of an option: its default, its bounds, ∞ where it is allowed, and ordinary numbers."""
     usual = st.nothing() if option.required else st.just(option.default)
     if option.choices:
         return usual | st.sampled_from(option.choices)

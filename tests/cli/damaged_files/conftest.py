@@ -10,7 +10,7 @@ from unlearnkit import Importance
 from unlearnkit.deletion import Deletion
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.run import run
-from unlearnkit.importance.store import ImportanceStore
+from unlearnkit.importance.store.store import ImportanceStore
 from unlearnkit.models.checkpoint import read_checkpoint
 from unlearnkit.unlearning.patch import Patch
 

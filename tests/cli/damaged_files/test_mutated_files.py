@@ -18,7 +18,7 @@ from unlearnkit import Importance
 from unlearnkit.deletion.receipts import FORMAT, Receipt
 from unlearnkit.experiments.config import load_config
 from unlearnkit.importance.provenance import Fingerprint
-from unlearnkit.importance.store import ImportanceStore
+from unlearnkit.importance.store.store import ImportanceStore
 from unlearnkit.models.checkpoint import load_checkpoint, model_state, save_checkpoint
 from unlearnkit.unlearning.patch import Patch
 from unlearnkit.utils.checksummed_json import read_sealed, write_sealed

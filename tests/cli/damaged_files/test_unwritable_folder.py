@@ -6,8 +6,7 @@ from restricted_command import APPLY, FORGET, GO_ON, INSPECT, ROLLBACK, RUN, VER
 from typer.testing import CliRunner
 
 from unlearnkit.cli.app import app
-from unlearnkit.importance.store import ImportanceStore
-from unlearnkit.importance.store.store import Writer
+from unlearnkit.importance.store.store import ImportanceStore, Writer
 from unlearnkit.utils.errors import StoreError
 
 WRITING = {

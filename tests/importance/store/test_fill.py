@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from unlearnkit import BatchedDiagonalFisher, ConfigurationError, CrossEntropy, DiagonalFisher, SketchedFisher
-from unlearnkit.importance.resumable import estimate_resumable
-from unlearnkit.importance.store import ImportanceStore, fill
+from unlearnkit.importance.multi_process import estimate_resumable
+from unlearnkit.importance.store.fill import fill
+from unlearnkit.importance.store.store import ImportanceStore
 from unlearnkit.utils.errors import StoreError
 
 EVERY = 3

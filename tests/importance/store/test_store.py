@@ -15,8 +15,8 @@ from torch import nn
 
 from unlearnkit import Importance, MismatchError
 from unlearnkit.importance.provenance import Fingerprint, Role
-from unlearnkit.importance.store import Edit, ImportanceStore
-from unlearnkit.importance.store.store import writing
+from unlearnkit.importance.store.manifest import Edit
+from unlearnkit.importance.store.store import ImportanceStore, writing
 from unlearnkit.models.parameters import digest
 from unlearnkit.utils import checksummed_json as sealed
 from unlearnkit.utils.errors import StoreError

@@ -12,8 +12,7 @@ from unlearnkit.distributed.collectives import all_gather, raise_on_all_ranks
 from unlearnkit.distributed.ranks import Ranks
 from unlearnkit.importance.estimator import ImportanceEstimator
 from unlearnkit.importance.importance import Importance
-from unlearnkit.importance.multi_process import estimate_together, forget_parts
-from unlearnkit.importance.resumable import estimate_resumable
+from unlearnkit.importance.multi_process import estimate_resumable, estimate_together, forget_parts
 from unlearnkit.importance.store.store import ImportanceStore
 from unlearnkit.models.objective import Objective
 from unlearnkit.utils.errors import StoreError

@@ -64,14 +64,7 @@ class Edit:
 @final
 @attrs.frozen(kw_only=True)
 class Staleness:
-    """How many edits a model had since its importances were measured, and what fraction of weights they changed.
-
-    Example:
-        >>> Staleness(edits=0, fraction=0.0).due
-        False
-        >>> print(Staleness(edits=2, fraction=0.08).sentence())
-        The importances are 2 edits old (at most 8 % of the weights changed): measure them again.
-    """
+    """How many edits a model had since its importances were measured, and what fraction of weights they changed."""
 
     edits: int
     fraction: float
