@@ -74,3 +74,10 @@ def jensen_shannon(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> Floats:
 def _logits_and_labels(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> tuple[Floats, Ints]:
     z = floats(logits, what="logits", dimensions=2)
     return z, class_labels(labels, samples=len(z), classes=z.shape[1])
+
+
+def kl_divergence(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> Floats:
+    """KL(p ‖ q) = Σ_c p_c · ln(p_c/q_c) of each sample, nats (Kullback and Leibler 1951, equation 2.4)."""
+    p, q = two_predictions(p, q, what="kl_divergence")
+    found: Floats = rel_entr(p, q).sum(axis=1)
+    return np.maximum(found, 0.0)  # the terms of equal distributions add up to 0 except for rounding

@@ -154,7 +154,17 @@ class PluginManager:
         return self._find("metric", name)
 
     def provided(self, kind: str) -> tuple[Provided, ...]:
-        """List the classes of a kind (``"unlearner"``, ``"estimator"`` or ``"metric"``), sorted by name."""
+        """List the classes that plugins provide.
+
+        Args:
+            kind: ``"unlearner"``, ``"estimator"`` or ``"metric"``.
+
+        Returns:
+            One entry per class, sorted by name; a duplicate name has several.
+
+        Raises:
+            ConfigurationError: There is no such kind.
+        """
         if kind not in _KINDS:
             raise ConfigurationError(
                 f"expected a kind of class that plugins provide, saw {kind!r}{nearest(kind, _KINDS)}"
@@ -163,11 +173,22 @@ class PluginManager:
         return tuple(sorted(found, key=lambda entry: entry.name))
 
     def kernels(self) -> tuple[tuple[Kernel, str], ...]:
-        """List the kernels that plugins offer for the exact Fisher, each with the plugin that it comes from."""
+        """List the kernels that plugins offer for the exact Fisher.
+
+        Returns:
+            Each with the plugin and the distribution that it comes from.
+        """
         return tuple((kernel, f"plugin {found.name!r} of {found.origin}") for found, kernel in self._offered("kernel"))
 
     def provider_of(self, cls: type) -> str:
-        """Say which distribution a class comes from, as ``"unlearnkit 0.1.0"``; "" when no plugin registered it."""
+        """Say which distribution the file of a class comes from, whoever registered the class.
+
+        Args:
+            cls: A class that a plugin may have registered.
+
+        Returns:
+            For example ``"unlearnkit 0.1.0"``, or "" when no plugin registered it.
+        """
         entries = [entry for kind in _KINDS for entry in self.provided(kind) if entry.cls is cls]
         return provider_of(cls, entries[0].plugin) if entries else ""
 
@@ -181,6 +202,16 @@ class PluginManager:
         for kind in _KINDS:
             self._offered(kind)
         return tuple(self._problems)
+
+    def check_pending(self) -> None:
+        """Refuse hook implementations that no hook specification has: a misspelt name does nothing otherwise.
+
+        Raises:
+            PluginLoadError: Naming the unknown hook, the plugin and the closest known hook.
+        """
+        unknown = [problem for problem in self.problems() if problem.stage == "unknown hook"]
+        if unknown:
+            raise PluginLoadError("; ".join(map(str, unknown)))
 
     def before_run(self, run: Run) -> None:
         """Call every observer of the start of a run."""
