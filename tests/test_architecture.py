@@ -16,24 +16,13 @@ import pytest
 from torch import nn
 
 import unlearnkit
+from tests.docs.api_page import FOLDERS
 from unlearnkit import PluginManager
 
 ROOT = Path(__file__).parent.parent
 FRAMEWORK = sorted((ROOT / "unlearnkit").rglob("*.py"))
 PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
-FACES = [
-    "data",
-    "models",
-    "importance",
-    "unlearning",
-    "evaluation",
-    "reporting",
-    "experiments",
-    "deletion",
-    "distributed",
-    "testing",
-]
-PUBLIC = {"unlearnkit", *(f"unlearnkit.{face}" for face in FACES)}
+PUBLIC = {"unlearnkit", *(f"unlearnkit.{face}" for face in FOLDERS)}
 
 
 def part(module):
@@ -180,7 +169,7 @@ def test_a_name_that_moved_still_works_and_says_where_it_is(name, folder, monkey
         assert getattr(unlearnkit, name) is getattr(module, name)
 
 
-@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("face", FOLDERS)
 def test_the_public_list_of_a_folder_is_sorted_and_complete(face):
     module = importlib.import_module(f"unlearnkit.{face}")
     assert list(module.__all__) == sorted(module.__all__)

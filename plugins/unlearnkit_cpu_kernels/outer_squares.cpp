@@ -1,10 +1,10 @@
 // Adds squares of per-sample sums of outer products, without ever storing such a sum in memory:
 //
-//     total[j, o] += sum over n of ( sum over meetings (p, q) of  x[n, q + offset(j)] * g[n, o, p] ) ^ 2
+//     total[j, o] += sum over n of ( sum over pairs (p, q) of  x[n, q + offset(j)] * g[n, o, p] ) ^ 2
 //
 // and, where they are wanted, the absolute values of the same sums, and the sums themselves, to totals of their own.
 //
-// A small tile of (j, o) stays in registers while the meetings of a sample go by, is squared there, and stays while
+// A small tile of (j, o) stays in registers while the pairs of a sample go by, is squared there, and stays while
 // the next sample goes by. j runs over the elements of a window, o over output channels; which position p of the
 // gradient meets which place q of the input is listed once per layer, so that strides, dilation, padding, any number
 // of spatial dimensions and plain linear layers are all the same to this file.
@@ -25,7 +25,7 @@ constexpr int LANES = 8, ROWS = 4;
 constexpr int LANES = 4, ROWS = 4;
 #endif
 constexpr int64_t WIDTH = 2 * LANES;   // o of a tile
-constexpr int64_t LONG = 256;          // meetings between which a tile leaves the registers: what is read fits the cache
+constexpr int64_t LONG = 256;          // pairs between which a tile leaves the registers: what is read fits the cache
 constexpr int64_t CACHED = 16384;      // floats of g of a run of samples that a tile's neighbours read again
 
 typedef float vec __attribute__((vector_size(LANES * 4)));
@@ -46,29 +46,29 @@ struct Totals {
 };
 
 // A position of the gradient and the place of the input that it meets, the latter in elements.
-struct Meeting {
+struct IndexPair {
     int32_t position, place;
 };
-// Consecutive j, and the meetings that they share.
+// Consecutive j, and the pairs that they share.
 struct Section {
-    int64_t first, length, meeting, meetings;
+    int64_t first, length, first_pair, pairs;
 };
 struct Job {
     Totals total;            // each (j, stride)
     int64_t stride;
     const int32_t* offsets;  // of each j, in elements of x
-    const Meeting* meetings;
+    const IndexPair* pairs;
     const float* g;          // packed: (block of WIDTH o, n, p, WIDTH)
     const float* x;
     int64_t x_stride, samples, positions;
 };
 
 template <int M>
-inline void products(vec (&sum)[M][2], const float* g, const float* const (&x)[M], const Meeting* met, int64_t count) {
+inline void products(vec (&sum)[M][2], const float* g, const float* const (&x)[M], const IndexPair* pairs, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
-        const float* row = g + met[i].position * WIDTH;
+        const float* row = g + pairs[i].position * WIDTH;
         const vec left = load(row), right = load(row + LANES);
-        const int64_t place = met[i].place;
+        const int64_t place = pairs[i].place;
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
             const float element = x[m][place];
@@ -78,10 +78,10 @@ inline void products(vec (&sum)[M][2], const float* g, const float* const (&x)[M
     }
 }
 
-// Few meetings: a run of samples, squared and added in registers.
+// Few pairs: a run of samples, squared and added in registers.
 template <int M, bool ONLY_SQUARES>
 void short_tile(Totals total, int64_t stride, const float* g, int64_t g_stride, const float* x, int64_t x_stride,
-                const int32_t* offsets, const Meeting* met, int64_t count, int64_t samples) {
+                const int32_t* offsets, const IndexPair* pairs, int64_t count, int64_t samples) {
     vec squares[M][2], absolutes[M][2], signs[M][2];
     for (int m = 0; m < M; ++m)
         for (int h = 0; h < 2; ++h) {
@@ -98,7 +98,7 @@ void short_tile(Totals total, int64_t stride, const float* g, int64_t g_stride, 
             in[m] = x + n * x_stride + offsets[m];
             sum[m][0] = sum[m][1] = vec{};
         }
-        products<M>(sum, g + n * g_stride, in, met, count);
+        products<M>(sum, g + n * g_stride, in, pairs, count);
         for (int m = 0; m < M; ++m)
             for (int h = 0; h < 2; ++h) {
                 squares[m][h] += sum[m][h] * sum[m][h];
@@ -117,17 +117,17 @@ void short_tile(Totals total, int64_t stride, const float* g, int64_t g_stride, 
         }
 }
 
-// Many meetings: a part of one sample's; the sums wait in `sums` for the next part. Adding part by part also rounds less.
+// Many pairs: a part of one sample's; the sums wait in `sums` for the next part. Adding part by part also rounds less.
 template <int M>
 void long_tile(Totals total, int64_t stride, float* sums, const float* g, const float* x, const int32_t* offsets,
-               const Meeting* met, int64_t count, bool first, bool last) {
+               const IndexPair* pairs, int64_t count, bool first, bool last) {
     const float* in[M];
     vec sum[M][2];
     for (int m = 0; m < M; ++m) {
         in[m] = x + offsets[m];
         sum[m][0] = sum[m][1] = vec{};
     }
-    products<M>(sum, g, in, met, count);
+    products<M>(sum, g, in, pairs, count);
     for (int m = 0; m < M; ++m)
         for (int h = 0; h < 2; ++h) {
             float* waiting = sums + m * WIDTH + h * LANES;
@@ -164,26 +164,26 @@ void section(const Job& job, const Section& s, int64_t block, std::vector<float>
     const Totals total = job.total.at(s.first * job.stride + block * WIDTH);
     fetch(total, s, job.stride);
     const int32_t* offsets = job.offsets + s.first;
-    const Meeting* met = job.meetings + s.meeting;
-    if (s.meetings <= LONG) {
+    const IndexPair* pairs = job.pairs + s.first_pair;
+    if (s.pairs <= LONG) {
         const int64_t run = std::max<int64_t>(1, CACHED / panel);
         for (int64_t n = 0; n < job.samples; n += run)
             for (int64_t j = 0; j < s.length; j += ROWS)
                 with_rows(std::min<int64_t>(ROWS, s.length - j), [&](auto rows) {
                     const auto tile = total.only_squares() ? short_tile<rows(), true> : short_tile<rows(), false>;
                     tile(total.at(j * job.stride), job.stride, g + n * panel, panel, job.x + n * job.x_stride,
-                         job.x_stride, offsets + j, met, s.meetings, std::min(run, job.samples - n));
+                         job.x_stride, offsets + j, pairs, s.pairs, std::min(run, job.samples - n));
                 });
         return;
     }
     sums.resize(s.length * WIDTH);
     for (int64_t n = 0; n < job.samples; ++n)
-        for (int64_t i = 0; i < s.meetings; i += LONG)
+        for (int64_t i = 0; i < s.pairs; i += LONG)
             for (int64_t j = 0; j < s.length; j += ROWS)
                 with_rows(std::min<int64_t>(ROWS, s.length - j), [&](auto rows) {
                     long_tile<rows()>(total.at(j * job.stride), job.stride, sums.data() + j * WIDTH, g + n * panel,
-                                      job.x + n * job.x_stride, offsets + j, met + i, std::min(LONG, s.meetings - i),
-                                      i == 0, i + LONG >= s.meetings);
+                                      job.x + n * job.x_stride, offsets + j, pairs + i, std::min(LONG, s.pairs - i),
+                                      i == 0, i + LONG >= s.pairs);
                 });
 }
 
@@ -227,9 +227,9 @@ extern "C" int64_t width() { return WIDTH; }
 extern "C" void add(float* squares, float* absolute, float* sign, int64_t stride, const float* g,
                     const int64_t* g_strides, const float* x, int64_t x_stride, int64_t samples, int64_t channels,
                     int64_t positions, const int64_t* sections, int64_t count, const int32_t* offsets,
-                    const int32_t* meetings, float* packed, int64_t threads) {
-    const auto* met = reinterpret_cast<const Meeting*>(meetings);
+                    const int32_t* flat_pairs, float* packed, int64_t threads) {
+    const auto* pairs = reinterpret_cast<const IndexPair*>(flat_pairs);
     const auto* parts = reinterpret_cast<const Section*>(sections);
-    const Job job{{squares, absolute, sign}, stride, offsets, met, packed, x, x_stride, samples, positions};
+    const Job job{{squares, absolute, sign}, stride, offsets, pairs, packed, x, x_stride, samples, positions};
     run(job, packed, g, g_strides, channels, parts, count, static_cast<int>(threads));
 }

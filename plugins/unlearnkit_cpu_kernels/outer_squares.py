@@ -37,7 +37,7 @@ class IndexPlan:
 
     sections: Integers
     offsets: Integers
-    meetings: Integers
+    pairs: Integers
 
 
 def countable(t: Tensor) -> bool:
@@ -73,33 +73,33 @@ def convolution_plan(
         return _plan([np.stack([np.arange(places.size), places.ravel()], axis=1)], offsets)
     map_places = _places(spatial, strides[1:])
     output = np.arange(math.prod(positions)).reshape(positions)
-    met = []
+    pairs = []
     for region in geometry.regions(spatial, positions):
         if region is None:
-            met.append(np.empty((0, 2), np.int32))
+            pairs.append(np.empty((0, 2), np.int32))
         else:
-            met.append(np.stack([output[region[0]].ravel(), map_places[region[1]].ravel()], axis=1))
-    return _plan(met, np.tile(np.arange(channels) * strides[0], len(met)))
+            pairs.append(np.stack([output[region[0]].ravel(), map_places[region[1]].ravel()], axis=1))
+    return _plan(pairs, np.tile(np.arange(channels) * strides[0], len(pairs)))
 
 
 @functools.lru_cache(maxsize=128)
 def linear_plan(rows: int, inner: int, strides: tuple[int, int]) -> IndexPlan:
     """Plan a linear layer with several rows per sample."""
-    met = np.stack([np.arange(rows), np.arange(rows) * strides[0]], axis=1)
-    return _plan([met], np.arange(inner) * strides[1])
+    pairs = np.stack([np.arange(rows), np.arange(rows) * strides[0]], axis=1)
+    return _plan([pairs], np.arange(inner) * strides[1])
 
 
-def _plan(met: Sequence[Integers], offsets: Integers) -> IndexPlan:
-    """Share the offsets out evenly over lists of meetings, and cut them into sections."""
-    each, starts = len(offsets) // len(met), np.cumsum([0, *map(len, met)])
+def _plan(pairs: Sequence[Integers], offsets: Integers) -> IndexPlan:
+    """Share the offsets out evenly over lists of index pairs, and cut them into sections."""
+    each, starts = len(offsets) // len(pairs), np.cumsum([0, *map(len, pairs)])
     sections = [
-        (window * each + start, min(_SECTION, each - start), starts[window], len(met[window]))
-        for window, start in itertools.product(range(len(met)), range(0, each, _SECTION))
+        (window * each + start, min(_SECTION, each - start), starts[window], len(pairs[window]))
+        for window, start in itertools.product(range(len(pairs)), range(0, each, _SECTION))
     ]
     return IndexPlan(
         sections=np.array(sections, np.int64).reshape(-1, 4),
         offsets=offsets.astype(np.int32),
-        meetings=np.concatenate(met).astype(np.int32),
+        pairs=np.concatenate(pairs).astype(np.int32),
     )
 
 
@@ -201,7 +201,7 @@ def _add(into: SumBuffers, g: Tensor, x: Tensor, index: IndexPlan) -> None:
         _library()[0].add(
             *(*totals, stride, some.data_ptr(), strides, inputs.data_ptr(), x.stride(0)),
             *(len(some), channels, positions, index.sections.ctypes.data, len(index.sections)),
-            *(index.offsets.ctypes.data, index.meetings.ctypes.data, packed.data_ptr()),
+            *(index.offsets.ctypes.data, index.pairs.ctypes.data, packed.data_ptr()),
             torch.get_num_threads(),
         )
 

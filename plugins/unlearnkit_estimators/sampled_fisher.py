@@ -137,7 +137,7 @@ class ExactFisher(_ModelLabels):
 class _Relabelled(Accumulator):
     """Passes each batch to one pass of `DiagonalFisher` several times, with other labels and weights each time."""
 
-    steady: ClassVar[bool] = True
+    fixes_norm_gradients: ClassVar[bool] = True
 
     def __init__(self, estimator: _ModelLabels, model: nn.Module, objective: Objective) -> None:
         self._estimator, self._model, self._objective = estimator, model, objective

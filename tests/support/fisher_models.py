@@ -57,3 +57,16 @@ def mixed(*sizes, dtype=torch.float64):
     return [
         (torch.randn(n, 2, 5, 5, dtype=dtype), torch.randint(0, 5, (n, 3)), torch.randint(0, 3, (n,))) for n in sizes
     ]
+
+
+class Uses(nn.Module):
+    """A module whose forward is given."""
+
+    def __init__(self, forward, **weights):
+        super().__init__()
+        for name, w in weights.items():
+            setattr(self, name, nn.Parameter(w))
+        self._forward = forward
+
+    def forward(self, x):
+        return self._forward(self, x)

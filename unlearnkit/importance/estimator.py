@@ -152,7 +152,7 @@ class ImportanceEstimator(abc.ABC):
             model.eval()
             pass_ = self.accumulator(model, objective=objective)
             collective = name_dead_ranks if sharded else nullcontext
-            norms = nullcontext if pass_.steady else norm_gradient_fix(model)
+            norms = nullcontext if pass_.fixes_norm_gradients else norm_gradient_fix(model)
             shown = progress(batches, f"importance: {Role(role).value}", length(batches))
             for index, (batch, moved) in enumerate(feed(shown, device)):
                 try:
@@ -233,11 +233,11 @@ class Accumulator(abc.ABC):
     """One pass over data: batches go in, one importance comes out.
 
     Attributes:
-        steady: Whether the pass itself corrects torch's wrong gradients of some norms (`norm_gradient_fix`), or passes
-            all batches to one that does. For other passes the framework corrects them.
+        fixes_norm_gradients: Whether the pass itself corrects torch's wrong gradients of some norms
+            (`norm_gradient_fix`), or passes all batches to one that does. For other passes the framework corrects them.
     """
 
-    steady: ClassVar[bool] = False
+    fixes_norm_gradients: ClassVar[bool] = False
 
     @abc.abstractmethod
     def add(self, batch: Any) -> None:

@@ -1,6 +1,7 @@
 """Norms, direct parameters, activations and attention on drawn shapes, dtypes and batch sizes."""
 
 import torch
+from fisher_models import Uses
 from fisher_oracle import SumOfSquares, engine_only
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,19 +24,6 @@ def check(model, draw, sizes, dtype, **options):
     engine_only(
         model, [(draw(n).to(dtype), torch.randn(n)) for n in sizes], SumOfSquares(), TOLERANCE[dtype], **options
     )
-
-
-class Uses(nn.Module):
-    """A module whose forward is given."""
-
-    def __init__(self, forward, **weights):
-        super().__init__()
-        for name, w in weights.items():
-            setattr(self, name, nn.Parameter(w))
-        self._forward = forward
-
-    def forward(self, x):
-        return self._forward(self, x)
 
 
 @FEW

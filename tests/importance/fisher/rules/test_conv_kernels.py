@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlearnkit.importance.fisher.engine.kernel import ConvGeometry, SumBuffers
 from unlearnkit.importance.fisher.engine.totals import Totals
-from unlearnkit.importance.fisher.rules.convolution import conv_plans, count_meetings, onednn_pays, pairs_pay
+from unlearnkit.importance.fisher.rules.convolution import conv_plans, count_index_pairs, onednn_pays, pairs_pay
 
 
 class Counter(TorchDispatchMode):
@@ -101,7 +101,7 @@ def test_a_pixelwise_convolution_copies_no_windows():
 def test_offsets_that_see_only_padding_meet_nothing():
     geometry = ConvGeometry(kernel=(3, 3), stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1)
     regions = geometry.regions((2, 2), (2, 2))
-    assert count_meetings(regions) == 16
+    assert count_index_pairs(regions) == 16
     assert geometry.regions((1, 1), (1, 1)).count(None) == 8
 
 

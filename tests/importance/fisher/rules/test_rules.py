@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fisher_models import Uses
 from fisher_oracle import SumOfSquares, engine_only
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -146,19 +147,6 @@ def _count(shape):
     for s in shape:
         product *= s
     return product
-
-
-class Uses(nn.Module):
-    """A module whose forward is given."""
-
-    def __init__(self, forward, **weights):
-        super().__init__()
-        for name, w in weights.items():
-            setattr(self, name, nn.Parameter(w))
-        self._forward = forward
-
-    def forward(self, x):
-        return self._forward(self, x)
 
 
 ones = torch.ones

@@ -33,7 +33,7 @@ class Engine(Accumulator):
     `SquaredGradients`, with one warning. Where memory runs out, a batch is halved.
     """
 
-    steady: ClassVar[bool] = True  # by the rules of the norms, and by `SquaredGradients`
+    fixes_norm_gradients: ClassVar[bool] = True  # by the rules of the norms, and by `SquaredGradients`
 
     def __init__(
         self,

@@ -149,7 +149,7 @@ class ConvGeometry:
             ((slice(1, 4, None),), (slice(0, 3, 1),))
         """
         axes = [
-            [_meeting(offset * dilation - before, stride, count, size) for offset in range(length)]
+            [_overlap(offset * dilation - before, stride, count, size) for offset in range(length)]
             for length, stride, dilation, (before, _), count, size in zip(
                 self.kernel, self.stride, self.dilation, self.padding, positions, spatial, strict=True
             )
@@ -162,7 +162,7 @@ class ConvGeometry:
         return found
 
 
-def _meeting(shift: int, stride: int, count: int, size: int) -> tuple[slice, slice] | None:
+def _overlap(shift: int, stride: int, count: int, size: int) -> tuple[slice, slice] | None:
     """Return the p with 0 ≤ stride·p + shift < size, and those pixels."""
     first = max(0, -(shift // stride))
     last = min(count - 1, (size - 1 - shift) // stride)

@@ -285,7 +285,7 @@ def _pairs(slot: Slot, g: Tensor, x: Tensor, offsets: KernelPlan, regions: list[
 
 def pairs_pay(regions: list[Region | None], positions: int, elements: int) -> bool:
     """Say whether pairs cost less than one product per sample."""
-    counts = [count_meetings([region]) for region in regions]
+    counts = [count_index_pairs([region]) for region in regions]
     pairs = sum(count * (count + 1) // 2 for count in counts)
     return pairs <= len(regions) * (positions + _TRAFFIC[elements > _CACHE])
 
@@ -299,7 +299,7 @@ def _gathered(g: Tensor, x: Tensor, regions: list[Region | None]) -> Iterator[tu
             yield offset, rows[outputs].flatten(1, -2), pixels[inputs].flatten(1, -2)
 
 
-def count_meetings(regions: list[Region | None]) -> int:
+def count_index_pairs(regions: list[Region | None]) -> int:
     """Count the pairs of output position and pixel over all kernel offsets."""
     return sum(math.prod(axis.stop - axis.start for axis in outputs) for outputs, _ in filter(None, regions))
 
