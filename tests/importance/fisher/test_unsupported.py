@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fisher_oracle import SumOfSquares, distance, estimate, oracle
+from fisher_oracle import SumOfSquares, distance, engine_only, estimate, oracle
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -91,7 +91,6 @@ def by_backward(model, data, objective):
 
 FALLS_BACK = {
     "packed sequences": (lambda: Uses(packed, cell=nn.GRU(6, 5, batch_first=True)), None),
-    "experts": (lambda: Uses(experts, f=linear(), g=linear()), None),
     "mixing": (lambda: Uses(lambda m, x: m.f(x - x.mean(0) * (len(x) > 1)), f=linear()), None),
     "branching": (lambda: Uses(lambda m, x: m.f(x) * (1 + (len(x) > 3)), f=linear()), None),
     "custom function": (lambda: Uses(lambda m, x: Double.apply(x, m.w), w=nn.Parameter(torch.ones(6))), None),
@@ -163,6 +162,12 @@ ROWS = re.findall(r"^\| `?([a-z ]+)`? \| .* \| `(.+?)` \|$", PAGE.read_text(enco
 def rows():
     """Name to the words of the warning that the page promises."""
     return {name.strip(): words for name, words in ROWS}
+
+
+def test_experts_that_get_as_many_samples_as_the_data_say_need_no_fallback():
+    torch.manual_seed(0)
+    model = Uses(experts, f=linear(), g=linear())
+    engine_only(model, [(torch.randn(n, 6), torch.randn(n)) for n in (5, 7, 5, 2)], objective=SumOfSquares())
 
 
 def test_the_page_and_the_tests_name_the_same():

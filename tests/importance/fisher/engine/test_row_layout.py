@@ -1,11 +1,12 @@
-"""Layouts: recognised from which rows each sample's loss touches."""
+"""Which rows belong to which sample: derived from gradients, and recognised as layouts."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unlearnkit.importance.fisher.engine.call_plan import Layout, Order, recognise, touched_rows
+from unlearnkit.importance.fisher.engine.call_plan import Layout, Order, Scattered, UnprovenError, recognise
+from unlearnkit.importance.fisher.engine.row_owners import NOBODY, coefficients, exponents, owners_of, row_maxima
 
 LAYOUTS = st.builds(Layout, order=st.sampled_from(Order), rows=st.integers(1, 5))
 
@@ -21,41 +22,74 @@ def test_samples_first_gathers_each_samples_rows(layout, samples):
     assert all(bool((view[i] == i).all()) for i in range(samples))
 
 
+def owned(layout, samples):
+    """The owner of each row, shape (rows,) or (rows, second dimension)."""
+    owners = torch.zeros(*layout.length(samples), 3, dtype=torch.long)
+    for sample in range(samples):
+        layout.samples_first(owners, samples)[sample] = sample
+    return owners[..., 0] if layout.order is Order.SECOND else owners
+
+
 @given(LAYOUTS, st.integers(2, 4))
 def test_what_is_recognised_explains_the_evidence(layout, samples):
-    shape = (*layout.length(samples), 3)
-    touched = []
-    for sample in range(samples):
-        g = torch.zeros(shape)
-        layout.samples_first(g, samples)[sample] = 1.0
-        touched.append(touched_rows(g))
-    found = recognise(shape, touched, free_rows=True)
+    owners = owned(layout, samples)
+    found = recognise(owners, samples, free_rows=True)
     assert found is not None
-    assert found.agrees(touched)
-    for sample in range(samples):
-        g = torch.zeros(shape)
-        layout.samples_first(g, samples)[sample] = 1.0
-        mine = found.samples_first(g, samples)
-        assert float(mine.sum()) == float(mine[sample].sum())
-
-
-def test_mixed_samples_have_no_layout():
-    every = torch.ones(4, dtype=torch.bool)
-    assert recognise((4, 2), [every, every], free_rows=True) is None
+    assert found.agrees(owners, samples)
+    assert torch.equal(found.samples_first(owners, samples), layout.samples_first(owners, samples))
 
 
 def test_rows_that_are_no_multiple_of_the_samples_have_no_layout():
-    assert recognise((5, 2), [torch.zeros(5, dtype=torch.bool)] * 2, free_rows=True) is None
+    assert recognise(torch.tensor([0, 0, 0, 1, 1]), 2, free_rows=True) is None
 
 
 @pytest.mark.parametrize("free_rows", [True, False])
 def test_no_evidence_and_several_possibilities_is_no_answer(free_rows):
-    assert recognise((6, 3, 2), [torch.zeros(6, 3, dtype=torch.bool)] * 3, free_rows=free_rows) is None
+    assert recognise(torch.full((6, 3), NOBODY), 3, free_rows=free_rows) is None
 
 
 def test_evidence_of_a_single_row_is_no_answer_where_several_layouts_explain_it():
-    """The first of six rows, touched by the first sample: side by side, or every third row? Either, and so neither."""
-    one, none = torch.zeros(6, dtype=torch.bool), torch.zeros(6, dtype=torch.bool)
-    one[0] = True
-    assert recognise((6, 2), [one, none, none], free_rows=True) is None
-    assert recognise((3, 2), [one[:3], none[:3], none[:3]], free_rows=True) == Layout(order=Order.MAJOR, rows=1)
+    """The first of six rows, of the first sample: side by side, or every third row? Either, and so neither."""
+    owners = torch.tensor([0, *[NOBODY] * 5])
+    assert recognise(owners, 3, free_rows=True) is None
+    assert recognise(owners[:3], 3, free_rows=True) == Layout(order=Order.MAJOR, rows=1)
+
+
+@given(st.lists(st.integers(-1, 3), min_size=1, max_size=12))
+def test_scattered_rows_are_gathered_by_their_owner(numbers):
+    owners = torch.tensor(numbers)
+    rows = torch.arange(1.0, len(owners) + 1).unsqueeze(1)
+    found = Scattered(owners, 4).gradient(rows, 4)
+    for sample in range(4):
+        mine = found[sample][found[sample] != 0].tolist()
+        assert mine == [float(i + 1) for i, owner in enumerate(numbers) if owner == sample]
+
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("samples", [2, 3, 9, 70])
+def test_owners_follow_from_the_ratio_of_two_gradients(samples, dtype):
+    torch.manual_seed(0)
+    true = torch.cat([torch.randperm(samples), torch.tensor([NOBODY])])
+    g = (torch.rand(samples + 1, 4, dtype=torch.float64) + 0.5).to(dtype)
+    g[true < 0] = 0
+    scaled = [c[true] for c in coefficients(samples, exponents(dtype), g)]
+    seen = [row_maxima(g * c.unsqueeze(1), dims=1) for c in scaled]
+    assert torch.equal(owners_of(row_maxima(g, dims=1), seen, samples, dtype), true)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_a_row_of_two_samples_has_no_owner(dtype, share):
+    torch.manual_seed(0)
+    one, other = torch.rand(2, 5, 4, dtype=torch.float64) + 0.5
+    (c,) = coefficients(5, exponents(dtype), one)
+    mixed = one * c[torch.arange(5)].unsqueeze(1) + share * other * c[torch.arange(5).flip(0)].unsqueeze(1)
+    with pytest.raises(UnprovenError, match="belong to other samples as well"):
+        owners_of(row_maxima(one + share * other, dims=1), [row_maxima(mixed, dims=1)], 5, dtype)
+
+
+def test_a_gradient_without_elements_has_rows_without_owners():
+    assert row_maxima(torch.zeros(3, 2, 0), dims=2).tolist() == [[0, 0]] * 3

@@ -4,14 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
 
 import attrs
-import numpy as np
 import torch
 from torch import Tensor
 
-from unlearnkit.importance.fisher.engine.call_plan import CallPlan, Layout, Step, UnprovenError, touched_rows
+from unlearnkit.importance.fisher.engine.call_plan import CallPlan, Step, UnprovenError
 from unlearnkit.importance.fisher.engine.interceptor import Gradients, Guide, Interceptor, Seen, Sink
 from unlearnkit.importance.fisher.engine.rule import Call, Rule
-from unlearnkit.importance.fisher.engine.totals import Part, Slot
+from unlearnkit.importance.fisher.engine.totals import Part, Slot, Totals
 
 _ADDED = 3  # gradients of one weight held at a time: two uses' and their sum
 
@@ -52,53 +51,53 @@ class Accumulation(Guide):
 
     def __init__(
         self,
-        plan: CallPlan,
+        plan: CallPlan | None,
         samples: int,
         parts: Sequence[Part],
+        pattern: Totals,
         *,
         named: Mapping[str, Tensor],
         guide: Guide | None = None,
     ) -> None:
-        self._plan = plan
+        self._plan, self._place = plan, 0
+        self.shared: frozenset[str] = plan.shared if plan is not None else frozenset()
+        """Parameters whose per-sample gradients are added before they are squared."""
         self._samples = samples
-        self._parts = parts
-        self._totals = parts[0].sums.squares  # for dtypes and shapes, which all have in common
+        self.parts = list(parts)
+        """Where the squares go; a part may be added until the backward pass."""
+        self._totals = pattern  # for dtypes and shapes, which all parts have in common
         self._uses: list[_Use] = []
         self._surprises: list[tuple[Step, Tensor]] = []  # looked at once, because a look makes a device wait
-        self._others: Tensor | None = None  # while it is looked whose rows gradients touch
-        self._strays: list[tuple[Step, Tensor]] = []
         self.interceptor = Interceptor(named, guide or self)
         self._derived = self.interceptor.derived
-        plan.start()
 
     def step(self, seen: Seen) -> Step | None:
-        return self._plan.match(seen.function, seen.names)
+        """Return the next step of the plan when it is this call, and move on."""
+        step = self._plan.at(self._place, seen.function, seen.names) if self._plan is not None else None
+        self._place += step is not None
+        return step
+
+    def end_forward(self) -> None:
+        """Check that all steps of the plan have come."""
+        if self._plan is not None:
+            self._plan.end(self._place)
 
     def sink(self, step: Step, call: Call, y: Any) -> Sink:
         step.check(y, self._samples)
         head = step.inputs.length(self._samples) if step.inputs is not None else ()
         if any(tuple(t.shape[: len(head)]) != head for t in call.saved):
             raise UnprovenError(f"{step.describe()}: an input with other rows than in the probe")
-        labels = {role: self.interceptor.label(weight) for role, weight in call.weights.items()}
+        labels = self.labels(call)
         bare = call.holding(())  # autograd gives up what is saved as it goes back, and so must we
 
         def receive(gradients: Gradients, saved: tuple[Tensor, ...]) -> None:
-            if self._others is None:
-                self._receive(step, bare.holding(saved), gradients, labels)
-            else:
-                self._look(step, gradients, self._others)
+            self.receive(step, bare.holding(saved), gradients, labels)
 
         return receive
 
-    def check_owners(self, losses: Tensor) -> None:
-        """Backpropagate half of the losses; no row of the other samples may get a gradient."""
-        mine = torch.from_numpy(np.random.default_rng(len(losses)).permutation(len(losses)) < len(losses) // 2)
-        self._others = ~mine.to(losses.device)
-        self.interceptor.backward(losses.masked_fill(self._others, 0.0).sum())
-        self._others, strays, self._strays = None, self._strays, []
-        if strays and bool(torch.stack([seen for _, seen in strays]).any()):
-            step = next(step for step, seen in strays if bool(seen))
-            raise UnprovenError(f"{step.describe()}: its rows belong to other samples in the whole batch than in a few")
+    def labels(self, call: Call) -> dict[str, str | None]:
+        """Return the name of the parameter, or of what was made of parameters, in each role."""
+        return {role: self.interceptor.label(weight) for role, weight in call.weights.items()}
 
     def finish(self) -> None:
         """Add the squares of weights that are used more than once or through other tensors."""
@@ -116,22 +115,11 @@ class Accumulation(Guide):
         The graph holds the taps, these hold this, and a gradient that waits was saved with its place on the graph: a
         cycle, which would keep all of it until Python next collects garbage.
         """
-        self._uses, self._surprises, self._strays = [], [], []
+        self._uses, self._surprises = [], []
         del self.interceptor, self._derived
 
-    def _look(self, step: Step, gradients: Gradients, others: Tensor) -> None:
-        for g, layout in zip(gradients, step.layouts, strict=True):
-            if g is not None and layout is not None:
-                rows = layout.samples_first(touched_rows(g), self._samples).flatten(1).any(1)
-                stray = (rows & others).any() if self._matters(step, layout) else rows.sum() > (~others).sum()
-                self._strays.append((step, stray))
-
-    def _matters(self, step: Step, layout: Layout) -> bool:
-        """Whether the owner of a row matters: not for single rows of one group, which are only squared and added."""
-        met = any(name in self._plan.shared or name in self._derived for name in step.names)
-        return met or layout.rows > 1 or len(self._parts) > 1
-
-    def _receive(self, step: Step, call: Call, gradients: Gradients, labels: Mapping[str, str | None]) -> None:
+    def receive(self, step: Step, call: Call, gradients: Gradients, labels: Mapping[str, str | None]) -> None:
+        """Add what the gradients of a call's results say of its parameters, or keep it for `finish`."""
         pairs = list(zip(gradients, step.layouts, strict=True))
         self._surprises += [(step, (g != 0).any()) for g, layout in pairs if g is not None and layout is None]
         if step.inputs is None or all(g is None or layout is None for g, layout in pairs):
@@ -139,34 +127,40 @@ class Accumulation(Guide):
         assert step.rule is not None, "a claim has a rule"
         n = self._samples
         g, *more = (  # an empty tensor where there is no gradient, for rules of several results
-            call.saved[0].new_empty(n, 0) if g is None or layout is None else layout.samples_first(g, n)
+            call.saved[0].new_empty(n, 0) if g is None or layout is None else layout.gradient(g, n)
             for g, layout in pairs
         )
         saved = (*(step.inputs.samples_first(t, n) for t in call.saved), *more)
         ready: dict[torch.dtype | None, tuple[Tensor, Call]] = {}  # once for a weight and its bias
         for role, label in labels.items():
-            if label is None:
+            if label is None or not self._wanted(label):
                 continue
-            base = label if label not in self._derived else next(iter(self._derived[label][1]))
+            base = next(iter(self._bases(label)))
             dtype = self._totals.dtype(base) if step.rule.converts else None
             if dtype not in ready:
                 ready[dtype] = _converted(g, dtype), call.holding(_converted(t, dtype) for t in saved)
             mine, bound = ready[dtype]
             use = _Use(label=label, role=role, rule=step.rule, g=mine, call=bound)
-            if label in self._plan.shared or label in self._derived:
+            if label in self.shared or label in self._derived:
                 self._uses.append(use)
             else:
                 self._add(use)
 
+    def _wanted(self, label: str) -> list[Part]:
+        return [part for part in self.parts if part.wants(self._bases(label))]
+
     def _add(self, use: _Use) -> None:
-        if len(self._parts) > 1 and self._small(use):
+        parts = self._wanted(use.label)
+        kept = [part for part in parts if part.take is None]
+        shared_out = len(kept) > 1 and self._small(use)
+        if shared_out:
             per_sample = use.rule.per_sample(use.role, use.g, use.call)
-            for part in self._parts:
+            for part in kept:
                 part.sums.receive(use.label, per_sample[part.rows])
-        else:
-            for part in self._parts:
-                _hand_on(use if len(self._parts) == 1 else use.of(part.rows), part)
-                part.complete(use.label)
+        for part in parts:
+            if part.take is not None or not shared_out:
+                _hand_on(use if part.rows == slice(0, self._samples) else use.of(part.rows), part)
+            part.complete(use.label)
 
     def _small(self, use: _Use) -> bool:
         """Whether forming all per-sample gradients is cheaper than one call of the rule for each part."""
@@ -177,7 +171,7 @@ class Accumulation(Guide):
     def _add_together(self, uses: list[_Use]) -> None:
         slots = [self._totals.slot(name) for name in sorted({name for use in uses for name in self._bases(use.label)})]
         work = self._work(uses, slots)
-        for part in self._parts:
+        for part in (part for part in self.parts if part.wants(frozenset(slot.name for slot in slots))):
             for cut in slots[0].chunks(part.rows.stop - part.rows.start, work):
                 rows = slice(part.rows.start + cut.start, part.rows.start + cut.stop)
                 self._add_chunk(_merged([use.of(rows) for use in uses]), part)

@@ -2,6 +2,7 @@
 
 import gc
 import warnings
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, ClassVar, final
 
@@ -22,6 +23,7 @@ from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import device_of
 from unlearnkit.utils.errors import UnlearnKitError, UnlearnKitWarning
 
+_FEW = 2  # samples that are cheaper one at a time than proven
 _SETTLED = {"cuda": 4}  # passes of one kind until all that runs beside them holds as much as it ever will; else 1
 
 
@@ -59,6 +61,7 @@ class Engine(Accumulator):
         self._keys = keys
         self._chunk, self._halved = chunk, False
         self._count = 0
+        self._seen = Counter[Kind]()
         self._refused = False
         self._reason = ""
         self._nan_check = NanCheck(totals.running, totals.result)
@@ -155,35 +158,36 @@ class Engine(Accumulator):
     def _add(self, batch: Any, parts: Sequence[Part], kind: Kind) -> None:
         if self._refused:
             self._fall_back_on(batch, parts)
-        elif batch_size(batch) == 1 and not self._one_by_plan(batch, parts, kind):
-            self._fallback.each(batch, self._receiver(parts[0], look=self._count == 0))
+        elif self._few(batch, kind) or (batch_size(batch) == 1 and not self._one_by_plan(batch, parts, kind)):
+            for part in parts:
+                one = take(batch, part.rows) if len(parts) > 1 else batch
+                self._fallback.each(one, self._receiver(part, look=self._count == 0))
         elif batch_size(batch) > 1:
             try:
                 self._by_plan(batch, parts, kind)
             except UnprovenError as unproven:
                 self._fall_back(batch, parts, str(unproven))
 
+    def _few(self, batch: Any, kind: Kind) -> bool:
+        """Whether so few samples of a kind have come that one at a time is cheaper than a proof."""
+        if self._passes.known(kind) is not None:
+            return False
+        self._seen[kind] += batch_size(batch)
+        return self._seen[kind] <= _FEW
+
     def _by_plan(self, batch: Any, parts: Sequence[Part], kind: Kind) -> None:
-        plan = self._passes.of(batch, kind, grouped=self._keys is not None)
-        self._passes.register(batch, plan)
-        if plan.doubtful:  # a gradient where the probe had none is noticed after squares were added
+        plan = self._passes.known(kind)
+        if plan is not None and plan.doubtful:  # a gradient where there was none is noticed too late
             self._totals.begin(parts)
-        try:
-            self._passes.run(batch, plan, parts)
-        except UnprovenError:
-            if not plan.doubtful:
-                raise
-            self._totals.begin(parts)
-            self._passes.forget(kind)
-            self._passes.run(batch, self._passes.of(batch, kind, grouped=self._keys is not None), parts)
+        self._passes.run(batch, kind, parts)
 
     def _one_by_plan(self, batch: Any, parts: Sequence[Part], kind: Kind) -> bool:
         """Add a single sample as a batch of one where its kind is known, or nothing and return False."""
         plan = self._passes.known(kind)
-        if plan is None or plan.doubtful:
+        if plan is None or plan.doubtful or plan.dynamic:
             return False
         try:
-            self._passes.run(batch, plan, parts)
+            self._passes.follow(batch, plan, parts)
         except UnprovenError:
             return False  # models may treat one sample differently; a pass that does not match the plan adds nothing
         return True

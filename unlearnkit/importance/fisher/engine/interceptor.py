@@ -123,9 +123,13 @@ class Guide(abc.ABC):
     def sink(self, step: Step, call: Call, y: Any) -> Sink:
         """Return what receives the gradients of a claimed call's output ``y``."""
 
-    def passed(self, function: Callable[..., Any], tensors: list[Tensor], result: Any) -> None:
+    def passed(self, function: Callable[..., Any], args: tuple[Any, ...], tensors: list[Tensor], result: Any) -> None:
         """Observe a call without parameters; by default nothing happens."""
-        del function, tensors, result
+        del function, args, tensors, result
+
+    def returned(self, tensors: list[Tensor], result: Any) -> None:
+        """Observe what a call with parameters returned; by default nothing happens."""
+        del tensors, result
 
 
 @final
@@ -137,6 +141,8 @@ class Interceptor(TorchFunctionMode):
         self._guide = guide
         self._labels = {id(p): name for name, p in named.items()}
         self._recomputing = False
+        self.unseen = False
+        """Whether a parameter was used without gradients, as in a checkpoint that runs its segment again later."""
         self.anchor = torch.zeros((), device=next(iter(named.values())).device, requires_grad=True)
         self.derived: dict[str, tuple[Tensor, frozenset[str]]] = {}
 
@@ -168,13 +174,18 @@ class Interceptor(TorchFunctionMode):
             result = func(*args, **kwargs)
             fix_norm_gradient(func, result)
             if not self._recomputing:
-                self._guide.passed(func, tensors, result)
+                self._guide.passed(func, args, tensors, result)
             return result
         if not torch.is_grad_enabled():
+            self.unseen = True
             return func(*args, **kwargs)
         names = tuple([self._labels[id(t)] for t in tracked])
         seen = Seen(function=func, args=args, kwargs=kwargs, tensors=tuple(tensors), names=names, tracked=tracked)
-        return self._again(seen) if self._recomputing else self._first(seen)
+        if self._recomputing:
+            return self._again(seen)
+        result = self._first(seen)
+        self._guide.returned(tensors, result)
+        return result
 
     def _first(self, seen: Seen) -> Any:
         step = self._guide.step(seen)
@@ -249,6 +260,22 @@ class ProcessWide:
             self._inside -= 1
             if self._inside == 0:
                 self._held.close()
+
+
+def parameters_in_graph(losses: Tensor) -> tuple[list[Tensor], bool]:
+    """Find the leaves that the losses depend on other than through taps, and whether the graph has custom functions."""
+    leaves, custom, seen = list[Tensor](), False, set[Any]()
+    waiting: list[Any] = [losses.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        custom |= not getattr(type(node), "_forward_cls", Tap).__module__.startswith("unlearnkit.")
+        waiting += [following for following, _ in node.next_functions]
+    return leaves, custom
 
 
 def _eager() -> AbstractContextManager[object]:

@@ -1,9 +1,9 @@
-"""Passes over a batch by a call plan: forward under the interceptor, backward to the taps; and the cache of plans."""
+"""Passes over a batch by a call plan: forward under the interceptor, backward to the taps; and the store of plans."""
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, final
 
 import attrs
@@ -11,32 +11,35 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.batches import batch_size, take, tensors
+from unlearnkit.data.batches import batch_size, map_tensors, take, tensors
 from unlearnkit.importance.fisher.engine.accumulate import Accumulation
 from unlearnkit.importance.fisher.engine.call_plan import CallPlan, UnprovenError
+from unlearnkit.importance.fisher.engine.fallback_rules import Rerun
+from unlearnkit.importance.fisher.engine.interceptor import Guide
 from unlearnkit.importance.fisher.engine.kernel import KernelFailedError, out_of_memory
 from unlearnkit.importance.fisher.engine.nan_check import Underflow
 from unlearnkit.importance.fisher.engine.per_sample_fallback import SquaredGradients
-from unlearnkit.importance.fisher.engine.probe import Comparison, check_alone, first_proof, probe, probe_again
+from unlearnkit.importance.fisher.engine.probe import (
+    HALF,
+    Begin,
+    Comparison,
+    check_alone,
+    discover,
+    first_proof,
+    in_float32,
+)
+from unlearnkit.importance.fisher.engine.rule import number_of_rules
 from unlearnkit.importance.fisher.engine.totals import GroupTotals, Part
-from unlearnkit.models.objective import Objective, check_losses
+from unlearnkit.models.objective import Autocast, Objective, check_losses
 from unlearnkit.models.parameters import trainable
 from unlearnkit.utils.errors import UnlearnKitError, UnlearnKitWarning, UnsupportedModelError
 
 SIZES = 8  # batch sizes whose first pass is checked for rows of other samples
+_COMPARED = 1 << 18  # weights whose gradients are compared in any case
+_ALONE = 3  # samples whose gradients are compared
 _SPOT_CHECKED = 3  # samples
 Kind = tuple[object, ...]
 """What `signature` returns."""
-
-
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class AloneLosses:
-    """The losses of some samples of a batch, each run by itself."""
-
-    rows: Sequence[int]
-    losses: Tensor
-    passes: int = 0
 
 
 @final
@@ -59,12 +62,52 @@ class SpotChecks:
 
 
 @final
+class PlanStore:
+    """What was found out about one model and objective: the plans of each kind of batch, and the sizes checked."""
+
+    def __init__(self, key: object) -> None:
+        self.key = key
+        self.plans: dict[Kind, CallPlan] = {}
+        self.sizes: set[tuple[Kind, int]] = set()
+
+
+_STORES: weakref.WeakKeyDictionary[nn.Module, PlanStore] = weakref.WeakKeyDictionary()
+
+
+def plans_of(model: nn.Module, objective: Objective) -> PlanStore:
+    """Return the plans that earlier estimates found for a model, as long as its structure is the same.
+
+    Weights may have changed: a plan holds calls and layouts, and every pass checks its calls again.
+    """
+    modules = tuple((name, type(m), getattr(type(m), "forward", None), *_state(m)) for name, m in model.named_modules())
+    own = () if attrs.has(type(objective)) else (id(objective), *_state(objective))
+    key = (modules, type(objective), objective.describe(), own, number_of_rules())
+    store = _STORES.get(model)
+    if store is None or store.key != key:
+        store = _STORES[model] = PlanStore(key)
+    return store
+
+
+def _state(value: Any) -> tuple[object, ...]:
+    """What a forward pass may depend on: modes and other plain attributes, tensors, hooks, a forward of its own."""
+    found: list[object] = []
+    for name, one in vars(value).items():
+        if isinstance(one, bool | int | float | str):
+            found.append((name, one))
+        elif name in {"_parameters", "_buffers"}:
+            found += [(key, t.shape, t.dtype, t.device, t.requires_grad) for key, t in one.items() if t is not None]
+        elif name == "forward" or (name.endswith("_hooks") and isinstance(one, Mapping)):
+            found.append((name, *map(id, one.values())) if name != "forward" else id(one))
+    return tuple(found)
+
+
+@final
 class Passes:
     """Adds squares by call plans, and proves that they are right.
 
-    The first batch of each kind is probed: which function uses which parameter, and which rows belong to which sample.
-    The totals of a few samples must equal those of one sample at a time. The first pass of each batch size and one pass
-    of every `recheck` are checked again.
+    Before the first batch of each kind a few samples are recorded: which function uses which parameter, and which rows
+    belong to which sample. Their totals must equal those of one sample at a time. Of the first batch of each size, of
+    one of every `recheck`, and of all where the rows depend on the data, the rows are derived again.
     """
 
     def __init__(
@@ -79,89 +122,220 @@ class Passes:
     ) -> None:
         self._model, self._objective, self._named = model, objective, trainable(model)
         self._totals, self._fallback, self._underflow = totals, fallback, underflow
-        self._alone: AloneLosses | None = None  # what the next pass must reproduce
         self._spot_checks = SpotChecks(recheck)
-        self._sizes: set[int] = set()
-        self._plans: dict[Kind, CallPlan] = {}
+        self._store = plans_of(model, objective)
         self._slow: set[str] = set()
-
-    def register(self, batch: Any, plan: CallPlan) -> None:
-        """Register a batch; every `recheck` passes, run a few of its samples alone first."""
-        rows = self._spot_checks.rows(batch_size(batch))[: plan.samples]
-        if len(rows) == plan.samples and self._alone is None:
-            passes = self._spot_checks.passes - 1
-            with _later_pass(passes):
-                self._alone = AloneLosses(rows=rows, losses=self._losses_alone(batch, plan, rows), passes=passes)
-
-    def _losses_alone(self, batch: Any, plan: CallPlan, rows: Sequence[int]) -> Tensor:
-        few = take(batch, torch.tensor(rows, device=next(tensors(batch)).device))
-        probe_again(self._model, self._objective, few, self._named, plan)
-        ones = [take(few, slice(i, i + 1)) for i in range(len(rows))]
-        with torch.no_grad():
-            return torch.cat(
-                [check_losses(self._objective.losses(self._model, one), one, objective=self._objective) for one in ones]
-            )
-
-    def run(self, batch: Any, plan: CallPlan, parts: Sequence[Part]) -> None:
-        """Forward and backward over one batch; adds the squares of its per-sample gradients to the parts."""
-        (alone, self._alone), size = (self._alone, None), batch_size(batch)
-        new = size not in self._sizes and len(self._sizes) < SIZES
-        if size > plan.samples and (new or (alone is not None and alone.passes)):
-            # In a pass of its own: going back twice through one graph would hold more than a plain pass does.
-            with (
-                self._forward(batch, plan, parts, alone) as (losses, accumulation),
-                _later_pass(alone.passes if alone is not None else 0),
-            ):
-                accumulation.check_owners(losses)
-            self._sizes.add(size)
-            alone = None
-        with self._forward(batch, plan, parts, alone) as (losses, accumulation):
-            accumulation.interceptor.backward(losses.sum())
-            accumulation.finish()
-
-    @contextmanager
-    def _forward(
-        self, batch: Any, plan: CallPlan, parts: Sequence[Part], alone: AloneLosses | None
-    ) -> Iterator[tuple[Tensor, Accumulation]]:
-        accumulation = Accumulation(plan, batch_size(batch), parts, named=self._named)
-        try:
-            losses = accumulation.interceptor.forward(self._model, self._objective, batch)
-            plan.finish()
-            if alone is not None:
-                with _later_pass(alone.passes):
-                    check_alone(losses[list(alone.rows)], alone.losses, plan.precision)
-            yield losses, accumulation
-        finally:
-            accumulation.close()
 
     def known(self, kind: Kind) -> CallPlan | None:
         """Return the plan of a kind of batch, if there is one already."""
-        return self._plans.get(kind)
+        return self._store.plans.get(kind)
 
     def forget(self, kind: Kind) -> None:
-        """Probe the next batch of a kind again."""
-        self._plans.pop(kind, None)
+        """Record the next batch of a kind again."""
+        self._store.plans.pop(kind, None)
 
-    def of(self, batch: Any, kind: Kind, *, grouped: bool) -> CallPlan:
-        """Return the plan of a batch; the first of its kind is probed."""
-        if kind not in self._plans:
-            self._plans[kind] = first_proof(batch, partial(self._probed, grouped=grouped))
-            self._say_slow(self._plans[kind].slow)
-        return self._plans[kind]
+    def run(self, batch: Any, kind: Kind, parts: Sequence[Part]) -> None:
+        """Forward and backward over one batch; adds the squares of its per-sample gradients to the parts."""
+        size = batch_size(batch)
+        index, rows = self._spot_checks.passes, self._spot_checks.rows(size)
+        if kind not in self._store.plans:
+            self._prove(batch, kind, parts)
+            return
+        plan = self._store.plans[kind]
+        self._say_slow(plan)
+        new = (kind, size) not in self._store.sizes and len(self._store.sizes) < SIZES
+        if not (plan.dynamic or new or rows):
+            try:
+                self.follow(batch, plan, parts)
+            except UnprovenError:  # another way than before; what a doubtful plan added can be taken out again
+                self._store.plans[kind] = attrs.evolve(plan, dynamic=True)
+                self._record(batch, plan, parts)
+            return
+        begin = _compare_losses(rows, self._alone_losses(batch, rows)) if rows else None
+        with _later_pass(index if rows and not plan.dynamic else 0):
+            if not plan.dynamic:  # in a pass of its own, so that the sums have the same bits with and without it
+                self._compare(batch, kind, plan, self._look(batch, plan, None, begin))
+                plan, begin = self._store.plans[kind], None
+            if plan.dynamic:
+                self._record(batch, plan, parts, begin)
+            else:
+                self.follow(batch, plan, parts)
+        self._store.sizes.add((kind, size))
 
-    def _probed(self, few: Any, *, grouped: bool) -> CallPlan:
+    def _prove(self, batch: Any, kind: Kind, parts: Sequence[Part]) -> None:
+        """Add the first batch of a kind, and find its plan.
+
+        What the batch shows itself is the plan if the totals of its first sample are right. If not, a few samples are
+        recorded alone: one dimension of this batch may be as long as another by chance.
+        """
+        plan = None
+        self._totals.begin(parts)
+        if not self._half():
+            with suppress(UnprovenError):
+                plan = self._compared(batch, self._objective, self._fallback, parts)
+        if plan is None:
+            self._totals.begin(parts)
+            alone: list[Tensor] = []
+            known = first_proof(batch, lambda few: self._proven(few, alone))
+            self._say_slow(known)
+            plan = self._record(batch, known, parts, _compare_losses(range(len(alone[-1])), alone[-1]))
+            if not plan.same_calls(known):
+                self._proven(batch, alone)  # a few samples took other calls, which proves nothing about these
+                plan = attrs.evolve(plan, dynamic=True)
+            elif plan.other_rows(known) is not None:
+                plan = attrs.evolve(plan, dynamic=True)
+        self._say_slow(plan)
+        self._store.plans[kind] = plan
+        self._store.sizes.add((kind, batch_size(batch)))
+
+    def _compare(self, batch: Any, kind: Kind, plan: CallPlan, found: CallPlan) -> None:
+        """Keep a plan that another batch confirms; else record every batch from now on."""
+        same = plan.same_calls(found)
+        other = plan.other_rows(found) if same else None
+        if other is not None and (kind, batch_size(batch)) in self._store.sizes:
+            raise UnprovenError(f"{other.describe()}: its rows belong to other samples than they did")
+        if not same or other is not None or found.dynamic:
+            self._store.plans[kind] = attrs.evolve(plan, dynamic=True)
+        elif plan.doubtful and not found.doubtful:
+            self._store.plans[kind] = found
+
+    def follow(self, batch: Any, plan: CallPlan, parts: Sequence[Part]) -> None:
+        """Make one pass by a plan; raise `UnprovenError` where the calls are others, before anything is added."""
+        accumulation = Accumulation(plan, batch_size(batch), parts, self._totals.pattern, named=self._named)
         try:
-            return self._checked(few, grouped=grouped)
+            losses = accumulation.interceptor.forward(self._model, self._objective, batch)
+            accumulation.end_forward()
+            accumulation.interceptor.backward(losses.sum())
+            accumulation.finish()
+        finally:
+            accumulation.close()
+
+    def _record(self, batch: Any, plan: CallPlan, parts: Sequence[Part], begin: Begin | None = None) -> CallPlan:
+        """Add a batch by what it shows itself."""
+        self._totals.begin(parts)
+        return self._look(batch, plan, parts, begin)
+
+    def _look(self, batch: Any, plan: CallPlan, parts: Sequence[Part] | None, begin: Begin | None) -> CallPlan:
+        """Derive the rows of a batch's calls, which are those of the plan where they match."""
+        matched = False
+
+        def matches(*arguments: Any) -> None:
+            nonlocal matched
+            matched = True
+            if begin is not None:
+                begin(*arguments)
+
+        try:
+            return self._discover(self._objective, batch, parts, matches, plan)
+        except UnprovenError:
+            if matched:
+                raise
+        return self._discover(self._objective, batch, parts, begin)
+
+    def _discover(
+        self,
+        objective: Objective,
+        batch: Any,
+        parts: Sequence[Part] | None,
+        begin: Begin | None,
+        plan: CallPlan | None = None,
+    ) -> CallPlan:
+        def accumulation(guide: Guide) -> Accumulation:
+            assert parts is not None, "only asked for then"
+            pattern = self._totals.pattern
+            return Accumulation(None, batch_size(batch), parts, pattern, named=self._named, guide=guide)
+
+        try:
+            return discover(
+                self._model,
+                objective,
+                batch,
+                self._named,
+                plan=plan,
+                accumulation=accumulation if parts is not None else None,
+                begin=begin,
+            )
         except (UnlearnKitError, KernelFailedError, UnprovenError):
             raise
-        except Exception as error:  # whatever fails under the mode, the fallback may work
+        except Exception as error:  # whatever fails under the interceptor, the fallback may work
             if out_of_memory(error):
                 raise
             said = (str(error).strip().splitlines() or [""])[0][:160]
             raise UnprovenError(f"{type(error).__name__}: {said}") from error
 
-    def _say_slow(self, slow: Sequence[str]) -> None:
-        new = [step for step in slow if step not in self._slow]
+    def _alone_losses(self, batch: Any, rows: Sequence[int]) -> Tensor:
+        ones = [take(batch, slice(row, row + 1)) for row in rows]
+        with torch.no_grad():
+            return torch.cat(
+                [check_losses(self._objective.losses(self._model, one), one, objective=self._objective) for one in ones]
+            )
+
+    def _half(self) -> bool:
+        return isinstance(self._objective, Autocast) or any(p.dtype in HALF for p in self._named.values())
+
+    def _proven(self, few: Any, alone: list[Tensor]) -> CallPlan:
+        """Record a few samples, and compare their totals with those of one sample at a time.
+
+        Half precision rounds too much to tell a mistake from rounding: the comparison is in float32.
+        """
+        if not self._half():
+            return self._compared(few, self._objective, self._fallback, (), alone)
+        objective = self._objective
+        while isinstance(objective, Autocast):
+            objective = objective.objective
+        wide = map_tensors(few, lambda t: t.float() if t.dtype in HALF else t)
+        with in_float32(self._model):
+            exact = self._compared(wide, objective, SquaredGradients(self._model, objective, chunk=1), (), alone)
+        plan = self._discover(self._objective, few, None, None)
+        if [(s.function, s.action) for s in plan.steps] != [(s.function, s.action) for s in exact.steps]:
+            raise UnprovenError("calls that are others in float32")
+        return plan
+
+    def _compared(
+        self,
+        batch: Any,
+        objective: Objective,
+        fallback: SquaredGradients,
+        parts: Sequence[Part],
+        alone: list[Tensor] | None = None,
+    ) -> CallPlan:
+        """Add a batch by what it shows, and compare the totals of its first samples with those of each alone.
+
+        Where looking at calls proves which parameter is used where, one sample and the smaller parameters will do.
+        """
+        comparison, trials, losses = Comparison(), list[Part](), list[Tensor]()
+
+        def begin(accumulation: Accumulation | None, seen: Tensor, precision: torch.dtype, opaque: bool) -> None:
+            del precision
+            assert accumulation is not None, "asked for"
+            only = frozenset(self._named) if opaque else _some(self._named)
+            trial = self._totals.trial(min(_ALONE, len(seen)) if opaque else 1, comparison.expect, only=only)
+            accumulation.parts.append(trial)
+            trials.append(trial)
+            losses.append(seen.detach())
+
+        plan = self._discover(objective, batch, parts, begin)
+        (trial,), (seen,) = trials, losses
+        names = trial.only or frozenset()
+        for name in names:
+            if not comparison.expects(name):  # nothing used it
+                trial.complete(name)
+
+        def receive(name: str, g: Tensor) -> None:
+            comparison.receive(name, g)
+            self._underflow.check(name, g, self._totals.dtype(name))
+
+        expected = fallback.each(take(batch, trial.rows), receive, names=names)
+        check_alone(seen, expected, plan.precision)
+        comparison.verdict(plan.precision)
+        if alone is not None:
+            alone.append(expected)
+        return plan
+
+    def _say_slow(self, plan: CallPlan) -> None:
+        new = dict.fromkeys(
+            step.describe() for step in plan.steps if isinstance(step.rule, Rerun) and step.describe() not in self._slow
+        )
         self._slow.update(new)
         if new:
             warnings.warn(
@@ -171,26 +345,24 @@ class Passes:
                 stacklevel=2,
             )
 
-    def _checked(self, few: Any, *, grouped: bool) -> CallPlan:
-        plan = probe(self._model, self._objective, few, self._named)
-        if not self._plans and (grouped or plan.shared):  # where it matters whose a row is
-            back = take(few, torch.arange(batch_size(few)).flip(0).to(next(tensors(few)).device))
-            probe_again(self._model, self._objective, back, self._named, plan)
-        comparison = Comparison()
-        self._alone = None
-        trial = self._totals.trial(batch_size(few), comparison.expect)
-        self.run(few, plan, [trial])
-        for name in self._named:
-            if not comparison.expects(name):  # nothing used it
-                trial.complete(name)
 
-        def receive(name: str, g: Tensor) -> None:
-            comparison.receive(name, g)
-            self._underflow.check(name, g, self._totals.dtype(name))
+def _compare_losses(rows: Sequence[int], alone: Tensor) -> Begin:
+    def begin(accumulation: Accumulation | None, losses: Tensor, precision: torch.dtype, opaque: bool) -> None:
+        del accumulation, opaque
+        check_alone(losses[list(rows)], alone, precision)
 
-        self._alone = AloneLosses(rows=range(batch_size(few)), losses=self._fallback.each(few, receive))
-        comparison.verdict(plan.precision)
-        return plan
+    return begin
+
+
+def _some(named: Mapping[str, Tensor]) -> frozenset[str]:
+    """Choose the parameters whose gradients are compared: the smaller ones, up to an eighth of all weights."""
+    limit, chosen = max(_COMPARED, sum(p.numel() for p in named.values()) // 8), []
+    for name in sorted(named, key=lambda name: named[name].numel()):
+        limit -= named[name].numel()
+        if limit < 0:
+            break
+        chosen.append(name)
+    return frozenset(chosen)
 
 
 def signature(batch: Any) -> Kind:

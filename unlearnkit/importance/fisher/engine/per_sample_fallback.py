@@ -1,6 +1,6 @@
 """Squared per-sample gradients of any model: `torch.func` in chunks, or one sample at a time where that cannot work."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -63,12 +63,12 @@ class SquaredGradients:
         if done < batch_size(batch):
             self.each(take(batch, slice(done, None)), receive)
 
-    def each(self, batch: Any, receive: Receive) -> Tensor:
+    def each(self, batch: Any, receive: Receive, *, names: Collection[str] | None = None) -> Tensor:
         """Pass the gradients of every sample to `receive`, one sample at a time; return the losses."""
-        losses = []
+        losses, wanted = [], [name for name in self._named if names is None or name in names]
         for i in range(batch_size(batch)):
-            loss, found = self._one(take(batch, slice(i, i + 1)))
-            for name in reversed(self._named):
+            loss, found = self._one(take(batch, slice(i, i + 1)), [self._named[name] for name in wanted])
+            for name in reversed(wanted):
                 g = found.pop()  # not kept: two samples' gradients would be twice the weights
                 if g is not None:
                     receive(name, g.unsqueeze(0))
@@ -76,18 +76,18 @@ class SquaredGradients:
             losses.append(loss)
         return torch.cat(losses)
 
-    def _one(self, one: Any) -> tuple[Tensor, list[Tensor | None]]:
+    def _one(self, one: Any, parameters: list[nn.Parameter]) -> tuple[Tensor, list[Tensor | None]]:
         with self._order():
             loss = check_losses(self._objective.losses(self._model, one), one, objective=self._objective)
         if self._reenters:
-            return loss.detach(), _by_backward(loss, list(self._named.values()))
+            return loss.detach(), _by_backward(loss, parameters)
         try:
-            found = torch.autograd.grad(loss.sum(), list(self._named.values()), allow_unused=True)
+            found = torch.autograd.grad(loss.sum(), parameters, allow_unused=True)
         except RuntimeError as error:
             if "use_reentrant" not in str(error):
                 raise
             self._reenters = True  # such checkpoints work with .backward() alone
-            return self._one(one)
+            return self._one(one, parameters)
         return loss.detach(), [dense(g) for g in found]
 
     def one_at_a_time(self, batch: Any) -> dict[str, Tensor]:

@@ -1,7 +1,9 @@
-"""Probes a few samples before the first batch: records the calls of the forward pass, and checks the totals."""
+"""Records the calls of a forward pass and which rows belong to which sample, and checks totals with samples alone."""
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from types import MappingProxyType
 from typing import Any, TypeVar, final
@@ -11,14 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit.data.batches import batch_size, take
+from unlearnkit.importance.fisher.engine.accumulate import Accumulation
 from unlearnkit.importance.fisher.engine.call_plan import (
     Action,
     CallPlan,
+    Layout,
+    Order,
+    Rows,
+    Scattered,
     Step,
     UnprovenError,
     recognise,
     results,
-    touched_rows,
+    shared_names,
 )
 from unlearnkit.importance.fisher.engine.fallback_rules import AnyFunction, Rerun, SeveralResults, expansion
 from unlearnkit.importance.fisher.engine.interceptor import (
@@ -29,16 +36,19 @@ from unlearnkit.importance.fisher.engine.interceptor import (
     Sink,
     enterable,
     in_place,
+    parameters_in_graph,
 )
+from unlearnkit.importance.fisher.engine.row_owners import UNKNOWN, coefficients, exponents, owners_of, row_maxima
 from unlearnkit.importance.fisher.engine.rule import Call, Rule, rule_for
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import buffers
 
 _T = TypeVar("_T")
-_PROBED = (3, 2)  # samples: a second size, because another dimension may be equal to the first by chance
+_PROBED = (2, 3)  # samples: a second size, because another dimension may be equal to the first by chance
 _EXACT = 1 << 14  # elements up to which a picture is the tensor itself
 _WIDTH = 64  # elements that become one
 _AT_A_TIME = 1 << 18  # elements: what is made on the way is small
+HALF = frozenset({torch.bfloat16, torch.float16})
 # How far totals of a few samples may be from those of one sample at a time, relative to their sum; what is wrong in
 # structure is wrong by a factor, and what is rounding is far below. Second: gradients below this share of the largest
 # are rounding errors themselves (the bias of attention's keys, a bias before a norm), squared.
@@ -57,73 +67,146 @@ _SAME_LOSS = {
 }
 
 
-@final
-class Discovery(Guide):
-    """Records what happens to each call, and which rows get a gradient from each sample's loss.
+_MOVES_ROWS = frozenset(
+    {"__getitem__", "__setitem__", "index_select", "take", "take_along_dim", "gather", "masked_select", "index_add"}
+    | {"index_add_", "index_copy", "index_copy_", "index_put", "index_put_", "scatter", "scatter_", "scatter_add"}
+    | {"scatter_add_", "_pack_padded_sequence"}
+)  # with an index that is data, by torch's names
+_TO_PYTHON = frozenset({"tolist", "item", "__int__", "__index__", "numpy", "__array__"})
 
-    A call is claimed when it mixes parameters with data. Tensors are data unless they are parameters, constants, or
-    were made of these alone: whatever is not known counts as data, which can only cost speed.
+
+@final
+class DataRows:
+    """Finds the tensors whose rows were chosen or placed by an index that depends on the data.
+
+    Which sample such a row belongs to is another thing in every batch: unpadded tokens, edges, queues of experts.
     """
 
-    def __init__(self, samples: int, constants: Iterable[Tensor]) -> None:
-        self._samples = samples
+    def __init__(self) -> None:
+        self._found: dict[int, weakref.ref[Tensor]] = {}
+        self._read = False
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        known = self._found.get(id(tensor))
+        return self._read or (known is not None and known() is tensor)
+
+    def watch(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        tensors: list[Tensor],
+        constant: Callable[[Tensor], bool],
+    ) -> bool:
+        """Note a call; say whether it moves rows by data."""
+        name = getattr(function, "__name__", "")
+        if name in _TO_PYTHON:
+            dtype = tensors[0].dtype if tensors else torch.bool
+            self._read |= not (dtype.is_floating_point or dtype == torch.bool or all(map(constant, tensors)))
+        elif name in _MOVES_ROWS and not _keeps_dimension_0(name, args):
+            return any(not t.is_floating_point() and not constant(t) for t in tensors[1:])
+        return False
+
+    def add(self, value: Any) -> None:
+        for t in results(value):
+            self._found[id(t)] = weakref.ref(t)
+
+
+def _keeps_dimension_0(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether an index works within the entries of dimension 0."""
+    where = args[1] if len(args) > 1 else None
+    if name in {"__getitem__", "__setitem__"}:
+        first = where[0] if isinstance(where, tuple) and where else None
+        return first is Ellipsis or (isinstance(first, slice) and first == slice(None))
+    return isinstance(where, int) and where != 0
+
+
+@final
+class Discovery(Guide):
+    """Records what happens to each call, and derives which rows belong to which sample.
+
+    A call is claimed when it mixes parameters with data. Tensors are data unless they are parameters, constants, or
+    were made of these alone: whatever is not known counts as data, which can only cost speed. With a plan the calls are
+    those of the plan, and only the rows are derived.
+    """
+
+    def __init__(self, samples: int, constants: Iterable[Tensor], plan: CallPlan | None = None) -> None:
+        self._samples, self._plan = samples, plan
         self._constants: dict[int, Tensor] = {id(t): t for t in constants}
         self._fixed = frozenset(self._constants)
-        self._steps: list[Step] = []
-        self._touched: dict[int, list[list[Tensor | None]]] = {}
-        self._saved: dict[int, tuple[tuple[int, ...], ...]] = {}
-        self.sample = 0
+        self.steps: list[Step] = []
+        self.accumulation: Accumulation | None = None
+        """Gets every call whose gradients have come, when its rows are known."""
+        self.scaling = False
+        """Whether the losses are multiplied by `coefficients`."""
+        self.problem: UnprovenError | None = None
+        """Why the rows of a call are not known."""
+        self.digits = 0
+        """Number of backward passes with multiplied losses."""
+        self.precision = torch.float32
+        """The coarsest dtype of weights and results, known after the forward pass."""
+        self._data_rows = DataRows()
+        self._dynamic = False
         self.precisions: set[torch.dtype] = set()
 
-    def plan(self, precision: torch.dtype) -> CallPlan:
-        """Return the steps, each claim with its layout."""
-        steps = [self._settled(i, step) for i, step in enumerate(self._steps)]
-        slow = dict.fromkeys(step.describe() for step in steps if isinstance(step.rule, Rerun))
-        return CallPlan(steps, precision=precision, samples=self._samples, slow=tuple(slow))
-
-    def compare(self, plan: CallPlan) -> None:
-        """Compare the rows that these samples' losses reach with the layouts of a plan, if the calls match."""
-        if [(s.function, s.names) for s in self._steps] != [(s.function, s.names) for s in plan.steps]:
-            return
-        for index, (mine, known) in enumerate(zip(self._steps, plan.steps, strict=True)):
-            for shape, layout, seen in zip(mine.shapes, known.layouts, self._touched.get(index, ()), strict=False):
-                fits = layout is not None and shape[: len(head := layout.length(self._samples))] == head
-                if layout is not None and fits and not layout.agrees(_masks(shape, seen)):
-                    raise UnprovenError(f"{mine.describe()}: its rows belong to other samples than they did")
+    def plan(self) -> CallPlan:
+        return CallPlan(steps=tuple(self.steps), precision=self.precision, dynamic=self._dynamic)
 
     def step(self, seen: Seen) -> Step | None:
-        tracked = {id(t) for t in seen.tracked}
-        mixed = any(id(t) not in tracked and id(t) not in self._constants for t in seen.tensors)
-        step = self._mixed(seen) if mixed else self._alone(seen)
+        if self._plan is not None:
+            step = self._plan.at(len(self.steps), seen.function, seen.names)
+        else:
+            tracked = {id(t) for t in seen.tracked}
+            mixed = any(id(t) not in tracked and not self._constant(t) for t in seen.tensors)
+            step = self._mixed(seen) if mixed else self._alone(seen)
         if step is not None:
-            self._steps.append(step)
+            self._dynamic |= step.action is Action.CLAIM and any(t in self._data_rows for t in seen.tensors)
+            self.steps.append(step)
         return step
 
     def sink(self, step: Step, call: Call, y: Any) -> Sink:
         found = results(y)
         if not found:
             raise UnprovenError(f"{step.describe()}: it returns a {type(y).__name__} without floating tensors")
-        index = len(self._steps) - 1
-        self._steps[index] = attrs.evolve(step, shapes=tuple(tuple(t.shape) for t in found))
-        self._saved[index] = tuple(tuple(t.shape) for t in call.saved)
-        touched: list[list[Tensor | None]] = [[None] * self._samples for _ in found]
-        self._touched[index] = touched
+        index, unknown = len(self.steps) - 1, (None,) * len(found)
+        self.steps[index] = attrs.evolve(step, shapes=tuple(tuple(t.shape) for t in found), layouts=unknown)
         self.precisions.update(t.dtype for t in found)
+        scaled: list[list[Tensor | None]] = []
+        rows = 2 if step.rule is not None and step.rule.free_rows else 1
+        accumulation = self.accumulation
+        labels, bare = accumulation.labels(call) if accumulation is not None else {}, call.holding(())
 
         def watch(gradients: Gradients, saved: tuple[Tensor, ...]) -> None:
-            del saved
-            for mine, g in zip(touched, gradients, strict=True):
-                if g is not None:
-                    rows, before = touched_rows(g), mine[self.sample]
-                    mine[self.sample] = rows if before is None else before | rows
+            if self.scaling:
+                scaled.append([None if g is None else row_maxima(g, dims=rows) for g in gradients])
+                return
+            try:
+                settled = self._settled(self.steps[index], gradients, scaled, saved)
+            except UnprovenError as unproven:  # FSDP has to see the end of the backward pass
+                self.problem = self.problem or unproven
+                return
+            self.steps[index] = settled
+            if accumulation is not None and self.problem is None:
+                accumulation.receive(settled, bare.holding(saved), gradients, labels)
 
         return watch
 
-    def passed(self, function: Callable[..., Any], tensors: list[Tensor], result: Any) -> None:
-        if all(id(t) in self._constants for t in tensors):
+    def passed(self, function: Callable[..., Any], args: tuple[Any, ...], tensors: list[Tensor], result: Any) -> None:
+        if all(map(self._constant, tensors)):
             self._remember(result)
-        elif in_place(function) and tensors and id(tensors[0]) not in self._fixed:
+            return
+        if in_place(function) and tensors and id(tensors[0]) not in self._fixed:
             self._constants.pop(id(tensors[0]), None)
+        if self._data_rows.watch(function, args, tensors, self._constant):
+            self._data_rows.add([result, tensors[0] if in_place(function) else None])
+        else:
+            self.returned(tensors, [result, tensors[0] if in_place(function) and tensors else None])
+
+    def returned(self, tensors: list[Tensor], result: Any) -> None:
+        if any(t in self._data_rows for t in tensors):
+            self._data_rows.add(result)
+
+    def _constant(self, t: Tensor) -> bool:
+        return id(t) in self._constants
 
     def _remember(self, result: Any) -> None:
         for t in result if isinstance(result, tuple | list) else (result,):
@@ -158,25 +241,48 @@ class Discovery(Guide):
         self._remember(result)
         return None
 
-    def _settled(self, index: int, step: Step) -> Step:
-        if step.action is not Action.CLAIM:
-            return step
+    def _settled(
+        self, step: Step, gradients: Gradients, scaled: list[list[Tensor | None]], saved: tuple[Tensor, ...]
+    ) -> Step:
+        """Add the layouts of a call's results, or raise where samples mix."""
         assert step.rule is not None, "a claim has a rule"
-        layouts = []
-        for shape, seen in zip(step.shapes, self._touched[index], strict=True):
-            touched = _masks(shape, seen)
-            layouts.append(recognise(shape, touched, free_rows=step.rule.free_rows))
-            if layouts[-1] is None and any(bool(t.any()) for t in touched):
-                raise UnprovenError(f"{step.describe()}: which of its rows belong to which sample cannot be told")
-        step = attrs.evolve(step, layouts=tuple(layouts))
-        leading = step.inputs.length(self._samples) if step.inputs is not None else ()
-        if any(shape[: len(leading)] != leading for shape in self._saved[index]):
+        layouts = [
+            None if g is None else self._rows(step, g, [one[place] for one in scaled])
+            for place, g in enumerate(gradients)
+        ]
+        if len(layouts) > 1 and any(isinstance(layout, Scattered) for layout in layouts):
+            raise UnprovenError(f"{step.describe()}: which of its rows belong to which sample cannot be told")
+        found = attrs.evolve(step, layouts=tuple(layouts))
+        leading = found.inputs.length(self._samples) if found.inputs is not None else ()
+        if any(tuple(t.shape[: len(leading)]) != leading for t in saved):
             raise UnprovenError(f"{step.describe()}: its input and its output have their samples in different places")
-        return step
+        return found
 
-
-def _masks(shape: tuple[int, ...], seen: list[Tensor | None]) -> list[Tensor]:
-    return [torch.zeros(shape[:2], dtype=torch.bool) if t is None else t.cpu() for t in seen]
+    def _rows(self, step: Step, g: Tensor, scaled: list[Tensor | None]) -> Rows | None:
+        assert step.rule is not None, "a claim has a rule"
+        if not g.dim():
+            raise UnprovenError(f"{step.describe()}: its result has no dimension for the samples")
+        plain = row_maxima(g, dims=2 if step.rule.free_rows else 1)
+        if not bool(plain.any()):
+            return None
+        if self._samples == 1:
+            return Layout(order=Order.MAJOR, rows=len(plain))
+        if len(scaled) != self.digits or any(one is None for one in scaled):
+            raise UnprovenError(f"{step.describe()}: a gradient that comes and goes")
+        try:
+            owners = owners_of(plain, [one for one in scaled if one is not None], self._samples, self.precision)
+            layout = recognise(owners, self._samples, free_rows=step.rule.free_rows)
+            if layout is not None:
+                return layout
+            first = owners.flatten(1).amax(1) if owners.dim() > 1 else owners
+            if owners.dim() > 1 and bool(((owners >= 0) & (owners != first.unsqueeze(1))).any()):
+                raise UnprovenError("which of its rows belong to which sample cannot be told")
+            if bool((owners == UNKNOWN).any()):
+                raise UnprovenError("gradients too small to tell which of its rows belong to which sample")
+            self._dynamic = True
+            return Scattered(first.to(g.device), self._samples)
+        except UnprovenError as unproven:
+            raise UnprovenError(f"{step.describe()}: {unproven}") from None
 
 
 def _covers(rule: Rule, seen: Seen) -> bool:
@@ -203,28 +309,84 @@ def first_proof(batch: Any, attempt: Callable[[Any], _T]) -> _T:
     raise reason
 
 
-def probe(model: nn.Module, objective: Objective, batch: Any, named: Mapping[str, Tensor]) -> CallPlan:
-    """Run one forward pass over a few samples, and one backward pass for each sample's loss alone."""
-    guide = _watched(model, objective, batch, named)
-    return guide.plan(_coarsest(guide.precisions | {p.dtype for p in named.values()}))
+Begin = Callable[[Accumulation | None, Tensor, torch.dtype, bool], None]
+"""Takes the accumulation, if any, the losses, the coarsest dtype, and whether looking at calls is no proof."""
 
 
-def probe_again(
-    model: nn.Module, objective: Objective, batch: Any, named: Mapping[str, Tensor], plan: CallPlan
-) -> None:
-    """Compare a plan with what the losses of other samples touch."""
-    _watched(model, objective, batch, named).compare(plan)
+def discover(
+    model: nn.Module,
+    objective: Objective,
+    batch: Any,
+    named: Mapping[str, Tensor],
+    *,
+    plan: CallPlan | None = None,
+    accumulation: Callable[[Guide], Accumulation] | None = None,
+    begin: Begin | None = None,
+) -> CallPlan:
+    """Record one forward pass, and derive from backward passes which rows belong to which sample.
+
+    With an accumulation the last backward pass adds the squares too. `begin` is called when the forward pass is over.
+    """
+    samples = batch_size(batch)
+    fixed = [*buffers(model).values(), *(p for p in model.parameters() if not p.requires_grad)]
+    guide = Discovery(samples, fixed, plan)
+    adding = accumulation(guide) if accumulation is not None else None
+    guide.accumulation = adding
+    interceptor = adding.interceptor if adding is not None else Interceptor(named, guide)
+    try:
+        losses = interceptor.forward(model, objective, batch)
+        if plan is not None:
+            plan.end(len(guide.steps))
+        opaque = _opaque(losses, named, guide.steps) or interceptor.unseen
+        guide.precision = _coarsest(guide.precisions | {p.dtype for p in named.values()})
+        if adding is not None:
+            adding.shared = shared_names(guide.steps)
+        if begin is not None:
+            begin(adding, losses, guide.precision, opaque)
+        if samples > 1:
+            guide.scaling = True
+            for scale in coefficients(samples, exponents(guide.precision), losses):
+                interceptor.backward((losses * scale).sum(), keep=True)
+                guide.digits += 1
+            guide.scaling = False
+        interceptor.backward(losses.sum())
+        if guide.problem is not None:
+            raise guide.problem
+        if adding is not None:
+            adding.finish()
+        return guide.plan()
+    finally:
+        if adding is not None:
+            adding.close()
 
 
-def _watched(model: nn.Module, objective: Objective, batch: Any, named: Mapping[str, Tensor]) -> Discovery:
-    frozen = [p for p in model.parameters() if not p.requires_grad]
-    guide = Discovery(batch_size(batch), [*buffers(model).values(), *frozen])
-    interceptor = Interceptor(named, guide)
-    losses = interceptor.forward(model, objective, batch)
-    for sample in range(len(losses)):
-        guide.sample = sample
-        interceptor.backward(losses[sample], keep=True)
-    return guide
+def _opaque(losses: Tensor, named: Mapping[str, Tensor], steps: Iterable[Step]) -> bool:
+    """Refuse parameters that are used by functions nobody sees; say whether there is more than rules can prove."""
+    leaves, custom = parameters_in_graph(losses)
+    names = {id(p): name for name, p in named.items()}
+    unseen = sorted(names[id(leaf)] for leaf in leaves if id(leaf) in names)
+    if unseen:
+        raise UnprovenError(f"{' and '.join(unseen)}: used by a function that cannot be intercepted")
+    foreign = any(
+        step.rule is not None
+        and (isinstance(step.rule, Rerun) or not type(step.rule).__module__.startswith("unlearnkit."))
+        for step in steps
+    )
+    hooked = any(p._backward_hooks for p in named.values())  # noqa: SLF001 - torch has no public name for it
+    return custom or foreign or hooked
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Hold half-precision weights and buffers in float32 for a while."""
+    held = [(t, t.data) for t in [*model.parameters(), *model.buffers()] if t.dtype in HALF]
+    try:
+        for t, data in held:
+            t.data = data.float()
+        yield
+    finally:
+        for t, data in held:
+            t.data = data
 
 
 def _coarsest(dtypes: set[torch.dtype]) -> torch.dtype:

@@ -161,6 +161,11 @@ def rule_for(function: Callable[..., Any]) -> Rule | None:
     return _RULES.get(function)
 
 
+def number_of_rules() -> int:
+    """Count the functions that have a rule."""
+    return len(_RULES)
+
+
 def visible(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Let a function of your own be seen as one call, as torch's own functions are; a decorator.
 

@@ -276,15 +276,19 @@ class Sums:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Part:
-    """Neighbouring samples of a batch that belong to one group."""
+    """Neighbouring samples of a batch that belong to one group; of some parameters only, where ``only`` names them."""
 
     rows: slice
     sums: Sums
     take: Callable[[str, Tensor], None] | None = None
+    only: frozenset[str] | None = None
+
+    def wants(self, names: frozenset[str]) -> bool:
+        return self.only is None or bool(self.only & names)
 
     def complete(self, name: str) -> None:
         """Hand out the total of a parameter, when nothing more will be added to it."""
-        if self.take is not None:
+        if self.take is not None and self.wants(frozenset({name})):
             self.take(name, self.sums.squares.take(name))
 
 
@@ -296,7 +300,8 @@ class GroupTotals:
         self, make: Callable[[], Totals], *, absolute: bool = False, gradients: BatchGradients | None = None
     ) -> None:
         self._make = make
-        self._pattern = make()
+        self.pattern = make()
+        """An empty one, for dtypes and shapes."""
         self._absolute = absolute
         self.gradients = gradients
         self._groups: dict[Hashable, Sums] = {}
@@ -336,13 +341,13 @@ class GroupTotals:
         """Whether what is being added can still be rolled back."""
         return bool(self._open)
 
-    def trial(self, samples: int, take: Callable[[str, Tensor], None]) -> Part:
+    def trial(self, samples: int, take: Callable[[str, Tensor], None], *, only: frozenset[str]) -> Part:
         """Return a part whose totals are handed out, parameter by parameter, and not kept."""
-        return Part(rows=slice(0, samples), sums=Sums(squares=self._pattern.empty()), take=take)
+        return Part(rows=slice(0, samples), sums=Sums(squares=self.pattern.empty()), take=take, only=only)
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype in which a parameter's gradients are squared and added."""
-        return self._pattern.dtype(name)
+        return self.pattern.dtype(name)
 
     def end_batch(self, size: int) -> None:
         if self.gradients is not None:

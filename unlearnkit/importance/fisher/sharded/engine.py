@@ -23,7 +23,7 @@ from unlearnkit.importance.fisher.engine.call_plan import Action, CallPlan, Step
 from unlearnkit.importance.fisher.engine.interceptor import EAGER, Gradients, Guide, Seen, Sink
 from unlearnkit.importance.fisher.engine.passes import signature
 from unlearnkit.importance.fisher.engine.per_sample_fallback import refuse_batch_statistics
-from unlearnkit.importance.fisher.engine.probe import Comparison, check_alone, first_proof, probe
+from unlearnkit.importance.fisher.engine.probe import Comparison, check_alone, discover, first_proof
 from unlearnkit.importance.fisher.engine.rule import Call
 from unlearnkit.importance.fisher.engine.totals import Part, Sums, Totals
 from unlearnkit.importance.fisher.sharded.squared_sums import Leaves, PieceTotals, SampleSquares
@@ -45,7 +45,7 @@ class Sending(Guide):
     def __init__(self, plan: CallPlan, samples: int, totals: Totals, leaves: Leaves, *, real: bool = True) -> None:
         self._totals, self._leaves, self._real = totals, leaves, real
         part = Part(rows=slice(0, samples), sums=Sums(squares=totals))
-        self.inner = Accumulation(plan, samples, [part], named=leaves.tensors, guide=self)
+        self.inner = Accumulation(plan, samples, [part], totals, named=leaves.tensors, guide=self)
         self._at_end = _late(plan)
         self._claims: list[tuple[str, ...]] = []
         self._waiting = 0
@@ -165,7 +165,9 @@ class ShardedEngine(Accumulator):
 
     def _probed(self, few: Any) -> tuple[CallPlan, Tensor]:
         """Find the steps of a forward pass with a few samples, the same in every process, and check the totals."""
-        plan = probe(self._model, self._objective, few, self._leaves.tensors)
+        plan = discover(self._model, self._objective, few, self._leaves.tensors)
+        if plan.dynamic:
+            raise UnprovenError("rows that belong to other samples in every batch")
         _refuse_several(plan, self._leaves)
         return plan, self._checked(few, plan)
 
@@ -188,7 +190,7 @@ class ShardedEngine(Accumulator):
         try:
             losses = interceptor.forward(self._model, self._objective, own)
             try:
-                plan.finish()
+                sending.inner.end_forward()
                 if alone is not None:
                     check_alone(losses[:counted], alone, plan.precision)
             except UnprovenError as unproven:
