@@ -22,10 +22,7 @@ from unlearnkit.utils.rng import private_rng
 class LossAndAccuracy:
     """Mean loss and accuracy on some data.
 
-    Attributes:
-        loss: Mean loss per sample, nats.
-        accuracy: Share of right predictions, 0 … 1; None unless the objective is `CrossEntropy`.
-        samples: The number of samples.
+    The loss is in nats per sample, and the accuracy 0 … 1, or None unless the objective is `CrossEntropy`.
     """
 
     loss: float
@@ -44,13 +41,10 @@ def loss_and_accuracy(
 
     Args:
         model: On any one device; the batches are moved there.
-        batches: What a data loader yields; the batch size changes the result by rounding only. Several processes split
-            the work on `unlearnkit.distributed.Shared` batches, and each gets the same result.
+        batches: What a data loader yields. Several processes split the work on `unlearnkit.distributed.Shared` batches,
+            and each gets the same result.
         objective: The loss; by default `CrossEntropy`.
         progress: Shows the batches.
-
-    Returns:
-        Averages over samples, added up in float64.
 
     Raises:
         ConfigurationError: There is no batch.

@@ -37,8 +37,7 @@ def probabilities(values: ArrayLike | Tensor, *, what: str) -> Floats:
             f"{array.min():.3g} to {array.max():.3g} and sums from {sums.min():.3g} to {sums.max():.3g}: "
             "pass softmax outputs, not logits"
         )
-    normalised: Floats = array / sums
-    return normalised
+    return np.asarray(array / sums)
 
 
 def two_predictions(p: ArrayLike | Tensor, q: ArrayLike | Tensor, *, what: str) -> tuple[Floats, Floats]:

@@ -15,13 +15,8 @@ _INK, _LINE = "#010203", "#040506"  # replaced by the page's colours, which depe
 _XLINK = "{http://www.w3.org/1999/xlink}"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched, read aloud, and is drawn in the reader's font
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor"), "none"),
     "grid.color": _LINE,
     "axes.spines.top": False,
     "axes.spines.right": False,
