@@ -31,11 +31,7 @@ class LossAndAccuracy:
 
 
 def loss_and_accuracy(
-    model: nn.Module,
-    batches: Iterable[Any],
-    *,
-    objective: Objective | None = None,
-    progress: Progress = silent,
+    model: nn.Module, batches: Iterable[Any], *, objective: Objective | None = None, progress: Progress = silent
 ) -> LossAndAccuracy:
     """Measure a model in eval mode, without changing it.
 
@@ -70,9 +66,7 @@ def loss_and_accuracy(
     with undisturbed(model):
         scores = map_shared(batches, scored, model=model)
     if not scores:
-        raise ConfigurationError(
-            "expected at least one batch to evaluate on, saw none: the data set is empty, or its iterator is used up"
-        )
+        raise ConfigurationError("expected at least one batch to evaluate on, saw none: no data, or a used-up iterator")
     summed = total(scores)
     return LossAndAccuracy(loss=summed.loss, accuracy=summed.accuracy, samples=summed.samples)
 

@@ -50,9 +50,7 @@ def two_predictions(p: ArrayLike | Tensor, q: ArrayLike | Tensor, *, what: str) 
 def same_shape(one: Floats, other: Floats, *, what: str) -> None:
     """Refuse two arrays of different shape."""
     if one.shape != other.shape:
-        raise MismatchError(
-            f"{what}: expected the same samples and classes on both sides, saw {one.shape} and {other.shape}"
-        )
+        raise MismatchError(f"{what}: expected the same samples and classes twice, saw {one.shape} and {other.shape}")
 
 
 def class_labels(values: ArrayLike | Tensor, *, samples: int, classes: int) -> Ints:

@@ -40,11 +40,6 @@ class Histogram:
         counts, _ = np.histogram(floats(confidences, what="confidences", dimensions=1), bins=BINS, range=(0, 1))
         return cls(model=model, samples=samples, counts=tuple(counts.tolist()))
 
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """Counts as shares of all samples."""
-        return _shares(self.counts)
-
 
 @final
 @attrs.frozen(kw_only=True)
@@ -91,11 +86,6 @@ class Destination:
 
     model: str
     counts: tuple[int, ...]
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """Counts as shares of all samples."""
-        return _shares(self.counts)
 
 
 @final
@@ -171,6 +161,7 @@ def _histograms(outputs: ModelOutputs, models: Mapping[str, list[nn.Module]], se
         yield Histogram.of(np.concatenate(unseen), model=name, samples="unseen")
 
 
-def _shares(counts: tuple[int, ...]) -> tuple[float, ...]:
+def shares(counts: tuple[int, ...]) -> tuple[float, ...]:
+    """Counts as shares of their sum."""
     total = sum(counts)
     return tuple(count / total for count in counts)

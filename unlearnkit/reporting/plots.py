@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from unlearnkit.evaluation import LossAndAccuracy
-from unlearnkit.evaluation.plot_data import BINS, Destination, Histogram, RocCurve
+from unlearnkit.evaluation.plot_data import BINS, Destination, Histogram, RocCurve, shares
 from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.unlearning.report import Report, TensorChange
 
@@ -81,7 +81,9 @@ def confidence_histogram(axes: Axes, histograms: Sequence[Histogram], *, model: 
             look = SAMPLES.get(histogram.samples, OTHER)
             label = f"{histogram.samples} ({sum(histogram.counts)})"
             edges = np.linspace(0, 1, BINS + 1)
-            axes.stairs(histogram.shares, edges, color=look.colour, linestyle=look.line, linewidth=2, label=label)
+            axes.stairs(
+                shares(histogram.counts), edges, color=look.colour, linestyle=look.line, linewidth=2, label=label
+            )
     axes.set_title(model, loc="left", fontsize="medium")
     axes.set(xlim=(0, 1), ylim=(0, 1.04), xlabel="probability of the label", ylabel="share of samples")
     _grid(axes, "both")
@@ -95,8 +97,8 @@ def destinations(axes: Axes, found: Sequence[Destination], classes: Sequence[str
 
     The entry ``"label"``, the classes that the samples belong to, is not drawn.
     """
-    names, shares = destination_shares([d for d in found if d.model != "label"], classes)
-    groups: dict[str, list[float | None]] = {model: [*values] for model, values in shares.items()}
+    names, by_model = destination_shares([d for d in found if d.model != "label"], classes)
+    groups: dict[str, list[float | None]] = {model: [*values] for model, values in by_model.items()}
     return _grouped_bars(axes, names, groups, spread={}, unit="share of forgotten samples")
 
 
@@ -191,12 +193,13 @@ def destination_shares(
     found: Sequence[Destination], classes: Sequence[str], most: int = MOST_CLASSES
 ) -> tuple[list[str], dict[str, list[float]]]:
     """Choose the classes with the largest share for any of the models, and sum the others."""
-    largest = {i: max((d.shares[i] for d in found), default=0.0) for i in range(len(classes))}
+    by_model = {d.model: shares(d.counts) for d in found}
+    largest = {i: max((each[i] for each in by_model.values()), default=0.0) for i in range(len(classes))}
     order = sorted((i for i in largest if largest[i] > 0), key=lambda i: -largest[i])
     groups = {classes[i]: [i] for i in order[:most]}
     if len(order) > most:
         groups["others"] = order[most:]
-    return [*groups], {d.model: [sum(d.shares[i] for i in group) for group in groups.values()] for d in found}
+    return [*groups], {m: [sum(each[i] for i in group) for group in groups.values()] for m, each in by_model.items()}
 
 
 def plain(text: str) -> str:
@@ -210,12 +213,7 @@ def _accuracy(scores: Scores, split: str) -> float | None:
 
 
 def _grouped_bars(
-    axes: Axes,
-    names: list[str],
-    groups: dict[str, list[float | None]],
-    *,
-    spread: dict[str, list[float]],
-    unit: str,
+    axes: Axes, names: list[str], groups: dict[str, list[float | None]], *, spread: dict[str, list[float]], unit: str
 ) -> Axes:
     height = 0.8 / max(len(groups), 1)
     for place, (model, values) in enumerate(groups.items()):

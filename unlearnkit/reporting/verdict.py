@@ -47,12 +47,7 @@ class Judgement:
 
 
 def judge(
-    report: Report,
-    before: Scores,
-    after: Scores,
-    *,
-    retrained: Sequence[Scores] = (),
-    views: PlotData | None = None,
+    report: Report, before: Scores, after: Scores, *, retrained: Sequence[Scores] = (), views: PlotData | None = None
 ) -> Judgement:
     """Give the verdict on an edit. Forgetting more than the retrained models is a gap too."""
     measures, models = tuple(_measures(after, retrained, views)), len(retrained)

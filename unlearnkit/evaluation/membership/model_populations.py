@@ -27,8 +27,8 @@ def ulira(unlearned: ArrayLike | Tensor, retrained: ArrayLike | Tensor) -> Attac
     "U-LiRA". Leaving out pair k is ours: the paper trains further models to judge.
 
     Args:
-        unlearned: φ of n samples under k models that were trained on them and then unlearned them, shape (k, n).
-        retrained: φ of the same samples under k models that were never trained on them, shape (k, n). k ≥ 3.
+        unlearned: φ of n samples under k ≥ 3 models that were trained on them and then unlearned them, shape (k, n).
+        retrained: φ of the same samples under k models that were never trained on them, shape (k, n).
 
     Returns:
         AUC and true-positive rate over all k·n pairs; "member" means unlearned.
@@ -61,16 +61,11 @@ def epsilon_scores(retrained: ArrayLike | Tensor, unlearned: ArrayLike | Tensor,
     side, or by the likelihood ratio of two fitted normal distributions. An attack without any error gives ∞, and one
     with errors of one kind only is left out. With N models of each kind the estimate is at most ln N, or ∞.
 
+    Both have shape (models, n), with at least two models; δ of (ε, δ)-unlearning is 0 … 1. The result has shape (n,)
+    and is 0 where no attack beats guessing.
+
     Source: Triantafillou et al. 2024 (Are we making progress in unlearning? Findings from the first NeurIPS unlearning
     competition); the inequality is Kairouz, Oh and Viswanath 2015, theorem 2.1.
-
-    Args:
-        retrained: One number per model and sample, shape (models, n); at least two models.
-        unlearned: Likewise.
-        delta: δ of (ε, δ)-unlearning, 0 … 1.
-
-    Returns:
-        Shape (n,), 0 … ∞; 0 where no attack beats guessing.
 
     Example:
         >>> models = [[0.0], [1.0], [2.0], [3.0]]
@@ -129,14 +124,9 @@ def klom(retrained: ArrayLike | Tensor, unlearned: ArrayLike | Tensor) -> Floats
     Margins are clipped to ±100 and counted in 20 equal bins from the smallest to the largest of the sample; 10⁻⁵ is
     added to every bin. The authors use 100 models of each kind; with a handful, it can only rank methods.
 
+    Both have shape (models, n); the result has shape (n,), nats: 0 where both histograms are equal, at most about 12.
+
     Source: Georgiev et al. 2024 (Attribute-to-Delete: Machine Unlearning via Datamodel Matching), appendix E.1.
-
-    Args:
-        retrained: Margins, shape (models, n).
-        unlearned: Likewise, for the same samples; any number of models.
-
-    Returns:
-        Shape (n,), nats, 0 … about 12; 0 where both histograms are equal.
 
     Example:
         >>> klom([[0.0, 1.0], [1.0, 2.0]], [[1.0, 5.0], [0.0, 6.0]]).round(1)

@@ -88,14 +88,10 @@ class Interval:
 def proportion_interval(right: ArrayLike | Tensor, *, level: float = 0.95, covers: str = "samples") -> Interval:
     """Return Wilson's interval of a share, as of an accuracy.
 
-    Unlike the bootstrap, it does not shrink to nothing where all predictions are right, or none.
+    ``right`` has 0 or 1 of each sample; ``covers``, what varies at random, is for the record. Unlike the bootstrap, it
+    does not shrink to nothing where all predictions are right, or none.
 
     Source: Wilson 1927 (Probable Inference, the Law of Succession, and Statistical Inference).
-
-    Args:
-        right: 0 or 1 of each sample, shape (n,).
-        level: Confidence level, 0 … 1.
-        covers: What varies at random, for the record.
 
     Example:
         >>> found = proportion_interval([1, 1, 1, 1])

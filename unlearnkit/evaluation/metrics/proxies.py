@@ -65,9 +65,8 @@ def _untrained(model: nn.Module, seed: int) -> nn.Module:
                 continue
             reset = getattr(module, "reset_parameters", None)
             if reset is None:
-                raise InapplicableError(
-                    f"{name or type(module).__name__} has no reset_parameters(): there is no untrained model"
-                )
+                where = name or type(module).__name__
+                raise InapplicableError(f"{where} has no reset_parameters(): there is no untrained model")
             reset()
     return fresh
 

@@ -85,10 +85,8 @@ def svg(picture: Picture) -> str:
     return _inline(written.getvalue().decode(), picture)
 
 
-def _inline(text: str, picture: Picture) -> str:
-    for sentinel, colour in ((_INK, "currentColor"), (_LINE, "var(--line)")):
-        text = text.replace(sentinel, colour)
-    root = ET.fromstring(text)
+def _inline(drawn: str, picture: Picture) -> str:
+    root = ET.fromstring(drawn.replace(_INK, "currentColor").replace(_LINE, "var(--line)"))
     for parent in root.iter():
         for child in [c for c in parent if c.tag.endswith(("}metadata", "}style"))]:
             parent.remove(child)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from unlearnkit.evaluation.metrics.retrain_gap import ENOUGH
-from unlearnkit.evaluation.plot_data import BINS, Histogram, PlotData, RocCurve
+from unlearnkit.evaluation.plot_data import BINS, Histogram, PlotData, RocCurve, shares
 from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.importance.provenance import error_text
 from unlearnkit.reporting import plots
@@ -46,10 +46,10 @@ def scores(record: RunRecord) -> Section:
         return Section(words=("Nothing was measured.",))
     rows = []
     for split, after in record.after.items():
-        row = [f"{split} ({after.samples})"]
+        before, row = record.before.get(split), [f"{split} ({after.samples})"]
         for measured in (attrgetter("accuracy"), attrgetter("loss")):
-            row += [number(measured(record.before[split])) if split in record.before else "–", number(measured(after))]
-            row += [", ".join(number(measured(each[split])) for each in record.retrained if split in each) or "–"]
+            known = [number(measured(each[split])) for each in record.retrained if split in each]
+            row += [number(before and measured(before)), number(measured(after)), ", ".join(known) or "–"]
         rows.append(tuple(row))
     header = ("split (samples)", "original", "unlearned", "retrained", "loss: original", "unlearned", "retrained")
     table = Table(caption="Accuracy, and mean loss in nats", header=header, rows=tuple(rows))
@@ -203,10 +203,10 @@ def where(record: RunRecord) -> Section:
     if views is None or not views.destinations:
         return Section(words=(_why(views, "destinations"),))
     models = [d for d in views.destinations if d.model != "label"]
-    names, shares = plots.destination_shares(models, views.classes)
+    names, by_model = plots.destination_shares(models, views.classes)
     header = ("class", *(f"{d.model} ({sum(d.counts)})" for d in views.destinations))
     counts = [d.counts for d in views.destinations]
-    said = "; ".join(f"{model}: mostly {names[int(np.argmax(values))]}" for model, values in shares.items())
+    said = "; ".join(f"{model}: mostly {names[int(np.argmax(values))]}" for model, values in by_model.items())
     picture = Picture(
         name="destinations",
         title="Predictions for forgotten samples",
@@ -327,7 +327,7 @@ def _histogram(mine: Sequence[Histogram], model: str) -> Picture:
     edges = np.linspace(0, 1, BINS + 1)
     rows = _count_rows([f"{low:.2f} – {high:.2f}" for low, high in pairwise(edges)], [h.counts for h in mine])
     middles = (edges[1:] + edges[:-1]) / 2
-    said = ", ".join(f"{h.samples} samples {float(np.dot(h.shares, middles)):.2f} on average" for h in mine)
+    said = ", ".join(f"{h.samples} samples {float(np.dot(shares(h.counts), middles)):.2f} on average" for h in mine)
     return Picture(
         name=f"confidence-{model}",
         title=f"Confidence of the {model} model",
