@@ -25,7 +25,7 @@ class Measure:
 
     name: str
     gap: Gap
-    resolution: float = 0.0
+    resolution: float
 
     @property
     def distance(self) -> float:
@@ -49,7 +49,7 @@ class Judgement:
 def judge(
     report: Report, before: Scores, after: Scores, *, retrained: Sequence[Scores] = (), views: PlotData | None = None
 ) -> Judgement:
-    """Give the verdict on an edit. Forgetting more than the retrained models is a gap too."""
+    """Give the verdict on an edit; forgetting more than the retrained models is a gap too."""
     measures, models = tuple(_measures(after, retrained, views)), len(retrained)
     found = findings(report, before, after)
     said = " ".join(found.values())

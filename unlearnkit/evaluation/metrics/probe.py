@@ -86,8 +86,7 @@ def features_of(
         seen.clear()
         y, size = classification.labels(batch), len(classification.logits(model, batch))
         if not seen or len(seen[-1]) != size or y.dim() != 1 or y.is_floating_point():
-            where = f"layer {layer or 'Linear'!r}"
-            raise InapplicableError(f"{where} has no row of features for each labelled sample")
+            raise InapplicableError(f"layer {layer or 'Linear'!r} has no row of features for each labelled sample")
         return seen[-1].flatten(1), y
 
     with ExitStack() as hooks:

@@ -63,12 +63,11 @@ class Section:
     folded: tuple[tuple[str, str], ...] = ()
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number(value: float | None) -> str:
     """Format a number; "–" for None."""
     if value is None:
         return "–"
-    plain = value == 0 or 10**-digits <= abs(value) < 1e6
-    return f"{value:.{digits}f}" if plain else f"{value:.3g}"
+    return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def svg(picture: Picture) -> str:
