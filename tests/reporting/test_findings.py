@@ -13,7 +13,7 @@ from unlearnkit.unlearning.report import Report, TensorChange
 
 
 def verdict(report, before, after):
-    return tuple(found.sentence for found in findings(report, before, after))
+    return tuple(findings(report, before, after).values())
 
 
 EDITED = Report(method="m", tensors=(TensorChange(name="w", size=4, changed=1),))

@@ -148,7 +148,7 @@ def scores(samples=23, network=network, shared=True):
     data = Shared(items=data) if shared else data
     model = network()
     said, features = outputs_of(model, data), features_of(model, data)
-    return loss_and_accuracy(model, data), said.logits, said.labels, features.values, features.labels
+    return loss_and_accuracy(model, data), said.logits, said.labels, *features
 
 
 def sharded_scores(samples):

@@ -22,10 +22,7 @@ from unlearnkit.utils.rng import private_rng
 class LossAndAccuracy:
     """Mean loss and accuracy on some data.
 
-    Attributes:
-        loss: Mean loss per sample, nats.
-        accuracy: Share of right predictions, 0 … 1; None unless the objective is `CrossEntropy`.
-        samples: The number of samples.
+    The loss is in nats per sample, and the accuracy 0 … 1, or None unless the objective is `CrossEntropy`.
     """
 
     loss: float
@@ -34,23 +31,16 @@ class LossAndAccuracy:
 
 
 def loss_and_accuracy(
-    model: nn.Module,
-    batches: Iterable[Any],
-    *,
-    objective: Objective | None = None,
-    progress: Progress = silent,
+    model: nn.Module, batches: Iterable[Any], *, objective: Objective | None = None, progress: Progress = silent
 ) -> LossAndAccuracy:
     """Measure a model in eval mode, without changing it.
 
     Args:
         model: On any one device; the batches are moved there.
-        batches: What a data loader yields; the batch size changes the result by rounding only. Several processes split
-            the work on `unlearnkit.distributed.Shared` batches, and each gets the same result.
+        batches: What a data loader yields. Several processes split the work on `unlearnkit.distributed.Shared` batches,
+            and each gets the same result.
         objective: The loss; by default `CrossEntropy`.
         progress: Shows the batches.
-
-    Returns:
-        Averages over samples, added up in float64.
 
     Raises:
         ConfigurationError: There is no batch.
@@ -76,9 +66,7 @@ def loss_and_accuracy(
     with undisturbed(model):
         scores = map_shared(batches, scored, model=model)
     if not scores:
-        raise ConfigurationError(
-            "expected at least one batch to evaluate on, saw none: the data set is empty, or its iterator is used up"
-        )
+        raise ConfigurationError("expected at least one batch to evaluate on, saw none: no data, or a used-up iterator")
     summed = total(scores)
     return LossAndAccuracy(loss=summed.loss, accuracy=summed.accuracy, samples=summed.samples)
 

@@ -37,8 +37,7 @@ def probabilities(values: ArrayLike | Tensor, *, what: str) -> Floats:
             f"{array.min():.3g} to {array.max():.3g} and sums from {sums.min():.3g} to {sums.max():.3g}: "
             "pass softmax outputs, not logits"
         )
-    normalised: Floats = array / sums
-    return normalised
+    return np.asarray(array / sums)
 
 
 def two_predictions(p: ArrayLike | Tensor, q: ArrayLike | Tensor, *, what: str) -> tuple[Floats, Floats]:
@@ -51,9 +50,7 @@ def two_predictions(p: ArrayLike | Tensor, q: ArrayLike | Tensor, *, what: str) 
 def same_shape(one: Floats, other: Floats, *, what: str) -> None:
     """Refuse two arrays of different shape."""
     if one.shape != other.shape:
-        raise MismatchError(
-            f"{what}: expected the same samples and classes on both sides, saw {one.shape} and {other.shape}"
-        )
+        raise MismatchError(f"{what}: expected the same samples and classes twice, saw {one.shape} and {other.shape}")
 
 
 def class_labels(values: ArrayLike | Tensor, *, samples: int, classes: int) -> Ints:

@@ -37,6 +37,9 @@ class MetricTraits:
     trust: str = ""
 
 
+FRACTION = MetricTraits(low=0.0, high=1.0, unit="fraction")
+
+
 @final
 @attrs.frozen
 class NotApplicable:
@@ -102,14 +105,7 @@ class Metric(abc.ABC):
 
     @abc.abstractmethod
     def measure(self, inputs: EvaluationInputs) -> Mapping[str, "float | NotApplicable | None"]:
-        """Measure.
-
-        Args:
-            inputs: Models and data; do not change them.
-
-        Returns:
-            Name to value; where the metric does not apply, `NotApplicable` with the reason (or None, without one).
-        """
+        """Return name to value, or `NotApplicable` with the reason (or None, without one); do not change the inputs."""
 
     @final
     def evaluate(self, inputs: EvaluationInputs) -> dict[str, float | None]:
@@ -118,7 +114,7 @@ class Metric(abc.ABC):
 
     @final
     def examine(self, inputs: EvaluationInputs) -> dict[str, Measurement]:
-        """Measure, and check that no model was changed and that every number lies within the metric's bounds.
+        """Measure, and check what was returned.
 
         Raises:
             MismatchError: The metric changed a model (which is restored), or returned anything but None,
@@ -142,9 +138,9 @@ class Metric(abc.ABC):
         if not isinstance(values, Mapping) or not all(isinstance(v, allowed) for v in values.values()):
             raise MismatchError(f"{who}: expected a mapping of names to numbers or None, saw {values!r}")
         found = {str(key): _measurement(value) for key, value in values.items()}
-        low, high = self.traits.low, self.traits.high  # NaN counts as outside
+        low, high = self.traits.low, self.traits.high
         numbers = {key: m.value for key, m in found.items() if m.value is not None}
-        outside = [f"{key}: saw {v}" for key, v in numbers.items() if not low <= v <= high]
+        outside = [f"{key}: saw {v}" for key, v in numbers.items() if not low <= v <= high]  # or NaN
         raise_all(outside, where=f"{who}: expected None or a number from {low:g} to {high:g}")
         return found
 

@@ -69,11 +69,10 @@ class Outputs:
         """Outputs of some samples."""
         return Outputs(logits=self.logits[rows], labels=self.labels[rows])
 
-    def sample(self, most: int, *, seed: int) -> "Outputs":
-        """At most so many samples, drawn without replacement."""
-        if len(self) <= most:
-            return self
-        return self.subset(np.random.default_rng(seed).permutation(len(self))[:most])
+
+def some_rows(count: int, most: int, *, seed: int) -> Ints:
+    """Indices of all of `count` rows in order, or of `most` of them drawn without replacement."""
+    return np.arange(count) if count <= most else np.random.default_rng(seed).permutation(count)[:most]
 
 
 def outputs_of(model: nn.Module, batches: Iterable[Any], *, objective: Objective | None = None) -> Outputs:
@@ -189,6 +188,14 @@ def answer(measure: Callable[[], float]) -> float | NotApplicable:
         return measure()
     except InapplicableError as reason:
         return NotApplicable(str(reason))
+
+
+def answers(names: Iterable[str], measure: Callable[[], Iterable[float | NotApplicable | None]]) -> Values:
+    """Measure several values at once, or return why not for each."""
+    try:
+        return dict(zip(names, measure(), strict=True))
+    except InapplicableError as reason:
+        return dict.fromkeys(names, NotApplicable(str(reason)))
 
 
 def mean(values: Iterable[float]) -> float:

@@ -9,20 +9,17 @@ from torch import Tensor
 
 from unlearnkit.evaluation.arrays import Floats, Ints, class_labels, floats, probabilities, two_predictions
 
-LN2 = log(2.0)
-"""The largest Jensen-Shannon divergence, nats."""
+LN2 = log(2.0)  # the largest Jensen-Shannon divergence, nats
 
 
 def softmax_of(logits: ArrayLike | Tensor) -> Floats:
     """Class probabilities in float64."""
-    found: Floats = softmax(floats(logits, what="logits", dimensions=2), axis=1)
-    return found
+    return np.asarray(softmax(floats(logits, what="logits", dimensions=2), axis=1))
 
 
 def entropies(p: ArrayLike | Tensor) -> Floats:
     """H(p) = −Σ_c p_c · ln p_c of each sample."""
-    found: Floats = entr(probabilities(p, what="p")).sum(axis=1)
-    return found
+    return np.asarray(entr(probabilities(p, what="p")).sum(axis=1))
 
 
 def modified_entropies(p: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> Floats:
@@ -32,15 +29,13 @@ def modified_entropies(p: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> Flo
     own = np.arange(p.shape[1]) == y[:, None]  # exactly one per row
     tiny = np.finfo(np.float64).tiny
     right, wrong = xlogy(1 - p, np.maximum(p, tiny)), xlogy(p, np.maximum(1 - p, tiny))
-    found: Floats = -np.where(own, right, wrong).sum(axis=1)
-    return found + 0.0  # no minus zero
+    return np.asarray(0.0 - np.where(own, right, wrong).sum(axis=1))  # 0 − x is never minus zero
 
 
 def label_losses(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> Floats:
     """Cross-entropy −ln softmax(z)_y of each sample."""
     z, y = _logits_and_labels(logits, labels)
-    found: Floats = -log_softmax(z, axis=1)[np.arange(len(z)), y]
-    return found + 0.0
+    return np.asarray(0.0 - log_softmax(z, axis=1)[np.arange(len(z)), y])
 
 
 def margins(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> Floats:
@@ -48,17 +43,15 @@ def margins(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> Floats:
     z, y = _logits_and_labels(logits, labels)
     rows, others = np.arange(len(z)), z.copy()
     others[rows, y] = -np.inf
-    found: Floats = z[rows, y] - logsumexp(others, axis=1)
-    return found
+    return np.asarray(z[rows, y] - logsumexp(others, axis=1))
 
 
 def jensen_shannon(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> Floats:
     """Return JS(p, q) = ½·KL(p ‖ m) + ½·KL(q ‖ m), m = (p + q)/2, of each sample.
 
-    Both have shape (n, classes); the result has shape (n,), in nats: 0 where p = q, at most ln 2, where they are
-    disjoint. It is symmetric, and adding classes that nobody predicts does not change it.
+    Both have shape (n, classes); the result has shape (n,), in nats: 0 where p = q, ln 2 where they are disjoint.
 
-    Source: Lin 1991 (Divergence Measures Based on the Shannon Entropy), equation 4.1 with weights ½. The square of
+    Source: Lin 1991 (Divergence Measures Based on the Shannon Entropy), equation 4.1 with weights ½; the square of
     `scipy.spatial.distance.jensenshannon`.
 
     Example:
@@ -67,8 +60,7 @@ def jensen_shannon(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> Floats:
     """
     p, q = two_predictions(p, q, what="jensen_shannon")
     m = (p + q) / 2
-    found: Floats = (rel_entr(p, m) + rel_entr(q, m)).sum(axis=1) / 2
-    return np.clip(found, 0.0, LN2)
+    return np.asarray(np.clip((rel_entr(p, m) + rel_entr(q, m)).sum(axis=1) / 2, 0.0, LN2))
 
 
 def _logits_and_labels(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> tuple[Floats, Ints]:
@@ -79,5 +71,4 @@ def _logits_and_labels(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -
 def kl_divergence(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> Floats:
     """KL(p ‖ q) = Σ_c p_c · ln(p_c/q_c) of each sample, nats (Kullback and Leibler 1951, equation 2.4)."""
     p, q = two_predictions(p, q, what="kl_divergence")
-    found: Floats = rel_entr(p, q).sum(axis=1)
-    return np.maximum(found, 0.0)  # the terms of equal distributions add up to 0 except for rounding
+    return np.asarray(np.maximum(rel_entr(p, q).sum(axis=1), 0.0))  # rounding may make it negative where p = q

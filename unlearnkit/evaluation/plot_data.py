@@ -1,7 +1,7 @@
 """The data of a report's plots: counts and curves of the original, edited and retrained models, and no sample."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from math import sqrt
 from typing import final
 
@@ -11,14 +11,17 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from unlearnkit.evaluation.arrays import floats
-from unlearnkit.evaluation.membership.attacks import EntropyAttack, LossAttack, attack_success, unseen_halves
-from unlearnkit.evaluation.membership.rmia import RelativeMembership
+from unlearnkit.evaluation.membership.attacks import (
+    EntropyAttack,
+    LossAttack,
+    RelativeMembership,
+    attack_success,
+    unseen_halves,
+)
 from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs
 
-BINS = 20
-"""The number of equal bins from confidence 0 to 1."""
-POINTS = 50
-"""The largest number of points kept of an ROC curve; its area is computed from all of them."""
+BINS = 20  # of equal width, from confidence 0 to 1
+POINTS = 50  # kept of an ROC curve at most; its area is computed from all of them
 _DIGITS = 4
 
 
@@ -35,12 +38,7 @@ class Histogram:
     def of(cls, confidences: ArrayLike, *, model: str, samples: str) -> "Histogram":
         """Count confidences."""
         counts, _ = np.histogram(floats(confidences, what="confidences", dimensions=1), bins=BINS, range=(0, 1))
-        return cls(model=model, samples=samples, counts=tuple(map(int, counts)))
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """Counts as shares of all samples."""
-        return _shares(self.counts)
+        return cls(model=model, samples=samples, counts=tuple(counts.tolist()))
 
 
 @final
@@ -89,11 +87,6 @@ class Destination:
     model: str
     counts: tuple[int, ...]
 
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """Counts as shares of all samples."""
-        return _shares(self.counts)
-
 
 @final
 @attrs.frozen(kw_only=True)
@@ -110,9 +103,11 @@ class PlotData:
 
 def collect_plot_data(outputs: ModelOutputs, *, classes: Sequence[str] = (), seed: int = 0) -> PlotData:
     """Collect the plot data of an edited model, the original and the retrained models."""
-    models, reasons = _models(outputs), dict[str, str]()
-    if "retrained" not in models:
-        reasons["retrained"] = "no retrained model at hand"
+    named = {"original": outputs.named.get("original "), "unlearned": outputs.named[""]}
+    models = {name: [model] for name, model in named.items() if model is not None}
+    reasons: dict[str, str] = {}
+    with _reason(reasons, "retrained"):
+        models["retrained"] = list(outputs.retrained())
     histograms: list[Histogram] = []
     destinations: list[Destination] = []
     curves: list[RocCurve] = []
@@ -148,21 +143,14 @@ def _reason(reasons: dict[str, str], what: str) -> Iterator[None]:
         reasons[what] = str(reason)
 
 
-def _models(outputs: ModelOutputs) -> dict[str, list[nn.Module]]:
-    found = {"original": "original ", "unlearned": ""}
-    models = {name: [outputs.named[prefix]] for name, prefix in found.items() if prefix in outputs.named}
-    with suppress(InapplicableError):
-        models["retrained"] = list(outputs.retrained())
-    return models
-
-
 def _destinations(outputs: ModelOutputs, models: Mapping[str, list[nn.Module]]) -> Iterator[Destination]:
     forgotten = outputs.of(models["unlearned"][0], "forget-train")
-    classes = forgotten.logits.shape[1]
-    yield Destination(model="label", counts=_counts(forgotten.labels, classes))
+    labels = {"label": forgotten.labels}
     for name, group in models.items():
-        predicted = np.concatenate([outputs.of(m, "forget-train").logits.argmax(axis=1) for m in group])
-        yield Destination(model=name, counts=_counts(predicted, classes))
+        labels[name] = np.concatenate([outputs.of(m, "forget-train").logits.argmax(axis=1) for m in group])
+    for name, found in labels.items():
+        counts = np.bincount(found, minlength=forgotten.logits.shape[1])
+        yield Destination(model=name, counts=tuple(counts.tolist()))
 
 
 def _histograms(outputs: ModelOutputs, models: Mapping[str, list[nn.Module]], seed: int) -> Iterator[Histogram]:
@@ -173,10 +161,7 @@ def _histograms(outputs: ModelOutputs, models: Mapping[str, list[nn.Module]], se
         yield Histogram.of(np.concatenate(unseen), model=name, samples="unseen")
 
 
-def _counts(labels: np.ndarray, classes: int) -> tuple[int, ...]:
-    return tuple(map(int, np.bincount(labels, minlength=classes)))
-
-
-def _shares(counts: tuple[int, ...]) -> tuple[float, ...]:
+def shares(counts: tuple[int, ...]) -> tuple[float, ...]:
+    """Counts as shares of their sum."""
     total = sum(counts)
     return tuple(count / total for count in counts)

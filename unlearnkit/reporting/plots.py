@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart, and ever
 marker or hatch too.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal, final
 
@@ -12,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from unlearnkit.evaluation import LossAndAccuracy
-from unlearnkit.evaluation.plot_data import BINS, Destination, Histogram, RocCurve
+from unlearnkit.evaluation.plot_data import BINS, Destination, Histogram, RocCurve, shares
 from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.unlearning.report import Report, TensorChange
 
@@ -50,12 +51,9 @@ SAMPLES = {
     "unseen": Look(colour="#0072B2", hatch="", line="--", marker="o"),
 }
 OTHER = Look(colour="#999999", hatch="", line=":", marker=".")
-LONGEST = 28
-"""Labels are cut to this many characters; the table below a plot has the full ones."""
-MOST = 24
-"""The largest number of bars in a plot of layers."""
-MOST_CLASSES = 10
-"""The largest number of classes in a plot; the rest is summed as "others"."""
+LONGEST = 28  # characters of a label; the table below a plot has all of them
+MOST = 24  # bars in a plot of layers
+MOST_CLASSES = 10  # classes in a plot; the rest is summed as "others"
 
 
 def accuracy_bars(axes: Axes, before: Scores, after: Scores, retrained: Sequence[Scores] = ()) -> Axes:
@@ -83,7 +81,9 @@ def confidence_histogram(axes: Axes, histograms: Sequence[Histogram], *, model: 
             look = SAMPLES.get(histogram.samples, OTHER)
             label = f"{histogram.samples} ({sum(histogram.counts)})"
             edges = np.linspace(0, 1, BINS + 1)
-            axes.stairs(histogram.shares, edges, color=look.colour, linestyle=look.line, linewidth=2, label=label)
+            axes.stairs(
+                shares(histogram.counts), edges, color=look.colour, linestyle=look.line, linewidth=2, label=label
+            )
     axes.set_title(model, loc="left", fontsize="medium")
     axes.set(xlim=(0, 1), ylim=(0, 1.04), xlabel="probability of the label", ylabel="share of samples")
     _grid(axes, "both")
@@ -97,8 +97,8 @@ def destinations(axes: Axes, found: Sequence[Destination], classes: Sequence[str
 
     The entry ``"label"``, the classes that the samples belong to, is not drawn.
     """
-    names, shares = destination_shares([d for d in found if d.model != "label"], classes)
-    groups: dict[str, list[float | None]] = {model: [*values] for model, values in shares.items()}
+    names, by_model = destination_shares([d for d in found if d.model != "label"], classes)
+    groups: dict[str, list[float | None]] = {model: [*values] for model, values in by_model.items()}
     return _grouped_bars(axes, names, groups, spread={}, unit="share of forgotten samples")
 
 
@@ -177,30 +177,29 @@ def layers_of(report: Report, most: int = MOST) -> tuple[TensorChange, ...]:
     deepest = max((t.name.count(".") + 1 for t in report.tensors), default=1)
     layers: tuple[TensorChange, ...] = ()
     for depth in range(deepest, 0, -1):
-        sums: dict[str, list[int]] = {}
+        size, changed = Counter[str](), Counter[str]()
         for t in report.tensors:
-            entry = sums.setdefault(".".join(t.name.split(".")[:depth]), [0, 0])
-            entry[0] += t.size
-            entry[1] += t.changed
-        layers = tuple(TensorChange(name=name, size=size, changed=changed) for name, (size, changed) in sums.items())
+            name = ".".join(t.name.split(".")[:depth])
+            size[name] += t.size
+            changed[name] += t.changed
+        layers = tuple(TensorChange(name=name, size=size[name], changed=changed[name]) for name in size)
         if len(layers) <= most:
             return layers
-    kept = {id(layer) for layer in sorted(layers, key=lambda layer: -layer.fraction)[:most]}
-    return tuple(layer for layer in layers if id(layer) in kept)
+    kept = sorted(layers, key=lambda layer: -layer.fraction)[:most]
+    return tuple(layer for layer in layers if layer in kept)
 
 
 def destination_shares(
     found: Sequence[Destination], classes: Sequence[str], most: int = MOST_CLASSES
 ) -> tuple[list[str], dict[str, list[float]]]:
     """Choose the classes with the largest share for any of the models, and sum the others."""
-    largest = {i: max((d.shares[i] for d in found), default=0.0) for i in range(len(classes))}
+    by_model = {d.model: shares(d.counts) for d in found}
+    largest = {i: max((each[i] for each in by_model.values()), default=0.0) for i in range(len(classes))}
     order = sorted((i for i in largest if largest[i] > 0), key=lambda i: -largest[i])
-    kept, others = order[:most], order[most:]
-    names = [classes[i] for i in kept] + (["others"] if others else [])
-    shares = {
-        d.model: [d.shares[i] for i in kept] + ([sum(d.shares[i] for i in others)] if others else []) for d in found
-    }
-    return names, shares
+    groups = {classes[i]: [i] for i in order[:most]}
+    if len(order) > most:
+        groups["others"] = order[most:]
+    return [*groups], {m: [sum(each[i] for i in group) for group in groups.values()] for m, each in by_model.items()}
 
 
 def plain(text: str) -> str:
@@ -214,12 +213,7 @@ def _accuracy(scores: Scores, split: str) -> float | None:
 
 
 def _grouped_bars(
-    axes: Axes,
-    names: list[str],
-    groups: dict[str, list[float | None]],
-    *,
-    spread: dict[str, list[float]],
-    unit: str,
+    axes: Axes, names: list[str], groups: dict[str, list[float | None]], *, spread: dict[str, list[float]], unit: str
 ) -> Axes:
     height = 0.8 / max(len(groups), 1)
     for place, (model, values) in enumerate(groups.items()):

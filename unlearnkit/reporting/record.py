@@ -23,19 +23,9 @@ FORMAT = "unlearnkit-run-1"
 class RunRecord:
     """The results of one edit.
 
-    Attributes:
-        label: Name of its folder.
-        report: What the method returned.
-        forget: The forget set: scenario, sizes, a hash of the indices.
-        before: Split to loss and accuracy of the original model.
-        after: The same of the edited model.
-        metrics: Metric to its values, of the edited model; None where it does not apply.
-        not_applicable: Metric to the reason for each None.
-        memory: Peak memory of the process, if measured.
-        manifest: Provenance: what two runs must share to give the same bits.
-        tuning: The search for the edit, if there was one.
-        retrained: Split to the scores of each retrained model.
-        views: Plot data of the page, if collected.
+    ``forget`` describes the forget set: scenario, sizes, a hash of the indices. ``before``, ``after`` and each of
+    ``retrained`` map splits to scores. ``metrics`` has the values of each metric, and ``not_applicable`` the reason for
+    each None. ``manifest`` is what two runs must share to give the same bits, and ``views`` the plot data of the page.
     """
 
     label: str
@@ -69,28 +59,22 @@ class RunRecord:
 
     def sentence(self) -> str:
         """What the edit did, its `findings`, and how uncertain its importances are."""
-        found = [finding.sentence for finding in findings(self.report, self.before, self.after)]
-        return " ".join([self.report.sentence(), *found, *self.report.uncertainty()])
+        found = findings(self.report, self.before, self.after)
+        return " ".join([self.report.sentence(), *found.values(), *self.report.uncertainty()])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, the report's own keys at the top level."""
         judged = self.judgement()
+        plain = attrs.asdict(self, filter=attrs.filters.exclude("label", "report"))
         return {
             "format": FORMAT,
             "label": self.label,
             "sentence": self.sentence(),
             "verdict": {"kind": judged.kind, "sentence": judged.sentence},
             **self.report.to_dict(),
-            "forget": dict(self.forget),
-            "before": {name: attrs.asdict(score) for name, score in self.before.items()},
-            "after": {name: attrs.asdict(score) for name, score in self.after.items()},
-            "metrics": {name: dict(values) for name, values in self.metrics.items()},
-            "not_applicable": {name: dict(reasons) for name, reasons in self.not_applicable.items()},
-            "peak_memory": None if self.memory is None else attrs.asdict(self.memory),
-            "manifest": dict(self.manifest),
-            "retrained": [{name: attrs.asdict(score) for name, score in each.items()} for each in self.retrained],
-            **({} if self.tuning is None else {"tuning": dict(self.tuning)}),
-            **({} if self.views is None else {"views": attrs.asdict(self.views)}),
+            "peak_memory": plain.pop("memory"),
+            "retrained": list(plain.pop("retrained")),
+            **{name: value for name, value in plain.items() if value is not None},
         }
 
 
@@ -99,11 +83,7 @@ def _fields(kind: type[attrs.AttrsInstance], plain: Mapping[str, Any]) -> dict[s
 
 
 def read_record(folder: Path) -> RunRecord:
-    """Read ``report.json`` from a folder of results.
-
-    Raises:
-        StoreError: There is none, or it is no record of a run.
-    """
+    """Read ``report.json`` from a folder of results, or raise `StoreError`."""
     path = folder / "report.json"
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 
 from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.plugins.entry_points import Discovered, Problem
@@ -33,10 +33,8 @@ def _pair(record: RunRecord, split: str) -> str:
 
 def tensor_table(report: Report) -> Table:
     """How many weights of each tensor were edited."""
-    table = Table(title=report.sentence())
-    table.add_column("tensor")
-    for name in ("weights", "edited", "fraction"):
-        table.add_column(name, justify="right")
+    numbers = (Column(name, justify="right") for name in ("weights", "edited", "fraction"))
+    table = Table("tensor", *numbers, title=report.sentence())
     for t in report.tensors:
         table.add_row(t.name, f"{t.size:,}", f"{t.changed:,}", f"{t.fraction:.4f}")
     return table
@@ -44,7 +42,8 @@ def tensor_table(report: Report) -> Table:
 
 def method_table(kind: str, entries: Iterable[Provided]) -> Table:
     """Installed classes, with their options and defaults."""
-    table = _lined(kind, "name", "from", "what it does, and its options")
+    name = Column("name", no_wrap=True)
+    table = Table(name, "from", "what it does, and its options", title=kind, show_lines=True)
     for entry in entries:
         options = [
             f"  {o.name}{f' ({o.symbol})' if o.symbol else ''} = {'required' if o.required else o.default}: {o.doc}"
@@ -56,7 +55,8 @@ def method_table(kind: str, entries: Iterable[Provided]) -> Table:
 
 def plugin_table(plugins: Iterable[Discovered], problems: Sequence[Problem]) -> Table:
     """Every plugin that was found, and why broken or blocked ones are left out."""
-    table = _lined("plugins", "name", "from", "module", "state")
+    name = Column("name", no_wrap=True)
+    table = Table(name, "from", "module", "state", title="plugins", show_lines=True)
     for plugin in plugins:
         faults = [p for p in problems if p.plugin == plugin.name] or [p for p in (plugin.problem,) if p is not None]
         state = "\n".join(f"{p.stage}: {p.error}" for p in dict.fromkeys(faults)) or "usable"
@@ -80,16 +80,5 @@ def tuning_table(tuning: Tuning) -> Table:
 
 
 def _compact(title: str | None, first: str, *others: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    table.add_column(first, no_wrap=True)
-    for name in others:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
-def _lined(title: str, first: str, *others: str) -> Table:
-    table = Table(title=title, show_lines=True)
-    table.add_column(first, no_wrap=True)
-    for name in others:
-        table.add_column(name)
-    return table
+    columns = (Column(first, no_wrap=True), *(Column(name, justify="right", no_wrap=True) for name in others))
+    return Table(*columns, title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)

@@ -11,10 +11,8 @@ from unlearnkit.evaluation.metrics.retrain_gap import ENOUGH, Gap, gap_to_retrai
 from unlearnkit.evaluation.plot_data import PlotData
 from unlearnkit.unlearning.report import Report
 
-DESTROYED = 0.5
-"""A model that keeps at most this share of its accuracy on retained data is called destroyed."""
-COVERAGE = 0.95
-"""The share of further retrained models that lie within the limit of `near`."""
+DESTROYED = 0.5  # a model that keeps at most this share of its accuracy on retained data is called destroyed
+COVERAGE = 0.95  # the share of further retrained models that lie within the limit of `near`
 _NORMAL_QUANTILE = 1.96
 
 Scores = Mapping[str, LossAndAccuracy]
@@ -27,7 +25,7 @@ class Measure:
 
     name: str
     gap: Gap
-    resolution: float = 0.0
+    resolution: float
 
     @property
     def distance(self) -> float:
@@ -49,80 +47,52 @@ class Judgement:
 
 
 def judge(
-    report: Report,
-    before: Scores,
-    after: Scores,
-    *,
-    retrained: Sequence[Scores] = (),
-    views: PlotData | None = None,
+    report: Report, before: Scores, after: Scores, *, retrained: Sequence[Scores] = (), views: PlotData | None = None
 ) -> Judgement:
-    """Give the verdict on an edit. Forgetting more than the retrained models is a gap too."""
-    measures = tuple(_measures(after, retrained, views))
-    if not report.changed and not report.buffers_changed:
-        return Judgement(kind="nothing", sentence=_nothing(report), measures=measures)
-    if not after:
-        said = f"{report.sentence()} Nothing was measured, so its effect is unknown."
-        return Judgement(kind="not measured", sentence=said)
+    """Give the verdict on an edit; forgetting more than the retrained models is a gap too."""
+    measures, models = tuple(_measures(after, retrained, views)), len(retrained)
     found = findings(report, before, after)
-    said = " ".join(finding.sentence for finding in found)
-    kinds = {finding.kind for finding in found}
-    if "no effect" in kinds:
-        return Judgement(kind="no effect", sentence=said, measures=measures)
-    if "model destroyed" in kinds:
-        return Judgement(kind="destroyed", sentence=said + _chance(views), measures=measures)
-    if not measures:
-        return Judgement(kind="no reference", sentence=f"{_without_reference(retrained, before, after)} {said}".strip())
-    return _compare(measures, len(retrained))
+    said = " ".join(found.values())
+    if not report.changed and not report.buffers_changed:
+        kind, said = "nothing", _nothing(report)
+    elif not after:
+        kind, said = "not measured", f"{report.sentence()} Nothing was measured, so its effect is unknown."
+    elif "no effect" in found:
+        kind = "no effect"
+    elif "model destroyed" in found:
+        kind, said = "destroyed", said + _chance(views)
+    elif not measures:
+        kind, said = "no reference", f"{_without_reference(retrained, before, after)} {said}".strip()
+    elif models < ENOUGH:
+        kind, said = "few references", _few(measures, models)
+    elif far := [measure for measure in measures if measure.distance > near(models)]:
+        kind, said = "apart", _apart(far, measures)
+    else:
+        kind, said = "near", _near(measures, models)
+    return Judgement(kind=kind, sentence=said, measures=measures)
 
 
-@final
-@attrs.frozen(kw_only=True)
-class Finding:
-    """A result that a reader of the numbers must not overlook."""
-
-    kind: str
-    sentence: str
-
-
-def findings(report: Report, before: Scores, after: Scores) -> tuple[Finding, ...]:
-    """Find what a reader of the numbers must not overlook: no effect, nothing forgotten, model destroyed."""
+def findings(report: Report, before: Scores, after: Scores) -> dict[str, str]:
+    """What a reader of the numbers must not overlook: "no effect", "nothing forgotten", "model destroyed", in words."""
     pairs = {name: (before[name], score) for name, score in after.items() if name in before}
     if pairs and report.changed and all(was == now for was, now in pairs.values()):
-        said = f"The edit has no effect: no loss and no accuracy changed ({', '.join(pairs)})."
-        return (Finding(kind="no effect", sentence=said),)
-    rates = {
-        name: (was.accuracy, now.accuracy)
-        for name, (was, now) in pairs.items()
-        if was.accuracy is not None and now.accuracy is not None
-    }
+        return {"no effect": f"The edit has no effect: no loss and no accuracy changed ({', '.join(pairs)})."}
+    rates = _rates(before, after)
     forget = {name: rate for name, rate in rates.items() if name.startswith("forget")}
     lost = {n: (was, now) for n, (was, now) in rates.items() if n.startswith("retain") and 0 < was >= now / DESTROYED}
-    found = []
+    found = {}
     if report.changed and forget and all(now >= was for was, now in forget.values()):
-        said = f"By accuracy nothing was forgotten: {_texts(forget)}."
-        found.append(Finding(kind="nothing forgotten", sentence=said))
+        found["nothing forgotten"] = f"By accuracy nothing was forgotten: {_texts(forget)}."
     if lost:
-        found.append(Finding(kind="model destroyed", sentence=f"The model is destroyed: {_texts(lost)}."))
-    return tuple(found)
+        found["model destroyed"] = f"The model is destroyed: {_texts(lost)}."
+    return found
 
 
 def near(models: int) -> float:
     """Half width of the 95 % prediction interval of one more model, in sd of n models: t_(n−1)(0.975)·√(1 + 1/n)."""
     from scipy.stats import t  # noqa: PLC0415 - it takes long to import
 
-    quantile = float(t.ppf((1 + COVERAGE) / 2, models - 1))
-    return quantile * sqrt(1 + 1 / models)
-
-
-def _compare(measures: tuple[Measure, ...], models: int) -> Judgement:
-    far = [measure for measure in measures if measure.distance > near(max(models, 2))]
-    if models < ENOUGH:
-        kind, said = "few references", _few(measures, models)
-    elif far:
-        kind, said = "apart", _apart(far, measures)
-    else:
-        kind, said = "near", _near(measures, models)
-    return Judgement(kind=kind, sentence=said, measures=measures)
+    return float(t.ppf((1 + COVERAGE) / 2, models - 1)) * sqrt(1 + 1 / models)
 
 
 def _measures(after: Scores, retrained: Sequence[Scores], views: PlotData | None) -> Iterator[Measure]:
@@ -130,21 +100,14 @@ def _measures(after: Scores, retrained: Sequence[Scores], views: PlotData | None
         known = [each[split].accuracy for each in retrained if split in each]
         rates = [rate for rate in known if rate is not None]
         if score.accuracy is not None and rates:
-            yield Measure(
-                name=f"{split} accuracy",
-                gap=gap_to_retrain(score.accuracy, rates),
-                resolution=1 / score.samples,
-            )
+            gap = gap_to_retrain(score.accuracy, rates)
+            yield Measure(name=f"{split} accuracy", gap=gap, resolution=1 / score.samples)
     curves = views.curves if views is not None else ()
-    for attack in dict.fromkeys(curve.attack for curve in curves):
-        areas: dict[str, list[float]] = {}
-        for curve in curves:
-            if curve.attack == attack:
-                areas.setdefault(curve.model, []).append(curve.auc)
-        if areas.get("unlearned") and len(areas.get("retrained", ())) == len(retrained) > 0:
-            gap = gap_to_retrain(areas["unlearned"][0], areas["retrained"])
-            error = next(c.guessing_error for c in curves if (c.attack, c.model) == (attack, "unlearned"))
-            yield Measure(name=f"AUC of the {attack} attack", gap=gap, resolution=_NORMAL_QUANTILE * error)
+    for mine in (curve for curve in curves if curve.model == "unlearned"):
+        areas = [curve.auc for curve in curves if (curve.attack, curve.model) == (mine.attack, "retrained")]
+        if len(areas) == len(retrained) > 0:
+            gap, error = gap_to_retrain(mine.auc, areas), _NORMAL_QUANTILE * mine.guessing_error
+            yield Measure(name=f"AUC of the {mine.attack} attack", gap=gap, resolution=error)
 
 
 def _nothing(report: Report) -> str:
@@ -161,13 +124,9 @@ def _chance(views: PlotData | None) -> str:
 
 
 def _without_reference(retrained: Sequence[Scores], before: Scores, after: Scores) -> str:
-    changes = [
-        f"{name} accuracy {before[name].accuracy:.3f}→{score.accuracy:.3f}"
-        for name, score in after.items()
-        if name in before and before[name].accuracy is not None and score.accuracy is not None
-    ]
+    rates = _rates(before, after)
     why = "No accuracy to compare with the retrained models" if retrained else "No retrained model at hand"
-    measured = f" Measured: {', '.join(changes)}." if changes else ""
+    measured = f" Measured: {_texts(rates)}." if rates else ""
     return f"{why}, so it is unknown whether this is like retraining.{measured}"
 
 
@@ -207,6 +166,11 @@ def _worded(measure: Measure) -> str:
         f"{measure.name} is {gap.value:.3f}, retrained models have {gap.mean:.3f} ± {gap.sd:.3f} "
         f"({abs(gap.sds):.1f} sd {side})"
     )
+
+
+def _rates(before: Scores, after: Scores) -> dict[str, tuple[float, float]]:
+    pairs = {name: (before[name].accuracy, score.accuracy) for name, score in after.items() if name in before}
+    return {name: (was, now) for name, (was, now) in pairs.items() if was is not None and now is not None}
 
 
 def _texts(rates: Mapping[str, tuple[float, float]]) -> str:

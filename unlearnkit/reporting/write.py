@@ -17,14 +17,8 @@ def write_result(
 ) -> None:
     """Write ``model.safetensors`` and ``report.json`` to a folder that appears only when both are complete.
 
-    The page is written last: if a plot fails, no result is lost, and ``unlearnkit report`` can write the page again.
-
-    Args:
-        folder: An existing folder is replaced, see `unlearnkit.utils.files.atomic_folder`.
-        model: The edited model; with None no checkpoint is written.
-        record: Its record.
-        metadata: Stored in the checkpoint.
-        page: Whether to write ``report.html`` too.
+    An existing folder is replaced. Without a model, no checkpoint is written; the metadata are stored in it. With
+    ``page``, ``report.html`` is written last: if a plot fails, ``unlearnkit report`` can write it later.
 
     Raises:
         StoreError: The folder cannot be written.

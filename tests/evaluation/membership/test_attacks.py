@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from unlearnkit.evaluation.membership.attacks import attack_success, population_attack
-from unlearnkit.evaluation.membership.rmia import rmia_scores
+from unlearnkit.evaluation.membership.attacks import attack_success, population_attack, rmia_scores
 from unlearnkit.evaluation.model_outputs import Outputs
 from unlearnkit.evaluation.per_sample import entropies, label_losses, softmax_of
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
@@ -54,24 +53,24 @@ def test_the_same_scores_are_guessing(scores):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_attack_finds_members_that_the_model_is_surer_of(kind):
     attack = population_attack(kind, members=samples(0, sure=8), nonmembers=samples(1, sure=1))
-    assert attack_success(attack.scores(samples(2, sure=8)), attack.scores(samples(3, sure=1))).auc > 0.75
+    assert attack_success(attack(samples(2, sure=8)), attack(samples(3, sure=1))).auc > 0.75
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_a_difference_there_is_nothing_to_find(kind):
     attack = population_attack(kind, members=samples(0), nonmembers=samples(1))
-    assert 0.35 < attack_success(attack.scores(samples(2)), attack.scores(samples(3))).auc < 0.65
+    assert 0.35 < attack_success(attack(samples(2)), attack(samples(3))).auc < 0.65
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_score_does_not_depend_on_batch_mates_or_on_the_run(kind):
     whole = samples(4)
     attacks = [population_attack(kind, members=samples(0, sure=5), nonmembers=samples(1)) for _ in range(2)]
-    scores = attacks[0].scores(whole)
-    assert np.array_equal(scores, attacks[1].scores(whole))
+    scores = attacks[0](whole)
+    assert np.array_equal(scores, attacks[1](whole))
     for row in (0, 7):
-        assert attacks[0].scores(part(whole, [row]))[0] == pytest.approx(scores[row], abs=1e-12)
-    assert attacks[0].scores(part(whole, [9, 3])) == pytest.approx(scores[[9, 3]], abs=1e-12)
+        assert attacks[0](part(whole, [row]))[0] == pytest.approx(scores[row], abs=1e-12)
+    assert attacks[0](part(whole, [9, 3])) == pytest.approx(scores[[9, 3]], abs=1e-12)
 
 
 @pytest.mark.parametrize(("kind", "feature"), [("entropy", entropies), ("loss", label_losses)])
@@ -86,12 +85,12 @@ def test_it_is_logistic_regression(kind, feature):
     plain = LogisticRegression(class_weight="balanced").fit(((x - x.mean()) / x.std())[:, None], truth)
     expected = plain.decision_function(((column(other) - x.mean()) / x.std())[:, None])
     attack = population_attack(kind, members=members, nonmembers=nonmembers)
-    assert attack.scores(other) == pytest.approx(expected, abs=1e-6)
+    assert attack(other) == pytest.approx(expected, abs=1e-6)
 
 
 def test_an_unbalanced_population_does_not_move_the_threshold():
     few = population_attack("loss", members=samples(0, n=1000, sure=4), nonmembers=samples(1, n=50, sure=1))
-    right = (few.scores(samples(2, sure=1)) < 0).mean()
+    right = (few(samples(2, sure=1)) < 0).mean()
     assert right > 0.5
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from unlearnkit import EvaluationInputs
 from unlearnkit.evaluation import loss_and_accuracy, metrics
-from unlearnkit.evaluation.metrics.relearning import Goal, steps_to_relearn
+from unlearnkit.evaluation.metrics.relearning import steps_to_relearn
 from unlearnkit.models.parameters import digest
 from unlearnkit.utils.errors import ConfigurationError
 
@@ -35,8 +35,8 @@ def trained(model, steps, rate=0.05):
 
 
 def test_it_counts_the_steps_of_plain_adam():
-    model, goal = net(0), Goal(loss=0.3)
-    found = steps_to_relearn(model, BATCHES, goal=goal, learning_rate=0.05)
+    model = net(0)
+    found = steps_to_relearn(model, BATCHES, loss=0.3, learning_rate=0.05)
     losses = [loss_and_accuracy(trained(model, steps), BATCHES).loss for steps in (found - 1, found)]
     assert found > 3
     assert losses[0] > 0.3 >= losses[1]
@@ -46,7 +46,7 @@ def test_the_model_is_left_as_it_is():
     model = net(0).train()
     model[0].weight.grad = torch.ones(6, 4)
     before, rng = digest(model), torch.get_rng_state()
-    steps_to_relearn(model, BATCHES, goal=Goal(accuracy=1.0), most=5)
+    steps_to_relearn(model, BATCHES, accuracy=1.0, most=5)
     assert digest(model) == before
     assert torch.equal(torch.get_rng_state(), rng)
     assert model.training
@@ -54,9 +54,9 @@ def test_the_model_is_left_as_it_is():
 
 
 def test_it_says_when_it_gives_up():
-    assert steps_to_relearn(net(0), BATCHES, goal=Goal(loss=0.0), most=2) is None
+    assert steps_to_relearn(net(0), BATCHES, loss=0.0, most=2) is None
     with pytest.raises(ConfigurationError, match="at least one batch"):
-        steps_to_relearn(net(0), [], goal=Goal(loss=0.0))
+        steps_to_relearn(net(0), [], loss=0.0)
 
 
 def inputs(model, original, retrained):

@@ -1,9 +1,9 @@
-"""Membership attacks on the forget set: the contract of such metrics, and three with one classifier for all samples."""
+"""Membership attacks on the forget set: their contract, three with one classifier for all samples, and RMIA."""
 
 import abc
 from collections.abc import Callable
-from functools import cache
-from typing import Any, ClassVar, final
+from functools import cache, partial
+from typing import ClassVar, final
 
 import attrs
 import numpy as np
@@ -11,20 +11,26 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from unlearnkit.evaluation.arrays import Floats, floats
-from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
-from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs, Outputs, Values, for_each_model
+from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Metric, MetricTraits
+from unlearnkit.evaluation.model_outputs import (
+    InapplicableError,
+    ModelOutputs,
+    Outputs,
+    Values,
+    for_each_model,
+    some_rows,
+)
 from unlearnkit.evaluation.per_sample import entropies
-from unlearnkit.utils.errors import ConfigurationError, nearest
+from unlearnkit.utils.errors import ConfigurationError, MismatchError, nearest
 from unlearnkit.utils.options import option
 
 FEW = 0.01  # the false-positive rate at which true positives are counted
-_COST = "one pass of each model over four splits, and one small fit for each model"
-_TRAITS = MetricTraits(
-    low=0.0,
-    high=1.0,
-    unit="fraction",
+MOST = 4  # reference models of RMIA: the attack is made for few
+_TINY = 1e-30
+_TRAITS = attrs.evolve(
+    FRACTION,
     source="Foster et al. 2024; Salem et al. 2019",
-    cost=_COST,
+    cost="one pass of each model over four splits, and one small fit for each model",
     trust="one threshold for all samples: finds less than an attack with models of its own",
 )
 
@@ -34,15 +40,7 @@ class MembershipAttack(Metric):
 
     @abc.abstractmethod
     def scores(self, outputs: ModelOutputs, model: nn.Module) -> tuple[Floats, Floats]:
-        """Score forgotten samples and unseen samples of the same kind; higher means "member".
-
-        Args:
-            outputs: Of all models on all splits.
-            model: The model under attack.
-
-        Returns:
-            Both, in this order, each of shape (samples,).
-        """
+        """Attack a model: scores of the forgotten, and of unseen samples of the same kind; higher means "member"."""
 
     @final
     def measure(self, inputs: EvaluationInputs) -> Values:
@@ -103,7 +101,7 @@ class ConfidenceAttack(MembershipAttack):
     traits: ClassVar[MetricTraits] = attrs.evolve(
         _TRAITS,
         source="Liu et al. 2024 (sparsity), MIA-efficacy's classifier",
-        cost=f"{_COST}; the SVC grows with the square of the samples",
+        cost=f"{_TRAITS.cost}; the SVC grows with the square of the samples",
         trust="weak: near 0.5 says little",
     )
 
@@ -112,6 +110,40 @@ class ConfidenceAttack(MembershipAttack):
 
     def scores(self, outputs: ModelOutputs, model: nn.Module) -> tuple[Floats, Floats]:
         return _population_scores(outputs, model, kind="confidence", seed=self.seed, most=self.most)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class RelativeMembership(MembershipAttack):
+    """RMIA: forgotten against unseen samples of the same kind, with one to four retrained models as references.
+
+    The population is retained test data. A retrained model under attack is not its own reference.
+    """
+
+    name: ClassVar[str] = "rmia"
+    traits: ClassVar[MetricTraits] = attrs.evolve(
+        _TRAITS,
+        source="Zarifzadeh et al. 2024",
+        cost="one pass of each model over three splits; one retrained model, two for the retrained models' own value",
+        trust="the strongest attack here with few models; a low value is still no proof",
+    )
+
+    gamma: float = option(2.0, symbol="γ", at_least=1, doc="how much more likely a member must be")
+    a: float = option(0.3, symbol="a", at_least=0, at_most=1, doc="1: members are no more likely than non-members")
+    seed: int = option(0, at_least=0, doc="of the halves of unseen data")
+
+    def scores(self, outputs: ModelOutputs, model: nn.Module) -> tuple[Floats, Floats]:
+        retrained = outputs.retrained()
+        if any(known is model for known in retrained):
+            retrained = outputs.retrained(at_least=2)
+        models = [model, *[known for known in retrained if known is not model][:MOST]]
+        halves = [unseen_halves(outputs, each, self.seed) for each in models]
+        population, unseen = (np.stack([half.confidences for half in side]) for side in zip(*halves, strict=True))
+        forgotten = np.stack([outputs.of(each, "forget-train").confidences for each in models])
+        judge = partial(
+            rmia_scores, population=population[0], population_references=population[1:], gamma=self.gamma, a=self.a
+        )
+        return judge(forgotten[0], forgotten[1:]), judge(unseen[0], unseen[1:])
 
 
 def unseen_halves(outputs: ModelOutputs, model: nn.Module, seed: int) -> tuple[Outputs, Outputs]:
@@ -138,9 +170,9 @@ def _population_scores(
     known, judged = unseen_halves(outputs, model, seed)
     members = outputs.of(model, "retain-train")
     if most is not None:
-        known, members = known.sample(most, seed=seed), members.sample(most, seed=seed)
+        known, members = (side.subset(some_rows(len(side), most, seed=seed)) for side in (known, members))
     attack = population_attack(kind, members=members, nonmembers=known, seed=seed)
-    return attack.scores(outputs.of(model, "forget-train")), attack.scores(judged)
+    return attack(outputs.of(model, "forget-train")), attack(judged)
 
 
 @final
@@ -167,22 +199,10 @@ def attack_success(members: ArrayLike | Tensor, nonmembers: ArrayLike | Tensor) 
     return AttackSuccess(auc=auc, tpr=float(tpr[fpr <= FEW].max()))
 
 
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class PopulationAttack:
-    """A scikit-learn classifier that was trained on known members and known non-members."""
-
-    kind: str
-    classifier: Any
-
-    def scores(self, samples: Outputs) -> Floats:
-        """The decision function of each sample of the same model; higher means "member"."""
-        found: Floats = self.classifier.decision_function(_FEATURES[self.kind](samples))
-        return found
-
-
-def population_attack(kind: str, *, members: Outputs, nonmembers: Outputs, seed: int = 0) -> PopulationAttack:
-    """Train an attacker on one number per sample, standardised, with both sides weighing the same."""
+def population_attack(
+    kind: str, *, members: Outputs, nonmembers: Outputs, seed: int = 0
+) -> Callable[[Outputs], Floats]:
+    """Fit a classifier to one standardised number per sample, both sides weighing the same; return its decisions."""
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - it takes seconds to import
     from sklearn.pipeline import make_pipeline  # noqa: PLC0415
     from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
@@ -190,11 +210,13 @@ def population_attack(kind: str, *, members: Outputs, nonmembers: Outputs, seed:
 
     if kind not in _FEATURES:
         raise ConfigurationError(f"no membership attack is called {kind!r}{nearest(kind, _FEATURES)}")
-    features = np.concatenate([_FEATURES[kind](members), _FEATURES[kind](nonmembers)])
+    feature = _FEATURES[kind]
+    features = np.concatenate([feature(members), feature(nonmembers)])
     truth = np.repeat([1, 0], [len(members), len(nonmembers)])
     classifier = SVC if kind == "confidence" else LogisticRegression
     fitted = make_pipeline(StandardScaler(), classifier(class_weight="balanced", random_state=seed))
-    return PopulationAttack(kind=kind, classifier=fitted.fit(features, truth))
+    fitted.fit(features, truth)
+    return lambda samples: np.asarray(fitted.decision_function(feature(samples)))
 
 
 _FEATURES: dict[str, Callable[[Outputs], Floats]] = {
@@ -202,3 +224,34 @@ _FEATURES: dict[str, Callable[[Outputs], Floats]] = {
     "loss": lambda samples: samples.losses[:, None],
     "confidence": lambda samples: samples.confidences[:, None],
 }
+
+
+def rmia_scores(
+    target: ArrayLike | Tensor,
+    references: ArrayLike | Tensor,
+    *,
+    population: ArrayLike | Tensor,
+    population_references: ArrayLike | Tensor,
+    gamma: float = 2.0,
+    a: float = 0.3,
+) -> Floats:
+    """Return the share of population samples z with [p(x|θ)/p(x)] / [p(z|θ)/p(z)] ≥ γ for each x (offline)."""
+    if not gamma >= 1 or not 0 <= a <= 1:
+        raise ConfigurationError(f"rmia_scores: expected gamma ≥ 1 and 0 ≤ a ≤ 1, saw {gamma!r} and {a!r}")
+    x = _ratios(target, references, a=a, what="target")
+    z = _ratios(population, population_references, a=a, what="population")
+    # Sorted once, so that n·m ratios need no n·m memory: LR ≥ γ where p(z|θ)/p(z) ≤ p(x|θ)/p(x)/γ.
+    return np.asarray(np.searchsorted(np.sort(z), x / gamma, side="right") / len(z))
+
+
+def _ratios(values: ArrayLike | Tensor, references: ArrayLike | Tensor, *, a: float, what: str) -> Floats:
+    p = floats(values, what=what, dimensions=1)
+    out = floats(references, what=f"references of {what}", dimensions=2)
+    if not 1 <= len(out) <= MOST:
+        raise ConfigurationError(f"rmia_scores: expected 1 to {MOST} reference models, saw {len(out)}")
+    if out.shape[1] != len(p):
+        raise MismatchError(f"rmia_scores: expected references for {len(p)} samples of {what}, saw {out.shape[1]}")
+    if min(p.min(), out.min()) < 0 or max(p.max(), out.max()) > 1:
+        raise MismatchError(f"rmia_scores: expected probabilities of {what}, saw numbers outside 0 … 1")
+    prior = ((1 + a) * out.mean(axis=0) + (1 - a)) / 2
+    return np.asarray(p / np.maximum(prior, _TINY))

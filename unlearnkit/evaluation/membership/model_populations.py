@@ -12,8 +12,7 @@ from unlearnkit.evaluation.arrays import Floats, floats
 from unlearnkit.evaluation.membership.attacks import AttackSuccess, attack_success
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
 
-FLOOR = 1e-3
-"""The smallest standard deviation of a fitted normal distribution, logit units."""
+FLOOR = 1e-3  # the smallest standard deviation of a fitted normal distribution, logit units
 EPSILON_BIN = 0.5
 BINS, CLIP, SMOOTHING = 20, 100.0, 1e-5  # of KLOM
 
@@ -21,17 +20,15 @@ BINS, CLIP, SMOOTHING = 20, 100.0, 1e-5  # of KLOM
 def ulira(unlearned: ArrayLike | Tensor, retrained: ArrayLike | Tensor) -> AttackSuccess:
     """Judge Λ = ln N(φ; μ_u, σ_u) − ln N(φ; μ_r, σ_r) on φ of unlearned against φ of retrained models.
 
-    φ is the logit-scaled confidence of a sample under one model (`unlearnkit.evaluation.per_sample.margins`), which is
-    close to normal. μ and σ belong to one sample; when the k-th model of either kind is judged, they are fitted to all
-    others, so that unlearned models that are the retrained ones give exactly ½.
+    φ is the logit-scaled confidence of a sample (`unlearnkit.evaluation.per_sample.margins`), which is close to normal.
+    When the k-th model of either kind is judged, μ and σ of a sample are fitted to all others.
 
-    Source: Hayes, Shumailov, Triantafillou, Khalifa and Papernot 2024 (Inexact Unlearning Needs More Careful
-    Evaluations to Avoid a False Sense of Privacy), "U-LiRA"; after Carlini et al. 2022. Leaving out pair k is
-    ours: the paper trains further models to judge.
+    Source: Hayes et al. 2024 (Inexact Unlearning Needs More Careful Evaluations to Avoid a False Sense of Privacy),
+    "U-LiRA". Leaving out pair k is ours: the paper trains further models to judge.
 
     Args:
-        unlearned: φ of n samples under k models that were trained on them and then unlearned them, shape (k, n).
-        retrained: φ of the same samples under k models that were never trained on them, shape (k, n). k ≥ 3.
+        unlearned: φ of n samples under k ≥ 3 models that were trained on them and then unlearned them, shape (k, n).
+        retrained: φ of the same samples under k models that were never trained on them, shape (k, n).
 
     Returns:
         AUC and true-positive rate over all k·n pairs; "member" means unlearned.
@@ -44,39 +41,31 @@ def ulira(unlearned: ArrayLike | Tensor, retrained: ArrayLike | Tensor) -> Attac
     u, r = floats(unlearned, what="unlearned", dimensions=2), floats(retrained, what="retrained", dimensions=2)
     if u.shape != r.shape or len(u) < 3:
         raise MismatchError(f"ulira: expected two arrays of one shape (at least 3, n), saw {u.shape} and {r.shape}")
-    pairs = [_likelihood_ratios(k, u, r) for k in range(len(u))]
-    return attack_success(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
+    left_out = [(np.delete(u, k, axis=0), np.delete(r, k, axis=0)) for k in range(len(u))]
+    ratios = [[_log_ratios(x, *others) for x, others in zip(models, left_out, strict=True)] for models in (u, r)]
+    return attack_success(*map(np.concatenate, ratios))
 
 
-def _likelihood_ratios(k: int, unlearned: Floats, retrained: Floats) -> tuple[Floats, Floats]:
+def _log_ratios(values: Floats, unlearned: Floats, retrained: Floats) -> Floats:
+    """Log-likelihood ratios of values under normal distributions fitted to unlearned and to retrained models."""
     from scipy.stats import norm  # noqa: PLC0415 - it takes seconds to import
 
-    fits = []
-    for models in (unlearned, retrained):
-        others = np.delete(models, k, axis=0)
-        fits.append(norm(others.mean(axis=0), np.maximum(others.std(axis=0, ddof=1), FLOOR)))
-    first, second = (fits[0].logpdf(x) - fits[1].logpdf(x) for x in (unlearned[k], retrained[k]))
-    return first, second
+    fits = [norm(x.mean(axis=0), np.maximum(x.std(axis=0, ddof=1), FLOOR)) for x in (unlearned, retrained)]
+    return np.asarray(fits[0].logpdf(values) - fits[1].logpdf(values))
 
 
 def epsilon_scores(retrained: ArrayLike | Tensor, unlearned: ArrayLike | Tensor, *, delta: float = 1e-5) -> Floats:
     """Return ε̂ = max over attacks of max(ln((1 − δ − FPR)/FNR), ln((1 − δ − FNR)/FPR)) of each sample.
 
-    Each attack guesses from one number of one model whether it was retrained or unlearned: by a threshold on that
-    number from either side, or by the likelihood ratio of two normal distributions fitted to it. As in the competition,
-    an attack without any error gives ∞, and one with errors of one kind only is left out. The estimate is made on the
-    models that the attack was fitted to: with N models of each kind it is at most ln N, or ∞.
+    Each attack guesses from one number of one model whether it was retrained or unlearned: by a threshold from either
+    side, or by the likelihood ratio of two fitted normal distributions. An attack without any error gives ∞, and one
+    with errors of one kind only is left out. With N models of each kind the estimate is at most ln N, or ∞.
+
+    Both have shape (models, n), with at least two models; δ of (ε, δ)-unlearning is 0 … 1. The result has shape (n,)
+    and is 0 where no attack beats guessing.
 
     Source: Triantafillou et al. 2024 (Are we making progress in unlearning? Findings from the first NeurIPS unlearning
-    competition), and the competition's evaluation; the inequality is Kairouz, Oh and Viswanath 2015, theorem 2.1.
-
-    Args:
-        retrained: One number per model and sample, shape (models, n); at least two models.
-        unlearned: Likewise.
-        delta: δ of (ε, δ)-unlearning, 0 … 1.
-
-    Returns:
-        Shape (n,), 0 … ∞; 0 where no attack beats guessing.
+    competition); the inequality is Kairouz, Oh and Viswanath 2015, theorem 2.1.
 
     Example:
         >>> models = [[0.0], [1.0], [2.0], [3.0]]
@@ -96,13 +85,9 @@ def epsilon_scores(retrained: ArrayLike | Tensor, unlearned: ArrayLike | Tensor,
 def forgetting_quality(epsilons: ArrayLike | Tensor) -> float:
     """Return F = mean over samples of H(ε̂), H = 2/2ⁿ, n the number of ε̂'s bin of width ½, the first being 1.
 
+    F of the `epsilon_scores` is 2⁻¹² … 1, and 1 where all ε̂ < ½.
+
     Source: Triantafillou et al. 2024, with the competition's 13 bins: 6 and more is the last one.
-
-    Args:
-        epsilons: See `epsilon_scores`; infinity is allowed.
-
-    Returns:
-        2⁻¹² … 1; 1 where all ε̂ < ½.
 
     Example:
         >>> forgetting_quality([0.1, 0.7])  # (1 + ½)/2
@@ -113,13 +98,10 @@ def forgetting_quality(epsilons: ArrayLike | Tensor) -> float:
 
 
 def _epsilon_of_one(retrained: Floats, unlearned: Floats, delta: float) -> float:
-    from scipy.stats import norm  # noqa: PLC0415 - it takes seconds to import
-
     values = np.concatenate([retrained, unlearned])
     truth = np.repeat([0, 1], [len(retrained), len(unlearned)])
-    fits = [norm(part.mean(), max(part.std(ddof=1), FLOOR)) for part in (retrained, unlearned)]
-    ratio = fits[1].logpdf(values) - fits[0].logpdf(values)
-    return max(_best(truth, score, delta) for score in (values, -values, ratio))
+    scores = (values, -values, _log_ratios(values, unlearned, retrained))
+    return max(_best(truth, score, delta) for score in scores)
 
 
 def _best(truth: np.ndarray, score: Floats, delta: float) -> float:
@@ -139,19 +121,12 @@ def _best(truth: np.ndarray, score: Floats, delta: float) -> float:
 def klom(retrained: ArrayLike | Tensor, unlearned: ArrayLike | Tensor) -> Floats:
     """Return KL(h(φ_r) ‖ h(φ_u)) of each sample, h a histogram over models of its margins φ.
 
-    Margins are clipped to ±100 and counted in 20 equal bins from the smallest to the largest margin of the sample;
-    10⁻⁵ is added to every bin, so that the value is finite (at most about 12). The authors use 100 models of each kind;
-    with a handful, use it only to rank methods under one protocol.
+    Margins are clipped to ±100 and counted in 20 equal bins from the smallest to the largest of the sample; 10⁻⁵ is
+    added to every bin. The authors use 100 models of each kind; with a handful, it can only rank methods.
 
-    Source: Georgiev, Rinberg, Park, Garg, Ilyas, Madry and Neel 2024 (Attribute-to-Delete: Machine Unlearning via
-    Datamodel Matching), appendix E.1.
+    Both have shape (models, n); the result has shape (n,), nats: 0 where both histograms are equal, at most about 12.
 
-    Args:
-        retrained: Margins, shape (models, n).
-        unlearned: Likewise, for the same samples; any number of models.
-
-    Returns:
-        Shape (n,), nats, ≥ 0; 0 where both histograms are equal.
+    Source: Georgiev et al. 2024 (Attribute-to-Delete: Machine Unlearning via Datamodel Matching), appendix E.1.
 
     Example:
         >>> klom([[0.0, 1.0], [1.0, 2.0]], [[1.0, 5.0], [0.0, 6.0]]).round(1)

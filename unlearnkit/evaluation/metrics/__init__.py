@@ -1,9 +1,7 @@
 """The metrics that unlearnkit ships, each registered as a plugin."""
 
-from unlearnkit.evaluation.membership.attacks import ConfidenceAttack, EntropyAttack, LossAttack
-from unlearnkit.evaluation.membership.rmia import RelativeMembership
-from unlearnkit.evaluation.metrics.destinations import WhereTheyGo
-from unlearnkit.evaluation.metrics.distance import ActivationDistance, JensenShannonToRetrained
+from unlearnkit.evaluation.membership.attacks import ConfidenceAttack, EntropyAttack, LossAttack, RelativeMembership
+from unlearnkit.evaluation.metrics.distance import ActivationDistance, JensenShannonToRetrained, WhereTheyGo
 from unlearnkit.evaluation.metrics.loss_and_accuracy import Scores
 from unlearnkit.evaluation.metrics.probe import LinearProbe
 from unlearnkit.evaluation.metrics.proxies import ClassMeanDivergence, ZeroRetrainForgetting

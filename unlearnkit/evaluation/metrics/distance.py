@@ -1,6 +1,6 @@
-"""How far a model's outputs are from the retrained models', compared with how far these are from each other."""
+"""How far outputs and predicted classes are from the retrained models', and how far these are from each other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import sqrt
 from typing import ClassVar, final
 
@@ -10,10 +10,11 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from unlearnkit.evaluation.arrays import Floats, two_predictions
-from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
-from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs, Values, against_retrained, mean
+from unlearnkit.evaluation.arrays import Floats, Ints, floats, same_shape, two_predictions
+from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Metric, MetricTraits
+from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs, Outputs, Values, against_retrained, mean
 from unlearnkit.evaluation.per_sample import LN2, jensen_shannon
+from unlearnkit.utils.errors import MismatchError
 
 _ROUNDING = torch.finfo(torch.float32).eps
 _TRUST = "compare it with the value between retrained models: training seeds alone change outputs"
@@ -68,3 +69,90 @@ def _distances(inputs: EvaluationInputs, distance: Callable[[Floats, Floats], fl
     for split in outputs.splits or SPLITS:
         values |= against_retrained(outputs, split, split, lambda p, q: distance(p.probabilities, q.probabilities))
     return values
+
+
+@final
+@attrs.frozen(kw_only=True)
+class WhereTheyGo(Metric):
+    """TV = ½·Σ_c |h_u(c) − h_r(c)|, h the shares of classes that forgotten samples are predicted to be.
+
+    ``"agreement"`` is the share of samples that model and retrained model predict alike; ``"retrained …"`` compares
+    retrained models with each other.
+    """
+
+    name: ClassVar[str] = "destinations"
+    traits: ClassVar[MetricTraits] = attrs.evolve(
+        FRACTION,
+        source="total variation: Levin et al. 2009, proposition 4.2",
+        cost="one pass of each model over the forget set; one retrained model, two for the value between them",
+        trust="compare it with the value between retrained models; equal shares may be of different samples",
+    )
+
+    def measure(self, inputs: EvaluationInputs) -> Values:
+        outputs = ModelOutputs(inputs)
+
+        def between(one: Outputs, other: Outputs) -> Destinations:
+            return destinations(one.logits, [other.logits])
+
+        return {
+            **against_retrained(outputs, "distance", "forget-train", lambda *pair: between(*pair).distance),
+            **against_retrained(outputs, "agreement", "forget-train", lambda *pair: between(*pair).agreement),
+        }
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Destinations:
+    """How one model and retrained models predict some samples, see `destinations`."""
+
+    counts: Ints
+    retrained: Ints
+    confusion: Ints
+    distance: float
+    agreement: float
+
+
+def total_variation(one: ArrayLike | Tensor, other: ArrayLike | Tensor) -> float:
+    """TV = ½·Σ_c |a_c/Σa − b_c/Σb| of two histograms (Levin, Peres and Wilmer 2009, proposition 4.2)."""
+    a, b = (floats(values, what="counts", dimensions=1) for values in (one, other))
+    same_shape(a, b, what="total_variation")
+    if min(a.min(), b.min()) < 0 or not a.sum() or not b.sum():
+        raise MismatchError("total_variation: expected counts ≥ 0, not all of them 0, saw another histogram")
+    return min(float(np.abs(a / a.sum() - b / b.sum()).sum() / 2), 1.0)
+
+
+def destinations(logits: ArrayLike | Tensor, retrained: Sequence[ArrayLike | Tensor]) -> Destinations:
+    """Count the predictions of a model, and compare them with those of retrained models.
+
+    Args:
+        logits: Of the model, shape (n, classes).
+        retrained: The same samples' logits of each retrained model, at least one.
+
+    Returns:
+        ``counts`` of the model's predictions, shape (classes,); ``retrained``, the same of each retrained model;
+        ``confusion[i, j]``, how often a retrained model predicts class i and the model class j, in all; ``distance``,
+        the mean total variation; and ``agreement``, the share predicted alike.
+
+    Example:
+        >>> found = destinations([[1, 0, 0], [0, 1, 0]], [[[1, 0, 0], [0, 0, 1]]])
+        >>> found.counts.tolist(), found.retrained.tolist(), found.distance, found.agreement
+        ([1, 1, 0], [[1, 0, 1]], 0.5, 0.5)
+    """
+    z = floats(logits, what="logits", dimensions=2)
+    others = [floats(known, what="logits of a retrained model", dimensions=2) for known in retrained]
+    if not others:
+        raise MismatchError("destinations: expected at least one retrained model, saw none")
+    for known in others:
+        same_shape(z, known, what="destinations")
+    classes, mine = z.shape[1], z.argmax(axis=1)
+    theirs = [known.argmax(axis=1) for known in others]
+    pairs = np.concatenate(theirs) * classes + np.tile(mine, len(theirs))
+    confusion = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+    counts, *known_counts = (np.bincount(labels, minlength=classes) for labels in (mine, *theirs))
+    return Destinations(
+        counts=counts,
+        retrained=np.stack(known_counts),
+        confusion=confusion,
+        distance=mean(total_variation(counts, known) for known in known_counts),
+        agreement=float(np.trace(confusion) / confusion.sum()),
+    )

@@ -1,6 +1,5 @@
 """Loss and accuracy on every split, with intervals over samples."""
 
-from functools import cache
 from typing import ClassVar, final
 
 import attrs
@@ -15,7 +14,7 @@ from unlearnkit.evaluation.model_outputs import (
     InapplicableError,
     ModelOutputs,
     Values,
-    answer,
+    answers,
     for_each_model,
     mean,
 )
@@ -55,25 +54,23 @@ class Scores(Metric):
         return values
 
     def _measure(self, outputs: ModelOutputs, model: nn.Module, split: str) -> Values:
-        @cache
-        def of_accuracy() -> Interval:
+        def accuracy_interval() -> tuple[float, float]:
             found = outputs.of(model, split)
-            return proportion_interval(found.logits.argmax(axis=1) == found.labels)
+            interval = proportion_interval(found.logits.argmax(axis=1) == found.labels)
+            return interval.low, interval.high
 
-        @cache
-        def of_loss() -> Interval:
+        def loss_interval() -> tuple[float, float]:
             losses = outputs.of(model, split).losses
             if len(losses) < 2:
                 raise InapplicableError("an interval of the loss needs at least 2 samples, saw 1")
-            return mean_interval(losses, seed=self.seed)
+            interval = mean_interval(losses, seed=self.seed)
+            return interval.low, interval.high
 
         return {
             **for_each_model(outputs, f"{split} accuracy", lambda each: outputs.of(each, split).accuracy),
             **for_each_model(outputs, f"{split} loss", lambda each: mean(outputs.of(each, split).losses)),
-            f"{split} accuracy low": answer(lambda: of_accuracy().low),
-            f"{split} accuracy high": answer(lambda: of_accuracy().high),
-            f"{split} loss low": answer(lambda: of_loss().low),
-            f"{split} loss high": answer(lambda: of_loss().high),
+            **answers((f"{split} accuracy low", f"{split} accuracy high"), accuracy_interval),
+            **answers((f"{split} loss low", f"{split} loss high"), loss_interval),
         }
 
 
@@ -91,15 +88,10 @@ class Interval:
 def proportion_interval(right: ArrayLike | Tensor, *, level: float = 0.95, covers: str = "samples") -> Interval:
     """Return Wilson's interval of a share, as of an accuracy.
 
-    Unlike the bootstrap, it does not shrink to nothing where all predictions are right, or none.
+    ``right`` has 0 or 1 of each sample; ``covers``, what varies at random, is for the record. Unlike the bootstrap, it
+    does not shrink to nothing where all predictions are right, or none.
 
-    Source: Wilson 1927 (Probable Inference, the Law of Succession, and Statistical Inference); by
-    `scipy.stats.binomtest`.
-
-    Args:
-        right: 0 or 1 of each sample, shape (n,).
-        level: Confidence level, 0 … 1.
-        covers: What varies at random, for the record.
+    Source: Wilson 1927 (Probable Inference, the Law of Succession, and Statistical Inference).
 
     Example:
         >>> found = proportion_interval([1, 1, 1, 1])
@@ -121,14 +113,14 @@ def mean_interval(
 ) -> Interval:
     """Return the percentile bootstrap interval of a mean, from 2,000 resamples.
 
-    Source: Efron 1979 (Bootstrap Methods: Another Look at the Jackknife); by `scipy.stats.bootstrap`. With a handful of
-    values, as of three training seeds, it is too narrow: read it as a lower bound of the uncertainty.
+    With a handful of values, as of three training seeds, it is too narrow: a lower bound of the uncertainty.
+
+    Source: Efron 1979 (Bootstrap Methods: Another Look at the Jackknife).
 
     Args:
         values: One number per sample, or per seed; shape (n,), n ≥ 2.
         level: Confidence level, 0 … 1.
-        covers: What varies at random: ``"samples"``, ``"training seeds"``, … An interval over samples says nothing
-            about another training run.
+        covers: What varies at random: an interval over ``"samples"`` says nothing about another training run.
         seed: Of the resamples.
 
     Example:

@@ -1,7 +1,7 @@
 """What a linear classifier can still read from a model's features."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from functools import cache, partial
 from typing import Any, ClassVar, final
 
@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from unlearnkit.evaluation.arrays import Floats, Ints, floats
-from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
+from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Metric, MetricTraits
 from unlearnkit.evaluation.model_outputs import (
     InapplicableError,
     ModelOutputs,
@@ -18,6 +18,7 @@ from unlearnkit.evaluation.model_outputs import (
     classification_of,
     for_each_model,
     map_batches,
+    some_rows,
 )
 from unlearnkit.models.objective import Objective
 from unlearnkit.utils.errors import ConfigurationError, nearest
@@ -34,10 +35,8 @@ class LinearProbe(Metric):
     """
 
     name: ClassVar[str] = "linear-probe"
-    traits: ClassVar[MetricTraits] = MetricTraits(
-        low=0.0,
-        high=1.0,
-        unit="fraction",
+    traits: ClassVar[MetricTraits] = attrs.evolve(
+        FRACTION,
         source="Alain and Bengio 2016",
         cost="one pass of each model over four splits, and one fit for each model",
         trust="features of other classes help with an unknown one: only the difference to a retrained model counts",
@@ -50,20 +49,21 @@ class LinearProbe(Metric):
     def measure(self, inputs: EvaluationInputs) -> Values:
         outputs = ModelOutputs(inputs)
 
-        def features(split: str, model: nn.Module) -> Features:
+        def features(split: str, model: nn.Module) -> tuple[Floats, Ints]:
             return features_of(model, outputs.batches(split), layer=self.layer, objective=inputs.objective)
 
         @cache  # one fit for both splits
         def probe(model: nn.Module) -> Any:
-            learn = features("forget-train", model).and_also(features("retain-train", model))
-            learn = learn.some(self.most, seed=self.seed)
-            if len(np.unique(learn.labels)) < 2:
+            splits = [features(split, model) for split in ("forget-train", "retain-train")]
+            values, labels = (np.concatenate(parts) for parts in zip(*splits, strict=True))
+            rows = some_rows(len(labels), self.most, seed=self.seed)
+            if len(np.unique(labels[rows])) < 2:
                 raise InapplicableError("the training data have one class only: there is nothing to tell apart")
-            return linear_probe(learn, seed=self.seed)
+            return linear_probe(values[rows], labels[rows], seed=self.seed)
 
         def accuracy(split: str, model: nn.Module) -> float:
-            judge = features(split, model)  # first, so that a missing split is the reason
-            return float(probe(model).score(judge.values, judge.labels))
+            judged = features(split, model)  # first, so that a missing split is the reason
+            return float(probe(model).score(*judged))
 
         values: Values = {}
         for split in ("forget-test", "retain-test"):
@@ -71,58 +71,41 @@ class LinearProbe(Metric):
         return values
 
 
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class Features:
-    """The inputs of one layer, shape (n, features), and labels of n samples."""
-
-    values: Floats
-    labels: Ints
-
-    def and_also(self, other: "Features") -> "Features":
-        """Append more samples of the same layer."""
-        return Features(
-            values=np.concatenate([self.values, other.values]), labels=np.concatenate([self.labels, other.labels])
-        )
-
-    def some(self, most: int, *, seed: int) -> "Features":
-        """At most so many samples, drawn without replacement."""
-        if len(self.labels) <= most:
-            return self
-        rows = np.random.default_rng(seed).permutation(len(self.labels))[:most]
-        return Features(values=self.values[rows], labels=self.labels[rows])
-
-
 def features_of(
     model: nn.Module, batches: Iterable[Any], *, layer: str = "", objective: Objective | None = None
-) -> Features:
-    """Record the inputs of a layer, by default of the `torch.nn.Linear` that is called last, one row per sample."""
-    classification, layers = classification_of(objective), _layers(model, layer)
+) -> tuple[Floats, Ints]:
+    """Inputs (n, features) of a layer, by default of the `torch.nn.Linear` that is called last, and labels."""
+    classification = classification_of(objective)
+    seen: list[Tensor] = []
 
-    with _recording(layers) as seen:
+    def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs and isinstance(inputs[0], Tensor):
+            seen[:] = [inputs[0].detach()]
 
-        def record(batch: Any) -> tuple[Tensor, Tensor]:
-            seen.clear()
-            y, size = classification.labels(batch), len(classification.logits(model, batch))
-            if not seen or len(seen[-1]) != size or y.dim() != 1 or y.is_floating_point():
-                where = f"layer {layer or 'Linear'!r}"
-                raise InapplicableError(f"{where} has no row of features for each labelled sample")
-            return seen[-1].flatten(1), y
+    def record(batch: Any) -> tuple[Tensor, Tensor]:
+        seen.clear()
+        y, size = classification.labels(batch), len(classification.logits(model, batch))
+        if not seen or len(seen[-1]) != size or y.dim() != 1 or y.is_floating_point():
+            raise InapplicableError(f"layer {layer or 'Linear'!r} has no row of features for each labelled sample")
+        return seen[-1].flatten(1), y
 
+    with ExitStack() as hooks:
+        for module in _layers(model, layer):
+            hooks.enter_context(module.register_forward_pre_hook(keep))
         values, labels = map_batches(model, batches, record)
-    return Features(values=floats(values, what="features", dimensions=2), labels=labels)
+    return floats(values, what="features", dimensions=2), labels
 
 
-def linear_probe(learn: Features, *, seed: int = 0) -> Any:
+def linear_probe(features: Floats, labels: Ints, *, seed: int = 0) -> Any:
     """Fit scikit-learn's logistic regression to standardised features (Alain and Bengio 2016)."""
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - it takes seconds to import
     from sklearn.pipeline import make_pipeline  # noqa: PLC0415
     from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
 
-    if len(np.unique(learn.labels)) < 2:
+    if len(np.unique(labels)) < 2:
         raise ConfigurationError("linear_probe: expected at least two classes to learn, saw one")
     regression = LogisticRegression(max_iter=5000, random_state=seed)
-    return make_pipeline(StandardScaler(), regression).fit(learn.values, learn.labels)
+    return make_pipeline(StandardScaler(), regression).fit(features, labels)
 
 
 def _layers(model: nn.Module, layer: str) -> list[nn.Module]:
@@ -133,19 +116,3 @@ def _layers(model: nn.Module, layer: str) -> list[nn.Module]:
     if not found:
         raise InapplicableError("the model has no Linear layer: name the layer whose input is to be probed")
     return found
-
-
-@contextmanager
-def _recording(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
-    seen: list[Tensor] = []
-
-    def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if inputs and isinstance(inputs[0], Tensor):
-            seen[:] = [inputs[0].detach()]
-
-    handles = [module.register_forward_pre_hook(keep) for module in modules]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from unlearnkit.evaluation.arrays import Floats
-from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
+from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Metric, MetricTraits
 from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs, Values, for_each_model, outputs_of
 from unlearnkit.evaluation.per_sample import LN2, jensen_shannon
 from unlearnkit.models.parameters import device_of
@@ -28,10 +28,8 @@ class ZeroRetrainForgetting(Metric):
     """
 
     name: ClassVar[str] = "zrf"
-    traits: ClassVar[MetricTraits] = MetricTraits(
-        low=0.0,
-        high=1.0,
-        unit="fraction",
+    traits: ClassVar[MetricTraits] = attrs.evolve(
+        FRACTION,
         source="Chundawat et al. 2023, ZRF metric",
         cost="one pass of each model and of one untrained model over the forget set",
         trust="a proxy: rewards predictions at random, which a retrained model does not make",
@@ -67,9 +65,8 @@ def _untrained(model: nn.Module, seed: int) -> nn.Module:
                 continue
             reset = getattr(module, "reset_parameters", None)
             if reset is None:
-                raise InapplicableError(
-                    f"{name or type(module).__name__} has no reset_parameters(): there is no untrained model"
-                )
+                where = name or type(module).__name__
+                raise InapplicableError(f"{where} has no reset_parameters(): there is no untrained model")
             reset()
     return fresh
 

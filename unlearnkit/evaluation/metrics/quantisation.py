@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
+from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Metric, MetricTraits
 from unlearnkit.evaluation.model_outputs import ModelOutputs, Values, for_each_model, outputs_of
 from unlearnkit.utils.errors import ConfigurationError
 
@@ -26,10 +26,8 @@ class Quantised(Metric):
     """
 
     name: ClassVar[str] = "quantisation"
-    traits: ClassVar[MetricTraits] = MetricTraits(
-        low=0.0,
-        high=1.0,
-        unit="fraction",
+    traits: ClassVar[MetricTraits] = attrs.evolve(
+        FRACTION,
         source="Zhang et al. 2025 (Catastrophic Failure of LLM Unlearning via Quantization); Nagel et al. 2021",
         cost="two copies of each model, and a pass of each over two splits",
         trust="weights alone are rounded; where INT4 ruins retain accuracy, its forget accuracy says nothing",

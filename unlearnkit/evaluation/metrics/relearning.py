@@ -9,7 +9,7 @@ from typing import Any, ClassVar, final
 import attrs
 from torch import Tensor, nn
 
-from unlearnkit.evaluation.accuracy import LossAndAccuracy, loss_and_accuracy
+from unlearnkit.evaluation.accuracy import loss_and_accuracy
 from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
 from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs, Values, answer, for_each_model, mean
 from unlearnkit.models.objective import CrossEntropy, Objective
@@ -61,14 +61,13 @@ class RelearnTime(Metric):
             raise InapplicableError("the model cannot be trained: all its weights are frozen")
         batches, objective = inputs.splits["forget-train"], inputs.objective
         known = loss_and_accuracy(inputs.original, batches, objective=objective)
-        goal = Goal(loss=known.loss + self.margin)
+        goal: dict[str, Any] = {"loss": known.loss + self.margin}
         if self.until == "accuracy":
             assert known.accuracy is not None, "its outputs were computed: it is a classifier"
-            goal = Goal(accuracy=known.accuracy * (1 - self.margin))
+            goal = {"accuracy": known.accuracy * (1 - self.margin)}
+        train = partial(steps_to_relearn, learning_rate=self.learning_rate, most=self.most, objective=objective)
         try:
-            found = steps_to_relearn(
-                model, batches, goal=goal, learning_rate=self.learning_rate, most=self.most, objective=objective
-            )
+            found = train(model, batches, **goal)
         except UnsupportedModelError as error:
             raise InapplicableError(f"the model cannot be trained: {error}") from error
         if found is None:
@@ -76,38 +75,27 @@ class RelearnTime(Metric):
         return float(found)
 
 
-@final
-@attrs.frozen(kw_only=True)
-class Goal:
-    """The accuracy and the mean loss at which a forget set counts as relearned; None sets no goal."""
-
-    accuracy: float | None = None
-    loss: float | None = None
-
-    def reached(self, scores: LossAndAccuracy) -> bool:
-        """Whether these scores on the forget set reach every goal that is set."""
-        accurate = self.accuracy is None or (scores.accuracy is not None and scores.accuracy >= self.accuracy)
-        return accurate and (self.loss is None or scores.loss <= self.loss)
-
-
 def steps_to_relearn(
     model: nn.Module,
     batches: Iterable[Any],
     *,
-    goal: Goal,
+    accuracy: float | None = None,
+    loss: float | None = None,
     learning_rate: float = 1e-3,
     most: int = 100,
     objective: Objective | None = None,
 ) -> int | None:
-    """Steps of Adam, one per batch, that a copy needs in eval mode; None where ``most`` are too few."""
+    """Steps of Adam, one per batch, until a copy in eval mode has this accuracy and loss; None after ``most`` steps."""
     criterion, student, kept = objective or CrossEntropy(), copy.deepcopy(model), list(batches)
     if not kept:
         raise ConfigurationError("expected at least one batch to relearn from, saw none")
 
     def reached() -> bool:
-        return goal.reached(loss_and_accuracy(student, kept, objective=criterion))
+        found = loss_and_accuracy(student, kept, objective=criterion)
+        accurate = accuracy is None or (found.accuracy is not None and found.accuracy >= accuracy)
+        return accurate and (loss is None or found.loss <= loss)
 
-    def loss(student: nn.Module, batch: Any) -> Tensor:
+    def mean_loss(student: nn.Module, batch: Any) -> Tensor:
         return criterion.losses(student, batch).mean()
 
     if reached():
@@ -115,7 +103,7 @@ def steps_to_relearn(
     adam = OptimizerConfig(learning_rate=learning_rate).optimizer_for(student)
     with training_mode(student, adam, seed=0, training=False):
         for number, batch in enumerate(islice(cycle(kept), most), start=1):
-            run_epoch(student, [batch], loss, adam, name="relearning")
+            run_epoch(student, [batch], mean_loss, adam, name="relearning")
             if reached():
                 return number
     return None

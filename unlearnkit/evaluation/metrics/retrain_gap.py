@@ -8,12 +8,11 @@ import attrs
 import numpy as np
 
 from unlearnkit.evaluation.arrays import floats
-from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
-from unlearnkit.evaluation.model_outputs import SPLITS, InapplicableError, ModelOutputs, Values, answer, mean
+from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Metric, MetricTraits, NotApplicable
+from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs, Values, answer, answers, mean
 from unlearnkit.utils.errors import MismatchError
 
-ENOUGH = 3
-"""How many retrained models a standard deviation needs at least."""
+ENOUGH = 3  # retrained models that a standard deviation needs at least
 
 
 @final
@@ -36,25 +35,14 @@ class GapToRetrain(Metric):
     def measure(self, inputs: EvaluationInputs) -> Values:
         outputs = ModelOutputs(inputs)
 
-        def gap(split: str) -> Gap:
+        def gap(split: str) -> tuple[float | NotApplicable, float | None]:
             retrained = [outputs.of(model, split).accuracy for model in outputs.retrained()]
-            return gap_to_retrain(outputs.of(inputs.model, split).accuracy, retrained)
-
-        def sds(split: str) -> float:
-            found = gap(split)
-            if found.sds is None:
-                raise InapplicableError(found.reason)
-            return found.sds
-
-        def difference(split: str) -> float:
-            found = gap(split).delta
-            assert found is not None, "there is a retrained model"
-            return found
+            found = gap_to_retrain(outputs.of(inputs.model, split).accuracy, retrained)
+            return NotApplicable(found.reason) if found.sds is None else found.sds, found.delta
 
         values: Values = {}
         for split in outputs.splits or SPLITS:
-            values[split] = answer(partial(sds, split))
-            values[f"{split} difference"] = answer(partial(difference, split))
+            values |= answers((split, f"{split} difference"), partial(gap, split))
         return values
 
 
@@ -64,11 +52,9 @@ class TugOfWar(Metric):
     """ToW = Π (1 − |a_u − mean a_r|) over forget set, retain set and retained test data."""
 
     name: ClassVar[str] = "tug-of-war"
-    traits: ClassVar[MetricTraits] = MetricTraits(
-        low=0.0,
-        high=1.0,
+    traits: ClassVar[MetricTraits] = attrs.evolve(
+        FRACTION,
         better="higher",
-        unit="fraction",
         source="Zhao et al. 2024, ToW",
         cost="one pass of each model over three splits; one retrained model",
         trust="accuracies only: a model that hides what it knows can score 1",
@@ -102,17 +88,16 @@ class Gap:
 def gap_to_retrain(value: float, retrained: Sequence[float]) -> Gap:
     """Return (v − mean(r))/sd(r): forget accuracy 0 is no success where retrained models have 0.72.
 
-    Source: the z-score against the population of retrained models; that "close to retrained" and not "low" is the goal:
-    Chundawat et al. 2023; Triantafillou et al. 2024 (Are we making progress in unlearning?).
+    Source: the z-score; that "close to retrained" and not "low" is the goal: Chundawat et al. 2023; Triantafillou et
+    al. 2024 (Are we making progress in unlearning?).
 
     Args:
         value: A number measured on the unlearned model, any unit.
-        retrained: The same number measured on each retrained model.
+        retrained: The same number of each retrained model.
 
     Returns:
-        ``mean`` and ``sd`` (n − 1 in the denominator) of the retrained models, ``delta`` = value − mean, and ``sds`` =
-        delta/sd. With fewer than three models, or models that all have the same value, ``sds`` is None and ``reason``
-        says why.
+        ``mean`` and ``sd`` (over n − 1) of the retrained models, ``delta`` = value − mean, and ``sds`` = delta/sd; None
+        with fewer than three models, or equal values, and ``reason`` says why.
 
     Example:
         >>> gap = gap_to_retrain(0.0, [0.70, 0.72, 0.74])
@@ -127,15 +112,15 @@ def gap_to_retrain(value: float, retrained: Sequence[float]) -> Gap:
     known = floats(retrained, what="retrained", dimensions=1)
     mean, count = float(known.mean()), len(known)
     delta = value - mean
+    found = Gap(value=value, mean=mean, models=count, delta=delta)
     if count < ENOUGH:
         why = f"a standard deviation needs at least {ENOUGH} retrained models, saw {count}"
-        return Gap(value=value, mean=mean, models=count, delta=delta, reason=why)
-    # Not by sd > 0: equal numbers whose mean is rounded have a tiny one.
-    sd = float(known.std(ddof=1)) if np.ptp(known) > 0 else 0.0
-    if not sd:
+        return attrs.evolve(found, reason=why)
+    if np.ptp(known) == 0:  # their sd can be above 0, by a rounded mean
         why = f"all {count} retrained models have the same value: the gap has no unit"
-        return Gap(value=value, mean=mean, sd=0.0, models=count, delta=delta, reason=why)
-    return Gap(value=value, mean=mean, sd=sd, models=count, delta=delta, sds=delta / sd)
+        return attrs.evolve(found, sd=0.0, reason=why)
+    sd = float(known.std(ddof=1))
+    return attrs.evolve(found, sd=sd, sds=delta / sd)
 
 
 def tug_of_war(unlearned: Mapping[str, float], retrained: Mapping[str, float]) -> float:

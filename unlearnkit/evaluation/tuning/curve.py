@@ -66,7 +66,10 @@ class OperatingCurve:
     def fraction(self, value: float) -> float:
         """The selected fraction at a value of the option."""
         if value not in self._counted:
-            self._counted[value] = self._count(value)
+            method = with_options(self.unlearner, **{self.option: value}).prepare(self.forget, self.reference)
+            operands = (RuleOperands.of(name, w, self.forget, self.reference) for name, w in self.weights.items())
+            changed = sum(map(method.applier().count, operands))
+            self._counted[value] = changed / sum(w.numel() for w in self.weights.values())
         return self._counted[value]
 
     def value_for(self, fraction: float) -> float:
@@ -83,15 +86,6 @@ class OperatingCurve:
                 return middle
             low, high = (middle, high) if found > fraction else (low, middle)
         return high
-
-    def _count(self, value: float) -> float:
-        method = with_options(self.unlearner, **{self.option: value}).prepare(self.forget, self.reference)
-        applier = method.applier()
-        changed = sum(
-            applier.count(RuleOperands.of(name, theta, self.forget, self.reference))
-            for name, theta in self.weights.items()
-        )
-        return changed / sum(theta.numel() for theta in self.weights.values())
 
 
 def with_options(unlearner: ElementwiseUnlearner, **options: float) -> ElementwiseUnlearner:

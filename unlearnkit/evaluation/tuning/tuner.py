@@ -45,9 +45,8 @@ class Tuner:
     """Searches the options of an elementwise method, and makes the best edit within a budget.
 
     Each candidate costs one elementwise edit and one pass over the validation data (and one over retain data, where
-    BatchNorm is re-estimated): no gradients, no training. Each is rolled back bit by bit before the next. The first
-    round is a grid of fractions × strengths × BatchNorm; each further round tries finer fractions around the best of
-    the most promising combinations. The search is deterministic.
+    BatchNorm is re-estimated), and is undone bit by bit. The first round is a grid of fractions × strengths ×
+    BatchNorm; each further round tries finer fractions around the best of the most promising combinations.
 
     The best candidate has the largest (1 − |forget accuracy − target|)·(1 − loss of retain accuracy) among those whose
     loss of retain accuracy is within the budget; among equals, the largest `Candidate.margin`.
@@ -120,8 +119,8 @@ class Tuner:
             objective: Maps a batch to losses; `CrossEntropy`.
             seed: For methods that draw numbers.
             max_fraction: The largest fraction of weights that may change.
-            together: Whether all processes of torch.distributed call this with the same arguments: the candidates of a
-                round are then split among them. Candidates and choice stay the same, and each process makes the edit.
+            together: Whether all processes of torch.distributed call this with the same arguments; they split the
+                candidates of a round, and each makes the edit.
             progress: Shows a bar for each round.
 
         Returns:
@@ -142,13 +141,12 @@ class Tuner:
             self.unlearner, model, forget=forget, reference=reference, option=self.operating, strength=self.strength
         )
         trials = _Trials(
-            unlearner=self.unlearner,
+            tuner=self,
             model=model,
             curve=curve,
             inputs=inputs,
             validation=validation,
             target=target,
-            budget=self.budget,
             original=_scores(model, validation, objective),
         )
         candidates = self._search(trials, progress, together=together)
@@ -226,13 +224,12 @@ def _scores(model: nn.Module, validation: Validation, objective: Objective | Non
 class _Trials:
     """Makes and scores the candidates of one search."""
 
-    unlearner: ElementwiseUnlearner
+    tuner: Tuner
     model: nn.Module
     curve: OperatingCurve
     inputs: UnlearningInputs
     validation: Validation
     target: float
-    budget: float
     original: dict[str, float]
 
     def measure(self, setting: Setting) -> Candidate:
@@ -253,7 +250,7 @@ class _Trials:
                 method.unlearn(self.model, self.inputs, accept=accept)
         except (BudgetError, NonFiniteError) as error:
             return Candidate(setting=setting, options=options, problem=str(error))
-        scores: dict[str, float] = seen["scores"]
+        scores: dict[str, Any] = seen["scores"]
         distance, damage = abs(scores["forget"] - self.target), self.original["retain"] - scores["retain"]
         return Candidate(
             setting=setting,
@@ -265,11 +262,8 @@ class _Trials:
             score=(1 - distance) * (1 - max(damage, 0.0)),
             margin=(1 - abs(scores["forget_probability"] - self.target)) * scores["retain_probability"],
             # Damage of exactly the budget is allowed, in spite of rounding.
-            feasible=damage <= self.budget + 1e-12,
-            retain=scores["retain"],
-            forget=scores["forget"],
-            retain_probability=scores["retain_probability"],
-            forget_probability=scores["forget_probability"],
+            feasible=damage <= self.tuner.budget + 1e-12,
+            **scores,
         )
 
     def commit(self, candidate: Candidate) -> Report:
@@ -288,7 +282,7 @@ class _Trials:
         options = {self.curve.option: value}
         if setting.strength is not None:
             options[self.curve.strength] = setting.strength * value
-        return with_options(self.unlearner, **options)
+        return with_options(self.tuner.unlearner, **options)
 
     def _finish(self, setting: Setting) -> None:
         if setting.reestimate:

@@ -196,7 +196,7 @@ class TrialResult:
             after=record.after,
             metrics=record.metrics,
             not_applicable=record.not_applicable,
-            findings=(*([nothing] if not report.changed else []), *(f.kind for f in found)),
+            findings=(*([nothing] if not report.changed else []), *found),
             remarks=tuple(dict.fromkeys([record.sentence(), *report.remarks])),
             seconds=report.seconds,
         )

@@ -15,13 +15,8 @@ _INK, _LINE = "#010203", "#040506"  # replaced by the page's colours, which depe
 _XLINK = "{http://www.w3.org/1999/xlink}"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched, read aloud, and is drawn in the reader's font
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor"), "none"),
     "grid.color": _LINE,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -68,12 +63,11 @@ class Section:
     folded: tuple[tuple[str, str], ...] = ()
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number(value: float | None) -> str:
     """Format a number; "–" for None."""
     if value is None:
         return "–"
-    plain = value == 0 or 10**-digits <= abs(value) < 1e6
-    return f"{value:.{digits}f}" if plain else f"{value:.3g}"
+    return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def svg(picture: Picture) -> str:
@@ -90,10 +84,8 @@ def svg(picture: Picture) -> str:
     return _inline(written.getvalue().decode(), picture)
 
 
-def _inline(text: str, picture: Picture) -> str:
-    for sentinel, colour in ((_INK, "currentColor"), (_LINE, "var(--line)")):
-        text = text.replace(sentinel, colour)
-    root = ET.fromstring(text)
+def _inline(drawn: str, picture: Picture) -> str:
+    root = ET.fromstring(drawn.replace(_INK, "currentColor").replace(_LINE, "var(--line)"))
     for parent in root.iter():
         for child in [c for c in parent if c.tag.endswith(("}metadata", "}style"))]:
             parent.remove(child)

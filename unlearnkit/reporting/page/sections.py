@@ -3,12 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
 from unlearnkit.evaluation.metrics.retrain_gap import ENOUGH
-from unlearnkit.evaluation.plot_data import BINS, Histogram, PlotData, RocCurve
+from unlearnkit.evaluation.plot_data import BINS, Histogram, PlotData, RocCurve, shares
 from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.importance.provenance import error_text
 from unlearnkit.reporting import plots
@@ -44,13 +46,10 @@ def scores(record: RunRecord) -> Section:
         return Section(words=("Nothing was measured.",))
     rows = []
     for split, after in record.after.items():
-        before = record.before.get(split)
-        known = [each[split] for each in record.retrained if split in each]
-        row = [f"{split} ({after.samples})"]
-        row += [number(before and before.accuracy), number(after.accuracy)]
-        row += [", ".join(number(k.accuracy) for k in known) or "–"]
-        row += [number(before and before.loss), number(after.loss)]
-        row += [", ".join(number(k.loss) for k in known) or "–"]
+        before, row = record.before.get(split), [f"{split} ({after.samples})"]
+        for measured in (attrgetter("accuracy"), attrgetter("loss")):
+            known = [number(measured(each[split])) for each in record.retrained if split in each]
+            row += [number(before and measured(before)), number(measured(after)), ", ".join(known) or "–"]
         rows.append(tuple(row))
     header = ("split (samples)", "original", "unlearned", "retrained", "loss: original", "unlearned", "retrained")
     table = Table(caption="Accuracy, and mean loss in nats", header=header, rows=tuple(rows))
@@ -204,15 +203,10 @@ def where(record: RunRecord) -> Section:
     if views is None or not views.destinations:
         return Section(words=(_why(views, "destinations"),))
     models = [d for d in views.destinations if d.model != "label"]
-    names, shares = plots.destination_shares(models, views.classes)
-    total = {d.model: sum(d.counts) for d in views.destinations}
-    rows = tuple(
-        (name, *(str(d.counts[i]) for d in views.destinations))
-        for i, name in enumerate(views.classes)
-        if any(d.counts[i] for d in views.destinations)
-    )
-    header = ("class", *(f"{d.model} ({total[d.model]})" for d in views.destinations))
-    said = "; ".join(f"{model}: mostly {names[int(np.argmax(values))]}" for model, values in shares.items())
+    names, by_model = plots.destination_shares(models, views.classes)
+    header = ("class", *(f"{d.model} ({sum(d.counts)})" for d in views.destinations))
+    counts = [d.counts for d in views.destinations]
+    said = "; ".join(f"{model}: mostly {names[int(np.argmax(values))]}" for model, values in by_model.items())
     picture = Picture(
         name="destinations",
         title="Predictions for forgotten samples",
@@ -220,7 +214,7 @@ def where(record: RunRecord) -> Section:
         alternative=f"Bars of the share of forgotten samples per predicted class. {said}.",
         draw=partial(plots.destinations, found=models, classes=views.classes),
         height=0.9 + 0.2 * (len(models) + 0.6) * len(names),
-        table=Table(caption="Samples per predicted class", header=header, rows=rows),
+        table=Table(caption="Samples per predicted class", header=header, rows=_count_rows(views.classes, counts)),
     )
     return Section(words=_missing(views), pictures=(picture,))
 
@@ -324,15 +318,16 @@ def _missing(views: PlotData) -> tuple[str, ...]:
     return (f"The retrained model is missing: {reason}.",) if reason else ()
 
 
+def _count_rows(names: Sequence[str], counts: Sequence[Sequence[int]]) -> tuple[tuple[str, ...], ...]:
+    columns = zip(names, *counts, strict=True)
+    return tuple((name, *map(str, row)) for name, *row in columns if any(row))
+
+
 def _histogram(mine: Sequence[Histogram], model: str) -> Picture:
     edges = np.linspace(0, 1, BINS + 1)
-    rows = tuple(
-        (f"{edges[i]:.2f} – {edges[i + 1]:.2f}", *(str(h.counts[i]) for h in mine))
-        for i in range(BINS)
-        if any(h.counts[i] for h in mine)
-    )
+    rows = _count_rows([f"{low:.2f} – {high:.2f}" for low, high in pairwise(edges)], [h.counts for h in mine])
     middles = (edges[1:] + edges[:-1]) / 2
-    said = ", ".join(f"{h.samples} samples {float(np.dot(h.shares, middles)):.2f} on average" for h in mine)
+    said = ", ".join(f"{h.samples} samples {float(np.dot(shares(h.counts), middles)):.2f} on average" for h in mine)
     return Picture(
         name=f"confidence-{model}",
         title=f"Confidence of the {model} model",
