@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit.models.objective import CrossEntropy, Objective
-from unlearnkit.models.parameters import buffers, device_of, parameters, trainable
+from unlearnkit.models.parameters import buffers, device_of, parameters, parameters_and_buffers, trainable
 from unlearnkit.unlearning.unlearner import UnlearningInputs
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, raise_all
 from unlearnkit.utils.rng import private_rng
@@ -52,7 +52,7 @@ def fresh_model(model: nn.Module, inputs: UnlearningInputs) -> nn.Module:
     if not isinstance(fresh, nn.Module):
         raise ConfigurationError(f"model_factory: expected a torch.nn.Module, saw {type(fresh).__name__}")
     fresh = fresh.to(device)
-    wanted, seen = ({**parameters(one), **buffers(one)} for one in (model, fresh))
+    wanted, seen = parameters_and_buffers(model), parameters_and_buffers(fresh)
     problems = [f"{name}: expected, but missing" for name in wanted if name not in seen]
     problems += [f"{name}: not in the model" for name in seen if name not in wanted]
     for name in (name for name in wanted if name in seen):
@@ -79,7 +79,7 @@ def copy_state(source: nn.Module, target: nn.Module) -> None:
         >>> torch.equal(one.weight, other.weight)
         True
     """
-    values = {**parameters(source), **buffers(source)}
+    values = parameters_and_buffers(source)
     with torch.no_grad():
         for name, tensor in {**trainable(target), **buffers(target)}.items():
             tensor.copy_(values[name])
