@@ -32,14 +32,18 @@ _WIDE = (torch.float32, torch.float64)
 _DAMAGE = (KeyError, TypeError, ValueError, AttributeError, UnlearnKitError, cattrs.BaseValidationError)
 
 
-def _freeze_totals(totals: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _checked_totals(totals: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    where = "Importance.totals"
     if not isinstance(totals, Mapping):
-        raise MismatchError(f"Importance.totals: expected a mapping of names to tensors, saw {type(totals).__name__}")
-    raise_all(
-        (f"{n}: expected a tensor, saw {type(t).__name__}" for n, t in totals.items() if not isinstance(t, Tensor)),
-        where="Importance.totals",
-    )
-    return read_only({str(name): tensor.detach() for name, tensor in totals.items()})
+        raise MismatchError(f"{where}: expected a mapping of names to tensors, saw {type(totals).__name__}")
+    if not totals:
+        raise MismatchError(f"{where}: expected at least one named tensor, saw none")
+    others = {name: total for name, total in totals.items() if not isinstance(total, Tensor)}
+    raise_all((f"{name}: expected a tensor, saw {type(other).__name__}" for name, other in others.items()), where=where)
+    narrow = {name: total.dtype for name, total in totals.items() if total.dtype not in _WIDE}
+    why = "squares of half-precision gradients vanish"
+    raise_all((f"{n}: expected float32 or float64, saw {dtype} ({why})" for n, dtype in narrow.items()), where=where)
+    return read_only({str(name): total.detach() for name, total in totals.items()})
 
 
 def _check_number(_: Any, field: "attrs.Attribute[int]", value: Any) -> None:
@@ -51,17 +55,6 @@ def _check_error(_: Any, field: "attrs.Attribute[Any]", value: Any) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if value is not None and not (number and 0 <= value < math.inf):
         raise MismatchError(f"Importance.{field.name}: expected a finite number ≥ 0 or None, saw {value!r}")
-
-
-def _check_totals(_: Any, __: Any, totals: Mapping[str, Tensor]) -> None:
-    if not totals:
-        raise MismatchError("Importance.totals: expected at least one named tensor, saw none")
-    problems = [
-        f"{name}: expected float32 or float64, saw {tensor.dtype} (squares of half-precision gradients vanish)"
-        for name, tensor in totals.items()
-        if tensor.dtype not in _WIDE
-    ]
-    raise_all(problems, where="Importance.totals")
 
 
 @final
@@ -92,7 +85,7 @@ class Importance:
         tensor([1., 4.])
     """
 
-    totals: Mapping[str, Tensor] = attrs.field(converter=_freeze_totals, validator=_check_totals)
+    totals: Mapping[str, Tensor] = attrs.field(converter=_checked_totals)
     count: int = attrs.field(validator=_check_number)
     samples: int = attrs.field(default=0, validator=_check_number)
     fingerprint: Fingerprint = attrs.field(factory=Fingerprint)

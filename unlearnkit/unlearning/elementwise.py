@@ -189,13 +189,8 @@ class ElementwiseUnlearner(Unlearner):
     def edit(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:
         """Apply the rule to one tensor: in at least float32, checked, cast back.
 
-        Args:
-            theta: Weights, any shape and floating dtype.
-            forget: F_f, same shape and device, float32 or float64.
-            reference: F_r, likewise.
-
-        Returns:
-            θ' in the dtype of ``theta``; weights that the rule leaves alone keep their bits.
+        Importances have the shape and the device of θ, and are float32 or float64. Weights that the rule leaves alone
+        keep their bits.
 
         Raises:
             MismatchError: The rule returned another shape, dtype or device, or edited its arguments.

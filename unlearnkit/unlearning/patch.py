@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 import attrs
 import torch
@@ -16,7 +16,6 @@ from unlearnkit.utils.errors import MismatchError, StoreError, raise_all
 from unlearnkit.utils.safetensors import save_tensors
 
 State = dict[str, Tensor]
-T = TypeVar("T", bound=Mapping[str, Tensor])
 
 FORMAT = "unlearnkit-patch-1"
 _PARTS = ("index", "factor", "value_index", "value", "old")
@@ -176,7 +175,7 @@ class Patch:
         self._check(state, self.after, "that makes")
         for name, patch in self.tensors.items():
             patch.undo(state[name])
-        _of_digest(state, self.before)
+        _of_digest(dict(state), self.before)
 
     def without_old(self) -> "Patch":
         """Return a smaller patch that can be applied, not reverted."""
@@ -240,7 +239,7 @@ class Patch:
         raise_all(problems, where="the patch does not fit the model")
 
 
-def _of_digest(state: T, expected: str) -> T:
+def _of_digest(state: State, expected: str) -> State:
     seen = digest_tensors(state)
     if seen != expected:
         raise MismatchError(f"the patch made the model {seen}, expected {expected}: nothing was changed")

@@ -18,23 +18,19 @@ from unlearnkit.utils.options import option
 from unlearnkit.utils.progress import length
 
 
-def _some(batches: Iterable[Any] | None) -> Iterable[Any]:
-    return () if batches is None else batches
-
-
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class EpochConfig:
     """One pass over some batches: one step for each.
 
     Attributes:
-        batches: Read once. A data loader that reads its data set in order is shuffled anew, from the seed, in each
-            pass; anything else keeps its own order.
+        batches: Read once; None is no batches. A data loader that reads its data set in order is shuffled anew, from
+            the seed, in each pass; anything else keeps its own order.
         loss: The loss that each step minimises.
         name: For the progress bar and for messages.
     """
 
-    batches: Iterable[Any] = attrs.field(converter=_some)
+    batches: Iterable[Any] | None
     loss: Loss
     name: str = "epoch"
 
@@ -87,7 +83,7 @@ def fine_tune(
     with training_mode(model, steps, seed=inputs.seed, training=training):
         freeze_batch_norm(model)
         for number, one in enumerate(passes):
-            batches = reshuffled(one.batches, seed=inputs.seed + number)
+            batches = reshuffled(() if one.batches is None else one.batches, seed=inputs.seed + number)
             shown = inputs.progress(batches, one.name, length(batches))
             means.append(run_epoch(model, shown, one.loss, steps, name=one.name, after_step=restore_masked))
     return tuple(means)
