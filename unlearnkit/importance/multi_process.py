@@ -72,7 +72,7 @@ def estimate_together(
     sharded = is_sharded_model(model)
     if sharded and folder is not None:
         raise UnsupportedModelError("expected no checkpoint for an importance of a model that is sharded, saw one")
-    if sharded or (ranks.size == 1 and folder is None):
+    if sharded:
         return estimator.estimate(model, batches, objective=objective, role=role, progress=progress)
     bar = progress if ranks.rank == 0 else silent
 

@@ -68,7 +68,8 @@ class _Saved:
     def of(cls, importance: Importance) -> "_Saved":
         tensors = {name: _Tensor.of(total) for name, total in importance.totals.items()}
         header = importance.header()
-        return cls(**header.pop("trail"), **header, tensors=tensors)
+        trail = header.pop("trail")
+        return cls(**header, **trail, tensors=tensors)
 
     def importance(self, totals: Mapping[str, Tensor]) -> Importance:
         header = {**attrs.asdict(self, recurse=False), "trail": {"sizes": self.sizes, "order": self.order}}

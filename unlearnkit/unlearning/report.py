@@ -1,5 +1,6 @@
 """The report of an edit: changed weights by tensor, importances used, remarks and timings."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, final
 
@@ -137,7 +138,7 @@ class Report:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, float) and (value != value or abs(value) == float("inf")):  # noqa: PLR0124 - NaN
+    if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has neither
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
