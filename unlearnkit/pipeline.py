@@ -1,4 +1,4 @@
-"""The main job in one object: estimate two importances, edit, report."""
+"""`Pipeline`: estimate two importances, edit, report."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -36,9 +36,8 @@ def _is_a(kind: type) -> Callable[[Any, "attrs.Attribute[Any]", Any], None]:
     def check(_: Any, field: "attrs.Attribute[Any]", value: Any) -> None:
         if not isinstance(value, kind):
             hint = ": pass an object, not its class" if isinstance(value, type) and issubclass(value, kind) else ""
-            raise ConfigurationError(
-                f"Pipeline.{field.name}: expected an object of {kind.__name__}, saw {value!r}{hint}"
-            )
+            where = f"Pipeline.{field.name}: expected an object of {kind.__name__}"
+            raise ConfigurationError(f"{where}, saw {value!r}{hint}")
 
     return check
 
@@ -90,12 +89,12 @@ class Pipeline:
         edit: Edit | None = None,
         progress: Progress = silent,
     ) -> Report:
-        """Run the main job on a model, where the model is.
+        """Estimate what the method needs and edit the model; the report has the seconds of each stage.
 
         The model is checked, copied and hashed once for both importances and the edit.
 
         Args:
-            model: Edited in place; after an exception it is bit-identical to what it was.
+            model: Edited in place, on its device; after an exception it is bit-identical to what it was.
             forget: Batches of the forget set; or their importance, or a function that returns it, which is called only
                 when the method needs it.
             reference: The same for the reference set.
@@ -104,14 +103,9 @@ class Pipeline:
             model_factory: For methods that start from a fresh model.
             objective: How a batch becomes losses; `CrossEntropy` when left out.
             seed: For methods that draw numbers.
-            accept: Sees the report and the edited model before the edit is final, and returns the report; an exception
-                rolls the edit back.
-            edit: What makes the edit, with the arguments of `Unlearner.unlearn`, which is the default: a search for
-                the right options, say.
+            accept: As in `Unlearner.unlearn`.
+            edit: Makes the edit, by default `Unlearner.unlearn`; takes the same arguments.
             progress: Shows a bar for each long stage.
-
-        Returns:
-            What was done, with the seconds of each stage.
         """
         objective = objective or CrossEntropy()
         run = Run(
@@ -130,10 +124,8 @@ class Pipeline:
             if need not in self.unlearner.needs:
                 return None
             if source is None:
-                raise ConfigurationError(
-                    f"method {self.unlearner.name!r} needs the {need.value} set: pass {need.value}= batches or an "
-                    "Importance"
-                )
+                who, name = f"method {self.unlearner.name!r}", need.value
+                raise ConfigurationError(f"{who} needs the {name} set: pass {name}= batches or an Importance")
             start = time.perf_counter()
             if isinstance(source, Importance):
                 found = source
@@ -177,7 +169,7 @@ class Pipeline:
 
 
 def _current(snapshot: ModelSnapshot | None) -> ModelSnapshot | None:
-    """Refuse a model that an observer, say, has changed since the snapshot: its importances are of another model."""
+    """Raise an error for a model that was changed since the snapshot, by an observer, say."""
     if snapshot is not None:
         problems = [*snapshot.structure_changes(), *snapshot.changed_parameters(), *snapshot.changed_buffers()]
         raise_all(problems, where="the model was edited or trained since its importance was measured; estimate again")

@@ -98,8 +98,11 @@ class OutputNorm(_Sensitivity):
         return norms
 
 
-def raw_logits(model: nn.Module, batch: Any, *, objective: Objective) -> Any:
-    """Return what the method ``logits`` of an objective, or of one inside its ``objective``, returns."""
+def logits(model: nn.Module, batch: Any, *, objective: Objective, classes: bool = False) -> Tensor:
+    """Return the logits of an objective, or of one inside its ``objective``, one flat row per sample, ≥ float32.
+
+    With ``classes`` their shape must be (batch, classes) from the start: one distribution for each sample.
+    """
     inner: Any = objective
     while not hasattr(inner, "logits"):
         if not isinstance(getattr(inner, "objective", None), Objective):
@@ -108,15 +111,11 @@ def raw_logits(model: nn.Module, batch: Any, *, objective: Objective) -> Any:
                 f"{type(objective).__name__}: add one that returns the model's logits for each sample"
             )
         inner = inner.objective
-    return inner.logits(model, batch)
-
-
-def logits(model: nn.Module, batch: Any, *, objective: Objective) -> Tensor:
-    """Return the outputs, one row per sample, at least float32."""
-    found: Tensor = raw_logits(model, batch, objective=objective)
-    if not isinstance(found, Tensor) or found.dim() == 0:
-        seen = "a scalar tensor" if isinstance(found, Tensor) else type(found).__name__
-        raise MismatchError(f"expected logits with one row per sample, saw {seen}")
+    found: Any = inner.logits(model, batch)
+    if not isinstance(found, Tensor) or found.dim() == 0 or (classes and found.dim() != 2):
+        seen = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        wanted = "of shape (batch, classes)" if classes else "with one row per sample"
+        raise MismatchError(f"expected logits {wanted}, saw {seen}")
     return found.to(torch.promote_types(found.dtype, torch.float32)).reshape(len(found), -1)
 
 

@@ -1,7 +1,6 @@
-"""Fisher information in the proper sense: labels come from the model's own predictions, drawn or in expectation."""
+"""The Fisher information proper: labels come from the model's own predictions, drawn or in expectation."""
 
 import abc
-import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, final
@@ -16,13 +15,13 @@ from unlearnkit import (
     EstimatorTraits,
     Importance,
     ImportanceEstimator,
-    MismatchError,
     Objective,
     hookimpl,
     option,
 )
+from unlearnkit.data import tensors
 from unlearnkit.importance import Accumulator
-from unlearnkit_estimators.loss_free import raw_logits
+from unlearnkit_estimators.loss_free import logits
 
 _STEPS = 2**53  # float64 holds every multiple of 2⁻⁵³ in [0, 1)
 
@@ -147,7 +146,7 @@ class _Relabelled(Accumulator):
 
     def add(self, batch: Any) -> None:
         with torch.no_grad():
-            p = logits(self._model, batch, objective=self._objective).double().softmax(1)
+            p = logits(self._model, batch, objective=self._objective, classes=True).double().softmax(1)
         for labels, weights in self._estimator.relabel(batch, p):
             self._pass.add((batch, labels, weights))
         self._count += len(p)
@@ -165,23 +164,14 @@ class GivenLabels(Objective):
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
         inner, labels, weights = batch
-        found = logits(model, inner, objective=self.objective)
+        found = logits(model, inner, objective=self.objective, classes=True)
         losses: Tensor = nn.functional.cross_entropy(found, labels, reduction="none") * weights.sqrt().to(found.dtype)
         return losses
 
 
-def logits(model: nn.Module, batch: Any, *, objective: Objective) -> Tensor:
-    """Return logits of shape (batch, classes), at least float32."""
-    found = raw_logits(model, batch, objective=objective)
-    if not isinstance(found, Tensor) or found.dim() != 2:
-        seen = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise MismatchError(f"expected logits of shape (batch, classes), saw {seen}: one distribution for each sample")
-    return found.to(torch.promote_types(found.dtype, torch.float32))
-
-
 def uniforms(batch: Any, *, seed: int, draws: int) -> Tensor:
     """Hash each sample (dimension 0 of every tensor) to uniforms in [0, 1): shape (draws, samples), float64, CPU."""
-    columns = [_bytes(t) for t in _tensors(batch)]
+    columns = [_bytes(t) for t in tensors(batch)]
     salt = seed.to_bytes((seed.bit_length() + 8) // 8, "big")
     rows = []
     for sample in zip(*columns, strict=True):
@@ -200,22 +190,6 @@ def _bytes(tensor: Tensor) -> list[bytes]:
     if rows.numel() == 0:
         return [b""] * len(tensor)
     return [row.numpy().tobytes() for row in rows.view(torch.uint8)]
-
-
-def _tensors(batch: Any) -> list[Tensor]:
-    """Find every tensor of a batch, in order, in all that the framework takes for a batch."""
-    if isinstance(batch, Tensor):
-        return [batch]
-    items: Iterable[Any] = ()
-    if isinstance(batch, Mapping):
-        items = batch.values()
-    elif isinstance(batch, tuple | list):
-        items = batch
-    elif dataclasses.is_dataclass(batch):
-        items = (getattr(batch, field.name) for field in dataclasses.fields(batch))
-    elif attrs.has(type(batch)):
-        items = (getattr(batch, field.name) for field in attrs.fields(type(batch)))
-    return [t for item in items for t in _tensors(item)]
 
 
 @hookimpl

@@ -11,11 +11,6 @@ from unlearnkit import Need, Unlearner, UnlearnerTraits, UnlearningInputs, hooki
 from unlearnkit.importance import Role
 from unlearnkit.models import trainable
 
-_OF_THE_FULL_SET = (
-    "F_r was measured on the full set, so what the forget set needs is protected from the noise too: measure it on the "
-    "retain set (importance.reference = 'retain')."
-)
-
 
 @final
 @attrs.frozen(kw_only=True)
@@ -76,7 +71,8 @@ class FisherNoise(Unlearner):
         """Say when the reference importance holds the forget set too."""
         if inputs.reference is None or inputs.reference.role is not Role.FULL:
             return ()
-        return (_OF_THE_FULL_SET,)
+        remedy = "measure it on the retain set (importance.reference = 'retain')."
+        return (f"F_r was measured on the full set, so the noise spares what the forget set needs too: {remedy}",)
 
 
 @hookimpl

@@ -23,13 +23,11 @@ class JustInTime(TrainingUnlearner):
     linear nothing happens on average. ``through = "both"`` is the gradient of the equation, which shrinks the slope
     itself. In the paper each sample makes a step of its own: that is a batch size of 1 here.
 
-    Neither labels nor the retain set are used (zero-shot), and nothing protects the rest of the model: σ and η have to
-    be tuned to each model, and on a small one there may be no value that forgets without destroying: among 18 settings
-    (σ 0.2 to 0.5, η 10⁻⁵ to 10⁻⁴, clipped or not) tried on ``small_cnn`` and the digits
-    (``python -m tests.benchmarks.methods --search jit``), those that forgot half of a digit kept at most 0.76 of the
-    rest.
+    Neither labels nor the retain set are used (zero-shot), and nothing protects the rest of the model: tune σ and η to
+    each model. On a small one there may be no value that forgets without destroying it: of 18 settings tried on
+    ``small_cnn`` and the digits, those that forgot half of a digit kept at most 0.76 of the rest.
 
-    In eval mode: noise in the place of data must not enter BatchNorm's statistics, so that no buffer changes.
+    In eval mode: noise must not enter BatchNorm's statistics, so that no buffer changes.
 
     Source: Foster, Fogarty, Schoepf, Öztireli and Brintrup 2024 (An Information Theoretic Approach to Machine
     Unlearning; first called Zero-Shot Machine Unlearning at Scale via Lipschitz Regularization), the loss and the

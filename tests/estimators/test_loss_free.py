@@ -124,7 +124,7 @@ def test_errors():
         LossFree().estimate(linear([1.0, 2.0]), [batch], objective=NoLogits())
     with pytest.raises(ConfigurationError, match="saw Scaled"):
         OutputNorm().estimate(linear([1.0, 2.0]), [batch], objective=Scaled(factor=1.0, objective=NoLogits()))
-    for value, seen in ((torch.tensor(1.0), "a scalar tensor"), ({"logits": 1}, "dict")):
+    for value, seen in ((torch.tensor(1.0), r"shape \(\)"), ({"logits": 1}, "dict")):
         with pytest.raises(MismatchError, match=f"one row per sample, saw {seen}"):
             logits(linear([1.0, 2.0]), batch, objective=Odd(value))
     with pytest.raises(ConfigurationError, match="expected one of 'size', 'equal', saw 'sum'"):

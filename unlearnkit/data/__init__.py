@@ -1,5 +1,6 @@
 """Data sets with labels, what to forget of them, and loaders that always yield the same batches."""
 
+from unlearnkit.data.batches import tensors
 from unlearnkit.data.cifar100 import cifar100
 from unlearnkit.data.digits import digits
 from unlearnkit.data.image_folder import image_folder
@@ -27,4 +28,5 @@ __all__ = [
     "imagenet_transform",
     "loader",
     "reshuffled",
+    "tensors",
 ]

@@ -5,7 +5,6 @@ from typing import final
 
 import attrs
 import numpy as np
-import torch
 
 from unlearnkit.deletion.requests import Population, Rows
 from unlearnkit.importance.importance import Importance
@@ -69,7 +68,7 @@ def _sum(pieces: list[Importance]) -> Importance:
         trail = trail.then(other.trail)
     return attrs.evolve(
         first,
-        totals=on_disk(summed([piece.totals for piece in pieces], torch.float64)),
+        totals=on_disk(summed([piece.totals for piece in pieces])),
         count=sum(piece.count for piece in pieces),
         samples=sum(piece.samples for piece in pieces),
         role=Role.FORGET,

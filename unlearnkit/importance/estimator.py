@@ -1,4 +1,4 @@
-"""The contract of importance estimators: how much each weight matters to a set of data."""
+"""`ImportanceEstimator`, the base class of everything that measures importances."""
 
 import abc
 from collections.abc import Iterable, Mapping
@@ -48,8 +48,8 @@ class EstimatorTraits:
 class ImportanceEstimator(abc.ABC):
     """Turns a model and data into an `Importance`. Subclass it and write `estimate_batch`.
 
-    `estimate` checks its arguments and what the author's method returned, runs the model in eval mode, corrects torch's
-    wrong gradients of some norms, and leaves the model unchanged, also after an exception.
+    `estimate` checks arguments and results, runs the model in eval mode, corrects wrong gradients of some torch norms,
+    and leaves the model unchanged, also after an exception.
 
     Example:
         >>> class Ones(ImportanceEstimator):
@@ -85,7 +85,7 @@ class ImportanceEstimator(abc.ABC):
         """Bound the relative standard deviation of a weight's total; override it when random numbers are drawn.
 
         Args:
-            sizes: Batch size to how many batches of that size, as in `unlearnkit.importance.DataOrder`.
+            sizes: Batch size to how many batches of that size.
 
         Returns:
             0.0 when totals are exact but for rounding; None when no bound is known.
@@ -94,15 +94,7 @@ class ImportanceEstimator(abc.ABC):
         return 0.0
 
     def accumulator(self, model: nn.Module, *, objective: Objective) -> "Accumulator":
-        """Start one pass over data; override it to keep state between batches instead of adding whole importances.
-
-        Args:
-            model: As for `estimate_batch`.
-            objective: As for `estimate_batch`.
-
-        Returns:
-            The object to which the batches are added, one after the other.
-        """
+        """Start one pass over data; override it to keep state between batches. Arguments as for `estimate_batch`."""
         return _Merging(self, model, objective)
 
     @final
@@ -122,16 +114,13 @@ class ImportanceEstimator(abc.ABC):
         order; the result is sharded like the model.
 
         Args:
-            model: Runs where it is, in eval mode: dropout off, BatchNorm on its running statistics. Left unchanged.
+            model: Runs on its device, in eval mode: dropout off, BatchNorm on its running statistics. Left unchanged.
             batches: A data loader or any iterable of batches.
             objective: How a batch becomes losses.
             role: Which set this is; recorded.
             progress: Shows a bar over the batches.
-            snapshot: A snapshot of this very model as it is now, with copies, where the caller has one: its digest and
-                its check that the weights are finite are used again.
-
-        Returns:
-            The sum over all batches.
+            snapshot: One of the model as it is now, with copies, whose digest and check for finite weights are used
+                again.
 
         Raises:
             ConfigurationError: No data, or a model without trainable parameters.
@@ -140,7 +129,6 @@ class ImportanceEstimator(abc.ABC):
                 model is sharded and the processes saw different data.
             UnsupportedModelError: Weights are complex, or have no values yet; or the model is sharded and the
                 estimator cannot take it.
-            UnlearnKitError: Anything else the estimator refuses.
         """
         total, trail, samples = None, DataOrder(), 0
         snapshot = snapshot or snapshot_of(model)
@@ -234,39 +222,27 @@ class Accumulator(abc.ABC):
 
     Attributes:
         fixes_norm_gradients: Whether the pass itself corrects torch's wrong gradients of some norms
-            (`norm_gradient_fix`), or passes all batches to one that does. For other passes the framework corrects them.
+            (`norm_gradient_fix`); if not, the framework does.
     """
 
     fixes_norm_gradients: ClassVar[bool] = False
 
     @abc.abstractmethod
     def add(self, batch: Any) -> None:
-        """Add one batch.
-
-        Args:
-            batch: On the model's device.
-        """
+        """Add one batch, which is on the model's device."""
 
     @abc.abstractmethod
     def result(self) -> Importance:
-        """End the pass.
-
-        Returns:
-            Totals and count; the framework adds the rest.
-        """
+        """End the pass; return totals and count, to which the framework adds the rest."""
 
     def differentiated(self) -> Mapping[str, Tensor] | None:
-        """Return the tensors whose gradients were taken, when they are others than the model's parameters.
-
-        Returns:
-            Name to tensor: what a sharded model was gathered into, say, in the dtype that it computes in.
-        """
+        """Return by name the tensors whose gradients were taken, when they are not the model's parameters."""
         return None
 
 
 @final
 class _Merging(Accumulator):
-    """Adds the importances of batches: the default."""
+    """Adds up the importances of batches."""
 
     def __init__(self, estimator: ImportanceEstimator, model: nn.Module, objective: Objective) -> None:
         self._estimator, self._model, self._objective = estimator, model, objective
@@ -307,7 +283,7 @@ def snapshot_of(model: nn.Module) -> ModelSnapshot:
 
 
 def fingerprint_of(estimator: ImportanceEstimator, model_digest: str, *, objective: Objective) -> Fingerprint:
-    """Say of which kind an importance will be."""
+    """Return the fingerprint of an importance before it is measured."""
     return Fingerprint(
         estimator=estimator.name,
         unit=estimator.traits.unit,

@@ -20,7 +20,6 @@ from unlearnkit.importance.provenance import (
     Role,
     error_of_difference,
     error_of_sum,
-    is_relative_error,
     recorded_error,
 )
 from unlearnkit.models.parameters import extremes
@@ -33,14 +32,18 @@ _WIDE = (torch.float32, torch.float64)
 _DAMAGE = (KeyError, TypeError, ValueError, AttributeError, UnlearnKitError, cattrs.BaseValidationError)
 
 
-def _freeze_totals(totals: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _checked_totals(totals: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    where = "Importance.totals"
     if not isinstance(totals, Mapping):
-        raise MismatchError(f"Importance.totals: expected a mapping of names to tensors, saw {type(totals).__name__}")
-    raise_all(
-        (f"{n}: expected a tensor, saw {type(t).__name__}" for n, t in totals.items() if not isinstance(t, Tensor)),
-        where="Importance.totals",
-    )
-    return read_only({str(name): tensor.detach() for name, tensor in totals.items()})
+        raise MismatchError(f"{where}: expected a mapping of names to tensors, saw {type(totals).__name__}")
+    if not totals:
+        raise MismatchError(f"{where}: expected at least one named tensor, saw none")
+    others = {name: total for name, total in totals.items() if not isinstance(total, Tensor)}
+    raise_all((f"{name}: expected a tensor, saw {type(other).__name__}" for name, other in others.items()), where=where)
+    narrow = {name: total.dtype for name, total in totals.items() if total.dtype not in _WIDE}
+    why = "squares of half-precision gradients vanish"
+    raise_all((f"{n}: expected float32 or float64, saw {dtype} ({why})" for n, dtype in narrow.items()), where=where)
+    return read_only({str(name): total.detach() for name, total in totals.items()})
 
 
 def _check_number(_: Any, field: "attrs.Attribute[int]", value: Any) -> None:
@@ -49,21 +52,9 @@ def _check_number(_: Any, field: "attrs.Attribute[int]", value: Any) -> None:
 
 
 def _check_error(_: Any, field: "attrs.Attribute[Any]", value: Any) -> None:
-    if not is_relative_error(value):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (number and 0 <= value < math.inf):
         raise MismatchError(f"Importance.{field.name}: expected a finite number ≥ 0 or None, saw {value!r}")
-
-
-def _check_totals(_: Any, __: Any, totals: Mapping[str, Tensor]) -> None:
-    if not totals:
-        raise MismatchError("Importance.totals: expected at least one named tensor, saw none")
-    raise_all(
-        (
-            f"{name}: expected float32 or float64, saw {tensor.dtype} (squares of half-precision gradients vanish)"
-            for name, tensor in totals.items()
-            if tensor.dtype not in _WIDE
-        ),
-        where="Importance.totals",
-    )
 
 
 @final
@@ -71,8 +62,8 @@ def _check_totals(_: Any, __: Any, totals: Mapping[str, Tensor]) -> None:
 class Importance:
     """The sum of one non-negative term per sample (or batch) for every weight, and the number of terms.
 
-    Merging adds totals, removing data subtracts them, and the mean is derived. Importances with different fingerprints
-    (another estimator, objective, precision or model) cannot be mixed: that is a `MismatchError`.
+    Importances with different fingerprints (another estimator, objective, precision or model) cannot be mixed: that is
+    a `MismatchError`.
 
     Attributes:
         totals: Parameter name to total, each of its parameter's shape, float32 or float64, ≥ 0. For a sharded model
@@ -83,8 +74,7 @@ class Importance:
         role: Which set it was measured on.
         trail: Batch sizes and order, as they were iterated.
         relative_error: Bound on the relative standard deviation of a weight's total over the estimator's random
-            numbers: 0.0 for exact estimators, None when no bound is known; see
-            `unlearnkit.SketchedFisher.relative_error`. Rounding is not included.
+            numbers, rounding not included: 0.0 for exact estimators, None when no bound is known.
 
     Example:
         >>> one = Importance(totals={"w": torch.tensor([1.0, 4.0])}, count=1, samples=1)
@@ -95,7 +85,7 @@ class Importance:
         tensor([1., 4.])
     """
 
-    totals: Mapping[str, Tensor] = attrs.field(converter=_freeze_totals, validator=_check_totals)
+    totals: Mapping[str, Tensor] = attrs.field(converter=_checked_totals)
     count: int = attrs.field(validator=_check_number)
     samples: int = attrs.field(default=0, validator=_check_number)
     fingerprint: Fingerprint = attrs.field(factory=Fingerprint)
@@ -117,16 +107,7 @@ class Importance:
     def merge(self, other: "Importance") -> "Importance":
         """Add the importance of further data: I(A) + I(B) = I(A ∪ B) for disjoint A and B.
 
-        Relative errors do not shrink: the same seed means the same random numbers for both.
-
-        Args:
-            other: The same names, shapes, dtypes, device and kind.
-
-        Returns:
-            A new importance; the role is kept when both have the same.
-
-        Raises:
-            MismatchError: The two are not of one kind.
+        Both must have the same names, shapes, dtypes, device and kind. The role is kept when both have the same.
         """
         self.check_same_kind(other)
         return attrs.evolve(
@@ -142,17 +123,8 @@ class Importance:
     def subtract(self, other: "Importance") -> "Importance":
         """Subtract the importance of data that this one contains: I(D) − I(D_f) = I(D_r).
 
-        Differences that are negative by rounding become 0; larger ones mean that ``other`` was not a part. The
-        ``relative_error`` is None unless both are exact.
-
-        Args:
-            other: The importance of a part of this one's data, of the same kind.
-
-        Returns:
-            A new importance with an unknown role and no trail.
-
-        Raises:
-            MismatchError: Not of one kind, or ``other`` is not a part of this importance.
+        Differences that are negative by rounding become 0; larger ones mean that ``other`` is not a part of this
+        importance: a `MismatchError`. The ``relative_error`` is None unless both are exact.
         """
         self.check_same_kind(other)
         problems = []
@@ -203,10 +175,8 @@ class Importance:
 
     def check_same_kind(self, other: "Importance") -> None:
         """Raise a `MismatchError` that lists every difference in names, shapes, dtypes, devices and fingerprints."""
-        raise_all(
-            [*self.name_problems(other.totals), *self.kind_problems(other)],
-            where="two importances do not match",
-        )
+        problems = [*self.name_problems(other.totals), *self.kind_problems(other)]
+        raise_all(problems, where="two importances do not match")
 
     def kind_problems(self, other: "Importance") -> list[str]:
         """List differences of fingerprints and, for terms of batches, of batch sizes."""
@@ -217,25 +187,22 @@ class Importance:
 
     def name_problems(self, expected: Mapping[str, Tensor], *, shapes_only: bool = False) -> list[str]:
         """List differences of names, shapes, dtypes and devices; the last two unless ``shapes_only``."""
-        missing = [f"{name}: expected, but missing" for name in expected if name not in self.totals]
-        extra = [f"{name}: not expected" for name in self.totals if name not in expected]
-        problems = missing + extra
+        problems = [f"{name}: expected, but missing" for name in expected if name not in self.totals]
+        problems += [f"{name}: not expected" for name in self.totals if name not in expected]
         for name in (name for name in self.totals if name in expected):
             have, want = self.totals[name], expected[name]
+            seen = placement(have)
             if have.shape != want.shape:
                 problems.append(f"{name}: expected shape {tuple(want.shape)}, saw {tuple(have.shape)}")
-            elif placement(have) != placement(want):
-                problems.append(
-                    f"{name}: expected a tensor that is {placement(want)}, saw one that is {placement(have)}"
-                )
+            elif seen != placement(want):
+                problems.append(f"{name}: expected a tensor that is {placement(want)}, saw one that is {seen}")
             elif not shapes_only and (have.dtype, have.device) != (want.dtype, want.device):
-                problems.append(
-                    f"{name}: expected {want.dtype} on {want.device}, saw {have.dtype} on {have.device}: use .to()"
-                )
+                seen = f"{have.dtype} on {have.device}"
+                problems.append(f"{name}: expected {want.dtype} on {want.device}, saw {seen}: use .to()")
         return problems
 
     def check_values(self, *, who: str) -> None:
-        """Raise an error that names NaN, infinite or negative totals, and ``who`` made them."""
+        """Raise an error that names NaN, infinite or negative totals, and their origin ``who``."""
         ranges = {name: extremes(t) for name, t in self.totals.items()}
         bad = [name for name, ends in ranges.items() if not all(map(math.isfinite, ends))]
         if bad:
@@ -245,49 +212,48 @@ class Importance:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically: an existing one is replaced only when the new one is complete."""
-        header = {
-            "count": self.count,
-            "samples": self.samples,
-            "role": self.role.value,
-            "fingerprint": attrs.asdict(self.fingerprint),
-            "trail": {"sizes": {str(k): v for k, v in self.trail.sizes.items()}, "order": self.trail.order},
-            "relative_error": self.relative_error,
-        }
         refuse_sharded(self.totals.values(), who=str(path), instead="use unlearnkit.importance.save_sharded")
-        text = json.dumps(header)
+        text = json.dumps(self.header(), default=attrs.asdict)
         metadata = {"format": _FORMAT, "importance": text, "digest": _digest(text, self.totals)}
         save_tensors(self.totals, path, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "Importance":
-        """Read what `save` wrote, and check digest, header and totals.
-
-        Args:
-            path: A safetensors file.
-
-        Returns:
-            The importance, on the CPU.
-
-        Raises:
-            StoreError: The file is missing, damaged or no importance.
-        """
+        """Read what `save` wrote, on the CPU; a `StoreError` for a file that is missing, damaged or no importance."""
         totals, text = _read(path)
         try:
             header = json.loads(text)
-            fingerprint = cattrs.structure(header["fingerprint"], Fingerprint)
-            found = cls(
-                totals=totals,
-                count=header["count"],
-                samples=header["samples"],
-                role=header["role"],
-                fingerprint=fingerprint,
-                trail=DataOrder(sizes=header["trail"]["sizes"], order=header["trail"]["order"]),
-                relative_error=recorded_error(header.get("relative_error"), fingerprint.estimator),
-            )
+            header["fingerprint"] = cattrs.structure(header["fingerprint"], Fingerprint)
+            found = cls.of_header(header, totals)
             found.check_values(who=str(path))
         except _DAMAGE as error:
             raise StoreError(f"{path}: the header or the totals are damaged: {error}") from error
         return found
+
+    def header(self) -> dict[str, Any]:
+        """Return everything but the totals, for a file."""
+        return {
+            "count": self.count,
+            "samples": self.samples,
+            "role": self.role.value,
+            "fingerprint": self.fingerprint,
+            "trail": {"sizes": dict(self.trail.sizes), "order": self.trail.order},
+            "relative_error": self.relative_error,
+        }
+
+    @classmethod
+    def of_header(cls, header: Mapping[str, Any], totals: Mapping[str, Tensor]) -> "Importance":
+        """Make an importance of its `header` and its totals."""
+        fingerprint, trail = header["fingerprint"], header["trail"]
+        return cls(
+            totals=totals,
+            count=header["count"],
+            samples=header["samples"],
+            role=header["role"],
+            fingerprint=fingerprint,
+            trail=DataOrder(sizes=trail["sizes"], order=trail["order"]),
+            relative_error=recorded_error(header.get("relative_error"), fingerprint.estimator),
+        )
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], str]:

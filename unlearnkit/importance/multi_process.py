@@ -1,4 +1,4 @@
-"""Importances in parts: by several processes that add their totals once, and in segments that survive a kill."""
+"""Importances in parts: by several processes that add their totals once, and in segments that can be resumed."""
 
 import hashlib
 from collections import Counter
@@ -46,27 +46,22 @@ def estimate_together(
     """Estimate an importance with all processes of the default group; each gets the whole result.
 
     Each rank takes its share of the batches. Totals are added once, at the end, in float64: for a float64 model they
-    equal those of one process to 10⁻¹². In a single process this is `unlearnkit.ImportanceEstimator.estimate`.
+    equal those of one process to 10⁻¹². In a single process, and for a model that is sharded over the processes, this
+    is `unlearnkit.ImportanceEstimator.estimate`.
 
-    With a checkpoint each rank saves its progress in a file of its own, as `estimate_resumable` does. Start a job that
-    was killed with the same arguments and as many processes, and each rank continues after its last segment. On CPUs
-    the totals are then bit-equal to those of a job that was not interrupted. The files stay: see `forget_parts`.
-
-    A model whose parameters are sharded over the processes needs all of them for each batch. Then no work is shared,
-    and this is `unlearnkit.ImportanceEstimator.estimate` again.
+    With a checkpoint each rank saves its progress in a file of its own, as `estimate_resumable` does. A job that was
+    killed continues when it is started with the same arguments and as many processes; on CPUs the totals are then
+    bit-equal to those of a job that was not interrupted. The files stay: see `forget_parts`.
 
     Args:
         estimator: The same on every rank.
         model: Bit-identical on every rank.
-        batches: The same in the same order on every rank; see `Ranks.share`.
+        batches: The same in the same order on every rank.
         objective: How a batch becomes losses.
         role: Which set this is.
         checkpoint: A folder for this pass only, made when it is first needed; each machine's own, or a shared one.
         every: Batches of a rank in a segment; the same at every start.
         progress: Shows a bar; on rank 0 only.
-
-    Returns:
-        The importance of all batches.
 
     Raises:
         ConfigurationError: No data.
@@ -77,7 +72,7 @@ def estimate_together(
     sharded = is_sharded_model(model)
     if sharded and folder is not None:
         raise UnsupportedModelError("expected no checkpoint for an importance of a model that is sharded, saw one")
-    if sharded or (ranks.size == 1 and folder is None):
+    if sharded:
         return estimator.estimate(model, batches, objective=objective, role=role, progress=progress)
     bar = progress if ranks.rank == 0 else silent
 
@@ -143,7 +138,7 @@ def _part_file(folder: Path, ranks: Ranks) -> Path:
 
 
 def _none_if_empty(batches: Iterable[Any]) -> Iterable[Any] | None:
-    """Return the same batches, or None: there may be fewer than ranks."""
+    """Return the same batches, or None when there are none: fewer than ranks."""
     if isinstance(batches, Sized):
         return batches if len(batches) else None
     rest = iter(batches)
@@ -165,13 +160,10 @@ def _all_reduce(model: nn.Module, own: Importance | None) -> dict[str, torch.Ten
     """Add the totals of all ranks in float64."""
     device, totals = device_of(model), {}
     for name, parameter in trainable(model).items():
-        total = (
-            torch.zeros(parameter.shape, dtype=torch.float64, device=device)
-            if own is None
-            else own.totals[name].to(torch.float64, copy=True).contiguous()
-        )
-        dist.all_reduce(total)
-        totals[name] = total
+        totals[name] = torch.zeros(parameter.shape, dtype=torch.float64, device=device)
+        if own is not None:
+            totals[name] += own.totals[name]
+        dist.all_reduce(totals[name])
     return totals
 
 
@@ -200,14 +192,13 @@ def estimate_resumable(
 ) -> Importance:
     """Estimate an importance, and save it to a file after every segment of batches.
 
-    After a kill, call it again with the same arguments: it reads the batches that are done (without gradients, to
-    compare a hash of their order) and continues. On a CPU the totals are bit-equal to those of a pass that was not
-    interrupted, because both add the same segments in the same order. The caller deletes the checkpoint.
+    After a kill, call it again with the same arguments: it reads the batches that are done (to compare a hash of their
+    order) and continues. On a CPU the totals are bit-equal to those of a pass that was not interrupted, because both
+    add the same segments in the same order. The caller deletes the checkpoint.
     """
     if estimator.traits.unit != "sample":
-        raise ConfigurationError(
-            f"{estimator.name!r}: expected an estimator with one term per sample, saw one per batch"
-        )
+        who = f"{estimator.name!r}: expected an estimator with one term per sample"
+        raise ConfigurationError(f"{who}, saw one per batch")
     path, rest = Path(checkpoint), iter(batches)
     total = Importance.load(path).to(device_of(model)) if path.exists() else None
     if total is not None:
@@ -229,7 +220,7 @@ def _check_kind(path: Path, total: Importance, expected: Fingerprint) -> None:
 
 
 def _skip_done(path: Path, total: Importance, rest: Iterator[Any], every: int) -> None:
-    """Read the batches that are done, and raise an error when they are others."""
+    """Read the batches that are done; raise an error when they are not those of the checkpoint."""
     done, seen = sum(total.trail.sizes.values()), DataOrder()
     for start in range(0, done, every):
         part = DataOrder()

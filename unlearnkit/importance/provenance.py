@@ -1,8 +1,7 @@
-"""What an importance was measured on and how: role, fingerprint, order of the data, relative error."""
+"""Where an importance comes from: role, fingerprint, order of the data, relative error."""
 
 import enum
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, final
@@ -55,12 +54,7 @@ class Fingerprint:
     model: str = ""
 
     def differences(self, other: "Fingerprint") -> list[str]:
-        """List the fields that differ.
-
-        Example:
-            >>> Fingerprint(unit="sample").differences(Fingerprint(unit="batch"))
-            ["unit: 'sample' against 'batch'"]
-        """
+        """List the fields that differ, with both values."""
         mine, theirs = attrs.asdict(self), attrs.asdict(other)
         return [f"{key}: {mine[key]!r} against {theirs[key]!r}" for key in mine if mine[key] != theirs[key]]
 
@@ -90,7 +84,7 @@ class DataOrder:
     __reduce__ = by_fields
 
     def add(self, batch: Any) -> "DataOrder":
-        """Append one batch; hash it before it is moved to the device, or hashing waits for the device."""
+        """Append one batch; pass it before it is moved to the device, because hashing waits for the device."""
         return self.then(DataOrder(sizes={batch_size(batch): 1}, order=digest(batch).hex()))
 
     def then(self, other: "DataOrder") -> "DataOrder":
@@ -115,15 +109,10 @@ class DataOrder:
         return ", ".join(f"{times} × {size}" for size, times in sorted(self.sizes.items(), reverse=True))
 
 
-def is_relative_error(value: Any) -> bool:
-    """Say whether a value is a relative error: a finite number ≥ 0, or None when no bound is known."""
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf)
-
-
 def error_of_sum(parts: Iterable[tuple[float | None, int]]) -> float | None:
     """Bound the relative error of a sum of totals, however their errors depend on each other."""
     # The standard deviation of a sum is at most the sum of the standard deviations: the mean of the relative errors,
-    # weighted by the samples, or the largest one, where a number of samples is not known.
+    # weighted by samples, or the largest one where a number of samples is unknown.
     given = list(parts)
     errors, samples = [error for error, _ in given if error is not None], [n for _, n in given]
     if len(errors) < len(given):

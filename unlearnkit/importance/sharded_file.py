@@ -19,10 +19,10 @@ from unlearnkit.distributed.collectives import all_gather, barrier, gather_probl
 from unlearnkit.distributed.ranks import Ranks
 from unlearnkit.distributed.sharded_tensors import local, reshard, shard_like
 from unlearnkit.importance.importance import Importance
-from unlearnkit.importance.provenance import DataOrder, Fingerprint, recorded_error
+from unlearnkit.importance.provenance import Fingerprint
 from unlearnkit.models.parameters import trainable
 from unlearnkit.utils.checksummed_json import added, read_sealed, write_sealed
-from unlearnkit.utils.errors import MismatchError, StoreError, UnlearnKitError, raise_all
+from unlearnkit.utils.errors import StoreError, UnlearnKitError, raise_all
 from unlearnkit.utils.files import atomic_folder
 
 FORMAT = "unlearnkit-sharded-importance-1"
@@ -41,7 +41,7 @@ class _Tensor:
         return cls(shape=tuple(total.shape), dtype=str(total.dtype).removeprefix("torch."))
 
     def empty(self, pattern: Tensor | None) -> Tensor:
-        """Allocate it: sharded as the pattern is, or whole on the CPU."""
+        """Allocate it: sharded as the pattern is, or on the CPU."""
         dtype = {"float32": torch.float32, "float64": torch.float64}[self.dtype]
         if pattern is None:
             return torch.empty(self.shape, dtype=dtype)
@@ -66,38 +66,21 @@ class _Saved:
 
     @classmethod
     def of(cls, importance: Importance) -> "_Saved":
-        return cls(
-            count=importance.count,
-            samples=importance.samples,
-            role=importance.role.value,
-            fingerprint=importance.fingerprint,
-            sizes=dict(importance.trail.sizes),
-            order=importance.trail.order,
-            tensors={name: _Tensor.of(total) for name, total in importance.totals.items()},
-            relative_error=importance.relative_error,
-        )
+        tensors = {name: _Tensor.of(total) for name, total in importance.totals.items()}
+        header = importance.header()
+        trail = header.pop("trail")
+        return cls(**header, **trail, tensors=tensors)
 
     def importance(self, totals: Mapping[str, Tensor]) -> Importance:
-        return Importance(
-            totals=totals,
-            count=self.count,
-            samples=self.samples,
-            role=self.role,
-            fingerprint=self.fingerprint,
-            trail=DataOrder(sizes=self.sizes, order=self.order),
-            relative_error=recorded_error(self.relative_error, self.fingerprint.estimator),
-        )
+        header = {**attrs.asdict(self, recurse=False), "trail": {"sizes": self.sizes, "order": self.order}}
+        return Importance.of_header(header, totals)
 
 
 def save_sharded(importance: Importance, folder: str | Path) -> None:
     """Write an importance, each process its shards; an existing folder is replaced only when the new one is complete.
 
-    Args:
-        importance: Sharded, or whole in a single process. All processes call this.
-        folder: In a file system that all processes share.
-
-    Raises:
-        StoreError: It cannot be written; in all processes when in one.
+    All processes must call this, with a folder in a file system that they share. An importance that is not sharded can
+    be written by a single process. A `StoreError` in one process is raised in all.
     """
     ranks = Ranks.current()
     with _new_folder(Path(folder)) as new:
@@ -120,11 +103,8 @@ def load_sharded(folder: str | Path, model: nn.Module | None = None) -> Importan
     """Read what `save_sharded` wrote with any number of processes, and check every file.
 
     Args:
-        folder: The folder. All processes call this.
-        model: The importance is sharded as its parameters are; None: whole, on the CPU, in every process that asks.
-
-    Returns:
-        The importance.
+        folder: All processes must call this.
+        model: The importance is sharded as its parameters are; None: not sharded, on the CPU, in every process.
 
     Raises:
         StoreError: No such folder, or a damaged one.
@@ -158,16 +138,13 @@ def load_sharded(folder: str | Path, model: nn.Module | None = None) -> Importan
 def _new_folder(folder: Path) -> Iterator[Path]:
     """Yield a new folder to all ranks; rank 0 makes it, and puts it in place at the end."""
     with ExitStack() as stack:
-        made, problem = "", ""
+        made, problem = "", None
         if Ranks.current().rank == 0:
             try:
                 made = str(stack.enter_context(atomic_folder(folder)))
             except OSError as error:
-                problem = str(error)
-        made, problem = all_gather((made, problem))[0]
-        if problem:
-            raise StoreError(f"cannot write {folder}: {problem}")
-        yield Path(made)
+                problem = StoreError(f"cannot write {folder}: {error}")
+        yield Path(all_gather(made, error=problem)[0])
     barrier()  # no process may read the folder before rank 0 has put it in place
 
 
@@ -198,7 +175,7 @@ def _check_fits(saved: _Saved, patterns: Mapping[str, Tensor], *, where: str) ->
         for name, t in saved.tensors.items()
         if name in patterns and tuple(patterns[name].shape) != tuple(t.shape)
     ]
-    raise_all(problems, where=f"{where} does not fit the model", error=MismatchError)
+    raise_all(problems, where=f"{where} does not fit the model")
 
 
 def _check_files(folder: Path, expected: Mapping[str, str]) -> None:

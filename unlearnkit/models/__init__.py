@@ -1,10 +1,6 @@
 """Models: parameters by name, objectives, snapshots and undo, checkpoints, training, two small classifiers."""
 
-from unlearnkit.models.checkpoint import (
-    load_checkpoint,
-    model_state,
-    save_checkpoint,
-)
+from unlearnkit.models.checkpoint import load_checkpoint, model_state, save_checkpoint
 from unlearnkit.models.objective import Autocast, CausalLanguageModel, CrossEntropy, Objective
 from unlearnkit.models.parameters import device_of, digest, trainable
 from unlearnkit.models.training import EpochRecord, Loss, OptimizerConfig, Training, train

@@ -23,12 +23,7 @@ _DAMAGE = (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, 
 def save_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write all weights and persistent buffers to one safetensors file, atomically.
 
-    Tied weights are written once, under their first name.
-
-    Args:
-        model: On any device, compiled or not.
-        path: Where to; an existing file is replaced only when the new one is complete.
-        metadata: Text to keep with the weights.
+    Tied weights are written once, under their first name; metadata are text.
 
     Raises:
         ConfigurationError: The metadata hold something that is not text.
@@ -42,15 +37,12 @@ def save_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, s
         {'epochs': '5'}
     """
     text = dict(metadata or {})
-    raise_all(
-        (
-            f"{key!r}: expected text for key and value, saw {value!r}"
-            for key, value in text.items()
-            if not (isinstance(key, str) and isinstance(value, str))
-        ),
-        where="metadata",
-        error=ConfigurationError,
-    )
+    problems = [
+        f"{key!r}: expected text for key and value, saw {value!r}"
+        for key, value in text.items()
+        if not (isinstance(key, str) and isinstance(value, str))
+    ]
+    raise_all(problems, where="metadata", error=ConfigurationError)
     write_checkpoint(model_state(model), path, text)
 
 
@@ -64,7 +56,7 @@ def load_checkpoint(
         path: What `save_checkpoint` wrote, or another safetensors file of a state dict, or with ``allow_pickle``
             what ``torch.save(model.state_dict(), path)`` wrote.
         allow_pickle: Whether to read a pickle, with ``weights_only=True``: do so only for files you trust.
-        undo: Whether to copy the model first, to restore it when loading is interrupted. False saves this memory.
+        undo: Whether to copy the model first, to restore it when loading is interrupted.
 
     Returns:
         The metadata; empty for a pickle.
@@ -101,23 +93,16 @@ def write_checkpoint(state: Mapping[str, Tensor], path: str | Path, metadata: Ma
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
     state = {name.replace(COMPILED_PREFIX, ""): value for name, value in model.state_dict().items()}
-    raise_all(
-        (
-            f"{name}: expected a tensor, saw {type(value).__name__}"
-            for name, value in state.items()
-            if not isinstance(value, Tensor)
-        ),
-        where=f"the state of {type(model).__name__}",
-        error=StoreError,
-    )
-    refuse_sharded(
-        state.values(), who="a checkpoint", instead="save and load the model by torch.distributed.checkpoint"
-    )
+    others = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+    problems = [f"{name}: expected a tensor, saw {type(value).__name__}" for name, value in others.items()]
+    raise_all(problems, where=f"the state of {type(model).__name__}", error=StoreError)
+    instead = "save and load the model by torch.distributed.checkpoint"
+    refuse_sharded(state.values(), who="a checkpoint", instead=instead)
     return state
 
 
 def _tied(state: Mapping[str, Tensor]) -> list[list[str]]:
-    # Groups the names of each tensor. Tensors without memory (empty, or on the meta device) are never tied.
+    # Tensors without memory (empty, or on the meta device) are never tied.
     groups: dict[Any, list[str]] = {}
     for name, tensor in state.items():
         place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)

@@ -19,14 +19,9 @@ _AFFECTED = (F.instance_norm, F.batch_norm)
 
 def fix_norm_gradient(function: Callable[..., Any], y: Any) -> None:
     """Register a hook on a norm's output that gives its gradient the strides that torch expects."""
-    if function not in _AFFECTED or not isinstance(y, Tensor) or not y.requires_grad:
-        return
-    if torch.compiler.is_compiling():
-        return  # a hook would break the graph of a compiled layer
-    if function is F.instance_norm:
-        y.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
-    else:
-        y.register_hook(partial(_with_strides, y.stride()))  # type: ignore[no-untyped-call]
+    affected = function in _AFFECTED and isinstance(y, Tensor) and y.requires_grad
+    if affected and not torch.compiler.is_compiling():  # a hook would break the graph of a compiled layer
+        y.register_hook(partial(_with_strides, y.stride()))
 
 
 def _with_strides(strides: tuple[int, ...], g: Tensor) -> Tensor:

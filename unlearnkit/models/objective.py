@@ -19,8 +19,8 @@ IGNORED = -100
 class Objective(abc.ABC):
     """One loss per sample: negative log-likelihood in nats, for a Fisher in the proper sense.
 
-    Subclass it for anything that is not classification; only `losses` must be written. It must be a pure function of
-    the model and the batch, and sample i may depend on row i of the batch only.
+    Subclass it for anything that is not classification. `losses` must be a pure function of the model and the batch,
+    and sample i may depend on row i of the batch only.
 
     Example:
         >>> class SquaredError(Objective):
@@ -54,15 +54,13 @@ class Objective(abc.ABC):
 class CrossEntropy(Objective):
     """Negative log-likelihood of the labels in the batch: −log softmax(f(x))_y, in nats.
 
-    Fields are found by position or by key, so ``(x, y)``, ``(x, fine, coarse)`` and ``{"image": …, "label": …}`` all
-    work. Logits of shape (batch, classes, …) with targets (batch, …) are summed over the further positions; a target
-    of −100 is left out.
+    Logits of shape (batch, classes, …) with targets (batch, …) are summed over the further positions; a target of −100
+    is left out.
 
     Attributes:
-        inputs: Position or key of the model's input in a batch.
+        inputs: Position or key of the model's input in a batch, such as ``(x, y)`` or ``{"image": x, "label": y}``.
         targets: Position or key of the labels; by default the last field.
-        output: Position or key of the logits in the model's output. ``"auto"`` takes a tensor as it is, or the field
-            ``logits``.
+        output: Position or key of the logits in the model's output; ``"auto"`` takes a tensor, or its field ``logits``.
 
     Example:
         >>> batch = (torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
@@ -106,9 +104,8 @@ class CrossEntropy(Objective):
 class CausalLanguageModel(Objective):
     """Negative log-likelihood of a sequence: Σ_t −log p(token_{t+1} | tokens ≤ t), in nats, padding left out.
 
-    The unit is the sequence: a text is one sample, however long, and the Fisher information squares the gradient of its
-    whole log-likelihood. The model is called like those of Hugging Face, with the tokens and ``attention_mask``; logits
-    are found as in `CrossEntropy`.
+    A text is one sample, however long: the Fisher information squares the gradient of its whole log-likelihood. The
+    model is called like those of Hugging Face, with the tokens and ``attention_mask``.
 
     Attributes:
         tokens: Position or key of the token numbers in a batch: int64, shape (batch, length).
@@ -162,17 +159,10 @@ class CausalLanguageModel(Objective):
 class Autocast(Objective):
     """Another objective with its forward pass under torch's autocast, in bfloat16.
 
-    Weights keep their dtype. The backward pass, the squares and the totals are outside autocast: gradients have the
-    rounding of bfloat16 (about three digits), totals are added in float32 or more. The objective is part of an
-    importance's fingerprint, so importances of two precisions cannot be mixed.
-
-    Attributes:
-        objective: What is computed.
+    Gradients have the rounding of bfloat16 (about three digits); weights keep their dtype, and totals are added in
+    float32 or more. The objective is part of an importance's fingerprint, so two precisions cannot be mixed.
 
     Example:
-        >>> batch = (torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
-        >>> Autocast().losses(nn.Identity(), batch)
-        tensor([0.6931])
         >>> Autocast().describe()
         "Autocast(objective=CrossEntropy(inputs=0, targets=-1, output='auto'))"
     """
@@ -185,7 +175,7 @@ class Autocast(Objective):
             return self.objective.losses(model, batch).float()
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the logits in float32, for estimators that draw labels from them; see `CrossEntropy.logits`."""
+        """Return the logits in float32; see `CrossEntropy.logits`."""
         find = getattr(self.objective, "logits", None)
         if find is None:
             raise ConfigurationError(
@@ -231,7 +221,7 @@ def check_losses(losses: Any, batch: Any, *, objective: Objective) -> Tensor:
 @final
 @attrs.frozen(kw_only=True)
 class BatchScores:
-    """Sums over some samples, so that scores of several batches add up to those of all their samples."""
+    """Sums over samples, so that scores of several batches can be added."""
 
     loss_sum: float
     samples: int
@@ -262,7 +252,7 @@ def total(scores: Iterable[BatchScores]) -> BatchScores:
 
 
 def score_batch(model: nn.Module, batch: Any, *, objective: Objective) -> tuple[Tensor, BatchScores]:
-    """Run the model once on a batch, for its losses and for how many predictions are right."""
+    """Run the model once on a batch; return its losses and its scores."""
     correct, predictions = None, 0
     if isinstance(objective, CrossEntropy):
         logits = objective.logits(model, batch)
@@ -298,11 +288,7 @@ def float32_products(device: torch.device) -> str:
     products, convolutions = (
         (backends.cuda.matmul, backends.cudnn.conv) if cuda else (backends.mkldnn.matmul, backends.mkldnn.conv)
     )
-    names = [_exact(switch.fp32_precision) for switch in (products, convolutions)]
+    names = [switch.fp32_precision.replace("none", "ieee") for switch in (products, convolutions)]
     if not cuda and set(names) == {"ieee"}:
         return ""
     return f"products {names[0]}, convolutions {names[1]}"
-
-
-def _exact(name: str) -> str:
-    return "ieee" if name == "none" else name

@@ -15,11 +15,8 @@ from unlearnkit.distributed.sharded_tensors import full_tensor, is_sharded, loca
 from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, UnsupportedModelError
 
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-# Smaller pieces pay more for starting operations; larger ones fall out of the cache of a core (a rule has a handful of
-# arrays), and take more memory.
-_ON_CPU = 3 << 15
-# On a device the start of each operation costs more than what caching saves.
-_ON_DEVICE = 1 << 24
+_ON_CPU = 3 << 15  # elements: a rule's arrays fit in the cache of a core, and starting an operation costs little
+_ON_DEVICE = 1 << 24  # there the start of each operation costs more than what caching saves
 COMPILED_PREFIX = "_orig_mod."  # what torch.compile puts before the names of the module it wraps
 
 
@@ -44,6 +41,11 @@ def buffers(model: nn.Module) -> dict[str, Tensor]:
     return {name.replace(COMPILED_PREFIX, ""): b for name, b in model.named_buffers()}
 
 
+def parameters_and_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and every buffer once, by its qualified name."""
+    return {**parameters(model), **buffers(model)}
+
+
 def dense(gradient: Tensor | None) -> Tensor | None:
     """Return a dense gradient: embeddings with ``sparse=True`` get sparse ones."""
     return gradient.to_dense() if gradient is not None and gradient.layout is not torch.strided else gradient
@@ -60,19 +62,15 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def digest(model: nn.Module) -> str:
-    """Hash all parameters and buffers: names, dtypes, shapes and bits.
+    """Hash all parameters and buffers: names, dtypes, shapes and bits, as 32 hexadecimal digits.
 
-    It does not depend on the device, nor on how the model is sharded. For a sharded one every process must call this,
-    and parameters are gathered one at a time.
-
-    Returns:
-        32 hexadecimal digits. Equal digests mean bit-identical weights.
+    It does not depend on the device, nor on how the model is sharded; all processes of a sharded one must call this.
 
     Example:
         >>> digest(nn.Identity()) == digest(nn.ReLU()) != digest(nn.Linear(1, 1))
         True
     """
-    return digest_tensors({**parameters(model), **buffers(model)})
+    return digest_tensors(parameters_and_buffers(model))
 
 
 def broadcast_from_rank_0(model: nn.Module, seen: str) -> tuple[int, ...]:
@@ -80,7 +78,7 @@ def broadcast_from_rank_0(model: nn.Module, seen: str) -> tuple[int, ...]:
     digests = all_gather(seen)
     others = tuple(rank for rank, one in enumerate(digests) if one != digests[0])
     if others:
-        for tensor in {**parameters(model), **buffers(model)}.values():
+        for tensor in parameters_and_buffers(model).values():
             value = tensor.detach().clone(memory_format=torch.contiguous_format)
             dist.broadcast(value, src=0)
             with torch.no_grad():
@@ -108,19 +106,15 @@ def bits(tensor: Tensor) -> Tensor:
 
 def count_changed(before: Tensor, after: Tensor) -> int:
     """Count the elements whose bits differ."""
-    one, other = bits(before), bits(after)
-    if one.device.type != "cpu":
-        return int(torch.count_nonzero(one != other))
-    return int(np.count_nonzero(one.numpy() != other.numpy()))  # several times as fast as torch is on a CPU
+    return int(torch.count_nonzero(bits(before) != bits(after)))
 
 
 def changed_positions(before: Tensor, after: Tensor) -> Tensor:
     """Return the flat positions, in row-major order, at which the bits of two tensors differ."""
-    one, other = bits(before.detach()), bits(after.detach())
-    if one.device.type != "cpu":
-        return torch.nonzero((one != other).reshape(-1)).view(-1)
-    # numpy compares and searches several times as fast as torch does on a CPU.
-    return torch.from_numpy(np.flatnonzero(one.numpy() != other.numpy()))
+    differ = (bits(before.detach()) != bits(after.detach())).reshape(-1)
+    if differ.device.type != "cpu":
+        return torch.nonzero(differ).view(-1)
+    return torch.from_numpy(np.flatnonzero(differ.numpy()))  # several times as fast as torch is on a CPU
 
 
 def chunk_size(device: torch.device) -> int:
@@ -170,13 +164,12 @@ def all_finite(tensor: Tensor) -> bool:
 
 def check_differentiable(model: nn.Module) -> None:
     """Raise an error for weights that are lazy, on the meta device, inference tensors or complex."""
-    named = {**parameters(model), **buffers(model)}
-    problems = [f"{name}: {reason}" for name, t in named.items() if (reason := _problem(t)) is not None]
+    problems = [f"{name}: {reason}" for name, t in parameters_and_buffers(model).items() if (reason := _problem(t))]
     if problems:
         raise UnsupportedModelError(f"expected ordinary real weights, saw {'; '.join(problems)}")
 
 
-def _problem(t: Tensor) -> str | None:
+def _problem(t: Tensor) -> str:
     if is_lazy(t):
         return "not initialised (call the model once)"
     if t.is_meta:
@@ -185,12 +178,12 @@ def _problem(t: Tensor) -> str | None:
         return "made under torch.inference_mode, where nothing can be differentiated (make it outside)"
     if t.is_complex() and t.requires_grad:
         return "complex (hold real and imaginary part as real numbers: torch.view_as_complex)"
-    return None
+    return ""
 
 
 def check_finite(model: nn.Module, *, when: str) -> None:
     """Raise an error for a model with a NaN or an infinity."""
-    named = {**parameters(model), **buffers(model)}
+    named = parameters_and_buffers(model)
     bad = [name for name, t in named.items() if t.is_floating_point() and not all_finite(t)]
     if bad:
         raise NonFiniteError(

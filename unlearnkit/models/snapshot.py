@@ -1,4 +1,4 @@
-"""Snapshots and undo of a model, bit by bit: whatever other code does to it is noticed and can be undone."""
+"""Snapshots of a model that detect and undo, bit by bit, what other code does to it."""
 
 import random
 from collections.abc import Container
@@ -79,10 +79,8 @@ class ModelSnapshot:
         self._finite = False
         self._parameters = _Tensors(parameters(model), copies=copies)
         self._buffers = _Tensors(_buffers_of(model))
-        # Not another walk through the model, which costs more than copying its buffers.
-        everyone = list(dict.fromkeys(p for m in self._names for p in m._parameters.values() if p is not None))  # noqa: SLF001
-        self._flags = {p: p.requires_grad for p in everyone}
-        self._grads = {p: p.grad for p in everyone}
+        self._flags = {p: p.requires_grad for p in self._parameters.objects.values()}
+        self._grads = {p: p.grad for p in self._flags}
         self._rng = _random_state()
         self.hide_gradients()
 
@@ -129,7 +127,7 @@ class ModelSnapshot:
         return problems + kinds + self._buffers.kind_changes(_buffers_of(self._model))
 
     def changed_parameters(self, *, frozen: bool = False) -> list[str]:
-        """Return the names of the parameters whose bits differ from their copies; only of the ``frozen`` ones if so."""
+        """Return the names of the parameters, or of the ``frozen`` ones, whose bits differ from their copies."""
         left_out = self.trainable() if frozen else ()
         return self._parameters.changed(parameters(self._model), left_out)
 
@@ -173,14 +171,12 @@ class _Tensors:
         self.keep_copies(keep=copies)
 
     def keep_copies(self, *, keep: bool) -> None:
-        """Copy the values, unless there are copies already; or drop the copies there are."""
         if not keep:
             self.copies = {}
         elif len(self.copies) < len(self.objects):
             self.copies = {name: t.detach().clone() for name, t in self.objects.items()}
 
     def kind_changes(self, now: dict[str, Any]) -> list[str]:
-        """Say which tensors have another shape, dtype or device than they had."""
         return [
             f"{name}: expected {_describe(kind)}, saw {_describe(_kind(now[name]))}"
             for name, kind in self.kinds.items()
@@ -188,7 +184,6 @@ class _Tensors:
         ]
 
     def changed(self, now: dict[str, Any], left_out: Container[str] = ()) -> list[str]:
-        """Name the tensors whose bits differ from their copies."""
         return [
             name
             for name, copy in self.copies.items()
@@ -231,7 +226,7 @@ def _describe(kind: tuple[torch.Size, torch.dtype, torch.device]) -> str:
 
 
 def _same_members(before: _Members, held: _Members) -> bool:
-    now = dict(held)  # what a scripted module holds is no dictionary, and can only be read
+    now = dict(held)  # a scripted module has read-only objects that are no dictionaries
     return list(before) == list(now) and all(before[key] is now[key] for key in before)
 
 

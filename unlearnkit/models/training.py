@@ -1,4 +1,4 @@
-"""Train a model: one loop for training, fine-tuning and relearning, repeatable bit by bit on one CPU."""
+"""One loop for training, fine-tuning and relearning, repeatable bit by bit on one CPU."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -28,12 +28,7 @@ Loss = Callable[[nn.Module, Any], Tensor]
 @final
 @attrs.frozen(kw_only=True)
 class OptimizerConfig:
-    """Which optimiser takes the steps, and its hyperparameters.
-
-    Example:
-        >>> OptimizerConfig(optimizer="sgd", learning_rate=0.1)
-        OptimizerConfig(optimizer='sgd', learning_rate=0.1, momentum=0.9, weight_decay=0.0)
-    """
+    """An optimiser and its hyperparameters."""
 
     optimizer: str = option("adam", choices=("adam", "adamw", "sgd"), doc="which optimiser")
     learning_rate: float = option(1e-3, symbol="η", above=0.0, doc="step size")
@@ -115,12 +110,7 @@ def _check(loss: Tensor, *, where: str) -> None:
 @final
 @attrs.frozen(kw_only=True)
 class Training:
-    """How to train; the defaults are the notebook's.
-
-    Example:
-        >>> Training(epochs=2)
-        Training(epochs=2, learning_rate=0.001, batch_size=64, seed=0, weight_decay=0.0)
-    """
+    """The options of `train`; the defaults are the notebook's."""
 
     epochs: int = option(5, doc="passes over the data", at_least=1)
     learning_rate: float = option(1e-3, doc="step size of Adam", symbol="η", above=0.0)
@@ -132,12 +122,12 @@ class Training:
 @final
 @attrs.frozen(kw_only=True)
 class EpochRecord:
-    """The scores of one epoch.
+    """The scores of one epoch, in training mode.
 
     Attributes:
-        loss: Mean loss per sample in training mode, nats.
-        accuracy: Share of right predictions in training mode, 0 … 1; None unless the objective is `CrossEntropy`.
-        seconds: Wall-clock time; left out of comparisons, so that equal runs have equal histories.
+        loss: Mean loss per sample, nats.
+        accuracy: Share of right predictions, 0 … 1; None unless the objective is `CrossEntropy`.
+        seconds: Wall-clock time; left out of comparisons.
     """
 
     loss: float
@@ -154,7 +144,7 @@ def train(
     progress: Progress = silent,
     on_epoch: Callable[[int, EpochRecord], None] | None = None,
 ) -> tuple[EpochRecord, ...]:
-    """Train a model in place with Adam on the mean loss of each batch.
+    """Train a model in place with Adam on the mean loss of each batch; return the record of each epoch.
 
     The same seed, data and initial weights give the same bits on one CPU. The global random state and the model's
     train/eval modes are left as they were; gradients are cleared at the end.
@@ -164,12 +154,9 @@ def train(
         data: A data set, shuffled anew in each epoch and cut into batches of ``training.batch_size``; or batches
             that can be iterated once per epoch, in their own order and size.
         objective: The loss; by default `CrossEntropy`.
-        training: The options; by default those of the notebook.
+        training: The options.
         progress: Shows the batches of each epoch.
         on_epoch: Called after each epoch with its number, from 1, and its record.
-
-    Returns:
-        Loss and accuracy of each epoch.
 
     Raises:
         NonFiniteError: The loss is NaN or infinite, naming epoch and batch; the weights stay as they are then.

@@ -54,15 +54,8 @@ def resnet18_classifier(
     Args:
         num_classes: Outputs, ≥ 1.
         dropout: Probability of dropping a feature before the head, in training only; 0 ≤ p < 1.
-        pretrained: Whether the backbone starts with torchvision's ImageNet weights (downloaded once, 45 MB); the
-            head never does.
+        pretrained: Whether the backbone starts with torchvision's ImageNet weights (downloaded once, 45 MB).
         seed: Makes the initial weights repeatable and leaves the global random state alone; None draws from it.
-
-    Returns:
-        A model in training mode on the CPU.
-
-    Raises:
-        ConfigurationError: A number is out of range.
 
     Example:
         >>> model = resnet18_classifier(num_classes=20, seed=0)
@@ -91,13 +84,7 @@ def small_cnn(
         channels: Channels of the images, ≥ 1.
         width: Channels after the first convolution, ≥ 1; weights grow with its square.
         image_size: Height and width in pixels, a multiple of 4.
-        seed: Makes the initial weights repeatable and leaves the global random state alone; None draws from it.
-
-    Returns:
-        A model in training mode on the CPU.
-
-    Raises:
-        ConfigurationError: A number is out of range.
+        seed: As in `resnet18_classifier`.
 
     Example:
         >>> model = small_cnn(seed=0)

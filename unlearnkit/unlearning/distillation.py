@@ -7,20 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit.models.objective import CrossEntropy, Objective
-from unlearnkit.models.parameters import buffers, device_of, parameters, trainable
+from unlearnkit.models.parameters import buffers, device_of, parameters, parameters_and_buffers, trainable
 from unlearnkit.unlearning.unlearner import UnlearningInputs
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, raise_all
 from unlearnkit.utils.rng import private_rng
 
 
 def teacher_of(model: nn.Module) -> nn.Module:
-    """Copy a model to learn from: in eval mode, its weights its own and frozen.
-
-    Args:
-        model: Left as it is; the copy shares no tensor with it, so that training one does not change the other.
-
-    Returns:
-        The copy.
+    """Copy a model to learn from: in eval mode, frozen, and sharing no tensor with the original.
 
     Example:
         >>> model = nn.Linear(2, 2)
@@ -35,15 +29,10 @@ def teacher_of(model: nn.Module) -> nn.Module:
 
 
 def fresh_model(model: nn.Module, inputs: UnlearningInputs) -> nn.Module:
-    """Make an untrained model of the same kind; no trainable weight and no buffer of the model has any influence on it.
+    """Make an untrained model of the same kind, on the same device, with ``inputs.model_factory`` at ``inputs.seed``.
 
-    Args:
-        model: What the fresh one must look like; left as it is.
-        inputs: Its ``model_factory`` is called, with every global generator at ``inputs.seed``.
-
-    Returns:
-        A model on the same device. The parameters that are frozen in the model, which no training changes, are frozen
-        in it too, and have the model's values.
+    Parameters that are frozen in the model are frozen in the fresh one too, and have the model's values; nothing else
+    of the model has any influence on it.
 
     Raises:
         ConfigurationError: There is no factory, or it does not return a module.
@@ -63,7 +52,7 @@ def fresh_model(model: nn.Module, inputs: UnlearningInputs) -> nn.Module:
     if not isinstance(fresh, nn.Module):
         raise ConfigurationError(f"model_factory: expected a torch.nn.Module, saw {type(fresh).__name__}")
     fresh = fresh.to(device)
-    wanted, seen = ({**parameters(one), **buffers(one)} for one in (model, fresh))
+    wanted, seen = parameters_and_buffers(model), parameters_and_buffers(fresh)
     problems = [f"{name}: expected, but missing" for name in wanted if name not in seen]
     problems += [f"{name}: not in the model" for name in seen if name not in wanted]
     for name in (name for name in wanted if name in seen):
@@ -90,41 +79,24 @@ def copy_state(source: nn.Module, target: nn.Module) -> None:
         >>> torch.equal(one.weight, other.weight)
         True
     """
-    values = {**parameters(source), **buffers(source)}
+    values = parameters_and_buffers(source)
     with torch.no_grad():
         for name, tensor in {**trainable(target), **buffers(target)}.items():
             tensor.copy_(values[name])
 
 
 def class_logits(objective: Objective, model: nn.Module, batch: Any) -> Tensor:
-    """Return the logits of a classifier, for methods that need class probabilities.
+    """Return a classifier's logits of a batch on its device, shape (batch, classes, …), for class probabilities.
 
-    Args:
-        objective: Must be a `CrossEntropy`, which finds inputs and logits in a batch and an output.
-        model: Called with the batch's input.
-        batch: On the model's device.
-
-    Returns:
-        Shape (batch, classes, …).
-
-    Raises:
-        ConfigurationError: Another objective: it has no class probabilities.
+    A `ConfigurationError` for another objective than `CrossEntropy`: it has no class probabilities.
     """
     return _classification(objective).logits(model, batch)
 
 
 def class_labels(objective: Objective, batch: Any) -> Tensor:
-    """Return the labels of a batch, for methods that relabel.
+    """Return the labels of a batch, shape (batch, …), int64, for methods that relabel; −100 is no label.
 
-    Args:
-        objective: Must be a `CrossEntropy`.
-        batch: On the model's device.
-
-    Returns:
-        Shape (batch, …), int64; −100 marks positions without a label.
-
-    Raises:
-        ConfigurationError: Another objective, or class probabilities instead of labels.
+    A `ConfigurationError` for another objective than `CrossEntropy`, and for class probabilities instead of labels.
     """
     labels = _classification(objective).labels(batch)
     if labels.is_floating_point():
@@ -141,14 +113,11 @@ def divergence(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) ->
 
     Args:
         teacher: Logits, shape (batch, classes, …).
-        student: Logits of the same shape.
+        student: Logits of the same shape; others are a `MismatchError`.
         temperature: T > 0.
 
     Returns:
         Shape (batch,), nats; summed over further positions, not averaged over classes.
-
-    Raises:
-        MismatchError: The shapes differ.
 
     Example:
         >>> divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
@@ -166,17 +135,9 @@ def divergence(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) ->
 def distillation_loss(
     teacher: nn.Module, student: nn.Module, batch: Any, *, objective: Objective, temperature: float = 1.0
 ) -> Tensor:
-    """Return the mean `divergence` of a batch; the teacher gets no gradient.
+    """Return the mean `divergence` of a batch on the models' device, a scalar tensor in nats.
 
-    Args:
-        teacher: See `teacher_of`.
-        student: The model that is trained.
-        batch: On the model's device.
-        objective: Must be a `CrossEntropy`.
-        temperature: T > 0.
-
-    Returns:
-        A scalar tensor, nats.
+    The teacher gets no gradient (see `teacher_of`), and the objective must be a `CrossEntropy`.
     """
     with torch.no_grad():
         target = class_logits(objective, teacher, batch)

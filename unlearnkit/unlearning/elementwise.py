@@ -1,6 +1,6 @@
 """Methods whose edit of a weight depends on that weight and its two importances alone.
 
-The rule is applied in pieces that fit in cache: each is computed, checked, counted, logged and written at once.
+Each parameter is edited in pieces that fit in cache: computed, checked, counted, logged and written one by one.
 """
 
 import abc
@@ -37,7 +37,7 @@ Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class RuleOperands:
-    """One parameter and its importances: totals, which are divided by their numbers of terms piece by piece."""
+    """One parameter and the totals of its importances, which are divided by their numbers of terms piece by piece."""
 
     theta: Tensor
     forget: Tensor
@@ -47,7 +47,7 @@ class RuleOperands:
 
     @classmethod
     def of(cls, name: str, theta: Tensor, forget: Importance, reference: Importance | None) -> "RuleOperands":
-        """Find the importances of a parameter by its name; of a sharded one, the piece in this process."""
+        """Find the importances of a parameter by its name; of a sharded one, this process's shard."""
         found = cls(theta=local(theta), forget=local(forget.totals[name]), forget_terms=forget.terms())
         if reference is None or name not in reference.totals:
             return found
@@ -59,13 +59,12 @@ class RuleOperands:
 class RuleApplier:
     """Applies a rule piece by piece, bit-equal to the rule on the full tensor.
 
-    That holds for elementwise operations that are correctly rounded (+ − × ÷, comparisons, `torch.where`). The last
-    bit of exp, log and √ may depend on an element's position in its tensor.
+    That holds for operations that are correctly rounded (+ − × ÷, comparisons, `torch.where`). The last bit of exp, log
+    and √ may depend on an element's position in its tensor.
     """
 
     def __init__(self, rule: Rule, *, who: str) -> None:
         self._rule, self._who = rule, who
-        self._buffers: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def write(self, operands: RuleOperands, undo_log: UndoLog) -> int:
         """Edit the parameter in place; return how many weights changed."""
@@ -97,13 +96,12 @@ class RuleApplier:
 
     def _apply_to_piece(self, piece: RuleOperands, dtype: torch.dtype, undo_log: UndoLog | None) -> int:
         with torch.inference_mode(mode=False), torch.no_grad():  # inference tensors count no versions
-            theta, forget, reference = self._arguments(piece.theta, dtype)
-            theta.copy_(piece.theta)
-            _mean(piece.forget, piece.forget_terms, out=forget)
+            theta = piece.theta.to(dtype, copy=True)
+            forget = _mean(piece.forget, piece.forget_terms, like=theta)
             if piece.reference is None:
-                reference.zero_()
+                reference = torch.zeros_like(theta)
             else:
-                _mean(piece.reference, piece.reference_terms, out=reference)
+                reference = _mean(piece.reference, piece.reference_terms, like=theta)
             edited = self._edited(theta, forget, reference)
         if edited.dtype != piece.theta.dtype:
             edited = _narrowed(edited, piece.theta)
@@ -113,18 +111,10 @@ class RuleApplier:
             undo_log.write(piece.theta, edited, positions=positions)
         return positions.numel()
 
-    def _arguments(self, piece: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Return buffers for the arguments of the rule, of the shape of a piece."""
-        key, size = (piece.device, dtype), piece.numel()
-        if key not in self._buffers or self._buffers[key].shape[1] < size:
-            self._buffers.pop(key, None)  # not beside the larger one
-            self._buffers[key] = torch.empty(3, size, device=piece.device, dtype=dtype)
-        return self._buffers[key][:, :size].view(3, *piece.shape).unbind()
-
-    def _edited(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:
-        version = theta._version  # noqa: SLF001 - the only cheap way to see an edit in place; all three share it
-        edited = self._rule(theta, forget, reference)
-        if theta._version != version:  # noqa: SLF001
+    def _edited(self, *arguments: Tensor) -> Tensor:
+        theta, versions = arguments[0], [t._version for t in arguments]  # noqa: SLF001 - the cheap way to see an edit
+        edited = self._rule(*arguments)
+        if [t._version for t in arguments] != versions:  # noqa: SLF001
             raise MismatchError(f"{self._who} must not edit its arguments in place: return a new tensor")
         if not isinstance(edited, Tensor):
             raise MismatchError(f"{self._who} must return a tensor, saw {type(edited).__name__}")
@@ -142,25 +132,20 @@ class RuleApplier:
             raise NonFiniteError(f"{self._who} made NaN or infinity of finite weights")
 
 
-def _mean(total: Tensor, terms: int | None, *, out: Tensor) -> None:
-    if terms is not None and (total.device, total.dtype) == (out.device, out.dtype):
-        torch.div(total, terms, out=out)
-    else:
-        out.copy_(total if terms is None else total / terms)
+def _mean(total: Tensor, terms: int | None, *, like: Tensor) -> Tensor:
+    return (total.clone() if terms is None else total / terms).to(like)
 
 
 def _narrowed(edited: Tensor, theta: Tensor) -> Tensor:
-    # Converting there and back quietens a signalling NaN: what the rule left alone keeps its own bits.
+    # A cast there and back may change the bits of a NaN: what the rule left alone keeps its own.
     return torch.where(bits(edited) == bits(theta.to(edited.dtype)), theta, edited.to(theta.dtype))
 
 
 class ElementwiseUnlearner(Unlearner):
     """θ' = rule(θ, F_f, F_r), for every weight by itself. Subclass it and write `rule`.
 
-    The edit is one pass over the three arrays, in pieces, without a copy of the model. An edit that fails is undone
-    from a log of the values that it overwrote.
-
-    Importances arrive as means over samples (or as totals, when they are `Importance.unnormalised`).
+    The edit is one pass over the three arrays, without a copy of the model; a failed one is undone from a log of the
+    old values. Importances arrive as means over samples (or as totals, when they are `Importance.unnormalised`).
 
     Example:
         >>> import attrs, torch
@@ -181,7 +166,7 @@ class ElementwiseUnlearner(Unlearner):
     def rule(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:
         """Return the edited weights: a pure function, element by element, nothing edited in place.
 
-        It is called for pieces of a parameter that fit in cache, so it must not reduce over all of it: use `prepare`.
+        It is called for pieces of a parameter, so it must not reduce over all of it: use `prepare`.
 
         Args:
             theta: Weights, any shape, float32 or float64.
@@ -193,10 +178,9 @@ class ElementwiseUnlearner(Unlearner):
         """
 
     def prepare(self, forget: Importance, reference: Importance | None) -> Self:
-        """Return the object that edits: this one, or a copy with options derived from all importances.
+        """Return the object that edits: this one, or ``attrs.evolve(self, …)`` with options derived from importances.
 
-        Override it for a global quantile, say, and return ``attrs.evolve(self, …)``. ``reference`` is None when the
-        method does not need one.
+        Override it for a global quantile, say. ``reference`` is None when the method does not need one.
         """
         del forget, reference
         return self
@@ -205,13 +189,8 @@ class ElementwiseUnlearner(Unlearner):
     def edit(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:
         """Apply the rule to one tensor: in at least float32, checked, cast back.
 
-        Args:
-            theta: Weights, any shape and floating dtype.
-            forget: F_f, same shape and device, float32 or float64.
-            reference: F_r, likewise.
-
-        Returns:
-            θ' in the dtype of ``theta``; weights that the rule leaves alone keep their bits.
+        Importances have the shape and the device of θ, and are float32 or float64. Weights that the rule leaves alone
+        keep their bits.
 
         Raises:
             MismatchError: The rule returned another shape, dtype or device, or edited its arguments.
@@ -221,7 +200,7 @@ class ElementwiseUnlearner(Unlearner):
 
     @final
     def applier(self) -> RuleApplier:
-        """Return what applies the rule to one parameter after the other, and checks its results."""
+        """Return an object that applies the rule to parameters, and checks its results."""
         return RuleApplier(self.rule, who=f"method {self.name!r}: rule()")
 
     @final
@@ -239,7 +218,7 @@ class ElementwiseUnlearner(Unlearner):
 
     @final
     def _needs_copy(self) -> bool:
-        """Whether a subclass replaces ``apply``: a rule sees copies of pieces, so the undo log has all that changes."""
+        """Whether a subclass overrides ``apply``; a rule changes nothing that is not in the undo log."""
         return type(self).apply is not ElementwiseUnlearner.apply
 
     def _write(self, weights: _Weights, inputs: UnlearningInputs, undo_log: UndoLog) -> EditCounts:
@@ -279,6 +258,6 @@ class ElementwiseUnlearner(Unlearner):
         if self._needs_copy() or type(self).prepare is not ElementwiseUnlearner.prepare:
             raise UnsupportedModelError(
                 f"method {self.name!r}: expected a model that is not sharded, saw one whose parameters are "
-                "sharded (FSDP, DTensor): this method looks at all importances at once before it edits (a percentile, "
-                "say), which no process has; use one that does not, with thresholds of your own"
+                "sharded (FSDP, DTensor): this method reads all importances before it edits (for a percentile, say), "
+                "and no process has them; use one that does not, with thresholds of your own"
             )

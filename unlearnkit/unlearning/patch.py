@@ -1,22 +1,21 @@
-"""An edit as a file of its own, without the model: which weights, by which factors, and what they were."""
+"""An edit as a file of its own, without the model: changed positions, factors and old values."""
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 import attrs
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from unlearnkit.models.parameters import bits, changed_positions, chunk_size, chunks, digest_tensors
+from unlearnkit.models.parameters import bits, changed_positions, digest_tensors
 from unlearnkit.utils.errors import MismatchError, StoreError, raise_all
 from unlearnkit.utils.safetensors import save_tensors
 
 State = dict[str, Tensor]
-T = TypeVar("T", bound=Mapping[str, Tensor])
 
 FORMAT = "unlearnkit-patch-1"
 _PARTS = ("index", "factor", "value_index", "value", "old")
@@ -25,11 +24,10 @@ _PARTS = ("index", "factor", "value_index", "value", "old")
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class TensorPatch:
-    """What an edit did to one tensor, whose elements are numbered in row-major order.
+    """The edit of one tensor: the elements ``index`` times ``factor`` (float64), rounded to the tensor's dtype.
 
-    The elements ``index`` (int64, rising) were multiplied by ``factor`` (float64) and rounded to the tensor's dtype.
-    Those that no factor takes to their new value, as 0 that became 7, are in ``value_index``, the new values in
-    ``value``. ``old`` has the old values of both, in this order, or is None.
+    Elements are numbered in row-major order. Those that no factor takes to their new value, as 0 that became 7, are in
+    ``value_index``, with the new values in ``value``. ``old`` has the old values of both, or is None.
     """
 
     index: Tensor
@@ -40,9 +38,9 @@ class TensorPatch:
 
     @classmethod
     def between(cls, before: Tensor, after: Tensor, *, keep_old: bool) -> "TensorPatch":
-        """Describe what turns a tensor into another of its shape and dtype; empty when they are bit-identical."""
+        """Compare two tensors of one shape and dtype."""
         was, now = before.detach().cpu().reshape(-1), after.detach().cpu().reshape(-1)
-        where = _differing(was, now)
+        where = changed_positions(was, now)
         was, now = was[where], now[where]
         factor = now.double() / was.double() if was.is_floating_point() else torch.full(was.shape, torch.nan).double()
         exact = bits((was.double() * factor).to(was.dtype)) == bits(now)
@@ -51,8 +49,8 @@ class TensorPatch:
 
     @staticmethod
     def bytes_each(size: int) -> int:
-        """Return the bytes that a changed element of ``size`` bytes takes: position, factor and old value."""
-        return 8 + 8 + size
+        """Return the bytes that a changed element of ``size`` bytes takes."""
+        return 8 + 8 + size  # position, factor and old value
 
     @property
     def changed(self) -> int:
@@ -67,7 +65,7 @@ class TensorPatch:
         return flat.reshape(tensor.shape)
 
     def revert(self, tensor: Tensor) -> Tensor:
-        """Return the tensor before the edit: a new one, contiguous, on the CPU; see `undo`."""
+        """Return the tensor before the edit: a new one, contiguous, on the CPU."""
         earlier = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         self.undo(earlier)
         return earlier
@@ -141,13 +139,9 @@ class Patch:
         keep_old: bool = True,
         about: Mapping[str, Any] | None = None,
     ) -> "Patch":
-        """Describe what turns one state into another.
+        """Compare two states of the same names, shapes and dtypes, as `unlearnkit.models.model_state` returns them.
 
-        Args:
-            before: Name to tensor, as `unlearnkit.models.checkpoint.model_state` returns.
-            after: The same names, shapes and dtypes.
-            keep_old: Whether to keep the old values, so that it can be reverted.
-            about: Plain values to keep with it.
+        A patch without the old values (``keep_old=False``) cannot be reverted. ``about`` holds plain values.
         """
         raise_all(_differences(before, after), where="a patch between two models")
         found = {n: TensorPatch.between(before[n], after[n], keep_old=keep_old) for n in before}
@@ -177,30 +171,18 @@ class Patch:
         return _of_digest(earlier, self.before)
 
     def undo(self, state: Mapping[str, Tensor]) -> None:
-        """Put the old values into the tensors of an edited model, without a second copy of any.
-
-        Args:
-            state: The edited state, changed in place; an exception after the first check leaves it half changed.
-        """
+        """Put the old values into the tensors of an edited model, in place; an error may leave it half changed."""
         self._check(state, self.after, "that makes")
         for name, patch in self.tensors.items():
             patch.undo(state[name])
-        _of_digest(state, self.before)
+        _of_digest(dict(state), self.before)
 
     def without_old(self) -> "Patch":
-        """Return a smaller patch without the old values: it can be applied, not reverted."""
+        """Return a smaller patch that can be applied, not reverted."""
         return attrs.evolve(self, tensors={n: attrs.evolve(p, old=None) for n, p in self.tensors.items()})
 
     def then(self, other: "Patch", state: Mapping[str, Tensor]) -> "Patch":
-        """Make one patch of two.
-
-        Args:
-            other: Applies to the result of this one.
-            state: What this one applies to; it is needed because the products were rounded in between.
-
-        Raises:
-            MismatchError: The other applies to another model.
-        """
+        """Make one patch of two; the products were rounded in between, so the ``state`` before the first is needed."""
         if other.before != self.after:
             raise MismatchError(f"expected a second patch made for {self.after}, saw one made for {other.before}")
         last = other.apply(self.apply(state))
@@ -208,7 +190,7 @@ class Patch:
         return Patch.between(state, last, keep_old=self.reversible and other.reversible, about=about)
 
     def inspect(self) -> dict[str, Any]:
-        """Describe it in plain values: digests, changed weights by tensor, range of the factors, reversibility."""
+        """Return digests, changed weights by tensor, range of the factors and reversibility, as plain values."""
         factors = [p.factor for p in self.tensors.values() if len(p.factor)]
         every = torch.cat(factors) if factors else torch.empty(0)
         return {
@@ -234,14 +216,7 @@ class Patch:
 
     @classmethod
     def load(cls, path: str | Path) -> "Patch":
-        """Read what `save` wrote, and check it.
-
-        Args:
-            path: The file.
-
-        Raises:
-            StoreError: It is no patch, or was changed.
-        """
+        """Read what `save` wrote; a `StoreError` for a file that is no patch, or was changed."""
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
                 metadata = file.metadata() or {}
@@ -264,16 +239,7 @@ class Patch:
         raise_all(problems, where="the patch does not fit the model")
 
 
-def _differing(was: Tensor, now: Tensor) -> Tensor:
-    """Return the positions at which two flat tensors differ, compared in pieces to save memory."""
-    found, start = [], 0
-    for one, other in chunks(was, now, limit=chunk_size(was.device)):
-        found.append(changed_positions(one, other) + start)
-        start += len(one)
-    return torch.cat(found)
-
-
-def _of_digest(state: T, expected: str) -> T:
+def _of_digest(state: State, expected: str) -> State:
     seen = digest_tensors(state)
     if seen != expected:
         raise MismatchError(f"the patch made the model {seen}, expected {expected}: nothing was changed")

@@ -1,5 +1,6 @@
-"""What an edit did, counted on the real weights."""
+"""The report of an edit: changed weights by tensor, importances used, remarks and timings."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, final
 
@@ -11,13 +12,7 @@ from unlearnkit.importance.provenance import Fingerprint, error_text, recorded_e
 @final
 @attrs.frozen(kw_only=True)
 class TensorChange:
-    """What happened to one parameter.
-
-    Attributes:
-        name: Qualified name.
-        size: Number of weights.
-        changed: How many weights have other bits than before.
-    """
+    """One parameter: its qualified name, number of weights, and how many of them have other bits than before."""
 
     name: str
     size: int
@@ -32,7 +27,7 @@ class TensorChange:
 @final
 @attrs.frozen(kw_only=True)
 class ReportedImportance:
-    """One importance that an edit relied on, without its tensors."""
+    """One importance that an edit used, without its tensors."""
 
     role: str
     count: int
@@ -44,7 +39,7 @@ class ReportedImportance:
 
     @property
     def error(self) -> float | None:
-        """Its relative error, that of an exact estimator of an older report included."""
+        """Its relative error; 0.0 for exact estimators in reports from before it was recorded."""
         return recorded_error(self.relative_error, self.fingerprint.estimator)
 
 
@@ -60,7 +55,7 @@ class Report:
         tensors: One entry per trainable parameter.
         buffers_changed: Names of the buffers that have other bits than before; only methods that train change any.
         evidence: The importances it used.
-        remarks: Sentences that a person should read: why nothing could be selected, say.
+        remarks: Warnings in plain words: why nothing could be selected, say.
         seconds: Stage to wall-clock seconds.
         model_before: Digest of the weights before the edit.
         model_after: Digest of the weights after it.
@@ -124,23 +119,13 @@ class Report:
         return f"{self.method} changed {self.changed} of {self.size} weights ({100 * self.fraction:.3g} %)."
 
     def uncertainty(self) -> tuple[str, ...]:
-        """Return a sentence on the error of importances that were estimated with random numbers; none if all are exact.
-
-        Example:
-            >>> kind = Fingerprint(estimator="sketched-fisher")
-            >>> seen = dict(role="forget", count=64, samples=64, batches="2 × 32", order="", fingerprint=kind)
-            >>> print(*Report(method="ssd", evidence=(ReportedImportance(**seen, relative_error=0.25),)).uncertainty())
-            Importances are estimates: standard deviation of a weight's total up to 25 % (forget), where its gradients \
-are spread evenly over the batches.
-        """
+        """Return a sentence on the error of importances that depend on random numbers; none if all are exact."""
         estimated = [f"{error_text(one.error)} ({one.role})" for one in self.evidence if one.error != 0]
         if not estimated:
             return ()
-        said = (
-            f"Importances are estimates: standard deviation of a weight's total {', '.join(estimated)}, where its "
-            "gradients are spread evenly over the batches."
-        )
-        return (said,)
+        errors = ", ".join(estimated)
+        where = "where its gradients are spread evenly over the batches."
+        return (f"Importances are estimates: standard deviation of a weight's total {errors}, {where}",)
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested dicts, lists, strings and numbers for JSON, derived numbers included; infinities as strings."""
@@ -153,7 +138,7 @@ are spread evenly over the batches.
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, float) and (value != value or abs(value) == float("inf")):  # noqa: PLR0124 - NaN
+    if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has neither
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]

@@ -1,4 +1,4 @@
-"""Methods that train: the optimiser, the epochs, the mode and the masks are shared, authors write their losses."""
+"""Methods that train: optimiser, epochs, mode and masks are shared; authors write the losses."""
 
 import abc
 from collections.abc import Iterable, Mapping
@@ -18,23 +18,19 @@ from unlearnkit.utils.options import option
 from unlearnkit.utils.progress import length
 
 
-def _some(batches: Iterable[Any] | None) -> Iterable[Any]:
-    return () if batches is None else batches
-
-
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class EpochConfig:
     """One pass over some batches: one step for each.
 
     Attributes:
-        batches: Read once. A data loader that reads its data set in order is shuffled anew, from the seed, in each
-            pass; anything else keeps its own order.
-        loss: What each step minimises.
+        batches: Read once; None is no batches. A data loader that reads its data set in order is shuffled anew, from
+            the seed, in each pass; anything else keeps its own order.
+        loss: The loss that each step minimises.
         name: For the progress bar and for messages.
     """
 
-    batches: Iterable[Any] = attrs.field(converter=_some)
+    batches: Iterable[Any] | None
     loss: Loss
     name: str = "epoch"
 
@@ -42,7 +38,7 @@ class EpochConfig:
     def epochs(
         cls, batches: Iterable[Any] | None, loss: Loss, *, count: int, name: str = "epoch"
     ) -> "list[EpochConfig]":
-        """Make ``count`` passes over the same batches; ``inputs.retain_data``, say."""
+        """Make ``count`` passes over the same batches."""
         return [cls(batches=batches, loss=loss, name=f"{name} {i} of {count}") for i in range(1, count + 1)]
 
 
@@ -58,16 +54,14 @@ def fine_tune(
     """Train a model in place: one step on the loss of each batch, pass after pass.
 
     One optimiser serves all passes. Masked weights are put back after each step, so that momentum and weight decay
-    cannot move them; frozen parameters are never trained. Random numbers are drawn from ``inputs.seed``, and global
-    generators, modes and gradients are left as they were.
+    cannot move them; frozen parameters are never trained. Global generators, modes and gradients are left as they were.
 
     Args:
         model: Trained in place.
         passes: In order; see `EpochConfig.epochs`.
-        optimizer: How to take a step.
+        optimizer: Takes the steps.
         inputs: Its ``seed`` and ``progress`` are used.
-        masks: Parameter name to a boolean tensor of its shape: True where a weight may change. A parameter without a
-            mask may change everywhere.
+        masks: Parameter name to a boolean tensor of its shape, True where a weight may change; without one, all may.
         training: Whether dropout is on and BatchNorm uses and updates the statistics of the batch (frozen BatchNorm
             layers never do). A method that passes True needs the trait ``edits_buffers``.
 
@@ -79,45 +73,41 @@ def fine_tune(
         ConfigurationError: A pass without batches, or a mask for an unknown parameter.
         UnsupportedModelError: The loss does not depend on any trainable parameter.
     """
-    masked, steps, means = _MaskedWeights(model, masks or {}), optimizer.optimizer_for(model), []
+    steps, masked, means = optimizer.optimizer_for(model), _masked_weights(model, masks or {}), []
+
+    def restore_masked() -> None:
+        with torch.no_grad():
+            for p, free, before in masked:
+                p.copy_(torch.where(free, p, before))
+
     with training_mode(model, steps, seed=inputs.seed, training=training):
         freeze_batch_norm(model)
         for number, one in enumerate(passes):
-            batches = reshuffled(one.batches, seed=inputs.seed + number)
+            batches = reshuffled(() if one.batches is None else one.batches, seed=inputs.seed + number)
             shown = inputs.progress(batches, one.name, length(batches))
-            means.append(run_epoch(model, shown, one.loss, steps, name=one.name, after_step=masked.restore))
+            means.append(run_epoch(model, shown, one.loss, steps, name=one.name, after_step=restore_masked))
     return tuple(means)
 
 
-@final
-class _MaskedWeights:
-    """Freezes masked weights by restoring them after each step."""
-
-    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-        named = trainable(model)
-        problems = [f"{name}: no trainable parameter{nearest(name, named)}" for name in masks if name not in named]
-        problems += [
-            f"{name}: expected a boolean tensor of shape {tuple(named[name].shape)}, saw {mask.dtype} of "
-            f"{tuple(mask.shape)}"
-            for name, mask in masks.items()
-            if name in named and (mask.shape != named[name].shape or mask.dtype != torch.bool)
-        ]
-        raise_all(problems, where="masks", error=ConfigurationError)
-        self._masked = [(named[n], m.to(named[n].device), named[n].detach().clone()) for n, m in masks.items()]
-
-    def restore(self) -> None:
-        with torch.no_grad():
-            for p, free, before in self._masked:
-                p.copy_(torch.where(free, p, before))
+def _masked_weights(model: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
+    """Check the masks; return each parameter that has one, its mask and a copy of its values."""
+    named = trainable(model)
+    problems = [f"{name}: no trainable parameter{nearest(name, named)}" for name in masks if name not in named]
+    problems += [
+        f"{name}: expected a boolean tensor of shape {tuple(named[name].shape)}, saw {mask.dtype} of "
+        f"{tuple(mask.shape)}"
+        for name, mask in masks.items()
+        if name in named and (mask.shape != named[name].shape or mask.dtype != torch.bool)
+    ]
+    raise_all(problems, where="masks", error=ConfigurationError)
+    return [(named[n], m.to(named[n].device), named[n].detach().clone()) for n, m in masks.items()]
 
 
 @attrs.frozen(kw_only=True)
 class TrainingUnlearner(Unlearner):
     """Trains the model on losses of the forget and the retain set. Subclass it and write `passes`.
 
-    The options below come with it. Redeclare one to give it another default; redeclare it as
-    ``attrs.field(default=…, init=False)`` to fix its value.
-
+    Redeclare an option to give it another default; redeclare it as ``attrs.field(default=…, init=False)`` to fix it.
     In train mode dropout is on and BatchNorm uses and updates the statistics of the batches; eval mode has no dropout
     and leaves the buffers as they are.
 
@@ -158,38 +148,20 @@ class TrainingUnlearner(Unlearner):
         Args:
             model: As it was before the edit; copy what you need of it, with `unlearnkit.unlearning.teacher_of`, say.
             inputs: Holds at least what ``needs`` declares.
-
-        Returns:
-            For example ``EpochConfig.epochs(inputs.retain_data, loss, count=self.epochs)``.
         """
 
     def masks(self, inputs: UnlearningInputs) -> Mapping[str, Tensor]:
-        """Return which weights may change, by parameter name: boolean tensors; override it to train only some.
-
-        Args:
-            inputs: As for `passes`.
-
-        Returns:
-            A parameter without a mask may change everywhere; by default there is none.
-        """
+        """Return which weights may change, as `fine_tune` takes them; override it to train only some."""
         del inputs
         return {}
 
     def student(self, model: nn.Module, inputs: UnlearningInputs) -> nn.Module:
-        """Return the model to train; override it to train another one, which is then copied into ``model``.
-
-        Args:
-            model: The model to edit.
-            inputs: As for `passes`.
-
-        Returns:
-            ``model`` itself by default.
-        """
+        """Return the model to train; override it to train another one, which is then copied into ``model``."""
         del inputs
         return model
 
     def promises(self) -> UnlearnerTraits:
-        """Promise to leave buffers alone in eval mode; see `Unlearner.promises`."""
+        """Take the permission to edit buffers back in eval mode; see `Unlearner.promises`."""
         return attrs.evolve(self.traits, edits_buffers=self.mode == "train")
 
     @final

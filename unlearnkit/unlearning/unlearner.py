@@ -1,4 +1,4 @@
-"""The contract of every method that makes a model forget, and what it may look at."""
+"""`Unlearner`, the base class of every unlearning method, and `UnlearningInputs`, the inputs of an edit."""
 
 import abc
 import enum
@@ -47,7 +47,7 @@ def check_fraction(owner: Any, field: "attrs.Attribute[Any]", value: Any) -> Non
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class UnlearningInputs:
-    """What an edit may look at. Only what the method declares in ``needs`` must be there.
+    """The inputs of an edit. Only those that the method declares in ``needs`` must be there.
 
     Attributes:
         forget: Importance for the forget set D_f.
@@ -89,7 +89,7 @@ class UnlearningInputs:
 
 
 def _names(names: Iterable[str]) -> frozenset[str]:
-    return frozenset(names)
+    return frozenset(names)  # mypy needs a named function with a signature
 
 
 @final
@@ -97,12 +97,11 @@ def _names(names: Iterable[str]) -> frozenset[str]:
 class UnlearnerTraits:
     """What a method promises; the laws that apply to it follow from these. The defaults promise the least.
 
-    The promises below ``edits_buffers`` concern the rule of an elementwise method: θ' from θ, F_f and F_r.
+    All after ``edits_buffers`` concern the rule of an elementwise method: θ' from θ, F_f and F_r.
 
     Attributes:
         deterministic: The same input gives the same bits on one CPU.
-        edits_buffers: No promise but a permission: the values of buffers, such as BatchNorm's running statistics, may
-            change; the report names those that did. Without it every buffer keeps its bits.
+        edits_buffers: Buffers, such as BatchNorm's running statistics, may change; the report names those that did.
         local: A weight with F_f = 0 stays bit-identical, −0 and NaN included.
         non_amplifying: |θ'| ≤ |θ|.
         sign_preserving: θ' is 0 or has the sign of θ.
@@ -126,7 +125,7 @@ class UnlearnerTraits:
 @final
 @attrs.frozen(kw_only=True)
 class EditCounts:
-    """What an edit found out about itself: changed weights by parameter, and options derived from the importances."""
+    """Changed weights by parameter, and options derived from the importances."""
 
     changed: Mapping[str, int]
     derived: Mapping[str, Any] = attrs.field(factory=dict)
@@ -135,9 +134,9 @@ class EditCounts:
 class Unlearner(abc.ABC):
     """Edits a model in place so that it forgets. Subclass it and write `apply`.
 
-    The public method `unlearn` checks the inputs and the model before and after, counts what changed, and rolls back
-    bit by bit when anything goes wrong. A method whose edit of a weight depends on that weight and its importances
-    alone is an `ElementwiseUnlearner`, which is shorter still.
+    `unlearn` checks the inputs and the model before and after, counts what changed, and restores the model bit by bit
+    when anything goes wrong. A method whose edit of a weight depends on that weight and its importances alone is an
+    `ElementwiseUnlearner`, which is shorter still.
 
     Example:
         >>> class Halve(Unlearner):
@@ -185,26 +184,22 @@ class Unlearner(abc.ABC):
     ) -> Report:
         """Edit the model in place: completely, or not at all.
 
-        In a sharded model each process edits its own shards: all processes must call this, with importances that are
-        sharded as the model is. ``accept`` is then called on each.
+        For a sharded model all processes must call this, with importances that are sharded as the model is; each edits
+        its own shards and calls ``accept``.
 
         Args:
             model: Its trainable parameters are edited; everything else stays.
-            inputs: Must hold what ``needs`` declares; its importances must be this very model's.
+            inputs: Must hold what ``needs`` declares; its importances must be this model's.
             accept: Sees the report and the edited model before the edit is final, and returns the report; an exception
                 there, Ctrl-C included, rolls the edit back.
-            snapshot: One of this very model as it is now, where the caller has one: its digest and its check that the
-                weights are finite are used again.
-
-        Returns:
-            What was changed.
+            snapshot: One of the model as it is now, whose digest and check for finite weights are used again.
 
         Raises:
             MismatchError: Importances that are not this model's, or a method that changed what it must not.
             NonFiniteError: NaN or infinity before or after the edit.
             BudgetError: More weights were changed than allowed.
             ConfigurationError: One of the inputs that the method needs is missing.
-            UnsupportedModelError: The model is sharded, and the method is not one that can edit pieces.
+            UnsupportedModelError: The model is sharded, and the method cannot edit shards.
         """
         if reshard(model):
             self._check_shardable()
@@ -241,7 +236,7 @@ class Unlearner(abc.ABC):
 
     def _check_inputs(self, model: nn.Module, inputs: UnlearningInputs, model_digest: str) -> tuple[str, ...]:
         """Check the inputs; issue the remarks as warnings and return them."""
-        # Each against the model before one against the other: a stale one is better called stale than different.
+        # Each against the model first: for an importance of an older model, that error says more.
         for importance in (inputs.forget, inputs.reference):
             if importance is not None:
                 _check_importance(importance, model, model_digest)
@@ -252,7 +247,7 @@ class Unlearner(abc.ABC):
         return remarks
 
     def _check_after(self, model: nn.Module, snapshot: ModelSnapshot, counts: EditCounts | None) -> tuple[str, ...]:
-        """Check that only what may change did; return the names of the buffers that changed."""
+        """Raise an error for changes that are not allowed; return the names of the buffers that changed."""
         who = f"method {self.name!r} ({type(self).__module__}.{type(self).__qualname__}) broke the contract"
         raise_all(snapshot.structure_changes(), where=f"{who} (the model was put back)")
         problems = [f"{n}: a frozen parameter was edited" for n in snapshot.changed_parameters(frozen=True)]

@@ -1,9 +1,8 @@
-"""Fills a store: one pass for each group, which can be resumed after a kill."""
+"""Fills a store: one resumable pass for each group."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
@@ -11,7 +10,6 @@ from torch import nn
 from unlearnkit.distributed.collectives import all_gather, raise_on_all_ranks
 from unlearnkit.distributed.ranks import Ranks
 from unlearnkit.importance.estimator import ImportanceEstimator
-from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.multi_process import estimate_resumable, estimate_together, forget_parts
 from unlearnkit.importance.store.store import ImportanceStore
 from unlearnkit.models.objective import Objective
@@ -36,7 +34,7 @@ def fill(
     way continues after its last segment.
 
     Args:
-        store: Where to.
+        store: Gets the importances.
         estimator: Any whose terms are samples.
         model: The trained model.
         data: Group to its batches.
@@ -49,27 +47,21 @@ def fill(
         StoreError: A symbolic link stands where a pass saves its progress.
     """
     estimate = estimate_together if together else estimate_resumable
-    put = _put_together if together else _put
     for key, batches in data.items():
         name = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
-        measure = partial(estimate, estimator, model, batches, objective=objective, every=every, progress=progress)
-        part = store.folder / f"{name}.part"
-        if part.is_symlink() or part.with_suffix(".parts").is_symlink():
-            raise StoreError(f"{part}: expected a file or nothing, saw a symbolic link: somebody has put it there")
-        put(store, key, part, measure)
-
-
-def _put(store: ImportanceStore, key: str, part: Path, measure: Callable[..., Importance]) -> None:
-    if key not in store.keys:
-        store.put(key, measure(checkpoint=part))
-    part.unlink(missing_ok=True)
-
-
-def _put_together(store: ImportanceStore, key: str, part: Path, measure: Callable[..., Importance]) -> None:
-    parts = part.with_suffix(".parts")  # a folder: each rank writes a file of its own
-    if not all_gather(key in store.keys)[0]:  # as rank 0 sees it: it may have written already
-        found = measure(checkpoint=parts)
-        with raise_on_all_ranks():
-            if Ranks.current().rank == 0:
-                store.put(key, found)
-    forget_parts(parts)
+        # A file, or a folder with a file for each rank.
+        part = store.folder / (f"{name}.parts" if together else f"{name}.part")
+        if part.is_symlink():
+            raise StoreError(f"{part}: expected no symbolic link, saw one: somebody has put it there")
+        known = key in store.keys
+        if not (all_gather(known)[0] if together else known):  # as rank 0 sees it: it may have written already
+            found = estimate(
+                estimator, model, batches, objective=objective, checkpoint=part, every=every, progress=progress
+            )
+            with raise_on_all_ranks() if together else nullcontext():
+                if not together or Ranks.current().rank == 0:
+                    store.put(key, found)
+        if together:
+            forget_parts(part)
+        else:
+            part.unlink(missing_ok=True)

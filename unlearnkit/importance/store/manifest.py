@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, final
 
 import attrs
+import torch
 
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import Fingerprint, error_of_difference, error_of_sum
@@ -29,12 +30,12 @@ class Entry:
 
     @classmethod
     def of(cls, importance: Importance) -> "Entry":
-        """Describe an importance whose totals are in no file yet."""
+        """Make the entry of an importance whose totals are in no file yet."""
         return cls(count=importance.count, samples=importance.samples, relative_error=importance.relative_error)
 
     @classmethod
     def together(cls, parts: Sequence["Entry"]) -> "Entry":
-        """Describe a sum whose totals are in no file yet."""
+        """Make the entry of a sum whose totals are in no file yet."""
         return cls(
             count=sum(part.count for part in parts),
             samples=sum(part.samples for part in parts),
@@ -42,7 +43,7 @@ class Entry:
         )
 
     def without(self, part: Importance) -> "Entry":
-        """Describe a difference whose totals are in no file yet."""
+        """Make the entry of a difference whose totals are in no file yet."""
         return Entry(
             count=self.count - part.count,
             samples=self.samples - part.samples,
@@ -64,7 +65,7 @@ class Edit:
 @final
 @attrs.frozen(kw_only=True)
 class Staleness:
-    """How many edits a model had since its importances were measured, and what fraction of weights they changed."""
+    """How many edits a model had since its importances were measured, and the fraction of weights they changed."""
 
     edits: int
     fraction: float
@@ -92,7 +93,7 @@ class Staleness:
 @final
 @attrs.frozen(kw_only=True)
 class StoreManifest:
-    """Everything in a store but the tensors."""
+    """All data of a store but the tensors."""
 
     precision: Literal["float32", "float64"] = "float64"
     data: str = ""  # a digest
@@ -113,6 +114,14 @@ class StoreManifest:
         """All files that the manifest refers to."""
         entries = [*self.groups.values(), *([self.total] if self.total else [])]
         return [shard for entry in entries for shard in entry.shards]
+
+    @property
+    def rounding(self) -> float:
+        """The machine epsilon of the coarsest precision that made the totals."""
+        # Gradients count too: those of one sample differ in their last digits with the batch that it is in.
+        measured = f"{self.precision} {self.fingerprint.precision if self.fingerprint else ''}"
+        coarsest = next(name for name in ("bfloat16", "float16", "float32", "float64") if name in measured)
+        return torch.finfo(getattr(torch, coarsest)).eps
 
 
 def write_manifest(folder: Path, manifest: StoreManifest) -> None:

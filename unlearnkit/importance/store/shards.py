@@ -1,4 +1,4 @@
-"""Named tensors in safetensors files: written, mapped, added and subtracted one at a time."""
+"""Named tensors in safetensors files: written, memory-mapped, added and subtracted one at a time."""
 
 import hashlib
 import re
@@ -88,12 +88,11 @@ def _parts(tensors: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[s
     part: dict[str, Tensor] = {}
     size = 0
     for name, tensor in tensors:
-        new = tensor.numel() * tensor.element_size()
-        if part and size + new > limit:
+        if part and size + tensor.nbytes > limit:
             yield part
             part, size = {}, 0
         part[name] = tensor
-        size += new
+        size += tensor.nbytes
         del tensor  # or it would stay while the next one is made
         if size >= limit:
             yield part
@@ -117,24 +116,21 @@ def on_disk(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 @final
 @attrs.frozen(kw_only=True)
 class Cancellation:
-    """In how many ``entries`` of a parameter's weights a difference has no correct digits: the part was nearly all."""
+    """How many ``entries`` of a parameter's difference have no correct digits, because the part was nearly all."""
 
     name: str
     entries: int
     of: int
 
 
-def summed(parts: Sequence[Mapping[str, Tensor]], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+def summed(parts: Sequence[Mapping[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """Add importances name by name, in float64."""
     for name in parts[0]:
-        yield name, _sum([part[name] for part in parts]).to(dtype)
-
-
-def _sum(tensors: Sequence[Tensor]) -> Tensor:
-    total = tensors[0].to(torch.float64, copy=True)
-    for tensor in tensors[1:]:
-        total += tensor
-    return total
+        total = parts[0][name].to(torch.float64, copy=True)
+        for part in parts[1:]:
+            total += part[name]
+        yield name, total
+        del total  # or it would stay while the next one is made
 
 
 def difference(

@@ -1,4 +1,4 @@
-"""Importances kept on disk by group, so that any group can be forgotten without a pass over data."""
+"""Importances on disk by group, so that any group can be forgotten without a pass over data."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,7 +28,6 @@ from unlearnkit.utils.errors import MismatchError, StoreError, nearest, raise_al
 
 T = TypeVar("T")
 _TRIES = 5
-_COARSE_FIRST = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 @final
@@ -36,15 +35,12 @@ _COARSE_FIRST = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 class ImportanceStore:
     """A folder of safetensors files with a manifest: totals and counts for each group of samples, and their sum.
 
-    A group is a class, a shard or a user: any key under which samples are measured. To forget a whole group takes no
+    A group is a class, a user or any other key under which samples are measured. Forgetting a whole group takes no
     data: its importance is stored, and that of all others is a sum. Tensors are memory maps and sums are made tensor by
     tensor, so a store may be larger than memory.
 
     One process writes at a time; readers see the store before a change or after it. What is removed is in no file of
     the store any more. (A file system or a backup may keep blocks of deleted files, which no program can prevent.)
-
-    Attributes:
-        folder: The folder.
 
     Example:
         >>> import tempfile, torch
@@ -71,20 +67,13 @@ class ImportanceStore:
         precision: Literal["float32", "float64"] = "float64",
         versions: Mapping[str, str] | None = None,
     ) -> "ImportanceStore":
-        """Create an empty store.
+        """Create an empty store in a new folder; a `StoreError` for one with something in it.
 
         Args:
             folder: A new folder.
             data: Digest of the training data, to be compared later.
-            precision: Of the stored totals. float32 halves the size; each total is then rounded once, by at most
-                6·10⁻⁸ of itself.
+            precision: Of the stored totals. float32 halves the size and rounds each total once, by at most 6·10⁻⁸.
             versions: Of the libraries, to be recorded.
-
-        Returns:
-            The store.
-
-        Raises:
-            StoreError: There is something in the folder already, or it cannot be made.
         """
         path = Path(folder)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -115,7 +104,7 @@ class ImportanceStore:
     @property
     def rounding(self) -> float:
         """The relative rounding error of one addition, in the coarsest precision that made the totals."""
-        return _rounding(self.manifest)
+        return self.manifest.rounding
 
     def group(self, key: str) -> Importance:
         """Return the importance of one group, as memory maps, with the role ``forget``."""
@@ -142,12 +131,7 @@ class ImportanceStore:
         return self._read(lambda m: self._importance(m, m.total, Role.FULL))
 
     def check(self, model: nn.Module, *, data: str = "") -> None:
-        """Raise a `MismatchError` for a model or data that the store was not measured on.
-
-        Args:
-            model: The measured one, or what the recorded edits made of it.
-            data: Digest of the training data; "" does not compare it.
-        """
+        """Raise a `MismatchError` for another model, edited as recorded, or data of another digest (unless "")."""
         manifest, seen = self.manifest, digest(model)
         problems = []
         if manifest.models and manifest.models[-1] != seen:
@@ -167,16 +151,7 @@ class ImportanceStore:
             check_shard(self.folder, shard)
 
     def put(self, key: str, importance: Importance) -> None:
-        """Add a new group: the importance of its samples, one term per sample, of the kind of those in the store.
-
-        Args:
-            key: Of the group.
-            importance: Of its samples.
-
-        Raises:
-            StoreError: There is such a group already.
-            MismatchError: It cannot be added to what is there.
-        """
+        """Add a new group: the importance of its samples, one term per sample, of the kind of those in the store."""
         with writing(self.folder) as writer:
             manifest = writer.manifest
             if key in manifest.groups:
@@ -251,7 +226,7 @@ class ImportanceStore:
         entries = [_entry(manifest, key) for key in keys]
         if len(entries) == 1:
             return self._importance(manifest, entries[0], role)
-        totals = on_disk(summed([read_shards(self.folder, entry.shards) for entry in entries], torch.float64))
+        totals = on_disk(summed([read_shards(self.folder, entry.shards) for entry in entries]))
         return self._importance(manifest, Entry.together(entries), role, totals)
 
     def _check_kind(self, manifest: StoreManifest, importance: Importance) -> None:
@@ -278,7 +253,7 @@ class ImportanceStore:
                 f"{key!r}: expected a part of its {entry.count} terms, saw {part.count}: remove the group instead"
             )
         whole = read_shards(self.folder, entry.shards)
-        rest = difference(whole, part.totals, terms=entry.count, eps=_rounding(manifest), lost=lost)
+        rest = difference(whole, part.totals, terms=entry.count, eps=manifest.rounding, lost=lost)
         return writer.write(rest, entry.without(part))
 
     def forget_edits_after(self, model: str) -> None:
@@ -299,9 +274,8 @@ def writing(folder: Path) -> Iterator["Writer"]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise StoreError(
-            f"another process is writing to the store {folder}: wait until it has finished, and try again"
-        ) from error
+        wait = "wait until it has finished, and try again"
+        raise StoreError(f"another process is writing to the store {folder}: {wait}") from error
     except OSError as error:
         raise StoreError(f"cannot write to the store {folder}: {error}") from error
     try:
@@ -342,7 +316,7 @@ class Writer:
         if len(parts) < 2:
             return parts[0] if parts else None
         read = [read_shards(self.folder, part.shards) for part in parts]
-        return self.write(summed(read, torch.float64), Entry.together(parts))
+        return self.write(summed(read), Entry.together(parts))
 
 
 def _delete_unreferenced(folder: Path, manifest: StoreManifest) -> None:
@@ -358,13 +332,3 @@ def _entry(manifest: StoreManifest, key: str) -> Entry:
     if key not in manifest.groups:
         raise StoreError(f"the store has no group {key!r}{nearest(key, manifest.groups)}")
     return manifest.groups[key]
-
-
-def _rounding(manifest: StoreManifest) -> float:
-    """Return the machine epsilon of the coarsest precision that made the totals.
-
-    Gradients count too: those of one sample differ in their last digits with the batch that it is in.
-    """
-    measured = f"{manifest.precision} {manifest.fingerprint.precision if manifest.fingerprint else ''}"
-    coarsest = next(dtype for dtype in _COARSE_FIRST if str(dtype).removeprefix("torch.") in measured)
-    return torch.finfo(coarsest).eps
