@@ -110,27 +110,19 @@ class ForgetSpec(abc.ABC):
 
     @abc.abstractmethod
     def select(self, labels: Mapping[str, Indices], *, target: str, class_names: Names) -> NDArray[np.bool_]:
-        """Select the samples to forget.
+        """Return which samples to forget: shape (n,), bool, neither all False nor all True.
 
         Args:
             labels: Label kind to int64 labels, shape (n,).
             target: The label kind that the model is trained on.
             class_names: Label kind to the names of its classes, where they are known.
-
-        Returns:
-            Shape (n,), bool. `split` refuses one that is all False or all True.
         """
 
     @final
     def split(
         self, labels: Mapping[str, Labels], *, target: str | None = None, class_names: Names = _NO_NAMES
     ) -> Split:
-        """Split a training set; neither part may be empty.
-
-        Args:
-            labels: Label kind to integer labels, each of shape (n,): tensors or arrays.
-            target: The label kind that the model is trained on; by default the last one.
-            class_names: Label kind to the names of its classes, for checks and messages.
+        """Split a training set; see `select` for the arguments. The target is by default the last label kind.
 
         Raises:
             ConfigurationError: A part is empty, or a class or index does not exist.
@@ -138,8 +130,7 @@ class ForgetSpec(abc.ABC):
         split = self._cut(labels, target, class_names)
         if not len(split.forget):
             raise ConfigurationError(
-                f"{self}: expected at least one sample to forget, saw none among {split.samples}: "
-                "check the labels, or that this is the data set that was meant"
+                f"{self}: expected at least one sample to forget, saw none among {split.samples}: check the labels"
             )
         if not len(split.retain):
             raise ConfigurationError(
@@ -232,8 +223,7 @@ class BySubclass(ForgetSpec):
         if self.kind not in labels or self.kind == target:
             raise ConfigurationError(
                 f"BySubclass: expected labels of kind {self.kind!r} beside the target {target!r}, "
-                f"saw {list(labels)}: use ByClass, or a data set with fine and coarse labels trained on the "
-                "coarse ones"
+                f"saw {list(labels)}: use ByClass, or a data set with fine labels trained on the coarse ones"
             )
         wanted = _numbers(
             self.fine, labels[self.kind], names=class_names.get(self.kind, ()), what=f"BySubclass {self.kind}"
@@ -363,17 +353,14 @@ class ValidationSplit:
 
 def validation_split(split: Split, labels: Tensor, *, fraction: float, seed: int) -> ValidationSplit:
     """Hold out the same fraction of the forget set and of the retain set, stratified by class where possible."""
-    parts = []
+    parts: dict[str, Indices] = {}
     for name, rows in (("forget", split.forget), ("retain", split.retain)):
         if len(rows) < 2:
             raise ConfigurationError(
                 f"the {name} set: expected at least 2 samples, one to measure on and one to judge by, saw {len(rows)}"
             )
-        parts += _hold_out(rows, labels.numpy()[rows], fraction, seed)
-    forget, forget_validation, retain, retain_validation = parts
-    return ValidationSplit(
-        forget=forget, retain=retain, forget_validation=forget_validation, retain_validation=retain_validation
-    )
+        parts[name], parts[f"{name}_validation"] = _hold_out(rows, labels.numpy()[rows], fraction, seed)
+    return ValidationSplit(**parts)
 
 
 def _hold_out(rows: Indices, labels: Indices, fraction: float, seed: int) -> list[Indices]:
