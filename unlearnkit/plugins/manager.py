@@ -43,12 +43,8 @@ FOREIGN_FAULTS = (Exception, SystemExit)
 TRACE = "UNLEARNKIT_TRACE_HOOKS"
 """Environment variable: ``1`` prints a line on the error stream for each call of a hook of a plugin."""
 
-_KINDS: Mapping[str, tuple[str, type]] = {
-    "unlearner": ("unlearnkit_register_unlearners", Unlearner),
-    "estimator": ("unlearnkit_register_estimators", ImportanceEstimator),
-    "metric": ("unlearnkit_register_metrics", Metric),
-}
-_OFFERS: Mapping[str, tuple[str, type]] = {**_KINDS, "kernel": ("unlearnkit_register_kernels", Kernel)}
+_KINDS: Mapping[str, type] = {"unlearner": Unlearner, "estimator": ImportanceEstimator, "metric": Metric}
+_OFFERS: Mapping[str, type] = {**_KINDS, "kernel": Kernel}  # the hook is unlearnkit_register_<kind>s
 
 
 @final
@@ -275,12 +271,12 @@ class PluginManager:
     def _offered(self, kind: str) -> list[tuple[Discovered, Any]]:
         """Ask plugins that were not asked before, and check everything that they give."""
         self._load()
-        hook, base = _OFFERS[kind]
         offers, check = self._offers[kind], kernel_fault if kind == "kernel" else fault_of
-        for found, call in [pair for pair in self._call_each(hook) if pair[0].name not in offers]:
+        calls = self._call_each(f"unlearnkit_register_{kind}s")
+        for found, call in [pair for pair in calls if pair[0].name not in offers]:
             offers[found.name] = []
             try:
-                judged = [(thing, check(thing, base)) for result in call() for thing in result]
+                judged = [(thing, check(thing, _OFFERS[kind])) for result in call() for thing in result]
             except FOREIGN_FAULTS as error:  # recorded with its cause, raised when asked for
                 self._problems.append(found.problem_at(f"registering its {kind}s", error))
                 continue

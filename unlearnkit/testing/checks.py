@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import unlearnkit.testing.laws  # noqa: F401 - registers the laws
 from unlearnkit import ConfigurationError, ImportanceEstimator, Metric, Unlearner
-from unlearnkit.testing.law import LawError
-from unlearnkit.testing.laws import laws_for
+from unlearnkit.testing.law import LawError, laws_for
 from unlearnkit.testing.source import source
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def check_unlearner(method: Unlearner, *, examples: int | None = None) -> None:
         examples: Cases to try for each law, instead of the law's own number; few for a method that trains.
 
     Raises:
-        LawError: At least one law is broken; the message tells of all of them.
+        LawError: Names every law that is broken.
 
     Example:
         >>> from unlearnkit_methods.ssd import SelectiveSynapticDampening
@@ -72,16 +72,12 @@ def parametrize_with_checks(
     """Turn a test function of ``subject`` and ``law`` into one test per object and law that applies to it.
 
     Write ``@parametrize_with_checks([MyMethod(alpha=10.0)])`` above
-    ``def test_contract(subject, law): law.check(subject)``. The ids are made from the objects' options and the laws'
-    names, so that they are the same in every process.
+    ``def test_contract(subject, law): law.check(subject)``. The ids are the same in every process.
 
     Args:
         subjects: Methods, estimators and metrics.
-        expected_failures: Laws that are known to be broken, with the reason; a function of the object for several
-            objects. Such a test is an expected failure, and a failure when the law holds after all.
-
-    Returns:
-        A decorator: ``pytest.mark.parametrize`` over ``subject, law``.
+        expected_failures: Laws that are known to be broken, with the reason, or a function of the object that returns
+            them. Such a test is a strict expected failure.
 
     Raises:
         ConfigurationError: Something that no law applies to, or an expected failure of such a law.
