@@ -157,20 +157,17 @@ def _some(item: Any, rows: slice | Tensor) -> Any:
 
 def pick(batch: Any, where: int | str, *, what: str) -> Any:
     """Take one field out of a batch, by position in a sequence or by key or attribute."""
-    if isinstance(where, int) and isinstance(batch, tuple | list):
+    seen = f"a {type(batch).__name__}"
+    if isinstance(batch, Mapping):
+        if isinstance(where, str) and where in batch:
+            return batch[where]
+        seen += f" with the keys {sorted(map(str, batch))}"
+    elif isinstance(where, int) and isinstance(batch, tuple | list):
         if -len(batch) <= where < len(batch):
             return batch[where]
-        seen = f"a {type(batch).__name__} of {len(batch)} fields"
-    elif isinstance(where, str) and isinstance(batch, Mapping):
-        if where in batch:
-            return batch[where]
-        seen = f"the keys {sorted(map(str, batch))}"
+        seen += f" of {len(batch)} fields"
     elif isinstance(where, str) and not callable(getattr(batch, where, len)):
         return getattr(batch, where)
-    else:
-        seen = f"a {type(batch).__name__}" + (
-            f" with the keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else ""
-        )
     raise ConfigurationError(
         f"expected the {what} of a batch at {where!r}, saw {seen}: say where they are, "
         f"for example CrossEntropy(inputs='image', targets='label')"

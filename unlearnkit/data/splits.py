@@ -3,6 +3,7 @@
 import abc
 import difflib
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, final
@@ -20,6 +21,7 @@ Indices = NDArray[np.int64]
 Labels = Tensor | NDArray[Any]
 Names = Mapping[str, Sequence[str]]
 _NO_NAMES: Names = {}
+_WHOLE = re.compile(r"-?[0-9]+")
 
 
 def _freeze_indices(values: Any) -> Indices:
@@ -285,7 +287,7 @@ class ByIndex(ForgetSpec):
         numbered = [(n, line.split("#", 1)[0].strip()) for n, line in enumerate(lines, start=1)]
         kept = [(n, text) for n, text in numbered if text]
         raise_all(
-            (f"line {n}: expected a whole number, saw {text!r}" for n, text in kept if not _is_whole(text)),
+            (f"line {n}: expected a whole number, saw {text!r}" for n, text in kept if not _WHOLE.fullmatch(text)),
             where=str(path),
             error=StoreError,
         )
@@ -306,10 +308,6 @@ class ByIndex(ForgetSpec):
         mask = np.zeros(samples, dtype=bool)
         mask[wanted] = True
         return mask
-
-
-def _is_whole(text: str) -> bool:
-    return text.isascii() and text.removeprefix("-").isdigit()
 
 
 def _some(values: Iterable[Any], limit: int = 5) -> str:

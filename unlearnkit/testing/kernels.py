@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - its usual name
+from torch.nn import grad
 
 from unlearnkit import ConfigurationError
 from unlearnkit.importance import ConvGeometry, Kernel, KernelOperands, KernelPlan, Layer, SumBuffers
@@ -14,7 +14,7 @@ from unlearnkit.testing.law import LawError
 
 _TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}
 _COARSE = 0.05
-_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_WEIGHT_GRADIENT: dict[int, Any] = {1: grad.conv1d_weight, 2: grad.conv2d_weight, 3: grad.conv3d_weight}
 _Draw = Callable[..., Tensor]
 _Layers = Iterator[tuple[str, Tensor, Tensor, Any]]
 _SUMS: dict[str, Callable[[Tensor], Tensor]] = {"squares": torch.square, "absolute": torch.abs, "signed": torch.clone}
@@ -131,13 +131,8 @@ def _per_sample(operands: KernelOperands) -> Tensor:
         found: Tensor = (g * scaled).sum((1, *range(3, g.dim())))
         return found
     geometry: ConvGeometry = operands.options
-    weight = torch.zeros(
-        g.shape[2], x.shape[2] // geometry.groups, *geometry.kernel, dtype=torch.float64, device=g.device
-    ).requires_grad_()
+    shape = (g.shape[2], x.shape[2] // geometry.groups, *geometry.kernel)
     padding = tuple(before for before, _ in geometry.padding)
-    convolve: Any = _CONVOLVE[len(geometry.kernel)]
-    gradients = []
-    for g_n, x_n in zip(g, x, strict=True):
-        y = convolve(x_n, weight, None, geometry.stride, padding, geometry.dilation, geometry.groups)
-        gradients.append(torch.autograd.grad(y, weight, g_n)[0])
-    return torch.stack(gradients)
+    rest = (geometry.stride, padding, geometry.dilation, geometry.groups)
+    weight_gradient = _WEIGHT_GRADIENT[len(geometry.kernel)]
+    return torch.stack([weight_gradient(x_n, shape, g_n, *rest) for g_n, x_n in zip(g, x, strict=True)])
