@@ -291,9 +291,8 @@ class PluginManager:
             others = [p for _, p in self._pluggy.list_name_plugin() if p is not plugin]
             caller = self._pluggy.subset_hook_caller(hook, others)
             if plugin is not None and caller.get_hookimpls():
-                found = self._discovered[name]
-                call = functools.partial(caller, **arguments)
-                yield found, traced(call, hook=hook, plugin=found.name, origin=found.origin)
+                found, call = self._discovered[name], functools.partial(caller, **arguments)
+                yield found, traced(call, f"{hook} of plugin {found.name!r} ({found.origin})")
 
     def _notify(self, hook: str, **arguments: Any) -> None:
         self._load()
@@ -304,7 +303,7 @@ class PluginManager:
                 warn_of(found.problem_at(hook, error))
 
 
-def traced(call: Callable[[], Any], *, hook: str, plugin: str, origin: str) -> Callable[[], Any]:
+def traced(call: Callable[[], Any], what: str) -> Callable[[], Any]:
     """Make a hook call write a line to the error stream, when ``UNLEARNKIT_TRACE_HOOKS`` asks for it."""
     if os.environ.get(TRACE, "") in {"", "0"}:
         return call
@@ -318,7 +317,7 @@ def traced(call: Callable[[], Any], *, hook: str, plugin: str, origin: str) -> C
             raise
         finally:
             seconds = time.perf_counter() - start
-            sys.stderr.write(f"[trace] {hook} of plugin {plugin!r} ({origin}): {seconds:.4f} s{outcome}\n")
+            sys.stderr.write(f"[trace] {what}: {seconds:.4f} s{outcome}\n")
 
     return shown
 
