@@ -156,7 +156,8 @@ def test_the_public_list_is_sorted_and_complete():
     del imported["kernel_source"]  # used there, not offered
     assert list(unlearnkit.__all__) == sorted(unlearnkit.__all__)
     assert set(unlearnkit.__all__) == set(imported)
-    assert {n: f"unlearnkit.{folder}" for n, folder in unlearnkit._FOLDER.items()} == imported
+    lazy = {n: m for n, m in imported.items() if m != "unlearnkit.utils.errors"}  # errors need no torch
+    assert {n: f"unlearnkit.{folder}" for n, folder in unlearnkit._FOLDER.items()} == lazy
     assert all(getattr(unlearnkit, name) is not None for name in unlearnkit.__all__)
 
 

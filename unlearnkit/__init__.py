@@ -10,6 +10,20 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from unlearnkit.utils import kernel_source as _kernel_source
+from unlearnkit.utils.errors import (
+    BudgetError,
+    ConfigurationError,
+    DuplicateMethodError,
+    MismatchError,
+    NonFiniteError,
+    PluginLoadError,
+    PluginWarning,
+    StoreError,
+    UnknownMethodError,
+    UnlearnKitError,
+    UnlearnKitWarning,
+    UnsupportedModelError,
+)
 
 __version__ = "0.1.0"
 
@@ -39,20 +53,6 @@ _PUBLIC = {
         "Unlearner",
         "UnlearnerTraits",
         "UnlearningInputs",
-    ),
-    "utils.errors": (
-        "BudgetError",
-        "ConfigurationError",
-        "DuplicateMethodError",
-        "MismatchError",
-        "NonFiniteError",
-        "PluginLoadError",
-        "PluginWarning",
-        "StoreError",
-        "UnknownMethodError",
-        "UnlearnKitError",
-        "UnlearnKitWarning",
-        "UnsupportedModelError",
     ),
     "utils.options": ("option",),
 }
@@ -147,20 +147,6 @@ if TYPE_CHECKING:
         Unlearner,
         UnlearnerTraits,
         UnlearningInputs,
-    )
-    from unlearnkit.utils.errors import (
-        BudgetError,
-        ConfigurationError,
-        DuplicateMethodError,
-        MismatchError,
-        NonFiniteError,
-        PluginLoadError,
-        PluginWarning,
-        StoreError,
-        UnknownMethodError,
-        UnlearnKitError,
-        UnlearnKitWarning,
-        UnsupportedModelError,
     )
     from unlearnkit.utils.options import option
 else:

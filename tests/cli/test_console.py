@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 
 from unlearnkit.cli.console import bars, clear_errors, one_process, together
-from unlearnkit.distributed.ranks import Ranks
+from unlearnkit.distributed.collectives import Ranks
 from unlearnkit.utils.errors import ConfigurationError, UnlearnKitWarning
 from unlearnkit.utils.progress import silent
 
@@ -54,7 +54,7 @@ def test_the_only_process_speaks():
 
 
 def test_of_several_processes_the_others_are_silent(monkeypatch, capsys):
-    monkeypatch.setattr("unlearnkit.distributed.ranks.joined", lambda _: nullcontext(Ranks(rank=1, size=2)))
+    monkeypatch.setattr("unlearnkit.distributed.collectives.joined", lambda _: nullcontext(Ranks(rank=1, size=2)))
     with clear_errors(), together("cpu") as (first, progress):
         assert not first
         assert progress is silent

@@ -149,7 +149,7 @@ def test_pick_by_key_and_by_attribute():
     [
         (("x", "y"), 2, "the inputs of a batch at 2, saw a tuple of 2 fields"),
         (("x", "y"), -3, "at -3, saw a tuple of 2 fields"),
-        ({"image": 1, "label": 2}, "img", r"at 'img', saw the keys \['image', 'label'\]"),
+        ({"image": 1, "label": 2}, "img", r"at 'img', saw a dict with the keys \['image', 'label'\]"),
         ({"image": 1}, 0, r"saw a dict with the keys \['image'\]"),
         (torch.zeros(2), 0, "saw a Tensor"),
         (("x", "y"), "index", "at 'index', saw a tuple"),  # a method of tuples, not a field

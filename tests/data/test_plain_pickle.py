@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from unlearnkit.data.plain_pickle import load_plain_pickle
+from unlearnkit.data.cifar100 import load_plain_pickle
 from unlearnkit.utils.errors import StoreError
 
 VALUES = {"text": "é", "bytes": b"\xff", "none": b"", "numbers": [1, 2.5, True, None], "nested": {"a": (1, 2)}}

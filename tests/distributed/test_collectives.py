@@ -16,8 +16,15 @@ from rank_tasks import (
 from run_on_ranks import run_on_ranks
 
 from unlearnkit import NonFiniteError
-from unlearnkit.distributed.collectives import Shared, all_gather, map_over_ranks, map_shared, raise_on_all_ranks
-from unlearnkit.distributed.ranks import Ranks, own_device
+from unlearnkit.distributed.collectives import (
+    Ranks,
+    Shared,
+    all_gather,
+    map_over_ranks,
+    map_shared,
+    own_device,
+    raise_on_all_ranks,
+)
 from unlearnkit.evaluation import loss_and_accuracy
 
 CONFIGURED = (

@@ -3,7 +3,7 @@
 import sys
 
 from unlearnkit import ElementwiseUnlearner, ImportanceEstimator, Metric, TrainingUnlearner, Unlearner
-from unlearnkit.testing.laws import LAWS
+from unlearnkit.testing.law import LAWS
 
 _KINDS = (
     (Unlearner, "Every method", "What `unlearnkit.Unlearner.unlearn` does to a model."),

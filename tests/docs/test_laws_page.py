@@ -9,7 +9,7 @@ from unlearnkit_methods.prune import Prune
 
 import unlearnkit.testing
 from tests.docs.laws_page import laws_page
-from unlearnkit.testing.laws import LAWS
+from unlearnkit.testing.law import LAWS
 
 TESTING, WRITER = "unlearnkit.testing", "tests.docs.laws_page"
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "laws.md"

@@ -15,8 +15,7 @@ from torch.distributed.fsdp import fully_shard
 
 from unlearnkit import CrossEntropy, DiagonalFisher, SketchedFisher, UnlearnKitError
 from unlearnkit.data import LabelledImages, loader
-from unlearnkit.distributed.collectives import Shared, all_gather, map_over_ranks, map_shared, raise_on_all_ranks
-from unlearnkit.distributed.ranks import Ranks
+from unlearnkit.distributed.collectives import Ranks, Shared, all_gather, map_over_ranks, map_shared, raise_on_all_ranks
 from unlearnkit.evaluation import loss_and_accuracy
 from unlearnkit.evaluation.metrics.probe import features_of
 from unlearnkit.evaluation.model_outputs import outputs_of

@@ -11,7 +11,7 @@ import torch
 from unlearnkit import ElementwiseUnlearner, UnlearnerTraits, option
 from unlearnkit.models.parameters import parameters
 from unlearnkit.testing import LawError, broken_laws, laws_for
-from unlearnkit.testing.laws.elementwise import ELEMENTWISE_LAWS
+from unlearnkit.testing.law import LAWS
 
 EVERYTHING = {
     "local": True,
@@ -156,7 +156,7 @@ WRONG = {
 
 
 def test_every_elementwise_law_has_its_wrong_method():
-    laws = ELEMENTWISE_LAWS
+    laws = LAWS[ElementwiseUnlearner]
     assert list(WRONG) == [law.name for law in laws]
     assert all(law.rejects for law in laws)
 
@@ -170,7 +170,7 @@ def test_the_law_rejects_its_wrong_method(name):
 
 @pytest.mark.parametrize("name", WRONG)
 def test_no_other_elementwise_law_rejects_the_wrong_method(name):
-    for law in ELEMENTWISE_LAWS:
+    for law in LAWS[ElementwiseUnlearner]:
         if law.name != name and law.applies(WRONG[name]):
             law.check(WRONG[name], examples=8)
 

@@ -7,7 +7,7 @@ import torch
 
 from unlearnkit import Metric, MetricTraits
 from unlearnkit.testing import LawError, broken_laws, laws_for
-from unlearnkit.testing.laws.metric import METRIC_LAWS
+from unlearnkit.testing.law import LAWS
 
 
 class Right(Metric):
@@ -67,8 +67,8 @@ WRONG = {
 
 
 def test_every_law_has_its_wrong_metric():
-    assert list(WRONG) == [law.name for law in METRIC_LAWS]
-    assert all(law.rejects for law in METRIC_LAWS)
+    assert list(WRONG) == [law.name for law in LAWS[Metric]]
+    assert all(law.rejects for law in LAWS[Metric])
 
 
 @pytest.mark.parametrize("name", WRONG)

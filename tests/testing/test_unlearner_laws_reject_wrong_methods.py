@@ -14,7 +14,7 @@ from unlearnkit_methods.jit import JustInTime
 from unlearnkit import BudgetError, Need, TrainingUnlearner, Unlearner
 from unlearnkit.models import trainable
 from unlearnkit.testing import LawError, broken_laws, laws_for
-from unlearnkit.testing.laws.unlearner import TRAINING_LAWS, UNLEARNER_LAWS
+from unlearnkit.testing.law import LAWS
 from unlearnkit.unlearning import EpochConfig
 
 
@@ -144,7 +144,7 @@ WRONG = {
 
 
 def test_every_law_has_its_wrong_method():
-    laws = [*UNLEARNER_LAWS, *TRAINING_LAWS]
+    laws = [*LAWS[Unlearner], *LAWS[TrainingUnlearner]]
     assert list(WRONG) == [law.name for law in laws]
     assert all(law.rejects for law in laws)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unlearnkit.distributed.ranks import resolve_device
+from unlearnkit.distributed.collectives import resolve_device
 from unlearnkit.utils.errors import ConfigurationError
 from unlearnkit.utils.structuring import call, import_path
 

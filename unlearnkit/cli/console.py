@@ -46,7 +46,7 @@ def _bars(before: str, after: str = "", *, disable: bool = False) -> "rich.progr
 @contextmanager
 def together(device: str, *, quiet: bool = False) -> Iterator[tuple[bool, Progress]]:
     """Join the process group when ``torchrun`` started this process; only rank 0 shows progress and warnings."""
-    from unlearnkit.distributed.ranks import joined
+    from unlearnkit.distributed.collectives import joined
 
     with joined(device) as ranks, bars(quiet=quiet or ranks.rank > 0) as progress, warnings.catch_warnings():
         if ranks.rank > 0:
@@ -56,7 +56,7 @@ def together(device: str, *, quiet: bool = False) -> Iterator[tuple[bool, Progre
 
 def one_process(command: str) -> None:
     """Refuse to work in several processes that ``torchrun`` has started: each would do the same."""
-    from unlearnkit.distributed.ranks import world_size
+    from unlearnkit.distributed.collectives import world_size
 
     if world_size() > 1:
         raise ConfigurationError(

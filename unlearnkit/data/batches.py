@@ -26,17 +26,10 @@ T = TypeVar("T")
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Deferred:
-    """Raw data with a function that `to_device` applies to the whole batch on the device.
-
-    A data set returns one for each sample, and a data loader collates those of a batch.
-    """
+    """Raw data of one sample, or collated of a batch, with a function that `to_device` applies to a whole batch."""
 
     raw: Tensor
     finish: Callable[[Tensor], Tensor]
-
-    def finished(self) -> Tensor:
-        """Apply the function."""
-        return self.finish(self.raw)
 
     def pin_memory(self) -> "Deferred":
         """Copy to pinned memory; data loaders call it."""
@@ -122,14 +115,14 @@ def batch_size(batch: Any) -> int:
 def to_device(batch: Any, device: torch.device) -> Any:
     """Move every tensor to a device, without waiting for copies from pinned memory, and apply `Deferred` functions."""
     moved = map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
-    return _map(moved, lambda item: isinstance(item, Deferred), Deferred.finished)
+    return _map(moved, lambda item: isinstance(item, Deferred), lambda item: item.finish(item.raw))
 
 
 def take(batch: Any, rows: slice | Tensor) -> Any:
     """Return some samples of a batch: views for a slice, copies for indices.
 
-    A numpy array, or a list or tuple without tensors, of the batch's length holds one value for each sample, as data
-    loaders make of strings. Any other value that is not a tensor belongs to the batch as a whole.
+    A numpy array, or a list or tuple without tensors, of the batch's length holds one value for each sample. Any other
+    value that is not a tensor belongs to the whole batch.
     """
     size = batch_size(batch)
     return _map(batch, lambda item: _is_tensor(item) or _one_each(item, size), lambda item: _some(item, rows))
@@ -164,20 +157,17 @@ def _some(item: Any, rows: slice | Tensor) -> Any:
 
 def pick(batch: Any, where: int | str, *, what: str) -> Any:
     """Take one field out of a batch, by position in a sequence or by key or attribute."""
-    if isinstance(where, int) and isinstance(batch, tuple | list):
+    seen = f"a {type(batch).__name__}"
+    if isinstance(batch, Mapping):
+        if isinstance(where, str) and where in batch:
+            return batch[where]
+        seen += f" with the keys {sorted(map(str, batch))}"
+    elif isinstance(where, int) and isinstance(batch, tuple | list):
         if -len(batch) <= where < len(batch):
             return batch[where]
-        seen = f"a {type(batch).__name__} of {len(batch)} fields"
-    elif isinstance(where, str) and isinstance(batch, Mapping):
-        if where in batch:
-            return batch[where]
-        seen = f"the keys {sorted(map(str, batch))}"
+        seen += f" of {len(batch)} fields"
     elif isinstance(where, str) and not callable(getattr(batch, where, len)):
         return getattr(batch, where)
-    else:
-        seen = f"a {type(batch).__name__}" + (
-            f" with the keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else ""
-        )
     raise ConfigurationError(
         f"expected the {what} of a batch at {where!r}, saw {seen}: say where they are, "
         f"for example CrossEntropy(inputs='image', targets='label')"
@@ -199,9 +189,8 @@ def digest(batch: Any) -> bytes:
 def feed(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Any, Any]]:
     """Yield every batch as the loader returned it, and on the model's device (see `to_device`).
 
-    On CUDA the next batch is fetched, and its copy from pinned memory started on a separate stream, before the last one
-    is yielded: an error while it is fetched is raised one batch early. The host runs at most two batches ahead of the
-    device.
+    On CUDA the next batch is fetched and its copy started on a separate stream before the last one is yielded: an error
+    while it is fetched is raised one batch early. The host runs at most two batches ahead of the device.
     """
     if device.type != "cuda":
         for batch in batches:

@@ -1,43 +1,43 @@
-"""CIFAR-100 with its fine and its coarse labels."""
+"""CIFAR-100 with its fine and its coarse labels, from pickles that cannot run code."""
 
-from collections.abc import Mapping
+import io
+import pickle
+import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from unlearnkit.data.labelled import DataBundle, LabelledImages, Transform, coarse_of_fine
-from unlearnkit.data.plain_pickle import load_plain_pickle
 from unlearnkit.data.transforms import image_transform
 from unlearnkit.utils.errors import ConfigurationError, StoreError, raise_all
 
-SUPERCLASSES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "aquatic_mammals": ("beaver", "dolphin", "otter", "seal", "whale"),
-        "fish": ("aquarium_fish", "flatfish", "ray", "shark", "trout"),
-        "flowers": ("orchid", "poppy", "rose", "sunflower", "tulip"),
-        "food_containers": ("bottle", "bowl", "can", "cup", "plate"),
-        "fruit_and_vegetables": ("apple", "mushroom", "orange", "pear", "sweet_pepper"),
-        "household_electrical_devices": ("clock", "keyboard", "lamp", "telephone", "television"),
-        "household_furniture": ("bed", "chair", "couch", "table", "wardrobe"),
-        "insects": ("bee", "beetle", "butterfly", "caterpillar", "cockroach"),
-        "large_carnivores": ("bear", "leopard", "lion", "tiger", "wolf"),
-        "large_man-made_outdoor_things": ("bridge", "castle", "house", "road", "skyscraper"),
-        "large_natural_outdoor_scenes": ("cloud", "forest", "mountain", "plain", "sea"),
-        "large_omnivores_and_herbivores": ("camel", "cattle", "chimpanzee", "elephant", "kangaroo"),
-        "medium_mammals": ("fox", "porcupine", "possum", "raccoon", "skunk"),
-        "non-insect_invertebrates": ("crab", "lobster", "snail", "spider", "worm"),
-        "people": ("baby", "boy", "girl", "man", "woman"),
-        "reptiles": ("crocodile", "dinosaur", "lizard", "snake", "turtle"),
-        "small_mammals": ("hamster", "mouse", "rabbit", "shrew", "squirrel"),
-        "trees": ("maple_tree", "oak_tree", "palm_tree", "pine_tree", "willow_tree"),
-        "vehicles_1": ("bicycle", "bus", "motorcycle", "pickup_truck", "train"),
-        "vehicles_2": ("lawn_mower", "rocket", "streetcar", "tank", "tractor"),
-    }
-)
+SUPERCLASSES: Mapping[str, tuple[str, ...]] = {
+    "aquatic_mammals": ("beaver", "dolphin", "otter", "seal", "whale"),
+    "fish": ("aquarium_fish", "flatfish", "ray", "shark", "trout"),
+    "flowers": ("orchid", "poppy", "rose", "sunflower", "tulip"),
+    "food_containers": ("bottle", "bowl", "can", "cup", "plate"),
+    "fruit_and_vegetables": ("apple", "mushroom", "orange", "pear", "sweet_pepper"),
+    "household_electrical_devices": ("clock", "keyboard", "lamp", "telephone", "television"),
+    "household_furniture": ("bed", "chair", "couch", "table", "wardrobe"),
+    "insects": ("bee", "beetle", "butterfly", "caterpillar", "cockroach"),
+    "large_carnivores": ("bear", "leopard", "lion", "tiger", "wolf"),
+    "large_man-made_outdoor_things": ("bridge", "castle", "house", "road", "skyscraper"),
+    "large_natural_outdoor_scenes": ("cloud", "forest", "mountain", "plain", "sea"),
+    "large_omnivores_and_herbivores": ("camel", "cattle", "chimpanzee", "elephant", "kangaroo"),
+    "medium_mammals": ("fox", "porcupine", "possum", "raccoon", "skunk"),
+    "non-insect_invertebrates": ("crab", "lobster", "snail", "spider", "worm"),
+    "people": ("baby", "boy", "girl", "man", "woman"),
+    "reptiles": ("crocodile", "dinosaur", "lizard", "snake", "turtle"),
+    "small_mammals": ("hamster", "mouse", "rabbit", "shrew", "squirrel"),
+    "trees": ("maple_tree", "oak_tree", "palm_tree", "pine_tree", "willow_tree"),
+    "vehicles_1": ("bicycle", "bus", "motorcycle", "pickup_truck", "train"),
+    "vehicles_2": ("lawn_mower", "rocket", "streetcar", "tank", "tractor"),
+}
 """Coarse name to five fine names (Krizhevsky 2009), as in the archive: coarse label i is the i-th key."""
 
 FINE_NAMES: tuple[str, ...] = tuple(sorted(name for members in SUPERCLASSES.values() for name in members))
@@ -58,21 +58,18 @@ def cifar100(
 ) -> DataBundle:
     """Read CIFAR-100 as torchvision downloads it, with fine and coarse labels.
 
-    Images stay uint8 in memory (150 MB for training) and are resized when they are read. Labels are checked against the
-    published table of 20 superclasses of 5 classes each. Rocket is fine class 69.
+    Images stay uint8 in memory (150 MB for training). Labels are checked against the published table.
 
     Args:
         root: The folder that holds ``cifar-100-python``, or that it is downloaded to.
-        download: Whether to download the archive (169 MB) when it is not there; needs ``verify``.
-        target: The label kind to train on: ``"coarse"`` (20 classes, as in the notebook) or ``"fine"`` (100).
-        image_size: See `imagenet_transform`; the notebook uses 224.
-        on_device: Whether images are resized and normalised by `DeviceTransform`, a batch at a time on the model's
-            device: much faster, and without rounding to whole levels of brightness.
-        verify: Whether torchvision compares the files with their published checksums. Switch it off only for another
-            archive in the same format. Either way pickles may hold only numbers, text, lists and numpy arrays.
+        download: Download the archive (169 MB) when it is missing; needs ``verify``.
+        target: The label kind to train on: ``"coarse"`` (20 classes) or ``"fine"`` (100).
+        image_size: See `imagenet_transform`.
+        on_device: Resize and normalise by `DeviceTransform`, a batch at a time: much faster.
+        verify: Compare the files with their published checksums; False only for another archive in the same format.
 
     Returns:
-        50,000 training and 10,000 test images (of the original), items ``(x, fine, coarse)``, the target last.
+        50,000 training and 10,000 test images, items ``(x, fine, coarse)``, the target last.
 
     Raises:
         StoreError: The files are missing, damaged or not CIFAR-100.
@@ -158,3 +155,57 @@ def _check_table(labels: dict[str, Tensor], path: Path) -> None:
         where=str(path),
         error=StoreError,
     )
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    # How Python 3 writes bytes into an old pickle. Other codecs may decompress, so they are refused.
+    if encoding != "latin1":
+        raise StoreError(f"expected bytes encoded as latin1 in a pickle, saw {encoding!r}")
+    return text.encode("latin1")
+
+
+def _no_bytes() -> bytes:
+    # How protocols before 3 write b"": bytes(). With an argument it could allocate any amount of memory.
+    return b""
+
+
+# From numpy itself: the module of these functions has another name in each major version.
+_RECONSTRUCT: Any = np.zeros(1).__reduce__()[0]
+_FROM_BUFFER: Any = np.zeros(1).__reduce_ex__(5)[0]
+_ALLOWED: Mapping[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy.core.numeric", "_frombuffer"): _FROM_BUFFER,
+    ("numpy._core.numeric", "_frombuffer"): _FROM_BUFFER,
+    ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): _no_bytes,
+    ("builtins", "bytes"): _no_bytes,
+}
+_DAMAGE = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error)
+
+
+@final
+class _PlainUnpickler(pickle.Unpickler):
+    @override
+    def find_class(self, module: str, name: str, /) -> Callable[..., Any]:
+        allowed = _ALLOWED.get((module, name))
+        if allowed is None:
+            raise StoreError(
+                f"refused a pickle that asks for {module}.{name}: expected numbers, text, lists, dicts and numpy "
+                "arrays only; a file that asks for more can run any code, so get it from somewhere else"
+            )
+        return allowed
+
+
+def load_plain_pickle(path: Path) -> Any:
+    """Read a pickle without running anything that it asks for."""
+    try:
+        return _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error}") from error
+    except _DAMAGE as error:
+        raise StoreError(f"{path} is damaged or not a pickle: {error}: get the file again") from error
+    except StoreError as error:
+        raise StoreError(f"{path}: {error}") from error

@@ -18,11 +18,11 @@ def digits(*, seed: int = 0, test_fraction: float = 0.25, groups: Groups | None 
     Args:
         seed: Decides which samples are test samples; ≥ 0.
         test_fraction: Share of test samples, between 0 and 1.
-        groups: Coarse name to digits as text, as ``{"even": "02468", …}`` or ``{"even": ["0", …], …}``: then labels
-            are ``fine`` and ``coarse``, and a model is trained on the coarse ones. None: labels are ``label``.
+        groups: Coarse name to digits as text, as ``{"even": "02468", …}``: labels are then ``fine`` and ``coarse``, the
+            target. None: labels are ``label``.
 
     Returns:
-        Images of shape (1, 8, 8), float32 in 0 … 1, without a transform; 10 classes, or as many as groups.
+        Images of shape (1, 8, 8), float32 in 0 … 1; 10 classes, or as many as groups.
 
     Raises:
         ConfigurationError: The fraction leaves too few samples, or the groups do not hold each digit once.

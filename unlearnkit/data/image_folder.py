@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, final
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unlearnkit.data.labelled import DataBundle, Groups, Images, LabelledImages, group_labels
 from unlearnkit.data.transforms import image_transform
@@ -55,16 +55,14 @@ def image_folder(
 
     Args:
         root: The folder that holds ``train`` and ``test``.
-        groups: Coarse name to class names, each class once: labels are ``fine`` and ``coarse``. None: labels are
-            ``label``.
+        groups: Coarse name to class names, each class once: labels are then ``fine`` and ``coarse``, else ``label``.
         target: The label kind to train on; by default ``coarse`` with groups and ``label`` without.
         image_size: See `imagenet_transform`.
-        on_device: Whether images, all of one size, are resized and normalised by `DeviceTransform`, a batch at a time
-            on the model's device.
+        on_device: Resize and normalise by `DeviceTransform`, a batch at a time; all images must have one size.
         per_class: How many training images of each class to take, by file name; None takes all.
         test_per_class: The same for the test images.
-        in_memory: Read, resize and normalise every image once, now: 12 · image_size² bytes an image. With
-            ``on_device`` they are only read. Otherwise each image is read again in every epoch.
+        in_memory: Read and transform every image once, now, in 12 · image_size² bytes each (with ``on_device`` only
+            read it), instead of in every epoch.
 
     Returns:
         Images of shape (3, image_size, image_size), float32, normalised as ImageNet models expect. Classes are
@@ -72,8 +70,8 @@ def image_folder(
 
     Raises:
         StoreError: A folder is missing or holds no images.
-        ConfigurationError: Train and test have other classes, the groups do not hold each class once, fewer than one
-            image a class is asked for, or images of several sizes are to be kept in memory as they are.
+        ConfigurationError: Train and test have other classes, the groups do not hold each class once, a count is below
+            1, or images of several sizes are to be kept in memory.
     """
     root = Path(root)
     train, test = _folder(root / "train"), _folder(root / "test")
@@ -87,7 +85,7 @@ def image_folder(
     def labelled(folder: "ImageFolder", key: str, count: int | None) -> LabelledImages:
         samples = _first(folder.samples, count, key=key)
         files = ImageFiles(paths=tuple(path for path, _ in samples))
-        images: Images = _read(files, transform.get("transform", _identity), where=root) if in_memory else files
+        images: Images = _read(files, transform.get("transform", nn.Identity()), where=root) if in_memory else files
         fields = group_labels(torch.tensor([number for _, number in samples], dtype=torch.int64), train.classes, groups)
         fields |= {"target": target or fields["target"]} | ({} if in_memory and not on_device else transform)
         return LabelledImages(images=images, **fields)
@@ -132,7 +130,3 @@ def _folder(path: Path) -> "ImageFolder":
             f"expected one folder of images for each class in {path}: {error}: check the path, and that it holds "
             "train/<class>/ and test/<class>/"
         ) from error
-
-
-def _identity(image: Tensor) -> Tensor:
-    return image

@@ -44,18 +44,14 @@ def _freeze_rows(rows: Any) -> Tensor | None:
 @final
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class LabelledImages(Dataset[tuple[Any, ...]]):
-    """A data set whose items are ``(x, *labels)``, the training target last.
-
-    A batch of CIFAR-100 trained on coarse labels is ``(x, fine, coarse)``, as `CrossEntropy` expects. Labels can be
-    read without loading an image.
+    """A data set whose items are ``(x, *labels)``, the training target last, as ``(x, fine, coarse)``.
 
     Attributes:
         images: A uint8 or float tensor of shape (n, channels, h, w), or an object that loads image i on demand.
         labels: Label kind to integer labels ≥ 0, each of shape (n,); kept as int64 tensors.
         target: The label kind that a model is trained on.
         class_names: Label kind to the names of its classes, where they are known.
-        transform: Applied to each image when it is read, or None. It should not be random, or importances cannot be
-            reproduced.
+        transform: Applied to each image when it is read. A random one makes importances irreproducible.
         device_transform: Applied, in place of ``transform``, to a whole batch on the device; see `DeviceTransform`.
         rows: Indices of these samples' images, shape (n,), int64, or None for all in order.
 
@@ -168,18 +164,12 @@ class DataBundle:
     test: LabelledImages
 
     def __attrs_post_init__(self) -> None:
-        raise_all(
-            (
-                f"{what}: expected the same in train and test, saw {mine!r} and {theirs!r}"
-                for what, mine, theirs in (
-                    ("label kinds", self.train.kinds, self.test.kinds),
-                    ("class names", self.train.class_names, self.test.class_names),
-                )
-                if mine != theirs
-            ),
-            where=f"DataBundle {self.name!r}",
-            error=ConfigurationError,
-        )
+        problems = []
+        for what, field in {"label kinds": "kinds", "class names": "class_names"}.items():
+            mine, theirs = getattr(self.train, field), getattr(self.test, field)
+            if mine != theirs:
+                problems.append(f"{what}: expected the same in train and test, saw {mine!r} and {theirs!r}")
+        raise_all(problems, where=f"DataBundle {self.name!r}", error=ConfigurationError)
 
     @override
     def __repr__(self) -> str:
@@ -209,14 +199,7 @@ class ForgetSplit:
 
 
 def forget_split(bundle: DataBundle, spec: ForgetSpec) -> ForgetSplit:
-    """Split the training and the test set by one description of what to forget.
-
-    Args:
-        bundle: The data.
-        spec: What to forget. `ByIndex` forgets nothing of the test set.
-
-    Returns:
-        Indices into ``bundle.train`` and ``bundle.test``, for `LabelledImages.subset`.
+    """Split the training and the test set by one rule; `ByIndex` forgets nothing of the test set.
 
     Example:
         >>> from unlearnkit.data import ByClass, digits

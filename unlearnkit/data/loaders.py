@@ -20,21 +20,17 @@ def loader(
     workers: int = 0,
     device: torch.device | str | None = None,
 ) -> DataLoader[Any]:
-    """Make a data loader that yields the same batches in every pass.
+    """Make a data loader that yields the same batches in every pass, whatever the global random state is.
 
-    The global random state is neither read nor changed. For training, pass the data set itself to
-    `unlearnkit.models.train`, which shuffles it in each epoch.
+    For training, pass the data set itself to `unlearnkit.models.train`, which shuffles it in each epoch.
 
     Args:
         dataset: Anything with a length and items.
         batch_size: Samples per batch, ≥ 1; the last batch may be smaller.
-        shuffle: Whether to use a fixed permutation instead of the data set's order.
+        shuffle: Use a fixed permutation instead of the data set's order.
         seed: Of the permutation, ≥ 0; needed when ``shuffle`` is on.
-        workers: Processes that load images; 0 loads them in this one. The order does not depend on it.
+        workers: Processes that load images; 0 loads them in this one.
         device: Where the batches are used: memory is pinned for a CUDA device only.
-
-    Returns:
-        A data loader.
 
     Raises:
         ConfigurationError: A number is out of range, or ``shuffle`` is on without a seed.
@@ -71,10 +67,6 @@ def loader(
 class Paired:
     """Batches of the retain set, each with one of the forget set, which repeats.
 
-    Attributes:
-        retain: Batches of D_r; there are as many pairs as of these.
-        forget: Batches of D_f.
-
     Example:
         >>> list(Paired(retain=["r1", "r2", "r3"], forget=["f1", "f2"]))
         [('r1', 'f1'), ('r2', 'f2'), ('r3', 'f1')]
@@ -95,10 +87,6 @@ class Paired:
 class Interleaved:
     """Every batch of two sets once, evenly mixed where their lengths are known, else alternating.
 
-    Attributes:
-        retain: Batches of D_r.
-        forget: Batches of D_f.
-
     Example:
         >>> list(Interleaved(retain=["r1", "r2", "r3", "r4"], forget=["f1"]))
         [(False, 'r1'), (False, 'r2'), (True, 'f1'), (False, 'r3'), (False, 'r4')]
@@ -115,7 +103,7 @@ class Interleaved:
         sets = {False: self.retain, True: self.forget}
         sizes = {flag: length(batches) for flag, batches in sets.items()}
         known = None not in sizes.values()
-        step = {flag: 1 / max(1, sizes[flag] or 1) if known else 1.0 for flag in sets}
+        step = {flag: 1 / (size or 1) if known else 1.0 for flag, size in sizes.items()}
         left = {flag: iter(batches) for flag, batches in sets.items()}
         # The share of each set that is done in the middle of its next batch.
         due = {flag: step[flag] / 2 for flag in sets}
@@ -162,12 +150,12 @@ def reshuffled(batches: Iterable[Any], *, seed: int) -> Iterable[Any]:
 
 def _repeat(batches: Iterable[Any]) -> Iterator[Any]:
     while True:
-        count = 0
+        empty = True
         for batch in batches:
             yield batch
-            count += 1
-        if not count:
+            empty = False
+        if empty:
             raise ConfigurationError(
-                "expected at least one batch of the forget set, saw none: hand over a data loader or a list, not an "
+                "expected at least one batch of the forget set, saw none: pass a data loader or a list, not an "
                 "iterator that is used up"
             )

@@ -3,6 +3,7 @@
 import abc
 import difflib
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, final
@@ -20,6 +21,7 @@ Indices = NDArray[np.int64]
 Labels = Tensor | NDArray[Any]
 Names = Mapping[str, Sequence[str]]
 _NO_NAMES: Names = {}
+_WHOLE = re.compile(r"-?[0-9]+")
 
 
 def _freeze_indices(values: Any) -> Indices:
@@ -110,27 +112,19 @@ class ForgetSpec(abc.ABC):
 
     @abc.abstractmethod
     def select(self, labels: Mapping[str, Indices], *, target: str, class_names: Names) -> NDArray[np.bool_]:
-        """Select the samples to forget.
+        """Return which samples to forget: shape (n,), bool, neither all False nor all True.
 
         Args:
             labels: Label kind to int64 labels, shape (n,).
             target: The label kind that the model is trained on.
             class_names: Label kind to the names of its classes, where they are known.
-
-        Returns:
-            Shape (n,), bool. `split` refuses one that is all False or all True.
         """
 
     @final
     def split(
         self, labels: Mapping[str, Labels], *, target: str | None = None, class_names: Names = _NO_NAMES
     ) -> Split:
-        """Split a training set; neither part may be empty.
-
-        Args:
-            labels: Label kind to integer labels, each of shape (n,): tensors or arrays.
-            target: The label kind that the model is trained on; by default the last one.
-            class_names: Label kind to the names of its classes, for checks and messages.
+        """Split a training set; see `select` for the arguments. The target is by default the last label kind.
 
         Raises:
             ConfigurationError: A part is empty, or a class or index does not exist.
@@ -138,8 +132,7 @@ class ForgetSpec(abc.ABC):
         split = self._cut(labels, target, class_names)
         if not len(split.forget):
             raise ConfigurationError(
-                f"{self}: expected at least one sample to forget, saw none among {split.samples}: "
-                "check the labels, or that this is the data set that was meant"
+                f"{self}: expected at least one sample to forget, saw none among {split.samples}: check the labels"
             )
         if not len(split.retain):
             raise ConfigurationError(
@@ -232,8 +225,7 @@ class BySubclass(ForgetSpec):
         if self.kind not in labels or self.kind == target:
             raise ConfigurationError(
                 f"BySubclass: expected labels of kind {self.kind!r} beside the target {target!r}, "
-                f"saw {list(labels)}: use ByClass, or a data set with fine and coarse labels trained on the "
-                "coarse ones"
+                f"saw {list(labels)}: use ByClass, or a data set with fine labels trained on the coarse ones"
             )
         wanted = _numbers(
             self.fine, labels[self.kind], names=class_names.get(self.kind, ()), what=f"BySubclass {self.kind}"
@@ -295,7 +287,7 @@ class ByIndex(ForgetSpec):
         numbered = [(n, line.split("#", 1)[0].strip()) for n, line in enumerate(lines, start=1)]
         kept = [(n, text) for n, text in numbered if text]
         raise_all(
-            (f"line {n}: expected a whole number, saw {text!r}" for n, text in kept if not _is_whole(text)),
+            (f"line {n}: expected a whole number, saw {text!r}" for n, text in kept if not _WHOLE.fullmatch(text)),
             where=str(path),
             error=StoreError,
         )
@@ -316,10 +308,6 @@ class ByIndex(ForgetSpec):
         mask = np.zeros(samples, dtype=bool)
         mask[wanted] = True
         return mask
-
-
-def _is_whole(text: str) -> bool:
-    return text.isascii() and text.removeprefix("-").isdigit()
 
 
 def _some(values: Iterable[Any], limit: int = 5) -> str:
@@ -363,17 +351,14 @@ class ValidationSplit:
 
 def validation_split(split: Split, labels: Tensor, *, fraction: float, seed: int) -> ValidationSplit:
     """Hold out the same fraction of the forget set and of the retain set, stratified by class where possible."""
-    parts = []
+    parts: dict[str, Indices] = {}
     for name, rows in (("forget", split.forget), ("retain", split.retain)):
         if len(rows) < 2:
             raise ConfigurationError(
                 f"the {name} set: expected at least 2 samples, one to measure on and one to judge by, saw {len(rows)}"
             )
-        parts += _hold_out(rows, labels.numpy()[rows], fraction, seed)
-    forget, forget_validation, retain, retain_validation = parts
-    return ValidationSplit(
-        forget=forget, retain=retain, forget_validation=forget_validation, retain_validation=retain_validation
-    )
+        parts[name], parts[f"{name}_validation"] = _hold_out(rows, labels.numpy()[rows], fraction, seed)
+    return ValidationSplit(**parts)
 
 
 def _hold_out(rows: Indices, labels: Indices, fraction: float, seed: int) -> list[Indices]:

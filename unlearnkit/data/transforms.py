@@ -25,16 +25,8 @@ def _check_size(_: Any, __: Any, image_size: int | None) -> None:
 def imagenet_transform(image_size: int | None = 224) -> "v2.Transform":
     """Compose Resize, CenterCrop, ToDtype(float32) and Normalize with ImageNet's mean and standard deviation.
 
-    It takes uint8 RGB images of shape (3, h, w) or (n, 3, h, w). It is never random. Square images are not cropped.
-
-    Args:
-        image_size: Height and width of the result in pixels, or None to keep the size that images have.
-
-    Returns:
-        A transform to shape (…, 3, image_size, image_size), float32.
-
-    Raises:
-        ConfigurationError: The size is not at least 1.
+    It takes uint8 RGB images of shape (3, h, w) or (n, 3, h, w) to (…, 3, image_size, image_size), float32; with None
+    they keep their size. It is never random.
 
     Example:
         >>> imagenet_transform(8)(torch.zeros(2, 3, 4, 6, dtype=torch.uint8)).shape
@@ -54,11 +46,11 @@ class DeviceTransform:
     """`imagenet_transform` for a batch of images, on the batch's device and in float32.
 
     Bilinear with antialiasing and ``align_corners=False``, the shorter side to ``image_size``, then a centre crop.
-    `imagenet_transform` rounds uint8 images to whole levels of brightness as it resizes, so the two differ by up to one
-    level (1/255 before normalisation); on float images by float rounding only.
+    `imagenet_transform` rounds uint8 images to whole levels of brightness as it resizes, so the two differ by up to
+    1/255 before normalisation; on float images by float rounding only.
 
     Attributes:
-        image_size: Height and width of the result in pixels, or None to keep the size that images have.
+        image_size: As for `imagenet_transform`.
         mean: Of each channel, on the scale 0 … 1.
         std: Standard deviation of each channel, likewise.
     """
@@ -69,7 +61,12 @@ class DeviceTransform:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Transform a batch."""
-        self._check(images)
+        known = images.dtype == torch.uint8 or images.is_floating_point()
+        if images.dim() != 4 or images.shape[1] != len(self.mean) or not known:
+            raise MismatchError(
+                f"DeviceTransform: expected images of shape (n, {len(self.mean)}, h, w), uint8 or floating, saw "
+                f"{images.dtype} of shape {tuple(images.shape)}"
+            )
         x = images.float() if images.is_floating_point() else images / 255
         if self.image_size is None or min(images.shape[-2:]) >= self.image_size:
             return self._normalised(self._resized(x))
@@ -89,14 +86,6 @@ class DeviceTransform:
     def _normalised(self, images: Tensor) -> Tensor:
         mean, std = (_per_channel(t, images.device) for t in (self.mean, self.std))
         return (images - mean) / std
-
-    def _check(self, images: Tensor) -> None:
-        known = images.dtype == torch.uint8 or images.is_floating_point()
-        if images.dim() != 4 or images.shape[1] != len(self.mean) or not known:
-            raise MismatchError(
-                f"DeviceTransform: expected images of shape (n, {len(self.mean)}, h, w), uint8 or floating, saw "
-                f"{images.dtype} of shape {tuple(images.shape)}"
-            )
 
 
 @functools.cache

@@ -1,11 +1,13 @@
-"""Collectives of torch.distributed that carry each rank's error, and maps that split their work over the ranks."""
+"""This process's rank and device, collectives that carry each rank's error, and maps that split work over the ranks."""
 
 import itertools
 import math
+import os
 import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeVar, final
 
@@ -13,10 +15,10 @@ import attrs
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
-from unlearnkit.distributed.ranks import Ranks, alone
 from unlearnkit.distributed.sharded_tensors import is_sharded_model
-from unlearnkit.utils.errors import UnlearnKitError
+from unlearnkit.utils.errors import ConfigurationError, UnlearnKitError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,18 +27,129 @@ Work = Callable[[Iterable[T], Iterator[int]], Iterable[R]]
 
 _TIMEOUT = timedelta(days=1)  # ranks may finish their parts of a long pass hours apart; a dead rank is noticed at once
 _RAISED_EVERYWHERE = "raised_on_all_ranks"  # attribute of an exception that every rank has
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Ranks:
+    """This process's rank, 0 … size − 1, and the number of processes, 1 when torch.distributed is not in use.
+
+    Example:
+        >>> list(Ranks(rank=1, size=3).share("abcdefg"))
+        ['b', 'e']
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> "Ranks":
+        """Return the ranks of the default process group; a single one inside `alone`."""
+        if _ALONE.get() or not (dist.is_available() and dist.is_initialized()):
+            return cls()
+        return cls(rank=dist.get_rank(), size=dist.get_world_size())
+
+    def share(self, batches: Iterable[T]) -> Iterable[T]:
+        """Return every size-th batch: over all ranks each batch once, none dropped at the end.
+
+        A `torch.utils.data.DataLoader` of a data set with indices loads the rank's own batches only.
+        """
+        if self.size == 1:
+            return batches
+        if isinstance(batches, Sequence):
+            return batches[self.rank :: self.size]
+        sampler = batches.batch_sampler if isinstance(batches, DataLoader) else None
+        # The sampler of an iterable data set is a dummy without an end.
+        if not isinstance(batches, DataLoader) or isinstance(batches.dataset, IterableDataset) or sampler is None:
+            return itertools.islice(batches, self.rank, None, self.size)
+        return DataLoader(
+            batches.dataset,
+            batch_sampler=list(itertools.islice(sampler, self.rank, None, self.size)),
+            num_workers=batches.num_workers,
+            collate_fn=batches.collate_fn,
+            pin_memory=batches.pin_memory,
+            worker_init_fn=batches.worker_init_fn,
+            generator=batches.generator,
+        )
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Make `Ranks.current` a single rank inside the block, so that nothing in it waits for other processes."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+@contextmanager
+def joined(device: str = "auto") -> Iterator[Ranks]:
+    """Join the process group of ``torchrun``, if it started this process: NCCL on CUDA, gloo on a CPU.
+
+    Each process takes the CUDA device of its local rank. ``device`` is "auto", "cpu" or "cuda".
+
+    Raises:
+        ConfigurationError: Several processes are to share one CUDA device.
+    """
+    if world_size() < 2 or dist.is_initialized():
+        yield Ranks.current()
+        return
+    own = own_device(device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
+    if own is None:
+        dist.init_process_group("gloo")
+    else:
+        torch.cuda.set_device(own)
+        # Tensors go by NCCL; objects go by gloo, which can say which rank is dead.
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=own)
+    try:
+        yield Ranks.current()
+    finally:
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    """Return how many processes ``torchrun`` has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def own_device(device: str, *, local_rank: int) -> torch.device | None:
+    """Return the CUDA device of a local rank, or None for the CPU."""
+    if device.startswith("cuda:"):
+        raise ConfigurationError(
+            f"device: expected 'cuda', 'cpu' or 'auto' with several processes, saw {device!r}: each takes its own"
+        )
+    if not (device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())):
+        return None
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigurationError(
+            f"expected a CUDA device for each process, saw local rank {local_rank} and {torch.cuda.device_count()} "
+            "devices: start fewer processes, or set device = 'cpu'"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that a configuration names; "auto" prefers CUDA."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigurationError(f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', saw {name!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigurationError(f"device: {name!r} is not there: saw {torch.cuda.device_count()} CUDA devices")
+    return device
 
 
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Shared:
-    """Batches that all ranks go through together: each evaluates its share, and gets the results of all.
+    """Batches, the same on every rank, of which each rank evaluates its share and gets the results of all.
 
-    Pass it to a function of `unlearnkit.evaluation` on every rank or on none, because each waits for the others. Code
-    that knows nothing of ranks sees all batches.
-
-    Attributes:
-        items: The same in the same order on every rank.
+    Pass it to a function of `unlearnkit.evaluation` on every rank or on none, because each waits for the others. Any
+    other code sees all batches.
 
     Example:
         >>> list(Shared(items="abc"))
@@ -57,25 +170,13 @@ def barrier() -> None:
     all_gather(None)
 
 
-def all_gather(value: T, *, error: Exception | None = None) -> list[T]:
-    """Gather one picklable value from every rank; raise on all ranks when one reports an error or is dead.
-
-    Args:
-        value: This rank's.
-        error: What went wrong on this rank, to be raised on every rank.
-
-    Returns:
-        The values, by rank.
+def all_gather(value: T, *, error: Exception | None = None, position: int = 0) -> list[T]:
+    """Gather one picklable value from every rank, in order; raise on all ranks when one reports an error or is dead.
 
     Raises:
-        Exception: The error of the first rank that reports one.
+        Exception: The ``error`` of a rank; of several, the one with the smallest position, then rank.
         UnlearnKitError: A rank is dead; the message names it where it is known.
     """
-    return _all_gather(value, error, position=0)
-
-
-def _all_gather(value: T, error: Exception | None, *, position: int) -> list[T]:
-    """Gather values; of several errors, raise the one with the smallest position."""
     ranks = Ranks.current()
     mine = (position, error if ranks.size == 1 else _picklable(error), value)
     found = [mine] if ranks.size == 1 else _gather_objects(mine, ranks)
@@ -111,14 +212,7 @@ def _picklable(error: Exception | None) -> Exception | None:
 
 @contextmanager
 def raise_on_all_ranks() -> Iterator[None]:
-    """Barrier at the end of the block; an exception on one rank is raised on every rank.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        Exception: What was raised on a rank; see `all_gather`.
-    """
+    """Barrier at the end of the block; an exception on one rank is raised on every rank, see `all_gather`."""
     failure: Exception | None = None
     try:
         yield
@@ -164,19 +258,10 @@ def _is_dead(rank: int, ranks: Ranks) -> bool:
 
 
 def map_over_ranks(items: Iterable[T], work: Callable[[T], R]) -> list[R]:
-    """Split items over the ranks, gather the results in the order of the items.
+    """Split items, the same on every rank, over the ranks; gather the picklable results in the order of the items.
 
-    Inside ``work`` a rank is `alone`: what it calls must not wait for the others.
-
-    Args:
-        items: The same in the same order on every rank.
-        work: Takes one item; its result can be pickled.
-
-    Returns:
-        One result for each item, on every rank.
-
-    Raises:
-        Exception: What ``work`` raised, on every rank; of several errors, that of the first item.
+    Inside ``work`` a rank is `alone`: what it calls must not wait for the others. Of several exceptions that it raises,
+    that of the first item is raised on every rank.
 
     Example:
         >>> map_over_ranks([3, 4], lambda n: n * n)
@@ -196,16 +281,12 @@ def _map_over_ranks(items: Iterable[T], work: Work[T, R]) -> list[R]:
                 results.append(result)  # one by one: their number says at which item an error came
     except Exception as error:  # noqa: BLE001 - the other ranks wait, and must raise it too
         failure = error
-    parts = _all_gather(results, failure, position=len(results) * ranks.size + ranks.rank)
+    parts = all_gather(results, error=failure, position=len(results) * ranks.size + ranks.rank)
     return [part[i] for i in range(max(map(len, parts))) for part in parts if i < len(part)]
 
 
 def map_shared(items: Iterable[T], work: Work[T, R], *, model: nn.Module) -> list[R]:
-    """Map `Shared` items over the ranks, and any others in this process.
-
-    A model whose parameters are sharded needs all ranks at every step: then each rank does all the work, in step with
-    the others.
-    """
+    """Map `Shared` items over the ranks; other items, and those of a sharded model, in every process."""
     if isinstance(items, Shared) and not is_sharded_model(model):
         return _map_over_ranks(items.items, work)
     return list(work(items, itertools.count()))

@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import nn
 
 from unlearnkit.data import ByClass, LabelledImages, digits, forget_split, loader
-from unlearnkit.distributed.ranks import resolve_device
+from unlearnkit.distributed.collectives import resolve_device
 from unlearnkit.evaluation import loss_and_accuracy
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import Role

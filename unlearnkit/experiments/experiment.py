@@ -25,8 +25,7 @@ from unlearnkit.data import (
     image_folder,
     loader,
 )
-from unlearnkit.distributed.collectives import Shared
-from unlearnkit.distributed.ranks import resolve_device
+from unlearnkit.distributed.collectives import Shared, resolve_device
 from unlearnkit.evaluation import LossAndAccuracy, loss_and_accuracy
 from unlearnkit.evaluation.metric import Metric
 from unlearnkit.experiments.config import Config, EvaluationConfig, ForgetConfig, MethodConfig, ObjectiveConfig

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from unlearnkit.data import LabelledImages
-from unlearnkit.distributed.ranks import Ranks
+from unlearnkit.distributed.collectives import Ranks
 from unlearnkit.experiments.config import Config
 from unlearnkit.experiments.experiment import Experiment
 from unlearnkit.experiments.provenance import data_digest, versions

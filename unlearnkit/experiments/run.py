@@ -12,8 +12,7 @@ import numpy as np
 from torch import nn
 
 from unlearnkit.data import LabelledImages
-from unlearnkit.distributed.collectives import barrier, raise_on_all_ranks
-from unlearnkit.distributed.ranks import Ranks
+from unlearnkit.distributed.collectives import Ranks, barrier, raise_on_all_ranks
 from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.evaluation.metric import EvaluationInputs, Measurement
 from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs, Outputs

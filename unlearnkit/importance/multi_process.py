@@ -13,8 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from unlearnkit.distributed.collectives import all_gather
-from unlearnkit.distributed.ranks import Ranks
+from unlearnkit.distributed.collectives import Ranks, all_gather
 from unlearnkit.distributed.sharded_tensors import is_sharded_model
 from unlearnkit.importance.estimator import ImportanceEstimator, fingerprint_of
 from unlearnkit.importance.importance import Importance

@@ -15,8 +15,7 @@ import torch
 from blake3 import blake3
 from torch import Tensor, nn
 
-from unlearnkit.distributed.collectives import all_gather, barrier, gather_problems
-from unlearnkit.distributed.ranks import Ranks
+from unlearnkit.distributed.collectives import Ranks, all_gather, barrier, gather_problems
 from unlearnkit.distributed.sharded_tensors import local, reshard, shard_like
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import Fingerprint

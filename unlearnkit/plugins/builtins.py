@@ -1,4 +1,4 @@
-"""The estimators and metrics that unlearnkit itself offers, registered by the same hooks as anybody else's."""
+"""The estimators and metrics of unlearnkit itself, registered by the same hooks as those of any plugin."""
 
 from collections.abc import Iterable
 

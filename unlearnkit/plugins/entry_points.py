@@ -20,8 +20,6 @@ from unlearnkit.utils.errors import PluginWarning
 GROUP = "unlearnkit"
 DISABLE = "UNLEARNKIT_DISABLE_PLUGINS"
 """Environment variable: names of plugins not to load, separated by commas, or ``*`` for none at all."""
-
-
 NAME = re.compile(r"[a-z][a-z0-9-]*")
 """What a plugin, a method, an estimator or a metric may be called."""
 
@@ -55,6 +53,9 @@ class Discovered:
         """Distribution and version, or the module of a plugin passed to ``register``."""
         return f"{self.distribution} {self.version}".strip() or self.target
 
+    def problem_at(self, stage: str, error: BaseException) -> Problem:
+        return Problem(plugin=self.name, origin=self.origin, stage=stage, error=error)
+
 
 def entry_point_plugins() -> Iterator[tuple[Discovered, Callable[[], object]]]:
     """Yield every installed plugin and how to load it, sorted by name."""
@@ -73,10 +74,7 @@ def entry_point_plugins() -> Iterator[tuple[Discovered, Callable[[], object]]]:
         taken.setdefault(point.name, identity)
         taken.setdefault(found.name, identity)
         if "*" in disabled or point.name in disabled:
-            blocked = Problem(
-                plugin=found.name, origin=found.origin, stage="blocked", error=RuntimeError(f"by {DISABLE}")
-            )
-            found = attrs.evolve(found, problem=blocked)
+            found = attrs.evolve(found, problem=found.problem_at("blocked", RuntimeError(f"by {DISABLE}")))
         yield found, point.load
 
 
@@ -84,10 +82,8 @@ def name_and_version(distribution: Distribution | None) -> tuple[str, str]:
     """Return name and version of a distribution, "" for what is not known."""
     # A damaged installation may have lost its METADATA: the plugin may still load.
     metadata: Any = (distribution.metadata if distribution else None) or {}
-    return (
-        str(metadata["Name"]) if "Name" in metadata else "",
-        str(metadata["Version"]) if "Version" in metadata else "",
-    )
+    name, version = (str(metadata[key]) if key in metadata else "" for key in ("Name", "Version"))
+    return name, version
 
 
 def of_object(plugin: object, name: str | None) -> Discovered:
@@ -132,11 +128,9 @@ def owner_of(module: str) -> str:
         if depth:
             editable[label] = depth
     intact = [label for label, unchanged in recorded.items() if unchanged]
-    if intact:  # two, where one distribution wrote the same file as another
-        return " and ".join(sorted(intact))
-    if recorded:
-        return " and ".join(f"{label} (file changed since)" for label in sorted(recorded))
-    return max(editable, key=lambda label: editable[label]) if editable else ""
+    if recorded:  # several, where one distribution wrote the same file as another
+        return " and ".join(sorted(intact or (f"{label} (file changed since)" for label in recorded)))
+    return max(editable, key=lambda label: editable[label], default="")
 
 
 def _recorded(distribution: Distribution, path: Path) -> bool | None:

@@ -22,14 +22,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 @final
 @attrs.frozen(kw_only=True)
 class Run:
-    """A run, as observers see it.
-
-    Attributes:
-        method: Name of the method.
-        options: Its options.
-        estimator: Name of the estimator.
-        model: Class of the model.
-    """
+    """A run, as observers see it: the names of the method, the estimator and the model's class."""
 
     method: str
     options: dict[str, Any]

@@ -43,12 +43,8 @@ FOREIGN_FAULTS = (Exception, SystemExit)
 TRACE = "UNLEARNKIT_TRACE_HOOKS"
 """Environment variable: ``1`` prints a line on the error stream for each call of a hook of a plugin."""
 
-_KINDS: Mapping[str, tuple[str, type]] = {
-    "unlearner": ("unlearnkit_register_unlearners", Unlearner),
-    "estimator": ("unlearnkit_register_estimators", ImportanceEstimator),
-    "metric": ("unlearnkit_register_metrics", Metric),
-}
-_OFFERS: Mapping[str, tuple[str, type]] = {**_KINDS, "kernel": ("unlearnkit_register_kernels", Kernel)}
+_KINDS: Mapping[str, type] = {"unlearner": Unlearner, "estimator": ImportanceEstimator, "metric": Metric}
+_OFFERS: Mapping[str, type] = {**_KINDS, "kernel": Kernel}  # the hook is unlearnkit_register_<kind>s
 
 
 @final
@@ -90,15 +86,11 @@ def kernel_fault(kernel: Any, base: type) -> str:
     return "" if isinstance(kernel, base) else f"expected objects of subclasses of {base.__name__}, saw {kernel!r}"
 
 
-def problem_of(plugin: Discovered, stage: str, error: BaseException) -> Problem:
-    return Problem(plugin=plugin.name, origin=plugin.origin, stage=stage, error=error)
-
-
 @final
 class PluginManager:
     """Finds methods, estimators and metrics by name, wherever they were installed from.
 
-    Nothing is imported before the first question. One broken plugin is recorded and warned about once; it is an error
+    Plugins are imported when one is first asked for. A broken plugin is recorded and warned about once; it is an error
     only when something it should have provided is asked for.
 
     Args:
@@ -115,16 +107,12 @@ class PluginManager:
         self._pluggy.add_hookspecs(hookspecs)
         self._discovered: dict[str, Discovered] = {}
         self._problems: list[Problem] = []
-        self._warned: set[int] = set()
+        self._warned = 0  # how many of the problems were warned of
         self._offers: dict[str, dict[str, list[tuple[Discovered, Any]]]] = {kind: {} for kind in _OFFERS}
         self._pending = entry_points
 
     def register(self, plugin: object, *, name: str | None = None) -> None:
-        """Register a plugin: a module or an object with ``@hookimpl`` functions.
-
-        Args:
-            plugin: The module or object.
-            name: For messages; its own name when left out.
+        """Register a module or an object with ``@hookimpl`` functions; ``name`` is for messages.
 
         Raises:
             PluginLoadError: One of its hooks does not have the signature that the hook specification has.
@@ -136,10 +124,10 @@ class PluginManager:
             raise ConfigurationError(f"expected a new plugin name, saw {found.name!r} again: pass name=")
         problem = self._add(found, plugin)
         if problem is not None:
-            self._warned.add(id(problem))
+            self._warned = len(self._problems)  # raised instead
             raise PluginLoadError(str(problem)) from problem.error
         plugin_kernels.cache_clear()  # it may offer some
-        self._warn(self._problems)
+        self._warn()
 
     def unlearner(self, name: str) -> type[Unlearner]:
         """Return the class of a method, as ``"ssd"``."""
@@ -154,13 +142,9 @@ class PluginManager:
         return self._find("metric", name)
 
     def provided(self, kind: str) -> tuple[Provided, ...]:
-        """List the classes that plugins provide.
+        """List the classes of a kind, ``"unlearner"``, ``"estimator"`` or ``"metric"``, that plugins provide.
 
-        Args:
-            kind: ``"unlearner"``, ``"estimator"`` or ``"metric"``.
-
-        Returns:
-            One entry per class, sorted by name; a duplicate name has several.
+        They are sorted by name; a duplicate name has several entries.
 
         Raises:
             ConfigurationError: There is no such kind.
@@ -173,22 +157,11 @@ class PluginManager:
         return tuple(sorted(found, key=lambda entry: entry.name))
 
     def kernels(self) -> tuple[tuple[Kernel, str], ...]:
-        """List the kernels that plugins offer for the exact Fisher.
-
-        Returns:
-            Each with the plugin and the distribution that it comes from.
-        """
+        """List the kernels that plugins offer for the exact Fisher, each with the plugin and its distribution."""
         return tuple((kernel, f"plugin {found.name!r} of {found.origin}") for found, kernel in self._offered("kernel"))
 
     def provider_of(self, cls: type) -> str:
-        """Say which distribution the file of a class comes from, whoever registered the class.
-
-        Args:
-            cls: A class that a plugin may have registered.
-
-        Returns:
-            For example ``"unlearnkit 0.1.0"``, or "" when no plugin registered it.
-        """
+        """Return the distribution of a class's file, as ``"unlearnkit 0.1.0"``; "" when no plugin registered it."""
         entries = [entry for kind in _KINDS for entry in self.provided(kind) if entry.cls is cls]
         return provider_of(cls, entries[0].plugin) if entries else ""
 
@@ -204,11 +177,7 @@ class PluginManager:
         return tuple(self._problems)
 
     def check_pending(self) -> None:
-        """Refuse hook implementations that no hook specification has: a misspelt name does nothing otherwise.
-
-        Raises:
-            PluginLoadError: Naming the unknown hook, the plugin and the closest known hook.
-        """
+        """Raise PluginLoadError for hook implementations without a hook specification, which would never be called."""
         unknown = [problem for problem in self.problems() if problem.stage == "unknown hook"]
         if unknown:
             raise PluginLoadError("; ".join(map(str, unknown)))
@@ -236,21 +205,22 @@ class PluginManager:
             try:
                 plugin = load()
             except FOREIGN_FAULTS as error:  # recorded, not hidden
-                self._remember(found, problem_of(found, "import", error))
+                self._remember(found, found.problem_at("import", error))
             else:
                 self._add(found, plugin)
-        self._warn(self._problems)
+        self._warn()
 
     def _remember(self, found: Discovered, problem: Problem | None) -> None:
         self._discovered[found.name] = attrs.evolve(found, problem=problem)
         if problem is not None:
             self._problems.append(problem)
 
-    def _warn(self, problems: Iterable[Problem]) -> None:
-        new = [p for p in problems if p.stage != "blocked" and id(p) not in self._warned]
-        self._warned.update(map(id, new))  # all of them first: a warning may have been made an error
+    def _warn(self) -> None:
+        new = self._problems[self._warned :]
+        self._warned = len(self._problems)  # first: a warning may have been made an error
         for problem in new:
-            warn_of(problem)
+            if problem.stage != "blocked":
+                warn_of(problem)
 
     def _add(self, found: Discovered, plugin: object) -> Problem | None:
         try:
@@ -261,7 +231,7 @@ class PluginManager:
             if self._pluggy.get_plugin(found.name) is plugin:
                 self._pluggy.unregister(name=found.name)
             stage = "hook signature" if isinstance(error, pluggy.PluginValidationError) else "registration"
-            problem = problem_of(found, stage, error)
+            problem = found.problem_at(stage, error)
             self._remember(found, problem)
             return problem
         self._remember(found, None)
@@ -274,7 +244,7 @@ class PluginManager:
         marked = [mark.get("specname") or name for name, mark in marks if mark and not mark.get("optionalhook")]
         known = {name for name in dir(hookspecs) if hasattr(getattr(hookspecs, name), f"{hookspecs.PROJECT}_spec")}
         return [
-            problem_of(found, "unknown hook", PluginLoadError(f"no hook is called {name!r}{nearest(name, known)}"))
+            found.problem_at("unknown hook", PluginLoadError(f"no hook is called {name!r}{nearest(name, known)}"))
             for name in marked
             if name not in known
         ]
@@ -301,20 +271,19 @@ class PluginManager:
     def _offered(self, kind: str) -> list[tuple[Discovered, Any]]:
         """Ask plugins that were not asked before, and check everything that they give."""
         self._load()
-        hook, base = _OFFERS[kind]
         offers, check = self._offers[kind], kernel_fault if kind == "kernel" else fault_of
-        for found, call in [pair for pair in self._call_each(hook) if pair[0].name not in offers]:
+        calls = self._call_each(f"unlearnkit_register_{kind}s")
+        for found, call in [pair for pair in calls if pair[0].name not in offers]:
             offers[found.name] = []
             try:
-                judged = [(thing, check(thing, base)) for result in call() for thing in result]
+                judged = [(thing, check(thing, _OFFERS[kind])) for result in call() for thing in result]
             except FOREIGN_FAULTS as error:  # recorded with its cause, raised when asked for
-                self._problems.append(problem_of(found, f"registering its {kind}s", error))
+                self._problems.append(found.problem_at(f"registering its {kind}s", error))
                 continue
             offers[found.name] = [(found, thing) for thing, fault in judged if not fault]
-            self._problems += [
-                problem_of(found, f"registering its {kind}s", PluginLoadError(fault)) for _, fault in judged if fault
-            ]
-        self._warn(self._problems)
+            errors = [PluginLoadError(fault) for _, fault in judged if fault]
+            self._problems += [found.problem_at(f"registering its {kind}s", error) for error in errors]
+        self._warn()
         return [pair for given in offers.values() for pair in given]
 
     def _call_each(self, hook: str, **arguments: Any) -> Iterable[tuple[Discovered, Callable[[], Any]]]:
@@ -322,9 +291,8 @@ class PluginManager:
             others = [p for _, p in self._pluggy.list_name_plugin() if p is not plugin]
             caller = self._pluggy.subset_hook_caller(hook, others)
             if plugin is not None and caller.get_hookimpls():
-                found = self._discovered[name]
-                call = functools.partial(caller, **arguments)
-                yield found, traced(call, hook=hook, plugin=found.name, origin=found.origin)
+                found, call = self._discovered[name], functools.partial(caller, **arguments)
+                yield found, traced(call, f"{hook} of plugin {found.name!r} ({found.origin})")
 
     def _notify(self, hook: str, **arguments: Any) -> None:
         self._load()
@@ -332,10 +300,10 @@ class PluginManager:
             try:
                 call()
             except FOREIGN_FAULTS as error:  # an observer must not be able to stop the run it observes
-                warn_of(problem_of(found, hook, error))
+                warn_of(found.problem_at(hook, error))
 
 
-def traced(call: Callable[[], Any], *, hook: str, plugin: str, origin: str) -> Callable[[], Any]:
+def traced(call: Callable[[], Any], what: str) -> Callable[[], Any]:
     """Make a hook call write a line to the error stream, when ``UNLEARNKIT_TRACE_HOOKS`` asks for it."""
     if os.environ.get(TRACE, "") in {"", "0"}:
         return call
@@ -349,7 +317,7 @@ def traced(call: Callable[[], Any], *, hook: str, plugin: str, origin: str) -> C
             raise
         finally:
             seconds = time.perf_counter() - start
-            sys.stderr.write(f"[trace] {hook} of plugin {plugin!r} ({origin}): {seconds:.4f} s{outcome}\n")
+            sys.stderr.write(f"[trace] {what}: {seconds:.4f} s{outcome}\n")
 
     return shown
 

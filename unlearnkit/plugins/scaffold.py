@@ -20,8 +20,6 @@ KINDS: Mapping[str, str] = {
 }
 """What a plugin can offer, and what that is called in its README."""
 
-_OLD_KINDS: Mapping[str, str] = {"gradient": "training"}
-
 _USAGE: Mapping[str, str] = {
     "elementwise": '[[method]]\nname = "$name"\noptions = { alpha = 10.0 }',
     "training": '[[method]]\nname = "$name"\noptions = { epochs = 1, learning_rate = 1e-3 }',
@@ -35,7 +33,8 @@ def new_plugin(name: str, *, kind: str = "elementwise", output: str | Path = "."
         raise ConfigurationError(
             f"expected a name of lower-case letters, digits and single hyphens, as 'my-method', saw {name!r}"
         )
-    kind = _OLD_KINDS.get(kind, kind)
+    if kind == "gradient":  # its name in early versions
+        kind = "training"
     if kind not in KINDS:
         kinds = ", ".join(KINDS)
         raise ConfigurationError(f"expected a kind of plugin, one of {kinds}, saw {kind!r}{nearest(kind, KINDS)}")

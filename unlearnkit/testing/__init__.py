@@ -12,8 +12,7 @@ from unlearnkit.testing.checks import (
     parametrize_with_checks,
 )
 from unlearnkit.testing.kernels import check_kernel
-from unlearnkit.testing.law import Law, LawError, fail, holds
-from unlearnkit.testing.laws import laws_for
+from unlearnkit.testing.law import Law, LawError, fail, holds, laws_for
 from unlearnkit.testing.oracles import batched_squares, per_sample_squares
 from unlearnkit.testing.snapshot import Snapshot, same
 from unlearnkit.testing.strategies import from_unlearner, importances, rule_inputs, tensors

@@ -1,6 +1,6 @@
 """What laws are tried on: values that can be drawn, printed and pasted back."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import attrs
@@ -21,10 +21,16 @@ from unlearnkit.models import trainable
 
 Batch = tuple[Tensor, Tensor]
 
-LAYERS = ("linear", "conv", "layer-norm", "batch-norm", "attention", "dropout")
-"""What `SmallNet` can be built of, besides its stem and head."""
-
 WIDTH, POSITIONS, CLASSES = 2, 3, 4
+LAYERS: Mapping[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(WIDTH, WIDTH),
+    "conv": lambda: nn.Conv1d(WIDTH, WIDTH, 3, padding=1),
+    "layer-norm": lambda: nn.LayerNorm(WIDTH),
+    "batch-norm": lambda: nn.BatchNorm1d(WIDTH),
+    "attention": lambda: nn.MultiheadAttention(WIDTH, 1, batch_first=True),
+    "dropout": lambda: nn.Dropout(0.5),
+}
+"""What `SmallNet` can be built of, besides its stem and head."""
 
 
 @final
@@ -34,7 +40,7 @@ class SmallNet(nn.Module):
     The same arguments give the same weights; the global generators are not touched.
 
     Args:
-        layers: Some of `LAYERS`, in order.
+        layers: Some of the keys of `LAYERS`, in order.
         embedding: Look the numbers up in a table, instead of multiplying by them.
         tied: Share weights: the head with the embedding, or two linear layers.
         frozen: Freeze the stem.
@@ -62,7 +68,7 @@ class SmallNet(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.stem: nn.Module = nn.Embedding(CLASSES, WIDTH) if embedding else nn.Linear(1, WIDTH)
-            self.layers = nn.ModuleList(_LAYERS[name]() for name in layers)
+            self.layers = nn.ModuleList(LAYERS[name]() for name in layers)
             self.head = nn.Linear(WIDTH, CLASSES)
             if tied:
                 self._tie()
@@ -90,16 +96,6 @@ class SmallNet(nn.Module):
             h = _apply(layer, h)
         logits: Tensor = self.head(h.mean(1))
         return logits
-
-
-_LAYERS: dict[str, Callable[[], nn.Module]] = {
-    "linear": lambda: nn.Linear(WIDTH, WIDTH),
-    "conv": lambda: nn.Conv1d(WIDTH, WIDTH, 3, padding=1),
-    "layer-norm": lambda: nn.LayerNorm(WIDTH),
-    "batch-norm": lambda: nn.BatchNorm1d(WIDTH),
-    "attention": lambda: nn.MultiheadAttention(WIDTH, 1, batch_first=True),
-    "dropout": lambda: nn.Dropout(0.5),
-}
 
 
 def _apply(layer: nn.Module, h: Tensor) -> Tensor:
@@ -168,12 +164,9 @@ class RuleInputs:
 @final
 @attrs.frozen(kw_only=True)
 class LawCase:
-    """A model, importances and data for one test, in a few numbers.
-
-    The other attributes are those of `SmallNet`.
+    """A model, importances and data for one test, in a few numbers; the other attributes are those of `SmallNet`.
 
     Attributes:
-        dtype: Of the model.
         forget: F_f: these values, repeated; each parameter starts at another one.
         reference: F_r, likewise.
         samples: How many samples each set of data has.
@@ -199,7 +192,7 @@ class LawCase:
     seed: int = 0
 
     def model(self) -> SmallNet:
-        """Build the model, with an old gradient on every trainable parameter: the same weights each time."""
+        """Build the model, with an old gradient on every trainable parameter."""
         model = self.fresh(self.seed)
         for p in model.parameters():
             if p.requires_grad:
@@ -299,7 +292,7 @@ def law_cases(
     """Draw a model with importances and data."""
     values = st.lists(st.sampled_from((0.0, 1.0, 2.0, 20.0)) | st.floats(0, 100, width=16), min_size=1, max_size=8)
     return LawCase(
-        layers=tuple(draw(st.lists(st.sampled_from(LAYERS), max_size=3))),
+        layers=tuple(draw(st.lists(st.sampled_from(list(LAYERS)), max_size=3))),
         embedding=draw(st.booleans()),
         tied=draw(st.booleans()),
         frozen=draw(st.booleans()),

@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import unlearnkit.testing.laws  # noqa: F401 - registers the laws
 from unlearnkit import ConfigurationError, ImportanceEstimator, Metric, Unlearner
-from unlearnkit.testing.law import LawError
-from unlearnkit.testing.laws import laws_for
+from unlearnkit.testing.law import LawError, laws_for
 from unlearnkit.testing.source import source
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def check_unlearner(method: Unlearner, *, examples: int | None = None) -> None:
         examples: Cases to try for each law, instead of the law's own number; few for a method that trains.
 
     Raises:
-        LawError: At least one law is broken; the message tells of all of them.
+        LawError: Names every law that is broken.
 
     Example:
         >>> from unlearnkit_methods.ssd import SelectiveSynapticDampening
@@ -72,56 +72,41 @@ def parametrize_with_checks(
     """Turn a test function of ``subject`` and ``law`` into one test per object and law that applies to it.
 
     Write ``@parametrize_with_checks([MyMethod(alpha=10.0)])`` above
-    ``def test_contract(subject, law): law.check(subject)``. The ids are made from the objects' options and the laws'
-    names, so that they are the same in every process.
+    ``def test_contract(subject, law): law.check(subject)``. The ids are the same in every process.
 
     Args:
         subjects: Methods, estimators and metrics.
-        expected_failures: Laws that are known to be broken, with the reason; a function of the object for several
-            objects. Such a test is an expected failure, and a failure when the law holds after all.
-
-    Returns:
-        A decorator: ``pytest.mark.parametrize`` over ``subject, law``.
+        expected_failures: Laws that are known to be broken, with the reason, or a function of the object that returns
+            them. Such a test is a strict expected failure.
 
     Raises:
         ConfigurationError: Something that no law applies to, or an expected failure of such a law.
     """
     import pytest  # noqa: PLC0415 - the rest of this package works without it
 
-    every, known, named = list(subjects), set[str](), set[str]()
-    params = []
-    for number, subject in enumerate(every):
+    params, known, named, taken = list[Any](), set[str](), set[str](), Counter[str]()
+    for number, subject in enumerate(subjects):
         if not isinstance(subject, _KINDS):
             raise ConfigurationError(
                 f"subject {number} (counted from 0): expected an object of a subclass of "
                 f"{', '.join(kind.__name__ for kind in _KINDS)}, saw {subject!r}"
             )
         reasons = expected_failures(subject) if callable(expected_failures) else (expected_failures or {})
-        laws = laws_for(subject)
-        known |= {law.name for law in laws}
         named |= set(reasons)
-        params += [(subject, law, reasons.get(law.name)) for law in laws]
+        for law in laws_for(subject):
+            known.add(law.name)
+            label, reason = f"{_label(subject)}-{law.name}", reasons.get(law.name)
+            taken[label] += 1
+            unique = label if taken[label] == 1 else f"{label}-{taken[label]}"
+            marks = () if reason is None else pytest.mark.xfail(reason=reason, strict=True)
+            params.append(pytest.param(subject, law, id=unique, marks=marks))
     if named - known:
         raise ConfigurationError(
             f"expected_failures: expected names of laws that apply to these objects, saw {sorted(named - known)}"
         )
-    ids = _unique([f"{_label(subject)}-{law.name}" for subject, law, _ in params])
-    marks = [() if reason is None else (pytest.mark.xfail(reason=reason, strict=True),) for _, _, reason in params]
-    return pytest.mark.parametrize(
-        ("subject", "law"),
-        [pytest.param(s, law, id=i, marks=m) for (s, law, _), i, m in zip(params, ids, marks, strict=True)],
-    )
+    return pytest.mark.parametrize(("subject", "law"), params)
 
 
 def _label(subject: Any) -> str:
     """Write an object as an id: no addresses, no quotes, no spaces, and sets in one order in every process."""
     return re.sub(r"[ '\"]", "", re.sub(r"float\(\"(.*?)\"\)", r"\1", source(subject, set())))
-
-
-def _unique(ids: list[str]) -> list[str]:
-    """Number repeated ids, in order."""
-    seen, result = Counter[str](), []
-    for one in ids:
-        seen[one] += 1
-        result.append(one if seen[one] == 1 else f"{one}-{seen[one]}")
-    return result

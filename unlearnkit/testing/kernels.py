@@ -2,12 +2,11 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, final
+from typing import Any
 
-import attrs
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - its usual name
+from torch.nn import grad
 
 from unlearnkit import ConfigurationError
 from unlearnkit.importance import ConvGeometry, Kernel, KernelOperands, KernelPlan, Layer, SumBuffers
@@ -15,29 +14,16 @@ from unlearnkit.testing.law import LawError
 
 _TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}
 _COARSE = 0.05
-_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_WEIGHT_GRADIENT: dict[int, Any] = {1: grad.conv1d_weight, 2: grad.conv2d_weight, 3: grad.conv3d_weight}
 _Draw = Callable[..., Tensor]
 _Layers = Iterator[tuple[str, Tensor, Tensor, Any]]
 _SUMS: dict[str, Callable[[Tensor], Tensor]] = {"squares": torch.square, "absolute": torch.abs, "signed": torch.clone}
-
-
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class _Case:
-    name: str
-    operands: KernelOperands
-    per_sample: Tensor
 
 
 def check_kernel(
     kernel: Kernel, *, device: str = "cpu", dtypes: Iterable[torch.dtype] = (torch.float32, torch.float64)
 ) -> None:
     """Check that a kernel adds what torch operations add, for every layer, layout and sum that it takes.
-
-    Args:
-        kernel: The object to check.
-        device: Where the layers are.
-        dtypes: Of the totals.
 
     Raises:
         LawError: It adds something else, hides a NaN, or takes none of the layers.
@@ -47,42 +33,41 @@ def check_kernel(
         raise ConfigurationError(f"expected an object of a subclass of Kernel, saw {kernel!r}")
     taken = 0
     for dtype in dtypes:
-        for case in _cases(kernel.layer, device, dtype):
-            plan = kernel.plan(case.operands)
+        for name, operands in _cases(kernel.layer, device, dtype):
+            plan = kernel.plan(operands)
             if plan is not None:
                 taken += 1
-                _check_case(kernel, case, plan)
+                _check_case(kernel, f"{kernel.name} ({name})", operands, plan)
     if not taken:
         raise LawError(f"{kernel.name}: expected a kernel for some {kernel.layer} layer on {device}, saw None for all")
 
 
-def _check_case(kernel: Kernel, case: _Case, first: KernelPlan) -> None:
+def _check_case(kernel: Kernel, who: str, operands: KernelOperands, first: KernelPlan) -> None:
+    per_sample, dtype, device = _per_sample(operands), operands.g.dtype, operands.g.device
     for extra in [()] if first.squares_only else [(), ("absolute",), ("signed",), ("absolute", "signed")]:
-        plan = kernel.plan(case.operands)
+        plan = kernel.plan(operands)
         if plan is None:
-            raise LawError(f"{kernel.name} ({case.name}): expected a plan each time, saw None the second time")
-        dtype, device = case.operands.g.dtype, case.operands.g.device
+            raise LawError(f"{who}: expected a plan each time, saw None the second time")
         start = {sum_: torch.ones(plan.shape, dtype=dtype, device=device) for sum_ in ("squares", *extra)}
         plan.run(SumBuffers(**start))
         for sum_, buffer in start.items():
-            _compare(kernel, case, sum_, plan.finish(buffer))
+            _compare(who, sum_, per_sample, plan.finish(buffer), tolerance=_TOLERANCE.get(dtype, _COARSE))
 
 
-def _compare(kernel: Kernel, case: _Case, sum_: str, finished: Tensor) -> None:
-    terms = _SUMS[sum_](case.per_sample)
-    expected, seen = 1 + terms.sum(0), finished.reshape(case.per_sample.shape[1:]).double()
-    scale = 1 + terms.abs().sum(0).nan_to_num().max()
-    tolerance = _TOLERANCE.get(case.operands.g.dtype, _COARSE)
+def _compare(who: str, sum_: str, per_sample: Tensor, finished: Tensor, *, tolerance: float) -> None:
+    terms = _SUMS[sum_](per_sample)
+    expected, seen = 1 + terms.sum(0), finished.reshape(per_sample.shape[1:]).double()
+    rounding = tolerance * float(1 + terms.abs().sum(0).nan_to_num().max())
     fine = expected.isfinite()
     wrong = float((seen - expected)[fine].abs().max()) if bool(fine.any()) else 0.0
-    if not wrong <= tolerance * float(scale) or bool(seen[~fine].isfinite().any()):
+    if not wrong <= rounding or bool(seen[~fine].isfinite().any()):
         raise LawError(
-            f"{kernel.name} ({case.name}): expected Σ of {sum_} as torch adds it, added to what was there, saw a "
-            f"difference of {wrong:.3g} where {tolerance * float(scale):.3g} is rounding, or a NaN that got lost"
+            f"{who}: expected Σ of {sum_} as torch adds it, added to what was there, saw a difference of {wrong:.3g} "
+            f"where {rounding:.3g} is rounding, or a NaN that got lost"
         )
 
 
-def _cases(layer: Layer, device: str, dtype: torch.dtype) -> Iterator[_Case]:
+def _cases(layer: Layer, device: str, dtype: torch.dtype) -> Iterator[tuple[str, KernelOperands]]:
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -93,8 +78,7 @@ def _cases(layer: Layer, device: str, dtype: torch.dtype) -> Iterator[_Case]:
         spoilt = g.clone()
         spoilt[tuple(n // 2 for n in g.shape)] = float("nan")  # where the window sees no padding
         for kind, gradient in (("", g), (", NaN", spoilt)):
-            operands = KernelOperands(layer=layer, g=gradient, x=x, options=options)
-            yield _Case(name=f"{name}{kind}, {dtype}", operands=operands, per_sample=_per_sample(operands))
+            yield f"{name}{kind}, {dtype}", KernelOperands(layer=layer, g=gradient, x=x, options=options)
 
 
 def _linear(draw: _Draw) -> _Layers:
@@ -144,16 +128,11 @@ def _per_sample(operands: KernelOperands) -> Tensor:
         mean, variance, eps = operands.options
         shape = (-1, *[1] * (g.dim() - 3))
         scaled = (x - mean.double().view(shape)) / (variance.double() + eps).sqrt().view(shape)
-        found: Tensor = (g * scaled).flatten(3).sum((1, 3)) if g.dim() > 3 else (g * scaled).sum(1)
+        found: Tensor = (g * scaled).sum((1, *range(3, g.dim())))
         return found
     geometry: ConvGeometry = operands.options
-    weight = torch.zeros(
-        g.shape[2], x.shape[2] // geometry.groups, *geometry.kernel, dtype=torch.float64, device=g.device
-    ).requires_grad_()
-    gradients = []
-    for g_n, x_n in zip(g, x, strict=True):
-        padding = tuple(before for before, _ in geometry.padding)
-        convolve: Any = _CONVOLVE[len(geometry.kernel)]
-        y = convolve(x_n, weight, None, geometry.stride, padding, geometry.dilation, geometry.groups)
-        gradients.append(torch.autograd.grad(y, weight, g_n)[0])
-    return torch.stack(gradients)
+    shape = (g.shape[2], x.shape[2] // geometry.groups, *geometry.kernel)
+    padding = tuple(before for before, _ in geometry.padding)
+    rest = (geometry.stride, padding, geometry.dilation, geometry.groups)
+    weight_gradient = _WEIGHT_GRADIENT[len(geometry.kernel)]
+    return torch.stack([weight_gradient(x_n, shape, g_n, *rest) for g_n, x_n in zip(g, x, strict=True)])

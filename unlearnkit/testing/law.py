@@ -4,7 +4,7 @@ import textwrap
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import attrs
 from hypothesis import HealthCheck, Phase, Verbosity, given, reject, settings
@@ -16,6 +16,7 @@ from unlearnkit.testing.source import class_name, source
 from unlearnkit.utils.rng import private_rng
 
 Body = Callable[[Any, Any], None]
+T = TypeVar("T")
 
 
 @final
@@ -33,10 +34,6 @@ def _promises(promise: str) -> Callable[[Any], bool]:
     return applies if promise else lambda _: True
 
 
-def _nothing(_: Any) -> st.SearchStrategy[Any]:
-    return st.none()
-
-
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Law:
@@ -45,9 +42,8 @@ class Law:
     Attributes:
         name: Short, unique among the laws of a kind.
         sentence: What is true when the law holds.
-        holds: Called with the subject and one case; raises AssertionError, saying what was seen, when it does not hold.
-        cases: Makes the Hypothesis strategy that draws the cases for a subject. The message shows cases as Python, so
-            draw plain values, tensors and attrs objects.
+        holds: Called with the subject and one case; raises AssertionError with what was seen when it does not hold.
+        cases: Makes the Hypothesis strategy for a subject, of plain values, tensors and attrs objects.
         promise: The trait that the law follows from, or "" when it holds for every method of the kind.
         applies: Whether the law applies to a subject; by default, whether it has the trait.
         waiver: How to take the promise back, as ``"local=False"``.
@@ -67,7 +63,7 @@ class Law:
     name: str
     sentence: str
     holds: Callable[[Any, Any], None]
-    cases: Callable[[Any], st.SearchStrategy[Any]] = _nothing
+    cases: Callable[[Any], st.SearchStrategy[Any]] = lambda _: st.none()
     promise: str = ""
     applies: Callable[[Any], bool] = attrs.field(default=attrs.Factory(lambda law: _promises(law.promise), True))
     waiver: str = attrs.field(default=attrs.Factory(lambda law: law.promise and f"{law.promise}=False", True))
@@ -78,15 +74,7 @@ class Law:
         return self.name
 
     def check(self, subject: Any, *, examples: int | None = None) -> None:
-        """Search for a counterexample; the same search on every run.
-
-        Args:
-            subject: A method, an estimator or a metric.
-            examples: How many cases to try, instead of the law's own number.
-
-        Raises:
-            LawError: The law is broken.
-        """
+        """Search for a counterexample, the same way on every run; raise LawError with the smallest one found."""
         found = self._search(subject, examples or self.examples)
         if found is not None:
             case, error, flaky = found
@@ -134,6 +122,9 @@ class Law:
 
     def _message(self, subject: Any, case: Any, error: Exception, *, flaky: bool) -> str:
         seen = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+        advice = "This law holds for every object of its kind; no trait lifts it."
+        if self.promise:
+            advice = f"Not meant as a promise? Write {self.waiver} in the traits of {type(subject).__name__}."
         return "\n".join(
             [
                 f"the law {self.name!r} is broken by {type(subject).__name__}: {self.sentence}",
@@ -142,7 +133,7 @@ class Law:
                 "",
                 textwrap.indent(self.reproduction(subject, case), "    "),
                 "",
-                f"  {self._advice(subject)}",
+                f"  {advice}",
             ]
         )
 
@@ -159,18 +150,34 @@ class Law:
         lines += [f"law = next(law for law in laws_for(subject) if law.name == {self.name!r})"]
         return "\n".join([*sorted(imports), *lines, "law.holds(subject, case)"])
 
-    def _advice(self, subject: Any) -> str:
-        if not self.promise:
-            return "This law holds for every object of its kind; no trait lifts it."
-        return f"Not meant as a promise? Write {self.waiver} in the traits of {type(subject).__name__}."
+
+LAWS: dict[type, list[Law]] = {}
+"""Base class to the laws that it adds to those of its base classes."""
+
+
+def laws_for(subject: Any) -> tuple[Law, ...]:
+    """Collect the laws that apply to a method, an estimator or a metric, with its traits and options.
+
+    A class may add laws in an attribute ``laws``; one of the same name replaces an inherited one.
+
+    Example:
+        >>> from unlearnkit import DiagonalFisher
+        >>> [law.name for law in laws_for(DiagonalFisher()) if law.promise == "batch_free"]
+        ['additive', 'order-free', 'batch-size-free']
+    """
+    found: dict[str, Law] = {}
+    for cls in reversed(type(subject).__mro__):
+        for law in (*LAWS.get(cls, ()), *vars(cls).get("laws", ())):
+            found[law.name] = law
+    return tuple(law for law in found.values() if law.applies(subject))
 
 
 class CaseSkipped(Exception):  # noqa: N818 - no error
     """The subject fails on this case, which the law "runs" reports: the other laws are about calls that succeed."""
 
 
-def law(laws: list[Law], **settings: Any) -> Callable[[Body], Body]:
-    """Add a function to some laws: its name (with hyphens) is the law's, its docstring the sentence."""
+def law(kind: type, **settings: Any) -> Callable[[Body], Body]:
+    """Add a function to the laws of a base class: its name (with hyphens) is the law's, its docstring the sentence."""
 
     def add(body: Body) -> Body:
         def holds(subject: Any, case: Any) -> None:
@@ -178,7 +185,7 @@ def law(laws: list[Law], **settings: Any) -> Callable[[Body], Body]:
                 body(subject, case)
 
         name = body.__name__.strip("_").replace("_", "-")
-        laws.append(Law(name=name, sentence=body.__doc__ or "", holds=holds, **settings))
+        LAWS.setdefault(kind, []).append(Law(name=name, sentence=body.__doc__ or "", holds=holds, **settings))
         return body
 
     return add
@@ -193,3 +200,11 @@ def holds(condition: Any, seen: str) -> None:
     """Require a condition, or `fail` with what was seen instead, with numbers."""
     if not bool(condition):
         fail(seen)
+
+
+def run_twice(run: Callable[[], T]) -> tuple[T, T]:
+    """Call a function with the global generators in two states."""
+    with private_rng(seed=1):
+        first = run()
+    with private_rng(seed=2):
+        return first, run()

@@ -15,15 +15,11 @@ from unlearnkit.models.parameters import bits
 @final
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Snapshot:
-    """Everything observable about a model, read independently of the code under test.
+    """Everything observable about a model and the global random state, read independently of the code under test.
 
     Attributes:
         parameters: Name to (a copy of the value, ``requires_grad``).
-        buffers: Name to a copy.
-        grads: Parameter name to a copy of ``.grad``, or None.
-        modes: Module name to train (True) or eval (False) mode.
-        structure: Every name, tied ones and modules included, to the identity of the object.
-        rng: The states of Python's, numpy's and torch's generators.
+        structure: Every name, tied ones and modules included, to the ``id`` of the object.
     """
 
     parameters: Mapping[str, tuple[Tensor, bool]]
@@ -35,7 +31,7 @@ class Snapshot:
 
     @classmethod
     def take(cls, model: nn.Module) -> "Snapshot":
-        """Copy everything about a model; the model is left as it is."""
+        """Copy everything about a model."""
         named = dict(model.named_parameters())
         every = [
             *model.named_parameters(remove_duplicate=False),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -60,7 +60,7 @@ def tensors(
     size = math.prod(shape)
     if elements is None:
         elements = _any_number(dtype, finite=finite)
-    tensor = _rounded(draw(_several(elements, size)), dtype, finite=finite)
+    tensor = _rounded(draw(st.lists(elements, min_size=size, max_size=size)), dtype, finite=finite)
     if not finite and draw(st.booleans()):
         bits(tensor)[draw(st.integers(0, size - 1))] = _SIGNALLING[dtype]
     return tensor.reshape(shape)
@@ -79,11 +79,6 @@ def _any_number(dtype: torch.dtype, *, finite: bool) -> st.SearchStrategy[float]
     limits = torch.finfo(dtype)
     ends = (0.0, -0.0, 1.0, -1.0, limits.max, limits.min, limits.tiny)
     return st.sampled_from(ends) | st.floats(width=_WIDTHS[dtype], allow_nan=not finite, allow_infinity=not finite)
-
-
-@lru_cache(maxsize=64)
-def _several(elements: st.SearchStrategy[float], size: int) -> st.SearchStrategy[list[float]]:
-    return st.lists(elements, min_size=size, max_size=size)
 
 
 @cache

@@ -47,21 +47,6 @@ def seal_digest(value: Any) -> str:
     return hashlib.blake2b(_dump(_CONVERTER.unstructure(value)).encode(), digest_size=32).hexdigest()
 
 
-def unseal(text: str, cls: type[T], *, kind: str, where: str) -> T:
-    """Parse what `seal` wrote, and check every byte of it."""
-    try:
-        raw = json.loads(text)
-        seen = raw["kind"]
-        value = _CONVERTER.structure(raw["content"], cls) if seen == kind else None
-    except (ValueError, TypeError, KeyError, RecursionError, UnlearnKitError, cattrs.BaseValidationError) as error:
-        raise StoreError(f"{where} is damaged: expected {kind}, saw {_leaves(error)}") from error
-    if value is None:
-        raise StoreError(f"{where}: expected {kind}, saw {str(seen)[:80]!r}: another file, or one of another version")
-    if seal(value, kind=kind) != text:
-        raise StoreError(f"{where}: expected the digest of what was written, saw another: the file was changed")
-    return value
-
-
 def write_sealed(path: Path, value: Any, *, kind: str) -> None:
     """Write a sealed value to a file, atomically."""
     with atomic_write(path) as temporary:
@@ -72,14 +57,24 @@ def write_sealed(path: Path, value: Any, *, kind: str) -> None:
 
 
 def read_sealed(path: Path, cls: type[T], *, kind: str) -> T:
-    """Read a sealed file."""
+    """Read a sealed file, and check every byte of it."""
     if path.is_symlink() or not path.is_file():
         raise StoreError(f"{path}: expected a file ({kind}), saw {'a link' if path.is_symlink() else 'none'}")
     try:
         text = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: cannot read it: {error}") from error
-    return unseal(text, cls, kind=kind, where=str(path))
+    try:
+        raw = json.loads(text)
+        seen = raw["kind"]
+        value = _CONVERTER.structure(raw["content"], cls) if seen == kind else None
+    except (ValueError, TypeError, KeyError, RecursionError, UnlearnKitError, cattrs.BaseValidationError) as error:
+        raise StoreError(f"{path} is damaged: expected {kind}, saw {_leaves(error)}") from error
+    if value is None:
+        raise StoreError(f"{path}: expected {kind}, saw {str(seen)[:80]!r}: another file, or one of another version")
+    if seal(value, kind=kind) != text:
+        raise StoreError(f"{path}: expected the digest of what was written, saw another: the file was changed")
+    return value
 
 
 def _leaves(error: BaseException) -> str:

@@ -21,19 +21,13 @@ _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {"≥": operator.ge, ">": o
 @final
 @attrs.frozen(kw_only=True)
 class Option:
-    """The description of one option of a method; see `option`.
+    """The description of one option of a method; see `option` for the other attributes.
 
     Attributes:
         name: In Python and TOML.
-        default: None when it must be given.
-        required: Whether it must be given.
-        symbol: The letter in the equation, or "".
-        doc: One line.
-        source: Paper and equation, or "".
-        meaning: Whether it changes the result, not only time and memory.
+        default: None when the option is required.
         kind: ``float``, ``int``, ``bool`` or ``str``; ``object`` for a plain ``attrs.field``.
         bounds: Sign and number of each bound, as ``((">", 0.0),)``.
-        choices: The allowed strings; empty when any is.
     """
 
     name: str
@@ -75,9 +69,6 @@ def option(
         choices: The only strings allowed.
         meaning: False for an option that changes speed or memory only.
 
-    Returns:
-        An ``attrs.field``.
-
     Example:
         >>> @attrs.frozen(kw_only=True)
         ... class Method:
@@ -89,66 +80,46 @@ def option(
         unlearnkit.utils.errors.ConfigurationError: Method.alpha (α): expected a number > 0, saw -1.0
     """
     bounds = {"≥": at_least, ">": above, "≤": at_most}
-    check = _Check(
-        kind=float if default is None or default is attrs.NOTHING else type(default),
-        bounds=tuple((sign, bound) for sign, bound in bounds.items() if bound is not None),
-        choices=tuple(choices),
-        optional=default is None,
-        symbol=symbol,
-    )
-    return attrs.field(
-        default=default,
-        converter=attrs.Converter(check, takes_self=True, takes_field=True),
-        metadata={
-            _OPTION: {
-                "symbol": symbol,
-                "doc": doc,
-                "source": source,
-                "meaning": meaning,
-                "kind": check.kind,
-                "bounds": check.bounds,
-                "choices": check.choices,
-            }
-        },
-    )
+    described = {
+        "symbol": symbol,
+        "doc": doc,
+        "source": source,
+        "meaning": meaning,
+        "kind": float if default is None or default is attrs.NOTHING else type(default),
+        "bounds": tuple((sign, bound) for sign, bound in bounds.items() if bound is not None),
+        "choices": tuple(choices),
+    }
+    check = attrs.Converter(_checked, takes_self=True, takes_field=True)  # runs before any validator of the author's
+    return attrs.field(default=default, converter=check, metadata={_OPTION: described})
 
 
-@final
-@attrs.frozen(kw_only=True)
-class _Check:
-    """Converts and checks one value; an attrs converter, so that it runs before any validator of the author's."""
+def _checked(value: Any, owner: Any, field: "attrs.Attribute[Any]") -> Any:
+    known = _describe(field)
+    if value is None and not known.required and known.default is None:
+        return None
+    if known.kind is float and isinstance(value, int) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # refused below, as an int
+            value = float(value)
+    if not _fits(value, known):
+        where = f"{type(owner).__name__}.{field.name}" + (f" ({known.symbol})" if known.symbol else "")
+        raise ConfigurationError(f"{where}: expected {_expected(known)}, saw {value!r}")
+    return value
 
-    kind: type
-    bounds: tuple[tuple[str, float], ...]
-    choices: tuple[str, ...]
-    optional: bool
-    symbol: str
 
-    def __call__(self, value: Any, owner: Any, field: "attrs.Attribute[Any]") -> Any:
-        if value is None and self.optional:
-            return None
-        if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
-            with contextlib.suppress(OverflowError):  # refused below, as an int
-                value = float(value)
-        if not self._fits(value):
-            where = f"{type(owner).__name__}.{field.name}" + (f" ({self.symbol})" if self.symbol else "")
-            raise ConfigurationError(f"{where}: expected {self._expected()}, saw {value!r}")
-        return value
+def _fits(value: Any, known: Option) -> bool:
+    if not isinstance(value, known.kind) or (isinstance(value, bool) and known.kind is not bool):
+        return False
+    if isinstance(value, float) and math.isnan(value):
+        return False
+    return (not known.choices or value in known.choices) and all(_COMPARE[s](value, b) for s, b in known.bounds)
 
-    def _fits(self, value: Any) -> bool:
-        if not isinstance(value, self.kind) or (isinstance(value, bool) and self.kind is not bool):
-            return False
-        if isinstance(value, float) and math.isnan(value):
-            return False
-        return (not self.choices or value in self.choices) and all(_COMPARE[s](value, b) for s, b in self.bounds)
 
-    def _expected(self) -> str:
-        if self.choices:
-            return "one of " + ", ".join(map(repr, self.choices))
-        noun = {float: "a number", int: "a whole number", bool: "true or false", str: "a string"}.get(
-            self.kind, self.kind.__name__
-        )
-        return noun + "".join(f" {sign} {bound:g}" for sign, bound in self.bounds)
+def _expected(known: Option) -> str:
+    if known.choices:
+        return "one of " + ", ".join(map(repr, known.choices))
+    nouns = {float: "a number", int: "a whole number", bool: "true or false", str: "a string"}
+    bounds = "".join(f" {sign} {bound:g}" for sign, bound in known.bounds)
+    return nouns.get(known.kind, known.kind.__name__) + bounds
 
 
 def options_of(owner: Any) -> tuple[Option, ...]:
@@ -185,10 +156,7 @@ def read_only(mapping: Mapping[K, V]) -> Mapping[K, V]:
 
 
 def by_fields(self: Any) -> tuple[Any, tuple[type, dict[str, Any]]]:
-    """A ``__reduce__`` for attrs values with read-only mappings, which cannot be pickled themselves.
-
-    Copies are made by ``__init__``, with its converters and validators.
-    """
+    """A ``__reduce__`` for attrs values with read-only mappings, which cannot be pickled; it calls ``__init__``."""
     fields = {field.alias: getattr(self, field.name) for field in attrs.fields(type(self)) if field.init}
     plain = {name: dict(value) if isinstance(value, MappingProxyType) else value for name, value in fields.items()}
     return _rebuild, (type(self), plain)  # no partial: a deep copy would share its tensors

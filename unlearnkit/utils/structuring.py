@@ -20,25 +20,20 @@ def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
     for kind, noun in {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}.items():
         converter.register_structure_hook(kind, functools.partial(_strict, kind=kind, noun=noun))
-    converter.register_structure_hook_func(lambda kind: kind == int | str, _number_or_name)
+    number_or_name = functools.partial(_strict, kind=int | str, noun="a whole number or a string")
+    converter.register_structure_hook_func(lambda kind: kind == int | str, number_or_name)
     converter.register_structure_hook_factory(
         attrs.has, lambda cls: make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True)
     )
     return converter
 
 
-def _strict(value: Any, _: Any, *, kind: type, noun: str) -> Any:
+def _strict(value: Any, _: Any, *, kind: Any, noun: str) -> Any:
     # cattrs would convert "10" to 10 and 2.7 to 2.
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ConfigurationError(f"expected {noun}, saw {value!r}")
-    return value
-
-
-def _number_or_name(value: Any, _: Any) -> int | str:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ConfigurationError(f"expected a whole number or a string, saw {value!r}")
     return value
 
 
@@ -56,7 +51,7 @@ def _explain(error: BaseException, path: str) -> Iterator[str]:
         with_notes, without = error.group_exceptions()
         for inner, note in with_notes:
             key = note.name if hasattr(note, "name") else note.index
-            yield from _explain(inner, f"{path}.{key}" if path else str(key))
+            yield from _explain(inner, _at(path, key))
         for inner in without:
             yield from _explain(inner, path)
     elif isinstance(error, ForbiddenExtraKeysError):

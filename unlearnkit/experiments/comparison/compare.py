@@ -8,8 +8,7 @@ from typing import final
 import attrs
 from rich.table import Table
 
-from unlearnkit.distributed.collectives import all_gather, map_over_ranks
-from unlearnkit.distributed.ranks import Ranks
+from unlearnkit.distributed.collectives import Ranks, all_gather, map_over_ranks
 from unlearnkit.experiments.comparison.processes import Sizing, need_of, of_ranks, run_in_processes, sizing
 from unlearnkit.experiments.comparison.tables import (
     Row,

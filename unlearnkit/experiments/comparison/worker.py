@@ -13,7 +13,7 @@ import attrs
 import torch
 
 from unlearnkit.data import LabelledImages, forget_split
-from unlearnkit.distributed.ranks import resolve_device
+from unlearnkit.distributed.collectives import resolve_device
 from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.experiments.comparison.trial import Trial, TrialResult, write_result
 from unlearnkit.experiments.experiment import Experiment, forget_spec, make_metrics, make_unlearner

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from unlearnkit.distributed.collectives import all_gather, raise_on_all_ranks
-from unlearnkit.distributed.ranks import Ranks
+from unlearnkit.distributed.collectives import Ranks, all_gather, raise_on_all_ranks
 from unlearnkit.importance.estimator import ImportanceEstimator
 from unlearnkit.importance.multi_process import estimate_resumable, estimate_together, forget_parts
 from unlearnkit.importance.store.store import ImportanceStore

@@ -12,14 +12,10 @@ from torch import Tensor
 
 from unlearnkit import ElementwiseUnlearner, Need
 from unlearnkit.testing.cases import LawCase, RuleInputs
-from unlearnkit.testing.law import CaseSkipped, Law, fail, holds, law
+from unlearnkit.testing.law import CaseSkipped, fail, holds, law
 from unlearnkit.testing.laws.unlearner import cases_for, edit_of
 from unlearnkit.testing.snapshot import same
 from unlearnkit.testing.strategies import rule_inputs, two_values
-
-
-def _devices() -> list[str]:
-    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 def _cases(**options: Any) -> Callable[[Any], st.SearchStrategy[RuleInputs]]:
@@ -33,6 +29,14 @@ def _edited(method: ElementwiseUnlearner, case: RuleInputs) -> Tensor:
     return edited
 
 
+def _ruled(method: ElementwiseUnlearner, case: RuleInputs, arguments: tuple[Tensor, ...]) -> Tensor:
+    """Call rule() and cast to the dtype of θ, or skip the case where it fails, which the law "kind" reports."""
+    try:
+        return case.ready(method).rule(*arguments).to(case.theta.dtype)
+    except Exception as error:
+        raise CaseSkipped from error
+
+
 def _all(right: Tensor, case: RuleInputs, **results: Tensor) -> None:
     """Require a condition of every element, or show the first one where it does not hold."""
     if bool(right.all()):
@@ -43,16 +47,13 @@ def _all(right: Tensor, case: RuleInputs, **results: Tensor) -> None:
     fail(f"at element {place}: {', '.join(texts)}")
 
 
-ELEMENTWISE_LAWS: list[Law] = []
-"""The laws of elementwise methods, in addition to those of every method."""
-
-_law = partial(law, ELEMENTWISE_LAWS, cases=_cases())
+_law = partial(law, ElementwiseUnlearner, cases=_cases())
 
 
 @_law(rejects="returns a tensor of one element where the weight is a scalar")
 def kind(method: ElementwiseUnlearner, case: RuleInputs) -> None:
     """rule() returns a tensor of the same shape, dtype and device, for every shape, a scalar's too."""
-    for device in _devices():
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         moved = case.map(methodcaller("to", device))
         theta, forget, reference = moved.wide(method)
         edited = moved.ready(method).rule(theta, forget, reference)
@@ -66,10 +67,7 @@ def pure(method: ElementwiseUnlearner, case: RuleInputs) -> None:
     """rule() leaves its arguments as they are."""
     arguments = case.wide(method)
     before = [t.clone() for t in arguments]
-    try:
-        case.ready(method).rule(*arguments)
-    except Exception:  # noqa: BLE001 - the law "kind" reports it
-        return
+    _ruled(method, case, arguments)
     for name, was, now in zip(("theta", "forget", "reference"), before, arguments, strict=True):
         holds(same(was, now), f"{name} was {was.tolist()} before rule(), and {now.tolist()} after it")
 
@@ -77,11 +75,7 @@ def pure(method: ElementwiseUnlearner, case: RuleInputs) -> None:
 @_law(rejects="divides ∞ by ∞ where an importance is so large that its square overflows")
 def finite(method: ElementwiseUnlearner, case: RuleInputs) -> None:
     """Finite weights and importances give finite weights, also at the ends of the range of the dtype."""
-    theta, forget, reference = case.wide(method)
-    try:
-        edited = case.ready(method).rule(theta, forget, reference).to(case.theta.dtype)
-    except Exception:  # noqa: BLE001 - the law "kind" reports it
-        return
+    edited = _ruled(method, case, case.wide(method))
     _all(torch.isfinite(edited), case, edited=edited)
 
 
@@ -180,7 +174,7 @@ def idempotent(method: ElementwiseUnlearner, case: RuleInputs) -> None:
     holds(twice is not None and same(once, twice), f"once: {once.tolist()}; twice: {twice}")
 
 
-@law(ELEMENTWISE_LAWS, cases=cases_for, examples=20, rejects="edits a tied weight once for each of its names")
+@law(ElementwiseUnlearner, cases=cases_for, examples=20, rejects="edits a tied weight once for each of its names")
 def edited_once(method: ElementwiseUnlearner, law_case: LawCase) -> None:
     """unlearn() gives each trainable parameter, by name and tied ones once, what edit() gives."""
     edit, _ = edit_of(method, law_case)

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from unlearnkit import Importance, ImportanceEstimator
 from unlearnkit.testing.cases import Batch, Broken, LawCase, Scaled, batched, law_cases
-from unlearnkit.testing.law import CaseSkipped, Law, holds, law
+from unlearnkit.testing.law import CaseSkipped, holds, law, run_twice
 from unlearnkit.testing.snapshot import Snapshot, same
-from unlearnkit.utils.rng import private_rng
 
 _RELATIVE = 1e-6  # of the largest total; the laws with a tolerance are tried in float64
 
@@ -46,18 +45,11 @@ def _watched(estimator: ImportanceEstimator, law_case: LawCase, data: Iterable[B
     return done, before.differences(Snapshot.take(model))
 
 
-def _cases(_: Any) -> st.SearchStrategy[LawCase]:
-    return law_cases(largest=4)
-
-
 def _exact_cases(_: Any) -> st.SearchStrategy[LawCase]:
     return law_cases(dtypes=(torch.float64,), largest=4)
 
 
-ESTIMATOR_LAWS: list[Law] = []
-"""The laws of every estimator, and those that follow from its traits."""
-
-_law = partial(law, ESTIMATOR_LAWS, cases=_cases, examples=20)
+_law = partial(law, ImportanceEstimator, cases=lambda _: law_cases(largest=4), examples=20)
 
 
 @_law(rejects="returns importances for all parameters, frozen ones included")
@@ -164,9 +156,6 @@ def quadratic(estimator: ImportanceEstimator, case: tuple[LawCase, float]) -> No
 @_law(promise="deterministic", rejects="draws labels from the global generator")
 def deterministic(estimator: ImportanceEstimator, law_case: LawCase) -> None:
     """The same input gives the same bits on one CPU, whatever the global generators are at."""
-    runs = []
-    for seed in (1, 2):
-        with private_rng(seed=seed):
-            runs.append(_measure(estimator, law_case).totals)
-    changed = [name for name, total in runs[0].items() if not same(total, runs[1][name])]
+    one, other = run_twice(lambda: _measure(estimator, law_case).totals)
+    changed = [name for name, total in one.items() if not same(total, other[name])]
     holds(not changed, f"two runs on the same input differ in {', '.join(changed)}")

@@ -1,19 +1,13 @@
 """The laws of metrics."""
 
 from functools import partial
-from typing import Any
-
-from hypothesis import strategies as st
 
 from unlearnkit import EvaluationInputs, Metric
 from unlearnkit.testing.cases import LawCase, law_cases
-from unlearnkit.testing.law import Law, holds, law
+from unlearnkit.testing.law import holds, law, run_twice
 from unlearnkit.testing.snapshot import Snapshot, same
-from unlearnkit.utils.rng import private_rng
 
-
-def _cases(_: Any) -> st.SearchStrategy[LawCase]:
-    return law_cases(largest=4)
+_law = partial(law, Metric, cases=lambda _: law_cases(largest=4), examples=20)
 
 
 def _evaluate(metric: Metric, inputs: EvaluationInputs) -> dict[str, float | None] | None:
@@ -22,12 +16,6 @@ def _evaluate(metric: Metric, inputs: EvaluationInputs) -> dict[str, float | Non
         return metric.evaluate(inputs)
     except Exception:  # noqa: BLE001 - see above
         return None
-
-
-METRIC_LAWS: list[Law] = []
-"""The laws of every metric."""
-
-_law = partial(law, METRIC_LAWS, cases=_cases, examples=20)
 
 
 @_law(rejects="divides by the number of samples beyond the third")
@@ -74,8 +62,5 @@ def range_(metric: Metric, law_case: LawCase) -> None:
 @_law(rejects="measures a random sample, drawn from the global generator")
 def deterministic(metric: Metric, law_case: LawCase) -> None:
     """The same input gives the same values on one CPU, whatever the global generators are at."""
-    runs = []
-    for seed in (1, 2):
-        with private_rng(seed=seed):
-            runs.append(_evaluate(metric, law_case.evaluation_inputs()))
-    holds(same(*runs), f"two runs on the same input gave {runs[0]} and {runs[1]}")
+    one, other = run_twice(lambda: _evaluate(metric, law_case.evaluation_inputs()))
+    holds(same(one, other), f"two runs on the same input gave {one} and {other}")

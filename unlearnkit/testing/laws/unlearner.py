@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 
 from unlearnkit import ElementwiseUnlearner, Need, Report, TrainingUnlearner, Unlearner, UnlearningInputs
 from unlearnkit.testing.cases import Broken, LawCase, law_cases
-from unlearnkit.testing.law import CaseSkipped, Law, holds, law
+from unlearnkit.testing.law import CaseSkipped, holds, law, run_twice
 from unlearnkit.testing.snapshot import Snapshot, same
 from unlearnkit.testing.strategies import DTYPES
 from unlearnkit.utils.options import options_of
-from unlearnkit.utils.rng import private_rng
 
 _DATA = {Need.FORGET_DATA: "forget_data", Need.RETAIN_DATA: "retain_data"}
 
@@ -58,10 +57,7 @@ def _unchanged(method: Unlearner, law_case: LawCase, part: str) -> None:
     holds(not changed, f"changed: {', '.join(changed)}")
 
 
-UNLEARNER_LAWS: list[Law] = []
-"""The laws of every method."""
-
-_law = partial(law, UNLEARNER_LAWS, cases=cases_for, examples=20)
+_law = partial(law, Unlearner, cases=cases_for, examples=20)
 
 
 @_law(examples=30, rejects="indexes the second dimension of every weight, biases included")
@@ -164,20 +160,14 @@ def rolls_back(method: Unlearner, case: tuple[LawCase, str]) -> None:
 )
 def deterministic(method: Unlearner, law_case: LawCase) -> None:
     """The same input gives the same bits on one CPU, whatever the global generators are at."""
-    runs = []
-    for seed in (1, 2):  # the global generators are no input: UnlearningInputs.seed is
-        with private_rng(seed=seed):
-            runs.append(_tried(method, law_case).after.weights(trainable=True))
-    changed = [name for name in runs[0] if not same(runs[0][name], runs[1].get(name))]
+    one, other = run_twice(lambda: _tried(method, law_case).after.weights(trainable=True))
+    changed = [name for name in one if not same(one[name], other.get(name))]
     holds(not changed, f"two runs on the same input differ in {', '.join(changed)}")
 
 
-TRAINING_LAWS: list[Law] = []
-"""The laws of methods that train; for those with a fixed mode, the law "buffers" says the same."""
-
-
+# For methods with a fixed mode, the law "buffers" says the same.
 @law(
-    TRAINING_LAWS,
+    TrainingUnlearner,
     cases=cases_for,
     examples=20,
     applies=lambda method: any(option.name == "mode" for option in options_of(method)),

@@ -15,8 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from unlearnkit.data.batches import batch_size, map_tensors, take
-from unlearnkit.distributed.collectives import all_gather
-from unlearnkit.distributed.ranks import Ranks
+from unlearnkit.distributed.collectives import Ranks, all_gather
 from unlearnkit.importance.estimator import Accumulator
 from unlearnkit.importance.fisher.engine.accumulate import Accumulation
 from unlearnkit.importance.fisher.engine.call_plan import Action, CallPlan, Step, UnprovenError
