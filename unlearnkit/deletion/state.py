@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any, final
 
 import attrs
+from attrs.validators import deep_mapping, instance_of
 from torch import nn
 
 from unlearnkit.deletion.receipts import Receipt
 from unlearnkit.importance.store.manifest import Edit
 from unlearnkit.importance.store.shards import file_digest
-from unlearnkit.models.checkpoint import load_checkpoint, model_state, read_checkpoint, save_checkpoint
-from unlearnkit.models.parameters import digest
-from unlearnkit.unlearning.patch import Patch
+from unlearnkit.models import digest, load_checkpoint, model_state, save_checkpoint
+from unlearnkit.models.checkpoint import read_checkpoint
+from unlearnkit.unlearning import Patch
 from unlearnkit.utils.checksummed_json import read_sealed, write_sealed
 from unlearnkit.utils.errors import StoreError
 
@@ -29,11 +30,6 @@ def _named(pattern: str) -> Callable[[Any, "attrs.Attribute[str]", str], None]:
             raise StoreError(f"{field.name}: expected a name as {pattern}, saw {value!r}")
 
     return check
-
-
-def _parts_named(_: Any, field: "attrs.Attribute[Any]", value: Mapping[str, str]) -> None:
-    for name in value.values():
-        _named(r"[0-9a-f]{16}\.safetensors")(None, field, name)
 
 
 @final
@@ -57,7 +53,9 @@ class Pending:
 
     receipt: Receipt
     remove: tuple[str, ...] = ()
-    parts: Mapping[str, str] = attrs.field(factory=dict, validator=_parts_named)
+    parts: Mapping[str, str] = attrs.field(
+        factory=dict, validator=deep_mapping(instance_of(str), _named(r"[0-9a-f]{16}\.safetensors"))
+    )
     edit: Edit | None = None
     back_to: str = ""
     answered: tuple[str, ...] = ()
@@ -80,7 +78,6 @@ class State:
 
     @property
     def models(self) -> tuple[KeptModel, ...]:
-        """All models of the ledger, without repeats."""
         return tuple(dict.fromkeys((self.current, self.base, *self.kept, *self.between)))
 
     def path_to(self, model: KeptModel) -> tuple[KeptModel, ...]:
