@@ -252,7 +252,7 @@ def test_any_byte_that_is_changed_is_found(three):
 
 def test_a_missing_receipt_and_one_that_was_written_anew_are_found(three):
     folder = three.ledger.folder / "receipts"
-    _, second, last = three.ledger.receipts()
+    _, second, *_, last = three.ledger.receipts()
     (folder / "000002.json").rename(folder / "aside")
     with pytest.raises(StoreError, match="one is missing"):
         verify(three.ledger)

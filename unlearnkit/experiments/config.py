@@ -230,7 +230,7 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
         for depth, key in enumerate(keys, start=1):
             if not isinstance(place, list | dict):
                 raise ConfigurationError(f"{override!r}: {'.'.join(keys[: depth - 1])} has no keys")
-            at = _index(place, key, override) if isinstance(place, list) else key
+            at: Any = _index(place, key, override) if isinstance(place, list) else key
             if depth == len(keys):
                 place[at] = _value(text)
             else:
