@@ -94,7 +94,7 @@ def purge(deletion: Deletion) -> Receipt:
         earlier = {kept.digest for kept in state.models} - {state.current.digest}
         receipt = deletion.receipt(state, "purged", reason=f"{len(earlier)} earlier models")
         ledger.commit(state.with_models(state.current, base=state.current, kept=()), Pending(receipt=receipt))
-        left = sorted(path.name for path in ledger.models.files if path.name != state.current.name)
+        left = sorted(path.name for path in ledger.models.folder.iterdir() if path.name != state.current.name)
         if left:
             raise StoreError(f"{ledger.folder}: cannot delete {', '.join(left)}: nothing refers to them; delete them")
         return receipt

@@ -173,7 +173,7 @@ class Ledger:
     def _delete_unreferenced(self, state: State) -> None:
         """Delete models and parts that nothing refers to, and older importances."""
         models = {kept.name for kept in state.models}
-        for path in self.models.files:
+        for path in self.models.folder.iterdir():
             if path.name not in models:
                 _delete(path)
         for path in (self.folder / _PENDING).iterdir():

@@ -82,15 +82,15 @@ class State:
 
     def path_to(self, model: KeptModel) -> tuple[KeptModel, ...]:
         """Return the stored model and the patches that give a model, in this order."""
-        known, way = {m.digest: m for m in self.models}, [model]
-        while way[-1].through:
-            step = known.get(way[-1].through)
-            if step is None or step in way:
+        known, chain = {m.digest: m for m in self.models}, [model]
+        while chain[-1].through:
+            step = known.get(chain[-1].through)
+            if step is None or step in chain:
                 raise StoreError(
-                    f"the model {model.digest} is a patch of the model {way[-1].through}, which is missing"
+                    f"the model {model.digest} is a patch of the model {chain[-1].through}, which is missing"
                 )
-            way.append(step)
-        return tuple(reversed(way))
+            chain.append(step)
+        return tuple(reversed(chain))
 
     def with_models(
         self, current: KeptModel, *, base: KeptModel, kept: Iterable[KeptModel], patch: KeptModel | None = None
@@ -98,9 +98,9 @@ class State:
         """Return a state with other models in use and kept; only they, and the patches that lead to them, stay."""
         known = {model.digest: model for model in (*self.models, *([patch] if patch else []), current)}
         base, kept = known[base.digest], tuple(known[model.digest] for model in kept)
-        whole = attrs.evolve(self, current=current, base=base, kept=kept, between=tuple(known.values()))
-        ways = dict.fromkeys(step for root in (base, *kept) for step in whole.path_to(root))
-        return attrs.evolve(whole, between=tuple(step for step in ways if step not in {current, base, *kept}))
+        complete = attrs.evolve(self, current=current, base=base, kept=kept, between=tuple(known.values()))
+        needed = dict.fromkeys(step for root in (base, *kept) for step in complete.path_to(root))
+        return attrs.evolve(complete, between=tuple(step for step in needed if step not in {current, base, *kept}))
 
 
 def write_state(folder: Path, state: State) -> None:
@@ -118,10 +118,6 @@ class Models:
 
     folder: Path
 
-    @property
-    def files(self) -> list[Path]:
-        return list(self.folder.iterdir())
-
     def put(self, model: nn.Module, *, known: str = "") -> KeptModel:
         """Write a model, whose digest may be known, before anything refers to it."""
         kept = KeptModel(digest=known or digest(model), file="")
@@ -135,11 +131,11 @@ class Models:
         Patch.between(earlier, model_state(model), about=about).save(self._path(kept))
         return attrs.evolve(kept, file=file_digest(self._path(kept)))
 
-    def load(self, way: Sequence[KeptModel], model: nn.Module) -> nn.Module:
+    def load(self, chain: Sequence[KeptModel], model: nn.Module) -> nn.Module:
         """Load a model, by its `State.path_to`, into one of the same kind."""
-        whole, *patches = way
-        self.check(whole)
-        load_checkpoint(model, self._path(whole), undo=False)
+        stored, *patches = chain
+        self.check(stored)
+        load_checkpoint(model, self._path(stored), undo=False)
         for patch in patches:
             self.check(patch)
             Patch.load(self._path(patch)).undo(model_state(model))

@@ -235,7 +235,7 @@ class Deletion:
         return receipt
 
     def _patch(self, before: KeptModel, model: nn.Module, report: Report, names: tuple[str, ...]) -> KeptModel | None:
-        """Keep the model before the edit as a patch, where that is asked for or smaller; None keeps it whole."""
+        """Keep the model before the edit as a patch, where that is asked for or smaller; None keeps the full model."""
         keep_as, sizes = self.experiment.config.deletion.keep_as, parameters(model)
         size = sum(t.changed * TensorPatch.bytes_each(sizes[t.name].element_size()) for t in report.tensors)
         larger = size >= sum(tensor.nbytes for tensor in model_state(model).values())

@@ -108,8 +108,8 @@ class Search:
             found.append(tuning)
             report = tuning.report or Report(method=unlearner.name, remarks=(tuning.sentence(),))
             # The edit is part of the search: each second is counted once.
-            looked = tuning.seconds - sum(report.seconds.values())
-            report = attrs.evolve(report, seconds={"tuning": looked, **report.seconds})
+            searching = tuning.seconds - sum(report.seconds.values())
+            report = attrs.evolve(report, seconds={"tuning": searching, **report.seconds})
             return report if tuning.chosen is None else accept(report)
 
         parts = {

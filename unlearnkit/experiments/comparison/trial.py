@@ -200,8 +200,8 @@ class TrialResult:
     def failure(cls, error: BaseException | str) -> "TrialResult":
         if isinstance(error, str):
             return cls(status="failed", error=error)
-        said = "\n".join([str(error) or "no message", *getattr(error, "__notes__", [])])
-        return cls(status="failed", error=f"{type(error).__name__}: {said}")
+        message = "\n".join([str(error) or "no message", *getattr(error, "__notes__", [])])
+        return cls(status="failed", error=f"{type(error).__name__}: {message}")
 
 
 def read_result(folder: Path, trial: Trial) -> TrialResult | None:

@@ -69,9 +69,9 @@ class Worker:
         device = resolve_device(trial.config.device)
         reset_peak(device)
         try:
-            with _threads(trial.config.comparison.threads), _collected_warnings() as said:
+            with _threads(trial.config.comparison.threads), _collected_warnings() as remarks:
                 result = self._group_of(trial).run(trial)
-            result = attrs.evolve(result, remarks=tuple(dict.fromkeys([*result.remarks, *said])))
+            result = attrs.evolve(result, remarks=tuple(dict.fromkeys([*result.remarks, *remarks])))
         except Exception as error:  # noqa: BLE001 - a failed trial is a row of the table, and the others go on
             result = TrialResult.failure(error)
         peak = attrs.asdict(peak_memory(device))
@@ -148,19 +148,19 @@ def _threads(number: int) -> Iterator[None]:
 @contextmanager
 def _collected_warnings() -> Iterator[list[str]]:
     """Collect unlearnkit's warnings as remarks of the trial; show all others."""
-    said: list[str] = []
+    remarks: list[str] = []
     with warnings.catch_warnings():
         shown = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
             if issubclass(category, UnlearnKitWarning):
-                said.append(str(message))
+                remarks.append(str(message))
             else:
                 shown(message, category, *place, **more)  # type: ignore[arg-type]
 
         warnings.showwarning = show
         warnings.simplefilter("always", UnlearnKitWarning)
-        yield said
+        yield remarks
 
 
 @final
