@@ -211,6 +211,15 @@ class CallPlan:
                 return mine
         return None
 
+    def filled(self, other: "CallPlan") -> "CallPlan":
+        """Take layouts that are not known from another plan of the same calls."""
+        pairs = zip(self.steps, other.steps, strict=True)
+        steps = [
+            attrs.evolve(mine, layouts=tuple(a or b for a, b in zip(mine.layouts, theirs.layouts, strict=True)))
+            for mine, theirs in pairs
+        ]
+        return attrs.evolve(self, steps=tuple(steps))
+
 
 def shared_names(steps: Sequence[Step]) -> frozenset[str]:
     """Name the parameters that are used more than once, or through tensors made of them."""

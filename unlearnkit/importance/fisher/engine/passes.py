@@ -145,11 +145,7 @@ class Passes:
         self._say_slow(plan)
         new = (kind, size) not in self._store.sizes and len(self._store.sizes) < SIZES
         if not (plan.dynamic or new or rows):
-            try:
-                self.follow(batch, plan, parts)
-            except UnprovenError:  # another way than before; what a doubtful plan added can be taken out again
-                self._store.plans[kind] = attrs.evolve(plan, dynamic=True)
-                self._record(batch, plan, parts)
+            self._follow_or_record(batch, kind, parts)
             return
         begin = _compare_losses(rows, self._alone_losses(batch, rows)) if rows else None
         with _later_pass(index if rows and not plan.dynamic else 0):
@@ -159,8 +155,16 @@ class Passes:
             if plan.dynamic:
                 self._record(batch, plan, parts, begin)
             else:
-                self.follow(batch, plan, parts)
+                self._follow_or_record(batch, kind, parts)
         self._store.sizes.add((kind, size))
+
+    def _follow_or_record(self, batch: Any, kind: Kind, parts: Sequence[Part]) -> None:
+        plan = self._store.plans[kind]
+        try:
+            self.follow(batch, plan, parts)
+        except UnprovenError:  # another way than before; what a doubtful plan added can be taken out again
+            self._store.plans[kind] = attrs.evolve(plan, dynamic=True)
+            self._record(batch, plan, parts)
 
     def _prove(self, batch: Any, kind: Kind, parts: Sequence[Part]) -> None:
         """Add the first batch of a kind, and find its plan.
@@ -196,8 +200,8 @@ class Passes:
             raise UnprovenError(f"{other.describe()}: its rows belong to other samples than they did")
         if not same or other is not None or found.dynamic:
             self._store.plans[kind] = attrs.evolve(plan, dynamic=True)
-        elif plan.doubtful and not found.doubtful:
-            self._store.plans[kind] = found
+        elif plan.doubtful:
+            self._store.plans[kind] = plan.filled(found)
 
     def follow(self, batch: Any, plan: CallPlan, parts: Sequence[Part]) -> None:
         """Make one pass by a plan; raise `UnprovenError` where the calls are others, before anything is added."""
