@@ -7,7 +7,7 @@ from torch import nn
 
 from unlearnkit import UnlearnKitWarning
 from unlearnkit.importance.fisher.engine.call_plan import UnprovenError
-from unlearnkit.importance.fisher.engine.probe import Comparison, projected
+from unlearnkit.importance.fisher.engine.per_sample_fallback import Comparison, projected
 
 LARGE = (300, 200)
 

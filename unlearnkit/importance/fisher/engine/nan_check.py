@@ -137,7 +137,7 @@ def _parts(flat: Tensor) -> list[Tensor]:
 
 def _vanishes(g: Tensor) -> Tensor:
     host = _host(g)
-    with np.errstate(under="ignore"):
+    with np.errstate(all="ignore"):
         found = (host != 0) & (host * host == 0)
     return found if isinstance(found, Tensor) else torch.from_numpy(found)  # whatever the default device is
 

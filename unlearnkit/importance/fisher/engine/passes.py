@@ -18,12 +18,10 @@ from unlearnkit.importance.fisher.engine.fallback_rules import Rerun
 from unlearnkit.importance.fisher.engine.interceptor import Guide
 from unlearnkit.importance.fisher.engine.kernel import KernelFailedError, out_of_memory
 from unlearnkit.importance.fisher.engine.nan_check import Underflow
-from unlearnkit.importance.fisher.engine.per_sample_fallback import SquaredGradients
+from unlearnkit.importance.fisher.engine.per_sample_fallback import Comparison, SquaredGradients, check_alone
 from unlearnkit.importance.fisher.engine.probe import (
     HALF,
     Begin,
-    Comparison,
-    check_alone,
     discover,
     first_proof,
     in_float32,

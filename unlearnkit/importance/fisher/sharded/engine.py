@@ -21,8 +21,8 @@ from unlearnkit.importance.fisher.engine.accumulate import Accumulation
 from unlearnkit.importance.fisher.engine.call_plan import Action, CallPlan, Step, UnprovenError
 from unlearnkit.importance.fisher.engine.interceptor import EAGER, Gradients, Guide, Seen, Sink
 from unlearnkit.importance.fisher.engine.passes import signature
-from unlearnkit.importance.fisher.engine.per_sample_fallback import refuse_batch_statistics
-from unlearnkit.importance.fisher.engine.probe import Comparison, check_alone, discover, first_proof
+from unlearnkit.importance.fisher.engine.per_sample_fallback import Comparison, check_alone, refuse_batch_statistics
+from unlearnkit.importance.fisher.engine.probe import discover, first_proof
 from unlearnkit.importance.fisher.engine.rule import Call
 from unlearnkit.importance.fisher.engine.totals import Part, Sums, Totals
 from unlearnkit.importance.fisher.sharded.squared_sums import Leaves, PieceTotals, SampleSquares
