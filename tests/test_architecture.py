@@ -1,4 +1,4 @@
-"""The house rules that a reader of the code relies on, checked on the code itself."""
+"""The house rules, checked on the code."""
 
 import abc
 import ast
@@ -133,7 +133,7 @@ def test_every_class_is_abstract_or_final():
     assert open_classes == []
 
 
-def test_an_open_class_would_be_seen():
+def test_open_class_is_detected():
     class Open:
         pass
 
@@ -234,11 +234,11 @@ def test_every_shipped_method_has_an_entry_point_of_its_own():
         assert targets[stem.replace("_", "-")] == f"unlearnkit_methods.{stem}"
 
 
-def test_whatever_is_imported_is_declared():
+def test_every_import_is_a_declared_dependency():
     names = {"sklearn": "scikit-learn", "typing_extensions": "typing-extensions", "PIL": "pillow"}
     project = PYPROJECT["project"]
     declared = {re.split(r"[^\w-]", text)[0].lower() for text in project["dependencies"]}
-    declared.add("triton")  # comes with torch where there is CUDA, and is looked for before it is imported
+    declared.add("triton")  # comes with torch on CUDA; its import is guarded
     for_tests = declared | {re.split(r"[^\w-]", t)[0] for t in project["optional-dependencies"]["testing"]}
     for path in [*FRAMEWORK, *PLUGINS]:
         allowed = for_tests if part(module_of(path, ROOT)) == "testing" else declared
@@ -248,7 +248,7 @@ def test_whatever_is_imported_is_declared():
                 assert names.get(package, package).lower() in allowed, f"{path.name} imports {package}: declare it"
 
 
-def test_the_top_level_holds_what_was_agreed():
+def test_repository_has_the_agreed_top_level_folders():
     folders = {p.name for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))}
     assert {"unlearnkit", "plugins", "tests", "docs"} <= folders
     assert not folders & {"examples", "scripts", "src"}

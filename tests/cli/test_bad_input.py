@@ -1,4 +1,4 @@
-"""Bad input, as the command meets it: one clear message, exit code 2, no traceback, nothing written or changed."""
+"""Bad input to the command: one clear message, exit code 2, no traceback, nothing written or changed."""
 
 import shutil
 
@@ -39,7 +39,7 @@ def original(trained_checkpoint):
 
 
 def checkpoint_for(case, model, folder):
-    """Write the checkpoint that a case is about."""
+    """Write the checkpoint of a case."""
     path = folder / "bad.safetensors"
     first = next(model.parameters())
     if case == "NaN in the model":

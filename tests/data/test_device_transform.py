@@ -1,4 +1,4 @@
-"""Images that are finished a batch at a time on the device: the same numbers as one by one."""
+"""Transforms applied to batches on the device equal those of single images."""
 
 import pytest
 import torch

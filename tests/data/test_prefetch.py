@@ -1,4 +1,4 @@
-"""The one way from a data loader to a forward pass."""
+"""Prefetching: from a data loader to a forward pass."""
 
 import ast
 from pathlib import Path
@@ -112,7 +112,7 @@ def test_on_a_gpu_nothing_waits_when_batches_are_fetched():
 
 @pytest.mark.gpu
 def test_on_a_gpu_what_is_finished_is_what_was_made_there():
-    """Batches that are on the device already, still being made when they are finished on another stream."""
+    """Batches on the device that are still being computed on another stream."""
     device = torch.device("cuda")
 
     def source():

@@ -1,4 +1,4 @@
-"""kill -9 at any moment of an importance pass, an edit, a store write, a receipt: nothing is lost or half-written."""
+"""SIGKILL at any moment of an importance pass, an edit, a store write, a receipt: nothing is lost or incomplete."""
 
 import random
 import signal

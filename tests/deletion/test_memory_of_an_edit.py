@@ -1,4 +1,4 @@
-"""How much memory a request takes beyond the model: two times its largest tensor, and what changes."""
+"""Memory of a request beyond the model: twice its largest tensor, and the changed weights."""
 
 import shutil
 import warnings
@@ -34,7 +34,7 @@ def heavy_root(tmp_path_factory):
 
 @pytest.fixture
 def deletion(heavy_root, tmp_path, monkeypatch):
-    """Makes a deletion on a ledger of the test's own, in which the memory of `work` can be counted."""
+    """Makes a deletion on the test's own ledger, for counting the memory of `work`."""
     uncounted_maps(monkeypatch)
     monkeypatch.setattr(shards, "SHARD_BYTES", MIB)  # a constant that the tensors of a real model are far above
     shutil.copytree(heavy_root / "out" / "ledger", tmp_path / "ledger")
@@ -49,7 +49,7 @@ def deletion(heavy_root, tmp_path, monkeypatch):
 
 
 def held(work):
-    """Deal with a request; return the bytes beyond the model, and the receipt."""
+    """Process a request; return the bytes beyond the model, and the receipt."""
     most = peak(work.work) - MODEL
     receipt = work.ledger.chain.read()[-1]
     assert receipt.outcome == "forgotten"
@@ -77,7 +77,7 @@ def test_a_request_for_some_samples_holds_no_more_once_they_are_measured(deletio
     assert most <= 2 * heavy.LARGEST + CONSTANT
 
 
-def test_what_python_and_numpy_hold_is_little(deletion):
+def test_python_and_numpy_memory_is_small(deletion):
     work = deletion()
     work.ask("ticket", groups=["1"])
     assert peak_of_python(work.work) <= 4 * MIB

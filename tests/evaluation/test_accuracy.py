@@ -1,4 +1,4 @@
-"""Loss and accuracy, and a model left as it was found."""
+"""Loss and accuracy, and an unchanged model."""
 
 import itertools
 import math

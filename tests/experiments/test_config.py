@@ -1,4 +1,4 @@
-"""Configurations: what is written is what is meant, or an error that says where and what to write instead."""
+"""Configurations: strict types and keys, and errors that say where and what to write instead."""
 
 import attrs
 import pytest
@@ -63,7 +63,7 @@ def test_every_problem_is_listed_with_its_path(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["true", '"64"', "64.0"])
-def test_types_are_not_guessed(tmp_path, value):
+def test_types_are_not_converted(tmp_path, value):
     with pytest.raises(ConfigurationError, match=r"importance.batch_size: expected a whole number"):
         load(tmp_path, SMALL + f"[importance]\nbatch_size = {value}\n")
 

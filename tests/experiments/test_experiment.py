@@ -1,4 +1,4 @@
-"""What a configuration names is found, made and checked."""
+"""Loading what a configuration names: data, model, splits, checkpoint."""
 
 import attrs
 import pytest

@@ -1,4 +1,4 @@
-"""The main job: importances once, every method from the original model, results whole or not at all."""
+"""The main job: importances once, every method from the original model, atomic results."""
 
 import json
 
@@ -178,7 +178,7 @@ def test_progress_covers_every_long_stage(digits_toml):
     assert ("evaluating", 2) in seen
 
 
-def test_a_run_that_was_stopped_goes_on_from_its_last_checkpoint(digits_toml, tmp_path):
+def test_stopped_run_resumes_from_its_last_checkpoint(digits_toml, tmp_path):
     def settings(name):
         return (
             f"output='{tmp_path}/{name}'",

@@ -1,4 +1,4 @@
-"""Provenance: kinds, roles and the trail of batches."""
+"""Provenance: kinds, roles and the order of data."""
 
 import attrs
 import pytest
@@ -37,14 +37,14 @@ def test_the_order_of_batches_is_recorded_and_their_sizes_do_not_depend_on_it(or
 
 @settings(derandomize=True, deadline=None)
 @given(st.lists(st.integers(1, 5), max_size=4), st.lists(st.integers(1, 5), max_size=4))
-def test_then_adds_sizes_and_nothing_is_its_identity(a, b):
+def test_then_concatenates_and_the_empty_order_is_its_identity(a, b):
     one, two = trail_of(*a), trail_of(*b)
     both = one.then(two)
     assert sum(size * times for size, times in both.sizes.items()) == sum(a) + sum(b)
     assert DataOrder().then(one) == one == one.then(DataOrder())
 
 
-def test_a_trail_cannot_be_edited():
+def test_data_order_is_immutable():
     with pytest.raises(TypeError):
         trail_of(2).sizes[2] = 5
     with pytest.raises(attrs.exceptions.FrozenInstanceError):

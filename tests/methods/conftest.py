@@ -1,4 +1,4 @@
-"""A model and two sets of data that are small enough to train on by hand."""
+"""A model and two data sets small enough for a plain training loop."""
 
 import attrs
 import pytest

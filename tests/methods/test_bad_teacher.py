@@ -1,4 +1,4 @@
-"""`bad-teacher`: the original teaches what is kept, an untrained model what is to be forgotten."""
+"""`bad-teacher`: imitates the original on the retain set and an untrained model on the forget set."""
 
 import math
 
@@ -27,7 +27,7 @@ def kl(p, q, temperature):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_against_the_loop_by_hand(tiny, close, temperature):
+def test_equals_a_plain_training_loop(tiny, close, temperature):
     model, report = tiny.unlearned(BadTeacher(epochs=1, temperature=temperature, **SGD))
     oracle = tiny.model()
     good, bad = tiny.model(), fresh_model(oracle, tiny.inputs(oracle)).eval()

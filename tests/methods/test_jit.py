@@ -1,4 +1,4 @@
-"""`jit`: smooth the model around what is to be forgotten."""
+"""`jit`: smooths the model around the forget set."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_contract(subject, law):
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("through", ["clean", "both"])
-def test_against_the_loop_by_hand(tiny, close, through, reduction, clip):
+def test_equals_a_plain_training_loop(tiny, close, through, reduction, clip):
     options = {"sigma": 0.7, "draws": 3, "epochs": 2, "learning_rate": 0.05}
     model, report = tiny.unlearned(JustInTime(**options, through=through, reduction=reduction, clip=clip))
     oracle = tiny.model()
@@ -44,8 +44,8 @@ def test_against_the_loop_by_hand(tiny, close, through, reduction, clip):
     assert report.buffers_changed == ()
 
 
-def test_the_loss_worked_out_by_hand():
-    """f(x) = x·(1, −1); x = 1 moved to 1 + ξ: ‖f(x) − f(x + ξ)‖/|ξ| = √2, at whatever noise; one step shrinks w."""
+def test_loss_worked_example():
+    """f(x) = x·(1, −1), x = 1: ‖f(x) − f(x + ξ)‖/|ξ| = √2 for any noise ξ; one step shrinks w."""
     model = nn.Linear(1, 2, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0], [-1.0]]))
@@ -87,7 +87,7 @@ def test_the_model_becomes_smoother_where_it_forgets(tiny):
         assert roughness(model, x) < 0.9 * roughness(before, x)
 
 
-def test_an_input_that_takes_no_noise_is_refused():
+def test_integer_input_is_refused():
     model = nn.Sequential(nn.Embedding(4, 2), nn.Flatten(), nn.Linear(4, 3))
     before = {name: p.clone() for name, p in model.state_dict().items()}
     with pytest.raises(UnsupportedModelError, match=r"jit adds noise to the input: .* saw torch.int64"):

@@ -1,4 +1,4 @@
-"""What all methods that train have in common; by name on the digits they run in test_all_that_ship.py."""
+"""What all methods that train have in common; test_shipped_methods.py runs them by name on the digits."""
 
 import copy
 
@@ -61,7 +61,7 @@ def test_frozen_parameters_keep_their_bits(tiny, name):
 
 
 @each_method
-def test_the_evidence_and_a_copy_of_the_model_are_left_as_they_are(tiny, name):
+def test_inputs_and_a_copy_of_the_model_are_not_changed(tiny, name):
     model = tiny.model()
     other = copy.deepcopy(model)
     inputs = tiny.inputs(model)

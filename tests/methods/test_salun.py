@@ -1,4 +1,4 @@
-"""`salun`: wrong labels, learnt by the salient weights alone."""
+"""`salun`: trains only the salient weights, on wrong labels."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_one_class_has_no_wrong_label():
         other_labels(torch.tensor([0]), classes=1)
 
 
-def test_against_the_loop_by_hand(tiny, close):
+def test_equals_a_plain_training_loop(tiny, close):
     model, _ = tiny.unlearned(SalUn(epochs=2, share=0.4, alpha=0.5, **SGD))
     oracle, inputs = tiny.model(), tiny.inputs(tiny.model())
     every = torch.cat([t.flatten() for t in inputs.forget.totals.values()])

@@ -1,4 +1,4 @@
-"""Checkpoints that fit whole or are refused whole."""
+"""Checkpoints are loaded completely or refused."""
 
 import os
 import struct
@@ -79,7 +79,7 @@ def test_tied_weights_are_written_once_and_stay_tied(path):
     assert other.head.weight is other.embed.weight
 
 
-def test_any_name_of_a_tied_weight_will_do(path):
+def test_every_name_of_a_tied_weight_is_accepted(path):
     model, other = Tied(), Tied()
     save_model(model, str(path))  # this one keeps the first name in alphabetical order
     tensors = load_file(path)
@@ -140,7 +140,7 @@ def test_every_mismatch_is_listed_and_the_model_is_unchanged(path):
     assert digest(model) == before
 
 
-def test_a_model_without_memory_is_refused(path):
+def test_meta_device_model_is_refused(path):
     save_checkpoint(nn.Linear(2, 2), path)
     with torch.device("meta"):
         model = nn.Linear(2, 2)
@@ -187,7 +187,7 @@ def test_a_truncated_file(path, keep):
     assert digest(model) == before
 
 
-def test_a_header_that_lies(path):
+def test_header_with_a_wrong_length(path):
     path.write_bytes(struct.pack("<Q", 2**60) + b"{}")
     with pytest.raises(StoreError, match="is damaged"):
         load_checkpoint(nn.Linear(1, 1), path)

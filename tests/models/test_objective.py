@@ -1,4 +1,4 @@
-"""Objectives: one loss per sample, found wherever a batch and a model keep their fields."""
+"""Objectives: one loss per sample, for any fields of batch and output."""
 
 import math
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from unlearnkit import ConfigurationError, CrossEntropy, MismatchError, Objectiv
 from unlearnkit.models.objective import check_losses
 
 
-def by_hand(logits, label):
+def oracle(logits, label):
     """−log softmax in float64, as the definition says."""
     return math.log(sum(math.exp(z) for z in logits)) - logits[label]
 
@@ -43,7 +43,7 @@ def test_equals_the_definition_row_by_row(rows):
     x = torch.tensor([row for row, _ in rows], dtype=torch.float64)
     y = torch.tensor([label for _, label in rows])
     losses = CrossEntropy().losses(nn.Identity(), (x, y))
-    assert losses.tolist() == pytest.approx([by_hand(row, label) for row, label in rows], rel=1e-9, abs=1e-12)
+    assert losses.tolist() == pytest.approx([oracle(row, label) for row, label in rows], rel=1e-9, abs=1e-12)
 
 
 def test_the_same_loss_from_every_layout():
@@ -75,7 +75,7 @@ def test_positions_are_summed_and_the_ignored_label_is_left_out():
     logits = torch.randn(2, 3, 4, dtype=torch.float64)
     labels = torch.tensor([[0, 1, 2, -100], [-100, -100, -100, -100]])
     losses = CrossEntropy().losses(nn.Identity(), (logits, labels))
-    want = sum(by_hand(logits[0, :, t].tolist(), int(labels[0, t])) for t in range(3))
+    want = sum(oracle(logits[0, :, t].tolist(), int(labels[0, t])) for t in range(3))
     assert losses.tolist() == pytest.approx([want, 0.0])
 
 

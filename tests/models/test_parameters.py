@@ -41,7 +41,7 @@ def test_tied_weights_are_one_and_frozen_ones_are_left_out():
 
 def test_names_are_the_same_through_compile():
     model, compiled = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), nn.Module()
-    compiled._orig_mod = model  # the name that torch.compile gives to what it wraps
+    compiled._orig_mod = model  # torch.compile stores the wrapped model under this name
     assert list(parameters(compiled)) == list(parameters(model))
     assert list(buffers(compiled)) == list(buffers(model))
     assert digest(compiled) == digest(model)
@@ -61,7 +61,7 @@ def test_bits_and_digest_take_every_dtype(dtype):
     assert bits(model.b).shape[:2] == (2, 2)
 
 
-def test_bits_tell_zeros_apart_and_know_a_nan_again():
+def test_bits_distinguish_signed_zeros_and_equal_nans():
     assert count_changed(torch.tensor([0.0, float("nan")]), torch.tensor([-0.0, float("nan")])) == 1
 
 

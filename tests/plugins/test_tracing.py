@@ -1,4 +1,4 @@
-"""UNLEARNKIT_TRACE_HOOKS=1 shows every call of a hook: who, what, how long."""
+"""UNLEARNKIT_TRACE_HOOKS=1 prints every hook call: plugin, arguments, seconds."""
 # ruff: noqa: ARG002 - the signatures are the framework's
 
 import re

@@ -1,4 +1,4 @@
-"""The folder of results is written completely or not at all."""
+"""Result folders are written atomically."""
 
 import itertools
 import json
@@ -33,7 +33,7 @@ def test_plain_values():
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
 
 
-def test_importances_that_are_estimates_are_said_to_be(tmp_path):
+def test_record_marks_estimated_importances(tmp_path):
     def used(role, error, estimator="sketched-fisher"):
         kind = Fingerprint(estimator=estimator)
         return ReportedImportance(
@@ -112,7 +112,7 @@ def test_killed_at_any_moment_of_an_overwrite_the_old_results_or_the_new_are_the
     assert seen.count(None) <= (0 if exchange else 1)
 
 
-def test_what_a_kill_between_two_renames_has_moved_is_put_back_first(tmp_path):
+def test_next_run_restores_folders_after_a_kill_between_two_renames(tmp_path):
     result(tmp_path / "m", 1)
     (tmp_path / "m").rename(tmp_path / ".m.abc.old")
     with pytest.raises(ValueError, match="Out of range float values"):

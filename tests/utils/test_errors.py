@@ -1,4 +1,4 @@
-"""Errors: one family, standard parents, and messages that list every problem."""
+"""Errors: one hierarchy, standard parents, and messages that list every problem."""
 
 import inspect
 
@@ -52,11 +52,11 @@ def test_every_class_is_public_documented_and_of_the_family(cls):
         (errors.PluginWarning, UserWarning),
     ],
 )
-def test_errors_are_also_what_python_calls_them(cls, parent):
+def test_errors_subclass_builtin_exceptions(cls, parent):
     assert issubclass(cls, parent)
 
 
-def test_nearest_guesses_what_was_meant():
+def test_nearest_suggests_the_closest_name():
     assert nearest("aplha", ["lam", "alpha"]) == "; did you mean 'alpha'? Known: 'alpha', 'lam'"
     assert nearest("zzz", ["alpha"]) == "; Known: 'alpha'"
     assert nearest("alpha", []) == "; there are none"

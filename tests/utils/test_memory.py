@@ -28,7 +28,7 @@ def test_units(monkeypatch):
     assert kibibytes <= peak_memory(CPU).host < 2 * kibibytes
 
 
-def test_a_system_that_does_not_say(monkeypatch):
+def test_unknown_memory_is_handled(monkeypatch):
     real = builtins.__import__
 
     def without(name, *rest):

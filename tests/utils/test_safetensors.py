@@ -1,4 +1,4 @@
-"""Tensors in one file: what shares memory is taken apart, and nothing else is copied."""
+"""Safetensors files: tensors that share memory are copied, others are not."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_what_is_read_is_what_was_written(kind, tmp_path):
         assert found[name].dtype == tensor.dtype
 
 
-def test_a_plain_tensor_is_written_from_where_it_lies(tmp_path):
+def test_contiguous_tensor_is_written_without_a_copy(tmp_path):
     tensors = {"a": torch.ones(256, 1024), "b": torch.ones(1024)}
     assert peak(lambda: save_tensors(tensors, tmp_path / "file")) == 0
     views = {"a": torch.ones(512, 1024)[:256]}

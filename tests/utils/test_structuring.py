@@ -43,7 +43,7 @@ def test_call_names_the_nearest_option_and_the_missing_one():
         call(takes, {}, where="here")
 
 
-def test_an_error_inside_the_function_is_not_taken_for_a_wrong_option():
+def test_type_error_inside_the_function_is_not_reported_as_a_wrong_option():
     def broken(*, x):
         raise TypeError(f"inside {x}")
 

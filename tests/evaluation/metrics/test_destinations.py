@@ -1,4 +1,4 @@
-"""Where forgotten samples go: a worked example, and against scikit-learn."""
+"""Predictions for forgotten samples: a worked example, and against scikit-learn."""
 
 import numpy as np
 import pytest

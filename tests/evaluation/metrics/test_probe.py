@@ -1,4 +1,4 @@
-"""Features of a layer, and what a linear classifier finds in them."""
+"""Features of a layer, and a linear classifier on them."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Round trips through few bits."""
+"""Rounding weights to few bits."""
 
 import copy
 
@@ -75,8 +75,8 @@ def test_tied_weights_stay_tied():
     assert torch.equal(rounded["a"].weight, quantised(model["a"].weight, bits=3))
 
 
-def test_what_was_hidden_in_small_weights_comes_back():
-    """A model that forgets by a change smaller than a step forgets no more once it is rounded."""
+def test_rounding_reverts_small_weight_changes():
+    """Rounding undoes a change that is smaller than the rounding step."""
     original = nn.Linear(2, 2, bias=False)
     with torch.no_grad():
         original.weight.copy_(torch.tensor([[2.0, 0.0], [1.0, 0.09]]))

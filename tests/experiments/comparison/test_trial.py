@@ -1,4 +1,4 @@
-"""Which trials there are, and what their keys depend on."""
+"""The list of trials, and what their keys depend on."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def names(config):
     return [(t.forget, t.config.training.seed, t.config.seed, t.variant) for t in trials_of(config)]
 
 
-def test_the_trials_by_hand(small):
+def test_trials_worked_example(small):
     config = small("comparison.unlearning_seeds=[0, 5]", "comparison.forget=[{classes=[3]}, {classes=[7, 8]}]")
     four = ["ssd alpha=2", "ssd alpha=1e+09", "binary-mask", "diverges"]
     assert names(config) == [
@@ -34,7 +34,7 @@ def test_a_trial_has_a_configuration_of_its_own(small):
     assert trial.name == "diverges · classes=3 · training seed 1 · unlearning seed 0"
 
 
-def test_a_grid_is_taken_apart():
+def test_grid_is_expanded_into_variants():
     method = MethodConfig(name="ssd", label="s", options={"epsilon": 0.0}, grid={"alpha": [1, 3], "lam": [1, 2]})
     found = dict(variants(method))
     assert list(found) == ["s alpha=1 lam=1", "s alpha=1 lam=2", "s alpha=3 lam=1", "s alpha=3 lam=2"]

@@ -1,4 +1,4 @@
-"""What must not change the totals, and what the engine refuses, names and leaves alone."""
+"""What must not change the totals, what the engine refuses, and what it leaves unchanged."""
 
 import threading
 import warnings
@@ -102,7 +102,7 @@ def test_shapes_may_change_between_batches():
     engine_only(model, [(torch.randn(4, 2, length), y) for length in (5, 9, 5)])
 
 
-def test_the_model_is_left_as_found_and_no_mode_stays():
+def test_model_and_dispatch_modes_are_restored():
     model = network()
     model[0].weight.grad = torch.ones_like(model[0].weight)
     before = {n: t.clone() for n, t in model.state_dict().items()}
@@ -114,7 +114,7 @@ def test_the_model_is_left_as_found_and_no_mode_stays():
 
 
 @pytest.mark.parametrize("when", ["forward", "loss"])
-def test_an_exception_leaves_nothing_behind(when):
+def test_exception_leaves_no_hooks_or_gradients(when):
     class Failing(Objective):
         def losses(self, model, batch):
             if when == "forward":
@@ -167,7 +167,7 @@ def test_batch_statistics_are_refused():
         estimate(Functional(), [data()])
 
 
-def test_two_threads_do_not_meet():
+def test_concurrent_estimates_do_not_interfere():
     models = [network() for _ in range(2)]
     inputs = [data(12), (data(24)[0][12:], data(24)[1][12:])]
     found, failures = {}, []
@@ -190,7 +190,7 @@ def test_two_threads_do_not_meet():
 
 
 def test_nothing_of_size_batch_times_parameters_is_made():
-    """The largest tensor that the pass makes is far below the size of all per-sample gradients."""
+    """The largest tensor of the pass is far smaller than all per-sample gradients."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Largest(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""The engine under FSDP: its way through each kind of model, and that it is exact on all of them."""
+"""The engine under FSDP: exact for every kind of model."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def ranks(request, tmp_path_factory):
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.filterwarnings("ignore::unlearnkit.UnlearnKitWarning")
-def test_it_is_exact_and_says_when_it_is_slow(ranks, name):
+def test_exact_and_warns_of_the_fallback(ranks, name):
     case = CASES[name]
     one = DiagonalFisher().estimate(case.make(), case.data(), objective=case.objective, role="full")
     for rank, found in enumerate(ranks):
@@ -49,7 +49,7 @@ def test_no_process_holds_the_totals_of_more_than_a_layer(tmp_path):
         assert held == 48 * 9 + 9 < everything
 
 
-def test_gradients_in_half_precision_are_said_to_be(tmp_path):
+def test_fingerprint_records_half_precision_gradients(tmp_path):
     one = DiagonalFisher().estimate(network(torch.float32), batches(dtype=torch.float32), objective=PLAIN)
     for found, sketched in run_on_ranks(tmp_path, in_half):
         assert found.fingerprint.precision == sketched.fingerprint.precision == "gradients bfloat16, totals float32"
