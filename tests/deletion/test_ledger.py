@@ -252,7 +252,7 @@ def test_every_changed_byte_is_detected(three):
 
 def test_missing_and_rewritten_receipts_are_detected(three):
     folder = three.ledger.folder / "receipts"
-    last = three.ledger.chain.read()[-1]
+    _, second, *_, last = three.ledger.receipts()
     (folder / "000002.json").rename(folder / "aside")
     with pytest.raises(StoreError, match="one is missing"):
         verify(three.ledger)
@@ -260,7 +260,6 @@ def test_missing_and_rewritten_receipts_are_detected(three):
     write_sealed(folder / "000004.json", attrs.evolve(last, reason="rewritten"), kind="unlearnkit-receipt-2")
     with pytest.raises(StoreError, match="receipts were added or removed"):
         verify(three.ledger)
-    second = three.ledger.chain.read()[1]
     write_sealed(folder / "000002.json", attrs.evolve(second, samples=()), kind="unlearnkit-receipt-2")
     with pytest.raises(StoreError, match=r"000003.json: .* the chain is broken here"):
         verify(three.ledger)
