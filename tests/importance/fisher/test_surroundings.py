@@ -106,7 +106,7 @@ class Holds(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor", "ignore:Sparse")
 @pytest.mark.parametrize("kind", BUFFERS)
-def test_models_may_write_their_own_buffers(kind):
+def test_buffers_of_any_kind_are_accepted(kind):
     torch.manual_seed(0)
     model, data = Holds(BUFFERS[kind]()), [(torch.randn(4, 6), torch.randint(0, 5, (4,)))]
     seen = DiagonalFisher().estimate(model, data, objective=CrossEntropy())
