@@ -162,7 +162,7 @@ def test_the_public_list_is_sorted_and_complete():
 
 
 @pytest.mark.parametrize(("name", "folder"), unlearnkit._MOVED_TO.items())
-def test_a_name_that_moved_still_works_and_says_where_it_is(name, folder, monkeypatch):
+def test_moved_name_still_works_and_names_its_new_place(name, folder, monkeypatch):
     module = importlib.import_module(f"unlearnkit.{folder}")
     assert name in getattr(module, "__all__", vars(module))
     monkeypatch.delitem(vars(unlearnkit), name, raising=False)
@@ -218,7 +218,7 @@ def test_the_framework_knows_no_method_by_name():
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def test_the_wheel_carries_the_framework_and_every_plugin_and_each_entry_point_is_there():
+def test_wheel_contains_every_module_and_entry_point():
     folders = sorted(f"plugins/{p.parent.name}" for p in (ROOT / "plugins").glob("*/__init__.py"))
     packages = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert sorted(packages) == [*folders, "unlearnkit"]

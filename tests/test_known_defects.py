@@ -67,7 +67,7 @@ def cut(batch, size, order=None):
 
 
 def selected(estimator, forget, full, alpha=1.2):
-    """Which weights a threshold selects, as one flat mask."""
+    """The weights that a threshold selects, as one flat mask."""
     model = net(torch.float64)
     f, r = (estimator.estimate(model, batches, objective=CE).mean() for batches in (forget, full))
     return torch.cat([(f[n] > alpha * r[n]).flatten() for n in f])

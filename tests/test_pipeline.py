@@ -151,7 +151,7 @@ def test_a_known_importance_is_used_as_it_is():
     assert keep.inputs.forget_data is None
 
 
-def test_only_what_is_needed_is_measured():
+def test_only_needed_importances_are_measured():
     keep = Keep({Need.FORGET_DATA, Need.RETAIN_DATA})
     report = pipeline(keep).run(net(), forget=FORGET, retain_data=RETAIN, reference=FULL, seed=5)
     assert list(report.seconds) == ["edit"]

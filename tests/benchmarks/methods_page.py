@@ -80,7 +80,7 @@ NEEDS = {
 
 
 def page(rows):
-    """Write the whole page.
+    """Write the page.
 
     Args:
         rows: The lines of the file of trials, as `tests.benchmarks.methods.read` gives them.

@@ -55,7 +55,7 @@ def test_unsupported_inputs_are_left_to_torch():
     assert channel_sums(maps[:, :, 0, 0], maps[:, :, 0, 0], *of) is None
 
 
-def test_one_thread_or_three_give_the_same_bits():
+def test_thread_count_does_not_change_the_bits():
     g, x, of, before = torch.randn(3, 70, 500), torch.randn(3, 70, 500), running(70), torch.get_num_threads()
     try:
         torch.set_num_threads(1)

@@ -71,7 +71,7 @@ def test_gradient_maps_sliced_from_larger_ones():
     check_plan(convolution(g, x, geometry), weight_gradients_of_each(geometry, w, x, g))
 
 
-def test_one_thread_or_three_give_the_same_bits():
+def test_thread_count_does_not_change_the_bits():
     before = torch.get_num_threads()
     kernel = linear(torch.randn(6, 9, 70), torch.randn(6, 9, 50))
     try:
@@ -144,7 +144,7 @@ def test_without_a_compiler_torch_is_used_and_compiled_raises(monkeypatch, caplo
 
 
 @pytest.mark.usefixtures("nothing_compiled")
-def test_a_compiler_that_fails_is_one_warning(monkeypatch):
+def test_failing_compiler_gives_one_warning(monkeypatch):
     message = r"instead of the kernel cpu-.* \(plugin 'cpu-kernels' of unlearnkit .*false .* failed"
     with pytest.warns(UnlearnKitWarning, match=message) as said:
         without(monkeypatch, CXX="false")

@@ -83,7 +83,7 @@ def test_other_values_pass_through_unchanged():
 
 @settings(derandomize=True, deadline=None)
 @given(st.integers(1, 6), st.integers(0, 6), st.integers(0, 6))
-def test_take_is_slicing_of_every_tensor_and_a_view(size, start, stop):
+def test_take_slices_every_tensor_as_a_view(size, start, stop):
     x, y = torch.arange(size), torch.arange(2 * size).reshape(size, 2)
     part = take({"x": x, "y": [y]}, slice(start, stop))
     assert part["x"].tolist() == list(range(size))[start:stop]

@@ -165,7 +165,7 @@ def broken(**changes):
         ({"meta": META | {"coarse_label_names": []}}, "coarse_label_names: expected the 20 names"),
     ],
 )
-def test_what_is_not_cifar100_is_refused(tmp_path, changes, message):
+def test_archives_other_than_cifar100_are_refused(tmp_path, changes, message):
     write(tmp_path, **changes)
     with pytest.raises(StoreError, match=message):
         cifar100(tmp_path, verify=False)

@@ -39,7 +39,7 @@ def test_interleaved_yields_every_batch_once_evenly(kept, forgotten):
         assert abs(sum(flag for flag, _ in seen[: position + 1]) - due) <= 1
 
 
-def test_unknown_lengths_take_turns():
+def test_loaders_of_unknown_length_alternate():
     mixed = Interleaved(retain=iter(range(3)), forget=iter("ab"))
     assert list(mixed) == [(False, 0), (True, "a"), (False, 1), (True, "b"), (False, 2)]
 

@@ -191,7 +191,7 @@ def test_an_empty_retain_set_is_refused():
         ByIndex(indices=[0, 1]).split({"label": np.array([0, 2])})
 
 
-def test_a_class_out_of_range_says_the_range():
+def test_class_out_of_range_names_the_range():
     with pytest.raises(ConfigurationError, match=r"ByClass coarse: expected a class between 0 and 1, saw 7"):
         ByClass(classes=7).split(COARSE)
     with pytest.raises(ConfigurationError, match=r"between 0 and 3 \(apple … rocket\), saw -1"):
@@ -244,7 +244,7 @@ def test_long_lists_of_bad_indices_are_truncated():
 
 
 @pytest.mark.parametrize("value", [[0.5], [[1]], ["a"]])
-def test_indices_must_be_whole_numbers(value):
+def test_indices_must_be_integers(value):
     with pytest.raises(ConfigurationError, match="whole numbers in one dimension"):
         ByIndex(indices=value)
 

@@ -28,7 +28,7 @@ def call(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
-def test_the_store_holds_what_a_pass_over_the_data_gives(deletion):
+def test_store_equals_a_pass_over_the_data(deletion):
     store, train = deletion.ledger.store, deletion.experiment.bundle.train
     assert store.keys == tuple("0123456789")
     model = deletion.model(deletion.ledger.state.current).double()
@@ -59,7 +59,7 @@ def test_a_whole_group_is_forgotten_without_a_pass_over_data(deletion, monkeypat
     verify(deletion.ledger)
 
 
-def test_some_samples_are_measured_alone_and_taken_out_of_their_groups(ledger_toml):
+def test_samples_of_a_request_are_measured_and_subtracted_from_their_groups(ledger_toml):
     gentle = Deletion.load(load_config(ledger_toml, ["deletion.method=gentle", "method.gentle.options.alpha=30.0"]))
     some = samples_of(gentle, 3)[:30] + samples_of(gentle, 5)[:2]
     before = {key: gentle.ledger.store.group(key).count for key in "35"}
@@ -112,7 +112,7 @@ def test_queued_requests_are_processed_in_one_edit(gentle):
     assert gentle.work() is None
 
 
-def test_a_batch_too_large_for_alpha_says_that_it_selects_nothing(ledger_toml):
+def test_forget_set_too_large_for_alpha_is_reported(ledger_toml):
     config = load_config(ledger_toml, ["method.ssd.options.alpha=5.0"])
     deletion = Deletion.load(config)
     for digit in "348":
@@ -154,7 +154,7 @@ def test_edit_over_budget_is_rolled_back_and_reported(ledger_toml, settings, rea
     deletion.ask("ticket-1", groups=["3"])  # with other options it may be asked again
 
 
-def test_rollback_puts_the_model_back_and_asks_for_new_importances(deletion):
+def test_rollback_restores_the_model_and_recommends_new_importances(deletion):
     before = deletion.ledger.state.current
     deletion.ask("ticket-1", groups=["3"])
     deletion.work()

@@ -58,7 +58,7 @@ def held(work):
 
 
 @pytest.mark.parametrize("reference", ["full", "retain"])
-def test_a_request_for_a_group_holds_twice_the_largest_tensor(deletion, reference):
+def test_request_for_a_group_needs_twice_the_largest_tensor(deletion, reference):
     work = deletion(f"importance.reference='{reference}'")
     work.ask("ticket", groups=["1"])
     most, receipt = held(work)
@@ -67,8 +67,8 @@ def test_a_request_for_a_group_holds_twice_the_largest_tensor(deletion, referenc
     assert peak(lambda: rollback(work)) - MODEL <= 20 * receipt.edit["changed"] + CONSTANT
 
 
-def test_a_request_for_some_samples_holds_no_more_once_they_are_measured(deletion, tmp_path, monkeypatch):
-    """A pass over data holds the totals of the whole model, as every pass does; it is over before the edit."""
+def test_request_for_samples_needs_no_more_after_the_pass(deletion, tmp_path, monkeypatch):
+    """A pass over data needs totals of all weights, but ends before the edit."""
     work = deletion("importance.reference='retain'")
     work.measure(work.ledger.state.base, [6, 7]).save(tmp_path / "measured")
     monkeypatch.setattr(Deletion, "measure", lambda *_: Importance.load(tmp_path / "measured"))

@@ -1,4 +1,4 @@
-"""Earlier models kept as patches: smaller files, and the same guarantees as with whole models."""
+"""Earlier models kept as patches: smaller files, with the guarantees of full models."""
 
 import shutil
 
@@ -115,7 +115,7 @@ def test_purge_deletes_the_patch_files(make):
     verify(deletion.ledger)
 
 
-def test_a_purge_that_cannot_delete_says_so(make, monkeypatch):
+def test_purge_that_cannot_delete_is_an_error(make, monkeypatch):
     deletion = make()
     forget(deletion, 4, 5)
     with monkeypatch.context() as patch:

@@ -80,7 +80,7 @@ def test_an_error_on_one_rank_is_raised_on_every_rank(tmp_path):
         assert error.__notes__ == ["on rank 1 of 3"]
 
 
-def test_map_shared_does_each_item_once_in_order_with_one_rank_inside(tmp_path):
+def test_map_shared_processes_each_item_once_in_order(tmp_path):
     for found in run_on_ranks(tmp_path, squares, 5):
         assert found == [(0, 0, 0, 1), (1, 1, 1, 1), (2, 2, 0, 1), (3, 3, 1, 1), (4, 4, 0, 1)]
 

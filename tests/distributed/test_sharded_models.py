@@ -73,7 +73,7 @@ def test_replicated_shards_are_counted_once(tmp_path):
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_every_estimator_on_shards_equals_one_process(estimated, name):
     """Edits silently lost on wrapped or sharded models. (Row 12 of the defects: here the importances; 11 samples in
-    batches of 4 leave a tail of 3, in which the third rank of 3 has one and the second of 2 one fewer.)"""
+    batches of 4: the 3 samples of the last batch do not divide evenly over 2 ranks.)"""
     model = network()
     one = ESTIMATORS[name].estimate(model, batches(), objective=CrossEntropy(), role="full")
     for ranks in estimated:

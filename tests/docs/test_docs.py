@@ -159,7 +159,7 @@ def run_commands(block, where, folder):
 
 
 def install_offline(folder):
-    """Write the metadata that pip makes of a pyproject.toml, where Python looks for them."""
+    """Write the metadata that pip would generate from a pyproject.toml."""
     if not (folder / "pyproject.toml").exists():
         return  # the line that installs unlearnkit itself
     project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]

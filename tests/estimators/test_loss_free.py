@@ -65,7 +65,7 @@ def test_the_equation_against_an_oracle_in_float64(kind, weights):
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_batches_of_one_are_the_paper_s_mean_over_samples(kind):
+def test_batches_of_one_sample_equal_the_mean_over_samples_of_the_paper(kind):
     model, (batch,) = net(torch.float64), data([5], torch.float64)
     found = kind().estimate(model, [(x,) for x in batch[0].split(1)], objective=CrossEntropy()).mean()
     for name, want in oracle(
@@ -131,7 +131,7 @@ def test_errors():
         LossFree(weights="sum")
 
 
-def test_outputs_with_positions_are_one_row():
+def test_outputs_with_positions_are_flattened_to_one_row():
     found: Tensor = logits(nn.Identity(), (torch.ones(2, 3, 4, dtype=torch.float16),), objective=CrossEntropy())
     assert (found.shape, found.dtype) == ((2, 12), torch.float32)
 

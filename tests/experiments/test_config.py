@@ -68,7 +68,7 @@ def test_types_are_not_converted(tmp_path, value):
         load(tmp_path, SMALL + f"[importance]\nbatch_size = {value}\n")
 
 
-def test_a_whole_number_may_stand_for_a_number(tmp_path):
+def test_integers_are_accepted_as_floats(tmp_path):
     config = load(tmp_path, SMALL + '[[method]]\nname = "x"\nmax_fraction = 1\n')
     assert config.method[0].max_fraction == 1.0
 

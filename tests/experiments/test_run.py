@@ -51,7 +51,7 @@ def test_the_report_on_disk(digits_toml, tmp_path):
     assert report["model_before"] != report["model_after"]
 
 
-def test_importances_in_bfloat16_edit_and_say_so(digits_toml, tmp_path):
+def test_bfloat16_importances_edit_and_are_recorded(digits_toml, tmp_path):
     only = "method=[{name='ssd', options={alpha=3}}]"
     (wide,) = records(digits_toml, only)
     (low,) = records(digits_toml, only, "importance.precision='bfloat16'", f"output='{tmp_path}/low'")

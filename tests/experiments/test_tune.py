@@ -167,7 +167,7 @@ def test_observers_are_called(digits_toml):
         ("method=[{name='finetune', label='ssd'}]", "expected an elementwise method"),
     ],
 )
-def test_what_cannot_be_tuned(digits_toml, setting, said):
+def test_methods_that_cannot_be_tuned(digits_toml, setting, said):
     with pytest.raises(ConfigurationError, match=said):
         tune(config(digits_toml, setting))
 

@@ -262,7 +262,7 @@ def test_estimator_that_unfreezes_a_parameter_is_refused():
 @pytest.mark.parametrize(
     "act", [edit, edit_frozen, edit_buffer, replace_buffer, grow, replace, draw, train, hook, thaw]
 )
-def test_an_exception_midway_leaves_the_model_as_it_was(act, error):
+def test_exception_midway_restores_the_model(act, error):
     def act_and_raise(model):
         act(model)
         raise error
@@ -297,7 +297,7 @@ def test_the_author_sees_eval_mode_no_gradients_and_grad_enabled():
     assert seen == {"training": False, "grads": [None] * 6, "enabled": True}
 
 
-def test_an_author_may_hand_out_the_same_tensors_for_every_batch():
+def test_estimator_may_return_the_same_tensors_for_every_batch():
     model = net()
     kept = ones(model)
     found = Author(returns=lambda _: kept, at=0).estimate(model, data(), objective=CE)

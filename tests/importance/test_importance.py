@@ -63,7 +63,7 @@ def test_subtracting_undoes_merging_and_is_never_negative(dtype, a, b):
 
 
 @pytest.mark.parametrize("step", [1, 16, 1000])
-def test_a_true_part_is_never_refused_for_rounding(step):
+def test_subset_is_never_refused_for_rounding(step):
     terms = torch.full((20_000, 1), 0.1)  # equal terms drift the most
     totals = [chunk.sum(0) for chunk in terms.split(step)]
     whole = torch.zeros(1)
@@ -270,7 +270,7 @@ def same(one, other):
     st.sampled_from(Role),
     st.sampled_from([torch.float32, torch.float64]),
 )
-def test_what_is_saved_is_loaded(tmp_path_factory, term, samples, text, role, dtype):
+def test_save_and_load_round_trip(tmp_path_factory, term, samples, text, role, dtype):
     path = tmp_path_factory.mktemp("importance") / "i.safetensors"
     one = Importance(
         totals={"w": torch.tensor(term, dtype=dtype), "empty": torch.zeros(0, dtype=dtype)},

@@ -193,7 +193,7 @@ def test_ranks_process_every_batch_of_an_iterable_once():
     assert parts == [[[0, 1], [4, 5]], [[2, 3], [6]]]
 
 
-def test_in_one_process_it_is_the_estimators_own_pass():
+def test_one_process_uses_the_pass_of_the_estimator():
     with joined() as ranks:
         assert ranks == Ranks(rank=0, size=1)
         found = estimate_together(DiagonalFisher(), network(), batches(7), objective=CrossEntropy())

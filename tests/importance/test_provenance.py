@@ -62,7 +62,7 @@ def test_data_order_is_immutable():
         ((5,), (4,), False),
     ],
 )
-def test_batch_sizes_differ_when_a_whole_pass_was_cut_otherwise(one, two, differ):
+def test_batch_sizes_differ_for_another_batch_size(one, two, differ):
     forward, backward = trail_of(*one).differences(trail_of(*two)), trail_of(*two).differences(trail_of(*one))
     assert bool(forward) == bool(backward) == differ
     assert all("batch size" in said and "estimate both with one batch size" in said for said in forward)

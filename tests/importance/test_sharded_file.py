@@ -47,7 +47,7 @@ def test_one_process_reads_the_full_tensors(saved):
 
 
 def test_edit_in_one_process_accepts_it(saved):
-    """Fingerprints are compared as those of a file from one process are: the model's digest is that of the whole."""
+    """Fingerprints compare as with one process: the digest is that of the full model."""
     model, one = network(), network()
     forget = load_sharded(saved[0])
     Prune(tau=1e-3).unlearn(model, UnlearningInputs(forget=forget))

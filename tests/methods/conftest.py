@@ -14,7 +14,7 @@ from unlearnkit.models.parameters import buffers, parameters
 
 @attrs.frozen
 class Tiny:
-    """A trained classifier of 3 numbers into 4 classes, and what it is to forget."""
+    """A trained classifier of 3 numbers into 4 classes, with its forget and retain data."""
 
     dtype: torch.dtype = torch.float64
 

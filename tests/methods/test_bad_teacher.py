@@ -40,7 +40,7 @@ def test_equals_a_plain_training_loop(tiny, close, temperature):
     assert report.buffers_changed == ()
 
 
-def test_it_becomes_like_the_untrained_model_on_what_is_forgotten_and_stays_on_what_is_kept(tiny):
+def test_forget_outputs_approach_the_untrained_model_and_retain_outputs_stay(tiny):
     original = tiny.model()
     bad = fresh_model(original, tiny.inputs(original)).eval()
     model, _ = tiny.unlearned(BadTeacher(epochs=60, learning_rate=0.01))

@@ -67,7 +67,7 @@ def test_the_noise_is_standard_normal():
     assert abs(float(z.square().mean()) - 1) < 4 * math.sqrt(2 / len(z))
 
 
-def test_the_seed_and_nothing_else_decides():
+def test_noise_depends_only_on_the_seed():
     one = edited(Noise())
     torch.manual_seed(99)
     assert torch.equal(edited(Noise()), one)

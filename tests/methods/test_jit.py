@@ -56,7 +56,7 @@ def test_loss_worked_example():
     assert model.weight.flatten().tolist() == pytest.approx([1 - 0.2 / 2**0.5, -1 + 0.2 / 2**0.5])
 
 
-def test_where_clipping_leaves_no_noise_nothing_changes_and_nothing_is_nan():
+def test_clipping_without_remaining_noise_changes_nothing():
     model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
     data = [(torch.ones(3, 2), torch.tensor([0, 1, 0]))]  # smallest and largest value are 1
     report = JustInTime(through="both").unlearn(model, UnlearningInputs(forget_data=data))
@@ -97,7 +97,7 @@ def test_integer_input_is_refused():
     assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
 
 
-def test_where_noise_changes_nothing_nothing_changes():
+def test_noise_that_does_not_change_the_output_gives_no_edit():
     model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
     with torch.no_grad():
         model[1].weight.zero_()

@@ -25,7 +25,7 @@ def same(one, other):
 
 
 @each_method
-def test_every_weight_may_move_the_report_says_how_many_and_the_model_is_left_in_its_mode(tiny, name):
+def test_report_counts_changed_weights_and_the_mode_is_kept(tiny, name):
     before = tiny.model()
     model, report = tiny.unlearned(method(name))
     moved = {

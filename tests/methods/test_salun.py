@@ -82,7 +82,7 @@ def put_back(model, start, inputs, threshold):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-def test_what_is_not_salient_keeps_its_bits(tiny, optimizer):
+def test_weights_outside_the_mask_keep_their_bits(tiny, optimizer):
     before = tiny.model()
     method = SalUn(epochs=3, share=0.3, optimizer=optimizer, learning_rate=0.05, weight_decay=0.1)
     model, report = tiny.unlearned(method)
@@ -93,7 +93,7 @@ def test_what_is_not_salient_keeps_its_bits(tiny, optimizer):
     assert 0 < report.changed <= sum(int(mask.sum()) for mask in masks.values())
 
 
-def test_with_a_measured_importance_the_forget_set_gets_other_labels(tiny):
+def test_measured_importance_changes_the_labels_of_the_forget_set(tiny):
     model = tiny.model()
     forget = DiagonalFisher().estimate(model, tiny.forget, objective=CrossEntropy(), role="forget")
 

@@ -45,7 +45,7 @@ def moved(dtype, case):
 
 
 EXACT = ("additive", "order-free", "batch-size-free", "quadratic")
-"""Laws of sums that are checked in float64 alone, where rounding does not hide a fault."""
+"""Laws of sums that are checked only in float64, where rounding hides no fault."""
 
 
 def in_precision(law, dtype):

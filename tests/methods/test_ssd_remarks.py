@@ -104,6 +104,6 @@ def test_below_the_bound_there_is_no_warning_and_something_is_selected():
     assert report.remarks == ()
 
 
-def test_the_bound_does_not_hold_for_squares_of_batch_means_and_nothing_is_said():
+def test_no_remark_for_batched_importances():
     model, inputs = measured(BatchedDiagonalFisher())
     assert SSD(alpha=3.0).unlearn(model, inputs).remarks == ()

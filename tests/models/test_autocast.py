@@ -66,7 +66,7 @@ def test_logits_are_those_of_the_lower_precision_too():
 
 @pytest.fixture
 def switches():
-    """torch's switches, put back afterwards."""
+    """torch's tf32 switches, restored afterwards."""
     held = [
         torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv
     ]  # fmt: skip

@@ -34,7 +34,7 @@ def path(tmp_path):
     return tmp_path / "model.safetensors"
 
 
-def test_what_is_saved_is_loaded(path):
+def test_save_and_load_round_trip(path):
     model, other = trained(), small_cnn(seed=2)
     save_checkpoint(model, path, {"epochs": "5", "δ": "é"})
     assert load_checkpoint(other, path) == {"epochs": "5", "δ": "é"}
@@ -247,7 +247,7 @@ def test_safetensors_under_a_pickles_name_are_no_pickle(tmp_path):
     assert load_checkpoint(nn.Linear(1, 1), tmp_path / "model.pt") == {}
 
 
-def test_a_header_length_that_looks_like_a_pickle_is_none(path):
+def test_header_length_that_looks_like_a_pickle_is_not_one(path):
     model = nn.Linear(1, 1)
     for size in range(1, 400):
         save_checkpoint(model, path, {"pad": "x" * size})
@@ -266,7 +266,7 @@ def test_metadata_must_be_text(path):
     assert not path.exists()
 
 
-def test_a_failure_leaves_the_old_file(path, monkeypatch):
+def test_failure_keeps_the_old_file(path, monkeypatch):
     save_checkpoint(trained(), path)
     old = path.read_bytes()
 

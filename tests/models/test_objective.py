@@ -127,11 +127,11 @@ def test_logits_that_cannot_be_found_are_refused(output, said):
         (None, "saw NoneType"),
     ],
 )
-def test_what_is_not_one_loss_per_sample_is_refused(losses, said):
+def test_other_shapes_than_one_loss_per_sample_are_refused(losses, said):
     with pytest.raises(MismatchError, match=f"CrossEntropy.losses must return one loss per sample.*{said}"):
         check_losses(losses, (torch.zeros(2, 3),), objective=CrossEntropy())
 
 
-def test_what_is_one_loss_per_sample_passes_unchanged():
+def test_one_loss_per_sample_passes_unchanged():
     losses = torch.zeros(2)
     assert check_losses(losses, (torch.zeros(2, 3),), objective=CrossEntropy()) is losses

@@ -97,7 +97,7 @@ def test_wide_is_at_least_float32():
     ]
 
 
-def test_device_of_a_model_and_of_nothing():
+def test_device_of_a_model_and_of_a_module_without_tensors():
     assert device_of(nn.Linear(2, 2)) == torch.device("cpu")
     assert device_of(nn.Identity()) == torch.device("cpu")
     with pytest.raises(ConfigurationError, match=r"one device, saw \['cpu', 'meta'\]: move the model"):
@@ -109,7 +109,7 @@ def test_a_model_without_trainable_parameters_is_refused():
         trainable(nn.Linear(2, 2).requires_grad_(requires_grad=False))
 
 
-def test_what_is_not_finite_is_named():
+def test_non_finite_tensors_are_named():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     check_finite(model, when="before the edit")
     with torch.no_grad():

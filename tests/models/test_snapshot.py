@@ -216,7 +216,7 @@ def test_changes_are_named():
     assert "frozen.weight: expected shape (4, 4), torch.float32 on cpu, saw shape (4, 4), torch.float64 on cpu" in said
 
 
-def test_a_sign_of_zero_and_a_nan_are_changes_and_a_nan_left_alone_is_none():
+def test_signed_zeros_and_new_nans_are_changes_and_equal_nans_are_not():
     model = nn.Linear(2, 1, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[0.0, float("nan")]]))

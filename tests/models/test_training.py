@@ -103,7 +103,7 @@ def test_the_global_random_state_neither_matters_nor_changes():
     torch.set_rng_state(before)
 
 
-def test_a_data_set_is_shuffled_anew_in_each_epoch():
+def test_data_set_is_reshuffled_in_each_epoch():
     seen = []
 
     def watch(batches, what, total):

@@ -73,7 +73,7 @@ def test_good_plugin_is_found_and_described(manager):
     assert (found.target, found.origin, found.problem) == ("fake_good", "fake-good 1.0", None)
 
 
-def test_every_good_method_beside_the_broken_ones_works(manager):
+def test_good_methods_work_beside_broken_ones(manager):
     good = {"good", "zebra", "known", "fine", "damaged"}
     assert names(manager) >= SHIPPED | good | {"twin"}
     assert not names(manager) & {"unwritten", "counts", "needless", "Shouts_Loudly"}
@@ -181,7 +181,7 @@ def test_a_duplicate_name_names_both_distributions_and_only_when_it_is_asked_for
         manager.unlearner("twin")
 
 
-def test_a_method_that_nobody_provides_gets_the_nearest_name_and_the_list_of_broken_plugins(manager):
+def test_unknown_method_suggests_a_name_and_lists_broken_plugins(manager):
     with pytest.raises(UnknownMethodError, match=r"no unlearner is called 'goood'; did you mean 'good'") as caught:
         manager.unlearner("goood")
     for plugin in ("broken", "signature", "raises", "classes", "unknown"):
@@ -301,7 +301,7 @@ def test_without_a_record_the_entry_point_names_the_distribution_of_its_own_modu
     assert provider("probe_module", Discovered(name="m", target="mine")) == "mine"
 
 
-def test_of_two_distributions_that_wrote_one_file_the_provider_is_the_one_whose_content_it_has(installed):
+def test_provider_of_a_file_of_two_distributions_is_the_one_with_its_content(installed):
     install, provider = installed
     install("probe", "probe_module", recorded="what was there before")
     install("probe-thief", "probe_module", recorded=CONTENT)
@@ -435,7 +435,7 @@ def test_a_plugin_whose_attributes_raise_is_isolated():
     assert manager.estimator("diagonal-fisher") is DiagonalFisher
 
 
-def test_a_class_that_raises_when_it_is_looked_at_is_isolated():
+def test_class_whose_attributes_raise_is_isolated():
     class Trap(type(DiagonalFisher)):
         @property
         def name(cls):
@@ -454,7 +454,7 @@ def test_a_class_that_raises_when_it_is_looked_at_is_isolated():
 # Observers
 
 
-def test_observers_get_what_they_ask_for():
+def test_observers_get_only_the_arguments_they_declare():
     calls = []
 
     class Watcher:

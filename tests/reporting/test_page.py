@@ -261,7 +261,7 @@ def test_a_page_of_one_folder_is_replaced_atomically(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_run_writes_the_page_and_what_it_needs(digits_toml, tmp_path):
+def test_run_writes_the_page_and_its_data(digits_toml, tmp_path):
     switched = ["evaluation.page=true", f"evaluation.retrained=['{load_config(digits_toml).model.checkpoint}']"]
     prune, ssd = run(load_config(digits_toml, switched))
     for record in (prune, ssd):
@@ -281,7 +281,7 @@ def test_run_writes_the_page_and_what_it_needs(digits_toml, tmp_path):
     assert "The model is destroyed" in (tmp_path / "out" / "prune" / "report.html").read_text(encoding="utf-8")
 
 
-def test_without_the_page_nothing_is_measured_for_it(digits_toml, tmp_path):
+def test_no_plot_data_without_the_page(digits_toml, tmp_path):
     (record,) = run(load_config(digits_toml, ["method=[{name='prune'}]", "evaluation.page=false"]))
     assert record.views is None
     assert sorted(p.name for p in (tmp_path / "out" / "prune").iterdir()) == ["model.safetensors", "report.json"]

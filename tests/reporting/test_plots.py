@@ -149,7 +149,7 @@ def test_everything_can_be_distinguished_without_colour(looks):
 
 @pytest.mark.parametrize("paper", ["#ffffff", "#15181d"])
 def test_colours_contrast_with_light_and_dark_backgrounds(paper):
-    """WCAG asks 3 to 1 of what is not text."""
+    """WCAG requires 3 to 1 for graphics."""
 
     def luminance(colour):
         c = np.array(to_rgb(colour))
@@ -169,7 +169,7 @@ def test_labels_are_not_parsed_as_mathtext(label):
         assert drawn(plots.timings(Figure().subplots(), {label: 1.0})) == [plain(label)]
 
 
-def test_a_page_leaves_matplotlib_as_it_was():
+def test_page_does_not_change_matplotlib_settings():
     from unlearnkit.reporting.page.sections import times
 
     with mpl.rc_context({"axes.facecolor": "#123456", "font.size": 30}):

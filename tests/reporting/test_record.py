@@ -65,7 +65,7 @@ def test_a_folder_with_both_files(tmp_path):
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_a_failure_leaves_what_was_there(tmp_path, there):
+def test_failure_keeps_the_earlier_results(tmp_path, there):
     folder = tmp_path / "m"
     if there:
         folder.mkdir()
@@ -94,7 +94,7 @@ def number_of(folder):
 
 
 @pytest.mark.parametrize("exchange", [True, False])
-def test_killed_at_any_moment_of_an_overwrite_the_old_results_or_the_new_are_there(tmp_path, exchange):
+def test_killed_overwrite_leaves_the_old_or_the_new_results(tmp_path, exchange):
     seen = []
     for kill_at in itertools.count(1):
         folder = tmp_path / str(kill_at) / "m"

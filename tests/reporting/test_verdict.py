@@ -41,12 +41,12 @@ def test_no_weight_changed_and_why():
     )
 
 
-def test_a_search_that_found_nothing():
+def test_tuning_without_a_candidate():
     found = judge(Report(method="ssd", remarks=("40 edits tried, and none keeps the budget.",)), {}, {})
     assert (found.kind, found.sentence) == ("nothing", "No edit was made: 40 edits tried, and none keeps the budget.")
 
 
-def test_an_edit_of_buffers_alone_is_an_edit():
+def test_edit_of_buffers_only_is_an_edit():
     buffers = Report(method="m", tensors=(TensorChange(name="w", size=4, changed=0),), buffers_changed=("mean",))
     assert judge(buffers, GOOD, scores(retain_test=0.9, forget_test=0.5)).kind == "no reference"
 

@@ -25,7 +25,7 @@ class SumOfSquares(Objective):
 
 
 def oracle(model, batches, objective=None):
-    """Differentiate every sample alone, in float64."""
+    """Differentiate one sample at a time, in float64."""
     objective = objective or CrossEntropy()
     double = copy.deepcopy(model).double().eval()
     named = {n: p for n, p in double.named_parameters() if p.requires_grad}
@@ -92,7 +92,7 @@ def weight_gradients_of_each(geometry, w, x, g):
 
 
 SUMS = {"squares": torch.square, "absolute": torch.abs, "signed": torch.clone}
-"""What a kernel may add up to, and of what it is the sum over samples."""
+"""The sums that a kernel may compute, and their per-sample terms."""
 
 
 def check_plan(kernel, per_sample, *, tolerance=1e-5, dtype=torch.float32):

@@ -38,7 +38,7 @@ def uncounted_maps(monkeypatch):
 
 
 def peak_of_python(run):
-    """The same of what Python and numpy hold."""
+    """Peak memory of Python and numpy."""
     tracemalloc.start()
     try:
         run()

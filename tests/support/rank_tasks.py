@@ -202,7 +202,7 @@ def followed():
 
 
 def compared(path):
-    """What `unlearnkit compare` does; return the trials of this process, and how many it was to do."""
+    """Run `unlearnkit compare`; return the trials of this process, and the number of trials to do."""
     events = []
     comparison = Comparison.plan(load_config(path))
     share = comparison.share
@@ -211,7 +211,7 @@ def compared(path):
 
 
 def from_configuration(path, *settings):
-    """What `unlearnkit run` and `unlearnkit tune` do."""
+    """Run `unlearnkit run` and `unlearnkit tune`."""
     config = load_config(path, list(settings))
     ran = list(run(config))
     return ran, tune(config).record

@@ -26,7 +26,7 @@ WRITES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.link
 
 
 def command(arguments, folder, log, *, read_only=False, largest=None):
-    """Call it; the exit code is that of the process, and what it says goes to a log.
+    """Run the command, with its output in a log, and exit with its code.
 
     Args:
         arguments: Of the command.

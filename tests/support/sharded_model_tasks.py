@@ -90,7 +90,7 @@ ESTIMATORS = {
     "batched": BatchedDiagonalFisher(),
     "notebook": BatchedDiagonalFisher(weights="equal", reduction="sum"),
 }
-"""By a name for the test; each must give what it gives in one process."""
+"""Name to options; each must equal one process."""
 
 
 def gathered(importance):

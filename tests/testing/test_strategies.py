@@ -117,7 +117,7 @@ def test_every_kind_of_option_is_drawn(method):
     assert method.plain in {8, 9}
 
 
-def test_an_option_without_known_values_is_refused_with_the_way_out():
+def test_option_without_known_values_is_refused_with_advice():
     @attrs.frozen(kw_only=True)
     class Plain:
         x: object = attrs.field()
@@ -136,7 +136,7 @@ def test_models_are_small_and_run(model):
     assert logits.shape == (2, 4)
 
 
-def test_models_mix_what_people_use():
+def test_models_cover_common_layers():
     seen = []
 
     @settings(few, max_examples=60)

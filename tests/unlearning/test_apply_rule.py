@@ -214,7 +214,7 @@ def test_half_precision_is_computed_in_float32():
     assert edited.tolist() == (theta.float() * (forget / 5 / 3)).half().tolist()
 
 
-def test_a_rule_never_holds_a_part_of_the_model_or_of_an_importance():
+def test_rule_never_gets_a_view_of_the_model_or_an_importance():
     held = []
 
     def keep(theta, forget, reference):
@@ -271,7 +271,7 @@ def test_an_importance_of_no_terms_has_no_mean():
 # The undo log
 
 
-def test_the_undo_log_keeps_what_changed_and_no_more():
+def test_undo_log_keeps_only_changed_weights():
     weights = torch.zeros(10_000)
     new = weights.clone()
     new[::1000] = 1

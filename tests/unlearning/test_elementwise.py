@@ -139,7 +139,7 @@ def test_overflow_in_the_cast_to_half_precision_is_refused():
         edit(lambda t, _, __: t * 1000, torch.tensor([1000.0], dtype=torch.float16))
 
 
-def test_a_whole_model_by_name_in_any_order_of_the_importances():
+def test_importances_are_matched_by_name_in_any_order():
     torch.manual_seed(0)
     model = nn.Linear(2, 2)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}

@@ -176,7 +176,7 @@ def test_a_mask_that_does_not_fit_is_named(masks, said):
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_modes_gradients_and_generators_are_left_as_they_were(training):
+def test_modes_gradients_and_generators_are_restored(training):
     model = net()
     model[2].train()
     modes = [m.training for m in model.modules()]
@@ -207,7 +207,7 @@ def test_buffers_change_in_train_mode_only_and_not_where_batchnorm_is_frozen():
     assert torch.equal(frozen[1].running_mean, before["1.running_mean"])
 
 
-def test_the_seed_decides_what_is_drawn():
+def test_random_numbers_depend_on_the_seed():
     results = {}
     for seed, outside in [(0, 1), (0, 2), (3, 1)]:
         model = net()

@@ -325,7 +325,7 @@ def test_a_nan_before_the_edit_is_refused():
 
 @pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt(), SystemExit(3), MemoryError()])
 @pytest.mark.parametrize("act", [*FORBIDDEN, zero_first_row, freeze, gradients, draw, hook], ids=lambda f: f.__name__)
-def test_an_exception_leaves_the_model_as_it_was(act, error):
+def test_exception_restores_the_model(act, error):
     def act_and_raise(model):
         act(model)
         raise error
@@ -418,7 +418,7 @@ def test_a_stale_importance_is_refused_so_that_a_request_cannot_be_repeated():
         ),
     ],
 )
-def test_an_importance_that_does_not_fit_is_refused_wherever_it_stands(field, change, error, said):
+def test_mismatched_importance_is_refused_in_either_place(field, change, error, said):
     model = net()
     with Left(model), pytest.raises(error, match=rf"(?s){said}"):
         Author(zero_first_row).unlearn(model, UnlearningInputs(**{field: importance(model, **change)}))
@@ -455,7 +455,7 @@ def test_remark_is_a_warning_and_is_in_the_report():
     assert report.sentence() == "author changed nothing: 0 of 28 weights. α is too large."
 
 
-def test_a_warning_made_an_error_leaves_the_model_as_it_was():
+def test_warning_turned_into_an_error_restores_the_model():
     class Warns(Author):
         def remarks(self, inputs):
             return ("no",)

@@ -28,7 +28,7 @@ def test_one_problem_makes_one_line_and_none_makes_no_error():
 
 @settings(derandomize=True, deadline=None)
 @given(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=5))
-def test_every_problem_stands_in_the_message_and_a_generator_will_do(problems):
+def test_message_lists_every_problem_and_accepts_a_generator(problems):
     with pytest.raises(ConfigurationError) as caught:
         raise_all((p for p in problems), where="here", error=ConfigurationError)
     assert str(caught.value).startswith("here: ")

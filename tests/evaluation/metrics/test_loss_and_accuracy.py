@@ -36,7 +36,7 @@ def test_the_bootstrap_against_a_slow_one():
     assert found == mean_interval(values, seed=1, covers="training seeds") != mean_interval(values, seed=2)
 
 
-def test_it_covers_the_mean_as_often_as_it_says():
+def test_interval_has_the_stated_coverage():
     random = np.random.default_rng(0)
     hits = [i.low <= 0.3 <= i.high for i in (proportion_interval(random.random(60) < 0.3) for _ in range(400))]
     assert 0.92 < np.mean(hits) < 0.98

@@ -61,7 +61,7 @@ def test_every_trait_is_documented(cls):
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.name)
 @pytest.mark.parametrize("splits", [(), ("retain-test",)], ids=["no data", "no forget data"])
-def test_without_what_it_needs_it_gives_reasons_and_no_numbers(cls, splits):
+def test_missing_inputs_give_reasons_instead_of_values(cls, splits):
     found = cls().examine(inputs(retrained=0, splits=splits, original=None))
     assert found
     for name, measurement in found.items():
@@ -96,7 +96,7 @@ def test_the_gap_is_that_of_accuracies_by_scikit_learn():
         assert found[split] == pytest.approx((mine - np.mean(known)) / np.std(known, ddof=1))
 
 
-def test_the_gap_with_one_retrained_model_has_no_unit():
+def test_gap_with_one_retrained_model_has_no_standard_deviation():
     found = metrics.GapToRetrain().examine(inputs(retrained=1))
     assert found["forget-train"].value is None
     assert "at least 3 retrained models, saw 1" in found["forget-train"].reason
@@ -285,7 +285,7 @@ def test_rmia_detects_memorised_samples():
     assert 0.3 < found["retrained AUC"] < 0.7
 
 
-def test_outputs_refuse_what_is_no_single_label():
+def test_labels_must_be_single_classes():
     with pytest.raises(InapplicableError, match="the split is empty"):
         outputs_of(nn.Identity(), [])
     with pytest.raises(InapplicableError, match="one label per sample"):
@@ -340,7 +340,7 @@ def test_options_of_metrics_are_checked_before_the_work(digits_toml, option, sai
         list(run(load_config(digits_toml, settings)))
 
 
-def test_a_retrained_model_that_is_not_there(digits_toml):
+def test_missing_retrained_checkpoint_is_an_error(digits_toml):
     with pytest.raises(StoreError, match=r"evaluation\.retrained: nowhere\.safetensors does not exist"):
         list(run(load_config(digits_toml, ["evaluation.retrained=['nowhere.safetensors']"])))
 

@@ -51,7 +51,7 @@ def test_laws(dtype):
     assert torch.allclose(again.double(), found.double(), rtol=2 * torch.finfo(dtype).eps)
 
 
-def test_a_copy_is_rounded_and_nothing_but_its_matrices():
+def test_only_matrices_of_a_copy_are_rounded():
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.ConvTranspose2d(3, 2, 2), nn.Flatten(), nn.Linear(18, 4)

@@ -42,7 +42,7 @@ def test_it_counts_the_steps_of_plain_adam():
     assert losses[0] > 0.3 >= losses[1]
 
 
-def test_the_model_is_left_as_it_is():
+def test_model_is_unchanged():
     model = net(0).train()
     model[0].weight.grad = torch.ones(6, 4)
     before, rng = digest(model), torch.get_rng_state()

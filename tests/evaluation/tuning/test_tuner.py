@@ -168,7 +168,7 @@ def test_batch_norm_agrees_with_torch():
     assert int(mine[1].num_batches_tracked) == 3
 
 
-def test_batch_norm_touches_nothing_else():
+def test_reestimating_batch_norm_changes_only_its_statistics():
     model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3)).train()
     model[3].eval()
     weights = [p.clone() for p in model.parameters()]

@@ -95,7 +95,7 @@ def test_failed_trial_reports_its_error_and_the_others_continue(uninterrupted):
     assert "2 × nothing changed" in page
 
 
-def test_what_is_written(uninterrupted):
+def test_written_files(uninterrupted):
     comparison, _ = uninterrupted
     files = {p.name for p in comparison.folder.iterdir()}
     assert files == {"trials", "trials.csv", "summary.csv", "summary.md", "comparison.json", ".retrained"}

@@ -84,7 +84,7 @@ def key(config):
     return Comparison.plan(config).trials[0].key
 
 
-def test_a_key_depends_on_what_decides_the_result_and_on_nothing_else(small, monkeypatch):
+def test_key_depends_exactly_on_what_determines_the_result(small, monkeypatch):
     usual = key(small())
     for same in ("output='elsewhere'", "method.ssd.label='s'", "tuning.rounds=3", "data.workers=1", "seed=3"):
         assert key(small(same)) == usual, same
@@ -118,7 +118,7 @@ def test_a_tuned_trial_depends_on_the_section_tuning(small):
     assert one != other
 
 
-def test_run_and_tune_refuse_what_is_for_compare(small):
+def test_run_and_tune_refuse_options_of_compare(small):
     from unlearnkit.experiments.run import run
     from unlearnkit.experiments.tune import tune
 

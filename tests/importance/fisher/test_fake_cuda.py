@@ -22,7 +22,7 @@ def chunks(device, samples, elements, bound):
         return len(list(slot.chunks(samples, elements, bound=bound)))
 
 
-def test_a_device_takes_as_many_samples_at_a_time_as_memory_allows():
+def test_chunks_on_a_device_are_limited_only_by_memory():
     """Chunks that fit a CPU cache would start thousands of small operations on a device."""
     assert chunks("cpu", 256, 64 * 112 * 112, 1 << 20) == 256
     assert chunks("cuda", 256, 64 * 112 * 112, 1 << 20) == 13

@@ -88,8 +88,8 @@ def weights_of(model, itemsize=4):
     ("accumulate", "times", "budget"),
     [("float32", 2, 4), ("compensated", 3, 4), ("float64", 4, 64)],
 )
-def test_an_estimate_holds_little_more_than_a_plain_pass(kind, accumulate, times, budget):
-    """At most twice the weights and the budget: the weights as they were, to put them back, and the totals.
+def test_estimate_needs_little_more_memory_than_a_plain_pass(kind, accumulate, times, budget):
+    """At most twice the weights and the budget: a copy of the weights for restoring, and the totals.
 
     A batch that is added apart from the rest takes another set of totals in the place of the gradients. Totals in
     float64 are as large as two sets; what rounding loses is one more.
@@ -104,7 +104,7 @@ def test_an_estimate_holds_little_more_than_a_plain_pass(kind, accumulate, times
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_the_first_pass_holds_no_more_than_a_plain_one(kind):
+def test_first_pass_needs_no_more_memory_than_a_plain_one(kind):
     """A pass holds its totals in the place of the gradients; the probe before it compares without copies of these."""
     model, batch = made(kind)
     run = DiagonalFisher(memory_budget=4).accumulator(model, objective=CrossEntropy())

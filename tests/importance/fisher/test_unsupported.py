@@ -1,4 +1,4 @@
-"""The table of what the engine does not support, in docs/explanation/exact-fisher.md: each row as a test."""
+"""The table of unsupported cases in docs/explanation/exact-fisher.md: a test for each row."""
 
 import functools
 import re
@@ -78,7 +78,7 @@ def tokens():
 
 
 def by_backward(model, data, objective):
-    """Like the oracle, for what autograd.grad cannot do."""
+    """Like the oracle, for cases that autograd.grad does not support."""
     totals = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in model.named_parameters()}
     for i in range(5):
         model.zero_grad()
@@ -164,7 +164,7 @@ def rows():
     return {name.strip(): words for name, words in ROWS}
 
 
-def test_experts_that_get_as_many_samples_as_the_data_say_need_no_fallback():
+def test_data_dependent_expert_loads_need_no_fallback():
     torch.manual_seed(0)
     model = Uses(experts, f=linear(), g=linear())
     engine_only(model, [(torch.randn(n, 6), torch.randn(n)) for n in (5, 7, 5, 2)], objective=SumOfSquares())

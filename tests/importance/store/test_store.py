@@ -55,7 +55,7 @@ def test_groups_total_and_rest(store):
     ]
 
 
-def test_what_is_read_may_be_merged_with_what_was_measured(store):
+def test_stored_importances_merge_with_measured_ones(store):
     assert values(store.group("cat").merge(importance(1.0, 1.0))) == ([2.0, 3.0], 4)
 
 
@@ -227,7 +227,7 @@ def test_non_empty_folder_is_left_unchanged(tmp_path):
 # --- the model, and how old the importances are -----------------------------------------------------------------------
 
 
-def test_edits_are_counted_and_the_edited_model_is_the_one_that_fits(tmp_path):
+def test_edits_are_counted_and_only_the_edited_model_matches(tmp_path):
     model = nn.Linear(2, 1, bias=False)
     store = ImportanceStore.create(tmp_path / "store", data="d1")
     kind = attrs.evolve(KIND, model=digest(model))

@@ -1,4 +1,4 @@
-"""What must not change the totals, what the engine refuses, and what it leaves unchanged."""
+"""Invariances of the totals, refusals of the engine, and state that it leaves unchanged."""
 
 import threading
 import warnings
@@ -128,7 +128,7 @@ def test_exception_leaves_no_hooks_or_gradients(when):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", [0, 1, 3])
-def test_a_bad_gradient_names_parameter_and_batch(bad, where):
+def test_non_finite_gradient_names_parameter_and_batch(bad, where):
     model, (x, y) = network(), data(16)
     parts = batches(x, y, 4)
     parts[where][0][2, 0, 0, 0] = bad
@@ -136,7 +136,7 @@ def test_a_bad_gradient_names_parameter_and_batch(bad, where):
         estimate(model, parts)
 
 
-def test_a_bad_gradient_in_a_large_layer_alone_names_its_batches():
+def test_non_finite_gradient_in_a_large_layer_names_its_batches():
     class Steep(Objective):
         def losses(self, model, batch):
             return SumOfSquares().losses(model, batch) * (1e25 if float(batch[0].max()) > 10 else 1.0)
@@ -189,7 +189,7 @@ def test_concurrent_estimates_do_not_interfere():
         assert distance(found[i], oracle(models[i], [inputs[i]])) < 1e-4
 
 
-def test_nothing_of_size_batch_times_parameters_is_made():
+def test_no_tensor_of_size_batch_times_parameters_is_created():
     """The largest tensor of the pass is far smaller than all per-sample gradients."""
     from torch.utils._python_dispatch import TorchDispatchMode
 

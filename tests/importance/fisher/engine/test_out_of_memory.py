@@ -21,7 +21,7 @@ def batches(*sizes):
 
 
 class Small(Objective):
-    """Runs out of memory when it sees too many samples, or in the backward pass of too many."""
+    """Runs out of memory with too many samples, in the forward or the backward pass."""
 
     def __init__(self, most, *, backward=False, error=torch.OutOfMemoryError):
         self.most, self.backward, self.error, self.fails = most, backward, error, 0
@@ -122,7 +122,7 @@ class Mixing(nn.Module):
         return self.f(x - x.mean(0)) if len(x) > 1 else self.f(x)
 
 
-def test_the_fallback_is_halved_too(monkeypatch):
+def test_fallback_batches_are_halved(monkeypatch):
     ordinary = SquaredGradients._chunks
 
     def chunks(self, batch):

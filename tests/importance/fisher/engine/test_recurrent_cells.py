@@ -142,7 +142,7 @@ class _Classes(SumOfSquares):
     """The targets are read as numbers."""
 
 
-def test_packed_sequences_go_one_sample_at_a_time_for_the_whole_model():
+def test_packed_sequences_make_the_whole_model_fall_back():
     class Packed(nn.Module):
         def __init__(self):
             super().__init__()

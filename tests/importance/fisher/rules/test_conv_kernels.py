@@ -76,7 +76,7 @@ def test_the_choice_by_rule_for_the_stages_of_a_residual_network(channels, out, 
     assert names(channels, out, size)[0] == first
 
 
-def test_torchs_own_gradient_is_left_out_in_float64():
+def test_float64_does_not_use_the_weight_gradient_of_torch():
     assert "plain" in names(64, 64, 16) or not torch.backends.mkldnn.is_available()
     assert "plain" not in names(64, 64, 16, dtype=torch.float64)
 

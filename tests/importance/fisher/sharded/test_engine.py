@@ -44,7 +44,7 @@ def test_models_of_hugging_face(tmp_path, kind):
             torch.testing.assert_close(found.totals[parameter], total, rtol=1e-11, atol=largest, msg=parameter)
 
 
-def test_no_process_holds_the_totals_of_more_than_a_layer(tmp_path):
+def test_no_process_holds_full_totals_of_more_than_a_layer(tmp_path):
     for held, everything in run_on_ranks(tmp_path, largest_held):
         assert held == 48 * 9 + 9 < everything
 
