@@ -1,4 +1,4 @@
-"""The importances of a request, from a store of sketches: how far off they may be is said of sums, and not of rests."""
+"""Importances of a request from a store of sketches: sums have a relative error, differences have none."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def population():
         (range(15), "retain", (10 * 0.4 + 5 * 0.1) / 15, None),
     ],
 )
-def test_errors_are_added_over_groups_and_parts(tmp_path, population, rows, role, forget, reference):
+def test_relative_errors_of_groups_and_parts(tmp_path, population, rows, role, forget, reference):
     store = ImportanceStore.create(tmp_path / "store")
     store.put("0", sketched(10, 0.4))
     store.put("1", sketched(30, 0.2))

@@ -1,4 +1,4 @@
-"""What the measures refuse at the door."""
+"""Input checks of the functions of arrays."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_tensors_arrays_and_lists_become_float64():
         ([float("inf")], NonFiniteError, "x: expected finite numbers"),
     ],
 )
-def test_what_is_no_list_of_numbers(values, error, said):
+def test_invalid_arrays_are_refused(values, error, said):
     with pytest.raises(error, match=said):
         floats(values, what="x", dimensions=1)
 

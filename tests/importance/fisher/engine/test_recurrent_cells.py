@@ -1,4 +1,4 @@
-"""Recurrent layers and cells, written out in linear layers; functions with several results, one sample at a time."""
+"""Recurrent layers and cells as linear layers; functions with several outputs, one sample at a time."""
 
 import copy
 
@@ -105,13 +105,13 @@ def test_uses(name):
     engine_only(WHOLE[name](), data(5, 3, 1))
 
 
-def test_float64_to_its_last_digits():
+def test_float64_precision():
     torch.manual_seed(0)
     model = Uses(after_all, cell=nn.LSTM(6, 4, batch_first=True)).double()
     engine_only(model, [(x.double(), y) for x, y in data(4, 3)], tolerance=1e-12)
 
 
-def test_frozen_weights_stay_out():
+def test_frozen_weights_have_no_totals():
     torch.manual_seed(0)
     model = Uses(after_all, cell=nn.LSTM(6, 4, batch_first=True))
     model.cell.weight_hh_l0.requires_grad_(False)
@@ -142,7 +142,7 @@ class _Classes(SumOfSquares):
     """The targets are read as numbers."""
 
 
-def test_packed_sequences_go_one_sample_at_a_time_for_the_whole_model():
+def test_packed_sequences_make_the_whole_model_fall_back():
     class Packed(nn.Module):
         def __init__(self):
             super().__init__()
@@ -161,7 +161,7 @@ def test_packed_sequences_go_one_sample_at_a_time_for_the_whole_model():
     assert distance(seen, oracle(model, batches, SumOfSquares())) < 1e-4
 
 
-def test_what_hinders():
+def test_reasons_for_the_fallback():
     x, h, weights = torch.ones(2, 3, 4), torch.ones(1, 3, 4), [torch.ones(4, 4)]
     assert hindrance(torch.gru, (x, h, weights, False, 1, 0.5, False, False, True)) is None
     assert "dropout" in hindrance(torch.gru, (x, h, weights, False, 1, 0.5, True, False, True))
@@ -179,8 +179,8 @@ def classifier(cell):
     return Uses(forward, cell=cell, table=nn.Embedding(4, 6), inner=nn.Linear(6, 6), norm=nn.LayerNorm(6))
 
 
-def test_layers_around_it_keep_their_rules(monkeypatch):
-    """With nothing written out, one function with several results is left over, and is the only one without a rule."""
+def test_layers_around_a_recurrent_fallback_keep_their_rules(monkeypatch):
+    """Without the decomposition, the recurrent function is the only one without a rule."""
     torch.manual_seed(0)
     model, batches = classifier(nn.LSTM(6, 4, batch_first=True)), data(5, 3)
     fast = engine_only(model, batches)
@@ -197,8 +197,8 @@ def test_layers_around_it_keep_their_rules(monkeypatch):
 
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_several_results_wherever_their_samples_stand(kind, batch_first, monkeypatch):
-    """Time has three steps, as many as the first probe has samples: the second tells them apart."""
+def test_outputs_with_samples_in_any_dimension(kind, batch_first, monkeypatch):
+    """There are three time steps and three samples in the first probe: the second probe distinguishes them."""
     monkeypatch.setattr(written_out, "_WRITTEN_OUT", {})
     torch.manual_seed(0)
     cell = KINDS[kind](6, 4, batch_first=batch_first)
@@ -207,7 +207,7 @@ def test_several_results_wherever_their_samples_stand(kind, batch_first, monkeyp
 
 
 class Normal(nn.Module):
-    """A function of several results, of which the second is used too."""
+    """A function with several outputs, of which the second is used too."""
 
     def __init__(self):
         super().__init__()
@@ -218,13 +218,13 @@ class Normal(nn.Module):
         return (y + mean).mean(1)
 
 
-def test_another_function_of_several_results():
+def test_custom_function_with_several_outputs():
     torch.manual_seed(0)
     seen = engine_only(Normal(), data(5, 3, 1), slow=True)
     assert float(seen["gain"].sum()) > 0
 
 
-def test_a_gradient_of_a_result_that_had_none_in_the_probe_is_found_out():
+def test_gradient_of_an_output_unused_in_the_probe_is_detected():
     class Late(Normal):
         def forward(self, x):
             y, mean, _ = torch.native_layer_norm(self.inner(x), (6,), self.gain, self.shift, 1e-5)
