@@ -1,6 +1,7 @@
 """`scrub`: alternates ascent on the forget set and descent on the retain set."""
 
-import pytest
+import math
+
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 from unlearnkit_methods.scrub import Scrub
@@ -60,4 +61,4 @@ def test_model_diverges_from_the_original_on_the_forget_set(tiny):
             for data in (tiny.forget, tiny.retain)
         ]
     assert far[0] > 0.01
-    assert all(value == pytest.approx(value) for value in far)
+    assert all(map(math.isfinite, far))
