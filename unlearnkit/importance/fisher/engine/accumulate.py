@@ -62,7 +62,7 @@ class Accumulation(Guide):
         self._plan, self._place = plan, 0
         self.shared: frozenset[str] = plan.shared if plan is not None else frozenset()
         """Parameters whose per-sample gradients are added before they are squared."""
-        self._samples = samples
+        self.samples = samples
         self.parts = list(parts)
         """Where the squares go; a part may be added until the backward pass."""
         self._totals = pattern  # for dtypes and shapes, which all parts have in common
@@ -83,8 +83,8 @@ class Accumulation(Guide):
             self._plan.end(self._place)
 
     def sink(self, step: Step, call: Call, y: Any) -> Sink:
-        step.check(y, self._samples)
-        head = step.inputs.length(self._samples) if step.inputs is not None else ()
+        step.check(y, self.samples)
+        head = step.inputs.length(self.samples) if step.inputs is not None else ()
         if any(tuple(t.shape[: len(head)]) != head for t in call.saved):
             raise UnprovenError(f"{step.describe()}: an input with other rows than in the probe")
         labels = self.labels(call)
@@ -125,7 +125,7 @@ class Accumulation(Guide):
         if step.inputs is None or all(g is None or layout is None for g, layout in pairs):
             return
         assert step.rule is not None, "a claim has a rule"
-        n = self._samples
+        n = self.samples
         g, *more = (  # an empty tensor where there is no gradient, for rules of several results
             call.saved[0].new_empty(n, 0) if g is None or layout is None else layout.gradient(g, n)
             for g, layout in pairs
@@ -159,13 +159,13 @@ class Accumulation(Guide):
                 part.sums.receive(use.label, per_sample[part.rows])
         for part in parts:
             if part.take is not None or not shared_out:
-                _hand_on(use if part.rows == slice(0, self._samples) else use.of(part.rows), part)
+                _hand_on(use if part.rows == slice(0, self.samples) else use.of(part.rows), part)
             part.complete(use.label)
 
     def _small(self, use: _Use) -> bool:
         """Whether forming all per-sample gradients is cheaper than one call of the rule for each part."""
         slot = self._totals.slot(use.label)
-        work = self._samples * (slot.numel + use.rule.work(use.g, use.call)) * slot.dtype.itemsize
+        work = self.samples * (slot.numel + use.rule.work(use.g, use.call)) * slot.dtype.itemsize
         return slot.numel <= _SMALL and work <= self._totals.memory
 
     def _add_together(self, uses: list[_Use]) -> None:

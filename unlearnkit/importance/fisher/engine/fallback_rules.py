@@ -23,12 +23,18 @@ def expansion(function: Callable[..., Any], theta: Tensor, y: Any, samples: int)
     if function not in _EXPANDING or not isinstance(y, Tensor) or samples == 1:
         return None
     shape, seen = tuple(theta.shape), tuple(y.shape)
-    one = shape[1:] if theta.dim() == y.dim() and shape[0] == 1 else shape
-    if seen == (samples, *one):
+    if seen[0] == samples and _without_ones(seen[1:]) == _without_ones(shape):
         return ExpandRule()
+    if theta.dim() and seen == (samples * shape[0], *shape[1:]):
+        return RepeatRule()
     if theta.dim() > 1 and shape[1] == 1 and seen == (shape[0], samples, *shape[2:]):
         return ExpandSecondRule()
     return None
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    leading = next((i for i, size in enumerate(shape) if size != 1), len(shape))
+    return shape[leading:]
 
 
 class _Expansion(Rule):
@@ -47,6 +53,15 @@ class ExpandRule(_Expansion):
     def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
         del role, call
         return g.sum(1)
+
+
+@final
+class RepeatRule(_Expansion):
+    """The rows of θ once for every sample, all in dimension 0."""
+
+    def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
+        del role, call
+        return g
 
 
 @final

@@ -11,6 +11,7 @@ from typing import Any, final
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 
 from unlearnkit.data.batches import map_tensors
@@ -58,6 +59,9 @@ class Tap(torch.autograd.Function):
             with torch._C.DisableTorchFunction(), torch.no_grad():  # noqa: SLF001 - torch's own switch
                 ctx.sink(grads, saved)
         return (None, None, None, *grads, *[None] * (ctx.count - len(grads)))
+
+
+_OWN = frozenset({Tap._backward_cls})  # type: ignore[attr-defined]  # noqa: SLF001 - what its nodes are
 
 
 def tap(y: Tensor, anchor: Tensor, sink: Sink, saved: tuple[Tensor, ...], *, fresh: bool = False) -> Tensor:
@@ -115,6 +119,8 @@ class Seen:
 class Guide(abc.ABC):
     """Decides what happens to each intercepted call, and receives the gradients of claimed calls."""
 
+    samples: int
+
     @abc.abstractmethod
     def step(self, seen: Seen) -> Step | None:
         """Decide about a call; None to run it as it is."""
@@ -169,7 +175,7 @@ class Interceptor(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         tensors = _tensors(args) + _tensors(kwargs.values()) if kwargs else _tensors(args)
-        tracked = tuple([t for t in tensors if id(t) in self._labels])
+        tracked = tuple([t for t in tensors if id(t) in self._labels or (t.requires_grad and self._adopts(t))])
         if not tracked:
             result = func(*args, **kwargs)
             fix_norm_gradient(func, result)
@@ -208,12 +214,33 @@ class Interceptor(TorchFunctionMode):
     def _derive(self, seen: Seen) -> Any:
         result = seen.run()
         bases = frozenset[str]().union(*(self.derived[n][1] if n in self.derived else {n} for n in seen.names))
-        for tensor in _tensors([result]):
-            if tensor.requires_grad and id(tensor) not in self._labels:
-                label = f"{' and '.join(sorted(bases))} (derived, {len(self.derived)})"
-                self._labels[id(tensor)] = label
-                self.derived[label] = (tensor, bases)
+        edited = seen.args[0] if edits(seen.function, seen.args, seen.kwargs) and seen.args else None
+        for tensor in _tensors([result, edited]):
+            if tensor.requires_grad and (id(tensor) not in self._labels or tensor is edited):
+                self._derived_of(tensor, bases)
         return result
+
+    def _adopts(self, tensor: Tensor) -> bool:
+        """Label what an autograd function, which nobody sees called, has made of parameters alone."""
+        if type(tensor.grad_fn) in _OWN or not isinstance(tensor.grad_fn, BackwardCFunction):
+            return False
+        if tensor.dim() and tensor.shape[0] == self._guide.samples:  # of data without gradients as well
+            return False
+        names, waiting = set[str](), [tensor.grad_fn]
+        while waiting:
+            node = waiting.pop()
+            label = self._labels.get(id(node.variable)) if hasattr(node, "variable") else ""
+            if label is None or type(node) in _OWN:
+                return False
+            names |= {label} - {""}
+            waiting += [following for following, _ in node.next_functions if following is not None]
+        return self._derived_of(tensor, frozenset(names))
+
+    def _derived_of(self, tensor: Tensor, bases: frozenset[str]) -> bool:
+        label = f"{' and '.join(sorted(bases))} (derived, {len(self.derived)})"
+        self._labels[id(tensor)] = label
+        self.derived[label] = (tensor, bases)
+        return True
 
     def _claim(self, seen: Seen, step: Step) -> Any:
         assert step.rule is not None, "a claim has a rule"
@@ -290,6 +317,15 @@ def in_place(function: Callable[..., Any]) -> bool:
     """Say whether a function edits its first argument, by torch's naming."""
     name = getattr(function, "__name__", "")
     return name in _IN_PLACE or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+
+
+def edits(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Say whether a call edits its first argument, by its name or an option."""
+    if in_place(function) or kwargs.get("inplace"):
+        return True
+    code = getattr(function, "__code__", None)
+    names = code.co_varnames[: code.co_argcount] if code is not None else ()
+    return "inplace" in names and args[names.index("inplace") :][:1] == (True,)
 
 
 def enterable(function: Callable[..., Any]) -> bool:

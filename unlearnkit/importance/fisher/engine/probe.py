@@ -1,5 +1,6 @@
 """Records the calls of a forward pass, and which rows of each belong to which sample."""
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar, final
@@ -8,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.batches import batch_size, take
+from unlearnkit.data.batches import batch_size, take, tensors
 from unlearnkit.importance.fisher.engine.accumulate import Accumulation
 from unlearnkit.importance.fisher.engine.call_plan import (
     Action,
@@ -30,6 +31,7 @@ from unlearnkit.importance.fisher.engine.interceptor import (
     Interceptor,
     Seen,
     Sink,
+    edits,
     enterable,
     in_place,
     parameters_in_graph,
@@ -49,21 +51,27 @@ from unlearnkit.models.parameters import buffers
 _T = TypeVar("_T")
 HALF = frozenset({torch.bfloat16, torch.float16})
 _PROBED = (2, 3)  # samples: a second size, because another dimension may be equal to the first by chance
+_AS = frozenset({"to", "type_as", "view_as", "reshape_as"})  # take no more than a shape or dtype from other tensors
 
 
 @final
 class Discovery(Guide):
     """Records what happens to each call, and derives which rows belong to which sample.
 
-    A call is claimed when it mixes parameters with data. Tensors are data unless they are parameters, constants, or
-    were made of these alone: whatever is not known counts as data, which can only cost speed. With a plan the calls are
-    those of the plan, and only the rows are derived.
+    A call is claimed when it mixes parameters with data: the batch, and what was made of it. A tensor that came from
+    nowhere, such as an index that a module keeps, is data when it requires gradients or has one row per sample; as an
+    index it always is, which can only cost speed. With a plan the calls are those of the plan, and only the rows are
+    derived.
     """
 
-    def __init__(self, samples: int, constants: Iterable[Tensor], plan: CallPlan | None = None) -> None:
-        self._samples, self._plan = samples, plan
-        self._constants: dict[int, Tensor] = {id(t): t for t in constants}
+    def __init__(
+        self, samples: int, constants: Iterable[Tensor], batch: Iterable[Tensor] = (), plan: CallPlan | None = None
+    ) -> None:
+        self.samples, self._plan = samples, plan
+        self._data: dict[int, weakref.ref[Tensor]] = {id(t): weakref.ref(t) for t in batch}
+        self._constants: dict[int, Tensor] = {id(t): t for t in constants if id(t) not in self._data}
         self._fixed = frozenset(self._constants)
+        self._without_data = False
         self.steps: list[Step] = []
         self.accumulation: Accumulation | None = None
         """Gets every call whose gradients have come, when its rows are known."""
@@ -87,7 +95,9 @@ class Discovery(Guide):
             step = self._plan.at(len(self.steps), seen.function, seen.names)
         else:
             tracked = {id(t) for t in seen.tracked}
-            mixed = any(id(t) not in tracked and not self._constant(t) for t in seen.tensors)
+            tensors = seen.tensors[:1] if getattr(seen.function, "__name__", "") in _AS else seen.tensors
+            mixed = any(id(t) not in tracked and self._is_data(t) for t in tensors)
+            self._without_data = not mixed
             step = self._mixed(seen) if mixed else self._alone(seen)
         if step is not None:
             self._dynamic |= step.action is Action.CLAIM and any(t in self._data_rows for t in seen.tensors)
@@ -127,22 +137,45 @@ class Discovery(Guide):
             return
         if in_place(function) and tensors and id(tensors[0]) not in self._fixed:
             self._constants.pop(id(tensors[0]), None)
+        if any(map(self._made_of_data, tensors)):
+            self._note([result, tensors[0] if in_place(function) else None])
         if self._data_rows.watch(function, args, tensors, self._constant):
             self._data_rows.add([result, tensors[0] if in_place(function) else None])
         else:
-            self.returned(tensors, [result, tensors[0] if in_place(function) and tensors else None])
+            self._follow(tensors, [result, tensors[0] if in_place(function) and tensors else None])
 
     def returned(self, tensors: list[Tensor], result: Any) -> None:
+        if self._without_data:
+            self._remember(result)
+            self._without_data = False
+        else:
+            self._note(result)
+        self._follow(tensors, result)
+
+    def _follow(self, tensors: list[Tensor], result: Any) -> None:
         if any(t in self._data_rows for t in tensors):
             self._data_rows.add(result)
 
     def _constant(self, t: Tensor) -> bool:
         return id(t) in self._constants
 
+    def _is_data(self, t: Tensor) -> bool:
+        if self._constant(t) or (t.dim() == 0 and not t.is_floating_point()):  # a number has no rows of samples
+            return False
+        return (t.dim() > 0 and t.shape[0] == self.samples) or self._made_of_data(t)
+
+    def _made_of_data(self, t: Tensor) -> bool:
+        known = self._data.get(id(t))
+        return (known is not None and known() is t) or (t.requires_grad and not self._constant(t))
+
+    def _note(self, result: Any) -> None:
+        for t in tensors(result):
+            self._data[id(t)] = weakref.ref(t)
+
     def _remember(self, result: Any) -> None:
         for t in result if isinstance(result, tuple | list) else (result,):
             # A state that starts at zero for every sample has one row per sample, as data has.
-            if isinstance(t, Tensor) and not (t.dim() and t.shape[0] == self._samples):
+            if isinstance(t, Tensor) and not t.requires_grad and not (t.dim() and t.shape[0] == self.samples):
                 self._constants[id(t)] = t
 
     def _mixed(self, seen: Seen) -> Step | None:
@@ -158,18 +191,19 @@ class Discovery(Guide):
         if not results(result) or any(t is held for t in results(result) for held in seen.tensors):
             return None
         if not isinstance(result, Tensor):
-            return _step(Action.CLAIM, seen, SeveralResults(seen, self._samples))
+            return _step(Action.CLAIM, seen, SeveralResults(seen, self.samples))
         return _step(Action.CLAIM, seen, AnyFunction(seen, result.shape[0] if result.dim() else 0))
 
     def _alone(self, seen: Seen) -> Step | None:
+        if edits(seen.function, seen.args, seen.kwargs):
+            return _step(Action.DERIVE, seen)
         result = seen.run()
-        rule = expansion(seen.function, seen.tracked[0], result, self._samples) if len(seen.tracked) == 1 else None
+        rule = expansion(seen.function, seen.tracked[0], result, self.samples) if len(seen.tracked) == 1 else None
         if rule is not None:
             return _step(Action.CLAIM, seen, rule)
         parts = result if isinstance(result, tuple | list) else (result,)
         if any(isinstance(t, Tensor) and t.requires_grad for t in parts):
             return _step(Action.DERIVE, seen)
-        self._remember(result)
         return None
 
     def _settled(
@@ -184,7 +218,7 @@ class Discovery(Guide):
         if len(layouts) > 1 and any(isinstance(layout, Scattered) for layout in layouts):
             raise UnprovenError(f"{step.describe()}: which of its rows belong to which sample cannot be told")
         found = attrs.evolve(step, layouts=tuple(layouts))
-        leading = found.inputs.length(self._samples) if found.inputs is not None else ()
+        leading = found.inputs.length(self.samples) if found.inputs is not None else ()
         if any(tuple(t.shape[: len(leading)]) != leading for t in saved):
             raise UnprovenError(f"{step.describe()}: its input and its output have their samples in different places")
         return found
@@ -196,13 +230,13 @@ class Discovery(Guide):
         plain = row_maxima(g, dims=2 if step.rule.free_rows else 1)
         if not bool(plain.any()):
             return None
-        if self._samples == 1:
+        if self.samples == 1:
             return Layout(order=Order.MAJOR, rows=len(plain))
         if len(scaled) != self.digits or any(one is None for one in scaled):
             raise UnprovenError(f"{step.describe()}: a gradient that comes and goes")
         try:
-            owners = owners_of(plain, [one for one in scaled if one is not None], self._samples, self.precision)
-            layout = recognise(owners, self._samples, free_rows=step.rule.free_rows)
+            owners = owners_of(plain, [one for one in scaled if one is not None], self.samples, self.precision)
+            layout = recognise(owners, self.samples, free_rows=step.rule.free_rows)
             if layout is not None:
                 return layout
             first = owners.flatten(1).amax(1) if owners.dim() > 1 else owners
@@ -211,7 +245,7 @@ class Discovery(Guide):
             if bool((owners == UNKNOWN).any()):
                 raise UnprovenError("gradients too small to tell which of its rows belong to which sample")
             self._dynamic = True
-            return Scattered(first.to(g.device), self._samples)
+            return Scattered(first.to(g.device), self.samples)
         except UnprovenError as unproven:
             raise UnprovenError(f"{step.describe()}: {unproven}") from None
 
@@ -259,8 +293,8 @@ def discover(
     With an accumulation the last backward pass adds the squares too. `begin` is called when the forward pass is over.
     """
     samples = batch_size(batch)
-    fixed = [*buffers(model).values(), *(p for p in model.parameters() if not p.requires_grad)]
-    guide = Discovery(samples, fixed, plan)
+    fixed = [*buffers(model).values(), *(p for p in model.parameters() if not p.requires_grad), *_attributes(model)]
+    guide = Discovery(samples, fixed, tensors(batch), plan)
     adding = accumulation(guide) if accumulation is not None else None
     guide.accumulation = adding
     interceptor = adding.interceptor if adding is not None else Interceptor(named, guide)
@@ -289,6 +323,13 @@ def discover(
     finally:
         if adding is not None:
             adding.close()
+
+
+def _attributes(model: nn.Module) -> Iterator[Tensor]:
+    """List the tensors in plain attributes of modules, also in dictionaries and lists."""
+    for module in model.modules():
+        for value in vars(module).values():
+            yield from (t for t in tensors(value) if not t.requires_grad)
 
 
 def _opaque(losses: Tensor, named: Mapping[str, Tensor], steps: Iterable[Step]) -> bool:
