@@ -25,9 +25,8 @@ from unlearnkit.evaluation import gap_to_retrain, loss_and_accuracy
 from unlearnkit.evaluation.metrics.retrain_gap import tug_of_war
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.experiment import Experiment
-from unlearnkit.experiments.retrained import retrained_models
 from unlearnkit.experiments.run import run
-from unlearnkit.experiments.train import train_original
+from unlearnkit.experiments.train import retrained_models, train_original
 from unlearnkit.experiments.tune import tune
 from unlearnkit.utils.errors import UnlearnKitWarning
 

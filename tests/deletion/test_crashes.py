@@ -52,7 +52,7 @@ def check(ledger, whole):
     assert [p.name for p in files(ledger, "models")] == [p.name for p in files(whole, "models")]
     assert [m.digest for m in ledger.state.kept] == [m.digest for m in whole.state.kept]
     for kept in ledger.state.models:
-        assert digest(ledger.load_model(kept, small_cnn(width=4))) == kept.digest
+        assert digest(ledger.models.load(ledger.state.path_to(kept), small_cnn(width=4))) == kept.digest
     names = {p.name for p in ledger.folder.rglob("*") if p.is_file()}
     left = {n for n in names if n.endswith((".tmp", ".part"))}
     assert left == set()

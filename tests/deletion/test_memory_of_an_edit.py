@@ -51,7 +51,7 @@ def deletion(heavy_root, tmp_path, monkeypatch):
 def held(work):
     """Deal with a request; return the bytes beyond the model, and the receipt."""
     most = peak(work.work) - MODEL
-    receipt = work.ledger.chain.read()[-1]
+    receipt = work.ledger.receipts()[-1]
     assert receipt.outcome == "forgotten"
     assert 0 < receipt.edit["fraction"] < 0.1
     return most, receipt

@@ -18,9 +18,8 @@ from unlearnkit.evaluation.model_outputs import Outputs
 from unlearnkit.evaluation.per_sample import margins, modified_entropies, softmax_of
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.experiment import Experiment
-from unlearnkit.experiments.retrained import retrained_models
 from unlearnkit.experiments.run import run
-from unlearnkit.experiments.train import train_original
+from unlearnkit.experiments.train import retrained_models, train_original
 from unlearnkit.models.parameters import digest
 from unlearnkit.reporting.verdict import findings
 from unlearnkit.unlearning.report import Report, TensorChange

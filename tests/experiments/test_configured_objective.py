@@ -11,9 +11,8 @@ from unlearnkit.cli.app import app
 from unlearnkit.deletion.work import check_budget
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.experiment import Experiment
-from unlearnkit.experiments.retrained import RECIPE, reference_folder
 from unlearnkit.experiments.run import run
-from unlearnkit.experiments.train import train_original
+from unlearnkit.experiments.train import RECIPE, retrained_folder, train_original
 from unlearnkit.experiments.tune import tune
 from unlearnkit.testing.cases import Scaled
 
@@ -104,7 +103,7 @@ def test_retrained_references_are_trained_with_it_and_kept_apart(digits_toml, tm
     kept = set()
     for number, extra in enumerate(([], [TWICE])):
         records(digits_toml, *settings, *extra, f"output='{tmp_path}/out{number}'")
-        folder = reference_folder(load_config(digits_toml, [*settings, f"output='{tmp_path}/out{number}'"]))
+        folder = retrained_folder(load_config(digits_toml, [*settings, f"output='{tmp_path}/out{number}'"]))
         (file,) = [path for path in folder.glob("*.safetensors") if path.name not in kept]
         kept.add(file.name)
         with safe_open(file, framework="pt") as opened:

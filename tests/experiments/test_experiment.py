@@ -7,7 +7,7 @@ from torch import nn
 
 from unlearnkit.data import ByClass, ByIndex, BySubclass
 from unlearnkit.experiments.config import ForgetConfig, load_config
-from unlearnkit.experiments.experiment import Experiment, forget_spec
+from unlearnkit.experiments.experiment import Experiment
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 
 
@@ -38,13 +38,13 @@ def test_forgetting_by_index_has_no_test_part(digits_toml):
 
 
 def test_forget_specs(tmp_path):
-    assert forget_spec(ForgetConfig()) is None
-    assert forget_spec(ForgetConfig(classes=(3,))) == ByClass(classes=3)
-    assert forget_spec(ForgetConfig(fine=("rocket",))) == BySubclass(fine="rocket")
+    assert ForgetConfig().spec() is None
+    assert ForgetConfig(classes=(3,)).spec() == ByClass(classes=3)
+    assert ForgetConfig(fine=("rocket",)).spec() == BySubclass(fine="rocket")
     (tmp_path / "ids.txt").write_text("4\n2\n")
-    assert forget_spec(ForgetConfig(indices_file=str(tmp_path / "ids.txt"))) == ByIndex(indices=[4, 2])
+    assert ForgetConfig(indices_file=str(tmp_path / "ids.txt")).spec() == ByIndex(indices=[4, 2])
     with pytest.raises(ConfigurationError, match=r"expected one of .* saw \['classes', 'fine'\]"):
-        forget_spec(ForgetConfig(classes=(1,), fine=(2,)))
+        ForgetConfig(classes=(1,), fine=(2,)).spec()
 
 
 def test_nothing_to_forget(digits_toml):

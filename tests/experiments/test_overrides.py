@@ -40,7 +40,7 @@ def test_items_by_number_label_and_name():
         ("method.nobody.x=1", "no single item is called 'nobody'"),
         ("method.9.x=1", "no single item is called '9'"),
         ("a.b.c=1", "a.b has no keys"),
-        ("a.b.c.d=1", "nothing below 'c'"),
+        ("a.b.c.d=1", "a.b has no keys"),
     ],
 )
 def test_errors(override, message):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+from pathlib import Path
 
 import attrs
 import pytest
@@ -10,16 +11,16 @@ from torch import nn
 
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.experiment import Experiment
-from unlearnkit.experiments.retrained import (
+from unlearnkit.experiments.run import run
+from unlearnkit.experiments.train import (
     RECIPE,
     Recipe,
-    ReferenceStore,
     initial_digest,
-    load_references,
-    reference_folder,
+    load_or_retrain,
+    read_or_train,
+    retrained_folder,
     retrained_models,
 )
-from unlearnkit.experiments.run import run
 from unlearnkit.experiments.tune import tune
 from unlearnkit.models.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from unlearnkit.models.parameters import digest
@@ -56,10 +57,10 @@ def test_a_reference_is_trained_on_the_retain_set_from_fresh_weights(experiment)
 
 def test_it_is_trained_once(experiment, monkeypatch):
     before = [digest(model) for model in retrained_models(experiment)]
-    monkeypatch.setattr("unlearnkit.experiments.retrained.train", None)  # to train again would be an error
+    monkeypatch.setattr("unlearnkit.experiments.train.train", None)  # to train again would be an error
     assert [digest(model) for model in retrained_models(experiment)] == before
     assert [digest(model) for model in retrained_models(experiment, [8])] == before[1:]
-    assert len(list((reference_folder(experiment.config)).glob("*.safetensors"))) == 2
+    assert len(list((retrained_folder(experiment.config)).glob("*.safetensors"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,8 @@ def test_it_is_trained_once(experiment, monkeypatch):
 def test_what_it_depends_on_is_in_its_name(digits_toml, override, monkeypatch):
     def trained(*overrides):
         seen = []
-        monkeypatch.setattr(ReferenceStore, "get", lambda self, recipe, *_, **__: seen.append(self.path(recipe)))
+        name = "unlearnkit.experiments.train.read_or_train"
+        monkeypatch.setattr(name, lambda folder, recipe, *_, **__: seen.append(recipe.file(folder)))
         retrained_models(Experiment.load(load_config(digits_toml, [*TINY, *overrides])))
         return seen
 
@@ -88,8 +90,8 @@ def test_what_it_depends_on_is_in_its_name(digits_toml, override, monkeypatch):
 @pytest.mark.parametrize("field", [field.name for field in attrs.fields(Recipe)])
 def test_every_field_of_a_recipe_is_in_the_key(field):
     other = {"options": {"a": 1}, "training": Training(epochs=1, seed=1), "versions": {"torch": "0"}}
-    assert recipe().key() == recipe().key()
-    assert recipe().key() != recipe(**{field: other.get(field, "other")}).key()
+    assert recipe().file(Path()) == recipe().file(Path())
+    assert recipe().file(Path()) != recipe(**{field: other.get(field, "other")}).file(Path())
 
 
 def test_the_code_of_the_factory_is_part_of_it():
@@ -98,30 +100,28 @@ def test_the_code_of_the_factory_is_part_of_it():
 
 
 def test_the_file_says_what_it_is(tmp_path):
-    store = ReferenceStore(folder=tmp_path / "deep" / "down")
-    store.get(recipe(), small_cnn(seed=0), data())
-    assert read_checkpoint(store.path(recipe()))[1] == {RECIPE: recipe().text()}
+    folder = tmp_path / "deep" / "down"
+    read_or_train(folder, recipe(), small_cnn(seed=0), data())
+    assert read_checkpoint(recipe().file(folder))[1] == {RECIPE: recipe().text()}
 
 
 def test_a_file_of_another_recipe_is_refused(tmp_path):
-    store = ReferenceStore(folder=tmp_path)
-    store.get(recipe(), small_cnn(seed=0), data())
-    store.path(recipe()).rename(store.path(recipe(data="other")))
+    read_or_train(tmp_path, recipe(), small_cnn(seed=0), data())
+    recipe().file(tmp_path).rename(recipe(data="other").file(tmp_path))
     with pytest.raises(StoreError, match="is not the retrained model that its name stands for"):
-        store.get(recipe(data="other"), small_cnn(seed=0), data())
-    save_checkpoint(small_cnn(seed=0), store.path(recipe()))  # weights of somebody else, without a word
+        read_or_train(tmp_path, recipe(data="other"), small_cnn(seed=0), data())
+    save_checkpoint(small_cnn(seed=0), recipe().file(tmp_path))  # weights of somebody else, without a word
     with pytest.raises(StoreError, match="saw None: delete the file"):
-        store.get(recipe(), small_cnn(seed=0), data())
+        read_or_train(tmp_path, recipe(), small_cnn(seed=0), data())
 
 
 def test_a_file_that_does_not_fit_or_is_damaged_is_refused(tmp_path):
-    store = ReferenceStore(folder=tmp_path)
-    store.get(recipe(), small_cnn(seed=0), data())
+    read_or_train(tmp_path, recipe(), small_cnn(seed=0), data())
     with pytest.raises(MismatchError, match="does not fit SmallCNN"):
-        store.get(recipe(), small_cnn(width=3, seed=0), data())
-    store.path(recipe()).write_bytes(store.path(recipe()).read_bytes()[:100])
+        read_or_train(tmp_path, recipe(), small_cnn(width=3, seed=0), data())
+    recipe().file(tmp_path).write_bytes(recipe().file(tmp_path).read_bytes()[:100])
     with pytest.raises(StoreError, match="damaged"):
-        store.get(recipe(), small_cnn(seed=0), data())
+        read_or_train(tmp_path, recipe(), small_cnn(seed=0), data())
 
 
 def test_a_training_that_is_cut_off_leaves_nothing(tmp_path):
@@ -129,17 +129,16 @@ def test_a_training_that_is_cut_off_leaves_nothing(tmp_path):
         yield next(iter(items))
         raise KeyboardInterrupt
 
-    store = ReferenceStore(folder=tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        store.get(recipe(), small_cnn(seed=0), data(100), progress=broken)
+        read_or_train(tmp_path, recipe(), small_cnn(seed=0), data(100), progress=broken)
     assert not list(tmp_path.glob("*.safetensors"))
-    assert digest(store.get(recipe(), small_cnn(seed=0), data()))
+    assert digest(read_or_train(tmp_path, recipe(), small_cnn(seed=0), data()))
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreError, match="cannot make the folder of retrained models"):
-        ReferenceStore(folder=tmp_path / "file" / "x").get(recipe(), small_cnn(seed=0), data())
+        read_or_train(tmp_path / "file" / "x", recipe(), small_cnn(seed=0), data())
 
 
 def _ask(folder, told):
@@ -150,7 +149,7 @@ def _ask(folder, told):
         time.sleep(0.5)
         return items
 
-    told.put(digest(ReferenceStore(folder=folder).get(recipe(), small_cnn(seed=0), data(), progress=slow)))
+    told.put(digest(read_or_train(folder, recipe(), small_cnn(seed=0), data(), progress=slow)))
 
 
 def test_two_processes_that_ask_at_once_train_once(tmp_path):
@@ -194,7 +193,7 @@ def test_tune_makes_them(digits_toml, tmp_path):
 def test_named_checkpoints_and_seeds_go_together(digits_toml, trained_checkpoint):
     config = load_config(digits_toml, ["training.epochs=1", f"evaluation.retrained=['{trained_checkpoint}']"])
     config = attrs.evolve(config, evaluation=attrs.evolve(config.evaluation, retrained_seeds=(7,)))
-    found = load_references(Experiment.load(config))
+    found = load_or_retrain(Experiment.load(config))
     named = Experiment.load(config).fresh_model()
     load_checkpoint(named, trained_checkpoint)
     assert digest(found[0]) == digest(named)

@@ -31,7 +31,13 @@ def files(folder):
 
 @pytest.mark.parametrize(
     ("size", "samples", "case"),
-    [(2, 23, ""), pytest.param(3, 23, "", marks=pytest.mark.slow), (3, 7, ""), (2, 23, "a generator")],
+    [
+        (2, 23, ""),
+        pytest.param(3, 23, "", marks=pytest.mark.slow),
+        (3, 7, ""),
+        (2, 23, "a generator"),
+        (2, 23, "shuffled alike"),
+    ],
 )
 def test_several_ranks_equal_one_to_1e_12(tmp_path, size, samples, case):
     """Per-sample importances under data-parallel: the first backward of each batch is averaged over ranks, the later
@@ -63,6 +69,17 @@ def test_models_that_differ_are_refused(tmp_path):
     for error in run_on_ranks(tmp_path, estimate, 23, "another model"):
         assert str(error).startswith("expected the model")
         assert "on every rank, saw rank 1" in str(error)
+
+
+OTHERS = ["another loader", "another length", "another order", "another list", "another generator"]
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_data_that_differ_are_refused_before_the_first_batch(tmp_path, case):
+    for error in run_on_ranks(tmp_path, estimate, 23, case):
+        assert str(error).startswith("expected the batches in the same order")
+        assert "of rank 0 on every rank, saw rank 1" in str(error)
+        assert not any("in batch" in note for note in getattr(error, "__notes__", []))
 
 
 @pytest.mark.parametrize(("size", "gone"), [(2, 1), pytest.param(3, 0, marks=pytest.mark.slow)])

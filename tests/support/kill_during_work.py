@@ -38,11 +38,11 @@ def work(config, folder, kill_at=None, counted=None, requests=tuple(REQUESTS), *
     deletion = Deletion.load(load_config(config, settings))
     deletion.start()
     for name in requests:
-        answered = {n for receipt in deletion.ledger.chain.read() for n in receipt.requests}
+        answered = {n for receipt in deletion.ledger.receipts() for n in receipt.requests}
         if name not in answered and name not in {request.name for request in deletion.ledger.queue.waiting()}:
             deletion.ask(name, **REQUESTS[name])
         deletion.work()
-    outcomes = {receipt.outcome for receipt in deletion.ledger.chain.read()}
+    outcomes = {receipt.outcome for receipt in deletion.ledger.receipts()}
     if "restored" not in outcomes:
         rollback(deletion)
     if refresh and "measured again" not in outcomes:

@@ -71,6 +71,17 @@ def estimate(samples, case=""):
     if case == "another model" and last():
         with torch.no_grad():
             model[0].bias.add_(1)
+    if case == "another loader" and last():
+        data = batches(samples, seed=2)
+    if case == "another length" and last():
+        data = batches(samples - 1)
+    if case == "another order" and last():
+        data = loader(data.dataset, batch_size=5, shuffle=True, seed=3)
+    if case == "shuffled alike":
+        data = loader(data.dataset, batch_size=5, shuffle=True, seed=3)
+    if case in {"another list", "another generator"}:
+        data = list(batches(samples, seed=2) if last() else data)
+        data = iter(data) if case == "another generator" else data
     if case == "a bad batch":
         data.dataset.images[6] = torch.nan  # in the second batch: rank 1's
     if case == "a list":

@@ -8,6 +8,7 @@ from unlearnkit import __version__
 from unlearnkit.cli.console import line
 from unlearnkit.cli.deletion import forget, ledger, purge, rollback, verify_receipts
 from unlearnkit.cli.experiments import compare, demo, report, run, train, tune
+from unlearnkit.cli.options import with_traceback
 from unlearnkit.cli.patch import app as patch
 from unlearnkit.cli.plugins import methods, new_plugin, plugins
 
@@ -19,11 +20,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-EDITING = (run, tune, compare, report, train, demo)
-DELETION = (ledger, forget, verify_receipts, rollback, purge)
-PLUGINS = (methods, plugins, new_plugin)
-for command in (*EDITING, *DELETION, *PLUGINS):
-    app.command()(command)
+experiment_commands = (run, tune, compare, report, train, demo)
+deletion_commands = (ledger, forget, verify_receipts, rollback, purge)
+for command in (*experiment_commands, *deletion_commands, methods, plugins, new_plugin):
+    app.command()(with_traceback(command))
 app.add_typer(patch)
 
 

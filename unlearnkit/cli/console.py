@@ -14,10 +14,8 @@ from unlearnkit.utils.progress import Progress, silent
 if TYPE_CHECKING:
     import rich.progress
 
-FAULT = 2
-"""Exit code of an error that the user can fix."""
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as in shells."""
+FAULT = 2  # exit code of an error that the user can fix
+INTERRUPTED = 130  # exit code after Ctrl-C, as in shells
 
 out = Console()
 err = Console(stderr=True)
@@ -109,7 +107,6 @@ def line(text: str, *, soft_wrap: bool = False) -> None:
 
 
 def say(kind: str, text: str, *, style: str) -> None:
-    """Print one message on stderr."""
     err.print(f"[{style}]{kind}:[/] ", end="")
     err.print(text, markup=False, highlight=False, soft_wrap=True)
 

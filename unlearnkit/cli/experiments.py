@@ -6,30 +6,23 @@ from typing import Annotated
 
 import typer
 
-from unlearnkit.cli.console import bars, clear_errors, counting, line, one_process, out, together
-from unlearnkit.cli.options import Again, ConfigPath, Methods, Overwrite, Quiet, Settings, Traceback, load
+from unlearnkit.cli.console import bars, counting, line, one_process, out, together
+from unlearnkit.cli.options import Again, ConfigPath, Methods, Overwrite, Quiet, Settings, load
 from unlearnkit.utils.errors import StoreError
 
 
-def train(
-    config: ConfigPath,
-    settings: Settings = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-    traceback: Traceback = False,
-) -> None:
+def train(config: ConfigPath, settings: Settings = None, overwrite: Overwrite = False, quiet: Quiet = False) -> None:
     """Train the original model of an experiment, and write its checkpoint."""
-    with clear_errors(traceback=traceback):
-        from unlearnkit.experiments import train_original
+    from unlearnkit.experiments import train_original
 
-        one_process("train")
-        chosen = load(config, settings)
-        with bars(quiet=quiet) as progress:
-            record = train_original(chosen, overwrite=overwrite, progress=progress)
-        for number, epoch in enumerate(record["epochs"], start=1):
-            line(f"epoch {number}: {_scores(epoch)}, {epoch['seconds']:.1f} s")
-        line(f"test: {_scores(record['test'])}")
-        line(f"checkpoint: {chosen.model.checkpoint}")
+    one_process("train")
+    chosen = load(config, settings)
+    with bars(quiet=quiet) as progress:
+        record = train_original(chosen, overwrite=overwrite, progress=progress)
+    for number, epoch in enumerate(record["epochs"], start=1):
+        line(f"epoch {number}: {_scores(epoch)}, {epoch['seconds']:.1f} s")
+    line(f"test: {_scores(record['test'])}")
+    line(f"checkpoint: {chosen.model.checkpoint}")
 
 
 def run(
@@ -40,30 +33,28 @@ def run(
     overwrite: Overwrite = False,
     again: Again = False,
     quiet: Quiet = False,
-    traceback: Traceback = False,
 ) -> None:
     """Make a trained model forget: importances, edits, evaluation, one folder of results per method."""
-    with clear_errors(traceback=traceback):
-        from unlearnkit.experiments import run as run_methods
-        from unlearnkit.reporting import run_table, tensor_table
+    from unlearnkit.experiments import run as run_methods
+    from unlearnkit.reporting import run_table, tensor_table
 
-        chosen = load(config, settings, method)
-        records = []
-        with together(chosen.device, quiet=quiet) as (first, progress):
-            for record in run_methods(chosen, dry_run=dry_run, overwrite=overwrite, again=again, progress=progress):
-                records.append(record)
-                if dry_run and first:
-                    out.print(tensor_table(record.report))
-        if not first:
-            return
-        if dry_run:
-            line("dry run: nothing was written")
-            return
-        out.print(run_table(records))
-        for record in records:
-            line(record.sentence())
-        page = ", report.html" if chosen.evaluation.page else ""
-        line(f"results: {chosen.output}/LABEL/model.safetensors, report.json{page}")
+    chosen = load(config, settings, method)
+    records = []
+    with together(chosen.device, quiet=quiet) as (first, progress):
+        for record in run_methods(chosen, dry_run=dry_run, overwrite=overwrite, again=again, progress=progress):
+            records.append(record)
+            if dry_run and first:
+                out.print(tensor_table(record.report))
+    if not first:
+        return
+    if dry_run:
+        line("dry run: nothing was written")
+        return
+    out.print(run_table(records))
+    for record in records:
+        line(record.sentence())
+    page = ", report.html" if chosen.evaluation.page else ""
+    line(f"results: {chosen.output}/LABEL/model.safetensors, report.json{page}")
 
 
 def tune(
@@ -73,27 +64,25 @@ def tune(
     overwrite: Overwrite = False,
     again: Again = False,
     quiet: Quiet = False,
-    traceback: Traceback = False,
 ) -> None:
     """Search for the right edit: importances once, many edits, chosen on validation data within a budget."""
-    with clear_errors(traceback=traceback):
-        import attrs
+    import attrs
 
-        from unlearnkit.experiments import tune as tune_method
-        from unlearnkit.reporting import run_table, tuning_table
+    from unlearnkit.experiments import tune as tune_method
+    from unlearnkit.reporting import run_table, tuning_table
 
-        chosen = load(config, settings)
-        if method:
-            chosen = attrs.evolve(chosen, tuning=attrs.evolve(chosen.tuning, method=method))
-        with together(chosen.device, quiet=quiet) as (first, progress):
-            tuned = tune_method(chosen, overwrite=overwrite, again=again, progress=progress)
-        if not first:
-            return
-        out.print(tuning_table(tuned.tuning))
-        line(tuned.tuning.sentence())
-        if tuned.tuning.chosen is not None:
-            out.print(run_table([tuned.record]))
-        line(f"results: {tuned.folder}")
+    chosen = load(config, settings)
+    if method:
+        chosen = attrs.evolve(chosen, tuning=attrs.evolve(chosen.tuning, method=method))
+    with together(chosen.device, quiet=quiet) as (first, progress):
+        tuned = tune_method(chosen, overwrite=overwrite, again=again, progress=progress)
+    if not first:
+        return
+    out.print(tuning_table(tuned.tuning))
+    line(tuned.tuning.sentence())
+    if tuned.tuning.chosen is not None:
+        out.print(run_table([tuned.record]))
+    line(f"results: {tuned.folder}")
     if tuned.tuning.chosen is None:
         raise typer.Exit(1)
 
@@ -102,69 +91,56 @@ def compare(
     config: ConfigPath,
     settings: Settings = None,
     method: Methods = None,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help="Processes; by default, by cores and free memory.")
-    ] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes; default: as many as fit.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the trials and which are done.")] = False,
     quiet: Quiet = False,
-    traceback: Traceback = False,
 ) -> None:
     """Compare methods, options, seeds and forget targets; call it again to continue after a stop."""
-    with clear_errors(traceback=traceback):
-        from unlearnkit.experiments import Comparison
+    from unlearnkit.experiments import Comparison
 
-        chosen = load(config, settings, method)
-        with together(chosen.device, quiet=True) as (first, _):
-            comparison = Comparison.plan(chosen)
-            sizing = comparison.sizing(jobs)
-            pending = comparison.pending
-            if first and dry_run:
-                left = {trial.key for trial in pending}
-                for trial in comparison.trials:
-                    line(f"{'to do' if trial.key in left else 'done '}  {trial.name}")
-            if first:
-                line(f"{len(comparison.trials)} trials, {len(pending)} to do; {sizing.why}", soft_wrap=True)
-            if dry_run:
-                return
-            with counting(comparison.share, quiet=quiet or not first) as show:
-                comparison.run(sizing.jobs, watch=lambda event: show(event.kind, event.name, counts=bool(event.key)))
-        if not first:
+    chosen = load(config, settings, method)
+    with together(chosen.device, quiet=True) as (first, _):
+        comparison = Comparison.plan(chosen)
+        sizing = comparison.sizing(jobs)
+        pending = comparison.pending
+        if first and dry_run:
+            left = {trial.key for trial in pending}
+            for trial in comparison.trials:
+                line(f"{'to do' if trial.key in left else 'done '}  {trial.name}")
+        if first:
+            line(f"{len(comparison.trials)} trials, {len(pending)} to do; {sizing.why}", soft_wrap=True)
+        if dry_run:
             return
-        out.print(comparison.table())
-        for remark in (*comparison.remarks(), f"mean ± sd: {comparison.covers}"):
-            line(remark)
-        for trial in comparison.failed:
-            line(f"failed: {trial.name}: {comparison.results[trial.key].error}")
-        line(f"results: {comparison.folder}/trials.csv, summary.csv, summary.md")
+        with counting(comparison.share, quiet=quiet or not first) as show:
+            comparison.run(sizing.jobs, watch=lambda event: show(event.kind, event.name, counts=bool(event.key)))
+    if not first:
+        return
+    out.print(comparison.table())
+    for remark in (*comparison.remarks(), f"mean ± sd: {comparison.covers}"):
+        line(remark)
+    for trial in comparison.failed:
+        line(f"failed: {trial.name}: {comparison.results[trial.key].error}")
+    line(f"results: {comparison.folder}/trials.csv, summary.csv, summary.md")
     if comparison.failed:
         raise typer.Exit(1)
 
 
 def report(
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FOLDER", help="Results of run or tune: a folder with report.json, or one of such folders."
-        ),
-    ],
-    traceback: Traceback = False,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with report.json, or one of such folders.")],
 ) -> None:
     """Write report.html again, from the report.json of earlier results."""
-    with clear_errors(traceback=traceback):
-        from unlearnkit.reporting import read_record
-        from unlearnkit.reporting.page import write_page
+    from unlearnkit.reporting import read_record
+    from unlearnkit.reporting.page import write_page
 
-        found = (
-            [folder] if (folder / "report.json").exists() else sorted(p.parent for p in folder.glob("*/report.json"))
+    found = [folder] if (folder / "report.json").exists() else sorted(p.parent for p in folder.glob("*/report.json"))
+    if not found:
+        raise StoreError(
+            f"{folder}: expected report.json, or folders with it, saw neither: name results of unlearnkit run"
         )
-        if not found:
-            raise StoreError(
-                f"{folder}: expected report.json, or folders with it, saw neither: name results of unlearnkit run"
-            )
-        for each in found:
-            record = read_record(each)
-            page, sentence = write_page(each, record), record.judgement().sentence
-            line(f"{page}: {sentence}")
+    for each in found:
+        record = read_record(each)
+        page, sentence = write_page(each, record), record.judgement().sentence
+        line(f"{page}: {sentence}")
 
 
 def demo(
@@ -173,16 +149,14 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
     quiet: Quiet = False,
-    traceback: Traceback = False,
 ) -> None:
     """Train on real digits, forget one with several methods, compare with retraining; under a minute, no download."""
-    with clear_errors(traceback=traceback):
-        from unlearnkit.experiments import demo as run_demo
+    from unlearnkit.experiments import demo as run_demo
 
-        with bars(quiet=quiet) as progress:
-            result = run_demo(forget=forget, epochs=epochs, seed=seed, device=device, progress=progress)
-        out.print(result.table())
-        line(result.lesson())
+    with bars(quiet=quiet) as progress:
+        result = run_demo(forget=forget, epochs=epochs, seed=seed, device=device, progress=progress)
+    out.print(result.table())
+    line(result.lesson())
 
 
 def _scores(scores: Mapping[str, float | None]) -> str:

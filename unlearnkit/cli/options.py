@@ -1,11 +1,14 @@
-"""Arguments and options that several commands share, and the configuration that they describe."""
+"""What commands share: options, the display of errors, and loading the configuration."""
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unlearnkit.cli.console import clear_errors
 from unlearnkit.utils.errors import nearest
 
 if TYPE_CHECKING:
@@ -27,6 +30,20 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier re
 Again = Annotated[bool, typer.Option("--again", help="Allow a forget set that was already applied to this checkpoint.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bars.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show Python's traceback of an error.")]
+
+
+def with_traceback(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the option ``--traceback``; without it, an error that a user can fix is shown as one message."""
+
+    @functools.wraps(command)
+    def run(*, traceback: bool, **options: Any) -> None:
+        with clear_errors(traceback=traceback):
+            command(**options)
+
+    signature = inspect.signature(command)
+    last = inspect.Parameter("traceback", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Traceback)
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), last])  # type: ignore[attr-defined]
+    return run
 
 
 def load(path: Path, settings: Sequence[str] | None, labels: Sequence[str] | None = None) -> "Config":

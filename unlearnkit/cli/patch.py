@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unlearnkit.cli.console import clear_errors, line, out
-from unlearnkit.cli.options import Overwrite, Traceback
+from unlearnkit.cli.console import line, out
+from unlearnkit.cli.options import Overwrite, with_traceback
 from unlearnkit.utils.errors import StoreError
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ app = typer.Typer(
     name="patch",
     help="Keep an edit as a file: make, apply, revert, compose and inspect patches.",
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Checkpoint = Annotated[Path, typer.Argument(help="Weights of a model, as safetensors.")]
@@ -25,72 +24,54 @@ PatchFile = Annotated[Path, typer.Argument(help="A patch file.")]
 Output = Annotated[Path, typer.Argument(help="File to write.")]
 
 
-@app.command()
 def diff(
     before: Checkpoint,
     after: Checkpoint,
     output: Output,
     keep_old: Annotated[bool, typer.Option(help="Keep the old values, which `revert` needs.")] = True,
     overwrite: Overwrite = False,
-    traceback: Traceback = False,
 ) -> None:
     """Write the difference between two checkpoints as a patch."""
-    with clear_errors(traceback=traceback):
-        from unlearnkit.models.checkpoint import read_checkpoint
-        from unlearnkit.unlearning import Patch
+    from unlearnkit.models.checkpoint import read_checkpoint
+    from unlearnkit.unlearning import Patch
 
-        made = Patch.between(read_checkpoint(before)[0], read_checkpoint(after)[0], keep_old=keep_old)
-        _save(made, output, overwrite=overwrite)
+    made = Patch.between(read_checkpoint(before)[0], read_checkpoint(after)[0], keep_old=keep_old)
+    _save(made, output, overwrite=overwrite)
 
 
-@app.command()
-def apply(
-    patch: PatchFile, checkpoint: Checkpoint, output: Output, overwrite: Overwrite = False, traceback: Traceback = False
-) -> None:
+def apply(patch: PatchFile, checkpoint: Checkpoint, output: Output, overwrite: Overwrite = False) -> None:
     """Apply a patch to the checkpoint that it was made for; any other is refused."""
-    with clear_errors(traceback=traceback):
-        _change("apply", patch, checkpoint, output, overwrite=overwrite)
+    _change("apply", patch, checkpoint, output, overwrite=overwrite)
 
 
-@app.command()
-def revert(
-    patch: PatchFile, checkpoint: Checkpoint, output: Output, overwrite: Overwrite = False, traceback: Traceback = False
-) -> None:
+def revert(patch: PatchFile, checkpoint: Checkpoint, output: Output, overwrite: Overwrite = False) -> None:
     """Undo a patch; the result is bit-identical to the checkpoint before it."""
-    with clear_errors(traceback=traceback):
-        _change("revert", patch, checkpoint, output, overwrite=overwrite)
+    _change("revert", patch, checkpoint, output, overwrite=overwrite)
 
 
-@app.command()
 def compose(
     first: PatchFile,
     second: PatchFile,
     checkpoint: Annotated[Path, typer.Argument(help="The model that the first patch was made for.")],
     output: Output,
     overwrite: Overwrite = False,
-    traceback: Traceback = False,
 ) -> None:
     """Combine two patches into one."""
-    with clear_errors(traceback=traceback):
-        from unlearnkit.models.checkpoint import read_checkpoint
-        from unlearnkit.unlearning import Patch
+    from unlearnkit.models.checkpoint import read_checkpoint
+    from unlearnkit.unlearning import Patch
 
-        made = Patch.load(first).then(Patch.load(second), read_checkpoint(checkpoint)[0])
-        _save(made, output, overwrite=overwrite)
+    made = Patch.load(first).then(Patch.load(second), read_checkpoint(checkpoint)[0])
+    _save(made, output, overwrite=overwrite)
 
 
-@app.command()
-def inspect(patch: PatchFile, traceback: Traceback = False) -> None:
+def inspect(patch: PatchFile) -> None:
     """Show what a patch holds, as JSON."""
-    with clear_errors(traceback=traceback):
-        from unlearnkit.unlearning import Patch
+    from unlearnkit.unlearning import Patch
 
-        out.print_json(json.dumps(Patch.load(patch).inspect()))
+    out.print_json(json.dumps(Patch.load(patch).inspect()))
 
 
-def _change(
-    direction: Literal["apply", "revert"], patch: Path, checkpoint: Path, output: Path, *, overwrite: bool
-) -> None:
+def _change(direction: str, patch: Path, checkpoint: Path, output: Path, *, overwrite: bool) -> None:
     from unlearnkit.models.checkpoint import read_checkpoint, write_checkpoint
     from unlearnkit.unlearning import Patch
 
@@ -109,3 +90,7 @@ def _free(path: Path, *, overwrite: bool) -> Path:
     if path.exists() and not overwrite:
         raise StoreError(f"{path} already exists: choose another file, or overwrite it")
     return path
+
+
+for command in (diff, apply, revert, compose, inspect):
+    app.command()(with_traceback(command))

@@ -5,47 +5,42 @@ from typing import Annotated
 
 import typer
 
-from unlearnkit.cli.console import clear_errors, line, out
-from unlearnkit.cli.options import Traceback
+from unlearnkit.cli.console import line, out
 from unlearnkit.plugins.scaffold import KINDS
 from unlearnkit.plugins.scaffold import new_plugin as write_plugin
 
 
-def methods(traceback: Traceback = False) -> None:
+def methods() -> None:
     """List the installed methods, estimators and metrics with their options."""
-    with clear_errors(traceback=traceback):
-        from unlearnkit.plugins.manager import default_manager
-        from unlearnkit.reporting import method_table
+    from unlearnkit.plugins.manager import default_manager
+    from unlearnkit.reporting import method_table
 
-        manager = default_manager()
-        for title, kind in (("methods", "unlearner"), ("estimators", "estimator"), ("metrics", "metric")):
-            entries = manager.provided(kind)
-            if entries:
-                out.print(method_table(title, entries))
-        if manager.problems():
-            line("Some plugins cannot be used: `unlearnkit plugins` says why.")
+    manager = default_manager()
+    for title, kind in (("methods", "unlearner"), ("estimators", "estimator"), ("metrics", "metric")):
+        entries = manager.provided(kind)
+        if entries:
+            out.print(method_table(title, entries))
+    if manager.problems():
+        line("Some plugins cannot be used: `unlearnkit plugins` says why.")
 
 
-def plugins(traceback: Traceback = False) -> None:
+def plugins() -> None:
     """List the installed plugins; broken and blocked ones with the reason."""
-    with clear_errors(traceback=traceback):
-        from unlearnkit.plugins.manager import default_manager
-        from unlearnkit.reporting import plugin_table
+    from unlearnkit.plugins.manager import default_manager
+    from unlearnkit.reporting import plugin_table
 
-        manager = default_manager()
-        out.print(plugin_table(manager.plugins(), manager.problems()))
-        for kernel, origin in manager.kernels():
-            line(f"kernel {kernel.name} for {kernel.layer} layers: {origin}")
+    manager = default_manager()
+    out.print(plugin_table(manager.plugins(), manager.problems()))
+    for kernel, origin in manager.kernels():
+        line(f"kernel {kernel.name} for {kernel.layer} layers: {origin}")
 
 
 def new_plugin(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name, as in my-method.")],
     kind: Annotated[str, typer.Option("--kind", "-k", help=f"One of {', '.join(KINDS)}.")] = "elementwise",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to create it in.")] = Path(),
-    traceback: Traceback = False,
 ) -> None:
     """Create a plugin: a distribution that installs, runs and passes its tests as written."""
-    with clear_errors(traceback=traceback):
-        folder = write_plugin(name, kind=kind, output=output)
-        line(f"{folder}: written", soft_wrap=True)
-        line(f"next: pip install -e '{folder}[test]' && pytest {folder}", soft_wrap=True)
+    folder = write_plugin(name, kind=kind, output=output)
+    line(f"{folder}: written", soft_wrap=True)
+    line(f"next: pip install -e '{folder}[test]' && pytest {folder}", soft_wrap=True)

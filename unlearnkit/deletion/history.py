@@ -10,13 +10,10 @@ from unlearnkit.utils.errors import ConfigurationError, StoreError
 
 
 def verify(ledger: Ledger) -> list[Receipt]:
-    """Compare every digest of a ledger: receipts, state, models, importances and salt.
+    """Compare every digest of a ledger (receipts, state, models, importances, salt), and return all receipts.
 
     Any changed byte is found. Somebody who can write to the folder could rewrite all of it: keep the digest of the last
     receipt in another place, and compare.
-
-    Returns:
-        All receipts.
 
     Raises:
         StoreError: Naming the first file that was changed, is missing, or does not fit the others.
@@ -46,11 +43,9 @@ def verify(ledger: Ledger) -> list[Receipt]:
 
 
 def rollback(deletion: Deletion) -> Receipt:
-    """Put the model back that was in use before the last edit; what that edit forgot is then in the model again.
+    """Put the model back that was in use before the last edit, bit-identical; it has the forgotten samples again.
 
-    Where the model was kept as a patch, its values are written into the model in use and the result is compared with
-    its digest, so it is bit-identical. The store no longer has the importances of the restored samples: measure them
-    again before the next request.
+    The store no longer has the importances of these samples: measure them again before the next request.
 
     Raises:
         ConfigurationError: There is no earlier model: none was kept, or it was purged.
@@ -87,10 +82,9 @@ def rollback(deletion: Deletion) -> Receipt:
 
 
 def purge(deletion: Deletion) -> Receipt:
-    """Delete all earlier models, and the patches that lead back to them: afterwards nothing can be put back.
+    """Delete all earlier models and the patches that lead back to them.
 
-    Patches are deleted completely, because old values could be computed from them and the edited model. The model that
-    the importances were measured on is deleted too, so requests for parts of groups then need new importances.
+    The model that the importances were measured on goes too: requests for parts of groups then need new importances.
 
     Raises:
         StoreError: A file could not be deleted.
@@ -100,7 +94,7 @@ def purge(deletion: Deletion) -> Receipt:
         earlier = {kept.digest for kept in state.models} - {state.current.digest}
         receipt = deletion.receipt(state, "purged", reason=f"{len(earlier)} earlier models")
         ledger.commit(state.with_models(state.current, base=state.current, kept=()), Pending(receipt=receipt))
-        left = sorted(path.name for path in ledger.models.files if path.name != state.current.name)
+        left = sorted(path.name for path in ledger.models.folder.iterdir() if path.name != state.current.name)
         if left:
             raise StoreError(f"{ledger.folder}: cannot delete {', '.join(left)}: nothing refers to them; delete them")
         return receipt

@@ -7,10 +7,9 @@ import attrs
 import numpy as np
 
 from unlearnkit.deletion.requests import Population, Rows
-from unlearnkit.importance.importance import Importance
-from unlearnkit.importance.provenance import Role, error_of_difference, error_of_sum
+from unlearnkit.importance import Importance, ImportanceStore, Role
+from unlearnkit.importance.provenance import error_of_difference, error_of_sum
 from unlearnkit.importance.store.shards import difference, on_disk, summed
-from unlearnkit.importance.store.store import ImportanceStore
 from unlearnkit.utils.errors import StoreError, raise_all
 
 

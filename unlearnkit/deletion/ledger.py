@@ -12,12 +12,11 @@ import attrs
 from filelock import FileLock, Timeout
 from torch import nn
 
-from unlearnkit.deletion.receipts import FOLDER, Chain, Receipt
+from unlearnkit.deletion.receipts import Receipt, read_receipts, write_receipt
 from unlearnkit.deletion.requests import Queue
-from unlearnkit.deletion.state import KeptModel, Models, Pending, State, read_state, write_state
+from unlearnkit.deletion.state import Models, Pending, State, read_state, write_state
 from unlearnkit.experiments.provenance import versions
-from unlearnkit.importance.importance import Importance
-from unlearnkit.importance.store.store import ImportanceStore
+from unlearnkit.importance import Importance, ImportanceStore
 from unlearnkit.utils.errors import StoreError, UnlearnKitError
 from unlearnkit.utils.files import atomic_write
 
@@ -25,6 +24,7 @@ _SALT = "salt"
 _MODELS = "models"
 _PENDING = "pending"
 _QUEUE = "queue"
+_RECEIPTS = "receipts"
 
 
 @final
@@ -45,7 +45,7 @@ class Ledger:
         if (ledger.folder / "ledger.json").exists():
             raise StoreError(f"{folder}: there is a ledger already: choose another folder")
         try:
-            for name in (FOLDER, _MODELS, _PENDING, _QUEUE):
+            for name in (_RECEIPTS, _MODELS, _PENDING, _QUEUE):
                 (ledger.folder / name).mkdir(parents=True, exist_ok=True)
             salt = ledger._make_salt()
         except OSError as error:
@@ -62,19 +62,15 @@ class Ledger:
     def state(self) -> State:
         return read_state(self.folder)
 
-    @property
-    def chain(self) -> Chain:
-        return Chain(self.folder)
-
     def receipts(self) -> list[Receipt]:
         """Read all receipts in order, and check them against each other and against the ledger's state."""
-        state, receipts = self.state, self.chain.read()
+        state, receipts = self.state, read_receipts(self.folder / _RECEIPTS)
         done = len(receipts) - (1 if state.pending and receipts and receipts[-1] == state.pending.receipt else 0)
         last = receipts[done - 1].digest if done else ""
         if (state.receipts, state.head) != (done, last):
             raise StoreError(
-                f"{self.folder / FOLDER}: expected {state.receipts} receipts, the last with the digest {state.head}, "
-                f"saw {done}, the last with {last}: receipts were added or removed"
+                f"{self.folder / _RECEIPTS}: expected {state.receipts} receipts, the last with the digest "
+                f"{state.head}, saw {done}, the last with {last}: receipts were added or removed"
             )
         return receipts
 
@@ -105,7 +101,7 @@ class Ledger:
 
     def check_folders(self) -> None:
         """Refuse a ledger with a folder that is missing or a link: files in its folders may be deleted."""
-        for name in (FOLDER, _MODELS, _PENDING, _QUEUE, self.state.store):
+        for name in (_RECEIPTS, _MODELS, _PENDING, _QUEUE, self.state.store):
             path = self.folder / name
             if path.is_symlink() or not path.is_dir():
                 raise StoreError(f"{path}: expected a folder, saw {'a link' if path.is_symlink() else 'none'}")
@@ -130,10 +126,6 @@ class Ledger:
             elif receipt.outcome == "restored":
                 forgotten.difference_update(receipt.samples)
         return frozenset(forgotten)
-
-    def load_model(self, kept: KeptModel, model: nn.Module) -> nn.Module:
-        """Load a model of the ledger into a model of the same kind, in place, and put it in eval mode."""
-        return self.models.load(self.state.path_to(kept), model)
 
     def new_store(self, name: str) -> ImportanceStore:
         """Make an empty store of importances, or open one whose filling was interrupted."""
@@ -160,7 +152,7 @@ class Ledger:
             return
         todo = state.pending
         try:
-            self.chain.append(todo.receipt)
+            write_receipt(self.folder / _RECEIPTS, todo.receipt)
             self._change_store(state, todo)
         except UnlearnKitError as error:
             error.add_note(f"{todo.receipt.sentence()} It is decided, and the next command on the ledger finishes it.")
@@ -181,12 +173,12 @@ class Ledger:
     def _delete_unreferenced(self, state: State) -> None:
         """Delete models and parts that nothing refers to, and older importances."""
         models = {kept.name for kept in state.models}
-        for path in self.models.files:
+        for path in self.models.folder.iterdir():
             if path.name not in models:
                 _delete(path)
         for path in (self.folder / _PENDING).iterdir():
             _delete(path)
-        for path in (self.folder, *(self.folder / name for name in (FOLDER, _MODELS, _QUEUE))):
+        for path in (self.folder, *(self.folder / name for name in (_RECEIPTS, _MODELS, _QUEUE))):
             for half_written in path.glob(".*.tmp"):
                 _delete(half_written)
         for path in self.folder.glob("importances-*"):

@@ -10,7 +10,6 @@ from unlearnkit.utils.checksummed_json import read_sealed, seal_digest, write_se
 from unlearnkit.utils.errors import StoreError
 
 FORMAT = "unlearnkit-receipt-2"
-FOLDER = "receipts"
 STATEMENT = (
     "This is approximate unlearning. The receipt says what was asked and what was done; it is no certificate of "
     "erasure: low accuracy on forgotten samples does not prove that they left no trace in the model."
@@ -52,7 +51,6 @@ class Receipt:
         return seal_digest(self)
 
     def sentence(self) -> str:
-        """Say what was done in one sentence."""
         asked = f" ({', '.join(self.requests)})" if self.requests else ""
         what = {
             "started": "the record was started",
@@ -66,38 +64,30 @@ class Receipt:
         return f"Receipt {self.number}{asked}: {what}{': ' if self.reason else ''}{self.reason}."
 
 
-@final
-@attrs.frozen
-class Chain:
-    """The folder of a ledger's receipts, ``000001.json`` and so on."""
+def read_receipts(folder: Path) -> list[Receipt]:
+    """Read ``000001.json`` and so on, and check each receipt by itself and against the one before it."""
+    found: list[Receipt] = []
+    for number, path in enumerate(sorted(folder.glob("[0-9]*.json")), start=1):
+        if path.name != _name(number):
+            raise StoreError(f"{folder}: expected the receipt {_name(number)}, saw {path.name}: one is missing")
+        receipt = read_sealed(path, Receipt, kind=FORMAT)
+        before = found[-1].digest if found else ""
+        if receipt.number != number or receipt.previous != before:
+            raise StoreError(
+                f"{path}: expected receipt {number} after {before or 'none'}, saw receipt {receipt.number} after "
+                f"{receipt.previous or 'none'}: the chain is broken here"
+            )
+        found.append(receipt)
+    return found
 
-    folder: Path
 
-    def read(self) -> list[Receipt]:
-        """Read all receipts, and check each by itself and against the one before it."""
-        found: list[Receipt] = []
-        for number, path in enumerate(sorted((self.folder / FOLDER).glob("[0-9]*.json")), start=1):
-            if path.name != _name(number):
-                raise StoreError(
-                    f"{path.parent}: expected the receipt {_name(number)}, saw {path.name}: one is missing"
-                )
-            receipt = read_sealed(path, Receipt, kind=FORMAT)
-            before = found[-1].digest if found else ""
-            if receipt.number != number or receipt.previous != before:
-                raise StoreError(
-                    f"{path}: expected receipt {number} after {before or 'none'}, saw receipt {receipt.number} after "
-                    f"{receipt.previous or 'none'}: the chain is broken here"
-                )
-            found.append(receipt)
-        return found
-
-    def append(self, receipt: Receipt) -> None:
-        """Write a receipt, unless the same one exists already."""
-        path = self.folder / FOLDER / _name(receipt.number)
-        if not path.exists():
-            write_sealed(path, receipt, kind=FORMAT)
-        elif read_sealed(path, Receipt, kind=FORMAT) != receipt:
-            raise StoreError(f"{path} already exists with another receipt")
+def write_receipt(folder: Path, receipt: Receipt) -> None:
+    """Write a receipt, unless the same one exists already."""
+    path = folder / _name(receipt.number)
+    if not path.exists():
+        write_sealed(path, receipt, kind=FORMAT)
+    elif read_sealed(path, Receipt, kind=FORMAT) != receipt:
+        raise StoreError(f"{path} already exists with another receipt")
 
 
 def _name(number: int) -> str:

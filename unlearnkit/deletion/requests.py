@@ -40,7 +40,7 @@ class Queue:
     folder: Path
 
     def add(self, request: Request) -> None:
-        path = self.folder / _file(request.name)
+        path = self._path(request.name)
         if path.exists():
             raise ConfigurationError(f"request {request.name!r} is waiting already: a request is asked for once")
         write_sealed(path, request, kind=KIND)
@@ -52,11 +52,10 @@ class Queue:
     def drop(self, names: Iterable[str]) -> None:
         for name in names:
             with suppress(FileNotFoundError):
-                (self.folder / _file(name)).unlink()
+                self._path(name).unlink()
 
-
-def _file(name: str) -> str:
-    return f"{hashlib.blake2b(name.encode(), digest_size=12).hexdigest()}.json"
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{hashlib.blake2b(name.encode(), digest_size=12).hexdigest()}.json"
 
 
 @final

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any, final
 
 import attrs
+from attrs.validators import deep_mapping, instance_of
 from torch import nn
 
 from unlearnkit.deletion.receipts import Receipt
 from unlearnkit.importance.store.manifest import Edit
 from unlearnkit.importance.store.shards import file_digest
-from unlearnkit.models.checkpoint import load_checkpoint, model_state, read_checkpoint, save_checkpoint
-from unlearnkit.models.parameters import digest
-from unlearnkit.unlearning.patch import Patch
+from unlearnkit.models import digest, load_checkpoint, model_state, save_checkpoint
+from unlearnkit.models.checkpoint import read_checkpoint
+from unlearnkit.unlearning import Patch
 from unlearnkit.utils.checksummed_json import read_sealed, write_sealed
 from unlearnkit.utils.errors import StoreError
 
@@ -29,11 +30,6 @@ def _named(pattern: str) -> Callable[[Any, "attrs.Attribute[str]", str], None]:
             raise StoreError(f"{field.name}: expected a name as {pattern}, saw {value!r}")
 
     return check
-
-
-def _parts_named(_: Any, field: "attrs.Attribute[Any]", value: Mapping[str, str]) -> None:
-    for name in value.values():
-        _named(r"[0-9a-f]{16}\.safetensors")(None, field, name)
 
 
 @final
@@ -57,7 +53,9 @@ class Pending:
 
     receipt: Receipt
     remove: tuple[str, ...] = ()
-    parts: Mapping[str, str] = attrs.field(factory=dict, validator=_parts_named)
+    parts: Mapping[str, str] = attrs.field(
+        factory=dict, validator=deep_mapping(instance_of(str), _named(r"[0-9a-f]{16}\.safetensors"))
+    )
     edit: Edit | None = None
     back_to: str = ""
     answered: tuple[str, ...] = ()
@@ -80,20 +78,19 @@ class State:
 
     @property
     def models(self) -> tuple[KeptModel, ...]:
-        """All models of the ledger, without repeats."""
         return tuple(dict.fromkeys((self.current, self.base, *self.kept, *self.between)))
 
     def path_to(self, model: KeptModel) -> tuple[KeptModel, ...]:
         """Return the stored model and the patches that give a model, in this order."""
-        known, way = {m.digest: m for m in self.models}, [model]
-        while way[-1].through:
-            step = known.get(way[-1].through)
-            if step is None or step in way:
+        known, chain = {m.digest: m for m in self.models}, [model]
+        while chain[-1].through:
+            step = known.get(chain[-1].through)
+            if step is None or step in chain:
                 raise StoreError(
-                    f"the model {model.digest} is a patch of the model {way[-1].through}, which is missing"
+                    f"the model {model.digest} is a patch of the model {chain[-1].through}, which is missing"
                 )
-            way.append(step)
-        return tuple(reversed(way))
+            chain.append(step)
+        return tuple(reversed(chain))
 
     def with_models(
         self, current: KeptModel, *, base: KeptModel, kept: Iterable[KeptModel], patch: KeptModel | None = None
@@ -101,9 +98,9 @@ class State:
         """Return a state with other models in use and kept; only they, and the patches that lead to them, stay."""
         known = {model.digest: model for model in (*self.models, *([patch] if patch else []), current)}
         base, kept = known[base.digest], tuple(known[model.digest] for model in kept)
-        whole = attrs.evolve(self, current=current, base=base, kept=kept, between=tuple(known.values()))
-        ways = dict.fromkeys(step for root in (base, *kept) for step in whole.path_to(root))
-        return attrs.evolve(whole, between=tuple(step for step in ways if step not in {current, base, *kept}))
+        complete = attrs.evolve(self, current=current, base=base, kept=kept, between=tuple(known.values()))
+        needed = dict.fromkeys(step for root in (base, *kept) for step in complete.path_to(root))
+        return attrs.evolve(complete, between=tuple(step for step in needed if step not in {current, base, *kept}))
 
 
 def write_state(folder: Path, state: State) -> None:
@@ -121,10 +118,6 @@ class Models:
 
     folder: Path
 
-    @property
-    def files(self) -> list[Path]:
-        return list(self.folder.iterdir())
-
     def put(self, model: nn.Module, *, known: str = "") -> KeptModel:
         """Write a model, whose digest may be known, before anything refers to it."""
         kept = KeptModel(digest=known or digest(model), file="")
@@ -138,11 +131,11 @@ class Models:
         Patch.between(earlier, model_state(model), about=about).save(self._path(kept))
         return attrs.evolve(kept, file=file_digest(self._path(kept)))
 
-    def load(self, way: Sequence[KeptModel], model: nn.Module) -> nn.Module:
+    def load(self, chain: Sequence[KeptModel], model: nn.Module) -> nn.Module:
         """Load a model, by its `State.path_to`, into one of the same kind."""
-        whole, *patches = way
-        self.check(whole)
-        load_checkpoint(model, self._path(whole), undo=False)
+        stored, *patches = chain
+        self.check(stored)
+        load_checkpoint(model, self._path(stored), undo=False)
         for patch in patches:
             self.check(patch)
             Patch.load(self._path(patch)).undo(model_state(model))

@@ -18,15 +18,13 @@ from unlearnkit.deletion.state import KeptModel, Pending, State
 from unlearnkit.experiments.config import Config
 from unlearnkit.experiments.experiment import Experiment, chosen_method, make_unlearner
 from unlearnkit.experiments.provenance import versions
-from unlearnkit.importance.importance import Importance
-from unlearnkit.importance.provenance import Role
-from unlearnkit.importance.store.fill import fill
+from unlearnkit.importance import Importance, Role, fill
 from unlearnkit.importance.store.manifest import Edit
-from unlearnkit.models.checkpoint import model_state
+from unlearnkit.models import model_state
 from unlearnkit.models.parameters import parameters
 from unlearnkit.plugins.manager import PluginManager, default_manager
+from unlearnkit.unlearning import Report
 from unlearnkit.unlearning.patch import TensorPatch
-from unlearnkit.unlearning.report import Report
 from unlearnkit.utils.errors import BudgetError, ConfigurationError, StoreError
 from unlearnkit.utils.memory import MIB, peak_memory
 from unlearnkit.utils.progress import Progress, silent
@@ -37,14 +35,7 @@ Scores = dict[str, dict[str, float | int | None]]
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Deletion:
-    """Deletion requests on the model of a configuration.
-
-    Attributes:
-        experiment: The loaded configuration.
-        ledger: The record of everything.
-        plugins: Where names are looked up.
-        progress: Shows a bar for each long stage.
-    """
+    """Deletion requests on the model of a configuration."""
 
     experiment: Experiment
     ledger: Ledger
@@ -64,10 +55,7 @@ class Deletion:
         )
 
     def start(self) -> Receipt:
-        """Start the ledger with the original model, and measure the importances of every group.
-
-        After a kill, call it again: it goes on where it stopped. Returns the first receipt.
-        """
+        """Start the ledger, or continue after a kill: measure the importances of every group on the original model."""
         if not (self.ledger.folder / "ledger.json").exists():
             original, _ = self.experiment.original_model()
             Ledger.start(self.ledger.folder, original, receipt=lambda state: self.receipt(state, "started"))
@@ -87,12 +75,7 @@ class Deletion:
             return receipt
 
     def ask(self, name: str, *, samples: Iterable[int] = (), groups: Iterable[str] = ()) -> None:
-        """Put a request into the queue.
-
-        Args:
-            name: Its name: a ticket number, say.
-            samples: Numbers of training samples.
-            groups: Groups to forget completely.
+        """Queue a request, such as a ticket, for training samples by number and for groups.
 
         Raises:
             ConfigurationError: The name was used already, or there are no such samples or groups.
@@ -135,7 +118,7 @@ class Deletion:
 
     def model(self, kept: KeptModel) -> nn.Module:
         """Load a model of the ledger, on the device and in eval mode."""
-        return self.ledger.load_model(kept, self.experiment.fresh_model())
+        return self.ledger.models.load(self.ledger.state.path_to(kept), self.experiment.fresh_model())
 
     def measure(self, base: KeptModel, rows: Rows) -> Importance:
         """Measure the importance of training samples on the model that the stored importances were measured on."""
@@ -252,7 +235,7 @@ class Deletion:
         return receipt
 
     def _patch(self, before: KeptModel, model: nn.Module, report: Report, names: tuple[str, ...]) -> KeptModel | None:
-        """Keep the model before the edit as a patch, where that is asked for or smaller; None keeps it whole."""
+        """Keep the model before the edit as a patch, where that is asked for or smaller; None keeps the full model."""
         keep_as, sizes = self.experiment.config.deletion.keep_as, parameters(model)
         size = sum(t.changed * TensorPatch.bytes_each(sizes[t.name].element_size()) for t in report.tensors)
         larger = size >= sum(tensor.nbytes for tensor in model_state(model).values())
@@ -267,7 +250,6 @@ class Deletion:
 
 
 def check_budget(before: Scores, after: Scores, budget: float) -> None:
-    """Refuse an edit that costs more accuracy on retained test data than the budget."""
     was, now = (scores["retain-test"]["accuracy"] for scores in (before, after))
     if was is None or now is None:
         raise ConfigurationError("objective: deletion.budget is a loss of accuracy: expected a CrossEntropy")

@@ -59,19 +59,30 @@ class Ranks:
             return batches
         if isinstance(batches, Sequence):
             return batches[self.rank :: self.size]
-        sampler = batches.batch_sampler if isinstance(batches, DataLoader) else None
-        # The sampler of an iterable data set is a dummy without an end.
-        if not isinstance(batches, DataLoader) or isinstance(batches.dataset, IterableDataset) or sampler is None:
-            return itertools.islice(batches, self.rank, None, self.size)
-        return DataLoader(
-            batches.dataset,
-            batch_sampler=list(itertools.islice(sampler, self.rank, None, self.size)),
-            num_workers=batches.num_workers,
-            collate_fn=batches.collate_fn,
-            pin_memory=batches.pin_memory,
-            worker_init_fn=batches.worker_init_fn,
-            generator=batches.generator,
-        )
+        drawn = batch_indices(batches)
+        if drawn is not None:
+            return in_order(batches, list(itertools.islice(drawn, self.rank, None, self.size)))
+        return itertools.islice(batches, self.rank, None, self.size)
+
+
+def batch_indices(batches: Iterable[Any]) -> Iterable[list[Any]] | None:
+    """Return the batches of indices that a loader draws; the sampler of an iterable data set is a dummy without end."""
+    if isinstance(batches, DataLoader) and not isinstance(batches.dataset, IterableDataset):
+        return batches.batch_sampler
+    return None
+
+
+def in_order(batches: Any, indices: list[Any]) -> "DataLoader[Any]":
+    """Return a loader of the same data set for these batches of indices."""
+    return DataLoader(
+        batches.dataset,
+        batch_sampler=indices,
+        num_workers=batches.num_workers,
+        collate_fn=batches.collate_fn,
+        pin_memory=batches.pin_memory,
+        worker_init_fn=batches.worker_init_fn,
+        generator=batches.generator,
+    )
 
 
 @contextmanager

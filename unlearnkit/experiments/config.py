@@ -8,7 +8,8 @@ from typing import Any, final
 
 import attrs
 
-from unlearnkit.models.training import Training
+from unlearnkit.data import ByClass, ByIndex, BySubclass, ForgetSpec
+from unlearnkit.models import Training
 from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
 from unlearnkit.utils.options import option
 from unlearnkit.utils.structuring import structure
@@ -41,6 +42,24 @@ class ForgetConfig:
     fine: tuple[int | str, ...] = ()
     indices: tuple[int, ...] = ()
     indices_file: str = ""
+
+    @property
+    def given(self) -> dict[str, Any]:
+        return {key: value for key, value in attrs.asdict(self, recurse=False).items() if value}
+
+    def spec(self) -> ForgetSpec | None:
+        """Make the forget specification; None where nothing is given."""
+        if len(self.given) > 1:
+            raise ConfigurationError(
+                f"forget: expected one of classes, fine, indices, indices_file, saw {sorted(self.given)}"
+            )
+        if self.classes:
+            return ByClass(classes=self.classes)
+        if self.fine:
+            return BySubclass(fine=self.fine)
+        if self.indices:
+            return ByIndex(indices=self.indices)
+        return ByIndex.from_file(self.indices_file) if self.indices_file else None
 
 
 @final
@@ -184,15 +203,7 @@ class Config:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read and check a configuration.
-
-    Args:
-        path: A TOML file.
-        overrides: Settings such as ``"importance.batch_size=32"`` or ``"method.ssd.options.alpha=5"``, which take
-            precedence over the file.
-
-    Returns:
-        The configuration.
+    """Read and check a TOML file; ``overrides`` such as ``"method.ssd.options.alpha=5"`` take precedence over it.
 
     Raises:
         StoreError: No such file.
@@ -216,19 +227,14 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
         if not sign or not all(keys):
             raise ConfigurationError(f"expected a setting as KEY=VALUE, as importance.batch_size=32, saw {override!r}")
         place: Any = result
-        for key in keys[:-1]:
-            if isinstance(place, list):
-                place = place[_index(place, key, override)]
-            elif isinstance(place, dict):
-                place = place.setdefault(key, {})
+        for depth, key in enumerate(keys, start=1):
+            if not isinstance(place, list | dict):
+                raise ConfigurationError(f"{override!r}: {'.'.join(keys[: depth - 1])} has no keys")
+            at: Any = _index(place, key, override) if isinstance(place, list) else key
+            if depth == len(keys):
+                place[at] = _value(text)
             else:
-                raise ConfigurationError(f"{override!r}: there is nothing below {key!r}")
-        if isinstance(place, list):
-            place[_index(place, keys[-1], override)] = _value(text)
-        elif isinstance(place, dict):
-            place[keys[-1]] = _value(text)
-        else:
-            raise ConfigurationError(f"{override!r}: {'.'.join(keys[:-1])} has no keys")
+                place = place[at] if isinstance(place, list) else place.setdefault(at, {})
     return result
 
 

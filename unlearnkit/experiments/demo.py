@@ -14,21 +14,17 @@ from torch import nn
 from unlearnkit.data import ByClass, LabelledImages, digits, forget_split, loader
 from unlearnkit.distributed.collectives import resolve_device
 from unlearnkit.evaluation import loss_and_accuracy
-from unlearnkit.importance.importance import Importance
-from unlearnkit.importance.provenance import Role
-from unlearnkit.models.objective import CrossEntropy
-from unlearnkit.models.training import Training, train
-from unlearnkit.models.zoo import small_cnn
+from unlearnkit.importance import Importance, Role
+from unlearnkit.models import CrossEntropy, Training, small_cnn, train
 from unlearnkit.pipeline import Pipeline
 from unlearnkit.plugins.manager import PluginManager, default_manager
-from unlearnkit.unlearning.report import Report
+from unlearnkit.unlearning import Report
 from unlearnkit.utils.options import options_of
 from unlearnkit.utils.progress import Progress, silent
 from unlearnkit.utils.structuring import call
 
+# Estimators by their name in the table; method, estimator and options of each edit.
 ESTIMATORS: Mapping[str, str] = {"per sample": "diagonal-fisher", "batched": "batched-diagonal-fisher"}
-"""Name of an estimator in the table, and its own."""
-
 TRIALS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("prune", "per sample", {"tau": 0.0}),
     ("binary-mask", "per sample", {"lam": 1.0}),
@@ -37,7 +33,6 @@ TRIALS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("ssd", "per sample", {"alpha": 5.0}),
     ("ssd", "batched", {"alpha": 10.0}),
 )
-"""Method, estimator and options of each edit."""
 
 
 @final
@@ -49,6 +44,10 @@ class Row:
     retain: float
     forget: float
     seconds: float
+
+    @property
+    def edited(self) -> str:
+        return f"{100 * self.report.fraction:.1f} %" if self.report else "–"
 
 
 @final
@@ -67,16 +66,14 @@ class DemoResult:
         for name in ("edited", "retain", "Δ", "forget", "Δ", "seconds"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in (self.original, self.retrained, *self.edits):
-            edited = f"{100 * row.report.fraction:.1f} %" if row.report else "–"
             gaps = [f"{row.retain - self.retrained.retain:+.3f}", f"{row.forget - self.retrained.forget:+.3f}"]
             if row is self.retrained:
                 gaps = ["–", "–"]
             scores = (f"{row.retain:.3f}", gaps[0], f"{row.forget:.3f}", gaps[1])
-            table.add_row(row.name, row.estimator, edited, *scores, f"{row.seconds:.2f}")
+            table.add_row(row.name, row.estimator, row.edited, *scores, f"{row.seconds:.2f}")
         return table
 
     def lesson(self) -> str:
-        """Say in two sentences what the measurements show."""
         widest = max(self.edits, key=lambda row: row.report.fraction if row.report else 0.0)
         first = (
             f"Editing every weight that the forgotten digit touches ({widest.name}) takes the accuracy on the other "
@@ -87,12 +84,8 @@ class DemoResult:
         if not idle:
             return f"{first} Every fixed α did edit something here; on the next model it may do nothing at all."
         same = [row for row in self.edits if row.name == idle[0].name and row is not idle[0]]
-        but = f", and with {same[0].estimator} importances the same option edits {_percent(same[0])}" if same else ""
+        but = f", and with {same[0].estimator} importances the same option edits {same[0].edited}" if same else ""
         return f"{first} A fixed α can do nothing at all: {idle[0].name} edited no weight here{but}."
-
-
-def _percent(row: Row) -> str:
-    return f"{100 * row.report.fraction:.1f} %" if row.report else "nothing"
 
 
 def demo(
@@ -104,16 +97,7 @@ def demo(
     plugins: PluginManager | None = None,
     progress: Progress = silent,
 ) -> DemoResult:
-    """Train on the digits, forget one of them in several ways, retrain without it, and measure.
-
-    Args:
-        forget: The digit, 0 to 9.
-        epochs: Epochs of training the original and the retrained model.
-        seed: Seed of the split, the initial weights and the order of training.
-        device: Where to run.
-        plugins: Where the methods are looked up.
-        progress: Shows a bar for each long stage.
-    """
+    """Train on the digits, forget one of them, 0 to 9, in several ways, retrain without it, and measure."""
     plugins, place = plugins or default_manager(), resolve_device(device)
     bundle = digits(seed=seed)
     split = forget_split(bundle, ByClass(classes=forget))
@@ -139,10 +123,9 @@ def demo(
     known: dict[str, tuple[Importance, Importance, float]] = {}  # forget, full, seconds
     for label, name in ESTIMATORS.items():
         start, estimator = time.perf_counter(), plugins.estimator(name)()
+        objective = CrossEntropy()
         one, other = (
-            estimator.estimate(
-                original, loader(data, batch_size=64), objective=CrossEntropy(), role=role, progress=progress
-            )
+            estimator.estimate(original, loader(data, batch_size=64), objective=objective, role=role, progress=progress)
             for role, data in parts.items()
         )
         known[label] = one, other, time.perf_counter() - start

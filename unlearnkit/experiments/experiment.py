@@ -1,7 +1,7 @@
 """The objects that a configuration describes: device, data, forget set, models, methods."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -10,41 +10,29 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from unlearnkit.data import (
-    ByClass,
-    ByIndex,
-    BySubclass,
-    DataBundle,
-    ForgetSpec,
-    ForgetSplit,
-    LabelledImages,
-    Split,
-    cifar100,
-    digits,
-    forget_split,
-    image_folder,
-    loader,
-)
-from unlearnkit.distributed.collectives import Shared, resolve_device
-from unlearnkit.evaluation import LossAndAccuracy, loss_and_accuracy
-from unlearnkit.evaluation.metric import Metric
-from unlearnkit.experiments.config import Config, EvaluationConfig, ForgetConfig, MethodConfig, ObjectiveConfig
+from unlearnkit.data import DataBundle, ForgetSplit, LabelledImages, Split, forget_split, loader
+from unlearnkit.distributed import Shared
+from unlearnkit.distributed.collectives import resolve_device
+from unlearnkit.evaluation import LossAndAccuracy, Metric, loss_and_accuracy
+from unlearnkit.experiments.config import Config, DataConfig, EvaluationConfig, MethodConfig
 from unlearnkit.experiments.provenance import manifest
-from unlearnkit.importance.estimator import ImportanceEstimator
-from unlearnkit.importance.provenance import Role
-from unlearnkit.models.checkpoint import load_checkpoint
-from unlearnkit.models.objective import Autocast, Objective
+from unlearnkit.importance import ImportanceEstimator, Role
+from unlearnkit.models import Autocast, Objective, load_checkpoint
 from unlearnkit.pipeline import Pipeline
 from unlearnkit.plugins.manager import PluginManager
-from unlearnkit.unlearning.unlearner import Unlearner
+from unlearnkit.unlearning import Unlearner
 from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
 from unlearnkit.utils.options import options_of
 from unlearnkit.utils.progress import Progress, silent
 from unlearnkit.utils.rng import private_rng
 from unlearnkit.utils.structuring import call, import_path
 
-DATASETS: dict[str, Callable[..., DataBundle]] = {"cifar100": cifar100, "digits": digits, "image-folder": image_folder}
-"""Data sets that a configuration can name; any other comes by the import path of a factory."""
+DATASETS = {
+    "cifar100": "unlearnkit.data:cifar100",
+    "digits": "unlearnkit.data:digits",
+    "image-folder": "unlearnkit.data:image_folder",
+}
+"""Data sets that a configuration can name, and their factories."""
 
 
 @final
@@ -60,9 +48,9 @@ class Experiment:
 
     @classmethod
     def load(cls, config: Config) -> "Experiment":
-        """Load the data and apply what to forget."""
-        device, objective = resolve_device(config.device), make_objective(config.objective)
-        bundle, spec = _bundle(config), forget_spec(config.forget)
+        device, chosen = resolve_device(config.device), config.objective
+        objective = _made("objective", chosen.factory, chosen.options, Objective, "an unlearnkit.Objective")
+        bundle, spec = _bundle(config.data), config.forget.spec()
         split = forget_split(bundle, spec) if spec else None
         return cls(config=config, device=device, objective=objective, bundle=bundle, split=split)
 
@@ -84,7 +72,6 @@ class Experiment:
         return self.trained_model(self.config.model.checkpoint)
 
     def trained_model(self, path: str, *, key: str = "model.checkpoint") -> tuple[nn.Module, dict[str, str]]:
-        """Load a checkpoint into a model of the configuration."""
         if not Path(path).exists():
             raise StoreError(f"{key}: {path} does not exist: make it with `unlearnkit train CONFIG.toml`")
         model = self.fresh_model()
@@ -145,7 +132,6 @@ class Experiment:
         }
 
     def manifest(self) -> dict[str, Any]:
-        """Describe what a run of the configuration depends on."""
         return manifest(config=attrs.asdict(self.config), data=self.bundle.train, device=self.device)
 
     def estimator(self, plugins: PluginManager) -> ImportanceEstimator:
@@ -153,7 +139,6 @@ class Experiment:
         return call(plugins.estimator(name), options, where=f"importance.options ({name})")
 
     def pipeline(self, method: MethodConfig, plugins: PluginManager) -> Pipeline:
-        """Make the pipeline of one method of the configuration."""
         return Pipeline(
             unlearner=make_unlearner(method, plugins),
             estimator=self.estimator(plugins),
@@ -181,11 +166,6 @@ def chosen_method(config: Config, wanted: str, *, key: str) -> MethodConfig:
     return known[wanted]
 
 
-def make_objective(config: ObjectiveConfig) -> Objective:
-    made: Objective = _made("objective", config.factory, config.options, Objective, "an unlearnkit.Objective")
-    return made
-
-
 def make_metrics(config: EvaluationConfig, plugins: PluginManager) -> dict[str, Metric]:
     for name in config.options:
         if name not in config.metrics:
@@ -200,31 +180,15 @@ def make_metrics(config: EvaluationConfig, plugins: PluginManager) -> dict[str, 
     return made
 
 
-def forget_spec(config: ForgetConfig) -> ForgetSpec | None:
-    """Make the forget specification that a configuration describes; None when it describes none."""
-    given = {key: value for key, value in attrs.asdict(config, recurse=False).items() if value}
-    if len(given) > 1:
-        raise ConfigurationError(f"forget: expected one of classes, fine, indices, indices_file, saw {sorted(given)}")
-    if config.classes:
-        return ByClass(classes=config.classes)
-    if config.fine:
-        return BySubclass(fine=config.fine)
-    if config.indices:
-        return ByIndex(indices=config.indices)
-    return ByIndex.from_file(config.indices_file) if config.indices_file else None
-
-
-def _bundle(config: Config) -> DataBundle:
-    data = config.data
+def _bundle(data: DataConfig) -> DataBundle:
     if bool(data.name) == bool(data.factory):
         raise ConfigurationError(
             f"data: expected either name or factory, saw name={data.name!r} and factory={data.factory!r}"
         )
     if data.name and data.name not in DATASETS:
         raise ConfigurationError(f"data.name: no data set is called {data.name!r}{nearest(data.name, DATASETS)}")
-    if data.name:
-        return call(DATASETS[data.name], data.options, where="data.options")
-    made: DataBundle = _made("data", data.factory, data.options, DataBundle, "an unlearnkit.data.DataBundle")
+    factory = DATASETS[data.name] if data.name else data.factory
+    made: DataBundle = _made("data", factory, data.options, DataBundle, "an unlearnkit.data.DataBundle")
     return made
 
 

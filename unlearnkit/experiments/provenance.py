@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unlearnkit.data import LabelledImages, Split
 from unlearnkit.data.batches import Deferred
-from unlearnkit.distributed.collectives import Ranks
+from unlearnkit.distributed import Ranks
 
 _PACKAGES = ("unlearnkit", "torch", "torchvision", "numpy", "scikit-learn", "safetensors", "pluggy", "attrs", "cattrs")
 _IMAGES = 64

@@ -12,24 +12,22 @@ import numpy as np
 from torch import nn
 
 from unlearnkit.data import LabelledImages
-from unlearnkit.distributed.collectives import Ranks, barrier, raise_on_all_ranks
-from unlearnkit.evaluation import LossAndAccuracy
-from unlearnkit.evaluation.metric import EvaluationInputs, Measurement
+from unlearnkit.distributed import Ranks, raise_on_all_ranks
+from unlearnkit.distributed.collectives import barrier
+from unlearnkit.evaluation import EvaluationInputs, LossAndAccuracy, Measurement
 from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs, Outputs
 from unlearnkit.evaluation.plot_data import collect_plot_data
 from unlearnkit.experiments.config import Config, MethodConfig
 from unlearnkit.experiments.experiment import Experiment, make_metrics, make_unlearner
 from unlearnkit.experiments.provenance import forget_record
-from unlearnkit.experiments.retrained import load_references
-from unlearnkit.importance.importance import Importance
-from unlearnkit.importance.multi_process import estimate_together, forget_parts
-from unlearnkit.importance.provenance import Role
+from unlearnkit.experiments.train import load_or_retrain
+from unlearnkit.importance import Importance, Role, estimate_together
+from unlearnkit.importance.multi_process import forget_parts
 from unlearnkit.models.parameters import broadcast_from_rank_0
 from unlearnkit.pipeline import Edit
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.reporting import RunRecord, write_result
-from unlearnkit.unlearning.report import Report
-from unlearnkit.unlearning.unlearner import Need
+from unlearnkit.unlearning import Need, Report
 from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
 from unlearnkit.utils.memory import peak_memory
 from unlearnkit.utils.progress import Progress, silent
@@ -48,22 +46,12 @@ def run(
     again: bool = False,
     progress: Progress = silent,
 ) -> Iterator[RunRecord]:
-    """Run every method of a configuration.
+    """Run every method of a configuration, and yield its record as soon as it is written.
 
     Everything that can be checked is checked before the first minute of work. Each method's folder appears complete or
-    not at all. With torch.distributed, the processes share importances and evaluation, each makes the same edits, and
-    rank 0 writes.
-
-    Args:
-        config: The configuration.
-        plugins: Where names are looked up.
-        dry_run: Edit in memory only, measure nothing, write nothing.
-        overwrite: Replace folders of earlier results.
-        again: Apply a forget set that the checkpoint says was applied to it already.
-        progress: Shows a bar for each long stage.
-
-    Yields:
-        One record per method, as soon as it is written.
+    not at all. With torch.distributed, the ranks share importances and evaluation, and rank 0 writes. ``dry_run`` edits
+    in memory only, and measures and writes nothing; ``overwrite`` replaces folders of earlier results; ``again`` allows
+    a forget set that was applied to the checkpoint already.
 
     Raises:
         ConfigurationError: No method, an unknown split, a request that was applied already.
@@ -84,7 +72,7 @@ def run(
         raise StoreError(f"results already exist: {', '.join(taken)}: choose another output, or overwrite them")
     barrier()  # no process may write before all have looked for earlier results
     job = Job.start(config, plugins, again=again, progress=progress, references=not dry_run)
-    parts, plot_data = job.experiment.splits(), PlotDataCollector(job=job)
+    parts = job.experiment.splits()
     for need, source in job.importances(parts).items():
         if need in needs:
             source()  # before the first edit, so that a failure costs nothing
@@ -93,8 +81,7 @@ def run(
         model = copy.deepcopy(job.original)
         record = job.record(method.label, job.edit(model, method, parts))
         if not dry_run:
-            record = job.evaluated(record, model, before)
-            record = plot_data.added(record, model) if config.evaluation.page else record
+            record = job.with_plot_data(job.evaluated(record, model, before), model)
             job.write(folders[method.label], model, record)
         yield record
     job.forget_checkpoints()
@@ -109,11 +96,13 @@ class Job:
     plugins: PluginManager
     original: nn.Module
     retrained: tuple[nn.Module, ...]
-    requests: list[str]
     progress: Progress
+    requests: list[str] = attrs.field(factory=list)
     stage: str = "run"
     seconds: dict[str, float] = attrs.field(factory=dict)
     _known: dict[Role, tuple[Importance, float]] = attrs.field(factory=dict, init=False)
+    _outputs: dict[tuple[int, str], Outputs] = attrs.field(factory=dict, init=False, repr=False)
+    _retrained_scores: list[dict[str, LossAndAccuracy]] = attrs.field(factory=list, init=False)
 
     @classmethod
     def start(
@@ -135,7 +124,7 @@ class Job:
                 "method twice wrecks models; start from the original model, or say so with --again"
             )
         start = time.perf_counter()
-        retrained = load_references(experiment, progress=progress) if references else ()
+        retrained = load_or_retrain(experiment, progress=progress) if references else ()
         return cls(
             experiment=experiment,
             plugins=plugins,
@@ -178,7 +167,6 @@ class Job:
         }
 
     def _importance(self, role: Role, data: LabelledImages) -> Importance:
-        """Estimate an importance of the original model once, with all processes."""
         if role not in self._known:
             start = time.perf_counter()
             found = estimate_together(
@@ -248,7 +236,6 @@ class Job:
         return {name: metric.examine(inputs) for name, metric in metrics.items()}
 
     def inputs(self, model: nn.Module, parts: Mapping[str, LabelledImages]) -> EvaluationInputs:
-        """Return a model, the original, the retrained ones, and batches of parts of the data."""
         return EvaluationInputs(
             model=model,
             splits={name: self.experiment.shared_batches(data) for name, data in parts.items()},
@@ -257,28 +244,19 @@ class Job:
             retrained=self.retrained,
         )
 
-
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class PlotDataCollector:
-    """Collects what the HTML pages of a job draw; the original and the retrained models are run once."""
-
-    job: Job
-    _seen: dict[tuple[int, str], Outputs] = attrs.field(factory=dict, init=False, repr=False)
-    _scores: list[dict[str, LossAndAccuracy]] = attrs.field(factory=list, init=False, repr=False)
-
-    def added(self, record: RunRecord, model: nn.Module) -> RunRecord:
-        """Add the scores of the retrained models and the plot data; call it on every process."""
-        experiment = self.job.experiment
-        seed, data, parts = experiment.config.evaluation.seed, experiment.bundle.train, experiment.splits()
-        inputs = self.job.inputs(model, {name: _some(parts[name], seed) for name in SPLITS if name in parts})
+    def with_plot_data(self, record: RunRecord, model: nn.Module) -> RunRecord:
+        """Add what the HTML page shows, if there is to be one; call it on every rank."""
+        chosen, data, parts = self.experiment.config.evaluation, self.experiment.bundle.train, self.experiment.splits()
+        if not chosen.page:
+            return record
+        inputs = self.inputs(model, {name: _some(parts[name], chosen.seed) for name in SPLITS if name in parts})
         classes = data.class_names.get(data.target, ())
-        views = collect_plot_data(ModelOutputs(inputs, self._seen), classes=classes, seed=seed)
-        for key in [key for key in self._seen if key[0] == id(model)]:
-            del self._seen[key]  # the next edited model may get the same id
-        if not self._scores:
-            self._scores.extend(self.job.evaluate(known) for known in self.job.retrained)
-        return attrs.evolve(record, retrained=tuple(self._scores), views=views)
+        views = collect_plot_data(ModelOutputs(inputs, self._outputs), classes=classes, seed=chosen.seed)
+        for key in [key for key in self._outputs if key[0] == id(model)]:
+            del self._outputs[key]  # the next edited model may get the same id
+        if not self._retrained_scores:
+            self._retrained_scores.extend(self.evaluate(known) for known in self.retrained)
+        return attrs.evolve(record, retrained=tuple(self._retrained_scores), views=views)
 
 
 def _some(data: LabelledImages, seed: int) -> LabelledImages:

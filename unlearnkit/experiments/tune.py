@@ -13,17 +13,14 @@ from torch import nn
 from unlearnkit.data import LabelledImages, forget_split
 from unlearnkit.data.splits import ValidationSplit, validation_split
 from unlearnkit.distributed.collectives import barrier
-from unlearnkit.evaluation import loss_and_accuracy
 from unlearnkit.evaluation.tuning import Tuner, Tuning, Validation
-from unlearnkit.experiments.config import Config, MethodConfig, TuningConfig
-from unlearnkit.experiments.experiment import Experiment, chosen_method, forget_spec, make_unlearner
-from unlearnkit.experiments.run import Job, PlotDataCollector
-from unlearnkit.models.objective import CrossEntropy
+from unlearnkit.experiments.config import Config, MethodConfig
+from unlearnkit.experiments.experiment import chosen_method, make_unlearner
+from unlearnkit.experiments.run import Job
+from unlearnkit.models import CrossEntropy
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.reporting import RunRecord
-from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
-from unlearnkit.unlearning.report import Report
-from unlearnkit.unlearning.unlearner import UnlearningInputs
+from unlearnkit.unlearning import ElementwiseUnlearner, Report, UnlearningInputs
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 from unlearnkit.utils.progress import Progress, silent
 
@@ -33,8 +30,6 @@ _REESTIMATE = {"both": (False, True), "yes": (True,), "no": (False,)}
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Tuned:
-    """What a search from a configuration leaves behind."""
-
     tuning: Tuning
     record: RunRecord
     folder: Path
@@ -48,25 +43,13 @@ def tune(
     again: bool = False,
     progress: Progress = silent,
 ) -> Tuned:
-    """Find the right edit with one method, make it on a copy of the original model, and write both.
+    """Search for the right edit with one method, make it on a copy of the original model, and write both.
 
-    Validation samples are split from the forget set and the retain set of the training data; importances are measured
-    on the rest, in the search and in the final edit. (The original was trained on all of them, so its accuracy on them
-    is that on training data.) The test set is used once, after the choice. Only the target ``"unseen"`` takes part of
-    it away first; then all test scores are of the remaining part.
-
-    With torch.distributed, the processes share importances, candidates and evaluation: the same candidates are tried
-    and the same one is chosen, every process makes that edit, and rank 0 writes.
-
-    Args:
-        config: The configuration.
-        plugins: Where names are looked up.
-        overwrite: Replace the folder of an earlier result.
-        again: Apply a forget set that the checkpoint says was applied to it already.
-        progress: Shows a bar for each long stage.
-
-    Returns:
-        The result. Without a candidate within the budget no model is written, and the record says so.
+    Validation samples are split from the forget set and the retain set of the training data (the original was trained
+    on them); importances are measured on the rest. The test set is used once, after the choice; only the target
+    ``"unseen"`` takes a part of it away first. Without a candidate within the budget no model is written, and the
+    record says so. With torch.distributed, the ranks share importances, candidates and evaluation, and rank 0 writes.
+    ``overwrite`` and ``again`` are those of `run`.
 
     Raises:
         StoreError: The folder of results exists already.
@@ -85,8 +68,7 @@ def tune(
     if tuning.chosen is None:
         record = attrs.evolve(record, manifest=job.experiment.manifest())
     else:
-        record = job.evaluated(record, model, job.evaluate(job.original))
-        record = PlotDataCollector(job=job).added(record, model) if config.evaluation.page else record
+        record = job.with_plot_data(job.evaluated(record, model, job.evaluate(job.original)), model)
     job.write(folder, model if tuning.chosen else None, record)
     job.forget_checkpoints()
     return Tuned(tuning=tuning, record=record, folder=folder)
@@ -126,8 +108,8 @@ class Search:
             found.append(tuning)
             report = tuning.report or Report(method=unlearner.name, remarks=(tuning.sentence(),))
             # The edit is part of the search: each second is counted once.
-            looked = tuning.seconds - sum(report.seconds.values())
-            report = attrs.evolve(report, seconds={"tuning": looked, **report.seconds})
+            searching = tuning.seconds - sum(report.seconds.values())
+            report = attrs.evolve(report, seconds={"tuning": searching, **report.seconds})
             return report if tuning.chosen is None else accept(report)
 
         parts = {
@@ -148,7 +130,7 @@ class Search:
     def _tune(self, model: nn.Module, unlearner: ElementwiseUnlearner, inputs: UnlearningInputs) -> Tuning:
         experiment, config = self.job.experiment, self.job.experiment.config.tuning
         assert inputs.forget is not None, "every elementwise method needs it"
-        target, source = self._target(config)
+        target, source = self._target()
         tuner = Tuner(
             unlearner=unlearner,
             operating=config.operating,
@@ -180,15 +162,21 @@ class Search:
     def _part(self, rows: np.ndarray) -> LabelledImages:
         return self.job.experiment.bundle.train.subset(rows)
 
-    def _target(self, config: TuningConfig) -> tuple[float, str]:
+    def _target(self) -> tuple[float, str]:
+        config = self.job.experiment.config.tuning
         if config.target == "stated":
             return config.forget_accuracy, "stated"
         if self.unseen is not None:
             what = f"the original's on {len(self.unseen)} samples of the same kind that it was not trained on"
-            return _accuracy(self.job.experiment, self.job.original, self.unseen), what
+            return self._accuracy(self.job.original, self.unseen), what
         data = self._part(self.split.forget_validation)
-        found = [_accuracy(self.job.experiment, model, data) for model in self.job.retrained]
+        found = [self._accuracy(model, data) for model in self.job.retrained]
         return float(np.mean(found)), f"the mean of {len(found)} retrained models on the same samples"
+
+    def _accuracy(self, model: nn.Module, data: LabelledImages) -> float:
+        found = self.job.experiment.scores(model, {"forget": data})["forget"].accuracy
+        assert found is not None, "Search.start() refuses an objective without classes"
+        return found
 
 
 def elementwise(method: MethodConfig, plugins: PluginManager) -> ElementwiseUnlearner:
@@ -201,19 +189,12 @@ def elementwise(method: MethodConfig, plugins: PluginManager) -> ElementwiseUnle
     return unlearner
 
 
-def _accuracy(experiment: Experiment, model: nn.Module, data: LabelledImages) -> float:
-    batches = experiment.shared_batches(data)
-    found = loss_and_accuracy(model, batches, objective=experiment.objective).accuracy
-    assert found is not None, "Search.start() refuses an objective without classes"
-    return found
-
-
 def hold_out_unseen(job: Job) -> tuple[Job, LabelledImages | None]:
     """For the target ``"unseen"``: take part of the test set out of it, so that it can set the target."""
     experiment, config = job.experiment, job.experiment.config
     if config.tuning.target != "unseen":
         return job, None
-    test, spec = experiment.bundle.test, forget_spec(config.forget)
+    test, spec = experiment.bundle.test, config.forget.spec()
     assert spec is not None, "a job has something to forget"
     rest, aside = train_test_split(
         np.arange(len(test)),

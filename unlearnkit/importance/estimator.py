@@ -1,19 +1,19 @@
 """`ImportanceEstimator`, the base class of everything that measures importances."""
 
 import abc
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, ClassVar, Literal, final
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.batches import batch_size, feed
+from unlearnkit.data.batches import batch_size, feed, map_tensors, tensors
 from unlearnkit.distributed.collectives import all_gather, name_dead_ranks
 from unlearnkit.distributed.sharded_tensors import reshard
 from unlearnkit.importance.importance import Importance
-from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
+from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role, check_same_on_every_rank
 from unlearnkit.models.norm_gradients import norm_gradient_fix
 from unlearnkit.models.objective import Objective, float32_products
 from unlearnkit.models.parameters import check_differentiable, device_of, trainable
@@ -130,24 +130,42 @@ class ImportanceEstimator(abc.ABC):
             UnsupportedModelError: Weights are complex, or have no values yet; or the model is sharded and the
                 estimator cannot take it.
         """
-        total, trail, samples = None, DataOrder(), 0
+        with _own_context(model):
+            return self._estimate(
+                model, batches, objective=objective, role=Role(role), progress=progress, snapshot=snapshot
+            )
+
+    def _estimate(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        *,
+        objective: Objective,
+        role: Role,
+        progress: Progress,
+        snapshot: ModelSnapshot | None,
+    ) -> Importance:
+        total, trail, samples, moved = None, DataOrder(), 0, None
         snapshot = snapshot or snapshot_of(model)
         snapshot.hide_gradients()
         try:
             sharded, device, named = self._sharded(model), device_of(model), trainable(model)
             snapshot.check_finite(when="before an importance is estimated")
             fingerprint = fingerprint_of(self, snapshot.digest, objective=objective)
+            if sharded:
+                batches = check_same_on_every_rank(batches, snapshot.digest)
             model.eval()
             pass_ = self.accumulator(model, objective=objective)
             collective = name_dead_ranks if sharded else nullcontext
             norms = nullcontext if pass_.fixes_norm_gradients else norm_gradient_fix(model)
-            shown = progress(batches, f"importance: {Role(role).value}", length(batches))
+            shown = progress(batches, f"importance: {role.value}", length(batches))
             for index, (batch, moved) in enumerate(feed(shown, device)):
                 try:
                     trail, samples = trail.add(batch), samples + batch_size(batch)
                     with torch.enable_grad(), collective(), norms():
-                        self._add(pass_, moved)
+                        self._add(pass_, _outside_inference_mode(moved))
                 except Exception as error:
+                    _name_cached_tensor(model, error)
                     error.add_note(f"in batch {index} (counted from 0) of estimator {self.name!r}")
                     raise
             if sharded:
@@ -155,14 +173,14 @@ class ImportanceEstimator(abc.ABC):
             if samples:
                 total = pass_.result()
                 self._check(total, named)
-            self._check_untouched(snapshot)
+            self._check_untouched(snapshot, lambda: objective.losses(model, moved))
         except BaseException:
             snapshot.restore()
             raise
         snapshot.restore_surroundings()
         if total is None:
             raise ConfigurationError(
-                f"expected data for the {Role(role).value} importance, saw an empty iterable: "
+                f"expected data for the {role.value} importance, saw an empty iterable: "
                 "a generator can be read only once, and an empty set has no importance"
             )
         return attrs.evolve(
@@ -210,11 +228,54 @@ class ImportanceEstimator(abc.ABC):
         raise_all(problems, where=who)
         total.check_values(who=who)
 
-    def _check_untouched(self, snapshot: ModelSnapshot) -> None:
+    def _check_untouched(self, snapshot: ModelSnapshot, forward: Callable[[], object]) -> None:
         problems = snapshot.structure_changes()
         problems += [f"{name}: an estimator must not edit parameters" for name in snapshot.changed_parameters()]
-        problems += [f"{name}: an estimator must not edit buffers" for name in snapshot.changed_buffers()]
+        written = snapshot.changed_buffers()
+        if written:
+            snapshot.restore_surroundings()
+            with torch.no_grad(), suppress(Exception):
+                forward()
+            if snapshot.changed_buffers() == written:
+                raise UnsupportedModelError(
+                    f"expected a model that leaves its buffers alone in eval mode, saw {', '.join(written)} written by "
+                    "its forward pass (an observer of quantisation, a counter): switch that off; the model was put back"
+                )
+        problems += [f"{name}: an estimator must not edit buffers" for name in written]
         raise_all(problems, where=f"estimator {self.name!r} changed the model (it was put back)")
+
+
+@contextmanager
+def _own_context(model: nn.Module) -> Iterator[None]:
+    """Keep autocast, inference mode and default dtype of the caller out of an estimate."""
+    default, kinds = torch.get_default_dtype(), {p.dtype for p in model.parameters() if p.is_floating_point()}
+    torch.set_default_dtype(torch.float64 if kinds == {torch.float64} else torch.float32)
+    try:
+        with torch.inference_mode(mode=False), ExitStack() as off:
+            for device in {p.device.type for p in model.parameters()}:
+                if torch.amp.is_autocast_available(device):
+                    off.enter_context(torch.autocast(device, enabled=False))
+            yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+def _outside_inference_mode(batch: Any) -> Any:
+    """Copy tensors that were made under inference mode, which autograd cannot save."""
+    return map_tensors(batch, lambda t: t.clone() if t.is_inference() else t)
+
+
+def _name_cached_tensor(model: nn.Module, error: Exception) -> None:
+    """Say which module keeps a tensor of an earlier pass, where that is why autograd fails."""
+    if "backward through the graph a second time" not in str(error):
+        return
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if not key.startswith("_") and any(t.grad_fn is not None for t in tensors(value)):
+                raise UnsupportedModelError(
+                    f"expected a forward pass that computes everything anew, saw {name or type(module).__name__} keep "
+                    f"a tensor of an earlier pass in its attribute {key!r}: clear it, or do not cache it in eval mode"
+                ) from error
 
 
 class Accumulator(abc.ABC):

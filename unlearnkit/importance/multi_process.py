@@ -17,12 +17,11 @@ from unlearnkit.distributed.collectives import Ranks, all_gather
 from unlearnkit.distributed.sharded_tensors import is_sharded_model
 from unlearnkit.importance.estimator import ImportanceEstimator, fingerprint_of
 from unlearnkit.importance.importance import Importance
-from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role, error_of_sum
+from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role, check_same_on_every_rank, error_of_sum
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import device_of, digest, trainable
 from unlearnkit.utils.errors import (
     ConfigurationError,
-    MismatchError,
     StoreError,
     UnlearnKitError,
     UnsupportedModelError,
@@ -86,15 +85,16 @@ def estimate_together(
     if ranks.size == 1:
         return estimate(batches)
     own, error = None, ""
+    batches = check_same_on_every_rank(batches, digest(model))
     try:
         mine = _none_if_empty(ranks.share(batches))
         own = None if mine is None else estimate(mine)
     except Exception as problem:  # noqa: BLE001 - the other ranks wait, and must raise it too
         error = f"{type(problem).__name__}: {problem}"
     facts = None if own is None else attrs.evolve(own, totals={"": torch.zeros(())})  # all but the totals
-    errors, models, parts = zip(*all_gather((error, digest(model), facts)), strict=True)
+    errors, parts = zip(*all_gather((error, facts)), strict=True)
     found: list[Importance] = [part for part in parts if part is not None]
-    _check(errors, models, found)
+    _check(errors, found)
     if not found:
         raise ConfigurationError("expected data for an importance, saw an empty iterable on every rank")
     return Importance(
@@ -145,12 +145,9 @@ def _none_if_empty(batches: Iterable[Any]) -> Iterable[Any] | None:
     return chain(first, rest) if first else None
 
 
-def _check(errors: Sequence[str], models: Sequence[str], parts: list[Importance]) -> None:
+def _check(errors: Sequence[str], parts: list[Importance]) -> None:
     failed = [f"rank {rank}: {error}" for rank, error in enumerate(errors) if error]
     raise_all(failed, where="an importance on several ranks", error=UnlearnKitError)
-    differ = [f"rank {rank}: {model}" for rank, model in enumerate(models) if model != models[0]]
-    if differ:
-        raise MismatchError(f"expected the model {models[0]} of rank 0 on every rank, saw {', '.join(differ)}")
     problems = [p for part in parts[1:] for p in parts[0].fingerprint.differences(part.fingerprint)]
     raise_all(problems, where="ranks that measure different things")
 

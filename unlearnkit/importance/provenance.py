@@ -3,13 +3,15 @@
 import enum
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any, final
 
 import attrs
 
 from unlearnkit.data.batches import batch_size, digest
-from unlearnkit.utils.errors import ConfigurationError, nearest
+from unlearnkit.distributed.collectives import all_gather, batch_indices, in_order, raise_on_all_ranks
+from unlearnkit.utils.errors import ConfigurationError, MismatchError, nearest
 from unlearnkit.utils.options import by_fields, read_only
 
 # Estimators of ours that draw no random numbers: for files written before they recorded a relative error.
@@ -107,6 +109,38 @@ class DataOrder:
     def describe(self) -> str:
         """Format the sizes, the largest first: ``"97 × 512, 1 × 336"``."""
         return ", ".join(f"{times} × {size}" for size, times in sorted(self.sizes.items(), reverse=True))
+
+
+def check_same_on_every_rank(batches: Iterable[Any], model_digest: str) -> Iterable[Any]:
+    """Refuse processes with other data or another model, as far as it can be known before the first batch.
+
+    Returns the batches, in the order that was compared: a loader that shuffles draws it here.
+    """
+    with raise_on_all_ranks():
+        batches, order = _known_order(batches)
+    seen = all_gather((model_digest, order))
+    for what, place in (("model", 0), ("batches in the same order (give a shuffling loader one seed)", 1)):
+        other = [f"rank {rank}: {one[place]}" for rank, one in enumerate(seen) if one[place] != seen[0][place]]
+        if other:
+            raise MismatchError(f"expected the {what} {seen[0][place]} of rank 0 on every rank, saw {', '.join(other)}")
+    return batches
+
+
+def _known_order(batches: Iterable[Any]) -> tuple[Iterable[Any], str]:
+    drawn, data = batch_indices(batches), getattr(batches, "dataset", None)
+    if drawn is not None and data is not None:
+        indices = [list(batch) for batch in drawn]
+        ends = [data[batch[0]] for batch in (*indices[:1], *indices[-1:])]
+        order = hashlib.blake2b(repr([list(map(int, batch)) for batch in indices]).encode(), digest_size=8).hexdigest()
+        return in_order(batches, indices), f"{order}, samples {' '.join(digest(one).hex()[:8] for one in ends)}"
+    if isinstance(batches, Sequence):
+        trail = DataOrder()
+        for batch in batches:
+            trail = trail.add(batch)
+        return batches, trail.order
+    rest = iter(batches)
+    first = list(islice(rest, 1))
+    return chain(first, rest), " ".join(digest(batch).hex() for batch in first)
 
 
 def error_of_sum(parts: Iterable[tuple[float | None, int]]) -> float | None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import final
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from unlearnkit.distributed.collectives import all_gather, all_reduce_min_max
 from unlearnkit.distributed.sharded_tensors import full_tensor, is_sharded, local
-from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, UnsupportedModelError
+from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, UnsupportedModelError, raise_all
 
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ON_CPU = 3 << 15  # elements: a rule's arrays fit in the cache of a core, and starting an operation costs little
@@ -21,8 +22,74 @@ COMPILED_PREFIX = "_orig_mod."  # what torch.compile puts before the names of th
 
 
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return every parameter once, by its qualified name; tied weights are one parameter under their first name."""
-    return {name.replace(COMPILED_PREFIX, ""): p for name, p in model.named_parameters()}
+    """Return every parameter once, by its qualified name; tied weights are one parameter under their first name.
+
+    Weights that were tied by their memory (``b.data = a.data``) count as tied.
+    """
+    first: dict[object, nn.Parameter] = {}
+    named = model.named_parameters()
+    return {name.replace(COMPILED_PREFIX, ""): p for name, p in named if first.setdefault(_place(p), p) is p}
+
+
+def _place(t: Tensor) -> object:
+    """Identify the memory of a tensor."""
+    if is_lazy(t) or is_sharded(t) or t.is_meta or not t.numel() or not t.data_ptr():
+        return id(t)
+    return t.data_ptr(), t.shape, t.stride(), t.dtype
+
+
+def tie_by_memory(model: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]]:
+    """Find parameters that are one memory and several objects: module, name, the object there, and the first object.
+
+    Raises:
+        UnsupportedModelError: Two tensors share memory in part, or one of two on the same memory is frozen.
+    """
+    _check_overlaps(model)
+    first: dict[object, nn.Parameter] = {}
+    held = [(m, key, p) for m in model.modules() for key, p in m._parameters.items() if p is not None]  # noqa: SLF001
+    return [(m, key, p, one) for m, key, p in held if (one := first.setdefault(_place(p), p)) is not p]
+
+
+def _check_overlaps(model: nn.Module) -> None:
+    named = [*model.named_parameters(), *model.named_buffers()]
+    placed = [(name, t) for name, t in named if t.layout is torch.strided and not isinstance(_place(t), int)]
+    problems: list[str] = []
+    open_: list[tuple[int, str, Tensor]] = []
+    for name, t in sorted(placed, key=lambda one: one[1].data_ptr()):
+        if t.requires_grad and 0 in (step for size, step in zip(t.shape, t.stride(), strict=True) if size > 1):
+            problems.append(f"the elements of {name} are one and the same memory (expanded): give it a .clone()")
+            continue
+        open_ = [(end, other, u) for end, other, u in open_ if end > t.data_ptr()]
+        problems += [_overlap(other, u, name, t) for _, other, u in open_ if t.requires_grad or u.requires_grad]
+        extent = sum((size - 1) * step for size, step in zip(t.shape, t.stride(), strict=True))
+        open_.append((t.data_ptr() + t.element_size() * (1 + extent), name, t))
+    raise_all(filter(None, problems), where="weights that share memory", error=UnsupportedModelError)
+
+
+def _overlap(name: str, t: Tensor, other: str, u: Tensor) -> str:
+    """Say what is wrong with two tensors that may share memory; "" for tied weights and for neighbours."""
+    if _place(t) != _place(u):
+        apart = not np.shares_memory(np.asarray(_Addresses(t)), np.asarray(_Addresses(u)))
+        return "" if apart else f"{name} and {other} overlap: .clone() one, or tie them: make both one nn.Parameter"
+    if t.requires_grad == u.requires_grad:
+        return ""
+    frozen, edited = (name, other) if u.requires_grad else (other, name)
+    return f"{frozen} must not change and is the memory of {edited}, which may be edited: freeze both, or .clone() one"
+
+
+@final
+class _Addresses:
+    """The places of a tensor's elements, for numpy, which does not read them."""
+
+    def __init__(self, t: Tensor) -> None:
+        size = t.element_size()
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (t.data_ptr(), True),
+            "typestr": f"|V{size}",
+            "shape": tuple(t.shape),
+            "strides": tuple(step * size for step in t.stride()),
+        }
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -91,9 +158,30 @@ def digest_tensors(named: Mapping[str, Tensor]) -> str:
     state = blake3(max_threads=torch.get_num_threads())  # cryptographic, and several times as fast as hashlib's
     for name, tensor in sorted(named.items()):
         state.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        flat = full_tensor(tensor).to("cpu").contiguous().reshape(-1)
-        state.update(flat.view(torch.uint8).numpy().data)
+        for part in plain_parts(full_tensor(tensor)):
+            state.update(part.to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return state.hexdigest(length=16)
+
+
+def plain_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return strided tensors that hold the values of a tensor of any kind; none for one without values."""
+    if tensor.is_meta:
+        return ()
+    if tensor.is_quantized:
+        return (tensor.int_repr(),)
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices(), tensor._values()  # noqa: SLF001 - the public ones want a coalesced tensor
+    if tensor.layout in {torch.sparse_csr, torch.sparse_bsr}:
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in {torch.sparse_csc, torch.sparse_bsc}:
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return (tensor.resolve_conj().resolve_neg(),)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one kind have the same bits."""
+    pairs = list(zip(plain_parts(one), plain_parts(other), strict=True))
+    return all(a.shape == b.shape and torch.equal(bits(a), bits(b)) for a, b in pairs)
 
 
 def bits(tensor: Tensor) -> Tensor:
@@ -172,7 +260,7 @@ def check_differentiable(model: nn.Module) -> None:
 def _problem(t: Tensor) -> str:
     if is_lazy(t):
         return "not initialised (call the model once)"
-    if t.is_meta:
+    if t.is_meta and isinstance(t, nn.Parameter):
         return "without values, on the meta device (load the weights)"
     if t.is_inference() and t.requires_grad:
         return "made under torch.inference_mode, where nothing can be differentiated (make it outside)"
@@ -182,9 +270,8 @@ def _problem(t: Tensor) -> str:
 
 
 def check_finite(model: nn.Module, *, when: str) -> None:
-    """Raise an error for a model with a NaN or an infinity."""
-    named = parameters_and_buffers(model)
-    bad = [name for name, t in named.items() if t.is_floating_point() and not all_finite(t)]
+    """Raise an error for a model with a NaN or an infinity in its weights; buffers may hold what they like."""
+    bad = [name for name, t in parameters(model).items() if t.is_floating_point() and not all_finite(t)]
     if bad:
         raise NonFiniteError(
             f"expected finite weights {when}, saw NaN or infinity in {', '.join(bad)} of {type(model).__name__}: "

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit.distributed.sharded_tensors import local
-from unlearnkit.models.parameters import bits, changed_positions, check_finite, digest, parameters
+from unlearnkit.models.parameters import (
+    bits,
+    changed_positions,
+    check_finite,
+    digest,
+    parameters,
+    same_bits,
+    tie_by_memory,
+)
 from unlearnkit.models.parameters import buffers as _buffers_of
 
 _LARGEST_POSITION = torch.iinfo(torch.int32).max
@@ -71,6 +79,8 @@ class ModelSnapshot:
 
     def __init__(self, model: nn.Module, *, copies: bool = True) -> None:
         self.undo_log = UndoLog()
+        self._ties = tie_by_memory(model)
+        self._tie()
         self._names = {m: name or type(m).__name__ for name, m in model.named_modules()}
         self._modules: dict[nn.Module, tuple[bool, tuple[_Members, ...]]] = {
             m: (m.training, tuple(dict(getattr(m, members)) for members in _MEMBERS)) for m in self._names
@@ -79,7 +89,8 @@ class ModelSnapshot:
         self._finite = False
         self._parameters = _Tensors(parameters(model), copies=copies)
         self._buffers = _Tensors(_buffers_of(model))
-        self._flags = {p: p.requires_grad for p in self._parameters.objects.values()}
+        everyone = [*self._parameters.objects.values(), *(alias for _, _, alias, _ in self._ties)]
+        self._flags = {p: p.requires_grad for p in everyone}
         self._grads = {p: p.grad for p in self._flags}
         self._rng = _random_state()
         self.hide_gradients()
@@ -95,8 +106,19 @@ class ModelSnapshot:
             check_finite(self._model, when=when)
             self._finite = True
 
+    def _tie(self) -> None:
+        """Make parameters that are one memory one object, as weights are that were tied properly."""
+        for module, name, _, first in self._ties:
+            module._parameters[name] = first  # noqa: SLF001
+
+    def _untie(self) -> None:
+        for module, name, alias, first in self._ties:
+            alias.data = first.data
+            module._parameters[name] = alias  # noqa: SLF001
+
     def hide_gradients(self) -> None:
         """Set every ``.grad`` to None."""
+        self._tie()
         for p in self._flags:
             p.grad = None
 
@@ -115,9 +137,10 @@ class ModelSnapshot:
     def structure_changes(self) -> list[str]:
         """Say which modules, parameters or buffers were added, removed or replaced."""
         problems: list[str] = []
+        tied: _Members = {alias: first for _, _, alias, first in self._ties}
         for module, (_, (held, buffered, children, *_)) in self._modules.items():
             name = self._names[module]
-            if not _same_members(held, module._parameters):  # noqa: SLF001
+            if not _same_members(held, {k: tied.get(p, p) for k, p in dict(module._parameters).items()}):  # noqa: SLF001
                 problems.append(f"{name} gained, lost or replaced a parameter")
             if not _same_members(children, module._modules):  # noqa: SLF001
                 problems.append(f"{name} gained, lost or replaced a child module")
@@ -147,6 +170,7 @@ class ModelSnapshot:
             p.grad = self._grads[p]
         if buffers:
             self._buffers.restore()
+        self._untie()
         _set_random_state(self._rng)
 
     def restore(self) -> None:
@@ -188,7 +212,7 @@ class _Tensors:
             name
             for name, copy in self.copies.items()
             if name not in left_out
-            and (name not in now or _kind(now[name]) != _kind(copy) or not torch.equal(bits(now[name]), bits(copy)))
+            and (name not in now or _kind(now[name]) != _kind(copy) or not same_bits(now[name], copy))
         ]
 
     def adopt(self, now: dict[str, Any]) -> None:
@@ -204,7 +228,7 @@ class _Tensors:
         with torch.no_grad():
             for name, tensor in self.objects.items():
                 tensor.data = self.storages[name]
-                if name in self.copies and not torch.equal(bits(tensor), bits(self.copies[name])):
+                if name in self.copies and not same_bits(local(tensor), local(self.copies[name])):
                     local(tensor).copy_(local(self.copies[name]))
 
 

@@ -21,8 +21,15 @@ def per_sample_squares(model: nn.Module, batches: Iterable[Any], objective: Obje
     Σ_i (∂/∂θ loss_i)²: what `unlearnkit.DiagonalFisher` must give. The model is copied to float64 and eval mode.
     Returns the total of each trainable parameter by name, float64.
     """
-    samples = (take(batch, slice(i, i + 1)) for batch in batches for i in range(batch_size(batch)))
-    return batched_squares(model, samples, objective)
+    exact, totals = _exact(model)
+    for batch in batches:
+        wide = _wide(batch)
+        for i in range(batch_size(wide)):
+            with FixNormGradients():
+                loss = objective.losses(exact, take(wide, slice(i, i + 1)))[0]
+            for name, g in _gradients(exact, loss).items():
+                totals[name] += g**2
+    return totals
 
 
 def batched_squares(model: nn.Module, batches: Iterable[Any], objective: Objective) -> dict[str, Tensor]:
@@ -31,15 +38,26 @@ def batched_squares(model: nn.Module, batches: Iterable[Any], objective: Objecti
     Σ_b (∂/∂θ mean_{i∈b} loss_i)²: what `unlearnkit.BatchedDiagonalFisher` must give with ``weights="equal"``, otherwise
     as `per_sample_squares`.
     """
+    exact, totals = _exact(model)
+    for batch in batches:
+        with FixNormGradients():
+            loss = objective.losses(exact, _wide(batch)).mean()
+        for name, g in _gradients(exact, loss).items():
+            totals[name] += g**2
+    return totals
+
+
+def _exact(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
     exact = copy.deepcopy(model).double().eval()
     totals = {name: torch.zeros_like(p).detach() for name, p in exact.named_parameters() if p.requires_grad}
-    for batch in batches:
-        wide = map_tensors(batch, lambda t: t.double() if t.is_floating_point() else t)
-        with FixNormGradients():
-            loss = objective.losses(exact, wide).mean()
-        exact.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        for name, p in exact.named_parameters():
-            if p.grad is not None:
-                totals[name] += p.grad**2
-    return totals
+    return exact, totals
+
+
+def _gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+
+
+def _wide(batch: Any) -> Any:
+    return map_tensors(batch, lambda t: t.double() if t.is_floating_point() else t)

@@ -69,7 +69,7 @@ def test_the_numbers_of_a_row_fit_together(uninterrupted):
 def test_tug_of_war_is_that_of_the_kept_models(uninterrupted):
     from unlearnkit.evaluation import loss_and_accuracy
     from unlearnkit.experiments.experiment import Experiment
-    from unlearnkit.experiments.retrained import retrained_models
+    from unlearnkit.experiments.train import retrained_models
 
     comparison, rows = uninterrupted
     experiment = Experiment.load(comparison.trials[0].config)

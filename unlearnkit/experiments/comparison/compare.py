@@ -8,20 +8,9 @@ from typing import final
 import attrs
 from rich.table import Table
 
-from unlearnkit.distributed.collectives import Ranks, all_gather, map_over_ranks
+from unlearnkit.distributed import Ranks, all_gather, map_over_ranks
+from unlearnkit.experiments.comparison import tables
 from unlearnkit.experiments.comparison.processes import Sizing, need_of, of_ranks, run_in_processes, sizing
-from unlearnkit.experiments.comparison.tables import (
-    Row,
-    covers,
-    csv_of,
-    long_table,
-    remark_lines,
-    summarise,
-    summary_page,
-    summary_table,
-    table_of,
-    unedited,
-)
 from unlearnkit.experiments.comparison.trial import Trial, TrialResult, keyed, read_result, trials_of, write_result
 from unlearnkit.experiments.comparison.worker import Event, Unit, Watch, Worker, groups_of, ignore, models_for
 from unlearnkit.experiments.config import Config
@@ -45,21 +34,11 @@ def compare(
     watch: Watch = ignore,
     progress: Progress = silent,
 ) -> "Comparison":
-    """Run the trials of a comparison that have no result yet, and write its tables.
+    """Run the trials of a comparison that have no result yet or failed, write its tables, and return it.
 
-    Each result is written as its trial ends, so a comparison that was stopped or killed goes on where it stopped.
-    Failed trials are run again. The results depend on the configuration, the versions and the machine, not on ``jobs``
-    nor on earlier trials.
-
-    Args:
-        config: With a section ``[comparison]``.
-        plugins: Where names are looked up; other processes see installed plugins only.
-        jobs: Processes; 1 works in this one, None chooses by cores and memory.
-        watch: Called at the start and the end of each trial.
-        progress: Shows a bar for each long stage, where this process does the work.
-
-    Returns:
-        The finished comparison.
+    Each result is written as its trial ends, so that a comparison can be stopped and continued. The results depend on
+    the configuration, the versions and the machine, not on earlier trials nor on ``jobs``: how many processes, where 1
+    is this one, and None chooses by cores and memory. ``watch`` is called at the start and the end of each trial.
 
     Raises:
         ConfigurationError: The configuration cannot be compared; nothing was done.
@@ -72,7 +51,7 @@ def compare(
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Comparison:
-    """A comparison: its trials, and their results on disk."""
+    """The trials of a comparison, and their results on disk."""
 
     config: Config
     trials: tuple[Trial, ...] = attrs.field(repr=lambda trials: f"{len(trials)} trials")
@@ -96,7 +75,6 @@ class Comparison:
 
     @property
     def folder(self) -> Path:
-        """Where everything is written."""
         return Path(self.config.output)
 
     @property
@@ -117,28 +95,27 @@ class Comparison:
 
     @property
     def failed(self) -> tuple[Trial, ...]:
-        """The trials that ended with an error."""
         results = self.results
         return tuple(t for t in self.trials if t.key in results and results[t.key].failed)
 
     @property
     def covers(self) -> str:
         """What varies between the trials of a variant, in words."""
-        return covers(self.config)
+        return tables.covers(self.config)
 
-    def rows(self) -> tuple[Row, ...]:
-        """Return the table of the finished trials: one row per trial."""
+    def rows(self) -> tuple[tables.Row, ...]:
+        """Return one row per finished trial."""
         results = self.results
-        return table_of((trial, results[trial.key]) for trial in self.trials if trial.key in results)
+        return tables.table_of((trial, results[trial.key]) for trial in self.trials if trial.key in results)
 
     def table(self) -> Table:
         """Return a table for the terminal: one line per variant."""
         rows = self.rows()
-        return summary_table(summarise(rows), unedited(rows))
+        return tables.summary_table(tables.summarise(rows), tables.unedited(rows))
 
     def remarks(self) -> list[str]:
         """Say which variants changed nothing, destroyed the model or failed, one line each."""
-        return remark_lines(summarise(self.rows()))
+        return [f"{s.variant}: {s.remarks} (of {s.trials})" for s in tables.summarise(self.rows()) if s.remarks]
 
     def sizing(self, jobs: int | None = None) -> Sizing:
         """Choose the number of processes: ``jobs``, or by cores and memory where it is None."""
@@ -156,11 +133,7 @@ class Comparison:
         )
 
     def run(self, jobs: int = 1, *, watch: Watch = ignore, progress: Progress = silent) -> None:
-        """Run the pending trials and write the tables, also when it is interrupted.
-
-        With torch.distributed, every rank must call this: each runs some of the trials, and rank 0 writes the tables.
-        All ranks must see the folder.
-        """
+        """Run the pending trials, shared by all ranks, and write the tables, also when it is interrupted."""
         if jobs > 1 and self.plugins is not default_manager():
             raise ConfigurationError("jobs: other processes see installed plugins only: use jobs=1, or install them")
         try:
@@ -193,7 +166,7 @@ class Comparison:
     def write(self) -> None:
         """Write ``trials.csv``, ``summary.csv``, ``summary.md`` and ``comparison.json`` of the finished trials."""
         rows = self.rows()
-        summaries = summarise(rows)
+        summaries = tables.summarise(rows)
         record = {
             "format": "unlearnkit-comparison-1",
             "trials": len(self.trials),
@@ -202,9 +175,9 @@ class Comparison:
             "config": attrs.asdict(self.config),
         }
         texts = {
-            "trials.csv": csv_of(rows),
-            "summary.csv": csv_of(long_table(summaries, covers=self.covers)),
-            "summary.md": summary_page(summaries, unedited(rows), rows=rows, covers=self.covers),
+            "trials.csv": tables.csv_of(rows),
+            "summary.csv": tables.csv_of(tables.long_table(summaries, covers=self.covers)),
+            "summary.md": tables.summary_page(summaries, tables.unedited(rows), rows=rows, covers=self.covers),
             "comparison.json": json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n",
         }
         for name, text in texts.items():

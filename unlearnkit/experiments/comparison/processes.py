@@ -1,6 +1,5 @@
 """Work in several processes: how many fit, and a pool that reports which trials a dying process was running."""
 
-import math
 import multiprocessing
 import os
 import signal
@@ -31,10 +30,9 @@ _PROCESS = 900 * MIB  # Python with torch, scikit-learn and small data, resident
 @final
 @attrs.frozen(kw_only=True)
 class Sizing:
-    """How many processes of how many threads, and why."""
+    """How many processes, and why."""
 
     jobs: int
-    threads: int
     why: str
 
 
@@ -52,16 +50,15 @@ def sizing(
 ) -> Sizing:
     """Choose the number of processes, by cores and free memory unless it is given."""
     if jobs is not None:
-        return Sizing(jobs=jobs, threads=threads, why=f"{_count(jobs, threads)}, as asked for")
+        return Sizing(jobs=jobs, why=f"{_count(jobs, threads)}, as asked for")
+    one = _count(1, threads)
     if device.type != "cpu":
-        why = f"{_count(1, threads)}: the trials share one {device.type} device (--jobs N for more)"
-        return Sizing(jobs=1, threads=threads, why=why)
+        return Sizing(jobs=1, why=f"{one}: the trials share one {device.type} device (--jobs N for more)")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     free = free_memory() if free is None else free
     if free is None:
-        why = f"{_count(1, threads)}: this system does not say how much memory is free (--jobs N for more)"
-        return Sizing(jobs=1, threads=threads, why=why)
-    by_memory = math.floor(0.9 * free / max(need[0], 1))
+        return Sizing(jobs=1, why=f"{one}: this system does not say how much memory is free (--jobs N for more)")
+    by_memory = int(0.9 * free / max(need[0], 1))
     chosen = max(1, min(cores // threads, by_memory, units))
     why = (
         f"{_count(chosen, threads)}: {cores} cores, {free / MIB:,.0f} MiB free, {need[0] / MIB:,.0f} MiB a process "
@@ -69,14 +66,14 @@ def sizing(
     )
     if chosen * threads < min(cores, units):
         why += f"; {cores - chosen * threads} cores idle (comparison.threads uses them inside a trial)"
-    return Sizing(jobs=chosen, threads=threads, why=why)
+    return Sizing(jobs=chosen, why=why)
 
 
 def of_ranks(jobs: int | None, *, ranks: int, threads: int) -> Sizing:
     """Return the processes that torchrun has started, each of which works by itself."""
     if jobs not in {None, 1}:
         raise ConfigurationError(f"--jobs: expected none with the {ranks} processes of torchrun, saw {jobs}")
-    return Sizing(jobs=1, threads=threads, why=f"{_count(ranks, threads)}, as torchrun has started")
+    return Sizing(jobs=1, why=f"{_count(ranks, threads)}, as torchrun has started")
 
 
 def _count(jobs: int, threads: int) -> str:

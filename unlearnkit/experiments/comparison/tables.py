@@ -16,7 +16,6 @@ from unlearnkit.experiments.comparison.trial import Trial, TrialResult
 from unlearnkit.experiments.config import Config
 
 Row = dict[str, Any]
-Done = tuple[Trial, TrialResult]
 
 
 def row_of(trial: Trial, result: TrialResult) -> Row:
@@ -63,14 +62,13 @@ def is_volatile(column: str) -> bool:
     return column.startswith(("seconds:", "peak_mib:")) or column == "finished"
 
 
-def table_of(done: Iterable[Done]) -> tuple[Row, ...]:
+def table_of(done: Iterable[tuple[Trial, TrialResult]]) -> tuple[Row, ...]:
     rows = [row_of(trial, result) for trial, result in done]
     columns = _columns(rows)
     return tuple({name: row.get(name) for name in columns} for row in rows)
 
 
 def csv_of(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Write rows as CSV, with all digits."""
     written, out = list(rows), io.StringIO(newline="")
     if written:
         writer = csv.DictWriter(out, fieldnames=list(written[0]), lineterminator="\n")
@@ -92,8 +90,6 @@ _COUNTS = {"forget_samples", "training_seed", "unlearning_seed", "threads", "cha
 @final
 @attrs.frozen(kw_only=True)
 class Statistic:
-    """One column of the table over several trials."""
-
     n: int
     mean: float
     sd: float | None
@@ -122,8 +118,6 @@ class Statistic:
 @final
 @attrs.frozen(kw_only=True)
 class VariantSummary:
-    """One variant over all forget targets and seeds."""
-
     variant: str
     method: str
     tuned: bool
@@ -134,8 +128,8 @@ class VariantSummary:
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> "VariantSummary":
-        kinds = Counter(kind for row in rows if row["findings"] for kind in row["findings"].split("; "))
         failed = sum(row["status"] != "done" for row in rows)
+        kinds = Counter(kind for row in rows if row["findings"] for kind in row["findings"].split("; "))
         kinds += Counter(failed=failed)
         return cls(
             variant=rows[0]["variant"],
@@ -167,14 +161,9 @@ def unedited(rows: Iterable[Row]) -> dict[str, Statistic]:
 
 
 def long_table(summaries: Iterable[VariantSummary], *, covers: str) -> tuple[Row, ...]:
-    """Make a tidy table: one row for each variant and measure."""
     return tuple(
         {
-            "variant": s.variant,
-            "method": s.method,
-            "tuned": s.tuned,
-            "trials": s.trials,
-            "failed": s.failed,
+            **attrs.asdict(s, filter=attrs.filters.exclude("measures", "remarks")),
             "measure": measure,
             **attrs.asdict(statistic),
             "covers": covers,
@@ -251,20 +240,14 @@ def lines_of(
 
 
 def summary_table(summaries: Sequence[VariantSummary], original: Mapping[str, Statistic]) -> Table:
-    """Make a table for the terminal: one line per variant."""
     header, lines = lines_of(summaries, original, short=True)
     table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    for name in header[:-1]:  # remarks need more room than there is: `remark_lines`
+    for name in header[:-1]:  # remarks need more room than there is: `Comparison.remarks`
         words = name == "variant"
         table.add_column(name, justify="left" if words else "right", no_wrap=not words, overflow="fold")
     for line in lines:
         table.add_row(*line[:-1])
     return table
-
-
-def remark_lines(summaries: Sequence[VariantSummary]) -> list[str]:
-    """Say how many trials of each variant changed nothing, destroyed the model, failed."""
-    return [f"{s.variant}: {s.remarks} (of {s.trials})" for s in summaries if s.remarks]
 
 
 def summary_page(

@@ -10,6 +10,7 @@ from typing import Any, final
 import attrs
 
 from unlearnkit.evaluation import LossAndAccuracy
+from unlearnkit.evaluation.model_outputs import SPLITS
 from unlearnkit.experiments.config import Config, ForgetConfig, MethodConfig
 from unlearnkit.experiments.provenance import digest_of, versions
 from unlearnkit.reporting import RunRecord
@@ -19,9 +20,6 @@ from unlearnkit.utils.files import write_text
 from unlearnkit.utils.structuring import structure
 
 FORMAT = "unlearnkit-trial-1"
-
-SPLITS = ("retain-train", "forget-train", "retain-test", "forget-test")
-"""The splits that every trial is evaluated on, except for empty ones."""
 
 
 @final
@@ -75,8 +73,7 @@ def forget_text(target: ForgetConfig) -> str:
     """Name a forget target, as ``"classes=3,7"``."""
     if target.indices:
         return f"indices={len(target.indices)}:{digest_of(target.indices)[:6]}"
-    given = {key: value for key, value in attrs.asdict(target, recurse=False).items() if value}
-    shown = {key: Path(v).name if isinstance(v, str) else ",".join(map(str, v)) for key, v in given.items()}
+    shown = {key: Path(v).name if isinstance(v, str) else ",".join(map(str, v)) for key, v in target.given.items()}
     return " ".join(f"{key}={value}" for key, value in shown.items())
 
 
@@ -175,7 +172,6 @@ class TrialResult:
 
     @property
     def fraction(self) -> float:
-        """Changed weights as a fraction of all, 0 to 1."""
         return self.changed / self.weights if self.weights else 0.0
 
     @classmethod
@@ -184,9 +180,8 @@ class TrialResult:
         report = record.report
         found = findings(report, record.before, record.after)
         nothing = "no candidate" if no_candidate else "nothing changed"
-        plain = report.to_dict()
         return cls(
-            options=plain["options"],
+            options=report.to_dict()["options"],
             provider=report.provider,
             changed=report.changed,
             weights=weights,
@@ -203,11 +198,10 @@ class TrialResult:
 
     @classmethod
     def failure(cls, error: BaseException | str) -> "TrialResult":
-        """Make the result of a trial that ended with an error."""
         if isinstance(error, str):
             return cls(status="failed", error=error)
-        said = "\n".join([str(error) or "no message", *getattr(error, "__notes__", [])])
-        return cls(status="failed", error=f"{type(error).__name__}: {said}")
+        message = "\n".join([str(error) or "no message", *getattr(error, "__notes__", [])])
+        return cls(status="failed", error=f"{type(error).__name__}: {message}")
 
 
 def read_result(folder: Path, trial: Trial) -> TrialResult | None:

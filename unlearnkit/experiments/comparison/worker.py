@@ -16,11 +16,11 @@ from unlearnkit.data import LabelledImages, forget_split
 from unlearnkit.distributed.collectives import resolve_device
 from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.experiments.comparison.trial import Trial, TrialResult, write_result
-from unlearnkit.experiments.experiment import Experiment, forget_spec, make_metrics, make_unlearner
-from unlearnkit.experiments.retrained import cached_original, retrained_models
+from unlearnkit.experiments.experiment import Experiment, make_metrics, make_unlearner
 from unlearnkit.experiments.run import Job
+from unlearnkit.experiments.train import cached_original, retrained_models
 from unlearnkit.experiments.tune import Search, elementwise, hold_out_unseen
-from unlearnkit.models.parameters import trainable
+from unlearnkit.models import trainable
 from unlearnkit.plugins.manager import PluginManager
 from unlearnkit.utils.errors import UnlearnKitWarning
 from unlearnkit.utils.memory import MIB, peak_memory, reset_peak
@@ -30,10 +30,7 @@ from unlearnkit.utils.progress import Progress, silent
 
 @final
 class Worker:
-    """Runs the trials of one comparison in one process.
-
-    Trials that share forget target and seeds are cheapest one after the other. No result depends on earlier trials.
-    """
+    """Runs the trials of one comparison in one process; consecutive trials of one `Trial.group` share importances."""
 
     def __init__(
         self, plugins: PluginManager, *, experiment: Experiment | None = None, progress: Progress = silent
@@ -72,9 +69,9 @@ class Worker:
         device = resolve_device(trial.config.device)
         reset_peak(device)
         try:
-            with _threads(trial.config.comparison.threads), _collected_warnings() as said:
+            with _threads(trial.config.comparison.threads), _collected_warnings() as remarks:
                 result = self._group_of(trial).run(trial)
-            result = attrs.evolve(result, remarks=tuple(dict.fromkeys([*result.remarks, *said])))
+            result = attrs.evolve(result, remarks=tuple(dict.fromkeys([*result.remarks, *remarks])))
         except Exception as error:  # noqa: BLE001 - a failed trial is a row of the table, and the others go on
             result = TrialResult.failure(error)
         peak = attrs.asdict(peak_memory(device))
@@ -83,7 +80,7 @@ class Worker:
     def _experiment(self, trial: Trial) -> Experiment:
         if self._loaded is None:
             self._loaded = Experiment.load(trial.config)
-        spec = forget_spec(trial.config.forget)
+        spec = trial.config.forget.spec()
         assert spec is not None, "trials_of() refuses a comparison with nothing to forget"
         return attrs.evolve(self._loaded, config=trial.config, split=forget_split(self._loaded.bundle, spec))
 
@@ -118,7 +115,6 @@ class _Group:
                 plugins=plugins,
                 original=cached_original(experiment, progress=progress),
                 retrained=retrained_models(experiment, progress=progress),
-                requests=[],
                 progress=progress,
             )
         )
@@ -152,19 +148,19 @@ def _threads(number: int) -> Iterator[None]:
 @contextmanager
 def _collected_warnings() -> Iterator[list[str]]:
     """Collect unlearnkit's warnings as remarks of the trial; show all others."""
-    said: list[str] = []
+    remarks: list[str] = []
     with warnings.catch_warnings():
         shown = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
             if issubclass(category, UnlearnKitWarning):
-                said.append(str(message))
+                remarks.append(str(message))
             else:
                 shown(message, category, *place, **more)  # type: ignore[arg-type]
 
         warnings.showwarning = show
         warnings.simplefilter("always", UnlearnKitWarning)
-        yield said
+        yield remarks
 
 
 @final
@@ -198,7 +194,7 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """Name of the model to train, for people."""
+        """The model to train, in words."""
         forget, training, _ = self.trials[0].group
         if self.model == "original":
             return f"original · training seed {training}"
@@ -226,7 +222,6 @@ class Unit:
 
 
 def models_for(trials: Sequence[Trial], folder: Path) -> tuple[Unit, ...]:
-    """List the models that trials need, without repeats."""
     originals: dict[int, Unit] = {}
     retrained: dict[tuple[str, int], Unit] = {}
     for trial in trials:

@@ -1,7 +1,7 @@
 """Squared per-sample gradients of any model: `torch.func` in chunks, or one sample at a time where that cannot work."""
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, final
 
 import torch
@@ -10,6 +10,7 @@ from torch.func import functional_call, grad, vmap
 
 from unlearnkit.data.batches import batch_size, has_values, map_tensors, take, tensors
 from unlearnkit.importance.fisher.engine.interceptor import ProcessWide
+from unlearnkit.importance.fisher.engine.kernel import out_of_memory
 from unlearnkit.models.norm_gradients import norm_gradient_fix
 from unlearnkit.models.objective import Objective, check_losses
 from unlearnkit.models.parameters import dense, trainable, wide
@@ -77,8 +78,16 @@ class SquaredGradients:
         return torch.cat(losses)
 
     def _one(self, one: Any, parameters: list[nn.Parameter]) -> tuple[Tensor, list[Tensor | None]]:
-        with self._order():
-            loss = check_losses(self._objective.losses(self._model, one), one, objective=self._objective)
+        try:
+            with self._order():
+                loss = check_losses(self._objective.losses(self._model, one), one, objective=self._objective)
+        except Exception as error:
+            if out_of_memory(error) or not self._takes(map_tensors(one, lambda t: torch.cat([t, t]))):
+                raise
+            raise UnsupportedModelError(
+                f"expected a model that takes one sample as well as several, saw {type(self._model).__name__} fail on "
+                f"a batch of one ({error}): a squeeze() without a dimension? use flatten(1) or squeeze(dim)"
+            ) from error
         if self._reenters:
             return loss.detach(), _by_backward(loss, parameters)
         try:
@@ -89,6 +98,12 @@ class SquaredGradients:
             self._reenters = True  # such checkpoints work with .backward() alone
             return self._one(one, parameters)
         return loss.detach(), [dense(g) for g in found]
+
+    def _takes(self, batch: Any) -> bool:
+        with suppress(Exception), torch.no_grad():
+            check_losses(self._objective.losses(self._model, batch), batch, objective=self._objective)
+            return True
+        return False
 
     def one_at_a_time(self, batch: Any) -> dict[str, Tensor]:
         """Square and add the gradients of each sample alone."""

@@ -70,7 +70,7 @@ _SAME_LOSS = {
 _MOVES_ROWS = frozenset(
     {"__getitem__", "__setitem__", "index_select", "take", "take_along_dim", "gather", "masked_select", "index_add"}
     | {"index_add_", "index_copy", "index_copy_", "index_put", "index_put_", "scatter", "scatter_", "scatter_add"}
-    | {"scatter_add_", "_pack_padded_sequence"}
+    | {"scatter_add_", "repeat_interleave", "_pack_padded_sequence"}
 )  # with an index that is data, by torch's names
 _TO_PYTHON = frozenset({"tolist", "item", "__int__", "__index__", "numpy", "__array__"})
 
