@@ -159,7 +159,7 @@ class Discovery(Guide):
             mixed = any(id(t) not in tracked and not self._constant(t) for t in seen.tensors)
             step = self._mixed(seen) if mixed else self._alone(seen)
         if step is not None:
-            self._dynamic |= step.action is Action.CLAIM and any(t in self._data_rows for t in seen.tensors)
+            self._dynamic |= step.action is not Action.DERIVE and any(t in self._data_rows for t in seen.tensors)
             self.steps.append(step)
         return step
 

@@ -51,14 +51,7 @@ class LinearRule(_Product):
 
     functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.linear, linear_rows)
 
-    def bind(
-        self,
-        input: Tensor,  # noqa: A002 - torch's
-        weight: Tensor,
-        bias: Tensor | None = None,
-        *made: Tensor,
-    ) -> Call | None:
-        del made
+    def bind(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Tensor) -> Call | None:  # noqa: A002
         if weight.dim() != 2 or input.dim() < 2:
             return None
         return Call(weights={"weight": weight, "bias": bias}, saved=(input,))
