@@ -1,8 +1,8 @@
 """Measures the exact Fisher on models of other libraries: ``python -m tests.benchmarks.zoo``.
 
 For each model: the error in float64 against one sample at a time, the error in float32 against the same, the time of
-one more batch of 16 as a multiple of a plain pass, and what fell back. Every model goes to the CSV file as soon as it is
-measured; models that are there already are left out, so that a run may be stopped and started again.
+one more batch of 16 as a multiple of a plain pass, and what fell back. Every model goes to the CSV file as soon as it
+is measured; models that are there already are left out, so that a run may be stopped and started again.
 
 ``--page docs/results/zoo.md`` writes the tables of that page from the CSV file.
 """

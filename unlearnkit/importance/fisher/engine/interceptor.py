@@ -61,7 +61,7 @@ class Tap(torch.autograd.Function):
         return (None, None, None, *grads, *[None] * (ctx.count - len(grads)))
 
 
-_OWN = frozenset({Tap._backward_cls})  # type: ignore[attr-defined]  # noqa: SLF001 - what its nodes are
+_OWN: frozenset[Any] = frozenset({Tap._backward_cls})  # noqa: SLF001 - the class of its nodes
 
 
 def tap(y: Tensor, anchor: Tensor, sink: Sink, saved: tuple[Tensor, ...], *, fresh: bool = False) -> Tensor:
@@ -226,7 +226,7 @@ class Interceptor(TorchFunctionMode):
             return False
         if tensor.dim() and tensor.shape[0] == self._guide.samples:  # of data without gradients as well
             return False
-        names, waiting = set[str](), [tensor.grad_fn]
+        names, waiting = set[str](), list[Any]([tensor.grad_fn])
         while waiting:
             node = waiting.pop()
             label = self._labels.get(id(node.variable)) if hasattr(node, "variable") else ""

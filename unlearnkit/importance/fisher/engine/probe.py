@@ -100,7 +100,7 @@ class Discovery(Guide):
             self._without_data = not mixed
             step = self._mixed(seen) if mixed else self._alone(seen)
         if step is not None:
-            self._dynamic |= step.action is Action.CLAIM and any(t in self._data_rows for t in seen.tensors)
+            self._dynamic |= step.action is not Action.DERIVE and any(t in self._data_rows for t in seen.tensors)
             self.steps.append(step)
         return step
 
