@@ -11,7 +11,6 @@ from typing import Any, final
 import attrs
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 
 from unlearnkit.data.batches import map_tensors
@@ -61,7 +60,9 @@ class Tap(torch.autograd.Function):
         return (None, None, None, *grads, *[None] * (ctx.count - len(grads)))
 
 
-_OWN: frozenset[Any] = frozenset({Tap._backward_cls})  # noqa: SLF001 - the class of its nodes
+def _foreign(node: Any) -> bool:
+    """Whether a node of a graph is of an autograd function that is neither torch's nor ours."""
+    return not getattr(type(node), "_forward_cls", Tap).__module__.startswith("unlearnkit.")
 
 
 def tap(y: Tensor, anchor: Tensor, sink: Sink, saved: tuple[Tensor, ...], *, fresh: bool = False) -> Tensor:
@@ -222,7 +223,7 @@ class Interceptor(TorchFunctionMode):
 
     def _adopts(self, tensor: Tensor) -> bool:
         """Label what an autograd function, which nobody sees called, has made of parameters alone."""
-        if type(tensor.grad_fn) in _OWN or not isinstance(tensor.grad_fn, BackwardCFunction):
+        if not _foreign(tensor.grad_fn):
             return False
         if tensor.dim() and tensor.shape[0] == self._guide.samples:  # of data without gradients as well
             return False
@@ -230,7 +231,7 @@ class Interceptor(TorchFunctionMode):
         while waiting:
             node = waiting.pop()
             label = self._labels.get(id(node.variable)) if hasattr(node, "variable") else ""
-            if label is None or type(node) in _OWN:
+            if label is None or (hasattr(type(node), "_forward_cls") and not _foreign(node)):
                 return False
             names |= {label} - {""}
             waiting += [following for following, _ in node.next_functions if following is not None]
@@ -300,7 +301,7 @@ def parameters_in_graph(losses: Tensor) -> tuple[list[Tensor], bool]:
         seen.add(node)
         if hasattr(node, "variable"):
             leaves.append(node.variable)
-        custom |= not getattr(type(node), "_forward_cls", Tap).__module__.startswith("unlearnkit.")
+        custom |= _foreign(node)
         waiting += [following for following, _ in node.next_functions]
     return leaves, custom
 

@@ -1,6 +1,5 @@
 """Records the calls of a forward pass, and which rows of each belong to which sample."""
 
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar, final
@@ -58,18 +57,14 @@ _AS = frozenset({"to", "type_as", "view_as", "reshape_as"})  # take no more than
 class Discovery(Guide):
     """Records what happens to each call, and derives which rows belong to which sample.
 
-    A call is claimed when it mixes parameters with data: the batch, and what was made of it. A tensor that came from
-    nowhere, such as an index that a module keeps, is data when it requires gradients or has one row per sample; as an
-    index it always is, which can only cost speed. With a plan the calls are those of the plan, and only the rows are
-    derived.
+    A call is claimed when it mixes parameters with data. Tensors are data unless they are parameters, constants, or
+    were made of these alone: whatever is not known counts as data, which can only cost speed. With a plan the calls are
+    those of the plan, and only the rows are derived.
     """
 
-    def __init__(
-        self, samples: int, constants: Iterable[Tensor], batch: Iterable[Tensor] = (), plan: CallPlan | None = None
-    ) -> None:
+    def __init__(self, samples: int, constants: Iterable[Tensor], plan: CallPlan | None = None) -> None:
         self.samples, self._plan = samples, plan
-        self._data: dict[int, weakref.ref[Tensor]] = {id(t): weakref.ref(t) for t in batch}
-        self._constants: dict[int, Tensor] = {id(t): t for t in constants if id(t) not in self._data}
+        self._constants: dict[int, Tensor] = {id(t): t for t in constants}
         self._fixed = frozenset(self._constants)
         self._without_data = False
         self.steps: list[Step] = []
@@ -137,8 +132,6 @@ class Discovery(Guide):
             return
         if in_place(function) and tensors and id(tensors[0]) not in self._fixed:
             self._constants.pop(id(tensors[0]), None)
-        if any(map(self._made_of_data, tensors)):
-            self._note([result, tensors[0] if in_place(function) else None])
         if self._data_rows.watch(function, args, tensors, self._constant):
             self._data_rows.add([result, tensors[0] if in_place(function) else None])
         else:
@@ -148,8 +141,6 @@ class Discovery(Guide):
         if self._without_data:
             self._remember(result)
             self._without_data = False
-        else:
-            self._note(result)
         self._follow(tensors, result)
 
     def _follow(self, tensors: list[Tensor], result: Any) -> None:
@@ -160,17 +151,7 @@ class Discovery(Guide):
         return id(t) in self._constants
 
     def _is_data(self, t: Tensor) -> bool:
-        if self._constant(t) or (t.dim() == 0 and not t.is_floating_point()):  # a number has no rows of samples
-            return False
-        return (t.dim() > 0 and t.shape[0] == self.samples) or self._made_of_data(t)
-
-    def _made_of_data(self, t: Tensor) -> bool:
-        known = self._data.get(id(t))
-        return (known is not None and known() is t) or (t.requires_grad and not self._constant(t))
-
-    def _note(self, result: Any) -> None:
-        for t in tensors(result):
-            self._data[id(t)] = weakref.ref(t)
+        return not self._constant(t) and (t.dim() > 0 or t.is_floating_point())  # a number has no rows of samples
 
     def _remember(self, result: Any) -> None:
         for t in result if isinstance(result, tuple | list) else (result,):
@@ -293,8 +274,9 @@ def discover(
     With an accumulation the last backward pass adds the squares too. `begin` is called when the forward pass is over.
     """
     samples = batch_size(batch)
+    given = {id(t) for t in tensors(batch)}
     fixed = [*buffers(model).values(), *(p for p in model.parameters() if not p.requires_grad), *_attributes(model)]
-    guide = Discovery(samples, fixed, tensors(batch), plan)
+    guide = Discovery(samples, [t for t in fixed if id(t) not in given], plan)
     adding = accumulation(guide) if accumulation is not None else None
     guide.accumulation = adding
     interceptor = adding.interceptor if adding is not None else Interceptor(named, guide)
