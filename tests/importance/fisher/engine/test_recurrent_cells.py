@@ -143,6 +143,15 @@ def test_float64_to_its_last_digits(cell):
     engine_only(model, [(x.double(), y) for x, y in data(4, 3)], tolerance=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("cell", [nn.LSTM(6, 4, 2, proj_size=3), nn.GRU(6, 3, bidirectional=True)])
+def test_products_of_every_size_by_one_dnn(cell, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(written_out, "_LARGE", 0)
+    cell(torch.zeros(1, 1, 6))
+    engine_only(Uses(after_all, 3 * (1 + cell.bidirectional), cell=cell), data(4, 3))
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16(kind, autocast):

@@ -21,6 +21,7 @@ from unlearnkit.importance.fisher.engine.rule import visible
 State = tuple[Tensor, ...]
 """(h, c) of an LSTM, (h, W_hn h + b_hn) of a GRU; an RNN uses h alone."""
 _DROPOUT, _TRAIN = 5, 6  # places among the arguments of a function of sequences
+_LARGE = 1 << 20  # multiplications that take longer than calling oneDNN
 _ONE_DNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _SIGMOID = torch.ops.aten.sigmoid_backward.grad_input  # (d, y) to d · y (1 − y)
 _TANH = torch.ops.aten.tanh_backward.grad_input  # (d, y) to d · (1 − y²)
@@ -178,9 +179,9 @@ def _steps(*tensors: Tensor) -> list[State]:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply by oneDNN, as torch's own recurrent layers do; MKL takes twice as long on some processors."""
-    usable = x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if usable and _ONE_DNN is not None and bool(torch.backends.mkldnn.enabled):
+    """Multiply by oneDNN where it pays, as torch's own recurrent layers do; MKL takes up to twice as long."""
+    pays = x.numel() * len(weight) >= _LARGE and x.is_cpu and x.dtype == torch.float32
+    if pays and _ONE_DNN and bool(torch.backends.mkldnn.enabled) and not torch.is_autocast_enabled("cpu"):
         found: Tensor = _ONE_DNN(x, weight, bias, "none", [], "")
         return found
     return F.linear(x, weight.to(x.dtype), bias)
