@@ -2,7 +2,7 @@
 
 Under the engine a call of `torch.lstm` and its relatives is replaced by the function here of the same arguments. One
 autograd function takes all steps of a layer in one direction. Its backward has the gradients of all gates side by side
-and hands them to the linear rule by way of `linear_rows`: of W_i and b_i with the inputs, of W_h and b_h with the
+and hands them to the linear rule by way of `recurrent_linear`: of W_i and b_i with the inputs, of W_h and b_h with the
 states before each step.
 """
 
@@ -32,10 +32,11 @@ _TANH = torch.ops.aten.tanh_backward.grad_input  # (d, y) to d · (1 − y²)
 class _Cell:
     """One kind of step and its gradient.
 
-    `step` gets W_i x + b_i and W_h h + b_h, writes its activations over the former, and writes the next state. `slopes`
-    gets these of all steps, and returns what `back` needs, first the factors that gradients of states have in those of
-    W_h h + b_h and of W_i x + b_i. `back` goes back one step: it multiplies these two by dh and by what else the next
-    step has carried back, in place, and returns what this step carries back besides W_hᵀ.
+    `step` takes W_i x + b_i and W_h h + b_h, overwrites the former with activations, and writes the next state.
+    `slopes` takes the activations and states of all steps. It returns the derivatives of the state by W_h h + b_h and
+    by W_i x + b_i, and what else `back` needs. `back` takes dh, the gradient that the next step returned, and the
+    slopes of its step: it turns the first two into gradients in place, and returns what reaches the step before
+    otherwise than through W_h.
     """
 
     step: Callable[[Tensor, Tensor, State, State], None]
@@ -107,7 +108,7 @@ def _rnn(activation: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tenso
 
 
 @visible
-def linear_rows(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> Tensor:
+def recurrent_linear(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> Tensor:
     """Stand for W x + b, which was computed in ``y``: the gradient of the result is that of W x + b."""
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         return F.linear(x, weight, bias)  # where no rule has detached them, the graph has to show them
@@ -129,7 +130,7 @@ class _Steps(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, *dc: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of x, of the first state and of what `linear_rows` returned."""
+        """Return the gradients of x, of the first state and of what `recurrent_linear` returned."""
         gates, w_i, w_h, projection, *tracks = ctx.saved_tensors  # which checkpointing may compute, and must be seen
         with torch._C.DisableTorchFunction():  # noqa: SLF001 - torch's own switch
             before, after = tuple(t[:-1] for t in tracks), tuple(t[1:] for t in tracks)
@@ -168,7 +169,7 @@ def _sequence(cell: _Cell, x: Tensor, state: State, weights: Sequence[Tensor | N
     uses = [(x, w_i, b_i, gates), (h[:-1], w_h, b_h, gates)]
     if projection is not None:
         uses.append((inner, projection, None, h[1:].clone()))
-    rows = [linear_rows(a.detach().transpose(0, 1), w, b, y.transpose(0, 1)) for a, w, b, y in uses]
+    rows = [recurrent_linear(a.detach().transpose(0, 1), w, b, y.transpose(0, 1)) for a, w, b, y in uses]
     fixed = (w if w is None else w.detach() for w in (w_i, w_h, projection))
     y, *last = _Steps.apply(cell, len(state), (gates, *fixed, h, c), x, *state, *rows)
     return y, (y[-1], *last)
@@ -224,7 +225,8 @@ def _layers(cell: _Cell) -> Callable[..., Any]:
 
 def _one_step(cell: _Cell) -> Callable[..., Any]:
     def run(x: Tensor, hx: Tensor | State, *weights: Tensor | None) -> Tensor | State:
-        _, last = _sequence(cell, x.unsqueeze(0), (hx,) if isinstance(hx, Tensor) else tuple(hx), weights)
+        state = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        _, last = _sequence(cell, x.unsqueeze(0), state, (*weights, None, None)[:4])
         return last[0] if isinstance(hx, Tensor) else last
 
     return run

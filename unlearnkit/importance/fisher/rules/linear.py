@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from unlearnkit.importance.fisher.engine.kernel import KernelOperands, KernelPlan, SumBuffers
-from unlearnkit.importance.fisher.engine.recurrent_cells import linear_rows
+from unlearnkit.importance.fisher.engine.recurrent_cells import recurrent_linear
 from unlearnkit.importance.fisher.engine.rule import Call, Rule
 from unlearnkit.importance.fisher.engine.totals import Slot
 
@@ -49,7 +49,7 @@ class _Product(Rule):
 class LinearRule(_Product):
     """y_nt = W a_nt + b."""
 
-    functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.linear, linear_rows)
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.linear, recurrent_linear)
 
     def bind(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Tensor) -> Call | None:  # noqa: A002
         if weight.dim() != 2 or input.dim() < 2:
