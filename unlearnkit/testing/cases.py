@@ -146,19 +146,14 @@ class RuleInputs:
 
     def ready(self, method: ElementwiseUnlearner) -> ElementwiseUnlearner:
         """Call ``prepare`` as the framework does; returns the object that edits."""
-        _, forget, reference = self.arguments(method)
-        needed = Need.REFERENCE_IMPORTANCE in method.needs
-        return method.prepare(
-            Importance(totals={"weight": forget}, count=1),
-            Importance(totals={"weight": reference}, count=1) if needed else None,
+        forget, reference = (
+            Importance(totals={"weight": total.clone()}, count=1) for total in (self.forget, self.reference)
         )
+        return method.prepare(forget, reference if Need.REFERENCE_IMPORTANCE in method.needs else None)
 
-    def edited(self, method: ElementwiseUnlearner) -> Tensor | None:
-        """Return θ', or None where the method fails, which the law "runs" reports."""
-        try:
-            return self.ready(method).edit(*self.arguments(method))
-        except Exception:  # noqa: BLE001 - see above
-            return None
+    def edited(self, method: ElementwiseUnlearner) -> Tensor:
+        """Return θ'."""
+        return self.ready(method).edit(*self.arguments(method))
 
 
 @final
@@ -201,15 +196,8 @@ class LawCase:
 
     def fresh(self, seed: int = 1) -> SmallNet:
         """Build an untrained model of the same kind."""
-        return SmallNet(
-            layers=self.layers,
-            embedding=self.embedding,
-            tied=self.tied,
-            frozen=self.frozen,
-            training=self.training,
-            dtype=self.dtype,
-            seed=seed,
-        )
+        options = ("layers", "embedding", "tied", "frozen", "training", "dtype")
+        return SmallNet(**{name: getattr(self, name) for name in options}, seed=seed)
 
     def data(self, which: str) -> list[Batch]:
         """Make the batches of one set of data: inputs (batch, 3) and labels (batch,); another name, other data."""
@@ -267,17 +255,10 @@ class Scaled(Objective):
         return self.factor * self.objective.losses(model, batch)
 
 
-@final
-class Broken:
-    """Data that raise after the first batch, as a failing disk does."""
-
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield one batch, then fail."""
-        yield self._batches[0]
-        raise OSError("the data ended with an error")
+def broken(batches: Sequence[Batch]) -> Iterator[Batch]:
+    """Yield one batch, then fail, as a failing disk does."""
+    yield batches[0]
+    raise OSError("the data ended with an error")
 
 
 def models() -> st.SearchStrategy[SmallNet]:
