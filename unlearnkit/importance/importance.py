@@ -10,7 +10,6 @@ from typing import Any, final
 import attrs
 import cattrs
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unlearnkit.distributed.sharded_tensors import local, placement, refuse_sharded, shard_like
@@ -25,7 +24,7 @@ from unlearnkit.importance.provenance import (
 from unlearnkit.models.parameters import extremes
 from unlearnkit.utils.errors import MismatchError, NonFiniteError, StoreError, UnlearnKitError, raise_all
 from unlearnkit.utils.options import by_fields, read_only
-from unlearnkit.utils.safetensors import save_tensors
+from unlearnkit.utils.safetensors import load_tensors, save_tensors
 
 _FORMAT = "unlearnkit-importance-1"
 _WIDE = (torch.float32, torch.float64)
@@ -258,12 +257,7 @@ class Importance:
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], str]:
     """Read totals and the header's JSON text, and compare their digest."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            totals = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safetensors has no iterator
-    except (OSError, ValueError, SafetensorError) as error:  # ValueError: text that is not UTF-8
-        raise StoreError(f"{path}: expected an importance file, saw: {error}") from error
+    totals, metadata = load_tensors(path, failure=": expected an importance file, saw")
     if metadata.get("format") != _FORMAT:
         raise StoreError(
             f"{path}: expected an importance file ({_FORMAT}), saw format {metadata.get('format')!r}: "

@@ -8,12 +8,11 @@ from typing import Any, final
 
 import attrs
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unlearnkit.models.parameters import bits, changed_positions, digest_tensors
 from unlearnkit.utils.errors import MismatchError, StoreError, raise_all
-from unlearnkit.utils.safetensors import save_tensors
+from unlearnkit.utils.safetensors import load_tensors, save_tensors
 
 State = dict[str, Tensor]
 
@@ -217,18 +216,16 @@ class Patch:
     @classmethod
     def load(cls, path: str | Path) -> "Patch":
         """Read what `save` wrote; a `StoreError` for a file that is no patch, or was changed."""
+        mapped, metadata = load_tensors(path, failure=": expected a patch, saw")
+        if metadata.get("format") != FORMAT:
+            raise StoreError(f"{path}: expected a patch ({FORMAT}), saw format {metadata.get('format')!r}")
         try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise StoreError(f"{path}: expected a patch ({FORMAT}), saw format {metadata.get('format')!r}")
-                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-            if metadata.get("digest") != _file_digest(metadata.get("patch", ""), tensors):
+            if metadata.get("digest") != _file_digest(metadata.get("patch", ""), mapped):
                 raise StoreError(f"{path}: expected the digest of what was written, saw another: the patch was changed")
-            header, found = json.loads(metadata["patch"]), _tensor_patches(tensors)
+            header, found = json.loads(metadata["patch"]), _tensor_patches({n: t.clone() for n, t in mapped.items()})
             digests = {key: str(header[key]) for key in ("before", "after")}
             return cls(tensors=found, about=dict(header["about"]), **digests)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"{path}: expected a patch, saw: {error}") from error
 
     def _check(self, state: Mapping[str, Tensor], expected: str, what: str) -> None:

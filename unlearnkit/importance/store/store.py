@@ -69,11 +69,8 @@ class ImportanceStore:
     ) -> "ImportanceStore":
         """Create an empty store in a new folder; a `StoreError` for one with something in it.
 
-        Args:
-            folder: A new folder.
-            data: Digest of the training data, to be compared later.
-            precision: Of the stored totals. float32 halves the size and rounds each total once, by at most 6·10⁻⁸.
-            versions: Of the libraries, to be recorded.
+        ``data`` is a digest of the training data, for `check`. The totals in float32 take half the size, each rounded
+        once, by at most 6·10⁻⁸. ``versions`` of libraries are recorded.
         """
         path = Path(folder)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -170,16 +167,9 @@ class ImportanceStore:
     ) -> tuple[Cancellation, ...]:
         """Remove groups, take parts out of others (in float64) and record an edit of the model, atomically.
 
-        Args:
-            remove: Groups to remove.
-            parts: Group to the importance of some of its samples, measured on the same model.
-            edit: Its ``before`` must be the model that the store fits.
-
-        Returns:
-            For each parameter, how many weights have no correct digits after cancellation; usually empty.
-
-        Raises:
-            MismatchError: A part is of another kind or no part of its group; the edit was made to another model.
+        ``parts`` has the importance of some samples of a group, measured on the same model. Returns for each parameter
+        how many weights have no correct digits after cancellation; usually nothing. A part of another kind or of
+        another group, or an edit of another model than the store fits, is a `MismatchError`.
         """
         removed, lost = set(remove), list[Cancellation]()
         with writing(self.folder) as writer:
