@@ -56,20 +56,17 @@ def cifar100(
     on_device: bool = False,
     verify: bool = True,
 ) -> DataBundle:
-    """Read CIFAR-100 as torchvision downloads it, with fine and coarse labels.
+    """Read CIFAR-100 as torchvision downloads it: 50,000 training and 10,000 test images, with fine and coarse labels.
 
     Images stay uint8 in memory (150 MB for training). Labels are checked against the published table.
 
     Args:
         root: The folder that holds ``cifar-100-python``, or that it is downloaded to.
         download: Download the archive (169 MB) when it is missing; needs ``verify``.
-        target: The label kind to train on: ``"coarse"`` (20 classes) or ``"fine"`` (100).
+        target: The label kind to train on, last in an item: ``"coarse"`` (20 classes) or ``"fine"`` (100).
         image_size: See `imagenet_transform`.
         on_device: Resize and normalise by `DeviceTransform`, a batch at a time: much faster.
         verify: Compare the files with their published checksums; False only for another archive in the same format.
-
-    Returns:
-        50,000 training and 10,000 test images, items ``(x, fine, coarse)``, the target last.
 
     Raises:
         StoreError: The files are missing, damaged or not CIFAR-100.

@@ -22,15 +22,9 @@ def loader(
 ) -> DataLoader[Any]:
     """Make a data loader that yields the same batches in every pass, whatever the global random state is.
 
-    For training, pass the data set itself to `unlearnkit.models.train`, which shuffles it in each epoch.
-
-    Args:
-        dataset: Anything with a length and items.
-        batch_size: Samples per batch, ≥ 1; the last batch may be smaller.
-        shuffle: Use a fixed permutation instead of the data set's order.
-        seed: Of the permutation, ≥ 0; needed when ``shuffle`` is on.
-        workers: Processes that load images; 0 loads them in this one.
-        device: Where the batches are used: memory is pinned for a CUDA device only.
+    ``shuffle`` is one fixed permutation, drawn from ``seed`` ≥ 0. ``workers`` processes load images; 0 loads them in
+    this one. Memory is pinned when the ``device`` where the batches are used is a CUDA device. For training, pass the
+    data set itself to `unlearnkit.models.train`, which shuffles it in each epoch.
 
     Raises:
         ConfigurationError: A number is out of range, or ``shuffle`` is on without a seed.

@@ -146,17 +146,12 @@ def train(
 ) -> tuple[EpochRecord, ...]:
     """Train a model in place with Adam on the mean loss of each batch; return the record of each epoch.
 
+    ``data`` is a data set, shuffled anew in each epoch and cut into batches of ``training.batch_size``, or batches that
+    can be iterated once per epoch; they are moved to the model's device. The default objective is `CrossEntropy`.
+    ``on_epoch`` is called after each epoch with its number, from 1, and its record.
+
     The same seed, data and initial weights give the same bits on one CPU. The global random state and the model's
     train/eval modes are left as they were; gradients are cleared at the end.
-
-    Args:
-        model: On any one device; the batches are moved there. Only parameters with ``requires_grad`` are trained.
-        data: A data set, shuffled anew in each epoch and cut into batches of ``training.batch_size``; or batches
-            that can be iterated once per epoch, in their own order and size.
-        objective: The loss; by default `CrossEntropy`.
-        training: The options.
-        progress: Shows the batches of each epoch.
-        on_epoch: Called after each epoch with its number, from 1, and its record.
 
     Raises:
         NonFiniteError: The loss is NaN or infinite, naming epoch and batch; the weights stay as they are then.

@@ -107,17 +107,10 @@ def class_labels(objective: Objective, batch: Any) -> Tensor:
 def divergence(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Return T²·KL(p_T ‖ q_T) of every sample: from the teacher's to the student's class probabilities.
 
-    p_T = softmax(teacher / T), q_T = softmax(student / T), KL(p ‖ q) = Σ_c p_c·(ln p_c − ln q_c). The factor T² keeps
-    the size of the gradients when T changes. Source: Hinton et al. 2015 (Distilling the Knowledge in a Neural
-    Network).
-
-    Args:
-        teacher: Logits, shape (batch, classes, …).
-        student: Logits of the same shape; others are a `MismatchError`.
-        temperature: T > 0.
-
-    Returns:
-        Shape (batch,), nats; summed over further positions, not averaged over classes.
+    p_T = softmax(teacher / T), q_T = softmax(student / T), KL(p ‖ q) = Σ_c p_c·(ln p_c − ln q_c). Logits have one shape
+    (batch, classes, …), others are a `MismatchError`; the result has the shape (batch,), in nats, and is summed over
+    further positions and over classes. The factor T² keeps the size of the gradients when T > 0 changes. Source: Hinton
+    et al. 2015 (Distilling the Knowledge in a Neural Network).
 
     Example:
         >>> divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0]]))

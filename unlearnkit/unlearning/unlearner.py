@@ -187,17 +187,14 @@ class Unlearner(abc.ABC):
         For a sharded model all processes must call this, with importances that are sharded as the model is; each edits
         its own shards and calls ``accept``.
 
-        Args:
-            model: Its trainable parameters are edited; everything else stays.
-            inputs: Must hold what ``needs`` declares; its importances must be this model's.
-            accept: Sees the report and the edited model before the edit is final, and returns the report; an exception
-                there, Ctrl-C included, rolls the edit back.
-            snapshot: One of the model as it is now, whose digest and check for finite weights are used again.
+        ``accept`` sees the report and the edited model before the edit is final, and returns the report; an exception
+        there, Ctrl-C included, rolls the edit back. A ``snapshot`` of the model as it is now spares the computation of
+        its digest.
 
         Raises:
             MismatchError: Importances that are not this model's, or a method that changed what it must not.
             NonFiniteError: NaN or infinity before or after the edit.
-            BudgetError: More weights were changed than allowed.
+            BudgetError: More weights were changed than ``inputs.max_fraction`` allows.
             ConfigurationError: One of the inputs that the method needs is missing.
             UnsupportedModelError: The model is sharded, and the method cannot edit shards.
         """
