@@ -8,7 +8,7 @@ import numpy as np
 
 from unlearnkit.deletion.requests import Population, Rows
 from unlearnkit.importance import Importance, ImportanceStore, Role
-from unlearnkit.importance.provenance import error_of_difference, error_of_sum
+from unlearnkit.importance.importance import counts_of_difference, counts_of_sum
 from unlearnkit.importance.store.shards import difference, on_disk, summed
 from unlearnkit.utils.errors import StoreError, raise_all
 
@@ -68,11 +68,9 @@ def _sum(pieces: list[Importance]) -> Importance:
     return attrs.evolve(
         first,
         totals=on_disk(summed([piece.totals for piece in pieces])),
-        count=sum(piece.count for piece in pieces),
-        samples=sum(piece.samples for piece in pieces),
         role=Role.FORGET,
         trail=trail,
-        relative_error=error_of_sum((piece.relative_error, piece.samples) for piece in pieces),
+        **counts_of_sum(pieces),
     )
 
 
@@ -81,8 +79,6 @@ def _without(total: Importance, part: Importance, *, eps: float) -> Importance:
     return attrs.evolve(
         total,
         totals=on_disk(rest),
-        count=total.count - part.count,
-        samples=total.samples - part.samples,
         role=Role.RETAIN,
-        relative_error=error_of_difference(total.relative_error, part.relative_error),
+        **counts_of_difference(total, part),
     )

@@ -16,8 +16,8 @@ from torch import nn
 from unlearnkit.distributed.collectives import Ranks, all_gather, raise_on_all_ranks
 from unlearnkit.distributed.sharded_tensors import is_sharded_model
 from unlearnkit.importance.estimator import ImportanceEstimator, fingerprint_of
-from unlearnkit.importance.importance import Importance
-from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role, check_same_on_every_rank, error_of_sum
+from unlearnkit.importance.importance import Importance, counts_of_sum
+from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role, check_same_on_every_rank
 from unlearnkit.importance.store.store import ImportanceStore
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import device_of, digest, trainable
@@ -86,12 +86,10 @@ def estimate_together(
         raise ConfigurationError("expected data for an importance, saw an empty iterable on every rank")
     return Importance(
         totals=_all_reduce(model, own),
-        count=sum(part.count for part in found),
-        samples=sum(part.samples for part in found),
         role=role,
         trail=_merged_trail([part.trail for part in found]),
-        relative_error=error_of_sum((part.relative_error, part.samples) for part in found),
         fingerprint=_in_float64(found[0].fingerprint),
+        **counts_of_sum(found),
     )
 
 
