@@ -19,7 +19,8 @@ class SoftSynapticDampening(ElementwiseUnlearner):
     weight changes a little, and a small α is what keeps the model.
 
     Source: a smooth form of Foster, Schoepf and Brintrup 2024 (Fast Machine Unlearning Without Retraining Through
-    Selective Synaptic Dampening), whose factor F_r/F_f it approaches for α·F_f ≫ F_r and λ = 1/α, from no paper.
+    Selective Synaptic Dampening), whose factor F_r/F_f it approaches for α·F_f ≫ F_r and λ = 1/α; we know of no paper
+    that has it.
 
     Example:
         >>> theta, forget = torch.tensor([1.0, 1.0, 1.0, 1.0]), torch.tensor([3.0, 1.0, 5.0, 0.0])

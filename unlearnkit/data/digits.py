@@ -13,7 +13,7 @@ _NAMES = tuple(str(digit) for digit in range(10))
 
 
 def digits(*, seed: int = 0, test_fraction: float = 0.25, groups: Groups | None = None) -> DataBundle:
-    """Load the digits, split so that each digit has the same share in both parts; the seed ≥ 0 decides on the samples.
+    """Load the digits, split by a seed ≥ 0 so that each digit has the same share in both parts.
 
     Images have shape (1, 8, 8), float32 in 0 … 1. Labels are ``label`` or, with groups (coarse name to digits as text,
     as ``{"even": "02468", …}``), ``fine`` and ``coarse``, the target. A fraction that leaves too few samples, or
@@ -31,8 +31,7 @@ def digits(*, seed: int = 0, test_fraction: float = 0.25, groups: Groups | None 
     everything = LabelledImages(images=images, **labels)
     if not 0 < test_fraction < 1 or min(test_fraction, 1 - test_fraction) * len(everything) < len(_NAMES):
         raise ConfigurationError(
-            f"test_fraction: expected between 0 and 1, with at least {len(_NAMES)} of {len(everything)} samples on "
-            f"either side, saw {test_fraction}"
+            f"test_fraction: expected 0 to 1, with at least {len(_NAMES)} samples on either side, saw {test_fraction}"
         )
     train, test = train_test_split(
         np.arange(len(everything)), test_size=test_fraction, stratify=raw.target, random_state=seed

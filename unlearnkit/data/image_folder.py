@@ -76,9 +76,7 @@ def image_folder(
     train, test = _folder(root / "train"), _folder(root / "test")
     if train.classes != test.classes:
         only = sorted(set(train.classes) ^ set(test.classes))
-        raise ConfigurationError(
-            f"{root}: expected the same class folders in train and test, saw {only} in one of them only"
-        )
+        raise ConfigurationError(f"{root}: expected the same classes in train and test, saw {only} in one of them only")
     transform = image_transform(image_size, on_device=on_device)
 
     def labelled(folder: "ImageFolder", key: str, count: int | None) -> LabelledImages:
@@ -113,9 +111,7 @@ def _read(files: ImageFiles, transform: Callable[[Tensor], Tensor], *, where: Pa
     images = [transform(image) for image in images]
     sizes = {tuple(image.shape) for image in images}
     if len(sizes) > 1:
-        raise ConfigurationError(
-            f"in_memory: expected images of one size in {where}, saw {len(sizes)} different ones: give an image_size"
-        )
+        raise ConfigurationError(f"in_memory: expected one size in {where}, saw {len(sizes)}: give an image_size")
     return torch.stack(images)
 
 
@@ -126,6 +122,5 @@ def _folder(path: Path) -> "ImageFolder":
         return ImageFolder(path)
     except OSError as error:
         raise StoreError(
-            f"expected one folder of images for each class in {path}: {error}: check the path, and that it holds "
-            "train/<class>/ and test/<class>/"
+            f"expected one folder of images for each class in {path}, as train/<class>/ and test/<class>/: {error}"
         ) from error

@@ -56,8 +56,7 @@ def load_checkpoint(
         StoreError: The file is missing, damaged or a pickle that was not allowed.
         MismatchError: The file does not fit the model, which is unchanged; lists every name, shape and dtype.
     """
-    path = Path(path)
-    found, metadata = _read(path, allow_pickle=allow_pickle)
+    found, metadata = read_checkpoint(path, allow_pickle=allow_pickle)
     state = _state(model)
     groups = _tied(state)
     raise_all(_problems(state, groups, found), where=f"{path} does not fit {type(model).__name__}")
@@ -70,11 +69,6 @@ def model_state(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint by name, not copied: weights and persistent buffers, tied weights once."""
     state = _state(model)
     return {names[0]: state[names[0]].detach() for names in _tied(state)}
-
-
-def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors of a safetensors checkpoint by name, and its metadata."""
-    return _read(Path(path), allow_pickle=False)
 
 
 def write_checkpoint(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -133,15 +127,16 @@ def _load(model: nn.Module, values: Mapping[str, Tensor], *, undo: bool) -> None
         raise
 
 
-def _read(path: Path, *, allow_pickle: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_checkpoint(file: str | Path, *, allow_pickle: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors of a checkpoint by name, and its metadata."""
+    path = Path(file)
     if not path.is_file():
         raise StoreError(f"expected a checkpoint at {path}, saw {'a folder' if path.is_dir() else 'nothing'}")
     if not _is_pickle(path):
         return _read_safetensors(path)
     if not allow_pickle:
         raise StoreError(
-            f"{path} is a pickle, which can run code when it is read: expected a safetensors file; use "
-            "allow_pickle=True if you trust whoever made it"
+            f"{path} is a pickle, which can run code when it is read: use allow_pickle=True if you trust its maker"
         )
     return _read_pickle(path), {}
 

@@ -88,8 +88,7 @@ def run_epoch(
             after_step()
     if not losses:
         raise ConfigurationError(
-            f"expected at least one batch in {name}, saw none: pass a data set, a data loader or a list, "
-            "not an iterator that is used up"
+            f"expected at least one batch in {name}, saw none: pass a loader or a list, not an iterator that is used up"
         )
     return float(torch.stack(losses).mean())
 
@@ -97,13 +96,11 @@ def run_epoch(
 def _check(loss: Tensor, *, where: str) -> None:
     if not bool(torch.isfinite(loss).all()):
         raise NonFiniteError(
-            f"expected a finite loss, saw NaN or infinity in {where}: lower the learning rate, or look for NaN in the "
-            "data"
+            f"expected a finite loss, saw NaN or infinity in {where}: lower the learning rate, or look at the data"
         )
     if not loss.requires_grad:
         raise UnsupportedModelError(
-            f"expected a loss that depends on a trainable parameter, saw one that does not in {where}: is the "
-            "model called under torch.no_grad()?"
+            f"expected a loss that depends on a trainable parameter, saw none in {where}: is torch.no_grad() active?"
         )
 
 

@@ -37,16 +37,9 @@ LAYERS: Mapping[str, Callable[[], nn.Module]] = {
 class SmallNet(nn.Module):
     """A classifier of 3 numbers in [0, 4) into 4 classes, of at most some 100 weights.
 
-    The same arguments give the same weights; the global generators are not touched.
-
-    Args:
-        layers: Some of the keys of `LAYERS`, in order.
-        embedding: Look the numbers up in a table, instead of multiplying by them.
-        tied: Share weights: the head with the embedding, or two linear layers.
-        frozen: Freeze the stem.
-        training: The mode it is in.
-        dtype: Of all weights.
-        seed: Of the weights.
+    The layers are some of the keys of `LAYERS`, in order. With ``embedding`` the stem looks the numbers up in a table,
+    instead of multiplying by them; ``tied`` shares weights, of the head with the embedding or of two linear layers;
+    ``frozen`` freezes the stem. One seed gives the same weights; the global generators are not touched.
 
     Example:
         >>> SmallNet(layers=("conv",)).eval()(torch.tensor([[0.0, 1.0, 2.0]])).shape
@@ -159,14 +152,10 @@ class RuleInputs:
 @final
 @attrs.frozen(kw_only=True)
 class LawCase:
-    """A model, importances and data for one test, in a few numbers; the other attributes are those of `SmallNet`.
+    """A `SmallNet`, importances and data for one test, in a few numbers.
 
-    Attributes:
-        forget: F_f: these values, repeated; each parameter starts at another one.
-        reference: F_r, likewise.
-        samples: How many samples each set of data has.
-        batch: How many of them are in a batch.
-        seed: Of weights and data.
+    F_f and F_r are the values of ``forget`` and ``reference``, repeated; each parameter starts at another one. Each set
+    of data has ``samples`` samples, ``batch`` of them in a batch. The seed is that of weights and data.
 
     Example:
         >>> law_case = LawCase(samples=3, batch=2)

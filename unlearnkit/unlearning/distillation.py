@@ -32,11 +32,8 @@ def fresh_model(model: nn.Module, inputs: UnlearningInputs) -> nn.Module:
     """Make an untrained model of the same kind, on the same device, with ``inputs.model_factory`` at ``inputs.seed``.
 
     Parameters that are frozen in the model are frozen in the fresh one too, and have the model's values; nothing else
-    of the model has any influence on it.
-
-    Raises:
-        ConfigurationError: There is no factory, or it does not return a module.
-        MismatchError: What it returns has other parameters or buffers, or shares some with the model.
+    of the model has any influence on it. A factory whose model has other parameters or buffers, or shares some, is a
+    `MismatchError`; one that makes no module, or none at all, a `ConfigurationError`.
 
     Example:
         >>> model = nn.Linear(2, 2)
@@ -117,10 +114,8 @@ def divergence(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) ->
         tensor([0.1201])
     """
     if teacher.shape != student.shape:
-        raise MismatchError(
-            f"expected logits of one shape, saw {tuple(teacher.shape)} from the teacher and {tuple(student.shape)} "
-            "from the student"
-        )
+        shapes = f"{tuple(teacher.shape)} from the teacher and {tuple(student.shape)} from the student"
+        raise MismatchError(f"expected logits of one shape, saw {shapes}")
     log_p, log_q = (torch.log_softmax(logits / temperature, dim=1) for logits in (teacher, student))
     return temperature**2 * (log_p.exp() * (log_p - log_q)).flatten(1).sum(1)
 

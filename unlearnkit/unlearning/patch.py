@@ -63,12 +63,6 @@ class TensorPatch:
         flat[self.value_index] = self.value
         return flat.reshape(tensor.shape)
 
-    def revert(self, tensor: Tensor) -> Tensor:
-        """Return the tensor before the edit: a new one, contiguous, on the CPU."""
-        earlier = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        self.undo(earlier)
-        return earlier
-
     def undo(self, tensor: Tensor) -> None:
         """Put the old values into an edited tensor, in place."""
         if self.old is None:
@@ -165,9 +159,9 @@ class Patch:
 
     def revert(self, state: Mapping[str, Tensor]) -> State:
         """Return the state before the edit; the edited ``state`` is left as it is."""
-        self._check(state, self.after, "that makes")
-        earlier = {n: self.tensors[n].revert(t) if n in self.tensors else t for n, t in state.items()}
-        return _of_digest(earlier, self.before)
+        earlier = {n: t.detach().cpu().clone() if n in self.tensors else t for n, t in state.items()}
+        self.undo(earlier)
+        return earlier
 
     def undo(self, state: Mapping[str, Tensor]) -> None:
         """Put the old values into the tensors of an edited model, in place; an error may leave it half changed."""

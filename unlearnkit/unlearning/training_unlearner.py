@@ -58,7 +58,7 @@ def fine_tune(
 
     Raises:
         NonFiniteError: A loss is NaN or infinite, naming pass and batch.
-        ConfigurationError: A pass without batches, or a mask for an unknown parameter.
+        ConfigurationError: A pass without batches, or a mask that fits no trainable parameter.
         UnsupportedModelError: The loss does not depend on any trainable parameter.
     """
     steps, masked, means = optimizer.optimizer_for(model), _masked_weights(model, masks or {}), []

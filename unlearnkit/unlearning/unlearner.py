@@ -52,10 +52,8 @@ class UnlearningInputs:
     Attributes:
         forget: Importance for the forget set D_f.
         reference: Importance for the full set D (the paper) or the retain set D_r (the notebook); its role says which.
-        forget_data: Batches of D_f that can be iterated more than once.
-        retain_data: Batches of D_r that can be iterated more than once.
+        forget_data: Batches of D_f that can be iterated more than once; ``retain_data`` of D_r.
         model_factory: Makes a fresh, untrained model of the same kind.
-        objective: How a batch becomes losses.
         seed: For methods that draw numbers.
         max_fraction: The largest fraction of weights that the edit may change; beyond it, it is rolled back.
         progress: Shows a bar for long stages.
@@ -256,10 +254,9 @@ class Unlearner(abc.ABC):
             check_finite(model, when=f"after {self.name!r} edited them (the model was put back)")
         return buffers_changed
 
-    def _check_shardable(self) -> None:
+    def _check_shardable(self, why: str = "only methods that edit weight by weight take one") -> None:
         raise UnsupportedModelError(
-            f"method {self.name!r}: expected a model that is not sharded, saw one whose parameters are "
-            "sharded (FSDP, DTensor): only methods that edit weight by weight take one"
+            f"method {self.name!r}: expected a model that is not sharded, saw sharded parameters (FSDP, DTensor): {why}"
         )
 
     def _needs_copy(self) -> bool:
