@@ -95,11 +95,14 @@ def batch_size(batch: Any) -> int:
     """Return the number of samples: the length of dimension 0, which every tensor must share."""
     shapes = [tuple(tensor.shape) for tensor in tensors(batch)]
     if not shapes:
-        raise MismatchError(f"a batch must hold at least one tensor, saw {type(batch).__name__} without any")
+        raise MismatchError(
+            f"a batch must hold at least one tensor, saw {type(batch).__name__} without any: check your data loader"
+        )
     lengths = {shape[0] if shape else None for shape in shapes}
     if len(lengths) != 1 or None in lengths:
         raise MismatchError(
-            f"every tensor of a batch must have the same length in dimension 0 (the samples), saw shapes {shapes}"
+            f"every tensor of a batch must have the same length in dimension 0 (the samples), saw shapes {shapes}: "
+            "check the collate function of your data loader"
         )
     size = shapes[0][0]
     if size == 0:

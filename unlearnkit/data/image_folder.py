@@ -111,7 +111,9 @@ def _read(files: ImageFiles, transform: Callable[[Tensor], Tensor], *, where: Pa
     images = [transform(image) for image in images]
     sizes = {tuple(image.shape) for image in images}
     if len(sizes) > 1:
-        raise ConfigurationError(f"in_memory: expected one size in {where}, saw {len(sizes)}: give an image_size")
+        raise ConfigurationError(
+            f"in_memory: expected images of one size in {where}, saw {len(sizes)} different ones: give an image_size"
+        )
     return torch.stack(images)
 
 
@@ -122,5 +124,6 @@ def _folder(path: Path) -> "ImageFolder":
         return ImageFolder(path)
     except OSError as error:
         raise StoreError(
-            f"expected one folder of images for each class in {path}, as train/<class>/ and test/<class>/: {error}"
+            f"expected one folder of images for each class in {path}: {error}: check the path, and that it holds "
+            "train/<class>/ and test/<class>/"
         ) from error

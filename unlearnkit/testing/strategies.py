@@ -136,7 +136,7 @@ def values_of(option: Option) -> st.SearchStrategy[Any]:
         return usual | st.integers(math.ceil(low), math.floor(bounds.get("≤", low + 16)))
     if option.required:
         raise ConfigurationError(
-            f"option {option.name!r}: expected one of unlearnkit.option(), saw a plain field: pass a strategy by name"
+            f"option {option.name!r}: expected unlearnkit.option(), saw a plain field: pass a strategy for it by name"
         )
     return usual
 
