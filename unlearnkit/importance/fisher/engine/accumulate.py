@@ -86,7 +86,7 @@ class Accumulation(Guide):
         step.check(y, self.samples)
         head = step.inputs.length(self.samples) if step.inputs is not None else ()
         if any(tuple(t.shape[: len(head)]) != head for t in call.saved):
-            raise UnprovenError(f"{step.describe()}: an input with other rows than in the probe")
+            raise UnprovenError(f"{step.describe()}: an input with other rows than in the first batch")
         labels = self.labels(call)
         bare = call.holding(())  # autograd gives up what is saved as it goes back, and so must we
 
@@ -103,7 +103,7 @@ class Accumulation(Guide):
         """Add the squares of weights that are used more than once or through other tensors."""
         if self._surprises and bool(torch.stack([seen for _, seen in self._surprises]).any()):
             step = next(step for step, seen in self._surprises if bool(seen))
-            raise UnprovenError(f"{step.describe()}: a gradient where the probe had none")
+            raise UnprovenError(f"{step.describe()}: a gradient where the first batch had none")
         groups, self._uses = _together(self._uses, self._derived), []
         with torch.no_grad():
             while groups:

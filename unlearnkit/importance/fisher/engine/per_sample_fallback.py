@@ -263,7 +263,7 @@ def _rebuild(batch: Any, columns: list[Tensor]) -> Any:
 
 @final
 class Comparison:
-    """Compares the engine's totals of the probe with those of one sample at a time, storing neither.
+    """Compares the engine's totals of a few samples with those of one sample at a time, storing neither.
 
     Of parameters that are not small only pictures are compared, in which 64 neighbours are one number; see `projected`.
     """
