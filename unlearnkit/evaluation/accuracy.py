@@ -33,14 +33,10 @@ class LossAndAccuracy:
 def loss_and_accuracy(
     model: nn.Module, batches: Iterable[Any], *, objective: Objective | None = None, progress: Progress = silent
 ) -> LossAndAccuracy:
-    """Measure a model in eval mode, without changing it.
+    """Measure a model in eval mode, without changing it; the batches are moved to its device.
 
-    Args:
-        model: On any one device; the batches are moved there.
-        batches: What a data loader yields. Several processes split the work on `unlearnkit.distributed.Shared` batches,
-            and each gets the same result.
-        objective: The loss; by default `CrossEntropy`.
-        progress: Shows the batches.
+    The loss is `CrossEntropy` by default. Several processes split the work on `unlearnkit.distributed.Shared` batches,
+    and each gets the same result.
 
     Raises:
         ConfigurationError: There is no batch.

@@ -146,8 +146,6 @@ class Metric(abc.ABC):
 
 
 def _measurement(value: float | NotApplicable | None) -> Measurement:
-    if isinstance(value, NotApplicable):
-        return Measurement(value=None, reason=value.reason)
-    if value is None:
-        return Measurement(value=None, reason="the metric gives no reason")
+    if value is None or isinstance(value, NotApplicable):
+        return Measurement(value=None, reason=value.reason if value else "the metric gives no reason")
     return Measurement(value=float(value))

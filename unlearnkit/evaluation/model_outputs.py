@@ -157,29 +157,29 @@ class ModelOutputs:
             raise InapplicableError(few if models else "no retrained model at hand")
         return models
 
+    def for_each_split(self, measure: Callable[[str], Values]) -> Values:
+        """Join the values of all splits; where there are none, the reasons for each."""
+        return {name: value for split in self.splits or SPLITS for name, value in measure(split).items()}
 
-def for_each_model(outputs: ModelOutputs, name: str, measure: Callable[[nn.Module], float]) -> Values:
-    """Measure the model, the original, and the mean of the retrained models."""
-    found: Values = {f"{prefix}{name}": answer(partial(measure, model)) for prefix, model in outputs.named.items()}
-    found[f"retrained {name}"] = answer(lambda: mean(measure(model) for model in outputs.retrained()))
-    return found
+    def for_each_model(
+        self, name: str, measure: Callable[[nn.Module], float], retrained: Callable[[], float] | None = None
+    ) -> Values:
+        """Measure the model, the original, and the retrained models: by default their mean."""
+        found: Values = {f"{prefix}{name}": answer(partial(measure, model)) for prefix, model in self.named.items()}
+        return {**found, f"retrained {name}": answer(retrained or (lambda: mean(map(measure, self.retrained()))))}
 
+    def against_retrained(self, name: str, split: str, between: Callable[[Outputs, Outputs], float]) -> Values:
+        """Compare the model and the original with each retrained model, and the retrained models with each other."""
 
-def against_retrained(
-    outputs: ModelOutputs, name: str, split: str, between: Callable[[Outputs, Outputs], float]
-) -> Values:
-    """Compare the model and the original with each retrained model, and the retrained models with each other."""
+        def to_retrained(model: nn.Module) -> float:
+            mine, retrained = self.of(model, split), self.retrained()
+            return mean(between(mine, self.of(known, split)) for known in retrained)
 
-    def to_retrained(model: nn.Module) -> float:
-        mine, retrained = outputs.of(model, split), outputs.retrained()
-        return mean(between(mine, outputs.of(known, split)) for known in retrained)
+        def among_retrained() -> float:
+            retrained = [self.of(model, split) for model in self.retrained(at_least=2)]
+            return mean(between(one, other) for one, other in combinations(retrained, 2))
 
-    def among_retrained() -> float:
-        retrained = [outputs.of(model, split) for model in outputs.retrained(at_least=2)]
-        return mean(between(one, other) for one, other in combinations(retrained, 2))
-
-    found: Values = {f"{prefix}{name}": answer(partial(to_retrained, model)) for prefix, model in outputs.named.items()}
-    return {**found, f"retrained {name}": answer(among_retrained)}
+        return self.for_each_model(name, to_retrained, among_retrained)
 
 
 def answer(measure: Callable[[], float]) -> float | NotApplicable:

@@ -12,14 +12,7 @@ from torch import Tensor, nn
 
 from unlearnkit.evaluation.arrays import Floats, floats
 from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Metric, MetricTraits
-from unlearnkit.evaluation.model_outputs import (
-    InapplicableError,
-    ModelOutputs,
-    Outputs,
-    Values,
-    for_each_model,
-    some_rows,
-)
+from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs, Outputs, Values, some_rows
 from unlearnkit.evaluation.per_sample import entropies
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, nearest
 from unlearnkit.utils.options import option
@@ -56,8 +49,8 @@ class MembershipAttack(Metric):
                 raise InapplicableError(found.reason)
             return found.tpr
 
-        auc = for_each_model(outputs, "AUC", lambda model: attack(model).auc)
-        return {**auc, **for_each_model(outputs, "TPR at 1 % FPR", tpr)}
+        auc = outputs.for_each_model("AUC", lambda model: attack(model).auc)
+        return {**auc, **outputs.for_each_model("TPR at 1 % FPR", tpr)}
 
 
 @final

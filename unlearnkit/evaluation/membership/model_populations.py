@@ -21,17 +21,12 @@ def ulira(unlearned: ArrayLike | Tensor, retrained: ArrayLike | Tensor) -> Attac
     """Judge Λ = ln N(φ; μ_u, σ_u) − ln N(φ; μ_r, σ_r) on φ of unlearned against φ of retrained models.
 
     φ is the logit-scaled confidence of a sample (`unlearnkit.evaluation.per_sample.margins`), which is close to normal.
-    When the k-th model of either kind is judged, μ and σ of a sample are fitted to all others.
+    Both have shape (k, n): k ≥ 3 models that unlearned the n samples, and k that were never trained on them. When the
+    k-th model of either kind is judged, μ and σ of a sample are fitted to all others. AUC and true-positive rate are
+    over all k·n pairs; "member" means unlearned.
 
     Source: Hayes et al. 2024 (Inexact Unlearning Needs More Careful Evaluations to Avoid a False Sense of Privacy),
     "U-LiRA". Leaving out pair k is ours: the paper trains further models to judge.
-
-    Args:
-        unlearned: φ of n samples under k ≥ 3 models that were trained on them and then unlearned them, shape (k, n).
-        retrained: φ of the same samples under k models that were never trained on them, shape (k, n).
-
-    Returns:
-        AUC and true-positive rate over all k·n pairs; "member" means unlearned.
 
     Example:
         >>> phi = np.random.default_rng(0).normal(size=(8, 20))

@@ -16,7 +16,6 @@ from unlearnkit.evaluation.model_outputs import (
     ModelOutputs,
     Values,
     classification_of,
-    for_each_model,
     map_batches,
     some_rows,
 )
@@ -65,10 +64,8 @@ class LinearProbe(Metric):
             judged = features(split, model)  # first, so that a missing split is the reason
             return float(probe(model).score(*judged))
 
-        values: Values = {}
-        for split in ("forget-test", "retain-test"):
-            values |= for_each_model(outputs, split, partial(accuracy, split))
-        return values
+        forget, retain = (outputs.for_each_model(s, partial(accuracy, s)) for s in ("forget-test", "retain-test"))
+        return {**forget, **retain}
 
 
 def features_of(
