@@ -1,14 +1,15 @@
 """The two importances of a deletion: stored ones for whole groups, measured ones for parts of groups."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import final
 
 import attrs
 import numpy as np
+from torch import Tensor
 
 from unlearnkit.deletion.requests import Population, Rows
 from unlearnkit.importance import Importance, ImportanceStore, Role
-from unlearnkit.importance.provenance import error_of_difference, error_of_sum
+from unlearnkit.importance.store.manifest import Entry
 from unlearnkit.importance.store.shards import difference, on_disk, summed
 from unlearnkit.utils.errors import StoreError, raise_all
 
@@ -65,24 +66,15 @@ def _sum(pieces: list[Importance]) -> Importance:
         problems = [*first.name_problems(other.totals, shapes_only=True), *first.kind_problems(other)]
         raise_all(problems, where="two importances do not match")
         trail = trail.then(other.trail)
-    return attrs.evolve(
-        first,
-        totals=on_disk(summed([piece.totals for piece in pieces])),
-        count=sum(piece.count for piece in pieces),
-        samples=sum(piece.samples for piece in pieces),
-        role=Role.FORGET,
-        trail=trail,
-        relative_error=error_of_sum((piece.relative_error, piece.samples) for piece in pieces),
-    )
+    totals, entry = summed([piece.totals for piece in pieces]), Entry.together([Entry.of(piece) for piece in pieces])
+    return attrs.evolve(_importance(first, totals, entry, Role.FORGET), trail=trail)
 
 
 def _without(total: Importance, part: Importance, *, eps: float) -> Importance:
     rest = difference(total.totals, part.totals, terms=total.count, eps=eps, lost=[])
-    return attrs.evolve(
-        total,
-        totals=on_disk(rest),
-        count=total.count - part.count,
-        samples=total.samples - part.samples,
-        role=Role.RETAIN,
-        relative_error=error_of_difference(total.relative_error, part.relative_error),
-    )
+    return _importance(total, rest, Entry.of(total).without(part), Role.RETAIN)
+
+
+def _importance(like: Importance, totals: Iterable[tuple[str, Tensor]], entry: Entry, role: Role) -> Importance:
+    known = attrs.evolve(like, count=entry.count, samples=entry.samples, relative_error=entry.relative_error)
+    return attrs.evolve(known, totals=on_disk(totals), role=role)

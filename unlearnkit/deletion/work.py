@@ -75,11 +75,7 @@ class Deletion:
             return receipt
 
     def ask(self, name: str, *, samples: Iterable[int] = (), groups: Iterable[str] = ()) -> None:
-        """Queue a request, such as a ticket, for training samples by number and for groups.
-
-        Raises:
-            ConfigurationError: The name was used already, or there are no such samples or groups.
-        """
+        """Queue a request of a new name, such as a ticket's, for training samples by number and for groups."""
         request = Request(name=name, samples=tuple(samples), groups=tuple(groups))
         with self.ledger.locked():
             self.population().check(request)

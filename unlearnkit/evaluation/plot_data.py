@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import nn
 
-from unlearnkit.evaluation.arrays import floats
 from unlearnkit.evaluation.membership.attacks import (
     EntropyAttack,
     LossAttack,
@@ -19,6 +18,7 @@ from unlearnkit.evaluation.membership.attacks import (
     unseen_halves,
 )
 from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs
+from unlearnkit.evaluation.per_sample import floats
 
 BINS = 20  # of equal width, from confidence 0 to 1
 POINTS = 50  # kept of an ROC curve at most; its area is computed from all of them

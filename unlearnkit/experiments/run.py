@@ -52,10 +52,6 @@ def run(
     not at all. With torch.distributed, the ranks share importances and evaluation, and rank 0 writes. ``dry_run`` edits
     in memory only, and measures and writes nothing; ``overwrite`` replaces folders of earlier results; ``again`` allows
     a forget set that was applied to the checkpoint already.
-
-    Raises:
-        ConfigurationError: No method, an unknown split, a request that was applied already.
-        StoreError: A folder of results exists already.
     """
     plugins = plugins or default_manager()
     if dry_run:

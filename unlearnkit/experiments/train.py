@@ -30,10 +30,6 @@ def train_original(config: Config, *, overwrite: bool = False, progress: Progres
     """Train the model of a configuration on the full training set, and write ``model.checkpoint``.
 
     Returns a record of the scores of each epoch and of the test set, which is written beside it as ``.json``.
-
-    Raises:
-        ConfigurationError: The configuration names no checkpoint.
-        StoreError: The checkpoint exists already.
     """
     if not config.model.checkpoint:
         raise ConfigurationError("model.checkpoint: expected a file to write the trained model to, saw none")

@@ -16,7 +16,7 @@ def run_table(records: Sequence[RunRecord]) -> Table:
     """One row per method: what was edited, and accuracy before and after."""
     splits = list(dict.fromkeys(name for record in records for name in record.after))
     title = "accuracy before→after" if splits else None
-    table = _compact(title, "method", "edited", "fraction", *splits, "seconds")
+    table = compact(title, "method", "edited", "fraction", *splits, "seconds")
     for record in records:
         report = record.report
         scores = [_pair(record, name) for name in splits]
@@ -67,7 +67,7 @@ def plugin_table(plugins: Iterable[Discovered], problems: Sequence[Problem]) -> 
 def tuning_table(tuning: Tuning) -> Table:
     """The frontier of a search, and which candidate was chosen."""
     title = f"the frontier of {len(tuning.candidates)} edits, on validation data (aim: forget {tuning.target:.3f})"
-    table = _compact(title, "options", "selected", "BatchNorm", "retain", "forget", "")
+    table = compact(title, "options", "selected", "BatchNorm", "retain", "forget", "")
     shown = [*tuning.frontier]
     if tuning.chosen is not None and not any(c is tuning.chosen for c in shown):
         shown.append(tuning.chosen)
@@ -79,6 +79,8 @@ def tuning_table(tuning: Tuning) -> Table:
     return table
 
 
-def _compact(title: str | None, first: str, *others: str) -> Table:
-    columns = (Column(first, no_wrap=True), *(Column(name, justify="right", no_wrap=True) for name in others))
-    return Table(*columns, title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+def compact(title: str | None, *names: str, left: int = 1, wrap: bool = False) -> Table:
+    """An empty table of narrow columns; the first ``left`` ones are for text, which may ``wrap``."""
+    texts = (Column(name, no_wrap=not wrap, overflow="fold" if wrap else "ellipsis") for name in names[:left])
+    numbers = (Column(name, justify="right", no_wrap=True) for name in names[left:])
+    return Table(*texts, *numbers, title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)

@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike
 from scipy.special import rel_entr
 from torch import Tensor
 
-from unlearnkit.evaluation.arrays import Floats, floats
 from unlearnkit.evaluation.membership.attacks import AttackSuccess, attack_success
+from unlearnkit.evaluation.per_sample import Floats, floats
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
 
 FLOOR = 1e-3  # the smallest standard deviation of a fitted normal distribution, logit units

@@ -10,10 +10,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from unlearnkit.evaluation.arrays import Floats, Ints, floats, same_shape, two_predictions
 from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Metric, MetricTraits
 from unlearnkit.evaluation.model_outputs import ModelOutputs, Outputs, Values, mean
-from unlearnkit.evaluation.per_sample import LN2, jensen_shannon
+from unlearnkit.evaluation.per_sample import LN2, Floats, Ints, floats, jensen_shannon, same_shape, two_predictions
 from unlearnkit.utils.errors import MismatchError
 
 _ROUNDING = torch.finfo(torch.float32).eps

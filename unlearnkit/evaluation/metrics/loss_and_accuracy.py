@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from unlearnkit.evaluation.arrays import floats
 from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
 from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs, Values, answers, mean
+from unlearnkit.evaluation.per_sample import floats
 from unlearnkit.utils.errors import ConfigurationError
 from unlearnkit.utils.options import option
 

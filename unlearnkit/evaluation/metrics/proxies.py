@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from unlearnkit.evaluation.arrays import Floats
 from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Metric, MetricTraits
 from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs, Values, outputs_of
-from unlearnkit.evaluation.per_sample import LN2, jensen_shannon
+from unlearnkit.evaluation.per_sample import LN2, Floats, jensen_shannon
 from unlearnkit.models.parameters import device_of
 from unlearnkit.utils.options import option
 from unlearnkit.utils.rng import private_rng

@@ -9,9 +9,8 @@ from typing import Any, ClassVar, final
 import attrs
 from torch import Tensor, nn
 
-from unlearnkit.evaluation.accuracy import loss_and_accuracy
 from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
-from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs, Values, answer, mean
+from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs, Values, answer, loss_and_accuracy, mean
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.training import OptimizerConfig, run_epoch, training_mode
 from unlearnkit.utils.errors import ConfigurationError, UnsupportedModelError

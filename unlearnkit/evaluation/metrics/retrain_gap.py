@@ -7,9 +7,9 @@ from typing import ClassVar, final
 import attrs
 import numpy as np
 
-from unlearnkit.evaluation.arrays import floats
 from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Metric, MetricTraits, NotApplicable
 from unlearnkit.evaluation.model_outputs import ModelOutputs, Values, answer, answers, mean
+from unlearnkit.evaluation.per_sample import floats
 from unlearnkit.utils.errors import MismatchError
 
 ENOUGH = 3  # retrained models that a standard deviation needs at least

@@ -9,11 +9,11 @@ from typing import Any, Self, final
 
 import attrs
 import numpy as np
-from rich import box
 from rich.table import Table
 
 from unlearnkit.experiments.comparison.trial import Trial, TrialResult
 from unlearnkit.experiments.config import Config
+from unlearnkit.reporting.tables import compact
 
 Row = dict[str, Any]
 
@@ -241,10 +241,7 @@ def lines_of(
 
 def summary_table(summaries: Sequence[VariantSummary], original: Mapping[str, Statistic]) -> Table:
     header, lines = lines_of(summaries, original, short=True)
-    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    for name in header[:-1]:  # remarks need more room than there is: `Comparison.remarks`
-        words = name == "variant"
-        table.add_column(name, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    table = compact(None, *header[:-1], wrap=True)  # remarks need more room than there is: `Comparison.remarks`
     for line in lines:
         table.add_row(*line[:-1])
     return table

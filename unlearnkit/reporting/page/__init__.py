@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from unlearnkit.reporting.page import sections
 from unlearnkit.reporting.page.parts import number, svg
 from unlearnkit.reporting.record import RunRecord
-from unlearnkit.utils.files import atomic_write
+from unlearnkit.utils.files import write_text
 
 __all__ = ["render_page", "write_page"]
 
@@ -60,9 +60,7 @@ def render_page(record: RunRecord) -> str:
 
 def write_page(folder: Path, record: RunRecord) -> Path:
     """Write ``report.html`` into a folder of results atomically."""
-    text = render_page(record)
-    with atomic_write(folder / NAME) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(folder / NAME, render_page(record))
     return folder / NAME
 
 
