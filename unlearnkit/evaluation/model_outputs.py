@@ -29,10 +29,7 @@ SPLITS = ("retain-train", "forget-train", "retain-test", "forget-test")
 @final
 @attrs.frozen(kw_only=True)
 class LossAndAccuracy:
-    """Mean loss and accuracy on some data.
-
-    The loss is in nats per sample, and the accuracy 0 … 1, or None unless the objective is `CrossEntropy`.
-    """
+    """Mean loss in nats per sample, and accuracy 0 … 1 on some data; None unless the objective is `CrossEntropy`."""
 
     loss: float
     accuracy: float | None
@@ -44,12 +41,8 @@ def loss_and_accuracy(
 ) -> LossAndAccuracy:
     """Measure a model in eval mode, without changing it; the batches are moved to its device.
 
-    The loss is `CrossEntropy` by default. Several processes split the work on `unlearnkit.distributed.Shared` batches,
-    and each gets the same result.
-
-    Raises:
-        ConfigurationError: There is no batch.
-        NonFiniteError: A loss is NaN or infinite, naming the batch.
+    The loss is `CrossEntropy` by default; a `NonFiniteError` names the batch where it is NaN or infinite. Several
+    processes split the work on `unlearnkit.distributed.Shared` batches, and each gets the same result.
 
     Example:
         >>> batch = (torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1]))

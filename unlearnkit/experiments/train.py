@@ -94,10 +94,7 @@ def read_or_train(
     objective: Objective | None = None,
     progress: Progress = silent,
 ) -> nn.Module:
-    """Read the weights of a recipe into an untrained model, or train the model and write its weights.
-
-    Several processes may share the folder: the first to ask trains, and the others wait and read.
-    """
+    """Read the weights of a recipe into an untrained model; the first process to ask trains and writes them."""
     path = recipe.file(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -54,10 +54,8 @@ def epsilon_scores(retrained: ArrayLike | Tensor, unlearned: ArrayLike | Tensor,
 
     Each attack guesses from one number of one model whether it was retrained or unlearned: by a threshold from either
     side, or by the likelihood ratio of two fitted normal distributions. An attack without any error gives ∞, and one
-    with errors of one kind only is left out. With N models of each kind the estimate is at most ln N, or ∞.
-
-    Both have shape (models, n), with at least two models; δ of (ε, δ)-unlearning is 0 … 1. The result has shape (n,)
-    and is 0 where no attack beats guessing.
+    with errors of one kind only is left out. Both have shape (models ≥ 2, n), the result (n,): 0 where no attack beats
+    guessing, and at most ln N, or ∞, with N models of each kind. δ of (ε, δ)-unlearning is 0 … 1.
 
     Source: Triantafillou et al. 2024 (Are we making progress in unlearning? Findings from the first NeurIPS unlearning
     competition); the inequality is Kairouz, Oh and Viswanath 2015, theorem 2.1.
@@ -117,9 +115,8 @@ def klom(retrained: ArrayLike | Tensor, unlearned: ArrayLike | Tensor) -> Floats
     """Return KL(h(φ_r) ‖ h(φ_u)) of each sample, h a histogram over models of its margins φ.
 
     Margins are clipped to ±100 and counted in 20 equal bins from the smallest to the largest of the sample; 10⁻⁵ is
-    added to every bin. The authors use 100 models of each kind; with a handful, it can only rank methods.
-
-    Both have shape (models, n); the result has shape (n,), nats: 0 where both histograms are equal, at most about 12.
+    added to every bin. Both have shape (models, n), the result (n,), nats: 0 where both histograms are equal, at most
+    about 12. The authors use 100 models of each kind; with a handful, it can only rank methods.
 
     Source: Georgiev et al. 2024 (Attribute-to-Delete: Machine Unlearning via Datamodel Matching), appendix E.1.
 

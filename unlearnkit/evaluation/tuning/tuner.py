@@ -47,19 +47,16 @@ def _shares(values: Iterable[float]) -> tuple[float, ...]:
 class Tuner:
     """Searches the options of an elementwise method, and makes the best edit within a budget.
 
-    Each candidate costs one elementwise edit and one pass over the validation data (and one over retain data, where
-    BatchNorm is re-estimated), and is undone bit by bit. The first round is a grid of fractions × strengths ×
-    BatchNorm; each further round tries finer fractions around the best of the most promising combinations.
-
-    The best candidate has the largest (1 − |forget accuracy − target|)·(1 − loss of retain accuracy) among those whose
-    loss of retain accuracy is within the budget; among equals, the largest `Candidate.margin`.
+    Each candidate costs one edit and one pass over the validation data (and one over retain data, where BatchNorm is
+    re-estimated), and is undone bit by bit. The first round is a grid of fractions × strengths × BatchNorm; each
+    further round tries finer fractions around the best of the most promising combinations. The best candidate has the
+    largest (1 − |forget accuracy − target|)·(1 − loss of retain accuracy) among those within the budget of the latter;
+    among equals, the largest `Candidate.margin`.
 
     Example:
-        >>> import torch
         >>> from unlearnkit_methods.binary_mask import BinaryMask
         >>> model = nn.Linear(2, 2, bias=False)
-        >>> with torch.no_grad():
-        ...     _ = model.weight.copy_(torch.eye(2))
+        >>> _ = nn.init.eye_(model.weight)
         >>> forget = Importance(totals={"weight": torch.tensor([[9.0, 0.0], [0.0, 1.0]])}, count=1)
         >>> full = Importance(totals={"weight": torch.ones(2, 2)}, count=1)
         >>> one, two = ((x, torch.tensor([y])) for x, y in zip(torch.eye(2).split(1), (0, 1)))

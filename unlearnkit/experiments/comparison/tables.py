@@ -12,7 +12,6 @@ import numpy as np
 from rich.table import Table
 
 from unlearnkit.experiments.comparison.trial import Trial, TrialResult
-from unlearnkit.experiments.config import Config
 from unlearnkit.reporting.tables import compact
 
 Row = dict[str, Any]
@@ -38,9 +37,7 @@ def row_of(trial: Trial, result: TrialResult) -> Row:
         "error": result.error or None,
         "findings": "; ".join(result.findings) or None,
         "remarks": " ".join(result.remarks) or None,
-        "changed": result.changed if measured else None,
-        "weights": result.weights if measured else None,
-        "fraction": result.fraction if measured else None,
+        **{name: getattr(result, name) if measured else None for name in ("changed", "weights", "fraction")},
         **{f"accuracy:{name}": score.accuracy for name, score in result.after.items()},
         **{f"loss:{name}": score.loss for name, score in result.after.items()},
         **{f"original accuracy:{name}": score.accuracy for name, score in result.before.items()},
@@ -172,23 +169,6 @@ def long_table(summaries: Iterable[VariantSummary], *, covers: str) -> tuple[Row
         for s in summaries
         for measure, statistic in s.measures.items()
         if is_volatile(measure) is moment
-    )
-
-
-def covers(config: Config) -> str:
-    """Say what varies between the trials of a variant, and what does not."""
-    chosen = config.comparison
-    retrained = sorted({*chosen.retrained_seeds, *config.evaluation.retrained_seeds})
-    numbers = {
-        "forget target": len(chosen.forget) or 1,
-        "training seed": len(chosen.training_seeds),
-        "unlearning seed": len(chosen.unlearning_seeds),
-    }
-    over = " × ".join(f"{number} {what}{'s' if number != 1 else ''}" for what, number in numbers.items())
-    models = f" and the {len(retrained)} retrained models of each target (training seeds {retrained})"
-    return (
-        f"spread over {over}; the same throughout, and so not in it: the split of the data, the seeds of the metrics"
-        f"{models if retrained else ''}"
     )
 
 

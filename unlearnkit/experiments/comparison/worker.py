@@ -114,15 +114,10 @@ class _Group:
 
     @classmethod
     def start(cls, experiment: Experiment, plugins: PluginManager, progress: Progress) -> "_Group":
-        job, unseen = hold_out_unseen(
-            Job(
-                experiment=experiment,
-                plugins=plugins,
-                original=cached_original(experiment, progress=progress),
-                retrained=retrained_models(experiment, progress=progress),
-                progress=progress,
-            )
-        )
+        original = cached_original(experiment, progress=progress)
+        retrained = retrained_models(experiment, progress=progress)
+        job = Job(experiment=experiment, plugins=plugins, original=original, retrained=retrained, progress=progress)
+        job, unseen = hold_out_unseen(job)
         return cls(job=job, unseen=unseen, before=job.evaluate(job.original))
 
     def run(self, trial: Trial) -> TrialResult:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import attrs
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unlearnkit.reporting.page import sections
@@ -53,7 +52,7 @@ def render_page(record: RunRecord) -> str:
         tone=tone,
         badge=badge,
         cards=_cards(record),
-        sections=[attrs.evolve(make(record), name=name, title=title) for name, title, make in _SECTIONS],
+        sections=[(name, title, make(record)) for name, title, make in _SECTIONS],
         svg=svg,
     )
 
