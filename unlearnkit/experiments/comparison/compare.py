@@ -97,18 +97,8 @@ class Comparison:
 
     @property
     def covers(self) -> str:
-        """What varies between the trials of a variant, and what does not, in words."""
-        chosen = self.config.comparison
-        retrained = sorted({*chosen.retrained_seeds, *self.config.evaluation.retrained_seeds})
-        numbers = {
-            "forget target": len(chosen.forget) or 1,
-            "training seed": len(chosen.training_seeds),
-            "unlearning seed": len(chosen.unlearning_seeds),
-        }
-        over = " × ".join(f"{number} {what}{'s' if number != 1 else ''}" for what, number in numbers.items())
-        models = f" and the {len(retrained)} retrained models of each target (training seeds {retrained})"
-        same = f"the split of the data, the seeds of the metrics{models if retrained else ''}"
-        return f"spread over {over}; the same throughout, and so not in it: {same}"
+        """What varies between the trials of a variant, in words."""
+        return tables.covers(self.config)
 
     def rows(self) -> tuple[tables.Row, ...]:
         """Return one row per finished trial."""

@@ -12,6 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from unlearnkit.experiments.comparison.trial import Trial, TrialResult
+from unlearnkit.experiments.config import Config
 from unlearnkit.reporting.tables import compact
 
 Row = dict[str, Any]
@@ -170,6 +171,21 @@ def long_table(summaries: Iterable[VariantSummary], *, covers: str) -> tuple[Row
         for measure, statistic in s.measures.items()
         if is_volatile(measure) is moment
     )
+
+
+def covers(config: Config) -> str:
+    """Say what varies between the trials of a variant, and what does not."""
+    chosen = config.comparison
+    retrained = sorted({*chosen.retrained_seeds, *config.evaluation.retrained_seeds})
+    numbers = {
+        "forget target": len(chosen.forget) or 1,
+        "training seed": len(chosen.training_seeds),
+        "unlearning seed": len(chosen.unlearning_seeds),
+    }
+    over = " × ".join(f"{number} {what}{'s' if number != 1 else ''}" for what, number in numbers.items())
+    models = f" and the {len(retrained)} retrained models of each target (training seeds {retrained})"
+    same = f"the split of the data, the seeds of the metrics{models if retrained else ''}"
+    return f"spread over {over}; the same throughout, and so not in it: {same}"
 
 
 def _statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Statistic]:
