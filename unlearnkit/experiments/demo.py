@@ -118,8 +118,7 @@ def demo(
     parts = {Role.FORGET: bundle.train.subset(split.train.forget), Role.FULL: bundle.train}
     known: dict[str, tuple[Importance, Importance, float]] = {}  # forget, full, seconds
     for label, name in ESTIMATORS.items():
-        start, estimator = time.perf_counter(), plugins.estimator(name)()
-        objective = CrossEntropy()
+        start, estimator, objective = time.perf_counter(), plugins.estimator(name)(), CrossEntropy()
         one, other = (
             estimator.estimate(original, loader(data, batch_size=64), objective=objective, role=role, progress=progress)
             for role, data in parts.items()

@@ -15,8 +15,7 @@ from unlearnkit.unlearning.report import Report
 def run_table(records: Sequence[RunRecord]) -> Table:
     """One row per method: what was edited, and accuracy before and after."""
     splits = list(dict.fromkeys(name for record in records for name in record.after))
-    title = "accuracy before→after" if splits else None
-    table = compact(title, "method", "edited", "fraction", *splits, "seconds")
+    table = compact("accuracy before→after" if splits else None, "method", "edited", "fraction", *splits, "seconds")
     for record in records:
         report = record.report
         scores = [_pair(record, name) for name in splits]
@@ -42,8 +41,7 @@ def tensor_table(report: Report) -> Table:
 
 def method_table(kind: str, entries: Iterable[Provided]) -> Table:
     """Installed classes, with their options and defaults."""
-    name = Column("name", no_wrap=True)
-    table = Table(name, "from", "what it does, and its options", title=kind, show_lines=True)
+    table = Table(Column("name", no_wrap=True), "from", "what it does, and its options", title=kind, show_lines=True)
     for entry in entries:
         options = [
             f"  {o.name}{f' ({o.symbol})' if o.symbol else ''} = {'required' if o.required else o.default}: {o.doc}"
@@ -55,8 +53,7 @@ def method_table(kind: str, entries: Iterable[Provided]) -> Table:
 
 def plugin_table(plugins: Iterable[Discovered], problems: Sequence[Problem]) -> Table:
     """Every plugin that was found, and why broken or blocked ones are left out."""
-    name = Column("name", no_wrap=True)
-    table = Table(name, "from", "module", "state", title="plugins", show_lines=True)
+    table = Table(Column("name", no_wrap=True), "from", "module", "state", title="plugins", show_lines=True)
     for plugin in plugins:
         faults = [p for p in problems if p.plugin == plugin.name] or [p for p in (plugin.problem,) if p is not None]
         state = "\n".join(f"{p.stage}: {p.error}" for p in dict.fromkeys(faults)) or "usable"

@@ -225,8 +225,7 @@ class _Trials:
 
         def accept(report: Report) -> Never:
             self._finish(setting)
-            seen["scores"] = _scores(self.model, self.validation, self.inputs.objective)
-            seen["changed"] = report.fraction
+            seen.update(_scores(self.model, self.validation, self.inputs.objective), changed=report.fraction)
             raise _RollBackError
 
         method = self._method(setting)
@@ -237,20 +236,18 @@ class _Trials:
                 method.unlearn(self.model, self.inputs, accept=accept)
         except (BudgetError, NonFiniteError) as error:
             return Candidate(setting=setting, options=options, problem=str(error))
-        scores: dict[str, Any] = seen["scores"]
-        distance, damage = abs(scores["forget"] - self.target), self.original["retain"] - scores["retain"]
+        distance, damage = abs(seen["forget"] - self.target), self.original["retain"] - seen["retain"]
         return Candidate(
             setting=setting,
             options=options,
             selected=self.curve.fraction(options[self.curve.option]),
-            changed=seen["changed"],
             distance=distance,
             damage=damage,
             score=(1 - distance) * (1 - max(damage, 0.0)),
-            margin=(1 - abs(scores["forget_probability"] - self.target)) * scores["retain_probability"],
+            margin=(1 - abs(seen["forget_probability"] - self.target)) * seen["retain_probability"],
             # Damage of exactly the budget is allowed, in spite of rounding.
             feasible=damage <= self.tuner.budget + 1e-12,
-            **scores,
+            **seen,
         )
 
     def commit(self, candidate: Candidate) -> Report:

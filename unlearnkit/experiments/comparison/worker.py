@@ -149,14 +149,16 @@ def _threads(number: int) -> Iterator[None]:
 def _collected_warnings() -> Iterator[list[str]]:
     """Collect unlearnkit's warnings as remarks of the trial; show all others."""
     remarks: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UnlearnKitWarning)
-        yield remarks
-    for warning in caught:
-        if issubclass(warning.category, UnlearnKitWarning):
-            remarks.append(str(warning.message))
-        else:
-            warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UnlearnKitWarning)
+            yield remarks
+    finally:
+        for warning in caught:
+            if issubclass(warning.category, UnlearnKitWarning):
+                remarks.append(str(warning.message))
+            else:
+                warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 @final

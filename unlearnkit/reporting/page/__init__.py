@@ -64,8 +64,7 @@ def write_page(folder: Path, record: RunRecord) -> Path:
 
 
 def _cards(record: RunRecord) -> list[tuple[str, str]]:
-    report = record.report
-    cards = [("weights changed", f"{100 * report.fraction:.3g} %")]
+    cards = [("weights changed", f"{100 * record.report.fraction:.3g} %")]
     for split, after in record.after.items():
         before = record.before.get(split)
         if after.accuracy is not None:
