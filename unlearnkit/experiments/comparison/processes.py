@@ -81,7 +81,7 @@ def _count(jobs: int, threads: int) -> str:
 
 
 def run_in_processes(waves: Iterable[Iterable[Unit]], *, jobs: int, watch: Watch) -> tuple[Event, ...] | None:
-    """Run units in fresh processes, wave by wave; returns None, or the last event of each when a process died."""
+    """Run units in fresh processes, wave by wave; returns None, or what was running when a process died."""
     context = multiprocessing.get_context("spawn")
     running: dict[int, Event] = {}
     events: SimpleQueue[Event] = context.SimpleQueue()
