@@ -61,7 +61,7 @@ class Tap(torch.autograd.Function):
         return (None, None, None, *grads, *[None] * (ctx.count - len(grads)))
 
 
-_OWN = frozenset({Tap._backward_cls})  # type: ignore[attr-defined]  # noqa: SLF001 - what its nodes are
+_OWN = frozenset({Tap._backward_cls})  # noqa: SLF001 - what its nodes are
 
 
 def tap(y: Tensor, anchor: Tensor, sink: Sink, saved: tuple[Tensor, ...], *, fresh: bool = False) -> Tensor:
@@ -222,11 +222,12 @@ class Interceptor(TorchFunctionMode):
 
     def _adopts(self, tensor: Tensor) -> bool:
         """Label what an autograd function, which nobody sees called, has made of parameters alone."""
-        if type(tensor.grad_fn) in _OWN or not isinstance(tensor.grad_fn, BackwardCFunction):
+        made_by: Any = tensor.grad_fn
+        if type(made_by) in _OWN or not isinstance(made_by, BackwardCFunction):
             return False
         if tensor.dim() and tensor.shape[0] == self._guide.samples:  # of data without gradients as well
             return False
-        names, waiting = set[str](), [tensor.grad_fn]
+        names, waiting = set[str](), list[Any]([made_by])
         while waiting:
             node = waiting.pop()
             label = self._labels.get(id(node.variable)) if hasattr(node, "variable") else ""
