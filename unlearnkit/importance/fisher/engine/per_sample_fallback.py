@@ -183,7 +183,7 @@ class SquaredGradients:
         )
         for start in range(0, batch_size(batch), self._chunk):
             rows = slice(start, min(start + self._chunk, batch_size(batch)))
-            with _QUIET:
+            with QUIET:
                 found = gradients(weights, *(t[rows] for t in columns))
             yield rows, {name.removeprefix("model."): g for name, g in found.items()}
 
@@ -253,7 +253,7 @@ def _remark(wanted: bool) -> None:
     torch._C._functorch._set_vmap_fallback_warning_enabled(wanted)  # type: ignore[attr-defined]  # noqa: SLF001 - torch's only switch
 
 
-_QUIET = ProcessWide(_without_remarks)
+QUIET = ProcessWide(_without_remarks)
 
 
 def _rebuild(batch: Any, columns: list[Tensor]) -> Any:
