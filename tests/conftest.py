@@ -1,4 +1,4 @@
-"""What several test files share: a trained model on the digits, and the configuration that makes it."""
+"""Shared fixtures: a model trained on the digits, and its configuration."""
 
 import os
 
@@ -48,7 +48,7 @@ options = {{ alpha = 3.0 }}
 
 
 def pytest_collection_modifyitems(items):
-    """Skip what needs a GPU where there is none, when it is asked for."""
+    """Skip tests that need a GPU on a machine without one."""
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -57,13 +57,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Tests share the cores with each other: torch must not take all of them in every process."""
+    """Test processes share the cores, so torch uses one thread in each."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_fsync():
-    """Do not wait for the disk at every write: no test cuts the power."""
+    """Skip fsync: no test cuts the power."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         yield
@@ -81,7 +81,7 @@ def trained_checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def digits_toml(tmp_path, trained_checkpoint):
-    """A configuration on the digits whose checkpoint is there and whose output is the test's own folder."""
+    """A configuration on the digits with a trained checkpoint and an output folder of the test's own."""
     path = tmp_path / "experiment.toml"
     text = DIGITS.format(root=tmp_path)
     path.write_text(text.replace(f"{tmp_path}/original.safetensors", str(trained_checkpoint)))

@@ -1,4 +1,4 @@
-"""The house rules that a reader of the code relies on, checked on the code itself."""
+"""The house rules, checked on the code."""
 
 import abc
 import ast
@@ -133,7 +133,7 @@ def test_every_class_is_abstract_or_final():
     assert open_classes == []
 
 
-def test_an_open_class_would_be_seen():
+def test_open_class_is_detected():
     class Open:
         pass
 
@@ -162,7 +162,7 @@ def test_the_public_list_is_sorted_and_complete():
 
 
 @pytest.mark.parametrize(("name", "folder"), unlearnkit._MOVED_TO.items())
-def test_a_name_that_moved_still_works_and_says_where_it_is(name, folder, monkeypatch):
+def test_moved_name_still_works_and_names_its_new_place(name, folder, monkeypatch):
     module = importlib.import_module(f"unlearnkit.{folder}")
     assert name in getattr(module, "__all__", vars(module))
     monkeypatch.delitem(vars(unlearnkit), name, raising=False)
@@ -218,7 +218,7 @@ def test_the_framework_knows_no_method_by_name():
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def test_the_wheel_carries_the_framework_and_every_plugin_and_each_entry_point_is_there():
+def test_wheel_contains_every_module_and_entry_point():
     folders = sorted(f"plugins/{p.parent.name}" for p in (ROOT / "plugins").glob("*/__init__.py"))
     packages = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert sorted(packages) == [*folders, "unlearnkit"]
@@ -234,11 +234,11 @@ def test_every_shipped_method_has_an_entry_point_of_its_own():
         assert targets[stem.replace("_", "-")] == f"unlearnkit_methods.{stem}"
 
 
-def test_whatever_is_imported_is_declared():
+def test_every_import_is_a_declared_dependency():
     names = {"sklearn": "scikit-learn", "typing_extensions": "typing-extensions", "PIL": "pillow"}
     project = PYPROJECT["project"]
     declared = {re.split(r"[^\w-]", text)[0].lower() for text in project["dependencies"]}
-    declared.add("triton")  # comes with torch where there is CUDA, and is looked for before it is imported
+    declared.add("triton")  # comes with torch on CUDA; its import is guarded
     for_tests = declared | {re.split(r"[^\w-]", t)[0] for t in project["optional-dependencies"]["testing"]}
     for path in [*FRAMEWORK, *PLUGINS]:
         allowed = for_tests if part(module_of(path, ROOT)) == "testing" else declared
@@ -248,7 +248,7 @@ def test_whatever_is_imported_is_declared():
                 assert names.get(package, package).lower() in allowed, f"{path.name} imports {package}: declare it"
 
 
-def test_the_top_level_holds_what_was_agreed():
+def test_repository_has_the_agreed_top_level_folders():
     folders = {p.name for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))}
     assert {"unlearnkit", "plugins", "tests", "docs"} <= folders
     assert not folders & {"examples", "scripts", "src"}

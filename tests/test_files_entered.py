@@ -1,4 +1,4 @@
-"""How many files of the package one job enters: few enough to read it from end to end."""
+"""The number of package files that a job enters."""
 
 import inspect
 import sys

@@ -67,7 +67,7 @@ def cut(batch, size, order=None):
 
 
 def selected(estimator, forget, full, alpha=1.2):
-    """Which weights a threshold selects, as one flat mask."""
+    """The weights that a threshold selects, as one flat mask."""
     model = net(torch.float64)
     f, r = (estimator.estimate(model, batches, objective=CE).mean() for batches in (forget, full))
     return torch.cat([(f[n] > alpha * r[n]).flatten() for n in f])
@@ -87,7 +87,7 @@ def test_row_01_selection_depends_on_batch_size_and_order():
     assert 0 < int(want.sum()) < want.numel()
     for size, order in cuts:
         assert torch.equal(selected(DiagonalFisher(), cut(forget, 3), cut(full, size, order)), want)
-    # The batched quantity does move, and says so: see its trail.
+    # The batched importance does change, and its data order records it.
     assert not torch.equal(
         selected(BatchedDiagonalFisher(), cut(forget, 12), cut(full, 96)),
         selected(BatchedDiagonalFisher(), cut(forget, 1), cut(full, 1)),
@@ -98,7 +98,7 @@ TRAINING = ("bad-teacher", "finetune", "jit", "neg-grad-plus", "retrain", "salun
 
 
 def trained_by(name, model, *, options=None, **changed):
-    """Let a method that trains edit a model, with all that it may need."""
+    """Run a method that trains, with everything that it may need."""
     method = PluginManager().unlearner(name)(**(options or {"epochs": 2}))
     batch = data(48)
     importance = DiagonalFisher().estimate(model, cut(batch, 16), objective=CE, role="forget")
@@ -218,7 +218,7 @@ def test_row_08_the_installed_scikit_learn_is_used():
 
 @pytest.fixture
 def striped(monkeypatch):
-    """A stranger's plugin is installed, and this process has not looked yet."""
+    """A third-party plugin is installed, and this process has not loaded plugins yet."""
     monkeypatch.syspath_prepend(Path(__file__).parent / "fixtures" / "striped")
     default_manager.cache_clear()
     yield
@@ -318,7 +318,7 @@ def _whole_job(model, batches):
 
 
 def test_row_19_nothing_is_made_on_a_device_of_its_own():
-    """The device is hard-coded. (Here: the default device has no memory, so whatever is made on it fails.)"""
+    """The device is hard-coded. (Here: the default device is meta, so tensors created on it fail.)"""
     model, batches = net(), cut(data(), 32)
     want = _whole_job(net(), batches)
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""The pipeline: two importances, one edit, one report, and a model that is whole at every moment."""
+"""The pipeline: two importances, one edit, one report, and a model that is never half edited."""
 # ruff: noqa: ARG002 - the signatures are the framework's
 
 import types
@@ -88,7 +88,7 @@ class Left:
         assert self.state() == self.before
 
 
-def test_by_hand_the_same_as_its_three_steps():
+def test_pipeline_equals_its_three_steps():
     model, other = net(), net()
     method = SelectiveSynapticDampening(alpha=1.5)
     report = pipeline(method).run(model, forget=FORGET, reference=FULL)
@@ -102,7 +102,7 @@ def test_by_hand_the_same_as_its_three_steps():
     assert report.options == {"alpha": 1.5, "lam": 1.0, "epsilon": 0.0}
 
 
-def test_the_report_says_how_far_off_a_sketch_may_be():
+def test_report_has_the_relative_error_of_a_sketch():
     sketch = SketchedFisher(probes=3)
     method = SelectiveSynapticDampening(alpha=1.5)
     report = Pipeline(unlearner=method, estimator=sketch).run(net(), forget=FORGET, reference=FULL)
@@ -151,7 +151,7 @@ def test_a_known_importance_is_used_as_it_is():
     assert keep.inputs.forget_data is None
 
 
-def test_only_what_is_needed_is_measured():
+def test_only_needed_importances_are_measured():
     keep = Keep({Need.FORGET_DATA, Need.RETAIN_DATA})
     report = pipeline(keep).run(net(), forget=FORGET, retain_data=RETAIN, reference=FULL, seed=5)
     assert list(report.seconds) == ["edit"]
@@ -211,7 +211,7 @@ def test_the_budget_rolls_back():
         pipeline(max_fraction=0.1).run(model, forget=FORGET, reference=FULL)
 
 
-def test_a_selection_that_cannot_be_is_said_in_words():
+def test_impossible_selection_is_reported_in_words():
     model = net()
     with Left(model), pytest.warns(UnlearnKitWarning, match=r"α = 10 can select nothing.*1/p = 6"):
         report = pipeline(SelectiveSynapticDampening()).run(model, forget=FORGET, reference=FULL)
@@ -252,7 +252,7 @@ CALLS = [
 ]
 
 
-def test_observers_are_told_in_order_also_of_known_importances():
+def test_observers_are_called_in_order_also_for_given_importances():
     manager, calls = PluginManager(entry_points=False), []
     manager.register(Watcher(calls))
     pipeline(plugins=manager).run(net(), forget=FORGET, reference=FULL)
@@ -288,7 +288,7 @@ def test_a_raising_observer_is_named_and_stops_neither_the_run_nor_the_others(wh
         assert [(c[0][2:], *c[1:]) for c in calls if c[0].startswith(tag)] == CALLS
 
 
-# A run that ends early leaves the model as it was
+# A run that ends early restores the model
 
 
 def interrupting(items, after):
@@ -373,7 +373,7 @@ def test_a_model_that_an_observer_edits_between_importance_and_edit_is_refused()
         pipeline(plugins=manager).run(model, forget=FORGET, reference=FULL)
 
 
-# What the other commands build on
+# Used by the other commands
 
 
 def test_a_function_gives_an_importance_only_when_it_is_needed():
@@ -391,7 +391,7 @@ def test_a_function_gives_an_importance_only_when_it_is_needed():
     assert calls == ["forget", "full"]
 
 
-def test_whoever_refuses_the_edit_rolls_it_back_before_an_observer_sees_it():
+def test_refused_edit_is_rolled_back_before_observers_run():
     manager, calls, model = PluginManager(entry_points=False), [], net()
     manager.register(Watcher(calls))
 
@@ -419,7 +419,7 @@ def test_a_search_in_place_of_the_edit_has_its_inputs_and_its_observers():
     assert list(report.seconds) == ["forget importance", "full importance", "edit"]
 
 
-def test_who_provides_the_method_is_recorded():
+def test_provider_of_the_method_is_recorded():
     report = Pipeline(unlearner=SelectiveSynapticDampening(alpha=1.5)).run(net(), forget=FORGET, reference=FULL)
     assert report.provider.startswith("unlearnkit ")
     assert pipeline().run(net(), forget=FORGET, reference=FULL).provider == ""

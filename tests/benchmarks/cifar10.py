@@ -4,9 +4,9 @@
     python -m tests.benchmarks.cifar10 alpha
     python -m tests.benchmarks.cifar10 scenarios --seeds 0 1 2
 
-Every number is made by what the commands `train`, `run` and `tune` call, from the TOML files and the overrides named
-here. What is there already is not made again, so a run that was stopped goes on. ``--set`` overrides more settings, as
-on the command line; ``out/cifar10`` of the files is below ``--folder``.
+The numbers come from the functions behind the commands `train`, `run` and `tune`, with the TOML files and the overrides
+below. Existing results are reused, so an interrupted run resumes. ``--set`` overrides more settings, as on the command
+line; ``--folder`` replaces ``out/cifar10`` of the files.
 """
 
 import argparse
@@ -51,7 +51,7 @@ ESTIMATORS = {
     "batch 64, shuffled": [NOTEBOOKS[0], "importance.batch_size=64", "importance.shuffle=true"],
     "batch 256, shuffled": [NOTEBOOKS[0], "importance.batch_size=256", "importance.shuffle=true"],
 }
-"""Name to what makes it of cifar10-alpha.toml, whose own estimator is per sample."""
+"""Name to overrides of cifar10-alpha.toml, whose own estimator is per sample."""
 
 STEPS = {
     "ssd, α = 10, D, per sample": ("run", "ssd", []),
@@ -64,18 +64,18 @@ STEPS = {
 
 @attrs.frozen(kw_only=True)
 class Worker:
-    """Where the results go, and what else is set.
+    """The output folder and the overrides.
 
     Attributes:
-        folder: Takes the place of ``out/cifar10`` of the TOML files.
-        settings: Further overrides, as on the command line.
+        folder: Replaces ``out/cifar10`` of the TOML files.
+        settings: More overrides, as on the command line.
     """
 
     folder: Path = attrs.field(converter=Path)
     settings: tuple[str, ...] = ()
 
     def config(self, name, *, seed=0, output="", settings=()):
-        """Return a configuration with its original trained, or read."""
+        """Return a configuration; train its original model if the checkpoint is missing."""
         config = load_config(
             EXPERIMENTS / f"cifar10-{name}.toml",
             [
@@ -114,7 +114,7 @@ class Worker:
     def scenario(self, name, seeds, steps=STEPS):
         """Return name of a model to its rows, one for each training seed: accuracies, fraction edited, ToW, gaps.
 
-        The rows of "retrained" are the references themselves, each against their mean.
+        The rows of "retrained" compare each retrained model with their mean.
         """
         first = self.config(name, seed=seeds[0])
         references = self.references(name, first)
@@ -145,10 +145,10 @@ class Worker:
         return self.once(f"{name}/original-{seed}", measure)
 
     def step(self, name, step, seed):
-        """Make one edit as its command makes it, and return its accuracies and the fraction edited."""
+        """Make one edit as its command does; return its accuracies and the fraction edited."""
         command, label, settings = STEPS[step]
         output = f"{seed}/{list(STEPS).index(step)}"
-        # What is compared is measured below, on the same samples for all: tuning may take some of the test set away.
+        # Accuracies are measured below, on the same samples for all steps: tuning may reserve part of the test set.
         settings = [*settings, "evaluation.splits=['forget-train']"]
         config = self.config(name, seed=seed, output=output, settings=settings)
         config = attrs.evolve(config, method=tuple(m for m in config.method if m.label == label))
@@ -170,7 +170,7 @@ class Worker:
         return self.once(f"{name}/{output}/scores", measure)
 
     def once(self, name, measure):
-        """Return what a file keeps; or measure it, and keep it."""
+        """Return the stored result, or measure and store it."""
         path = self.folder / f"{name}.json"
         if not path.exists():
             found = measure()
@@ -180,7 +180,7 @@ class Worker:
 
 
 def quietly(function, *args, **kwargs):
-    """Call a function without the warnings about edits that select nothing: the tables say so."""
+    """Call a function without warnings about edits that select nothing; the tables show them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnlearnKitWarning)
         found = function(*args, **kwargs)
@@ -249,7 +249,7 @@ def _spread(values):
 
 
 def main():
-    """Make one of the tables."""
+    """Print one of the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("table", choices=("notebook", "alpha", "scenarios"))
     parser.add_argument("--folder", default="out/cifar10")

@@ -1,9 +1,8 @@
-"""What an elementwise edit costs beside boolean indexing: ``python -m tests.benchmarks.edit``.
+"""Times an elementwise edit against boolean indexing: ``python -m tests.benchmarks.edit``.
 
-Every variant applies selective synaptic dampening to the same weights, one after the other in each round; each is
-undone between the rounds, outside the measured time. Boolean indexing is the edit of the published code and of the
-notebook: no check, no count, no undo, and importances that are means already. ``--stages`` measures the parts of
-`Unlearner.unlearn`.
+Every variant applies selective synaptic dampening to the same weights, interleaved within each round; edits are undone
+outside the measured time. Boolean indexing is the edit of the published code and of the notebook: no check, no count,
+no undo, and importances that are already means. ``--stages`` measures the parts of `Unlearner.unlearn`.
 """
 
 import argparse
@@ -32,14 +31,14 @@ Run = Callable[[], object]
 
 
 def layers(weights: int) -> nn.Module:
-    """Make a model of equal layers, with about so many weights."""
+    """Make a model of equal layers with about this many weights."""
     count = max(1, round(weights / 1e7))
     width = round((weights / count) ** 0.5)
     return nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(count)))
 
 
 def importance(model: nn.Module, *, seed: int, count: int, scale: float) -> Importance:
-    """Draw an importance whose values spread over decades, as real ones do."""
+    """Draw an importance whose values span orders of magnitude, like real ones."""
     generator = torch.Generator().manual_seed(seed)
     totals = {
         name: (torch.randn(p.shape, generator=generator).mul_(2).exp_() * (scale * count)).to(p.device)
@@ -48,7 +47,7 @@ def importance(model: nn.Module, *, seed: int, count: int, scale: float) -> Impo
     return Importance(totals=totals, count=count, samples=count)
 
 
-# The variants: each returns what is measured and what undoes it
+# The variants: each returns the measured function and its undo
 
 
 def ours(model: nn.Module, inputs: UnlearningInputs) -> tuple[Run, Run]:
@@ -93,7 +92,7 @@ def whole_rule(theta: Tensor, forget: Tensor, reference: Tensor) -> None:
 
 
 def copies(inputs: UnlearningInputs) -> tuple[Run, Run]:
-    """Move 16 bytes per weight, as an edit must: copy both importances into memory that is there already."""
+    """Move 16 bytes per weight, the least that an edit moves: copy both importances into existing buffers."""
     sources = [t for importance in (inputs.forget, inputs.reference) for t in importance.totals.values()]
     targets = [torch.zeros_like(t) for t in sources]
 
@@ -145,7 +144,7 @@ def _timed(device: str, clock: Callable[[], float], times: list[float]) -> Itera
 def measure(
     runs: dict[str, tuple[Run, Run]], *, rounds: int, device: str, clock: Callable[[], float]
 ) -> dict[str, list[float]]:
-    """Run all in turn, so many times and once before that does not count."""
+    """Run all variants interleaved, after one round that does not count."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, (run, undo) in runs.items():

@@ -1,7 +1,7 @@
 """Times what `fisher_statistics` adds to a pass of the Fisher: ``python -m tests.benchmarks.extras``.
 
-CPU time of one thread, every variant once per round, in turn; the figure is the ratio of medians to a plain forward
-and backward pass on the same batch. The first batch of each variant, which is probed, is not counted.
+CPU time of one thread, variants interleaved within each round. Figures are ratios of medians to a plain forward and
+backward pass on the same batch. The first batch of each variant, which includes the probe, is not counted.
 """
 
 import statistics
@@ -59,7 +59,7 @@ def measure(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float
 
 
 def variants(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, Callable[[], None]]:
-    """Make the calls, each having seen one batch."""
+    """Return the variants, each after its first batch."""
 
     def plain() -> None:
         F.cross_entropy(model(x), y).backward()

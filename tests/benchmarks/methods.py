@@ -1,13 +1,13 @@
-"""What every shipped method does to the digits, beside retraining; `docs/reference/methods.md` shows the table.
+"""Measures every shipped method on the digits, against retraining; `docs/reference/methods.md` shows the table.
 
-    python -m tests.benchmarks.methods                # measure what is not in docs/results/methods-digits.csv yet
+    python -m tests.benchmarks.methods                # measure what is missing in docs/results/methods-digits.csv
     python -m tests.benchmarks.methods --search jit   # how the settings beside the defaults were chosen
 
-Every digit is forgotten whole, from originals with the training seeds 0 to 4. Each method runs through `Pipeline` as in
-`unlearnkit run`: at its defaults, and, where those leave the digit known or wreck the model, at one other setting too.
-Those were searched on an original with training seed 200, which is not in the table: the smallest gap to retraining,
-median over the digits 0, 2, 4, 6 and 8, in the grid below. One trial is a line of the file, written as soon as it is
-measured, so that an interrupted run goes on where it stopped.
+Each digit is forgotten completely, from originals with the training seeds 0 to 4. Each method runs through `Pipeline`
+as in `unlearnkit run`: at its defaults and, where those forget little or destroy the model, at one other setting. The
+other settings have the smallest gap to retraining in the grid below (median over the digits 0, 2, 4, 6 and 8), on an
+original with training seed 200, which is not in the table. Each trial is a line of the file, written as soon as it is
+measured, so an interrupted run resumes.
 """
 
 import argparse
@@ -45,7 +45,7 @@ class Setting:
 
     Attributes:
         method: Name of the method, or "original" for no edit.
-        options: Other than the defaults.
+        options: Those that differ from the defaults.
         estimator: Name of the estimator, at its defaults.
         reference: Which set F_r is measured on.
     """
@@ -72,7 +72,7 @@ def settings():
 
 
 def shipped(role):
-    """The methods or estimators of this distribution, by name."""
+    """The methods or estimators of this distribution, sorted by name."""
     provided = PluginManager().provided(role)
     return sorted((entry for entry in provided if entry.plugin.origin.startswith("unlearnkit ")), key=lambda e: e.name)
 
@@ -95,7 +95,7 @@ GRID = {
     ],
     "jit": [*each("jit", clip=[True, False], sigma=[0.2, 0.3, 0.5], learning_rate=[1e-5, 3e-5, 1e-4])],
 }
-"""What was searched for the settings beside the defaults."""
+"""The grids that were searched for the other settings."""
 
 OTHER = [
     Setting(method="binary-mask", options={"lam": 7.0}),
@@ -107,15 +107,15 @@ OTHER = [
     Setting(method="ssd-adaptive", options={"lam": 0.1}),
     Setting(method="ssd-soft", options={"alpha": 0.3}),
 ]
-"""The best of each grid that changes predictions, for methods whose defaults forget little or wreck the model."""
+"""The best of each grid that changes predictions, for methods whose defaults forget little or destroy the model."""
 
 FOR_ESTIMATORS = [Setting(method="ssd-adaptive"), Setting(method="fisher-topk", options={"fraction": 0.05})]
-"""Methods that need no α, which means nothing without its estimator: one adapts, one takes a fixed share."""
+"""Methods without an α, which would depend on the estimator: one adapts, one selects a fixed share."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Digits:
-    """The data, the originals and what retraining gives; each made once."""
+    """The data, the originals and the retrained models, each cached."""
 
     bundle: object = attrs.field(factory=lambda: digits(seed=0))
 
@@ -177,7 +177,7 @@ def trial(data, setting, seed, digit):
 
 
 def edit(data, model, setting, seed, digit):
-    """Edit a copy of an original as `unlearnkit run` does, and say what it changed and what it took."""
+    """Edit a copy of an original as `unlearnkit run` does; return the changed fraction and the seconds."""
     unlearner = PluginManager().unlearner(setting.method)(**setting.options)
     role, seconds, inputs = Role(setting.reference), 0.0, {}
     for need, key, which in (
@@ -223,7 +223,7 @@ def read(path=TRIALS):
 
 
 def measure(path, *, seeds):
-    """Write every trial that is not in the file; the models of the reference stand there as "reference"."""
+    """Write every trial that is missing in the file; retrained models have the setting "reference"."""
     done = {(row["setting"], int(row["seed"]), int(row["digit"])) for row in read(path)}
     data, wanted = Digits(), settings()
     fresh = not path.exists()

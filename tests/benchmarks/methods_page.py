@@ -1,4 +1,4 @@
-"""The reference page of the methods that ship, made from their classes and from what was measured.
+"""Generates the reference page of the shipped methods from their classes and from the measured trials.
 
 python -m tests.benchmarks.methods_page > docs/reference/methods.md
 """
@@ -44,14 +44,14 @@ Measured by
 python -m tests.benchmarks.methods
 ```
 
-on 2 CPU cores that other programs used at the same time, with torch 2.14.1. The network is `small_cnn` (6,138
-weights, BatchNorm), trained for 20 epochs of Adam at 3·10⁻³ in batches of 64. All figures are medians over the {n}
-edits; gap also has its 10th and 90th percentile.
+on 2 idle CPU cores, with torch 2.14.1, on 29 November 2026. The network is `small_cnn` (6,138 weights, BatchNorm),
+trained for 20 epochs of Adam at 3·10⁻³ in batches of 64. All figures are medians over the {n} edits; gap also has its
+10th and 90th percentile.
 
-- **retain** and **forget**: accuracy on test images of the digits that are kept, and of the one that is not.
+- **retain** and **forget**: accuracy on test images of the retained digits and of the forgotten one.
 - **gap**: the difference from retraining, in accuracy: the mean of |a − a_r| over forget set, retain set and retained
   test images; a_r is the mean of {references} models retrained without the digit (training seeds {reference_numbers}).
-  0 is best; an edit that does nothing gets 1/3.
+  0 is best; an edit that does nothing has about 1/3.
 - **edited**: share of weights that changed. **moved**: share of training images whose predicted digit changed.
 - **seconds**: CPU time of one thread, for the importances that the method needs and the edit. Compare with `retrain`.
 
@@ -65,8 +65,8 @@ the next: tune on your own data ([tuned edits](../results/tuning-digits.md)).
 """
 
 ESTIMATORS = """\
-α means nothing without its estimator, so estimators are compared by two methods that have none: `ssd-adaptive`, and
-`fisher-topk` with a fixed share of the weights. Rows of other estimators than `diagonal-fisher`:
+The same α selects other weights with another estimator, so estimators are compared with two methods that have no α:
+`ssd-adaptive`, and `fisher-topk` with a fixed share of the weights. Rows for estimators other than `diagonal-fisher`:
 
 """
 
@@ -80,7 +80,7 @@ NEEDS = {
 
 
 def page(rows):
-    """Write the whole page.
+    """Write the page.
 
     Args:
         rows: The lines of the file of trials, as `tests.benchmarks.methods.read` gives them.
@@ -103,7 +103,7 @@ def table(head, rows):
     )
 
 
-# --- from the classes -------------------------------------------------------------------------------------------------
+# --- sections from the classes ----------------------------------------------------------------------------------------
 
 
 def kind(cls):
@@ -119,7 +119,7 @@ def labels(cls):
 
 
 def looks_at_labels(cls):
-    """Whether other labels in the data give other weights, tried out on a small network."""
+    """Whether other labels in the data give other weights, tried on a small network."""
     options = {o.name: 1 for o in options_of(cls) if o.name == "epochs"}
     edited = []
     for shift in (0, 1):
@@ -127,7 +127,7 @@ def looks_at_labels(cls):
         model = law_case.model()
         data = {f"{name}_data": [(x, (y + shift) % 4) for x, y in law_case.data(name)] for name in ("forget", "retain")}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnlearnKitWarning)  # about options that fit no network of 22 weights
+            warnings.simplefilter("ignore", UnlearnKitWarning)  # about options that do not suit a network of 22 weights
             cls(**options).unlearn(model, law_case.unlearning_inputs(model, **data))
         edited.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     return not torch.equal(*edited)
@@ -232,7 +232,7 @@ def summary(rows, means):
 
 
 def remarks(rows):
-    """What happened to how many of the edits, in words."""
+    """The number of edits for each kind of failure, in words."""
     edited = [row for row in rows if row["changed"]]
     nothing = sum(float(row["changed"]) == 0 and not row["note"] for row in edited)
     unmoved = sum(math.isclose(float(row["moved"]), 0) for row in edited) - nothing

@@ -1,9 +1,10 @@
-"""Times a deletion request with stored importances, against measuring them again, and against retraining.
+"""Times a deletion request with stored importances, against measuring them again and against retraining.
 
     python -m tests.benchmarks.requests
 
-One digit is forgotten, on a fresh ledger each round. The three run in turn, so that a busy machine slows all of them.
-The figures are medians of CPU seconds of one thread (waiting for the disk is not in them), and ratios within a round.
+One digit is forgotten, on a fresh ledger each round. The three are interleaved, so a busy machine slows all of them.
+Figures are medians of CPU seconds of one thread, without the time spent waiting for the disk, and of ratios within a
+round.
 """
 
 import argparse
@@ -45,7 +46,7 @@ budget = 1.0
 
 
 def with_store(config, root, number):
-    """A request for a whole group: the importances are in the ledger, which is started before the clock is."""
+    """A request for a whole group with stored importances; starting the ledger is not measured."""
     deletion = Deletion.load(load_config(config, [f"deletion.folder='{root}/ledger-{number}'"]))
     deletion.start()
     deletion.ask("request", groups=["3"])
@@ -53,7 +54,7 @@ def with_store(config, root, number):
 
 
 def measured_again(experiment, digit):
-    """The same edit, with both importances measured for it: no ledger, no receipt, no evaluation."""
+    """The same edit, with both importances measured first; no ledger, no receipt, no evaluation."""
     model, _ = experiment.original_model()
     train_set = experiment.bundle.train
     forget = train_set.subset((train_set.targets == digit).nonzero().reshape(-1))

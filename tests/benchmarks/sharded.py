@@ -1,11 +1,11 @@
-"""Times importances of a model that is sharded over processes (FSDP, gloo), against a plain pass of the same model.
+"""Times importances of a model sharded over processes (FSDP, gloo), against a plain pass of the same model.
 
     python -m tests.benchmarks.sharded
 
-A small language model: blocks gathered one at a time, embeddings tied. All ways take the same batches in turn, so that
-a busy machine slows all of them; a plain pass is forward, backward and FSDP's own reduction of the gradients. Figures
-are CPU seconds of the first process, medians over rounds, and medians of the ratios within a round; waiting for the
-other process is not in them where the machine is free to run both, and nothing that a network costs is.
+A small language model with tied embeddings, whose blocks FSDP gathers one at a time. Variants are interleaved on the
+same batch, so a busy machine slows all of them. A plain pass is forward, backward and FSDP's own reduction of the
+gradients. Figures are medians of the CPU seconds of rank 0 and of the ratios within a round. They do not include the
+time of a network, nor, on an idle machine, waiting for the other process.
 """
 
 import argparse
@@ -45,7 +45,7 @@ class Block(nn.Module):
 
 
 class Gpt(nn.Module):
-    """Blocks between a tied embedding."""
+    """Blocks between an embedding and a tied head."""
 
     def __init__(self, width, blocks):
         super().__init__()
@@ -70,7 +70,7 @@ def sharded(width, blocks):
 
 
 def plain(model):
-    """An ordinary pass, each process on its samples."""
+    """An ordinary pass; each process takes its own samples."""
 
     def run(batch):
         own = {"input_ids": batch["input_ids"][dist.get_rank() :: dist.get_world_size()]}
@@ -81,7 +81,7 @@ def plain(model):
 
 
 def one_at_a_time(model):
-    """What the engine falls back to."""
+    """The fallback of the engine: one sample at a time."""
     named = trainable(model)
     leaves = Leaves(model, named)
     totals = PieceTotals(leaves, named, double=False)
@@ -112,7 +112,7 @@ def work(rank, options, folder):
     samples = options.samples * options.processes
     batch = {"input_ids": torch.randint(VOCABULARY, (samples, options.tokens), generator=made)}
     for run in ways.values():
-        run(batch)  # the probe, and what torch makes once
+        run(batch)  # the probe, and one-time initialisation of torch
     rounds = [{name: seconds(run, batch) for name, run in ways.items()} for _ in range(options.rounds)]
     if rank == 0:
         report(rounds, model, options)

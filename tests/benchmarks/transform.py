@@ -1,7 +1,7 @@
-"""What an image transform costs: ``python -m tests.benchmarks.transform --images FOLDER``.
+"""Times image transforms: ``python -m tests.benchmarks.transform --images FOLDER``.
 
-FOLDER holds ``train/<class>/`` with small JPEGs, CIFAR-10's, say. Both variants start from the decoded uint8 images and
-end with a float32 batch, resized to 224 pixels and normalised; they run in turn in each round.
+FOLDER holds ``train/<class>/`` with small JPEGs, such as those of CIFAR-10. All variants start from decoded images and
+end with a float32 batch, resized to 224 pixels and normalised. They are interleaved within each round.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""How near tuned edits come to retraining on the digits, and how near a fixed α = 10 does.
+"""Compares tuned edits and a fixed α = 10 with retraining, on the digits.
 
     python -m tests.benchmarks.tuning
 
-All ten digits, each forgotten whole, from five originals (training seeds 0 to 4). Tug-of-War against the mean of three
-models retrained without the digit (training seeds 100 to 102), on forget set, retain set and retained test data. Tuned
-are all shipped elementwise methods with a monotone option, towards forget accuracy 0 (a model that was never shown a
-class does not predict it) with the defaults of `Tuner`, on 20 % of the training data; the test set plays no part in it.
-Two further methods have no monotone option, which `Tuner` needs: their one number is taken from a grid by the same
-rule, on the same validation data, and with or without BatchNorm's statistics taken again.
+Each of the ten digits is forgotten completely, from five originals (training seeds 0 to 4). The score is Tug-of-War on
+forget set, retain set and retained test data, against the mean of three models retrained without the digit (training
+seeds 100 to 102). All shipped elementwise methods with a monotone option are tuned towards forget accuracy 0 (a model
+never trained on a class does not predict it) with the defaults of `Tuner`, on 20 % of the training data and without the
+test set. Two further methods lack the monotone option that `Tuner` needs: their option is chosen from a grid by the
+same rule, on the same validation data, with and without re-estimated BatchNorm statistics.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from unlearnkit.data.splits import validation_split
 from unlearnkit.evaluation import loss_and_accuracy
 from unlearnkit.evaluation.metrics.retrain_gap import tug_of_war
 from unlearnkit.evaluation.tuning import Tuner, Validation
-from unlearnkit.evaluation.tuning.batch_norm import reestimate_batch_norm
+from unlearnkit.evaluation.tuning.tuner import reestimate_batch_norm
 from unlearnkit.importance import Role
 from unlearnkit.models.training import Training, train
 from unlearnkit.models.zoo import small_cnn
@@ -81,7 +81,7 @@ class Worker:
 
 
 def tuned(bench, original, seed):
-    """Yield name, edited model and what was chosen, for each method."""
+    """Yield name, edited model and a note, for each method."""
     train_split = bench.split.train
     parts = validation_split(train_split, bench.bundle.train.targets, fraction=0.2, seed=seed)
     forget = bench.importance(original, parts.forget, Role.FORGET)
@@ -104,7 +104,7 @@ def tuned(bench, original, seed):
 
 
 def by_grid(name, original, inputs, data, retain):
-    """Return the best edit of a grid within the budget of `Tuner`, by its rule; the original where there is none."""
+    """Return the best edit of a grid by the rule and budget of `Tuner`, or the original if there is none."""
     option, values = GRIDS[name]
     aim, best, found = loss_and_accuracy(original, data.retain).accuracy, -1.0, original
     for value in values:

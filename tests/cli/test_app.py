@@ -1,4 +1,4 @@
-"""The command line as a user meets it: output, errors in one message, exit codes."""
+"""The command line: output, errors in one message, exit codes."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def test_run_prints_a_table_and_where_the_results_are(digits_toml, tmp_path):
     assert (tmp_path / "out" / "ssd" / "report.json").exists()
 
 
-def test_a_dry_run_says_what_would_be_edited(digits_toml, tmp_path):
+def test_dry_run_prints_what_would_be_edited(digits_toml, tmp_path):
     result = call("run", digits_toml, "--dry-run", "--method", "ssd", "-q")
     assert result.exit_code == 0
     assert "head.weight" in result.output

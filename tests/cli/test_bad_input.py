@@ -1,4 +1,4 @@
-"""Bad input, as the command meets it: one clear message, exit code 2, no traceback, nothing written or changed."""
+"""Bad input to the command: one clear message, exit code 2, no traceback, nothing written or changed."""
 
 import shutil
 
@@ -39,7 +39,7 @@ def original(trained_checkpoint):
 
 
 def checkpoint_for(case, model, folder):
-    """Write the checkpoint that a case is about."""
+    """Write the checkpoint of a case."""
     path = folder / "bad.safetensors"
     first = next(model.parameters())
     if case == "NaN in the model":
@@ -70,7 +70,7 @@ def test_one_message_exit_code_2_and_nothing_written(case, digits_toml, tmp_path
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
-def test_the_checkpoint_on_disk_is_left_as_it_is(digits_toml, tmp_path, trained_checkpoint):
+def test_checkpoint_on_disk_is_unchanged(digits_toml, tmp_path, trained_checkpoint):
     mine = tmp_path / "mine.safetensors"
     shutil.copy(trained_checkpoint, mine)
     call(digits_toml, "--set", f"model.checkpoint={mine}", "--set", "method.ssd.options.alpha=-1")

@@ -26,7 +26,7 @@ def test_an_error_is_printed_with_its_notes(capsys):
     assert capsys.readouterr().err == "error: expected [x], saw [y]\nin batch 3\n"
 
 
-def test_a_fault_of_ours_keeps_its_traceback():
+def test_unexpected_error_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError), clear_errors():
         _ = 1 / 0
 
@@ -38,7 +38,7 @@ def test_ctrl_c(capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_warnings_are_lines_and_the_old_display_comes_back(capsys):
+def test_warnings_print_one_line_and_showwarning_is_restored(capsys):
     shown = warnings.showwarning
     with clear_errors():
         warnings.simplefilter("always")
@@ -47,13 +47,13 @@ def test_warnings_are_lines_and_the_old_display_comes_back(capsys):
     assert warnings.showwarning is shown
 
 
-def test_the_only_process_speaks():
+def test_single_process_prints_messages():
     with together("cpu") as (first, progress):
         assert first
         assert list(progress([1], "counting", 1)) == [1]
 
 
-def test_of_several_processes_the_others_are_silent(monkeypatch, capsys):
+def test_ranks_other_than_0_print_nothing(monkeypatch, capsys):
     monkeypatch.setattr("unlearnkit.distributed.collectives.joined", lambda _: nullcontext(Ranks(rank=1, size=2)))
     with clear_errors(), together("cpu") as (first, progress):
         assert not first
@@ -62,7 +62,7 @@ def test_of_several_processes_the_others_are_silent(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_what_is_for_one_process_says_so(monkeypatch):
+def test_single_process_command_refuses_torchrun(monkeypatch):
     one_process("train")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(

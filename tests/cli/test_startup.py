@@ -1,4 +1,4 @@
-"""What must not wait for torch: the version, help, completion, `new-plugin` and `import unlearnkit`."""
+"""What must not import torch: the version, help, completion, `new-plugin` and `import unlearnkit`."""
 
 import os
 import pickle
@@ -37,7 +37,7 @@ def commands(command, path=()):
         yield from commands(below, (*path, name))
 
 
-def test_help_version_and_new_plugin_do_without_torch(tmp_path):
+def test_help_version_and_new_plugin_do_not_import_torch(tmp_path):
     paths = list(commands(typer.main.get_command(app)))
     assert {("run",), ("new-plugin",), ("patch", "apply"), ("verify-receipts",)} <= set(paths)
     calls = [("--version",), *((*path, "--help") for path in paths), ("new-plugin", "thing", "-o", str(tmp_path))]
@@ -49,7 +49,7 @@ def test_help_version_and_new_plugin_do_without_torch(tmp_path):
     assert (tmp_path / "unlearnkit-thing" / "pyproject.toml").exists()
 
 
-def test_completion_does_without_torch():
+def test_completion_does_not_import_torch():
     code = (
         "import sys; sys.argv, sys.modules['torch'] = ['unlearnkit'], None; from unlearnkit.cli.app import main; main()"
     )
@@ -58,7 +58,7 @@ def test_completion_does_without_torch():
     assert done.stdout.split() == ["verify-receipts"], done.stderr
 
 
-def test_importing_the_package_and_its_errors_does_without_torch():
+def test_importing_the_package_and_its_errors_does_not_import_torch():
     code = (
         "import sys, unlearnkit; from unlearnkit import ConfigurationError, option; unlearnkit.plugins.__path__; "
         f"print([name for name in {HEAVY!r} if name in sys.modules])"

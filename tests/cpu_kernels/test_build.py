@@ -1,4 +1,4 @@
-"""Compiling on demand: once, completely or not at all, in a folder that only the user can write to."""
+"""Compilation on demand: once, atomically, in a folder that only the user can write to."""
 
 import hashlib
 import os
@@ -33,7 +33,7 @@ def kept(source):
 
 
 def place(source):
-    """Where its library belongs."""
+    """Path of its library."""
     return cache_folder() / f"twice-{build._key(source.read_bytes())}.so"
 
 
@@ -42,7 +42,7 @@ def again():
 
 
 @needs_compiler
-def test_compiles_and_needs_no_compiler_the_second_time(source, monkeypatch):
+def test_second_load_needs_no_compiler(source, monkeypatch):
     assert load(source).twice(21) == 42
     digest, built = kept(source)
     assert (built, digest) == (place(source).name, place(source).with_suffix(".sha256").name)
@@ -52,7 +52,7 @@ def test_compiles_and_needs_no_compiler_the_second_time(source, monkeypatch):
 
 
 @needs_compiler
-def test_other_source_or_instructions_are_another_library(source, monkeypatch):
+def test_library_name_depends_on_source_and_compiler_flags(source, monkeypatch):
     load(source)
     again()
     source.write_text(SOURCE.replace("2 * n", "3 * n"))
@@ -65,7 +65,7 @@ def test_other_source_or_instructions_are_another_library(source, monkeypatch):
 
 
 @needs_compiler
-def test_source_that_does_not_compile_leaves_nothing_and_is_not_tried_again(source, monkeypatch):
+def test_failed_compilation_leaves_no_file_and_is_not_retried(source, monkeypatch):
     source.write_text("extern int wrong(")
     with pytest.raises(ConfigurationError, match=r"failed:\n.*twice\.cpp"):
         load(source)
@@ -77,7 +77,7 @@ def test_source_that_does_not_compile_leaves_nothing_and_is_not_tried_again(sour
 
 @needs_compiler
 @pytest.mark.parametrize("damage", [b"", b"not a library"])
-def test_a_library_with_another_content_is_not_loaded_but_compiled_again(source, damage, caplog):
+def test_library_with_a_wrong_digest_is_recompiled(source, damage, caplog):
     load(source)
     again()
     other = place(source)
@@ -91,7 +91,7 @@ def test_a_library_with_another_content_is_not_loaded_but_compiled_again(source,
 
 
 @needs_compiler
-def test_a_library_without_its_digest_is_compiled_again(source):
+def test_library_without_a_digest_is_recompiled(source):
     load(source)
     again()
     place(source).with_suffix(".sha256").unlink()
@@ -99,7 +99,7 @@ def test_a_library_without_its_digest_is_compiled_again(source):
     assert len(kept(source)) == 2
 
 
-def test_a_library_that_cannot_be_loaded_is_said(source):
+def test_unloadable_library_is_reported(source):
     built = place(source)
     built.parent.mkdir(mode=0o700)
     built.write_bytes(b"not a library")
@@ -113,7 +113,7 @@ def test_a_library_that_cannot_be_loaded_is_said(source):
 @needs_compiler
 @pytest.mark.parametrize("which", ["library", "digest", "folder"])
 @pytest.mark.parametrize("mode", [0o620, 0o602])
-def test_what_others_may_write_to_is_refused(source, which, mode):
+def test_paths_writable_by_others_are_refused(source, which, mode):
     load(source)
     again()
     built = place(source)
@@ -137,7 +137,7 @@ def test_symbolic_links_are_refused(source, which, tmp_path):
 
 
 @needs_compiler
-def test_what_belongs_to_somebody_else_is_refused(source, monkeypatch):
+def test_paths_of_another_owner_are_refused(source, monkeypatch):
     load(source)
     again()
     mine = os.geteuid()
@@ -147,7 +147,7 @@ def test_what_belongs_to_somebody_else_is_refused(source, monkeypatch):
 
 
 @needs_compiler
-def test_only_the_user_may_look_in(source):
+def test_cache_folder_is_private_to_the_user(source):
     cache_folder().mkdir(mode=0o755)
     cache_folder().chmod(0o755)
     load(source)
@@ -158,7 +158,7 @@ def test_only_the_user_may_look_in(source):
 
 
 @needs_compiler
-def test_what_is_written_is_on_the_disk_before_it_has_its_name(source, monkeypatch):
+def test_library_is_synced_before_it_is_renamed(source, monkeypatch):
     events, rename = [], Path.replace
     monkeypatch.setattr(build.os, "fsync", lambda _: events.append("fsync"))
     monkeypatch.setattr(Path, "replace", lambda self, to: (events.append("rename"), rename(self, to))[1])
@@ -166,7 +166,7 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(source, monkeypat
     assert events == ["fsync", "rename", "fsync", "rename", "fsync"]
 
 
-def test_a_compiler_that_takes_too_long_ends_with_its_children(source, monkeypatch, tmp_path):
+def test_slow_compiler_is_killed_with_its_children(source, monkeypatch, tmp_path):
     slow = tmp_path / "slow"
     slow.write_text(f"#!/bin/sh\n(sleep 3; touch {tmp_path}/survived) &\nsleep 60\n")
     slow.chmod(0o700)
@@ -181,7 +181,7 @@ def test_a_compiler_that_takes_too_long_ends_with_its_children(source, monkeypat
     assert kept(source) == []
 
 
-def test_no_compiler_is_said(source, monkeypatch):
+def test_missing_compiler_is_reported(source, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(KernelUnavailableError, match=r"need a C\+\+ compiler .* saw CXX=no-such-compiler"):
         load(source)
@@ -193,13 +193,13 @@ def test_no_compiler_is_said(source, monkeypatch):
 
 
 @needs_compiler
-def test_a_folder_that_cannot_be_made_is_said(source):
+def test_folder_that_cannot_be_created_is_reported(source):
     (source.parent / "cache").write_text("a file")
     with pytest.raises(KernelUnavailableError, match="set UNLEARNKIT_CACHE to a folder"):
         load(source)
 
 
-def test_where_it_is_kept(monkeypatch, tmp_path):
+def test_location_of_the_cache_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("UNLEARNKIT_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "unlearnkit"

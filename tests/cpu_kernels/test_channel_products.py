@@ -40,13 +40,13 @@ def test_sums_of_products(samples, channels, spatial, last):
     assert off(seen, sums(g, x, *of)) < 1e-6
 
 
-def test_maps_cut_out_of_larger_ones():
+def test_slices_of_larger_maps():
     g, x = torch.randn(4, 70, 9)[1:3, 2:68, 1:8], torch.randn(2, 66, 7)
     mean, variance = torch.randn(132)[::2], torch.rand(66, dtype=torch.float64)
     assert off(channel_sums(g, x, mean, variance, 0.5), sums(g, x, mean, variance, 0.5)) < 1e-6
 
 
-def test_what_it_leaves_to_torch():
+def test_unsupported_inputs_are_left_to_torch():
     maps, of = torch.randn(2, 3, 4, 5), running(3)
     last = maps.contiguous(memory_format=torch.channels_last)
     assert channel_sums(maps, last, *of) is None  # one lies channel by channel, the other position by position
@@ -55,7 +55,7 @@ def test_what_it_leaves_to_torch():
     assert channel_sums(maps[:, :, 0, 0], maps[:, :, 0, 0], *of) is None
 
 
-def test_one_thread_or_three_give_the_same_bits():
+def test_thread_count_does_not_change_the_bits():
     g, x, of, before = torch.randn(3, 70, 500), torch.randn(3, 70, 500), running(70), torch.get_num_threads()
     try:
         torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The C++ kernels keep the law that every kernel equals torch operations; wrong kernels break it."""
+"""The law that every kernel equals torch operations: the C++ kernels pass, wrong kernels fail."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def test_the_kernels_equal_torch(kernel):
 
 
 class Linear(Kernel):
-    """Right for any number of rows, by torch operations; the wrong ones below change one thing."""
+    """Correct for any number of rows, in torch operations; each wrong kernel below changes one thing."""
 
     name = "by-einsum"
     layer = "linear"
@@ -54,17 +54,17 @@ class Linear(Kernel):
 
 
 @pytest.mark.parametrize("wrong", ["", "squares only"])
-def test_a_right_kernel_passes(wrong):
+def test_correct_kernel_passes(wrong):
     check_kernel(Linear(wrong=wrong))
 
 
 @pytest.mark.parametrize("wrong", ["batch", "nan", "overwrites", "absolute", "signed", "finish"])
-def test_a_wrong_kernel_is_found(wrong):
+def test_wrong_kernel_is_detected(wrong):
     with pytest.raises(LawError, match=r"by-einsum \(.*rows"):
         check_kernel(Linear(wrong=wrong))
 
 
-def test_a_kernel_that_takes_nothing_proves_nothing():
+def test_kernel_that_takes_no_layer_fails_the_check():
     with pytest.raises(LawError, match="saw None for all"):
         check_kernel(Linear(wrong="never"))
     with pytest.raises(ConfigurationError, match="subclass of Kernel"):

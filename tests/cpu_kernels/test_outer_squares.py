@@ -1,4 +1,4 @@
-"""The compiled kernel against the samples alone in float64: layers of every size, and what it refuses."""
+"""The compiled kernel against per-sample gradients in float64: layers of every size, and unsupported inputs."""
 
 import pytest
 import torch
@@ -64,14 +64,14 @@ def test_convolution(channels, groups, out, size, kernel, stride, padding):
         check_plan(convolution(rows, maps, geometry), expected)
 
 
-def test_a_gradient_whose_maps_are_cut_out_of_larger_ones():
+def test_gradient_maps_sliced_from_larger_ones():
     w = torch.zeros(16, 8, 1, 1)
     g, x = torch.randn(2, 1, 16, 6, 6)[..., 1:4, 1:5], torch.randn(2, 1, 8, 5, 7)[..., 1:4, 2:6]
     geometry = ConvGeometry(kernel=(1, 1), stride=(1, 1), padding=((0, 0),) * 2, dilation=(1, 1), groups=1)
     check_plan(convolution(g, x, geometry), weight_gradients_of_each(geometry, w, x, g))
 
 
-def test_one_thread_or_three_give_the_same_bits():
+def test_thread_count_does_not_change_the_bits():
     before = torch.get_num_threads()
     kernel = linear(torch.randn(6, 9, 70), torch.randn(6, 9, 50))
     try:
@@ -123,7 +123,7 @@ def nothing_compiled(tmp_path, monkeypatch):
 
 
 def without(monkeypatch, **set_to):
-    """What an estimate finds on a machine where the kernels cannot be compiled; it equals that by torch alone."""
+    """Estimate on a machine that cannot compile the kernels, and compare with torch operations."""
     for name, value in set_to.items():
         monkeypatch.setenv(name, value)
     model, batch = network(), (torch.randn(5, 3, 4, 4), torch.arange(5) % 4)
@@ -134,7 +134,7 @@ def without(monkeypatch, **set_to):
 
 
 @pytest.mark.usefixtures("nothing_compiled")
-def test_without_a_compiler_it_goes_by_torch_operations_unless_that_is_an_error(monkeypatch, caplog):
+def test_without_a_compiler_torch_is_used_and_compiled_raises(monkeypatch, caplog):
     with caplog.at_level("INFO"):
         model, batch = without(monkeypatch, CXX="no-such-compiler")
     assert caplog.text.count("going on with torch operations instead of the kernel") == 1
@@ -144,7 +144,7 @@ def test_without_a_compiler_it_goes_by_torch_operations_unless_that_is_an_error(
 
 
 @pytest.mark.usefixtures("nothing_compiled")
-def test_a_compiler_that_fails_is_one_warning(monkeypatch):
+def test_failing_compiler_gives_one_warning(monkeypatch):
     message = r"instead of the kernel cpu-.* \(plugin 'cpu-kernels' of unlearnkit .*false .* failed"
     with pytest.warns(UnlearnKitWarning, match=message) as said:
         without(monkeypatch, CXX="false")
@@ -153,7 +153,7 @@ def test_a_compiler_that_fails_is_one_warning(monkeypatch):
 
 
 @pytest.mark.parametrize("home", ["", "/proc/no-such-folder"])
-def test_no_home_and_one_that_cannot_be_written_to_are_a_line_in_the_log(nothing_compiled, monkeypatch, caplog, home):
+def test_missing_or_unwritable_home_is_logged(nothing_compiled, monkeypatch, caplog, home):
     monkeypatch.delenv("UNLEARNKIT_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     with caplog.at_level("INFO"):
@@ -161,8 +161,8 @@ def test_no_home_and_one_that_cannot_be_written_to_are_a_line_in_the_log(nothing
     assert "compiled kernels cannot be kept" in caplog.text
 
 
-def test_what_32_bits_cannot_count_is_left_to_torch():
-    """Rows of one sample lie far apart where time comes first."""
+def test_offsets_beyond_32_bits_are_left_to_torch():
+    """In a time-first layout the rows of one sample are far apart."""
     assert countable(torch.empty(8, 4, 5))
     assert not countable(torch.empty(1 << 13, 1 << 12, 1 << 10, device="meta").transpose(0, 1))
 
@@ -173,7 +173,7 @@ def network():
     return nn.Sequential(*convolutions, nn.Linear(64, 20), nn.Tanh(), nn.Flatten(), nn.Linear(160, 4))
 
 
-def test_a_network_and_everything_that_one_pass_can_find_out():
+def test_network_with_every_statistic_of_one_pass():
     model, data = network(), [(torch.randn(n, 3, 4, 4), torch.arange(n) % 4) for n in (5, 2)]
     everything = {"objective": CrossEntropy(), "absolute": True, "gradient": True, "key": -1}
     fixed, ours = (

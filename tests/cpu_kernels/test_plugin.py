@@ -1,4 +1,4 @@
-"""The kernels as a plugin: what the engine does with them, without them, and with one that fails."""
+"""The kernels as a plugin: the engine with them, without them, and with one that fails."""
 
 import os
 import subprocess
@@ -31,8 +31,8 @@ except uk.ConfigurationError as error:
 """
 
 
-def test_without_the_plugin_the_engine_is_torch_alone(tmp_path):
-    """No compiler is started, nothing of the plugin is imported, and asking for it is an error."""
+def test_without_the_plugin_the_engine_uses_only_torch(tmp_path):
+    """No compiler is started, the plugin is not imported, and `kernels="compiled"` is an error."""
     outside = {**os.environ, "UNLEARNKIT_DISABLE_PLUGINS": "cpu-kernels", "UNLEARNKIT_CACHE": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=outside, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -40,7 +40,7 @@ def test_without_the_plugin_the_engine_is_torch_alone(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_option_that_went_says_what_there_is():
+def test_removed_option_value_lists_the_valid_ones():
     with pytest.raises(ConfigurationError, match="expected one of 'auto', 'fixed', 'compiled', saw 'timed'"):
         DiagonalFisher(kernels="timed")
 
@@ -66,7 +66,7 @@ def batches(count):
 
 
 class Sometimes(Kernel):
-    """Right, but raises in its n-th run, half of the sum added."""
+    """Correct, but raises in its n-th run after adding half of the sum."""
 
     name = "sometimes"
     layer = "linear"
@@ -91,7 +91,7 @@ class Sometimes(Kernel):
 
 @pytest.fixture
 def offer(monkeypatch):
-    """Let the engine find one kernel, and forget afterwards which ones failed."""
+    """Offer one kernel to the engine; afterwards clear the record of failed kernels."""
     monkeypatch.setattr(contract, "_left_out", {})
     monkeypatch.setattr(contract, "_said", set())
 
@@ -107,15 +107,15 @@ def offer(monkeypatch):
     kernel_source.plugin_kernels.cache_clear()
 
 
-def test_a_kernel_that_is_right_is_used(offer):
+def test_correct_kernel_is_used(offer):
     kernel = offer(Sometimes(0))
     assert distance(estimate(network(), batches(3)), oracle(network(), batches(3))) < 1e-5
     assert kernel.runs > 6
 
 
 @pytest.mark.parametrize("fails_in", [1, 2, 3, 4])
-def test_a_kernel_that_fails_is_left_out_with_one_warning(offer, fails_in):
-    """In the probe, and in the first batch, whose sums are taken out again."""
+def test_failing_kernel_is_skipped_with_one_warning(offer, fails_in):
+    """In the probe, and in the first batch, whose sums are rolled back."""
     kernel = offer(Sometimes(fails_in))
     with pytest.warns(UnlearnKitWarning, match=r"the kernel sometimes \(plugin 'x' of x 1\.0\): broken") as said:
         seen = estimate(network(), batches(3))
@@ -125,13 +125,13 @@ def test_a_kernel_that_fails_is_left_out_with_one_warning(offer, fails_in):
     estimate(network(), batches(1))  # without another word
 
 
-def test_a_kernel_that_fails_after_batches_that_it_had_added_is_an_error(offer):
+def test_kernel_that_fails_after_successful_batches_is_an_error(offer):
     offer(Sometimes(11))
     with pytest.warns(UnlearnKitWarning, match="broken"), pytest.raises(Exception, match="so that the totals are lost"):
         estimate(network(), batches(9))
 
 
-def test_a_kernel_that_cannot_plan_is_left_out_and_demanded_it_is_an_error(offer):
+def test_kernel_that_cannot_plan_is_skipped_and_compiled_raises(offer):
     offer(Sometimes(0, planning=True))
     with pytest.warns(UnlearnKitWarning, match="broken"):
         seen = estimate(network(), batches(2))
@@ -153,7 +153,7 @@ class Offers:
         return [Sometimes]
 
 
-def test_a_plugin_that_offers_a_class_is_a_recorded_problem():
+def test_plugin_that_returns_a_kernel_class_is_reported():
     manager = PluginManager(entry_points=False)
     manager.register(Offers(), name="wrong")
     with pytest.warns(PluginWarning, match="expected objects of subclasses of Kernel"):
@@ -161,7 +161,7 @@ def test_a_plugin_that_offers_a_class_is_a_recorded_problem():
     assert "registering its kernels" in str(manager.problems()[0])
 
 
-def test_they_are_listed_with_the_plugins():
+def test_kernels_are_listed_with_the_plugins():
     from typer.testing import CliRunner
 
     from unlearnkit.cli.app import app

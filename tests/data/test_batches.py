@@ -76,14 +76,14 @@ def test_a_defaultdict_keeps_its_factory_and_the_original_its_tensors():
     assert batch["x"] is X
 
 
-def test_what_is_no_tensor_passes_through():
+def test_other_values_pass_through_unchanged():
     assert map_tensors(("label", 3, None, {1, 2}), lambda t: t + 1) == ("label", 3, None, {1, 2})
     assert map_tensors(Data(X), lambda t: t + 1).note == "kept"
 
 
 @settings(derandomize=True, deadline=None)
 @given(st.integers(1, 6), st.integers(0, 6), st.integers(0, 6))
-def test_take_is_slicing_of_every_tensor_and_a_view(size, start, stop):
+def test_take_slices_every_tensor_as_a_view(size, start, stop):
     x, y = torch.arange(size), torch.arange(2 * size).reshape(size, 2)
     part = take({"x": x, "y": [y]}, slice(start, stop))
     assert part["x"].tolist() == list(range(size))[start:stop]
@@ -99,7 +99,7 @@ def test_the_digest_depends_on_the_order_of_samples(order):
     assert same == (order == list(range(5)))
 
 
-def test_the_digest_tells_shapes_apart_and_takes_every_dtype():
+def test_digest_depends_on_shapes_and_accepts_every_dtype():
     assert digest(torch.zeros(2, 3)) != digest(torch.zeros(3, 2))
     for dtype in (torch.bfloat16, torch.float16, torch.int8, torch.bool, torch.complex64):
         assert digest(torch.zeros(3).to(dtype)) != digest(torch.ones(3).to(dtype))
@@ -170,7 +170,7 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("values", PLAIN.values(), ids=PLAIN.keys())
-def test_plain_values_go_with_their_samples(values):
+def test_plain_values_are_sliced_with_their_samples(values):
     batch = {"x": X, "values": values}
     assert has_values(batch)
     assert list(take(batch, slice(1, 3))["values"]) == list(values[1:])
@@ -179,7 +179,7 @@ def test_plain_values_go_with_their_samples(values):
 
 
 @pytest.mark.parametrize("values", [("a", "b"), "abc", {1, 2, 3}, {"k": 3}, np.float32(1.0), [X, X, X], None])
-def test_others_stay_whole(values):
+def test_values_of_another_length_are_not_sliced(values):
     batch = (X, values)
     assert not has_values(batch)
     kept = take(batch, slice(0, 1))[1]

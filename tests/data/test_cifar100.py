@@ -45,7 +45,7 @@ def test_a_small_archive(tmp_path):
     x, fine, coarse = bundle.train[2]
     assert (int(fine), int(coarse)) == (99, 13)
     assert x.shape == (3, 32, 32)
-    # Pixels stand in the file as 1,024 red ones row by row, then green, then blue.
+    # The file has 1,024 red values row by row, then green, then blue.
     red = contents["train"]["data"][2].astype(np.float64)[33] / 255
     assert float(x[0, 1, 1]) == pytest.approx((red - 0.485) / 0.229, abs=1e-6)
     blue = contents["train"]["data"][2].astype(np.float64)[2048 + 31] / 255
@@ -165,13 +165,13 @@ def broken(**changes):
         ({"meta": META | {"coarse_label_names": []}}, "coarse_label_names: expected the 20 names"),
     ],
 )
-def test_what_is_not_cifar100_is_refused(tmp_path, changes, message):
+def test_archives_other_than_cifar100_are_refused(tmp_path, changes, message):
     write(tmp_path, **changes)
     with pytest.raises(StoreError, match=message):
         cifar100(tmp_path, verify=False)
 
 
-def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path):
+def test_pickle_that_runs_code_is_refused(tmp_path):
     write(tmp_path, train=print)
     with pytest.raises(StoreError, match=r"refused a pickle that asks for (__builtin__|builtins).print"):
         cifar100(tmp_path, verify=False)

@@ -1,4 +1,4 @@
-"""Images that are finished a batch at a time on the device: the same numbers as one by one."""
+"""Transforms applied to batches on the device equal those of single images."""
 
 import pytest
 import torch
@@ -124,7 +124,7 @@ def datasets(side=12):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_hands_out_small_batches_that_are_finished_on_the_device(workers):
+def test_loader_yields_raw_batches_that_are_transformed_on_the_device(workers):
     expected, deferred = datasets()
     for raw, plain in zip(loader(deferred, batch_size=4, workers=workers), loader(expected, batch_size=4), strict=True):
         assert isinstance(raw[0], Deferred)
@@ -156,7 +156,7 @@ def test_training_importance_and_evaluation_see_the_same_images():
         torch.testing.assert_close(torch.as_tensor(one), torch.as_tensor(other), rtol=1e-4, atol=1e-6)
 
 
-def test_one_transform_at_most():
+def test_only_one_transform_is_allowed():
     with pytest.raises(ConfigurationError, match="expected transform or device_transform, saw both"):
         LabelledImages(
             images=draw(1, 3, 4, 4),
@@ -167,7 +167,7 @@ def test_one_transform_at_most():
         )
 
 
-def test_images_of_several_sizes_are_refused_with_the_way_out():
+def test_images_of_several_sizes_are_refused_with_advice():
     samples = [Deferred(raw=draw(3, side, side), finish=DeviceTransform()) for side in (4, 5)]
     with pytest.raises(MismatchError, match=r"must have one shape, saw .*on_device=False"):
         next(iter(DataLoader(samples, batch_size=2)))

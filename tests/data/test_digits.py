@@ -14,7 +14,7 @@ def bundle():
     return digits()
 
 
-def test_what_an_item_is(bundle):
+def test_shape_and_dtype_of_an_item(bundle):
     x, label = bundle.train[0]
     assert x.shape == (1, 8, 8)
     assert x.dtype == torch.float32
@@ -23,7 +23,7 @@ def test_what_an_item_is(bundle):
     assert bundle.num_classes == 10
 
 
-def test_the_parts_are_the_whole(bundle):
+def test_train_and_test_set_cover_all_digits(bundle):
     assert (len(bundle.train), len(bundle.test)) == (1347, 450)
     raw = load_digits()
     rows = torch.cat([bundle.train.rows, bundle.test.rows])
@@ -40,7 +40,7 @@ def test_each_digit_has_the_same_share(bundle):
     assert float((share - 0.25).abs().max()) < 0.01
 
 
-def test_the_seed_decides(bundle):
+def test_result_depends_on_the_seed(bundle):
     assert digits().test.rows.tolist() == bundle.test.rows.tolist()
     assert digits(seed=1).test.rows.tolist() != bundle.test.rows.tolist()
 
@@ -68,6 +68,6 @@ def test_groups_must_hold_each_digit_once():
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, 0.001, 0.999])
-def test_a_fraction_that_leaves_nothing(fraction):
+def test_fraction_out_of_range(fraction):
     with pytest.raises(ConfigurationError, match=f"test_fraction: expected between 0 and 1.*saw {fraction}"):
         digits(test_fraction=fraction)

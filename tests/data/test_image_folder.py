@@ -92,7 +92,7 @@ def test_grey_images_become_rgb(root):
     assert x.shape == (3, 4, 4)
 
 
-def test_nothing_is_read_before_it_is_asked_for(root):
+def test_images_are_read_lazily(root):
     (root / "train" / "car" / "0000.png").write_bytes(b"not an image")
     bundle = image_folder(root, groups=GROUPS)
     assert forget_split(bundle, BySubclass(fine="car")).train.forget.tolist() == [0, 1]

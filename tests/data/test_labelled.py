@@ -104,7 +104,7 @@ def test_a_subset_out_of_range(index):
 
 
 @pytest.mark.parametrize("index", [[], [0.5], [[0]], [True, False]])
-def test_a_subset_needs_whole_numbers(index):
+def test_subset_indices_must_be_integers(index):
     with pytest.raises(ConfigurationError, match="at least one whole number in one dimension"):
         labelled().subset(index)
 
@@ -120,7 +120,7 @@ def test_a_subset_needs_whole_numbers(index):
         ({"coarse": (0, 0, 1)}, "labels: expected one label of each kind"),
     ],
 )
-def test_what_does_not_fit_is_refused(change, message):
+def test_mismatched_inputs_are_refused(change, message):
     with pytest.raises(ConfigurationError, match=message):
         labelled(**change)
 
@@ -132,7 +132,7 @@ def bundle():
     return DataBundle(name="toy", train=labelled(), test=labelled(fine=(1, 0), coarse=(0, 0)))
 
 
-def test_a_bundle_says_what_it_is():
+def test_repr_of_a_bundle():
     assert repr(bundle()) == "DataBundle(toy: train 4, test 2, target coarse of 2 classes)"
     assert bundle().num_classes == 2
 

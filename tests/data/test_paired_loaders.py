@@ -8,7 +8,7 @@ from unlearnkit import ConfigurationError
 from unlearnkit.data import Interleaved, Paired, reshuffled
 
 
-def test_pairs_go_on_with_the_forget_set_and_stop_with_the_retain_set():
+def test_pairs_repeat_the_forget_set_and_stop_with_the_retain_set():
     pairs = Paired(retain=range(5), forget=["a", "b"])
     assert list(pairs) == list(pairs) == [(0, "a"), (1, "b"), (2, "a"), (3, "b"), (4, "a")]
     assert len(pairs) == 5
@@ -22,13 +22,13 @@ def test_pairs_need_something_to_forget(forget):
         list(Paired(retain=[1], forget=forget))
 
 
-def test_a_used_up_iterator_is_an_error_not_an_endless_loop():
+def test_exhausted_iterator_is_an_error_not_an_endless_loop():
     with pytest.raises(ConfigurationError, match="used up"):
         list(Paired(retain=[1, 2, 3], forget=iter(["a"])))
 
 
 @pytest.mark.parametrize(("kept", "forgotten"), [(4, 1), (1, 4), (7, 3), (3, 3), (0, 2), (2, 0), (0, 0), (100, 7)])
-def test_every_batch_once_evenly(kept, forgotten):
+def test_interleaved_yields_every_batch_once_evenly(kept, forgotten):
     mixed = Interleaved(retain=range(kept), forget=range(forgotten))
     seen = list(mixed)
     assert len(seen) == len(mixed) == kept + forgotten
@@ -39,7 +39,7 @@ def test_every_batch_once_evenly(kept, forgotten):
         assert abs(sum(flag for flag, _ in seen[: position + 1]) - due) <= 1
 
 
-def test_unknown_lengths_take_turns():
+def test_loaders_of_unknown_length_alternate():
     mixed = Interleaved(retain=iter(range(3)), forget=iter("ab"))
     assert list(mixed) == [(False, 0), (True, "a"), (False, 1), (True, "b"), (False, 2)]
 
@@ -72,7 +72,7 @@ class Stream(IterableDataset):
         DataLoader(range(4), batch_sampler=[[0, 1], [3]]),
     ],
 )
-def test_what_has_an_order_of_its_own_keeps_it(batches):
+def test_loaders_with_an_order_of_their_own_are_not_reshuffled(batches):
     assert reshuffled(batches, seed=0) is batches
 
 

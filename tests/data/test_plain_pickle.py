@@ -29,7 +29,7 @@ def test_plain_values_and_arrays_in_every_protocol(tmp_path, protocol):
     for key, array in arrays.items():
         assert seen[key].dtype == array.dtype
         np.testing.assert_array_equal(seen[key], array)
-    if protocol != 0:  # the text protocol has no other way to write bytes than as text
+    if protocol != 0:  # the text protocol can write bytes only as text
         assert {key: seen[key] for key in VALUES} == VALUES
 
 
@@ -73,7 +73,7 @@ def test_no_codec_but_latin1(tmp_path):
         load_plain_pickle(path)
 
 
-def test_bytes_may_not_ask_for_memory(tmp_path):
+def test_calls_that_allocate_memory_are_refused(tmp_path):
     path = tmp_path / "bytes"
     path.write_bytes(pickle.dumps(Harmful(bytes, 10**15), protocol=2))
     with pytest.raises(StoreError, match="is damaged"):

@@ -1,4 +1,4 @@
-"""The one way from a data loader to a forward pass."""
+"""Prefetching: from a data loader to a forward pass."""
 
 import ast
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_on_a_cpu_nothing_is_copied_and_nothing_fetched_early():
     assert log == ["fetch 0", "use 0", "fetch 1", "use 1", "fetch 2", "use 2"]
 
 
-def test_a_deferred_batch_comes_raw_and_finished():
+def test_deferred_batch_has_raw_and_transformed_tensors():
     batch = (Deferred(raw=torch.ones(2), finish=torch.neg), torch.tensor([0, 1]))
     ((raw, moved),) = feed([batch], CPU)
     assert raw is batch
@@ -47,7 +47,7 @@ def test_fetch_ahead_keeps_order_and_fetches_the_next_before_the_last_is_used():
     assert list(fetch_ahead([])) == []
 
 
-def test_a_host_that_is_far_ahead_of_the_device_waits():
+def test_host_waits_when_it_is_two_batches_ahead_of_the_device():
     log = []
 
     class Mark:
@@ -93,7 +93,7 @@ def test_on_a_gpu_the_batches_are_the_same_and_in_order():
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_nothing_waits_when_batches_are_fetched():
+def test_on_a_gpu_fetching_batches_causes_no_sync():
     from unlearnkit.data import DeviceTransform
 
     device, finish = torch.device("cuda"), DeviceTransform(image_size=64)
@@ -111,8 +111,8 @@ def test_on_a_gpu_nothing_waits_when_batches_are_fetched():
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_what_is_finished_is_what_was_made_there():
-    """Batches that are on the device already, still being made when they are finished on another stream."""
+def test_on_a_gpu_transforms_wait_for_batches_of_another_stream():
+    """Batches on the device that are still being computed on another stream."""
     device = torch.device("cuda")
 
     def source():
@@ -126,7 +126,7 @@ def test_on_a_gpu_what_is_finished_is_what_was_made_there():
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_images_are_finished_there():
+def test_on_a_gpu_images_are_transformed_on_the_device():
     batch = (Deferred(raw=torch.ones(4, dtype=torch.uint8), finish=lambda t: t.float() / 2), torch.zeros(4))
     ((_, (x, _)),) = feed([batch], torch.device("cuda"))
     assert x.is_cuda

@@ -1,4 +1,4 @@
-"""What to forget, and the two parts."""
+"""Forget specifications, and the forget and retain parts."""
 
 import attrs
 import numpy as np
@@ -15,7 +15,7 @@ COARSE = {"fine": np.array([0, 1, 2, 3, 2]), "coarse": np.array([0, 0, 1, 1, 1])
 NAMES = {"fine": ["apple", "pear", "car", "rocket"], "coarse": ["fruit", "vehicle"]}
 
 
-# --- worked by hand ---------------------------------------------------------------------------------------------------
+# --- worked examples --------------------------------------------------------------------------------------------------
 
 
 def test_by_class():
@@ -76,12 +76,12 @@ def test_values_are_comparable_and_short():
 # --- the test set -----------------------------------------------------------------------------------------------------
 
 
-def test_a_class_carries_over_to_other_data():
+def test_class_spec_applies_to_other_data():
     assert ByClass(classes=1).split_unseen({"label": np.array([1, 0])}).forget.tolist() == [0]
     assert BySubclass(fine=3).split_unseen(COARSE).forget.tolist() == [3]
 
 
-def test_an_index_says_nothing_about_other_data():
+def test_index_spec_does_not_apply_to_other_data():
     split = ByIndex(indices=[0, 99]).split_unseen({"label": np.array([1, 0])})
     assert split.forget.tolist() == []
     assert split.retain.tolist() == [0, 1]
@@ -117,7 +117,7 @@ def test_a_split_must_hold_each_index_once(forget, retain, message):
         Split(forget=forget, retain=retain, scenario="random")
 
 
-def test_a_digest_tells_forget_sets_apart():
+def test_different_forget_sets_have_different_digests():
     def split(mask):
         return split_of(np.array(mask, dtype=bool), scenario="random").digest()
 
@@ -126,7 +126,7 @@ def test_a_digest_tells_forget_sets_apart():
     assert len(split([1, 0])) == 32
 
 
-# --- an oracle that goes through the samples one by one ---------------------------------------------------------------
+# --- an oracle that loops over the samples ----------------------------------------------------------------------------
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
@@ -191,14 +191,14 @@ def test_an_empty_retain_set_is_refused():
         ByIndex(indices=[0, 1]).split({"label": np.array([0, 2])})
 
 
-def test_a_class_out_of_range_says_the_range():
+def test_class_out_of_range_names_the_range():
     with pytest.raises(ConfigurationError, match=r"ByClass coarse: expected a class between 0 and 1, saw 7"):
         ByClass(classes=7).split(COARSE)
     with pytest.raises(ConfigurationError, match=r"between 0 and 3 \(apple … rocket\), saw -1"):
         BySubclass(fine=-1).split(COARSE, class_names=NAMES)
 
 
-def test_a_misspelt_class_gets_a_hint():
+def test_misspelt_class_suggests_the_closest_name():
     with pytest.raises(ConfigurationError, match=r"no class is named 'rockt': did you mean 'rocket'"):
         BySubclass(fine="rockt").split(COARSE, class_names=NAMES)
     with pytest.raises(ConfigurationError, match="no class is named 'zzz': give a number between 0 and 3"):
@@ -238,13 +238,13 @@ def test_indices_out_of_range_or_twice():
     assert "expected each index once, saw 0 more than once" in str(caught.value)
 
 
-def test_long_lists_of_bad_indices_are_cut():
+def test_long_lists_of_bad_indices_are_truncated():
     with pytest.raises(ConfigurationError, match="saw 2, 3, 4, 5, 6 and 93 more"):
         ByIndex(indices=range(100)).split({"label": np.zeros(2, dtype=int)})
 
 
 @pytest.mark.parametrize("value", [[0.5], [[1]], ["a"]])
-def test_indices_must_be_whole_numbers(value):
+def test_indices_must_be_integers(value):
     with pytest.raises(ConfigurationError, match="whole numbers in one dimension"):
         ByIndex(indices=value)
 

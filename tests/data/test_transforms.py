@@ -34,7 +34,7 @@ def test_it_is_the_notebooks_transform_up_to_rounding(image):
     )(Image.fromarray(image.permute(1, 2, 0).numpy()))
     ours = imagenet_transform(64)(image)
     assert ours.shape == theirs.shape == (3, 64, 64)
-    one_level = 1 / 255 / 0.224  # resizing rounds to whole levels of brightness
+    one_level = 1 / 255 / 0.224  # resizing rounds to integer levels of brightness
     assert float((ours - theirs).abs().max()) <= 1.05 * one_level
 
 

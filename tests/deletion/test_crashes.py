@@ -1,4 +1,4 @@
-"""kill -9 at any moment of an importance pass, an edit, a store write, a receipt: nothing is lost or half-written."""
+"""SIGKILL at any moment of an importance pass, an edit, a store write, a receipt: nothing is lost or incomplete."""
 
 import random
 import signal
@@ -22,7 +22,7 @@ def run(config, folder, *arguments, **options):
 
 @pytest.fixture(scope="module")
 def whole(started, tmp_path_factory):
-    """What an uninterrupted run leaves: its ledger, how many events it took, and for how many seconds it ran."""
+    """An uninterrupted run: its ledger, its number of file-system events, and its seconds."""
     return uninterrupted(started, tmp_path_factory.mktemp("whole"))
 
 

@@ -1,4 +1,4 @@
-"""Deletion requests on the digits: what is asked, what is done, what is written down, and what is refused."""
+"""Deletion requests on the digits: requests, edits, receipts and refusals."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def call(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
-def test_the_store_holds_what_a_pass_over_the_data_gives(deletion):
+def test_store_equals_a_pass_over_the_data(deletion):
     store, train = deletion.ledger.store, deletion.experiment.bundle.train
     assert store.keys == tuple("0123456789")
     model = deletion.model(deletion.ledger.state.current).double()
@@ -59,7 +59,7 @@ def test_a_whole_group_is_forgotten_without_a_pass_over_data(deletion, monkeypat
     verify(deletion.ledger)
 
 
-def test_some_samples_are_measured_alone_and_taken_out_of_their_groups(ledger_toml):
+def test_samples_of_a_request_are_measured_and_subtracted_from_their_groups(ledger_toml):
     gentle = Deletion.load(load_config(ledger_toml, ["deletion.method=gentle", "method.gentle.options.alpha=30.0"]))
     some = samples_of(gentle, 3)[:30] + samples_of(gentle, 5)[:2]
     before = {key: gentle.ledger.store.group(key).count for key in "35"}
@@ -72,7 +72,7 @@ def test_some_samples_are_measured_alone_and_taken_out_of_their_groups(ledger_to
     assert gentle.ledger.forgotten() == set(gentle.ledger.hashes(some))
 
 
-def test_no_raw_sample_number_and_no_request_stays_behind(gentle):
+def test_ledger_stores_no_raw_sample_number_and_no_request(gentle):
     gentle.ask("ticket-1", samples=[1000, 1001])
     gentle.work()
     assert list((gentle.ledger.folder / "queue").iterdir()) == []
@@ -103,7 +103,7 @@ def test_samples_forgotten_already_are_left_out(gentle):
     verify(gentle.ledger)
 
 
-def test_waiting_requests_are_dealt_with_in_one_edit(gentle):
+def test_queued_requests_are_processed_in_one_edit(gentle):
     gentle.ask("ticket-1", samples=[4, 5])
     gentle.ask("ticket-2", samples=[5, 6])
     receipt = gentle.work()
@@ -112,7 +112,7 @@ def test_waiting_requests_are_dealt_with_in_one_edit(gentle):
     assert gentle.work() is None
 
 
-def test_a_batch_too_large_for_alpha_says_that_it_selects_nothing(ledger_toml):
+def test_forget_set_too_large_for_alpha_is_reported(ledger_toml):
     config = load_config(ledger_toml, ["method.ssd.options.alpha=5.0"])
     deletion = Deletion.load(config)
     for digit in "348":
@@ -122,7 +122,7 @@ def test_a_batch_too_large_for_alpha_says_that_it_selects_nothing(ledger_toml):
     assert any("can select nothing" in remark for remark in receipt.edit["remarks"])
 
 
-def test_what_the_method_derived_is_in_the_receipt_and_worked_out_once(ledger_toml, monkeypatch):
+def test_derived_options_are_in_the_receipt_and_computed_once(ledger_toml, monkeypatch):
     ledger_toml.write_text(ledger_toml.read_text() + '[[method]]\nname = "ssd-adaptive"\n')
     ready, prepare = [], Adaptive.prepare
     monkeypatch.setattr(Adaptive, "prepare", lambda *a: ready.append(prepare(*a)) or ready[-1])
@@ -141,7 +141,7 @@ def test_what_the_method_derived_is_in_the_receipt_and_worked_out_once(ledger_to
         (["deletion.method=prune", "method.prune.max_fraction=0.2"], "expected at most 0.2 of the weights to change"),
     ],
 )
-def test_an_edit_past_its_limits_is_rolled_back_and_said(ledger_toml, settings, reason):
+def test_edit_over_budget_is_rolled_back_and_reported(ledger_toml, settings, reason):
     deletion = Deletion.load(load_config(ledger_toml, settings))
     before = deletion.ledger.state.current, deletion.ledger.store.manifest
     deletion.ask("ticket-1", groups=["3"])
@@ -154,7 +154,7 @@ def test_an_edit_past_its_limits_is_rolled_back_and_said(ledger_toml, settings, 
     deletion.ask("ticket-1", groups=["3"])  # with other options it may be asked again
 
 
-def test_rollback_puts_the_model_back_and_asks_for_new_importances(deletion):
+def test_rollback_restores_the_model_and_recommends_new_importances(deletion):
     before = deletion.ledger.state.current
     deletion.ask("ticket-1", groups=["3"])
     deletion.work()
@@ -172,7 +172,7 @@ def test_rollback_puts_the_model_back_and_asks_for_new_importances(deletion):
     verify(deletion.ledger)
 
 
-def test_after_a_purge_nothing_can_be_put_back(gentle):
+def test_no_rollback_after_a_purge(gentle):
     gentle.ask("ticket-1", samples=[4, 5])
     gentle.work()
     assert len(list((gentle.ledger.folder / "models").iterdir())) == 2
@@ -202,21 +202,21 @@ def test_bad_requests(deletion):
         deletion.work()
 
 
-def test_without_a_ledger_it_says_so(deletion, tmp_path):
+def test_missing_ledger_is_an_error(deletion, tmp_path):
     shutil.rmtree(deletion.ledger.folder)
     with pytest.raises(StoreError, match=r"ledger.json: expected a file"):
         deletion.work()
     assert not deletion.ledger.folder.exists()
 
 
-def test_a_second_process_is_told_so(ledger_toml, deletion):
+def test_second_process_gets_an_error(ledger_toml, deletion):
     deletion.ask("ticket-1", groups=["3"])
     with FileLock(deletion.ledger.folder / "lock"):
         for command in ("forget", "ledger", "rollback", "purge"):
             result = call(command, ledger_toml, "-q")
             assert result.exit_code == 2
             assert "another process is working on the ledger" in " ".join(result.output.split())
-        verify(deletion.ledger)  # readers need not wait
+        verify(deletion.ledger)  # readers need no lock
     assert call("forget", ledger_toml, "-q").exit_code == 0
 
 
@@ -235,7 +235,7 @@ def files(folder):
     return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "lock")
 
 
-def test_any_byte_that_is_changed_is_found(three):
+def test_every_changed_byte_is_detected(three):
     verify(three.ledger)
     rng = np.random.default_rng(0)
     for path in files(three.ledger.folder):
@@ -250,7 +250,7 @@ def test_any_byte_that_is_changed_is_found(three):
     verify(three.ledger)
 
 
-def test_a_missing_receipt_and_one_that_was_written_anew_are_found(three):
+def test_missing_and_rewritten_receipts_are_detected(three):
     folder = three.ledger.folder / "receipts"
     _, second, *_, last = three.ledger.receipts()
     (folder / "000002.json").rename(folder / "aside")

@@ -1,4 +1,4 @@
-"""How much memory a request takes beyond the model: two times its largest tensor, and what changes."""
+"""Memory of a request beyond the model: twice its largest tensor, and the changed weights."""
 
 import shutil
 import warnings
@@ -34,7 +34,7 @@ def heavy_root(tmp_path_factory):
 
 @pytest.fixture
 def deletion(heavy_root, tmp_path, monkeypatch):
-    """Makes a deletion on a ledger of the test's own, in which the memory of `work` can be counted."""
+    """Makes a deletion on the test's own ledger, for counting the memory of `work`."""
     uncounted_maps(monkeypatch)
     monkeypatch.setattr(shards, "SHARD_BYTES", MIB)  # a constant that the tensors of a real model are far above
     shutil.copytree(heavy_root / "out" / "ledger", tmp_path / "ledger")
@@ -49,7 +49,7 @@ def deletion(heavy_root, tmp_path, monkeypatch):
 
 
 def held(work):
-    """Deal with a request; return the bytes beyond the model, and the receipt."""
+    """Process a request; return the bytes beyond the model, and the receipt."""
     most = peak(work.work) - MODEL
     receipt = work.ledger.receipts()[-1]
     assert receipt.outcome == "forgotten"
@@ -58,7 +58,7 @@ def held(work):
 
 
 @pytest.mark.parametrize("reference", ["full", "retain"])
-def test_a_request_for_a_group_holds_twice_the_largest_tensor(deletion, reference):
+def test_request_for_a_group_needs_twice_the_largest_tensor(deletion, reference):
     work = deletion(f"importance.reference='{reference}'")
     work.ask("ticket", groups=["1"])
     most, receipt = held(work)
@@ -67,8 +67,8 @@ def test_a_request_for_a_group_holds_twice_the_largest_tensor(deletion, referenc
     assert peak(lambda: rollback(work)) - MODEL <= 20 * receipt.edit["changed"] + CONSTANT
 
 
-def test_a_request_for_some_samples_holds_no_more_once_they_are_measured(deletion, tmp_path, monkeypatch):
-    """A pass over data holds the totals of the whole model, as every pass does; it is over before the edit."""
+def test_request_for_samples_needs_no_more_after_the_pass(deletion, tmp_path, monkeypatch):
+    """A pass over data needs totals of all weights, but ends before the edit."""
     work = deletion("importance.reference='retain'")
     work.measure(work.ledger.state.base, [6, 7]).save(tmp_path / "measured")
     monkeypatch.setattr(Deletion, "measure", lambda *_: Importance.load(tmp_path / "measured"))
@@ -77,7 +77,7 @@ def test_a_request_for_some_samples_holds_no_more_once_they_are_measured(deletio
     assert most <= 2 * heavy.LARGEST + CONSTANT
 
 
-def test_what_python_and_numpy_hold_is_little(deletion):
+def test_python_and_numpy_memory_is_small(deletion):
     work = deletion()
     work.ask("ticket", groups=["1"])
     assert peak_of_python(work.work) <= 4 * MIB

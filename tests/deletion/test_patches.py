@@ -1,4 +1,4 @@
-"""Earlier models kept as patches: smaller files, and the same guarantees as with whole models."""
+"""Earlier models kept as patches: smaller files, with the guarantees of full models."""
 
 import shutil
 
@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from unlearnkit.cli.app import app
 from unlearnkit.deletion import Deletion, purge, rollback, verify
-from unlearnkit.deletion.state import read_state, write_state
+from unlearnkit.deletion.state import write_state
 from unlearnkit.experiments.config import load_config
 from unlearnkit.importance.store.shards import file_digest
 from unlearnkit.models.parameters import digest
@@ -19,7 +19,7 @@ from unlearnkit.utils.errors import ConfigurationError, StoreError, UnlearnKitWa
 
 @pytest.fixture
 def make(ledger_toml):
-    """Makes a deletion that forgets few samples and keeps as many patches as it is told."""
+    """Makes a deletion that forgets few samples and keeps a given number of patches."""
 
     def make(*settings):
         mine = ["deletion.method=gentle", "deletion.keep_as='patch'", "deletion.budget=1.0"]
@@ -41,13 +41,13 @@ def models(deletion):
     return {path.name: path for path in (deletion.ledger.folder / "models").iterdir()}
 
 
-def test_one_whole_model_and_a_patch(make):
+def test_ledger_keeps_one_model_and_a_patch(make):
     deletion = make()
     before = deletion.ledger.state.current
     receipt = forget(deletion, 4, 5)
     found = models(deletion)
     patch = f"{before.digest}.patch.safetensors"
-    assert set(found) == {f"{receipt.model_after}.safetensors", patch}  # the measured model too is on the way back
+    assert set(found) == {f"{receipt.model_after}.safetensors", patch}  # the patch leads to the measured model
     assert receipt.patch_file == file_digest(found[patch])
     kept = Patch.load(found[patch])
     assert kept.changed == receipt.edit["changed"]
@@ -56,7 +56,7 @@ def test_one_whole_model_and_a_patch(make):
     verify(deletion.ledger)
 
 
-def test_rollback_puts_every_bit_back(make):
+def test_rollback_restores_every_bit(make):
     deletion = make("deletion.keep=2")
     states = [deletion.ledger.state.current]
     for samples in ((4, 5), (6,)):
@@ -74,7 +74,7 @@ def test_rollback_puts_every_bit_back(make):
         rollback(deletion)
 
 
-def test_the_measured_model_is_found_through_patches_that_cannot_be_put_back(make):
+def test_measured_model_is_rebuilt_from_patches_that_rollback_cannot_use(make):
     deletion = make("deletion.keep=1", "method.gentle.options.alpha=2.0")
     base = deletion.ledger.state.base.digest
     for samples in ((4, 5), (6,), tuple(range(30, 40))):  # each is measured on the model of the start
@@ -91,7 +91,7 @@ def test_the_measured_model_is_found_through_patches_that_cannot_be_put_back(mak
     verify(deletion.ledger)
 
 
-def test_nothing_is_kept_to_be_put_back_but_the_measured_model_is(make):
+def test_keep_0_allows_no_rollback(make):
     deletion = make("deletion.keep=0")
     forget(deletion, 4, 5)
     forget(deletion, 6)
@@ -100,7 +100,7 @@ def test_nothing_is_kept_to_be_put_back_but_the_measured_model_is(make):
         rollback(deletion)
 
 
-def test_purge_deletes_the_patches_whole(make):
+def test_purge_deletes_the_patch_files(make):
     deletion = make("deletion.keep=2")
     forget(deletion, 4, 5)
     old = Patch.load(next(path for name, path in models(deletion).items() if "patch" in name))
@@ -115,18 +115,18 @@ def test_purge_deletes_the_patches_whole(make):
     verify(deletion.ledger)
 
 
-def test_a_purge_that_cannot_delete_says_so(make, monkeypatch):
+def test_purge_that_cannot_delete_is_an_error(make, monkeypatch):
     deletion = make()
     forget(deletion, 4, 5)
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.unlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError("no")))
         with pytest.raises(StoreError, match=r"cannot delete [0-9a-f]{32}.patch.safetensors: nothing refers to them"):
             purge(deletion)
-    with deletion.ledger.locked():  # what the next command does first
+    with deletion.ledger.locked():  # as the next command does first
         assert len(models(deletion)) == 1
 
 
-def test_a_whole_earlier_model_mends_a_damaged_one_and_is_checked_itself(make):
+def test_rollback_replaces_a_damaged_model_and_checks_the_earlier_one(make):
     deletion = make("deletion.keep_as='model'")
     receipt = forget(deletion, 4, 5)
     now, before = (models(deletion)[f"{name}.safetensors"] for name in (receipt.model_after, receipt.model_before))
@@ -179,7 +179,7 @@ def patched(make):
     return deletion, models(deletion)[f"{receipt.model_before}.patch.safetensors"]
 
 
-def test_a_patch_for_another_model_in_its_place_is_found_before_anything_is_changed(patched):
+def test_patch_for_another_model_is_detected_before_any_change(patched):
     deletion, path = patched
     state = deletion.ledger.state
     Patch.between({"w": torch.zeros(2)}, {"w": torch.ones(2)}).save(path)
@@ -194,12 +194,12 @@ def test_a_patch_for_another_model_in_its_place_is_found_before_anything_is_chan
     assert deletion.ledger.state == state
 
 
-def test_a_patch_that_no_receipt_names_is_found(patched):
-    """Somebody has replaced the patch and its digest in the ledger's state, but cannot change the receipts."""
+def test_patch_without_a_receipt_is_detected(patched):
+    """The patch and its digest in the ledger's state were replaced, but the receipts were not."""
     deletion, path = patched
     good = Patch.load(path)
     Patch(tensors=good.tensors, before=good.before, after=good.after, about={"changed": True}).save(path)
-    known = read_state(deletion.ledger.folder)
+    known = deletion.ledger.state
     kept = attrs.evolve(known.kept[0], file=file_digest(path))
     write_state(deletion.ledger.folder, attrs.evolve(known, kept=(kept,), base=kept))
     with pytest.raises(StoreError, match="no receipt says that the file"):

@@ -1,4 +1,4 @@
-"""Which models a ledger keeps: whatever happens in whatever order, all that may be needed again can be put together."""
+"""Which models a ledger keeps: after any sequence of operations, every model that may be needed can be rebuilt."""
 
 import pytest
 from hypothesis import given
@@ -33,7 +33,7 @@ def after(state, step, number, *, patched, keep):
 
 
 @given(steps=STEPS, keep=st.integers(0, 3))
-def test_every_model_that_may_be_needed_can_be_put_together_and_no_other_is_kept(steps, keep):
+def test_every_needed_model_can_be_rebuilt_and_no_other_is_kept(steps, keep):
     state = State(current=model(0), base=model(0))
     may_be_put_back = []
     for number, (step, patched) in enumerate(steps, start=1):
@@ -60,7 +60,7 @@ def test_every_model_that_may_be_needed_can_be_put_together_and_no_other_is_kept
         assert set(state.models) == needed | {state.current}
 
 
-def test_a_model_that_is_gone_is_named():
+def test_missing_model_is_named():
     lost = model(1, through=2)
     with pytest.raises(StoreError, match=r"is a patch of the model 0{31}2, which is missing"):
         State(current=model(3), base=lost).path_to(lost)

@@ -1,4 +1,4 @@
-"""Work that 2 and 3 processes share (gloo) against the same work in one: evaluation, tuning, errors."""
+"""Evaluation, tuning and errors in 2 and 3 processes (gloo), against one process."""
 
 import pytest
 import torch
@@ -56,8 +56,8 @@ def test_ranks_with_shared_batches_equal_one_process(tmp_path, size, samples):
             assert (found == expected).all()
 
 
-def test_a_sharded_model_goes_through_all_batches_in_step(tmp_path):
-    one = scores(23, shared=False)  # five batches: shared out, a rank would wait for ever
+def test_sharded_model_processes_every_batch_on_every_rank(tmp_path):
+    one = scores(23, shared=False)  # five batches: split over the ranks, one would wait forever
     for score, *arrays in run_on_ranks(tmp_path, sharded_scores, 23):
         assert score.loss == pytest.approx(one[0].loss, rel=1e-12)
         assert score.samples == 23
@@ -65,7 +65,7 @@ def test_a_sharded_model_goes_through_all_batches_in_step(tmp_path):
             torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), rtol=1e-12, atol=1e-12)
 
 
-def test_of_several_errors_every_rank_raises_the_first_in_the_data(tmp_path):
+def test_every_rank_raises_the_error_of_the_earliest_batch(tmp_path):
     with pytest.raises(NonFiniteError, match="in batch 2:") as alone:
         bad_scores(shared=False)
     for error in run_on_ranks(tmp_path, bad_scores):
@@ -80,12 +80,12 @@ def test_an_error_on_one_rank_is_raised_on_every_rank(tmp_path):
         assert error.__notes__ == ["on rank 1 of 3"]
 
 
-def test_map_shared_does_each_item_once_in_order_with_one_rank_inside(tmp_path):
+def test_map_shared_processes_each_item_once_in_order(tmp_path):
     for found in run_on_ranks(tmp_path, squares, 5):
         assert found == [(0, 0, 0, 1), (1, 1, 1, 1), (2, 2, 0, 1), (3, 3, 1, 1), (4, 4, 0, 1)]
 
 
-def test_a_model_that_differs_becomes_that_of_rank_0(tmp_path):
+def test_model_that_differs_is_replaced_by_that_of_rank_0(tmp_path):
     for remarks, state, told in run_on_ranks(tmp_path, followed):
         assert remarks == ("rank 1 of 2 made another edit than rank 0, as CUDA may; all went on with that of rank 0",)
         assert told == [0, 1]

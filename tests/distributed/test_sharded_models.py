@@ -1,4 +1,4 @@
-"""Models that are sharded over 2 and 3 processes (gloo) against the same model in one."""
+"""Models sharded over 2 and 3 processes (gloo), against one process."""
 
 import pytest
 import torch
@@ -42,8 +42,8 @@ WHOLE = {"fsdp": network, "tensor-parallel": mlp}
 
 
 @pytest.mark.gpu
-def test_as_many_cuda_devices_as_there_are_give_what_one_process_gives(tmp_path):
-    """NCCL, a process for each device. (On one device: the same code with nobody to wait for.)"""
+def test_all_cuda_devices_equal_one_process(tmp_path):
+    """NCCL, one process for each device; with one device, the same code in one process."""
     size = torch.cuda.device_count()
     for found in run_on_ranks(tmp_path, estimates, "cuda", size=size):
         for name, estimator in ESTIMATORS.items():
@@ -55,8 +55,8 @@ def test_as_many_cuda_devices_as_there_are_give_what_one_process_gives(tmp_path)
 
 
 @pytest.mark.slow
-def test_replicated_shards_count_once(tmp_path):
-    """Hybrid sharding: 2 × 2 processes, each piece in two of them."""
+def test_replicated_shards_are_counted_once(tmp_path):
+    """Hybrid sharding: 2 × 2 processes, each shard in two of them."""
     model = network()
     forget, reference = importances(model)
     report = METHODS["ssd"].unlearn(model, UnlearningInputs(forget=forget, reference=reference))
@@ -71,9 +71,9 @@ def test_replicated_shards_count_once(tmp_path):
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_every_estimator_gives_on_shards_what_it_gives_in_one_process(estimated, name):
+def test_every_estimator_on_shards_equals_one_process(estimated, name):
     """Edits silently lost on wrapped or sharded models. (Row 12 of the defects: here the importances; 11 samples in
-    batches of 4 leave a tail of 3, in which the third rank of 3 has one and the second of 2 one fewer.)"""
+    batches of 4: the 3 samples of the last batch do not divide evenly over 2 ranks.)"""
     model = network()
     one = ESTIMATORS[name].estimate(model, batches(), objective=CrossEntropy(), role="full")
     for ranks in estimated:
@@ -83,7 +83,7 @@ def test_every_estimator_gives_on_shards_what_it_gives_in_one_process(estimated,
         assert found["held"] < max(t.numel() for t in one.totals.values())
 
 
-def test_a_tensor_parallel_model_too(tmp_path):
+def test_tensor_parallel_model_equals_one_process(tmp_path):
     for found in run_on_ranks(tmp_path, estimates, "tensor-parallel"):
         for name, estimator in ESTIMATORS.items():
             one = estimator.estimate(mlp(), batches(), objective=CrossEntropy(), role="full")
@@ -91,7 +91,7 @@ def test_a_tensor_parallel_model_too(tmp_path):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_an_edit_on_shards_is_the_edit_in_one_process(edited, name):
+def test_edit_on_shards_equals_one_process(edited, name):
     """Edits silently lost on wrapped or sharded models. (Row 12 of the defects.)"""
     make, ranks = edited
     model = make()
@@ -132,7 +132,7 @@ def test_unsupported_work_on_sharded_models_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("during", ["an edit", "an estimate"])
-def test_a_process_that_dies_ends_the_job_by_name(tmp_path, during):
+def test_dead_rank_is_named_in_the_error(tmp_path, during):
     said, same = run_on_ranks(tmp_path, dies, during, alive=1)[0]
     assert said.startswith("rank 0: rank 1 is dead: killed, or ended by an error.")
     assert all(same)

@@ -1,4 +1,4 @@
-"""The tables of docs/results/notebook-cifar10.md, by the same code, on a few hundred small images and a small net."""
+"""The tables of docs/results/notebook-cifar10.md from the same code, on a few hundred small images and a small net."""
 
 import importlib.util
 import random
@@ -29,7 +29,7 @@ cifar10 = _module()
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Handwritten digits as JPEG files in folders that are called as CIFAR-10's classes."""
+    """Handwritten digits as JPEG files in folders named after the classes of CIFAR-10."""
     root = tmp_path_factory.mktemp("cifar10")
     digits = load_digits()
     for number, name in enumerate(CLASSES):

@@ -1,4 +1,4 @@
-"""The README and the pages under docs/: every example runs, every table is what the code says, every link leads on.
+"""The README and the pages under docs/: every example runs, every table agrees with the code, every link works.
 
 How a page is run: its fenced blocks, in order, in one empty folder and one namespace. A `python` block of prompts is
 a doctest. A block whose first line is a comment naming a file, as ``# experiment.toml``, is written to that file. The
@@ -68,7 +68,7 @@ def name_of(path):
 
 
 def modules():
-    """Every module that ships but those whose import starts the command line."""
+    """Every module but those whose import starts the command line."""
     found = [unlearnkit.__name__]
     found += [info.name for info in pkgutil.walk_packages(unlearnkit.__path__, "unlearnkit.")]
     return [name for name in [*found, *PLUGINS] if not name.endswith("__main__")]
@@ -100,7 +100,7 @@ def blocks(page):
 
 @pytest.fixture
 def page_folder(tmp_path, monkeypatch):
-    """An empty current folder that modules can be imported from; what is imported from it is forgotten afterwards."""
+    """An empty current folder on `sys.path`; modules imported from it are removed from `sys.modules` afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     torch.manual_seed(0)
@@ -159,7 +159,7 @@ def run_commands(block, where, folder):
 
 
 def install_offline(folder):
-    """Write the metadata that pip makes of a pyproject.toml, where Python looks for them."""
+    """Write the metadata that pip would generate from a pyproject.toml."""
     if not (folder / "pyproject.toml").exists():
         return  # the line that installs unlearnkit itself
     project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -175,7 +175,7 @@ def test_every_example_of_a_docstring_runs(module, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        # The traceback's last line stands for an error: the module before its name, and its words, are compared.
+        # Of a traceback only the last line is compared: the qualified error name and the message.
         failed = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS).failed
     assert not failed, said.getvalue()
 
@@ -186,7 +186,7 @@ def test_every_experiment_loads(path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_whole_configuration_of_a_page_loads(page, tmp_path):
+def test_every_complete_configuration_of_a_page_loads(page, tmp_path):
     for number, block in enumerate(blocks(page)):
         if block.language == "toml":
             raw = tomllib.loads(block.text)
@@ -198,7 +198,7 @@ def test_every_whole_configuration_of_a_page_loads(page, tmp_path):
 # --- the README -------------------------------------------------------------------------------------------------------
 
 
-def test_the_readmes_commands_are_those_that_ci_runs():
+def test_readme_commands_equal_those_of_ci():
     commands = [line for block in blocks(README) if block.language == "sh" for line in block.text.splitlines()]
     assert commands == ["pip install . && unlearnkit demo", "pip install -e '.[test]' && pytest"]
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
@@ -211,7 +211,7 @@ def test_the_readmes_commands_are_those_that_ci_runs():
     assert "unlearnkit" in tomls["scripts"]
 
 
-def test_the_declared_versions_of_python_are_those_that_the_workflow_runs():
+def test_declared_python_versions_equal_those_of_the_workflow():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
@@ -219,14 +219,14 @@ def test_the_declared_versions_of_python_are_those_that_the_workflow_runs():
     assert project["requires-python"] == f">={declared[0]}"
 
 
-def test_the_hooks_of_pre_commit_are_commands_of_ci():
+def test_pre_commit_hooks_are_commands_of_ci():
     hooks = re.findall(r"^ +entry: (.+)$", (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"), re.MULTILINE)
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     in_the_tests = {"lint-imports"}
     assert [h for h in hooks if h not in in_the_tests and not re.search(rf"^{h.partition(' --')[0]}\b", ci, re.M)] == []
 
 
-def test_the_readmes_table_has_the_rows_of_the_demonstration():
+def test_readme_table_has_the_rows_of_the_demo():
     (table,) = [block.text for block in blocks(README) if block.text.startswith("forgetting the digit")]
     rows = [line.split() for line in table.splitlines() if re.search(r"\d\.\d\d$", line.strip())]
     assert [row[0] for row in rows] == ["original", "retrained", *(name for name, _, _ in TRIALS)]
@@ -234,7 +234,7 @@ def test_the_readmes_table_has_the_rows_of_the_demonstration():
     assert [row[1].partition("=")[2] for row in rows[2:]] == values
 
 
-def test_the_changelog_has_the_version_at_hand():
+def test_changelog_has_the_current_version():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## [{unlearnkit.__version__}]" in text
 
@@ -243,7 +243,7 @@ def test_the_changelog_has_the_version_at_hand():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_lead_somewhere(page):
+def test_links_have_existing_targets(page):
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"`[^`\n]*`", "", text)
     broken = []
@@ -262,7 +262,7 @@ def anchors(path):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_index_leads_to_every_page():
+def test_index_links_to_every_page():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     folders = ("tutorials", "how-to", "reference", "explanation")
     pages = [p.relative_to(ROOT / "docs").as_posix() for p in PAGES if p.parent.name in folders]
@@ -277,7 +277,7 @@ def table_rows(text, columns):
     return [row for row in rows if len(row) == columns and row[0].startswith("`")]
 
 
-def test_the_api_page_is_the_one_that_the_code_makes():
+def test_api_page_is_up_to_date():
     page = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
     assert page == api_page.page(), "run: python -m tests.docs.api_page > docs/reference/api.md"
 
@@ -340,13 +340,13 @@ def test_the_configuration_page_has_every_key_and_its_default(section):
     assert rows == {field.name: default_of(field) for field in attrs.fields(SECTIONS[section])}
 
 
-def test_no_section_of_the_configuration_is_left_out():
+def test_configuration_page_has_every_section():
     nested = {f"[{f.name}]" for f in attrs.fields(configuration.Config)} & set(SECTIONS)
     plain = {"output", "seed", "device", "method"}
     assert {f.name for f in attrs.fields(configuration.Config)} == {s.strip("[]") for s in nested} | plain
 
 
-def test_the_architecture_page_has_the_layers_that_the_imports_are_held_against():
+def test_architecture_page_lists_the_layers_of_import_linter():
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     (layers,) = [c["layers"] for c in pyproject["tool"]["importlinter"]["contracts"] if c["type"] == "layers"]
     shown = "".join(f"{layer}\n" for layer in reversed(layers)).replace("unlearnkit.", "")
@@ -371,7 +371,7 @@ def test_there_is_no_lock_file_and_no_host_of_a_package_registry():
     assert [name_of(p) for p in texts if hosts.search(p.read_text(encoding="utf-8", errors="replace"))] == []
 
 
-def test_the_errors_page_shows_what_a_problem_of_a_plugin_looks_like():
+def test_errors_page_shows_a_plugin_problem_as_printed():
     page = (ROOT / "docs" / "reference" / "errors.md").read_text(encoding="utf-8")
     problem = Problem(plugin="soften", origin="unlearnkit-soften 0.1.0", stage="import", error=ImportError("no torchx"))
     assert str(problem) in page

@@ -1,4 +1,4 @@
-"""The page of the laws is made from the laws."""
+"""The page of the laws is generated from the laws."""
 
 import importlib
 import runpy
@@ -15,13 +15,13 @@ TESTING, WRITER = "unlearnkit.testing", "tests.docs.laws_page"
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "laws.md"
 
 
-def test_the_page_in_the_docs_is_the_one_that_the_laws_make():
+def test_page_is_up_to_date():
     assert PAGE.read_text(encoding="utf-8") == laws_page(), (
         "run: python -m tests.docs.laws_page > docs/reference/laws.md"
     )
 
 
-def test_the_command_prints_it_and_neither_it_nor_the_checks_need_pytest(monkeypatch, capfd):
+def test_command_prints_the_page_without_pytest(monkeypatch, capfd):
     expected = laws_page()
     monkeypatch.setattr(unlearnkit, "testing", unlearnkit.testing)  # put back afterwards, with the modules
     for name in [
@@ -34,14 +34,14 @@ def test_the_command_prints_it_and_neither_it_nor_the_checks_need_pytest(monkeyp
     assert capfd.readouterr().out == expected
 
 
-def test_every_law_stands_on_it_twice():
+def test_every_law_has_two_table_rows():
     lines = laws_page().splitlines()
     for laws in LAWS.values():
         for law in laws:
             assert sum(f"`{law.name}`" in line and line.startswith("|") for line in lines) >= 2
 
 
-def test_names_of_laws_are_unique_within_what_one_object_owes():
+def test_law_names_are_unique_for_each_object():
     for kind, laws in LAWS.items():
         inherited = [law.name for base in kind.__mro__ for law in LAWS.get(base, ())]
         assert len(inherited) == len(set(inherited)), laws

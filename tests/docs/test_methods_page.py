@@ -1,4 +1,4 @@
-"""The page of the methods says what the classes say, and its numbers are those of the trials."""
+"""The page of the methods agrees with the classes and the measured trials."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ def shown():
     return PAGE.read_text(encoding="utf-8")
 
 
-def test_the_page_in_the_docs_is_the_one_that_classes_and_trials_make(shown):
+def test_page_is_up_to_date(shown):
     made = re.sub(r"\n{3,}", "\n\n", methods_page.page(read()))
     assert shown == made, "run: python -m tests.benchmarks.methods_page > docs/reference/methods.md"
 
@@ -45,12 +45,12 @@ def test_every_row_of_the_table_is_of_the_same_trials():
         assert sorted(mine) == sorted((seed, str(digit)) for seed in seeds for digit in range(10)), str(setting)
 
 
-def test_only_methods_that_look_at_labels_are_said_to():
+def test_only_methods_that_use_labels_are_marked():
     said = {entry.name: methods_page.looks_at_labels(entry.cls) for entry in shipped("unlearner")}
     assert {name for name, looks in said.items() if looks} == {"finetune", "neg-grad-plus", "retrain", "salun", "scrub"}
 
 
-def test_the_summary_of_trials_worked_out_by_hand():
+def test_summary_of_trials_worked_example():
     means = {"7": dict.fromkeys(SPLITS, 0.5)}
     rows = [
         {"digit": "7", "moved": moved, "changed": changed, "seconds": "2", "note": note, **dict.fromkeys(SPLITS, a)}

@@ -1,4 +1,4 @@
-"""The page about metrics says what the classes say."""
+"""The page of the metrics agrees with the classes."""
 
 import math
 from pathlib import Path

@@ -52,7 +52,7 @@ def test_the_forget_set_is_the_rockets_and_the_reference_all_others(records):
     assert records["prune"].before["retain-test"].samples == 3
 
 
-def test_sums_count_one_term_and_means_as_many_as_batches(records):
+def test_sums_have_count_one_and_means_one_term_per_batch(records):
     assert [e.count for e in records["mask-sums"].report.evidence] == [1, 1]
     assert [e.count for e in records["mask-means"].report.evidence] == [1, 3]
 

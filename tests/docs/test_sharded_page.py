@@ -1,4 +1,4 @@
-"""The program of the page on sharded models, run by two processes as torchrun would run it."""
+"""The program of the page on sharded models, run in two processes as by torchrun."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ def numbers(said):
     return [float(number) for number in found.groups()]
 
 
-def test_the_program_of_the_page_runs_and_says_what_the_page_says(tmp_path):
+def test_program_of_the_page_prints_what_the_page_shows(tmp_path):
     text = PAGE.read_text(encoding="utf-8")
     program, shown = (re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL)[1] for kind in ("python", "text"))
     (tmp_path / "forget_sharded.py").write_text(program)
@@ -28,5 +28,5 @@ def test_the_program_of_the_page_runs_and_says_what_the_page_says(tmp_path):
     expected, *others = numbers(shown)
     assert abs(changed - expected) < 0.3 * expected  # training in float32 rounds differently elsewhere
     assert all(abs(seen - said) < 0.05 for seen, said in zip(accuracies, others, strict=True))
-    assert not (tmp_path / "1.txt").read_text()  # the first process alone speaks
+    assert not (tmp_path / "1.txt").read_text()  # only rank 0 prints
     assert (tmp_path / "edited").is_dir()

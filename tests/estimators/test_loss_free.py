@@ -24,7 +24,7 @@ def data(sizes, dtype=torch.float32):
     return [(4 * torch.rand(size, 3, generator=generator, dtype=torch.float64).to(dtype),) for size in sizes]
 
 
-def by_hand(model, batches, *, squared, weights):
+def oracle(model, batches, *, squared, weights):
     """Independent: the published loop, in float64."""
     exact = copy.deepcopy(model).double().eval()
     totals = {name: torch.zeros_like(p).detach() for name, p in exact.named_parameters()}
@@ -43,7 +43,7 @@ def linear(values):
     return model
 
 
-def test_the_hand_worked_example():
+def test_worked_example():
     # f = x·θ with θ = (1, 2): f = 3 and −1; the batch mean of f² has gradient ½(2·3·(1, 1) + 2·(−1)·(1, −1)) = (2, 4),
     # that of |f| has ½((1, 1) − (1, −1)) = (0, 1)
     batch = [(torch.tensor([[1.0, 1.0], [1.0, -1.0]]),)]
@@ -60,20 +60,20 @@ def test_the_equation_against_an_oracle_in_float64(kind, weights):
     model, batches = net(), data([4, 4, 3])
     found = kind(weights=weights).estimate(model, batches, objective=CrossEntropy())
     assert found.count == {"size": 11, "equal": 3}[weights]
-    for name, want in by_hand(model, batches, squared=kind is LossFree, weights=weights).items():
+    for name, want in oracle(model, batches, squared=kind is LossFree, weights=weights).items():
         assert torch.allclose(found.totals[name].double(), want, rtol=1e-5, atol=1e-5 * float(want.max()))
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_batches_of_one_are_the_paper_s_mean_over_samples(kind):
+def test_batches_of_one_sample_equal_the_mean_over_samples_of_the_paper(kind):
     model, (batch,) = net(torch.float64), data([5], torch.float64)
     found = kind().estimate(model, [(x,) for x in batch[0].split(1)], objective=CrossEntropy()).mean()
-    for name, want in by_hand(
+    for name, want in oracle(
         model, [(x,) for x in batch[0].split(1)], squared=kind is LossFree, weights="size"
     ).items():
         assert torch.allclose(found[name], want / 5)
     whole = kind().estimate(model, [batch], objective=CrossEntropy()).mean()
-    assert all(bool((whole[name] <= found[name] + 1e-12).all()) for name in found)  # what cancels inside a batch
+    assert all(bool((whole[name] <= found[name] + 1e-12).all()) for name in found)  # terms cancel inside a batch
 
 
 @pytest.mark.parametrize("kind", BOTH)
@@ -131,7 +131,7 @@ def test_errors():
         LossFree(weights="sum")
 
 
-def test_outputs_with_positions_are_one_row():
+def test_outputs_with_positions_are_flattened_to_one_row():
     found: Tensor = logits(nn.Identity(), (torch.ones(2, 3, 4, dtype=torch.float16),), objective=CrossEntropy())
     assert (found.shape, found.dtype) == ((2, 12), torch.float32)
 
@@ -142,7 +142,7 @@ def test_contract(subject, law):
 
 
 @pytest.mark.parametrize("estimator", BOTH)
-def test_right_where_torch_s_gradients_are_not(estimator):
+def test_correct_where_torch_gradients_are_wrong(estimator):
     found, expected = (
         estimator().estimate(model, permuted.data(3, 1), objective=CrossEntropy()).totals for model in permuted.pair()
     )

@@ -26,7 +26,7 @@ def inputs(size, dtype=torch.float64):
     return 4 * torch.rand(size, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(dtype)
 
 
-def by_hand(model, x, weight_of):
+def oracle(model, x, weight_of):
     """Independent: Σ_i Σ_c weight(i, c)·(∂ −log p_c)², one sample and one class at a time, in float64."""
     exact = copy.deepcopy(model).double().eval()
     totals = {name: torch.zeros_like(p).detach() for name, p in exact.named_parameters()}
@@ -54,7 +54,7 @@ def logit_net(*logits):
     return model
 
 
-def test_the_hand_worked_example():
+def test_worked_example():
     # p = (¾, ¼). For label 0 the gradient of the bias is p − (1, 0) = (−¼, ¼), for label 1 (¾, −¾);
     # in expectation ¾·1/16 + ¼·9/16 = 3/16
     model, data = logit_net(math.log(3.0), 0.0), [(torch.zeros(2, 1),)]
@@ -70,7 +70,7 @@ def test_the_hand_worked_example():
 
 def test_exact_against_an_oracle_in_float64():
     found = ExactFisher().estimate(net(), [(inputs(5),)], objective=CrossEntropy())
-    close(found.totals, by_hand(net(), inputs(5), lambda _, c, p: float(p[c])))
+    close(found.totals, oracle(net(), inputs(5), lambda _, c, p: float(p[c])))
 
 
 @pytest.mark.parametrize("draws", [1, 3])
@@ -82,7 +82,7 @@ def test_sampled_against_an_oracle_in_float64(draws):
     labels = [[next(c for c in range(4) if u[k, i] < below[i, c]) for i in range(6)] for k in range(draws)]
     assert len({label for row in labels for label in row}) > 1
     found = SampledFisher(seed=8, draws=draws).estimate(model, [(x,)], objective=CrossEntropy())
-    close(found.totals, by_hand(model, x, lambda i, c, _: sum(row[i] == c for row in labels) / draws))
+    close(found.totals, oracle(model, x, lambda i, c, _: sum(row[i] == c for row in labels) / draws))
 
 
 def test_many_draws_converge_to_the_exact_one():
@@ -139,7 +139,7 @@ class TestUniforms:
             assert float((row.sort().values - torch.linspace(0, 1, 4000)).abs().max()) < 1.63 / math.sqrt(4000)
         assert abs(float(torch.corrcoef(u)[0, 1])) < 4 / math.sqrt(4000)
 
-    def test_they_follow_the_sample(self):
+    def test_draws_depend_on_the_sample_not_its_position(self):
         x, y = inputs(6), torch.arange(6)
         whole = uniforms((x, y), seed=3, draws=2)
         parts = torch.cat([uniforms((x[rows], y[rows]), seed=3, draws=2) for rows in (slice(4), slice(4, 6))], 1)
@@ -186,7 +186,7 @@ def test_errors(kind):
         kind().estimate(nn.Conv1d(5, 3, 1), [(torch.ones(2, 5, 4),)], objective=CrossEntropy())
 
 
-def test_too_many_classes_are_refused_with_the_price():
+def test_too_many_classes_are_refused_with_the_cost():
     with pytest.raises(ConfigurationError, match=r"at most max_classes = 3 classes, saw 4: it costs 4 times as much"):
         ExactFisher(max_classes=3).estimate(net(), [(inputs(2),)], objective=CrossEntropy())
     with pytest.raises(ConfigurationError, match=r"draws \(m\): expected a whole number ≥ 1, saw 0"):

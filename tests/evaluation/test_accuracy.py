@@ -1,4 +1,4 @@
-"""Loss and accuracy, and a model left as it was found."""
+"""Loss and accuracy, and an unchanged model."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from unlearnkit.evaluation.accuracy import LossAndAccuracy, loss_and_accuracy, undisturbed
+from unlearnkit.evaluation.model_outputs import LossAndAccuracy, loss_and_accuracy, undisturbed
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.parameters import digest
 from unlearnkit.utils.errors import ConfigurationError, NonFiniteError
@@ -132,7 +132,7 @@ def test_undisturbed_can_be_used_by_other_metrics():
     assert torch.is_grad_enabled()
 
 
-def test_the_objective_says_where_things_are():
+def test_objective_names_the_fields():
     batch = {"image": torch.tensor([[0.0, 1.0]]), "label": torch.tensor([1])}
     objective = CrossEntropy(inputs="image", targets="label")
     assert loss_and_accuracy(nn.Identity(), [batch], objective=objective).accuracy == 1.0

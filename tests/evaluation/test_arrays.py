@@ -1,10 +1,10 @@
-"""What the measures refuse at the door."""
+"""Input checks of the functions of arrays."""
 
 import numpy as np
 import pytest
 import torch
 
-from unlearnkit.evaluation.arrays import class_labels, floats, probabilities, same_shape
+from unlearnkit.evaluation.per_sample import class_labels, floats, probabilities, same_shape
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, NonFiniteError
 
 
@@ -25,7 +25,7 @@ def test_tensors_arrays_and_lists_become_float64():
         ([float("inf")], NonFiniteError, "x: expected finite numbers"),
     ],
 )
-def test_what_is_no_list_of_numbers(values, error, said):
+def test_invalid_arrays_are_refused(values, error, said):
     with pytest.raises(error, match=said):
         floats(values, what="x", dimensions=1)
 

@@ -135,7 +135,7 @@ def test_row_07_a_retrained_reference_does_not_depend_on_the_original(digits_tom
         not torch.equal(a, b)
         for a, b in zip(first.state_dict().values(), one.state_dict().values(), strict=True)
         if a.is_floating_point()
-    )  # every layer, not the last alone
+    )  # every layer, not only the last
 
 
 def test_row_14_a_destroyed_model_and_a_no_op_are_results_in_words():
@@ -180,7 +180,7 @@ def test_row_15_an_attack_on_a_model_and_its_own_copy_scores_a_half():
     phi = margins(LOGITS, LABELS).reshape(6, 10)
     assert ulira(phi, phi).auc == 0.5
     assert attack_success(phi[0], phi[0]).auc == pytest.approx(0.5)
-    # Retain data never stand in for what was never seen: without unseen samples there is no number.
+    # Retain data never replace unseen data: without unseen samples there is no value.
     del splits["forget-test"], splits["retain-test"]
     found = shipped.LossAttack().examine(inputs(splits=splits))
     assert all(m.value is None and "no split 'retain-test'" in m.reason for m in found.values())

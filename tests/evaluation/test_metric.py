@@ -1,4 +1,4 @@
-"""Metrics: numbers about models that no metric may change."""
+"""Metrics: values, refusals, and models that no metric may change."""
 
 import math
 
@@ -11,7 +11,7 @@ from unlearnkit.models.parameters import digest
 
 
 class Author(Metric):
-    """A metric whose author does what the test says."""
+    """A metric that runs the test's function."""
 
     name = "author"
 
@@ -57,7 +57,7 @@ def state(inputs):
     ], torch.get_rng_state().tolist()
 
 
-def test_numbers_and_no_number():
+def test_values_may_be_numbers_or_none():
     assert Author(lambda _: {"a": 1, "b": 0.5, "c": None}).evaluate(inputs()) == {"a": 1.0, "b": 0.5, "c": None}
     assert Author(lambda _: {}).evaluate(inputs()) == {}
 
@@ -100,7 +100,7 @@ def test_a_metric_that_changes_any_model_is_refused_and_undone(act, said, which)
     assert state(paper) == before
 
 
-def test_modes_gradients_flags_and_random_numbers_are_put_back_without_a_word():
+def test_modes_gradients_flags_and_random_state_are_restored_silently():
     def measure(inputs):
         for model in models(inputs):
             model.eval().requires_grad_(requires_grad=False)
@@ -128,7 +128,7 @@ def test_a_metric_that_fails_is_an_error_and_undone(error):
     assert state(paper) == before
 
 
-def test_one_model_in_several_places_is_put_back_once():
+def test_model_used_twice_is_restored_once():
     model = net()
     paper = EvaluationInputs(model=model, splits={}, original=model, retrained=(model,))
     grads = [p.grad for p in model.parameters()]
@@ -143,7 +143,7 @@ def test_what_is_not_a_mapping_of_numbers_is_refused(value):
 
 
 @pytest.mark.parametrize("value", [math.nan, -1.0, 1.5, math.inf])
-def test_a_number_that_cannot_be_is_refused_and_not_printed(value):
+def test_number_out_of_range_is_refused(value):
     with pytest.raises(MismatchError, match=r"metric 'share' .*: expected None or a number from 0 to 1: a: saw"):
         Share(lambda _: {"a": value, "b": 0.5, "c": None}).evaluate(inputs())
 

@@ -1,4 +1,4 @@
-"""Configurations: what is written is what is meant, or an error that says where and what to write instead."""
+"""Configurations: strict types and keys, and errors that say where and what to write instead."""
 
 import attrs
 import pytest
@@ -63,12 +63,12 @@ def test_every_problem_is_listed_with_its_path(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["true", '"64"', "64.0"])
-def test_types_are_not_guessed(tmp_path, value):
+def test_types_are_not_converted(tmp_path, value):
     with pytest.raises(ConfigurationError, match=r"importance.batch_size: expected a whole number"):
         load(tmp_path, SMALL + f"[importance]\nbatch_size = {value}\n")
 
 
-def test_a_whole_number_may_stand_for_a_number(tmp_path):
+def test_integers_are_accepted_as_floats(tmp_path):
     config = load(tmp_path, SMALL + '[[method]]\nname = "x"\nmax_fraction = 1\n')
     assert config.method[0].max_fraction == 1.0
 

@@ -1,4 +1,4 @@
-"""The objective of a configuration: used wherever a loss is, by run, tune and train alike."""
+"""The objective of a configuration: used for every loss in run, tune and train."""
 
 import json
 
@@ -24,7 +24,7 @@ def records(path, *overrides):
     return list(run(load_config(path, overrides)))
 
 
-def test_it_is_cross_entropy_unless_it_is_said_and_takes_options(digits_toml):
+def test_default_is_cross_entropy_and_options_are_passed(digits_toml):
     assert Experiment.load(load_config(digits_toml)).objective == CrossEntropy()
     assert Experiment.load(load_config(digits_toml, [EXPLICIT])).objective == CrossEntropy(inputs=0, targets=1)
     assert Experiment.load(load_config(digits_toml, [TWICE])).objective == Scaled(factor=2.0)
@@ -53,13 +53,13 @@ def test_a_method_that_trains_descends_on_it(digits_toml, tmp_path):
     assert two.report.model_after == one.report.model_after
 
 
-def test_metrics_are_told(digits_toml):
+def test_metrics_get_the_configured_objective(digits_toml):
     (record,) = records(digits_toml, TWICE, "evaluation.metrics=['zrf']", "method=[{name='prune'}]")
     reason = record.not_applicable["zrf"]["forget-train"]
     assert reason == f"{Scaled(factor=2.0).describe()} is no classification: there are no class probabilities"
 
 
-def test_tune_uses_it_and_says_when_it_cannot(digits_toml, tmp_path):
+def test_tune_uses_it_or_raises(digits_toml, tmp_path):
     settings = ["tuning.method=ssd", "tuning.rounds=0", "tuning.fractions=[0.1]", "tuning.strengths=[1.0]"]
     found = tune(load_config(digits_toml, [*settings, EXPLICIT]))
     objectives = {e.fingerprint.objective for e in found.record.report.evidence}
@@ -68,7 +68,7 @@ def test_tune_uses_it_and_says_when_it_cannot(digits_toml, tmp_path):
         tune(load_config(digits_toml, [*settings, TWICE, f"output='{tmp_path}/other'"]))
 
 
-def test_train_uses_it_and_the_command_shows_no_accuracy_that_there_is_not(digits_toml, tmp_path):
+def test_train_uses_it_and_prints_no_accuracy_without_classes(digits_toml, tmp_path):
     checkpoint = f"model.checkpoint='{tmp_path}/new.safetensors'"
     record = train_original(load_config(digits_toml, [checkpoint, TWICE, "training.epochs=1"]))
     assert (record["test"]["accuracy"], record["test"]["loss"] > 0) == (None, True)

@@ -48,7 +48,7 @@ def lesson(*edits):
     return DemoResult(digit=3, original=reference, retrained=reference, edits=edits).lesson()
 
 
-def test_the_lesson_says_what_was_measured():
+def test_printed_conclusion_matches_the_measurement():
     text = lesson(row("prune", 10, retain=0.1), row("ssd", 0), row("ssd", 4, "batched"))
     assert "(prune) takes the accuracy on the other digits from 0.900 to 0.100" in text
     assert "ssd edited no weight here, and with batched importances the same option edits 40.0 %" in text

@@ -1,4 +1,4 @@
-"""What a configuration names is found, made and checked."""
+"""Loading what a configuration names: data, model, splits, checkpoint."""
 
 import attrs
 import pytest
@@ -65,7 +65,7 @@ def test_nothing_to_forget(digits_toml):
         ("device=gpu", "expected 'auto'"),
     ],
 )
-def test_what_cannot_be_loaded(digits_toml, override, message):
+def test_invalid_factories_are_refused(digits_toml, override, message):
     with pytest.raises(ConfigurationError, match=message):
         experiment(digits_toml, override)
 

@@ -1,4 +1,4 @@
-"""Settings from the command line."""
+"""Settings on the command line."""
 
 import pytest
 
@@ -48,6 +48,6 @@ def test_errors(override, message):
         apply_overrides(RAW, [override])
 
 
-def test_a_name_that_two_items_have_is_not_guessed():
+def test_ambiguous_name_is_an_error():
     with pytest.raises(ConfigurationError, match="no single item is called 'ssd'"):
         apply_overrides({"method": [{"name": "ssd"}, {"name": "ssd"}]}, ["method.ssd.x=1"])

@@ -1,4 +1,4 @@
-"""The run manifest: what two runs must share."""
+"""The run manifest."""
 
 import torch
 
@@ -6,7 +6,7 @@ from unlearnkit.data import ByClass, digits, forget_split
 from unlearnkit.experiments.provenance import data_digest, forget_record, manifest, versions
 
 
-def test_the_data_digest_sees_labels_and_images():
+def test_data_digest_depends_on_labels_and_images():
     one, two = digits(seed=0).train, digits(seed=0).train
     assert data_digest(one) == data_digest(two)
     assert data_digest(digits(seed=1).train) != data_digest(one)
@@ -24,7 +24,7 @@ def test_what_is_forgotten():
     assert record["digest"] != forget_record(forget_split(bundle, ByClass(classes=4)).train)["digest"]
 
 
-def test_versions_name_what_decides_the_bits():
+def test_versions_include_everything_that_affects_the_bits():
     found = versions()
     assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
     assert {"python", "unlearnkit", "torchvision", "numpy"} <= found.keys()

@@ -1,4 +1,4 @@
-"""Retrained references: trained once, kept by all that they depend on, refused when they are not what they say."""
+"""Retrained references: trained once, cached under a hash of their recipe, refused when they do not match it."""
 
 import multiprocessing
 import time
@@ -55,7 +55,7 @@ def test_a_reference_is_trained_on_the_retain_set_from_fresh_weights(experiment)
     assert digest(first) == digest(expected) != digest(second)
 
 
-def test_it_is_trained_once(experiment, monkeypatch):
+def test_retrained_model_is_trained_once(experiment, monkeypatch):
     before = [digest(model) for model in retrained_models(experiment)]
     monkeypatch.setattr("unlearnkit.experiments.train.train", None)  # to train again would be an error
     assert [digest(model) for model in retrained_models(experiment)] == before
@@ -74,7 +74,7 @@ def test_it_is_trained_once(experiment, monkeypatch):
         "training.weight_decay=0.1",
     ],
 )
-def test_what_it_depends_on_is_in_its_name(digits_toml, override, monkeypatch):
+def test_file_name_depends_on_the_recipe(digits_toml, override, monkeypatch):
     def trained(*overrides):
         seen = []
         name = "unlearnkit.experiments.train.read_or_train"
@@ -94,12 +94,12 @@ def test_every_field_of_a_recipe_is_in_the_key(field):
     assert recipe().file(Path()) != recipe(**{field: other.get(field, "other")}).file(Path())
 
 
-def test_the_code_of_the_factory_is_part_of_it():
+def test_key_depends_on_the_code_of_the_factory():
     assert initial_digest(nn.Sequential(nn.ReLU())) != initial_digest(nn.Sequential(nn.GELU()))
     assert initial_digest(small_cnn(seed=0)) != initial_digest(small_cnn(seed=1))
 
 
-def test_the_file_says_what_it_is(tmp_path):
+def test_file_metadata_holds_the_recipe(tmp_path):
     folder = tmp_path / "deep" / "down"
     read_or_train(folder, recipe(), small_cnn(seed=0), data())
     assert read_checkpoint(recipe().file(folder))[1] == {RECIPE: recipe().text()}
@@ -110,7 +110,7 @@ def test_a_file_of_another_recipe_is_refused(tmp_path):
     recipe().file(tmp_path).rename(recipe(data="other").file(tmp_path))
     with pytest.raises(StoreError, match="is not the retrained model that its name stands for"):
         read_or_train(tmp_path, recipe(data="other"), small_cnn(seed=0), data())
-    save_checkpoint(small_cnn(seed=0), recipe().file(tmp_path))  # weights of somebody else, without a word
+    save_checkpoint(small_cnn(seed=0), recipe().file(tmp_path))  # other weights, without metadata
     with pytest.raises(StoreError, match="saw None: delete the file"):
         read_or_train(tmp_path, recipe(), small_cnn(seed=0), data())
 
@@ -124,7 +124,7 @@ def test_a_file_that_does_not_fit_or_is_damaged_is_refused(tmp_path):
         read_or_train(tmp_path, recipe(), small_cnn(seed=0), data())
 
 
-def test_a_training_that_is_cut_off_leaves_nothing(tmp_path):
+def test_interrupted_training_leaves_no_file(tmp_path):
     def broken(items, *_):
         yield next(iter(items))
         raise KeyboardInterrupt
@@ -166,7 +166,7 @@ def test_two_processes_that_ask_at_once_train_once(tmp_path):
     assert len(set(said)) == 2
 
 
-def test_run_makes_them_and_keeps_them_beside_the_results(digits_toml, tmp_path):
+def test_run_trains_retrained_models_and_caches_them_in_the_output(digits_toml, tmp_path):
     settings = [*TINY, "evaluation.metrics=['tug-of-war']", "method=[{name='ssd', options={alpha=3}}]"]
     (record,) = run(load_config(digits_toml, settings))
     assert record.metrics["tug-of-war"]["ToW"] is not None
@@ -179,12 +179,12 @@ def test_run_makes_them_and_keeps_them_beside_the_results(digits_toml, tmp_path)
     assert not (tmp_path / "second" / ".retrained").exists()
 
 
-def test_a_dry_run_trains_none(digits_toml, tmp_path):
+def test_dry_run_trains_no_retrained_model(digits_toml, tmp_path):
     list(run(load_config(digits_toml, TINY), dry_run=True))
     assert not (tmp_path / "out").exists()
 
 
-def test_tune_makes_them(digits_toml, tmp_path):
+def test_tune_trains_retrained_models(digits_toml, tmp_path):
     settings = [*TINY, "tuning.method='ssd'", "tuning.target='retrained'", "tuning.rounds=0", "tuning.budget=1.0"]
     tuned = tune(load_config(digits_toml, settings))
     assert tuned.tuning.target_source == "the mean of 2 retrained models on the same samples"
@@ -201,6 +201,6 @@ def test_named_checkpoints_and_seeds_go_together(digits_toml, trained_checkpoint
 
 
 @pytest.mark.parametrize("seeds", ["[1, 1]", "[-1]"])
-def test_seeds_that_make_no_sense(digits_toml, seeds):
+def test_invalid_seeds_are_refused(digits_toml, seeds):
     with pytest.raises(ConfigurationError, match=r"retrained_seeds: expected different whole numbers ≥ 0, saw"):
         load_config(digits_toml, [f"evaluation.retrained_seeds={seeds}"])

@@ -1,4 +1,4 @@
-"""The main job: importances once, every method from the original model, results whole or not at all."""
+"""The main job: importances once, every method from the original model, atomic results."""
 
 import json
 
@@ -51,7 +51,7 @@ def test_the_report_on_disk(digits_toml, tmp_path):
     assert report["model_before"] != report["model_after"]
 
 
-def test_importances_in_bfloat16_edit_and_say_so(digits_toml, tmp_path):
+def test_bfloat16_importances_edit_and_are_recorded(digits_toml, tmp_path):
     only = "method=[{name='ssd', options={alpha=3}}]"
     (wide,) = records(digits_toml, only)
     (low,) = records(digits_toml, only, "importance.precision='bfloat16'", f"output='{tmp_path}/low'")
@@ -178,7 +178,7 @@ def test_progress_covers_every_long_stage(digits_toml):
     assert ("evaluating", 2) in seen
 
 
-def test_a_run_that_was_stopped_goes_on_from_its_last_checkpoint(digits_toml, tmp_path):
+def test_stopped_run_resumes_from_its_last_checkpoint(digits_toml, tmp_path):
     def settings(name):
         return (
             f"output='{tmp_path}/{name}'",

@@ -29,6 +29,6 @@ def test_a_checkpoint_is_not_replaced_unasked(digits_toml, trained_checkpoint):
     assert trained_checkpoint.read_bytes() == before
 
 
-def test_where_to_must_be_said(digits_toml):
+def test_checkpoint_path_is_required(digits_toml):
     with pytest.raises(ConfigurationError, match="expected a file to write the trained model to"):
         train_original(load_config(digits_toml, ["model.checkpoint=''"]))

@@ -86,7 +86,7 @@ def test_the_same_configuration_gives_the_same_model(digits_toml):
     assert other.tuning.candidates != one.tuning.candidates
 
 
-def test_the_test_set_has_no_say(digits_toml, monkeypatch):
+def test_test_set_does_not_influence_the_choice(digits_toml, monkeypatch):
     first = tune(config(digits_toml, "evaluation.splits=['retain-train']"))
     load = Experiment.load.__func__
 
@@ -103,7 +103,7 @@ def test_the_test_set_has_no_say(digits_toml, monkeypatch):
 def test_the_target_of_a_retrained_model(digits_toml, trained_checkpoint):
     with pytest.raises(ConfigurationError, match=r"retrained models, saw none: .*retrained_seeds"):
         tune(config(digits_toml, "tuning.target=retrained"))
-    # The original stands in for a retrained model: then the right edit forgets nothing.
+    # The original is used as the retrained model, so the best edit forgets nothing.
     found = tune(config(digits_toml, "tuning.target=retrained", f"evaluation.retrained=['{trained_checkpoint}']"))
     assert found.tuning.target == found.tuning.original_forget
     assert found.tuning.target_source == "the mean of 1 retrained models on the same samples"
@@ -137,7 +137,7 @@ def test_a_method_without_reference(digits_toml):
     assert len(found.record.report.evidence) == 1
 
 
-def test_observers_are_told(digits_toml):
+def test_observers_are_called(digits_toml):
     heard = []
 
     class Watch:
@@ -167,12 +167,12 @@ def test_observers_are_told(digits_toml):
         ("method=[{name='finetune', label='ssd'}]", "expected an elementwise method"),
     ],
 )
-def test_what_cannot_be_tuned(digits_toml, setting, said):
+def test_methods_that_cannot_be_tuned(digits_toml, setting, said):
     with pytest.raises(ConfigurationError, match=said):
         tune(config(digits_toml, setting))
 
 
-def test_results_in_the_way(digits_toml, tmp_path):
+def test_existing_results_are_not_replaced(digits_toml, tmp_path):
     (tmp_path / "out" / "ssd-tuned").mkdir(parents=True)
     with pytest.raises(StoreError, match="results already exist"):
         tune(config(digits_toml))

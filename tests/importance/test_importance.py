@@ -1,4 +1,4 @@
-"""Importances: totals and counts, their algebra, what may not meet, and the file."""
+"""Importances: totals and counts, their algebra, incompatible kinds, and the file."""
 
 import copy
 import json
@@ -63,7 +63,7 @@ def test_subtracting_undoes_merging_and_is_never_negative(dtype, a, b):
 
 
 @pytest.mark.parametrize("step", [1, 16, 1000])
-def test_a_true_part_is_never_refused_for_rounding(step):
+def test_subset_is_never_refused_for_rounding(step):
     terms = torch.full((20_000, 1), 0.1)  # equal terms drift the most
     totals = [chunk.sum(0) for chunk in terms.split(step)]
     whole = torch.zeros(1)
@@ -91,7 +91,7 @@ def test_the_importance_of_real_data_minus_that_of_a_part():
     assert left.count == 53
 
 
-def test_a_result_shares_no_memory_with_its_parts():
+def test_result_shares_no_memory_with_its_operands():
     one, two = importance([1.0, 1.0]), importance([2.0, 2.0])
     both, left = one + two, importance([3.0, 3.0], [1.0, 1.0]) - one
     both.totals["w"].zero_()
@@ -99,7 +99,7 @@ def test_a_result_shares_no_memory_with_its_parts():
     assert one.totals["w"].tolist() == [1.0, 1.0]
 
 
-def test_roles_and_trails_when_merging():
+def test_roles_and_data_orders_when_merging():
     forget, retain = importance([1.0, 1.0], role="forget"), importance([1.0, 1.0], role="retain")
     assert (forget + forget).role is Role.FORGET
     assert (forget + retain).role is Role.UNKNOWN
@@ -115,13 +115,13 @@ def estimated(error, samples=3):
 
 
 def test_relative_errors_of_sums_and_differences():
-    """sd(X + Y) ≤ sd X + sd Y, whatever they have to do with each other; nothing like it holds for a difference."""
+    """sd(X + Y) ≤ sd X + sd Y, correlated or not; no such bound holds relative to a difference."""
     assert (estimated(0.3, 10) + estimated(0.1, 30)).relative_error == pytest.approx(0.15)
     assert (estimated(0.0, 10) + estimated(0.5, 30)).relative_error == pytest.approx(0.375)
     assert (estimated(0.2) + estimated(None)).relative_error is None
     assert (estimated(0.2, 30) - estimated(0.2, 10)).relative_error is None
     assert (estimated(0.0, 30) - estimated(0.0, 10)).relative_error == 0.0
-    unknown = Importance(totals={"w": torch.ones(1)}, count=3, relative_error=0.4)  # how many samples, nobody knows
+    unknown = Importance(totals={"w": torch.ones(1)}, count=3, relative_error=0.4)  # unknown number of samples
     assert (unknown + estimated(0.1)).relative_error == 0.4
     assert repr(estimated(1 / 3)).endswith("samples=3, role=unknown, relative_error=0.333)")
     assert repr(estimated(None)).endswith("relative_error=None)")
@@ -190,7 +190,7 @@ def test_batch_sizes_count_for_a_batched_estimator_only():
         trailed(2, "batch") + trailed(4, "batch")
 
 
-def test_what_is_not_a_part_cannot_be_subtracted():
+def test_non_subset_cannot_be_subtracted():
     with pytest.raises(MismatchError, match=r"Importance.subtract: w: the part is larger than the whole by 1"):
         importance([1.0, 1.0], [1.0, 1.0]) - importance([3.0, 1.0])
     with pytest.raises(MismatchError, match=r"expected a part of 1 terms, saw 2"):
@@ -270,7 +270,7 @@ def same(one, other):
     st.sampled_from(Role),
     st.sampled_from([torch.float32, torch.float64]),
 )
-def test_what_is_saved_is_loaded(tmp_path_factory, term, samples, text, role, dtype):
+def test_save_and_load_round_trip(tmp_path_factory, term, samples, text, role, dtype):
     path = tmp_path_factory.mktemp("importance") / "i.safetensors"
     one = Importance(
         totals={"w": torch.tensor(term, dtype=dtype), "empty": torch.zeros(0, dtype=dtype)},
@@ -287,7 +287,7 @@ def test_what_is_saved_is_loaded(tmp_path_factory, term, samples, text, role, dt
 @pytest.mark.parametrize(
     ("estimator", "error"), [("diagonal-fisher", 0.0), ("sketched-fisher", None), ("somebody-elses", None)]
 )
-def test_a_file_from_before_says_only_of_our_exact_estimators_that_they_are(tmp_path, estimator, error):
+def test_older_file_is_exact_only_for_built_in_exact_estimators(tmp_path, estimator, error):
     totals = {"w": torch.ones(2)}
     header = {
         "count": 4,
@@ -304,14 +304,14 @@ def test_a_file_from_before_says_only_of_our_exact_estimators_that_they_are(tmp_
     assert (found.count, found.relative_error) == (4, error)
 
 
-def test_views_and_shared_memory_are_saved_too(tmp_path):
+def test_views_and_shared_memory_are_saved(tmp_path):
     shared = torch.ones(3, 2)
     one = Importance(totals={"a": shared, "b": shared, "t": shared.t(), "x": torch.ones(1).expand(4)}, count=1)
     one.save(tmp_path / "i")
     assert same(Importance.load(tmp_path / "i"), one)
 
 
-def test_every_flipped_bit_is_noticed(tmp_path):
+def test_every_flipped_bit_is_detected(tmp_path):
     path = tmp_path / "i"
     FULL.save(path)
     data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Importances by 2 and 3 processes (gloo) against one; what a process that fails or dies does to the others."""
+"""Importances by 2 and 3 processes (gloo), against one process; processes that fail or die."""
 
 import json
 import re
@@ -52,8 +52,8 @@ def test_several_ranks_equal_one_to_1e_12(tmp_path, size, samples, case):
             torch.testing.assert_close(found.totals[name], total, rtol=1e-12, atol=1e-300)
 
 
-def test_a_sketch_by_two_ranks_says_how_far_off_it_may_be(tmp_path):
-    """Both begin with the same signs, so that their errors are added: 13 samples in 3 batches, and 10 in 2."""
+def test_relative_error_of_a_sketch_by_two_ranks(tmp_path):
+    """Both ranks use the same signs, so their errors are added: 13 samples in 3 batches, and 10 in 2."""
     parts = [SketchedFisher().relative_error(sizes) for sizes in ({5: 2, 3: 1}, {5: 2})]
     for found in run_on_ranks(tmp_path, estimate, 23, "a sketch", size=2):
         assert found.trail.sizes == {5: 4, 3: 1}
@@ -83,8 +83,8 @@ def test_data_that_differ_are_refused_before_the_first_batch(tmp_path, case):
 
 
 @pytest.mark.parametrize(("size", "gone"), [(2, 1), pytest.param(3, 0, marks=pytest.mark.slow)])
-def test_a_rank_that_dies_ends_the_job_by_name_and_the_next_job_goes_on(tmp_path, size, gone):
-    """Killed before its last batch; the others have measured theirs, and are there when it is started again."""
+def test_dead_rank_is_named_and_the_next_job_resumes(tmp_path, size, gone):
+    """Killed before its last batch; the other ranks' batches are in their checkpoints."""
     whole = run_on_ranks(tmp_path / "a", resume, tmp_path / "whole", size=size)
     last = len(batches(43)) - 1
     kill = (gone, last - (last - gone) % size)
@@ -92,7 +92,7 @@ def test_a_rank_that_dies_ends_the_job_by_name_and_the_next_job_goes_on(tmp_path
     assert said[gone] is None  # killed
     for rank, error in enumerate(said):
         if rank != gone:
-            # When a rank hears of it late, others that have heard of it may have ended too.
+            # By the time a rank notices, others that noticed earlier may have exited too.
             assert re.match(rf"rank {rank}: ranks? [\d, ]*{gone}[\d, ]* (is|are) dead: killed, or", str(error))
     assert sorted(files(tmp_path / "cut")) == [f"rank-{rank}-of-{size}.part" for rank in range(size)]
     again = run_on_ranks(tmp_path / "c", resume, tmp_path / "cut", size=size)
@@ -110,8 +110,8 @@ def test_a_rank_that_dies_ends_the_job_by_name_and_the_next_job_goes_on(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gone", [0, 1])
-def test_wherever_a_rank_is_killed_nothing_is_lost(tmp_path, gone):
-    """At each of some fifty events of the file system: in the middle of a file, before and after it, at the end."""
+def test_nothing_is_lost_wherever_a_rank_is_killed(tmp_path, gone):
+    """At each of about fifty file-system events: before, during and after each write."""
     whole = run_on_ranks(tmp_path / "whole-job", resume, tmp_path / "whole")[0]
     for number in range(1, 1000):
         job, folder = tmp_path / f"job-{number}", tmp_path / f"cut-{number}"
@@ -126,7 +126,7 @@ def test_wherever_a_rank_is_killed_nothing_is_lost(tmp_path, gone):
     assert number > 20
 
 
-def test_a_store_that_is_filled_together_is_as_it_was_when_a_rank_dies(tmp_path):
+def test_store_is_unchanged_when_a_rank_dies_while_filling(tmp_path):
     folder, whole = tmp_path / "cut", tmp_path / "whole"
     ImportanceStore.create(folder)
     ImportanceStore.create(whole)
@@ -135,7 +135,7 @@ def test_a_store_that_is_filled_together_is_as_it_was_when_a_rank_dies(tmp_path)
     assert killed is None
     assert "rank 1 is dead" in str(error)
     store = ImportanceStore.open(folder)
-    assert store.keys == ("one",)  # whole, and nothing of the second
+    assert store.keys == ("one",)  # complete, and nothing of the second
     before = files(folder)
     run_on_ranks(tmp_path / "c", fill_store, folder, (0, 2))  # killed once more: every byte of the store stays
     assert files(folder) == before
@@ -143,7 +143,7 @@ def test_a_store_that_is_filled_together_is_as_it_was_when_a_rank_dies(tmp_path)
     store.verify()
     for name, total in ImportanceStore.open(whole).total().totals.items():
         assert torch.equal(store.total().totals[name], total)
-    assert not [path for path in folder.iterdir() if path.is_dir()]  # what was written on the way is gone
+    assert not [path for path in folder.iterdir() if path.is_dir()]  # intermediate files are deleted
 
 
 def measured(folder, **options):
@@ -151,7 +151,7 @@ def measured(folder, **options):
     return estimate_together(DiagonalFisher(), network(), batches(23), **chosen)
 
 
-def test_one_process_goes_on_too_and_other_numbers_of_them_are_refused(tmp_path):
+def test_one_process_resumes_and_another_number_is_refused(tmp_path):
     folder = tmp_path / "a" / "pass"
     found = measured(folder)
     for name, total in alone(23).totals.items():
@@ -164,17 +164,17 @@ def test_one_process_goes_on_too_and_other_numbers_of_them_are_refused(tmp_path)
         measured(folder)
     (folder / "rank-0-of-3.part").unlink()
     measured(folder)
-    (folder / ".0123456789abcdef.tmp").touch()  # what a kill leaves of a file
+    (folder / ".0123456789abcdef.tmp").touch()  # a temporary file of a killed process
     forget_parts(folder)
     assert not folder.exists()
-    forget_parts(folder)  # what is gone stays gone
+    forget_parts(folder)  # deleted parts stay deleted
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="cannot write the checkpoint of an importance"):
         measured(tmp_path / "file" / "pass")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_shares_hold_every_batch_once(size):
+def test_ranks_process_every_batch_once(size):
     data = batches(23)
     whole = [batch[0] for batch in data]
     parts = [[b[0] for b in Ranks(rank=rank, size=size).share(data)] for rank in range(size)]
@@ -183,7 +183,7 @@ def test_shares_hold_every_batch_once(size):
         assert torch.equal(parts[i % size][i // size], images)
 
 
-def test_shares_of_a_data_set_without_indices_hold_every_batch_once():
+def test_ranks_process_every_batch_of_an_iterable_once():
     class Stream(IterableDataset):
         def __iter__(self):
             return iter(range(7))
@@ -193,7 +193,7 @@ def test_shares_of_a_data_set_without_indices_hold_every_batch_once():
     assert parts == [[[0, 1], [4, 5]], [[2, 3], [6]]]
 
 
-def test_in_one_process_it_is_the_estimators_own_pass():
+def test_one_process_uses_the_pass_of_the_estimator():
     with joined() as ranks:
         assert ranks == Ranks(rank=0, size=1)
         found = estimate_together(DiagonalFisher(), network(), batches(7), objective=CrossEntropy())
@@ -217,7 +217,7 @@ def test_the_command_under_torchrun_gives_what_one_process_gives(digits_toml, tm
     for output, launch in ((one, (sys.executable, "-m", "unlearnkit")), (two, (*LAUNCH, "-m", "unlearnkit"))):
         done = call("run", *chosen, "--set", f"output='{output}'", launch=launch)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("ssd changed") == 1  # rank 0 alone speaks
+        assert done.stdout.count("ssd changed") == 1  # only rank 0 prints
         tuned = call("tune", *chosen, *quick, "--set", f"output='{output}'", launch=launch)
         assert tuned.returncode == 0, tuned.stderr
         assert tuned.stdout.count("edits tried; chosen") == 1
@@ -235,8 +235,8 @@ def test_the_command_under_torchrun_gives_what_one_process_gives(digits_toml, tm
 
 
 @pytest.mark.slow
-def test_a_rank_of_the_command_that_is_killed_ends_it_by_name_and_the_next_goes_on(digits_toml, tmp_path):
-    """Killed in the second pass; `run` is started again, and gives every bit that it would have given."""
+def test_killed_rank_of_run_is_named_and_the_next_run_resumes(digits_toml, tmp_path):
+    """Killed in the second pass; the restarted `run` gives the same bits as an uninterrupted one."""
     script = Path(__file__).parents[1] / "support" / "killed_rank.py"
 
     def arguments(name):
@@ -284,7 +284,7 @@ def test_two_gpus_equal_one_process(digits_toml, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL wants a device for each process")
-def test_a_rank_on_a_gpu_that_dies_ends_the_job_by_name(digits_toml, tmp_path):
+def test_dead_rank_on_a_gpu_is_named(digits_toml, tmp_path):
     script = Path(__file__).parents[1] / "support" / "killed_rank.py"
     settings = ("--set", "device='cuda'", "--set", f"importance.checkpoint='{tmp_path}/passes'", "--set", EVERY)
     died = call("run", digits_toml, "-q", "-m", "ssd", *settings, launch=(*LAUNCH, script, "1", "2"))

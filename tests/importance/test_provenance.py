@@ -1,4 +1,4 @@
-"""Provenance: kinds, roles and the trail of batches."""
+"""Provenance: kinds, roles and the order of data."""
 
 import attrs
 import pytest
@@ -37,14 +37,14 @@ def test_the_order_of_batches_is_recorded_and_their_sizes_do_not_depend_on_it(or
 
 @settings(derandomize=True, deadline=None)
 @given(st.lists(st.integers(1, 5), max_size=4), st.lists(st.integers(1, 5), max_size=4))
-def test_then_adds_sizes_and_nothing_is_its_identity(a, b):
+def test_then_concatenates_and_the_empty_order_is_its_identity(a, b):
     one, two = trail_of(*a), trail_of(*b)
     both = one.then(two)
     assert sum(size * times for size, times in both.sizes.items()) == sum(a) + sum(b)
     assert DataOrder().then(one) == one == one.then(DataOrder())
 
 
-def test_a_trail_cannot_be_edited():
+def test_data_order_is_immutable():
     with pytest.raises(TypeError):
         trail_of(2).sizes[2] = 5
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
@@ -62,7 +62,7 @@ def test_a_trail_cannot_be_edited():
         ((5,), (4,), False),
     ],
 )
-def test_batch_sizes_differ_when_a_whole_pass_was_cut_otherwise(one, two, differ):
+def test_batch_sizes_differ_for_another_batch_size(one, two, differ):
     forward, backward = trail_of(*one).differences(trail_of(*two)), trail_of(*two).differences(trail_of(*one))
     assert bool(forward) == bool(backward) == differ
     assert all("batch size" in said and "estimate both with one batch size" in said for said in forward)

@@ -1,4 +1,4 @@
-"""Importances in pieces on disk: written by 2 processes, read by 3, by 1, and refused when damaged."""
+"""Sharded importances on disk: written by 2 processes, read by 3 and by 1, refused when damaged."""
 
 import shutil
 
@@ -33,12 +33,12 @@ def assert_equal(found, one):
         assert torch.equal(found.totals[name], total), name
 
 
-def test_what_two_processes_wrote_they_read_again(saved):
+def test_two_processes_read_what_they_wrote(saved):
     for found, written in saved[1]:
         assert_equal(found, written)
 
 
-def test_one_process_reads_it_whole(saved):
+def test_one_process_reads_the_full_tensors(saved):
     path, ranks = saved
     assert_equal(load_sharded(path), ranks[0][1])
     assert_equal(load_sharded(path, network()), ranks[0][1])
@@ -46,8 +46,8 @@ def test_one_process_reads_it_whole(saved):
     assert {p.suffix for p in path.iterdir()} == {".safetensors", ".json"}  # no pickle
 
 
-def test_an_edit_in_one_process_takes_it(saved):
-    """Fingerprints are compared as those of a file from one process are: the model's digest is that of the whole."""
+def test_edit_in_one_process_accepts_it(saved):
+    """Fingerprints compare as with one process: the digest is that of the full model."""
     model, one = network(), network()
     forget = load_sharded(saved[0])
     Prune(tau=1e-3).unlearn(model, UnlearningInputs(forget=forget))
@@ -132,7 +132,7 @@ def test_a_damaged_folder_is_refused(copy, said):
         load_sharded(copy)
 
 
-def test_damage_that_one_process_finds_is_raised_in_all(copy, tmp_path):
+def test_damage_found_by_one_rank_is_raised_on_all(copy, tmp_path):
     _flip(_pieces(copy)[1])
     for said in run_on_ranks(tmp_path, damaged, str(copy)):
         assert "rank 1: shard-00002" in said

@@ -1,4 +1,4 @@
-"""A model and two sets of data that are small enough to train on by hand."""
+"""A model and two data sets small enough for a plain training loop."""
 
 import attrs
 import pytest
@@ -14,7 +14,7 @@ from unlearnkit.models.parameters import buffers, parameters
 
 @attrs.frozen
 class Tiny:
-    """A trained classifier of 3 numbers into 4 classes, and what it is to forget."""
+    """A trained classifier of 3 numbers into 4 classes, with its forget and retain data."""
 
     dtype: torch.dtype = torch.float64
 

@@ -1,4 +1,4 @@
-"""`bad-teacher`: the original teaches what is kept, an untrained model what is to be forgotten."""
+"""`bad-teacher`: imitates the original on the retain set and an untrained model on the forget set."""
 
 import math
 
@@ -27,7 +27,7 @@ def kl(p, q, temperature):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_against_the_loop_by_hand(tiny, close, temperature):
+def test_equals_a_plain_training_loop(tiny, close, temperature):
     model, report = tiny.unlearned(BadTeacher(epochs=1, temperature=temperature, **SGD))
     oracle = tiny.model()
     good, bad = tiny.model(), fresh_model(oracle, tiny.inputs(oracle)).eval()
@@ -40,7 +40,7 @@ def test_against_the_loop_by_hand(tiny, close, temperature):
     assert report.buffers_changed == ()
 
 
-def test_it_becomes_like_the_untrained_model_on_what_is_forgotten_and_stays_on_what_is_kept(tiny):
+def test_forget_outputs_approach_the_untrained_model_and_retain_outputs_stay(tiny):
     original = tiny.model()
     bad = fresh_model(original, tiny.inputs(original)).eval()
     model, _ = tiny.unlearned(BadTeacher(epochs=60, learning_rate=0.01))

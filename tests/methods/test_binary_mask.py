@@ -16,7 +16,7 @@ searched = settings(
 )
 
 
-def by_hand(case, lam):
+def oracle(case, lam):
     """Independent and slow: one weight at a time, in Python's own float64."""
     rows = zip(*(t.flatten().tolist() for t in (case.theta, case.forget, case.reference)), strict=True)
     return torch.tensor([0.0 if f > lam * r else t for t, f, r in rows], dtype=torch.float64).reshape(case.theta.shape)
@@ -26,7 +26,7 @@ def edit(method, case):
     return method.edit(case.theta, case.forget, case.reference)
 
 
-def test_the_hand_worked_example():
+def test_worked_example():
     theta = torch.tensor([1.0, -2.0, 3.0, 4.0, 5.0])
     forget = torch.tensor([1.0, 3.0, 0.0, 0.5, 2.0])
     reference = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0])
@@ -41,15 +41,15 @@ def test_contract(subject, law):
 
 @searched
 @given(from_unlearner(BinaryMask), rule_inputs(moderate=True))
-def test_it_is_what_is_worked_out_by_hand(method, case):
+def test_equals_a_loop_over_single_weights(method, case):
     bound = method.lam * case.reference.double()
     clear = ((case.forget.double() - bound).abs() > 1e-6 * bound) | (bound == 0) | bound.isnan()
-    assert torch.equal(edit(method, case)[clear].double(), by_hand(case, method.lam)[clear])
+    assert torch.equal(edit(method, case)[clear].double(), oracle(case, method.lam)[clear])
 
 
 @searched
 @given(from_unlearner(BinaryMask), rule_inputs(finite=False))
-def test_what_it_does_not_select_keeps_its_bits(method, case):
+def test_unselected_weights_keep_their_bits(method, case):
     kept = ~(case.forget > method.lam * case.reference)
     edited = edit(method, case)
     assert same(edited[kept], case.theta[kept])
@@ -77,7 +77,7 @@ def test_sums_over_2_and_194_batches_are_means_with_97_times_lambda(case):
     assert torch.equal(sums[clear], means[clear])
 
 
-def test_a_dead_weight_is_not_selected():
+def test_weight_with_zero_importances_is_not_selected():
     for lam in (0.5, 1.0, math.inf):
         assert BinaryMask(lam=lam).edit(torch.ones(1), torch.zeros(1), torch.zeros(1)).item() == 1.0
 

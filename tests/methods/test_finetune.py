@@ -1,4 +1,4 @@
-"""`finetune`: training goes on, on the retain set alone."""
+"""`finetune`: more training on the retain set."""
 
 import pytest
 import torch
@@ -16,19 +16,19 @@ def test_contract(subject, law):
     law.check(subject, examples=6)
 
 
-def test_against_the_loop_by_hand(tiny, close):
+def test_equals_a_plain_training_loop(tiny, close):
     model, _ = tiny.unlearned(FineTune(epochs=2, mode="eval", **SGD))
     losses = [lambda m, b=batch: cross_entropy(m(b[0]), b[1]) for batch in tiny.retain * 2]
     close(model, tiny.steps(tiny.model(), losses))
 
 
-def test_the_forget_set_is_never_looked_at(tiny, close):
+def test_forget_set_is_never_read(tiny, close):
     one, _ = tiny.unlearned(FineTune(epochs=1))
     other, _ = tiny.unlearned(FineTune(epochs=1), forget_data=None)
     close(one, other, rtol=0, atol=0)
 
 
-def test_train_mode_moves_the_statistics_and_says_so_and_eval_mode_does_not(tiny):
+def test_train_mode_changes_batchnorm_statistics_and_reports_it(tiny):
     before = tiny.model()
     model, report = tiny.unlearned(FineTune(epochs=1))
     assert report.buffers_changed == ("1.running_mean", "1.running_var", "1.num_batches_tracked")

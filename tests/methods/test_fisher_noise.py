@@ -34,7 +34,7 @@ def edited(method, *, seed=0, dtype=torch.float64, device="cpu"):
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()]).cpu()
 
 
-def test_the_hand_worked_example():
+def test_worked_example():
     s = Noise(sigma=2.0, floor=0.25).deviation(torch.tensor([4.0, 1.0, 0.25, 0.01, 0.0]))
     assert s.tolist() == [1.0, 2.0, 4.0, 4.0, 4.0]
     s = Noise(sigma=2.0, gamma=0.25, floor=0.0625).deviation(torch.tensor([16.0, 1.0, 0.0]))
@@ -67,7 +67,7 @@ def test_the_noise_is_standard_normal():
     assert abs(float(z.square().mean()) - 1) < 4 * math.sqrt(2 / len(z))
 
 
-def test_the_seed_and_nothing_else_decides():
+def test_noise_depends_only_on_the_seed():
     one = edited(Noise())
     torch.manual_seed(99)
     assert torch.equal(edited(Noise()), one)
@@ -91,7 +91,7 @@ def test_no_noise_changes_no_bit():
     assert Noise(sigma=0.0).unlearn(model, UnlearningInputs(reference=importance(model))).changed == 0
 
 
-def test_a_full_set_as_reference_is_said():
+def test_full_set_as_reference_gives_a_remark():
     model = net()
     with pytest.warns(UnlearnKitWarning, match="measured on the full set"):
         report = Noise().unlearn(model, UnlearningInputs(reference=importance(model, "full")))

@@ -1,4 +1,4 @@
-"""`fisher-topk`: exactly k weights, whatever ties; against a plain sort."""
+"""`fisher-topk`: exactly k weights, ties included; against a plain sort."""
 
 import math
 
@@ -12,7 +12,7 @@ from unlearnkit import ConfigurationError, Importance, UnlearningInputs, Unlearn
 from unlearnkit.testing import Snapshot, parametrize_with_checks
 
 
-def by_hand(f, r, k):
+def oracle(f, r, k):
     """Independent: Python's stable sort by (ratio, F_f), the largest first."""
     rows = [(math.inf if b == 0 else a / b, a, -i) for i, (a, b) in enumerate(zip(f, r, strict=True)) if a > 0]
     return sorted(-i for _, _, i in sorted(rows, reverse=True)[:k])
@@ -36,7 +36,7 @@ def zeroed(model):
     return torch.cat([p.detach().reshape(-1) == 0 for p in model.parameters()])
 
 
-def test_the_hand_worked_example():
+def test_worked_example():
     f = torch.tensor([2.0, 6.0, 3.0, 9.0, 0.0, 1.0], dtype=torch.float64)
     r = torch.tensor([1.0, 1.0, 0.0, 3.0, 0.0, 0.0], dtype=torch.float64)
     # ratios 2, 6, ∞, 3, –, ∞: the two infinities by F_f, then 6, 3, 2; 0/0 never
@@ -51,7 +51,7 @@ def test_the_selection_against_an_oracle(levels, seed):
     generator = torch.Generator().manual_seed(seed)
     f, r = torch.randint(levels, (2, 200), generator=generator).double()
     for k in (0, 1, 17, 100, 200):
-        assert largest(f, r, k).nonzero().squeeze(1).tolist() == by_hand(f.tolist(), r.tolist(), k)
+        assert largest(f, r, k).nonzero().squeeze(1).tolist() == oracle(f.tolist(), r.tolist(), k)
 
 
 @pytest.mark.parametrize("levels", [2, 1000])  # 2: nearly all tie
@@ -73,7 +73,7 @@ def test_which_weights_of_a_model():
     forget, full = importance(model, 3), importance(model, 4)
     TopK(k=6).unlearn(model, UnlearningInputs(forget=forget, reference=full))
     f, r = (torch.cat([t.reshape(-1).double() / 3 for t in i.totals.values()]) for i in (forget, full))
-    assert zeroed(model).nonzero().squeeze(1).tolist() == by_hand(f.tolist(), r.tolist(), 6)
+    assert zeroed(model).nonzero().squeeze(1).tolist() == oracle(f.tolist(), r.tolist(), 6)
 
 
 def test_frozen_weights_are_not_among_them():
@@ -96,7 +96,7 @@ def test_fractions_are_rounded_down_but_not_by_rounding_errors():
     assert TopK(k=9)._count(7) == 7
 
 
-def test_too_small_a_fraction_is_said():
+def test_too_small_fraction_gives_a_remark():
     model = net()
     inputs = UnlearningInputs(forget=importance(model, 1), reference=importance(model, 2))
     with pytest.warns(UnlearnKitWarning, match="less than one"):

@@ -1,4 +1,4 @@
-"""`jit`: smooth the model around what is to be forgotten."""
+"""`jit`: smooths the model around the forget set."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_contract(subject, law):
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("through", ["clean", "both"])
-def test_against_the_loop_by_hand(tiny, close, through, reduction, clip):
+def test_equals_a_plain_training_loop(tiny, close, through, reduction, clip):
     options = {"sigma": 0.7, "draws": 3, "epochs": 2, "learning_rate": 0.05}
     model, report = tiny.unlearned(JustInTime(**options, through=through, reduction=reduction, clip=clip))
     oracle = tiny.model()
@@ -44,8 +44,8 @@ def test_against_the_loop_by_hand(tiny, close, through, reduction, clip):
     assert report.buffers_changed == ()
 
 
-def test_the_loss_worked_out_by_hand():
-    """f(x) = x·(1, −1); x = 1 moved to 1 + ξ: ‖f(x) − f(x + ξ)‖/|ξ| = √2, at whatever noise; one step shrinks w."""
+def test_loss_worked_example():
+    """f(x) = x·(1, −1), x = 1: ‖f(x) − f(x + ξ)‖/|ξ| = √2 for any noise ξ; one step shrinks w."""
     model = nn.Linear(1, 2, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0], [-1.0]]))
@@ -56,7 +56,7 @@ def test_the_loss_worked_out_by_hand():
     assert model.weight.flatten().tolist() == pytest.approx([1 - 0.2 / 2**0.5, -1 + 0.2 / 2**0.5])
 
 
-def test_where_clipping_leaves_no_noise_nothing_changes_and_nothing_is_nan():
+def test_clipping_without_remaining_noise_changes_nothing():
     model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
     data = [(torch.ones(3, 2), torch.tensor([0, 1, 0]))]  # smallest and largest value are 1
     report = JustInTime(through="both").unlearn(model, UnlearningInputs(forget_data=data))
@@ -87,7 +87,7 @@ def test_the_model_becomes_smoother_where_it_forgets(tiny):
         assert roughness(model, x) < 0.9 * roughness(before, x)
 
 
-def test_an_input_that_takes_no_noise_is_refused():
+def test_integer_input_is_refused():
     model = nn.Sequential(nn.Embedding(4, 2), nn.Flatten(), nn.Linear(4, 3))
     before = {name: p.clone() for name, p in model.state_dict().items()}
     with pytest.raises(UnsupportedModelError, match=r"jit adds noise to the input: .* saw torch.int64"):
@@ -97,7 +97,7 @@ def test_an_input_that_takes_no_noise_is_refused():
     assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
 
 
-def test_where_noise_changes_nothing_nothing_changes():
+def test_noise_that_does_not_change_the_output_gives_no_edit():
     model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
     with torch.no_grad():
         model[1].weight.zero_()

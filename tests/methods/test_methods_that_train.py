@@ -1,4 +1,4 @@
-"""What all methods that train have in common; by name on the digits they run in test_all_that_ship.py."""
+"""What all methods that train have in common; test_shipped_methods.py runs them by name on the digits."""
 
 import copy
 
@@ -25,7 +25,7 @@ def same(one, other):
 
 
 @each_method
-def test_every_weight_may_move_the_report_says_how_many_and_the_model_is_left_in_its_mode(tiny, name):
+def test_report_counts_changed_weights_and_the_mode_is_kept(tiny, name):
     before = tiny.model()
     model, report = tiny.unlearned(method(name))
     moved = {
@@ -61,7 +61,7 @@ def test_frozen_parameters_keep_their_bits(tiny, name):
 
 
 @each_method
-def test_the_evidence_and_a_copy_of_the_model_are_left_as_they_are(tiny, name):
+def test_inputs_and_a_copy_of_the_model_are_not_changed(tiny, name):
     model = tiny.model()
     other = copy.deepcopy(model)
     inputs = tiny.inputs(model)

@@ -16,7 +16,7 @@ def test_contract(subject, law):
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.7, 1.0])
-def test_against_the_loop_by_hand(tiny, close, beta):
+def test_equals_a_plain_training_loop(tiny, close, beta):
     model, _ = tiny.unlearned(NegGradPlus(beta=beta, epochs=2, **SGD))
     (x1, y1), (x2, y2) = tiny.forget
     again = [(x1, y1), (x2, y2), (x1, y1)]  # the forget set starts again in each epoch

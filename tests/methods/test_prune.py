@@ -16,12 +16,12 @@ searched = settings(
 )
 
 
-def by_hand(theta, forget, tau):
+def oracle(theta, forget, tau):
     """Independent and slow: one weight at a time, in Python's own float64."""
     return [0.0 if f > tau else t for t, f in zip(theta.flatten().tolist(), forget.flatten().tolist(), strict=True)]
 
 
-def test_the_hand_worked_example():
+def test_worked_example():
     theta = torch.tensor([1.0, -2.0, 3.0, 4.0])
     forget = torch.tensor([0.0, 0.5, 0.25, 2.0])
     assert Prune().edit(theta, forget, torch.zeros(4)).tolist() == [1.0, 0.0, 0.0, 0.0]
@@ -36,17 +36,17 @@ def test_contract(subject, law):
 
 @searched
 @given(from_unlearner(Prune), rule_inputs())
-def test_it_is_what_is_worked_out_by_hand(method, case):
+def test_equals_a_loop_over_single_weights(method, case):
     edited = method.edit(case.theta, case.forget, case.reference)
     assert edited.dtype == case.theta.dtype
     at_the_edge = (case.forget.double() - method.tau).abs() <= 1e-6 * method.tau
-    right = torch.tensor(by_hand(case.theta, case.forget, method.tau), dtype=torch.float64).reshape(case.theta.shape)
+    right = torch.tensor(oracle(case.theta, case.forget, method.tau), dtype=torch.float64).reshape(case.theta.shape)
     assert torch.equal(edited[~at_the_edge].double(), right.to(case.theta.dtype)[~at_the_edge].double())
 
 
 @searched
 @given(from_unlearner(Prune), rule_inputs(finite=False))
-def test_what_it_does_not_select_keeps_its_bits(method, case):
+def test_unselected_weights_keep_their_bits(method, case):
     edited = method.edit(case.theta, case.forget, case.reference)
     kept = ~(case.forget > method.tau)
     assert same(edited[kept], case.theta[kept])
@@ -62,11 +62,11 @@ def test_the_reference_does_not_matter(case, data):
     assert same(method.edit(case.theta, case.forget, case.reference), method.edit(case.theta, case.forget, elsewhere))
 
 
-def test_a_dead_weight_is_not_selected():
+def test_weight_with_zero_importances_is_not_selected():
     assert Prune(tau=0).edit(torch.ones(1), torch.zeros(1), torch.zeros(1)).item() == 1.0
 
 
-def test_it_asks_for_no_reference_and_gets_by_without():
+def test_reference_is_neither_needed_nor_used():
     assert Prune.needs == {Need.FORGET_IMPORTANCE}
     law_case = LawCase()
     model = law_case.model()

@@ -1,4 +1,4 @@
-"""`retrain`: from scratch for real."""
+"""`retrain`: trains from scratch."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""`salun`: wrong labels, learnt by the salient weights alone."""
+"""`salun`: trains only the salient weights, on wrong labels."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_one_class_has_no_wrong_label():
         other_labels(torch.tensor([0]), classes=1)
 
 
-def test_against_the_loop_by_hand(tiny, close):
+def test_equals_a_plain_training_loop(tiny, close):
     model, _ = tiny.unlearned(SalUn(epochs=2, share=0.4, alpha=0.5, **SGD))
     oracle, inputs = tiny.model(), tiny.inputs(tiny.model())
     every = torch.cat([t.flatten() for t in inputs.forget.totals.values()])
@@ -82,7 +82,7 @@ def put_back(model, start, inputs, threshold):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
-def test_what_is_not_salient_keeps_its_bits(tiny, optimizer):
+def test_weights_outside_the_mask_keep_their_bits(tiny, optimizer):
     before = tiny.model()
     method = SalUn(epochs=3, share=0.3, optimizer=optimizer, learning_rate=0.05, weight_decay=0.1)
     model, report = tiny.unlearned(method)
@@ -93,7 +93,7 @@ def test_what_is_not_salient_keeps_its_bits(tiny, optimizer):
     assert 0 < report.changed <= sum(int(mask.sum()) for mask in masks.values())
 
 
-def test_with_a_measured_importance_the_forget_set_gets_other_labels(tiny):
+def test_measured_importance_changes_the_labels_of_the_forget_set(tiny):
     model = tiny.model()
     forget = DiagonalFisher().estimate(model, tiny.forget, objective=CrossEntropy(), role="forget")
 

@@ -1,6 +1,7 @@
-"""`scrub`: climb on the forget set, descend on the retain set, in turn."""
+"""`scrub`: alternates ascent on the forget set and descent on the retain set."""
 
-import pytest
+import math
+
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 from unlearnkit_methods.scrub import Scrub
@@ -15,7 +16,7 @@ def test_contract(subject, law):
     law.check(subject, examples=6)
 
 
-def test_against_the_loop_by_hand(tiny, close):
+def test_equals_a_plain_training_loop(tiny, close):
     method = Scrub(epochs=3, max_epochs=2, alpha=0.3, gamma=0.8, temperature=2.0, mode="eval", **SGD)
     model, _ = tiny.unlearned(method)
     teacher = tiny.model()
@@ -51,7 +52,7 @@ def test_the_progress_names_the_passes(tiny):
     assert seen == [("max epoch 1", 2), ("min epoch 1 of 2", 3), ("min epoch 2 of 2", 3)]
 
 
-def test_it_disobeys_on_what_is_forgotten(tiny):
+def test_model_diverges_from_the_original_on_the_forget_set(tiny):
     model, _ = tiny.unlearned(Scrub(epochs=4, max_epochs=4, learning_rate=0.01, mode="eval"))
     original = tiny.model()
     with torch.no_grad():
@@ -60,4 +61,4 @@ def test_it_disobeys_on_what_is_forgotten(tiny):
             for data in (tiny.forget, tiny.retain)
         ]
     assert far[0] > 0.01
-    assert all(value == pytest.approx(value) for value in far)
+    assert all(map(math.isfinite, far))

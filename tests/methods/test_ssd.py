@@ -1,4 +1,4 @@
-"""`ssd`: θ' = θ·min(λ·F_r/F_f, 1) where F_f > α·F_r: the rule against arithmetic by hand."""
+"""`ssd`: θ' = θ·min(λ·F_r/F_f, 1) where F_f > α·F_r: the rule against plain arithmetic."""
 
 import math
 
@@ -17,7 +17,7 @@ searched = settings(
 )
 
 
-def by_hand(case, alpha, lam, epsilon=0.0):
+def oracle(case, alpha, lam, epsilon=0.0):
     """Independent and slow: one weight at a time, in Python's own float64."""
     rows = zip(*(t.flatten().tolist() for t in (case.theta, case.forget, case.reference)), strict=True)
     edited = []
@@ -35,16 +35,16 @@ def edit(method, case):
 
 
 def clear(case, alpha):
-    """Where rounding cannot decide whether a weight is selected."""
+    """Weights whose selection does not depend on rounding."""
     bound = alpha * case.reference.double()
     return ((case.forget.double() - bound).abs() > 1e-6 * bound) | (bound == 0) | ~bound.isfinite()
 
 
-def test_the_hand_worked_example():
+def test_worked_example():
     theta = torch.tensor([1.0, 1.0, -8.0, 3.0, 3.0])
     forget = torch.tensor([10.0, 20.0, 16.0, 0.0, 5.0])
     reference = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0])
-    # F_f = α·F_r is not selected; β = 1/20; β = 1/16; a dead weight stays; F_r = 0 < F_f becomes 0
+    # F_f = α·F_r is not selected; β = 1/20; β = 1/16; a weight with F_f = F_r = 0 stays; F_r = 0 < F_f becomes 0
     assert SSD().edit(theta, forget, reference).tolist() == pytest.approx([1.0, 0.05, -0.5, 3.0, 0.0])
     # λ = 32: β is clamped at 1 where 32/20 and 32/16 are above it
     assert SSD(lam=32.0).edit(theta, forget, reference).tolist() == [1.0, 1.0, -8.0, 3.0, 0.0]
@@ -66,8 +66,8 @@ def test_contract(subject, law):
 
 @searched
 @given(from_unlearner(SSD, epsilon=st.just(0.0)), rule_inputs(moderate=True))
-def test_it_is_what_is_worked_out_by_hand_in_every_dtype(method, case):
-    seen, right = edit(method, case).double(), by_hand(case, method.alpha, method.lam)
+def test_equals_a_loop_over_single_weights_in_every_dtype(method, case):
+    seen, right = edit(method, case).double(), oracle(case, method.alpha, method.lam)
     limits = torch.finfo(case.theta.dtype)
     # within the rounding of float32 arithmetic and of the dtype of θ
     allowed = right.abs() * max(limits.eps, 8 * torch.finfo(torch.float32).eps) + limits.tiny
@@ -77,7 +77,7 @@ def test_it_is_what_is_worked_out_by_hand_in_every_dtype(method, case):
 
 @searched
 @given(from_unlearner(SSD), rule_inputs(finite=False))
-def test_what_it_does_not_select_keeps_its_bits(method, case):
+def test_unselected_weights_keep_their_bits(method, case):
     kept = ~(case.forget > method.alpha * case.reference)
     assert same(edit(method, case)[kept], case.theta[kept])
 
@@ -105,7 +105,7 @@ def test_every_finite_alpha_selects_what_the_reference_does_not_need(alpha):
 
 @searched
 @given(st.floats(2**-6, 2**6), st.floats(0, 1), rule_inputs(moderate=True))
-def test_the_clamp_is_idle_for_lambda_up_to_alpha(alpha, share, case):
+def test_clamp_has_no_effect_for_lambda_up_to_alpha(alpha, share, case):
     lam = share * alpha
     case = case.map(torch.Tensor.double)
     beta = lam * (case.reference / case.forget)
@@ -115,7 +115,7 @@ def test_the_clamp_is_idle_for_lambda_up_to_alpha(alpha, share, case):
     torch.testing.assert_close(edit(SSD(alpha=alpha, lam=lam), case), without, rtol=1e-12, atol=0)
 
 
-def test_above_alpha_the_clamp_works():
+def test_clamp_limits_lambda_above_alpha():
     assert SSD(alpha=1.0, lam=4.0).edit(torch.ones(1), torch.tensor([2.0]), torch.ones(1)).item() == 1.0
 
 
@@ -139,7 +139,7 @@ def test_it_is_not_idempotent():
 
 @pytest.mark.parametrize("lam", [0.0, 1.0, math.inf])
 @pytest.mark.parametrize("alpha", [1e-3, 10.0, math.inf])
-def test_a_dead_weight_is_never_selected(alpha, lam):
+def test_weight_with_zero_importances_is_never_selected(alpha, lam):
     assert SSD(alpha=alpha, lam=lam).edit(torch.ones(1), torch.zeros(1), torch.zeros(1)).item() == 1.0
 
 
@@ -161,7 +161,7 @@ def test_epsilon_gives_the_notebook_s_formula(case):
 
 
 def drawn(seed, size=4000):
-    """Weights and importances of the spread that real ones have, on both sides of the threshold."""
+    """Weights and importances with realistic ranges, on both sides of the threshold."""
     generator = torch.Generator().manual_seed(seed)
     theta, forget, reference = (torch.randn(size, generator=generator) for _ in range(3))
     return theta, forget.mul(2).exp(), reference.mul(2).exp()

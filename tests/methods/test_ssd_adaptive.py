@@ -1,4 +1,4 @@
-"""`ssd-adaptive`: SSD whose α is a percentile of the ratios, against numpy and arithmetic by hand."""
+"""`ssd-adaptive`: SSD whose α is a percentile of the ratios, against numpy and plain arithmetic."""
 
 import math
 
@@ -24,7 +24,7 @@ def drawn(seed, size=1000):
     return f, r
 
 
-def by_hand(theta, f, r, p, lam):
+def oracle(theta, f, r, p, lam):
     """Independent: numpy's interpolated percentile, then SSD one weight at a time."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = f.numpy() / r.numpy()
@@ -35,7 +35,7 @@ def by_hand(theta, f, r, p, lam):
     return torch.tensor(edited, dtype=torch.float64), alpha
 
 
-def test_the_hand_worked_example():
+def test_worked_example():
     # p = 1/100: q = 100 − ln 2 = 99.31; 200 ratios 1 … 200, of which the 99.31th percentile lies between 198 and 199
     ratios = [float(i) for i in range(1, 201)]
     forget = importance(*ratios, samples=1)
@@ -55,7 +55,7 @@ def test_the_equation_against_an_oracle_in_float64(seed, p, lam):
     forget = Importance(totals={"a": f[:300], "b": f[300:]}, count=1, samples=round(10_000 * p))
     full = Importance(totals={"a": r[:300], "b": r[300:]}, count=1, samples=10_000)
     ready = Adaptive(lam=lam).prepare(forget, full)
-    expected, alpha = by_hand(theta, f, r, p, lam)
+    expected, alpha = oracle(theta, f, r, p, lam)
     assert ready.alpha <= alpha
     assert torch.equal(ready.edit(theta, f, r), expected)
 

@@ -1,4 +1,4 @@
-"""`ssd` says when α ≥ 1/p: then it can select nothing, because every forgotten sample is in the full set too."""
+"""`ssd` warns when α ≥ 1/p: it can select nothing, because every forgotten sample is in the full set too."""
 
 import warnings
 
@@ -32,7 +32,7 @@ def remarks(alpha, *, forget=5, reference=100, role=Role.FULL, unit="sample"):
 
 
 @pytest.mark.parametrize("alpha", [20.0, 20.1, float("inf")])
-def test_the_number_is_named(alpha):
+def test_remark_names_the_bound(alpha):
     (sentence,) = remarks(alpha)
     assert f"α = {alpha:g} can select nothing" in sentence
     assert "1/p = 20" in sentence
@@ -48,11 +48,11 @@ def test_the_number_is_named(alpha):
         {"alpha": 9, "forget": 0},
     ],
 )
-def test_there_is_no_alarm_where_the_bound_does_not_hold(harmless):
+def test_no_remark_where_the_bound_does_not_hold(harmless):
     assert remarks(**harmless) == ()
 
 
-def test_there_is_no_remark_without_evidence():
+def test_no_remark_without_counts():
     assert SSD().remarks(UnlearningInputs()) == ()
 
 
@@ -69,7 +69,7 @@ def measured(estimator, *, forgotten_last=False):
     return model, UnlearningInputs(forget=estimate(forget, "forget"), reference=estimate(full, "full"))
 
 
-def test_on_measured_importances_the_warning_comes_and_nothing_is_selected():
+def test_measured_importances_give_the_warning_and_no_selection():
     model, inputs = measured(DiagonalFisher())
     with pytest.warns(UnlearnKitWarning, match=r"ssd: α = 3 can select nothing: F_f/F_D is at most 1/p = 3 "):
         report = SSD(alpha=3.0).unlearn(model, inputs)
@@ -78,8 +78,8 @@ def test_on_measured_importances_the_warning_comes_and_nothing_is_selected():
     assert "1/p = 3" in report.sentence()
 
 
-def test_a_sketch_may_select_beyond_the_bound_by_its_error_and_the_warning_says_so():
-    """The signs of the forgotten samples are others within the full set, so that F_f may be above F_D."""
+def test_warning_for_a_sketch_mentions_its_error():
+    """The forgotten samples have other signs in the pass over the full set, so F_f/F_D may exceed 1/p."""
     model, inputs = measured(SketchedFisher(seed=4), forgotten_last=True)
     with pytest.warns(UnlearnKitWarning, match=r"α = 3 can select nothing but by the error .* at most 1/p = 3 "):
         report = SSD(alpha=3.0).unlearn(model, inputs)
@@ -88,7 +88,7 @@ def test_a_sketch_may_select_beyond_the_bound_by_its_error_and_the_warning_says_
 
 @pytest.mark.parametrize("error", [None, 0.1])
 @pytest.mark.parametrize("whose", ["forget", "reference"])
-def test_one_estimate_is_enough_for_that(whose, error):
+def test_one_estimated_importance_changes_the_warning(whose, error):
     exact = UnlearningInputs(forget=importance(5, Role.FORGET), reference=importance(100, Role.FULL))
     estimated = attrs.evolve(getattr(exact, whose), relative_error=error)
     (sentence,) = SSD(alpha=20.0).remarks(attrs.evolve(exact, **{whose: estimated}))
@@ -104,6 +104,6 @@ def test_below_the_bound_there_is_no_warning_and_something_is_selected():
     assert report.remarks == ()
 
 
-def test_the_bound_does_not_hold_for_squares_of_batch_means_and_nothing_is_said():
+def test_no_remark_for_batched_importances():
     model, inputs = measured(BatchedDiagonalFisher())
     assert SSD(alpha=3.0).unlearn(model, inputs).remarks == ()

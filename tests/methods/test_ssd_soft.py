@@ -1,4 +1,4 @@
-"""`ssd-soft`: θ' = θ·F_r/(F_r + α·F_f), against exact fractions and arithmetic by hand."""
+"""`ssd-soft`: θ' = θ·F_r/(F_r + α·F_f), against exact fractions."""
 
 import math
 from fractions import Fraction
@@ -12,7 +12,7 @@ from unlearnkit import ConfigurationError
 from unlearnkit.testing import from_unlearner, parametrize_with_checks, rule_inputs
 
 
-def by_hand(theta, f, r, alpha):
+def oracle(theta, f, r, alpha):
     """Independent: exact rational arithmetic, one weight at a time."""
     edited = []
     for t, a, b in zip(theta.tolist(), f.tolist(), r.tolist(), strict=True):
@@ -21,7 +21,7 @@ def by_hand(theta, f, r, alpha):
     return torch.tensor(edited, dtype=torch.float64)
 
 
-def test_the_hand_worked_example():
+def test_worked_example():
     theta = torch.tensor([4.0, -4.0, 4.0, 4.0, 4.0])
     forget = torch.tensor([2.0, 6.0, 0.0, 5.0, 0.0])
     reference = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0])
@@ -35,11 +35,11 @@ def test_the_equation_against_an_oracle_in_float64(alpha):
     theta, f, r = torch.randn(3, 400, generator=generator, dtype=torch.float64)
     f, r = (10.0 ** (6 * t) for t in (f, r))
     f[::7], r[::11] = 0.0, 0.0
-    expected = by_hand(theta, f, r, alpha)
+    expected = oracle(theta, f, r, alpha)
     assert torch.allclose(Soft(alpha=alpha).edit(theta, f, r), expected, rtol=1e-12, atol=0)
 
 
-def test_the_ends():
+def test_limits_of_alpha():
     theta, f, r = torch.full((4,), -7.0), torch.tensor([1.0, 0.0, 1.0, 0.0]), torch.tensor([1.0, 1.0, 0.0, 0.0])
     assert Soft(alpha=math.inf).edit(theta, f, r).tolist() == [0.0, -7.0, 0.0, -7.0]
     assert Soft(alpha=0.0).edit(theta, f, r).tolist() == [-7.0] * 4

@@ -1,4 +1,4 @@
-"""Losses in bfloat16: near enough, wide where it matters, and never mixed with others."""
+"""Losses in bfloat16: accuracy, float32 totals, and no mixing with other precisions."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_autocast_is_off_again_after_an_error():
 
 
 def test_logits_are_those_of_the_lower_precision_too():
-    """Estimators that draw labels from the model ask for logits; found further in they would be of full precision."""
+    """Estimators that draw labels from the model read the logits, which must have the lower precision too."""
     model, (batch, _) = law_case()
     seen, wide = Autocast().logits(model, batch), CrossEntropy().logits(model, batch)
     assert seen.dtype == torch.float32
@@ -66,7 +66,7 @@ def test_logits_are_those_of_the_lower_precision_too():
 
 @pytest.fixture
 def switches():
-    """torch's switches, put back afterwards."""
+    """torch's tf32 switches, restored afterwards."""
     held = [
         torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv
     ]  # fmt: skip
@@ -84,7 +84,7 @@ def test_how_float32_is_multiplied_on_a_device(switches):
         assert float32_products(torch.device("cpu")) == ""
 
 
-def test_a_switch_that_was_turned_stands_in_the_fingerprint_and_parts_importances(switches):
+def test_changed_tf32_switch_is_in_the_fingerprint_and_prevents_merging(switches):
     exact = estimate(CrossEntropy())
     assert exact.fingerprint.precision == "gradients float32, totals float32"
     switches[2].fp32_precision = "bf16"

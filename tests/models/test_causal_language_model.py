@@ -1,4 +1,4 @@
-"""The objective of a causal language model, and whole language models under the exact engine."""
+"""The objective of a causal language model, and language models in the exact engine."""
 
 import copy
 
@@ -23,7 +23,7 @@ def batch(samples=4, length=6, vocabulary=11, seed=0):
     return {"input_ids": tokens, "attention_mask": mask}
 
 
-def by_hand(model, data, i):
+def oracle(model, data, i):
     """Σ −log softmax of the tokens that follow, of one sequence without its padding, in float64."""
     n = int(data["attention_mask"][i].sum())
     tokens = data["input_ids"][i : i + 1, :n]
@@ -33,7 +33,7 @@ def by_hand(model, data, i):
 
 
 class Gpt(nn.Module):
-    """One block of causal attention with a tied embedding, called as Hugging Face's models are."""
+    """One block of causal attention with a tied embedding, with the interface of Hugging Face's models."""
 
     def __init__(self, width=8, vocabulary=11, length=6):
         super().__init__()
@@ -45,7 +45,7 @@ class Gpt(nn.Module):
         self.head.weight = self.embed.weight
 
     def forward(self, input_ids, attention_mask=None):
-        del attention_mask  # padding stands at the end, and attention is causal
+        del attention_mask  # padding is at the end, and attention is causal
         n = input_ids.shape[1]
         x = self.embed(input_ids) + self.positions[:n]
         causal = torch.triu(torch.ones(n, n, dtype=torch.bool), 1)
@@ -87,7 +87,7 @@ def test_losses_are_those_of_each_sequence_without_its_padding(kind):
     model, data = make(kind).double(), batch()
     losses = OBJECTIVE.losses(model, data)
     for i in range(4):
-        torch.testing.assert_close(losses[i].double(), by_hand(model, data, i), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(losses[i].double(), oracle(model, data, i), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,7 +98,7 @@ def test_the_fisher_of_a_sequence_is_the_square_of_its_whole_gradient(kind):
     double = copy.deepcopy(model).double()
     want = {n: torch.zeros_like(p) for n, p in double.named_parameters()}
     for i in range(4):
-        grads = torch.autograd.grad(by_hand(double, data, i), list(double.parameters()), allow_unused=True)
+        grads = torch.autograd.grad(oracle(double, data, i), list(double.parameters()), allow_unused=True)
         for name, g in zip(want, grads, strict=True):
             want[name] += 0 if g is None else g.square()
     assert list(found.totals) == list(want)  # the tied weight once
@@ -107,7 +107,7 @@ def test_the_fisher_of_a_sequence_is_the_square_of_its_whole_gradient(kind):
         torch.testing.assert_close(found.totals[name].double() / scale, total / scale, rtol=1e-4, atol=1e-5)
 
 
-def test_labels_of_their_own_leave_a_prompt_out():
+def test_custom_labels_exclude_a_prompt():
     model, data = make("ours").double(), batch()
     data["labels"] = data["input_ids"].clone()
     data["labels"][:, :3] = -100
@@ -129,7 +129,7 @@ def test_logits_of_another_shape_are_refused():
 
 
 class Lora(nn.Module):
-    """A frozen linear layer and a trainable product of two narrow ones beside it."""
+    """A frozen linear layer plus a trainable low-rank one."""
 
     def __init__(self, base, rank=2):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Checkpoints that fit whole or are refused whole."""
+"""Checkpoints are loaded completely or refused."""
 
 import os
 import struct
@@ -34,7 +34,7 @@ def path(tmp_path):
     return tmp_path / "model.safetensors"
 
 
-def test_what_is_saved_is_loaded(path):
+def test_save_and_load_round_trip(path):
     model, other = trained(), small_cnn(seed=2)
     save_checkpoint(model, path, {"epochs": "5", "δ": "é"})
     assert load_checkpoint(other, path) == {"epochs": "5", "δ": "é"}
@@ -79,7 +79,7 @@ def test_tied_weights_are_written_once_and_stay_tied(path):
     assert other.head.weight is other.embed.weight
 
 
-def test_any_name_of_a_tied_weight_will_do(path):
+def test_every_name_of_a_tied_weight_is_accepted(path):
     model, other = Tied(), Tied()
     save_model(model, str(path))  # this one keeps the first name in alphabetical order
     tensors = load_file(path)
@@ -140,7 +140,7 @@ def test_every_mismatch_is_listed_and_the_model_is_unchanged(path):
     assert digest(model) == before
 
 
-def test_a_model_without_memory_is_refused(path):
+def test_meta_device_model_is_refused(path):
     save_checkpoint(nn.Linear(2, 2), path)
     with torch.device("meta"):
         model = nn.Linear(2, 2)
@@ -187,7 +187,7 @@ def test_a_truncated_file(path, keep):
     assert digest(model) == before
 
 
-def test_a_header_that_lies(path):
+def test_header_with_a_wrong_length(path):
     path.write_bytes(struct.pack("<Q", 2**60) + b"{}")
     with pytest.raises(StoreError, match="is damaged"):
         load_checkpoint(nn.Linear(1, 1), path)
@@ -247,7 +247,7 @@ def test_safetensors_under_a_pickles_name_are_no_pickle(tmp_path):
     assert load_checkpoint(nn.Linear(1, 1), tmp_path / "model.pt") == {}
 
 
-def test_a_header_length_that_looks_like_a_pickle_is_none(path):
+def test_header_length_that_looks_like_a_pickle_is_not_one(path):
     model = nn.Linear(1, 1)
     for size in range(1, 400):
         save_checkpoint(model, path, {"pad": "x" * size})
@@ -266,7 +266,7 @@ def test_metadata_must_be_text(path):
     assert not path.exists()
 
 
-def test_a_failure_leaves_the_old_file(path, monkeypatch):
+def test_failure_keeps_the_old_file(path, monkeypatch):
     save_checkpoint(trained(), path)
     old = path.read_bytes()
 

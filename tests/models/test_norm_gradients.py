@@ -1,4 +1,4 @@
-"""Norms whose output's gradient comes in another order, where torch itself is wrong."""
+"""Norms with a non-contiguous output gradient, where torch is wrong."""
 
 import pytest
 import torch
@@ -10,16 +10,16 @@ from unlearnkit.importance.fisher.engine.per_sample_fallback import SquaredGradi
 
 
 class Norm(nn.Module):
-    """Instance norm between two convolutions, and a permutation behind it."""
+    """Instance norm between two convolutions, followed by a permutation."""
 
-    def __init__(self, *, affine, by_hand=False):
+    def __init__(self, *, affine, reference=False):
         super().__init__()
         self.one, self.two = nn.Conv2d(2, 3, 3), nn.Linear(60, 4)
-        self.norm, self.by_hand = nn.InstanceNorm2d(3, affine=affine), by_hand
+        self.norm, self.reference = nn.InstanceNorm2d(3, affine=affine), reference
 
     def forward(self, x):
         x = self.one(x)
-        x = self._norm(x) if self.by_hand else self.norm(x)
+        x = self._norm(x) if self.reference else self.norm(x)
         return self.two(x.permute(0, 2, 3, 1).flatten(1))
 
     def _norm(self, x):
@@ -31,9 +31,9 @@ class Norm(nn.Module):
 
 def pair(affine):
     torch.manual_seed(0)
-    model, by_hand = Norm(affine=affine), Norm(affine=affine, by_hand=True)
-    by_hand.load_state_dict(model.state_dict())
-    return model, by_hand
+    model, reference = Norm(affine=affine), Norm(affine=affine, reference=True)
+    reference.load_state_dict(model.state_dict())
+    return model, reference
 
 
 def data(*sizes):
@@ -42,40 +42,40 @@ def data(*sizes):
 
 
 @pytest.mark.parametrize("affine", [True, False])
-def test_the_engine_is_right_where_torch_is_not(affine, monkeypatch):
-    model, by_hand = pair(affine)
+def test_engine_is_correct_where_torch_is_wrong(affine, monkeypatch):
+    model, reference = pair(affine)
     batches = data(4, 3, 1)
-    monkeypatch.setattr("fisher_oracle.copy.deepcopy", lambda _: by_hand.double())
+    monkeypatch.setattr("fisher_oracle.copy.deepcopy", lambda _: reference.double())
     engine_only(model, batches, SumOfSquares())
 
 
 @pytest.mark.parametrize("affine", [True, False])
-def test_one_sample_at_a_time_is_right_too(affine):
-    model, by_hand = pair(affine)
+def test_fallback_is_correct_where_torch_is_wrong(affine):
+    model, reference = pair(affine)
     (batch,) = data(3)
     seen = SquaredGradients(model, SumOfSquares()).one_at_a_time(batch)
-    assert distance(seen, oracle(by_hand, [batch], SumOfSquares())) < 1e-4
+    assert distance(seen, oracle(reference, [batch], SumOfSquares())) < 1e-4
 
 
 @pytest.mark.parametrize("estimator", [BatchedDiagonalFisher(), SketchedFisher(probes=2)])
-def test_gradients_of_batches_too(estimator):
+def test_batch_gradients_are_correct_where_torch_is_wrong(estimator):
     """Their squares were off by up to 48 % (batched) and 18 % (sketched) of the sum over a weight."""
-    model, by_hand = pair(affine=True)
-    found, expected = (estimator.estimate(m, data(4, 1), objective=SumOfSquares()).totals for m in (model, by_hand))
+    model, reference = pair(affine=True)
+    found, expected = (estimator.estimate(m, data(4, 1), objective=SumOfSquares()).totals for m in (model, reference))
     assert distance(found, expected) < 1e-4
 
 
 class Flat(nn.Module):
     """Batch norm of maps, whose pixels are tokens afterwards."""
 
-    def __init__(self, side, *, by_hand=False):
+    def __init__(self, side, *, reference=False):
         super().__init__()
         self.one, self.norm, self.two = nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Linear(3 * side[0] * side[1], 4)
-        self.by_hand = by_hand
+        self.reference = reference
 
     def forward(self, x):
         x = self.one(x)
-        x = self._norm(x) if self.by_hand else self.norm(x)
+        x = self._norm(x) if self.reference else self.norm(x)
         return self.two(x.flatten(2).transpose(1, 2).flatten(1))
 
     def _norm(self, x):
@@ -88,12 +88,12 @@ class Flat(nn.Module):
 @pytest.mark.parametrize("sizes", [(4, 3), (2, 1), (1, 1)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_batch_norm_too(side, sizes, layout, dtype, monkeypatch):
+def test_batch_norm_is_correct_where_torch_is_wrong(side, sizes, layout, dtype, monkeypatch):
     torch.manual_seed(0)
-    model, by_hand = Flat(side), Flat(side, by_hand=True)
+    model, reference = Flat(side), Flat(side, reference=True)
     model(torch.randn(8, 2, *side) + 1)  # running statistics that are not the initial ones
-    by_hand.load_state_dict(model.state_dict())
+    reference.load_state_dict(model.state_dict())
     model.to(dtype=dtype, memory_format=layout)
     batches = [(torch.randn(n, 2, *side, dtype=dtype).to(memory_format=layout), torch.randn(n)) for n in sizes]
-    monkeypatch.setattr("fisher_oracle.copy.deepcopy", lambda _: by_hand.double())
+    monkeypatch.setattr("fisher_oracle.copy.deepcopy", lambda _: reference.double())
     engine_only(model, batches, SumOfSquares())

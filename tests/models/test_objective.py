@@ -1,4 +1,4 @@
-"""Objectives: one loss per sample, found wherever a batch and a model keep their fields."""
+"""Objectives: one loss per sample, for any fields of batch and output."""
 
 import math
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from unlearnkit import ConfigurationError, CrossEntropy, MismatchError, Objectiv
 from unlearnkit.models.objective import check_losses
 
 
-def by_hand(logits, label):
+def oracle(logits, label):
     """−log softmax in float64, as the definition says."""
     return math.log(sum(math.exp(z) for z in logits)) - logits[label]
 
@@ -43,7 +43,7 @@ def test_equals_the_definition_row_by_row(rows):
     x = torch.tensor([row for row, _ in rows], dtype=torch.float64)
     y = torch.tensor([label for _, label in rows])
     losses = CrossEntropy().losses(nn.Identity(), (x, y))
-    assert losses.tolist() == pytest.approx([by_hand(row, label) for row, label in rows], rel=1e-9, abs=1e-12)
+    assert losses.tolist() == pytest.approx([oracle(row, label) for row, label in rows], rel=1e-9, abs=1e-12)
 
 
 def test_the_same_loss_from_every_layout():
@@ -75,7 +75,7 @@ def test_positions_are_summed_and_the_ignored_label_is_left_out():
     logits = torch.randn(2, 3, 4, dtype=torch.float64)
     labels = torch.tensor([[0, 1, 2, -100], [-100, -100, -100, -100]])
     losses = CrossEntropy().losses(nn.Identity(), (logits, labels))
-    want = sum(by_hand(logits[0, :, t].tolist(), int(labels[0, t])) for t in range(3))
+    want = sum(oracle(logits[0, :, t].tolist(), int(labels[0, t])) for t in range(3))
     assert losses.tolist() == pytest.approx([want, 0.0])
 
 
@@ -127,11 +127,11 @@ def test_logits_that_cannot_be_found_are_refused(output, said):
         (None, "saw NoneType"),
     ],
 )
-def test_what_is_not_one_loss_per_sample_is_refused(losses, said):
+def test_other_shapes_than_one_loss_per_sample_are_refused(losses, said):
     with pytest.raises(MismatchError, match=f"CrossEntropy.losses must return one loss per sample.*{said}"):
         check_losses(losses, (torch.zeros(2, 3),), objective=CrossEntropy())
 
 
-def test_what_is_one_loss_per_sample_passes_unchanged():
+def test_one_loss_per_sample_passes_unchanged():
     losses = torch.zeros(2)
     assert check_losses(losses, (torch.zeros(2, 3),), objective=CrossEntropy()) is losses

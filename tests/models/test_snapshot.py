@@ -1,4 +1,4 @@
-"""The guard: whatever is done to a model, every bit comes back."""
+"""The snapshot: restores every bit of a model."""
 
 import random
 
@@ -36,7 +36,7 @@ def fresh():
 
 
 def state(model):
-    """Everything that must come back, as plain values and identities."""
+    """Everything that must be restored, as plain values and identities."""
     return {
         "digest": digest(model),
         "parameters": [(n, id(p), p.data_ptr(), p.requires_grad, p.dtype) for n, p in parameters(model).items()],
@@ -154,7 +154,7 @@ SURROUNDINGS = [edit_buffers, replace_buffer_by_its_equal, train_mode, thaw, gra
 
 
 @pytest.mark.parametrize("vandal", VANDALS, ids=lambda f: f.__name__)
-def test_restore_puts_every_bit_and_every_object_back(vandal):
+def test_restore_puts_back_every_bit_and_object(vandal):
     model = fresh()
     random.seed(0)
     np.random.seed(0)
@@ -173,7 +173,7 @@ def test_restore_puts_every_bit_and_every_object_back(vandal):
 
 
 @pytest.mark.parametrize("vandal", SURROUNDINGS, ids=lambda f: f.__name__)
-def test_the_surroundings_alone_come_back_too_and_edited_weights_stay(vandal):
+def test_restoring_only_the_surroundings_keeps_edited_weights(vandal):
     model = fresh()
     random.seed(0)
     np.random.seed(0)
@@ -193,7 +193,7 @@ def test_the_surroundings_alone_come_back_too_and_edited_weights_stay(vandal):
 
 
 @pytest.mark.parametrize("vandal", STRUCTURAL, ids=lambda f: f.__name__)
-def test_a_change_of_structure_is_seen(vandal):
+def test_structure_changes_are_detected(vandal):
     model = fresh()
     guard = ModelSnapshot(model)
     vandal(model)
@@ -216,7 +216,7 @@ def test_changes_are_named():
     assert "frozen.weight: expected shape (4, 4), torch.float32 on cpu, saw shape (4, 4), torch.float64 on cpu" in said
 
 
-def test_a_sign_of_zero_and_a_nan_are_changes_and_a_nan_left_alone_is_none():
+def test_signed_zeros_and_new_nans_are_changes_and_equal_nans_are_not():
     model = nn.Linear(2, 1, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[0.0, float("nan")]]))
@@ -230,7 +230,7 @@ def test_a_sign_of_zero_and_a_nan_are_changes_and_a_nan_left_alone_is_none():
     assert torch.isnan(model.weight[0, 1])
 
 
-def test_what_was_trainable_is_remembered():
+def test_requires_grad_is_remembered():
     model = fresh()
     guard = ModelSnapshot(model)
     thaw(model)
@@ -245,7 +245,7 @@ def test_before_is_a_copy():
     assert torch.equal(guard.before("weight"), kept)
 
 
-def test_a_guard_inside_a_guard():
+def test_nested_snapshots():
     model = fresh()
     want = [p.grad for p in model.parameters()]
     outer = ModelSnapshot(model)

@@ -103,7 +103,7 @@ def test_the_global_random_state_neither_matters_nor_changes():
     torch.set_rng_state(before)
 
 
-def test_a_data_set_is_shuffled_anew_in_each_epoch():
+def test_data_set_is_reshuffled_in_each_epoch():
     seen = []
 
     def watch(batches, what, total):
@@ -126,7 +126,7 @@ def test_a_loader_keeps_its_own_order_and_size():
     assert sizes == [5, 5] * 5  # five epochs by default
 
 
-def test_on_epoch_hears_of_each_epoch():
+def test_on_epoch_is_called_for_each_epoch():
     heard = []
     history = train(net(), DATA, training=Training(epochs=3), on_epoch=lambda *args: heard.append(args))
     assert heard == list(enumerate(history, start=1))
@@ -191,7 +191,7 @@ def test_a_loss_that_is_not_finite_names_epoch_and_batch(bad):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_an_iterator_that_is_used_up():
+def test_exhausted_iterator_is_refused():
     with pytest.raises(ConfigurationError, match=r"in epoch 2, saw none: .*not an iterator that is used up"):
         train(net(), iter([(X, Y)]), training=Training(epochs=2))
 
@@ -226,8 +226,8 @@ def test_it_trains_where_the_model_is():
     assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
-def test_steps_go_downhill_where_torch_s_gradients_do_not():
-    """One sample, and a norm with a permutation behind it; Adam takes the signs of the first gradient."""
+def test_steps_descend_where_torch_gradients_are_wrong():
+    """One sample, and a norm followed by a permutation; the first step of Adam takes the sign of the gradient."""
     one, other = permuted.pair()
     for model in (one, other):
         train(model, permuted.data(1), training=Training(epochs=1))

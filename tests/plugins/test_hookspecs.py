@@ -1,4 +1,4 @@
-"""Every hook has a test; that its signature stands in docs/reference/hooks.md is checked in test_docs.py."""
+"""Every hook has a test; test_docs.py compares the signatures with docs/reference/hooks.md."""
 
 import re
 from pathlib import Path

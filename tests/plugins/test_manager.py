@@ -1,4 +1,4 @@
-"""Plugins: each fault isolated, named and explained; the good ones beside it keep working. Offline, with fake
+"""Plugins: each fault is isolated, named and explained; other plugins keep working. Offline, with fake
 distributions in tests/fixtures/."""
 # ruff: noqa: ARG002 - the signatures are the framework's
 
@@ -38,7 +38,7 @@ SHIPPED = {"binary-mask", "prune", "ssd"}
 
 @pytest.fixture
 def site(monkeypatch):
-    """Put the fake distributions on the path, and forget their modules afterwards."""
+    """Put the fake distributions on the path; afterwards remove their modules."""
     monkeypatch.delenv(DISABLE, raising=False)
     monkeypatch.syspath_prepend(FIXTURES / "site")
     yield
@@ -48,7 +48,7 @@ def site(monkeypatch):
 
 @pytest.fixture
 def manager(site):
-    """Every fake plugin was asked once; what it had to be warned of is not repeated."""
+    """A manager that has called every fake plugin, so warnings are not repeated."""
     manager = PluginManager()
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
@@ -64,7 +64,7 @@ def problem(manager, plugin):
     return [str(p) for p in manager.problems() if p.plugin == plugin]
 
 
-def test_by_hand_a_good_plugin_is_found_and_described(manager):
+def test_good_plugin_is_found_and_described(manager):
     cls = manager.unlearner("good")
     entry = next(e for e in manager.provided("unlearner") if e.name == "good")
     assert (cls.__name__, entry.cls, entry.doc, entry.options) == ("Good", cls, "A good method.", ())
@@ -73,7 +73,7 @@ def test_by_hand_a_good_plugin_is_found_and_described(manager):
     assert (found.target, found.origin, found.problem) == ("fake_good", "fake-good 1.0", None)
 
 
-def test_every_good_method_beside_the_broken_ones_works(manager):
+def test_good_methods_work_beside_broken_ones(manager):
     good = {"good", "zebra", "known", "fine", "damaged"}
     assert names(manager) >= SHIPPED | good | {"twin"}
     assert not names(manager) & {"unwritten", "counts", "needless", "Shouts_Loudly"}
@@ -181,7 +181,7 @@ def test_a_duplicate_name_names_both_distributions_and_only_when_it_is_asked_for
         manager.unlearner("twin")
 
 
-def test_a_method_that_nobody_provides_gets_the_nearest_name_and_the_list_of_broken_plugins(manager):
+def test_unknown_method_suggests_a_name_and_lists_broken_plugins(manager):
     with pytest.raises(UnknownMethodError, match=r"no unlearner is called 'goood'; did you mean 'good'") as caught:
         manager.unlearner("goood")
     for plugin in ("broken", "signature", "raises", "classes", "unknown"):
@@ -233,7 +233,7 @@ def test_a_warning_made_an_error_does_not_lose_the_plugins_after_it(site):
     assert names(manager) > SHIPPED
 
 
-# Where a class comes from
+# The provider of a class
 
 
 @pytest.fixture
@@ -301,7 +301,7 @@ def test_without_a_record_the_entry_point_names_the_distribution_of_its_own_modu
     assert provider("probe_module", Discovered(name="m", target="mine")) == "mine"
 
 
-def test_of_two_distributions_that_wrote_one_file_the_provider_is_the_one_whose_content_it_has(installed):
+def test_provider_of_a_file_of_two_distributions_is_the_one_with_its_content(installed):
     install, provider = installed
     install("probe", "probe_module", recorded="what was there before")
     install("probe-thief", "probe_module", recorded=CONTENT)
@@ -350,7 +350,7 @@ def test_without_entry_points_only_what_is_registered_is_there():
         manager.unlearner("ssd")
 
 
-# Registering by hand
+# Registered plugins
 
 
 class Offers:
@@ -362,7 +362,7 @@ class Offers:
         return list(self.classes)
 
 
-def test_a_plugin_registered_by_hand_is_found_also_after_the_first_question():
+def test_plugin_registered_later_is_found():
     manager = PluginManager(entry_points=False)
     assert names(manager, "estimator") == set()
     manager.register(Offers(DiagonalFisher), name="mine")
@@ -372,7 +372,7 @@ def test_a_plugin_registered_by_hand_is_found_also_after_the_first_question():
     assert manager.estimator("diagonal-fisher") is DiagonalFisher
 
 
-def test_a_faulty_plugin_registered_by_hand_is_refused_at_once_and_undone():
+def test_faulty_registered_plugin_is_refused_and_unregistered():
     class Faulty:
         @hookimpl
         def unlearnkit_before_run(self, run):
@@ -387,7 +387,7 @@ def test_a_faulty_plugin_registered_by_hand_is_refused_at_once_and_undone():
         manager.register(Faulty(), name="faulty")
     manager.before_run(RUN)
     assert names(manager, "estimator") == set()
-    manager.register(Offers(DiagonalFisher), name="mine")  # no warning of what was an error already
+    manager.register(Offers(DiagonalFisher), name="mine")  # already raised as an error, so no warning
 
 
 def test_a_name_and_an_object_are_registered_once():
@@ -400,7 +400,7 @@ def test_a_name_and_an_object_are_registered_once():
     assert manager.estimator("diagonal-fisher") is DiagonalFisher
 
 
-def test_an_unknown_hook_registered_by_hand_is_warned_of_at_once():
+def test_unknown_hook_of_a_registered_plugin_warns_at_once():
     class Misspelt:
         @hookimpl
         def unlearnkit_befor_run(self, run):
@@ -413,7 +413,7 @@ def test_an_unknown_hook_registered_by_hand_is_warned_of_at_once():
         manager.check_pending()
 
 
-def test_what_only_looks_like_a_hook_is_none():
+def test_unmarked_function_is_not_a_hook():
     from unittest.mock import MagicMock
 
     module = types.ModuleType("mocked")
@@ -435,7 +435,7 @@ def test_a_plugin_whose_attributes_raise_is_isolated():
     assert manager.estimator("diagonal-fisher") is DiagonalFisher
 
 
-def test_a_class_that_raises_when_it_is_looked_at_is_isolated():
+def test_class_whose_attributes_raise_is_isolated():
     class Trap(type(DiagonalFisher)):
         @property
         def name(cls):
@@ -454,7 +454,7 @@ def test_a_class_that_raises_when_it_is_looked_at_is_isolated():
 # Observers
 
 
-def test_observers_get_what_they_ask_for():
+def test_observers_get_only_the_arguments_they_declare():
     calls = []
 
     class Watcher:
@@ -490,7 +490,7 @@ print(manager.unlearner("zebra").__name__, manager.unlearner("ssd").__name__, to
 """
 
 
-def test_a_fresh_process_loads_no_plugin_before_the_first_question_and_never_touches_cuda():
+def test_no_plugin_is_loaded_before_the_first_request_and_cuda_is_not_initialised():
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", FRESH],
         capture_output=True,

@@ -1,8 +1,8 @@
-"""Plugins that misbehave while they run: contained, blamed by name, and the host goes on.
+"""Plugins that misbehave while they run: contained and named, and the host continues.
 
-Those that cannot be imported or registered, that take a name that exists or raise in a hook that registers are in
-test_plugins.py; what a method does to a model behind the framework's back is in test_unlearner.py. Here each fault goes
-the whole way: a plugin is installed, a run asks for it by name, and a good plugin beside it still works.
+Plugins that cannot be imported or registered, that take an existing name or raise in a registering hook are in
+test_manager.py; methods that change a model without the framework's knowledge are in test_unlearner.py. These tests run
+the complete path: a plugin is installed, a run requests it by name, and a good plugin still works.
 """
 # ruff: noqa: ARG002, ARG005 - the signatures are the framework's
 
@@ -104,7 +104,7 @@ def nan(self, theta, forget, reference):
 
 
 def nothing(self, theta, forget, reference):
-    """Forget to return."""
+    """Return nothing."""
 
 
 def in_place(self, theta, forget, reference):
@@ -138,19 +138,19 @@ RULES = {
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda f: f.__name__)
-def test_a_rule_that_misbehaves_is_blamed_the_model_is_as_it_was_and_the_next_method_works(rule):
+def test_misbehaving_rule_is_named_and_rolled_back_and_the_next_method_works(rule):
     error, said = RULES[rule]
     manager, model = manager_with(method(rule=rule)), net()
     before = digest(model)
     with pytest.raises(error, match=said) as caught:
         perform(manager, "unruly", model)
-    if error is not SystemExit:  # which is no Exception: nothing is added to it
+    if error is not SystemExit:  # not an Exception: it gets no note
         assert "while 'unruly' edited '0.weight'" in caught.value.__notes__
     assert digest(model) == before
     assert perform(manager, "good", model).changed > 0
 
 
-def test_a_method_that_edits_buffers_is_blamed_unless_its_traits_say_so():
+def test_method_that_edits_buffers_is_named_unless_its_traits_allow_it():
     def edit(self, model, inputs):
         model[1].running_mean.add_(1)
         with torch.no_grad():
@@ -245,7 +245,7 @@ def test_a_nan_in_a_buffer_is_refused_too():
     assert digest(model) == before
 
 
-def test_a_method_that_grows_the_model_is_blamed_and_the_model_is_as_it_was():
+def test_method_that_adds_parameters_is_named_and_rolled_back():
     def grow(self, model, inputs):
         model.append(nn.Linear(2, 2))
 
@@ -258,7 +258,7 @@ def test_a_method_that_grows_the_model_is_blamed_and_the_model_is_as_it_was():
     assert perform(manager, "good", model).changed > 0
 
 
-def test_a_plugin_that_prints_is_heard_and_changes_nothing_else(capsys):
+def test_output_of_a_plugin_is_shown_and_nothing_else_changes(capsys):
     def chatty(self, theta, forget, reference):
         print("editing", tuple(theta.shape))  # noqa: T201
         return Good.rule(self, theta, forget, reference)
@@ -297,7 +297,7 @@ MEASURES = {
 
 
 @pytest.mark.parametrize("fault", MEASURES)
-def test_an_estimator_that_misbehaves_is_blamed_by_name_and_the_model_is_as_it_was(fault):
+def test_misbehaving_estimator_is_named_and_rolled_back(fault):
     measure, error = MEASURES[fault]
     manager, model = manager_with(estimator(measure)), net()
     before = digest(model)
@@ -307,7 +307,7 @@ def test_an_estimator_that_misbehaves_is_blamed_by_name_and_the_model_is_as_it_w
     assert perform(manager, "good", model).changed > 0
 
 
-def test_an_observer_that_raises_is_blamed_by_name_and_the_run_goes_on():
+def test_observer_that_raises_is_named_and_the_run_continues():
     def before_run(run):
         raise ZeroDivisionError("not watching")
 
@@ -386,7 +386,7 @@ def test_a_plugin_for_a_newer_host_is_named_with_its_version_and_the_shipped_met
 
 
 @pytest.mark.parametrize("source", ["raise ValueError('today not')", "print('hello'); 1/0", "import sys; sys.exit(3)"])
-def test_the_command_line_goes_on_beside_a_broken_plugin(source, monkeypatch, tmp_path):
+def test_commands_work_beside_a_broken_plugin(source, monkeypatch, tmp_path):
     from unlearnkit.plugins import manager
 
     install(monkeypatch, tmp_path, source, name="broken")

@@ -37,7 +37,7 @@ def project(folder):
 
 @pytest.fixture
 def written(request, tmp_path, monkeypatch):
-    """Write a plugin and put it on the path as an installation would, and forget its modules afterwards."""
+    """Write a plugin and put it on the path as an installation would; afterwards remove its modules."""
     folder = new_plugin("my-thing", kind=request.param, output=tmp_path)
     about = project(folder)["project"]
     info = folder / "unlearnkit_my_thing-0.1.0.dist-info"
@@ -102,7 +102,7 @@ def test_its_tests_pass_as_written(written):
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    module.test_by_hand()
+    module.test_worked_example()
     module.test_it_is_found_by_its_name()
     params = module.test_contract.pytestmark[0].args[1]
     assert len(params) >= {"metric": 2, "estimator": 6}.get(kind, 10)
@@ -112,7 +112,7 @@ def test_its_tests_pass_as_written(written):
 
 
 @each_written
-def test_its_example_is_right(written):
+def test_docstring_example_of_the_scaffold_is_correct(written):
     import doctest
 
     _, folder = written
@@ -155,7 +155,7 @@ def test_an_unknown_kind_and_a_folder_that_is_there_are_refused(tmp_path):
     assert (folder / "README.md").read_text() == "mine"
 
 
-def test_the_old_word_for_the_kind_training_is_accepted(tmp_path):
+def test_old_name_of_the_training_kind_is_accepted(tmp_path):
     old, new = (new_plugin("my-thing", kind=kind, output=tmp_path / kind) for kind in ("gradient", "training"))
     texts = [(folder / "unlearnkit_my_thing" / "__init__.py").read_text() for folder in (old, new)]
     assert texts[0] == texts[1]
@@ -236,7 +236,7 @@ def test_the_command_says_what_to_do_next(tmp_path):
     assert (bad.exit_code, "as 'my-method', saw 'My Thing'" in bad.output) == (2, True)
 
 
-# The whole way: wheels, an environment, the command line
+# End to end: wheels, an environment, the command line
 
 
 def call(*command, cwd=None):
@@ -266,7 +266,7 @@ def environment(tmp_path_factory):
 
 @pytest.mark.slow
 @each_kind
-def test_a_stranger_builds_installs_lists_tests_and_runs_it(environment, digits_toml, kind, tmp_path):
+def test_scaffold_builds_installs_lists_tests_and_runs_in_a_fresh_environment(environment, digits_toml, kind, tmp_path):
     python, _ = environment
     command = python.parent / "unlearnkit"
     name = f"my-{kind}"

@@ -1,4 +1,4 @@
-"""UNLEARNKIT_TRACE_HOOKS=1 shows every call of a hook: who, what, how long."""
+"""UNLEARNKIT_TRACE_HOOKS=1 prints every hook call: plugin, arguments, seconds."""
 # ruff: noqa: ARG002 - the signatures are the framework's
 
 import re
@@ -66,7 +66,7 @@ def test_every_call_is_one_line_on_the_error_stream(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("value", [None, "", "0"])
-def test_nothing_is_shown_unasked(monkeypatch, capsys, value):
+def test_no_output_without_the_variable(monkeypatch, capsys, value):
     if value is None:
         monkeypatch.delenv(TRACE, raising=False)
     else:

@@ -1,4 +1,4 @@
-"""A run says in words when nothing came of it, and when the model did not survive it."""
+"""Findings of a run: no effect, destroyed model."""
 
 import json
 
@@ -54,7 +54,7 @@ GOOD = scores(retain_test=0.96, forget_test=0.9, forget_train=1.0)
         (scores(retain_test=None, forget_test=None), []),  # no classification
     ],
 )
-def test_what_is_said(after, said):
+def test_sentences_for_each_outcome(after, said):
     assert list(verdict(EDITED, GOOD, after)) == said
 
 
@@ -63,13 +63,13 @@ def test_a_model_that_could_do_nothing_is_not_destroyed():
     assert verdict(EDITED, scores(retain_test=0.0), lost) == ()
 
 
-def test_no_weight_changed_is_the_report_s_to_say():
+def test_unchanged_weights_are_left_to_the_report():
     record = RunRecord(label="m", report=NO_OP, before=GOOD, after=GOOD)
     assert record.sentence() == "m changed nothing: 0 of 4 weights."
     assert record.to_dict()["sentence"] == record.sentence()
 
 
-def test_breadth_without_truth(digits_toml, tmp_path):
+def test_no_op_and_destroyed_models_are_reported_in_words(digits_toml, tmp_path):
     """Nine of eleven methods changed no prediction at their defaults, and nothing said so: known defect 14.
 
     "Nothing changed" and "model destroyed" are results in words.

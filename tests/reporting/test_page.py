@@ -1,4 +1,4 @@
-"""The page: self-contained, reproducible, and with a reason where there is no picture."""
+"""The page: self-contained, reproducible, and with a reason for each missing plot."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from unlearnkit.reporting.page import render_page, write_page
 
 
 class Page(HTMLParser):
-    """What of a page matters here: elements with attributes, ids, and visible text."""
+    """Parses a page: elements with attributes, ids, and visible text."""
 
     def __init__(self, text):
         super().__init__()
@@ -51,7 +51,7 @@ def pages():
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_it_needs_nothing_outside_itself(pages, name):
+def test_page_is_self_contained(pages, name):
     page = Page(pages[name])
     assert not {"script", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.elements}
     links = [
@@ -93,8 +93,8 @@ def test_the_same_record_gives_the_same_bytes(pages):
     assert not re.search(r"<dc:date>|<metadata", pages["full"])
 
 
-def test_a_hostile_name_is_text_and_nothing_else(pages):
-    """Names of classes and labels of methods come from outside: none becomes markup, or mathematics."""
+def test_names_are_escaped(pages):
+    """Class names and method labels are user input: they must not become markup or mathtext."""
     for name in ("full", "alone"):
         assert "<script" not in pages[name]
         assert "&lt;script&gt;" in pages[name]
@@ -102,7 +102,7 @@ def test_a_hostile_name_is_text_and_nothing_else(pages):
     assert "frac{1}{2}$" in pages["full"]
 
 
-def test_every_section_is_there_and_leads_from_the_top(pages):
+def test_every_section_is_linked_from_the_top(pages):
     titles = [
         "What was forgotten",
         "Accuracy before and after",
@@ -143,7 +143,7 @@ def test_what_the_full_page_says(pages):
     assert len(re.findall("<svg", pages["full"])) == 11
 
 
-def test_it_says_which_importances_are_estimates(pages):
+def test_page_marks_estimated_importances(pages):
     assert "exact" in visible(pages["full"]).partition("Importances that were used")[2]
     sketch = attrs.evolve(FULL.report.evidence[0], relative_error=0.25)
     record = attrs.evolve(FULL, report=attrs.evolve(FULL.report, evidence=(sketch,)))
@@ -152,7 +152,7 @@ def test_it_says_which_importances_are_estimates(pages):
     assert "up to 25 %" in said.partition("Importances that were used")[2]
 
 
-def test_in_words_where_there_is_no_picture(pages):
+def test_missing_plots_are_explained(pages):
     said = visible(pages["bare"])
     for words in (
         "No edit was made: 40 edits tried, and none keeps the budget.",
@@ -171,7 +171,7 @@ def test_in_words_where_there_is_no_picture(pages):
     assert "it is unknown whether this is like retraining" in alone
 
 
-def test_reasons_stand_where_views_are_missing():
+def test_missing_plot_data_have_a_reason():
     reasons = {
         "histograms": "classes [3] were forgotten completely",
         "loss attack, unlearned": "too few",
@@ -218,14 +218,14 @@ def test_a_search_can_be_read_again():
         ('{"format": "unlearnkit-run-1", "label": "x", "method": 3}', "report.method: expected a string, saw 3"),
     ],
 )
-def test_what_is_no_record_is_refused(tmp_path, text, message):
+def test_invalid_records_are_refused(tmp_path, text, message):
     if text is not None:
         (tmp_path / "report.json").write_text(text)
     with pytest.raises(StoreError, match=message):
         read_record(tmp_path)
 
 
-def test_results_are_safe_before_the_page_is_drawn(tmp_path, monkeypatch):
+def test_results_are_written_before_the_page(tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("no picture")
 
@@ -261,14 +261,14 @@ def test_a_page_of_one_folder_is_replaced_atomically(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_run_writes_the_page_and_what_it_needs(digits_toml, tmp_path):
+def test_run_writes_the_page_and_its_data(digits_toml, tmp_path):
     switched = ["evaluation.page=true", f"evaluation.retrained=['{load_config(digits_toml).model.checkpoint}']"]
     prune, ssd = run(load_config(digits_toml, switched))
     for record in (prune, ssd):
         folder = tmp_path / "out" / record.label
         assert sorted(p.name for p in folder.iterdir()) == ["model.safetensors", "report.html", "report.json"]
         assert (folder / "report.html").read_text(encoding="utf-8") == render_page(read_record(folder))
-        # The original stands in as a retrained model: what it shows must be the original's own.
+        # The original is used as a retrained model, so its scores must be the original's.
         by_model = {d.model: d.counts for d in record.views.destinations}
         assert by_model["retrained"] == by_model["original"] != by_model["unlearned"]
         assert by_model["label"] == tuple(137 * (i == 3) for i in range(10))
@@ -281,7 +281,7 @@ def test_run_writes_the_page_and_what_it_needs(digits_toml, tmp_path):
     assert "The model is destroyed" in (tmp_path / "out" / "prune" / "report.html").read_text(encoding="utf-8")
 
 
-def test_without_the_page_nothing_is_measured_for_it(digits_toml, tmp_path):
+def test_no_plot_data_without_the_page(digits_toml, tmp_path):
     (record,) = run(load_config(digits_toml, ["method=[{name='prune'}]", "evaluation.page=false"]))
     assert record.views is None
     assert sorted(p.name for p in (tmp_path / "out" / "prune").iterdir()) == ["model.safetensors", "report.json"]

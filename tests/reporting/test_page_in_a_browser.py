@@ -1,4 +1,4 @@
-"""The page in a real browser, at the width of a desktop and of a phone: nothing overflows, fails or calls home."""
+"""The page in a real browser, at desktop and phone width: no overflow, no error, no request."""
 
 import os
 import shutil
@@ -40,7 +40,7 @@ return cut;
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    """A headless Chromium that writes down what is requested and what the console says."""
+    """A headless Chromium that logs requests and console messages."""
     selenium = pytest.importorskip("selenium.webdriver", reason="the extra 'browser' is not installed")
     if CHROMIUM is None or DRIVER is None:
         pytest.skip("neither Chromium nor chromedriver is installed here")
@@ -62,7 +62,7 @@ def opened(browser, tmp_path, name, width):
         {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
     )
     for kind in ("browser", "performance"):
-        browser.get_log(kind)  # what came before
+        browser.get_log(kind)  # discard earlier entries
     browser.get(path.as_uri())
     return path.as_uri()
 
@@ -75,7 +75,7 @@ def requests(browser):
 
 
 def keep(browser, name):
-    """Keep a picture of the whole page where somebody wants to look at it."""
+    """Save a screenshot of the page if a folder for it is set."""
     if folder := os.environ.get("UNLEARNKIT_SCREENSHOTS"):
         import base64
 
@@ -101,8 +101,8 @@ def test_the_page(browser, tmp_path, name, device):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_ink_and_paper_differ_enough(browser, tmp_path, scheme):
-    """WCAG: at least 4.5 for text; the pictures take the same ink."""
+def test_text_contrast_meets_wcag(browser, tmp_path, scheme):
+    """WCAG: at least 4.5 for text; plots use the same colour."""
     opened(browser, tmp_path, "full", 1280)
     browser.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -126,7 +126,7 @@ def luminance(rgb):
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_the_check_would_see_an_overflow_a_request_and_an_error(browser, tmp_path):
+def test_checks_detect_overflow_requests_and_errors(browser, tmp_path):
     page = tmp_path / "bad.html"
     page.write_text("<img src='http://127.0.0.1:9/x.png'><p style='width:3000px'>wide</p><script>throw 1</script>")
     for kind in ("browser", "performance"):

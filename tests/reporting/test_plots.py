@@ -1,4 +1,4 @@
-"""The pictures as functions: axes in and out, the right numbers, distinguishable without colour."""
+"""The plots as functions: they take and return axes, show the right numbers, and work without colour."""
 
 import inspect
 import re
@@ -27,7 +27,7 @@ def axes():
 
 
 def drawn(axes):
-    """Draw for real: what matplotlib cannot parse or lay out fails here."""
+    """Render the figure: text that matplotlib cannot parse or lay out fails here."""
     axes.figure.canvas.draw()
     return [text.get_text() for text in axes.get_yticklabels()]
 
@@ -68,7 +68,7 @@ def test_edited_layers(axes):
     drawn(plots.edited_layers(Figure().subplots(), Report(method="m")))
 
 
-def test_deep_models_are_put_together_and_no_weight_is_lost():
+def test_layers_of_deep_models_are_grouped_and_every_weight_is_counted():
     tensors = tuple(
         TensorChange(name=f"{side}.block{i}.{what}", size=10, changed=i)
         for side in ("encoder", "decoder")
@@ -148,8 +148,8 @@ def test_everything_can_be_distinguished_without_colour(looks):
 
 
 @pytest.mark.parametrize("paper", ["#ffffff", "#15181d"])
-def test_colours_stand_out_from_light_and_dark_paper(paper):
-    """WCAG asks 3 to 1 of what is not text."""
+def test_colours_contrast_with_light_and_dark_backgrounds(paper):
+    """WCAG requires 3 to 1 for graphics."""
 
     def luminance(colour):
         c = np.array(to_rgb(colour))
@@ -161,7 +161,7 @@ def test_colours_stand_out_from_light_and_dark_paper(paper):
 
 
 @pytest.mark.parametrize("label", [HOSTILE, "$", "$$", r"\$x$", "$\\undefined{$", "a\nb", ""])
-def test_a_label_is_text_and_never_mathematics(label):
+def test_labels_are_not_parsed_as_mathtext(label):
     import warnings
 
     with warnings.catch_warnings():
@@ -169,7 +169,7 @@ def test_a_label_is_text_and_never_mathematics(label):
         assert drawn(plots.timings(Figure().subplots(), {label: 1.0})) == [plain(label)]
 
 
-def test_a_page_leaves_matplotlib_as_it_was():
+def test_page_does_not_change_matplotlib_settings():
     from unlearnkit.reporting.page.sections import times
 
     with mpl.rc_context({"axes.facecolor": "#123456", "font.size": 30}):

@@ -1,4 +1,4 @@
-"""The folder of results is written completely or not at all."""
+"""Result folders are written atomically."""
 
 import itertools
 import json
@@ -33,7 +33,7 @@ def test_plain_values():
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
 
 
-def test_importances_that_are_estimates_are_said_to_be(tmp_path):
+def test_record_marks_estimated_importances(tmp_path):
     def used(role, error, estimator="sketched-fisher"):
         kind = Fingerprint(estimator=estimator)
         return ReportedImportance(
@@ -65,7 +65,7 @@ def test_a_folder_with_both_files(tmp_path):
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_a_failure_leaves_what_was_there(tmp_path, there):
+def test_failure_keeps_the_earlier_results(tmp_path, there):
     folder = tmp_path / "m"
     if there:
         folder.mkdir()
@@ -94,7 +94,7 @@ def number_of(folder):
 
 
 @pytest.mark.parametrize("exchange", [True, False])
-def test_killed_at_any_moment_of_an_overwrite_the_old_results_or_the_new_are_there(tmp_path, exchange):
+def test_killed_overwrite_leaves_the_old_or_the_new_results(tmp_path, exchange):
     seen = []
     for kill_at in itertools.count(1):
         folder = tmp_path / str(kill_at) / "m"
@@ -112,7 +112,7 @@ def test_killed_at_any_moment_of_an_overwrite_the_old_results_or_the_new_are_the
     assert seen.count(None) <= (0 if exchange else 1)
 
 
-def test_what_a_kill_between_two_renames_has_moved_is_put_back_first(tmp_path):
+def test_next_run_restores_folders_after_a_kill_between_two_renames(tmp_path):
     result(tmp_path / "m", 1)
     (tmp_path / "m").rename(tmp_path / ".m.abc.old")
     with pytest.raises(ValueError, match="Out of range float values"):

@@ -1,4 +1,4 @@
-"""The verdict: a worked example of every branch."""
+"""The verdict: a worked example for every branch."""
 
 import attrs
 import numpy as np
@@ -41,12 +41,12 @@ def test_no_weight_changed_and_why():
     )
 
 
-def test_a_search_that_found_nothing():
+def test_tuning_without_a_candidate():
     found = judge(Report(method="ssd", remarks=("40 edits tried, and none keeps the budget.",)), {}, {})
     assert (found.kind, found.sentence) == ("nothing", "No edit was made: 40 edits tried, and none keeps the budget.")
 
 
-def test_an_edit_of_buffers_alone_is_an_edit():
+def test_edit_of_buffers_only_is_an_edit():
     buffers = Report(method="m", tensors=(TensorChange(name="w", size=4, changed=0),), buffers_changed=("mean",))
     assert judge(buffers, GOOD, scores(retain_test=0.9, forget_test=0.5)).kind == "no reference"
 
@@ -61,7 +61,7 @@ def test_no_effect():
     assert said(GOOD, retrained=RETRAINED)[0] == "no effect"
 
 
-def test_destroyed_and_what_guessing_gives():
+def test_destroyed_model_and_chance_accuracy():
     views = PlotData(classes=("a", "b", "c", "d"))
     lost = scores(retain_test=0.26, forget_test=0.0)
     assert said(lost, retrained=RETRAINED, views=views) == (
@@ -126,7 +126,7 @@ def all_agree(**accuracies):
     return [scores(**accuracies)] * 3
 
 
-def test_where_all_retrained_models_agree_there_is_no_unit():
+def test_no_standard_deviation_when_all_retrained_models_agree():
     kind, sentence = said(scores(forget_test=0.13), retrained=all_agree(forget_test=0.0))
     assert kind == "apart"
     assert sentence == "Not like retraining: forget-test accuracy is 0.130, above the 0.000 of all 3 retrained models."
@@ -136,15 +136,15 @@ def test_where_all_retrained_models_agree_there_is_no_unit():
     )
 
 
-def test_one_sample_more_or_less_is_no_difference():
+def test_difference_of_one_sample_is_ignored():
     kind, sentence = said(scores(samples=46, forget_test=1 / 46), retrained=all_agree(forget_test=0.0))
     assert kind == "near"
     assert "(within sampling error where these agree: forget-test accuracy)" in sentence
     assert said(scores(samples=46, forget_test=2 / 46), retrained=all_agree(forget_test=0.0))[0] == "apart"
 
 
-def test_the_limit_is_where_one_more_retrained_model_would_lie():
-    """Draw n + 1 values of one normal distribution: 95 of 100 times the last is within the limit of the others."""
+def test_limit_is_a_prediction_interval():
+    """Of n + 1 normal values, the last is within the limit of the others in 95 % of draws."""
     assert [round(near(n), 2) for n in (3, 5, 10, 1000)] == [4.97, 3.04, 2.37, 1.96]
     generator = np.random.default_rng(0)
     for n in (3, 5):
@@ -156,7 +156,7 @@ def test_the_limit_is_where_one_more_retrained_model_would_lie():
     assert said(scores(retain_test=0.96, forget_test=0.72 + 0.02 * 5.1), retrained=RETRAINED)[0] == "apart"
 
 
-def test_an_area_where_all_agree_counts_from_the_error_of_guessing_on():
+def test_equal_aucs_use_the_standard_error_of_chance():
     good = scores(retain_test=0.95)
 
     def with_accuracy(auc):

@@ -1,4 +1,4 @@
-"""Whether this machine can compile the kernels that are compiled on demand."""
+"""Whether this machine can compile the kernels."""
 
 from unlearnkit_cpu_kernels.build import find_compiler
 

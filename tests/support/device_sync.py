@@ -1,4 +1,4 @@
-"""What would make a CUDA device wait, looked for on a CPU: on the operations that torch is asked for."""
+"""Detects on a CPU the torch operations that would synchronise with a CUDA device."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_iter
 from unlearnkit.importance.fisher.engine.rule import Call
 
 CUDA = torch.device("cuda")
-# What must bring a number to the host to go on: a value, or a shape that depends on values.
+# Operations that need a value on the host: a number, or a shape that depends on values.
 WAITS = frozenset(
     {
         *("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "nonzero_static", "nonzero_numpy", "argwhere"),
@@ -22,14 +22,14 @@ WAITS = frozenset(
     }
 )
 INDEXED = frozenset({"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"})
-# What makes a tensor of numbers of the host, which then must be copied over.
+# Operations that create a tensor from host values, which must be copied to the device.
 OF_THE_HOST = frozenset({"lift_fresh", "lift_fresh_copy"})
-# What reads numbers, without an operation where the tensor is on a CPU already.
+# Functions that read values; on CPU tensors they call no operation.
 READS = frozenset({"tolist", "numpy", "cpu", "item", "__bool__", "__int__", "__float__", "__index__", "__array__"})
 
 
 class Waits(TorchDispatchMode):
-    """Notes every operation that would wait, and counts all of them."""
+    """Records every operation that would synchronise, and counts all operations."""
 
     def __init__(self):
         super().__init__()
@@ -44,7 +44,7 @@ class Waits(TorchDispatchMode):
 
 
 class Reads(TorchFunctionMode):
-    """Notes every call that reads numbers of a tensor, as far as torch shows it: not within autograd functions."""
+    """Records every call that reads tensor values, except inside autograd functions."""
 
     def __init__(self):
         super().__init__()
@@ -62,14 +62,14 @@ def _by_mask(indices):
 
 
 def _sent(func, args, kwargs):
-    """Say whether a tensor of more than no dimension goes from the host to the device."""
+    """Whether a tensor with dimensions is copied from the host to the device."""
     tensors = [t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor) and t.dim()]
     to = {t.device.type for t in tensors} | {str(d).split(":")[0] for d in ((kwargs or {}).get("device"),) if d}
     return any(t.device.type == "cpu" for t in tensors) and "cuda" in to
 
 
 def on_fake_cuda(value, mode: FakeTensorMode):
-    """Return a value in which every tensor is a CUDA tensor without numbers, of the same sizes and strides."""
+    """Replace every tensor by a fake CUDA tensor of the same sizes and strides."""
     if isinstance(value, Tensor):
         with mode:
             return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=CUDA)

@@ -1,4 +1,4 @@
-"""What can be wrong with a file: one function each, which changes the file in place."""
+"""Ways to damage a file: one function each, which changes the file in place."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def empty(path):
     path.write_bytes(b"")
 
 
-def gone(path):
+def missing(path):
     path.unlink()
 
 
@@ -35,7 +35,7 @@ def folder(path):
 
 
 def symlink(path):
-    """A link to the very same bytes outside the folder."""
+    """A symlink to the same bytes outside the folder."""
     moved = Path(tempfile.mkdtemp()) / path.name
     shutil.move(path, moved)
     path.symlink_to(moved)
@@ -61,7 +61,7 @@ def huge_header(path):
 
 
 def lying_header(path):
-    """A header that says that the first tensor is a thousand million elements."""
+    """A header that gives the first tensor 10⁹ elements."""
     data = path.read_bytes()
     size = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + size])
@@ -89,7 +89,7 @@ def _rewritten(path, change):
     save_file(change(tensors), path, metadata)
 
 
-NAMED = {truncated, flipped, empty, gone, folder, pickled, huge_header, lying_header, wrong_dtype, extra_tensor}
+NAMED = {truncated, flipped, empty, missing, folder, pickled, huge_header, lying_header, wrong_dtype, extra_tensor}
 NAMED |= {missing_tensor}
 TENSORS = NAMED | {symlink}
-TEXTS = {truncated, flipped, empty, gone, folder, symlink, pickled, nested, no_text}
+TEXTS = {truncated, flipped, empty, missing, folder, symlink, pickled, nested, no_text}

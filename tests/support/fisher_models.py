@@ -8,7 +8,7 @@ from unlearnkit import Objective
 
 
 class Everything(nn.Module):
-    """A layer of every family, a tied weight, a position embedding, a class token, and one that is never used."""
+    """A layer of every family, a tied weight, a position embedding, a class token, and an unused layer."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""One sample at a time in float64: the slow answer that every fast one is compared with."""
+"""Reference implementation: one sample at a time in float64."""
 
 import copy
 import warnings
@@ -16,7 +16,7 @@ CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 @attrs.frozen
 class SumOfSquares(Objective):
-    """Half the squared output, position by position weighted so that no gradient is uniform."""
+    """Half the squared output, with weights so that no gradient is uniform."""
 
     def losses(self, model, batch):
         y = model(*batch[:-1]).flatten(1)
@@ -25,7 +25,7 @@ class SumOfSquares(Objective):
 
 
 def oracle(model, batches, objective=None):
-    """Differentiate every sample alone, in float64."""
+    """Differentiate one sample at a time, in float64."""
     objective = objective or CrossEntropy()
     double = copy.deepcopy(model).double().eval()
     named = {n: p for n, p in double.named_parameters() if p.requires_grad}
@@ -62,7 +62,7 @@ def distance(seen, expected):
 
 
 def engine_only(model, batches, objective=None, tolerance=1e-4, *, slow=False, **options):
-    """Assert that the engine itself is right: no warning, no fallback; ``slow``: but for functions without a rule."""
+    """Assert that the engine is exact without a fallback; ``slow`` allows one for functions without a rule."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message="squares underflow")  # true of networks that are very sure
@@ -92,11 +92,11 @@ def weight_gradients_of_each(geometry, w, x, g):
 
 
 SUMS = {"squares": torch.square, "absolute": torch.abs, "signed": torch.clone}
-"""What a kernel may add up to, and of what it is the sum over samples."""
+"""The sums that a kernel may compute, and their per-sample terms."""
 
 
 def check_plan(kernel, per_sample, *, tolerance=1e-5, dtype=torch.float32):
-    """Run a kernel twice for each set of sums that it can be asked for, and compare them with per-sample gradients."""
+    """Run a kernel twice for each set of sums, and compare them with per-sample gradients."""
     able = ["squares"] if kernel.squares_only else ["squares", "absolute", "signed"]
     for wanted in ({"squares"}, {"squares", *able[1:2]}, {"squares", *able[2:]}, set(able)):
         into = SumBuffers(**{sum_: torch.zeros(kernel.shape, dtype=dtype) for sum_ in wanted})

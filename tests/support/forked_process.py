@@ -1,4 +1,4 @@
-"""Processes that start in milliseconds, with everything heavy imported: for tests that kill hundreds of them."""
+"""Forked processes that start in milliseconds: for tests that kill hundreds of them."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Models that the engine meets under FSDP, each with the way it is sharded, and data for them."""
+"""Models for tests of FSDP, each with its sharding and data."""
 
 from collections.abc import Callable
 
@@ -46,7 +46,7 @@ class Gpt(nn.Module):
         self.head.weight = self.embed.weight
 
     def forward(self, input_ids):
-        # One row of positions, as Hugging Face's models have it: with a single sample it looks like a sample's.
+        # One row of positions, as in Hugging Face's models: with one sample it looks like a per-sample row.
         x = self.embed(input_ids) + self.positions(torch.arange(input_ids.shape[1])[None])
         for block in self.blocks:
             x = block(x)
@@ -65,7 +65,7 @@ def by_block(model):
 
 
 def texts():
-    """11 sequences, those of a batch of one length, padded: two lengths, and so two scripts."""
+    """11 padded sequences of two lengths, one per batch: two call plans."""
     made, found = torch.Generator().manual_seed(3), []
     for samples, length in ((4, 7), (4, 5), (3, 7)):
         ends = torch.randint(2, length + 1, (samples, 1), generator=made)
@@ -87,7 +87,7 @@ def doubled():
 
 
 class Twice(nn.Module):
-    """Uses one norm twice, and may take the mean of the batch away, which mixes its samples."""
+    """Uses one norm twice; optionally subtracts the batch mean, so that samples depend on each other."""
 
     def __init__(self, *, mixes):
         super().__init__()
@@ -123,14 +123,14 @@ class Case:
     data: Callable
     objective: object
     says: str = ""
-    """What a warning of every process 0 must say; "" when the engine must go through without a word."""
+    """Expected warning on rank 0; "" when no warning is expected."""
 
 
 PLAIN = CrossEntropy()
 TEXT = CausalLanguageModel(pass_mask=False)
 CASES = {
     "a network": Case(network, fsdp, batches, PLAIN),
-    "a tail of one": Case(network, fsdp, lambda: batches(9), PLAIN),
+    "last batch of one sample": Case(network, fsdp, lambda: batches(9), PLAIN),
     "one sample each": Case(network, fsdp, lambda: batches(3, 1), PLAIN),
     "a language model": Case(gpt, by_block, texts, TEXT),
     "recomputed": Case(lambda: gpt(again=True), by_block, texts, TEXT),
@@ -146,7 +146,7 @@ HALF = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
 
 
 def hugging_face(kind):
-    """A small model of the library, and the layers that are gathered one at a time."""
+    """A small Hugging Face model, and the layers that FSDP gathers one at a time."""
     import transformers
 
     torch.manual_seed(0)

@@ -17,13 +17,13 @@ REQUESTS = {"ticket-1": {"groups": ["3"]}, "ticket-2": {"samples": [4, 5, 6]}, "
 
 
 def work(config, folder, kill_at=None, counted=None, requests=tuple(REQUESTS), *, refresh=True):
-    """Do all that is not done yet; with kill_at, die at that file-system event inside the folder.
+    """Do everything that is not done yet; with kill_at, die at that file-system event inside the folder.
 
     Requests, then the last of them put back; then the importances are measured again, or else earlier models purged.
     """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    os.fsync = lambda _: None  # what is written outlives the process without it
+    os.fsync = lambda _: None  # written data survive a killed process without it
     seen = 0
 
     def watch(event, arguments):

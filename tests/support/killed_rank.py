@@ -1,4 +1,4 @@
-"""The command, of which one rank is killed when it has written down how far it is for the n-th time.
+"""The command; one rank is killed after it has written its n-th checkpoint.
 
 Called as ``killed_rank.py RANK N ARGUMENTS…`` under torchrun.
 """

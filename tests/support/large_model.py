@@ -1,4 +1,4 @@
-"""A network that is nearly all of four large tensors, and a handful of samples: for tests of memory."""
+"""A network of four large tensors, and a few samples: for tests of memory."""
 
 import torch
 from torch import nn

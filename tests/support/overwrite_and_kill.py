@@ -14,7 +14,7 @@ EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", 
 
 
 def result(folder, number):
-    """Write results that can be told apart: a label, and weights that are all that number."""
+    """Write distinguishable results: a label, and weights that are all that number."""
     model = nn.Linear(2, 2)
     nn.init.constant_(model.weight, float(number))
     changes = (TensorChange(name="weight", size=4, changed=number),)

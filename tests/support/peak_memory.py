@@ -1,4 +1,4 @@
-"""How much memory a call takes, counted by the allocators and not by a clock or a neighbour."""
+"""Peak memory of a call, counted by the allocators."""
 
 import tracemalloc
 
@@ -28,7 +28,7 @@ def peak_and_rest(run):
 
 
 def uncounted_maps(monkeypatch):
-    """Let safetensors map files in a way that the counter of torch does not see: the system can drop their pages."""
+    """Exclude memory maps of safetensors from the counter: the system can drop their pages."""
 
     def from_file(filename, shared=False, nbytes=0):
         assert not shared
@@ -38,7 +38,7 @@ def uncounted_maps(monkeypatch):
 
 
 def peak_of_python(run):
-    """The same of what Python and numpy hold."""
+    """Peak memory of Python and numpy."""
     tracemalloc.start()
     try:
         run()

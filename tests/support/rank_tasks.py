@@ -1,4 +1,4 @@
-"""What each of several processes does in the tests of work that they share."""
+"""Tasks of the processes in tests of shared work."""
 
 import os
 import pickle
@@ -43,7 +43,7 @@ def batches(samples, dtype=torch.float64, seed=1):
 
 
 def enter(rank, size, folder, task, *arguments):
-    """Be one of the processes: do a task, and write what came of it, or the error, to a file of the rank."""
+    """Entry point of a process: do a task, and write its result or error to a file of the rank."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
@@ -152,7 +152,7 @@ def fill_store(folder, kill=None):
 
 
 def scores(samples=23, network=network, shared=True):
-    """Everything that looks at a model, once; on one process with shared=False."""
+    """Every evaluation of a model; on one process with shared=False."""
     data = batches(samples)
     data = Shared(items=data) if shared else data
     model = network()
@@ -161,12 +161,12 @@ def scores(samples=23, network=network, shared=True):
 
 
 def sharded_scores(samples):
-    """The same of a model whose parameters lie in pieces in all processes."""
+    """The same for a sharded model."""
     return scores(samples, network=lambda: fully_shard(network()))
 
 
 def bad_scores(shared=True):
-    """The data of batches 2 and 4 (counted from 1) are damaged: rank 1 meets both."""
+    """The data of batches 2 and 4 (counted from 1) are damaged: rank 1 reads both."""
     data = batches(23)
     data.dataset.images[[6, 17]] = torch.nan
     return loss_and_accuracy(network(), Shared(items=data) if shared else data)
@@ -181,7 +181,7 @@ def one_fails():
 
 
 def squares(count):
-    """Squares of numbers, with their places, and who did each; inside, each is alone."""
+    """Squares of numbers, with their positions and ranks; inside, each rank sees a world of one."""
     rank = Ranks.current().rank
 
     def work(own, numbers):
@@ -191,7 +191,7 @@ def squares(count):
 
 
 def followed():
-    """Rank 1 has another model: it gets that of rank 0, and the report says so."""
+    """Rank 1 has another model: it gets that of rank 0, and the report records it."""
     ranks, model = Ranks.current(), network()
     if ranks.rank == 1:
         with torch.no_grad():
@@ -201,7 +201,7 @@ def followed():
 
 
 def compared(path):
-    """What `unlearnkit compare` does; return the trials of this process, and how many it was to do."""
+    """Run `unlearnkit compare`; return the trials of this process, and the number of trials to do."""
     events = []
     comparison = Comparison.plan(load_config(path))
     share = comparison.share
@@ -210,7 +210,7 @@ def compared(path):
 
 
 def from_configuration(path, *settings):
-    """What `unlearnkit run` and `unlearnkit tune` do."""
+    """Run `unlearnkit run` and `unlearnkit tune`."""
     config = load_config(path, list(settings))
     ran = list(run(config))
     return ran, tune(config).record

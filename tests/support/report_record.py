@@ -1,4 +1,4 @@
-"""Records of runs with every section of a page, made by hand: for tests that need no model."""
+"""Records of runs with every section of a page, for tests without a model."""
 
 import attrs
 import numpy as np

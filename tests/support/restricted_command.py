@@ -1,4 +1,4 @@
-"""Call the command in a process of its own, in which a folder cannot be written or files cannot grow."""
+"""Runs the command in a process that cannot write to a folder or grow files."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ WRITES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.link
 
 
 def command(arguments, folder, log, *, read_only=False, largest=None):
-    """Call it; the exit code is that of the process, and what it says goes to a log.
+    """Run the command, with its output in a log, and exit with its code.
 
     Args:
         arguments: Of the command.
@@ -36,8 +36,8 @@ def command(arguments, folder, log, *, read_only=False, largest=None):
             permissions, which do not stop root.
         largest: Bytes that no file may grow beyond: as a full disk, but for the number of the error.
     """
-    torch.set_num_threads(1)  # threads of several processes would wait for each other
-    os.fsync = lambda _: None  # what is written outlives the process without it
+    torch.set_num_threads(1)  # threads of several processes would compete for the cores
+    os.fsync = lambda _: None  # written data survive a killed process without it
     os.chdir(folder)
     out = os.open(log, os.O_CREAT | os.O_WRONLY)
     os.dup2(out, 1)

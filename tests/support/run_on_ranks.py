@@ -1,4 +1,4 @@
-"""Several processes on this machine, which meet in torch.distributed and do one task."""
+"""Runs a task on several torch.distributed ranks of this machine."""
 
 import pickle
 
@@ -7,7 +7,7 @@ from rank_tasks import enter
 
 
 def run_on_ranks(folder, task, *arguments, size=2):
-    """Do a task on every rank; return what came of each: its result, its error, or None where it was killed."""
+    """Do a task on every rank; return each result, error, or None where the rank was killed."""
     folder.mkdir(parents=True, exist_ok=True)
     run_all(enter, [(rank, size, folder, task, *arguments) for rank in range(size)])
     written = [folder / f"{rank}.pickle" for rank in range(size)]

@@ -1,4 +1,4 @@
-"""What each of several processes does in the tests of the engine on sharded models."""
+"""Tasks of the processes in tests of the engine on sharded models."""
 
 import warnings
 from unittest.mock import patch
@@ -14,7 +14,7 @@ from unlearnkit.models.objective import CausalLanguageModel
 
 
 def estimate_all(folder, case):
-    """Estimate each case; return whole totals and what was said."""
+    """Estimate each case; return full totals and warnings."""
     found = {}
     for name, one in CASES.items():
         model = one.shard(one.make())
@@ -35,7 +35,7 @@ def in_half(folder, case):
 
 
 def largest_held(folder, case):
-    """Return how many elements of whole totals were ever held at once, and how many all parameters have."""
+    """Return the peak number of elements of full totals, and the number of all parameters' elements."""
     held, buffer = [], Totals.buffer
 
     def watched(self, *arguments):

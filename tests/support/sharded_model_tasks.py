@@ -1,4 +1,4 @@
-"""What each of several processes does in the tests of sharded models."""
+"""Tasks of the processes in tests of sharded models."""
 
 import os
 import traceback
@@ -66,7 +66,7 @@ def batches(samples=11, size=4, dtype=torch.float64, seed=1):
 
 
 def fsdp(model, **options):
-    """Shard every linear layer by itself, and the rest together."""
+    """Shard every linear layer separately, and the rest together."""
     for layer in model:
         if isinstance(layer, nn.Linear):
             fully_shard(layer, **options)
@@ -90,16 +90,16 @@ ESTIMATORS = {
     "batched": BatchedDiagonalFisher(),
     "notebook": BatchedDiagonalFisher(weights="equal", reduction="sum"),
 }
-"""By a name for the test; each must give what it gives in one process."""
+"""Name to options; each must equal one process."""
 
 
 def gathered(importance):
-    """An importance whose tensors are whole, on every rank."""
+    """An importance with full tensors, on every rank."""
     return attrs.evolve(importance, totals={name: full_tensor(t) for name, t in importance.totals.items()})
 
 
 def hybrid(model):
-    """Shard over pairs of processes that hold copies of each other's pieces."""
+    """Hybrid sharding: pairs of processes hold copies of each shard."""
     return fsdp(
         model, mesh=init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("copies", "pieces"))
     )
@@ -118,7 +118,7 @@ MODELS = {
 
 
 def estimates(folder, kind):
-    """Estimate with a sharded model by every estimator; return whole totals, and what must have stayed as it was."""
+    """Estimate a sharded model with every estimator; return full totals, and state that must be unchanged."""
     model = MODELS[kind]()
     before, result = digest(model), {}
     for name, estimator in ESTIMATORS.items():
@@ -160,7 +160,7 @@ def edits(folder, kind):
 @final
 @attrs.frozen(kw_only=True)
 class Broken(ElementwiseUnlearner):
-    """Makes a NaN of the last weights, which one rank alone holds."""
+    """Sets the last weights, which one rank holds, to NaN."""
 
     name = "broken"
 
@@ -174,7 +174,7 @@ def bad_labels():
 
 
 def gathers_anew(model):
-    """Make one layer forget what it was gathered into, as an extension of FSDP might."""
+    """Replace the gathered parameters of one layer, as an extension of FSDP might."""
     layer, unshard = model[6], type(model[6]).unshard
 
     def anew(self, *arguments):
@@ -186,7 +186,7 @@ def gathers_anew(model):
 
 
 def refusals(folder, case):
-    """Return what is said of work that cannot be done on pieces, and of errors of one rank."""
+    """Return the errors of unsupported work on shards, and of failures of one rank."""
     model, said = fsdp(network()), {}
     forget, reference = importances(model)
     inputs = UnlearningInputs(forget=forget, reference=reference, forget_data=batches(3), retain_data=batches())
@@ -223,18 +223,18 @@ def refusals(folder, case):
 
 
 def saves(folder, case):
-    """Save an importance that is sharded over these processes, and read it again; the first one's failure too."""
+    """Save a sharded importance and read it again; also with a failure on rank 0."""
     model = fsdp(network())
     forget, _ = importances(model)
     save_sharded(forget, folder / "importance")
     found = load_sharded(folder / "importance", model)
     with pytest.raises(StoreError, match=r"cannot write"):
-        save_sharded(forget, folder / "meet" / "no folder")  # a file stands there
+        save_sharded(forget, folder / "meet" / "no folder")  # there is a file of that name
     return gathered(found), gathered(forget)
 
 
 def reads(folder, path):
-    """Read what other processes wrote, for a sharded model, and edit with it."""
+    """Read the importance that other processes wrote, for a sharded model, and edit with it."""
     model = fsdp(network())
     forget = load_sharded(path, model)
     METHODS["prune"].unlearn(model, UnlearningInputs(forget=forget))
@@ -257,7 +257,7 @@ class Deadly(Objective):
 
     def losses(self, model, batch):
         self.seen += 1
-        if dist.get_rank() == 1 and self.seen > 12:  # the probe of the first batch comes before
+        if dist.get_rank() == 1 and self.seen > 12:  # after the probe of the first batch
             os._exit(9)
         return CrossEntropy().losses(model, batch)
 
@@ -277,7 +277,7 @@ class Last(ElementwiseUnlearner):
 
 
 def dies(folder, during):
-    """Return what the first process says when the second is dead, and whether its pieces are as they were."""
+    """Return the error of rank 0 when rank 1 is dead, and whether its shards are unchanged."""
     model = fsdp(network())
     forget, reference = importances(model)
     before = [local(p).clone() for p in model.parameters()]
@@ -290,11 +290,11 @@ def dies(folder, during):
         act[during]()
     after = [local(p) for p in model.parameters()]
     torch.save((str(found.value), [torch.equal(a, b) for a, b in zip(before, after, strict=True)]), folder / "0.pt")
-    os._exit(0)  # nobody is left to wait for
+    os._exit(0)  # no rank is left to wait for
 
 
 def algebra(folder, case):
-    """Return what importances on pieces are made into."""
+    """Return sums, differences and means of sharded importances."""
     forget, reference = importances(fsdp(network()))
     both = forget + reference
     mean = both.mean()
@@ -321,13 +321,13 @@ def enter(rank, size, folder, work, case):
     except Exception as error:  # noqa: BLE001 - whatever it is, the test must hear of it
         (Path(folder) / f"{rank}.txt").write_text(f"{type(error).__name__}: {error}")
         traceback.print_exc()
-        os._exit(1)  # the others must not wait for this one
+        os._exit(1)  # exit without waiting for the others
     dist.barrier()
     dist.destroy_process_group()
 
 
 def run_on_ranks(folder, work, case="", *, size=2, alive=None):
-    """Run some work on every rank; return what each wrote, a value or the text of an error, or only the first ones."""
+    """Run work on every rank; return the value or error text of each, or only of the first ones."""
     forked.run_all(enter, [(rank, size, str(folder), work, case) for rank in range(size)])
     return [_written(folder, rank) for rank in range(alive or size)]
 

@@ -1,11 +1,11 @@
-"""A model whose gradients torch gets wrong on a CPU, in all its weights, for a batch of one sample."""
+"""A model for which torch computes wrong gradients on a CPU, for a batch of one sample."""
 
 import torch
 from torch import nn
 
 
 class Permuted(nn.Module):
-    """A norm, and a permutation behind it."""
+    """A norm followed by a permutation."""
 
     def __init__(self, norm):
         super().__init__()
@@ -18,7 +18,7 @@ class Permuted(nn.Module):
 
 
 def pair():
-    """The model, and the same function that torch differentiates right: as many groups as channels."""
+    """The model, and an equal one that torch differentiates correctly: a group norm with a group per channel."""
     return Permuted(nn.InstanceNorm2d(3, affine=True)), Permuted(nn.GroupNorm(3, 3))
 
 

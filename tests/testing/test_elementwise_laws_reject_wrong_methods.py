@@ -28,7 +28,7 @@ def selected(forget, reference, alpha=2.0):
 
 
 class Wrong(ElementwiseUnlearner):
-    """Zero where F_f > 2·F_r: right, and promising all that is true of it."""
+    """Zero where F_f > 2·F_r: correct, with every trait that holds."""
 
     name = "wrong"
     traits = UnlearnerTraits(**EVERYTHING)
@@ -45,7 +45,7 @@ class MakesScalarsVectors(Wrong):
 class WritesThroughNumpy(Wrong):
     def rule(self, theta, forget, reference):
         edited = super().rule(theta, forget, reference)
-        forget.numpy()[...] += 1  # seen by nobody but who looks at the bits
+        forget.numpy()[...] += 1  # detectable only by comparing bits
         return edited
 
 
@@ -177,7 +177,7 @@ def test_no_other_elementwise_law_rejects_the_wrong_method(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
-def test_no_other_law_rejects_the_wrong_method_however_long_it_looks(name):
+def test_no_other_law_rejects_the_wrong_method_with_many_examples(name):
     assert set(broken_laws(WRONG[name], examples=1000)) == {name}
 
 

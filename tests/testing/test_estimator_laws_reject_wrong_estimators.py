@@ -158,7 +158,7 @@ def test_no_other_law_rejects_the_wrong_estimator(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
-def test_no_other_law_rejects_the_wrong_estimator_however_long_it_looks(name):
+def test_no_other_law_rejects_the_wrong_estimator_with_many_examples(name):
     assert set(broken_laws(WRONG[name], examples=200)) == {name}
 
 

@@ -1,4 +1,4 @@
-"""A broken law says what is wrong in a way that can be copied, run and acted on."""
+"""Errors of broken laws: a message with a counterexample that can be pasted and run."""
 
 import os
 import re
@@ -43,7 +43,7 @@ class Doubles(ElementwiseUnlearner):
         return torch.where(forget > reference, theta.clamp(-1, 1) * 2, theta)
 
 
-def test_the_message_holds_sentence_sight_counterexample_and_advice():
+def test_message_has_sentence_observation_counterexample_and_advice():
     with pytest.raises(LawError) as caught:
         below(10).check(object())
     message = str(caught.value)
@@ -53,7 +53,7 @@ def test_the_message_holds_sentence_sight_counterexample_and_advice():
     assert "Not meant as a promise? Write small=False in the traits of object." in message
 
 
-def test_a_law_that_everybody_owes_cannot_be_waived():
+def test_universal_law_cannot_be_waived():
     with pytest.raises(LawError, match="no trait lifts it"):
         attrs.evolve(below(10), promise="", waiver="").check(object())
 
@@ -87,7 +87,7 @@ for name, error in broken_laws(Doubles(), examples=30).items():
 
 @pytest.mark.slow  # two processes import torch
 def test_the_failures_are_the_same_in_every_process():
-    """Whatever the seed of hashes, the random state of the machine and the folder are."""
+    """Independent of the hash seed, the random state and the folder."""
     outputs = [
         subprocess.run(
             [sys.executable, "-c", SCRIPT],
@@ -137,7 +137,7 @@ def test_an_unexpected_error_is_named_and_chained():
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-def test_a_fault_that_comes_and_goes_is_reported_all_the_same():
+def test_flaky_failure_is_reported():
     calls = []
 
     def body(_, x):
@@ -177,12 +177,12 @@ def test_a_class_adds_and_replaces_laws_and_its_children_inherit_them():
         laws_of(Child(), "below").check(Child())
 
 
-def test_an_option_can_take_a_promise_back():
+def test_option_can_withdraw_a_promise():
     assert "scale-free" in {law.name for law in laws_for(SelectiveSynapticDampening())}
     assert "scale-free" not in {law.name for law in laws_for(SelectiveSynapticDampening(epsilon=1e-8))}
 
 
-def test_the_check_functions_tell_of_every_broken_law():
+def test_check_functions_report_every_broken_law():
     class Worse(Doubles):
         traits = UnlearnerTraits(non_amplifying=True, idempotent=True)
 

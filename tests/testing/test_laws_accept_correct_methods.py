@@ -1,4 +1,4 @@
-"""A correct method that promises nothing extra passes; so does what the framework ships."""
+"""A correct method without extra promises passes, and so do the shipped classes."""
 
 import pytest
 import torch

@@ -37,7 +37,7 @@ def test_batched_diagonal_fisher_is_the_notebook_s_loop(law_case):
     assert found.count == 3
 
 
-def test_one_sample_at_a_time_is_right_where_torch_is_not():
+def test_per_sample_oracle_is_correct_where_torch_is_wrong():
     """torch's squares of an instance norm with a permutation behind it were off by 65 to 88 % on a CPU, in its own
     weights and in those before it."""
     found, expected = (per_sample_squares(model, permuted.data(3, 1), CrossEntropy()) for model in permuted.pair())

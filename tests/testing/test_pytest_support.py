@@ -62,7 +62,7 @@ def test_an_expected_failure_of_no_law_is_refused():
 
 
 @pytest.mark.parametrize("subject", [Prune, 3])
-def test_what_owes_no_laws_is_refused(subject):
+def test_object_without_laws_is_refused(subject):
     with pytest.raises(ConfigurationError, match="subject 0"):
         parametrize_with_checks([subject])
 
@@ -86,7 +86,7 @@ def test_contract(subject, law):
 
 
 @pytest.mark.slow  # three processes import torch
-def test_it_runs_under_xdist_with_the_failures_that_were_to_come(tmp_path):
+def test_xdist_run_has_the_expected_failures(tmp_path):
     file = tmp_path / "test_doubles.py"
     file.write_text(TESTS)
     command = [sys.executable, "-m", "pytest", str(file), "-q", "-n", "2", "-p", "no:cacheprovider", "-c", "/dev/null"]

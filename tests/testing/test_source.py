@@ -1,4 +1,4 @@
-"""Values written as Python come back equal, bit by bit."""
+"""Values written as Python source round-trip, bit by bit."""
 
 import math
 
@@ -25,7 +25,7 @@ def again(value):
 
 @settings(max_examples=60, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(st.data(), st.sampled_from(DTYPES), shapes())
-def test_tensors_come_back_bit_by_bit(data, dtype, shape):
+def test_tensors_round_trip_bit_by_bit(data, dtype, shape):
     tensor = data.draw(tensors(dtype=dtype, shape=shape, finite=False))
     assert same(again(tensor), tensor)
 
@@ -53,11 +53,11 @@ def test_tensors_come_back_bit_by_bit(data, dtype, shape):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_values_come_back_equal(value):
+def test_values_round_trip(value):
     assert again(value) == value
 
 
-def test_nan_comes_back():
+def test_nan_round_trip():
     assert math.isnan(again(math.nan))
 
 
@@ -67,7 +67,7 @@ def test_public_names_are_imported_from_where_they_are_public():
     assert imports == {"from unlearnkit.testing import RuleInputs", "from unlearnkit import DiagonalFisher"}
 
 
-def test_a_class_that_nobody_can_import_is_named_only():
+def test_class_that_cannot_be_imported_is_only_named():
     class Local:
         pass
 

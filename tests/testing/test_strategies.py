@@ -1,4 +1,4 @@
-"""The strategies draw what they say, in every dtype."""
+"""The strategies draw the documented values, in every dtype."""
 
 import math
 
@@ -117,7 +117,7 @@ def test_every_kind_of_option_is_drawn(method):
     assert method.plain in {8, 9}
 
 
-def test_an_option_without_known_values_is_refused_with_the_way_out():
+def test_option_without_known_values_is_refused_with_advice():
     @attrs.frozen(kw_only=True)
     class Plain:
         x: object = attrs.field()
@@ -136,7 +136,7 @@ def test_models_are_small_and_run(model):
     assert logits.shape == (2, 4)
 
 
-def test_models_mix_what_people_use():
+def test_models_cover_common_layers():
     seen = []
 
     @settings(few, max_examples=60)
@@ -160,7 +160,7 @@ def test_models_mix_what_people_use():
 
 @few
 @given(law_cases())
-def test_a_scene_builds_the_same_twice_and_leaves_the_random_state_alone(law_case):
+def test_law_case_is_reproducible_and_leaves_the_random_state_alone(law_case):
     state = torch.get_rng_state()
     one, other = law_case.model(), law_case.model()
     assert torch.equal(torch.get_rng_state(), state)
@@ -170,7 +170,7 @@ def test_a_scene_builds_the_same_twice_and_leaves_the_random_state_alone(law_cas
     assert sum(len(y) for _, y in law_case.data("forget")) == law_case.samples
 
 
-def test_a_snapshot_sees_every_part():
+def test_snapshot_covers_every_part():
     model = SmallNet(layers=("batch-norm",))
     before = Snapshot.take(model)
     assert before.differences(Snapshot.take(model)) == []
@@ -186,7 +186,7 @@ def test_a_snapshot_sees_every_part():
     assert parts == {"parameters", "buffers", "grads", "modes", "structure", "rng"}
 
 
-def test_a_scene_gives_a_method_and_a_metric_all_they_may_ask_for():
+def test_law_case_provides_every_need_of_methods_and_metrics():
     law_case = LawCase()
     model = law_case.model()
     assert len(law_case.evaluation_inputs().splits) == 4

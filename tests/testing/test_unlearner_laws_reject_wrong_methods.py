@@ -31,7 +31,7 @@ class Right(Unlearner):
 
 
 class Wrong(Right):
-    """Edit as it should be, then do some damage."""
+    """Edit correctly, then do some damage."""
 
     def unlearn(self, model, inputs):
         report = super().unlearn(model, inputs)
@@ -169,7 +169,7 @@ def test_no_other_law_rejects_the_wrong_method(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
-def test_no_other_law_rejects_the_wrong_method_however_long_it_looks(name):
+def test_no_other_law_rejects_the_wrong_method_with_many_examples(name):
     assert set(broken_laws(WRONG[name], examples=300)) == {name}
 
 
@@ -177,7 +177,7 @@ def test_the_right_method_passes():
     assert broken_laws(Right(), examples=8) == {}
 
 
-def test_what_the_framework_prevents_is_reported_by_the_law_of_running():
+def test_errors_of_the_framework_break_the_law_runs():
     class EditsBuffers(Right):
         def apply(self, model, inputs):
             for buffer in model.buffers():

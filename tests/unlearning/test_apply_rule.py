@@ -1,4 +1,4 @@
-"""The edit in pieces: the bits, the count and the undo log are those of the rule on the whole tensor."""
+"""The edit in pieces: bits, counts and undo log equal those of the rule on the whole tensor."""
 
 import attrs
 import pytest
@@ -65,7 +65,7 @@ def arrays(shape, seed, dtype, layout):
 
 
 def whole(rule, theta, forget, reference, counts):
-    """The rule on whole tensors, without a line of the code under test."""
+    """The rule on whole tensors, independent of the code under test."""
     dtype = forget.dtype
     edited = rule(theta.to(dtype), forget / counts[0], reference / counts[1])
     return torch.where(bits(edited) == bits(theta.to(dtype)), theta, edited.to(theta.dtype))
@@ -74,7 +74,7 @@ def whole(rule, theta, forget, reference, counts):
 # Cutting
 
 
-def test_by_hand_rows_are_cut_along_the_largest_stride():
+def test_pieces_are_split_along_the_largest_stride():
     matrix = torch.arange(6).reshape(3, 2)
     assert [a.tolist() for a, _ in chunks(matrix, matrix, limit=4)] == [[[0, 1], [2, 3]], [[4, 5]]]
     assert [a.tolist() for (a,) in chunks(matrix.t(), limit=4)] == [[[0, 2], [1, 3]], [[4], [5]]]
@@ -190,7 +190,7 @@ def test_a_model_made_and_edited_inside_inference_mode():
         assert BinaryMask().unlearn(model, UnlearningInputs(forget=f, reference=r)).changed == 420
 
 
-def test_a_weight_that_was_not_finite_before_is_no_fault_of_the_rule():
+def test_weight_that_was_not_finite_before_is_accepted():
     theta = torch.tensor([torch.inf, 1.0, torch.nan])
     applier, undo_log = RuleApplier(lambda t, f, _: t / f, who="mine"), UndoLog()
     assert applier.write(RuleOperands(theta=theta, forget=torch.full((3,), 2.0)), undo_log) == 1
@@ -214,7 +214,7 @@ def test_half_precision_is_computed_in_float32():
     assert edited.tolist() == (theta.float() * (forget / 5 / 3)).half().tolist()
 
 
-def test_a_rule_never_holds_a_part_of_the_model_or_of_an_importance():
+def test_rule_never_gets_a_view_of_the_model_or_an_importance():
     held = []
 
     def keep(theta, forget, reference):
@@ -271,7 +271,7 @@ def test_an_importance_of_no_terms_has_no_mean():
 # The undo log
 
 
-def test_the_undo_log_keeps_what_changed_and_no_more():
+def test_undo_log_keeps_only_changed_weights():
     weights = torch.zeros(10_000)
     new = weights.clone()
     new[::1000] = 1
@@ -301,7 +301,7 @@ def test_an_edit_of_few_weights_copies_no_model():
     assert not bool((model.weight == 0).any())
 
 
-def test_two_writes_to_one_place_are_undone_in_order():
+def test_overlapping_writes_are_undone_in_order():
     weights, undo_log = torch.tensor([1.0, 2.0]), UndoLog()
     undo_log.write(weights, torch.tensor([5.0, 2.0]))
     undo_log.write(weights, torch.tensor([7.0, 8.0]))
@@ -321,7 +321,7 @@ def test_a_sign_of_zero_counts_and_a_nan_that_stays_does_not():
 @pytest.mark.parametrize("dtype", DTYPES)
 @SETTINGS
 @given(st.lists(st.floats(width=16), max_size=40))
-def test_finite_and_extremes_equal_the_slow_way(dtype, values):
+def test_all_finite_and_extremes_equal_torch(dtype, values):
     t = torch.tensor(values, dtype=torch.float64).to(dtype)
     assert all_finite(t) == bool(torch.isfinite(t).all())
     if values and all_finite(t):
@@ -330,7 +330,7 @@ def test_finite_and_extremes_equal_the_slow_way(dtype, values):
 
 @pytest.mark.parametrize("place", [0, 5, 31, 100, 1022])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_one_bad_element_anywhere_is_seen(place, value):
+def test_one_non_finite_element_is_detected(place, value):
     t = torch.full((1023,), 3e38)
     assert all_finite(t)  # their sum is not
     t[place] = value

@@ -1,4 +1,4 @@
-"""Elementwise methods: one rule for every weight by itself, checked before and after."""
+"""Elementwise methods: one rule for each weight, checked before and after."""
 
 import attrs
 import pytest
@@ -16,7 +16,7 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 @attrs.frozen(kw_only=True)
 class Rule(ElementwiseUnlearner):
-    """A method whose rule is handed to it."""
+    """A method with a given rule."""
 
     name = "rule"
     body: object
@@ -42,7 +42,7 @@ def edit(body, theta, forget=None, reference=None):
     return Rule(body=body).edit(theta, zeros if forget is None else forget, zeros if reference is None else reference)
 
 
-def test_by_hand_half_of_what_matters_more():
+def test_worked_example_of_a_rule():
     theta = torch.tensor([1.0, 2.0, 3.0])
     edited = edit(halve, theta, torch.tensor([1.0, 2.0, 0.0]), torch.tensor([1.0, 1.0, 0.0]))
     assert edited.tolist() == [1.0, 1.0, 3.0]
@@ -64,7 +64,7 @@ def test_equals_the_loop_over_weights_in_python(dtype, rows):
 @pytest.mark.parametrize(("dtype", "words"), [(torch.float16, 16), (torch.bfloat16, 16), (torch.float32, 32)])
 @SETTINGS
 @given(st.data())
-def test_what_the_rule_leaves_alone_keeps_its_bits_nan_and_zeros_included(dtype, words, data):
+def test_unchanged_elements_keep_their_bits_including_nan_and_zeros(dtype, words, data):
     integer = {16: torch.int16, 32: torch.int32}[words]
     drawn = data.draw(st.lists(st.integers(-(2 ** (words - 1)), 2 ** (words - 1) - 1), min_size=1, max_size=8))
     theta = torch.tensor(drawn, dtype=integer).view(dtype)
@@ -111,7 +111,7 @@ def test_a_wrong_rule_is_refused(body, said):
     assert all(bool((t == 1).all()) for t in (theta, forget, reference))
 
 
-def test_a_rule_that_edits_behind_torchs_back_hurts_nobody():
+def test_rule_that_writes_through_numpy_does_not_change_its_inputs():
     def sly(theta, forget, reference):
         for t in (theta, forget, reference):
             t.numpy()[:] = 7
@@ -134,12 +134,12 @@ def test_nan_made_of_finite_weights_is_refused_beside_a_weight_that_was_nan_befo
     assert edit(spoil, torch.tensor([2.0, torch.nan]))[0] == 2
 
 
-def test_overflow_on_the_way_back_to_half_precision_is_refused():
+def test_overflow_in_the_cast_to_half_precision_is_refused():
     with pytest.raises(NonFiniteError):
         edit(lambda t, _, __: t * 1000, torch.tensor([1000.0], dtype=torch.float16))
 
 
-def test_a_whole_model_by_name_in_any_order_of_the_importances():
+def test_importances_are_matched_by_name_in_any_order():
     torch.manual_seed(0)
     model = nn.Linear(2, 2)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}

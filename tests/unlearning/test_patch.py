@@ -1,4 +1,4 @@
-"""Patches: by hand, there and back to the bit, and what is refused."""
+"""Patches: worked examples, bit-exact apply and revert, and refusals."""
 
 import json
 
@@ -24,7 +24,7 @@ def same(one, other):
     return set(one) == set(other) and all(torch.equal(bits(one[n]), bits(other[n])) for n in one)
 
 
-def test_by_hand():
+def test_worked_example():
     before, after = torch.tensor([1.0, 2.0, -3.0, 0.0, 5.0]), torch.tensor([1.0, 0.5, 0.0, 7.0, 0.0])
     patch = TensorPatch.between(before, after, keep_old=True)
     assert patch.index.tolist() == [1, 2, 4]
@@ -39,7 +39,7 @@ def test_by_hand():
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @given(data=st.data())
-def test_there_and_back_to_the_bit(dtype, data):
+def test_apply_and_revert_are_bit_exact(dtype, data):
     shape = data.draw(strategies.shapes())
     before, after = (
         {"w": data.draw(strategies.tensors(shape=shape, dtype=dtype)), "n": torch.tensor([n])} for n in (3, 4)
@@ -76,7 +76,7 @@ def test_a_whole_model_with_buffers(tmp_path):
     assert again.inspect()["changed"] == patch.changed > 0
 
 
-def test_two_patches_are_one():
+def test_composed_patches_equal_one_patch():
     first, middle, last = models()
     both = Patch.between(first, middle).then(Patch.between(middle, last), first)
     assert same(both.apply(first), last)
@@ -85,14 +85,14 @@ def test_two_patches_are_one():
         Patch.between(first, middle).then(Patch.between(first, last), first)
 
 
-def test_a_patch_of_nothing():
+def test_empty_patch():
     first = models()[0]
     patch = Patch.between(first, first)
     assert (patch.changed, patch.tensors) == (0, {})
     assert same(patch.apply(first), first)
 
 
-def test_without_old_values_it_goes_one_way_and_holds_no_weight(tmp_path):
+def test_patch_without_old_values_cannot_be_reverted_and_holds_no_weight(tmp_path):
     first, middle, _ = models()
     for patch in (Patch.between(first, middle, keep_old=False), Patch.between(first, middle).without_old()):
         assert not patch.reversible
@@ -137,7 +137,7 @@ def test_damaged_files(tmp_path):
         Patch.load(tmp_path / "none")
 
 
-def test_numbers_that_lead_out_of_the_tensor_are_refused(tmp_path):
+def test_positions_outside_the_tensor_are_refused(tmp_path):
     first, middle, _ = models()
     patch = Patch.between(first, middle)
     patch.tensors["0.weight"].index[-1] = 10**6

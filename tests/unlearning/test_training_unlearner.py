@@ -1,4 +1,4 @@
-"""The training core: what must not change keeps its bits, what is drawn comes from the seed, faults are named."""
+"""The shared training loop: unchanged weights keep their bits, randomness comes from the seed, errors are named."""
 
 import copy
 import math
@@ -57,8 +57,8 @@ def equal(one, other):
 # The steps
 
 
-def by_hand(model, optimizer, data, epochs):
-    """SGD with momentum and an L2 penalty, in Python: the definition, not the library."""
+def sgd_reference(model, optimizer, data, epochs):
+    """SGD with momentum and an L2 penalty, in plain Python."""
     velocity = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for _ in range(epochs):
         for batch in data:
@@ -76,7 +76,7 @@ def test_sgd_against_the_definition():
     model, oracle = net(torch.float64), net(torch.float64)
     data = batches(dtype=torch.float64)
     losses = tune(model, data, count=3)
-    by_hand(oracle, DESCENTS[0], data, 3)
+    sgd_reference(oracle, DESCENTS[0], data, 3)
     for p, q in zip(model.parameters(), oracle.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
     assert len(losses) == 3
@@ -176,7 +176,7 @@ def test_a_mask_that_does_not_fit_is_named(masks, said):
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_modes_gradients_and_generators_are_left_as_they_were(training):
+def test_modes_gradients_and_generators_are_restored(training):
     model = net()
     model[2].train()
     modes = [m.training for m in model.modules()]
@@ -207,7 +207,7 @@ def test_buffers_change_in_train_mode_only_and_not_where_batchnorm_is_frozen():
     assert torch.equal(frozen[1].running_mean, before["1.running_mean"])
 
 
-def test_the_seed_decides_what_is_drawn():
+def test_random_numbers_depend_on_the_seed():
     results = {}
     for seed, outside in [(0, 1), (0, 2), (3, 1)]:
         model = net()
@@ -300,7 +300,7 @@ def test_numbers_out_of_range_are_named(options, said):
         OptimizerConfig(**options)
 
 
-def test_an_exception_leaves_the_surroundings_as_they_were():
+def test_exception_restores_modes_and_random_state():
     model, before = net(), torch.get_rng_state()
 
     def loss(student, batch):
@@ -327,8 +327,8 @@ def test_passes_are_plain_values():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_steps_go_downhill_where_torch_s_gradients_do_not(training):
-    """One sample, and a norm with a permutation behind it, whose gradients torch gets wrong."""
+def test_steps_descend_where_torch_gradients_are_wrong(training):
+    """One sample, and a norm followed by a permutation, for which torch computes wrong gradients."""
     one, other = permuted.pair()
     for model in (one, other):
         tune(

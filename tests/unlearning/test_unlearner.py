@@ -1,4 +1,4 @@
-"""The unlearner's template method: an edit is whole, counted and allowed, or it did not happen."""
+"""The unlearner's template method: an edit is complete, counted and allowed, or rolled back."""
 # ruff: noqa: ARG002 - the signatures are the framework's
 
 import json
@@ -57,7 +57,7 @@ def net():
 
 
 class Author(Unlearner):
-    """A method whose author does what the test says."""
+    """A method that runs the test's function."""
 
     name = "author"
     needs = frozenset()
@@ -86,7 +86,7 @@ def state(model, *, weights=True):
 
 
 class Left:
-    """Checks that a model is left as it was found."""
+    """Checks that a model is unchanged."""
 
     def __init__(self, model, *, weights=True):
         self.model, self.weights = model, weights
@@ -103,7 +103,7 @@ def zero_first_row(model):
     model.embed.weight[0] = 0
 
 
-def test_by_hand_one_row_of_a_tied_weight_is_counted_once():
+def test_row_of_a_tied_weight_is_counted_once():
     model = net()
     before = digest(model)
     with Left(model, weights=False):
@@ -194,13 +194,13 @@ def test_a_snapshot_that_is_there_already_is_used_again(method, copies, calls):
         calls.clear()
         report = method.unlearn(model, UnlearningInputs(forget=known), snapshot=snapshot)
     assert calls.count("digest") == 1
-    assert calls.count("check_finite") == (method.name == "author")  # a rule is checked on the way
+    assert calls.count("check_finite") == (method.name == "author")  # an elementwise rule is checked piece by piece
     assert report.model_before == before != report.model_after
     snapshot.restore()
     assert digest(model) == before
 
 
-# What an author must not do
+# Forbidden changes
 
 
 def edit_frozen(model):
@@ -259,7 +259,7 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize(("act", "said"), FORBIDDEN.items(), ids=lambda v: getattr(v, "__name__", ""))
-def test_what_must_not_change_is_named_blamed_and_put_back(act, said):
+def test_forbidden_changes_are_named_and_rolled_back(act, said):
     model = net()
     with (
         Left(model),
@@ -296,7 +296,7 @@ def thaw(model):
 
 
 @pytest.mark.parametrize("act", [freeze, thaw, train, gradients, draw, hook], ids=lambda f: f.__name__)
-def test_what_a_method_may_use_is_put_back_and_the_edit_stays_and_is_counted(act):
+def test_modes_and_flags_are_restored_and_the_edit_is_kept(act):
     model = net()
     with Left(model, weights=False):
         report = Author(lambda m: (zero_first_row(m), act(m))).unlearn(model, UnlearningInputs())
@@ -325,7 +325,7 @@ def test_a_nan_before_the_edit_is_refused():
 
 @pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt(), SystemExit(3), MemoryError()])
 @pytest.mark.parametrize("act", [*FORBIDDEN, zero_first_row, freeze, gradients, draw, hook], ids=lambda f: f.__name__)
-def test_an_exception_leaves_the_model_as_it_was(act, error):
+def test_exception_restores_the_model(act, error):
     def act_and_raise(model):
         act(model)
         raise error
@@ -335,7 +335,7 @@ def test_an_exception_leaves_the_model_as_it_was(act, error):
         Author(act_and_raise).unlearn(model, UnlearningInputs())
 
 
-def test_the_report_may_be_refused_until_the_last_moment():
+def test_accept_can_refuse_the_report():
     seen = []
 
     def refuse(report):
@@ -358,7 +358,7 @@ def test_the_budget_is_kept_or_the_edit_undone(budget, allowed):
         Author(zero_first_row).unlearn(model, UnlearningInputs(max_fraction=budget))
 
 
-def test_a_budget_of_nothing_allows_nothing():
+def test_budget_of_zero_allows_no_change():
     assert Author().unlearn(net(), UnlearningInputs(max_fraction=0)).changed == 0
 
 
@@ -377,7 +377,7 @@ def importance(model, **fields):
 
 
 @pytest.mark.parametrize("need", Need)
-def test_evidence_that_is_missing_is_named(need):
+def test_missing_inputs_are_named(need):
     class Needy(Author):
         needs = frozenset({need})
 
@@ -387,7 +387,7 @@ def test_evidence_that_is_missing_is_named(need):
         Needy(zero_first_row).unlearn(model, UnlearningInputs())
 
 
-def test_all_that_is_missing_is_named_at_once():
+def test_all_missing_inputs_are_named_at_once():
     class Needy(Author):
         needs = frozenset(Need)
 
@@ -418,7 +418,7 @@ def test_a_stale_importance_is_refused_so_that_a_request_cannot_be_repeated():
         ),
     ],
 )
-def test_an_importance_that_does_not_fit_is_refused_wherever_it_stands(field, change, error, said):
+def test_mismatched_importance_is_refused_in_either_place(field, change, error, said):
     model = net()
     with Left(model), pytest.raises(error, match=rf"(?s){said}"):
         Author(zero_first_row).unlearn(model, UnlearningInputs(**{field: importance(model, **change)}))
@@ -443,7 +443,7 @@ def test_two_kinds_of_importance_are_refused(field):
 # Remarks and the report
 
 
-def test_a_remark_is_a_warning_and_stands_in_the_report():
+def test_remark_is_a_warning_and_is_in_the_report():
     class Warns(Author):
         def remarks(self, inputs):
             return ("α is too large.",)
@@ -455,7 +455,7 @@ def test_a_remark_is_a_warning_and_stands_in_the_report():
     assert report.sentence() == "author changed nothing: 0 of 28 weights. α is too large."
 
 
-def test_a_warning_made_an_error_leaves_the_model_as_it_was():
+def test_warning_turned_into_an_error_restores_the_model():
     class Warns(Author):
         def remarks(self, inputs):
             return ("no",)

@@ -1,4 +1,4 @@
-"""Errors: one family, standard parents, and messages that list every problem."""
+"""Errors: one hierarchy, standard parents, and messages that list every problem."""
 
 import inspect
 
@@ -28,7 +28,7 @@ def test_one_problem_makes_one_line_and_none_makes_no_error():
 
 @settings(derandomize=True, deadline=None)
 @given(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=5))
-def test_every_problem_stands_in_the_message_and_a_generator_will_do(problems):
+def test_message_lists_every_problem_and_accepts_a_generator(problems):
     with pytest.raises(ConfigurationError) as caught:
         raise_all((p for p in problems), where="here", error=ConfigurationError)
     assert str(caught.value).startswith("here: ")
@@ -52,11 +52,11 @@ def test_every_class_is_public_documented_and_of_the_family(cls):
         (errors.PluginWarning, UserWarning),
     ],
 )
-def test_errors_are_also_what_python_calls_them(cls, parent):
+def test_errors_subclass_builtin_exceptions(cls, parent):
     assert issubclass(cls, parent)
 
 
-def test_nearest_guesses_what_was_meant():
+def test_nearest_suggests_the_closest_name():
     assert nearest("aplha", ["lam", "alpha"]) == "; did you mean 'alpha'? Known: 'alpha', 'lam'"
     assert nearest("zzz", ["alpha"]) == "; Known: 'alpha'"
     assert nearest("alpha", []) == "; there are none"

@@ -1,4 +1,4 @@
-"""A file is written whole or not at all."""
+"""Files are written atomically."""
 
 import os
 import stat
@@ -36,7 +36,7 @@ def test_a_text_path_will_do(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt()])
-def test_an_exception_leaves_the_old_file_and_no_rubbish(tmp_path, error):
+def test_exception_leaves_the_old_file_and_no_temporary_file(tmp_path, error):
     target = tmp_path / "note.txt"
     target.write_text("old")
 
@@ -83,7 +83,7 @@ def test_a_link_is_followed(tmp_path):
     assert (tmp_path / "real").read_text() == "new"
 
 
-def test_two_writers_do_not_meet(tmp_path):
+def test_concurrent_writers_do_not_interfere(tmp_path):
     target = tmp_path / "note.txt"
     with atomic_write(target) as outer, atomic_write(target) as inner:
         assert outer != inner
@@ -125,7 +125,7 @@ def test_a_block_that_loses_its_file_is_an_error(tmp_path):
     assert target.read_text() == "old"
 
 
-def test_a_finished_folder_replaces_the_old_one_and_leaves_nothing_beside_it(tmp_path):
+def test_finished_folder_replaces_the_old_one_completely(tmp_path):
     folder = tmp_path / "results"
     for text in ("one", "two"):
         with atomic_folder(folder) as new:

@@ -11,7 +11,7 @@ from unlearnkit.utils.memory import peak_memory
 CPU = torch.device("cpu")
 
 
-def test_the_peak_rises_with_what_is_held_and_does_not_fall():
+def test_peak_rises_and_does_not_fall():
     before = peak_memory(CPU).host
     held = torch.ones(64 * 2**20)  # 256 MiB
     during = peak_memory(CPU).host
@@ -28,7 +28,7 @@ def test_units(monkeypatch):
     assert kibibytes <= peak_memory(CPU).host < 2 * kibibytes
 
 
-def test_a_system_that_does_not_say(monkeypatch):
+def test_unknown_memory_is_handled(monkeypatch):
     real = builtins.__import__
 
     def without(name, *rest):

@@ -1,4 +1,4 @@
-"""Options: typed, bounded, described, and refused with a sentence."""
+"""Options: types, bounds, descriptions and error messages."""
 
 import math
 from typing import ClassVar

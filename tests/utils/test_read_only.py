@@ -1,4 +1,4 @@
-"""Values with read-only mappings: pickled and deep-copied, and as hard to edit afterwards as before."""
+"""Values with read-only mappings can be pickled and deep-copied, and stay read-only."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""A block with random numbers of its own."""
+"""A block with its own random state."""
 
 import random
 
@@ -48,7 +48,7 @@ def test_global_generators_are_restored_after_an_exception():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_without_a_seed_the_numbers_go_on():
+def test_without_a_seed_the_generator_continues():
     with private_rng(seed=1):
         expected = draw()
     with private_rng(seed=1), private_rng():

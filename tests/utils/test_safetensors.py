@@ -1,4 +1,4 @@
-"""Tensors in one file: what shares memory is taken apart, and nothing else is copied."""
+"""Safetensors files: tensors that share memory are copied, others are not."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def kinds():
 
 
 @pytest.mark.parametrize("kind", kinds())
-def test_what_is_read_is_what_was_written(kind, tmp_path):
+def test_read_equals_written(kind, tmp_path):
     tensors = kinds()[kind]
     save_tensors(tensors, tmp_path / "file", {"note": "text"})
     found = load_file(tmp_path / "file")
@@ -35,14 +35,14 @@ def test_what_is_read_is_what_was_written(kind, tmp_path):
         assert found[name].dtype == tensor.dtype
 
 
-def test_a_plain_tensor_is_written_from_where_it_lies(tmp_path):
+def test_contiguous_tensor_is_written_without_a_copy(tmp_path):
     tensors = {"a": torch.ones(256, 1024), "b": torch.ones(1024)}
     assert peak(lambda: save_tensors(tensors, tmp_path / "file")) == 0
     views = {"a": torch.ones(512, 1024)[:256]}
     assert peak(lambda: save_tensors(views, tmp_path / "file")) == views["a"].nbytes
 
 
-def test_a_failure_says_where_and_leaves_the_old_file(tmp_path, monkeypatch):
+def test_failure_names_the_file_and_keeps_the_old_one(tmp_path, monkeypatch):
     def full(_, path, __):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")

@@ -43,7 +43,7 @@ def test_call_names_the_nearest_option_and_the_missing_one():
         call(takes, {}, where="here")
 
 
-def test_an_error_inside_the_function_is_not_taken_for_a_wrong_option():
+def test_type_error_inside_the_function_is_not_reported_as_a_wrong_option():
     def broken(*, x):
         raise TypeError(f"inside {x}")
 
@@ -59,7 +59,7 @@ def test_devices(monkeypatch):
     assert resolve_device("auto") == torch.device("cuda")
 
 
-def test_devices_that_are_not_there(monkeypatch):
+def test_missing_devices_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert resolve_device("cuda:0") == torch.device("cuda:0")
     with pytest.raises(ConfigurationError, match="'cuda:1' is not there: saw 1 CUDA devices"):

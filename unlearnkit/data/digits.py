@@ -31,7 +31,7 @@ def digits(*, seed: int = 0, test_fraction: float = 0.25, groups: Groups | None 
     everything = LabelledImages(images=images, **labels)
     if not 0 < test_fraction < 1 or min(test_fraction, 1 - test_fraction) * len(everything) < len(_NAMES):
         raise ConfigurationError(
-            f"test_fraction: expected between 0 and 1, with {len(_NAMES)} samples or more on each side, saw {test_fraction}"
+            f"test_fraction: expected between 0 and 1, with {len(_NAMES)} or more samples a side, saw {test_fraction}"
         )
     train, test = train_test_split(
         np.arange(len(everything)), test_size=test_fraction, stratify=raw.target, random_state=seed

@@ -26,9 +26,12 @@ def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
     Weights that were tied by their memory (``b.data = a.data``) count as tied.
     """
-    first: dict[object, nn.Parameter] = {}
-    named = model.named_parameters()
-    return {name.replace(COMPILED_PREFIX, ""): p for name, p in named if first.setdefault(_place(p), p) is p}
+    found: dict[object, tuple[str, nn.Parameter]] = {}
+    for prefix, module in model.named_modules():
+        for key, p in module._parameters.items():  # noqa: SLF001 - half the time of named_parameters()
+            if p is not None:
+                found.setdefault(_place(p), (f"{prefix}.{key}" if prefix else key, p))
+    return {name.replace(COMPILED_PREFIX, ""): p for name, p in found.values()}
 
 
 def _place(t: Tensor) -> object:

@@ -1,13 +1,13 @@
-"""Times the exact diagonal Fisher against one plain pass and against others: ``python -m tests.benchmarks.fisher``.
+"""Times the exact diagonal Fisher against a plain pass and other libraries: ``python -m tests.benchmarks.fisher``.
 
-Every variant runs once per round, in turn, so that a busy machine slows all of them; the figure is the median over
-rounds of the ratio to the plain pass of the same round. Peak memory (``--memory``) is that of a fresh process per
-variant beyond the same process before its first pass, and its ratio to the plain pass's.
+Variants are interleaved within each round, so a busy machine slows all of them. The figure is the median over rounds of
+the ratio to the plain pass of the same round. Peak memory (``--memory``) is how much a fresh process for each variant
+grows beyond its size before the first pass, and the ratio to that of a plain pass.
 
 On a GPU (``--device cuda``, without ``--case``) it prints the figures of `tests.benchmarks.fisher.device` instead.
 
-The whole table of ``docs/results/performance.md``: ``python -m tests.benchmarks.fisher --memory``, and the same with
-``--cpu-time`` on a machine that has other work.
+The complete table of ``docs/results/performance.md``: ``python -m tests.benchmarks.fisher --memory``, on a busy machine
+with ``--cpu-time``.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def vit() -> Made:
     from torchvision.models import VisionTransformer
 
     model = VisionTransformer(64, 8, 6, 6, 384, 1536, num_classes=CLASSES)
-    nn.init.normal_(model.heads.head.weight, std=0.02)  # torchvision starts it at zero, and then nothing flows
+    nn.init.normal_(model.heads.head.weight, std=0.02)  # torchvision initialises it to zero, which blocks the gradients
     return model, (3, 64, 64)
 
 
@@ -94,7 +94,7 @@ def plain(model: nn.Module, x: Tensor, y: Tensor) -> Run:
 
 
 def kept(model: nn.Module, x: Tensor, y: Tensor) -> Run:
-    """A plain pass whose result stays and is added to, as that of the others here does."""
+    """A plain pass that accumulates its gradients, as the other variants accumulate their totals."""
     return lambda: F.cross_entropy(model(x), y).backward()
 
 
@@ -138,7 +138,7 @@ def backpack(model: nn.Module, x: Tensor, y: Tensor) -> Run:
 
     for module in model.modules():
         if isinstance(module, nn.ReLU):
-            module.inplace = False  # its hooks cannot follow an edit in place
+            module.inplace = False  # its hooks do not support in-place operations
     extended, loss = extend(model, use_converter=True), extend(nn.CrossEntropyLoss(reduction="sum"))
 
     def run() -> None:
@@ -151,7 +151,7 @@ def backpack(model: nn.Module, x: Tensor, y: Tensor) -> Run:
 def opacus(model: nn.Module, x: Tensor, y: Tensor) -> Run:
     from opacus import GradSampleModule
 
-    wrapped = GradSampleModule(model, loss_reduction="sum").train()  # it watches no layer in eval mode
+    wrapped = GradSampleModule(model, loss_reduction="sum").train()  # it hooks no layer in eval mode
     totals = [torch.zeros_like(p) for p in wrapped.parameters()]
 
     def run() -> None:
@@ -224,7 +224,7 @@ def prepared(case: str, variant: str, device: str) -> Run:
 
 
 def ready(case: str, variants: Iterable[str], device: str) -> dict[str, Run]:
-    """Prepare the variants and run each once; a peer that cannot do this model is named and left out."""
+    """Prepare the variants and run each once; libraries that do not support the model are reported and skipped."""
     runs = {}
     for name in variants:
         try:
@@ -267,14 +267,14 @@ def resident_kib(field: str) -> int:
 
 
 def growth_mib(case: str, variant: str, device: str, threads: int) -> tuple[float, float]:
-    """Return by how much two passes raise the peak of this process, and what of that are files, in MiB.
+    """Return how much two passes raise the peak of this process, and how much of that is mapped files, in MiB.
 
-    Those are pages of torch's libraries that nobody looked at before: processes share them. A process inherits the peak
-    of the one that started it, so the kernel is told to forget it first.
+    The files are pages of torch's libraries that were not loaded before; processes share them. A process inherits the
+    peak of its parent, so the peak is reset first.
     """
     torch.set_num_threads(threads)
     small = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2))
-    small(torch.randn(2, 3, 8, 8)).sum().backward()  # what torch loads on first use is no part of a pass
+    small(torch.randn(2, 3, 8, 8)).sum().backward()  # libraries that torch loads on first use do not count
     run = prepared(case, variant, device)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     idle, files = resident_kib("VmRSS"), resident_kib("RssFile")
@@ -293,7 +293,7 @@ def peak_mib(case: str, variant: str, device: str) -> tuple[float, float]:
 
 
 def growth_table(case: str, variants: Iterable[str], args: argparse.Namespace) -> None:
-    """Print the growth of each variant: the median and the range of so many fresh processes."""
+    """Print the growth of each variant: the median and the range over fresh processes."""
     base = 0.0
     for name in variants:
         peaks, files = zip(*(peak_mib(case, name, args.device) for _ in range(args.rounds)), strict=True)
@@ -320,13 +320,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--case", action="append", choices=CASES, help="may be repeated; default: all")
-    parser.add_argument("--quick", action="store_true", help="leave out the slow alternatives and the peers")
+    parser.add_argument("--quick", action="store_true", help="skip the slow alternatives and other libraries")
     parser.add_argument("--memory", action="store_true", help="measure peak memory too (CPU, on Linux)")
     parser.add_argument(
-        "--growth", action="store_true", help="peak memory alone, in --rounds processes; nothing is timed"
+        "--growth", action="store_true", help="only peak memory, in --rounds processes; nothing is timed"
     )
     parser.add_argument("--cpu-time", action="store_true", help="one thread, its own CPU time: for a busy machine")
-    parser.add_argument("--figures", action="store_true", help="what is to be known about a GPU; the default on one")
+    parser.add_argument("--figures", action="store_true", help="the figures for a GPU; the default on one")
     parser.add_argument("--side", type=int, default=224, help="of --figures: pixels")
     parser.add_argument("--batch", type=int, default=256, help="of --figures: images")
     parser.add_argument("--images", type=int, default=49_500, help="of --figures: images in all")

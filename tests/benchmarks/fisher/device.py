@@ -1,8 +1,8 @@
-"""What is to be known about a GPU, in a few minutes of it: ``python -m tests.benchmarks.fisher --device cuda``.
+"""The figures for a GPU, in a few minutes of device time: ``python -m tests.benchmarks.fisher --device cuda``.
 
-Three parts, the first first: a pass over ResNet18 at 224 pixels, batch 256, in bf16 and tf32, against a plain pass of
-the same precision; 49,500 images from uint8 in the host's memory to their importance; the edit against a copy within
-the device's memory. On a CPU, small, to see that it works: ``--figures --side 32 --batch 4 --images 10 --weights 1e5``.
+Three parts: a pass over ResNet18 at 224 pixels, batch 256, in bf16 and tf32, against a plain pass of the same
+precision; the importance of 49,500 uint8 images in host memory; the edit against a copy in device memory. A small run
+on a CPU tests the script: ``--figures --side 32 --batch 4 --images 10 --weights 1e5``.
 """
 
 import argparse
@@ -28,7 +28,7 @@ PRECISIONS: dict[str, Objective] = {"bf16": Autocast(), "tf32": CrossEntropy()}
 
 @attrs.frozen(kw_only=True)
 class Sizes:
-    """What is measured, and how large."""
+    """Sizes of the measurements."""
 
     device: torch.device
     rounds: int
@@ -47,7 +47,7 @@ class Sizes:
 
 
 def fishers() -> dict[str, DiagonalFisher]:
-    """The ways to set the engine up, the default first."""
+    """Engine configurations, the default first."""
     budgets = {f"memory_budget={mib}": DiagonalFisher(memory_budget=mib) for mib in (256, 1024)}
     return {"default": DiagonalFisher(), **budgets}
 
@@ -68,7 +68,7 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, precision: str) -> None:
 
 
 def passes(sizes: Sizes, precision: str, *, channels_last: bool) -> None:
-    """Print the rows of one precision and layout: every variant once per round, in turn."""
+    """Print the rows of one precision and layout; variants are interleaved within each round."""
     model = resnet(sizes, channels_last=channels_last)
     x = torch.randn(sizes.batch, 3, sizes.side, sizes.side, device=sizes.device)
     x, y = x.to(memory_format=torch.channels_last) if channels_last else x, torch.arange(sizes.batch) % CLASSES
@@ -96,7 +96,7 @@ def passes(sizes: Sizes, precision: str, *, channels_last: bool) -> None:
 
 
 def _warmed(run: Callable[[], object], sizes: Sizes) -> float:
-    """Run three times (probed, warmed, recorded), and return by how many MiB the peak rises in the next."""
+    """Run three times to warm up, and return how many MiB the next run raises the peak."""
     for _ in range(3):
         run()
     sizes.wait()
@@ -123,7 +123,7 @@ def _apart(seen: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 
 def images(sizes: Sizes) -> Iterator[tuple[Deferred, Tensor]]:
-    """Yield small uint8 images in the host's memory, batch by batch, to be resized and normalised on the device."""
+    """Yield batches of small uint8 images in host memory, to be resized and normalised on the device."""
     generator, finish = torch.Generator().manual_seed(0), DeviceTransform(image_size=sizes.side)
     for start in range(0, sizes.images, sizes.batch):
         size = min(sizes.batch, sizes.images - start)
@@ -132,7 +132,7 @@ def images(sizes: Sizes) -> Iterator[tuple[Deferred, Tensor]]:
 
 
 def whole(sizes: Sizes, precision: str, name: str, fisher: DiagonalFisher) -> None:
-    """Print how long the importance of all images takes, all of `estimate` counted."""
+    """Print how long `estimate` takes for all images."""
     model, data = resnet(sizes, channels_last=True), list(images(sizes))
     seconds = _seconds(lambda: fisher.estimate(model, data, objective=PRECISIONS[precision]), sizes)
     print(f"| {precision} | {name} | {sizes.images} | {seconds:.1f} | {sizes.images / seconds:.0f} |", flush=True)
@@ -150,9 +150,7 @@ def report(args: argparse.Namespace) -> None:
     )
     if sizes.gpu:
         torch.backends.cudnn.benchmark = True
-        torch.backends.cuda.matmul.fp32_precision = (
-            "tf32"  # values that come from bfloat16 are multiplied exactly in it
-        )
+        torch.backends.cuda.matmul.fp32_precision = "tf32"  # tf32 represents bfloat16 values exactly
         torch.backends.cudnn.conv.fp32_precision = "tf32"
         print(torch.cuda.get_device_name(sizes.device), torch.version.cuda)
     print(f"{float32_products(sizes.device) or 'float32'}; ResNet18 at {sizes.side} px, batch {sizes.batch}\n")

@@ -1,4 +1,4 @@
-"""A small language model of the usual kind, for the benchmark."""
+"""A small GPT for the benchmark."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ VOCABULARY, LENGTH, WIDTH, HEADS, BLOCKS = 2048, 64, 256, 4, 4
 
 
 class Block(nn.Module):
-    """Causal attention and a two-layer perceptron, each on normalised values, each added."""
+    """A pre-norm transformer block: causal attention and a two-layer perceptron."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Tokens to logits of shape (batch, vocabulary, length), as cross-entropy wants them; 4.2 million weights."""
+    """Tokens to logits of shape (batch, vocabulary, length), as cross-entropy expects; 4.2 million weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,11 +39,11 @@ class GPT(nn.Module):
 
 
 def gpt() -> tuple[nn.Module, tuple[int, ...]]:
-    """Make the model, and say how long its inputs are."""
+    """Make the model; return it and the shape of an input."""
     return GPT(), (LENGTH,)
 
 
 def draw(batch: int, device: str) -> tuple[Tensor, Tensor]:
-    """Draw sequences and the tokens that follow each of theirs."""
+    """Draw random sequences and the next token at each position."""
     tokens = torch.randint(0, VOCABULARY, (batch, LENGTH + 1), device=device)
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()

@@ -1,4 +1,4 @@
-"""Every file that a command reads, damaged in every way: one message, exit code 2, and the folder is as it was."""
+"""Damaged input files of every command: one message, exit code 2, and an unchanged folder."""
 
 import json
 
@@ -18,21 +18,21 @@ from unlearnkit.utils.checksummed_json import seal
 HEX = "[0-9a-f]"
 BARE = Receipt(number=3, previous="", time="now", outcome="purged")
 
-# What is read: a pattern for the file, the commands that read it, and what can be wrong with such a file.
+# A file pattern, the commands that read the file, and the ways to damage it.
 FILES = {
     "the model's checkpoint": ("original.safetensors", [RUN], damage.NAMED),
     "the checkpoint that a patch edits": ("original.safetensors", [APPLY], damage.NAMED),
     "a patch": ("edit", [APPLY, INSPECT], damage.NAMED),
     "a stored importance": ("out/ledger/importances-0/*.safetensors", [FORGET, VERIFY], damage.TENSORS),
-    "a pass of a ledger that was interrupted": ("half/*/*.part", [GO_ON], damage.TENSORS - {damage.gone}),
-    "a pass of a run that was interrupted": ("pass/*/*", [RESUME], damage.NAMED - {damage.gone}),
+    "a pass of a ledger that was interrupted": ("half/*/*.part", [GO_ON], damage.TENSORS - {damage.missing}),
+    "a pass of a run that was interrupted": ("pass/*/*", [RESUME], damage.NAMED - {damage.missing}),
     "a ledger's model": (f"out/ledger/models/{HEX * 32}.safetensors", [FORGET, VERIFY, ROLLBACK], damage.TENSORS),
     "a ledger's patch": ("out/ledger/models/*.patch.safetensors", [VERIFY, ROLLBACK], damage.TENSORS),
     "the manifest of a store": ("out/ledger/importances-0/manifest.json", [FORGET, VERIFY], damage.TEXTS),
     "the state of a ledger": ("out/ledger/ledger.json", [FORGET, VERIFY, ROLLBACK], damage.TEXTS),
     "a receipt": ("out/ledger/receipts/000002.json", [FORGET, VERIFY, ROLLBACK], damage.TEXTS),
     "the salt": ("out/ledger/salt", [FORGET, VERIFY], damage.TEXTS),
-    "a waiting request": ("out/ledger/queue/*.json", [FORGET], damage.TEXTS - {damage.gone}),
+    "a waiting request": ("out/ledger/queue/*.json", [FORGET], damage.TEXTS - {damage.missing}),
 }
 CASES = [(what, bad) for what, (_, _, all_bad) in FILES.items() for bad in sorted(all_bad, key=lambda f: f.__name__)]
 
@@ -49,13 +49,13 @@ def refused(folder, command):
 
 
 @pytest.mark.parametrize(("what", "bad"), CASES, ids=lambda part: getattr(part, "__name__", part))
-def test_it_is_refused_in_one_message_and_nothing_changes(folder, what, bad):
+def test_damaged_file_gives_one_message_and_changes_nothing(folder, what, bad):
     pattern, commands, _ = FILES[what]
     path = next(folder.glob(pattern))
     bad(path)
     for command in commands:
         said = refused(folder, command)
-        whole = path.exists() and what != "the checkpoint that a patch edits"  # which is named by its digest
+        whole = path.exists() and what != "the checkpoint that a patch edits"  # that one is named by its digest
         assert path.name.removesuffix(".safetensors") in said or not whole, said
 
 
@@ -63,7 +63,7 @@ def test_it_is_refused_in_one_message_and_nothing_changes(folder, what, bad):
 
 
 def resealed(path, change):
-    """Change the content of a sealed file, and seal it again."""
+    """Change the content of a checksummed file, and update its checksum."""
     plain = json.loads(path.read_text())
     change(plain["content"])
     path.write_text(seal(plain["content"], kind=plain["kind"]))
@@ -89,7 +89,7 @@ CLIMBING = {
 
 
 @pytest.mark.parametrize("what", CLIMBING)
-def test_a_path_that_climbs_out_of_the_folder(folder, what):
+def test_path_outside_the_folder_is_refused(folder, what):
     name, change = CLIMBING[what]
     resealed(folder / "out" / "ledger" / name, change)
     for command in (FORGET, VERIFY, ROLLBACK)[: 3 if name == "ledger.json" else 2]:
@@ -98,7 +98,7 @@ def test_a_path_that_climbs_out_of_the_folder(folder, what):
 
 
 @pytest.mark.parametrize("name", ["models", "receipts", "queue", "pending", "importances-0"])
-def test_a_link_to_another_folder_in_which_files_would_be_deleted(folder, tmp_path, name):
+def test_symlinked_folder_is_refused(folder, tmp_path, name):
     (folder / "out" / "ledger" / name).rename(tmp_path / "elsewhere")
     (folder / "out" / "ledger" / name).symlink_to(tmp_path / "elsewhere")
     before = everything(tmp_path / "elsewhere")
@@ -108,7 +108,7 @@ def test_a_link_to_another_folder_in_which_files_would_be_deleted(folder, tmp_pa
 
 
 @pytest.mark.parametrize("bad", [damage.wrong_dtype, damage.extra_tensor, damage.missing_tensor, damage.lying_header])
-def test_an_importance_that_does_not_fit_but_has_the_right_digest(folder, bad):
+def test_importance_of_wrong_shape_with_a_valid_digest(folder, bad):
     store = folder / "out" / "ledger" / "importances-0"
     shard = store / read_manifest(store).total.shards[0].file
     bad(shard)
@@ -117,7 +117,7 @@ def test_an_importance_that_does_not_fit_but_has_the_right_digest(folder, bad):
 
 
 @pytest.mark.parametrize("bad", [damage.wrong_dtype, damage.extra_tensor, damage.missing_tensor, damage.lying_header])
-def test_a_model_that_does_not_fit_but_has_the_right_digest(folder, bad):
+def test_model_of_wrong_shape_with_a_valid_digest(folder, bad):
     state = folder / "out" / "ledger" / "ledger.json"
     path = next(folder.glob(FILES["a ledger's model"][0]))
     bad(path)
@@ -126,13 +126,13 @@ def test_a_model_that_does_not_fit_but_has_the_right_digest(folder, bad):
         refused(folder, command)
 
 
-def test_undamaged_they_all_work(folder):
+def test_undamaged_files_are_accepted(folder):
     for command in (VERIFY, INSPECT, APPLY, RESUME, GO_ON, ROLLBACK, VERIFY):
         result = CliRunner().invoke(app, list(command))
         assert result.exit_code == 0, (command, result.output, result.exception)
 
 
-def test_a_file_that_the_user_names_may_be_a_link(folder):
+def test_file_named_by_the_user_may_be_a_symlink(folder):
     for name in ("original.safetensors", "edit"):
         (folder / name).rename(folder / f"real-{name}")
         (folder / name).symlink_to(folder / f"real-{name}")

@@ -1,4 +1,4 @@
-"""Files that were changed in every way: each loader loads them or gives one clear error, and does nothing else.
+"""Mutated files: each loader loads them or raises one clear error, and does nothing else.
 
 Mutations: bits, bytes, cuts, insertions, repeated pieces, and numbers of the header of safetensors, which say how much
 memory to take.
@@ -91,7 +91,7 @@ def mutated(good, rng):
         data[start:start] = data[max(0, start - 40) : start]
     elif kind == 5:
         del data[start : start + length]
-    elif kind == 6:  # the length of the header, or any eight bytes: a number of bytes that nobody has
+    elif kind == 6:  # the length of the header, or any eight bytes: a huge number
         where = 0 if rng.random() < 0.5 else start
         data[where : where + 8] = struct.pack("<Q", rng.choice([0, 1, 2**31, 2**40, 2**63, 2**64 - 1]))
     else:  # digits of the header: shapes and offsets
@@ -121,20 +121,20 @@ def fuzz(make, folder, count, seed):
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
-def test_changed_files_are_loaded_or_refused(make, tmp_path):
+def test_mutated_files_are_loaded_or_refused(make, tmp_path):
     assert fuzz(make, tmp_path, FEW, seed=0) > FEW // 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
-def test_ten_thousand_changed_files_without_a_crash_or_a_blow_up_of_memory(make, tmp_path):
+def test_ten_thousand_mutated_files_without_crash_or_excess_memory(make, tmp_path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert fuzz(make, tmp_path, MANY // len(MAKERS) + 1, seed=1) > MANY // len(MAKERS) // 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * MIB // 1024
 
 
 @pytest.mark.parametrize("length", [2**63, 2**40, 10**9])
-def test_a_header_that_asks_for_more_memory_than_there_is(tmp_path, length):
+def test_header_with_tensors_larger_than_memory(tmp_path, length):
     for make in (make_importance, make_checkpoint, make_patch, make_shard):
         folder = tmp_path / make.__name__
         folder.mkdir()
@@ -145,7 +145,7 @@ def test_a_header_that_asks_for_more_memory_than_there_is(tmp_path, length):
 
 
 @pytest.mark.parametrize("shape", [[10**12], [-1], [2**62, 4], [1] * 10_000])
-def test_shapes_that_the_bytes_do_not_hold(tmp_path, shape):
+def test_header_with_shapes_larger_than_the_data(tmp_path, shape):
     header = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}).encode()
     path = tmp_path / "file"
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0\0\0")
@@ -154,7 +154,7 @@ def test_shapes_that_the_bytes_do_not_hold(tmp_path, shape):
             load(path)
 
 
-def test_a_folder_or_a_device_in_the_place_of_a_file(tmp_path):
+def test_folder_or_device_instead_of_a_file(tmp_path):
     for load in (Importance.load, Patch.load, lambda p: load_checkpoint(network(), p)):
         for path in (tmp_path, "/dev/null", tmp_path / "none"):
             with pytest.raises(StoreError):

@@ -1,4 +1,4 @@
-"""A full disk and a read-only folder: one message, exit code 2, and nothing is lost."""
+"""A full disk and a read-only folder: one message, exit code 2, and no lost data."""
 
 import forked_process as forked
 import pytest
@@ -28,7 +28,7 @@ MORE = [pytest.param(size, marks=pytest.mark.slow) for size in (6_000, 60_000)]
 
 @pytest.fixture
 def call(folder, tmp_path):
-    """Calls a command in another process; returns its exit code and what it said."""
+    """Calls a command in another process; returns its exit code and output."""
     (folder / "results" / "ssd").mkdir(parents=True)
     (folder / "results" / "prune").mkdir()
 
@@ -79,8 +79,8 @@ def test_a_full_disk(folder, call, name, largest):
     assert code == 0, said
 
 
-def test_a_disk_that_is_full_when_everything_is_decided(folder, monkeypatch):
-    """The store cannot be made smaller: the request is finished later, and done once."""
+def test_disk_full_after_the_decision_is_recorded(folder, monkeypatch):
+    """The smaller store cannot be written: a later command finishes the request, once."""
     with monkeypatch.context() as patch:
         patch.setattr(Writer, "write", lambda *_, **__: (_ for _ in ()).throw(StoreError("No space left on device")))
         result = CliRunner().invoke(app, list(FORGET))

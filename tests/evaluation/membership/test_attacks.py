@@ -1,4 +1,4 @@
-"""Membership attacks with one attacker for all, RMIA, and how attacks are judged."""
+"""Population membership attacks, RMIA, and the scores of attacks."""
 
 import numpy as np
 import pytest
@@ -46,18 +46,18 @@ def test_too_few_nonmembers_for_one_percent():
 
 
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=30))
-def test_the_same_scores_are_guessing(scores):
+def test_equal_scores_have_auc_one_half(scores):
     assert attack_success(scores, scores).auc == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_attack_finds_members_that_the_model_is_surer_of(kind):
+def test_attack_detects_members_with_higher_confidence(kind):
     attack = population_attack(kind, members=samples(0, sure=8), nonmembers=samples(1, sure=1))
     assert attack_success(attack(samples(2, sure=8)), attack(samples(3, sure=1))).auc > 0.75
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_a_difference_there_is_nothing_to_find(kind):
+def test_equal_distributions_give_auc_one_half(kind):
     attack = population_attack(kind, members=samples(0), nonmembers=samples(1))
     assert 0.35 < attack_success(attack(samples(2)), attack(samples(3))).auc < 0.65
 
@@ -88,7 +88,7 @@ def test_it_is_logistic_regression(kind, feature):
     assert attack(other) == pytest.approx(expected, abs=1e-6)
 
 
-def test_an_unbalanced_population_does_not_move_the_threshold():
+def test_class_imbalance_does_not_move_the_threshold():
     few = population_attack("loss", members=samples(0, n=1000, sure=4), nonmembers=samples(1, n=50, sure=1))
     right = (few(samples(2, sure=1)) < 0).mean()
     assert right > 0.5
@@ -100,7 +100,7 @@ def test_an_unknown_attack():
 
 
 def rmia_oracle(x, refs_x, z, refs_z, gamma, a):
-    """Every pair by itself."""
+    """A loop over all pairs."""
 
     def ratio(p, refs):
         return p / (((1 + a) * sum(refs) / len(refs) + 1 - a) / 2)
@@ -112,7 +112,7 @@ def rmia_oracle(x, refs_x, z, refs_z, gamma, a):
 
 
 @pytest.mark.parametrize("models", [1, 4])
-def test_rmia_agrees_with_every_pair(models):
+def test_rmia_equals_a_loop_over_all_pairs(models):
     random = np.random.default_rng(models)
     x, z = random.uniform(0.05, 1, 12), random.uniform(0.05, 1, 30)
     refs_x, refs_z = random.uniform(0.05, 1, (models, 12)), random.uniform(0.05, 1, (models, 30))
@@ -129,7 +129,7 @@ def test_rmia_worked_example():
     assert rmia_scores([0.8], [[0.2]], gamma=5.0, **call).tolist() == [0.0]
 
 
-def test_rmia_of_a_model_against_itself_is_guessing():
+def test_rmia_of_a_model_against_itself_is_one_half():
     random = np.random.default_rng(0)
     p, q, z = random.uniform(0.3, 1, 50), random.uniform(0.3, 1, 50), random.uniform(0.3, 1, 80)
     for a in (0.3, 1.0):

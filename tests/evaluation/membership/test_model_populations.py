@@ -1,4 +1,4 @@
-"""Measures that need many models: U-LiRA, the ε-score and KLOM."""
+"""Metrics of populations of models: U-LiRA, the ε-score and KLOM."""
 
 import math
 
@@ -15,12 +15,12 @@ def phi(seed, models=6, samples=10, shift=0.0):
     return np.random.default_rng(seed).normal(size=(models, samples)) + shift
 
 
-def test_ulira_of_equal_models_is_guessing():
+def test_ulira_of_equal_models_is_one_half():
     assert ulira(phi(0), phi(0)).auc == 0.5
     assert ulira(np.ones((3, 2)), np.ones((3, 2))).auc == 0.5
 
 
-def test_ulira_sees_what_is_left():
+def test_ulira_detects_remaining_information():
     found = ulira(phi(0, models=12, samples=40, shift=3), phi(1, models=12, samples=40))
     assert found.auc > 0.95
     assert found.tpr > 0.4
@@ -38,7 +38,7 @@ def test_ulira_worked_example():
 
 
 def test_ulira_uses_each_samples_own_fit():
-    # The same numbers over all samples for both kinds, only paired otherwise: no attack on the whole could tell.
+    # Both kinds have the same values over all samples, paired differently: no population attack could tell them apart.
     low, high = phi(0, 12, 30, -4), phi(1, 12, 30, 4)
     u, r = np.hstack([low, high]), np.hstack([phi(2, 12, 30, 4), phi(3, 12, 30, -4)])
     assert ulira(u, r).auc > 0.99

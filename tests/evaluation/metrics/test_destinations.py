@@ -1,4 +1,4 @@
-"""Where forgotten samples go: a worked example, and against scikit-learn."""
+"""Predictions for forgotten samples: a worked example, and against scikit-learn."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_a_retrained_model_is_no_distance_from_itself():
     assert (found.distance, found.agreement) == (0, 1)
 
 
-def test_what_does_not_fit():
+def test_mismatched_inputs_are_refused():
     with pytest.raises(MismatchError, match="at least one retrained model"):
         destinations(MINE, [])
     with pytest.raises(MismatchError, match="the same samples and classes"):

@@ -1,4 +1,4 @@
-"""Intervals: right ends, and the word for what they cover."""
+"""Intervals: their ends, and what they cover."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_wilson_by_its_formula():
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_all_right_or_none_right_is_not_certainty(value):
+def test_interval_of_all_or_none_correct_has_positive_width(value):
     found = proportion_interval([value] * 20)
     assert found.high - found.low > 0.1
     assert 0 <= found.low <= value <= found.high <= 1
@@ -36,13 +36,13 @@ def test_the_bootstrap_against_a_slow_one():
     assert found == mean_interval(values, seed=1, covers="training seeds") != mean_interval(values, seed=2)
 
 
-def test_it_covers_the_mean_as_often_as_it_says():
+def test_interval_has_the_stated_coverage():
     random = np.random.default_rng(0)
     hits = [i.low <= 0.3 <= i.high for i in (proportion_interval(random.random(60) < 0.3) for _ in range(400))]
     assert 0.92 < np.mean(hits) < 0.98
 
 
-def test_what_is_no_interval():
+def test_invalid_intervals_are_refused():
     with pytest.raises(ConfigurationError, match="at least 2 values, saw 1"):
         mean_interval([1.0])
     with pytest.raises(ConfigurationError, match="0 or 1 for each sample"):

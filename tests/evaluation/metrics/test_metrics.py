@@ -1,4 +1,4 @@
-"""The metrics that ship: right numbers, reasons instead of numbers, and models left as they were."""
+"""The built-in metrics: correct values, reasons for missing values, and unchanged models."""
 
 import json
 
@@ -61,12 +61,12 @@ def test_every_trait_is_documented(cls):
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.name)
 @pytest.mark.parametrize("splits", [(), ("retain-test",)], ids=["no data", "no forget data"])
-def test_without_what_it_needs_it_gives_reasons_and_no_numbers(cls, splits):
+def test_missing_inputs_give_reasons_instead_of_values(cls, splits):
     found = cls().examine(inputs(retrained=0, splits=splits, original=None))
     assert found
     for name, measurement in found.items():
         if splits and "retain-test" in name and measurement.value is not None:
-            continue  # what asks for nothing but these samples
+            continue  # metrics that need only these samples
         assert measurement.value is None, name
         assert measurement.reason.startswith(("no retrained model", "there is no split")), measurement
 
@@ -96,7 +96,7 @@ def test_the_gap_is_that_of_accuracies_by_scikit_learn():
         assert found[split] == pytest.approx((mine - np.mean(known)) / np.std(known, ddof=1))
 
 
-def test_the_gap_with_one_retrained_model_has_no_unit():
+def test_gap_with_one_retrained_model_has_no_standard_deviation():
     found = metrics.GapToRetrain().examine(inputs(retrained=1))
     assert found["forget-train"].value is None
     assert "at least 3 retrained models, saw 1" in found["forget-train"].reason
@@ -110,7 +110,7 @@ def test_tug_of_war_of_a_retrained_model_is_one():
     assert 0 < metrics.TugOfWar().evaluate(paper)["ToW"] < 1
 
 
-def test_distances_stand_beside_those_between_retrained_models():
+def test_distances_are_reported_beside_those_between_retrained_models():
     paper = inputs(retrained=2)
     p = {
         i: outputs_of(m, paper.splits["forget-test"]).probabilities
@@ -181,7 +181,7 @@ def test_quantisation_is_the_accuracy_of_the_rounded_copy():
     assert found["float forget-train"] == loss_and_accuracy(paper.model, paper.splits["forget-train"]).accuracy
 
 
-def test_a_probe_sees_behind_an_edit_of_the_last_layer():
+def test_linear_probe_ignores_an_edit_of_the_last_layer():
     import copy
 
     x = torch.randn(150, 4, generator=torch.Generator().manual_seed(0))
@@ -204,7 +204,7 @@ def test_a_probe_sees_behind_an_edit_of_the_last_layer():
     assert "one class only" in metrics.LinearProbe().examine(inputs(splits=alone))["forget-test"].reason
 
 
-def test_where_they_go_stands_beside_where_retrained_models_send_them():
+def test_destinations_are_reported_beside_those_of_retrained_models():
     from unlearnkit.evaluation import destinations
 
     paper = inputs(retrained=2)
@@ -229,7 +229,7 @@ def test_zrf_of_the_untrained_model_is_one_and_does_not_depend_on_the_weights():
     assert found["original forget-train"] < 1.0
 
 
-def test_zrf_needs_layers_that_can_start_anew():
+def test_zrf_needs_layers_that_can_be_reset():
     class Own(nn.Module):
         def __init__(self):
             super().__init__()
@@ -269,7 +269,7 @@ def test_random_samples_are_compared_with_half_of_the_unseen_ones():
     assert "at least 100 non-members, saw 60" in found["TPR at 1 % FPR"].reason
 
 
-def test_rmia_finds_what_one_model_alone_knows():
+def test_rmia_detects_memorised_samples():
     paper = inputs(retrained=3)
     member = net(0).train()
     x, y = (torch.cat(parts) for parts in zip(*paper.splits["forget-train"], strict=True))
@@ -285,14 +285,14 @@ def test_rmia_finds_what_one_model_alone_knows():
     assert 0.3 < found["retrained AUC"] < 0.7
 
 
-def test_outputs_refuse_what_is_no_single_label():
+def test_labels_must_be_single_classes():
     with pytest.raises(InapplicableError, match="the split is empty"):
         outputs_of(nn.Identity(), [])
     with pytest.raises(InapplicableError, match="one label per sample"):
         outputs_of(nn.Identity(), [(torch.zeros(2, 3, 4), torch.zeros(2, 4, dtype=torch.long))])
 
 
-def test_a_reason_is_written_beside_the_null(digits_toml, tmp_path):
+def test_report_has_a_reason_for_each_null(digits_toml, tmp_path):
     names = [cls.name for cls in CLASSES]
     config = load_config(digits_toml, [f"evaluation.metrics={names}", "method=[{name='ssd', options={alpha=3}}]"])
     (record,) = run(config)
@@ -307,7 +307,7 @@ def test_a_reason_is_written_beside_the_null(digits_toml, tmp_path):
         assert all(report["not_applicable"][name].values())
 
 
-def test_retrained_models_of_the_configuration_are_handed_over(digits_toml, trained_checkpoint):
+def test_metrics_get_the_configured_retrained_models(digits_toml, trained_checkpoint):
     settings = ["evaluation.metrics=['tug-of-war']", f"evaluation.retrained=['{trained_checkpoint}']"]
     (record,) = run(load_config(digits_toml, [*settings, "method=[{name='ssd', options={alpha=3}}]"]))
     assert record.metrics["tug-of-war"]["original ToW"] == 1.0
@@ -340,7 +340,7 @@ def test_options_of_metrics_are_checked_before_the_work(digits_toml, option, sai
         list(run(load_config(digits_toml, settings)))
 
 
-def test_a_retrained_model_that_is_not_there(digits_toml):
+def test_missing_retrained_checkpoint_is_an_error(digits_toml):
     with pytest.raises(StoreError, match=r"evaluation\.retrained: nowhere\.safetensors does not exist"):
         list(run(load_config(digits_toml, ["evaluation.retrained=['nowhere.safetensors']"])))
 

@@ -1,4 +1,4 @@
-"""Features of a layer, and what a linear classifier finds in them."""
+"""Features of a layer, and a linear classifier on them."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def data(n=30):
     return list(zip(x.split(8), (torch.arange(n) % 3).split(8), strict=True))
 
 
-def test_the_features_are_what_goes_into_the_last_linear():
+def test_features_are_the_input_of_the_last_linear_layer():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(), nn.Linear(6, 3)).train()
     before, rng = digest(model), torch.get_rng_state()
@@ -33,7 +33,7 @@ def test_the_features_are_what_goes_into_the_last_linear():
     assert labels.tolist() == y.tolist()
 
 
-def test_the_last_is_the_one_that_is_called_last_not_the_one_that_is_written_last():
+def test_last_layer_is_the_last_called_not_the_last_defined():
     class Backwards(nn.Module):
         def __init__(self):
             super().__init__()
@@ -52,7 +52,7 @@ def test_features_of_images_are_flattened():
     assert features_of(small_cnn(width=2), batch, layer="features")[0].shape == (2, 64)
 
 
-def test_what_has_no_features():
+def test_models_without_features():
     with pytest.raises(InapplicableError, match="no Linear layer"):
         features_of(nn.Identity(), data())
     with pytest.raises(InapplicableError, match=r"no layer 'haed'; did you mean 'head'\?"):

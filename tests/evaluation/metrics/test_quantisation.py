@@ -1,4 +1,4 @@
-"""Round trips through few bits."""
+"""Rounding weights to few bits."""
 
 import copy
 
@@ -51,7 +51,7 @@ def test_laws(dtype):
     assert torch.allclose(again.double(), found.double(), rtol=2 * torch.finfo(dtype).eps)
 
 
-def test_a_copy_is_rounded_and_nothing_but_its_matrices():
+def test_only_matrices_of_a_copy_are_rounded():
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.ConvTranspose2d(3, 2, 2), nn.Flatten(), nn.Linear(18, 4)
@@ -75,8 +75,8 @@ def test_tied_weights_stay_tied():
     assert torch.equal(rounded["a"].weight, quantised(model["a"].weight, bits=3))
 
 
-def test_what_was_hidden_in_small_weights_comes_back():
-    """A model that forgets by a change smaller than a step forgets no more once it is rounded."""
+def test_rounding_reverts_small_weight_changes():
+    """Rounding undoes a change that is smaller than the rounding step."""
     original = nn.Linear(2, 2, bias=False)
     with torch.no_grad():
         original.weight.copy_(torch.tensor([[2.0, 0.0], [1.0, 0.09]]))

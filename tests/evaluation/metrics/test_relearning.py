@@ -1,4 +1,4 @@
-"""Learning again: counted on a copy, between the original and the retrained models."""
+"""Relearning on a copy: between the original and the retrained models."""
 
 import copy
 
@@ -23,7 +23,7 @@ def net(seed):
 
 
 def trained(model, steps, rate=0.05):
-    """Plain torch: the oracle of what relearning does."""
+    """Relearning in plain torch: the oracle."""
     model = copy.deepcopy(model).eval()
     adam = torch.optim.Adam(model.parameters(), lr=rate)
     for number in range(steps):
@@ -42,7 +42,7 @@ def test_it_counts_the_steps_of_plain_adam():
     assert losses[0] > 0.3 >= losses[1]
 
 
-def test_the_model_is_left_as_it_is():
+def test_model_is_unchanged():
     model = net(0).train()
     model[0].weight.grad = torch.ones(6, 4)
     before, rng = digest(model), torch.get_rng_state()
@@ -53,7 +53,7 @@ def test_the_model_is_left_as_it_is():
     assert model[0].weight.grad.unique().tolist() == [1.0]
 
 
-def test_it_says_when_it_gives_up():
+def test_relearning_returns_none_at_the_step_limit():
     assert steps_to_relearn(net(0), BATCHES, loss=0.0, most=2) is None
     with pytest.raises(ConfigurationError, match="at least one batch"):
         steps_to_relearn(net(0), [], loss=0.0)

@@ -17,7 +17,7 @@ def test_worked_example():
     assert (gap.mean, gap.sd, gap.models, gap.delta, gap.sds, gap.reason) == (2.0, 1.0, 3, 3.0, 3.0, "")
 
 
-def test_it_is_two_sided():
+def test_gap_is_two_sided():
     known = [0.70, 0.72, 0.74]
     low, high = gap_to_retrain(0.62, known), gap_to_retrain(0.82, known)
     assert low.sds == pytest.approx(-high.sds)
@@ -39,14 +39,14 @@ def test_it_agrees_with_scipy():
         ([0.1, 0.1, 0.1], "all 3 retrained models have the same value", -0.1),
     ],
 )
-def test_without_enough_models_it_says_so_and_gives_no_number(known, said, delta):
+def test_too_few_models_give_a_reason_and_no_number(known, said, delta):
     gap = gap_to_retrain(0.0, known)
     assert gap.sds is None
     assert said in gap.reason
     assert gap.delta == pytest.approx(delta)
 
 
-def test_what_is_no_number_is_refused():
+def test_non_numbers_are_refused():
     with pytest.raises(NonFiniteError):
         gap_to_retrain(0.5, [float("nan")] * 3)
 

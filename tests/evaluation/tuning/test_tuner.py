@@ -1,4 +1,4 @@
-"""The search for the right edit."""
+"""Tuning."""
 
 import json
 import math
@@ -20,9 +20,9 @@ from unlearnkit import ConfigurationError, Importance, NonFiniteError, Unlearnin
 from unlearnkit.data import Split
 from unlearnkit.data.splits import validation_split
 from unlearnkit.evaluation.tuning import Tuner, Validation
-from unlearnkit.evaluation.tuning.batch_norm import has_batch_norm, reestimate_batch_norm
 from unlearnkit.evaluation.tuning.curve import OperatingCurve
 from unlearnkit.evaluation.tuning.result import Candidate, Setting
+from unlearnkit.evaluation.tuning.tuner import batch_norm_layers, reestimate_batch_norm
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import count_changed, digest
 
@@ -45,7 +45,7 @@ def batches(seed, label=None, n=60):
 
 @pytest.fixture(scope="module")
 def trained():
-    """A model that knows classes 0 and 1, to be kept, and 2, to be forgotten; and its importances."""
+    """A model trained on classes 0 and 1 (retain) and 2 (forget), and its importances."""
     from unlearnkit import CrossEntropy, DiagonalFisher
 
     model = net().train()
@@ -148,7 +148,7 @@ def test_options_can_be_named_and_must_be_monotone(trained):
         OperatingCurve.of(SoftSynapticDampening(), model, **call)
 
 
-def test_a_share_beyond_reach_gives_the_most_there_is():
+def test_unreachable_fraction_gives_the_largest_possible():
     model = nn.Linear(2, 2, bias=False)
     forget = Importance(totals={"weight": torch.tensor([[1.0, 0.0], [0.0, 0.0]])}, count=1)
     curve = OperatingCurve.of(Prune(), model, forget=forget, reference=None)
@@ -168,7 +168,7 @@ def test_batch_norm_agrees_with_torch():
     assert int(mine[1].num_batches_tracked) == 3
 
 
-def test_batch_norm_touches_nothing_else():
+def test_reestimating_batch_norm_changes_only_its_statistics():
     model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3)).train()
     model[3].eval()
     weights = [p.clone() for p in model.parameters()]
@@ -185,7 +185,7 @@ def test_batch_norm_without_data_or_without_layers():
     with pytest.raises(ConfigurationError, match="expected at least one batch"):
         reestimate_batch_norm(net(), [])
     reestimate_batch_norm(nn.Linear(6, 3), [])
-    assert not has_batch_norm(nn.Sequential(nn.BatchNorm1d(2, track_running_stats=False)))
+    assert not batch_norm_layers(nn.Sequential(nn.BatchNorm1d(2, track_running_stats=False)))
 
 
 # --- the search -------------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def test_the_chosen_edit_is_the_one_that_was_measured(law_case):
 
 
 def test_every_candidate_is_the_edit_of_its_options_alone(law_case, trained):
-    """Nothing is left of one candidate when the next is made."""
+    """Each candidate starts from the original model."""
     found = quick(rounds=0, reestimate=(True, False)).tune(**law_case)
     original, forget, full = trained
     assert [c.setting.reestimate for c in found.candidates] == [True] * 6 + [False] * 6
@@ -288,7 +288,7 @@ def test_a_higher_target_forgets_less(law_case, trained):
     assert found[0.0].chosen.forget < 0.5 < found[1.0].chosen.forget
 
 
-def test_the_frontier_is_what_no_other_beats():
+def test_frontier_is_the_pareto_front():
     def made(distance, damage, problem=""):
         setting = Setting(fraction=0.1, strength=None, reestimate=False)
         return Candidate(setting=setting, options={}, distance=distance, damage=damage, problem=problem)
@@ -302,7 +302,7 @@ def test_the_frontier_is_what_no_other_beats():
     assert not a.beats(a)
 
 
-def test_later_rounds_look_closer(law_case):
+def test_later_rounds_refine_the_search(law_case):
     seen = []
 
     def progress(items, what, total):
@@ -333,7 +333,7 @@ def test_an_edit_past_the_largest_fraction_is_a_candidate_with_a_problem(law_cas
     assert found.report.fraction <= 0.05
 
 
-def test_remarks_are_said_once(law_case):
+def test_remarks_appear_once(law_case):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = quick(fractions=(1e-9,), rounds=0, reestimate=(False,)).tune(**law_case)
@@ -352,7 +352,7 @@ def test_remarks_are_said_once(law_case):
         ({"budget": 2.0}, "≤ 1"),
     ],
 )
-def test_what_cannot_be_searched(options, said):
+def test_options_that_cannot_be_searched(options, said):
     with pytest.raises(ConfigurationError, match=said):
         Tuner(**{"unlearner": SSD(), **options})
 
@@ -389,7 +389,7 @@ def test_plain_values(law_case):
 
 
 @pytest.mark.parametrize("scenario", ["full-class", "random"])
-def test_carving(scenario):
+def test_validation_split(scenario):
     labels = torch.arange(100) % 5
     mask = labels.numpy() == 3 if scenario == "full-class" else np.arange(100) < 10
     split = Split(forget=np.flatnonzero(mask), retain=np.flatnonzero(~mask), scenario=scenario)
@@ -406,7 +406,7 @@ def test_carving(scenario):
     assert np.array_equal(one.full, np.sort(np.concatenate([one.forget, one.retain])))
 
 
-def test_carving_what_cannot_be_cut_class_by_class():
+def test_validation_split_that_cannot_be_stratified():
     split = Split(forget=[0, 1], retain=[2, 3, 4], scenario="random")
     parts = validation_split(split, torch.tensor([0, 1, 2, 3, 4]), fraction=0.2, seed=0)
     assert (len(parts.forget_validation), len(parts.retain_validation)) == (1, 1)

@@ -1,4 +1,4 @@
-"""A comparison on the digits that takes a second or two: five trials that differ in kind."""
+"""A comparison on the digits that takes a second or two: five trials of different kinds."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A comparison is done once, goes on after it was stopped however that was, and says what failed."""
+"""A comparison runs each trial once, resumes after any interruption, and reports failures."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ from unlearnkit.utils.errors import ConfigurationError, StoreError
 
 
 def table(folder):
-    """The table without what differs between equal runs."""
+    """The table without the columns that differ between equal runs."""
     with (folder / "trials.csv").open(encoding="utf-8") as file:
         return [{k: v for k, v in row.items() if not is_volatile(k)} for row in csv.DictReader(file)]
 
@@ -84,7 +84,7 @@ def test_tug_of_war_is_that_of_the_kept_models(uninterrupted):
     assert float(rows[0]["tug-of-war:ToW"]) == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_failed_trial_says_what_it_ended_with_and_the_others_go_on(uninterrupted):
+def test_failed_trial_reports_its_error_and_the_others_continue(uninterrupted):
     comparison, rows = uninterrupted
     assert rows[3]["error"].startswith("NonFiniteError: expected a finite loss, saw NaN or infinity")
     assert rows[3]["accuracy:forget-train"] == rows[3]["fraction"] == ""
@@ -95,7 +95,7 @@ def test_a_failed_trial_says_what_it_ended_with_and_the_others_go_on(uninterrupt
     assert "2 × nothing changed" in page
 
 
-def test_what_is_written(uninterrupted):
+def test_written_files(uninterrupted):
     comparison, _ = uninterrupted
     files = {p.name for p in comparison.folder.iterdir()}
     assert files == {"trials", "trials.csv", "summary.csv", "summary.md", "comparison.json", ".retrained"}
@@ -105,7 +105,7 @@ def test_what_is_written(uninterrupted):
     assert record["config"]["comparison"]["training_seeds"] == [0, 1]
 
 
-def test_a_run_that_is_done_does_nothing_again(small, monkeypatch):
+def test_finished_comparison_runs_nothing(small, monkeypatch):
     only = ["method=[{name='ssd', grid={alpha=[2, 3]}}]", "comparison.training_seeds=[0]"]
     first = compare(small(*only))
     before = {p: p.stat().st_mtime_ns for p in (first.folder / "trials").iterdir()}
@@ -225,7 +225,7 @@ def test_processes_of_torchrun_give_the_same_table_and_do_each_trial_once(small_
     assert all(share == len(done) > 0 for done, share in came)
 
 
-def test_a_killed_run_goes_on_where_it_was(small, small_toml, uninterrupted):
+def test_killed_comparison_resumes(small, small_toml, uninterrupted):
     assert forked.run(compare_until_a_trial, str(small_toml), 4) == -signal.SIGKILL
     comparison = Comparison.plan(small())
     kept = {p.name: p.stat().st_mtime_ns for p in (comparison.folder / "trials").iterdir()}
@@ -240,8 +240,8 @@ def test_a_killed_run_goes_on_where_it_was(small, small_toml, uninterrupted):
 
 
 @pytest.mark.slow  # five processes start
-def test_a_process_that_dies_is_a_row_and_the_others_go_on(small, tmp_path, monkeypatch):
-    # A metric ends the process without a word where nothing was edited: as the system does when memory runs out.
+def test_dead_worker_is_a_failed_row_and_the_others_continue(small, tmp_path, monkeypatch):
+    # A metric kills its process where nothing was edited, as the system does when memory runs out.
     (tmp_path / "dies.py").write_text(
         "import os\n"
         "import attrs\n"
@@ -279,7 +279,7 @@ def test_a_process_that_dies_is_a_row_and_the_others_go_on(small, tmp_path, monk
 
 
 @pytest.mark.slow
-def test_workers_of_a_killed_parent_end_too(small_toml, tmp_path):
+def test_workers_exit_when_their_parent_is_killed(small_toml, tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
         "import os, signal, sys\n"

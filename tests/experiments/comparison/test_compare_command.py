@@ -1,4 +1,4 @@
-"""The command: what it prints, its exit codes, its bar."""
+"""The command: its output, exit codes and progress bar."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ def test_a_failed_trial_is_exit_code_1(small_toml):
     assert "2 trials, 0 to do" in said
 
 
-def test_what_a_user_can_mend_is_exit_code_2(small_toml):
+def test_user_errors_have_exit_code_2(small_toml):
     result, said = call("compare", small_toml, "-s", "comparison.training_sedes=[0]")
     assert result.exit_code == 2
     assert "did you mean 'training_seeds'" in said
@@ -53,7 +53,7 @@ def test_what_a_user_can_mend_is_exit_code_2(small_toml):
 
 @pytest.mark.slow
 def test_ctrl_c_of_the_command_in_several_processes(small_toml, tmp_path):
-    # From a terminal the signal goes to the whole process group; the workers leave it to their parent.
+    # A terminal signals the whole process group; the workers ignore it, and the parent stops them.
     command = [sys.executable, "-m", "unlearnkit", "compare", str(small_toml), "-j", "2"]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -74,7 +74,7 @@ def test_ctrl_c_of_the_command_in_several_processes(small_toml, tmp_path):
     assert 1 <= len(list(rows.glob("*.json"))) < 8
 
 
-def test_the_bar_shows_the_running_ones(capsys):
+def test_progress_bar_shows_running_trials(capsys):
     with counting(2) as tell:
         tell("started", "a model", counts=False)
         tell("done", "a model", counts=False)

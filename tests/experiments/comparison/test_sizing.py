@@ -1,4 +1,4 @@
-"""How many processes, and what they take."""
+"""The number of processes, and their memory."""
 
 import os
 
@@ -39,7 +39,7 @@ def test_the_choice(eight_cores, given, jobs):
     assert choose(**given).jobs == jobs
 
 
-def test_it_says_why(eight_cores):
+def test_choice_of_processes_has_a_reason(eight_cores):
     assert choose(free=400 * MIB).why == (
         "3 processes of 1 thread: 8 cores, 400 MiB free, 100 MiB a process (guessed), 1000000 units of work; 5 cores "
         "idle (comparison.threads uses them inside a trial)"
@@ -47,14 +47,14 @@ def test_it_says_why(eight_cores):
     assert "share one cuda device" in choose(free=400 * MIB, device=GPU).why
 
 
-def test_a_system_that_does_not_say(monkeypatch):
+def test_unknown_memory_is_handled(monkeypatch):
     monkeypatch.setattr("unlearnkit.experiments.comparison.processes.free_memory", lambda: None)
     found = choose(free=None)
     assert found.jobs == 1
     assert "does not say how much memory is free" in found.why
 
 
-def test_the_need_grows_with_the_model_and_follows_what_was_seen():
+def test_estimated_memory_grows_with_the_model_and_uses_measured_peaks():
     small, large = (need_of(nn.Linear(n, 2**10), retrained=3)[0] for n in (1, 2**10))
     assert large - small == pytest.approx(15 * 4 * 2**20, rel=0.01)
     assert need_of(nn.Linear(1, 1), retrained=3, peaks=[100.0, 300.0]) == (
@@ -63,7 +63,7 @@ def test_the_need_grows_with_the_model_and_follows_what_was_seen():
     )
 
 
-def test_the_peak_of_a_block_is_seen_and_the_next_begins_anew():
+def test_peak_memory_is_reset_for_each_block():
     def took(size):
         reset_peak(CPU)
         block = bytearray(size * MIB)
@@ -75,7 +75,7 @@ def test_the_peak_of_a_block_is_seen_and_the_next_begins_anew():
     assert high - low_again > 150 or not os.access("/proc/self/clear_refs", os.W_OK)
 
 
-def test_free_memory_is_within_what_there_is():
+def test_free_memory_is_at_most_the_total():
     free = free_memory()
     assert free is None or 0 <= free <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 

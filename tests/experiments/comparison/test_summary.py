@@ -1,4 +1,4 @@
-"""Means, spreads and words, against numbers worked out by hand and numpy."""
+"""Means, spreads and sentences, against worked examples and numpy."""
 
 import csv
 import io
@@ -60,7 +60,7 @@ def test_a_statistic_is_that_of_pythons_own():
     assert Statistic.of([0.5]).sd is None
 
 
-def test_the_summary_by_hand(done):
+def test_summary_worked_example(done):
     two, huge = summarise(table_of(done))
     assert (two.variant, two.trials, two.failed, two.remarks) == ("ssd alpha=2", 2, 0, "")
     tug = two.measures["tug-of-war:ToW"]

@@ -1,4 +1,4 @@
-"""Which trials there are, and what their keys depend on."""
+"""The list of trials, and what their keys depend on."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def names(config):
     return [(t.forget, t.config.training.seed, t.config.seed, t.variant) for t in trials_of(config)]
 
 
-def test_the_trials_by_hand(small):
+def test_trials_worked_example(small):
     config = small("comparison.unlearning_seeds=[0, 5]", "comparison.forget=[{classes=[3]}, {classes=[7, 8]}]")
     four = ["ssd alpha=2", "ssd alpha=1e+09", "binary-mask", "diverges"]
     assert names(config) == [
@@ -34,7 +34,7 @@ def test_a_trial_has_a_configuration_of_its_own(small):
     assert trial.name == "diverges · classes=3 · training seed 1 · unlearning seed 0"
 
 
-def test_a_grid_is_taken_apart():
+def test_grid_is_expanded_into_variants():
     method = MethodConfig(name="ssd", label="s", options={"epsilon": 0.0}, grid={"alpha": [1, 3], "lam": [1, 2]})
     found = dict(variants(method))
     assert list(found) == ["s alpha=1 lam=1", "s alpha=1 lam=2", "s alpha=3 lam=1", "s alpha=3 lam=2"]
@@ -84,7 +84,7 @@ def key(config):
     return Comparison.plan(config).trials[0].key
 
 
-def test_a_key_depends_on_what_decides_the_result_and_on_nothing_else(small, monkeypatch):
+def test_key_depends_exactly_on_what_determines_the_result(small, monkeypatch):
     usual = key(small())
     for same in ("output='elsewhere'", "method.ssd.label='s'", "tuning.rounds=3", "data.workers=1", "seed=3"):
         assert key(small(same)) == usual, same
@@ -118,7 +118,7 @@ def test_a_tuned_trial_depends_on_the_section_tuning(small):
     assert one != other
 
 
-def test_run_and_tune_refuse_what_is_for_compare(small):
+def test_run_and_tune_refuse_options_of_compare(small):
     from unlearnkit.experiments.run import run
     from unlearnkit.experiments.tune import tune
 

@@ -1,4 +1,4 @@
-"""What several files of tests of the engine set up."""
+"""Shared fixtures of the engine's tests."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture
 def exact_convolutions():
-    """Torch rounds the convolutions of float32 to tf32 on CUDA unless it is told otherwise."""
+    """By default torch rounds float32 convolutions to tf32 on CUDA."""
     switch = torch.backends.cudnn.conv
     before, switch.fp32_precision = switch.fp32_precision, "ieee"
     yield

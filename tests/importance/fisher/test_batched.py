@@ -1,4 +1,4 @@
-"""Parity with the notebook, cell by cell, against its arithmetic written out here; and what makes it no Fisher."""
+"""Parity with the notebook, cell by cell, and why the batched estimate is not the Fisher information."""
 
 import copy
 
@@ -158,7 +158,7 @@ def test_the_updates_and_the_printed_fraction(method, update, normalise):
     assert report.fraction == pytest.approx(moved, abs=1e-12)
     if getattr(method, "alpha", 1.0) >= getattr(method, "lam", 0.0) or isinstance(method, BinaryMask):
         assert report.fraction == pytest.approx(printed, abs=1e-12)
-    else:  # with α < λ the notebook counts weights that its minimum then leaves as they are
+    else:  # with α < λ the notebook also counts weights that min(λ·F_r/F_f, 1) leaves unchanged
         assert report.fraction < printed
 
 
@@ -204,10 +204,10 @@ def test_the_identity_for_any_number_of_batches(rows, alpha, lam, forget_batches
     torch.testing.assert_close(method.edit(theta, f / forget_batches, r / retain_batches), sums, rtol=1e-9, atol=0)
 
 
-# What makes it no Fisher
+# Why it is not the Fisher information
 
 
-def test_by_hand_one_batch_of_two_samples_that_cancel():
+def test_batch_of_two_samples_that_cancel():
     model = nn.Linear(1, 2, bias=False)
     nn.init.zeros_(model.weight)
     batch = (torch.tensor([[2.0], [2.0]]), torch.tensor([0, 1]))

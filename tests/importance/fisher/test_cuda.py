@@ -26,7 +26,7 @@ def test_all_families_equal_one_sample_at_a_time_on_the_cpu():
     assert sum(one.count for one in found.groups.values()) == 12
 
 
-def test_no_batch_makes_the_host_wait():
+def test_no_batch_synchronises_with_the_device():
     model, (first, second, third) = everything(torch.float32).to(DEVICE), mixed(6, 6, 6, dtype=torch.float32)
     for estimator in (DiagonalFisher(), SketchedFisher()):
         run = estimator.accumulator(model.eval(), objective=Labelled())
@@ -51,7 +51,7 @@ def pictures(n):
     return torch.randn(n, 3, 32, 32, device=DEVICE), torch.randint(0, 5, (n,), device=DEVICE)
 
 
-def test_running_out_of_memory_halves_the_batch():
+def test_out_of_memory_halves_the_batch():
     model, batch = wide(), pictures(4096)
     expected = DiagonalFisher(chunk=256).estimate(model, [batch], objective=CrossEntropy()).totals
     torch.cuda.empty_cache()

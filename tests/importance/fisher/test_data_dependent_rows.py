@@ -12,7 +12,7 @@ WIDTH, CLASSES = 6, 4
 
 
 class Parts(nn.Module):
-    """A layer on rows, which are added up for each sample before the head."""
+    """A layer on rows, which are summed for each sample before the head."""
 
     def __init__(self):
         super().__init__()
@@ -28,7 +28,7 @@ class Parts(nn.Module):
 
 
 class Unpadded(Parts):
-    """Tokens that are not padding, as one long list."""
+    """Tokens that are not padding, concatenated over the samples."""
 
     def forward(self, t):
         who, where = (t != 0).nonzero(as_tuple=True)
@@ -43,7 +43,7 @@ class Masked(Parts):
 
 
 class Edges(Parts):
-    """Messages along edges, which are pairs of nodes; nodes of all graphs stand in one list."""
+    """Messages along edges between nodes; the nodes of all graphs are concatenated."""
 
     def forward(self, t):
         nodes, graph = self.e(t).flatten(0, 1), torch.arange(len(t)).repeat_interleave(t.shape[1])
@@ -53,7 +53,7 @@ class Edges(Parts):
 
 
 class Queues(Parts):
-    """Tokens in the order of their experts, and back."""
+    """Tokens sorted by their experts, and back."""
 
     def forward(self, t):
         x = self.e(t).flatten(0, 1)
@@ -64,7 +64,7 @@ class Queues(Parts):
 
 
 class Split(Parts):
-    """Lengths read by Python."""
+    """Lengths read in Python."""
 
     def forward(self, t):
         lengths = (t != 0).sum(1).tolist()
@@ -93,7 +93,7 @@ def batch(lengths, seed):
 
 @pytest.mark.parametrize("make", MODELS)
 @pytest.mark.parametrize("options", [{}, {"recheck": 1}, {"chunk": 2}], ids=str)
-def test_owners_are_those_of_each_batch(make, options):
+def test_row_owners_are_derived_for_each_batch(make, options):
     data = [batch(lengths, seed) for seed, lengths in enumerate(LENGTHS)]
     engine_only(make().double(), data, tolerance=1e-9, **options)
 
@@ -110,7 +110,7 @@ def test_groups_within_a_batch(make):
 
 
 class Repeated(Parts):
-    """As many rows for each sample as its first token says: up to 361."""
+    """The first token of each sample gives its number of rows: up to 361."""
 
     def forward(self, t):
         times = t[:, 0] ** 2
@@ -118,5 +118,5 @@ class Repeated(Parts):
         return self.together(self.rows(self.e(t[:, 0]).repeat_interleave(times, 0)), who, len(t))
 
 
-def test_rows_of_very_uneven_number():
+def test_samples_with_very_different_numbers_of_rows():
     engine_only(Repeated().double(), [batch([6] * 4, seed) for seed in range(4)], tolerance=1e-9)

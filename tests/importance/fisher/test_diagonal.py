@@ -41,7 +41,7 @@ class Dict(nn.Module):
 
 
 class ByValue(nn.Module):
-    """Looks at a number before it goes on: vmap cannot."""
+    """Branches on a tensor's value, which vmap does not support."""
 
     def __init__(self):
         super().__init__()
@@ -53,7 +53,7 @@ class ByValue(nn.Module):
 
 
 class ByValueAgain(ByValue):
-    """Another class, so that the one warning is not spent."""
+    """Another class, because each class warns once."""
 
 
 def mlp():
@@ -127,7 +127,7 @@ def cut(batch, size):
 
 
 def oracle(model, batch):
-    """Σ_i (∂ loss_i / ∂θ)², one sample at a time, float64, plain autograd, −log softmax by hand."""
+    """Σ_i (∂ loss_i / ∂θ)², one sample at a time, float64, plain autograd, −log softmax written out."""
     model = copy.deepcopy(model).double().eval()
     totals = {n: torch.zeros_like(p) for n, p in model.named_parameters() if p.requires_grad}
     x, y = batch
@@ -155,7 +155,7 @@ def estimate(model, batches, *, objective=CE, **options):
     return DiagonalFisher(**options).estimate(model, batches, objective=objective, role="forget")
 
 
-def test_by_hand_a_weight_at_zero():
+def test_worked_example_with_a_weight_at_zero():
     model = nn.Linear(1, 2, bias=False).double()
     nn.init.zeros_(model.weight)
     batch = (torch.tensor([[2.0], [4.0], [6.0]], dtype=torch.float64), torch.tensor([0, 1, 1]))
@@ -186,7 +186,7 @@ def test_totals_do_not_depend_on_batch_size_order_or_chunk(name):
 
 @SETTINGS
 @given(st.integers(1, 6), st.integers(1, 3), st.integers(1, 3))
-def test_two_parts_add_up_to_the_whole_and_a_part_can_be_taken_away(part, size, other):
+def test_totals_of_parts_add_and_subtract(part, size, other):
     model, batch = make("mlp", dtype=torch.float64)
     a, b = tuple(t[:part] for t in batch), tuple(t[part:] for t in batch)
     one, two, whole = (estimate(model, cut(data, s)) for data, s in ((a, size), (b, other), (batch, 4)))
@@ -231,7 +231,7 @@ def test_half_precision_is_squared_and_added_in_float32(dtype):
     assert found.fingerprint.precision.startswith(f"gradients {str(dtype).removeprefix('torch.')}")
 
 
-def test_a_model_that_vmap_cannot_do_is_exact_and_warned_of_at_most_once():
+def test_model_without_vmap_is_exact_and_warns_at_most_once():
     torch.manual_seed(0)
     model, batch = ByValue(), flat(7, torch.float32)
     with warnings.catch_warnings(record=True) as issued:
@@ -291,6 +291,6 @@ def test_two_runs_give_the_same_bits():
 
 
 @pytest.mark.parametrize("name", ["mlp", "tied"])
-def test_the_whole_does_not_hold_the_graph(name):
+def test_result_does_not_hold_the_graph(name):
     model, batch = make(name)
     assert not any(t.requires_grad for t in estimate(model, [batch]).totals.values())

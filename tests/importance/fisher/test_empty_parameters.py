@@ -1,4 +1,4 @@
-"""Parameters without elements, and parameters that nothing uses."""
+"""Empty parameters, and unused parameters."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class Hollow(nn.Module):
-    """Layers of no width, an empty parameter in the sum, and two layers that are never called."""
+    """Layers of width 0, an empty parameter in a sum, and two unused layers."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What is done otherwise on a CUDA device, held on the CPU."""
+"""Code paths for CUDA, tested on the CPU."""
 
 import pytest
 import torch
@@ -22,13 +22,13 @@ def chunks(device, samples, elements, bound):
         return len(list(slot.chunks(samples, elements, bound=bound)))
 
 
-def test_a_device_takes_as_many_samples_at_a_time_as_memory_allows():
-    """What keeps a core's cache warm would start thousands of small operations on a device."""
+def test_chunks_on_a_device_are_limited_only_by_memory():
+    """Chunks that fit a CPU cache would start thousands of small operations on a device."""
     assert chunks("cpu", 256, 64 * 112 * 112, 1 << 20) == 256
     assert chunks("cuda", 256, 64 * 112 * 112, 1 << 20) == 13
 
 
-def test_both_ways_of_adding_all_totals_up_see_what_is_not_finite():
+def test_both_accumulation_paths_detect_non_finite_totals():
     fine = [torch.rand(5), torch.rand(2, 3, dtype=torch.float64), torch.rand(0)]
     assert float(sum_at_once(fine)) == pytest.approx(float(sum_in_turn(fine)))
     for bad in (float("nan"), float("inf")):
@@ -45,7 +45,7 @@ def test_squares_in_one_pass_are_those_of_two(scale):
     assert squares_in_one_pass(several).isnan().sum() == 1
 
 
-def test_a_weight_and_its_bias_share_what_is_converted():
+def test_weight_and_bias_share_the_converted_gradient():
     class Counts(TorchDispatchMode):
         seen = 0
 
@@ -66,7 +66,7 @@ def test_a_weight_and_its_bias_share_what_is_converted():
     assert found[True] == found[False] > 0
 
 
-def test_the_two_sum_is_the_same_in_larger_pieces(monkeypatch):
+def test_two_sum_does_not_depend_on_the_piece_size(monkeypatch):
     torch.manual_seed(0)
     found = []
     for step in (7, 100):
@@ -79,7 +79,7 @@ def test_the_two_sum_is_the_same_in_larger_pieces(monkeypatch):
     assert torch.equal(*found)
 
 
-def test_a_kind_of_batch_is_sure_after_so_many_passes_of_its_largest_size():
+def test_batch_shape_is_trusted_after_n_passes_of_its_largest_size():
     fitted = Fitted(2)
     for size, sure in ((4, False), (4, True), (3, True), (5, False), (4, False), (5, True)):
         fitted.well("kind", size)
@@ -92,12 +92,12 @@ def test_a_kind_of_batch_is_sure_after_so_many_passes_of_its_largest_size():
 
 
 class Fails(nn.Module):
-    """Runs out of memory in some passes of many samples: going forward, or half way back."""
+    """Runs out of memory in some passes of many samples, in the forward or the backward pass."""
 
     def __init__(self, *passes, forward=False):
         super().__init__()
         self.passes, self.forward_too = passes, forward
-        self.large = -1  # the first time it is only looked whose rows are whose
+        self.large = -1  # the first pass is the probe
 
     def forward(self, x):
         if len(x) > 3:
@@ -129,20 +129,20 @@ def estimate(model, data, monkeypatch):
     return DiagonalFisher().estimate(model, data, objective=CrossEntropy()).totals
 
 
-def test_a_second_pass_that_does_not_fit_beside_its_own_totals_is_added_directly(monkeypatch, recwarn):
+def test_pass_that_does_not_fit_beside_its_own_totals_is_added_directly(monkeypatch, recwarn):
     seen = estimate(network(2), batches(5), monkeypatch)
     assert distance(seen, oracle(network(), batches(5))) < 1e-5
     assert not [w for w in recwarn if issubclass(w.category, UnlearnKitWarning)], "nothing was halved"
 
 
-def test_it_is_halved_when_that_does_not_fit_either_and_nothing_was_added(monkeypatch):
+def test_out_of_memory_before_any_addition_halves_the_batch(monkeypatch):
     model = network(2, 3, forward=True)
     with pytest.warns(UnlearnKitWarning, match="out of memory with 8 samples"):
         seen = estimate(model, batches(5), monkeypatch)
     assert distance(seen, oracle(network(), batches(5))) < 1e-5
 
 
-def test_and_it_is_an_error_when_something_was(monkeypatch):
+def test_out_of_memory_after_an_addition_is_an_error(monkeypatch):
     with pytest.raises(torch.OutOfMemoryError) as caught:
         estimate(network(2, 3), batches(5), monkeypatch)
     assert any("whose like had fitted before" in note for note in caught.value.__notes__)

@@ -15,7 +15,7 @@ TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
 class Small(nn.Module):
-    """A convolution of every kernel, a depthwise one, norms, tokens of attention and a class token."""
+    """A convolution for every kernel, a depthwise one, norms, attention and a class token."""
 
     def __init__(self):
         super().__init__()
@@ -85,7 +85,7 @@ def test_absolute_values_and_the_gradient(dtype, kernels, size):
         )
         for data in (batches(x, y, size), batches(x, y, 13))
     )
-    scale = expected.absolute.mean()  # what is added up to a gradient may cancel, down to its rounding
+    scale = expected.absolute.mean()  # the terms of a gradient may cancel, up to rounding
     assert furthest(seen.absolute.totals, expected.absolute.totals) < TOLERANCE[dtype]
     for name, gradient in expected.gradient.items():
         assert (seen.gradient[name] - gradient).abs().max() < TOLERANCE[dtype] * scale[name].max(), name

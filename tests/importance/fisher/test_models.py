@@ -1,4 +1,4 @@
-"""Whole models through the engine, against one sample at a time in float64."""
+"""Complete models in the engine, against one sample at a time in float64."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def images(*sizes, side=8, classes=5):
 
 
 def spread(model):
-    """Move every weight away from its initial value: zeros hide mistakes."""
+    """Randomise every weight: zeros hide mistakes."""
     torch.manual_seed(2)
     with torch.no_grad():
         for p in model.parameters():
@@ -214,7 +214,7 @@ def test_functional_call_on_the_models_own_weights():
     engine_only(Called(), images(4))
 
 
-def test_experts_that_see_some_of_the_samples_only():
+def test_experts_that_get_only_some_samples():
     engine_only(spread(Experts()), images(5, 4))
 
 
@@ -225,7 +225,7 @@ def test_vmap_is_not_trusted_blindly():
     assert distance(squares(batch), oracle(model, [batch])) < 1e-4
 
 
-def test_samples_that_mix_are_found_out():
+def test_cross_sample_dependence_is_detected():
     class Mixing(nn.Module):
         def __init__(self):
             super().__init__()
@@ -307,7 +307,7 @@ def test_torchvision(name):
     engine_only(model, [(x.double(), y) for x, y in data], tolerance=1e-8)
 
 
-def test_a_head_of_zeros_hides_nothing():
+def test_zero_initialised_head_does_not_hide_layers_from_the_probe():
     """A fresh vision transformer's head is zero, so that no gradient reaches its body in the probe."""
     torch.manual_seed(0)
     model = TORCHVISION["vit"]().eval()

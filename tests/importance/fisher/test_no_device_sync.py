@@ -1,4 +1,4 @@
-"""What would make a CUDA device wait in every batch, looked for on the CPU."""
+"""Operations that would synchronise with a CUDA device in every batch, detected on the CPU."""
 
 from contextlib import ExitStack
 from functools import partial
@@ -25,17 +25,17 @@ from unlearnkit.importance.fisher.rules.normalisation import BatchNormRule
 from unlearnkit.models.objective import Autocast
 
 pytestmark = pytest.mark.filterwarnings("ignore:no rule for")
-SENT = ["lift_fresh"]  # the order of the samples: pinned, and sent without waiting
+SENT = ["lift_fresh"]  # the order of the samples: pinned, and copied asynchronously
 
 
 @pytest.fixture(autouse=True)
 def late_looks(monkeypatch):
-    """Looks for NaN are collected, as they are on a CUDA device, and read at the end."""
+    """Checks for NaN are collected, as on a CUDA device, and read at the end."""
     monkeypatch.setattr(finite, "on_device", lambda _: True)
 
 
 def watched(run, batch):
-    """Add a batch, and return what would have waited."""
+    """Add a batch, and return the operations that would have synchronised."""
     with Reads() as reads, Waits() as waits:
         run.add(batch)
     return reads.seen + waits.seen
@@ -43,7 +43,7 @@ def watched(run, batch):
 
 @pytest.mark.parametrize("extras", [{}, {"absolute": True, "gradient": True}])
 @pytest.mark.parametrize("keys", [(), [0, 1, 0, 2, 1, 0]])
-def test_a_batch_like_one_before_makes_no_device_wait(extras, keys):
+def test_repeated_batch_shape_causes_no_sync(extras, keys):
     """All families, groups and extras."""
     groups = (lambda: keys) if keys else None
     run = start(DiagonalFisher(), everything(), objective=Labelled(), keys=groups, **extras)
@@ -54,7 +54,7 @@ def test_a_batch_like_one_before_makes_no_device_wait(extras, keys):
 
 
 class Sequences(nn.Module):
-    """Recurrent layers, whose weights are used many times and added at the end of the pass."""
+    """Recurrent layers, whose weights are used at every step."""
 
     def __init__(self):
         super().__init__()
@@ -70,7 +70,7 @@ def sequences(*sizes):
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate": "compensated"}, {"accumulate": "float64"}, {"chunk": 2}])
-def test_recurrent_layers_and_ways_of_adding_make_none_wait_either(options):
+def test_recurrent_layers_and_accumulation_options_cause_no_sync(options):
     groups = iter([[0, 0, 1, 1, 1, 2], [0, 1, 0, 2, 1, 2]])
     run = start(DiagonalFisher(**options), Sequences(), objective=CrossEntropy(), keys=lambda: next(groups))
     first, second = sequences(6, 6)
@@ -80,7 +80,7 @@ def test_recurrent_layers_and_ways_of_adding_make_none_wait_either(options):
 
 @pytest.mark.parametrize("estimator", [DiagonalFisher(), SketchedFisher()])
 @pytest.mark.parametrize("objective", [CrossEntropy(), Autocast()])
-def test_bfloat16_and_the_sketch_make_none_wait(estimator, objective):
+def test_bfloat16_and_the_sketch_cause_no_sync(estimator, objective):
     run = estimator.accumulator(Sequences().eval(), objective=objective)
     first, second = sequences(6, 6)
     run.add(first)
@@ -88,7 +88,7 @@ def test_bfloat16_and_the_sketch_make_none_wait(estimator, objective):
 
 
 @pytest.mark.parametrize("options", [{}, {"weights": "equal", "reduction": "sum"}])
-def test_squares_of_batches_make_none_wait_and_are_the_same(options):
+def test_batch_squares_cause_no_sync_and_are_the_same(options):
     fisher, model, data = BatchedDiagonalFisher(**options), Sequences().eval(), sequences(6, 6, 3)
     run = InOrder(partial(fisher.estimate_batch, model, objective=CrossEntropy()))
     run.add(data[0])
@@ -100,7 +100,7 @@ def test_squares_of_batches_make_none_wait_and_are_the_same(options):
         torch.testing.assert_close(seen.totals[name], total)
 
 
-def test_their_nan_is_found_at_the_end():
+def test_nan_is_detected_at_the_end():
     model, data = Sequences().eval(), sequences(6, 6, 6)
     data[1][0][2, 1, 0] = float("nan")
     run = InOrder(partial(BatchedDiagonalFisher().estimate_batch, model, objective=CrossEntropy()))
@@ -111,7 +111,7 @@ def test_their_nan_is_found_at_the_end():
 
 
 class FromTheSecond:
-    """A progress bar that watches all batches but the first, and the loop around them."""
+    """A progress bar that records operations from the second batch on, the loop included."""
 
     def __init__(self):
         self.reads, self.waits = Reads(), Waits()
@@ -129,7 +129,7 @@ class FromTheSecond:
         return self.reads.seen + self.waits.seen
 
 
-def test_nor_does_the_loop_around_them(monkeypatch):
+def test_estimate_loop_causes_no_sync(monkeypatch):
     monkeypatch.setattr("unlearnkit.importance.provenance.digest", lambda _: b"")  # reads batches where they were
     around = FromTheSecond()
     DiagonalFisher().estimate(everything(), mixed(6, 6, 6), objective=Labelled(), progress=around)
@@ -139,7 +139,7 @@ def test_nor_does_the_loop_around_them(monkeypatch):
     assert around.seen == SENT * 2
 
 
-def test_nor_do_images_that_are_finished_on_the_device():
+def test_device_transform_causes_no_sync():
     finish = DeviceTransform(image_size=8)
     first, *rest = (Deferred(raw=torch.randint(256, (4, 3, 6, 6), dtype=torch.uint8), finish=finish) for _ in range(3))
     list(feed([first], torch.device("cpu")))
@@ -150,8 +150,8 @@ def test_nor_do_images_that_are_finished_on_the_device():
 
 @pytest.mark.parametrize("fetch", [everything, Sequences])
 @pytest.mark.parametrize("budget", [1, 1 << 26])
-def test_no_rule_waits_on_a_device_where_other_kernels_are_chosen(fetch, budget, monkeypatch):
-    """What each rule was handed is handed to it again as CUDA tensors without numbers, which nothing can read."""
+def test_no_rule_synchronises_on_fake_cuda_tensors(fetch, budget, monkeypatch):
+    """Each rule runs again on fake CUDA tensors, whose values nothing can read."""
     uses, ordinary = [], collect._hand_on
 
     def hand_on(use, part):
@@ -178,7 +178,7 @@ def test_no_rule_waits_on_a_device_where_other_kernels_are_chosen(fetch, budget,
     assert len(uses) > len(named) / 2
 
 
-def test_on_a_device_a_norm_takes_few_operations_however_many_samples():
+def test_number_of_operations_of_a_norm_does_not_depend_on_samples_on_a_device():
     mode = FakeTensorMode()
     with mode, torch.no_grad(), Waits() as waits:
         x, w = torch.empty(256, 1, 64, 56, 56, device="cuda"), torch.empty(64, device="cuda")
@@ -188,7 +188,7 @@ def test_on_a_device_a_norm_takes_few_operations_however_many_samples():
     assert waits.count < 200
 
 
-def test_the_tests_would_see_it():
+def test_sync_operations_are_detected():
     with Reads() as reads, Waits() as waits:
         bool(torch.ones(1).any())
         torch.unique(torch.ones(3))

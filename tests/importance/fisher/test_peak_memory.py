@@ -1,4 +1,4 @@
-"""How much a pass holds, counted by torch's own allocator: no neighbour and no C library has a say in it."""
+"""Peak memory of a pass, counted by torch's own allocator: independent of other processes and the C library."""
 
 import gc
 
@@ -40,7 +40,7 @@ def images():
 
 
 class Recurrent(nn.Module):
-    """Its weights across are used at every step."""
+    """Its recurrent weights are used at every step."""
 
     def __init__(self):
         super().__init__()
@@ -88,8 +88,8 @@ def weights_of(model, itemsize=4):
     ("accumulate", "times", "budget"),
     [("float32", 2, 4), ("compensated", 3, 4), ("float64", 4, 64)],
 )
-def test_an_estimate_holds_little_more_than_a_plain_pass(kind, accumulate, times, budget):
-    """At most twice the weights and the budget: the weights as they were, to put them back, and the totals.
+def test_estimate_needs_little_more_memory_than_a_plain_pass(kind, accumulate, times, budget):
+    """At most twice the weights and the budget: a copy of the weights for restoring, and the totals.
 
     A batch that is added apart from the rest takes another set of totals in the place of the gradients. Totals in
     float64 are as large as two sets; what rounding loses is one more.
@@ -104,7 +104,7 @@ def test_an_estimate_holds_little_more_than_a_plain_pass(kind, accumulate, times
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_the_first_pass_holds_no_more_than_a_plain_one(kind):
+def test_first_pass_needs_no_more_memory_than_a_plain_one(kind):
     """A pass holds its totals in the place of the gradients; the probe before it compares without copies of these."""
     model, batch = made(kind)
     run = DiagonalFisher(memory_budget=4).accumulator(model, objective=CrossEntropy())
@@ -112,8 +112,8 @@ def test_the_first_pass_holds_no_more_than_a_plain_one(kind):
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_a_later_pass_holds_no_more_besides_the_totals(kind):
-    """No gradient of a weight is formed; in its place are what is packed for a kernel and what waits for other uses."""
+def test_later_pass_holds_no_more_than_a_plain_one_plus_totals(kind):
+    """No weight gradient is computed; memory goes to buffers of kernels and operands of shared weights instead."""
     model, batch = made(kind)
     run = DiagonalFisher(memory_budget=4, recheck=0).accumulator(model, objective=CrossEntropy())
     run.add(batch)
@@ -121,7 +121,7 @@ def test_a_later_pass_holds_no_more_besides_the_totals(kind):
 
 
 class Words(nn.Module):
-    """A vocabulary that is large beside the model: logits of 4 MiB for weights of 1."""
+    """A large vocabulary: logits of 4 MiB for weights of 1 MiB."""
 
     def __init__(self):
         super().__init__()
@@ -155,7 +155,7 @@ def test_at_most_a_quarter_more_than_a_pass_that_keeps_its_gradients(make, draw,
     assert max(first, later) <= 1.25 * peak(lambda: plain(model, batch))
 
 
-def test_deriving_the_owners_of_rows_takes_no_more():
+def test_deriving_row_owners_stays_within_the_memory_bound():
     """The first batch of a shape keeps its graph for a second backward pass."""
     layers = [layer for _ in range(6) for layer in (nn.Conv2d(8, 8, 3, padding=1), nn.Tanh())]
     torch.manual_seed(0)
@@ -167,8 +167,8 @@ def test_deriving_the_owners_of_rows_takes_no_more():
 
 @pytest.mark.parametrize("kernels", ["auto", "fixed"])
 @pytest.mark.parametrize("kind", CASES)
-def test_a_pass_leaves_its_totals_and_nothing_else(kind, kernels):
-    """What is left in cycles would be found when Python next collects garbage, which is any time or none."""
+def test_pass_leaves_only_its_totals(kind, kernels):
+    """Memory in reference cycles is freed only when the garbage collector runs."""
     model, batch = made(kind)
     run = DiagonalFisher(kernels=kernels, recheck=0).accumulator(model, objective=CrossEntropy())
     gc.collect()
@@ -182,7 +182,7 @@ def test_a_pass_leaves_its_totals_and_nothing_else(kind, kernels):
     assert rests[1:] == [0, 0]
 
 
-def test_the_fallback_keeps_to_it_too():
+def test_fallback_stays_within_the_memory_bound():
     class Packed(nn.Module):
         def __init__(self):
             super().__init__()
@@ -213,6 +213,6 @@ def test_shared_weights_are_cut_into_chunks():
     model, batch = Twice(), (torch.randn(16, 64, 16, 16), torch.randint(0, 5, (16,)))
     ordinary = peak(lambda: plain(model, batch))
     ours = peak(lambda: DiagonalFisher(memory_budget=8).estimate(model, [batch], objective=CrossEntropy()))
-    kept = 2 * 2 * batch[0].numel() * 4  # inputs and gradients of both uses wait for the end of the pass
+    kept = 2 * 2 * batch[0].numel() * 4  # inputs and gradients of both uses are held until the end of the pass
     assert ours <= ordinary + kept + 8 * MIB
     engine_only(model, [batch])

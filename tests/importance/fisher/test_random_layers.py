@@ -1,4 +1,4 @@
-"""Norms, direct parameters, activations and attention on drawn shapes, dtypes and batch sizes."""
+"""Norms, direct parameters, activations and attention with random shapes, dtypes and batch sizes."""
 
 import torch
 from fisher_models import Uses

@@ -1,4 +1,4 @@
-"""What rounding may do to sums and squares, and what is said about it."""
+"""Rounding of sums and squares, and the warnings about it."""
 
 import warnings
 
@@ -16,7 +16,7 @@ from unlearnkit.importance.fisher.engine.totals import Totals, add_exactly
 
 @attrs.frozen
 class Linear(Objective):
-    """A loss whose gradient is what stands in the batch."""
+    """A loss whose gradient is the batch."""
 
     factor: float = 1.0
 
@@ -37,11 +37,11 @@ def total(batches, **options):
 
 
 def nasty():
-    """2²⁴ first, then a thousand ones: float32 rounds each of them away."""
+    """2²⁴, then a thousand ones: float32 rounds each of them away."""
     return [(torch.full((1, 1), 4096.0),), *[(torch.ones(1, 1),)] * 1000]
 
 
-def test_a_nasty_sum():
+def test_float32_sum_loses_small_terms_that_float64_and_compensated_keep():
     assert float(total(nasty())) == 2**24
     assert float(total(nasty(), accumulate="float64")) == 2**24 + 1000
     compensated = total(nasty(), accumulate="compensated")
@@ -50,7 +50,7 @@ def test_a_nasty_sum():
 
 
 @given(st.lists(st.floats(0, 2.0**100, width=32), min_size=1, max_size=40))
-def test_a_compensated_sum_is_as_good_as_a_double_one(terms):
+def test_compensated_sum_is_as_accurate_as_float64(terms):
     t = Totals({"w": torch.zeros(1)}, double=False, memory=1, compensated=True)
     for term in terms:
         t.begin()
@@ -82,7 +82,7 @@ def test_compensation_does_not_change_what_is_estimated():
 
 @pytest.mark.parametrize("sizes", [(4, 4), (1, 1)])
 def test_squares_that_vanish_are_counted_for_each_parameter(sizes):
-    """Gradients of 1e-25 and 1e-20: the first squares are 0 in float32, the second have few digits."""
+    """Gradients of 1e-25 and 1e-20: their squares are 0 and subnormal in float32."""
     rows = torch.tensor([1e-25, 1e-20, 1.0, 0.0])
     data = [(rows.expand(n, 4).clone(),) for n in sizes]
     with pytest.warns(
@@ -93,14 +93,14 @@ def test_squares_that_vanish_are_counted_for_each_parameter(sizes):
 
 
 @pytest.mark.parametrize("options", [{"accumulate": "float64"}, {}])
-def test_nothing_is_said_where_nothing_is_lost(options):
+def test_no_warning_without_underflow(options):
     rows = torch.tensor([1e-25, 1e-20, 1.0, 0.0]) if options else torch.tensor([1e-15, 0.0, 1.0, 0.0])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         DiagonalFisher(**options).estimate(Row(4), [(rows.expand(3, 4).clone(),)], objective=Linear())
 
 
-def test_a_tiny_gradient_beside_large_ones_is_no_loss():
+def test_tiny_gradients_beside_large_ones_do_not_warn():
     rows = torch.tensor([[1e-25], [1.0], [1.0]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""The random-sign sketch: unbiased, seeded, and as far off as it says."""
+"""The random-sign sketch: unbiased, seeded, with the stated relative error."""
 
 import attrs
 import pytest
@@ -69,12 +69,12 @@ def spread(data, **options):
 
 
 @pytest.mark.parametrize(("sizes", "probes"), [((4, 4, 4), 1), ((8, 2), 3), ((1, 5, 1, 1), 2)])
-def test_evenly_spread_gradients_are_off_by_what_the_result_says(sizes, probes):
+def test_relative_error_is_exact_for_evenly_spread_gradients(sizes, probes):
     found = even(signs(*sizes), probes=probes).relative_error
     assert spread(signs(*sizes), probes=probes) == pytest.approx(found, rel=0.12)
 
 
-def test_the_error_by_hand():
+def test_relative_error_worked_example():
     assert even(signs(4, 4), probes=2).relative_error == pytest.approx((2 * (12 + 12) / 2) ** 0.5 / 8)
     assert even(signs(1, 1, 1)).relative_error == 0.0
     assert SketchedFisher(probes=2).relative_error({50: 98}) == pytest.approx(0.1)
@@ -82,7 +82,7 @@ def test_the_error_by_hand():
     assert 0.95 * bound < SketchedFisher(probes=2).relative_error({32: 16}) < bound
 
 
-def test_two_passes_with_one_seed_are_off_alike():
+def test_errors_of_two_passes_with_one_seed_are_correlated():
     """Their variances do not add: if they did, the sum of two equal halves would be off by √½ of the error of one."""
     half = signs(4, 4)
     one = even(half)
@@ -105,7 +105,7 @@ def test_one_sample_per_batch_is_exact():
     assert all(torch.allclose(seen[n], exact[n], rtol=1e-5) for n in exact)
 
 
-def test_the_seed_decides():
+def test_result_depends_on_the_seed():
     model, data = problem()
     one, same, other = (sketch(model, data, seed=seed).totals["0.weight"] for seed in (1, 1, 2))
     assert torch.equal(one, same)

@@ -1,4 +1,4 @@
-"""Totals per group and the other quantities of one pass, each against the slow way."""
+"""Totals per group and the other statistics of one pass, each against a slow reference."""
 
 import attrs
 import pytest
@@ -79,7 +79,7 @@ def test_absolute_gradients():
 
 
 class Loops(nn.Module):
-    """A recurrent network on packed sequences, which the engine does not go into."""
+    """A recurrent network on packed sequences, which falls back to one sample at a time."""
 
     def __init__(self):
         super().__init__()
@@ -90,7 +90,7 @@ class Loops(nn.Module):
         return self.cell(packed)[1][0][-1]
 
 
-def test_everything_in_the_fallback_too():
+def test_fallback_supports_every_statistic():
     torch.manual_seed(0)
     model = Loops().double()
     data = [(torch.randn(n, 4, 2).double(), torch.arange(n) % 2, torch.randn(n).double()) for n in (5, 4)]
@@ -118,7 +118,7 @@ def test_keys_are_one_for_each_sample():
             estimate_groups(model, data, objective=CrossEntropy(), key=key)
 
 
-def test_keys_wait_for_batches_that_are_fetched_ahead():
+def test_keys_match_prefetched_batches():
     model, data = nn.Linear(3, 3), [(torch.randn(n, 3), torch.arange(n) % 3) for n in (4, 2, 3)]
     ahead = lambda batches, what, total: list(batches)  # noqa: ARG005, E731
     seen = estimate_groups(model, data, objective=CrossEntropy(), key=1, progress=ahead)
@@ -126,7 +126,7 @@ def test_keys_wait_for_batches_that_are_fetched_ahead():
     assert all(torch.equal(seen[k].totals["weight"], expected[k].totals["weight"]) for k in expected)
 
 
-def test_without_extras_there_are_none():
+def test_statistics_are_none_unless_requested():
     model = nn.Linear(3, 3)
     found = fisher_statistics(model, [(torch.randn(4, 3), torch.arange(4) % 3)], objective=CrossEntropy())
     assert (found.absolute, found.gradient, found.batched, dict(found.groups)) == (None, None, None, {})

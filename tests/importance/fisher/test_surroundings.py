@@ -1,4 +1,4 @@
-"""What stands around an estimate must not change it: autocast, inference mode, default dtype, odd buffers."""
+"""An estimate does not depend on its surroundings: autocast, inference mode, default dtype, unusual buffers."""
 
 import contextlib
 
@@ -70,7 +70,7 @@ class Masked(nn.Module):
         return self.h(self.a(x, x, x, attn_mask=self.mask)[0]).transpose(1, 2)
 
 
-def test_a_mask_of_minus_infinity_is_no_damage():
+def test_causal_mask_of_minus_infinity_is_accepted():
     torch.manual_seed(0)
     tokens = torch.randint(0, 11, (4, 6))
     engine_only(Masked(), [(tokens, tokens)])
@@ -106,7 +106,7 @@ class Holds(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor", "ignore:Sparse")
 @pytest.mark.parametrize("kind", BUFFERS)
-def test_buffers_are_the_models_business(kind):
+def test_buffers_of_any_kind_are_accepted(kind):
     torch.manual_seed(0)
     model, data = Holds(BUFFERS[kind]()), [(torch.randn(4, 6), torch.randint(0, 5, (4,)))]
     seen = DiagonalFisher().estimate(model, data, objective=CrossEntropy())
@@ -121,7 +121,7 @@ def _like(model):
 
 
 class Counts(nn.Module):
-    """Writes a buffer in each forward pass, as observers of quantisation do."""
+    """Writes a buffer in each forward pass, like quantisation observers."""
 
     def __init__(self):
         super().__init__()
@@ -143,7 +143,7 @@ class Squeezes(nn.Module):
 
 
 class Caches(nn.Module):
-    """Keeps a tensor made of its weights from one pass to the next, as LeViT's attention does in eval mode."""
+    """Caches a tensor computed from its weights between passes, like LeViT's attention in eval mode."""
 
     def __init__(self):
         super().__init__()
@@ -177,7 +177,7 @@ def test_the_error_names_what_the_model_does(kind):
 
 
 class Fused(torch.autograd.Function):
-    """A kernel that takes a parameter; torch shows no call."""
+    """A custom function of a parameter that torch does not expose as a call."""
 
     @staticmethod
     def forward(ctx, x, w):
@@ -191,7 +191,7 @@ class Fused(torch.autograd.Function):
 
 
 class HalfHidden(nn.Module):
-    """One weight, used by a linear layer and, a little, by a function that nobody sees."""
+    """One weight, used by a linear layer and, slightly, by a hidden function."""
 
     def __init__(self):
         super().__init__()
@@ -205,7 +205,7 @@ class HalfHidden(nn.Module):
     ("dtype", "tolerance"),
     [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 0.02), (torch.float16, 0.003)],
 )
-def test_an_unseen_use_of_a_weight_is_noticed_in_any_precision(dtype, tolerance):
+def test_hidden_use_of_a_weight_is_detected_in_any_precision(dtype, tolerance):
     torch.manual_seed(0)
     model = HalfHidden().to(dtype)
     data = [(torch.randn(8, 16).to(dtype), torch.randint(0, 5, (8,))) for _ in range(4)]
@@ -215,7 +215,7 @@ def test_an_unseen_use_of_a_weight_is_noticed_in_any_precision(dtype, tolerance)
 
 
 class Leaks(nn.Module):
-    """A tenth of the mean over the batch, without a gradient, is in every sample."""
+    """Adds a tenth of the batch mean, detached, to every sample."""
 
     def __init__(self):
         super().__init__()
@@ -227,7 +227,7 @@ class Leaks(nn.Module):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
-def test_mixing_below_the_rounding_of_half_precision_is_found(dtype, tolerance):
+def test_dependence_below_half_precision_rounding_is_detected(dtype, tolerance):
     torch.manual_seed(0)
     model, data = Leaks().to(dtype), [(torch.randn(8, 6).to(dtype), torch.randn(8).to(dtype))]
     with pytest.warns(UnlearnKitWarning, match="cannot be proven to keep its samples apart"):

@@ -1,4 +1,4 @@
-"""The table of what the engine does not support, in docs/explanation/exact-fisher.md: each row as a test."""
+"""The table of unsupported cases in docs/explanation/exact-fisher.md: a test for each row."""
 
 import functools
 import re
@@ -30,7 +30,7 @@ class Uses(nn.Module):
 
 
 class Double(torch.autograd.Function):
-    """2xw, by hand: torch shows no call of it."""
+    """2xw as a custom function that torch does not expose as a call."""
 
     @staticmethod
     def forward(ctx, x, w):
@@ -78,7 +78,7 @@ def tokens():
 
 
 def by_backward(model, data, objective):
-    """Like the oracle, for what autograd.grad cannot do."""
+    """Like the oracle, for cases that autograd.grad does not support."""
     totals = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in model.named_parameters()}
     for i in range(5):
         model.zero_grad()
@@ -94,10 +94,6 @@ FALLS_BACK = {
     "mixing": (lambda: Uses(lambda m, x: m.f(x - x.mean(0) * (len(x) > 1)), f=linear()), None),
     "branching": (lambda: Uses(lambda m, x: m.f(x) * (1 + (len(x) > 3)), f=linear()), None),
     "custom function": (lambda: Uses(lambda m, x: Double.apply(x, m.w), w=nn.Parameter(torch.ones(6))), None),
-    "embedding norm": (
-        lambda: Uses(lambda m, x: m.e(x).flatten(1), e=nn.Embedding(4, 2, scale_grad_by_freq=True)),
-        tokens,
-    ),
     "scripted": (lambda: Uses(lambda m, x: scripted()(x, m.f.weight, m.f.bias), f=linear()), None),
     "reentrant": (
         lambda: Uses(
@@ -109,7 +105,7 @@ FALLS_BACK = {
 
 
 class Later(nn.Module):
-    """Mixes its samples from the second batch on."""
+    """Samples depend on each other from the second batch on."""
 
     def __init__(self):
         super().__init__()
@@ -160,22 +156,28 @@ ROWS = re.findall(r"^\| `?([a-z ]+)`? \| .* \| `(.+?)` \|$", PAGE.read_text(enco
 
 
 def rows():
-    """Name to the words of the warning that the page promises."""
+    """Name to the warning that the page shows."""
     return {name.strip(): words for name, words in ROWS}
 
 
-def test_experts_that_get_as_many_samples_as_the_data_say_need_no_fallback():
+def test_data_dependent_expert_loads_need_no_fallback():
     torch.manual_seed(0)
     model = Uses(experts, f=linear(), g=linear())
     engine_only(model, [(torch.randn(n, 6), torch.randn(n)) for n in (5, 7, 5, 2)], objective=SumOfSquares())
 
 
-def test_the_page_and_the_tests_name_the_same():
+def test_frequencies_are_counted_in_each_sample():
+    torch.manual_seed(0)
+    model = Uses(lambda m, x: m.e(x).flatten(1), e=nn.Embedding(4, 2, scale_grad_by_freq=True))
+    engine_only(model, [(tokens(), torch.randn(5))], objective=SumOfSquares())
+
+
+def test_page_and_tests_list_the_same_cases():
     assert set(rows()) == set(FALLS_BACK) | set(REFUSED)
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused_says_so_in_the_words_of_the_page(name):
+def test_refusals_have_the_wording_of_the_page(name):
     torch.manual_seed(0)
     model, data, *objective = REFUSED[name]()
     with pytest.raises(UnlearnKitError, match=re.escape(rows()[name])):
@@ -183,7 +185,7 @@ def test_what_is_refused_says_so_in_the_words_of_the_page(name):
 
 
 @pytest.mark.parametrize("name", FALLS_BACK)
-def test_what_falls_back_says_so_in_the_words_of_the_page_and_is_right(name):
+def test_fallbacks_are_exact_and_warn_as_the_page_says(name):
     make, draw = FALLS_BACK[name]
     reference = oracle if name != "reentrant" else by_backward
     torch.manual_seed(0)

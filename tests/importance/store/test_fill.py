@@ -1,4 +1,4 @@
-"""A pass over data that is killed and started again: nothing is lost, and the totals are as if it had not been."""
+"""A killed and resumed importance pass gives the totals of an uninterrupted one."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def batches(count, seed=0):
 
 
 class Killed(Exception):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 def until(data, stop):
@@ -40,7 +40,7 @@ def run(data, checkpoint, **options):
     )
 
 
-def test_segments_of_a_sketch_begin_with_the_same_signs_and_their_errors_are_added(tmp_path):
+def test_sketch_segments_use_the_same_signs_and_add_their_errors(tmp_path):
     sketch = SketchedFisher(probes=2)
     found = estimate_resumable(
         sketch, model(), batches(5), objective=CrossEntropy(), checkpoint=tmp_path / "part", every=3
@@ -51,7 +51,7 @@ def test_segments_of_a_sketch_begin_with_the_same_signs_and_their_errors_are_add
 
 
 @pytest.mark.parametrize("stop", range(8))
-def test_it_goes_on_where_it_was_with_the_same_bits(tmp_path, stop):
+def test_resumed_pass_gives_the_same_bits(tmp_path, stop):
     data = batches(8)
     whole = run(data, tmp_path / "whole.part")
     part = tmp_path / "cut.part"
@@ -72,7 +72,7 @@ def test_it_equals_one_pass_of_the_estimator_to_rounding(tmp_path):
         torch.testing.assert_close(total, whole.totals[name], rtol=1e-5, atol=1e-9)
 
 
-def test_what_was_done_is_not_measured_again(tmp_path, monkeypatch):
+def test_finished_work_is_not_measured_again(tmp_path, monkeypatch):
     data, part = batches(6), tmp_path / "x.part"
     with pytest.raises(Killed):
         run(until(data, 4), part)
@@ -94,7 +94,7 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path):
         run(batches(6), part, every=2)
 
 
-def test_what_cannot_be_done_in_parts_is_refused(tmp_path):
+def test_estimators_that_cannot_resume_are_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="expected an estimator with one term per sample"):
         estimate_resumable(
             BatchedDiagonalFisher(), model(), batches(2), objective=CrossEntropy(), checkpoint=tmp_path / "x"
@@ -103,7 +103,7 @@ def test_what_cannot_be_done_in_parts_is_refused(tmp_path):
         run([], tmp_path / "x.part")
 
 
-def test_a_store_is_filled_group_by_group_and_goes_on(tmp_path):
+def test_fill_resumes_with_the_next_group(tmp_path):
     groups = {"cat": batches(4), "dog": batches(5, seed=1)}
 
     def filled(store, data):

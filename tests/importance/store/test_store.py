@@ -1,4 +1,4 @@
-"""The store of importances: by hand, its algebra, what it refuses, and what removal leaves behind."""
+"""The store of importances: worked examples, algebra, refusals, and removal."""
 
 import json
 import subprocess
@@ -55,7 +55,7 @@ def test_groups_total_and_rest(store):
     ]
 
 
-def test_what_is_read_may_be_merged_with_what_was_measured(store):
+def test_stored_importances_merge_with_measured_ones(store):
     assert values(store.group("cat").merge(importance(1.0, 1.0))) == ([2.0, 3.0], 4)
 
 
@@ -72,7 +72,7 @@ def test_a_store_that_is_opened_again_is_the_same(store):
 )
 def test_retain_is_full_minus_forget_to_1e_12(tmp_path_factory, groups, gone):
     gone %= len(groups)
-    with patch("os.fsync"):  # most of the time, and not what is tested here
+    with patch("os.fsync"):  # fsync takes most of the time and is not tested here
         _check_rest_and_remove(tmp_path_factory.mktemp("algebra") / "store", groups, gone)
 
 
@@ -87,7 +87,7 @@ def _check_rest_and_remove(folder, groups, gone):
     assert store.total().count == 2 * (len(groups) - 1)
 
 
-def test_a_part_is_taken_out_of_its_group_and_of_the_total(store):
+def test_part_is_subtracted_from_its_group_and_the_total(store):
     lost = store.change(parts={"dog": importance(1.0, 8.0, count=1)})
     assert values(store.group("dog")) == ([3.0, 0.0], 2)
     assert values(store.total()) == ([20.0, 34.0], 6)
@@ -119,7 +119,7 @@ def test_errors_are_kept_added_and_lost_with_a_part(tmp_path):
 
 @pytest.mark.parametrize(("kind", "error"), [(KIND, 0.0), (SKETCH, None)])
 def test_a_store_from_before_errors_were_kept_is_read(tmp_path, kind, error):
-    """Entries said nothing of errors: the text of the manifest was that of entries without one."""
+    """Older manifests have no field for relative errors."""
     store = ImportanceStore.create(tmp_path / "store")
     store.put("cat", attrs.evolve(importance(1.0, 2.0, kind=kind), relative_error=None))
     assert "relative_error" not in (store.folder / "manifest.json").read_text()
@@ -128,7 +128,7 @@ def test_a_store_from_before_errors_were_kept_is_read(tmp_path, kind, error):
     assert store.group("cat").relative_error == store.total().relative_error == error
 
 
-def test_cancellation_is_counted_where_digits_are_lost_and_only_there(tmp_path):
+def test_cancellation_is_counted_where_digits_are_lost(tmp_path):
     store = ImportanceStore.create(tmp_path / "store")
     store.put("all", importance(1.0, 1.0 + 1e-15, count=100))
     lost = store.change(parts={"all": importance(0.5, 1.0, count=1)})
@@ -136,7 +136,7 @@ def test_cancellation_is_counted_where_digits_are_lost_and_only_there(tmp_path):
     assert bool((store.total().totals["a"] >= 0).all())
 
 
-def test_what_is_no_part_of_a_group_is_refused_and_nothing_changes(store):
+def test_invalid_part_is_refused_and_changes_nothing(store):
     before = store.manifest
     with pytest.raises(MismatchError, match="a: the part is larger than the whole by 1"):
         store.change(parts={"dog": importance(5.0, 1.0, count=1)})
@@ -159,7 +159,7 @@ def contents(store):
 
 
 @pytest.mark.parametrize("remove", [remove_owl, take_out_of_owl])
-def test_what_is_removed_is_in_no_file_any_more(store, remove):
+def test_removed_importance_is_in_no_file(store, remove):
     secret = torch.tensor([16.0, 32.0], dtype=torch.float64).numpy().tobytes()
     both = torch.tensor([21.0, 42.0], dtype=torch.float64).numpy().tobytes()
     assert secret in contents(store)
@@ -202,7 +202,7 @@ def test_other_shapes_and_bad_values_are_refused(store):
         store.put("bee", importance(1.0, -1.0))
 
 
-def test_names_that_are_not_there_or_there_already(store):
+def test_missing_and_duplicate_keys(store):
     with pytest.raises(StoreError, match="no group 'dgo'; did you mean 'dog'"):
         store.group("dgo")
     with pytest.raises(StoreError, match="no group"):
@@ -216,7 +216,7 @@ def test_names_that_are_not_there_or_there_already(store):
         store.total()
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+def test_non_empty_folder_is_left_unchanged(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(StoreError, match="expected a new or empty folder"):
         ImportanceStore.create(tmp_path)
@@ -227,7 +227,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
 # --- the model, and how old the importances are -----------------------------------------------------------------------
 
 
-def test_edits_are_counted_and_the_edited_model_is_the_one_that_fits(tmp_path):
+def test_edits_are_counted_and_only_the_edited_model_matches(tmp_path):
     model = nn.Linear(2, 1, bias=False)
     store = ImportanceStore.create(tmp_path / "store", data="d1")
     kind = attrs.evolve(KIND, model=digest(model))
@@ -284,7 +284,7 @@ def test_a_manifest_that_was_changed_is_refused(store):
 @pytest.mark.parametrize(
     "name", ["../outside.safetensors", "/etc/passwd", "0123456789abcdef.bin", "x/../y.safetensors"]
 )
-def test_a_name_that_leads_out_of_the_folder_is_refused_even_with_a_right_digest(store, name, monkeypatch):
+def test_path_outside_the_folder_is_refused_even_with_a_valid_digest(store, name, monkeypatch):
     path = store.folder / "manifest.json"
     content = json.loads(path.read_text())["content"]
     content["groups"]["cat"]["shards"][0]["file"] = name
@@ -295,7 +295,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused_even_with_a_right_digest
         store.group("cat")
 
 
-def test_a_link_in_the_place_of_a_file_is_refused(store, tmp_path):
+def test_symlink_instead_of_a_file_is_refused(store, tmp_path):
     path = next(store.folder.glob("*.safetensors"))
     path.rename(tmp_path / "elsewhere.safetensors")
     path.symlink_to(tmp_path / "elsewhere.safetensors")
@@ -329,7 +329,7 @@ def test_a_full_disk_leaves_the_old_state(store, monkeypatch):
 
 # --- two at once ------------------------------------------------------------------------------------------------------
 
-# The lock alone, without unlearnkit and torch, whose import takes seconds.
+# Only the lock, without unlearnkit and torch, whose import takes seconds.
 HOLD = """
 import sys, time
 from filelock import FileLock
@@ -339,7 +339,7 @@ with FileLock(sys.argv[1]):
 """
 
 
-def test_a_second_writer_gets_a_clear_message_and_a_killed_one_lets_go(store):
+def test_second_writer_gets_an_error_and_a_killed_one_releases_the_lock(store):
     with writing(store.folder), pytest.raises(StoreError, match="another process is writing to the store"):
         store.remove(["cat"])
     lock = str(store.folder / "lock")
@@ -347,13 +347,13 @@ def test_a_second_writer_gets_a_clear_message_and_a_killed_one_lets_go(store):
         assert other.stdout.readline() == "held\n"
         with pytest.raises(StoreError, match="another process is writing to the store"):
             store.remove(["cat"])
-        assert values(store.total()) == ([21.0, 42.0], 7)  # readers do not wait
+        assert values(store.total()) == ([21.0, 42.0], 7)  # readers do not block
         other.kill()
     store.remove(["cat"])
     assert store.keys == ("dog", "owl")
 
 
-def test_readers_never_see_half_a_write(store):
+def test_readers_never_see_a_partial_write(store):
     seen, failures, stop = set(), [], threading.Event()
 
     def read():
@@ -374,7 +374,7 @@ def test_readers_never_see_half_a_write(store):
     assert seen <= {20.0, 21.0}
 
 
-def test_files_that_a_killed_writer_left_are_swept_by_the_next(store):
+def test_next_writer_deletes_files_of_a_killed_one(store):
     left = store.folder / "00000000000000ff.safetensors"
     left.write_bytes(b"half")
     store.remove(["cat"])

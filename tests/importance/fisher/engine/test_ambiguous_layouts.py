@@ -1,4 +1,4 @@
-"""What the probe must not take for granted: evidence that fits several layouts, and an order that data decide."""
+"""Row layouts that the probe must not guess: ambiguous gradients, and an order that depends on the data."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from unlearnkit.importance import estimate_groups
 
 
 class Gated(nn.Module):
-    """Rows of all samples at one time side by side; a row of zeros has no part in the loss."""
+    """Time-first rows; a row of zeros does not affect the loss."""
 
     def __init__(self):
         super().__init__()
@@ -22,7 +22,7 @@ class Gated(nn.Module):
 
 
 def quiet(x):
-    """Leave one row of one sample among those that are probed."""
+    """Zero all but one row of the three samples of the probe."""
     x = x.clone()
     x[0, 1:] = 0
     x[1:3] = 0
@@ -30,14 +30,14 @@ def quiet(x):
 
 
 class Squared(SumOfSquares):
-    """Without a gradient where the output is zero."""
+    """Half the squared output: no gradient where the output is zero."""
 
     def losses(self, model, batch):
         return 0.5 * model(batch[0]).square().sum(1)
 
 
-def test_one_row_in_the_probe_says_nothing_about_the_others():
-    """A margin that most samples keep leaves few gradients to see."""
+def test_one_nonzero_row_in_the_probe_does_not_determine_the_layout():
+    """With a margin loss, most samples have no gradient."""
     torch.manual_seed(0)
     model, x = Gated(), torch.randn(6, 3, 4)
     data = [(quiet(x), torch.randn(6)), (torch.randn(6, 3, 4), torch.randn(6))]
@@ -45,7 +45,7 @@ def test_one_row_in_the_probe_says_nothing_about_the_others():
 
 
 class Twice(nn.Module):
-    """One layer on the samples as they come, and once more in the order of their first numbers."""
+    """Applies one layer to the samples, and again to the samples sorted by their first number."""
 
     def __init__(self):
         super().__init__()
@@ -57,7 +57,7 @@ class Twice(nn.Module):
 
 
 class Once(Twice):
-    """The same once."""
+    """Applies the layer to the sorted samples only."""
 
     def forward(self, x):
         order = x[:, 0].argsort()
@@ -65,18 +65,18 @@ class Once(Twice):
 
 
 def in_order(size):
-    """Samples of which the first three are in the order of their first numbers already, and the others are not."""
+    """Samples of which the first three are sorted by their first number and smaller than the others."""
     torch.manual_seed(0)
     x = torch.randn(size, 4)
     x[:3, 0] = torch.tensor([-9.0, -8.0, -7.0])
     return x, torch.randint(0, 5, (size,))
 
 
-def test_an_order_that_the_data_decide_is_derived_where_a_weight_is_used_twice():
+def test_data_dependent_order_is_derived_for_a_weight_used_twice():
     engine_only(Twice(), [in_order(8), shuffled(8)])
 
 
-def test_and_where_groups_are_asked_for():
+def test_data_dependent_order_is_derived_for_groups():
     model, data = Once(), [in_order(8)]
     groups = estimate_groups(model, data, objective=CrossEntropy(), key=-1)
     for key, one in groups.items():
@@ -86,7 +86,7 @@ def test_and_where_groups_are_asked_for():
 
 
 class Folds(nn.Module):
-    """Lays its rows out by time when there are more than four samples, and by sample when there are fewer."""
+    """Time-first rows for more than four samples, else sample-first rows."""
 
     def __init__(self):
         super().__init__()
@@ -100,7 +100,7 @@ class Folds(nn.Module):
 
 
 class Longest(Twice):
-    """The samples in the order of how many of their numbers are large; of many samples that is another order."""
+    """Sorts the samples by how many of their numbers are above 1."""
 
     def forward(self, x):
         order = (x > 1).sum(1).argsort(descending=True, stable=True)
@@ -119,25 +119,25 @@ WHOLE = [(Folds, [4, 9]), (Folds, [9]), (Longest, [8]), (Longest, [3, 8])]
 
 
 @pytest.mark.parametrize(("make", "sizes"), WHOLE)
-def test_rows_are_derived_anew_where_they_differ_between_sizes(make, sizes):
+def test_layout_is_derived_for_each_batch_size(make, sizes):
     torch.manual_seed(0)
     engine_only(make(), [shuffled(size) for size in sizes])
 
 
 @pytest.mark.parametrize("recheck", [0, 1])
-def test_and_where_the_data_decide_otherwise_in_a_later_batch(recheck):
-    """The first batch keeps the order of all samples; in the second the data decide otherwise."""
+def test_data_dependent_order_may_change_in_a_later_batch(recheck):
+    """Sorting keeps the order of the first batch, and changes that of the second."""
     torch.manual_seed(0)
     model, (x, y) = Longest(), shuffled(8)
     engine_only(model, [(x.clamp(max=0), y), (x, y)], recheck=recheck)
 
 
-def test_elsewhere_it_does_no_harm_and_costs_nothing():
+def test_data_dependent_order_without_groups_needs_no_fallback():
     engine_only(Once(), [in_order(8)])
 
 
-def test_frozen_weights_are_no_data():
-    """A low-rank update that is added to the weight itself is made of parameters alone."""
+def test_tensors_computed_from_parameters_are_not_data():
+    """A low-rank update of a weight is computed from parameters only."""
 
     class Merged(nn.Module):
         def __init__(self):
@@ -153,7 +153,7 @@ def test_frozen_weights_are_no_data():
 
 
 class Weighed(Objective):
-    """Each sample's loss times a number that stands beside it, written out."""
+    """Multiplies each sample's loss by a number that the batch holds as text."""
 
     def losses(self, model, batch):
         x, y, texts = batch
@@ -162,7 +162,7 @@ class Weighed(Objective):
 
 
 class Mixing(nn.Module):
-    """Goes the slow way."""
+    """Subtracts the batch mean: falls back to one sample at a time."""
 
     def __init__(self):
         super().__init__()
@@ -175,7 +175,7 @@ class Mixing(nn.Module):
 @pytest.mark.filterwarnings("ignore:.*cannot be proven")
 @pytest.mark.parametrize("make", [lambda: nn.Linear(4, 5), Mixing])
 @pytest.mark.parametrize("chunk", [0, 2])
-def test_plain_values_go_with_their_samples(make, chunk):
+def test_plain_values_are_sliced_with_their_samples(make, chunk):
     torch.manual_seed(0)
     model, (x, y) = make(), in_order(7)
     numbers = torch.arange(1.0, 8.0)

@@ -1,4 +1,4 @@
-"""What must not change the totals, and what the engine refuses, names and leaves alone."""
+"""Invariances of the totals, refusals of the engine, and state that it leaves unchanged."""
 
 import threading
 import warnings
@@ -102,7 +102,7 @@ def test_shapes_may_change_between_batches():
     engine_only(model, [(torch.randn(4, 2, length), y) for length in (5, 9, 5)])
 
 
-def test_the_model_is_left_as_found_and_no_mode_stays():
+def test_model_and_dispatch_modes_are_restored():
     model = network()
     model[0].weight.grad = torch.ones_like(model[0].weight)
     before = {n: t.clone() for n, t in model.state_dict().items()}
@@ -114,7 +114,7 @@ def test_the_model_is_left_as_found_and_no_mode_stays():
 
 
 @pytest.mark.parametrize("when", ["forward", "loss"])
-def test_an_exception_leaves_nothing_behind(when):
+def test_exception_leaves_no_hooks_or_gradients(when):
     class Failing(Objective):
         def losses(self, model, batch):
             if when == "forward":
@@ -128,7 +128,7 @@ def test_an_exception_leaves_nothing_behind(when):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", [0, 1, 3])
-def test_a_bad_gradient_names_parameter_and_batch(bad, where):
+def test_non_finite_gradient_names_parameter_and_batch(bad, where):
     model, (x, y) = network(), data(16)
     parts = batches(x, y, 4)
     parts[where][0][2, 0, 0, 0] = bad
@@ -136,7 +136,7 @@ def test_a_bad_gradient_names_parameter_and_batch(bad, where):
         estimate(model, parts)
 
 
-def test_a_bad_gradient_in_a_large_layer_alone_names_its_batches():
+def test_non_finite_gradient_in_a_large_layer_names_its_batches():
     class Steep(Objective):
         def losses(self, model, batch):
             return SumOfSquares().losses(model, batch) * (1e25 if float(batch[0].max()) > 10 else 1.0)
@@ -167,7 +167,7 @@ def test_batch_statistics_are_refused():
         estimate(Functional(), [data()])
 
 
-def test_two_threads_do_not_meet():
+def test_concurrent_estimates_do_not_interfere():
     models = [network() for _ in range(2)]
     inputs = [data(12), (data(24)[0][12:], data(24)[1][12:])]
     found, failures = {}, []
@@ -189,8 +189,8 @@ def test_two_threads_do_not_meet():
         assert distance(found[i], oracle(models[i], [inputs[i]])) < 1e-4
 
 
-def test_nothing_of_size_batch_times_parameters_is_made():
-    """The largest tensor that the pass makes is far below the size of all per-sample gradients."""
+def test_no_tensor_of_size_batch_times_parameters_is_created():
+    """The largest tensor of the pass is far smaller than all per-sample gradients."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Largest(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""Where the gradient of a layer's output is read, without a copy of it."""
+"""Gradient taps: reading the gradient of a layer's output without a copy."""
 
 import torch
 from fisher_oracle import SumOfSquares, engine_only
@@ -26,14 +26,14 @@ def test_a_linear_layer_on_many_rows_is_tapped_under_its_view():
     assert torch.allclose(x.grad, factor @ w)
 
 
-def test_a_view_of_somebody_elses_memory_is_copied():
+def test_view_of_foreign_memory_is_copied():
     x = torch.randn(2, 6, requires_grad=True) * 1
     out, _, _ = tapped(x.view(2, 2, 3), fresh=False)
     assert out.data_ptr() != x.data_ptr()
 
 
 class InPlace(nn.Module):
-    """Edits the output of a linear layer on rows in place, and looks at it through a view."""
+    """Edits the output of a linear layer in place, and reads it through a view."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What happens when memory runs out."""
+"""Out-of-memory errors."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def batches(*sizes):
 
 
 class Small(Objective):
-    """Runs out of memory when it sees too many samples, or in the backward pass of too many."""
+    """Runs out of memory with too many samples, in the forward or the backward pass."""
 
     def __init__(self, most, *, backward=False, error=torch.OutOfMemoryError):
         self.most, self.backward, self.error, self.fails = most, backward, error, 0
@@ -63,7 +63,7 @@ def test_a_batch_that_does_not_fit_is_halved(backward, error):
     assert distance(seen, oracle(model, data)) < 1e-5
 
 
-def test_the_other_sums_of_a_batch_that_was_halved():
+def test_groups_and_statistics_of_a_halved_batch():
     model, data, objective = network(), batches(13, 5), Small(4, backward=True, error=RuntimeError)
     with pytest.warns(UnlearnKitWarning, match="out of memory with 13 samples"):
         seen = fisher_statistics(model, data, objective=objective, absolute=True, gradient=True)
@@ -93,7 +93,7 @@ class FailsOnce(nn.Module):
         raise torch.OutOfMemoryError("out of memory")
 
 
-def test_squares_of_a_pass_that_failed_half_way_are_taken_out_again():
+def test_squares_of_a_failed_pass_are_rolled_back():
     model = network()
     model.insert(1, FailsOnce(1))
     with pytest.warns(UnlearnKitWarning, match="out of memory"):
@@ -101,7 +101,7 @@ def test_squares_of_a_pass_that_failed_half_way_are_taken_out_again():
     assert distance(seen, oracle(model, batches(8, 8))) < 1e-5
 
 
-def test_half_a_pass_that_cannot_be_taken_out_is_an_error_and_not_a_wrong_number():
+def test_failed_pass_that_cannot_be_rolled_back_is_an_error():
     """On the CPU a batch no larger than one that went well is added directly."""
     model = network()
     model.insert(1, FailsOnce(2))
@@ -111,7 +111,7 @@ def test_half_a_pass_that_cannot_be_taken_out_is_an_error_and_not_a_wrong_number
 
 
 class Mixing(nn.Module):
-    """Cannot go by the engine, and can by torch.func."""
+    """Not supported by the engine, but by torch.func."""
 
     def __init__(self):
         super().__init__()
@@ -122,7 +122,7 @@ class Mixing(nn.Module):
         return self.f(x - x.mean(0)) if len(x) > 1 else self.f(x)
 
 
-def test_the_fallback_is_halved_too(monkeypatch):
+def test_fallback_batches_are_halved(monkeypatch):
     ordinary = SquaredGradients._chunks
 
     def chunks(self, batch):
@@ -140,12 +140,12 @@ def test_the_fallback_is_halved_too(monkeypatch):
     assert distance(seen, oracle(model, data)) < 1e-5
 
 
-def test_not_even_one_sample():
+def test_one_sample_that_does_not_fit_is_an_error():
     with pytest.raises(torch.OutOfMemoryError), pytest.warns(UnlearnKitWarning, match="out of memory"):
         estimate(network(), batches(4), Small(0))
 
 
-def test_groups_and_batch_gradients_survive_running_out():
+def test_groups_and_batch_gradients_after_out_of_memory():
     model, data = network(), batches(9, 9)
     expected = fisher_statistics(model, data, objective=CrossEntropy(), key=-1, gradient=True, absolute=True)
     with pytest.warns(UnlearnKitWarning, match="out of memory"):

@@ -1,4 +1,4 @@
-"""The probe compares pictures of totals, holds no second copy of the weights, and still catches what is wrong."""
+"""The probe compares random projections of totals instead of copies, and still detects wrong totals."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 
 from unlearnkit import UnlearnKitWarning
 from unlearnkit.importance.fisher.engine.call_plan import UnprovenError
-from unlearnkit.importance.fisher.engine.probe import Comparison, projected
+from unlearnkit.importance.fisher.engine.per_sample_fallback import Comparison, projected
 
 LARGE = (300, 200)
 
@@ -26,7 +26,7 @@ def compared(total, per_sample, precision=torch.float32):
 
 @pytest.mark.parametrize("shape", [(7,), LARGE, (20_001,), (3, 30_001), (1, 100_003), ()])
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])
-def test_what_is_right_passes(shape, precision):
+def test_correct_totals_pass(shape, precision):
     g = gradients(shape, dtype=precision)
     compared(g.square().sum(0), g, precision)
     compared((g.double().square().sum(0) * (1 + 1e-7 * torch.randn(shape))).to(precision), g, precision)
@@ -47,13 +47,13 @@ WRONG = {
 
 @pytest.mark.parametrize("kind", WRONG)
 @pytest.mark.parametrize("shape", [LARGE, (20, 30)])
-def test_what_is_wrong_does_not(kind, shape):
+def test_wrong_totals_are_detected(kind, shape):
     g = gradients(shape)
     with pytest.raises(UnprovenError, match=r"weight: the totals of .* relative difference"):
         compared(WRONG[kind](g), g)
 
 
-def test_a_picture_depends_on_values_and_shape_alone():
+def test_projection_depends_on_values_and_shape_only():
     t = torch.randn(70, 5, 300, dtype=torch.float64)
     strided = t.permute(2, 0, 1).contiguous().permute(1, 2, 0)
     assert not strided.is_contiguous()
@@ -62,7 +62,7 @@ def test_a_picture_depends_on_values_and_shape_alone():
     assert len(projected(t)) * 64 >= t.numel() > (len(projected(t)) - 1) * 64
 
 
-def test_pictures_of_parts_add_up():
+def test_projections_are_additive():
     g = gradients()
     comparison = Comparison()
     for one in g:
@@ -72,7 +72,7 @@ def test_pictures_of_parts_add_up():
 
 
 class Leaks(nn.Module):
-    """Large layers; a little of the mean over the batch is in every sample."""
+    """Large layers; adds a small share of the batch mean to every sample."""
 
     def __init__(self, share):
         super().__init__()
@@ -84,7 +84,7 @@ class Leaks(nn.Module):
 
 
 @pytest.mark.parametrize("share", [0.5, 0.05])
-def test_samples_that_mix_a_little_are_found_out(share):
+def test_weak_cross_sample_dependence_is_detected(share):
     torch.manual_seed(0)
     model, data = Leaks(share), [(torch.randn(6, 200), torch.randn(6))]
     with pytest.warns(UnlearnKitWarning, match="cannot be proven to keep its samples apart"):

@@ -1,4 +1,4 @@
-"""A model that begins to mix its samples after the first batch."""
+"""Cross-sample dependence that begins after the first batch."""
 
 import warnings
 
@@ -13,7 +13,7 @@ from unlearnkit.importance.fisher.engine.passes import SpotChecks
 
 
 class Later(nn.Module):
-    """Keeps its samples apart until one of them is large."""
+    """Samples are independent until one of them is large."""
 
     def __init__(self, how):
         super().__init__()
@@ -43,20 +43,20 @@ WAYS = {
 
 
 @pytest.mark.parametrize("words", WAYS)
-def test_mixing_that_begins_later_is_found_when_that_pass_is_looked_at(words):
+def test_later_dependence_is_detected_in_a_checked_pass(words):
     torch.manual_seed(0)
     with pytest.raises(UnsupportedModelError, match=rf"saw in pass 3 .*{words}.*chunk=1"):
         estimate(Later(WAYS[words]), batches(6, 3), SumOfSquares(), recheck=1)
 
 
-def test_it_is_not_found_when_nobody_looks():
-    """What the pages say: the first batch proves nothing about later ones."""
+def test_later_dependence_is_missed_without_recheck():
+    """As documented, the first batch proves nothing about later ones."""
     torch.manual_seed(0)
     model, data = Later(centred), batches(6, 3)
     assert distance(estimate(model, data, SumOfSquares(), recheck=0), oracle(model, data, SumOfSquares())) > 1e-2
 
 
-def test_one_sample_in_a_pass_cannot_mix():
+def test_passes_of_one_sample_are_exact_without_checks():
     torch.manual_seed(0)
     model, data = Later(centred), batches(4, 2)
     assert (
@@ -65,7 +65,7 @@ def test_one_sample_in_a_pass_cannot_mix():
 
 
 class Sorted(nn.Module):
-    """Brings its samples into the order of their first numbers and back: the totals are right, groups would not be."""
+    """Sorts its samples by their first number and back: totals are right without tracking, groups would not be."""
 
     def __init__(self):
         super().__init__()
@@ -76,7 +76,7 @@ class Sorted(nn.Module):
         return self.two(self.one(x[order]).tanh()[order.argsort()])
 
 
-def test_samples_in_another_order_are_followed():
+def test_sorted_samples_are_supported():
     torch.manual_seed(0)
     data = batches(5, 9)
     for x, _ in data[:1]:
@@ -85,7 +85,7 @@ def test_samples_in_another_order_are_followed():
 
 
 class Shifted(nn.Module):
-    """Its rows move from sample to sample when a number is large, by nothing that looks like an index."""
+    """Shifts its rows to other samples when a number is large, without an index operation."""
 
     def __init__(self):
         super().__init__()
@@ -96,13 +96,13 @@ class Shifted(nn.Module):
         return self.two(self.one(x.roll(turn, 0)).tanh()).roll(-turn, 0) * self.one.weight.sum()
 
 
-def test_rows_that_move_without_an_index_are_found_when_that_pass_is_looked_at():
+def test_shifted_rows_are_detected_in_a_checked_pass():
     torch.manual_seed(0)
     with pytest.raises(UnsupportedModelError, match="its rows belong to other samples than they did"):
         estimate(Shifted(), batches(6, 3), SumOfSquares(), recheck=1)
 
 
-def test_a_model_that_keeps_them_apart_may_be_looked_at_in_every_pass():
+def test_rechecking_every_pass_changes_no_total():
     model, data = everything(), mixed(6, 5, 6, 2, 1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="no rule for")
@@ -112,7 +112,7 @@ def test_a_model_that_keeps_them_apart_may_be_looked_at_in_every_pass():
 
 
 @pytest.mark.parametrize("sureness", [1.0, 40.0])
-def test_a_very_sure_model_raises_no_alarm(sureness):
+def test_confident_model_is_no_false_alarm(sureness):
     """Losses of zero, and gradients of zero for some of the samples."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -124,7 +124,7 @@ def test_a_very_sure_model_raises_no_alarm(sureness):
         estimate(model, data, CrossEntropy(), recheck=1)
 
 
-def test_one_pass_of_so_many_is_looked_at():
+def test_one_pass_in_each_period_is_checked():
     for every in (1, 2, 5, 64):
         recheck = SpotChecks(every)
         seen = [index for index in range(20 * every) if recheck.rows(9)]
@@ -136,7 +136,7 @@ def test_one_pass_of_so_many_is_looked_at():
     assert [first.rows(9) for _ in range(30)] == [second.rows(9) for _ in range(30)]
 
 
-def test_it_is_on_by_default_and_no_part_of_the_fingerprint():
+def test_recheck_is_on_by_default_and_not_in_the_fingerprint():
     model, data = nn.Linear(4, 5), batches(2, 9)
     prints = [
         DiagonalFisher(**options).estimate(model, data, objective=SumOfSquares()).fingerprint

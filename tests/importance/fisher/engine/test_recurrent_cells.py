@@ -1,4 +1,4 @@
-"""Recurrent layers and cells, written out in linear layers; functions with several results, one sample at a time."""
+"""Recurrent layers and cells, written out in steps; functions with several results, one sample at a time."""
 
 import copy
 
@@ -6,11 +6,13 @@ import pytest
 import torch
 from fisher_oracle import SumOfSquares, distance, engine_only, estimate, oracle
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from unlearnkit import UnlearnKitWarning
 from unlearnkit.importance import fisher_statistics
 from unlearnkit.importance.fisher.engine import recurrent_cells as written_out
 from unlearnkit.importance.fisher.engine.recurrent_cells import hindrance
+from unlearnkit.models import Autocast
 
 KINDS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
@@ -87,12 +89,33 @@ def learned(m, x):
     return m.cell(x, m.first.expand(-1, len(x), -1).contiguous())[1][-1]
 
 
+def twice_with_two_lengths(m, x):
+    return m.cell(x)[0][:, -1] + m.cell(x[:, :4])[0][:, -1]
+
+
+def folded(m, x):
+    """Each column of a sample is a sequence of its own."""
+    return m.cell(x.transpose(1, 2).reshape(-1, x.shape[1], 1))[0][:, -1].view(len(x), -1, 4).mean(1)
+
+
+def checkpointed(m, x):
+    return checkpoint(lambda x: m.cell(m.inner(x))[0][:, -1], x, use_reentrant=False)
+
+
+def edited(m, x):
+    return m.cell(x)[0].relu_()[:, -1]
+
+
 WHOLE = {
     "last states": lambda: Uses(states, cell=nn.LSTM(6, 4, 2)),
     "LSTM cell": lambda: Uses(step_by_step, cell=nn.LSTMCell(6, 4)),
     "GRU cell": lambda: Uses(step_by_step, cell=nn.GRUCell(6, 4)),
     "RNN cell": lambda: Uses(step_by_step, cell=nn.RNNCell(6, 4, nonlinearity="relu")),
     "called twice": lambda: Uses(twice, cell=nn.GRU(6, 4, batch_first=True)),
+    "called with two lengths": lambda: Uses(twice_with_two_lengths, cell=nn.LSTM(6, 4, batch_first=True)),
+    "several sequences of a sample": lambda: Uses(folded, cell=nn.LSTM(1, 4, batch_first=True)),
+    "checkpoint": lambda: Uses(checkpointed, inner=nn.Linear(6, 6), cell=nn.LSTM(6, 4, 2, batch_first=True)),
+    "result edited in place": lambda: Uses(edited, cell=nn.GRU(6, 4, batch_first=True)),
     "learned first state": lambda: Uses(
         learned, cell=nn.GRU(6, 4, 2, batch_first=True), first=nn.Parameter(torch.randn(2, 1, 4))
     ),
@@ -105,10 +128,77 @@ def test_uses(name):
     engine_only(WHOLE[name](), data(5, 3, 1))
 
 
-def test_float64_to_its_last_digits():
+def from_states(m, x):
+    """First states made of the data, an input that needs a gradient, and all results used."""
+    h, c = (m.first(x[:, t]).view(len(x), 4, 4).transpose(0, 1) for t in (0, 1))
+    y, last = m.cell(m.inner(x), (h, c) if isinstance(m.cell, nn.LSTM) else h)
+    return y.mean(1) + (last[0] - last[1] if isinstance(last, tuple) else last)[1:3].transpose(0, 1).flatten(1)
+
+
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])
+def test_float64_to_its_last_digits(cell):
     torch.manual_seed(0)
-    model = Uses(after_all, cell=nn.LSTM(6, 4, batch_first=True)).double()
+    cell = cell(6, 4, 2, batch_first=True, bidirectional=True)
+    model = Uses(from_states, 8, cell=cell, inner=nn.Linear(6, 6), first=nn.Linear(6, 16)).double()
     engine_only(model, [(x.double(), y) for x, y in data(4, 3)], tolerance=1e-12)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16(kind, autocast):
+    torch.manual_seed(0)
+    model, batches = Uses(after_all, cell=KINDS[kind](6, 4, batch_first=True)), data(32)
+    rounded = [(x.bfloat16().float(), y) for x, y in batches]
+    expected = oracle(model.bfloat16().float(), rounded)
+    if autocast:
+        seen = estimate(model, rounded, Autocast())
+    else:
+        seen = estimate(model.bfloat16(), [(x.bfloat16(), y) for x, y in rounded])
+    assert distance(seen, expected) < 0.02
+
+
+def by_first_value(m, x):
+    """Two sequences of each sample, all sorted by their first values: another order in every batch."""
+    rows = x.reshape(2 * len(x), -1, 3)
+    order = rows[:, 0, 0].argsort()
+    y = m.cell(rows[order])[0][:, -1]
+    return torch.zeros_like(y).index_copy(0, order, y).view(len(x), 2, 4).sum(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sequences_in_an_order_that_depends_on_the_data(kind):
+    """Only the weights of the states are trained, whose rows no call outside has moved."""
+    torch.manual_seed(0)
+    model = Uses(by_first_value, cell=KINDS[kind](3, 4, batch_first=True)).requires_grad_(False)
+    model.cell.weight_hh_l0.requires_grad_()
+    batches = data(4, 4, 4, time=6, width=3)
+    batches[0][0].view(8, 3, 3)[:, 0, 0] = torch.arange(8.0)
+    engine_only(model, batches)
+
+
+class Doubled(torch.autograd.Function):
+    """A function that the engine does not see."""
+
+    @staticmethod
+    def forward(_, weight):
+        return 2 * weight
+
+    @staticmethod
+    def backward(_, gradient):
+        return 2 * gradient
+
+
+def test_a_weight_made_by_an_autograd_function_of_your_own():
+    def forward(m, x):
+        w_i, _, *biases = m.cell.all_weights[0]
+        weights = [w_i, Doubled.apply(m.weight), *biases]
+        return torch.gru(x, x.new_zeros(1, len(x), 4), weights, True, 1, 0.0, False, False, True)[0][:, -1]
+
+    torch.manual_seed(0)
+    model, batches = Uses(forward, cell=nn.GRU(6, 4, batch_first=True)), data(4, 3)
+    model.cell.weight_hh_l0.requires_grad_(False)
+    model.weight = nn.Parameter(torch.randn(12, 4))
+    engine_only(model, batches)
 
 
 def test_frozen_weights_stay_out():
@@ -142,7 +232,7 @@ class _Classes(SumOfSquares):
     """The targets are read as numbers."""
 
 
-def test_packed_sequences_go_one_sample_at_a_time_for_the_whole_model():
+def test_packed_sequences_make_the_whole_model_fall_back():
     class Packed(nn.Module):
         def __init__(self):
             super().__init__()
@@ -161,7 +251,7 @@ def test_packed_sequences_go_one_sample_at_a_time_for_the_whole_model():
     assert distance(seen, oracle(model, batches, SumOfSquares())) < 1e-4
 
 
-def test_what_hinders():
+def test_reasons_for_the_fallback():
     x, h, weights = torch.ones(2, 3, 4), torch.ones(1, 3, 4), [torch.ones(4, 4)]
     assert hindrance(torch.gru, (x, h, weights, False, 1, 0.5, False, False, True)) is None
     assert "dropout" in hindrance(torch.gru, (x, h, weights, False, 1, 0.5, True, False, True))
@@ -179,8 +269,8 @@ def classifier(cell):
     return Uses(forward, cell=cell, table=nn.Embedding(4, 6), inner=nn.Linear(6, 6), norm=nn.LayerNorm(6))
 
 
-def test_layers_around_it_keep_their_rules(monkeypatch):
-    """With nothing written out, one function with several results is left over, and is the only one without a rule."""
+def test_layers_around_a_recurrent_fallback_keep_their_rules(monkeypatch):
+    """Without the decomposition, the recurrent function is the only one without a rule."""
     torch.manual_seed(0)
     model, batches = classifier(nn.LSTM(6, 4, batch_first=True)), data(5, 3)
     fast = engine_only(model, batches)
@@ -197,8 +287,8 @@ def test_layers_around_it_keep_their_rules(monkeypatch):
 
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_several_results_wherever_their_samples_stand(kind, batch_first, monkeypatch):
-    """Time has three steps, as many as the first probe has samples: the second tells them apart."""
+def test_outputs_with_samples_in_any_dimension(kind, batch_first, monkeypatch):
+    """There are three time steps and three samples in the first probe: the second probe distinguishes them."""
     monkeypatch.setattr(written_out, "_WRITTEN_OUT", {})
     torch.manual_seed(0)
     cell = KINDS[kind](6, 4, batch_first=batch_first)
@@ -207,7 +297,7 @@ def test_several_results_wherever_their_samples_stand(kind, batch_first, monkeyp
 
 
 class Normal(nn.Module):
-    """A function of several results, of which the second is used too."""
+    """A function with several outputs, of which the second is used too."""
 
     def __init__(self):
         super().__init__()
@@ -218,13 +308,13 @@ class Normal(nn.Module):
         return (y + mean).mean(1)
 
 
-def test_another_function_of_several_results():
+def test_custom_function_with_several_outputs():
     torch.manual_seed(0)
     seen = engine_only(Normal(), data(5, 3, 1), slow=True)
     assert float(seen["gain"].sum()) > 0
 
 
-def test_a_gradient_of_a_result_that_had_none_in_the_probe_is_found_out():
+def test_gradient_of_an_output_unused_in_the_probe_is_detected():
     class Late(Normal):
         def forward(self, x):
             y, mean, _ = torch.native_layer_norm(self.inner(x), (6,), self.gain, self.shift, 1e-5)
@@ -233,6 +323,5 @@ def test_a_gradient_of_a_result_that_had_none_in_the_probe_is_found_out():
     torch.manual_seed(0)
     model, batches = Late(), data(4, 4)
     batches[1][0][0, 0, 0] = 20
-    with pytest.warns(UnlearnKitWarning):
-        seen = estimate(model, batches)
+    seen = estimate(model, batches)
     assert distance(seen, oracle(model, batches)) < 1e-4

@@ -1,4 +1,4 @@
-"""Which rows belong to which sample: derived from gradients, and recognised as layouts."""
+"""Owners of rows: derived from gradients, and recognised as layouts."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def owned(layout, samples):
 
 
 @given(LAYOUTS, st.integers(2, 4))
-def test_what_is_recognised_explains_the_evidence(layout, samples):
+def test_recognised_layout_matches_the_owners(layout, samples):
     owners = owned(layout, samples)
     found = recognise(owners, samples, free_rows=True)
     assert found is not None
@@ -44,12 +44,12 @@ def test_rows_that_are_no_multiple_of_the_samples_have_no_layout():
 
 
 @pytest.mark.parametrize("free_rows", [True, False])
-def test_no_evidence_and_several_possibilities_is_no_answer(free_rows):
+def test_no_or_ambiguous_owners_give_no_layout(free_rows):
     assert recognise(torch.full((6, 3), NOBODY), 3, free_rows=free_rows) is None
 
 
-def test_evidence_of_a_single_row_is_no_answer_where_several_layouts_explain_it():
-    """The first of six rows, of the first sample: side by side, or every third row? Either, and so neither."""
+def test_one_row_that_fits_several_layouts_gives_no_layout():
+    """Row 0 of 6 belongs to sample 0 in a sample-first and in a time-first layout, so neither is chosen."""
     owners = torch.tensor([0, *[NOBODY] * 5])
     assert recognise(owners, 3, free_rows=True) is None
     assert recognise(owners[:3], 3, free_rows=True) == Layout(order=Order.MAJOR, rows=1)

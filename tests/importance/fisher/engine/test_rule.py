@@ -1,4 +1,4 @@
-"""Rules of third parties: ten lines, found by the engine, and found out when they are wrong."""
+"""Third-party rules: ten lines, used by the engine, and detected when wrong."""
 
 import pytest
 import torch
@@ -52,11 +52,11 @@ def test_a_rule_in_ten_lines():
     assert GainRule.calls > 0
 
 
-def test_without_it_the_function_is_looked_into():
+def test_function_without_a_rule_is_traced_into():
     engine_only(Gain(), batches(), SumOfSquares())
 
 
-def test_a_wrong_rule_is_found_out():
+def test_wrong_rule_is_detected():
     class Wrong(Rule):
         functions = (gain,)
 

@@ -1,4 +1,4 @@
-"""The running totals: layouts, chunks and what rounding may do."""
+"""The running totals: layouts, chunks and rounding."""
 
 import pytest
 import torch

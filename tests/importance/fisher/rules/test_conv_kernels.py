@@ -1,4 +1,4 @@
-"""Every kernel of a convolution, not only the one that would be chosen, against the samples alone in float64."""
+"""Every kernel of a convolution, chosen or not, against per-sample gradients in float64."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from unlearnkit.importance.fisher.rules.convolution import conv_plans, count_ind
 
 
 class Counter(TorchDispatchMode):
-    """Counts operations, each of which a device would be told to start."""
+    """Counts operations: each would be a kernel launch on a device."""
 
     seen = 0
 
@@ -76,12 +76,12 @@ def test_the_choice_by_rule_for_the_stages_of_a_residual_network(channels, out, 
     assert names(channels, out, size)[0] == first
 
 
-def test_torchs_own_gradient_is_left_out_in_float64():
+def test_float64_does_not_use_the_weight_gradient_of_torch():
     assert "plain" in names(64, 64, 16) or not torch.backends.mkldnn.is_available()
     assert "plain" not in names(64, 64, 16, dtype=torch.float64)
 
 
-def test_on_a_device_many_samples_at_a_time():
+def test_kernels_take_many_samples_on_a_device():
     with FakeTensorMode():  # a device that is not there will do: nothing is computed
         w, x = torch.empty(64, 64, 3, 3, device="cuda"), torch.empty(64, 1, 64, 8, 8, device="cuda")
         slot = Totals({"w": w}, double=False, memory=1 << 26).slot("w")
@@ -98,14 +98,14 @@ def test_a_pixelwise_convolution_copies_no_windows():
     assert names(8, 8, 4, kernel=1)[0] == "pixels"
 
 
-def test_offsets_that_see_only_padding_meet_nothing():
+def test_offsets_in_the_padding_have_no_index_pairs():
     geometry = ConvGeometry(kernel=(3, 3), stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1)
     regions = geometry.regions((2, 2), (2, 2))
     assert count_index_pairs(regions) == 16
     assert geometry.regions((1, 1), (1, 1)).count(None) == 8
 
 
-def test_what_pays():
+def test_kernel_choice_thresholds():
     geometry = ConvGeometry(kernel=(3, 3), stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1)
     assert pairs_pay(geometry.regions((2, 2), (2, 2)), 4, 9 << 18)
     assert not pairs_pay(geometry.regions((4, 4), (4, 4)), 16, 9 << 16)

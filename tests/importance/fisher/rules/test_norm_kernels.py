@@ -1,4 +1,4 @@
-"""Batch norm's backward that reads the gradient alone, against torch in float64."""
+"""Batch norm's own backward, against torch in float64."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def any_size(monkeypatch):
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("shape", [(4, 3), (2, 3, 5), (2, 3, 4, 1), (1, 3, 4, 2)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_the_way_back(shape, dtype, affine):
+def test_input_gradient(shape, dtype, affine):
     torch.manual_seed(0)
     x, g = (torch.randn(shape, dtype=torch.float64) for _ in range(2))
     layer = nn.BatchNorm1d(3, affine=affine).double()
@@ -36,20 +36,20 @@ def test_the_way_back(shape, dtype, affine):
     of = [None if t is None else t.detach().to(kept) for t in held]
     y = batch_norm(F.batch_norm, x, *of)
     assert torch.equal(y, F.batch_norm(x, *of))
-    permuted = g.to(dtype).transpose(0, 1).contiguous().transpose(0, 1)  # torch's own takes such a one for another
+    permuted = g.to(dtype).transpose(0, 1).contiguous().transpose(0, 1)  # torch's own misreads such a gradient
     assert y.grad_fn.name() == "FixedNormBackward"
     y.backward(permuted)
     assert x.grad.dtype is dtype
     assert (x.grad.double() - expected).abs().max() <= 4 * torch.finfo(dtype).eps * expected.abs().max()
 
 
-def test_an_input_that_needs_no_gradient_has_no_way_back():
+def test_input_without_requires_grad_gets_no_gradient():
     y = batch_norm(F.batch_norm, torch.ones(2, 3), torch.zeros(3), torch.ones(3))
     assert y.grad_fn is None
 
 
 class Deep(nn.Module):
-    """Norms between layers, so that both the sums and the way back count, on maps of either layout."""
+    """Norms between layers, so that both the sums and the input gradients matter, on maps of either layout."""
 
     def __init__(self):
         super().__init__()
@@ -76,6 +76,6 @@ def test_a_model_of_norms(kernels, layout):
     assert distance(estimate(model, data, kernels=kernels), oracle(model, data)) < 1e-5
 
 
-def test_small_maps_have_torchs_own_way_back():
+def test_small_maps_use_the_backward_of_torch():
     y = batch_norm(F.batch_norm, torch.ones(2, 3, requires_grad=True), torch.zeros(3), torch.ones(3))
     assert "FixedNorm" not in y.grad_fn.name()

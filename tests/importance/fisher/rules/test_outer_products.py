@@ -41,7 +41,7 @@ def test_every_kernel(samples, rows, out, inner, dtype, memory):
 
 @pytest.mark.parametrize("dtype", list(DTYPES))
 @pytest.mark.parametrize("rows", [1, 2])  # one product, and pairs, which must be passed over
-def test_whatever_is_wanted_goes_to_its_own_totals(rows, dtype):
+def test_squares_absolute_and_signed_sums_are_separate(rows, dtype):
     g, a, squares, expected = problem(4, rows, 6, 5, dtype)
     absolute, signed = squares.empty(), problem(4, rows, 6, 5, dtype, signed=True)[2]
     add_outer(squares.slot("w", absolute=absolute, signed=signed), g, a)
@@ -50,7 +50,7 @@ def test_whatever_is_wanted_goes_to_its_own_totals(rows, dtype):
     assert float(signed.result()["w"].min()) < 0
 
 
-def test_a_kernel_for_squares_alone_is_passed_over_when_more_is_wanted():
+def test_squares_only_kernel_is_skipped_when_other_sums_are_requested():
     _, _, totals, _ = problem(1, 1, 2, 2, torch.float32)
     ran = []
     kernels = [

@@ -1,4 +1,4 @@
-"""Every layer family against one sample at a time in float64, on drawn shapes."""
+"""Every layer family against one sample at a time in float64, on random shapes."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every kernel on tensors that lie in memory as one would not like: expanded, cut out, permuted, with odd strides."""
+"""Every kernel on expanded, sliced, permuted and oddly strided tensors."""
 
 import pytest
 import torch
@@ -26,31 +26,31 @@ def compiled_plans(kernel, g, x, options=None):
 
 
 def permuted(t, order):
-    """The same numbers in another order of memory."""
+    """The same values, permuted in memory."""
     back = [order.index(i) for i in range(t.dim())]
     return t.permute(order).contiguous().permute(back)
 
 
 def cut(t, steps):
-    """The same numbers between others: every step-th element of something larger."""
+    """The same values as a strided slice of a larger tensor."""
     held = torch.full([n * step + 1 for n, step in zip(t.shape, steps, strict=True)], 1e9)
     view = held[tuple(slice(1, None, step) for step in steps)][tuple(slice(0, n) for n in t.shape)]
     return view.copy_(t)
 
 
 def odd(t, stride):
-    """Other strides where a dimension has one element: nothing may depend on them."""
+    """Other strides for dimensions of one element: they must not matter."""
     return t.as_strided(t.shape, [stride if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True)])
 
 
 def repeated(t, dimension):
-    """One element for all places of a dimension: a stride of 0."""
+    """One element repeated along a dimension: a stride of 0."""
     return t.narrow(dimension, 0, 1).expand(t.shape)
 
 
 @st.composite
 def lying(draw, t):
-    """Lay a tensor out in some way; also what is repeated is drawn."""
+    """Return a tensor in a random memory layout; the repeated dimension is random too."""
     dims = range(t.dim())
     if draw(st.booleans()):
         t = permuted(t, draw(st.permutations(dims)))

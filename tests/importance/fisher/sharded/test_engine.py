@@ -1,4 +1,4 @@
-"""The engine under FSDP: its way through each kind of model, and that it is exact on all of them."""
+"""The engine under FSDP: exact for every kind of model."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def ranks(request, tmp_path_factory):
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.filterwarnings("ignore::unlearnkit.UnlearnKitWarning")
-def test_it_is_exact_and_says_when_it_is_slow(ranks, name):
+def test_exact_and_warns_of_the_fallback(ranks, name):
     case = CASES[name]
     one = DiagonalFisher().estimate(case.make(), case.data(), objective=case.objective, role="full")
     for rank, found in enumerate(ranks):
@@ -44,12 +44,12 @@ def test_models_of_hugging_face(tmp_path, kind):
             torch.testing.assert_close(found.totals[parameter], total, rtol=1e-11, atol=largest, msg=parameter)
 
 
-def test_no_process_holds_the_totals_of_more_than_a_layer(tmp_path):
+def test_no_process_holds_full_totals_of_more_than_a_layer(tmp_path):
     for held, everything in run_on_ranks(tmp_path, largest_held):
         assert held == 48 * 9 + 9 < everything
 
 
-def test_gradients_in_half_precision_are_said_to_be(tmp_path):
+def test_fingerprint_records_half_precision_gradients(tmp_path):
     one = DiagonalFisher().estimate(network(torch.float32), batches(dtype=torch.float32), objective=PLAIN)
     for found, sketched in run_on_ranks(tmp_path, in_half):
         assert found.fingerprint.precision == sketched.fingerprint.precision == "gradients bfloat16, totals float32"

@@ -197,7 +197,7 @@ class CallPlan:
     def end(self, place: int) -> None:
         """Raise an error when steps are left at the end of a forward pass."""
         if place < len(self.steps):
-            raise UnprovenError(f"{self.steps[place].describe()}: expected a call as in the probe, saw none")
+            raise UnprovenError(f"{self.steps[place].describe()}: expected a call as in the first batch, saw none")
 
     def same_calls(self, other: "CallPlan") -> bool:
         """Whether the same functions use the same parameters."""
@@ -210,6 +210,15 @@ class CallPlan:
             if any(a != b for a, b in pairs if a is not None and b is not None):
                 return mine
         return None
+
+    def filled(self, other: "CallPlan") -> "CallPlan":
+        """Take layouts that are not known from another plan of the same calls."""
+        pairs = zip(self.steps, other.steps, strict=True)
+        steps = [
+            attrs.evolve(mine, layouts=tuple(a or b for a, b in zip(mine.layouts, theirs.layouts, strict=True)))
+            for mine, theirs in pairs
+        ]
+        return attrs.evolve(self, steps=tuple(steps))
 
 
 def shared_names(steps: Sequence[Step]) -> frozenset[str]:

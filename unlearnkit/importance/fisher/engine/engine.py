@@ -169,9 +169,10 @@ class Engine(Accumulator):
                 self._fall_back(batch, parts, str(unproven))
 
     def _few(self, batch: Any, kind: Kind) -> bool:
-        """Whether so few samples of a kind have come that one at a time is cheaper than a proof."""
-        if self._passes.known(kind) is not None:
-            return False
+        """Whether so few samples of a kind have come that one at a time is cheaper than a proof.
+
+        It does not matter whether the proof is known already, so that every estimate has the same bits.
+        """
         self._seen[kind] += batch_size(batch)
         return self._seen[kind] <= _FEW
 

@@ -60,6 +60,11 @@ class Tap(torch.autograd.Function):
         return (None, None, None, *grads, *[None] * (ctx.count - len(grads)))
 
 
+def _foreign(node: Any) -> bool:
+    """Whether a node of a graph is of an autograd function that is neither torch's nor ours."""
+    return not getattr(type(node), "_forward_cls", Tap).__module__.startswith("unlearnkit.")
+
+
 def tap(y: Tensor, anchor: Tensor, sink: Sink, saved: tuple[Tensor, ...], *, fresh: bool = False) -> Tensor:
     """Put a tap on a tensor, without a copy where that is safe."""
     base, shape = y._base if fresh else None, y.shape  # noqa: SLF001 - torch has no public name for it
@@ -115,6 +120,8 @@ class Seen:
 class Guide(abc.ABC):
     """Decides what happens to each intercepted call, and receives the gradients of claimed calls."""
 
+    samples: int
+
     @abc.abstractmethod
     def step(self, seen: Seen) -> Step | None:
         """Decide about a call; None to run it as it is."""
@@ -169,7 +176,7 @@ class Interceptor(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         tensors = _tensors(args) + _tensors(kwargs.values()) if kwargs else _tensors(args)
-        tracked = tuple([t for t in tensors if id(t) in self._labels])
+        tracked = tuple([t for t in tensors if id(t) in self._labels or (t.requires_grad and self._adopts(t))])
         if not tracked:
             result = func(*args, **kwargs)
             fix_norm_gradient(func, result)
@@ -194,7 +201,7 @@ class Interceptor(TorchFunctionMode):
             if any(t.requires_grad for t in _tensors([result])):
                 raise UnprovenError(
                     f"{Step(action=Action.DERIVE, function=seen.function, names=seen.names).describe()}"
-                    ": a call that the probe did not see"
+                    ": a call that the first batch did not make"
                 )
             return result
         if step.action is Action.ENTER:
@@ -208,12 +215,33 @@ class Interceptor(TorchFunctionMode):
     def _derive(self, seen: Seen) -> Any:
         result = seen.run()
         bases = frozenset[str]().union(*(self.derived[n][1] if n in self.derived else {n} for n in seen.names))
-        for tensor in _tensors([result]):
-            if tensor.requires_grad and id(tensor) not in self._labels:
-                label = f"{' and '.join(sorted(bases))} (derived, {len(self.derived)})"
-                self._labels[id(tensor)] = label
-                self.derived[label] = (tensor, bases)
+        edited = seen.args[0] if edits(seen.function, seen.args, seen.kwargs) and seen.args else None
+        for tensor in _tensors([result, edited]):
+            if tensor.requires_grad and (id(tensor) not in self._labels or tensor is edited):
+                self._derived_of(tensor, bases)
         return result
+
+    def _adopts(self, tensor: Tensor) -> bool:
+        """Label what an autograd function, which nobody sees called, has made of parameters alone."""
+        if not _foreign(tensor.grad_fn):
+            return False
+        if tensor.dim() and tensor.shape[0] == self._guide.samples:  # of data without gradients as well
+            return False
+        names, waiting = set[str](), list[Any]([tensor.grad_fn])
+        while waiting:
+            node = waiting.pop()
+            label = self._labels.get(id(node.variable)) if hasattr(node, "variable") else ""
+            if label is None or (hasattr(type(node), "_forward_cls") and not _foreign(node)):
+                return False
+            names |= {label} - {""}
+            waiting += [following for following, _ in node.next_functions if following is not None]
+        return self._derived_of(tensor, frozenset(names))
+
+    def _derived_of(self, tensor: Tensor, bases: frozenset[str]) -> bool:
+        label = f"{' and '.join(sorted(bases))} (derived, {len(self.derived)})"
+        self._labels[id(tensor)] = label
+        self.derived[label] = (tensor, bases)
+        return True
 
     def _claim(self, seen: Seen, step: Step) -> Any:
         assert step.rule is not None, "a claim has a rule"
@@ -273,7 +301,7 @@ def parameters_in_graph(losses: Tensor) -> tuple[list[Tensor], bool]:
         seen.add(node)
         if hasattr(node, "variable"):
             leaves.append(node.variable)
-        custom |= not getattr(type(node), "_forward_cls", Tap).__module__.startswith("unlearnkit.")
+        custom |= _foreign(node)
         waiting += [following for following, _ in node.next_functions]
     return leaves, custom
 
@@ -290,6 +318,15 @@ def in_place(function: Callable[..., Any]) -> bool:
     """Say whether a function edits its first argument, by torch's naming."""
     name = getattr(function, "__name__", "")
     return name in _IN_PLACE or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+
+
+def edits(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Say whether a call edits its first argument, by its name or an option."""
+    if in_place(function) or kwargs.get("inplace"):
+        return True
+    code = getattr(function, "__code__", None)
+    names = code.co_varnames[: code.co_argcount] if code is not None else ()
+    return "inplace" in names and args[names.index("inplace") :][:1] == (True,)
 
 
 def enterable(function: Callable[..., Any]) -> bool:

@@ -1,7 +1,7 @@
 """Checks running totals: the first batch with a NaN or an infinity, and squares that underflow."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -110,8 +110,7 @@ class Underflow:
     def report(self, totals: Mapping[str, Tensor]) -> str | None:
         """Return a message that names totals that are too small, or None."""
         found = {name: self._too_small(name, total.reshape(-1)) for name, total in totals.items()}
-        numbers = torch.stack(list(found.values())).tolist() if found else []  # from a device at once
-        counts = {name: count for name, count in zip(found, numbers, strict=True) if count}
+        counts = {name: count for name, count in found.items() if count}
         if not counts:
             return None
         names = ", ".join(f"{name} ({count} of {totals[name].numel()})" for name, count in counts.items())
@@ -122,20 +121,14 @@ class Underflow:
             f"in {names}: {wider}multiply the loss by a power of two"
         )
 
-    def _too_small(self, name: str, total: Tensor) -> Tensor:
-        tiny, counts = torch.finfo(total.dtype).tiny, []
-        for i, part in enumerate(_parts(total)):
-            lost = _parts(self._lost[name])[i] if name in self._lost else None
-            if part.is_cuda:
-                small = (part > 0) & (part < tiny)
-                counts.append(torch.count_nonzero(small if lost is None else small | (lost & (part == 0))))
-            else:  # several times as fast as torch is on a CPU
-                host = part.numpy()
-                some = (host > 0) & (host < tiny)
-                counts.append(
-                    torch.tensor(np.count_nonzero(some if lost is None else some | (lost.numpy() & (host == 0))))
-                )
-        return torch.stack(counts).sum() if counts else torch.zeros((), dtype=torch.long, device=total.device)
+    def _too_small(self, name: str, total: Tensor) -> int:
+        tiny, count = torch.finfo(total.dtype).tiny, 0
+        for i, part in enumerate(map(_host, _parts(total))):
+            small = (part > 0) & (part < tiny)
+            if name in self._lost:
+                small |= _host(_parts(self._lost[name])[i]) & (part == 0)
+            count += int(small.sum())
+        return count
 
 
 def _parts(flat: Tensor) -> list[Tensor]:
@@ -143,4 +136,12 @@ def _parts(flat: Tensor) -> list[Tensor]:
 
 
 def _vanishes(g: Tensor) -> Tensor:
-    return (g != 0) & (g.square() == 0)
+    host = _host(g)
+    with np.errstate(all="ignore"):
+        found = (host != 0) & (host * host == 0)
+    return found if isinstance(found, Tensor) else torch.from_numpy(found)  # whatever the default device is
+
+
+def _host(t: Tensor) -> Any:
+    """View a tensor on the CPU as a numpy array, which compares several times as fast; one on a device as it is."""
+    return t if t.device.type != "cpu" else t.numpy()

@@ -18,12 +18,10 @@ from unlearnkit.importance.fisher.engine.fallback_rules import Rerun
 from unlearnkit.importance.fisher.engine.interceptor import Guide
 from unlearnkit.importance.fisher.engine.kernel import KernelFailedError, out_of_memory
 from unlearnkit.importance.fisher.engine.nan_check import Underflow
-from unlearnkit.importance.fisher.engine.per_sample_fallback import SquaredGradients
+from unlearnkit.importance.fisher.engine.per_sample_fallback import Comparison, SquaredGradients, check_alone
 from unlearnkit.importance.fisher.engine.probe import (
     HALF,
     Begin,
-    Comparison,
-    check_alone,
     discover,
     first_proof,
     in_float32,
@@ -145,11 +143,7 @@ class Passes:
         self._say_slow(plan)
         new = (kind, size) not in self._store.sizes and len(self._store.sizes) < SIZES
         if not (plan.dynamic or new or rows):
-            try:
-                self.follow(batch, plan, parts)
-            except UnprovenError:  # another way than before; what a doubtful plan added can be taken out again
-                self._store.plans[kind] = attrs.evolve(plan, dynamic=True)
-                self._record(batch, plan, parts)
+            self._follow_or_record(batch, kind, parts)
             return
         begin = _compare_losses(rows, self._alone_losses(batch, rows)) if rows else None
         with _later_pass(index if rows and not plan.dynamic else 0):
@@ -159,8 +153,16 @@ class Passes:
             if plan.dynamic:
                 self._record(batch, plan, parts, begin)
             else:
-                self.follow(batch, plan, parts)
+                self._follow_or_record(batch, kind, parts)
         self._store.sizes.add((kind, size))
+
+    def _follow_or_record(self, batch: Any, kind: Kind, parts: Sequence[Part]) -> None:
+        plan = self._store.plans[kind]
+        try:
+            self.follow(batch, plan, parts)
+        except UnprovenError:  # another way than before; what a doubtful plan added can be taken out again
+            self._store.plans[kind] = attrs.evolve(plan, dynamic=True)
+            self._record(batch, plan, parts)
 
     def _prove(self, batch: Any, kind: Kind, parts: Sequence[Part]) -> None:
         """Add the first batch of a kind, and find its plan.
@@ -196,8 +198,8 @@ class Passes:
             raise UnprovenError(f"{other.describe()}: its rows belong to other samples than they did")
         if not same or other is not None or found.dynamic:
             self._store.plans[kind] = attrs.evolve(plan, dynamic=True)
-        elif plan.doubtful and not found.doubtful:
-            self._store.plans[kind] = found
+        elif plan.doubtful:
+            self._store.plans[kind] = plan.filled(found)
 
     def follow(self, batch: Any, plan: CallPlan, parts: Sequence[Part]) -> None:
         """Make one pass by a plan; raise `UnprovenError` where the calls are others, before anything is added."""
@@ -334,7 +336,9 @@ class Passes:
 
     def _say_slow(self, plan: CallPlan) -> None:
         new = dict.fromkeys(
-            step.describe() for step in plan.steps if isinstance(step.rule, Rerun) and step.describe() not in self._slow
+            step.describe()
+            for step in plan.steps
+            if isinstance(step.rule, Rerun) and step.rule.alone and step.describe() not in self._slow
         )
         self._slow.update(new)
         if new:

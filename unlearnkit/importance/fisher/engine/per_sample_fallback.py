@@ -1,7 +1,13 @@
-"""Squared per-sample gradients of any model: `torch.func` in chunks, or one sample at a time where that cannot work."""
+"""Squared per-sample gradients of any model, without rules, and the comparison of the engine's totals with them.
 
-from collections.abc import Callable, Collection, Iterator
+`torch.func` in chunks, or one sample at a time where that cannot work.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
+from types import MappingProxyType
 from typing import Any, final
 
 import torch
@@ -9,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from unlearnkit.data.batches import batch_size, has_values, map_tensors, take, tensors
+from unlearnkit.importance.fisher.engine.call_plan import UnprovenError
 from unlearnkit.importance.fisher.engine.interceptor import ProcessWide
 from unlearnkit.importance.fisher.engine.kernel import out_of_memory
 from unlearnkit.models.norm_gradients import norm_gradient_fix
@@ -16,6 +23,25 @@ from unlearnkit.models.objective import Objective, check_losses
 from unlearnkit.models.parameters import dense, trainable, wide
 from unlearnkit.utils.errors import UnlearnKitError, UnsupportedModelError
 
+_EXACT = 1 << 14  # elements up to which a picture is the tensor itself
+_WIDTH = 64  # elements that become one
+_AT_A_TIME = 1 << 18  # elements: what is made on the way is small
+# How far totals of a few samples may be from those of one sample at a time, relative to their sum; what is wrong in
+# structure is wrong by a factor, and what is rounding is far below. Second: gradients below this share of the largest
+# are rounding errors themselves (the bias of attention's keys, a bias before a norm), squared.
+_TOLERANCES = {
+    torch.float64: (1e-6, 1e-22),
+    torch.float32: (5e-3, 1e-9),
+    torch.bfloat16: (0.3, 1e-4),
+    torch.float16: (0.2, 1e-5),
+}
+# How far a sample's loss in a whole batch may be from its loss alone: relative, and in nats.
+_SAME_LOSS = {
+    torch.float64: (1e-6, 1e-9),
+    torch.float32: (1e-2, 1e-4),
+    torch.bfloat16: (0.3, 0.3),
+    torch.float16: (0.3, 0.1),
+}
 _LARGEST_CHUNK = 16  # above it vmap over convolutions falls off a cliff on CPUs and gains nothing elsewhere
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 5e-3}  # what is wrong in structure is wrong by more
 _COARSE = 0.3  # the same in half precision
@@ -157,7 +183,7 @@ class SquaredGradients:
         )
         for start in range(0, batch_size(batch), self._chunk):
             rows = slice(start, min(start + self._chunk, batch_size(batch)))
-            with _QUIET:
+            with QUIET:
                 found = gradients(weights, *(t[rows] for t in columns))
             yield rows, {name.removeprefix("model."): g for name, g in found.items()}
 
@@ -227,9 +253,119 @@ def _remark(wanted: bool) -> None:
     torch._C._functorch._set_vmap_fallback_warning_enabled(wanted)  # type: ignore[attr-defined]  # noqa: SLF001 - torch's only switch
 
 
-_QUIET = ProcessWide(_without_remarks)
+QUIET = ProcessWide(_without_remarks)
 
 
 def _rebuild(batch: Any, columns: list[Tensor]) -> Any:
     rest: Iterator[Tensor] = iter(columns)
     return map_tensors(batch, lambda _: next(rest))
+
+
+@final
+class Comparison:
+    """Compares the engine's totals of a few samples with those of one sample at a time, storing neither.
+
+    Of parameters that are not small only pictures are compared, in which 64 neighbours are one number; see `projected`.
+    """
+
+    def __init__(self, totals: Mapping[str, Tensor] = MappingProxyType({})) -> None:
+        self._rest: dict[str, Tensor] = {}
+        self._seen: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._numels: dict[str, int] = {}
+        for name, total in totals.items():
+            self.expect(name, total)
+
+    def expect(self, name: str, total: Tensor) -> None:
+        """Add the engine's total of one parameter, or a part of it."""
+        picture = projected(total)
+        if name not in self._rest:
+            self._rest[name], self._seen[name] = torch.zeros_like(picture), torch.zeros_like(picture)
+            self._sums[name], self._numels[name] = total.new_zeros(()), total.numel()
+        self._rest[name].add_(picture)
+
+    def expects(self, name: str) -> bool:
+        return name in self._rest
+
+    def receive(self, name: str, gradient: Tensor) -> None:
+        """Subtract the square of one sample's gradient, shape (1, *shape)."""
+        g = gradient[0].to(self._rest[name].dtype)
+        self._take(name, projected(g, square=True), torch.linalg.vector_norm(g).square())
+
+    def receive_squares(self, name: str, squares: Tensor) -> None:
+        """Subtract the squares of some samples' gradients."""
+        self._take(name, projected(squares), squares.sum())
+
+    def _take(self, name: str, picture: Tensor, total: Tensor) -> None:
+        self._rest[name].sub_(picture)
+        self._seen[name].add_(picture)
+        self._sums[name].add_(total)
+
+    def verdict(
+        self, precision: torch.dtype, *, together: Callable[[Tensor], Tensor] = lambda numbers: numbers
+    ) -> None:
+        """Raise `UnprovenError` where the totals differ by more than rounding."""
+        relative, share = _TOLERANCES[precision]
+        device = next((total.device for total in self._sums.values()), None)
+        columns = torch.tensor([self._row(name) for name in self._rest], dtype=torch.float64, device=device)
+        rows = dict(zip(self._rest, together(columns).tolist(), strict=True))
+        means = [total / numel for total, numel, _, _ in rows.values() if numel]
+        largest = max((mean for mean in means if math.isfinite(mean)), default=0.0)
+        for name, (total, numel, size, difference) in rows.items():
+            if not numel or not math.isfinite(total):
+                continue
+            floor = share * largest * numel * (size / total if total else 1.0)
+            if not difference <= relative * size + floor:
+                raise UnprovenError(
+                    f"{name}: the totals of {difference / max(size, 1e-300):.2g} relative difference to those of "
+                    "one sample at a time"
+                )
+
+    def _row(self, name: str) -> tuple[float, float, float, float]:
+        """Sum of squares, element count, size of the projection, and its difference."""
+        size, left = (float(t[name].abs().sum()) for t in (self._seen, self._rest))
+        return float(self._sums[name]), float(self._numels[name]), size, left
+
+
+def check_alone(losses: Tensor, alone: Tensor, precision: torch.dtype) -> None:
+    """Compare the losses of some samples within a whole batch with their losses alone."""
+    relative, nats = _SAME_LOSS[precision]
+    seen, expected = losses.detach()[: len(alone)].double(), alone.double()
+    apart = (seen - expected).abs() > relative * expected.abs() + nats
+    if bool(apart.any()):
+        raise UnprovenError("the losses, which are others within a batch than alone")
+
+
+def projected(t: Tensor, *, square: bool = False) -> Tensor:
+    """Add neighbours up with fixed random weights of either sign, 64 at a time; small tensors stay as they are.
+
+    That of a sum is the sum of those of its terms. Two tensors that differ in one or in all places have different
+    pictures, except by a chance that many neighbourhoods make negligible.
+    """
+    if t.numel() <= _EXACT:
+        return t.reshape(-1).square() if square else t.reshape(-1).clone()
+    weights = _weights(t.dtype, t.device)
+    return torch.cat([_fold(part, weights, square=square) for part in _parts(t)])
+
+
+def _parts(t: Tensor) -> Iterator[Tensor]:
+    """Cut a tensor into parts of whole neighbourhoods without copying all of it."""
+    if t.is_contiguous():
+        t = t.view(-1)
+    step = max(1, _AT_A_TIME // (t.numel() // len(t)) // _WIDTH) * _WIDTH
+    return (t[at : at + step].reshape(-1) for at in range(0, len(t), step))
+
+
+def _fold(flat: Tensor, weights: Tensor, *, square: bool) -> Tensor:
+    whole = len(flat) // _WIDTH * _WIDTH
+    body, rest = (part.square() if square else part for part in (flat[:whole], flat[whole:]))
+    found = body.view(-1, _WIDTH) @ weights
+    return torch.cat([found, (rest @ weights[: len(rest)]).reshape(1)]) if len(rest) else found
+
+
+@cache
+def _weights(dtype: torch.dtype, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    sizes = 0.5 + torch.rand(_WIDTH, generator=generator, dtype=torch.float64)
+    signs = torch.randint(0, 2, (_WIDTH,), generator=generator, dtype=torch.float64) * 2 - 1
+    return (sizes * signs).to(device, dtype)

@@ -1,18 +1,14 @@
-"""Records the calls of a forward pass and which rows belong to which sample, and checks totals with samples alone."""
+"""Records the calls of a forward pass, and which rows of each belong to which sample."""
 
-import math
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
-from types import MappingProxyType
 from typing import Any, TypeVar, final
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.batches import batch_size, take
+from unlearnkit.data.batches import batch_size, take, tensors
 from unlearnkit.importance.fisher.engine.accumulate import Accumulation
 from unlearnkit.importance.fisher.engine.call_plan import (
     Action,
@@ -34,90 +30,27 @@ from unlearnkit.importance.fisher.engine.interceptor import (
     Interceptor,
     Seen,
     Sink,
+    edits,
     enterable,
     in_place,
     parameters_in_graph,
 )
-from unlearnkit.importance.fisher.engine.row_owners import UNKNOWN, coefficients, exponents, owners_of, row_maxima
+from unlearnkit.importance.fisher.engine.row_owners import (
+    UNKNOWN,
+    DataRows,
+    coefficients,
+    exponents,
+    owners_of,
+    row_maxima,
+)
 from unlearnkit.importance.fisher.engine.rule import Call, Rule, rule_for
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import buffers
 
 _T = TypeVar("_T")
-_PROBED = (2, 3)  # samples: a second size, because another dimension may be equal to the first by chance
-_EXACT = 1 << 14  # elements up to which a picture is the tensor itself
-_WIDTH = 64  # elements that become one
-_AT_A_TIME = 1 << 18  # elements: what is made on the way is small
 HALF = frozenset({torch.bfloat16, torch.float16})
-# How far totals of a few samples may be from those of one sample at a time, relative to their sum; what is wrong in
-# structure is wrong by a factor, and what is rounding is far below. Second: gradients below this share of the largest
-# are rounding errors themselves (the bias of attention's keys, a bias before a norm), squared.
-_TOLERANCES = {
-    torch.float64: (1e-6, 1e-22),
-    torch.float32: (5e-3, 1e-9),
-    torch.bfloat16: (0.3, 1e-4),
-    torch.float16: (0.2, 1e-5),
-}
-# How far a sample's loss in a whole batch may be from its loss alone: relative, and in nats.
-_SAME_LOSS = {
-    torch.float64: (1e-6, 1e-9),
-    torch.float32: (1e-2, 1e-4),
-    torch.bfloat16: (0.3, 0.3),
-    torch.float16: (0.3, 0.1),
-}
-
-
-_MOVES_ROWS = frozenset(
-    {"__getitem__", "__setitem__", "index_select", "take", "take_along_dim", "gather", "masked_select", "index_add"}
-    | {"index_add_", "index_copy", "index_copy_", "index_put", "index_put_", "scatter", "scatter_", "scatter_add"}
-    | {"scatter_add_", "repeat_interleave", "_pack_padded_sequence"}
-)  # with an index that is data, by torch's names
-_TO_PYTHON = frozenset({"tolist", "item", "__int__", "__index__", "numpy", "__array__"})
-
-
-@final
-class DataRows:
-    """Finds the tensors whose rows were chosen or placed by an index that depends on the data.
-
-    Which sample such a row belongs to is another thing in every batch: unpadded tokens, edges, queues of experts.
-    """
-
-    def __init__(self) -> None:
-        self._found: dict[int, weakref.ref[Tensor]] = {}
-        self._read = False
-
-    def __contains__(self, tensor: Tensor) -> bool:
-        known = self._found.get(id(tensor))
-        return self._read or (known is not None and known() is tensor)
-
-    def watch(
-        self,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        tensors: list[Tensor],
-        constant: Callable[[Tensor], bool],
-    ) -> bool:
-        """Note a call; say whether it moves rows by data."""
-        name = getattr(function, "__name__", "")
-        if name in _TO_PYTHON:
-            dtype = tensors[0].dtype if tensors else torch.bool
-            self._read |= not (dtype.is_floating_point or dtype == torch.bool or all(map(constant, tensors)))
-        elif name in _MOVES_ROWS and not _keeps_dimension_0(name, args):
-            return any(not t.is_floating_point() and not constant(t) for t in tensors[1:])
-        return False
-
-    def add(self, value: Any) -> None:
-        for t in results(value):
-            self._found[id(t)] = weakref.ref(t)
-
-
-def _keeps_dimension_0(name: str, args: tuple[Any, ...]) -> bool:
-    """Whether an index works within the entries of dimension 0."""
-    where = args[1] if len(args) > 1 else None
-    if name in {"__getitem__", "__setitem__"}:
-        first = where[0] if isinstance(where, tuple) and where else None
-        return first is Ellipsis or (isinstance(first, slice) and first == slice(None))
-    return isinstance(where, int) and where != 0
+_PROBED = (2, 3)  # samples: a second size, because another dimension may be equal to the first by chance
+_AS = frozenset({"to", "type_as", "view_as", "reshape_as"})  # take no more than a shape or dtype from other tensors
 
 
 @final
@@ -130,9 +63,10 @@ class Discovery(Guide):
     """
 
     def __init__(self, samples: int, constants: Iterable[Tensor], plan: CallPlan | None = None) -> None:
-        self._samples, self._plan = samples, plan
+        self.samples, self._plan = samples, plan
         self._constants: dict[int, Tensor] = {id(t): t for t in constants}
         self._fixed = frozenset(self._constants)
+        self._without_data = False
         self.steps: list[Step] = []
         self.accumulation: Accumulation | None = None
         """Gets every call whose gradients have come, when its rows are known."""
@@ -156,10 +90,12 @@ class Discovery(Guide):
             step = self._plan.at(len(self.steps), seen.function, seen.names)
         else:
             tracked = {id(t) for t in seen.tracked}
-            mixed = any(id(t) not in tracked and not self._constant(t) for t in seen.tensors)
+            tensors = seen.tensors[:1] if getattr(seen.function, "__name__", "") in _AS else seen.tensors
+            mixed = any(id(t) not in tracked and self._is_data(t) for t in tensors)
+            self._without_data = not mixed
             step = self._mixed(seen) if mixed else self._alone(seen)
         if step is not None:
-            self._dynamic |= step.action is Action.CLAIM and any(t in self._data_rows for t in seen.tensors)
+            self._dynamic |= step.action is not Action.DERIVE and any(t in self._data_rows for t in seen.tensors)
             self.steps.append(step)
         return step
 
@@ -199,19 +135,28 @@ class Discovery(Guide):
         if self._data_rows.watch(function, args, tensors, self._constant):
             self._data_rows.add([result, tensors[0] if in_place(function) else None])
         else:
-            self.returned(tensors, [result, tensors[0] if in_place(function) and tensors else None])
+            self._follow(tensors, [result, tensors[0] if in_place(function) and tensors else None])
 
     def returned(self, tensors: list[Tensor], result: Any) -> None:
+        if self._without_data:
+            self._remember(result)
+            self._without_data = False
+        self._follow(tensors, result)
+
+    def _follow(self, tensors: list[Tensor], result: Any) -> None:
         if any(t in self._data_rows for t in tensors):
             self._data_rows.add(result)
 
     def _constant(self, t: Tensor) -> bool:
         return id(t) in self._constants
 
+    def _is_data(self, t: Tensor) -> bool:
+        return not self._constant(t) and (t.dim() > 0 or t.is_floating_point())  # a number has no rows of samples
+
     def _remember(self, result: Any) -> None:
         for t in result if isinstance(result, tuple | list) else (result,):
             # A state that starts at zero for every sample has one row per sample, as data has.
-            if isinstance(t, Tensor) and not (t.dim() and t.shape[0] == self._samples):
+            if isinstance(t, Tensor) and not t.requires_grad and not (t.dim() and t.shape[0] == self.samples):
                 self._constants[id(t)] = t
 
     def _mixed(self, seen: Seen) -> Step | None:
@@ -227,18 +172,19 @@ class Discovery(Guide):
         if not results(result) or any(t is held for t in results(result) for held in seen.tensors):
             return None
         if not isinstance(result, Tensor):
-            return _step(Action.CLAIM, seen, SeveralResults(seen, self._samples))
+            return _step(Action.CLAIM, seen, SeveralResults(seen, self.samples))
         return _step(Action.CLAIM, seen, AnyFunction(seen, result.shape[0] if result.dim() else 0))
 
     def _alone(self, seen: Seen) -> Step | None:
+        if edits(seen.function, seen.args, seen.kwargs):
+            return _step(Action.DERIVE, seen)
         result = seen.run()
-        rule = expansion(seen.function, seen.tracked[0], result, self._samples) if len(seen.tracked) == 1 else None
+        rule = expansion(seen.function, seen.tracked[0], result, self.samples) if len(seen.tracked) == 1 else None
         if rule is not None:
             return _step(Action.CLAIM, seen, rule)
         parts = result if isinstance(result, tuple | list) else (result,)
         if any(isinstance(t, Tensor) and t.requires_grad for t in parts):
             return _step(Action.DERIVE, seen)
-        self._remember(result)
         return None
 
     def _settled(
@@ -253,7 +199,7 @@ class Discovery(Guide):
         if len(layouts) > 1 and any(isinstance(layout, Scattered) for layout in layouts):
             raise UnprovenError(f"{step.describe()}: which of its rows belong to which sample cannot be told")
         found = attrs.evolve(step, layouts=tuple(layouts))
-        leading = found.inputs.length(self._samples) if found.inputs is not None else ()
+        leading = found.inputs.length(self.samples) if found.inputs is not None else ()
         if any(tuple(t.shape[: len(leading)]) != leading for t in saved):
             raise UnprovenError(f"{step.describe()}: its input and its output have their samples in different places")
         return found
@@ -265,13 +211,13 @@ class Discovery(Guide):
         plain = row_maxima(g, dims=2 if step.rule.free_rows else 1)
         if not bool(plain.any()):
             return None
-        if self._samples == 1:
+        if self.samples == 1:
             return Layout(order=Order.MAJOR, rows=len(plain))
         if len(scaled) != self.digits or any(one is None for one in scaled):
             raise UnprovenError(f"{step.describe()}: a gradient that comes and goes")
         try:
-            owners = owners_of(plain, [one for one in scaled if one is not None], self._samples, self.precision)
-            layout = recognise(owners, self._samples, free_rows=step.rule.free_rows)
+            owners = owners_of(plain, [one for one in scaled if one is not None], self.samples, self.precision)
+            layout = recognise(owners, self.samples, free_rows=step.rule.free_rows)
             if layout is not None:
                 return layout
             first = owners.flatten(1).amax(1) if owners.dim() > 1 else owners
@@ -280,7 +226,7 @@ class Discovery(Guide):
             if bool((owners == UNKNOWN).any()):
                 raise UnprovenError("gradients too small to tell which of its rows belong to which sample")
             self._dynamic = True
-            return Scattered(first.to(g.device), self._samples)
+            return Scattered(first.to(g.device), self.samples)
         except UnprovenError as unproven:
             raise UnprovenError(f"{step.describe()}: {unproven}") from None
 
@@ -328,8 +274,9 @@ def discover(
     With an accumulation the last backward pass adds the squares too. `begin` is called when the forward pass is over.
     """
     samples = batch_size(batch)
-    fixed = [*buffers(model).values(), *(p for p in model.parameters() if not p.requires_grad)]
-    guide = Discovery(samples, fixed, plan)
+    given = {id(t) for t in tensors(batch)}
+    fixed = [*buffers(model).values(), *(p for p in model.parameters() if not p.requires_grad), *_attributes(model)]
+    guide = Discovery(samples, [t for t in fixed if id(t) not in given], plan)
     adding = accumulation(guide) if accumulation is not None else None
     guide.accumulation = adding
     interceptor = adding.interceptor if adding is not None else Interceptor(named, guide)
@@ -358,6 +305,13 @@ def discover(
     finally:
         if adding is not None:
             adding.close()
+
+
+def _attributes(model: nn.Module) -> Iterator[Tensor]:
+    """List the tensors in plain attributes of modules, also in dictionaries and lists."""
+    for module in model.modules():
+        for value in vars(module).values():
+            yield from (t for t in tensors(value) if not t.requires_grad)
 
 
 def _opaque(losses: Tensor, named: Mapping[str, Tensor], steps: Iterable[Step]) -> bool:
@@ -396,113 +350,3 @@ def _coarsest(dtypes: set[torch.dtype]) -> torch.dtype:
     if dtypes != {torch.float64}:
         raise UnprovenError(f"expected parameters of a known floating dtype, saw {sorted(map(str, dtypes))}")
     return torch.float64
-
-
-@final
-class Comparison:
-    """Compares the engine's totals of the probe with those of one sample at a time, storing neither.
-
-    Of parameters that are not small only pictures are compared, in which 64 neighbours are one number; see `projected`.
-    """
-
-    def __init__(self, totals: Mapping[str, Tensor] = MappingProxyType({})) -> None:
-        self._rest: dict[str, Tensor] = {}
-        self._seen: dict[str, Tensor] = {}
-        self._sums: dict[str, Tensor] = {}
-        self._numels: dict[str, int] = {}
-        for name, total in totals.items():
-            self.expect(name, total)
-
-    def expect(self, name: str, total: Tensor) -> None:
-        """Add the engine's total of one parameter, or a part of it."""
-        picture = projected(total)
-        if name not in self._rest:
-            self._rest[name], self._seen[name] = torch.zeros_like(picture), torch.zeros_like(picture)
-            self._sums[name], self._numels[name] = total.new_zeros(()), total.numel()
-        self._rest[name].add_(picture)
-
-    def expects(self, name: str) -> bool:
-        return name in self._rest
-
-    def receive(self, name: str, gradient: Tensor) -> None:
-        """Subtract the square of one sample's gradient, shape (1, *shape)."""
-        g = gradient[0].to(self._rest[name].dtype)
-        self._take(name, projected(g, square=True), torch.linalg.vector_norm(g).square())
-
-    def receive_squares(self, name: str, squares: Tensor) -> None:
-        """Subtract the squares of some samples' gradients."""
-        self._take(name, projected(squares), squares.sum())
-
-    def _take(self, name: str, picture: Tensor, total: Tensor) -> None:
-        self._rest[name].sub_(picture)
-        self._seen[name].add_(picture)
-        self._sums[name].add_(total)
-
-    def verdict(
-        self, precision: torch.dtype, *, together: Callable[[Tensor], Tensor] = lambda numbers: numbers
-    ) -> None:
-        """Raise `UnprovenError` where the totals differ by more than rounding."""
-        relative, share = _TOLERANCES[precision]
-        device = next((total.device for total in self._sums.values()), None)
-        columns = torch.tensor([self._row(name) for name in self._rest], dtype=torch.float64, device=device)
-        rows = dict(zip(self._rest, together(columns).tolist(), strict=True))
-        means = [total / numel for total, numel, _, _ in rows.values() if numel]
-        largest = max((mean for mean in means if math.isfinite(mean)), default=0.0)
-        for name, (total, numel, size, difference) in rows.items():
-            if not numel or not math.isfinite(total):
-                continue
-            floor = share * largest * numel * (size / total if total else 1.0)
-            if not difference <= relative * size + floor:
-                raise UnprovenError(
-                    f"{name}: the totals of {difference / max(size, 1e-300):.2g} relative difference to those of "
-                    "one sample at a time"
-                )
-
-    def _row(self, name: str) -> tuple[float, float, float, float]:
-        """Sum of squares, element count, size of the projection, and its difference."""
-        size, left = (float(t[name].abs().sum()) for t in (self._seen, self._rest))
-        return float(self._sums[name]), float(self._numels[name]), size, left
-
-
-def check_alone(losses: Tensor, alone: Tensor, precision: torch.dtype) -> None:
-    """Compare the losses of some samples within a whole batch with their losses alone."""
-    relative, nats = _SAME_LOSS[precision]
-    seen, expected = losses.detach()[: len(alone)].double(), alone.double()
-    apart = (seen - expected).abs() > relative * expected.abs() + nats
-    if bool(apart.any()):
-        raise UnprovenError("the losses, which are others within a batch than alone")
-
-
-def projected(t: Tensor, *, square: bool = False) -> Tensor:
-    """Add neighbours up with fixed random weights of either sign, 64 at a time; small tensors stay as they are.
-
-    That of a sum is the sum of those of its terms. Two tensors that differ in one or in all places have different
-    pictures, except by a chance that many neighbourhoods make negligible.
-    """
-    if t.numel() <= _EXACT:
-        return t.reshape(-1).square() if square else t.reshape(-1).clone()
-    weights = _weights(t.dtype, t.device)
-    return torch.cat([_fold(part, weights, square=square) for part in _parts(t)])
-
-
-def _parts(t: Tensor) -> Iterator[Tensor]:
-    """Cut a tensor into parts of whole neighbourhoods without copying all of it."""
-    if t.is_contiguous():
-        t = t.view(-1)
-    step = max(1, _AT_A_TIME // (t.numel() // len(t)) // _WIDTH) * _WIDTH
-    return (t[at : at + step].reshape(-1) for at in range(0, len(t), step))
-
-
-def _fold(flat: Tensor, weights: Tensor, *, square: bool) -> Tensor:
-    whole = len(flat) // _WIDTH * _WIDTH
-    body, rest = (part.square() if square else part for part in (flat[:whole], flat[whole:]))
-    found = body.view(-1, _WIDTH) @ weights
-    return torch.cat([found, (rest @ weights[: len(rest)]).reshape(1)]) if len(rest) else found
-
-
-@cache
-def _weights(dtype: torch.dtype, device: torch.device) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    sizes = 0.5 + torch.rand(_WIDTH, generator=generator, dtype=torch.float64)
-    signs = torch.randint(0, 2, (_WIDTH,), generator=generator, dtype=torch.float64) * 2 - 1
-    return (sizes * signs).to(device, dtype)

@@ -1,16 +1,18 @@
-"""Derives which sample each row of a tensor belongs to, from two backward passes over one graph.
+"""Which sample each row of a tensor belongs to, derived from two backward passes over one graph.
 
 A backward pass is linear. When the loss of sample n is multiplied by 2^e(n), so is the gradient of each row that
 belongs to sample n alone, exactly. The ratio of the two gradients is then 2^e(n), which names the sample; a row that
 several samples share has a ratio that is no such power.
 """
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from unlearnkit.importance.fisher.engine.call_plan import UnprovenError
+from unlearnkit.importance.fisher.engine.call_plan import UnprovenError, results
 
 _EXPONENTS = {torch.float16: 8}  # of two, that fit beside the gradients; 64 in other dtypes
 _ROUNDING = {torch.float64: 1e-4, torch.float32: 1e-2}  # of the exponent: two passes need not round alike; else _COARSE
@@ -67,3 +69,56 @@ def owners_of(plain: Tensor, scaled: Sequence[Tensor], samples: int, dtype: torc
     if bool((mixed | (known & (owners >= samples))).any()):
         raise UnprovenError("its rows belong to other samples as well")
     return torch.where(known, owners, torch.where((plain > 0) & (dtype == torch.float16), UNKNOWN, NOBODY))
+
+
+_MOVES_ROWS = frozenset(
+    {"__getitem__", "__setitem__", "index_select", "take", "take_along_dim", "gather", "masked_select", "index_add"}
+    | {"index_add_", "index_copy", "index_copy_", "index_put", "index_put_", "scatter", "scatter_", "scatter_add"}
+    | {"scatter_add_", "repeat_interleave", "_pack_padded_sequence"}
+)  # with an index that is data, by torch's names
+_TO_PYTHON = frozenset({"tolist", "item", "__int__", "__index__", "numpy", "__array__"})
+
+
+@final
+class DataRows:
+    """Finds the tensors whose rows were chosen or placed by an index that depends on the data.
+
+    Which sample such a row belongs to is another thing in every batch: unpadded tokens, edges, queues of experts.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[int, weakref.ref[Tensor]] = {}
+        self._read = False
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        known = self._found.get(id(tensor))
+        return self._read or (known is not None and known() is tensor)
+
+    def watch(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        tensors: list[Tensor],
+        constant: Callable[[Tensor], bool],
+    ) -> bool:
+        """Note a call; say whether it moves rows by data."""
+        name = getattr(function, "__name__", "")
+        if name in _TO_PYTHON:
+            dtype = tensors[0].dtype if tensors else torch.bool
+            self._read |= not (dtype.is_floating_point or dtype == torch.bool or all(map(constant, tensors)))
+        elif name in _MOVES_ROWS and not _keeps_dimension_0(name, args):
+            return any(not t.is_floating_point() and not constant(t) for t in tensors[1:])
+        return False
+
+    def add(self, value: Any) -> None:
+        for t in results(value):
+            self._found[id(t)] = weakref.ref(t)
+
+
+def _keeps_dimension_0(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether an index works within the entries of dimension 0."""
+    where = args[1] if len(args) > 1 else None
+    if name in {"__getitem__", "__setitem__"}:
+        first = where[0] if isinstance(where, tuple) and where else None
+        return first is Ellipsis or (isinstance(first, slice) and first == slice(None))
+    return isinstance(where, int) and where != 0

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from unlearnkit.importance.fisher.engine.kernel import KernelOperands, KernelPlan, SumBuffers
+from unlearnkit.importance.fisher.engine.recurrent_cells import linear_rows
 from unlearnkit.importance.fisher.engine.rule import Call, Rule
 from unlearnkit.importance.fisher.engine.totals import Slot
 
@@ -48,9 +49,9 @@ class _Product(Rule):
 class LinearRule(_Product):
     """y_nt = W a_nt + b."""
 
-    functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.linear,)
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.linear, linear_rows)
 
-    def bind(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call | None:  # noqa: A002 - torch's
+    def bind(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Tensor) -> Call | None:  # noqa: A002
         if weight.dim() != 2 or input.dim() < 2:
             return None
         return Call(weights={"weight": weight, "bias": bias}, saved=(input,))

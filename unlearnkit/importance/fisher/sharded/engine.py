@@ -21,8 +21,8 @@ from unlearnkit.importance.fisher.engine.accumulate import Accumulation
 from unlearnkit.importance.fisher.engine.call_plan import Action, CallPlan, Step, UnprovenError
 from unlearnkit.importance.fisher.engine.interceptor import EAGER, Gradients, Guide, Seen, Sink
 from unlearnkit.importance.fisher.engine.passes import signature
-from unlearnkit.importance.fisher.engine.per_sample_fallback import refuse_batch_statistics
-from unlearnkit.importance.fisher.engine.probe import Comparison, check_alone, discover, first_proof
+from unlearnkit.importance.fisher.engine.per_sample_fallback import Comparison, check_alone, refuse_batch_statistics
+from unlearnkit.importance.fisher.engine.probe import discover, first_proof
 from unlearnkit.importance.fisher.engine.rule import Call
 from unlearnkit.importance.fisher.engine.totals import Part, Sums, Totals
 from unlearnkit.importance.fisher.sharded.squared_sums import Leaves, PieceTotals, SampleSquares
@@ -43,6 +43,7 @@ class Sending(Guide):
 
     def __init__(self, plan: CallPlan, samples: int, totals: Totals, leaves: Leaves, *, real: bool = True) -> None:
         self._totals, self._leaves, self._real = totals, leaves, real
+        self.samples = samples
         part = Part(rows=slice(0, samples), sums=Sums(squares=totals))
         self.inner = Accumulation(plan, samples, [part], totals, named=leaves.tensors, guide=self)
         self._at_end = _late(plan)

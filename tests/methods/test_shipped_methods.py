@@ -1,4 +1,4 @@
-"""What holds for every method and estimator that ships: the contract in both precisions, and a run by its name."""
+"""Every shipped method and estimator: the laws in both precisions, and a run by name."""
 
 import json
 from functools import partial
@@ -25,7 +25,7 @@ PRECISIONS = (torch.float32, torch.float64)
 
 
 def quick(cls):
-    """The least that a method does: one epoch, one draw."""
+    """The cheapest options of a method: one epoch, one draw."""
     names = {option.name for option in options_of(cls)}
     return cls(**{name: 1 for name in ("epochs", "draws", "max_epochs") if name in names})
 
@@ -38,14 +38,14 @@ def has(dtype, case):
 
 
 def moved(dtype, case):
-    """The same law_case in another precision; whatever is no law_case as it is."""
+    """The same law case in another precision; other values unchanged."""
     if isinstance(case, tuple):
         return (moved(dtype, case[0]), *case[1:])
     return attrs.evolve(case, dtype=dtype) if isinstance(case, LawCase) else case
 
 
 EXACT = ("additive", "order-free", "batch-size-free", "quadratic")
-"""Laws of sums that are checked in float64 alone, where rounding does not hide a fault."""
+"""Laws of sums that are checked only in float64, where rounding hides no fault."""
 
 
 def in_precision(law, dtype):
@@ -136,7 +136,7 @@ def test_a_method_that_trains_forgets_the_class_and_keeps_the_others(by_name, na
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_an_estimator_runs_by_name(run_by_name, name):
-    # Labels from the model cost several passes; prune needs the forget importance alone, of 137 images.
+    # Labels from the model need several passes; prune needs only the forget importance, of 137 images.
     method, options = ("prune", "{tau=1e-3}") if ESTIMATORS[name].traits.labels == "model" else ("ssd", "{alpha=2.0}")
     record, before, after = run_by_name(method, f"importance.estimator='{name}'", options=options)
     assert {e.fingerprint.estimator for e in record.report.evidence} == {name}

@@ -1,4 +1,4 @@
-"""Methods that train: one step of plain gradient descent on two weights, worked out by hand.
+"""Methods that train: worked examples of one step of plain gradient descent on two weights.
 
 f(x) = (w₁·x, w₂·x) with w = (0, 0), so that p = (½, ½) for every x. The gradient of −log p_y by w is x·(p − e_y), and
 that of KL(q ‖ p) is x·(p − q). The step size is 0.1, without momentum, in eval mode.
@@ -45,14 +45,14 @@ def test_finetune():
 
 
 def test_neg_grad_plus():
-    """¾·(−½, ½) of what is kept − ¼·2·(½, −½) of what is forgotten, (2, class 1): (−⅝, ⅝)."""
+    """¾·(−½, ½) of the retain set − ¼·2·(½, −½) of the forget set, (2, class 1): (−⅝, ⅝)."""
     method = NegGradPlus(beta=0.75, mode="eval", **STEP)
     found = weights_after(method, retain_data=sample(1.0, 0), forget_data=sample(2.0, 1))
     assert found == pytest.approx([0.0625, -0.0625])
 
 
 def test_bad_teacher():
-    """The good teacher agrees with its copy: no step. The bad one says q = (¼, ¾): the gradient is (½, ½) − q."""
+    """The good teacher equals the student: no step. The bad one predicts q = (¼, ¾): the gradient is (½, ½) − q."""
     found = weights_after(
         BadTeacher(**STEP),
         retain_data=sample(1.0, 0),
@@ -63,7 +63,7 @@ def test_bad_teacher():
 
 
 def test_scrub():
-    """Student and teacher agree at first: the climb has no slope, then γ = ½ of the gradient (−½, ½) is descended."""
+    """Student and teacher are equal at first: ascent has gradient 0; descent follows γ = ½ of (−½, ½)."""
     method = Scrub(gamma=0.5, alpha=0.3, max_epochs=1, mode="eval", **STEP)
     found = weights_after(method, retain_data=sample(1.0, 0), forget_data=sample(1.0, 1))
     assert found == pytest.approx([0.025, -0.025])
