@@ -251,7 +251,8 @@ class Unlearner(abc.ABC):
             problems += [f"{n}: a buffer was edited" for n in buffers_changed]
         raise_all(problems, where=f"{who} (the model was put back)")
         if counts is None:
-            check_finite(model, when=f"after {self.name!r} edited them (the model was put back)")
+            when = f"after {self.name!r} edited them (the model was put back)"
+            check_finite(model, when=when, buffers_too=buffers_changed)
         return buffers_changed
 
     def _check_shardable(self, why: str = "only methods that edit weight by weight take one") -> None:
