@@ -231,8 +231,8 @@ class _PlainUnpickler(pickle._Unpickler):  # noqa: SLF001 - the one in C allocat
         if allowed is None:
             asked = ascii(f"{module}.{name}")[1:-1]
             raise StoreError(
-                f"refused a pickle that asks for {asked}: expected numbers, text, lists, dicts and numpy arrays only; a "
-                "file that asks for more can run any code, so get it from somewhere else"
+                f"refused a pickle that asks for {asked}: expected numbers, text, lists, dicts and numpy arrays only; "
+                "a file that asks for more can run any code, so get it from somewhere else"
             )
         return allowed
 
