@@ -50,16 +50,13 @@ class _Sensitivity(ImportanceEstimator):
 class LossFree(_Sensitivity):
     """Ω = Σ_b w_b·|∂/∂θ mean_{i∈b} ‖f(x_i)‖²₂|, f(x) the logits: one term per batch, no labels.
 
-    This is what the published code computes, and it depends on batch size and order, which are recorded: gradients of
-    opposite sign cancel inside a batch. With a batch size of 1 it is the sensitivity of memory aware synapses, the mean
-    over samples of |∂/∂θ ‖f(x)‖²₂|, that the method comes from. Absolute values, not squares: Ω is to the Fisher
-    information as a gradient to its square, and α and λ tuned to one mean nothing with the other.
+    It depends on batch size and order, which are recorded: gradients of opposite sign cancel inside a batch. With a
+    batch size of 1 it is the sensitivity of memory aware synapses that the method comes from. Ω holds absolute values,
+    not squares: α and λ that were tuned to a Fisher information mean nothing with it.
 
     With ``weights="size"`` a batch of n samples has w_b = n and counts n terms; ``"equal"``, w_b = 1 and one term a
-    batch, is what the published code does.
-
-    The objective says only where the logits are (`CrossEntropy.logits`, also inside another objective's
-    ``objective``); its loss and its labels are not used, and a batch may have no labels.
+    batch, is what the published code does. The objective says only where the logits are (`CrossEntropy.logits`, also
+    inside another objective's ``objective``); its loss is not used, and a batch may have no labels.
 
     Source: Foster, Schoepf and Brintrup 2024 (Loss-Free Machine Unlearning) and the published code (LFSSD); after
     Aljundi et al. 2018 (Memory Aware Synapses), the importance Ω.
@@ -84,8 +81,7 @@ class LossFree(_Sensitivity):
 class OutputNorm(_Sensitivity):
     """Ω = Σ_b w_b·|∂/∂θ mean_{i∈b} ‖f(x_i)‖₂|, f(x) the logits: as `LossFree`, with the norm not squared.
 
-    Not squaring keeps samples with large outputs from dominating. At f(x) = 0, where the norm has no gradient, 0 is
-    taken. Batches, labels and objectives as in `LossFree`.
+    Not squaring keeps samples with large outputs from dominating. At f(x) = 0 the gradient is taken as 0.
 
     Source: Schoepf, Foster and Brintrup 2024 (Potion: Towards Poison Unlearning), the method XLF, and the published
     code.

@@ -55,15 +55,14 @@ class SampledFisher(_ModelLabels):
     """F_j = Σ_i 1/m Σ_{k≤m} (∂/∂θ_j −log p(ŷ_ik | x_i))² with ŷ_ik ~ p(· | x_i): an unbiased estimate of the Fisher.
 
     Each sample gets ``draws`` = m labels, drawn by inverting its own distribution function at uniform numbers that
-    depend on ``seed`` and on the bytes of that sample alone (of all its tensors, labels included where a batch has
-    them). So the draw follows a sample through any order and any batch, totals add up over disjoint data, and equal
-    samples get equal labels. The batch's own labels are not otherwise used.
+    depend on ``seed`` and on the bytes of that sample alone (all its tensors, labels included). So the draw follows a
+    sample through any order and any batch, totals add up over disjoint data, and equal samples get equal labels.
 
     The objective says only where the logits are (`CrossEntropy.logits`, also inside another objective's
     ``objective``), of shape (batch, classes); the loss is −log softmax(f(x))_ŷ.
 
-    Source: Kunstner, Balles and Hennig 2019 (Limitations of the Empirical Fisher Approximation), the Fisher, with one
-    or more drawn labels in the place of the expectation.
+    Source: Kunstner, Balles and Hennig 2019 (Limitations of the Empirical Fisher Approximation), with drawn labels in
+    the place of the expectation.
 
     Example:
         >>> from unlearnkit import CrossEntropy
@@ -96,11 +95,8 @@ class SampledFisher(_ModelLabels):
 class ExactFisher(_ModelLabels):
     """F_j = Σ_i Σ_c p(c | x_i)·(∂/∂θ_j −log p(c | x_i))²: the diagonal of the Fisher information, exactly.
 
-    It costs as many passes as there are classes: C times `DiagonalFisher`, and more classes than ``max_classes`` are
-    refused. `SampledFisher` estimates the same at the price of one. A batch's labels are not used.
-
-    The objective says only where the logits are (`CrossEntropy.logits`, also inside another objective's
-    ``objective``), of shape (batch, classes).
+    It costs as many passes as there are classes, and more classes than ``max_classes`` are refused; `SampledFisher`
+    estimates the same at the price of one. A batch's labels are not used; the objective is as there.
 
     Source: Kunstner, Balles and Hennig 2019 (Limitations of the Empirical Fisher Approximation), the Fisher.
 

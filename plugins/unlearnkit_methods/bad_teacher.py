@@ -17,10 +17,9 @@ class BadTeacher(TrainingUnlearner):
     """Minimise (1 − l_u)·KL(T_s(x) ‖ S(x)) + l_u·KL(T_d(x) ‖ S(x)), with l_u = 1 for a sample to forget, else 0.
 
     S is the model being edited, T_s (competent) a frozen copy of the original, T_d (incompetent) an untrained model
-    from ``inputs.model_factory``. KL goes from the teacher to the student, over softmax(logits / T); it is summed
-    over classes, averaged over the batch and multiplied by T² (`divergence`), while the authors' code
-    averages over batch × classes at T = 1: its learning rates are larger by the number of classes. Labels are not
-    used. An epoch takes every batch of both sets once, evenly mixed.
+    from ``inputs.model_factory``. KL is the mean `divergence` of a batch; the authors' code averages over classes too,
+    at T = 1, so that its learning rates are larger by the number of classes. Labels are not used. An epoch takes every
+    batch of both sets once, evenly mixed.
 
     Eval mode by default, teachers always: a batch here is of one set, and one of a single class would be normalised by
     its own statistics. The authors shuffle both sets into common batches, and keep the mode of the model.
@@ -48,9 +47,8 @@ class BadTeacher(TrainingUnlearner):
 
         def loss(student: nn.Module, item: Any) -> Tensor:
             is_forget, batch = item
-            return distillation_loss(
-                teachers[is_forget], student, batch, objective=inputs.objective, temperature=self.temperature
-            )
+            teacher = teachers[is_forget]
+            return distillation_loss(teacher, student, batch, objective=inputs.objective, temperature=self.temperature)
 
         both = Interleaved(retain=inputs.retain_data or (), forget=inputs.forget_data or ())
         return EpochConfig.epochs(both, loss, count=self.epochs)

@@ -16,9 +16,7 @@ class FineTune(TrainingUnlearner):
     """θ ← θ − η·∇ℓ(θ; D_r): training goes on, on the retain set alone.
 
     The forget set is not used: the model forgets it only as far as further training on the retain set overwrites it
-    (catastrophic forgetting). The baseline that every method has to beat.
-
-    Train mode by default, as in training; ``mode = "eval"`` leaves BatchNorm's buffers as they are.
+    (catastrophic forgetting). The baseline that every method has to beat. Train mode by default, as in training.
 
     Source: Golatkar, Achille and Soatto 2020 (Eternal Sunshine of the Spotless Net), the baseline
     "fine-tune"; Warnecke et al. 2023 (Machine Unlearning of Features and Labels), fine-tuning.

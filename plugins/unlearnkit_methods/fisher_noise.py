@@ -17,18 +17,17 @@ from unlearnkit.models import trainable
 class FisherNoise(Unlearner):
     """θ' = θ + s·z with s = σ·max(F_r, φ)^(−γ) and z ~ N(0, 1), independent for every weight.
 
-    With γ = ½ the variance of the noise is σ²/F_r: that is what the authors' published code adds, with σ² = 10⁻⁶ and
-    1/F_r clamped at 10³, hence φ = 10⁻³, and it is the default. With γ = ¼ it is the equation of the paper,
-    θ' = θ + (λσ_h²)^(¼)·F_r^(−¼)·z, whose (λσ_h²)^(¼) is σ here. The clamp bounds the standard deviation by
-    σ·φ^(−γ), which is also what a weight with F_r = 0 gets.
+    By default γ = ½, as in the authors' code: the variance is σ²/F_r, with σ² = 10⁻⁶ and 1/F_r clamped at 10³, hence
+    φ = 10⁻³. With γ = ¼ it is the equation of the paper, θ' = θ + (λσ_h²)^(¼)·F_r^(−¼)·z, whose (λσ_h²)^(¼) is σ here.
+    A weight with F_r = 0 gets the largest deviation, σ·φ^(−γ).
 
-    F_r is meant to be measured on the retain set: one of the full set protects what the forget set needs as well. The
-    forget set itself is not used. The published code also averages the variance over the inputs of each unit,
-    takes it tenfold in one-dimensional parameters and in the last layer, and zeroes the forgotten class's row there;
-    this method does none of that, for these depend on the architecture.
+    Measure F_r on the retain set: one of the full set protects what the forget set needs as well. The forget set is not
+    used. The published code also averages the variance over the inputs of each unit, takes it tenfold in
+    one-dimensional parameters and in the last layer, and zeroes the forgotten class's row there; these depend on the
+    architecture and are left out.
 
-    The draw depends on ``inputs.seed``, on the order and the shapes of the trainable parameters and on nothing else:
-    it is made on the CPU in float64, so that every device and every precision gets the same noise.
+    The draw depends on ``inputs.seed`` and on the order and the shapes of the trainable parameters only: it is made on
+    the CPU in float64.
 
     Source: Golatkar, Achille and Soatto 2020 (Eternal Sunshine of the Spotless Net: Selective Forgetting in Deep
     Networks), Fisher forgetting, and the published code.

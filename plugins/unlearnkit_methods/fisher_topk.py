@@ -18,12 +18,9 @@ class FisherTopK(Unlearner):
     """θ' = 0 for the k weights with the largest F_f/F_r, else θ.
 
     k is a number of weights or, by default, ⌊fraction · n⌋ of n; for the whole model or, with ``scope="tensor"``, for
-    each parameter by itself. Never more than k weights are zeroed, and fewer only where fewer have F_f > 0: a weight
-    with F_f = 0 is never selected, 0/0 included. x/0 is the largest ratio. Equal ratios (all x/0 among them) are
-    ordered by F_f, the larger first, and weights equal in both by their place in the model, the earlier first.
-
-    Which weights are zeroed depends on all of them, down to the place, so this is no `ElementwiseUnlearner`: a rule of
-    one weight cannot zero exactly k of several that tie.
+    each parameter by itself. Fewer are zeroed only where fewer have F_f > 0. x/0 is the largest ratio. Equal ratios
+    (all x/0 among them) are ordered by F_f, the larger first, and weights equal in both by their place in the model,
+    the earlier first: a rule of one weight could not zero exactly k of several that tie.
 
     Source: the ratio is that of Foster, Schoepf and Brintrup 2024 (Fast Machine Unlearning Without Retraining Through
     Selective Synaptic Dampening), with a number of weights in the place of the threshold α.

@@ -16,18 +16,15 @@ from unlearnkit.unlearning import EpochConfig, class_logits
 class JustInTime(TrainingUnlearner):
     """Minimise 1/N·Σ_j ‖f(x) − f(x + ξ_j)‖₂ / ‖ξ_j‖₂ over D_f, ξ_j ~ N(0, σ²·I): the local Lipschitz constant.
 
-    f are the logits, and the norms are of each sample by itself. The defaults are those of the authors' code: the sum
-    over a batch, so that η means what it means there; x + ξ clipped to the range of the values of the batch, with ξ
-    what is left of the noise; σ and η as for a whole class with VGG; N = 25; plain gradient descent; and a gradient
-    that goes through f(x) only, while f(x + ξ) is held constant. So f(x) is drawn to what is around it, and where f is
-    linear nothing happens on average. ``through = "both"`` is the gradient of the equation, which shrinks the slope
+    f are the logits; norms are per sample. The defaults are those of the authors' code: the sum over a batch; x + ξ
+    clipped to the range of the batch's values, and ξ what is left of the noise; σ and η as for a whole class with VGG;
+    plain gradient descent; and a gradient through f(x) only, which draws f(x) to what is around it and, where f is
+    linear, does nothing on average. ``through = "both"`` is the gradient of the equation, which shrinks the slope
     itself. In the paper each sample makes a step of its own: that is a batch size of 1 here.
 
-    Neither labels nor the retain set are used (zero-shot), and nothing protects the rest of the model: tune σ and η to
-    each model. On a small one there may be no value that forgets without destroying it: of 18 settings tried on
-    ``small_cnn`` and the digits, those that forgot half of a digit kept at most 0.76 of the rest.
-
-    In eval mode: noise must not enter BatchNorm's statistics, so that no buffer changes.
+    Neither labels nor the retain set are used (zero-shot), and nothing protects the rest of the model: tune σ and η. Of
+    18 settings tried on ``small_cnn`` and the digits, those that forgot half of a digit kept at most 0.76 of the rest.
+    It runs in eval mode, so that no noise enters BatchNorm's statistics.
 
     Source: Foster, Fogarty, Schoepf, Öztireli and Brintrup 2024 (An Information Theoretic Approach to Machine
     Unlearning; first called Zero-Shot Machine Unlearning at Scale via Lipschitz Regularization), the loss and the
@@ -35,9 +32,7 @@ class JustInTime(TrainingUnlearner):
 
     Example:
         >>> model = nn.Linear(2, 2)
-        >>> forget = [(torch.eye(2), torch.tensor([0, 1]))]
-        >>> before = model.weight.norm()
-        >>> inputs = UnlearningInputs(forget_data=forget)
+        >>> before, inputs = model.weight.norm(), UnlearningInputs(forget_data=[(torch.eye(2), torch.tensor([0, 1]))])
         >>> _ = JustInTime(epochs=5, learning_rate=0.1, through="both").unlearn(model, inputs)
         >>> bool(model.weight.norm() < before)
         True

@@ -18,9 +18,7 @@ class NegGradPlus(TrainingUnlearner):
 
     Each step takes one batch of the retain set and one of the forget set, which starts again when it is used up; an
     epoch is one pass over the retain set. β = 1 is fine-tuning, β = 0 gradient ascent. Nothing bounds the second
-    term: a small β, or many epochs, destroys the model.
-
-    Train mode by default, as in the authors' code; ``mode = "eval"`` leaves BatchNorm's buffers as they are.
+    term: a small β, or many epochs, destroys the model. Train mode by default, as in the authors' code.
 
     Source: Kurmanji et al. 2023 (Towards Unbounded Machine Unlearning), the baseline NegGrad+, with β = 0.95 on small
     and 0.9999 on large data; the authors' code, ``train_negrad``, calls β α.

@@ -16,22 +16,19 @@ class Retrain(TrainingUnlearner):
     """θ' = A(D_r): a fresh model from ``UnlearningInputs.model_factory``, trained on the retain set alone.
 
     Its weights and buffers are then copied into the model, none of whose trainable weights or buffers has any influence
-    on them; frozen parameters stay as they are, and the fresh model is trained around them. This is what every other
-    method tries to come near to: exact unlearning, at its full price. A fair comparison needs the epochs, the
-    optimiser and the learning rate of the original training, which are not looked up anywhere: set them.
-
-    Always in train mode: dropout is on, BatchNorm starts afresh.
+    on them; frozen parameters stay as they are, and the fresh model is trained around them. This is exact unlearning,
+    at its full price. A fair comparison needs the epochs, the optimiser and the learning rate of the original training:
+    set them. Always in train mode: dropout is on, BatchNorm starts afresh.
 
     Source: the definition of exact unlearning, as in Bourtoule et al. 2021 (Machine Unlearning).
 
     Example:
         >>> import torch
-        >>> def factory():
-        ...     return nn.Linear(2, 2)
+        >>> one, other = nn.Linear(2, 2), nn.Linear(2, 2)
         >>> retain = [(torch.eye(2), torch.tensor([0, 1]))]
-        >>> one, other = factory(), factory()
+        >>> inputs = UnlearningInputs(retain_data=retain, model_factory=lambda: nn.Linear(2, 2))
         >>> for model in (one, other):
-        ...     _ = Retrain(epochs=2).unlearn(model, UnlearningInputs(retain_data=retain, model_factory=factory))
+        ...     _ = Retrain(epochs=2).unlearn(model, inputs)
         >>> torch.equal(one.weight, other.weight)
         True
     """

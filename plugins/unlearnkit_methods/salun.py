@@ -20,13 +20,12 @@ class SalUn(TrainingUnlearner):
     """Minimise ℓ(θ; x_f, y') and α·ℓ(θ; x_r, y_r) over the weights with F_f ≥ γ alone; y' ≠ y_f is drawn at random.
 
     γ is such that the given share of all trainable weights is salient (the median for 0.5); weights with F_f = 0 never
-    are, equal ones at the threshold all are. The paper takes |∇ℓ(D_f)| as saliency; F_f here is an importance, of
-    whatever estimator the run uses, so that the mask needs no second look at the data. All other weights keep their
-    bits, whatever the optimiser. In each epoch a pass over the forget set, with labels y' drawn anew and uniformly from
-    the other classes, comes before one over the retain set. (The authors' code draws from all classes, the right one
-    included, and shuffles both sets into one for CIFAR-100.)
+    are, equal ones at the threshold all are. F_f is the importance of the run; the paper takes |∇ℓ(D_f)|. All other
+    weights keep their bits, whatever the optimiser. In each epoch a pass over the forget set, with labels y' drawn anew
+    and uniformly from the other classes, comes before one over the retain set. (The authors' code draws from all
+    classes, the right one included, and shuffles both sets into one for CIFAR-100.)
 
-    Train mode by default, as in the authors' code; ``mode = "eval"`` leaves BatchNorm's buffers as they are.
+    Train mode by default, as in the authors' code.
 
     Source: Fan et al. 2024 (SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency), the weight
     saliency map and unlearning by random labels; the order of the two passes from the authors' code,

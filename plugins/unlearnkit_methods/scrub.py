@@ -16,12 +16,11 @@ class Scrub(TrainingUnlearner):
     """Minimise α·d(x_r) + γ·ℓ(x_r, y_r) over D_r and maximise d(x_f) over D_f, d(x) = KL(p_o(x) ‖ p_θ(x)).
 
     p_o are the class probabilities of the original model, a frozen copy in eval mode, p_θ those of the model being
-    edited; KL goes from the first to the second, over softmax(logits / T), times T² (`divergence`). In each
-    of the first ``max_epochs`` epochs, a pass over D_f that maximises comes before the pass over D_r that minimises;
-    later epochs only minimise. One optimiser serves both.
+    edited; d is the `divergence`. In each of the first ``max_epochs`` epochs, a pass over D_f that maximises comes
+    before the pass over D_r that minimises; later epochs only minimise. One optimiser serves both.
 
-    Train mode by default, as in the authors' code; ``mode = "eval"`` leaves BatchNorm's buffers as they are. The
-    authors' smoothing of weights and decay of the learning rate are left out.
+    Train mode by default, as in the authors' code, whose smoothing of weights and decay of the learning rate are left
+    out.
 
     Source: Kurmanji et al. 2023 (Towards Unbounded Machine Unlearning), the objective and the algorithm SCRUB; T = 4,
     γ = 0.99 and two maximising epochs from the authors' code, whose α is 0.001 to 0.5.

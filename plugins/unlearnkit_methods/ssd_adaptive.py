@@ -28,11 +28,9 @@ class AdaptiveSynapticDampening(ElementwiseUnlearner):
 
     q = 100 − ln(1 + 100·p), p = |D_f|/|D|: the larger the forget set, the more weights are dampened.
 
-    Only ratios that are finite numbers count for the percentile, as in the published code: a weight with F_r = 0 says
-    nothing about α. Such a weight is dampened (to 0) where F_f > 0, as it is by SSD at any α, and kept where F_f = 0.
-    A weight with F_f = 0 < F_r counts as 0. The percentile is the largest ratio at or below q; one that is
-    interpolated between two ratios, as numpy's is, selects the same weights, because the comparison is strict. Weights
-    that tie at α are kept: when all ratios are equal, nothing is selected.
+    The percentile, of finite ratios only as in the published code, is the largest one at or below q; numpy's, which is
+    interpolated, selects the same weights, because the comparison is strict. Weights that tie at α are kept. A weight
+    with F_r = 0 is dampened (to 0) where F_f > 0 and kept where F_f = 0, as by SSD at any α.
 
     F_r is measured on the full set D; where it was measured on the retain set, |D| = |D_f| + |D_r|.
 

@@ -16,12 +16,11 @@ class SoftSynapticDampening(ElementwiseUnlearner):
     """θ' = θ·F_r/(F_r + α·F_f); where that is 0/0, θ.
 
     The factor is 1 where F_f = 0, ½ where α·F_f = F_r and 0 where F_r = 0 < F_f. There is no threshold: nearly every
-    weight changes a little, and a small α is what keeps the model. It is computed as 1/(1 + α·F_f/F_r), which cannot
-    overflow.
+    weight changes a little, and a small α is what keeps the model.
 
     Source: a smooth form of Foster, Schoepf and Brintrup 2024 (Fast Machine Unlearning Without Retraining Through
-    Selective Synaptic Dampening), whose factor F_r/F_f it approaches for α·F_f ≫ F_r and λ = 1/α; we
-    know of no paper that has it.
+    Selective Synaptic Dampening), whose factor F_r/F_f it approaches for α·F_f ≫ F_r and λ = 1/α; we know of no paper
+    that has it.
 
     Example:
         >>> theta, forget = torch.tensor([1.0, 1.0, 1.0, 1.0]), torch.tensor([3.0, 1.0, 5.0, 0.0])
@@ -37,7 +36,7 @@ class SoftSynapticDampening(ElementwiseUnlearner):
     alpha: float = option(0.1, symbol="α", at_least=0, doc="weight of F_f; 0 changes nothing")
 
     def rule(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:
-        beta = 1 / (1 + self.alpha * (forget / reference))
+        beta = 1 / (1 + self.alpha * (forget / reference))  # unlike F_r/(F_r + α·F_f), this cannot overflow
         kept = (forget == 0) | torch.isnan(beta)  # NaN: 0·∞, for α or a quotient of 0 or ∞
         return torch.where(kept, theta, theta * beta)
 

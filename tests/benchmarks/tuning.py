@@ -29,7 +29,7 @@ from unlearnkit.data.splits import validation_split
 from unlearnkit.evaluation import loss_and_accuracy
 from unlearnkit.evaluation.metrics.retrain_gap import tug_of_war
 from unlearnkit.evaluation.tuning import Tuner, Validation
-from unlearnkit.evaluation.tuning.batch_norm import reestimate_batch_norm
+from unlearnkit.evaluation.tuning.tuner import reestimate_batch_norm
 from unlearnkit.importance import Role
 from unlearnkit.models.training import Training, train
 from unlearnkit.models.zoo import small_cnn

@@ -692,6 +692,8 @@ def made(name: str) -> Made:
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.8, 1.2)
+    if any(hasattr(module, "rel_indices") for module in found.model.modules()):  # a buffer made by the first pass
+        found.model(*found.draw(1))
     return found
 
 

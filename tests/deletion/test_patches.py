@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from unlearnkit.cli.app import app
 from unlearnkit.deletion import Deletion, purge, rollback, verify
-from unlearnkit.deletion.state import read_state, write_state
+from unlearnkit.deletion.state import write_state
 from unlearnkit.experiments.config import load_config
 from unlearnkit.importance.store.shards import file_digest
 from unlearnkit.models.parameters import digest
@@ -199,7 +199,7 @@ def test_patch_without_a_receipt_is_detected(patched):
     deletion, path = patched
     good = Patch.load(path)
     Patch(tensors=good.tensors, before=good.before, after=good.after, about={"changed": True}).save(path)
-    known = read_state(deletion.ledger.folder)
+    known = deletion.ledger.state
     kept = attrs.evolve(known.kept[0], file=file_digest(path))
     write_state(deletion.ledger.folder, attrs.evolve(known, kept=(kept,), base=kept))
     with pytest.raises(StoreError, match="no receipt says that the file"):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from unlearnkit.evaluation.accuracy import LossAndAccuracy, loss_and_accuracy, undisturbed
+from unlearnkit.evaluation.model_outputs import LossAndAccuracy, loss_and_accuracy, undisturbed
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.parameters import digest
 from unlearnkit.utils.errors import ConfigurationError, NonFiniteError

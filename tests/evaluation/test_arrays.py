@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from unlearnkit.evaluation.arrays import class_labels, floats, probabilities, same_shape
+from unlearnkit.evaluation.per_sample import class_labels, floats, probabilities, same_shape
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, NonFiniteError
 
 

@@ -23,8 +23,7 @@ from unlearnkit.experiments import Comparison
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.run import aligned, run
 from unlearnkit.experiments.tune import tune
-from unlearnkit.importance.multi_process import estimate_together
-from unlearnkit.importance.store.fill import fill
+from unlearnkit.importance.multi_process import estimate_together, fill
 from unlearnkit.importance.store.store import ImportanceStore
 from unlearnkit.models.parameters import digest
 from unlearnkit.unlearning.report import Report

@@ -20,9 +20,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-experiment_commands = (run, tune, compare, report, train, demo)
-deletion_commands = (ledger, forget, verify_receipts, rollback, purge)
-for command in (*experiment_commands, *deletion_commands, methods, plugins, new_plugin):
+experiments = (run, tune, compare, report, train, demo)
+for command in (*experiments, ledger, forget, verify_receipts, rollback, purge, methods, plugins, new_plugin):
     app.command()(with_traceback(command))
 app.add_typer(patch)
 

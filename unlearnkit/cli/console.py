@@ -4,7 +4,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -86,7 +86,7 @@ def counting(total: int, *, quiet: bool = False) -> Iterator[Callable[..., None]
 def clear_errors(*, traceback: bool = False) -> Iterator[None]:
     """Turn errors that a user can fix into one message and exit code 2, and warnings into lines."""
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = lambda message, *_, **__: say("warning", str(message), style="yellow")
         warnings.simplefilter("always", UnlearnKitWarning)
         try:
             yield
@@ -120,8 +120,3 @@ def _message(error: Exception) -> str:
     if isinstance(error, BrokenPipeError):  # the reader of the pipe is closed: click exits quietly
         return ""
     return f"the system refused: {error}"
-
-
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    del category
-    say("warning", str(message), style="yellow")

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 def ledger(
     config: ConfigPath,
     settings: Settings = None,
-    refresh: Annotated[
-        bool, typer.Option("--refresh", help="Estimate the importances again, on the model in use.")
-    ] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Estimate importances again on the model in use.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Start a ledger of deletion requests: estimate the importances of every group once, and store them."""

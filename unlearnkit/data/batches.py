@@ -41,8 +41,7 @@ class Deferred:
         shapes = sorted({tuple(sample.raw.shape) for sample in samples})
         if len(shapes) > 1:
             raise MismatchError(
-                f"samples that are finished on the device must have one shape, saw {shapes}: finish them one by one "
-                "(on_device=False)"
+                f"samples that are finished on the device must have one shape, saw {shapes}: use on_device=False"
             )
         raw: Tensor = collate([sample.raw for sample in samples], collate_fn_map=options["collate_fn_map"])
         return cls(raw=raw, finish=samples[0].finish)
@@ -97,8 +96,7 @@ def batch_size(batch: Any) -> int:
     shapes = [tuple(tensor.shape) for tensor in tensors(batch)]
     if not shapes:
         raise MismatchError(
-            f"a batch must hold at least one tensor, saw {type(batch).__name__} without any: "
-            "check what your data loader yields"
+            f"a batch must hold at least one tensor, saw {type(batch).__name__} without any: check your data loader"
         )
     lengths = {shape[0] if shape else None for shape in shapes}
     if len(lengths) != 1 or None in lengths:

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from unlearnkit.data.labelled import DataBundle, LabelledImages, Transform, coarse_of_fine
 from unlearnkit.data.transforms import image_transform
@@ -56,20 +56,17 @@ def cifar100(
     on_device: bool = False,
     verify: bool = True,
 ) -> DataBundle:
-    """Read CIFAR-100 as torchvision downloads it, with fine and coarse labels.
+    """Read CIFAR-100 as torchvision downloads it: 50,000 training and 10,000 test images, with fine and coarse labels.
 
     Images stay uint8 in memory (150 MB for training). Labels are checked against the published table.
 
     Args:
         root: The folder that holds ``cifar-100-python``, or that it is downloaded to.
         download: Download the archive (169 MB) when it is missing; needs ``verify``.
-        target: The label kind to train on: ``"coarse"`` (20 classes) or ``"fine"`` (100).
+        target: The label kind to train on, last in an item: ``"coarse"`` (20 classes) or ``"fine"`` (100).
         image_size: See `imagenet_transform`.
         on_device: Resize and normalise by `DeviceTransform`, a batch at a time: much faster.
         verify: Compare the files with their published checksums; False only for another archive in the same format.
-
-    Returns:
-        50,000 training and 10,000 test images, items ``(x, fine, coarse)``, the target last.
 
     Raises:
         StoreError: The files are missing, damaged or not CIFAR-100.
@@ -169,43 +166,94 @@ def _no_bytes() -> bytes:
     return b""
 
 
-# From numpy itself: the module of these functions has another name in each major version.
-_RECONSTRUCT: Any = np.zeros(1).__reduce__()[0]
-_FROM_BUFFER: Any = np.zeros(1).__reduce_ex__(5)[0]
+@final
+class _Number:
+    """What a pickle may ask for as a dtype: plain numbers."""
+
+    def __init__(self, code: str, *copies: object) -> None:
+        del copies
+        if not re.fullmatch(r"[<>|=]?[biufc][1248]|c16|b1", code):
+            raise StoreError(f"expected numbers in the arrays of a pickle, saw the dtype {code!r}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        if state[3:5] != (None, None):
+            raise StoreError("expected numbers in the arrays of a pickle, saw a dtype with fields")
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+@final
+class _Array:
+    """What a pickle may make as an array: numbers from bytes that stand in the file."""
+
+    def __init__(self) -> None:
+        self.values = np.empty(0)
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, number, fortran, content = state
+        content = content.encode("latin1") if isinstance(content, str) else bytes(content)
+        values = np.frombuffer(content, number.dtype)
+        self.values = values.reshape(shape, order="F") if fortran else values.reshape(shape)
+
+
+def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
+    del kind, shape, code
+    return _Array()
+
+
+def _from_buffer(content: Any, number: _Number, shape: Any, order: str) -> _Array:
+    found = _Array()
+    found.__setstate__((1, shape, number, order == "F", content))
+    return found
+
+
 _ALLOWED: Mapping[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy.core.numeric", "_frombuffer"): _FROM_BUFFER,
-    ("numpy._core.numeric", "_frombuffer"): _FROM_BUFFER,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Number,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
     ("_codecs", "encode"): _encode,
     ("__builtin__", "bytes"): _no_bytes,
     ("builtins", "bytes"): _no_bytes,
 }
-_DAMAGE = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error)
+_DAMAGE: tuple[type[Exception], ...] = (
+    *(pickle.UnpicklingError, EOFError, ArithmeticError, LookupError, ValueError, TypeError, AttributeError),
+    *(struct.error, RecursionError, MemoryError, AssertionError),
+)
 
 
 @final
-class _PlainUnpickler(pickle.Unpickler):
-    @override
-    def find_class(self, module: str, name: str, /) -> Callable[..., Any]:
+class _PlainUnpickler(pickle._Unpickler):  # noqa: SLF001 - the one in C allocates what a file asks for
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
         allowed = _ALLOWED.get((module, name))
         if allowed is None:
+            asked = ascii(f"{module}.{name}")[1:-1]
             raise StoreError(
-                f"refused a pickle that asks for {module}.{name}: expected numbers, text, lists, dicts and numpy "
-                "arrays only; a file that asks for more can run any code, so get it from somewhere else"
+                f"refused a pickle that asks for {asked}: expected numbers, text, lists, dicts and numpy arrays only; "
+                "a file that asks for more can run any code, so get it from somewhere else"
             )
         return allowed
+
+
+def _plain(value: Any) -> Any:
+    """Replace the stand-ins by arrays."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if type(value) in {list, tuple}:
+        return type(value)(map(_plain, value))
+    return value.values if isinstance(value, _Array) else value
 
 
 def load_plain_pickle(path: Path) -> Any:
     """Read a pickle without running anything that it asks for."""
     try:
-        return _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        return _plain(_PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load())
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error}") from error
     except _DAMAGE as error:
-        raise StoreError(f"{path} is damaged or not a pickle: {error}: get the file again") from error
+        said = ascii(str(error))[1:-1]  # one line, whatever the file holds
+        raise StoreError(f"{path} is damaged or not a pickle: {said}: get the file again") from error
     except StoreError as error:
         raise StoreError(f"{path}: {error}") from error

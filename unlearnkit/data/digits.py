@@ -13,19 +13,11 @@ _NAMES = tuple(str(digit) for digit in range(10))
 
 
 def digits(*, seed: int = 0, test_fraction: float = 0.25, groups: Groups | None = None) -> DataBundle:
-    """Load the digits, split so that each digit has the same share in both parts.
+    """Load the digits, split by a seed ≥ 0 so that each digit has the same share in both parts.
 
-    Args:
-        seed: Decides which samples are test samples; ≥ 0.
-        test_fraction: Share of test samples, between 0 and 1.
-        groups: Coarse name to digits as text, as ``{"even": "02468", …}``: labels are then ``fine`` and ``coarse``, the
-            target. None: labels are ``label``.
-
-    Returns:
-        Images of shape (1, 8, 8), float32 in 0 … 1; 10 classes, or as many as groups.
-
-    Raises:
-        ConfigurationError: The fraction leaves too few samples, or the groups do not hold each digit once.
+    Images have shape (1, 8, 8), float32 in 0 … 1. Labels are ``label`` or, with groups (coarse name to digits as text,
+    as ``{"even": "02468", …}``), ``fine`` and ``coarse``, the target. A fraction that leaves too few samples, or
+    groups that do not hold each digit once, are a `ConfigurationError`.
 
     Example:
         >>> image, label = digits().train[0]
@@ -39,8 +31,7 @@ def digits(*, seed: int = 0, test_fraction: float = 0.25, groups: Groups | None 
     everything = LabelledImages(images=images, **labels)
     if not 0 < test_fraction < 1 or min(test_fraction, 1 - test_fraction) * len(everything) < len(_NAMES):
         raise ConfigurationError(
-            f"test_fraction: expected between 0 and 1, with at least {len(_NAMES)} of {len(everything)} samples on "
-            f"either side, saw {test_fraction}"
+            f"test_fraction: expected between 0 and 1, with {len(_NAMES)} or more samples a side, saw {test_fraction}"
         )
     train, test = train_test_split(
         np.arange(len(everything)), test_size=test_fraction, stratify=raw.target, random_state=seed

@@ -53,20 +53,19 @@ def image_folder(
 ) -> DataBundle:
     """Describe the images under ``root/train/<class>/`` and ``root/test/<class>/``.
 
+    Images have shape (3, image_size, image_size), float32, normalised as ImageNet models expect (`imagenet_transform`).
+    Classes are numbered in the order of their names, coarse ones in the order of ``groups``.
+
     Args:
         root: The folder that holds ``train`` and ``test``.
         groups: Coarse name to class names, each class once: labels are then ``fine`` and ``coarse``, else ``label``.
         target: The label kind to train on; by default ``coarse`` with groups and ``label`` without.
-        image_size: See `imagenet_transform`.
+        image_size: Height and width in pixels; None keeps the images' own.
         on_device: Resize and normalise by `DeviceTransform`, a batch at a time; all images must have one size.
         per_class: How many training images of each class to take, by file name; None takes all.
         test_per_class: The same for the test images.
         in_memory: Read and transform every image once, now, in 12 · image_size² bytes each (with ``on_device`` only
             read it), instead of in every epoch.
-
-    Returns:
-        Images of shape (3, image_size, image_size), float32, normalised as ImageNet models expect. Classes are
-        numbered in the order of their names, coarse ones in the order of ``groups``.
 
     Raises:
         StoreError: A folder is missing or holds no images.
@@ -77,9 +76,7 @@ def image_folder(
     train, test = _folder(root / "train"), _folder(root / "test")
     if train.classes != test.classes:
         only = sorted(set(train.classes) ^ set(test.classes))
-        raise ConfigurationError(
-            f"{root}: expected the same class folders in train and test, saw {only} in one of them only"
-        )
+        raise ConfigurationError(f"{root}: expected the same classes in train and test, saw {only} in one of them only")
     transform = image_transform(image_size, on_device=on_device)
 
     def labelled(folder: "ImageFolder", key: str, count: int | None) -> LabelledImages:

@@ -146,12 +146,7 @@ class LabelledImages(Dataset[tuple[Any, ...]]):
 @final
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class DataBundle:
-    """A training set and a test set of one task.
-
-    Attributes:
-        name: What the data are, for reports.
-        train: The full training set D.
-        test: Samples that no model is trained on, with the same label kinds, class names and target.
+    """The full training set D and the test set of one task, with the same label kinds, class names and target.
 
     Example:
         >>> from unlearnkit.data import digits
@@ -187,12 +182,7 @@ class DataBundle:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class ForgetSplit:
-    """The splits of a training and of a test set.
-
-    Attributes:
-        train: D_f and D_r; neither is empty.
-        test: The test samples of the same classes and the others; either may be empty.
-    """
+    """The splits of a training set, into D_f and D_r, and of a test set, where either part may be empty."""
 
     train: Split
     test: Split

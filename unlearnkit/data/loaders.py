@@ -22,18 +22,10 @@ def loader(
 ) -> DataLoader[Any]:
     """Make a data loader that yields the same batches in every pass, whatever the global random state is.
 
-    For training, pass the data set itself to `unlearnkit.models.train`, which shuffles it in each epoch.
-
-    Args:
-        dataset: Anything with a length and items.
-        batch_size: Samples per batch, ≥ 1; the last batch may be smaller.
-        shuffle: Use a fixed permutation instead of the data set's order.
-        seed: Of the permutation, ≥ 0; needed when ``shuffle`` is on.
-        workers: Processes that load images; 0 loads them in this one.
-        device: Where the batches are used: memory is pinned for a CUDA device only.
-
-    Raises:
-        ConfigurationError: A number is out of range, or ``shuffle`` is on without a seed.
+    ``shuffle`` is one fixed permutation, drawn from ``seed`` ≥ 0. ``workers`` processes load images; 0 loads them in
+    this one. Memory is pinned when the ``device`` where the batches are used is a CUDA device. A number that is out of
+    range, or ``shuffle`` without a seed, is a `ConfigurationError`. For training, pass the data set itself to
+    `unlearnkit.models.train`, which shuffles it in each epoch.
 
     Example:
         >>> batches = loader(torch.arange(5), batch_size=2)
@@ -41,15 +33,11 @@ def loader(
         [[0, 1], [2, 3], [4]]
     """
     if batch_size < 1 or workers < 0:
-        raise ConfigurationError(
-            f"loader: expected batch_size ≥ 1 and workers ≥ 0, saw batch_size={batch_size} and workers={workers}"
-        )
+        raise ConfigurationError(f"loader: expected batch_size ≥ 1 and workers ≥ 0, saw {batch_size} and {workers}")
     if shuffle and (seed is None or seed < 0):
         raise ConfigurationError(f"loader: expected a seed ≥ 0 when shuffle is on, saw {seed}: say for example seed=0")
     if not isinstance(dataset, Sized) or not len(dataset):
-        raise ConfigurationError(
-            f"loader: expected a data set with a length of at least 1, saw {type(dataset).__name__} without"
-        )
+        raise ConfigurationError(f"loader: expected a length of at least 1, saw {type(dataset).__name__} without")
     generator = torch.Generator().manual_seed(seed or 0)
     return DataLoader(
         dataset,
@@ -156,6 +144,5 @@ def _repeat(batches: Iterable[Any]) -> Iterator[Any]:
             empty = False
         if empty:
             raise ConfigurationError(
-                "expected at least one batch of the forget set, saw none: pass a data loader or a list, not an "
-                "iterator that is used up"
+                "expected at least one batch of the forget set, saw none: pass a list, not an iterator that is used up"
             )

@@ -126,18 +126,14 @@ class ForgetSpec(abc.ABC):
     ) -> Split:
         """Split a training set; see `select` for the arguments. The target is by default the last label kind.
 
-        Raises:
-            ConfigurationError: A part is empty, or a class or index does not exist.
+        An empty part, or a class or an index that does not exist, is a `ConfigurationError`.
         """
         split = self._cut(labels, target, class_names)
         if not len(split.forget):
-            raise ConfigurationError(
-                f"{self}: expected at least one sample to forget, saw none among {split.samples}: check the labels"
-            )
+            raise ConfigurationError(f"{self}: expected at least one sample to forget, saw none among {split.samples}")
         if not len(split.retain):
             raise ConfigurationError(
-                f"{self}: expected at least one sample to retain, saw all {split.samples} forgotten: "
-                "forget less, or train a new model instead"
+                f"{self}: expected at least one sample to retain, saw all {split.samples} forgotten: train a new model"
             )
         return split
 

@@ -12,11 +12,8 @@ from unlearnkit.utils.errors import ConfigurationError, StoreError
 def verify(ledger: Ledger) -> list[Receipt]:
     """Compare every digest of a ledger (receipts, state, models, importances, salt), and return all receipts.
 
-    Any changed byte is found. Somebody who can write to the folder could rewrite all of it: keep the digest of the last
-    receipt in another place, and compare.
-
-    Raises:
-        StoreError: Naming the first file that was changed, is missing, or does not fit the others.
+    A `StoreError` names the first file that was changed by any byte, is missing, or does not fit the others. Somebody
+    who can write to the folder could rewrite all of it: keep the digest of the last receipt in another place.
     """
     ledger.check_folders()
     state, receipts = ledger.state, ledger.receipts()
@@ -46,9 +43,6 @@ def rollback(deletion: Deletion) -> Receipt:
     """Put the model back that was in use before the last edit, bit-identical; it has the forgotten samples again.
 
     The store no longer has the importances of these samples: measure them again before the next request.
-
-    Raises:
-        ConfigurationError: There is no earlier model: none was kept, or it was purged.
     """
     ledger = deletion.ledger
     with ledger.locked() as state:
@@ -85,9 +79,6 @@ def purge(deletion: Deletion) -> Receipt:
     """Delete all earlier models and the patches that lead back to them.
 
     The model that the importances were measured on goes too: requests for parts of groups then need new importances.
-
-    Raises:
-        StoreError: A file could not be deleted.
     """
     ledger = deletion.ledger
     with ledger.locked() as state:

@@ -14,9 +14,10 @@ from torch import nn
 
 from unlearnkit.deletion.receipts import Receipt, read_receipts, write_receipt
 from unlearnkit.deletion.requests import Queue
-from unlearnkit.deletion.state import Models, Pending, State, read_state, write_state
+from unlearnkit.deletion.state import FILE, FORMAT, Models, Pending, State, write_state
 from unlearnkit.experiments.provenance import versions
 from unlearnkit.importance import Importance, ImportanceStore
+from unlearnkit.utils.checksummed_json import read_sealed
 from unlearnkit.utils.errors import StoreError, UnlearnKitError
 from unlearnkit.utils.files import atomic_write
 
@@ -42,7 +43,7 @@ class Ledger:
     def start(cls, folder: str | Path, model: nn.Module, *, receipt: Callable[[State], Receipt]) -> "Ledger":
         """Make a ledger with a trained model and without importances."""
         ledger = cls(folder)
-        if (ledger.folder / "ledger.json").exists():
+        if (ledger.folder / FILE).exists():
             raise StoreError(f"{folder}: there is a ledger already: choose another folder")
         try:
             for name in (_RECEIPTS, _MODELS, _PENDING, _QUEUE):
@@ -60,7 +61,7 @@ class Ledger:
 
     @property
     def state(self) -> State:
-        return read_state(self.folder)
+        return read_sealed(self.folder / FILE, State, kind=FORMAT)
 
     def receipts(self) -> list[Receipt]:
         """Read all receipts in order, and check them against each other and against the ledger's state."""

@@ -15,7 +15,7 @@ from unlearnkit.importance.store.shards import file_digest
 from unlearnkit.models import digest, load_checkpoint, model_state, save_checkpoint
 from unlearnkit.models.checkpoint import read_checkpoint
 from unlearnkit.unlearning import Patch
-from unlearnkit.utils.checksummed_json import read_sealed, write_sealed
+from unlearnkit.utils.checksummed_json import write_sealed
 from unlearnkit.utils.errors import StoreError
 
 FORMAT = "unlearnkit-ledger-2"
@@ -105,10 +105,6 @@ class State:
 
 def write_state(folder: Path, state: State) -> None:
     write_sealed(folder / FILE, state, kind=FORMAT)
-
-
-def read_state(folder: Path) -> State:
-    return read_sealed(folder / FILE, State, kind=FORMAT)
 
 
 @final

@@ -2,15 +2,16 @@
 
 import datetime as dt
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
 import attrs
+import numpy as np
 from torch import nn
 
 from unlearnkit.data import LabelledImages
-from unlearnkit.deletion.importances import find
 from unlearnkit.deletion.ledger import Ledger, number_of
 from unlearnkit.deletion.receipts import Outcome, Receipt
 from unlearnkit.deletion.requests import Population, Request, Rows
@@ -18,14 +19,16 @@ from unlearnkit.deletion.state import KeptModel, Pending, State
 from unlearnkit.experiments.config import Config
 from unlearnkit.experiments.experiment import Experiment, chosen_method, make_unlearner
 from unlearnkit.experiments.provenance import versions
-from unlearnkit.importance import Importance, Role, fill
+from unlearnkit.importance import Importance, ImportanceStore, Role, fill
+from unlearnkit.importance.importance import counts_of_difference, counts_of_sum
 from unlearnkit.importance.store.manifest import Edit
+from unlearnkit.importance.store.shards import difference, on_disk, summed
 from unlearnkit.models import model_state
 from unlearnkit.models.parameters import parameters
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.unlearning import Report
 from unlearnkit.unlearning.patch import TensorPatch
-from unlearnkit.utils.errors import BudgetError, ConfigurationError, StoreError
+from unlearnkit.utils.errors import BudgetError, ConfigurationError, StoreError, raise_all
 from unlearnkit.utils.memory import MIB, peak_memory
 from unlearnkit.utils.progress import Progress, silent
 
@@ -75,11 +78,7 @@ class Deletion:
             return receipt
 
     def ask(self, name: str, *, samples: Iterable[int] = (), groups: Iterable[str] = ()) -> None:
-        """Queue a request, such as a ticket, for training samples by number and for groups.
-
-        Raises:
-            ConfigurationError: The name was used already, or there are no such samples or groups.
-        """
+        """Queue a request of a new name, such as a ticket's, for training samples by number and for groups."""
         request = Request(name=name, samples=tuple(samples), groups=tuple(groups))
         with self.ledger.locked():
             self.population().check(request)
@@ -168,15 +167,10 @@ class Deletion:
         """Forget samples, or write a receipt that says why not."""
         start, config, train = time.perf_counter(), self.experiment.config, self.experiment.bundle.train
         self.ledger.store.verify()  # before the first change: making it smaller reads all of it
-        found = find(
-            self.ledger.store,
-            population,
-            rows,
-            measure=lambda part: self.measure(state.base, part),
-            role=Role(config.importance.reference),
-        )
+        measure, role = partial(self.measure, state.base), Role(config.importance.reference)
+        forget, reference, parts = find(self.ledger.store, population, rows, measure=measure, role=role)
         seconds = {"importances": time.perf_counter() - start}
-        splits = population.splits(rows)
+        whole, splits = population.whole(rows), population.splits(rows)
         model = self.model(state.current)
         before, after = self._scores(model, splits), Scores()
         receipt = self.receipt(
@@ -192,8 +186,8 @@ class Deletion:
             method = chosen_method(config, config.deletion.method, key="deletion.method")
             report = self.experiment.pipeline(method, self.plugins).run(
                 model,
-                forget=found.forget,
-                reference=found.reference,
+                forget=forget,
+                reference=reference,
                 forget_data=self.experiment.importance_batches(train.subset(rows)),
                 retain_data=self.experiment.importance_batches(train.subset(population.without(rows))),
                 model_factory=self.experiment.fresh_model,
@@ -213,7 +207,7 @@ class Deletion:
             receipt,
             outcome="forgotten",
             samples=tuple(sorted(self.ledger.hashes(rows.tolist()))),
-            groups=found.whole,
+            groups=whole,
             model_after=kept.digest,
             model_file=kept.file,
             patch_file=patch.file if patch else "",
@@ -229,8 +223,8 @@ class Deletion:
         earlier = earlier[len(earlier) - config.deletion.keep :]
         self.ledger.commit(
             state.with_models(kept, base=state.base, kept=earlier, patch=patch),
-            Pending(receipt=receipt, remove=found.whole, edit=recorded, answered=names),
-            found.parts.items(),
+            Pending(receipt=receipt, remove=whole, edit=recorded, answered=names),
+            parts.items(),
         )
         return receipt
 
@@ -262,3 +256,53 @@ def check_budget(before: Scores, after: Scores, budget: float) -> None:
 
 def ledger_folder(config: Config) -> Path:
     return Path(config.deletion.folder) if config.deletion.folder else Path(config.output) / "ledger"
+
+
+def find(
+    store: ImportanceStore, population: Population, rows: Rows, *, measure: Callable[[Rows], Importance], role: Role
+) -> tuple[Importance, Importance, dict[str, Importance]]:
+    """Return importances of the forget set and the reference, and of the parts of groups that were measured."""
+    groups, whole = population.groups, population.whole(rows)
+    _check_coverage(store, {key: len(members) for key, members in groups.items()})
+    cut = {key: members[np.isin(members, rows)] for key, members in groups.items() if key not in whole}
+    measured = {key: measure(part) for key, part in cut.items() if len(part)}
+    parts = {key: attrs.evolve(part, totals=on_disk(part.totals.items())) for key, part in measured.items()}
+    total = store.total()
+    # Parts may have been measured on an older model than the one in use; the store records how old importances are.
+    same = [
+        attrs.evolve(p, fingerprint=attrs.evolve(p.fingerprint, model=total.fingerprint.model)) for p in parts.values()
+    ]
+    forget = _sum([*([store.groups(whole)] if whole else []), *same])
+    if role is Role.FULL:
+        reference = total
+    else:
+        reference = _without(total, forget, eps=store.rounding) if parts else store.rest(whole)
+    return forget, reference, parts
+
+
+def _check_coverage(store: ImportanceStore, sizes: dict[str, int]) -> None:
+    stored = {key: entry.samples for key, entry in store.manifest.groups.items()}
+    if stored != sizes:
+        differ = sorted(key for key in {*stored, *sizes} if stored.get(key) != sizes.get(key))
+        raise StoreError(
+            f"the importances in {store.folder} do not cover the training data that is left: groups {differ} differ. "
+            "Measure them again: `unlearnkit ledger CONFIG.toml --refresh`"
+        )
+
+
+def _sum(pieces: list[Importance]) -> Importance:
+    first, *others = pieces
+    if not others:
+        return attrs.evolve(first, role=Role.FORGET)
+    trail = first.trail
+    for other in others:
+        problems = [*first.name_problems(other.totals, shapes_only=True), *first.kind_problems(other)]
+        raise_all(problems, where="two importances do not match")
+        trail = trail.then(other.trail)
+    totals = on_disk(summed([piece.totals for piece in pieces]))
+    return attrs.evolve(first, totals=totals, role=Role.FORGET, trail=trail, **counts_of_sum(pieces))
+
+
+def _without(total: Importance, part: Importance, *, eps: float) -> Importance:
+    rest = difference(total.totals, part.totals, terms=total.count, eps=eps, lost=[])
+    return attrs.evolve(total, totals=on_disk(rest), role=Role.RETAIN, **counts_of_difference(total, part))

@@ -10,12 +10,4 @@ from unlearnkit.distributed.collectives import (
     raise_on_all_ranks,
 )
 
-__all__ = [
-    "Ranks",
-    "Shared",
-    "all_gather",
-    "alone",
-    "joined",
-    "map_over_ranks",
-    "raise_on_all_ranks",
-]
+__all__ = ["Ranks", "Shared", "all_gather", "alone", "joined", "map_over_ranks", "raise_on_all_ranks"]

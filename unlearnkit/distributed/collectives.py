@@ -99,10 +99,8 @@ def alone() -> Iterator[None]:
 def joined(device: str = "auto") -> Iterator[Ranks]:
     """Join the process group of ``torchrun``, if it started this process: NCCL on CUDA, gloo on a CPU.
 
-    Each process takes the CUDA device of its local rank. ``device`` is "auto", "cpu" or "cuda".
-
-    Raises:
-        ConfigurationError: Several processes are to share one CUDA device.
+    Each process takes the CUDA device of its local rank; fewer devices than processes are a `ConfigurationError`.
+    ``device`` is "auto", "cpu" or "cuda".
     """
     if world_size() < 2 or dist.is_initialized():
         yield Ranks.current()

@@ -16,16 +16,10 @@ from unlearnkit.utils.options import by_fields, read_only
 @final
 @attrs.frozen(kw_only=True)
 class MetricTraits:
-    """How to read a metric.
+    """How to read a metric, whose values lie from ``low`` to ``high``, in a unit such as ``"nats"`` or ``"fraction"``.
 
-    Attributes:
-        low: Smallest possible value.
-        high: Largest possible value.
-        better: Whether higher or lower is better, or whether only the distance to a retrained model counts.
-        unit: ``"nats"``, ``"fraction"``, ``"seconds"``, …
-        source: Paper and equation.
-        cost: Forward passes, models and training that it needs.
-        trust: What the number does not say.
+    ``better`` says whether higher or lower is better, or only the distance to a retrained model counts. ``source`` is
+    paper and equation, ``cost`` the forward passes, models and training needed, ``trust`` what the number doesn't say.
     """
 
     low: float = float("-inf")
@@ -68,15 +62,10 @@ def _models(models: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class EvaluationInputs:
-    """What a metric may read.
+    """What a metric may read: the edited model, batches, and the models to compare it with.
 
-    Attributes:
-        model: The edited model.
-        splits: Batches by name (``"retain-train"``, ``"forget-train"``, ``"retain-test"``, ``"forget-test"``), each
-            iterable more than once.
-        objective: Maps a batch to losses.
-        original: The model before the edit, or None.
-        retrained: Models trained from scratch without the forget set.
+    ``splits`` maps ``"retain-train"``, ``"forget-train"``, ``"retain-test"`` and ``"forget-test"`` to batches, iterable
+    more than once. ``original`` is the model before the edit; ``retrained`` were trained without the forget set.
     """
 
     model: nn.Module
@@ -114,12 +103,7 @@ class Metric(abc.ABC):
 
     @final
     def examine(self, inputs: EvaluationInputs) -> dict[str, Measurement]:
-        """Measure, and check what was returned.
-
-        Raises:
-            MismatchError: The metric changed a model (which is restored), or returned anything but None,
-                `NotApplicable` and numbers within its bounds.
-        """
+        """Measure; a changed model, which is restored, and values out of bounds are a `MismatchError`."""
         models = [m for m in (inputs.model, inputs.original, *inputs.retrained) if m is not None]
         snapshots = [ModelSnapshot(model) for model in dict.fromkeys(models)]
         problems: list[str] = []
@@ -146,8 +130,6 @@ class Metric(abc.ABC):
 
 
 def _measurement(value: float | NotApplicable | None) -> Measurement:
-    if isinstance(value, NotApplicable):
-        return Measurement(value=None, reason=value.reason)
-    if value is None:
-        return Measurement(value=None, reason="the metric gives no reason")
+    if value is None or isinstance(value, NotApplicable):
+        return Measurement(value=None, reason=value.reason if value else "the metric gives no reason")
     return Measurement(value=float(value))

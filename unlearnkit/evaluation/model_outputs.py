@@ -1,9 +1,10 @@
-"""Outputs of classifiers: of one model on some data, and of all models of an evaluation, each computed once."""
+"""Runs models over data in eval mode: loss and accuracy, and outputs of classifiers, each computed once."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import combinations
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import attrs
 import numpy as np
@@ -12,15 +13,88 @@ from torch import Tensor, nn
 
 from unlearnkit.data.batches import feed
 from unlearnkit.distributed.collectives import map_shared
-from unlearnkit.evaluation.accuracy import undisturbed
-from unlearnkit.evaluation.arrays import Floats, Ints, class_labels, floats
 from unlearnkit.evaluation.metric import EvaluationInputs, NotApplicable
-from unlearnkit.evaluation.per_sample import label_losses, softmax_of
-from unlearnkit.models.objective import CrossEntropy, Objective
-from unlearnkit.models.parameters import device_of
+from unlearnkit.evaluation.per_sample import Floats, Ints, class_labels, floats, label_losses, softmax_of
+from unlearnkit.models.objective import BatchScores, CrossEntropy, Objective, score_batch, total
+from unlearnkit.models.parameters import buffers, device_of
+from unlearnkit.utils.errors import ConfigurationError, NonFiniteError
+from unlearnkit.utils.progress import Progress, length, silent
+from unlearnkit.utils.rng import private_rng
 
+T = TypeVar("T")
 Values = dict[str, "float | NotApplicable | None"]
 SPLITS = ("retain-train", "forget-train", "retain-test", "forget-test")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class LossAndAccuracy:
+    """Mean loss in nats per sample, and accuracy 0 … 1 on some data; None unless the objective is `CrossEntropy`."""
+
+    loss: float
+    accuracy: float | None
+    samples: int
+
+
+def loss_and_accuracy(
+    model: nn.Module, batches: Iterable[Any], *, objective: Objective | None = None, progress: Progress = silent
+) -> LossAndAccuracy:
+    """Measure a model in eval mode, without changing it; the batches are moved to its device.
+
+    The loss is `CrossEntropy` by default; a `NonFiniteError` names the batch where it is NaN or infinite. Several
+    processes split the work on `unlearnkit.distributed.Shared` batches, and each gets the same result.
+
+    Example:
+        >>> batch = (torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1]))
+        >>> loss_and_accuracy(nn.Identity(), [batch])
+        LossAndAccuracy(loss=0.6931471824645996, accuracy=0.5, samples=2)
+    """
+
+    def scored(batch: Any, number: int) -> BatchScores:
+        losses, scores = score_batch(model, batch, objective=objective or CrossEntropy())
+        if not bool(torch.isfinite(losses).all()):
+            raise NonFiniteError(
+                f"expected finite losses, saw NaN or infinity in batch {number + 1}: "
+                "the model is damaged, or the data hold NaN"
+            )
+        return scores
+
+    scores = map_batches(model, batches, scored, progress=progress)
+    if not scores:
+        raise ConfigurationError("expected at least one batch to evaluate on, saw none: no data, or a used-up iterator")
+    summed = total(scores)
+    return LossAndAccuracy(loss=summed.loss, accuracy=summed.accuracy, samples=summed.samples)
+
+
+def map_batches(
+    model: nn.Module, batches: Iterable[Any], measure: Callable[[Any, int], T], *, progress: Progress = silent
+) -> list[T]:
+    """Measure each batch, moved to the model's device, in eval mode; processes split `Shared` batches."""
+
+    def work(own: Iterable[Any], numbers: Iterator[int]) -> Iterator[T]:
+        shown = progress(own, "evaluating", length(own))
+        for (_, moved), number in zip(feed(shown, device_of(model)), numbers, strict=False):
+            yield measure(moved, number)
+
+    with undisturbed(model):
+        return map_shared(batches, work, model=model)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; restores modes, buffers and random state afterwards, but not weights."""
+    modes = {module: module.training for module in model.modules()}
+    kept = {name: (buffer, buffer.detach().clone()) for name, buffer in buffers(model).items()}
+    try:
+        model.eval()
+        with private_rng(device_of(model)), torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        with torch.no_grad():
+            for buffer, value in kept.values():
+                buffer.copy_(value)
 
 
 class InapplicableError(Exception):
@@ -85,22 +159,20 @@ def outputs_of(model: nn.Module, batches: Iterable[Any], *, objective: Objective
             raise InapplicableError("the model does not predict one label per sample")
         return logits, labels
 
-    logits, labels = map_batches(model, batches, predict)
+    logits, labels = map_rows(model, batches, predict)
     return Outputs(logits=logits, labels=labels)
 
 
-def map_batches(
+def map_rows(
     model: nn.Module, batches: Iterable[Any], rows: Callable[[Any], tuple[Tensor, Tensor]]
 ) -> tuple[Floats, Ints]:
-    """Rows and labels of all batches, computed in eval mode; `rows` gets a batch on the model's device."""
+    """Rows and labels of all batches."""
 
-    def work(own: Iterable[Any], _: Iterator[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        for _, moved in feed(own, device_of(model)):
-            values, labels = rows(moved)
-            yield values.to("cpu", torch.float64), labels.to("cpu")
+    def on_cpu(batch: Any, _: int) -> tuple[Tensor, Tensor]:
+        values, labels = rows(batch)
+        return values.to("cpu", torch.float64), labels.to("cpu")
 
-    with undisturbed(model):
-        found = map_shared(batches, work, model=model)
+    found = map_batches(model, batches, on_cpu)
     if not found:
         raise InapplicableError("the split is empty")
     values, labels = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
@@ -157,29 +229,29 @@ class ModelOutputs:
             raise InapplicableError(few if models else "no retrained model at hand")
         return models
 
+    def for_each_split(self, measure: Callable[[str], Values]) -> Values:
+        """Join the values of all splits; where there are none, the reasons for each."""
+        return {name: value for split in self.splits or SPLITS for name, value in measure(split).items()}
 
-def for_each_model(outputs: ModelOutputs, name: str, measure: Callable[[nn.Module], float]) -> Values:
-    """Measure the model, the original, and the mean of the retrained models."""
-    found: Values = {f"{prefix}{name}": answer(partial(measure, model)) for prefix, model in outputs.named.items()}
-    found[f"retrained {name}"] = answer(lambda: mean(measure(model) for model in outputs.retrained()))
-    return found
+    def for_each_model(
+        self, name: str, measure: Callable[[nn.Module], float], retrained: Callable[[], float] | None = None
+    ) -> Values:
+        """Measure the model, the original, and the retrained models: by default their mean."""
+        found: Values = {f"{prefix}{name}": answer(partial(measure, model)) for prefix, model in self.named.items()}
+        return {**found, f"retrained {name}": answer(retrained or (lambda: mean(map(measure, self.retrained()))))}
 
+    def against_retrained(self, name: str, split: str, between: Callable[[Outputs, Outputs], float]) -> Values:
+        """Compare the model and the original with each retrained model, and the retrained models with each other."""
 
-def against_retrained(
-    outputs: ModelOutputs, name: str, split: str, between: Callable[[Outputs, Outputs], float]
-) -> Values:
-    """Compare the model and the original with each retrained model, and the retrained models with each other."""
+        def to_retrained(model: nn.Module) -> float:
+            mine, retrained = self.of(model, split), self.retrained()
+            return mean(between(mine, self.of(known, split)) for known in retrained)
 
-    def to_retrained(model: nn.Module) -> float:
-        mine, retrained = outputs.of(model, split), outputs.retrained()
-        return mean(between(mine, outputs.of(known, split)) for known in retrained)
+        def among_retrained() -> float:
+            retrained = [self.of(model, split) for model in self.retrained(at_least=2)]
+            return mean(between(one, other) for one, other in combinations(retrained, 2))
 
-    def among_retrained() -> float:
-        retrained = [outputs.of(model, split) for model in outputs.retrained(at_least=2)]
-        return mean(between(one, other) for one, other in combinations(retrained, 2))
-
-    found: Values = {f"{prefix}{name}": answer(partial(to_retrained, model)) for prefix, model in outputs.named.items()}
-    return {**found, f"retrained {name}": answer(among_retrained)}
+        return self.for_each_model(name, to_retrained, among_retrained)
 
 
 def answer(measure: Callable[[], float]) -> float | NotApplicable:

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import nn
 
-from unlearnkit.evaluation.arrays import floats
 from unlearnkit.evaluation.membership.attacks import (
     EntropyAttack,
     LossAttack,
@@ -19,6 +18,7 @@ from unlearnkit.evaluation.membership.attacks import (
     unseen_halves,
 )
 from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs
+from unlearnkit.evaluation.per_sample import floats
 
 BINS = 20  # of equal width, from confidence 0 to 1
 POINTS = 50  # kept of an ROC curve at most; its area is computed from all of them
@@ -115,15 +115,12 @@ def collect_plot_data(outputs: ModelOutputs, *, classes: Sequence[str] = (), see
         destinations += _destinations(outputs, models)
     with _reason(reasons, "histograms"):
         histograms += _histograms(outputs, models, seed)
-    attacks = {
-        "loss": LossAttack(seed=seed),
-        "entropy": EntropyAttack(seed=seed),
-        "RMIA": RelativeMembership(seed=seed),
-    }
+    attacks = {"loss": LossAttack, "entropy": EntropyAttack, "RMIA": RelativeMembership}
     for attack, metric in attacks.items():
         for name, group in models.items():
             with _reason(reasons, f"{attack} attack, {name}"):
-                curves += [RocCurve.of(*metric.scores(outputs, m), attack=attack, model=name) for m in group]
+                scores = [metric(seed=seed).scores(outputs, model) for model in group]
+                curves += [RocCurve.of(*found, attack=attack, model=name) for found in scores]
     count = len(destinations[0].counts) if destinations else 0
     return PlotData(
         classes=tuple(classes[i] if i < len(classes) else str(i) for i in range(count)),

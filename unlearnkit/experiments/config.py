@@ -203,12 +203,7 @@ class Config:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read and check a TOML file; ``overrides`` such as ``"method.ssd.options.alpha=5"`` take precedence over it.
-
-    Raises:
-        StoreError: No such file.
-        ConfigurationError: Not TOML, an unknown key (the closest known one is named), a wrong type or value.
-    """
+    """Read a TOML file and check every key; ``overrides`` such as ``"method.ssd.options.alpha=5"`` take precedence."""
     try:
         raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

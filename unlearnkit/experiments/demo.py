@@ -7,7 +7,6 @@ from typing import Any, final
 
 import attrs
 import torch
-from rich import box
 from rich.table import Table
 from torch import nn
 
@@ -18,6 +17,7 @@ from unlearnkit.importance import Importance, Role
 from unlearnkit.models import CrossEntropy, Training, small_cnn, train
 from unlearnkit.pipeline import Pipeline
 from unlearnkit.plugins.manager import PluginManager, default_manager
+from unlearnkit.reporting.tables import compact
 from unlearnkit.unlearning import Report
 from unlearnkit.utils.options import options_of
 from unlearnkit.utils.progress import Progress, silent
@@ -60,11 +60,7 @@ class DemoResult:
 
     def table(self) -> Table:
         title = f"forgetting the digit {self.digit}: accuracy on test images (Δ: gap to the retrained model)"
-        table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-        table.add_column("model", no_wrap=True)
-        table.add_column("importance", no_wrap=True)
-        for name in ("edited", "retain", "Δ", "forget", "Δ", "seconds"):
-            table.add_column(name, justify="right", no_wrap=True)
+        table = compact(title, "model", "importance", "edited", "retain", "Δ", "forget", "Δ", "seconds", left=2)
         for row in (self.original, self.retrained, *self.edits):
             gaps = [f"{row.retain - self.retrained.retain:+.3f}", f"{row.forget - self.retrained.forget:+.3f}"]
             if row is self.retrained:
@@ -122,8 +118,7 @@ def demo(
     parts = {Role.FORGET: bundle.train.subset(split.train.forget), Role.FULL: bundle.train}
     known: dict[str, tuple[Importance, Importance, float]] = {}  # forget, full, seconds
     for label, name in ESTIMATORS.items():
-        start, estimator = time.perf_counter(), plugins.estimator(name)()
-        objective = CrossEntropy()
+        start, estimator, objective = time.perf_counter(), plugins.estimator(name)(), CrossEntropy()
         one, other = (
             estimator.estimate(original, loader(data, batch_size=64), objective=objective, role=role, progress=progress)
             for role, data in parts.items()

@@ -14,8 +14,8 @@ from torch import nn
 from unlearnkit.data import LabelledImages
 from unlearnkit.distributed import Ranks, raise_on_all_ranks
 from unlearnkit.distributed.collectives import barrier
-from unlearnkit.evaluation import EvaluationInputs, LossAndAccuracy, Measurement
-from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs, Outputs
+from unlearnkit.evaluation import EvaluationInputs, LossAndAccuracy
+from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs, Outputs, some_rows
 from unlearnkit.evaluation.plot_data import collect_plot_data
 from unlearnkit.experiments.config import Config, MethodConfig
 from unlearnkit.experiments.experiment import Experiment, make_metrics, make_unlearner
@@ -52,10 +52,6 @@ def run(
     not at all. With torch.distributed, the ranks share importances and evaluation, and rank 0 writes. ``dry_run`` edits
     in memory only, and measures and writes nothing; ``overwrite`` replaces folders of earlier results; ``again`` allows
     a forget set that was applied to the checkpoint already.
-
-    Raises:
-        ConfigurationError: No method, an unknown split, a request that was applied already.
-        StoreError: A folder of results exists already.
     """
     plugins = plugins or default_manager()
     if dry_run:
@@ -209,7 +205,9 @@ class Job:
 
     def evaluated(self, record: RunRecord, model: nn.Module, before: dict[str, LossAndAccuracy]) -> RunRecord:
         start = time.perf_counter()
-        after, measured = self.evaluate(model), self.measure(model)
+        after, inputs = self.evaluate(model), self.inputs(model, self.experiment.splits())
+        metrics = make_metrics(self.experiment.config.evaluation, self.plugins)
+        measured = {name: metric.examine(inputs) for name, metric in metrics.items()}
         seconds = {**record.report.seconds, "evaluation": time.perf_counter() - start}
         return attrs.evolve(
             record,
@@ -230,11 +228,6 @@ class Job:
         chosen = {name: parts[name] for name in self.experiment.config.evaluation.splits if name in parts}
         return self.experiment.scores(model, chosen, progress=self.progress)
 
-    def measure(self, model: nn.Module) -> dict[str, dict[str, Measurement]]:
-        inputs = self.inputs(model, self.experiment.splits())
-        metrics = make_metrics(self.experiment.config.evaluation, self.plugins)
-        return {name: metric.examine(inputs) for name, metric in metrics.items()}
-
     def inputs(self, model: nn.Module, parts: Mapping[str, LabelledImages]) -> EvaluationInputs:
         return EvaluationInputs(
             model=model,
@@ -249,7 +242,8 @@ class Job:
         chosen, data, parts = self.experiment.config.evaluation, self.experiment.bundle.train, self.experiment.splits()
         if not chosen.page:
             return record
-        inputs = self.inputs(model, {name: _some(parts[name], chosen.seed) for name in SPLITS if name in parts})
+        rows = {name: np.sort(some_rows(len(part), _MOST, seed=chosen.seed)) for name, part in parts.items()}
+        inputs = self.inputs(model, {name: parts[name].subset(rows[name]) for name in SPLITS if name in parts})
         classes = data.class_names.get(data.target, ())
         views = collect_plot_data(ModelOutputs(inputs, self._outputs), classes=classes, seed=chosen.seed)
         for key in [key for key in self._outputs if key[0] == id(model)]:
@@ -257,12 +251,6 @@ class Job:
         if not self._retrained_scores:
             self._retrained_scores.extend(self.evaluate(known) for known in self.retrained)
         return attrs.evolve(record, retrained=tuple(self._retrained_scores), views=views)
-
-
-def _some(data: LabelledImages, seed: int) -> LabelledImages:
-    if len(data) <= _MOST:
-        return data
-    return data.subset(np.sort(np.random.default_rng(seed).permutation(len(data))[:_MOST]))
 
 
 def aligned(report: Report, model: nn.Module) -> Report:

@@ -30,10 +30,6 @@ def train_original(config: Config, *, overwrite: bool = False, progress: Progres
     """Train the model of a configuration on the full training set, and write ``model.checkpoint``.
 
     Returns a record of the scores of each epoch and of the test set, which is written beside it as ``.json``.
-
-    Raises:
-        ConfigurationError: The configuration names no checkpoint.
-        StoreError: The checkpoint exists already.
     """
     if not config.model.checkpoint:
         raise ConfigurationError("model.checkpoint: expected a file to write the trained model to, saw none")
@@ -98,10 +94,7 @@ def read_or_train(
     objective: Objective | None = None,
     progress: Progress = silent,
 ) -> nn.Module:
-    """Read the weights of a recipe into an untrained model, or train the model and write its weights.
-
-    Several processes may share the folder: the first to ask trains, and the others wait and read.
-    """
+    """Read the weights of a recipe into an untrained model; the first process to ask trains and writes them."""
     path = recipe.file(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

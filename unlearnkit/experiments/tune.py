@@ -50,10 +50,6 @@ def tune(
     ``"unseen"`` takes a part of it away first. Without a candidate within the budget no model is written, and the
     record says so. With torch.distributed, the ranks share importances, candidates and evaluation, and rank 0 writes.
     ``overwrite`` and ``again`` are those of `run`.
-
-    Raises:
-        StoreError: The folder of results exists already.
-        ConfigurationError: The method has a grid, or cannot be tuned.
     """
     plugins = plugins or default_manager()
     method = chosen_method(config, config.tuning.method, key="tuning.method")
@@ -112,17 +108,14 @@ class Search:
             report = attrs.evolve(report, seconds={"tuning": searching, **report.seconds})
             return report if tuning.chosen is None else accept(report)
 
-        parts = {
-            "full-train": self._part(self.split.full),
-            "retain-train": self._part(self.split.retain),
-            "forget-train": self._part(self.split.forget),
-        }
-        report = self.job.edit(model, method, parts, edit=search)
+        split = self.split
+        rows = {"full-train": split.full, "retain-train": split.retain, "forget-train": split.forget}
+        report = self.job.edit(model, method, {name: self._part(part) for name, part in rows.items()}, edit=search)
         samples = {
-            "forget importance": len(self.split.forget),
-            "retain importance": len(self.split.retain),
-            "forget validation": len(self.split.forget_validation),
-            "retain validation": len(self.split.retain_validation),
+            "forget importance": len(split.forget),
+            "retain importance": len(split.retain),
+            "forget validation": len(split.forget_validation),
+            "retain validation": len(split.retain_validation),
             "unseen": 0 if self.unseen is None else len(self.unseen),
         }
         return found[0], self.job.record(label, report, tuning={**found[0].to_dict(), "samples": samples})

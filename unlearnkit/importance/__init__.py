@@ -21,10 +21,9 @@ from unlearnkit.importance.fisher import (
     visible,
 )
 from unlearnkit.importance.importance import Importance
-from unlearnkit.importance.multi_process import estimate_together
+from unlearnkit.importance.multi_process import estimate_together, fill
 from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
 from unlearnkit.importance.sharded_file import load_sharded, save_sharded
-from unlearnkit.importance.store.fill import fill
 from unlearnkit.importance.store.store import ImportanceStore
 
 __all__ = [

@@ -3,14 +3,13 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 import attrs
 import cattrs
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unlearnkit.distributed.sharded_tensors import local, placement, refuse_sharded, shard_like
@@ -25,7 +24,7 @@ from unlearnkit.importance.provenance import (
 from unlearnkit.models.parameters import extremes
 from unlearnkit.utils.errors import MismatchError, NonFiniteError, StoreError, UnlearnKitError, raise_all
 from unlearnkit.utils.options import by_fields, read_only
-from unlearnkit.utils.safetensors import save_tensors
+from unlearnkit.utils.safetensors import load_tensors, save_tensors
 
 _FORMAT = "unlearnkit-importance-1"
 _WIDE = (torch.float32, torch.float64)
@@ -113,11 +112,9 @@ class Importance:
         return attrs.evolve(
             self,
             totals={name: total + other.totals[name] for name, total in self.totals.items()},
-            count=self.count + other.count,
-            samples=self.samples + other.samples,
             role=self.role if self.role is other.role else Role.UNKNOWN,
             trail=self.trail.then(other.trail),
-            relative_error=error_of_sum((one.relative_error, one.samples) for one in (self, other)),
+            **counts_of_sum([self, other]),
         )
 
     def subtract(self, other: "Importance") -> "Importance":
@@ -143,11 +140,9 @@ class Importance:
         return attrs.evolve(
             self,
             totals=totals,
-            count=self.count - other.count,
-            samples=self.samples - other.samples,
             role=Role.UNKNOWN,
             trail=DataOrder(),
-            relative_error=error_of_difference(self.relative_error, other.relative_error),
+            **counts_of_difference(self, other),
         )
 
     __add__ = merge
@@ -220,7 +215,15 @@ class Importance:
     @classmethod
     def load(cls, path: str | Path) -> "Importance":
         """Read what `save` wrote, on the CPU; a `StoreError` for a file that is missing, damaged or no importance."""
-        totals, text = _read(path)
+        totals, metadata = load_tensors(path, failure=": expected an importance file, saw")
+        if metadata.get("format") != _FORMAT:
+            raise StoreError(
+                f"{path}: expected an importance file ({_FORMAT}), saw format {metadata.get('format')!r}: "
+                "a model's checkpoint is not an importance"
+            )
+        text = metadata.get("importance", "")
+        if metadata.get("digest") != _digest(text, totals):
+            raise StoreError(f"{path}: expected the digest of what was written, saw another: the file is damaged")
         try:
             header = json.loads(text)
             header["fingerprint"] = cattrs.structure(header["fingerprint"], Fingerprint)
@@ -256,22 +259,22 @@ class Importance:
         )
 
 
-def _read(path: str | Path) -> tuple[dict[str, Tensor], str]:
-    """Read totals and the header's JSON text, and compare their digest."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            totals = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safetensors has no iterator
-    except (OSError, ValueError, SafetensorError) as error:  # ValueError: text that is not UTF-8
-        raise StoreError(f"{path}: expected an importance file, saw: {error}") from error
-    if metadata.get("format") != _FORMAT:
-        raise StoreError(
-            f"{path}: expected an importance file ({_FORMAT}), saw format {metadata.get('format')!r}: "
-            "a model's checkpoint is not an importance"
-        )
-    if metadata.get("digest") != _digest(metadata.get("importance", ""), totals):
-        raise StoreError(f"{path}: expected the digest of what was written, saw another: the file is damaged")
-    return totals, metadata.get("importance", "")
+def counts_of_sum(parts: Sequence[Any]) -> dict[str, Any]:
+    """Return count, samples and relative error of a sum of importances, or of their entries in a store."""
+    return {
+        "count": sum(part.count for part in parts),
+        "samples": sum(part.samples for part in parts),
+        "relative_error": error_of_sum((part.relative_error, part.samples) for part in parts),
+    }
+
+
+def counts_of_difference(whole: Any, part: Any) -> dict[str, Any]:
+    """Return count, samples and relative error of a difference of importances, or of their entries in a store."""
+    return {
+        "count": whole.count - part.count,
+        "samples": whole.samples - part.samples,
+        "relative_error": error_of_difference(whole.relative_error, part.relative_error),
+    }
 
 
 def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:

@@ -1,9 +1,9 @@
-"""Importances in parts: by several processes that add their totals once, and in segments that can be resumed."""
+"""Importances in parts: by several processes that add their totals once, in segments that can be resumed, by group."""
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence, Sized
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import nullcontext, suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from unlearnkit.distributed.collectives import Ranks, all_gather
+from unlearnkit.distributed.collectives import Ranks, all_gather, raise_on_all_ranks
 from unlearnkit.distributed.sharded_tensors import is_sharded_model
 from unlearnkit.importance.estimator import ImportanceEstimator, fingerprint_of
-from unlearnkit.importance.importance import Importance
-from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role, check_same_on_every_rank, error_of_sum
+from unlearnkit.importance.importance import Importance, counts_of_sum
+from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role, check_same_on_every_rank
+from unlearnkit.importance.store.store import ImportanceStore
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import device_of, digest, trainable
-from unlearnkit.utils.errors import (
-    ConfigurationError,
-    StoreError,
-    UnlearnKitError,
-    UnsupportedModelError,
-    raise_all,
-)
+from unlearnkit.utils.errors import ConfigurationError, StoreError, UnlearnKitError, UnsupportedModelError, raise_all
 from unlearnkit.utils.progress import Progress, silent
 
 
@@ -44,22 +39,14 @@ def estimate_together(
     """Estimate an importance with all processes of the default group; each gets the whole result.
 
     Each rank takes its share of the batches. Totals are added once, at the end, in float64: for a float64 model they
-    equal those of one process to 10⁻¹². In a single process, and for a model that is sharded over the processes, this
-    is `unlearnkit.ImportanceEstimator.estimate`.
+    equal those of one process to 10⁻¹². Estimator, model, batches and their order must be the same on every rank. In a
+    single process, and for a model that is sharded over the processes, this is
+    `unlearnkit.ImportanceEstimator.estimate`.
 
-    With a checkpoint each rank saves its progress in a file of its own, as `estimate_resumable` does. A job that was
-    killed continues when it is started with the same arguments and as many processes; on CPUs the totals are then
-    bit-equal to those of a job that was not interrupted. The files stay: see `forget_parts`.
-
-    Args:
-        estimator: The same on every rank.
-        model: Bit-identical on every rank.
-        batches: The same in the same order on every rank.
-        objective: How a batch becomes losses.
-        role: Which set this is.
-        checkpoint: A folder for this pass only, made when it is first needed; each machine's own, or a shared one.
-        every: Batches of a rank in a segment; the same at every start.
-        progress: Shows a bar; on rank 0 only.
+    With a checkpoint, a folder for this pass only, each rank saves its progress after every ``every`` batches, as
+    `estimate_resumable` does. A job that was killed continues when it is started with the same arguments and as many
+    processes; on CPUs the totals are then bit-equal to those of a job that was not interrupted. The files stay: see
+    `forget_parts`.
 
     Raises:
         ConfigurationError: No data.
@@ -99,12 +86,10 @@ def estimate_together(
         raise ConfigurationError("expected data for an importance, saw an empty iterable on every rank")
     return Importance(
         totals=_all_reduce(model, own),
-        count=sum(part.count for part in found),
-        samples=sum(part.samples for part in found),
         role=role,
         trail=_merged_trail([part.trail for part in found]),
-        relative_error=error_of_sum((part.relative_error, part.samples) for part in found),
         fingerprint=_in_float64(found[0].fingerprint),
+        **counts_of_sum(found),
     )
 
 
@@ -229,3 +214,42 @@ def _skip_done(path: Path, total: Importance, rest: Iterator[Any], every: int) -
             f"{total.trail.describe()}, hash {total.trail.order}, saw {seen.describe()}, hash {seen.order}: delete it "
             "to begin again"
         )
+
+
+def fill(
+    store: ImportanceStore,
+    estimator: ImportanceEstimator,
+    model: nn.Module,
+    data: Mapping[str, Iterable[Any]],
+    *,
+    objective: Objective,
+    every: int = 50,
+    together: bool = False,
+    progress: Progress = silent,
+) -> None:
+    """Measure every group that a store does not have yet, with one term per sample, and put it there.
+
+    ``data`` has the batches of each group. After a kill, call it again with the same arguments: groups that are there
+    are skipped, and the one that was under way continues after its last segment of ``every`` batches. With ``together``
+    all processes of torch.distributed call this with the same arguments, and the first one writes. A symbolic link
+    where a pass saves its progress is a `StoreError`.
+    """
+    estimate = estimate_together if together else estimate_resumable
+    for key, batches in data.items():
+        name = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+        # A file, or a folder with a file for each rank.
+        part = store.folder / (f"{name}.parts" if together else f"{name}.part")
+        if part.is_symlink():
+            raise StoreError(f"{part}: expected no symbolic link, saw one: somebody has put it there")
+        known = key in store.keys
+        if not (all_gather(known)[0] if together else known):  # as rank 0 sees it: it may have written already
+            found = estimate(
+                estimator, model, batches, objective=objective, checkpoint=part, every=every, progress=progress
+            )
+            with raise_on_all_ranks() if together else nullcontext():
+                if not together or Ranks.current().rank == 0:
+                    store.put(key, found)
+        if together:
+            forget_parts(part)
+        else:
+            part.unlink(missing_ok=True)

@@ -99,15 +99,10 @@ def save_sharded(importance: Importance, folder: str | Path) -> None:
 
 
 def load_sharded(folder: str | Path, model: nn.Module | None = None) -> Importance:
-    """Read what `save_sharded` wrote with any number of processes, and check every file.
+    """Read what `save_sharded` wrote with any number of processes, all of which must call this; check every file.
 
-    Args:
-        folder: All processes must call this.
-        model: The importance is sharded as its parameters are; None: not sharded, on the CPU, in every process.
-
-    Raises:
-        StoreError: No such folder, or a damaged one.
-        MismatchError: It does not fit the model.
+    The importance is sharded as the parameters of the model are: another model is a `MismatchError`. Without a model it
+    is whole, on the CPU, in every process. A folder that is missing or damaged is a `StoreError`.
     """
     path = Path(folder)
     if model is not None:

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from unlearnkit.distributed.sharded_tensors import refuse_sharded
 from unlearnkit.models.parameters import COMPILED_PREFIX, digest_tensors
 from unlearnkit.utils.errors import ConfigurationError, StoreError, raise_all
-from unlearnkit.utils.safetensors import save_tensors
+from unlearnkit.utils.safetensors import load_tensors, save_tensors
 
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")  # what torch.save writes now, and what it wrote before 1.6
 _PICKLE_SUFFIXES = {".pt", ".pth", ".pkl", ".bin"}
@@ -23,11 +22,8 @@ _DAMAGE = (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, 
 def save_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write all weights and persistent buffers to one safetensors file, atomically.
 
-    Tied weights are written once, under their first name; metadata are text.
-
-    Raises:
-        ConfigurationError: The metadata hold something that is not text.
-        StoreError: The file cannot be written, or the model's state holds something that is not a tensor.
+    Tied weights are written once, under their first name. Metadata that are not text are a `ConfigurationError`; a
+    state that holds something else than tensors, or a file that cannot be written, is a `StoreError`.
 
     Example:
         >>> import tempfile
@@ -51,22 +47,16 @@ def load_checkpoint(
 ) -> dict[str, str]:
     """Load weights and buffers into a model; nothing is loaded unless everything fits.
 
-    Args:
-        model: Its names, shapes and dtypes must be those of the file; for tied weights one name is enough.
-        path: What `save_checkpoint` wrote, or another safetensors file of a state dict, or with ``allow_pickle``
-            what ``torch.save(model.state_dict(), path)`` wrote.
-        allow_pickle: Whether to read a pickle, with ``weights_only=True``: do so only for files you trust.
-        undo: Whether to copy the model first, to restore it when loading is interrupted.
-
-    Returns:
-        The metadata; empty for a pickle.
+    The file is what `save_checkpoint` wrote, another safetensors file of a state dict or, with ``allow_pickle``, what
+    ``torch.save(model.state_dict(), path)`` wrote: allow that only for files you trust. For tied weights one name is
+    enough. Without ``undo`` the model is not copied first, and may be left half loaded by an interruption. Returns the
+    metadata, none for a pickle.
 
     Raises:
         StoreError: The file is missing, damaged or a pickle that was not allowed.
         MismatchError: The file does not fit the model, which is unchanged; lists every name, shape and dtype.
     """
-    path = Path(path)
-    found, metadata = _read(path, allow_pickle=allow_pickle)
+    found, metadata = read_checkpoint(path, allow_pickle=allow_pickle)
     state = _state(model)
     groups = _tied(state)
     raise_all(_problems(state, groups, found), where=f"{path} does not fit {type(model).__name__}")
@@ -79,11 +69,6 @@ def model_state(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint by name, not copied: weights and persistent buffers, tied weights once."""
     state = _state(model)
     return {names[0]: state[names[0]].detach() for names in _tied(state)}
-
-
-def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors of a safetensors checkpoint by name, and its metadata."""
-    return _read(Path(path), allow_pickle=False)
 
 
 def write_checkpoint(state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -142,15 +127,16 @@ def _load(model: nn.Module, values: Mapping[str, Tensor], *, undo: bool) -> None
         raise
 
 
-def _read(path: Path, *, allow_pickle: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_checkpoint(file: str | Path, *, allow_pickle: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors of a checkpoint by name, and its metadata."""
+    path = Path(file)
     if not path.is_file():
         raise StoreError(f"expected a checkpoint at {path}, saw {'a folder' if path.is_dir() else 'nothing'}")
     if not _is_pickle(path):
         return _read_safetensors(path)
     if not allow_pickle:
         raise StoreError(
-            f"{path} is a pickle, which can run code when it is read: expected a safetensors file; use "
-            "allow_pickle=True if you trust whoever made it"
+            f"{path} is a pickle, which can run code when it is read: use allow_pickle=True if you trust its maker"
         )
     return _read_pickle(path), {}
 
@@ -164,12 +150,7 @@ def _is_pickle(path: Path) -> bool:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            metadata = dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise StoreError(f"{path} is damaged or not a safetensors file: {error}: save it again") from error
+    tensors, metadata = load_tensors(path, failure=" is damaged or not a safetensors file: save it again")
     if metadata.pop(_DIGEST, "") not in {"", digest_tensors(tensors)}:
         raise StoreError(f"{path}: expected the digest of what was written, saw another: the file is damaged")
     return {key.replace(COMPILED_PREFIX, ""): tensor for key, tensor in tensors.items()}, metadata

@@ -1,7 +1,7 @@
 """A model's parameters and buffers by name; digests, bitwise comparison, pieces and checks of their values."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import final
 
 import numpy as np
@@ -272,9 +272,10 @@ def _problem(t: Tensor) -> str:
     return ""
 
 
-def check_finite(model: nn.Module, *, when: str) -> None:
-    """Raise an error for a model with a NaN or an infinity in its weights; buffers may hold what they like."""
-    bad = [name for name, t in parameters(model).items() if t.is_floating_point() and not all_finite(t)]
+def check_finite(model: nn.Module, *, when: str, buffers_too: Collection[str] = ()) -> None:
+    """Raise an error for a NaN or an infinity in the weights, or in some buffers; others may hold what they like."""
+    named = {**parameters(model), **{name: t for name, t in buffers(model).items() if name in buffers_too}}
+    bad = [name for name, t in named.items() if t.is_floating_point() and not all_finite(t)]
     if bad:
         raise NonFiniteError(
             f"expected finite weights {when}, saw NaN or infinity in {', '.join(bad)} of {type(model).__name__}: "

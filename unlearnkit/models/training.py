@@ -88,8 +88,7 @@ def run_epoch(
             after_step()
     if not losses:
         raise ConfigurationError(
-            f"expected at least one batch in {name}, saw none: pass a data set, a data loader or a list, "
-            "not an iterator that is used up"
+            f"expected at least one batch in {name}, saw none: pass a loader or a list, not an iterator that is used up"
         )
     return float(torch.stack(losses).mean())
 
@@ -97,13 +96,11 @@ def run_epoch(
 def _check(loss: Tensor, *, where: str) -> None:
     if not bool(torch.isfinite(loss).all()):
         raise NonFiniteError(
-            f"expected a finite loss, saw NaN or infinity in {where}: lower the learning rate, or look for NaN in the "
-            "data"
+            f"expected a finite loss, saw NaN or infinity in {where}: lower the learning rate, or look at the data"
         )
     if not loss.requires_grad:
         raise UnsupportedModelError(
-            f"expected a loss that depends on a trainable parameter, saw one that does not in {where}: is the "
-            "model called under torch.no_grad()?"
+            f"expected a loss that depends on a trainable parameter, saw none in {where}: is torch.no_grad() active?"
         )
 
 
@@ -146,17 +143,12 @@ def train(
 ) -> tuple[EpochRecord, ...]:
     """Train a model in place with Adam on the mean loss of each batch; return the record of each epoch.
 
+    ``data`` is a data set, shuffled anew in each epoch and cut into batches of ``training.batch_size``, or batches that
+    can be iterated once per epoch; they are moved to the model's device. The default objective is `CrossEntropy`.
+    ``on_epoch`` is called after each epoch with its number, from 1, and its record.
+
     The same seed, data and initial weights give the same bits on one CPU. The global random state and the model's
     train/eval modes are left as they were; gradients are cleared at the end.
-
-    Args:
-        model: On any one device; the batches are moved there. Only parameters with ``requires_grad`` are trained.
-        data: A data set, shuffled anew in each epoch and cut into batches of ``training.batch_size``; or batches
-            that can be iterated once per epoch, in their own order and size.
-        objective: The loss; by default `CrossEntropy`.
-        training: The options.
-        progress: Shows the batches of each epoch.
-        on_epoch: Called after each epoch with its number, from 1, and its record.
 
     Raises:
         NonFiniteError: The loss is NaN or infinite, naming epoch and batch; the weights stay as they are then.

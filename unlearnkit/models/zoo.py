@@ -51,11 +51,9 @@ def resnet18_classifier(
 ) -> ResNet18Classifier:
     """Make the notebook's network: about 11 million weights, for images such as 224 × 224.
 
-    Args:
-        num_classes: Outputs, ≥ 1.
-        dropout: Probability of dropping a feature before the head, in training only; 0 ≤ p < 1.
-        pretrained: Whether the backbone starts with torchvision's ImageNet weights (downloaded once, 45 MB).
-        seed: Makes the initial weights repeatable and leaves the global random state alone; None draws from it.
+    A feature is dropped before the head with probability ``dropout`` < 1, in training only. ``pretrained`` starts with
+    torchvision's ImageNet weights (downloaded once, 45 MB). A seed makes the initial weights repeatable and leaves the
+    global random state alone; None draws from it.
 
     Example:
         >>> model = resnet18_classifier(num_classes=20, seed=0)
@@ -79,12 +77,8 @@ def small_cnn(
 ) -> SmallCNN:
     """Make a small network for images such as the 8 × 8 digits: about 6,000 weights at its defaults.
 
-    Args:
-        num_classes: Outputs, ≥ 1.
-        channels: Channels of the images, ≥ 1.
-        width: Channels after the first convolution, ≥ 1; weights grow with its square.
-        image_size: Height and width in pixels, a multiple of 4.
-        seed: As in `resnet18_classifier`.
+    ``width`` is the number of channels after the first convolution: weights grow with its square. ``image_size`` in
+    pixels is a multiple of 4. The seed is as in `resnet18_classifier`.
 
     Example:
         >>> model = small_cnn(seed=0)

@@ -144,15 +144,10 @@ class PluginManager:
     def provided(self, kind: str) -> tuple[Provided, ...]:
         """List the classes of a kind, ``"unlearner"``, ``"estimator"`` or ``"metric"``, that plugins provide.
 
-        They are sorted by name; a duplicate name has several entries.
-
-        Raises:
-            ConfigurationError: There is no such kind.
+        They are sorted by name; a duplicate name has several entries. Another kind is a `ConfigurationError`.
         """
         if kind not in _KINDS:
-            raise ConfigurationError(
-                f"expected a kind of class that plugins provide, saw {kind!r}{nearest(kind, _KINDS)}"
-            )
+            raise ConfigurationError(f"expected a kind of class, saw {kind!r}{nearest(kind, _KINDS)}")
         found = [Provided(name=cls.name, cls=cls, plugin=plugin) for plugin, cls in self._offered(kind)]
         return tuple(sorted(found, key=lambda entry: entry.name))
 

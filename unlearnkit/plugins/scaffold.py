@@ -66,11 +66,7 @@ def _names(name: str, *, used_in: str) -> dict[str, str]:
     cls = "".join(word.capitalize() for word in short.split("-"))
     if keyword.iskeyword(cls) or re.search(rf"\b{cls}\b", used_in):
         cls += "Plugin"
-    return {
-        "distribution": f"unlearnkit-{short}",
-        "package": f"unlearnkit_{short.replace('-', '_')}",
-        "cls": cls,
-    }
+    return {"distribution": f"unlearnkit-{short}", "package": f"unlearnkit_{short.replace('-', '_')}", "cls": cls}
 
 
 def _installed(name: str, *, distribution: str, package: str) -> Iterator[str]:

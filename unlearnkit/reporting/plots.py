@@ -57,10 +57,7 @@ MOST_CLASSES = 10  # classes in a plot; the rest is summed as "others"
 
 
 def accuracy_bars(axes: Axes, before: Scores, after: Scores, retrained: Sequence[Scores] = ()) -> Axes:
-    """Draw one group of bars per split: original, unlearned, and the mean of the retrained models ± their deviation.
-
-    Each argument maps splits to scores; there is one such mapping for each retrained model.
-    """
+    """Draw one group of bars per split: original, unlearned, and the mean of the retrained models ± their deviation."""
     splits = [*after]
     groups = {"original": [_accuracy(before, s) for s in splits], "unlearned": [_accuracy(after, s) for s in splits]}
     spread = {}
@@ -72,10 +69,7 @@ def accuracy_bars(axes: Axes, before: Scores, after: Scores, retrained: Sequence
 
 
 def confidence_histogram(axes: Axes, histograms: Sequence[Histogram], *, model: str = "unlearned") -> Axes:
-    """Draw a model's confidence in the label, for forgotten samples and for samples that it never saw.
-
-    The model is ``"original"``, ``"unlearned"`` or ``"retrained"``.
-    """
+    """Draw how sure the original, unlearned or retrained model is of the label of forgotten and of unseen samples."""
     for histogram in histograms:
         if histogram.model == model:
             look = SAMPLES.get(histogram.samples, OTHER)
@@ -93,10 +87,7 @@ def confidence_histogram(axes: Axes, histograms: Sequence[Histogram], *, model: 
 
 
 def destinations(axes: Axes, found: Sequence[Destination], classes: Sequence[str]) -> Axes:
-    """Draw which share of the forgotten samples each model predicts as which class.
-
-    The entry ``"label"``, the classes that the samples belong to, is not drawn.
-    """
+    """Draw which share of the forgotten samples each model predicts as which class; their labels are not drawn."""
     names, by_model = destination_shares([d for d in found if d.model != "label"], classes)
     groups: dict[str, list[float | None]] = {model: [*values] for model, values in by_model.items()}
     return _grouped_bars(axes, names, groups, spread={}, unit="share of forgotten samples")
@@ -112,10 +103,7 @@ def edited_layers(axes: Axes, report: Report, *, layers: Sequence[TensorChange] 
 
 
 def roc_curves(axes: Axes, curves: Sequence[RocCurve], *, attack: str) -> Axes:
-    """Draw an attack's true positives against its false ones, with the area under each curve.
-
-    Several retrained models have a curve each and one entry in the legend.
-    """
+    """Draw an attack's true positives against its false ones; the legend has the mean area of a model's curves."""
     axes.plot([0, 1], [0, 1], color=OTHER.colour, linestyle=":", linewidth=1, label="guessing 0.5")
     for model, look in LOOKS.items():
         mine = [curve for curve in curves if (curve.attack, curve.model) == (attack, model)]

@@ -15,8 +15,7 @@ from unlearnkit.unlearning.report import Report
 def run_table(records: Sequence[RunRecord]) -> Table:
     """One row per method: what was edited, and accuracy before and after."""
     splits = list(dict.fromkeys(name for record in records for name in record.after))
-    title = "accuracy before→after" if splits else None
-    table = _compact(title, "method", "edited", "fraction", *splits, "seconds")
+    table = compact("accuracy before→after" if splits else None, "method", "edited", "fraction", *splits, "seconds")
     for record in records:
         report = record.report
         scores = [_pair(record, name) for name in splits]
@@ -42,8 +41,7 @@ def tensor_table(report: Report) -> Table:
 
 def method_table(kind: str, entries: Iterable[Provided]) -> Table:
     """Installed classes, with their options and defaults."""
-    name = Column("name", no_wrap=True)
-    table = Table(name, "from", "what it does, and its options", title=kind, show_lines=True)
+    table = Table(Column("name", no_wrap=True), "from", "what it does, and its options", title=kind, show_lines=True)
     for entry in entries:
         options = [
             f"  {o.name}{f' ({o.symbol})' if o.symbol else ''} = {'required' if o.required else o.default}: {o.doc}"
@@ -55,8 +53,7 @@ def method_table(kind: str, entries: Iterable[Provided]) -> Table:
 
 def plugin_table(plugins: Iterable[Discovered], problems: Sequence[Problem]) -> Table:
     """Every plugin that was found, and why broken or blocked ones are left out."""
-    name = Column("name", no_wrap=True)
-    table = Table(name, "from", "module", "state", title="plugins", show_lines=True)
+    table = Table(Column("name", no_wrap=True), "from", "module", "state", title="plugins", show_lines=True)
     for plugin in plugins:
         faults = [p for p in problems if p.plugin == plugin.name] or [p for p in (plugin.problem,) if p is not None]
         state = "\n".join(f"{p.stage}: {p.error}" for p in dict.fromkeys(faults)) or "usable"
@@ -67,7 +64,7 @@ def plugin_table(plugins: Iterable[Discovered], problems: Sequence[Problem]) -> 
 def tuning_table(tuning: Tuning) -> Table:
     """The frontier of a search, and which candidate was chosen."""
     title = f"the frontier of {len(tuning.candidates)} edits, on validation data (aim: forget {tuning.target:.3f})"
-    table = _compact(title, "options", "selected", "BatchNorm", "retain", "forget", "")
+    table = compact(title, "options", "selected", "BatchNorm", "retain", "forget", "")
     shown = [*tuning.frontier]
     if tuning.chosen is not None and not any(c is tuning.chosen for c in shown):
         shown.append(tuning.chosen)
@@ -79,6 +76,8 @@ def tuning_table(tuning: Tuning) -> Table:
     return table
 
 
-def _compact(title: str | None, first: str, *others: str) -> Table:
-    columns = (Column(first, no_wrap=True), *(Column(name, justify="right", no_wrap=True) for name in others))
-    return Table(*columns, title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+def compact(title: str | None, *names: str, left: int = 1, wrap: bool = False) -> Table:
+    """An empty table of narrow columns; the first ``left`` ones are for text, which may ``wrap``."""
+    texts = (Column(name, no_wrap=not wrap, overflow="fold" if wrap else "ellipsis") for name in names[:left])
+    numbers = (Column(name, justify="right", no_wrap=True) for name in names[left:])
+    return Table(*texts, *numbers, title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)

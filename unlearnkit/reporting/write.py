@@ -9,7 +9,7 @@ from torch import nn
 from unlearnkit.models.checkpoint import save_checkpoint
 from unlearnkit.reporting.record import RunRecord
 from unlearnkit.utils.errors import StoreError
-from unlearnkit.utils.files import atomic_folder, atomic_write
+from unlearnkit.utils.files import atomic_folder, write_text
 
 
 def write_result(
@@ -19,17 +19,13 @@ def write_result(
 
     An existing folder is replaced. Without a model, no checkpoint is written; the metadata are stored in it. With
     ``page``, ``report.html`` is written last: if a plot fails, ``unlearnkit report`` can write it later.
-
-    Raises:
-        StoreError: The folder cannot be written.
     """
     try:
         with atomic_folder(folder) as new:
             if model is not None:
                 save_checkpoint(model, new / "model.safetensors", metadata)
             text = json.dumps(record.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-            with atomic_write(new / "report.json") as temporary:
-                temporary.write_text(text + "\n", encoding="utf-8")
+            write_text(new / "report.json", text + "\n")
     except OSError as error:
         raise StoreError(f"cannot write the results to {folder}: {error}: nothing was left half-written") from error
     if page:

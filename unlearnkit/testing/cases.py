@@ -37,16 +37,9 @@ LAYERS: Mapping[str, Callable[[], nn.Module]] = {
 class SmallNet(nn.Module):
     """A classifier of 3 numbers in [0, 4) into 4 classes, of at most some 100 weights.
 
-    The same arguments give the same weights; the global generators are not touched.
-
-    Args:
-        layers: Some of the keys of `LAYERS`, in order.
-        embedding: Look the numbers up in a table, instead of multiplying by them.
-        tied: Share weights: the head with the embedding, or two linear layers.
-        frozen: Freeze the stem.
-        training: The mode it is in.
-        dtype: Of all weights.
-        seed: Of the weights.
+    The layers are some of the keys of `LAYERS`, in order. With ``embedding`` the stem looks the numbers up in a table,
+    instead of multiplying by them; ``tied`` shares weights, of the head with the embedding or of two linear layers;
+    ``frozen`` freezes the stem. One seed gives the same weights; the global generators are not touched.
 
     Example:
         >>> SmallNet(layers=("conv",)).eval()(torch.tensor([[0.0, 1.0, 2.0]])).shape
@@ -146,32 +139,23 @@ class RuleInputs:
 
     def ready(self, method: ElementwiseUnlearner) -> ElementwiseUnlearner:
         """Call ``prepare`` as the framework does; returns the object that edits."""
-        _, forget, reference = self.arguments(method)
-        needed = Need.REFERENCE_IMPORTANCE in method.needs
-        return method.prepare(
-            Importance(totals={"weight": forget}, count=1),
-            Importance(totals={"weight": reference}, count=1) if needed else None,
+        forget, reference = (
+            Importance(totals={"weight": total.clone()}, count=1) for total in (self.forget, self.reference)
         )
+        return method.prepare(forget, reference if Need.REFERENCE_IMPORTANCE in method.needs else None)
 
-    def edited(self, method: ElementwiseUnlearner) -> Tensor | None:
-        """Return θ', or None where the method fails, which the law "runs" reports."""
-        try:
-            return self.ready(method).edit(*self.arguments(method))
-        except Exception:  # noqa: BLE001 - see above
-            return None
+    def edited(self, method: ElementwiseUnlearner) -> Tensor:
+        """Return θ'."""
+        return self.ready(method).edit(*self.arguments(method))
 
 
 @final
 @attrs.frozen(kw_only=True)
 class LawCase:
-    """A model, importances and data for one test, in a few numbers; the other attributes are those of `SmallNet`.
+    """A `SmallNet`, importances and data for one test, in a few numbers.
 
-    Attributes:
-        forget: F_f: these values, repeated; each parameter starts at another one.
-        reference: F_r, likewise.
-        samples: How many samples each set of data has.
-        batch: How many of them are in a batch.
-        seed: Of weights and data.
+    F_f and F_r are the values of ``forget`` and ``reference``, repeated; each parameter starts at another one. Each set
+    of data has ``samples`` samples, ``batch`` of them in a batch. The seed is that of weights and data.
 
     Example:
         >>> law_case = LawCase(samples=3, batch=2)
@@ -201,15 +185,8 @@ class LawCase:
 
     def fresh(self, seed: int = 1) -> SmallNet:
         """Build an untrained model of the same kind."""
-        return SmallNet(
-            layers=self.layers,
-            embedding=self.embedding,
-            tied=self.tied,
-            frozen=self.frozen,
-            training=self.training,
-            dtype=self.dtype,
-            seed=seed,
-        )
+        options = ("layers", "embedding", "tied", "frozen", "training", "dtype")
+        return SmallNet(**{name: getattr(self, name) for name in options}, seed=seed)
 
     def data(self, which: str) -> list[Batch]:
         """Make the batches of one set of data: inputs (batch, 3) and labels (batch,); another name, other data."""
@@ -267,17 +244,10 @@ class Scaled(Objective):
         return self.factor * self.objective.losses(model, batch)
 
 
-@final
-class Broken:
-    """Data that raise after the first batch, as a failing disk does."""
-
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield one batch, then fail."""
-        yield self._batches[0]
-        raise OSError("the data ended with an error")
+def broken(batches: Sequence[Batch]) -> Iterator[Batch]:
+    """Yield one batch, then fail, as a failing disk does."""
+    yield batches[0]
+    raise OSError("the data ended with an error")
 
 
 def models() -> st.SearchStrategy[SmallNet]:

@@ -20,14 +20,9 @@ _KINDS = (Unlearner, ImportanceEstimator, Metric)
 
 
 def check_unlearner(method: Unlearner, *, examples: int | None = None) -> None:
-    """Check a method against every law that applies to it.
+    """Check a method, with its options, against every law that applies to it: a `LawError` names all that are broken.
 
-    Args:
-        method: An object with the options to check.
-        examples: Cases to try for each law, instead of the law's own number; few for a method that trains.
-
-    Raises:
-        LawError: Names every law that is broken.
+    ``examples`` is how many cases to try for each law, instead of the law's own number: few for a method that trains.
 
     Example:
         >>> from unlearnkit_methods.ssd import SelectiveSynapticDampening
@@ -72,15 +67,8 @@ def parametrize_with_checks(
     """Turn a test function of ``subject`` and ``law`` into one test per object and law that applies to it.
 
     Write ``@parametrize_with_checks([MyMethod(alpha=10.0)])`` above
-    ``def test_contract(subject, law): law.check(subject)``. The ids are the same in every process.
-
-    Args:
-        subjects: Methods, estimators and metrics.
-        expected_failures: Laws that are known to be broken, with the reason, or a function of the object that returns
-            them. Such a test is a strict expected failure.
-
-    Raises:
-        ConfigurationError: Something that no law applies to, or an expected failure of such a law.
+    ``def test_contract(subject, law): law.check(subject)``. The ids are the same in every process. Laws that are known
+    to be broken are strict ``expected_failures``, with the reason; a function may return them for each object.
     """
     import pytest  # noqa: PLC0415 - the rest of this package works without it
 

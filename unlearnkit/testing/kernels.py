@@ -25,9 +25,7 @@ def check_kernel(
 ) -> None:
     """Check that a kernel adds what torch operations add, for every layer, layout and sum that it takes.
 
-    Raises:
-        LawError: It adds something else, hides a NaN, or takes none of the layers.
-        ConfigurationError: It is not an object of a subclass of `Kernel`.
+    A kernel that adds something else, hides a NaN or takes none of the layers is a `LawError`.
     """
     if not isinstance(kernel, Kernel):
         raise ConfigurationError(f"expected an object of a subclass of Kernel, saw {kernel!r}")

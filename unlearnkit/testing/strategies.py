@@ -27,18 +27,7 @@ _FOLDED: dict[int, list[tuple[int, ...]]] = {
     6: [(2, 3), (3, 2)],
     8: [(2, 4), (2, 2, 2)],
 }
-_WIDTHS: dict[torch.dtype, Literal[16, 32, 64]] = {
-    torch.float64: 64,
-    torch.float32: 32,
-    torch.float16: 16,
-    torch.bfloat16: 32,
-}
-_SIGNALLING = {
-    torch.float64: 0x7FF0_0000_0000_0001,
-    torch.float32: 0x7F80_0001,
-    torch.float16: 0x7C01,
-    torch.bfloat16: 0x7F81,
-}
+_WIDTHS: dict[torch.dtype, Literal[16, 32, 64]] = {torch.float64: 64, torch.float16: 16}  # others: 32
 _LARGEST, _SMALLEST = 2.0**10, 2.0**-10
 
 
@@ -60,17 +49,16 @@ def tensors(
     size = math.prod(shape)
     if elements is None:
         elements = _any_number(dtype, finite=finite)
-    tensor = _rounded(draw(st.lists(elements, min_size=size, max_size=size)), dtype, finite=finite)
-    if not finite and draw(st.booleans()):
-        bits(tensor)[draw(st.integers(0, size - 1))] = _SIGNALLING[dtype]
-    return tensor.reshape(shape)
+    return _tensor(draw, draw(st.lists(elements, min_size=size, max_size=size)), dtype, finite=finite).reshape(shape)
 
 
-def _rounded(values: Sequence[float], dtype: torch.dtype, *, finite: bool) -> Tensor:
-    tensor = torch.tensor(values, dtype=torch.float64).to(dtype)
+def _tensor(draw: st.DrawFn, values: Sequence[float], dtype: torch.dtype, *, finite: bool) -> Tensor:
+    """Round to a dtype; one value may become a signalling NaN, which no float of Python can be."""
+    tensor, limits = torch.tensor(values, dtype=torch.float64).to(dtype), torch.finfo(dtype)
     if finite:  # Hypothesis has no bfloat16: a float32 may round to infinity
-        largest = torch.finfo(dtype).max
-        tensor = tensor.clamp(-largest, largest)
+        return tensor.clamp(limits.min, limits.max)
+    if draw(st.booleans()):
+        bits(tensor)[draw(st.integers(0, len(values) - 1))] = bits(torch.tensor([math.inf], dtype=dtype))[0] + 1
     return tensor
 
 
@@ -78,14 +66,15 @@ def _rounded(values: Sequence[float], dtype: torch.dtype, *, finite: bool) -> Te
 def _any_number(dtype: torch.dtype, *, finite: bool) -> st.SearchStrategy[float]:
     limits = torch.finfo(dtype)
     ends = (0.0, -0.0, 1.0, -1.0, limits.max, limits.min, limits.tiny)
-    return st.sampled_from(ends) | st.floats(width=_WIDTHS[dtype], allow_nan=not finite, allow_infinity=not finite)
+    width = _WIDTHS.get(dtype, 32)
+    return st.sampled_from(ends) | st.floats(width=width, allow_nan=not finite, allow_infinity=not finite)
 
 
 @cache
 def _any_total(dtype: torch.dtype, *, moderate: bool = False) -> st.SearchStrategy[float]:
     """Draw importances, with many ties and zeros; moderate ones stay away from under- and overflow."""
     low, high = (2.0**-20, 2.0**20) if moderate else (0.0, float(torch.finfo(torch.float32).max))
-    return st.sampled_from((0.0, 1.0, 2.0, 10.0, high)) | st.floats(low, high, width=_WIDTHS[dtype])
+    return st.sampled_from((0.0, 1.0, 2.0, 10.0, high)) | st.floats(low, high, width=_WIDTHS.get(dtype, 32))
 
 
 @st.composite
@@ -114,9 +103,7 @@ def rule_inputs(
     # Weight by weight and the shape last: so a counterexample loses the weights that it does not need.
     rows = draw(_rows(dtype, kind, finite=finite, moderate=moderate))
     theta, forget, reference = zip(*rows, strict=True)
-    weight = _rounded(theta, dtype, finite=finite)
-    if not finite and draw(st.booleans()):
-        bits(weight)[draw(st.integers(0, len(rows) - 1))] = _SIGNALLING[dtype]
+    weight = _tensor(draw, theta, dtype, finite=finite)
     shape = draw(st.sampled_from([(len(rows),), *_FOLDED.get(len(rows), ())]))
     return RuleInputs(
         theta=weight.reshape(shape),
@@ -149,8 +136,7 @@ def values_of(option: Option) -> st.SearchStrategy[Any]:
         return usual | st.integers(math.ceil(low), math.floor(bounds.get("≤", low + 16)))
     if option.required:
         raise ConfigurationError(
-            f"option {option.name!r}: expected a declaration with unlearnkit.option(), which knows its bounds, saw a "
-            "plain field: pass a strategy for it by name"
+            f"option {option.name!r}: expected unlearnkit.option(), saw a plain field: pass a strategy for it by name"
         )
     return usual
 

@@ -32,11 +32,8 @@ def fresh_model(model: nn.Module, inputs: UnlearningInputs) -> nn.Module:
     """Make an untrained model of the same kind, on the same device, with ``inputs.model_factory`` at ``inputs.seed``.
 
     Parameters that are frozen in the model are frozen in the fresh one too, and have the model's values; nothing else
-    of the model has any influence on it.
-
-    Raises:
-        ConfigurationError: There is no factory, or it does not return a module.
-        MismatchError: What it returns has other parameters or buffers, or shares some with the model.
+    of the model has any influence on it. A factory whose model has other parameters or buffers, or shares some, is a
+    `MismatchError`; one that makes no module, or none at all, a `ConfigurationError`.
 
     Example:
         >>> model = nn.Linear(2, 2)
@@ -107,27 +104,18 @@ def class_labels(objective: Objective, batch: Any) -> Tensor:
 def divergence(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Return T²·KL(p_T ‖ q_T) of every sample: from the teacher's to the student's class probabilities.
 
-    p_T = softmax(teacher / T), q_T = softmax(student / T), KL(p ‖ q) = Σ_c p_c·(ln p_c − ln q_c). The factor T² keeps
-    the size of the gradients when T changes. Source: Hinton et al. 2015 (Distilling the Knowledge in a Neural
-    Network).
-
-    Args:
-        teacher: Logits, shape (batch, classes, …).
-        student: Logits of the same shape; others are a `MismatchError`.
-        temperature: T > 0.
-
-    Returns:
-        Shape (batch,), nats; summed over further positions, not averaged over classes.
+    p_T = softmax(teacher / T), q_T = softmax(student / T), KL(p ‖ q) = Σ_c p_c·(ln p_c − ln q_c). Logits have one shape
+    (batch, classes, …), others are a `MismatchError`; the result has the shape (batch,), in nats, and is summed over
+    further positions and over classes. The factor T² keeps the size of the gradients when T > 0 changes. Source: Hinton
+    et al. 2015 (Distilling the Knowledge in a Neural Network).
 
     Example:
         >>> divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
         tensor([0.1201])
     """
     if teacher.shape != student.shape:
-        raise MismatchError(
-            f"expected logits of one shape, saw {tuple(teacher.shape)} from the teacher and {tuple(student.shape)} "
-            "from the student"
-        )
+        shapes = f"{tuple(teacher.shape)} from the teacher and {tuple(student.shape)} from the student"
+        raise MismatchError(f"expected logits of one shape, saw {shapes}")
     log_p, log_q = (torch.log_softmax(logits / temperature, dim=1) for logits in (teacher, student))
     return temperature**2 * (log_p.exp() * (log_p - log_q)).flatten(1).sum(1)
 

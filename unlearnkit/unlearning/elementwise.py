@@ -26,7 +26,7 @@ from unlearnkit.models.parameters import (
 )
 from unlearnkit.models.snapshot import UndoLog
 from unlearnkit.unlearning.unlearner import EditCounts, Need, Unlearner, UnlearningInputs
-from unlearnkit.utils.errors import MismatchError, NonFiniteError, UnlearnKitError, UnsupportedModelError, raise_all
+from unlearnkit.utils.errors import MismatchError, NonFiniteError, UnlearnKitError, raise_all
 from unlearnkit.utils.options import option_values
 
 _Weights = dict[str, nn.Parameter]
@@ -84,25 +84,17 @@ class RuleApplier:
         theta, forget = operands.theta.detach(), operands.forget
         reference = forget if operands.reference is None else operands.reference
         dtype = torch.promote_types(wide(theta.dtype), torch.promote_types(forget.dtype, reference.dtype))
-        pieces = chunks(*in_memory_order(theta, forget, reference), limit=chunk_size(theta.device))
-        return sum(
-            self._apply_to_piece(
-                attrs.evolve(operands, theta=t, forget=f, reference=None if operands.reference is None else r),
-                dtype,
-                undo_log,
-            )
-            for t, f, r in pieces
-        )
+        changed = 0
+        for t, f, r in chunks(*in_memory_order(theta, forget, reference), limit=chunk_size(theta.device)):
+            piece = attrs.evolve(operands, theta=t, forget=f, reference=None if operands.reference is None else r)
+            changed += self._apply_to_piece(piece, dtype, undo_log)
+        return changed
 
     def _apply_to_piece(self, piece: RuleOperands, dtype: torch.dtype, undo_log: UndoLog | None) -> int:
         with torch.inference_mode(mode=False), torch.no_grad():  # inference tensors count no versions
             theta = piece.theta.to(dtype, copy=True)
             forget = _mean(piece.forget, piece.forget_terms, like=theta)
-            if piece.reference is None:
-                reference = torch.zeros_like(theta)
-            else:
-                reference = _mean(piece.reference, piece.reference_terms, like=theta)
-            edited = self._edited(theta, forget, reference)
+            edited = self._edited(theta, forget, _mean(piece.reference, piece.reference_terms, like=theta))
         if edited.dtype != piece.theta.dtype:
             edited = _narrowed(edited, piece.theta)
         positions = changed_positions(piece.theta, edited)
@@ -132,7 +124,9 @@ class RuleApplier:
             raise NonFiniteError(f"{self._who} made NaN or infinity of finite weights")
 
 
-def _mean(total: Tensor, terms: int | None, *, like: Tensor) -> Tensor:
+def _mean(total: Tensor | None, terms: int | None, *, like: Tensor) -> Tensor:
+    if total is None:
+        return torch.zeros_like(like)
     return (total.clone() if terms is None else total / terms).to(like)
 
 
@@ -254,10 +248,6 @@ class ElementwiseUnlearner(Unlearner):
         return attrs.evolve(here, changed=everywhere)
 
     @final
-    def _check_shardable(self) -> None:
+    def _check_shardable(self, why: str = "it reads all importances before it edits, and no process has them") -> None:
         if self._needs_copy() or type(self).prepare is not ElementwiseUnlearner.prepare:
-            raise UnsupportedModelError(
-                f"method {self.name!r}: expected a model that is not sharded, saw one whose parameters are "
-                "sharded (FSDP, DTensor): this method reads all importances before it edits (for a percentile, say), "
-                "and no process has them; use one that does not, with thresholds of your own"
-            )
+            super()._check_shardable(f"{why}; use a method that does not, with thresholds of your own")

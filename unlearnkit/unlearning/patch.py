@@ -8,12 +8,11 @@ from typing import Any, final
 
 import attrs
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unlearnkit.models.parameters import bits, changed_positions, digest_tensors
 from unlearnkit.utils.errors import MismatchError, StoreError, raise_all
-from unlearnkit.utils.safetensors import save_tensors
+from unlearnkit.utils.safetensors import load_tensors, save_tensors
 
 State = dict[str, Tensor]
 
@@ -63,12 +62,6 @@ class TensorPatch:
         flat[self.index] = (flat[self.index].double() * self.factor).to(flat.dtype)
         flat[self.value_index] = self.value
         return flat.reshape(tensor.shape)
-
-    def revert(self, tensor: Tensor) -> Tensor:
-        """Return the tensor before the edit: a new one, contiguous, on the CPU."""
-        earlier = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        self.undo(earlier)
-        return earlier
 
     def undo(self, tensor: Tensor) -> None:
         """Put the old values into an edited tensor, in place."""
@@ -166,9 +159,9 @@ class Patch:
 
     def revert(self, state: Mapping[str, Tensor]) -> State:
         """Return the state before the edit; the edited ``state`` is left as it is."""
-        self._check(state, self.after, "that makes")
-        earlier = {n: self.tensors[n].revert(t) if n in self.tensors else t for n, t in state.items()}
-        return _of_digest(earlier, self.before)
+        earlier = {n: t.detach().cpu().clone() if n in self.tensors else t for n, t in state.items()}
+        self.undo(earlier)
+        return earlier
 
     def undo(self, state: Mapping[str, Tensor]) -> None:
         """Put the old values into the tensors of an edited model, in place; an error may leave it half changed."""
@@ -217,18 +210,16 @@ class Patch:
     @classmethod
     def load(cls, path: str | Path) -> "Patch":
         """Read what `save` wrote; a `StoreError` for a file that is no patch, or was changed."""
+        mapped, metadata = load_tensors(path, failure=": expected a patch, saw")
+        if metadata.get("format") != FORMAT:
+            raise StoreError(f"{path}: expected a patch ({FORMAT}), saw format {metadata.get('format')!r}")
         try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise StoreError(f"{path}: expected a patch ({FORMAT}), saw format {metadata.get('format')!r}")
-                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-            if metadata.get("digest") != _file_digest(metadata.get("patch", ""), tensors):
+            if metadata.get("digest") != _file_digest(metadata.get("patch", ""), mapped):
                 raise StoreError(f"{path}: expected the digest of what was written, saw another: the patch was changed")
-            header, found = json.loads(metadata["patch"]), _tensor_patches(tensors)
+            header, found = json.loads(metadata["patch"]), _tensor_patches({n: t.clone() for n, t in mapped.items()})
             digests = {key: str(header[key]) for key in ("before", "after")}
             return cls(tensors=found, about=dict(header["about"]), **digests)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"{path}: expected a patch, saw: {error}") from error
 
     def _check(self, state: Mapping[str, Tensor], expected: str, what: str) -> None:

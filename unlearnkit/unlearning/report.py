@@ -49,16 +49,13 @@ class Report:
     """The record of one edit.
 
     Attributes:
-        method: Name of the method.
-        options: Its options.
-        derived: Options that it worked out from the importances: an adaptive threshold, say.
+        derived: Options that the method worked out from the importances: an adaptive threshold, say.
         tensors: One entry per trainable parameter.
         buffers_changed: Names of the buffers that have other bits than before; only methods that train change any.
         evidence: The importances it used.
         remarks: Warnings in plain words: why nothing could be selected, say.
         seconds: Stage to wall-clock seconds.
-        model_before: Digest of the weights before the edit.
-        model_after: Digest of the weights after it.
+        model_before: Digest of the weights before the edit; ``model_after`` after it.
         provider: Distribution and version that the method comes from, or "" when it was not found by a plugin manager.
 
     Example:

@@ -21,13 +21,10 @@ from unlearnkit.utils.progress import length
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class EpochConfig:
-    """One pass over some batches: one step for each.
+    """One pass over some batches: one step for each, on its loss.
 
-    Attributes:
-        batches: Read once; None is no batches. A data loader that reads its data set in order is shuffled anew, from
-            the seed, in each pass; anything else keeps its own order.
-        loss: The loss that each step minimises.
-        name: For the progress bar and for messages.
+    A data loader that reads its data set in order is shuffled anew, from the seed, in each pass; anything else keeps
+    its own order. None is no batches. The name is for the progress bar and for messages.
     """
 
     batches: Iterable[Any] | None
@@ -53,24 +50,15 @@ def fine_tune(
 ) -> tuple[float, ...]:
     """Train a model in place: one step on the loss of each batch, pass after pass.
 
-    One optimiser serves all passes. Masked weights are put back after each step, so that momentum and weight decay
-    cannot move them; frozen parameters are never trained. Global generators, modes and gradients are left as they were.
-
-    Args:
-        model: Trained in place.
-        passes: In order; see `EpochConfig.epochs`.
-        optimizer: Takes the steps.
-        inputs: Its ``seed`` and ``progress`` are used.
-        masks: Parameter name to a boolean tensor of its shape, True where a weight may change; without one, all may.
-        training: Whether dropout is on and BatchNorm uses and updates the statistics of the batch (frozen BatchNorm
-            layers never do). A method that passes True needs the trait ``edits_buffers``.
-
-    Returns:
-        The mean loss of each pass over its batches.
+    One optimiser serves all passes. ``masks`` has a boolean tensor by parameter name, True where a weight may change;
+    masked weights are put back after each step, so that momentum and weight decay cannot move them. With ``training``
+    dropout is on and BatchNorm layers that are not frozen use and update the statistics of the batch: a method then
+    needs the trait ``edits_buffers``. Of the inputs, ``seed`` and ``progress`` are used. Global generators, modes and
+    gradients are left as they were. Returns the mean loss of each pass over its batches.
 
     Raises:
         NonFiniteError: A loss is NaN or infinite, naming pass and batch.
-        ConfigurationError: A pass without batches, or a mask for an unknown parameter.
+        ConfigurationError: A pass without batches, or a mask that fits no trainable parameter.
         UnsupportedModelError: The loss does not depend on any trainable parameter.
     """
     steps, masked, means = optimizer.optimizer_for(model), _masked_weights(model, masks or {}), []
@@ -168,19 +156,8 @@ class TrainingUnlearner(Unlearner):
     def apply(self, model: nn.Module, inputs: UnlearningInputs) -> None:
         """Train; see `Unlearner.apply`."""
         student = self.student(model, inputs)
-        optimizer = OptimizerConfig(
-            optimizer=self.optimizer,
-            learning_rate=self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-        )
-        fine_tune(
-            student,
-            self.passes(model, inputs),
-            optimizer=optimizer,
-            inputs=inputs,
-            masks=self.masks(inputs),
-            training=self.mode == "train",
-        )
+        config = OptimizerConfig(**{field.name: getattr(self, field.name) for field in attrs.fields(OptimizerConfig)})
+        passes, masks, training = self.passes(model, inputs), self.masks(inputs), self.mode == "train"
+        fine_tune(student, passes, optimizer=config, inputs=inputs, masks=masks, training=training)
         if student is not model:
             copy_state(student, model)

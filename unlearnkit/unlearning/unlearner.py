@@ -52,10 +52,8 @@ class UnlearningInputs:
     Attributes:
         forget: Importance for the forget set D_f.
         reference: Importance for the full set D (the paper) or the retain set D_r (the notebook); its role says which.
-        forget_data: Batches of D_f that can be iterated more than once.
-        retain_data: Batches of D_r that can be iterated more than once.
+        forget_data: Batches of D_f that can be iterated more than once; ``retain_data`` of D_r.
         model_factory: Makes a fresh, untrained model of the same kind.
-        objective: How a batch becomes losses.
         seed: For methods that draw numbers.
         max_fraction: The largest fraction of weights that the edit may change; beyond it, it is rolled back.
         progress: Shows a bar for long stages.
@@ -187,17 +185,14 @@ class Unlearner(abc.ABC):
         For a sharded model all processes must call this, with importances that are sharded as the model is; each edits
         its own shards and calls ``accept``.
 
-        Args:
-            model: Its trainable parameters are edited; everything else stays.
-            inputs: Must hold what ``needs`` declares; its importances must be this model's.
-            accept: Sees the report and the edited model before the edit is final, and returns the report; an exception
-                there, Ctrl-C included, rolls the edit back.
-            snapshot: One of the model as it is now, whose digest and check for finite weights are used again.
+        ``accept`` sees the report and the edited model before the edit is final, and returns the report; an exception
+        there, Ctrl-C included, rolls the edit back. A ``snapshot`` of the model as it is now spares the computation of
+        its digest.
 
         Raises:
             MismatchError: Importances that are not this model's, or a method that changed what it must not.
             NonFiniteError: NaN or infinity before or after the edit.
-            BudgetError: More weights were changed than allowed.
+            BudgetError: More weights were changed than ``inputs.max_fraction`` allows.
             ConfigurationError: One of the inputs that the method needs is missing.
             UnsupportedModelError: The model is sharded, and the method cannot edit shards.
         """
@@ -256,13 +251,13 @@ class Unlearner(abc.ABC):
             problems += [f"{n}: a buffer was edited" for n in buffers_changed]
         raise_all(problems, where=f"{who} (the model was put back)")
         if counts is None:
-            check_finite(model, when=f"after {self.name!r} edited them (the model was put back)")
+            when = f"after {self.name!r} edited them (the model was put back)"
+            check_finite(model, when=when, buffers_too=buffers_changed)
         return buffers_changed
 
-    def _check_shardable(self) -> None:
+    def _check_shardable(self, why: str = "only methods that edit weight by weight take one") -> None:
         raise UnsupportedModelError(
-            f"method {self.name!r}: expected a model that is not sharded, saw one whose parameters are "
-            "sharded (FSDP, DTensor): only methods that edit weight by weight take one"
+            f"method {self.name!r}: expected a model that is not sharded, saw sharded parameters (FSDP, DTensor): {why}"
         )
 
     def _needs_copy(self) -> bool:

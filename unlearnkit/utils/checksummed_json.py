@@ -14,6 +14,7 @@ from unlearnkit.utils.files import atomic_write
 
 T = TypeVar("T")
 _ADDED = "added to the format"
+_CONVERTER = cattrs.Converter()
 
 
 def added(*, default: Any) -> Any:
@@ -21,20 +22,13 @@ def added(*, default: Any) -> Any:
     return attrs.field(default=default, metadata={_ADDED: True})
 
 
-def _converter() -> cattrs.Converter:
-    converter = cattrs.Converter()
-
-    def plain(cls: type[attrs.AttrsInstance]) -> Any:
-        left_out: dict[str, Any] = {
-            f.name: override(omit_if_default=True) for f in attrs.fields(cls) if _ADDED in f.metadata
-        }
-        return make_dict_unstructure_fn(cls, converter, **left_out)
-
-    converter.register_unstructure_hook_factory(attrs.has, plain)
-    return converter
+def _plain(cls: type[attrs.AttrsInstance]) -> Any:
+    added_fields = (field.name for field in attrs.fields(cls) if _ADDED in field.metadata)
+    left_out: dict[str, Any] = dict.fromkeys(added_fields, override(omit_if_default=True))
+    return make_dict_unstructure_fn(cls, _CONVERTER, **left_out)
 
 
-_CONVERTER = _converter()
+_CONVERTER.register_unstructure_hook_factory(attrs.has, _plain)
 
 
 def seal(value: Any, *, kind: str) -> str:

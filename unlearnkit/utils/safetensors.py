@@ -1,9 +1,9 @@
-"""Writes named tensors to a safetensors file, atomically and without a copy in memory."""
+"""Safetensors files: written atomically and without a copy in memory, and read as memory maps."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,6 +24,15 @@ def save_tensors(
             save_file(_apart(tensors), temporary, dict(metadata) if metadata else None)
         except (SafetensorError, OSError) as error:
             raise StoreError(f"cannot write {path}: {error}{hint}") from error
+
+
+def load_tensors(path: str | Path, *, failure: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors by name, mapped into memory, and the metadata; ``failure`` continues a message at the path."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
+        raise StoreError(f"{path}{failure}: {error}") from error
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,23 +9,10 @@ from typing import Any, TypeVar
 import attrs
 import cattrs
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
-from cattrs.gen import make_dict_structure_fn
 
 from unlearnkit.utils.errors import ConfigurationError, nearest, sentence
 
 T = TypeVar("T")
-
-
-def _converter() -> cattrs.Converter:
-    converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
-    for kind, noun in {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}.items():
-        converter.register_structure_hook(kind, functools.partial(_strict, kind=kind, noun=noun))
-    number_or_name = functools.partial(_strict, kind=int | str, noun="a whole number or a string")
-    converter.register_structure_hook_func(lambda kind: kind == int | str, number_or_name)
-    converter.register_structure_hook_factory(
-        attrs.has, lambda cls: make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True)
-    )
-    return converter
 
 
 def _strict(value: Any, _: Any, *, kind: Any, noun: str) -> Any:
@@ -69,7 +56,12 @@ def _at(path: str, key: Any) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-_CONVERTER = _converter()
+_CONVERTER = cattrs.Converter(forbid_extra_keys=True)
+for _kind, _noun in {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}.items():
+    _CONVERTER.register_structure_hook(_kind, functools.partial(_strict, kind=_kind, noun=_noun))
+_CONVERTER.register_structure_hook_func(
+    lambda kind: kind == int | str, functools.partial(_strict, kind=int | str, noun="a whole number or a string")
+)
 
 
 def import_path(path: str) -> Callable[..., Any]:

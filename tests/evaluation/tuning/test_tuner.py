@@ -20,9 +20,9 @@ from unlearnkit import ConfigurationError, Importance, NonFiniteError, Unlearnin
 from unlearnkit.data import Split
 from unlearnkit.data.splits import validation_split
 from unlearnkit.evaluation.tuning import Tuner, Validation
-from unlearnkit.evaluation.tuning.batch_norm import has_batch_norm, reestimate_batch_norm
 from unlearnkit.evaluation.tuning.curve import OperatingCurve
 from unlearnkit.evaluation.tuning.result import Candidate, Setting
+from unlearnkit.evaluation.tuning.tuner import batch_norm_layers, reestimate_batch_norm
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import count_changed, digest
 
@@ -185,7 +185,7 @@ def test_batch_norm_without_data_or_without_layers():
     with pytest.raises(ConfigurationError, match="expected at least one batch"):
         reestimate_batch_norm(net(), [])
     reestimate_batch_norm(nn.Linear(6, 3), [])
-    assert not has_batch_norm(nn.Sequential(nn.BatchNorm1d(2, track_running_stats=False)))
+    assert not batch_norm_layers(nn.Sequential(nn.BatchNorm1d(2, track_running_stats=False)))
 
 
 # --- the search -------------------------------------------------------------------------------------------------------

@@ -94,10 +94,6 @@ FALLS_BACK = {
     "mixing": (lambda: Uses(lambda m, x: m.f(x - x.mean(0) * (len(x) > 1)), f=linear()), None),
     "branching": (lambda: Uses(lambda m, x: m.f(x) * (1 + (len(x) > 3)), f=linear()), None),
     "custom function": (lambda: Uses(lambda m, x: Double.apply(x, m.w), w=nn.Parameter(torch.ones(6))), None),
-    "embedding norm": (
-        lambda: Uses(lambda m, x: m.e(x).flatten(1), e=nn.Embedding(4, 2, scale_grad_by_freq=True)),
-        tokens,
-    ),
     "scripted": (lambda: Uses(lambda m, x: scripted()(x, m.f.weight, m.f.bias), f=linear()), None),
     "reentrant": (
         lambda: Uses(
@@ -168,6 +164,12 @@ def test_data_dependent_expert_loads_need_no_fallback():
     torch.manual_seed(0)
     model = Uses(experts, f=linear(), g=linear())
     engine_only(model, [(torch.randn(n, 6), torch.randn(n)) for n in (5, 7, 5, 2)], objective=SumOfSquares())
+
+
+def test_frequencies_are_counted_in_each_sample():
+    torch.manual_seed(0)
+    model = Uses(lambda m, x: m.e(x).flatten(1), e=nn.Embedding(4, 2, scale_grad_by_freq=True))
+    engine_only(model, [(tokens(), torch.randn(5))], objective=SumOfSquares())
 
 
 def test_page_and_tests_list_the_same_cases():

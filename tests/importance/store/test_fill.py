@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from unlearnkit import BatchedDiagonalFisher, ConfigurationError, CrossEntropy, DiagonalFisher, SketchedFisher
-from unlearnkit.importance.multi_process import estimate_resumable
-from unlearnkit.importance.store.fill import fill
+from unlearnkit.importance.multi_process import estimate_resumable, fill
 from unlearnkit.importance.store.store import ImportanceStore
 from unlearnkit.utils.errors import StoreError
 

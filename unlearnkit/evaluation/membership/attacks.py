@@ -10,17 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from unlearnkit.evaluation.arrays import Floats, floats
 from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Metric, MetricTraits
-from unlearnkit.evaluation.model_outputs import (
-    InapplicableError,
-    ModelOutputs,
-    Outputs,
-    Values,
-    for_each_model,
-    some_rows,
-)
-from unlearnkit.evaluation.per_sample import entropies
+from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs, Outputs, Values, some_rows
+from unlearnkit.evaluation.per_sample import Floats, entropies, floats
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, nearest
 from unlearnkit.utils.options import option
 
@@ -35,8 +27,11 @@ _TRAITS = attrs.evolve(
 )
 
 
+@attrs.frozen(kw_only=True)
 class MembershipAttack(Metric):
     """Attacks the model, the original and each retrained model: ``"AUC"`` and ``"TPR at 1 % FPR"``; write `scores`."""
+
+    seed: int = option(0, at_least=0, doc="of the halves of unseen data, and of the solver")
 
     @abc.abstractmethod
     def scores(self, outputs: ModelOutputs, model: nn.Module) -> tuple[Floats, Floats]:
@@ -56,8 +51,8 @@ class MembershipAttack(Metric):
                 raise InapplicableError(found.reason)
             return found.tpr
 
-        auc = for_each_model(outputs, "AUC", lambda model: attack(model).auc)
-        return {**auc, **for_each_model(outputs, "TPR at 1 % FPR", tpr)}
+        auc = outputs.for_each_model("AUC", lambda model: attack(model).auc)
+        return {**auc, **outputs.for_each_model("TPR at 1 % FPR", tpr)}
 
 
 @final
@@ -72,8 +67,6 @@ class EntropyAttack(MembershipAttack):
     name: ClassVar[str] = "mia-entropy"
     traits: ClassVar[MetricTraits] = _TRAITS
 
-    seed: int = option(0, at_least=0, doc="of the solver and of the halves of unseen data")
-
     def scores(self, outputs: ModelOutputs, model: nn.Module) -> tuple[Floats, Floats]:
         return _population_scores(outputs, model, kind="entropy", seed=self.seed)
 
@@ -85,8 +78,6 @@ class LossAttack(MembershipAttack):
 
     name: ClassVar[str] = "mia-loss"
     traits: ClassVar[MetricTraits] = attrs.evolve(_TRAITS, source="Yeom et al. 2018")
-
-    seed: int = option(0, at_least=0, doc="of the solver and of the halves of unseen data")
 
     def scores(self, outputs: ModelOutputs, model: nn.Module) -> tuple[Floats, Floats]:
         return _population_scores(outputs, model, kind="loss", seed=self.seed)
@@ -105,7 +96,6 @@ class ConfidenceAttack(MembershipAttack):
         trust="weak: near 0.5 says little",
     )
 
-    seed: int = option(0, at_least=0, doc="of the solver and of the halves of unseen data")
     most: int = option(2000, at_least=10, doc="samples of each side to learn from, drawn with the seed")
 
     def scores(self, outputs: ModelOutputs, model: nn.Module) -> tuple[Floats, Floats]:
@@ -130,7 +120,6 @@ class RelativeMembership(MembershipAttack):
 
     gamma: float = option(2.0, symbol="γ", at_least=1, doc="how much more likely a member must be")
     a: float = option(0.3, symbol="a", at_least=0, at_most=1, doc="1: members are no more likely than non-members")
-    seed: int = option(0, at_least=0, doc="of the halves of unseen data")
 
     def scores(self, outputs: ModelOutputs, model: nn.Module) -> tuple[Floats, Floats]:
         retrained = outputs.retrained()

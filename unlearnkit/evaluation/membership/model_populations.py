@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike
 from scipy.special import rel_entr
 from torch import Tensor
 
-from unlearnkit.evaluation.arrays import Floats, floats
 from unlearnkit.evaluation.membership.attacks import AttackSuccess, attack_success
+from unlearnkit.evaluation.per_sample import Floats, floats
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
 
 FLOOR = 1e-3  # the smallest standard deviation of a fitted normal distribution, logit units
@@ -21,17 +21,12 @@ def ulira(unlearned: ArrayLike | Tensor, retrained: ArrayLike | Tensor) -> Attac
     """Judge Λ = ln N(φ; μ_u, σ_u) − ln N(φ; μ_r, σ_r) on φ of unlearned against φ of retrained models.
 
     φ is the logit-scaled confidence of a sample (`unlearnkit.evaluation.per_sample.margins`), which is close to normal.
-    When the k-th model of either kind is judged, μ and σ of a sample are fitted to all others.
+    Both have shape (k, n): k ≥ 3 models that unlearned the n samples, and k that were never trained on them. When the
+    k-th model of either kind is judged, μ and σ of a sample are fitted to all others. AUC and true-positive rate are
+    over all k·n pairs; "member" means unlearned.
 
     Source: Hayes et al. 2024 (Inexact Unlearning Needs More Careful Evaluations to Avoid a False Sense of Privacy),
     "U-LiRA". Leaving out pair k is ours: the paper trains further models to judge.
-
-    Args:
-        unlearned: φ of n samples under k ≥ 3 models that were trained on them and then unlearned them, shape (k, n).
-        retrained: φ of the same samples under k models that were never trained on them, shape (k, n).
-
-    Returns:
-        AUC and true-positive rate over all k·n pairs; "member" means unlearned.
 
     Example:
         >>> phi = np.random.default_rng(0).normal(size=(8, 20))
@@ -59,10 +54,8 @@ def epsilon_scores(retrained: ArrayLike | Tensor, unlearned: ArrayLike | Tensor,
 
     Each attack guesses from one number of one model whether it was retrained or unlearned: by a threshold from either
     side, or by the likelihood ratio of two fitted normal distributions. An attack without any error gives ∞, and one
-    with errors of one kind only is left out. With N models of each kind the estimate is at most ln N, or ∞.
-
-    Both have shape (models, n), with at least two models; δ of (ε, δ)-unlearning is 0 … 1. The result has shape (n,)
-    and is 0 where no attack beats guessing.
+    with errors of one kind only is left out. Both have shape (models ≥ 2, n), the result (n,): 0 where no attack beats
+    guessing, and at most ln N, or ∞, with N models of each kind. δ of (ε, δ)-unlearning is 0 … 1.
 
     Source: Triantafillou et al. 2024 (Are we making progress in unlearning? Findings from the first NeurIPS unlearning
     competition); the inequality is Kairouz, Oh and Viswanath 2015, theorem 2.1.
@@ -122,9 +115,8 @@ def klom(retrained: ArrayLike | Tensor, unlearned: ArrayLike | Tensor) -> Floats
     """Return KL(h(φ_r) ‖ h(φ_u)) of each sample, h a histogram over models of its margins φ.
 
     Margins are clipped to ±100 and counted in 20 equal bins from the smallest to the largest of the sample; 10⁻⁵ is
-    added to every bin. The authors use 100 models of each kind; with a handful, it can only rank methods.
-
-    Both have shape (models, n); the result has shape (n,), nats: 0 where both histograms are equal, at most about 12.
+    added to every bin. Both have shape (models, n), the result (n,), nats: 0 where both histograms are equal, at most
+    about 12. The authors use 100 models of each kind; with a handful, it can only rank methods.
 
     Source: Georgiev et al. 2024 (Attribute-to-Delete: Machine Unlearning via Datamodel Matching), appendix E.1.
 

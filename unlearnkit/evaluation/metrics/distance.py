@@ -10,10 +10,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from unlearnkit.evaluation.arrays import Floats, Ints, floats, same_shape, two_predictions
 from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Metric, MetricTraits
-from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs, Outputs, Values, against_retrained, mean
-from unlearnkit.evaluation.per_sample import LN2, jensen_shannon
+from unlearnkit.evaluation.model_outputs import ModelOutputs, Outputs, Values, mean
+from unlearnkit.evaluation.per_sample import LN2, Floats, Ints, floats, jensen_shannon, same_shape, two_predictions
 from unlearnkit.utils.errors import MismatchError
 
 _ROUNDING = torch.finfo(torch.float32).eps
@@ -64,11 +63,11 @@ def activation_distance(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> float:
 
 
 def _distances(inputs: EvaluationInputs, distance: Callable[[Floats, Floats], float]) -> Values:
+    def between(one: Outputs, other: Outputs) -> float:
+        return distance(one.probabilities, other.probabilities)
+
     outputs = ModelOutputs(inputs)
-    values: Values = {}
-    for split in outputs.splits or SPLITS:
-        values |= against_retrained(outputs, split, split, lambda p, q: distance(p.probabilities, q.probabilities))
-    return values
+    return outputs.for_each_split(lambda split: outputs.against_retrained(split, split, between))
 
 
 @final
@@ -95,8 +94,8 @@ class WhereTheyGo(Metric):
             return destinations(one.logits, [other.logits])
 
         return {
-            **against_retrained(outputs, "distance", "forget-train", lambda *pair: between(*pair).distance),
-            **against_retrained(outputs, "agreement", "forget-train", lambda *pair: between(*pair).agreement),
+            **outputs.against_retrained("distance", "forget-train", lambda *pair: between(*pair).distance),
+            **outputs.against_retrained("agreement", "forget-train", lambda *pair: between(*pair).agreement),
         }
 
 
@@ -122,16 +121,11 @@ def total_variation(one: ArrayLike | Tensor, other: ArrayLike | Tensor) -> float
 
 
 def destinations(logits: ArrayLike | Tensor, retrained: Sequence[ArrayLike | Tensor]) -> Destinations:
-    """Count the predictions of a model, and compare them with those of retrained models.
+    """Count the predictions of a model, and compare them with those of retrained models, by logits (n, classes).
 
-    Args:
-        logits: Of the model, shape (n, classes).
-        retrained: The same samples' logits of each retrained model, at least one.
-
-    Returns:
-        ``counts`` of the model's predictions, shape (classes,); ``retrained``, the same of each retrained model;
-        ``confusion[i, j]``, how often a retrained model predicts class i and the model class j, in all; ``distance``,
-        the mean total variation; and ``agreement``, the share predicted alike.
+    The result has ``counts`` of the model's predictions, shape (classes,); ``retrained``, the same of each retrained
+    model; ``confusion[i, j]``, how often a retrained model predicts class i and the model class j, in all;
+    ``distance``, the mean total variation; and ``agreement``, the share predicted alike.
 
     Example:
         >>> found = destinations([[1, 0, 0], [0, 1, 0]], [[[1, 0, 0], [0, 0, 1]]])

@@ -1,5 +1,6 @@
 """Loss and accuracy on every split, with intervals over samples."""
 
+from functools import partial
 from typing import ClassVar, final
 
 import attrs
@@ -7,17 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from unlearnkit.evaluation.arrays import floats
 from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
-from unlearnkit.evaluation.model_outputs import (
-    SPLITS,
-    InapplicableError,
-    ModelOutputs,
-    Values,
-    answers,
-    for_each_model,
-    mean,
-)
+from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs, Values, answers, mean
+from unlearnkit.evaluation.per_sample import floats
 from unlearnkit.utils.errors import ConfigurationError
 from unlearnkit.utils.options import option
 
@@ -48,10 +41,7 @@ class Scores(Metric):
 
     def measure(self, inputs: EvaluationInputs) -> Values:
         outputs = ModelOutputs(inputs)
-        values: Values = {}
-        for split in outputs.splits or SPLITS:
-            values |= self._measure(outputs, inputs.model, split)
-        return values
+        return outputs.for_each_split(partial(self._measure, outputs, inputs.model))
 
     def _measure(self, outputs: ModelOutputs, model: nn.Module, split: str) -> Values:
         def accuracy_interval() -> tuple[float, float]:
@@ -67,8 +57,8 @@ class Scores(Metric):
             return interval.low, interval.high
 
         return {
-            **for_each_model(outputs, f"{split} accuracy", lambda each: outputs.of(each, split).accuracy),
-            **for_each_model(outputs, f"{split} loss", lambda each: mean(outputs.of(each, split).losses)),
+            **outputs.for_each_model(f"{split} accuracy", lambda each: outputs.of(each, split).accuracy),
+            **outputs.for_each_model(f"{split} loss", lambda each: mean(outputs.of(each, split).losses)),
             **answers((f"{split} accuracy low", f"{split} accuracy high"), accuracy_interval),
             **answers((f"{split} loss low", f"{split} loss high"), loss_interval),
         }
@@ -113,15 +103,10 @@ def mean_interval(
 ) -> Interval:
     """Return the percentile bootstrap interval of a mean, from 2,000 resamples.
 
-    With a handful of values, as of three training seeds, it is too narrow: a lower bound of the uncertainty.
+    The values, shape (n,), n ≥ 2, are of samples or of training seeds: ``covers`` records what varies at random, as an
+    interval over ``"samples"`` says nothing about another training run. With a handful of values it is too narrow.
 
     Source: Efron 1979 (Bootstrap Methods: Another Look at the Jackknife).
-
-    Args:
-        values: One number per sample, or per seed; shape (n,), n ≥ 2.
-        level: Confidence level, 0 … 1.
-        covers: What varies at random: an interval over ``"samples"`` says nothing about another training run.
-        seed: Of the resamples.
 
     Example:
         >>> mean_interval([1.0, 1.0, 1.0])

@@ -9,17 +9,16 @@ import attrs
 import numpy as np
 from torch import Tensor, nn
 
-from unlearnkit.evaluation.arrays import Floats, Ints, floats
 from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Metric, MetricTraits
 from unlearnkit.evaluation.model_outputs import (
     InapplicableError,
     ModelOutputs,
     Values,
     classification_of,
-    for_each_model,
-    map_batches,
+    map_rows,
     some_rows,
 )
+from unlearnkit.evaluation.per_sample import Floats, Ints, floats
 from unlearnkit.models.objective import Objective
 from unlearnkit.utils.errors import ConfigurationError, nearest
 from unlearnkit.utils.options import option
@@ -65,10 +64,8 @@ class LinearProbe(Metric):
             judged = features(split, model)  # first, so that a missing split is the reason
             return float(probe(model).score(*judged))
 
-        values: Values = {}
-        for split in ("forget-test", "retain-test"):
-            values |= for_each_model(outputs, split, partial(accuracy, split))
-        return values
+        forget, retain = (outputs.for_each_model(s, partial(accuracy, s)) for s in ("forget-test", "retain-test"))
+        return {**forget, **retain}
 
 
 def features_of(
@@ -92,7 +89,7 @@ def features_of(
     with ExitStack() as hooks:
         for module in _layers(model, layer):
             hooks.enter_context(module.register_forward_pre_hook(keep))
-        values, labels = map_batches(model, batches, record)
+        values, labels = map_rows(model, batches, record)
     return floats(values, what="features", dimensions=2), labels
 
 

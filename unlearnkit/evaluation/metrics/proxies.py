@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from unlearnkit.evaluation.arrays import Floats
 from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Metric, MetricTraits
-from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs, Values, for_each_model, outputs_of
-from unlearnkit.evaluation.per_sample import LN2, jensen_shannon
+from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs, Values, outputs_of
+from unlearnkit.evaluation.per_sample import LN2, Floats, jensen_shannon
 from unlearnkit.models.parameters import device_of
 from unlearnkit.utils.options import option
 from unlearnkit.utils.rng import private_rng
@@ -49,7 +48,7 @@ class ZeroRetrainForgetting(Metric):
             p = outputs.of(model, "forget-train").probabilities  # first, so that a missing split is the reason
             return min(max(zero_retrain_forgetting(p, untrained()), 0.0), 1.0)
 
-        return for_each_model(outputs, "forget-train", zrf)
+        return outputs.for_each_model("forget-train", zrf)
 
 
 def zero_retrain_forgetting(p: ArrayLike | Tensor, incompetent: ArrayLike | Tensor) -> float:
@@ -92,7 +91,7 @@ class ClassMeanDivergence(Metric):
 
     def measure(self, inputs: EvaluationInputs) -> Values:
         outputs = ModelOutputs(inputs)
-        return for_each_model(outputs, "forget-train", partial(_divergence, outputs))
+        return outputs.for_each_model("forget-train", partial(_divergence, outputs))
 
 
 def _divergence(outputs: ModelOutputs, model: nn.Module) -> float:

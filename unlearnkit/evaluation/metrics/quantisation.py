@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Metric, MetricTraits
-from unlearnkit.evaluation.model_outputs import ModelOutputs, Values, for_each_model, outputs_of
+from unlearnkit.evaluation.model_outputs import ModelOutputs, Values, outputs_of
 from unlearnkit.utils.errors import ConfigurationError
 
 BITS = {"INT8": 8, "INT4": 4}
@@ -46,7 +46,7 @@ class Quantised(Metric):
 
         for split in ("forget-train", "retain-test"):
             for name in ("float", *BITS):
-                values |= for_each_model(outputs, f"{name} {split}", partial(accuracy, split, name))
+                values |= outputs.for_each_model(f"{name} {split}", partial(accuracy, split, name))
         return values
 
 

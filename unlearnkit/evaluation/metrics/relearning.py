@@ -9,9 +9,8 @@ from typing import Any, ClassVar, final
 import attrs
 from torch import Tensor, nn
 
-from unlearnkit.evaluation.accuracy import loss_and_accuracy
 from unlearnkit.evaluation.metric import EvaluationInputs, Metric, MetricTraits
-from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs, Values, answer, for_each_model, mean
+from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs, Values, answer, loss_and_accuracy, mean
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.training import OptimizerConfig, run_epoch, training_mode
 from unlearnkit.utils.errors import ConfigurationError, UnsupportedModelError
@@ -51,7 +50,7 @@ class RelearnTime(Metric):
                 raise InapplicableError("the retrained models need no steps either: there is nothing to learn again")
             return mine / retrained
 
-        return {**for_each_model(outputs, "steps", steps), "relative": answer(relative)}
+        return {**outputs.for_each_model("steps", steps), "relative": answer(relative)}
 
     def _steps(self, outputs: ModelOutputs, inputs: EvaluationInputs, model: nn.Module) -> float:
         outputs.of(model, "forget-train")  # first, so that a missing split is the reason

@@ -7,9 +7,9 @@ from typing import ClassVar, final
 import attrs
 import numpy as np
 
-from unlearnkit.evaluation.arrays import floats
 from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Metric, MetricTraits, NotApplicable
-from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs, Values, answer, answers, mean
+from unlearnkit.evaluation.model_outputs import ModelOutputs, Values, answer, answers, mean
+from unlearnkit.evaluation.per_sample import floats
 from unlearnkit.utils.errors import MismatchError
 
 ENOUGH = 3  # retrained models that a standard deviation needs at least
@@ -40,10 +40,7 @@ class GapToRetrain(Metric):
             found = gap_to_retrain(outputs.of(inputs.model, split).accuracy, retrained)
             return NotApplicable(found.reason) if found.sds is None else found.sds, found.delta
 
-        values: Values = {}
-        for split in outputs.splits or SPLITS:
-            values |= answers((split, f"{split} difference"), partial(gap, split))
-        return values
+        return outputs.for_each_split(lambda split: answers((split, f"{split} difference"), partial(gap, split)))
 
 
 @final
@@ -86,18 +83,14 @@ class Gap:
 
 
 def gap_to_retrain(value: float, retrained: Sequence[float]) -> Gap:
-    """Return (v − mean(r))/sd(r): forget accuracy 0 is no success where retrained models have 0.72.
+    """Compare a number of the unlearned model, any unit, with that of each retrained model: (v − mean(r))/sd(r).
+
+    Forget accuracy 0 is no success where retrained models have 0.72. The result has ``mean`` and ``sd`` (over n − 1) of
+    the retrained models, ``delta`` = value − mean, and ``sds`` = delta/sd: None with fewer than three models, or equal
+    values, and ``reason`` says why.
 
     Source: the z-score; that "close to retrained" and not "low" is the goal: Chundawat et al. 2023; Triantafillou et
     al. 2024 (Are we making progress in unlearning?).
-
-    Args:
-        value: A number measured on the unlearned model, any unit.
-        retrained: The same number of each retrained model.
-
-    Returns:
-        ``mean`` and ``sd`` (over n − 1) of the retrained models, ``delta`` = value − mean, and ``sds`` = delta/sd; None
-        with fewer than three models, or equal values, and ``reason`` says why.
 
     Example:
         >>> gap = gap_to_retrain(0.0, [0.70, 0.72, 0.74])

@@ -8,22 +8,25 @@ from functools import partial
 from typing import Any, Never, final
 
 import attrs
+import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from unlearnkit.data.batches import feed
 from unlearnkit.distributed.collectives import Shared, map_shared
 from unlearnkit.evaluation.model_outputs import InapplicableError, mean, outputs_of
-from unlearnkit.evaluation.tuning.batch_norm import has_batch_norm, reestimate_batch_norm
 from unlearnkit.evaluation.tuning.curve import OperatingCurve, with_options
 from unlearnkit.evaluation.tuning.result import Candidate, Setting, Tuning
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import CrossEntropy, Objective
-from unlearnkit.models.parameters import buffers, digest
+from unlearnkit.models.parameters import buffers, device_of, digest
 from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
 from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import UnlearningInputs
 from unlearnkit.utils.errors import BudgetError, ConfigurationError, NonFiniteError, UnlearnKitWarning
 from unlearnkit.utils.options import option
 from unlearnkit.utils.progress import Progress, length, silent
+from unlearnkit.utils.rng import private_rng
 
 
 @final
@@ -44,19 +47,16 @@ def _shares(values: Iterable[float]) -> tuple[float, ...]:
 class Tuner:
     """Searches the options of an elementwise method, and makes the best edit within a budget.
 
-    Each candidate costs one elementwise edit and one pass over the validation data (and one over retain data, where
-    BatchNorm is re-estimated), and is undone bit by bit. The first round is a grid of fractions × strengths ×
-    BatchNorm; each further round tries finer fractions around the best of the most promising combinations.
-
-    The best candidate has the largest (1 − |forget accuracy − target|)·(1 − loss of retain accuracy) among those whose
-    loss of retain accuracy is within the budget; among equals, the largest `Candidate.margin`.
+    Each candidate costs one edit and one pass over the validation data (and one over retain data, where BatchNorm is
+    re-estimated), and is undone bit by bit. The first round is a grid of fractions × strengths × BatchNorm; each
+    further round tries finer fractions around the best of the most promising combinations. The best candidate has the
+    largest (1 − |forget accuracy − target|)·(1 − loss of retain accuracy) among those within the budget of the latter;
+    among equals, the largest `Candidate.margin`.
 
     Example:
-        >>> import torch
         >>> from unlearnkit_methods.binary_mask import BinaryMask
         >>> model = nn.Linear(2, 2, bias=False)
-        >>> with torch.no_grad():
-        ...     _ = model.weight.copy_(torch.eye(2))
+        >>> _ = nn.init.eye_(model.weight)
         >>> forget = Importance(totals={"weight": torch.tensor([[9.0, 0.0], [0.0, 1.0]])}, count=1)
         >>> full = Importance(totals={"weight": torch.ones(2, 2)}, count=1)
         >>> one, two = ((x, torch.tensor([y])) for x, y in zip(torch.eye(2).split(1), (0, 1)))
@@ -105,26 +105,13 @@ class Tuner:
         together: bool = False,
         progress: Progress = silent,
     ) -> Tuning:
-        """Search, and edit the model in place with the best candidate; or edit nothing.
+        """Search, and edit the original model in place with the best candidate; or leave it bit-identical.
 
-        Args:
-            model: The original.
-            forget: Importance for the forget set, preferably without its validation samples.
-            reference: Importance for the reference set, likewise.
-            validation: Data to score candidates on.
-            target: The forget accuracy to aim at, 0 … 1: stated, or a retrained model's on the same samples, or the
-                original's on samples of the same kind that it was never trained on.
-            target_source: Which of these, for the report.
-            retain_data: To re-estimate BatchNorm on; without it, it is not re-estimated.
-            objective: Maps a batch to losses; `CrossEntropy`.
-            seed: For methods that draw numbers.
-            max_fraction: The largest fraction of weights that may change.
-            together: Whether all processes of torch.distributed call this with the same arguments; they split the
-                candidates of a round, and each makes the edit.
-            progress: Shows a bar for each round.
-
-        Returns:
-            All candidates and the chosen one; without a choice the model is bit-identical to before.
+        The importances are preferably measured without the validation samples. ``target`` is the forget accuracy to aim
+        at, 0 … 1, and ``target_source`` says what it is: stated, a retrained model's on the same samples, or the
+        original's on samples of the same kind that it was never trained on. BatchNorm is re-estimated on
+        ``retain_data`` only. With ``together``, all processes of torch.distributed call this with the same arguments:
+        they split the candidates of a round, and each makes the edit.
         """
         if not 0 <= target <= 1:
             raise ConfigurationError(f"Tuner.tune: expected a target accuracy from 0 to 1, saw {target!r}")
@@ -176,7 +163,7 @@ class Tuner:
 
     def _grid(self, trials: "_Trials") -> Iterator[Setting]:
         strengths = self.strengths if trials.curve.strength else (None,)
-        norm = trials.inputs.retain_data is not None and has_batch_norm(trials.model)
+        norm = trials.inputs.retain_data is not None and bool(batch_norm_layers(trials.model))
         for reestimate in dict.fromkeys(r and norm for r in self.reestimate):
             for strength in strengths:
                 for fraction in self.fractions:
@@ -238,8 +225,7 @@ class _Trials:
 
         def accept(report: Report) -> Never:
             self._finish(setting)
-            seen["scores"] = _scores(self.model, self.validation, self.inputs.objective)
-            seen["changed"] = report.fraction
+            seen.update(_scores(self.model, self.validation, self.inputs.objective), changed=report.fraction)
             raise _RollBackError
 
         method = self._method(setting)
@@ -250,20 +236,18 @@ class _Trials:
                 method.unlearn(self.model, self.inputs, accept=accept)
         except (BudgetError, NonFiniteError) as error:
             return Candidate(setting=setting, options=options, problem=str(error))
-        scores: dict[str, Any] = seen["scores"]
-        distance, damage = abs(scores["forget"] - self.target), self.original["retain"] - scores["retain"]
+        distance, damage = abs(seen["forget"] - self.target), self.original["retain"] - seen["retain"]
         return Candidate(
             setting=setting,
             options=options,
             selected=self.curve.fraction(options[self.curve.option]),
-            changed=seen["changed"],
             distance=distance,
             damage=damage,
             score=(1 - distance) * (1 - max(damage, 0.0)),
-            margin=(1 - abs(scores["forget_probability"] - self.target)) * scores["retain_probability"],
+            margin=(1 - abs(seen["forget_probability"] - self.target)) * seen["retain_probability"],
             # Damage of exactly the budget is allowed, in spite of rounding.
             feasible=damage <= self.tuner.budget + 1e-12,
-            **scores,
+            **seen,
         )
 
     def commit(self, candidate: Candidate) -> Report:
@@ -288,3 +272,33 @@ class _Trials:
         if setting.reestimate:
             assert self.inputs.retain_data is not None, "no such setting is made without retain data"
             reestimate_batch_norm(self.model, self.inputs.retain_data, objective=self.inputs.objective)
+
+
+def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, objective: Objective | None = None) -> None:
+    """Set the running statistics of each BatchNorm to the average over batches (Izmailov et al. 2018), in place."""
+    layers, objective = batch_norm_layers(model), objective or CrossEntropy()
+    momenta = [layer.momentum for layer in layers]
+    modes = {module: module.training for module in model.modules()}
+    seen = False
+    try:
+        model.eval()
+        for layer in layers:
+            layer.train()
+            layer.reset_running_stats()
+            layer.momentum = None  # what torch calls a cumulative average
+        with torch.no_grad(), private_rng(device_of(model)):
+            for _, moved in feed(batches, device_of(model)):
+                seen = True
+                objective.losses(model, moved)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode
+    if layers and not seen:
+        raise ConfigurationError("expected at least one batch of retain data to re-estimate BatchNorm on, saw none")
+
+
+def batch_norm_layers(model: nn.Module) -> list[_BatchNorm]:
+    """BatchNorm layers that track running statistics."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]

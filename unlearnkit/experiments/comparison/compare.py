@@ -39,9 +39,6 @@ def compare(
     Each result is written as its trial ends, so that a comparison can be stopped and continued. The results depend on
     the configuration, the versions and the machine, not on earlier trials nor on ``jobs``: how many processes, where 1
     is this one, and None chooses by cores and memory. ``watch`` is called at the start and the end of each trial.
-
-    Raises:
-        ConfigurationError: The configuration cannot be compared; nothing was done.
     """
     comparison = Comparison.plan(config, plugins=plugins)
     comparison.run(comparison.sizing(jobs).jobs, watch=watch, progress=progress)

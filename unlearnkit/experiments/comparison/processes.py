@@ -81,10 +81,7 @@ def _count(jobs: int, threads: int) -> str:
 
 
 def run_in_processes(waves: Iterable[Iterable[Unit]], *, jobs: int, watch: Watch) -> tuple[Event, ...] | None:
-    """Run units in fresh processes, one wave after the other.
-
-    Returns None; or, when a process died, the last event of each unit that was running.
-    """
+    """Run units in fresh processes, wave by wave; returns None, or what was running when a process died."""
     context = multiprocessing.get_context("spawn")
     running: dict[int, Event] = {}
     events: SimpleQueue[Event] = context.SimpleQueue()

@@ -9,11 +9,11 @@ from typing import Any, Self, final
 
 import attrs
 import numpy as np
-from rich import box
 from rich.table import Table
 
 from unlearnkit.experiments.comparison.trial import Trial, TrialResult
 from unlearnkit.experiments.config import Config
+from unlearnkit.reporting.tables import compact
 
 Row = dict[str, Any]
 
@@ -38,9 +38,7 @@ def row_of(trial: Trial, result: TrialResult) -> Row:
         "error": result.error or None,
         "findings": "; ".join(result.findings) or None,
         "remarks": " ".join(result.remarks) or None,
-        "changed": result.changed if measured else None,
-        "weights": result.weights if measured else None,
-        "fraction": result.fraction if measured else None,
+        **{name: getattr(result, name) if measured else None for name in ("changed", "weights", "fraction")},
         **{f"accuracy:{name}": score.accuracy for name, score in result.after.items()},
         **{f"loss:{name}": score.loss for name, score in result.after.items()},
         **{f"original accuracy:{name}": score.accuracy for name, score in result.before.items()},
@@ -186,10 +184,8 @@ def covers(config: Config) -> str:
     }
     over = " × ".join(f"{number} {what}{'s' if number != 1 else ''}" for what, number in numbers.items())
     models = f" and the {len(retrained)} retrained models of each target (training seeds {retrained})"
-    return (
-        f"spread over {over}; the same throughout, and so not in it: the split of the data, the seeds of the metrics"
-        f"{models if retrained else ''}"
-    )
+    same = f"the split of the data, the seeds of the metrics{models if retrained else ''}"
+    return f"spread over {over}; the same throughout, and so not in it: {same}"
 
 
 def _statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Statistic]:
@@ -241,10 +237,7 @@ def lines_of(
 
 def summary_table(summaries: Sequence[VariantSummary], original: Mapping[str, Statistic]) -> Table:
     header, lines = lines_of(summaries, original, short=True)
-    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    for name in header[:-1]:  # remarks need more room than there is: `Comparison.remarks`
-        words = name == "variant"
-        table.add_column(name, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    table = compact(None, *header[:-1], wrap=True)  # remarks need more room than there is: `Comparison.remarks`
     for line in lines:
         table.add_row(*line[:-1])
     return table

@@ -56,13 +56,18 @@ class Worker:
             "providers": [self._provider_of(kind) for kind in (type(unlearner), type(estimator), *map(type, metrics))],
         }
 
-    def train(self, trial: Trial, seed: int | None) -> None:
+    def train(self, trial: Trial, seed: int | None) -> bool:
+        """Train a model of a trial, unless it is cached; False for an error, which the trials will meet again."""
         with _threads(trial.config.comparison.threads):
-            experiment = self._experiment(trial)
-            if seed is None:
-                cached_original(experiment, progress=self._progress)
-            else:
-                retrained_models(experiment, [seed], progress=self._progress)
+            try:
+                experiment = self._experiment(trial)
+                if seed is None:
+                    cached_original(experiment, progress=self._progress)
+                else:
+                    retrained_models(experiment, [seed], progress=self._progress)
+            except Exception:  # noqa: BLE001 - the result of the trials that need the model
+                return False
+        return True
 
     def run(self, trial: Trial) -> TrialResult:
         """Run a trial; an error becomes its result, except for Ctrl-C."""
@@ -109,15 +114,10 @@ class _Group:
 
     @classmethod
     def start(cls, experiment: Experiment, plugins: PluginManager, progress: Progress) -> "_Group":
-        job, unseen = hold_out_unseen(
-            Job(
-                experiment=experiment,
-                plugins=plugins,
-                original=cached_original(experiment, progress=progress),
-                retrained=retrained_models(experiment, progress=progress),
-                progress=progress,
-            )
-        )
+        original = cached_original(experiment, progress=progress)
+        retrained = retrained_models(experiment, progress=progress)
+        job = Job(experiment=experiment, plugins=plugins, original=original, retrained=retrained, progress=progress)
+        job, unseen = hold_out_unseen(job)
         return cls(job=job, unseen=unseen, before=job.evaluate(job.original))
 
     def run(self, trial: Trial) -> TrialResult:
@@ -149,18 +149,16 @@ def _threads(number: int) -> Iterator[None]:
 def _collected_warnings() -> Iterator[list[str]]:
     """Collect unlearnkit's warnings as remarks of the trial; show all others."""
     remarks: list[str] = []
-    with warnings.catch_warnings():
-        shown = warnings.showwarning
-
-        def show(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
-            if issubclass(category, UnlearnKitWarning):
-                remarks.append(str(message))
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UnlearnKitWarning)
+            yield remarks
+    finally:
+        for warning in caught:
+            if issubclass(warning.category, UnlearnKitWarning):
+                remarks.append(str(warning.message))
             else:
-                shown(message, category, *place, **more)  # type: ignore[arg-type]
-
-        warnings.showwarning = show
-        warnings.simplefilter("always", UnlearnKitWarning)
-        yield remarks
+                warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 @final
@@ -189,46 +187,32 @@ class Unit:
 
     trials: tuple[Trial, ...]
     folder: Path
-    model: str = ""
-    seed: int | None = None
-
-    @property
-    def name(self) -> str:
-        """The model to train, in words."""
-        forget, training, _ = self.trials[0].group
-        if self.model == "original":
-            return f"original · training seed {training}"
-        return f"retrained without {forget} · training seed {self.seed}"
+    model: str = ""  # the model to train, in words
+    seed: int | None = None  # of a retrained model
 
     def run(self, worker: Worker, watch: Watch) -> None:
         """Do the work; a trial's result is on disk before its end is reported."""
-        if self.model:
-            self._train(worker, watch)
-            return
         for trial in self.trials:
-            watch(Event(kind="started", name=trial.name, key=trial.key))
-            result = worker.run(trial)
-            write_result(self.folder, trial, result)
-            watch(Event(kind="failed" if result.failed else "done", name=trial.name, key=trial.key))
-
-    def _train(self, worker: Worker, watch: Watch) -> None:
-        watch(Event(kind="started", name=self.name))
-        try:
-            worker.train(self.trials[0], self.seed)
-        except Exception:  # noqa: BLE001 - the trials that need the model meet the same error, and it is their result
-            watch(Event(kind="failed", name=self.name))
-        else:
-            watch(Event(kind="done", name=self.name))
+            name, key = (self.model, "") if self.model else (trial.name, trial.key)
+            watch(Event(kind="started", name=name, key=key))
+            if self.model:
+                done = worker.train(trial, self.seed)
+            else:
+                result = worker.run(trial)
+                write_result(self.folder, trial, result)
+                done = not result.failed
+            watch(Event(kind="done" if done else "failed", name=name, key=key))
 
 
 def models_for(trials: Sequence[Trial], folder: Path) -> tuple[Unit, ...]:
     originals: dict[int, Unit] = {}
     retrained: dict[tuple[str, int], Unit] = {}
     for trial in trials:
-        one = Unit(trials=(trial,), folder=folder, model="original")
-        originals.setdefault(trial.config.training.seed, one)
+        training, unit = trial.config.training.seed, Unit(trials=(trial,), folder=folder)
+        originals.setdefault(training, attrs.evolve(unit, model=f"original · training seed {training}"))
         for seed in trial.config.evaluation.retrained_seeds:
-            retrained.setdefault((trial.forget, seed), attrs.evolve(one, model="retrained", seed=seed))
+            name = f"retrained without {trial.forget} · training seed {seed}"
+            retrained.setdefault((trial.forget, seed), attrs.evolve(unit, model=name, seed=seed))
     return (*originals.values(), *retrained.values())
 
 

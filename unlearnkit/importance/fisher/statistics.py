@@ -72,29 +72,22 @@ def fisher_statistics(
     role: Role | str = Role.UNKNOWN,
     progress: Progress = silent,
 ) -> FisherStatistics:
-    """Estimate the diagonal Fisher, and more on the same pass.
+    """Estimate the diagonal Fisher, and more in the same pass.
 
-    What it costs beside the Fisher alone: ``key``, one set of totals in memory for each group, and in time the reading
-    and writing of the totals of each group that a batch holds: nothing where the data are ordered by group, so that
-    most batches hold one; ``gradient`` (which ``batched`` comes with), three sets of totals; ``absolute``, one set.
-    Both take about a tenth of a pass, and for layers with one row per sample (an MLP's) a matrix product more. See
-    "More out of the same pass" in the explanation of the exact Fisher for times.
+    Each group takes one set of totals in memory, and time only for batches that hold several groups: order the data by
+    group. ``gradient`` takes three sets of totals, ``absolute`` one, and each about a tenth of a pass.
 
     Args:
         model: As for `ImportanceEstimator.estimate`.
-        batches: As for `ImportanceEstimator.estimate`.
-        objective: One loss per sample.
+        batches: As there; groups may be mixed within a batch.
+        objective: As there.
         key: Which group each sample belongs to: a field of the batch by position or name (``-1`` for the labels of
-            ``(x, y)``), or a function of the batch (before it is moved to the device) that returns one hashable key
-            for each sample.
+            ``(x, y)``), or a function of the batch on the host that returns one hashable key for each sample.
         absolute: Whether to add Σ|g| up.
         gradient: Whether to take the mean gradient and the squares of batch gradients.
         fisher: Options of the estimate.
-        role: Which set this is; recorded.
-        progress: Shows a bar over the batches.
-
-    Returns:
-        What was found.
+        role: As there.
+        progress: As there.
 
     Raises:
         MismatchError: Not one key for each sample, or what `ImportanceEstimator.estimate` raises.
@@ -138,25 +131,13 @@ def estimate_groups(
     fisher: DiagonalFisher | None = None,
     progress: Progress = silent,
 ) -> dict[Hashable, Importance]:
-    """Estimate the diagonal Fisher of each class, user or other group of samples, all in one pass.
+    """Estimate the diagonal Fisher of each class, user or other group of samples, in one pass; see `fisher_statistics`.
 
-    Any group can then be forgotten, or any set of groups, without touching data again: its importance is one of these
-    or a sum of them, and that of the rest is the difference. It takes one set of totals in memory for each group, and
-    little time where the data are ordered by group; see `fisher_statistics`.
-
-    Args:
-        model: As for `ImportanceEstimator.estimate`.
-        batches: As for `ImportanceEstimator.estimate`; groups may be mixed within a batch.
-        objective: One loss per sample.
-        key: See `fisher_statistics`.
-        fisher: Options of the estimate.
-        progress: Shows a bar over the batches.
+    Any set of groups can then be forgotten without touching data again: their importances add up, and that of the rest
+    is the difference.
 
     Returns:
         Group to the importance of its samples, in the order in which the groups were first seen.
-
-    Raises:
-        MismatchError: See `fisher_statistics`.
 
     Example:
         >>> import torch

@@ -1,14 +1,13 @@
 """The manifest of a store: one JSON file that is replaced atomically."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, final
 
 import attrs
 import torch
 
-from unlearnkit.importance.importance import Importance
-from unlearnkit.importance.provenance import Fingerprint, error_of_difference, error_of_sum
+from unlearnkit.importance.provenance import Fingerprint
 from unlearnkit.importance.store.shards import Shard
 from unlearnkit.utils.checksummed_json import added, read_sealed, write_sealed
 
@@ -27,28 +26,6 @@ class Entry:
     count: int
     samples: int
     relative_error: float | None = added(default=None)
-
-    @classmethod
-    def of(cls, importance: Importance) -> "Entry":
-        """Make the entry of an importance whose totals are in no file yet."""
-        return cls(count=importance.count, samples=importance.samples, relative_error=importance.relative_error)
-
-    @classmethod
-    def together(cls, parts: Sequence["Entry"]) -> "Entry":
-        """Make the entry of a sum whose totals are in no file yet."""
-        return cls(
-            count=sum(part.count for part in parts),
-            samples=sum(part.samples for part in parts),
-            relative_error=error_of_sum((part.relative_error, part.samples) for part in parts),
-        )
-
-    def without(self, part: Importance) -> "Entry":
-        """Make the entry of a difference whose totals are in no file yet."""
-        return Entry(
-            count=self.count - part.count,
-            samples=self.samples - part.samples,
-            relative_error=error_of_difference(self.relative_error, part.relative_error),
-        )
 
 
 @final

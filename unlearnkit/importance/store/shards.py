@@ -11,12 +11,11 @@ from typing import final
 
 import attrs
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unlearnkit.models.parameters import chunk_size, chunks, extremes
 from unlearnkit.utils.errors import StoreError, raise_all
-from unlearnkit.utils.safetensors import save_tensors
+from unlearnkit.utils.safetensors import load_tensors, save_tensors
 
 SHARD_BYTES = 64 << 20
 """Small tensors share a file of about this size; a larger tensor has a file of its own."""
@@ -52,14 +51,9 @@ def read_shards(folder: Path, shards: Iterable[Shard], *, verify: bool = True) -
     """Map tensors into memory; their bytes are read when they are used."""
     found: dict[str, Tensor] = {}
     for shard in shards:
-        path = folder / shard.file
         if verify:
             check_shard(folder, shard)
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                found.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            raise StoreError(f"{path}: expected the safetensors file that was written there, saw: {error}") from error
+        found |= load_tensors(folder / shard.file, failure=": expected the safetensors file that was written, saw")[0]
     return found
 
 

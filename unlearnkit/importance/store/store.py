@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from unlearnkit.distributed.sharded_tensors import refuse_sharded
-from unlearnkit.importance.importance import Importance
+from unlearnkit.importance.importance import Importance, counts_of_difference, counts_of_sum
 from unlearnkit.importance.provenance import Role, recorded_error
 from unlearnkit.importance.store.manifest import Edit, Entry, Staleness, StoreManifest, read_manifest, write_manifest
 from unlearnkit.importance.store.shards import (
@@ -69,11 +69,8 @@ class ImportanceStore:
     ) -> "ImportanceStore":
         """Create an empty store in a new folder; a `StoreError` for one with something in it.
 
-        Args:
-            folder: A new folder.
-            data: Digest of the training data, to be compared later.
-            precision: Of the stored totals. float32 halves the size and rounds each total once, by at most 6·10⁻⁸.
-            versions: Of the libraries, to be recorded.
+        ``data`` is a digest of the training data, for `check`. The totals in float32 take half the size, each rounded
+        once, by at most 6·10⁻⁸. ``versions`` of libraries are recorded.
         """
         path = Path(folder)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -157,7 +154,8 @@ class ImportanceStore:
             if key in manifest.groups:
                 raise StoreError(f"{self.folder} has a group {key!r} already: remove it first")
             self._check_kind(manifest, importance)
-            entry = writer.write(importance.totals.items(), Entry.of(importance))
+            counts = {name: getattr(importance, name) for name in ("count", "samples", "relative_error")}
+            entry = writer.write(importance.totals.items(), counts)
             fingerprint = manifest.fingerprint or importance.fingerprint
             writer.commit({**manifest.groups, key: entry}, added=entry, fingerprint=fingerprint)
 
@@ -170,16 +168,9 @@ class ImportanceStore:
     ) -> tuple[Cancellation, ...]:
         """Remove groups, take parts out of others (in float64) and record an edit of the model, atomically.
 
-        Args:
-            remove: Groups to remove.
-            parts: Group to the importance of some of its samples, measured on the same model.
-            edit: Its ``before`` must be the model that the store fits.
-
-        Returns:
-            For each parameter, how many weights have no correct digits after cancellation; usually empty.
-
-        Raises:
-            MismatchError: A part is of another kind or no part of its group; the edit was made to another model.
+        ``parts`` has the importance of some samples of a group, measured on the same model. Returns for each parameter
+        how many weights have no correct digits after cancellation; usually nothing. A part of another kind or of
+        another group, or an edit of another model than the store fits, is a `MismatchError`.
         """
         removed, lost = set(remove), list[Cancellation]()
         with writing(self.folder) as writer:
@@ -227,7 +218,7 @@ class ImportanceStore:
         if len(entries) == 1:
             return self._importance(manifest, entries[0], role)
         totals = on_disk(summed([read_shards(self.folder, entry.shards) for entry in entries]))
-        return self._importance(manifest, Entry.together(entries), role, totals)
+        return self._importance(manifest, Entry(**counts_of_sum(entries)), role, totals)
 
     def _check_kind(self, manifest: StoreManifest, importance: Importance) -> None:
         """Refuse an importance that cannot be added to the store, or subtracted from it."""
@@ -254,7 +245,7 @@ class ImportanceStore:
             )
         whole = read_shards(self.folder, entry.shards)
         rest = difference(whole, part.totals, terms=entry.count, eps=manifest.rounding, lost=lost)
-        return writer.write(rest, entry.without(part))
+        return writer.write(rest, counts_of_difference(entry, part))
 
     def forget_edits_after(self, model: str) -> None:
         """Record that edits were rolled back, and the model of this digest is in use again."""
@@ -294,14 +285,14 @@ class Writer:
     folder: Path
     manifest: StoreManifest
 
-    def write(self, tensors: Iterable[tuple[str, Tensor]], entry: Entry) -> Entry:
+    def write(self, tensors: Iterable[tuple[str, Tensor]], counts: Mapping[str, Any]) -> Entry:
         """Write totals to new files; no manifest refers to them yet."""
         dtype = torch.float64 if self.manifest.precision == "float64" else torch.float32
 
         def narrow(named: tuple[str, Tensor]) -> tuple[str, Tensor]:
             return named[0], named[1].to(dtype)
 
-        return attrs.evolve(entry, shards=write_shards(self.folder, map(narrow, tensors)))
+        return Entry(shards=write_shards(self.folder, map(narrow, tensors)), **counts)
 
     def commit(self, groups: Mapping[str, Entry], *, added: Entry | None = None, **changes: Any) -> None:
         """Write the total and the manifest, and delete files that it does not refer to."""
@@ -316,7 +307,7 @@ class Writer:
         if len(parts) < 2:
             return parts[0] if parts else None
         read = [read_shards(self.folder, part.shards) for part in parts]
-        return self.write(summed(read), Entry.together(parts))
+        return self.write(summed(read), counts_of_sum(parts))
 
 
 def _delete_unreferenced(folder: Path, manifest: StoreManifest) -> None:

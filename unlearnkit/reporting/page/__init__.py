@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import attrs
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unlearnkit.reporting.page import sections
 from unlearnkit.reporting.page.parts import number, svg
 from unlearnkit.reporting.record import RunRecord
-from unlearnkit.utils.files import atomic_write
+from unlearnkit.utils.files import write_text
 
 __all__ = ["render_page", "write_page"]
 
@@ -53,22 +52,19 @@ def render_page(record: RunRecord) -> str:
         tone=tone,
         badge=badge,
         cards=_cards(record),
-        sections=[attrs.evolve(make(record), name=name, title=title) for name, title, make in _SECTIONS],
+        sections=[(name, title, make(record)) for name, title, make in _SECTIONS],
         svg=svg,
     )
 
 
 def write_page(folder: Path, record: RunRecord) -> Path:
     """Write ``report.html`` into a folder of results atomically."""
-    text = render_page(record)
-    with atomic_write(folder / NAME) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(folder / NAME, render_page(record))
     return folder / NAME
 
 
 def _cards(record: RunRecord) -> list[tuple[str, str]]:
-    report = record.report
-    cards = [("weights changed", f"{100 * report.fraction:.3g} %")]
+    cards = [("weights changed", f"{100 * record.report.fraction:.3g} %")]
     for split, after in record.after.items():
         before = record.before.get(split)
         if after.accuracy is not None:

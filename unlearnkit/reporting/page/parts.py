@@ -53,10 +53,8 @@ class Picture:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Section:
-    """One part of the page; `render_page` gives it its name and title."""
+    """One part of the page."""
 
-    name: str = ""
-    title: str = ""
     words: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
     tables: tuple[Table, ...] = ()

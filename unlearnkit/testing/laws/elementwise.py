@@ -23,10 +23,11 @@ def _cases(**options: Any) -> Callable[[Any], st.SearchStrategy[RuleInputs]]:
 
 
 def _edited(method: ElementwiseUnlearner, case: RuleInputs) -> Tensor:
-    edited = case.edited(method)
-    if edited is None:
-        raise CaseSkipped
-    return edited
+    """Edit, or skip the case where the method fails, which the law "runs" reports."""
+    try:
+        return case.edited(method)
+    except Exception as error:
+        raise CaseSkipped from error
 
 
 def _ruled(method: ElementwiseUnlearner, case: RuleInputs, arguments: tuple[Tensor, ...]) -> Tensor:
@@ -171,7 +172,7 @@ def idempotent(method: ElementwiseUnlearner, case: RuleInputs) -> None:
     """A second edit with the same importances changes no bit."""
     once = _edited(method, case)
     twice = attrs.evolve(case, theta=once).edited(method)
-    holds(twice is not None and same(once, twice), f"once: {once.tolist()}; twice: {twice}")
+    holds(same(once, twice), f"once: {once.tolist()}; twice: {twice.tolist()}")
 
 
 @law(ElementwiseUnlearner, cases=cases_for, examples=20, rejects="edits a tied weight once for each of its names")

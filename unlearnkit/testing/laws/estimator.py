@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from unlearnkit import Importance, ImportanceEstimator
-from unlearnkit.testing.cases import Batch, Broken, LawCase, Scaled, batched, law_cases
+from unlearnkit.testing.cases import Batch, LawCase, Scaled, batched, broken, law_cases
 from unlearnkit.testing.law import CaseSkipped, holds, law, run_twice
 from unlearnkit.testing.snapshot import Snapshot, same
 
@@ -68,7 +68,7 @@ def untouched(estimator: ImportanceEstimator, law_case: LawCase) -> None:
 @_law(rejects="clears the gradients before it raises")
 def rolls_back(estimator: ImportanceEstimator, law_case: LawCase) -> None:
     """If reading the data fails midway, the model is left as it was."""
-    done, changed = _watched(estimator, law_case, Broken(law_case.data("forget")))
+    done, changed = _watched(estimator, law_case, broken(law_case.data("forget")))
     holds(done or not changed, f"estimate() raised, and these differ: {', '.join(changed)}")
 
 

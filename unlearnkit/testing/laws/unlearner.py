@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 
 from unlearnkit import ElementwiseUnlearner, Need, Report, TrainingUnlearner, Unlearner, UnlearningInputs
-from unlearnkit.testing.cases import Broken, LawCase, law_cases
+from unlearnkit.testing.cases import LawCase, broken, law_cases
 from unlearnkit.testing.law import CaseSkipped, holds, law, run_twice
 from unlearnkit.testing.snapshot import Snapshot, same
 from unlearnkit.testing.strategies import DTYPES
@@ -148,7 +148,7 @@ def rolls_back(method: Unlearner, case: tuple[LawCase, str]) -> None:
     """After an exception everything is as it was: weights, buffers, gradients, modes, random state."""
     law_case, fault = case
     # A budget of 0 makes every edit an error after the fact; broken data are an error in its midst.
-    change = {"max_fraction": 0.0} if fault == "budget" else {fault: Broken(law_case.data(fault))}
+    change = {"max_fraction": 0.0} if fault == "budget" else {fault: broken(law_case.data(fault))}
     edit = _tried(method, law_case, **change)
     if edit.report is None:
         changed = edit.before.differences(edit.after)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unlearnkit.importance.fisher.engine.call_plan import CallPlan, Step, UnprovenError
 from unlearnkit.importance.fisher.engine.interceptor import Gradients, Guide, Interceptor, Seen, Sink
+from unlearnkit.importance.fisher.engine.per_sample_fallback import QUIET
 from unlearnkit.importance.fisher.engine.rule import Call, Rule
 from unlearnkit.importance.fisher.engine.totals import Part, Slot, Totals
 
@@ -86,7 +87,7 @@ class Accumulation(Guide):
         step.check(y, self.samples)
         head = step.inputs.length(self.samples) if step.inputs is not None else ()
         if any(tuple(t.shape[: len(head)]) != head for t in call.saved):
-            raise UnprovenError(f"{step.describe()}: an input with other rows than in the probe")
+            raise UnprovenError(f"{step.describe()}: an input with other rows than in the first batch")
         labels = self.labels(call)
         bare = call.holding(())  # autograd gives up what is saved as it goes back, and so must we
 
@@ -103,7 +104,7 @@ class Accumulation(Guide):
         """Add the squares of weights that are used more than once or through other tensors."""
         if self._surprises and bool(torch.stack([seen for _, seen in self._surprises]).any()):
             step = next(step for step, seen in self._surprises if bool(seen))
-            raise UnprovenError(f"{step.describe()}: a gradient where the probe had none")
+            raise UnprovenError(f"{step.describe()}: a gradient where the first batch had none")
         groups, self._uses = _together(self._uses, self._derived), []
         with torch.no_grad():
             while groups:
@@ -209,17 +210,25 @@ class Accumulation(Guide):
         """Backpropagate per-sample gradients of a tensor made of parameters to these parameters."""
         names = sorted(bases)
         leaves = [self._totals.parameter(name) for name in names]
-        found = [
-            torch.autograd.grad(tensor, leaves, one.to(tensor.dtype), retain_graph=True, allow_unused=True)
-            for one in per_sample
-        ]
-        for i, name in enumerate(names):
-            parts = [g[i] for g in found]
-            if parts[0] is not None:
-                yield name, torch.stack([p for p in parts if p is not None]).to(self._totals.dtype(name))
+        gradients = per_sample.to(tensor.dtype)
+        try:
+            found = _backwards(tensor, leaves, gradients, is_grads_batched=True)
+        except (RuntimeError, NotImplementedError):  # a function that vmap does not know
+            ones = [_backwards(tensor, leaves, one) for one in gradients]
+            found = [None if parts[0] is None else torch.stack(parts) for parts in zip(*ones, strict=True)]
+        for name, g in zip(names, found, strict=True):
+            if g is not None:
+                yield name, g.to(self._totals.dtype(name))
 
     def _bases(self, label: str) -> frozenset[str]:
         return self._derived[label][1] if label in self._derived else frozenset({label})
+
+
+def _backwards(tensor: Tensor, leaves: list[Tensor], g: Tensor, *, is_grads_batched: bool = False) -> Any:
+    with QUIET:
+        return torch.autograd.grad(
+            tensor, leaves, g, retain_graph=True, allow_unused=True, is_grads_batched=is_grads_batched
+        )
 
 
 def _hand_on(use: _Use, part: Part) -> None:

@@ -197,7 +197,7 @@ class CallPlan:
     def end(self, place: int) -> None:
         """Raise an error when steps are left at the end of a forward pass."""
         if place < len(self.steps):
-            raise UnprovenError(f"{self.steps[place].describe()}: expected a call as in the probe, saw none")
+            raise UnprovenError(f"{self.steps[place].describe()}: expected a call as in the first batch, saw none")
 
     def same_calls(self, other: "CallPlan") -> bool:
         """Whether the same functions use the same parameters."""

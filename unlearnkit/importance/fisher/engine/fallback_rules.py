@@ -1,7 +1,7 @@
 """Rules made for one call: a parameter expanded to every sample, and any other function, one sample at a time."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, final
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 from unlearnkit.data.batches import map_tensors, tensors
 from unlearnkit.importance.fisher.engine.call_plan import UnprovenError, results
 from unlearnkit.importance.fisher.engine.interceptor import Seen, in_place
+from unlearnkit.importance.fisher.engine.kernel import out_of_memory
+from unlearnkit.importance.fisher.engine.per_sample_fallback import QUIET
 from unlearnkit.importance.fisher.engine.rule import Call, Rule, name_of
 
 _PLACE = torch.empty(0)  # stands for a tensor among the arguments of a call
@@ -76,7 +78,7 @@ class ExpandSecondRule(_Expansion):
 
 
 class Rerun(Rule):
-    """∂ℓ_n/∂θ = (∂f(x_n, θ)/∂θ)ᵀ g_n, by running f again on each sample and differentiating it."""
+    """∂ℓ_n/∂θ = (∂f(x_n, θ)/∂θ)ᵀ g_n, by running f again under `torch.vmap`, or else on each sample."""
 
     functions: ClassVar[tuple[Callable[..., Any], ...]] = ()
     converts: ClassVar[bool] = False
@@ -85,6 +87,8 @@ class Rerun(Rule):
         self._function, self._rows = seen.function, rows
         if in_place(seen.function):
             raise UnprovenError(f"{'/'.join(seen.names)}: used in place by a function that no rule covers")
+        self.alone = False
+        """Whether `torch.vmap` failed, so that each sample is run by itself."""
         tracked = {id(t) for t in seen.tracked}
         self._weights = [id(t) in tracked for t in seen.tensors]
         self._axes = [None if id(t) in tracked else self.axis(t) for t in seen.tensors]
@@ -107,26 +111,46 @@ class Rerun(Rule):
 
     @final
     def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
-        """Differentiate sample by sample. Further results' gradients stand behind the saved arguments."""
-        _, fixed = call.options
-        weight = fixed[int(role)].detach().requires_grad_()
-        count = sum(axis is not None for axis in self._axes)
-        found = []
-        for n in range(g.shape[0]):
-            gradients = [g[n], *(t[n] for t in call.saved[count:])]
+        """Differentiate each sample. Further results' gradients stand behind the saved arguments."""
+        count, weight = sum(axis is not None for axis in self._axes), call.options[1][int(role)]
+        data, gradients = call.saved[:count], [g, *call.saved[count:]]
+        wanted = [i for i, g_t in enumerate(gradients) if g_t[0].numel()]
+        chosen = [gradients[i] for i in wanted]
+
+        def run(weight: Tensor, data: tuple[Tensor, ...]) -> list[Tensor]:
+            found = results(self._run(call, data, {int(role): weight}))
+            return [found[i] for i in wanted]
+
+        def shaped(ys: list[Tensor], gradients: Iterable[Tensor]) -> list[Tensor]:
+            return [g_t.to(y.dtype).reshape(y.shape) for y, g_t in zip(ys, gradients, strict=True)]
+
+        def one(data: tuple[Tensor, ...], gradients: list[Tensor]) -> Tensor:
+            ys, back = torch.func.vjp(lambda weight: run(weight, data), weight)[:2]
+            found: Tensor = back(shaped(ys, gradients))[0]
+            return found
+
+        if not self.alone:
+            try:
+                with QUIET:
+                    return torch.vmap(one)(data, chosen)
+            except (RuntimeError, ValueError, NotImplementedError) as error:
+                if out_of_memory(error):
+                    raise
+                self.alone = True  # a function that vmap does not know
+        found, leaf = list[Tensor](), weight.detach().requires_grad_()
+        for n in range(len(g)):
             with torch.enable_grad():
-                y = self._run(call, n, {int(role): weight})
-                pairs = [(t, g_t) for t, g_t in zip(results(y), gradients, strict=True) if t.requires_grad]
-                pairs = [(t, g_t.to(t.dtype).reshape(t.shape)) for t, g_t in pairs if g_t.numel()]
-                part = _gradient(pairs, weight)
-            found.append(torch.zeros_like(weight) if part is None else part)
+                ys = run(leaf, tuple(t[n] for t in data))
+                gs = shaped(ys, [g_t[n] for g_t in chosen])
+                product = sum(((y * g_t).sum() for y, g_t in zip(ys, gs, strict=True)), 0 * leaf.sum())
+            found += torch.autograd.grad(product, leaf)
         return torch.stack(found)
 
-    def _run(self, call: Call, n: int, weights: dict[int, Tensor]) -> Any:
+    def _run(self, call: Call, data: tuple[Tensor, ...], weights: dict[int, Tensor]) -> Any:
         template, fixed = call.options
-        data = iter(call.saved)
+        mine = iter(data)
         values = [
-            next(data)[n].movedim(0, axis) if axis is not None else weights.get(i, t)
+            next(mine).movedim(0, axis) if axis is not None else weights.get(i, t)
             for i, (t, axis) in enumerate(zip(fixed, self._axes, strict=True))
         ]
         rest = iter(values)
@@ -154,10 +178,3 @@ class SeveralResults(Rerun):
         if len(found) > 1:
             raise UnprovenError(f"{name_of(self._function)}: in which dimension its samples stand cannot be told")
         return found[0] if found else None
-
-
-def _gradient(pairs: list[tuple[Tensor, Tensor]], weight: Tensor) -> Tensor | None:
-    if not pairs:
-        return None
-    ys, gs = zip(*pairs, strict=True)
-    return torch.autograd.grad(ys, weight, gs, allow_unused=True)[0]

@@ -201,7 +201,7 @@ class Interceptor(TorchFunctionMode):
             if any(t.requires_grad for t in _tensors([result])):
                 raise UnprovenError(
                     f"{Step(action=Action.DERIVE, function=seen.function, names=seen.names).describe()}"
-                    ": a call that the probe did not see"
+                    ": a call that the first batch did not make"
                 )
             return result
         if step.action is Action.ENTER:

@@ -49,14 +49,7 @@ class SumBuffers:
         return self._each(lambda buffer: buffer[part])
 
     def view(self, shape: tuple[int, ...]) -> "SumBuffers":
-        """Return views of the buffers in another shape.
-
-        Args:
-            shape: With as many elements.
-
-        Returns:
-            Views.
-        """
+        """Return views of the buffers in another shape, with as many elements."""
         return self._each(lambda buffer: buffer.view(shape))
 
     def _each(self, turn: Callable[[Tensor], Tensor]) -> "SumBuffers":
@@ -64,12 +57,7 @@ class SumBuffers:
         return SumBuffers(squares=turn(self.squares), absolute=absolute, signed=signed)
 
     def add(self, several: Tensor, *, overwrite: bool = False) -> None:
-        """Add the gradients of several samples.
-
-        Args:
-            several: Shape (n, *buffer shape).
-            overwrite: Whether it may be squared in place.
-        """
+        """Add the gradients of n samples, shape (n, *buffer shape); ``overwrite``: they may be squared in place."""
         if self.signed is not None:
             self.signed.add_(several.sum(0))
         if self.absolute is not None:
@@ -80,11 +68,7 @@ class SumBuffers:
             self.squares.add_((several.square_() if overwrite else several.square()).sum(0))
 
     def add_one(self, one: Tensor) -> None:
-        """Add the gradient of one sample, which is cheaper than `add` for a large one.
-
-        Args:
-            one: Of the buffers' shape.
-        """
+        """Add the gradient of one sample, of the buffers' shape: cheaper than `add` for a large one."""
         self.squares.addcmul_(one, one)
         if self.absolute is not None:
             self.absolute.add_(one.abs())
@@ -136,12 +120,8 @@ class ConvGeometry:
     def regions(self, spatial: tuple[int, ...], positions: tuple[int, ...]) -> list[Region | None]:
         """Find for every kernel offset which output positions see a pixel through it, and which pixels.
 
-        Args:
-            spatial: Size of the input, without padding.
-            positions: Size of the output.
-
-        Returns:
-            One `Region` for each offset, the last dimension fastest; None where all positions see padding.
+        One `Region` for each offset, the last dimension fastest; None where all positions see padding. ``spatial`` is
+        the size of the input without padding, ``positions`` that of the output.
 
         Example:
             >>> three = ConvGeometry(kernel=(3,), stride=(1,), padding=((1, 1),), dilation=(1,), groups=1)

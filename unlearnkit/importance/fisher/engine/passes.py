@@ -336,7 +336,9 @@ class Passes:
 
     def _say_slow(self, plan: CallPlan) -> None:
         new = dict.fromkeys(
-            step.describe() for step in plan.steps if isinstance(step.rule, Rerun) and step.describe() not in self._slow
+            step.describe()
+            for step in plan.steps
+            if isinstance(step.rule, Rerun) and step.rule.alone and step.describe() not in self._slow
         )
         self._slow.update(new)
         if new:

@@ -183,7 +183,7 @@ class SquaredGradients:
         )
         for start in range(0, batch_size(batch), self._chunk):
             rows = slice(start, min(start + self._chunk, batch_size(batch)))
-            with _QUIET:
+            with QUIET:
                 found = gradients(weights, *(t[rows] for t in columns))
             yield rows, {name.removeprefix("model."): g for name, g in found.items()}
 
@@ -253,7 +253,7 @@ def _remark(wanted: bool) -> None:
     torch._C._functorch._set_vmap_fallback_warning_enabled(wanted)  # type: ignore[attr-defined]  # noqa: SLF001 - torch's only switch
 
 
-_QUIET = ProcessWide(_without_remarks)
+QUIET = ProcessWide(_without_remarks)
 
 
 def _rebuild(batch: Any, columns: list[Tensor]) -> Any:
@@ -263,7 +263,7 @@ def _rebuild(batch: Any, columns: list[Tensor]) -> Any:
 
 @final
 class Comparison:
-    """Compares the engine's totals of the probe with those of one sample at a time, storing neither.
+    """Compares the engine's totals of a few samples with those of one sample at a time, storing neither.
 
     Of parameters that are not small only pictures are compared, in which 64 neighbours are one number; see `projected`.
     """

@@ -97,13 +97,7 @@ class Rule(abc.ABC):
     def forward(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call the function; override it where torch's own way back does more than the gradient of the input needs.
 
-        Args:
-            function: One of ``functions``, for a call that `bind` covers.
-            args: As the model passed them, with the weights detached.
-            kwargs: As the model passed them, with the weights detached.
-
-        Returns:
-            What it returns.
+        Arguments are those of a call that `bind` covers, with the weights detached.
         """
         y = function(*args, **kwargs)
         fix_norm_gradient(function, y)
@@ -112,11 +106,7 @@ class Rule(abc.ABC):
     def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
         """Add Σ_n (per-sample gradient)², and what else the slot wants; override it where they need not all be formed.
 
-        Args:
-            role: As for `per_sample`.
-            g: As for `per_sample`.
-            call: As for `per_sample`.
-            slot: Where it goes for this weight.
+        Arguments are those of `per_sample`, and the slot for the totals of this weight.
         """
         for rows in slot.chunks(len(g), slot.numel + self.work(g, call)):
             part = call.holding(t[rows] for t in call.saved)
@@ -125,12 +115,7 @@ class Rule(abc.ABC):
     def work(self, g: Tensor, call: Call) -> int:
         """Say how many elements `per_sample` holds for one sample besides its result; bounds the chunks.
 
-        Args:
-            g: As for `per_sample`.
-            call: As for `per_sample`.
-
-        Returns:
-            By default as many as one sample of ``g`` and of what is saved.
+        By default as many as one sample of ``g`` and of what is saved.
         """
         return sum(math.prod(t.shape[1:]) for t in (g, *call.saved))
 
@@ -139,14 +124,7 @@ _RULES: dict[Callable[..., Any], Rule] = {}
 
 
 def register_rule(rule: Rule) -> None:
-    """Make a rule known to every later estimate.
-
-    Args:
-        rule: Its ``functions`` become covered.
-
-    Raises:
-        ConfigurationError: Another rule covers one of them.
-    """
+    """Make a rule known to every later estimate; a `ConfigurationError` where another one covers its function."""
     for function in rule.functions:
         known = _RULES.get(function)
         if known is not None and type(known) is not type(rule):
@@ -169,11 +147,7 @@ def number_of_rules() -> int:
 def visible(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Let a function of your own be seen as one call, as torch's own functions are; a decorator.
 
-    Args:
-        function: Takes at least one tensor by position.
-
-    Returns:
-        The same function, which a `Rule` can name in its ``functions``.
+    The function takes at least one tensor by position. A `Rule` can then name it in its ``functions``.
     """
 
     @functools.wraps(function)
