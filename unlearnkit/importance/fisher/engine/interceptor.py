@@ -180,7 +180,7 @@ class Interceptor(TorchFunctionMode):
             result = func(*args, **kwargs)
             fix_norm_gradient(func, result)
             if not self._recomputing:
-                self._guide.passed(func, args, tensors, result)
+                self._guide.passed(func, (*args, *kwargs.values()), tensors, result)
             return result
         if not torch.is_grad_enabled():
             self.unseen = True
