@@ -177,7 +177,8 @@ class Discovery(Guide):
         if not found:
             raise UnprovenError(f"{step.describe()}: it returns a {type(y).__name__} without floating tensors")
         index, unknown = len(self.steps) - 1, (None,) * len(found)
-        self.steps[index] = attrs.evolve(step, shapes=tuple(tuple(t.shape) for t in found), layouts=unknown)
+        shapes = tuple(tuple(t.shape) for t in found)
+        self.steps[index] = attrs.evolve(step, shapes=shapes, layouts=unknown, samples=self.samples)
         self.precisions.update(t.dtype for t in found)
         scaled: list[list[Tensor | None]] = []
         rows = 2 if step.rule is not None and step.rule.free_rows else 1
@@ -258,7 +259,7 @@ class Discovery(Guide):
             raise UnprovenError(f"{_step(Action.CLAIM, seen).describe()}: no rule covers it")
         if not results(result) or any(t is held for t in results(result) for held in seen.tensors):
             return None
-        if not isinstance(result, Tensor):
+        if not isinstance(result, Tensor) or (result.dim() > 1 and result.shape[1] == self.samples != result.shape[0]):
             return _step(Action.CLAIM, seen, SeveralResults(seen, self.samples))
         return _step(Action.CLAIM, seen, AnyFunction(seen, result.shape[0] if result.dim() else 0))
 
