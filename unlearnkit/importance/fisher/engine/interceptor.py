@@ -120,7 +120,8 @@ class Seen:
 class Guide(abc.ABC):
     """Decides what happens to each intercepted call, and receives the gradients of claimed calls."""
 
-    samples: int
+    data_rows: int = 0
+    """Rows by which a tensor that came from an autograd function counts as data; 0 where a plan says what it is."""
 
     @abc.abstractmethod
     def step(self, seen: Seen) -> Step | None:
@@ -233,7 +234,7 @@ class Interceptor(TorchFunctionMode):
         made_by: Any = tensor.grad_fn
         if type(made_by) in _OWN or not isinstance(made_by, BackwardCFunction):
             return False
-        if tensor.dim() and tensor.shape[0] == self._guide.samples:  # of data without gradients as well
+        if tensor.dim() and tensor.shape[0] == self._guide.data_rows:  # of data without gradients as well
             return False
         names, waiting = set[str](), list[Any]([made_by])
         while waiting:

@@ -136,6 +136,7 @@ class Discovery(Guide):
         self, samples: int, constants: Iterable[Tensor], batch: Iterable[Tensor] = (), plan: CallPlan | None = None
     ) -> None:
         self.samples, self._plan = samples, plan
+        self.data_rows = samples if plan is None else 0
         self._data: dict[int, weakref.ref[Tensor]] = {id(t): weakref.ref(t) for t in batch}
         self._constants: dict[int, Tensor] = {id(t): t for t in constants if id(t) not in self._data}
         self._fixed = frozenset(self._constants)

@@ -1,5 +1,6 @@
-"""Parts of a parameter, each used like a parameter of its own: views, and rows chosen by an index that never changes."""
+"""Parts of a parameter, each used like a parameter of its own: views, and rows chosen by a constant index."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, final
 
@@ -39,7 +40,7 @@ def region_of(function: Callable[..., Any], args: tuple[Any, ...], result: Tenso
     """Find the elements that a function has chosen from a parameter; None where it did anything else."""
     if result._base is parameter:  # noqa: SLF001 - torch has no public name for it
         size, stride = result.shape, result.stride()
-        offset, span = result.storage_offset() - parameter.storage_offset(), 1
+        offset, span = int(result.storage_offset()) - int(parameter.storage_offset()), 1
         for step, length in sorted(zip(stride, size, strict=True)):
             if length > 1 and step < span:
                 return None  # an element twice
@@ -63,4 +64,4 @@ def apart(regions: Iterable[Region | None]) -> bool:
     """Say whether regions of one parameter are equal or disjoint."""
     known = {region for region in regions if region is not None}
     ordered = sorted(known, key=lambda region: region.start)
-    return all(a.stop <= b.start for a, b in zip(ordered, ordered[1:], strict=False))
+    return all(a.stop <= b.start for a, b in itertools.pairwise(ordered))

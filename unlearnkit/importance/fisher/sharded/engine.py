@@ -42,7 +42,7 @@ class Sending(Guide):
     """
 
     def __init__(self, plan: CallPlan, samples: int, totals: Totals, leaves: Leaves, *, real: bool = True) -> None:
-        self._totals, self._leaves, self._real, self.samples = totals, leaves, real, samples
+        self._totals, self._leaves, self._real = totals, leaves, real
         part = Part(rows=slice(0, samples), sums=Sums(squares=totals))
         self.inner = Accumulation(plan, samples, [part], totals, named=leaves.tensors, guide=self)
         self._at_end = _late(plan)
