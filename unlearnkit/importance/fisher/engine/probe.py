@@ -397,9 +397,14 @@ def discover(
 
 def _attributes(model: nn.Module) -> Iterator[Tensor]:
     """List the tensors in plain attributes of modules, also in dictionaries and lists."""
-    for module in model.modules():
-        for value in vars(module).values():
-            yield from (t for t in tensors(value) if not t.requires_grad)
+    waiting, seen = list[Any](map(vars, model.modules())), set[int]()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor) and not value.requires_grad:
+            yield value
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else value
 
 
 def _opaque(losses: Tensor, named: Mapping[str, Tensor], steps: Iterable[Step]) -> bool:
