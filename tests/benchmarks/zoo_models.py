@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unlearnkit import Objective
 from unlearnkit.data.batches import map_tensors
 
-LENGTH, VOCABULARY, CLASSES = 16, 64, 5
+LENGTH, VOCABULARY, CLASSES = 12, 64, 5
 NARROW = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,

@@ -1,5 +1,6 @@
 """Receives the gradients of claimed layers and adds their squares; those of shared weights wait for the end."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from unlearnkit.importance.fisher.engine.call_plan import CallPlan, Step, UnprovenError
 from unlearnkit.importance.fisher.engine.interceptor import Gradients, Guide, Interceptor, Seen, Sink
 from unlearnkit.importance.fisher.engine.per_sample_fallback import QUIET
+from unlearnkit.importance.fisher.engine.regions import Region, apart
 from unlearnkit.importance.fisher.engine.rule import Call, Rule
 from unlearnkit.importance.fisher.engine.totals import Part, Slot, Totals
 
@@ -70,7 +72,7 @@ class Accumulation(Guide):
         self._uses: list[_Use] = []
         self._surprises: list[tuple[Step, Tensor]] = []  # looked at once, because a look makes a device wait
         self.interceptor = Interceptor(named, guide or self)
-        self._derived = self.interceptor.derived
+        self._derived, self._regions = self.interceptor.derived, self.interceptor.regions
 
     def step(self, seen: Seen) -> Step | None:
         """Return the next step of the plan when it is this call, and move on."""
@@ -108,7 +110,12 @@ class Accumulation(Guide):
         groups, self._uses = _together(self._uses, self._derived), []
         with torch.no_grad():
             while groups:
-                self._add_together(groups.pop(0))  # whose gradients are given back before the next are joined
+                names, parts = self._split(groups.pop(0))
+                while parts:
+                    self._add_together(*parts.pop(0))  # whose gradients are given back before the next are joined
+                for part in (part for part in self.parts if part.wants(names)):
+                    for name in sorted(names):
+                        part.complete(name)
 
     def close(self) -> None:
         """Free what the pass left.
@@ -117,7 +124,7 @@ class Accumulation(Guide):
         cycle, which would keep all of it until Python next collects garbage.
         """
         self._uses, self._surprises = [], []
-        del self.interceptor, self._derived
+        del self.interceptor, self._derived, self._regions
 
     def receive(self, step: Step, call: Call, gradients: Gradients, labels: Mapping[str, str | None]) -> None:
         """Add what the gradients of a call's results say of its parameters, or keep it for `finish`."""
@@ -169,25 +176,46 @@ class Accumulation(Guide):
         work = self.samples * (slot.numel + use.rule.work(use.g, use.call)) * slot.dtype.itemsize
         return slot.numel <= _SMALL and work <= self._totals.memory
 
-    def _add_together(self, uses: list[_Use]) -> None:
-        slots = [self._totals.slot(name) for name in sorted({name for use in uses for name in self._bases(use.label)})]
-        work = self._work(uses, slots)
-        for part in (part for part in self.parts if part.wants(frozenset(slot.name for slot in slots))):
+    def _split(self, uses: list[_Use]) -> tuple[frozenset[str], list[tuple[list[_Use], Region | None]]]:
+        """Set uses of disjoint regions of one parameter apart: each is a parameter of its own."""
+        names = frozenset[str]().union(*(self._bases(use.label) for use in uses))
+        if len(names) > 1 or not all(use.label in self._regions for use in uses):
+            return names, [(uses, None)]
+        found = [self._regions[use.label] for use in uses]
+        if not apart(found):
+            return names, [(uses, None)]
+        each = [(region, [u for u in uses if self._regions[u.label] == region]) for region in dict.fromkeys(found)]
+        # One label for all, so that they count as uses of one weight.
+        return names, [([attrs.evolve(u, label=mine[0].label) for u in mine], region) for region, mine in each]
+
+    def _add_together(self, uses: list[_Use], region: Region | None) -> None:
+        names = frozenset[str]().union(*(self._bases(use.label) for use in uses))
+        slots = [self._totals.slot(name) for name in sorted(names)]
+        if region is not None:
+            slots = [slots[0].of(region)]
+        work = self._work(uses, slots, region)
+        for part in (part for part in self.parts if part.wants(names)):
             for cut in slots[0].chunks(part.rows.stop - part.rows.start, work):
                 rows = slice(part.rows.start + cut.start, part.rows.start + cut.stop)
-                self._add_chunk(_merged([use.of(rows) for use in uses]), part)
-            for slot in slots:
-                part.complete(slot.name)
+                self._add_chunk(_merged([use.of(rows) for use in uses]), part, region)
 
-    def _work(self, uses: list[_Use], slots: list[Slot]) -> int:
+    def _work(self, uses: list[_Use], slots: list[Slot], region: Region | None) -> int:
         waiting = sum(use.size for use in uses)
-        if len({use.kind for use in uses}) == 1 and uses[0].label not in self._derived:
+        if len({use.kind for use in uses}) == 1 and (uses[0].label not in self._derived or region is not None):
             return waiting  # one use with more rows: no gradient of a whole weight is formed
         made = sum(self._derived[u.label][0].numel() for u in uses if u.label in self._derived)
         formed = _ADDED * sum(slot.numel for slot in slots)
         return max(waiting, max(use.rule.work(use.g, use.call) for use in uses) + made + formed)
 
-    def _add_chunk(self, uses: list[_Use], part: Part) -> None:
+    def _add_chunk(self, uses: list[_Use], part: Part, region: Region | None) -> None:
+        if region is not None:
+            slot = part.sums.slot(next(iter(self._bases(uses[0].label)))).of(region)
+            if len(uses) == 1:
+                uses[0].rule.add_squares(uses[0].role, uses[0].g, uses[0].call, slot)
+            else:
+                each = (use.rule.per_sample(use.role, use.g, use.call) for use in uses)
+                slot.add(functools.reduce(torch.add, (g.reshape(len(g), *region.shape) for g in each)))
+            return
         if len(uses) == 1 and uses[0].label not in self._derived:
             _hand_on(uses[0], part)
             return

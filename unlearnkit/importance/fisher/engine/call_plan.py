@@ -143,11 +143,14 @@ class Step:
     rule: Rule | None = None
     shapes: tuple[tuple[int, ...], ...] = ()
     layouts: tuple[Rows | None, ...] = ()
+    samples: int = 0
+    """How many there were when the shapes were seen."""
 
     @property
     def inputs(self) -> Rows | None:
         """Layout of what the rule saves: that of its one result, or samples first."""
-        return self.layouts[0] if len(self.layouts) == 1 else Layout(order=Order.MAJOR, rows=1)
+        moved = self.rule is not None and self.rule.moves
+        return Layout(order=Order.MAJOR, rows=1) if moved else self.layouts[0]
 
     def describe(self) -> str:
         return f"{name_of(self.function)} of {' and '.join(self.names) or 'no parameter'}"
@@ -160,7 +163,8 @@ class Step:
         for t, shape, layout in zip(found, self.shapes, self.layouts, strict=True):
             head = layout.length(samples) if layout is not None else tuple(t.shape)
             expected = (*head, *shape[len(head) :])
-            if layout is not None and tuple(t.shape) != expected:
+            among = tuple(samples if size == self.samples else size for size in expected[len(head) :])  # of each other
+            if layout is not None and tuple(t.shape) not in {expected, (*head, *among)}:
                 raise UnprovenError(f"{self.describe()}: expected an output of shape {expected}, saw {tuple(t.shape)}")
 
 

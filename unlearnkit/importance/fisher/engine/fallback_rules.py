@@ -25,7 +25,7 @@ def expansion(function: Callable[..., Any], theta: Tensor, y: Any, samples: int)
     if function not in _EXPANDING or not isinstance(y, Tensor) or samples == 1:
         return None
     shape, seen = tuple(theta.shape), tuple(y.shape)
-    if seen[0] == samples and _without_ones(seen[1:]) == _without_ones(shape):
+    if seen[0] == samples and _spread(theta, y.dim(), seen[1:]) is not None:
         return ExpandRule()
     if theta.dim() and seen == (samples * shape[0], *shape[1:]):
         return RepeatRule()
@@ -34,9 +34,13 @@ def expansion(function: Callable[..., Any], theta: Tensor, y: Any, samples: int)
     return None
 
 
-def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    leading = next((i for i, size in enumerate(shape) if size != 1), len(shape))
-    return shape[leading:]
+def _spread(theta: Tensor, dims: int, over: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the shape that θ has beside the samples, if it broadcasts to the shape of one sample."""
+    shape = tuple(theta.shape)
+    if len(shape) >= dims and shape[0] != 1:
+        return None
+    own = (1,) * (dims - 1 - len(shape)) + shape[max(0, len(shape) - dims + 1) :]
+    return own if all(size in {1, wide} for size, wide in zip(own, over, strict=True)) else None
 
 
 class _Expansion(Rule):
@@ -53,8 +57,11 @@ class ExpandRule(_Expansion):
     """y_n = θ for every sample n, so ∂ℓ_n/∂θ = g_n."""
 
     def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
-        del role, call
-        return g.sum(1)
+        theta = call.weights[role]
+        shape = _spread(theta, g.dim() - 1, tuple(g.shape[2:])) if theta is not None else None
+        assert shape is not None, "as when the rule was chosen"
+        found: Tensor = g[:, 0].sum_to_size(len(g), *shape)
+        return found
 
 
 @final
@@ -168,9 +175,10 @@ class AnyFunction(Rerun):
 
 @final
 class SeveralResults(Rerun):
-    """A function with several results, each with the samples in a place of its own."""
+    """A function whose results and arguments have their samples in dimension 0 or 1, each in a place of its own."""
 
     free_rows: ClassVar[bool] = True
+    moves: ClassVar[bool] = True
 
     def axis(self, t: Tensor) -> int | None:
         """Take dimension 0 or 1, whichever has one entry per sample; no guess, which could crash unchecked code."""

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from unlearnkit.data.batches import map_tensors
 from unlearnkit.importance.fisher.engine.call_plan import Action, Step, UnprovenError, results
 from unlearnkit.importance.fisher.engine.recurrent_cells import hindrance, written_out
+from unlearnkit.importance.fisher.engine.regions import Region, region_of
 from unlearnkit.importance.fisher.engine.rule import Call, Rule, rule_for
 from unlearnkit.models.norm_gradients import fix_norm_gradient
 from unlearnkit.models.objective import Objective, check_losses
@@ -120,7 +121,8 @@ class Seen:
 class Guide(abc.ABC):
     """Decides what happens to each intercepted call, and receives the gradients of claimed calls."""
 
-    samples: int
+    data_rows: int = 0
+    """Rows by which a tensor that came from an autograd function counts as data; 0 where a plan says what it is."""
 
     @abc.abstractmethod
     def step(self, seen: Seen) -> Step | None:
@@ -152,6 +154,9 @@ class Interceptor(TorchFunctionMode):
         """Whether a parameter was used without gradients, as in a checkpoint that runs its segment again later."""
         self.anchor = torch.zeros((), device=next(iter(named.values())).device, requires_grad=True)
         self.derived: dict[str, tuple[Tensor, frozenset[str]]] = {}
+        self.regions: dict[str, Region] = {}
+        """Which of `derived` are a part of one parameter."""
+        self._named = named
 
     def label(self, tensor: Tensor | None) -> str | None:
         return None if tensor is None else self._labels.get(id(tensor))
@@ -181,7 +186,7 @@ class Interceptor(TorchFunctionMode):
             result = func(*args, **kwargs)
             fix_norm_gradient(func, result)
             if not self._recomputing:
-                self._guide.passed(func, args, tensors, result)
+                self._guide.passed(func, (*args, *kwargs.values()), tensors, result)
             return result
         if not torch.is_grad_enabled():
             self.unseen = True
@@ -219,13 +224,17 @@ class Interceptor(TorchFunctionMode):
         for tensor in _tensors([result, edited]):
             if tensor.requires_grad and (id(tensor) not in self._labels or tensor is edited):
                 self._derived_of(tensor, bases)
+                base = self._named.get(next(iter(bases))) if len(bases) == 1 and tensor is not edited else None
+                region = region_of(seen.function, seen.args, tensor, base) if base is not None else None
+                if region is not None:
+                    self.regions[self._labels[id(tensor)]] = region
         return result
 
     def _adopts(self, tensor: Tensor) -> bool:
         """Label what an autograd function, which nobody sees called, has made of parameters alone."""
         if not _foreign(tensor.grad_fn):
             return False
-        if tensor.dim() and tensor.shape[0] == self._guide.samples:  # of data without gradients as well
+        if tensor.dim() and tensor.shape[0] == self._guide.data_rows:  # of data without gradients as well
             return False
         names, waiting = set[str](), list[Any]([tensor.grad_fn])
         while waiting:

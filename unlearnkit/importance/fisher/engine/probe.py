@@ -64,6 +64,7 @@ class Discovery(Guide):
 
     def __init__(self, samples: int, constants: Iterable[Tensor], plan: CallPlan | None = None) -> None:
         self.samples, self._plan = samples, plan
+        self.data_rows = samples if plan is None else 0
         self._constants: dict[int, Tensor] = {id(t): t for t in constants}
         self._fixed = frozenset(self._constants)
         self._without_data = False
@@ -104,7 +105,8 @@ class Discovery(Guide):
         if not found:
             raise UnprovenError(f"{step.describe()}: it returns a {type(y).__name__} without floating tensors")
         index, unknown = len(self.steps) - 1, (None,) * len(found)
-        self.steps[index] = attrs.evolve(step, shapes=tuple(tuple(t.shape) for t in found), layouts=unknown)
+        shapes = tuple(tuple(t.shape) for t in found)
+        self.steps[index] = attrs.evolve(step, shapes=shapes, layouts=unknown, samples=self.samples)
         self.precisions.update(t.dtype for t in found)
         scaled: list[list[Tensor | None]] = []
         rows = 2 if step.rule is not None and step.rule.free_rows else 1
@@ -171,7 +173,7 @@ class Discovery(Guide):
             raise UnprovenError(f"{_step(Action.CLAIM, seen).describe()}: no rule covers it")
         if not results(result) or any(t is held for t in results(result) for held in seen.tensors):
             return None
-        if not isinstance(result, Tensor):
+        if not isinstance(result, Tensor) or (result.dim() > 1 and result.shape[1] == self.samples != result.shape[0]):
             return _step(Action.CLAIM, seen, SeveralResults(seen, self.samples))
         return _step(Action.CLAIM, seen, AnyFunction(seen, result.shape[0] if result.dim() else 0))
 
@@ -309,9 +311,14 @@ def discover(
 
 def _attributes(model: nn.Module) -> Iterator[Tensor]:
     """List the tensors in plain attributes of modules, also in dictionaries and lists."""
-    for module in model.modules():
-        for value in vars(module).values():
-            yield from (t for t in tensors(value) if not t.requires_grad)
+    waiting, seen = list[Any](map(vars, model.modules())), set[int]()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor) and not value.requires_grad:
+            yield value
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else value
 
 
 def _opaque(losses: Tensor, named: Mapping[str, Tensor], steps: Iterable[Step]) -> bool:

@@ -64,6 +64,8 @@ class Rule(abc.ABC):
     free_rows: ClassVar[bool] = False
     """Whether all leading dimensions are alike and the gradients of their rows add up, so that the batch may stand in
     dimension 1, and calls with one weight and no options may be joined to one call with more rows."""
+    moves: ClassVar[bool] = False
+    """Whether `bind` has moved the samples of what it saves to dimension 0, wherever they stand in the result."""
     converts: ClassVar[bool] = True
     """Whether ``g`` and the saved tensors are to come in the dtype of the totals."""
     fresh: ClassVar[bool] = False

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unlearnkit.importance.fisher.engine.kernel import Finish, KernelOperands, KernelPlan, KernelSet, SumBuffers
+from unlearnkit.importance.fisher.engine.regions import Region
 from unlearnkit.models.parameters import wide
 
 ALL = "all samples"
@@ -158,6 +159,11 @@ class Slot:
     dtype: torch.dtype
     absolute: Totals | None = None
     signed: Totals | None = None
+    region: Region | None = None
+
+    def of(self, region: Region) -> "Slot":
+        """Return where the gradients of a part of the parameter go."""
+        return attrs.evolve(self, region=region, shape=region.shape)
 
     @property
     def numel(self) -> int:
@@ -176,6 +182,10 @@ class Slot:
             yield slice(start, min(start + step, samples))
 
     def into(self, layout: str, shape: tuple[int, ...], finish: Finish) -> SumBuffers:
+        region, parameter = self.region, self.totals.parameter(self.name)
+        if region is not None:
+            layout, of_part = f"{layout} of {region.key}", finish
+            finish = lambda buffer: region.place(of_part(buffer), parameter)  # noqa: E731
         squares, *rest = (
             None if totals is None else totals.buffer(self.name, layout, shape, finish)
             for totals in (self.totals, self.absolute, self.signed)

@@ -4,7 +4,7 @@ from unlearnkit.importance.fisher.engine.rule import Rule
 from unlearnkit.importance.fisher.rules.convolution import ConvolutionRule, TransposedConvolutionRule
 from unlearnkit.importance.fisher.rules.elementwise import AddRule, DivideRule, MultiplyRule, PReLURule, SubtractRule
 from unlearnkit.importance.fisher.rules.embedding import EmbeddingBagRule, EmbeddingRule
-from unlearnkit.importance.fisher.rules.linear import LinearRule, MatmulRule
+from unlearnkit.importance.fisher.rules.linear import GroupedRule, LinearRule, MatmulRule
 from unlearnkit.importance.fisher.rules.normalisation import (
     BatchNormRule,
     GroupNormRule,
@@ -16,6 +16,7 @@ from unlearnkit.importance.fisher.rules.normalisation import (
 BUILTIN: tuple[Rule, ...] = (
     LinearRule(),
     MatmulRule(),
+    GroupedRule(),
     ConvolutionRule(),
     TransposedConvolutionRule(),
     BatchNormRule(),

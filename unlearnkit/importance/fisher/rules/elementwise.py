@@ -13,6 +13,7 @@ from unlearnkit.importance.fisher.engine.rule import Call, Rule
 class _Broadcast(Rule):
     """y = x ∘ θ with broadcasting: ∂ℓ_n/∂θ is the sum of g_n · ∂y/∂θ over the positions that share an element of θ."""
 
+    free_rows: ClassVar[bool] = True
     saves_data: ClassVar[bool] = True
     """Whether ∂y/∂θ depends on x."""
 
@@ -36,7 +37,8 @@ class _Broadcast(Rule):
     def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
         theta = call.weights[role]
         assert theta is not None, "a role with a gradient has a weight"
-        # g has one dimension more than y: (n, k, …) for y of (n·k, …); θ is aligned at the right.
+        # g has one dimension more than y: (n, k, …) for y of (n·k, …), or as many for y of (k, n, …); θ is aligned at
+        # the right.
         shape = (1,) * (g.dim() - 1 - theta.dim()) + tuple(theta.shape)
         if shape[0] != 1:
             raise RuntimeError(f"expected a parameter that every sample shares, saw shape {tuple(theta.shape)}")

@@ -85,6 +85,26 @@ class MatmulRule(_Product):
         return a, g
 
 
+@final
+class GroupedRule(Rule):
+    """Rows sorted by expert, each multiplied with the matrix of its expert: Σ_t a_t g_tᵀ over the rows of each."""
+
+    functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.grouped_mm, torch._grouped_mm)  # noqa: SLF001 - its old name
+
+    def bind(self, a: Tensor, b: Tensor, *, offs: Tensor | None = None, **rest: Any) -> Call | None:
+        if offs is None or a.dim() != 2 or b.dim() != 3 or any(value is not None for value in rest.values()):
+            return None
+        rows = torch.arange(len(a), dtype=offs.dtype, device=offs.device)
+        return Call(weights={"weight": b}, saved=(a, torch.searchsorted(offs, rows, right=True)), options=len(b))
+
+    def per_sample(self, role: str, g: Tensor, call: Call) -> Tensor:
+        """Return the products of each expert, shape (n, experts, I, O)."""
+        del role
+        a, expert = call.saved
+        each = ((expert == e).unsqueeze(-1) for e in range(call.options))
+        return torch.stack([torch.bmm((a * mine).transpose(1, 2), g) for mine in each], 1)
+
+
 def add_outer(slot: Slot, g: Tensor, a: Tensor) -> None:
     """Add Σ_n (Σ_t g_nt a_ntᵀ)²; shapes (n, T, O) and (n, T, I)."""
     if not g.numel() or not a.numel():
