@@ -1,5 +1,6 @@
 """Records the calls of a forward pass, and which rows of each belong to which sample."""
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar, final
@@ -67,6 +68,7 @@ class Discovery(Guide):
         self.data_rows = samples if plan is None else 0
         self._constants: dict[int, Tensor] = {id(t): t for t in constants}
         self._fixed = frozenset(self._constants)
+        self._per_sample: dict[int, weakref.ref[Tensor]] = {}  # made of constants, with a row for each sample
         self._without_data = False
         self.steps: list[Step] = []
         self.accumulation: Accumulation | None = None
@@ -129,11 +131,12 @@ class Discovery(Guide):
         return watch
 
     def passed(self, function: Callable[..., Any], args: tuple[Any, ...], tensors: list[Tensor], result: Any) -> None:
-        if all(map(self._constant, tensors)):
+        if all(map(self._made_of_constants, tensors)):
             self._remember(result)
             return
         if in_place(function) and tensors and id(tensors[0]) not in self._fixed:
             self._constants.pop(id(tensors[0]), None)
+            self._per_sample.pop(id(tensors[0]), None)
         if self._data_rows.watch(function, args, tensors, self._constant):
             self._data_rows.add([result, tensors[0] if in_place(function) else None])
         else:
@@ -155,10 +158,18 @@ class Discovery(Guide):
     def _is_data(self, t: Tensor) -> bool:
         return not self._constant(t) and (t.dim() > 0 or t.is_floating_point())  # a number has no rows of samples
 
+    def _made_of_constants(self, t: Tensor) -> bool:
+        known = self._per_sample.get(id(t))
+        return self._constant(t) or (known is not None and known() is t)
+
     def _remember(self, result: Any) -> None:
         for t in result if isinstance(result, tuple | list) else (result,):
+            if not isinstance(t, Tensor) or t.requires_grad:
+                continue
             # A state that starts at zero for every sample has one row per sample, as data has.
-            if isinstance(t, Tensor) and not t.requires_grad and not (t.dim() and t.shape[0] == self.samples):
+            if t.dim() and t.shape[0] == self.samples:
+                self._per_sample[id(t)] = weakref.ref(t)
+            else:
                 self._constants[id(t)] = t
 
     def _mixed(self, seen: Seen) -> Step | None:
