@@ -59,14 +59,18 @@ class Discovery(Guide):
     """Records what happens to each call, and derives which rows belong to which sample.
 
     A call is claimed when it mixes parameters with data. Tensors are data unless they are parameters, constants, or
-    were made of these alone: whatever is not known counts as data, which can only cost speed. With a plan the calls are
-    those of the plan, and only the rows are derived.
+    were made of these alone: what is not known counts as data, which can only cost speed. An index of unknown origin,
+    such as one that a function keeps, does not, unless it has one row per sample. With a plan the calls are those of
+    the plan, and only the rows are derived.
     """
 
-    def __init__(self, samples: int, constants: Iterable[Tensor], plan: CallPlan | None = None) -> None:
+    def __init__(
+        self, samples: int, constants: Iterable[Tensor], batch: Iterable[Tensor], plan: CallPlan | None = None
+    ) -> None:
         self.samples, self._plan = samples, plan
         self.data_rows = samples if plan is None else 0
-        self._constants: dict[int, Tensor] = {id(t): t for t in constants}
+        self._made_of_data: dict[int, weakref.ref[Tensor]] = {id(t): weakref.ref(t) for t in batch}
+        self._constants: dict[int, Tensor] = {id(t): t for t in constants if id(t) not in self._made_of_data}
         self._fixed = frozenset(self._constants)
         self._per_sample: dict[int, weakref.ref[Tensor]] = {}  # made of constants, with a row for each sample
         self._without_data = False
@@ -93,8 +97,8 @@ class Discovery(Guide):
             step = self._plan.at(len(self.steps), seen.function, seen.names)
         else:
             tracked = {id(t) for t in seen.tracked}
-            tensors = seen.tensors[:1] if getattr(seen.function, "__name__", "") in _AS else seen.tensors
-            mixed = any(id(t) not in tracked and self._is_data(t) for t in tensors)
+            given = seen.tensors[:1] if getattr(seen.function, "__name__", "") in _AS else seen.tensors
+            mixed = any(id(t) not in tracked and self._is_data(t) for t in given)
             self._without_data = not mixed
             step = self._mixed(seen) if mixed else self._alone(seen)
         if step is not None:
@@ -130,17 +134,19 @@ class Discovery(Guide):
 
         return watch
 
-    def passed(self, function: Callable[..., Any], args: tuple[Any, ...], tensors: list[Tensor], result: Any) -> None:
-        if all(map(self._made_of_constants, tensors)):
+    def passed(self, function: Callable[..., Any], args: tuple[Any, ...], given: list[Tensor], result: Any) -> None:
+        if not any(self._is_data(t) and not _holds(self._per_sample, t) for t in given):
             self._remember(result)
             return
-        if in_place(function) and tensors and id(tensors[0]) not in self._fixed:
-            self._constants.pop(id(tensors[0]), None)
-            self._per_sample.pop(id(tensors[0]), None)
-        if self._data_rows.watch(function, args, tensors, self._constant):
-            self._data_rows.add([result, tensors[0] if in_place(function) else None])
+        changed = [result, given[0]] if in_place(function) and given else [result]
+        if len(changed) > 1 and id(given[0]) not in self._fixed:
+            self._constants.pop(id(given[0]), None)
+            self._per_sample.pop(id(given[0]), None)
+        self._made_of_data |= {id(t): weakref.ref(t) for t in tensors(changed)}
+        if self._data_rows.watch(function, args, given, self._constant):
+            self._data_rows.add(changed)
         else:
-            self._follow(tensors, [result, tensors[0] if in_place(function) and tensors else None])
+            self._follow(given, changed)
 
     def returned(self, tensors: list[Tensor], result: Any) -> None:
         if self._without_data:
@@ -156,11 +162,9 @@ class Discovery(Guide):
         return id(t) in self._constants
 
     def _is_data(self, t: Tensor) -> bool:
-        return not self._constant(t) and (t.dim() > 0 or t.is_floating_point())  # a number has no rows of samples
-
-    def _made_of_constants(self, t: Tensor) -> bool:
-        known = self._per_sample.get(id(t))
-        return self._constant(t) or (known is not None and known() is t)
+        if self._constant(t) or t.is_floating_point() or t.is_complex():
+            return not self._constant(t)
+        return t.dim() > 0 and (t.shape[0] == self.samples or _holds(self._made_of_data, t))
 
     def _remember(self, result: Any) -> None:
         for t in result if isinstance(result, tuple | list) else (result,):
@@ -244,6 +248,10 @@ class Discovery(Guide):
             raise UnprovenError(f"{step.describe()}: {unproven}") from None
 
 
+def _holds(known: Mapping[int, weakref.ref[Tensor]], t: Tensor) -> bool:
+    return id(t) in known and known[id(t)]() is t
+
+
 def _covers(rule: Rule, seen: Seen) -> bool:
     call = rule.bind(*seen.args, **seen.kwargs)
     if call is None:
@@ -287,9 +295,8 @@ def discover(
     With an accumulation the last backward pass adds the squares too. `begin` is called when the forward pass is over.
     """
     samples = batch_size(batch)
-    given = {id(t) for t in tensors(batch)}
     fixed = [*buffers(model).values(), *(p for p in model.parameters() if not p.requires_grad), *_attributes(model)]
-    guide = Discovery(samples, [t for t in fixed if id(t) not in given], plan)
+    guide = Discovery(samples, fixed, tensors(batch), plan)
     adding = accumulation(guide) if accumulation is not None else None
     guide.accumulation = adding
     interceptor = adding.interceptor if adding is not None else Interceptor(named, guide)
