@@ -99,7 +99,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
             row["error32"] = f"{error(dict(found.totals), expected):.1e}" if expected else ""
             del expected, found
             row |= _times(one, batch, rounds)
-        except UnlearnKitError as refusal:
+        except (UnlearnKitError, RuntimeError) as refusal:
             row["refused"] = f"{type(refusal).__name__}: {refusal}"
     said = [str(w.message) for w in caught]
     row["slow"] = "; ".join(dict.fromkeys(s for text in said for m in NO_RULE.findall(text) for s in m.split("; ")))
