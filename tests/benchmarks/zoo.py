@@ -41,6 +41,8 @@ COLUMNS = (
     "seconds",
 )
 SAMPLES, BATCH = 4, 16
+EXACT = 1e-6  # some libraries compute norms in float32 whatever the dtype of the weights
+TABLES = "<!-- by python -m tests.benchmarks.zoo --page -->"
 NO_RULE = re.compile(r"no rule for (.*): differentiated", re.DOTALL)
 WHOLE = re.compile(r"keep its samples apart at (.*): going on with", re.DOTALL)
 
@@ -97,7 +99,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
             row["error32"] = f"{error(dict(found.totals), expected):.1e}" if expected else ""
             del expected, found
             row |= _times(one, batch, rounds)
-        except UnlearnKitError as refusal:
+        except (UnlearnKitError, RuntimeError) as refusal:
             row["refused"] = f"{type(refusal).__name__}: {refusal}"
     said = [str(w.message) for w in caught]
     row["slow"] = "; ".join(dict.fromkeys(s for text in said for m in NO_RULE.findall(text) for s in m.split("; ")))
@@ -128,6 +130,39 @@ def _times(one: Made, batch: Any, rounds: int) -> dict[str, str]:
     }
 
 
+def page(rows: list[dict[str, Any]]) -> str:
+    """Return the tables of the page: one line for each library, what is not plain, and one line for each model."""
+    libraries = list(dict.fromkeys(row["model"].partition(":")[0] for row in rows))
+    lines = ["| library | models | exact | refused | whole-model fall-back | a function alone, one sample at a time "]
+    lines[0] += "| × plain, median | most |"
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for library in [*libraries, "all"]:
+        mine = [row for row in rows if library in {"all", row["model"].partition(":")[0]}]
+        ratios = [float(row["ratio"]) for row in mine if row["ratio"]]
+        counts = (
+            len(mine),
+            sum(map(exact, mine)),
+            *(sum(bool(row[c]) for row in mine) for c in ("refused", "whole", "slow")),
+        )
+        cells = (library, *counts, f"{statistics.median(ratios):.2f}", f"{max(ratios):.2f}")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += ["", "What falls back or is refused:", "", "| model | what | why |", "|---|---|---|"]
+    kinds = {"refused": "refused", "whole": "whole model", "slow": "that function"}
+    for row in rows:
+        said = [(words, " ".join(row[c].split())[:160].replace("|", "/")) for c, words in kinds.items() if row[c]]
+        lines += [f"| {row['model']} | {words} | `{why}` |" for words, why in said]
+    lines += ["", "| model | weights | error, float64 | error, float32 | plain, ms | × plain | first batch, × plain |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for row in rows:
+        cells = [row[c] or "–" for c in ("model", "weights", "error64", "error32", "plain_ms", "ratio", "first")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def exact(row: dict[str, Any]) -> bool:
+    return float(row["error64"] or row["error32"] or 1) < EXACT
+
+
 def _seconds(run: Callable[[], None]) -> float:
     start = time.process_time()
     run()
@@ -140,8 +175,15 @@ def main() -> None:
     parser.add_argument("--only", default="", help="regular expression: which models")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--page", type=Path, help="write the tables of this page from the CSV file, and measure nothing"
+    )
     parser.add_argument("--again", action="store_true", help="measure what is in the CSV file again")
     args = parser.parse_args()
+    if args.page:
+        before = args.page.read_text(encoding="utf-8").partition(TABLES)[0]
+        args.page.write_text(before + TABLES + "\n\n" + page(_read(args.csv)), encoding="utf-8")
+        return
     torch.set_num_threads(args.threads)
     args.csv.parent.mkdir(parents=True, exist_ok=True)
     rows = {row["model"]: row for row in _read(args.csv)}

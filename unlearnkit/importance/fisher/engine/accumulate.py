@@ -155,11 +155,13 @@ class Accumulation(Guide):
                 self._add(use)
 
     def _wanted(self, label: str) -> list[Part]:
+        if all(part.only is None for part in self.parts):
+            return self.parts
         return [part for part in self.parts if part.wants(self._bases(label))]
 
     def _add(self, use: _Use) -> None:
         parts = self._wanted(use.label)
-        kept = [part for part in parts if part.take is None]
+        kept = [part for part in parts if part.take is None] if len(parts) > 1 else []
         shared_out = len(kept) > 1 and self._small(use)
         if shared_out:
             per_sample = use.rule.per_sample(use.role, use.g, use.call)

@@ -162,10 +162,12 @@ class Step:
             raise UnprovenError(f"{self.describe()}: expected {len(self.shapes)} outputs, saw {len(found)}")
         for t, shape, layout in zip(found, self.shapes, self.layouts, strict=True):
             head = layout.length(samples) if layout is not None else tuple(t.shape)
-            expected = (*head, *shape[len(head) :])
-            among = tuple(samples if size == self.samples else size for size in expected[len(head) :])  # of each other
-            if layout is not None and tuple(t.shape) not in {expected, (*head, *among)}:
-                raise UnprovenError(f"{self.describe()}: expected an output of shape {expected}, saw {tuple(t.shape)}")
+            expected, mine = (*head, *shape[len(head) :]), tuple(t.shape)
+            if layout is None or mine == expected:
+                continue
+            among = (samples if size == self.samples else size for size in shape[len(head) :])  # logits of pairs
+            if mine != (*head, *among):
+                raise UnprovenError(f"{self.describe()}: expected an output of shape {expected}, saw {mine}")
 
 
 @final

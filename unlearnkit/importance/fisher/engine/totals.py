@@ -48,6 +48,7 @@ class Totals:
     ) -> None:
         self._named = dict(named)
         self._double = double
+        self._dtypes = {name: torch.float64 if double else wide(p.dtype) for name, p in named.items()}
         self.memory = memory
         self._compensated = compensated
         self.kernels = kernels
@@ -60,7 +61,7 @@ class Totals:
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype in which a parameter's gradients are squared and added."""
-        return torch.float64 if self._double else wide(self._named[name].dtype)
+        return self._dtypes[name]
 
     def parameter(self, name: str) -> Tensor:
         return self._named[name]
@@ -272,9 +273,12 @@ class Sums:
     squares: Totals
     absolute: Totals | None = None
     signed: Totals | None = None
+    _slots: dict[str, Slot] = attrs.field(factory=dict, init=False)
 
     def slot(self, name: str) -> Slot:
-        return self.squares.slot(name, absolute=self.absolute, signed=self.signed)
+        if name not in self._slots:
+            self._slots[name] = self.squares.slot(name, absolute=self.absolute, signed=self.signed)
+        return self._slots[name]
 
     def receive(self, name: str, per_sample: Tensor) -> None:
         self.slot(name).add(per_sample)
