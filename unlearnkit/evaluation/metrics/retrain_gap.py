@@ -92,19 +92,15 @@ class Gap:
 def gap_to_retrain(value: float, retrained: Sequence[float]) -> Gap:
     """Compare a number of the unlearned model, any unit, with that of each retrained model: (v − mean(r))/sd(r).
 
-    Forget accuracy 0 is no success where retrained models have 0.72. The result has ``mean`` and ``sd`` (over n − 1) of
-    the retrained models, ``delta`` = value − mean, and ``sds`` = delta/sd: None with fewer than three models, or equal
-    values, and ``reason`` says why.
+    The result has ``mean`` and ``sd`` (over n − 1) of the retrained models, ``delta`` = value − mean, and ``sds`` =
+    delta/sd: None with fewer than three models, or equal values, and ``reason`` says why.
 
-    Source: the z-score; that "close to retrained" and not "low" is the goal: Chundawat et al. 2023; Triantafillou et
-    al. 2024 (Are we making progress in unlearning?).
+    Source: the z-score; "close to retrained", not "low", is the goal: Chundawat et al. 2023; Triantafillou et al. 2024.
 
     Example:
         >>> gap = gap_to_retrain(0.0, [0.70, 0.72, 0.74])
         >>> round(gap.delta, 3), round(gap.sds, 3)
         (-0.72, -36.0)
-        >>> gap_to_retrain(0.0, [0.72]).reason
-        'a standard deviation needs at least 3 retrained models, saw 1'
     """
     value = float(floats([value], what="value", dimensions=1)[0])
     if not len(retrained):
@@ -114,8 +110,7 @@ def gap_to_retrain(value: float, retrained: Sequence[float]) -> Gap:
     delta = value - mean
     found = Gap(value=value, mean=mean, models=count, delta=delta)
     if count < ENOUGH:
-        why = f"a standard deviation needs at least {ENOUGH} retrained models, saw {count}"
-        return attrs.evolve(found, reason=why)
+        return attrs.evolve(found, reason=f"a standard deviation needs at least {ENOUGH} retrained models, saw {count}")
     if np.ptp(known) == 0:  # their sd can be above 0, by a rounded mean
         why = f"all {count} retrained models have the same value: the gap has no unit"
         return attrs.evolve(found, sd=0.0, reason=why)

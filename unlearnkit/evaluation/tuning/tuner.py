@@ -139,8 +139,9 @@ class Tuner:
             validation=validation,
             target=target,
             original=_scores(model, validation, objective),
+            progress=progress,
         )
-        candidates = self._search(trials, progress, together=together)
+        candidates = self._search(trials, together=together)
         chosen = max((c for c in candidates if c.feasible), key=lambda c: c.order, default=None)
         return Tuning(
             target=target,
@@ -154,13 +155,12 @@ class Tuner:
             seconds=time.perf_counter() - start,
         )
 
-    def _search(self, trials: "_Trials", progress: Progress, *, together: bool) -> list[Candidate]:
+    def _search(self, trials: "_Trials", *, together: bool) -> list[Candidate]:
         found: dict[Setting, Candidate] = {}
         for number in range(self.rounds + 1):
             settings = self._grid(trials) if number == 0 else self._closer([*found.values()], number)
             new = [s for s in dict.fromkeys(settings) if s not in found]
-            what = f"tuning, round {number + 1} of {self.rounds + 1}"
-            work = partial(_measured, trials=trials, progress=progress, what=what)
+            work = partial(trials.measure_all, what=f"tuning, round {number + 1} of {self.rounds + 1}")
             tried = map_shared(Shared(items=new) if together else new, work, model=trials.model)
             found.update(zip(new, tried, strict=True))
         return [*found.values()]
@@ -186,12 +186,6 @@ class Tuner:
             for k in (-2, -1, 1, 2):
                 fraction = min(1.0, c.setting.fraction * step ** (k / 3**number))
                 yield attrs.evolve(c.setting, fraction=fraction)
-
-
-def _measured(
-    own: Iterable[Setting], _: Iterator[int], *, trials: "_Trials", progress: Progress, what: str
-) -> Iterator[Candidate]:
-    return map(trials.measure, progress(own, what, length(own)))
 
 
 @final
@@ -304,6 +298,10 @@ class _Trials:
     validation: Validation
     target: float
     original: dict[str, float]
+    progress: Progress
+
+    def measure_all(self, own: Iterable[Setting], _: Iterator[int], *, what: str) -> Iterator[Candidate]:
+        return map(self.measure, self.progress(own, what, length(own)))
 
     def measure(self, setting: Setting) -> Candidate:
         """Make an edit, score it, undo it."""
