@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
-from unlearnkit.evaluation.metrics.distance import activation_distance
 from unlearnkit.evaluation.metrics.proxies import zero_retrain_forgetting
+from unlearnkit.evaluation.metrics.retrain_gap import activation_distance
 from unlearnkit.evaluation.per_sample import LN2, jensen_shannon, kl_divergence
 from unlearnkit.utils.errors import MismatchError
 

@@ -6,7 +6,7 @@ import pytest
 
 from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.evaluation.plot_data import PlotData, RocCurve
-from unlearnkit.reporting.verdict import judge, near
+from unlearnkit.reporting.record import judge, near
 from unlearnkit.unlearning.report import Report, TensorChange
 
 EDITED = Report(method="m", tensors=(TensorChange(name="w", size=4, changed=1),))

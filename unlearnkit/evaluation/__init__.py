@@ -2,9 +2,8 @@
 
 from unlearnkit.evaluation.membership.model_populations import epsilon_scores, forgetting_quality, klom, ulira
 from unlearnkit.evaluation.metric import EvaluationInputs, Measurement, Metric, MetricTraits, NotApplicable
-from unlearnkit.evaluation.metrics.distance import destinations
 from unlearnkit.evaluation.metrics.loss_and_accuracy import mean_interval, proportion_interval
-from unlearnkit.evaluation.metrics.retrain_gap import gap_to_retrain
+from unlearnkit.evaluation.metrics.retrain_gap import destinations, gap_to_retrain
 from unlearnkit.evaluation.model_outputs import LossAndAccuracy, loss_and_accuracy
 from unlearnkit.evaluation.per_sample import jensen_shannon
 

@@ -6,7 +6,7 @@ marker or hatch too.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import attrs
 import numpy as np
@@ -108,18 +108,10 @@ def roc_curves(axes: Axes, curves: Sequence[RocCurve], *, attack: str) -> Axes:
     for model, look in LOOKS.items():
         mine = [curve for curve in curves if (curve.attack, curve.model) == (attack, model)]
         label = f"{model} {np.mean([curve.auc for curve in mine]):.3f}" if mine else ""
+        style: dict[str, Any] = {"color": look.colour, "linestyle": look.line, "marker": look.marker}
+        width = 2 if len(mine) == 1 else 1.2
         for curve in mine:
-            axes.plot(
-                curve.fpr,
-                curve.tpr,
-                color=look.colour,
-                linestyle=look.line,
-                linewidth=2 if len(mine) == 1 else 1.2,
-                marker=look.marker,
-                markersize=4,
-                markevery=0.2,
-                label=label,
-            )
+            axes.plot(curve.fpr, curve.tpr, **style, linewidth=width, markersize=4, markevery=0.2, label=label)
             label = ""
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="false positives", ylabel="true positives")
     axes.set_aspect("equal")

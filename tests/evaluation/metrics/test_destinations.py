@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
-from unlearnkit.evaluation.metrics.distance import destinations, total_variation
+from unlearnkit.evaluation.metrics.retrain_gap import destinations, total_variation
 from unlearnkit.utils.errors import MismatchError
 
 RANDOM = np.random.default_rng(0)

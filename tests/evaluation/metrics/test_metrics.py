@@ -11,7 +11,7 @@ from torch import nn
 
 from unlearnkit import ConfigurationError, EvaluationInputs, Metric, PluginManager, StoreError
 from unlearnkit.evaluation import NotApplicable, metrics
-from unlearnkit.evaluation.metrics.distance import activation_distance
+from unlearnkit.evaluation.metrics.retrain_gap import activation_distance
 from unlearnkit.evaluation.model_outputs import InapplicableError, outputs_of
 from unlearnkit.evaluation.per_sample import jensen_shannon
 from unlearnkit.experiments.config import load_config
@@ -170,7 +170,7 @@ def test_the_class_mean_divergence_without_test_samples_of_the_same_kind():
 
 def test_quantisation_is_the_accuracy_of_the_rounded_copy():
     from unlearnkit.evaluation import loss_and_accuracy
-    from unlearnkit.evaluation.metrics.quantisation import round_trip
+    from unlearnkit.evaluation.metrics.residual_knowledge import round_trip
 
     paper = inputs()
     found = metrics.Quantised().evaluate(paper)

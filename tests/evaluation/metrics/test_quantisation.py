@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from unlearnkit.evaluation.metrics.quantisation import quantised, round_trip
+from unlearnkit.evaluation.metrics.residual_knowledge import quantised, round_trip
 from unlearnkit.models.parameters import digest
 from unlearnkit.utils.errors import ConfigurationError
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from unlearnkit import EvaluationInputs
 from unlearnkit.evaluation import loss_and_accuracy, metrics
-from unlearnkit.evaluation.metrics.relearning import steps_to_relearn
+from unlearnkit.evaluation.metrics.residual_knowledge import steps_to_relearn
 from unlearnkit.models.parameters import digest
 from unlearnkit.utils.errors import ConfigurationError
 

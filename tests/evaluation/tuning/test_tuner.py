@@ -20,9 +20,8 @@ from unlearnkit import ConfigurationError, Importance, NonFiniteError, Unlearnin
 from unlearnkit.data import Split
 from unlearnkit.data.splits import validation_split
 from unlearnkit.evaluation.tuning import Tuner, Validation
-from unlearnkit.evaluation.tuning.curve import OperatingCurve
 from unlearnkit.evaluation.tuning.result import Candidate, Setting
-from unlearnkit.evaluation.tuning.tuner import batch_norm_layers, reestimate_batch_norm
+from unlearnkit.evaluation.tuning.tuner import OperatingCurve, batch_norm_layers, reestimate_batch_norm
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import count_changed, digest
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from unlearnkit.experiments.comparison.processes import need_of, of_ranks, sizing
+from unlearnkit.experiments.comparison.compare import need_of, of_ranks, sizing
 from unlearnkit.utils.errors import ConfigurationError
 from unlearnkit.utils.memory import MIB, free_memory, peak_memory, reset_peak
 
@@ -48,7 +48,7 @@ def test_choice_of_processes_has_a_reason(eight_cores):
 
 
 def test_unknown_memory_is_handled(monkeypatch):
-    monkeypatch.setattr("unlearnkit.experiments.comparison.processes.free_memory", lambda: None)
+    monkeypatch.setattr("unlearnkit.experiments.comparison.compare.free_memory", lambda: None)
     found = choose(free=None)
     assert found.jobs == 1
     assert "does not say how much memory is free" in found.why

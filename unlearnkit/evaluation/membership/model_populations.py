@@ -20,10 +20,9 @@ BINS, CLIP, SMOOTHING = 20, 100.0, 1e-5  # of KLOM
 def ulira(unlearned: ArrayLike | Tensor, retrained: ArrayLike | Tensor) -> AttackSuccess:
     """Judge Λ = ln N(φ; μ_u, σ_u) − ln N(φ; μ_r, σ_r) on φ of unlearned against φ of retrained models.
 
-    φ is the logit-scaled confidence of a sample (`unlearnkit.evaluation.per_sample.margins`), which is close to normal.
-    Both have shape (k, n): k ≥ 3 models that unlearned the n samples, and k that were never trained on them. When the
-    k-th model of either kind is judged, μ and σ of a sample are fitted to all others. AUC and true-positive rate are
-    over all k·n pairs; "member" means unlearned.
+    Both have shape (k, n): margins φ of k ≥ 3 models that unlearned the n samples, and of k that were never trained on
+    them. When the k-th model of either kind is judged, μ and σ of a sample are fitted to all others. AUC and
+    true-positive rate are over all k·n pairs; "member" means unlearned.
 
     Source: Hayes et al. 2024 (Inexact Unlearning Needs More Careful Evaluations to Avoid a False Sense of Privacy),
     "U-LiRA". Leaving out pair k is ours: the paper trains further models to judge.
@@ -52,20 +51,17 @@ def _log_ratios(values: Floats, unlearned: Floats, retrained: Floats) -> Floats:
 def epsilon_scores(retrained: ArrayLike | Tensor, unlearned: ArrayLike | Tensor, *, delta: float = 1e-5) -> Floats:
     """Return ε̂ = max over attacks of max(ln((1 − δ − FPR)/FNR), ln((1 − δ − FNR)/FPR)) of each sample.
 
-    Each attack guesses from one number of one model whether it was retrained or unlearned: by a threshold from either
-    side, or by the likelihood ratio of two fitted normal distributions. An attack without any error gives ∞, and one
-    with errors of one kind only is left out. Both have shape (models ≥ 2, n), the result (n,): 0 where no attack beats
-    guessing, and at most ln N, or ∞, with N models of each kind. δ of (ε, δ)-unlearning is 0 … 1.
+    Attacks are thresholds from either side, and the likelihood ratio of two fitted normal distributions. One without
+    any error gives ∞; one with errors of one kind only is left out. Both have shape (models ≥ 2, n), the result (n,):
+    0 where no attack beats guessing, and at most ln N, or ∞, with N models of each kind. δ is 0 … 1.
 
-    Source: Triantafillou et al. 2024 (Are we making progress in unlearning? Findings from the first NeurIPS unlearning
-    competition); the inequality is Kairouz, Oh and Viswanath 2015, theorem 2.1.
+    Source: Triantafillou et al. 2024 (Are we making progress in unlearning?); the inequality is Kairouz, Oh and
+    Viswanath 2015, theorem 2.1.
 
     Example:
         >>> models = [[0.0], [1.0], [2.0], [3.0]]
-        >>> epsilon_scores(models, models)
-        array([0.])
-        >>> epsilon_scores(models, [[10.0], [11.0], [12.0], [13.0]])
-        array([inf])
+        >>> epsilon_scores(models, models), epsilon_scores(models, [[10.0], [11.0], [12.0], [13.0]])
+        (array([0.]), array([inf]))
     """
     if not 0 <= delta < 1:
         raise ConfigurationError(f"epsilon_scores: expected 0 ≤ delta < 1, saw {delta!r}")

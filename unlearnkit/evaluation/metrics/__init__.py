@@ -1,13 +1,16 @@
 """The metrics that unlearnkit ships, each registered as a plugin."""
 
 from unlearnkit.evaluation.membership.attacks import ConfidenceAttack, EntropyAttack, LossAttack, RelativeMembership
-from unlearnkit.evaluation.metrics.distance import ActivationDistance, JensenShannonToRetrained, WhereTheyGo
 from unlearnkit.evaluation.metrics.loss_and_accuracy import Scores
-from unlearnkit.evaluation.metrics.probe import LinearProbe
 from unlearnkit.evaluation.metrics.proxies import ClassMeanDivergence, ZeroRetrainForgetting
-from unlearnkit.evaluation.metrics.quantisation import Quantised
-from unlearnkit.evaluation.metrics.relearning import RelearnTime
-from unlearnkit.evaluation.metrics.retrain_gap import GapToRetrain, TugOfWar
+from unlearnkit.evaluation.metrics.residual_knowledge import LinearProbe, Quantised, RelearnTime
+from unlearnkit.evaluation.metrics.retrain_gap import (
+    ActivationDistance,
+    GapToRetrain,
+    JensenShannonToRetrained,
+    TugOfWar,
+    WhereTheyGo,
+)
 
 __all__ = [
     "ActivationDistance",

@@ -5,28 +5,32 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any, Never, final
+from math import sqrt
+from typing import Any, Never, Self, final
 
 import attrs
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unlearnkit.data.batches import feed
 from unlearnkit.distributed.collectives import Shared, map_shared
 from unlearnkit.evaluation.model_outputs import InapplicableError, mean, outputs_of
-from unlearnkit.evaluation.tuning.curve import OperatingCurve, with_options
 from unlearnkit.evaluation.tuning.result import Candidate, Setting, Tuning
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import CrossEntropy, Objective
-from unlearnkit.models.parameters import buffers, device_of, digest
-from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
+from unlearnkit.models.parameters import buffers, device_of, digest, trainable
+from unlearnkit.unlearning.elementwise import ElementwiseUnlearner, RuleOperands
 from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import UnlearningInputs
 from unlearnkit.utils.errors import BudgetError, ConfigurationError, NonFiniteError, UnlearnKitWarning
-from unlearnkit.utils.options import option
+from unlearnkit.utils.options import option, options_of
 from unlearnkit.utils.progress import Progress, length, silent
 from unlearnkit.utils.rng import private_rng
+
+LOWEST, HIGHEST = 1e-30, 1e30  # values of an option that are tried
+_STEPS = 60  # of bisection
+_TOLERANCE = 0.01  # of the selected share, relative to the requested one
 
 
 @final
@@ -135,8 +139,9 @@ class Tuner:
             validation=validation,
             target=target,
             original=_scores(model, validation, objective),
+            progress=progress,
         )
-        candidates = self._search(trials, progress, together=together)
+        candidates = self._search(trials, together=together)
         chosen = max((c for c in candidates if c.feasible), key=lambda c: c.order, default=None)
         return Tuning(
             target=target,
@@ -150,13 +155,12 @@ class Tuner:
             seconds=time.perf_counter() - start,
         )
 
-    def _search(self, trials: "_Trials", progress: Progress, *, together: bool) -> list[Candidate]:
+    def _search(self, trials: "_Trials", *, together: bool) -> list[Candidate]:
         found: dict[Setting, Candidate] = {}
         for number in range(self.rounds + 1):
             settings = self._grid(trials) if number == 0 else self._closer([*found.values()], number)
             new = [s for s in dict.fromkeys(settings) if s not in found]
-            what = f"tuning, round {number + 1} of {self.rounds + 1}"
-            work = partial(_measured, trials=trials, progress=progress, what=what)
+            work = partial(trials.measure_all, what=f"tuning, round {number + 1} of {self.rounds + 1}")
             tried = map_shared(Shared(items=new) if together else new, work, model=trials.model)
             found.update(zip(new, tried, strict=True))
         return [*found.values()]
@@ -184,10 +188,86 @@ class Tuner:
                 yield attrs.evolve(c.setting, fraction=fraction)
 
 
-def _measured(
-    own: Iterable[Setting], _: Iterator[int], *, trials: "_Trials", progress: Progress, what: str
-) -> Iterator[Candidate]:
-    return map(trials.measure, progress(own, what, length(own)))
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class OperatingCurve:
+    """The share of trainable weights that an edit changes, with λ at its lowest, as a function of a monotone option."""
+
+    unlearner: ElementwiseUnlearner
+    option: str
+    strength: str
+    weights: dict[str, Tensor] = attrs.field(repr=False)
+    forget: Importance
+    reference: Importance | None
+    _counted: dict[float, float] = attrs.field(factory=dict, init=False, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        unlearner: ElementwiseUnlearner,
+        model: nn.Module,
+        *,
+        forget: Importance,
+        reference: Importance | None,
+        option: str = "",
+        strength: str | None = None,
+    ) -> Self:
+        """Choose the options that were not given (``""`` is no strength), and copy the weights."""
+        monotone = [o.name for o in options_of(unlearner) if o.name in unlearner.promises().monotone]
+        for name in (option, strength):
+            if name and name not in monotone:
+                raise ConfigurationError(f"{unlearner.name}: expected a monotone option, {monotone}, saw {name!r}")
+        if not monotone:
+            raise ConfigurationError(
+                f"{unlearner.name!r} declares no monotone option, so no selected fraction can be found. "
+                "Declare its monotone options in its traits, or tune another method"
+            )
+        weights = {name: p.detach().clone() for name, p in trainable(model).items()}
+        curve = partial(cls, weights=weights, forget=forget, reference=reference)
+        if not option:
+            curves = (curve(unlearner=unlearner, option=name, strength="") for name in monotone)
+            option = max(curves, key=lambda c: c.fraction(_lowest(unlearner, c.option))).option
+        if strength is None:
+            strength = next((name for name in monotone if name != option), "")
+        if strength:
+            unlearner = with_options(unlearner, **{strength: _lowest(unlearner, strength)})
+        return curve(unlearner=unlearner, option=option, strength=strength)
+
+    def fraction(self, value: float) -> float:
+        """The selected fraction at a value of the option."""
+        if value not in self._counted:
+            method = with_options(self.unlearner, **{self.option: value}).prepare(self.forget, self.reference)
+            operands = (RuleOperands.of(name, w, self.forget, self.reference) for name, w in self.weights.items())
+            changed = sum(map(method.applier().count, operands))
+            self._counted[value] = changed / sum(w.numel() for w in self.weights.values())
+        return self._counted[value]
+
+    def value_for(self, fraction: float) -> float:
+        """Find the value that selects a share of weights, within 1 %, by bisection on its logarithm."""
+        option = next(o for o in options_of(self.unlearner) if o.name == self.option)
+        high = min((bound for sign, bound in option.bounds if sign == "≤"), default=HIGHEST)
+        low = max(_lowest(self.unlearner, self.option), LOWEST)
+        if self.fraction(low) <= fraction:
+            return low
+        for _ in range(_STEPS):
+            middle = sqrt(low) * sqrt(high)
+            found = self.fraction(middle)
+            if abs(found - fraction) <= _TOLERANCE * fraction:
+                return middle
+            low, high = (middle, high) if found > fraction else (low, middle)
+        return high
+
+
+def with_options(unlearner: ElementwiseUnlearner, **options: float) -> ElementwiseUnlearner:
+    """A copy of a method with other options."""
+    method: Any = unlearner
+    changed: ElementwiseUnlearner = attrs.evolve(method, **options)
+    return changed
+
+
+def _lowest(unlearner: ElementwiseUnlearner, name: str) -> float:
+    bounds = next(o for o in options_of(unlearner) if o.name == name).bounds
+    return max((bound if sign == "≥" else max(bound, LOWEST) for sign, bound in bounds if sign != "≤"), default=LOWEST)
 
 
 class _RollBackError(Exception):
@@ -218,6 +298,10 @@ class _Trials:
     validation: Validation
     target: float
     original: dict[str, float]
+    progress: Progress
+
+    def measure_all(self, own: Iterable[Setting], _: Iterator[int], *, what: str) -> Iterator[Candidate]:
+        return map(self.measure, self.progress(own, what, length(own)))
 
     def measure(self, setting: Setting) -> Candidate:
         """Make an edit, score it, undo it."""

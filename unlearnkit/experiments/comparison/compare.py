@@ -1,29 +1,34 @@
-"""A comparison: its trials, which of them have results, and running the rest."""
+"""A comparison: its trials, which of them have results, and running the rest in as many processes as fit."""
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import final
 
 import attrs
+import torch
 from rich.table import Table
+from torch import nn
 
 from unlearnkit.distributed import Ranks, all_gather, map_over_ranks
 from unlearnkit.experiments.comparison import tables
-from unlearnkit.experiments.comparison.processes import Sizing, need_of, of_ranks, run_in_processes, sizing
 from unlearnkit.experiments.comparison.trial import Trial, TrialResult, keyed, read_result, trials_of, write_result
-from unlearnkit.experiments.comparison.worker import Event, Unit, Watch, Worker, groups_of, ignore, models_for
+from unlearnkit.experiments.comparison.worker import Event, Unit, Watch, Worker, ignore, run_in_processes
 from unlearnkit.experiments.config import Config
 from unlearnkit.experiments.experiment import Experiment
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.utils.errors import ConfigurationError, UnlearnKitError
 from unlearnkit.utils.files import write_text
+from unlearnkit.utils.memory import MIB, free_memory
 from unlearnkit.utils.progress import Progress, silent
 
 _DIED = (
     "the process died in this trial, without a message: killed by the system for lack of memory, or by a fault in a "
     "native library; try fewer --jobs, or a smaller batch size"
 )
+_COPIES = 12  # of a trial besides its retrained models: original, edited copy, optimiser, importances
+_PROCESS = 900 * MIB  # Python with torch, scikit-learn and small data, resident
 
 
 def compare(
@@ -43,6 +48,59 @@ def compare(
     comparison = Comparison.plan(config, plugins=plugins)
     comparison.run(comparison.sizing(jobs).jobs, watch=watch, progress=progress)
     return comparison
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Sizing:
+    """How many processes, and why."""
+
+    jobs: int
+    why: str
+
+
+def need_of(model: nn.Module, *, retrained: int, peaks: Iterable[float] = ()) -> tuple[int, str]:
+    """Estimate the memory of a process in bytes, and say where the estimate comes from."""
+    seen = max(peaks, default=0.0)
+    if seen:
+        return int(seen * MIB), "the highest peak of the trials that are done"
+    size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    return _PROCESS + size * (_COPIES + retrained), "estimated from the size of the model; activations not counted"
+
+
+def sizing(
+    jobs: int | None, *, threads: int, units: int, device: torch.device, need: tuple[int, str], free: int | None = None
+) -> Sizing:
+    """Choose the number of processes, by cores and free memory unless it is given."""
+    if jobs is not None:
+        return Sizing(jobs=jobs, why=f"{_count(jobs, threads)}, as asked for")
+    one = _count(1, threads)
+    if device.type != "cpu":
+        return Sizing(jobs=1, why=f"{one}: the trials share one {device.type} device (--jobs N for more)")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    free = free_memory() if free is None else free
+    if free is None:
+        return Sizing(jobs=1, why=f"{one}: this system does not say how much memory is free (--jobs N for more)")
+    by_memory = int(0.9 * free / max(need[0], 1))
+    chosen = max(1, min(cores // threads, by_memory, units))
+    why = (
+        f"{_count(chosen, threads)}: {cores} cores, {free / MIB:,.0f} MiB free, {need[0] / MIB:,.0f} MiB a process "
+        f"({need[1]}), {units} units of work"
+    )
+    if chosen * threads < min(cores, units):
+        why += f"; {cores - chosen * threads} cores idle (comparison.threads uses them inside a trial)"
+    return Sizing(jobs=chosen, why=why)
+
+
+def of_ranks(jobs: int | None, *, ranks: int, threads: int) -> Sizing:
+    """Return the processes that torchrun has started, each of which works by itself."""
+    if jobs not in {None, 1}:
+        raise ConfigurationError(f"--jobs: expected none with the {ranks} processes of torchrun, saw {jobs}")
+    return Sizing(jobs=1, why=f"{_count(ranks, threads)}, as torchrun has started")
+
+
+def _count(jobs: int, threads: int) -> str:
+    return f"{jobs} process{'es' if jobs > 1 else ''} of {threads} thread{'s' if threads > 1 else ''}"
 
 
 @final
@@ -202,3 +260,28 @@ class Comparison:
                     write_result(self._files, trial, TrialResult.failure(_DIED))
                     note(Event(kind="failed", name=trial.name, key=trial.key))
             jobs = 1  # from here on one trial at a time, so that it is known in which one a process dies
+
+
+def models_for(trials: Sequence[Trial], folder: Path) -> tuple[Unit, ...]:
+    originals: dict[int, Unit] = {}
+    retrained: dict[tuple[str, int], Unit] = {}
+    for trial in trials:
+        training, unit = trial.config.training.seed, Unit(trials=(trial,), folder=folder)
+        originals.setdefault(training, attrs.evolve(unit, model=f"original · training seed {training}"))
+        for seed in trial.config.evaluation.retrained_seeds:
+            name = f"retrained without {trial.forget} · training seed {seed}"
+            retrained.setdefault((trial.forget, seed), attrs.evolve(unit, model=name, seed=seed))
+    return (*originals.values(), *retrained.values())
+
+
+def groups_of(trials: Iterable[Trial], folder: Path, *, jobs: int) -> tuple[Unit, ...]:
+    """Put trials that share importances into one unit; split units when processes would be idle."""
+    groups: dict[tuple[str, int, int], list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(trial.group, []).append(trial)
+    parts = max(1, -(-jobs // len(groups))) if groups else 1
+    return tuple(
+        Unit(trials=tuple(group[i::parts]), folder=folder)
+        for group in groups.values()
+        for i in range(min(parts, len(group)))
+    )

@@ -190,12 +190,9 @@ def covers(config: Config) -> str:
 
 def _statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Statistic]:
     names = dict.fromkeys(name for row in rows for name in row)
-    values = {name: [row[name] for row in rows if _is_number(row.get(name))] for name in names if name not in _COUNTS}
+    numbers = {int, float}  # and no bool
+    values = {n: [row[n] for row in rows if type(row.get(n)) in numbers] for n in names if n not in _COUNTS}
     return {name: Statistic.of(found) for name, found in values.items() if found}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 _TUG = "tug-of-war:ToW"

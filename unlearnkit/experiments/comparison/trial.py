@@ -14,7 +14,7 @@ from unlearnkit.evaluation.model_outputs import SPLITS
 from unlearnkit.experiments.config import Config, ForgetConfig, MethodConfig
 from unlearnkit.experiments.provenance import digest_of, versions
 from unlearnkit.reporting import RunRecord
-from unlearnkit.reporting.verdict import findings
+from unlearnkit.reporting.record import findings
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 from unlearnkit.utils.files import write_text
 from unlearnkit.utils.structuring import structure
@@ -65,8 +65,8 @@ def variants(method: MethodConfig) -> Iterator[tuple[str, MethodConfig]]:
     """List the points of a method's grid, as ``"ssd alpha=1 lam=1"``."""
     for values in itertools.product(*method.grid.values()):
         point = dict(zip(method.grid, values, strict=True))
-        label = " ".join([method.label, *(f"{name}={_short(value)}" for name, value in point.items())])
-        yield label, attrs.evolve(method, options={**method.options, **point}, grid={})
+        shown = (f"{key}={v:g}" if isinstance(v, float) else f"{key}={v}" for key, v in point.items())
+        yield " ".join([method.label, *shown]), attrs.evolve(method, options={**method.options, **point}, grid={})
 
 
 def forget_text(target: ForgetConfig) -> str:
@@ -136,10 +136,6 @@ def _refuse(config: Config, targets: tuple[ForgetConfig, ...]) -> None:
         )
     if not config.comparison.training_seeds or not config.comparison.unlearning_seeds:
         raise ConfigurationError("comparison: expected at least one training seed and one unlearning seed, saw none")
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @final

@@ -1,11 +1,19 @@
-"""Runs trials one after the other and keeps what they share between them: data, models, importances."""
+"""Runs trials, in this process or in several; a process keeps what its trials share: data, models, importances."""
 
 import copy
+import multiprocessing
 import os
+import signal
+import threading
+import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
+from multiprocessing.connection import wait as wait_for
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -21,11 +29,13 @@ from unlearnkit.experiments.run import Job
 from unlearnkit.experiments.train import cached_original, retrained_models
 from unlearnkit.experiments.tune import Search, elementwise, hold_out_unseen
 from unlearnkit.models import trainable
-from unlearnkit.plugins.manager import PluginManager
+from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.utils.errors import UnlearnKitWarning
 from unlearnkit.utils.memory import MIB, peak_memory, reset_peak
 from unlearnkit.utils.options import option_values
 from unlearnkit.utils.progress import Progress, silent
+
+_TICK = 0.1  # seconds between two looks at the events of other processes
 
 
 @final
@@ -204,26 +214,72 @@ class Unit:
             watch(Event(kind="done" if done else "failed", name=name, key=key))
 
 
-def models_for(trials: Sequence[Trial], folder: Path) -> tuple[Unit, ...]:
-    originals: dict[int, Unit] = {}
-    retrained: dict[tuple[str, int], Unit] = {}
-    for trial in trials:
-        training, unit = trial.config.training.seed, Unit(trials=(trial,), folder=folder)
-        originals.setdefault(training, attrs.evolve(unit, model=f"original · training seed {training}"))
-        for seed in trial.config.evaluation.retrained_seeds:
-            name = f"retrained without {trial.forget} · training seed {seed}"
-            retrained.setdefault((trial.forget, seed), attrs.evolve(unit, model=name, seed=seed))
-    return (*originals.values(), *retrained.values())
+def run_in_processes(waves: Iterable[Iterable[Unit]], *, jobs: int, watch: Watch) -> tuple[Event, ...] | None:
+    """Run units in fresh processes, wave by wave; returns None, or what was running when a process died."""
+    context = multiprocessing.get_context("spawn")
+    running: dict[int, Event] = {}
+    events: SimpleQueue[Event] = context.SimpleQueue()
+    others = set(multiprocessing.active_children())
+
+    def receive() -> None:
+        while not events.empty():
+            event = events.get()
+            running.pop(event.process, None)
+            if event.kind == "started":
+                running[event.process] = event
+            watch(event)
+
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_initialise, initargs=(events,))
+    try:
+        for wave in waves:
+            with _sigint_ignored():
+                left = {pool.submit(_run, unit) for unit in wave}
+            while left:
+                ended, left = wait(left, timeout=_TICK, return_when=FIRST_COMPLETED)
+                receive()
+                for future in ended:
+                    future.result()
+        receive()
+    except BrokenProcessPool:
+        receive()
+        return tuple(running.values())
+    except BaseException:
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return None
 
 
-def groups_of(trials: Iterable[Trial], folder: Path, *, jobs: int) -> tuple[Unit, ...]:
-    """Put trials that share importances into one unit; split units when processes would be idle."""
-    groups: dict[tuple[str, int, int], list[Trial]] = {}
-    for trial in trials:
-        groups.setdefault(trial.group, []).append(trial)
-    parts = max(1, -(-jobs // len(groups))) if groups else 1
-    return tuple(
-        Unit(trials=tuple(group[i::parts]), folder=folder)
-        for group in groups.values()
-        for i in range(min(parts, len(group)))
-    )
+@contextmanager
+def _sigint_ignored() -> Iterator[None]:
+    """Spawn workers with SIGINT ignored; the parent stops them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+_worker: list[tuple[Worker, Watch]] = []  # of this process, when it is one of a pool
+
+
+def _initialise(events: "SimpleQueue[Event]") -> None:
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _worker[:] = [(Worker(default_manager()), events.put)]
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait_for([parent.sentinel])
+        time.sleep(_TICK)
+        os._exit(1)  # without this, the workers of a killed parent would wait for ever
+
+
+def _run(unit: Unit) -> None:
+    unit.run(*_worker[0])
