@@ -11,7 +11,7 @@ from unlearnkit import Importance
 from unlearnkit.deletion import Deletion, rollback
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.train import train_original
-from unlearnkit.importance.store import shards
+from unlearnkit.importance.store import files
 
 MIB = 1 << 20
 CONSTANT = 4 * MIB
@@ -36,7 +36,7 @@ def heavy_root(tmp_path_factory):
 def deletion(heavy_root, tmp_path, monkeypatch):
     """Makes a deletion on the test's own ledger, for counting the memory of `work`."""
     uncounted_maps(monkeypatch)
-    monkeypatch.setattr(shards, "SHARD_BYTES", MIB)  # a constant that the tensors of a real model are far above
+    monkeypatch.setattr(files, "SHARD_BYTES", MIB)  # a constant that the tensors of a real model are far above
     shutil.copytree(heavy_root / "out" / "ledger", tmp_path / "ledger")
     warnings.simplefilter("ignore")
 

@@ -11,7 +11,7 @@ from unlearnkit.cli.app import app
 from unlearnkit.deletion import Deletion, purge, rollback, verify
 from unlearnkit.deletion.state import write_state
 from unlearnkit.experiments.config import load_config
-from unlearnkit.importance.store.shards import file_digest
+from unlearnkit.importance.store.files import file_digest
 from unlearnkit.models.parameters import digest
 from unlearnkit.unlearning.patch import Patch
 from unlearnkit.utils.errors import ConfigurationError, StoreError, UnlearnKitWarning

@@ -11,7 +11,7 @@ from unlearnkit_methods.ssd import SelectiveSynapticDampening
 from unlearnkit import DiagonalFisher
 from unlearnkit.importance import Role
 from unlearnkit.testing import LawCase, RuleInputs, same, tensors
-from unlearnkit.testing.source import source
+from unlearnkit.testing.law import source
 from unlearnkit.testing.strategies import DTYPES, shapes
 
 

@@ -5,6 +5,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import final
 
@@ -12,9 +13,8 @@ import attrs
 from filelock import FileLock, Timeout
 from torch import nn
 
-from unlearnkit.deletion.receipts import Receipt, read_receipts, write_receipt
 from unlearnkit.deletion.requests import Queue
-from unlearnkit.deletion.state import FILE, FORMAT, Models, Pending, State, write_state
+from unlearnkit.deletion.state import FILE, FORMAT, Models, Pending, Receipt, State, read_receipts, write_state
 from unlearnkit.experiments.provenance import versions
 from unlearnkit.importance import Importance, ImportanceStore
 from unlearnkit.utils.checksummed_json import read_sealed
@@ -153,7 +153,7 @@ class Ledger:
             return
         todo = state.pending
         try:
-            write_receipt(self.folder / _RECEIPTS, todo.receipt)
+            todo.receipt.write(self.folder / _RECEIPTS)
             self._change_store(state, todo)
         except UnlearnKitError as error:
             error.add_note(f"{todo.receipt.sentence()} It is decided, and the next command on the ledger finishes it.")
@@ -174,14 +174,13 @@ class Ledger:
     def _delete_unreferenced(self, state: State) -> None:
         """Delete models and parts that nothing refers to, and older importances."""
         models = {kept.name for kept in state.models}
-        for path in self.models.folder.iterdir():
-            if path.name not in models:
-                _delete(path)
-        for path in (self.folder / _PENDING).iterdir():
-            _delete(path)
-        for path in (self.folder, *(self.folder / name for name in (_RECEIPTS, _MODELS, _QUEUE))):
-            for half_written in path.glob(".*.tmp"):
-                _delete(half_written)
+        unused = [path for path in self.models.folder.iterdir() if path.name not in models]
+        unused += (self.folder / _PENDING).iterdir()
+        for name in ("", _RECEIPTS, _QUEUE):
+            unused += (self.folder / name).glob(".*.tmp")  # half written
+        for path in unused:
+            with suppress(OSError):  # open in another process on Windows: the next one gets it
+                path.unlink()
         for path in self.folder.glob("importances-*"):
             if number_of(path.name) < number_of(state.store):
                 shutil.rmtree(path, ignore_errors=True)
@@ -196,11 +195,36 @@ class Ledger:
         return hashlib.blake2b(path.read_bytes()).hexdigest()
 
 
+def verify(ledger: Ledger) -> list[Receipt]:
+    """Compare every digest of a ledger (receipts, state, models, importances, salt), and return all receipts.
+
+    A `StoreError` names the first file that was changed by any byte, is missing, or does not fit the others. Somebody
+    who can write to the folder could rewrite all of it: keep the digest of the last receipt in another place.
+    """
+    ledger.check_folders()
+    state, receipts = ledger.state, ledger.receipts()
+    ledger.hashes([0])
+    for kept in state.models:
+        ledger.models.check(kept)
+    ledger.store.verify()
+    for earlier, later in pairwise(receipts):
+        if earlier.model_after != later.model_before:
+            raise StoreError(
+                f"{ledger.folder}: expected receipt {later.number} to begin with the model {earlier.model_after}, saw "
+                f"{later.model_before}"
+            )
+    written = [*receipts, *([state.pending.receipt] if state.pending else [])]
+    wrote = {("", r.model_after, r.model_file) for r in written}
+    wrote |= {(r.model_after, r.model_before, r.patch_file) for r in written if r.outcome == "forgotten"}
+    for kept in state.models:
+        if (kept.through, kept.digest, kept.file) not in wrote:
+            raise StoreError(f"{ledger.folder}: no receipt says that the file {kept.name} was written: {kept.file}")
+    fits = ledger.store.manifest.models
+    if state.pending is None and fits and fits[-1] != state.current.digest:
+        raise StoreError(f"{ledger.folder}: the importances are of the model {fits[-1]}, not of {state.current.digest}")
+    return receipts
+
+
 def number_of(store: str) -> int:
     """Return the number in the name of a store: how often importances had been measured before."""
     return int(store.rpartition("-")[2])
-
-
-def _delete(path: Path) -> None:
-    with suppress(OSError):  # open in another process on Windows: the next one gets it
-        path.unlink()

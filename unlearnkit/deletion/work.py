@@ -13,16 +13,14 @@ from torch import nn
 
 from unlearnkit.data import LabelledImages
 from unlearnkit.deletion.ledger import Ledger, number_of
-from unlearnkit.deletion.receipts import Outcome, Receipt
 from unlearnkit.deletion.requests import Population, Request, Rows
-from unlearnkit.deletion.state import KeptModel, Pending, State
+from unlearnkit.deletion.state import KeptModel, Outcome, Pending, Receipt, State
 from unlearnkit.experiments.config import Config
 from unlearnkit.experiments.experiment import Experiment, chosen_method, make_unlearner
 from unlearnkit.experiments.provenance import versions
 from unlearnkit.importance import Importance, ImportanceStore, Role, fill
 from unlearnkit.importance.importance import counts_of_difference, counts_of_sum
-from unlearnkit.importance.store.manifest import Edit
-from unlearnkit.importance.store.shards import difference, on_disk, summed
+from unlearnkit.importance.store.files import Edit, difference, on_disk, summed
 from unlearnkit.models import model_state
 from unlearnkit.models.parameters import parameters
 from unlearnkit.plugins.manager import PluginManager, default_manager
@@ -243,6 +241,58 @@ class Deletion:
         return {name: attrs.asdict(score) for name, score in found.items()}
 
 
+def rollback(deletion: Deletion) -> Receipt:
+    """Put the model back that was in use before the last edit, bit-identical; it has the forgotten samples again.
+
+    The store no longer has the importances of these samples: measure them again before the next request.
+    """
+    ledger = deletion.ledger
+    with ledger.locked() as state:
+        if not state.kept:
+            raise ConfigurationError(
+                "expected an earlier model to put back, saw none: it was purged, deletion.keep is 0, or nothing was "
+                "edited yet"
+            )
+        earlier, current = state.kept[-1], state.current.digest
+        edits = [r for r in ledger.receipts() if r.outcome == "forgotten" and r.model_after == current]
+        if not edits:
+            raise StoreError(f"expected a receipt of the edit that made the model {current}, saw none")
+        undone = edits[-1]
+        if earlier.through:
+            earlier = ledger.models.put(deletion.model(earlier))
+        else:
+            ledger.models.check(earlier)  # the model in use may be damaged, which this repairs
+        receipt = deletion.receipt(
+            state,
+            "restored",
+            reason=f"receipt {undone.number} was rolled back: its samples are in the model again",
+            requests=undone.requests,
+            samples=undone.samples,
+            groups=undone.groups,
+            model_after=earlier.digest,
+            model_file=earlier.file,
+        )
+        new = state.with_models(earlier, base=state.base, kept=state.kept[:-1])
+        ledger.commit(new, Pending(receipt=receipt, back_to=earlier.digest))
+        return receipt
+
+
+def purge(deletion: Deletion) -> Receipt:
+    """Delete all earlier models and the patches that lead back to them.
+
+    The model that the importances were measured on goes too: requests for parts of groups then need new importances.
+    """
+    ledger = deletion.ledger
+    with ledger.locked() as state:
+        earlier = {kept.digest for kept in state.models} - {state.current.digest}
+        receipt = deletion.receipt(state, "purged", reason=f"{len(earlier)} earlier models")
+        ledger.commit(state.with_models(state.current, base=state.current, kept=()), Pending(receipt=receipt))
+        left = sorted(path.name for path in ledger.models.folder.iterdir() if path.name != state.current.name)
+        if left:
+            raise StoreError(f"{ledger.folder}: cannot delete {', '.join(left)}: nothing refers to them; delete them")
+        return receipt
+
+
 def check_budget(before: Scores, after: Scores, budget: float) -> None:
     was, now = (scores["retain-test"]["accuracy"] for scores in (before, after))
     if was is None or now is None:
@@ -263,7 +313,14 @@ def find(
 ) -> tuple[Importance, Importance, dict[str, Importance]]:
     """Return importances of the forget set and the reference, and of the parts of groups that were measured."""
     groups, whole = population.groups, population.whole(rows)
-    _check_coverage(store, {key: len(members) for key, members in groups.items()})
+    sizes = {key: len(members) for key, members in groups.items()}
+    stored = {key: entry.samples for key, entry in store.manifest.groups.items()}
+    if stored != sizes:
+        differ = sorted(key for key in {*stored, *sizes} if stored.get(key) != sizes.get(key))
+        raise StoreError(
+            f"the importances in {store.folder} do not cover the training data that is left: groups {differ} differ. "
+            "Measure them again: `unlearnkit ledger CONFIG.toml --refresh`"
+        )
     cut = {key: members[np.isin(members, rows)] for key, members in groups.items() if key not in whole}
     measured = {key: measure(part) for key, part in cut.items() if len(part)}
     parts = {key: attrs.evolve(part, totals=on_disk(part.totals.items())) for key, part in measured.items()}
@@ -274,20 +331,11 @@ def find(
     ]
     forget = _sum([*([store.groups(whole)] if whole else []), *same])
     if role is Role.FULL:
-        reference = total
-    else:
-        reference = _without(total, forget, eps=store.rounding) if parts else store.rest(whole)
-    return forget, reference, parts
-
-
-def _check_coverage(store: ImportanceStore, sizes: dict[str, int]) -> None:
-    stored = {key: entry.samples for key, entry in store.manifest.groups.items()}
-    if stored != sizes:
-        differ = sorted(key for key in {*stored, *sizes} if stored.get(key) != sizes.get(key))
-        raise StoreError(
-            f"the importances in {store.folder} do not cover the training data that is left: groups {differ} differ. "
-            "Measure them again: `unlearnkit ledger CONFIG.toml --refresh`"
-        )
+        return forget, total, parts
+    if not parts:
+        return forget, store.rest(whole), parts
+    rest = on_disk(difference(total.totals, forget.totals, terms=total.count, eps=store.rounding, lost=[]))
+    return forget, attrs.evolve(total, totals=rest, role=Role.RETAIN, **counts_of_difference(total, forget)), parts
 
 
 def _sum(pieces: list[Importance]) -> Importance:
@@ -301,8 +349,3 @@ def _sum(pieces: list[Importance]) -> Importance:
         trail = trail.then(other.trail)
     totals = on_disk(summed([piece.totals for piece in pieces]))
     return attrs.evolve(first, totals=totals, role=Role.FORGET, trail=trail, **counts_of_sum(pieces))
-
-
-def _without(total: Importance, part: Importance, *, eps: float) -> Importance:
-    rest = difference(total.totals, part.totals, terms=total.count, eps=eps, lost=[])
-    return attrs.evolve(total, totals=on_disk(rest), role=Role.RETAIN, **counts_of_difference(total, part))

@@ -52,16 +52,21 @@ def load_checkpoint(
     enough. Without ``undo`` the model is not copied first, and may be left half loaded by an interruption. Returns the
     metadata, none for a pickle.
 
-    Raises:
-        StoreError: The file is missing, damaged or a pickle that was not allowed.
-        MismatchError: The file does not fit the model, which is unchanged; lists every name, shape and dtype.
+    A file that is missing, damaged or a pickle that was not allowed is a `StoreError`; one that does not fit is a
+    `MismatchError`, which lists every name, shape and dtype, and the model is unchanged.
     """
     found, metadata = read_checkpoint(path, allow_pickle=allow_pickle)
     state = _state(model)
     groups = _tied(state)
     raise_all(_problems(state, groups, found), where=f"{path} does not fit {type(model).__name__}")
     values = {name: next(found[n] for n in names if n in found) for names in groups for name in names}
-    _load(model, values, undo=undo)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()} if undo else {}
+    try:
+        model.load_state_dict({key: values[key.replace(COMPILED_PREFIX, "")] for key in model.state_dict()})
+    except BaseException:  # a module may have a loading hook of its own that fails half way
+        if undo:
+            model.load_state_dict(before, strict=False)
+        raise
     return metadata
 
 
@@ -115,16 +120,6 @@ def _differences(name: str, expected: Tensor, seen: Tensor) -> list[str]:
     if expected.is_meta:
         problems.append(f"{name}: expected memory to load into, saw the meta device: use model.to_empty first")
     return problems
-
-
-def _load(model: nn.Module, values: Mapping[str, Tensor], *, undo: bool) -> None:
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()} if undo else {}
-    try:
-        model.load_state_dict({key: values[key.replace(COMPILED_PREFIX, "")] for key in model.state_dict()})
-    except BaseException:  # a module may have a loading hook of its own that fails half way
-        if undo:
-            model.load_state_dict(before, strict=False)
-        raise
 
 
 def read_checkpoint(file: str | Path, *, allow_pickle: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -33,14 +33,9 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the loss of every sample.
+        """Return the loss of every sample: shape (batch,), a floating dtype, in nats.
 
-        Args:
-            model: Called as it is; do not change its mode.
-            batch: What the data loader yields, already on the model's device.
-
-        Returns:
-            Shape (batch,), a floating dtype, in nats.
+        The batch is what the data loader yields, already on the model's device; do not change the model's mode.
         """
 
     @final
@@ -115,7 +110,6 @@ class CausalLanguageModel(Objective):
         output: As in `CrossEntropy`.
 
     Example:
-        >>> import torch
         >>> model = nn.Embedding(3, 3)  # the next token depends on the last one alone
         >>> _ = nn.init.zeros_(model.weight)
         >>> mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
@@ -207,11 +201,9 @@ def check_losses(losses: Any, batch: Any, *, objective: Objective) -> Tensor:
     size = batch_size(batch)
     if isinstance(losses, Tensor) and losses.shape == (size,) and losses.is_floating_point():
         return losses
-    seen = (
-        f"a tensor of shape {tuple(losses.shape)} and {losses.dtype}"
-        if isinstance(losses, Tensor)
-        else type(losses).__name__
-    )
+    seen = type(losses).__name__
+    if isinstance(losses, Tensor):
+        seen = f"a tensor of shape {tuple(losses.shape)} and {losses.dtype}"
     raise MismatchError(
         f"{type(objective).__name__}.losses must return one loss per sample, shape ({size},), saw {seen}: "
         "do not average over the batch"
@@ -285,10 +277,8 @@ def float32_products(device: torch.device) -> str:
     """Describe torch's precision settings for float32 products on a device; "" for plain IEEE on a CPU."""
     backends: Any = torch.backends  # set at import time, unknown to type checkers
     cuda = device.type == "cuda"
-    products, convolutions = (
-        (backends.cuda.matmul, backends.cudnn.conv) if cuda else (backends.mkldnn.matmul, backends.mkldnn.conv)
-    )
-    names = [switch.fp32_precision.replace("none", "ieee") for switch in (products, convolutions)]
+    switches = (backends.cuda.matmul, backends.cudnn.conv) if cuda else (backends.mkldnn.matmul, backends.mkldnn.conv)
+    names = [switch.fp32_precision.replace("none", "ieee") for switch in switches]
     if not cuda and set(names) == {"ieee"}:
         return ""
     return f"products {names[0]}, convolutions {names[1]}"

@@ -148,11 +148,9 @@ def train(
     ``on_epoch`` is called after each epoch with its number, from 1, and its record.
 
     The same seed, data and initial weights give the same bits on one CPU. The global random state and the model's
-    train/eval modes are left as they were; gradients are cleared at the end.
-
-    Raises:
-        NonFiniteError: The loss is NaN or infinite, naming epoch and batch; the weights stay as they are then.
-        ConfigurationError: An epoch has no batches.
+    train/eval modes are left as they were; gradients are cleared at the end. A loss that is NaN or infinite is a
+    `NonFiniteError` that names epoch and batch, and the weights stay as they are then; an epoch without batches is a
+    `ConfigurationError`.
 
     Example:
         >>> data = torch.utils.data.TensorDataset(torch.eye(4), torch.tensor([0, 0, 1, 1]))
@@ -163,12 +161,10 @@ def train(
     options, criterion = training or Training(), objective or CrossEntropy()
     config = OptimizerConfig(learning_rate=options.learning_rate, weight_decay=options.weight_decay)
     adam, scores, history = config.optimizer_for(model), list[BatchScores](), list[EpochRecord]()
-    generator = torch.Generator().manual_seed(options.seed)
-    batches = (
-        DataLoader(data, batch_size=options.batch_size, shuffle=True, generator=generator)
-        if isinstance(data, Dataset)
-        else data
-    )
+    batches: Any = data
+    if isinstance(data, Dataset):
+        generator = torch.Generator().manual_seed(options.seed)
+        batches = DataLoader(data, batch_size=options.batch_size, shuffle=True, generator=generator)
 
     def loss(student: nn.Module, batch: Any) -> Tensor:
         losses, score = score_batch(student, batch, objective=criterion)

@@ -60,7 +60,7 @@ def resnet18_classifier(
         >>> sum(p.numel() for p in model.parameters())
         11186772
     """
-    _at_least("num_classes", num_classes, 1)
+    _check_positive(num_classes=num_classes)
     if not 0 <= dropout < 1:
         raise ConfigurationError(f"dropout: expected a probability 0 ≤ p < 1, saw {dropout}")
     from torchvision.models import ResNet18_Weights, resnet18  # noqa: PLC0415 - torchvision takes a second
@@ -85,14 +85,14 @@ def small_cnn(
         >>> sum(p.numel() for p in model.parameters())
         6138
     """
-    for name, value in {"num_classes": num_classes, "channels": channels, "width": width}.items():
-        _at_least(name, value, 1)
+    _check_positive(num_classes=num_classes, channels=channels, width=width)
     if image_size < 4 or image_size % 4:
         raise ConfigurationError(f"image_size: expected a multiple of 4 pixels, saw {image_size}")
     with nullcontext() if seed is None else private_rng(seed=seed):
         return SmallCNN(num_classes=num_classes, channels=channels, width=width, image_size=image_size)
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigurationError(f"{name}: expected a whole number ≥ {least}, saw {value}")
+def _check_positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ConfigurationError(f"{name}: expected a whole number ≥ 1, saw {size}")

@@ -48,6 +48,11 @@ class Discovered:
     version: str = ""
     problem: Problem | None = None
 
+    @classmethod
+    def of_object(cls, plugin: object, name: str | None) -> "Discovered":
+        own = getattr(plugin, "__name__", None) or type(plugin).__qualname__
+        return cls(name=name or str(own), target=str(getattr(plugin, "__module__", None) or own))
+
     @property
     def origin(self) -> str:
         """Distribution and version, or the module of a plugin passed to ``register``."""
@@ -84,11 +89,6 @@ def name_and_version(distribution: Distribution | None) -> tuple[str, str]:
     metadata: Any = (distribution.metadata if distribution else None) or {}
     name, version = (str(metadata[key]) if key in metadata else "" for key in ("Name", "Version"))
     return name, version
-
-
-def of_object(plugin: object, name: str | None) -> Discovered:
-    own = getattr(plugin, "__name__", None) or type(plugin).__qualname__
-    return Discovered(name=name or str(own), target=str(getattr(plugin, "__module__", None) or own))
 
 
 def warn_of(problem: Problem) -> None:

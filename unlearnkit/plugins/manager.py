@@ -16,15 +16,7 @@ from unlearnkit.importance.estimator import ImportanceEstimator
 from unlearnkit.importance.fisher import Kernel
 from unlearnkit.importance.importance import Importance
 from unlearnkit.plugins import hookspecs
-from unlearnkit.plugins.entry_points import (
-    NAME,
-    Discovered,
-    Problem,
-    entry_point_plugins,
-    of_object,
-    provider_of,
-    warn_of,
-)
+from unlearnkit.plugins.entry_points import NAME, Discovered, Problem, entry_point_plugins, provider_of, warn_of
 from unlearnkit.plugins.hookspecs import Run
 from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import Need, Unlearner, describe
@@ -91,10 +83,8 @@ class PluginManager:
     """Finds methods, estimators and metrics by name, wherever they were installed from.
 
     Plugins are imported when one is first asked for. A broken plugin is recorded and warned about once; it is an error
-    only when something it should have provided is asked for.
-
-    Args:
-        entry_points: Look for installed plugins in the entry-point group ``unlearnkit``; False for tests.
+    only when something it should have provided is asked for. With ``entry_points=False`` it does not look for installed
+    plugins, in the entry-point group ``unlearnkit``: for tests.
 
     Example:
         >>> manager = PluginManager()
@@ -114,12 +104,11 @@ class PluginManager:
     def register(self, plugin: object, *, name: str | None = None) -> None:
         """Register a module or an object with ``@hookimpl`` functions; ``name`` is for messages.
 
-        Raises:
-            PluginLoadError: One of its hooks does not have the signature that the hook specification has.
-            ConfigurationError: A plugin of that name is registered already.
+        A hook with another signature than its specification is a `PluginLoadError`, a name that is registered already a
+        `ConfigurationError`.
         """
         self._load()
-        found = of_object(plugin, name)
+        found = Discovered.of_object(plugin, name)
         if found.name in self._discovered:
             raise ConfigurationError(f"expected a new plugin name, saw {found.name!r} again: pass name=")
         problem = self._add(found, plugin)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import unlearnkit.testing.laws  # noqa: F401 - registers the laws
 from unlearnkit import ConfigurationError, ImportanceEstimator, Metric, Unlearner
-from unlearnkit.testing.law import LawError, laws_for
-from unlearnkit.testing.source import source
+from unlearnkit.testing.law import LawError, laws_for, source
 
 if TYPE_CHECKING:
     import pytest

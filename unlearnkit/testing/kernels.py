@@ -49,20 +49,16 @@ def _check_case(kernel: Kernel, who: str, operands: KernelOperands, first: Kerne
         start = {sum_: torch.ones(plan.shape, dtype=dtype, device=device) for sum_ in ("squares", *extra)}
         plan.run(SumBuffers(**start))
         for sum_, buffer in start.items():
-            _compare(who, sum_, per_sample, plan.finish(buffer), tolerance=_TOLERANCE.get(dtype, _COARSE))
-
-
-def _compare(who: str, sum_: str, per_sample: Tensor, finished: Tensor, *, tolerance: float) -> None:
-    terms = _SUMS[sum_](per_sample)
-    expected, seen = 1 + terms.sum(0), finished.reshape(per_sample.shape[1:]).double()
-    rounding = tolerance * float(1 + terms.abs().sum(0).nan_to_num().max())
-    fine = expected.isfinite()
-    wrong = float((seen - expected)[fine].abs().max()) if bool(fine.any()) else 0.0
-    if not wrong <= rounding or bool(seen[~fine].isfinite().any()):
-        raise LawError(
-            f"{who}: expected Σ of {sum_} as torch adds it, added to what was there, saw a difference of {wrong:.3g} "
-            f"where {rounding:.3g} is rounding, or a NaN that got lost"
-        )
+            terms, seen = _SUMS[sum_](per_sample), plan.finish(buffer).reshape(per_sample.shape[1:]).double()
+            expected = 1 + terms.sum(0)
+            rounding = _TOLERANCE.get(dtype, _COARSE) * float(1 + terms.abs().sum(0).nan_to_num().max())
+            fine = expected.isfinite()
+            wrong = float((seen - expected)[fine].abs().max()) if bool(fine.any()) else 0.0
+            if not wrong <= rounding or bool(seen[~fine].isfinite().any()):
+                raise LawError(
+                    f"{who}: expected Σ of {sum_} as torch adds it, added to what was there, saw a difference of "
+                    f"{wrong:.3g} where {rounding:.3g} is rounding, or a NaN that got lost"
+                )
 
 
 def _cases(layer: Layer, device: str, dtype: torch.dtype) -> Iterator[tuple[str, KernelOperands]]:

@@ -56,18 +56,11 @@ def option(
 ) -> Any:
     """Declare an option of a frozen attrs class, with a check that names the field, the bound and the value seen.
 
-    A float option takes an int (TOML writes ``alpha = 10``) and infinity, never NaN, a bool or a string.
-
-    Args:
-        default: Its type is the option's type. None means: may be left out, else any number.
-        doc: One line for ``unlearnkit methods``.
-        symbol: The letter in the equation, as ``"α"``.
-        source: Paper and equation.
-        at_least: Inclusive lower bound.
-        above: Exclusive lower bound.
-        at_most: Inclusive upper bound.
-        choices: The only strings allowed.
-        meaning: False for an option that changes speed or memory only.
+    A float option takes an int (TOML writes ``alpha = 10``) and infinity, never NaN, a bool or a string. The type of
+    the default is that of the option; None means: may be left out, else any number. ``at_least`` and ``at_most`` are
+    inclusive bounds, ``above`` is an exclusive one; ``choices`` are the only strings allowed. ``doc`` is one line for
+    ``unlearnkit methods``, ``symbol`` the letter in the equation, as ``"α"``, ``source`` the paper and its equation.
+    ``meaning`` is False for an option that changes speed or memory only.
 
     Example:
         >>> @attrs.frozen(kw_only=True)

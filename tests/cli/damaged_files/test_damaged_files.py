@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 from unlearnkit.cli.app import app
 from unlearnkit.deletion import Receipt
 from unlearnkit.deletion.state import Pending
-from unlearnkit.importance.store.manifest import read_manifest
-from unlearnkit.importance.store.shards import file_digest
+from unlearnkit.importance.store.files import StoreManifest, file_digest
 from unlearnkit.utils.checksummed_json import seal
 
 HEX = "[0-9a-f]"
@@ -110,7 +109,7 @@ def test_symlinked_folder_is_refused(folder, tmp_path, name):
 @pytest.mark.parametrize("bad", [damage.wrong_dtype, damage.extra_tensor, damage.missing_tensor, damage.lying_header])
 def test_importance_of_wrong_shape_with_a_valid_digest(folder, bad):
     store = folder / "out" / "ledger" / "importances-0"
-    shard = store / read_manifest(store).total.shards[0].file
+    shard = store / StoreManifest.read(store).total.shards[0].file
     bad(shard)
     resealed(store / "manifest.json", lambda c: c["total"]["shards"][0].update(digest=file_digest(shard)))
     refused(folder, FORGET)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from unlearnkit import Importance
-from unlearnkit.deletion.receipts import FORMAT, Receipt
+from unlearnkit.deletion.state import RECEIPT_FORMAT, Receipt
 from unlearnkit.experiments.config import load_config
 from unlearnkit.importance.provenance import Fingerprint
 from unlearnkit.importance.store.store import ImportanceStore
@@ -68,8 +68,8 @@ def make_manifest(folder):
 
 
 def make_receipt(folder):
-    write_sealed(folder / "file", Receipt(number=1, previous="", time="now", outcome="started"), kind=FORMAT)
-    return folder / "file", lambda: read_sealed(folder / "file", Receipt, kind=FORMAT)
+    write_sealed(folder / "file", Receipt(number=1, previous="", time="now", outcome="started"), kind=RECEIPT_FORMAT)
+    return folder / "file", lambda: read_sealed(folder / "file", Receipt, kind=RECEIPT_FORMAT)
 
 
 MAKERS = [make_importance, make_checkpoint, make_patch, make_shard, make_manifest, make_receipt]

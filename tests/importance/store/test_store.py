@@ -15,7 +15,7 @@ from torch import nn
 
 from unlearnkit import Importance, MismatchError
 from unlearnkit.importance.provenance import Fingerprint, Role
-from unlearnkit.importance.store.manifest import Edit
+from unlearnkit.importance.store.files import Edit
 from unlearnkit.importance.store.store import ImportanceStore, writing
 from unlearnkit.models.parameters import digest
 from unlearnkit.utils import checksummed_json as sealed

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from unlearnkit.distributed.sharded_tensors import refuse_sharded
 from unlearnkit.importance.importance import Importance, counts_of_difference, counts_of_sum
 from unlearnkit.importance.provenance import Role, recorded_error
-from unlearnkit.importance.store.manifest import Edit, Entry, Staleness, StoreManifest, read_manifest, write_manifest
-from unlearnkit.importance.store.shards import (
+from unlearnkit.importance.store.files import (
     Cancellation,
-    check_shard,
+    Edit,
+    Entry,
+    Staleness,
+    StoreManifest,
     difference,
     on_disk,
     read_shards,
@@ -79,19 +81,19 @@ class ImportanceStore:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot make the folder {path}: {error}") from error
-        write_manifest(path, StoreManifest(precision=precision, data=data, versions=dict(versions or {})))
+        StoreManifest(precision=precision, data=data, versions=dict(versions or {})).write(path)
         return cls(path)
 
     @classmethod
     def open(cls, folder: str | Path) -> "ImportanceStore":
         """Open an existing store."""
-        read_manifest(Path(folder))
+        StoreManifest.read(Path(folder))
         return cls(folder)
 
     @property
     def manifest(self) -> StoreManifest:
         """The manifest as it is now."""
-        return read_manifest(self.folder)
+        return StoreManifest.read(self.folder)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -145,7 +147,7 @@ class ImportanceStore:
     def verify(self) -> None:
         """Compare the hash of every file; raise a `StoreError` for a missing or changed one."""
         for shard in self.manifest.shards:
-            check_shard(self.folder, shard)
+            shard.check(self.folder)
 
     def put(self, key: str, importance: Importance) -> None:
         """Add a new group: the importance of its samples, one term per sample, of the kind of those in the store."""
@@ -254,14 +256,14 @@ class ImportanceStore:
             if model not in manifest.models:
                 raise MismatchError(f"the store {self.folder} knows no model {model}: saw {manifest.models}")
             kept = manifest.edits[: manifest.models.index(model)]
-            write_manifest(self.folder, attrs.evolve(manifest, edits=kept))
+            attrs.evolve(manifest, edits=kept).write(self.folder)
 
 
 @contextmanager
 def writing(folder: Path) -> Iterator["Writer"]:
     """Lock the store for writing; the system releases the lock when the process ends."""
     lock = FileLock(folder / "lock", timeout=0)
-    read_manifest(folder)  # no lock in a folder that is no store
+    StoreManifest.read(folder)  # no lock in a folder that is no store
     try:
         lock.acquire()
     except Timeout as error:
@@ -270,7 +272,7 @@ def writing(folder: Path) -> Iterator["Writer"]:
     except OSError as error:
         raise StoreError(f"cannot write to the store {folder}: {error}") from error
     try:
-        manifest = read_manifest(folder)
+        manifest = StoreManifest.read(folder)
         _delete_unreferenced(folder, manifest)
         yield Writer(folder=folder, manifest=manifest)
     finally:
@@ -300,7 +302,7 @@ class Writer:
         if groups != self.manifest.groups:
             known = self._total([known, added] if known and added else list(groups.values()))
         manifest = attrs.evolve(self.manifest, groups=dict(groups), total=known, **changes)
-        write_manifest(self.folder, manifest)
+        manifest.write(self.folder)
         _delete_unreferenced(self.folder, manifest)
 
     def _total(self, parts: list[Entry]) -> Entry | None:

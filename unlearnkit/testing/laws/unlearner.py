@@ -155,9 +155,7 @@ def rolls_back(method: Unlearner, case: tuple[LawCase, str]) -> None:
         holds(not changed, f"unlearn() raised, and these differ: {', '.join(changed)}")
 
 
-@_law(
-    promise="deterministic", rejects="draws its noise from the global generator instead of from UnlearningInputs.seed"
-)
+@_law(promise="deterministic", rejects="draws its noise from the global generator, not from UnlearningInputs.seed")
 def deterministic(method: Unlearner, law_case: LawCase) -> None:
     """The same input gives the same bits on one CPU, whatever the global generators are at."""
     one, other = run_twice(lambda: _tried(method, law_case).after.weights(trainable=True))

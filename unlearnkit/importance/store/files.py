@@ -1,4 +1,4 @@
-"""Named tensors in safetensors files: written, memory-mapped, added and subtracted one at a time."""
+"""The files of a store: a manifest, replaced atomically, and tensors, added and subtracted one at a time."""
 
 import hashlib
 import re
@@ -7,22 +7,26 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import final
+from typing import Literal, final
 
 import attrs
 import torch
 from torch import Tensor
 
+from unlearnkit.importance.provenance import Fingerprint
 from unlearnkit.models.parameters import chunk_size, chunks, extremes
+from unlearnkit.utils.checksummed_json import added, read_sealed, write_sealed
 from unlearnkit.utils.errors import StoreError, raise_all
 from unlearnkit.utils.safetensors import load_tensors, save_tensors
 
+FORMAT = "unlearnkit-store-1"
+FILE = "manifest.json"
+MOST_EDITS = 10
+MOST_CHANGED = 0.05
 SHARD_BYTES = 64 << 20
 """Small tensors share a file of about this size; a larger tensor has a file of its own."""
-
 CANCELLED = 0.01
 """A difference whose relative rounding error is likely larger than this has no correct digits left."""
-
 _NAME = re.compile(r"[0-9a-f]{16}\.safetensors")
 
 
@@ -40,6 +44,114 @@ class Shard:
         if not _NAME.fullmatch(value):
             raise StoreError(f"expected a shard's name as 0123456789abcdef.safetensors, saw {value!r}")
 
+    def check(self, folder: Path) -> None:
+        """Compare the file with the hash of what was written."""
+        path = folder / self.file
+        if path.is_symlink():
+            raise StoreError(f"{path}: expected a file, saw a symbolic link: somebody has replaced it")
+        try:
+            seen = file_digest(path)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot read it: {error}") from error
+        if seen != self.digest:
+            raise StoreError(
+                f"{path}: expected the digest {self.digest}, saw {seen}: the file was damaged or replaced; "
+                "make it again"
+            )
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Entry:
+    """The stored importance of one group, or of all of them."""
+
+    shards: tuple[Shard, ...] = ()
+    count: int
+    samples: int
+    relative_error: float | None = added(default=None)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Edit:
+    """An edit of the model that happened since the importances were measured."""
+
+    before: str
+    after: str
+    fraction: float
+    request: str = ""
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Staleness:
+    """How many edits a model had since its importances were measured, and the fraction of weights they changed."""
+
+    edits: int
+    fraction: float
+
+    @classmethod
+    def of(cls, edits: Iterable[Edit]) -> "Staleness":
+        """Count edits and add their fractions."""
+        fractions = [edit.fraction for edit in edits]
+        return cls(edits=len(fractions), fraction=min(1.0, sum(fractions)))
+
+    @property
+    def due(self) -> bool:
+        """Whether the importances should be measured again: after 10 edits, or when 5 % of the weights changed."""
+        return self.edits >= MOST_EDITS or self.fraction >= MOST_CHANGED
+
+    def sentence(self) -> str:
+        """Describe it in one sentence."""
+        if not self.edits:
+            return "The importances are those of this model."
+        old = f"The importances are {self.edits} edit{'s' * (self.edits != 1)} old"
+        changed = f"at most {100 * self.fraction:.3g} % of the weights changed"
+        return f"{old} ({changed}): " + ("measure them again." if self.due else "still in use.")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class StoreManifest:
+    """All data of a store but the tensors."""
+
+    precision: Literal["float32", "float64"] = "float64"
+    data: str = ""  # a digest
+    versions: Mapping[str, str] = attrs.field(factory=dict)
+    fingerprint: Fingerprint | None = None  # until the first group is put
+    groups: Mapping[str, Entry] = attrs.field(factory=dict)
+    total: Entry | None = None
+    edits: tuple[Edit, ...] = ()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Digests of the model that was measured and of what its edits made of it, in order."""
+        first = (self.fingerprint.model,) if self.fingerprint else ()
+        return (*first, *(edit.after for edit in self.edits))
+
+    @property
+    def shards(self) -> list[Shard]:
+        """All files that the manifest refers to."""
+        entries = [*self.groups.values(), *([self.total] if self.total else [])]
+        return [shard for entry in entries for shard in entry.shards]
+
+    @property
+    def rounding(self) -> float:
+        """The machine epsilon of the coarsest precision that made the totals."""
+        # Gradients count too: those of one sample differ in their last digits with the batch that it is in.
+        measured = f"{self.precision} {self.fingerprint.precision if self.fingerprint else ''}"
+        coarsest = next(name for name in ("bfloat16", "float16", "float32", "float64") if name in measured)
+        return torch.finfo(getattr(torch, coarsest)).eps
+
+    @classmethod
+    def read(cls, folder: Path) -> "StoreManifest":
+        """Read the manifest of a store and check its digest."""
+        return read_sealed(folder / FILE, cls, kind=FORMAT)
+
+    def write(self, folder: Path) -> None:
+        """Replace the manifest of a store: the moment at which a change of the store happens."""
+        write_sealed(folder / FILE, self, kind=FORMAT)
+
 
 def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], *, limit: int | None = None) -> tuple[Shard, ...]:
     """Write tensors as they come; beside ``limit`` bytes, at most one of them is in memory."""
@@ -52,24 +164,9 @@ def read_shards(folder: Path, shards: Iterable[Shard], *, verify: bool = True) -
     found: dict[str, Tensor] = {}
     for shard in shards:
         if verify:
-            check_shard(folder, shard)
+            shard.check(folder)
         found |= load_tensors(folder / shard.file, failure=": expected the safetensors file that was written, saw")[0]
     return found
-
-
-def check_shard(folder: Path, shard: Shard) -> None:
-    """Compare a file with the hash of what was written."""
-    path = folder / shard.file
-    if path.is_symlink():
-        raise StoreError(f"{path}: expected a file, saw a symbolic link: somebody has replaced it")
-    try:
-        seen = file_digest(path)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot read it: {error}") from error
-    if seen != shard.digest:
-        raise StoreError(
-            f"{path}: expected the digest {shard.digest}, saw {seen}: the file was damaged or replaced; make it again"
-        )
 
 
 def file_digest(path: Path) -> str:
