@@ -25,7 +25,9 @@ from unlearnkit.importance.fisher.rules.linear import add_pairs, one_by_one
 
 _Sizes = int | Sequence[int]
 _PAIRS_UP_TO = 16  # positions
-_LARGE = 1 << 12  # elements for one kernel offset from which products offset by offset are as fast as larger ones
+# Elements for one kernel offset from which products offset by offset are as fast as larger ones; small products gain
+# nothing from a second thread.
+_LARGE, _LARGE_IN_THREADS = 1 << 12, 1 << 16
 _CACHE = 1 << 20  # elements of a per-sample buffer above which it falls out of the caches
 _TRAFFIC = {True: 30, False: 4}  # what that costs for each offset, in products of one position
 _TOGETHER = 5 << 20  # bytes of weight gradients formed at a time by oneDNN: more falls out of the caches
@@ -150,7 +152,8 @@ def conv_plans(slot: Slot, g: Tensor, x: Tensor, geometry: ConvGeometry) -> list
         return [_pixels(g, x), products]
     regions = geometry.regions(tuple(x.shape[3:]), tuple(g.shape[3:]))
     offsets = _offsets(slot, g, x, geometry, regions)
-    plans = [offsets, products] if out * channels >= _LARGE else [products, offsets]
+    large = _LARGE if torch.get_num_threads() == 1 else _LARGE_IN_THREADS
+    plans = [offsets, products] if out * channels >= large else [products, offsets]
     plans = [*onednn, *plans] if onednn_pays(positions, channels) else [*plans, *onednn]
     if positions <= _PAIRS_UP_TO:
         first = pairs_pay(regions, positions, slot.numel)
