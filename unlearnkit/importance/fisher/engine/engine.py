@@ -31,7 +31,7 @@ _SETTLED = {"cuda": 4}  # passes of one kind until all that runs beside them hol
 class Engine(Accumulator):
     """Adds squared per-sample gradients, batch by batch.
 
-    The first batch of each shape is probed with a few samples: see `Passes`. What cannot be proven falls back to
+    The first batch of each shape is recorded and checked: see `Passes`. What cannot be proven falls back to
     `SquaredGradients`, with one warning. Where memory runs out, a batch is halved.
     """
 
