@@ -103,7 +103,7 @@ def _state(value: Any) -> tuple[object, ...]:
 class Passes:
     """Adds squares by call plans, and proves that they are right.
 
-    The first batch of each kind is recorded: which function uses which parameter, and which rows belong to which sample.
+    The first batch of each kind is recorded: which function uses which parameter, and which rows are whose.
     The totals of its first sample must equal those of that sample alone. Of the first batch of each size, of one of
     every `recheck`, and of all where the rows depend on the data, the rows are derived again.
     """
