@@ -1,6 +1,5 @@
 """Records the calls of a forward pass, and which rows of each belong to which sample."""
 
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar, final
@@ -39,6 +38,7 @@ from unlearnkit.importance.fisher.engine.interceptor import (
 from unlearnkit.importance.fisher.engine.row_owners import (
     UNKNOWN,
     DataRows,
+    WeakTensorSet,
     coefficients,
     exponents,
     owners_of,
@@ -69,10 +69,10 @@ class Discovery(Guide):
     ) -> None:
         self.samples, self._plan = samples, plan
         self.data_rows = samples if plan is None else 0
-        self._made_of_data: dict[int, weakref.ref[Tensor]] = {id(t): weakref.ref(t) for t in batch}
-        self._constants: dict[int, Tensor] = {id(t): t for t in constants if id(t) not in self._made_of_data}
+        self._made_of_data = WeakTensorSet(batch)
+        self._constants: dict[int, Tensor] = {id(t): t for t in constants if t not in self._made_of_data}
         self._fixed = frozenset(self._constants)
-        self._per_sample: dict[int, weakref.ref[Tensor]] = {}  # made of constants, with a row for each sample
+        self._per_sample = WeakTensorSet()  # made of constants, with a row for each sample
         self._without_data = False
         self.steps: list[Step] = []
         self.accumulation: Accumulation | None = None
@@ -135,14 +135,14 @@ class Discovery(Guide):
         return watch
 
     def passed(self, function: Callable[..., Any], args: tuple[Any, ...], given: list[Tensor], result: Any) -> None:
-        if not any(self._is_data(t) and not _holds(self._per_sample, t) for t in given):
+        if not any(self._is_data(t) and t not in self._per_sample for t in given):
             self._remember(result)
             return
         changed = [result, given[0]] if in_place(function) and given else [result]
         if len(changed) > 1 and id(given[0]) not in self._fixed:
             self._constants.pop(id(given[0]), None)
-            self._per_sample.pop(id(given[0]), None)
-        self._made_of_data |= {id(t): weakref.ref(t) for t in tensors(changed)}
+            self._per_sample.discard(given[0])
+        self._made_of_data.update(tensors(changed))
         if self._data_rows.watch(function, args, given, self._constant):
             self._data_rows.add(changed)
         else:
@@ -164,7 +164,7 @@ class Discovery(Guide):
     def _is_data(self, t: Tensor) -> bool:
         if self._constant(t) or t.is_floating_point() or t.is_complex():
             return not self._constant(t)
-        return t.dim() > 0 and (t.shape[0] == self.samples or _holds(self._made_of_data, t))
+        return t.dim() > 0 and (t.shape[0] == self.samples or t in self._made_of_data)
 
     def _remember(self, result: Any) -> None:
         for t in result if isinstance(result, tuple | list) else (result,):
@@ -172,7 +172,7 @@ class Discovery(Guide):
                 continue
             # A state that starts at zero for every sample has one row per sample, as data has.
             if t.dim() and t.shape[0] == self.samples:
-                self._per_sample[id(t)] = weakref.ref(t)
+                self._per_sample.update([t])
             else:
                 self._constants[id(t)] = t
 
@@ -248,10 +248,6 @@ class Discovery(Guide):
             raise UnprovenError(f"{step.describe()}: {unproven}") from None
 
 
-def _holds(known: Mapping[int, weakref.ref[Tensor]], t: Tensor) -> bool:
-    return id(t) in known and known[id(t)]() is t
-
-
 def _covers(rule: Rule, seen: Seen) -> bool:
     call = rule.bind(*seen.args, **seen.kwargs)
     if call is None:
@@ -265,7 +261,7 @@ def _step(action: Action, seen: Seen, rule: Rule | None = None) -> Step:
 
 
 def first_proof(batch: Any, attempt: Callable[[Any], _T]) -> _T:
-    """Attempt something with a few samples of a batch, and with fewer when it cannot be proven."""
+    """Attempt something with two samples of a batch, and with three when it cannot be proven."""
     reason: UnprovenError | None = None
     for samples in (n for n in _PROBED if n <= batch_size(batch)):
         try:

@@ -6,7 +6,7 @@ several samples share has a ratio that is no such power.
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, final
 
 import torch
@@ -80,6 +80,24 @@ _TO_PYTHON = frozenset({"tolist", "item", "__int__", "__index__", "numpy", "__ar
 
 
 @final
+class WeakTensorSet:
+    """Tensors by identity, which are not kept alive."""
+
+    def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
+        self._held = {id(t): weakref.ref(t) for t in tensors}
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        known = self._held.get(id(tensor))
+        return known is not None and known() is tensor
+
+    def update(self, tensors: Iterable[Tensor]) -> None:
+        self._held |= {id(t): weakref.ref(t) for t in tensors}
+
+    def discard(self, tensor: Tensor) -> None:
+        self._held.pop(id(tensor), None)
+
+
+@final
 class DataRows:
     """Finds the tensors whose rows were chosen or placed by an index that depends on the data.
 
@@ -87,12 +105,11 @@ class DataRows:
     """
 
     def __init__(self) -> None:
-        self._found: dict[int, weakref.ref[Tensor]] = {}
+        self._found = WeakTensorSet()
         self._read = False
 
     def __contains__(self, tensor: Tensor) -> bool:
-        known = self._found.get(id(tensor))
-        return self._read or (known is not None and known() is tensor)
+        return self._read or tensor in self._found
 
     def watch(
         self,
@@ -111,8 +128,7 @@ class DataRows:
         return False
 
     def add(self, value: Any) -> None:
-        for t in results(value):
-            self._found[id(t)] = weakref.ref(t)
+        self._found.update(results(value))
 
 
 def _keeps_dimension_0(name: str, args: tuple[Any, ...]) -> bool:
