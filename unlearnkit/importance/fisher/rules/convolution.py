@@ -21,13 +21,11 @@ from torch.nn import grad
 from unlearnkit.importance.fisher.engine.kernel import ConvGeometry, KernelOperands, KernelPlan, Region, SumBuffers
 from unlearnkit.importance.fisher.engine.rule import Call, Rule
 from unlearnkit.importance.fisher.engine.totals import Slot
-from unlearnkit.importance.fisher.rules.linear import add_pairs, one_by_one
+from unlearnkit.importance.fisher.rules.linear import add_pairs, add_products
 
 _Sizes = int | Sequence[int]
 _PAIRS_UP_TO = 16  # positions
-# Elements for one kernel offset from which products offset by offset are as fast as larger ones; small products gain
-# nothing from a second thread.
-_LARGE, _LARGE_IN_THREADS = 1 << 12, 1 << 16
+_LARGE = 1 << 12  # elements for one kernel offset from which products offset by offset are as fast as larger ones
 _CACHE = 1 << 20  # elements of a per-sample buffer above which it falls out of the caches
 _TRAFFIC = {True: 30, False: 4}  # what that costs for each offset, in products of one position
 _TOGETHER = 5 << 20  # bytes of weight gradients formed at a time by oneDNN: more falls out of the caches
@@ -152,8 +150,7 @@ def conv_plans(slot: Slot, g: Tensor, x: Tensor, geometry: ConvGeometry) -> list
         return [_pixels(g, x), products]
     regions = geometry.regions(tuple(x.shape[3:]), tuple(g.shape[3:]))
     offsets = _offsets(slot, g, x, geometry, regions)
-    large = _LARGE if torch.get_num_threads() == 1 else _LARGE_IN_THREADS
-    plans = [offsets, products] if out * channels >= large else [products, offsets]
+    plans = [offsets, products] if out * channels >= _LARGE else [products, offsets]
     plans = [*onednn, *plans] if onednn_pays(positions, channels) else [*plans, *onednn]
     if positions <= _PAIRS_UP_TO:
         first = pairs_pay(regions, positions, slot.numel)
@@ -233,7 +230,7 @@ def onednn_possible(g: Tensor) -> bool:
 
 def onednn_pays(positions: int, channels: int) -> bool:
     """Say whether it costs less than copying windows or gathering pixels: on large maps."""
-    return positions >= (64 if channels >= _BLOCK else 1024)
+    return positions >= (128 if channels >= _BLOCK else 1024)
 
 
 def _grouped_gradients(g: Tensor, x: Tensor, geometry: ConvGeometry) -> Tensor:
@@ -268,7 +265,7 @@ def _offsets(slot: Slot, g: Tensor, x: Tensor, geometry: ConvGeometry, regions: 
     def run(into: SumBuffers) -> None:
         for part in slot.chunks(len(g), 2 * (g[0].numel() + x[0].numel())):
             for offset, rows, pixels in _gathered(g[part], x[part], regions):
-                one_by_one(into[offset], rows, pixels)
+                add_products(into[offset], rows, pixels)
 
     def finish(total: Tensor) -> Tensor:
         return total.movedim(0, -1).reshape(*total.shape[1:], *geometry.kernel)
@@ -313,7 +310,7 @@ def count_index_pairs(regions: list[Region | None]) -> int:
 def _pixels(g: Tensor, x: Tensor) -> KernelPlan:
     def run(into: SumBuffers) -> None:
         rows, pixels = (t.flatten(3)[:, 0].transpose(1, 2) for t in (g, x))
-        one_by_one(into, rows, pixels)
+        add_products(into, rows, pixels)
 
     return KernelPlan(name="pixels", shape=(g.shape[2], x.shape[2]), run=run)
 

@@ -14,7 +14,8 @@ from unlearnkit.importance.fisher.engine.rule import Call, Rule
 from unlearnkit.importance.fisher.engine.totals import Slot
 
 _PAIRS_UP_TO = 8
-_CACHED = 1 << 20  # bytes of a buffer that stay in a core's cache together with the totals that it is added to
+_CACHED = 1 << 20  # bytes of products that stay in a core's cache together with the totals that they are added to
+_TOGETHER = 8  # samples in one call: starting the threads for each would cost more than a small product
 _SMALL = 1 << 14  # elements below which one batched product beats a loop over samples
 
 
@@ -125,7 +126,7 @@ def outer_plans(slot: Slot, g: Tensor, a: Tensor) -> list[KernelPlan]:
     rows, out, inner = g.shape[1], g.shape[2], a.shape[2]
     shape = (out, inner)
     plans = [
-        KernelPlan(name="outer", shape=shape, run=lambda into: one_by_one(into, g, a)),
+        KernelPlan(name="outer", shape=shape, run=lambda into: add_products(into, g, a)),
         KernelPlan(name="batched", shape=shape, run=lambda into: _batched(slot, into, g, a)),
     ]
     if g.is_cuda or out * inner <= _SMALL:
@@ -147,17 +148,20 @@ def add_single(into: SumBuffers, g: Tensor, a: Tensor) -> None:
         into.signed.addmm_(g.t(), a)
 
 
-def one_by_one(into: SumBuffers, g: Tensor, a: Tensor) -> None:
-    """Multiply one sample at a time into a buffer, and square it there; block by block, which stays in the cache."""
+def add_products(into: SumBuffers, g: Tensor, a: Tensor) -> None:
+    """Multiply the few samples whose products stay in the cache, and add their squares; large matrices go in blocks."""
     out, inner = into.squares.shape
-    step = max(1, _CACHED // (inner * into.squares.element_size()))
+    step = max(1, _CACHED // (inner * g.element_size()))
+    few = max(1, min(_TOGETHER, len(g), _CACHED // (min(step, out) * inner * g.element_size())))
     for start in range(0, out, step):
         rows = slice(start, start + step)
         block = into[rows]
-        buffer = torch.empty(block.squares.shape, dtype=block.squares.dtype, device=block.squares.device)
-        for g_n, a_n in zip(g[:, :, rows].unbind(), a.unbind(), strict=True):
-            torch.mm(g_n.t(), a_n, out=buffer)
-            block.add_one(buffer)
+        buffer = torch.empty((few, *block.squares.shape), dtype=g.dtype, device=g.device)
+        for left, right in zip(g[:, :, rows].transpose(1, 2).split(few), a.split(few), strict=True):
+            products = buffer[: left.shape[0]]
+            torch.bmm(left, right, out=products)
+            for one in products.unbind():
+                block.add_one(one)
 
 
 def _batched(slot: Slot, into: SumBuffers, g: Tensor, a: Tensor) -> None:
