@@ -157,7 +157,7 @@ def add_products(into: SumBuffers, g: Tensor, a: Tensor) -> None:
         rows = slice(start, start + step)
         block = into[rows]
         buffer = torch.empty((few, *block.squares.shape), dtype=g.dtype, device=g.device)
-        for left, right in zip(g[:, :, rows].transpose(1, 2).split(few), a.split(few), strict=True):
+        for left, right in zip(torch.split(g[:, :, rows].transpose(1, 2), few), torch.split(a, few), strict=True):
             products = buffer[: left.shape[0]]
             torch.bmm(left, right, out=products)
             for one in products.unbind():
