@@ -109,5 +109,7 @@ def test_kernel_choice_thresholds():
     geometry = ConvGeometry(kernel=(3, 3), stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1)
     assert pairs_pay(geometry.regions((2, 2), (2, 2)), 4, 9 << 18)
     assert not pairs_pay(geometry.regions((4, 4), (4, 4)), 16, 9 << 16)
-    assert onednn_pays(3136, 64)
-    assert not onednn_pays(49, 512)
+    assert onednn_pays(3136, 64, 64 * 64 * 9)
+    assert not onednn_pays(49, 512, 512 * 512 * 9)
+    assert onednn_pays(64, 64, 64 * 128)  # 1×1, stride 2
+    assert not onednn_pays(64, 128, 128 * 128 * 9)

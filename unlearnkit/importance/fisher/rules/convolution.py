@@ -28,6 +28,7 @@ _PAIRS_UP_TO = 16  # positions
 _LARGE = 1 << 12  # elements for one kernel offset from which products offset by offset are as fast as larger ones
 _CACHE = 1 << 20  # elements of a per-sample buffer above which it falls out of the caches
 _TRAFFIC = {True: 30, False: 4}  # what that costs for each offset, in products of one position
+_SMALL = 1 << 17  # elements of a sample's gradient
 _TOGETHER = 5 << 20  # bytes of weight gradients formed at a time by oneDNN: more falls out of the caches
 _BLOCK = 16  # channels that oneDNN handles together: with other numbers one sample at a time is faster
 _GRADIENTS: tuple[Callable[..., Any], ...] = (grad.conv1d_weight, grad.conv2d_weight, grad.conv3d_weight)
@@ -151,7 +152,7 @@ def conv_plans(slot: Slot, g: Tensor, x: Tensor, geometry: ConvGeometry) -> list
     regions = geometry.regions(tuple(x.shape[3:]), tuple(g.shape[3:]))
     offsets = _offsets(slot, g, x, geometry, regions)
     plans = [offsets, products] if out * channels >= _LARGE else [products, offsets]
-    plans = [*onednn, *plans] if onednn_pays(positions, channels) else [*plans, *onednn]
+    plans = [*onednn, *plans] if onednn_pays(positions, channels, slot.numel) else [*plans, *onednn]
     if positions <= _PAIRS_UP_TO:
         first = pairs_pay(regions, positions, slot.numel)
         plans.insert(0 if first else len(plans), _pairs(slot, g, x, offsets, regions))
@@ -228,9 +229,9 @@ def onednn_possible(g: Tensor) -> bool:
     return here and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
-def onednn_pays(positions: int, channels: int) -> bool:
-    """Say whether it costs less than copying windows or gathering pixels: on large maps."""
-    return positions >= (128 if channels >= _BLOCK else 1024)
+def onednn_pays(positions: int, channels: int, elements: int) -> bool:
+    """Say whether it costs less than the other ways: on large maps, and on smaller ones where gradients are small."""
+    return positions >= (1024 if channels < _BLOCK else 64 if elements <= _SMALL else 128)
 
 
 def _grouped_gradients(g: Tensor, x: Tensor, geometry: ConvGeometry) -> Tensor:
