@@ -28,8 +28,8 @@ _PAIRS_UP_TO = 16  # positions
 _LARGE = 1 << 12  # elements for one kernel offset from which products offset by offset are as fast as larger ones
 _CACHE = 1 << 20  # elements of a per-sample buffer above which it falls out of the caches
 _TRAFFIC = {True: 30, False: 4}  # what that costs for each offset, in products of one position
-_SMALL = 1 << 16  # elements of a sample's gradient
 _TOGETHER = 5 << 20  # bytes of weight gradients formed at a time by oneDNN: more falls out of the caches
+_SMALL = 1 << 16  # elements of a sample's gradient, of which oneDNN then forms so many that it pays on smaller maps
 _BLOCK = 16  # channels that oneDNN handles together: with other numbers one sample at a time is faster
 _GRADIENTS: tuple[Callable[..., Any], ...] = (grad.conv1d_weight, grad.conv2d_weight, grad.conv3d_weight)
 
@@ -279,7 +279,7 @@ def _pairs(slot: Slot, g: Tensor, x: Tensor, offsets: KernelPlan, regions: list[
 
     def run(into: SumBuffers) -> None:
         for offset, rows, pixels in _gathered(g, x, regions):
-            add_pairs(slot, into.squares[offset], rows, pixels)
+            add_pairs(slot, into[offset], rows, pixels)
 
     return attrs.evolve(offsets, name="pairs", run=run, squares_only=True)
 

@@ -132,9 +132,7 @@ def outer_plans(slot: Slot, g: Tensor, a: Tensor) -> list[KernelPlan]:
     if g.is_cuda or out * inner <= _SMALL:
         plans.reverse()
     if rows <= _PAIRS_UP_TO:
-        pairs = KernelPlan(
-            name="pairs", shape=shape, run=lambda into: add_pairs(slot, into.squares, g, a), squares_only=True
-        )
+        pairs = KernelPlan(name="pairs", shape=shape, run=lambda into: add_pairs(slot, into, g, a), squares_only=True)
         plans.insert(0 if rows <= 3 else len(plans), pairs)
     return plans
 
@@ -151,8 +149,8 @@ def add_single(into: SumBuffers, g: Tensor, a: Tensor) -> None:
 def add_products(into: SumBuffers, g: Tensor, a: Tensor) -> None:
     """Multiply the few samples whose products stay in the cache, and add their squares; large matrices go in blocks."""
     out, inner = into.squares.shape
-    step = max(1, _CACHED // (inner * g.element_size()))
-    few = max(1, min(_TOGETHER, len(g), _CACHED // (min(step, out) * inner * g.element_size())))
+    step = min(out, max(1, _CACHED // (inner * g.element_size())))
+    few = max(1, min(_TOGETHER, len(g), _CACHED // (step * inner * g.element_size())))
     for start in range(0, out, step):
         rows = slice(start, start + step)
         block = into[rows]
@@ -169,15 +167,15 @@ def _batched(slot: Slot, into: SumBuffers, g: Tensor, a: Tensor) -> None:
         into.add(torch.bmm(g[part].transpose(1, 2), a[part]), overwrite=True)
 
 
-def add_pairs(slot: Slot, total: Tensor, g: Tensor, a: Tensor) -> None:
+def add_pairs(slot: Slot, into: SumBuffers, g: Tensor, a: Tensor) -> None:
     """Use (Σ_t g_t a_t)² = Σ_t g_t² a_t² + 2 Σ_{t<s} (g_t g_s)(a_t a_s): one product, nothing per sample."""
     rows = g.shape[1]
     if rows == 1:
-        total.addmm_(g[:, 0].square().t(), a[:, 0].square())
+        add_single(into, g[:, 0], a[:, 0])
         return
     first, second = torch.triu_indices(rows, rows, device=g.device)
     twice = torch.where(first == second, 1.0, 2.0).to(g.dtype).view(1, -1, 1)
     for part in slot.chunks(len(g), len(first) * (g.shape[2] + a.shape[2])):
         gg = g[part][:, first].mul_(g[part][:, second]).mul_(twice)
         aa = a[part][:, first].mul_(a[part][:, second])
-        total.addmm_(gg.flatten(0, 1).t(), aa.flatten(0, 1))
+        into.squares.addmm_(gg.flatten(0, 1).t(), aa.flatten(0, 1))
