@@ -99,7 +99,7 @@ def test_pipeline_equals_its_three_steps():
     assert digest(model) == digest(other) == report.model_after
     assert [e.role for e in report.evidence] == ["forget", "full"]
     assert [e.samples for e in report.evidence] == [4, 24]
-    assert report.options == {"alpha": 1.5, "lam": 1.0, "epsilon": 0.0}
+    assert report.options == {"alpha": 1.5, "lam": 1.0, "fraction": None, "epsilon": 0.0}
 
 
 def test_report_has_the_relative_error_of_a_sketch():

@@ -33,7 +33,7 @@ def test_the_report_on_disk(digits_toml, tmp_path):
     records(digits_toml, "method=[{name='ssd', options={alpha=3}}]")
     report = json.loads((tmp_path / "out" / "ssd" / "report.json").read_text())
     assert report["format"] == "unlearnkit-run-1"
-    assert report["options"] == {"alpha": 3.0, "lam": 1.0, "epsilon": 0.0}
+    assert report["options"] == {"alpha": 3.0, "lam": 1.0, "fraction": None, "epsilon": 0.0}
     assert report["forget"]["samples"] == 137
     assert sum(t["changed"] for t in report["tensors"]) == report["changed"]
     assert sum(t["changed"] for t in report["layers"]) == report["changed"]

@@ -7,7 +7,10 @@ import torch
 
 from unlearnkit import PluginManager
 
-NAMES = ("bad-teacher", "finetune", "jit", "neg-grad-plus", "retrain", "salun", "scrub")
+NAMES = (
+    *("bad-teacher", "capped-neg-grad", "finetune", "jit", "l1-sparse", "neg-grad-plus", "random-label", "reset-last"),
+    *("retrain", "salun", "scrub", "shrink-perturb", "unsir"),
+)
 each_method = pytest.mark.parametrize("name", NAMES)
 
 

@@ -8,7 +8,7 @@ from typing import Any, final
 
 import attrs
 
-from unlearnkit.data import ByClass, ByIndex, BySubclass, ForgetSpec
+from unlearnkit.data import ByClass, ByIndex, BySubclass, Corruption, ForgetSpec, KnownCorrupted
 from unlearnkit.models import Training
 from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
 from unlearnkit.utils.options import option
@@ -36,12 +36,13 @@ class DataConfig:
 @final
 @attrs.frozen(kw_only=True)
 class ForgetConfig:
-    """What to forget: exactly one of the four."""
+    """What to forget: exactly one of the five."""
 
     classes: tuple[int | str, ...] = ()
     fine: tuple[int | str, ...] = ()
     indices: tuple[int, ...] = ()
     indices_file: str = ""
+    corrupted: Corruption | None = None
 
     @property
     def given(self) -> dict[str, Any]:
@@ -51,7 +52,7 @@ class ForgetConfig:
         """Make the forget specification; None where nothing is given."""
         if len(self.given) > 1:
             raise ConfigurationError(
-                f"forget: expected one of classes, fine, indices, indices_file, saw {sorted(self.given)}"
+                f"forget: expected one of classes, fine, indices, indices_file, corrupted, saw {sorted(self.given)}"
             )
         if self.classes:
             return ByClass(classes=self.classes)
@@ -59,6 +60,8 @@ class ForgetConfig:
             return BySubclass(fine=self.fine)
         if self.indices:
             return ByIndex(indices=self.indices)
+        if self.corrupted is not None:
+            return KnownCorrupted()
         return ByIndex.from_file(self.indices_file) if self.indices_file else None
 
 

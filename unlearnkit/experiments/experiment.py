@@ -51,6 +51,8 @@ class Experiment:
         device, chosen = resolve_device(config.device), config.objective
         objective = _made("objective", chosen.factory, chosen.options, Objective, "an unlearnkit.Objective")
         bundle, spec = _bundle(config.data), config.forget.spec()
+        if config.forget.corrupted is not None:
+            bundle = config.forget.corrupted.apply(bundle)
         split = forget_split(bundle, spec) if spec else None
         return cls(config=config, device=device, objective=objective, bundle=bundle, split=split)
 
@@ -104,7 +106,8 @@ class Experiment:
     def _split(self) -> ForgetSplit:
         if self.split is None:
             raise ConfigurationError(
-                "forget: expected what to forget, saw nothing: set one of classes, fine, indices, indices_file"
+                "forget: expected what to forget, saw nothing: set one of classes, fine, "
+                "indices, indices_file, corrupted"
             )
         return self.split
 

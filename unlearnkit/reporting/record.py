@@ -191,7 +191,7 @@ def _measures(after: Scores, retrained: Sequence[Scores], views: PlotData | None
 
 
 def _nothing(report: Report) -> str:
-    remark = report.remarks[0] if report.remarks else "no weight met the method's condition; it gave no other reason."
+    remark = " ".join(report.remarks) or "no weight met the method's condition; it gave no other reason."
     if not report.size:
         return f"No edit was made: {remark}"
     return f"The edit did nothing: 0 of {report.size} weights changed, because {remark}"

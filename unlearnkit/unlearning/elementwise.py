@@ -249,5 +249,6 @@ class ElementwiseUnlearner(Unlearner):
 
     @final
     def _check_shardable(self, why: str = "it reads all importances before it edits, and no process has them") -> None:
-        if self._needs_copy() or type(self).prepare is not ElementwiseUnlearner.prepare:
+        prepares = type(self).prepare is not ElementwiseUnlearner.prepare
+        if self._needs_copy() or (prepares and not self.promises().sharded):
             super()._check_shardable(f"{why}; use a method that does not, with thresholds of your own")

@@ -99,6 +99,7 @@ class UnlearnerTraits:
 
     Attributes:
         deterministic: The same input gives the same bits on one CPU.
+        sharded: `ElementwiseUnlearner.prepare`, where it is overridden, needs no importance of other processes.
         edits_buffers: Buffers, such as BatchNorm's running statistics, may change; the report names those that did.
         local: A weight with F_f = 0 stays bit-identical, −0 and NaN included.
         non_amplifying: |θ'| ≤ |θ|.
@@ -110,6 +111,7 @@ class UnlearnerTraits:
     """
 
     deterministic: bool = True
+    sharded: bool = False
     edits_buffers: bool = False
     local: bool = False
     non_amplifying: bool = False
@@ -171,6 +173,14 @@ class Unlearner(abc.ABC):
         del inputs
         return ()
 
+    def remarks_if_unchanged(self, inputs: UnlearningInputs) -> tuple[str, ...]:
+        """Return further sentences for the report of an edit that changed no weight; override it to say what would.
+
+        It is not called for sharded models.
+        """
+        del inputs
+        return ()
+
     @final
     def unlearn(
         self,
@@ -196,7 +206,8 @@ class Unlearner(abc.ABC):
             ConfigurationError: One of the inputs that the method needs is missing.
             UnsupportedModelError: The model is sharded, and the method cannot edit shards.
         """
-        if reshard(model):
+        sharded = reshard(model)
+        if sharded:
             self._check_shardable()
         snapshot = snapshot or ModelSnapshot(model, copies=False)
         snapshot.hide_gradients()
@@ -210,6 +221,8 @@ class Unlearner(abc.ABC):
             seconds = time.perf_counter() - start
             buffers_changed = self._check_after(model, snapshot, counts)
             changes = _changes(snapshot, counts)
+            if not sharded and not any(t.changed for t in changes):
+                remarks += self.remarks_if_unchanged(inputs)
             _check_budget(changes, inputs.max_fraction, method=self.name)
             snapshot.restore_surroundings(buffers=not self.promises().edits_buffers)
             report = Report(

@@ -1,6 +1,7 @@
 """The metrics that unlearnkit ships, each registered as a plugin."""
 
 from unlearnkit.evaluation.membership.attacks import ConfidenceAttack, EntropyAttack, LossAttack, RelativeMembership
+from unlearnkit.evaluation.metrics.healed import Healed
 from unlearnkit.evaluation.metrics.loss_and_accuracy import Scores
 from unlearnkit.evaluation.metrics.proxies import ClassMeanDivergence, ZeroRetrainForgetting
 from unlearnkit.evaluation.metrics.residual_knowledge import LinearProbe, Quantised, RelearnTime
@@ -18,6 +19,7 @@ __all__ = [
     "ConfidenceAttack",
     "EntropyAttack",
     "GapToRetrain",
+    "Healed",
     "JensenShannonToRetrained",
     "LinearProbe",
     "LossAttack",

@@ -22,7 +22,7 @@ from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.parameters import buffers, device_of, digest, trainable
 from unlearnkit.unlearning.elementwise import ElementwiseUnlearner, RuleOperands
 from unlearnkit.unlearning.report import Report
-from unlearnkit.unlearning.unlearner import UnlearningInputs
+from unlearnkit.unlearning.unlearner import Unlearner, UnlearningInputs
 from unlearnkit.utils.errors import BudgetError, ConfigurationError, NonFiniteError, UnlearnKitWarning
 from unlearnkit.utils.options import option, options_of
 from unlearnkit.utils.progress import Progress, length, silent
@@ -44,6 +44,13 @@ class Validation:
 
 def _shares(values: Iterable[float]) -> tuple[float, ...]:
     return tuple(float(v) for v in values)
+
+
+def _by_threshold(unlearner: Any) -> Any:
+    # A fraction that a method takes in place of its threshold would overrule the thresholds that are tried.
+    given = {o.name: o for o in options_of(unlearner)}.get("fraction") if isinstance(unlearner, Unlearner) else None
+    optional = given is not None and given.default is None and not given.required
+    return attrs.evolve(unlearner, fraction=None) if optional else unlearner
 
 
 @final
@@ -71,7 +78,7 @@ class Tuner:
         ({'lam': 1.0}, 1)
     """
 
-    unlearner: ElementwiseUnlearner
+    unlearner: ElementwiseUnlearner = attrs.field(converter=_by_threshold)
     operating: str = option("", doc="the option that selects; by default the monotone one that reaches most weights")
     strength: str | None = None
     fractions: tuple[float, ...] = attrs.field(default=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3), converter=_shares)
