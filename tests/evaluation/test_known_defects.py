@@ -21,7 +21,7 @@ from unlearnkit.experiments.experiment import Experiment
 from unlearnkit.experiments.run import run
 from unlearnkit.experiments.train import retrained_models, train_original
 from unlearnkit.models.parameters import digest
-from unlearnkit.reporting.record import findings
+from unlearnkit.reporting.verdict import findings
 from unlearnkit.unlearning.report import Report, TensorChange
 
 LOGITS = np.random.default_rng(0).normal(size=(60, 5))

@@ -21,9 +21,10 @@ from unlearnkit.data import Split
 from unlearnkit.data.splits import validation_split
 from unlearnkit.evaluation.tuning import Tuner, Validation
 from unlearnkit.evaluation.tuning.result import Candidate, Setting
-from unlearnkit.evaluation.tuning.tuner import OperatingCurve, batch_norm_layers, reestimate_batch_norm
+from unlearnkit.evaluation.tuning.tuner import OperatingCurve
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import count_changed, digest
+from unlearnkit.models.training import batch_norm_layers, reestimate_batch_norm
 
 SSD = SelectiveSynapticDampening
 WEIGHTS = 6 * 24 + 24 + 2 * 24 + 24 * 3 + 3  # of net()

@@ -9,24 +9,21 @@ from math import sqrt
 from typing import Any, Never, Self, final
 
 import attrs
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from unlearnkit.data.batches import feed
 from unlearnkit.distributed.collectives import Shared, map_shared
 from unlearnkit.evaluation.model_outputs import InapplicableError, mean, outputs_of
 from unlearnkit.evaluation.tuning.result import Candidate, Setting, Tuning
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import CrossEntropy, Objective
-from unlearnkit.models.parameters import buffers, device_of, digest, trainable
+from unlearnkit.models.parameters import buffers, digest, trainable
+from unlearnkit.models.training import batch_norm_layers, reestimate_batch_norm
 from unlearnkit.unlearning.elementwise import ElementwiseUnlearner, RuleOperands
 from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import UnlearningInputs
 from unlearnkit.utils.errors import BudgetError, ConfigurationError, NonFiniteError, UnlearnKitWarning
 from unlearnkit.utils.options import option, options_of
 from unlearnkit.utils.progress import Progress, length, silent
-from unlearnkit.utils.rng import private_rng
 
 LOWEST, HIGHEST = 1e-30, 1e30  # values of an option that are tried
 _STEPS = 60  # of bisection
@@ -356,33 +353,3 @@ class _Trials:
         if setting.reestimate:
             assert self.inputs.retain_data is not None, "no such setting is made without retain data"
             reestimate_batch_norm(self.model, self.inputs.retain_data, objective=self.inputs.objective)
-
-
-def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, objective: Objective | None = None) -> None:
-    """Set the running statistics of each BatchNorm to the average over batches (Izmailov et al. 2018), in place."""
-    layers, objective = batch_norm_layers(model), objective or CrossEntropy()
-    momenta = [layer.momentum for layer in layers]
-    modes = {module: module.training for module in model.modules()}
-    seen = False
-    try:
-        model.eval()
-        for layer in layers:
-            layer.train()
-            layer.reset_running_stats()
-            layer.momentum = None  # what torch calls a cumulative average
-        with torch.no_grad(), private_rng(device_of(model)):
-            for _, moved in feed(batches, device_of(model)):
-                seen = True
-                objective.losses(model, moved)
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode
-    if layers and not seen:
-        raise ConfigurationError("expected at least one batch of retain data to re-estimate BatchNorm on, saw none")
-
-
-def batch_norm_layers(model: nn.Module) -> list[_BatchNorm]:
-    """BatchNorm layers that track running statistics."""
-    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]

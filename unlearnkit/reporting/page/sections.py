@@ -15,7 +15,8 @@ from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.importance.provenance import error_text
 from unlearnkit.reporting import plots
 from unlearnkit.reporting.page.parts import Picture, Section, Table, number
-from unlearnkit.reporting.record import RunRecord, near
+from unlearnkit.reporting.record import RunRecord
+from unlearnkit.reporting.verdict import near
 
 _MODELS = ("unlearned", "original", "retrained")
 _SHOWN = 12  # values of a list
