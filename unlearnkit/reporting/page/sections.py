@@ -103,8 +103,15 @@ def gap(record: RunRecord) -> Section:
             "within one sample, and an AUC within 1.96 standard errors of guessing."
         )
     header = ("measure", "unlearned", "retrained: mean", "sd", "difference", "gap")
-    table = Table(caption="The gap to retraining", header=header, rows=tuple(rows))
-    return Section(words=(text,), tables=(table,))
+    tables = [Table(caption="The gap to retraining", header=header, rows=tuple(rows))]
+    if record.features:
+        held = tuple(
+            (f.name, number(f.value), number(f.original), ", ".join(map(number, f.retrained)) or "–", number(f.error))
+            for f in record.features
+        )
+        columns = ("measure", "unlearned", "original", "retrained", "sampling error")
+        tables.append(Table(caption="What the features hold", header=columns, rows=held))
+    return Section(words=(text,), tables=tuple(tables))
 
 
 def search(record: RunRecord) -> Section:
