@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
 from itertools import combinations
+from math import sqrt
 from typing import Any, TypeVar, final
 
 import attrs
@@ -23,6 +24,7 @@ from unlearnkit.utils.rng import private_rng
 
 T = TypeVar("T")
 Values = dict[str, "float | Measurement | NotApplicable | None"]
+_INTERVAL = 1.96
 SPLITS = ("retain-train", "forget-train", "retain-test", "forget-test")
 
 
@@ -284,3 +286,10 @@ def answers(names: Iterable[str], measure: Callable[[], Iterable[float | NotAppl
 def mean(values: Iterable[float]) -> float:
     """The mean of some numbers."""
     return float(np.mean(list(values)))
+
+
+def sampling_error(p: float, samples: int) -> float:
+    """Half the width of the 95 % interval of a share of some samples (the Agresti-Coull form, never 0)."""
+    n = samples + _INTERVAL**2
+    near = (p * samples + _INTERVAL**2 / 2) / n
+    return _INTERVAL * sqrt(near * (1 - near) / n)

@@ -12,9 +12,9 @@ from torch import nn
 from unlearnkit import EvaluationInputs
 from unlearnkit.evaluation import metrics
 from unlearnkit.evaluation.metric import Measurement, Metric, MetricTraits, feature_measures
-from unlearnkit.evaluation.metrics.features import layers_called, linear_cka, pooled_outputs, sampling_error
+from unlearnkit.evaluation.metrics.features import layers_called, linear_cka, pooled_outputs
 from unlearnkit.evaluation.metrics.residual_knowledge import margin
-from unlearnkit.evaluation.model_outputs import Outputs, outputs_of
+from unlearnkit.evaluation.model_outputs import Outputs, outputs_of, sampling_error
 from unlearnkit.models.parameters import digest
 from unlearnkit.utils.errors import MismatchError
 

@@ -21,7 +21,7 @@ epochs = 2
 learning_rate = 1e-2
 
 [tuning]
-fractions = [0.01, 0.3]
+fractions = [0.01, 0.05]
 strengths = [0.0]
 rounds = 0
 budget = 1.0

@@ -24,6 +24,7 @@ from unlearnkit.evaluation.model_outputs import (
     classification_of,
     map_rows,
     mean,
+    sampling_error,
     some_rows,
 )
 from unlearnkit.evaluation.per_sample import Floats, Ints, floats
@@ -32,7 +33,6 @@ from unlearnkit.models.training import batch_norm_layers, reestimate_batch_norm
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, nearest
 from unlearnkit.utils.options import option
 
-_INTERVAL = 1.96
 _CHANNELS_SECOND = (_ConvNd, _NormBase, nn.GroupNorm)  # other layers have channels last
 
 
@@ -262,13 +262,6 @@ def linear_cka(one: ArrayLike, other: ArrayLike) -> float:
         across = float(np.square(y.T @ x).sum())
         own = float(np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
     return min(across / own, 1.0) if own else 0.0
-
-
-def sampling_error(p: float, samples: int) -> float:
-    """Half the width of the 95 % interval of a share of some samples (the Agresti-Coull form, never 0)."""
-    n = samples + _INTERVAL**2
-    near = (p * samples + _INTERVAL**2 / 2) / n
-    return _INTERVAL * sqrt(near * (1 - near) / n)
 
 
 def _labels(outputs: ModelOutputs, split: str, objective: Objective) -> int:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Measurement, Metric, MetricTraits
-from unlearnkit.evaluation.metrics.features import sampling_error
 from unlearnkit.evaluation.model_outputs import (
     InapplicableError,
     ModelOutputs,
@@ -23,6 +22,7 @@ from unlearnkit.evaluation.model_outputs import (
     loss_and_accuracy,
     mean,
     outputs_of,
+    sampling_error,
 )
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.training import OptimizerConfig, run_epoch, training_mode

@@ -12,7 +12,7 @@ import attrs
 from torch import Tensor, nn
 
 from unlearnkit.distributed.collectives import Shared, map_shared
-from unlearnkit.evaluation.model_outputs import InapplicableError, mean, outputs_of
+from unlearnkit.evaluation.model_outputs import InapplicableError, mean, outputs_of, sampling_error
 from unlearnkit.evaluation.tuning.result import Candidate, Setting, Tuning
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import CrossEntropy, Objective
@@ -27,6 +27,7 @@ from unlearnkit.utils.progress import Progress, length, silent
 
 LOWEST, HIGHEST = 1e-30, 1e30  # values of an option that are tried
 _STEPS = 60  # of bisection
+_MOST_TOLERANCE = 0.1  # of the forget accuracy, however few the validation samples
 _TOLERANCE = 0.01  # of the selected share, relative to the requested one
 
 
@@ -52,7 +53,7 @@ class Tuner:
     re-estimated), and is undone bit by bit. The first round is a grid of fractions × strengths × BatchNorm; each
     further round tries finer fractions around the best of the most promising combinations. The best candidate has the
     largest (1 − |forget accuracy − target|)·(1 − loss of retain accuracy) among those within the budget of the latter;
-    among equals, the largest `Candidate.margin`.
+    among equals, the largest `Candidate.margin`. If none is better than the original by that score, nothing is edited.
 
     Example:
         >>> from unlearnkit_methods.binary_mask import BinaryMask
@@ -138,19 +139,19 @@ class Tuner:
             original=_scores(model, validation, objective),
             progress=progress,
         )
-        candidates = self._search(trials, together=together)
-        chosen = max((c for c in candidates if c.feasible), key=lambda c: c.order, default=None)
-        return Tuning(
+        found = Tuning(
             target=target,
             target_source=target_source,
             budget=self.budget,
             original_retain=trials.original["retain"],
             original_forget=trials.original["forget"],
-            candidates=tuple(candidates),
-            chosen=chosen,
-            report=None if chosen is None else trials.commit(chosen),
-            seconds=time.perf_counter() - start,
+            tolerance=min(_MOST_TOLERANCE, sampling_error(target, int(trials.original["samples"]))),
+            candidates=tuple(self._search(trials, together=together)),
         )
+        possible = (c for c in found.candidates if c.feasible and found.better_than_nothing(c))
+        chosen = max(possible, key=lambda c: c.order, default=None)
+        report = None if chosen is None else trials.commit(chosen)
+        return attrs.evolve(found, chosen=chosen, report=report, seconds=time.perf_counter() - start)
 
     def _search(self, trials: "_Trials", *, together: bool) -> list[Candidate]:
         found: dict[Setting, Candidate] = {}
@@ -277,7 +278,7 @@ def _scores(model: nn.Module, validation: Validation, objective: Objective | Non
     try:
         for name, data in (("retain", validation.retain), ("forget", validation.forget)):
             outputs = outputs_of(model, data, objective=objective)
-            found |= {name: outputs.accuracy, f"{name}_probability": mean(outputs.confidences)}
+            found |= {name: outputs.accuracy, f"{name}_probability": mean(outputs.confidences), "samples": len(outputs)}
     except InapplicableError as reason:
         raise ConfigurationError(f"Tuner.tune: cannot judge by the validation data: {reason}") from reason
     return found
@@ -306,7 +307,9 @@ class _Trials:
 
         def accept(report: Report) -> Never:
             self._finish(setting)
-            seen.update(_scores(self.model, self.validation, self.inputs.objective), changed=report.fraction)
+            scores = _scores(self.model, self.validation, self.inputs.objective)
+            seen.update(scores, changed=report.fraction)
+            del seen["samples"]
             raise _RollBackError
 
         method = self._method(setting)

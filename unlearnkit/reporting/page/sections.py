@@ -137,7 +137,8 @@ def search(record: RunRecord) -> Section:
         name="tuning-frontier",
         title="What was tried, and what was chosen",
         caption="Each point is an edit, scored on validation data; further right is better. The dashed line is the "
-        "target forget accuracy. Left of the dotted line, more retain accuracy is lost than the budget allows.",
+        "target forget accuracy. Left of the dotted line, more retain accuracy is lost than the budget allows. If the "
+        "target is missed, a dash-dotted line shows the budget that reaches it.",
         alternative=f"Retain against forget accuracy of {len(rows)} edits. {tuning.sentence()}",
         draw=partial(plots.tuning_frontier, tuning=tuning),
         height=4.2,
