@@ -17,7 +17,7 @@ name = "digits"
 options = {{ test_fraction = 0.7 }}
 
 [training]
-epochs = 2
+epochs = 4
 learning_rate = 1e-2
 
 [tuning]
