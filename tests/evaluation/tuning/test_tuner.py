@@ -21,7 +21,7 @@ from unlearnkit.data import Split
 from unlearnkit.data.splits import validation_split
 from unlearnkit.evaluation.tuning import Tuner, Tuning, Validation
 from unlearnkit.evaluation.tuning.result import Candidate, Setting
-from unlearnkit.evaluation.tuning.tuner import OperatingCurve, _scores
+from unlearnkit.evaluation.tuning.tuner import OperatingCurve, scores_of
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import count_changed, digest
 from unlearnkit.models.training import batch_norm_layers, reestimate_batch_norm
@@ -302,7 +302,7 @@ def test_a_candidate_must_be_better_than_the_original():
 
 def test_where_the_original_has_the_target_nothing_is_edited(law_case):
     before = digest(law_case["model"])
-    aim = _scores(law_case["model"], law_case["validation"], None)["forget"]
+    aim = scores_of(law_case["model"], law_case["validation"], None)["forget"]
     found = quick(fractions=(0.3,), strengths=(0.0,), rounds=0, budget=1.0).tune(**{**law_case, "target": aim})
     assert (found.chosen, digest(law_case["model"])) == (None, before)
     assert any(c.feasible for c in found.candidates)

@@ -24,14 +24,14 @@ class Setting:
 @final
 @attrs.frozen(kw_only=True)
 class Candidate:
-    """An edit and its scores on the validation data; ``problem`` says why it failed.
+    """An edit and its scores on the validation data; ``problem`` says why it failed, ``setting`` is None if it trained.
 
     ``damage`` is the loss of retain accuracy against the original, and ``distance`` is |forget − target|. ``score`` is
     Tug-of-War against the target and the original; ``margin`` is the same with mean probabilities of the label, and
     ranks edits that predict the same.
     """
 
-    setting: Setting
+    setting: Setting | None = None
     options: dict[str, Any]
     selected: float = 0.0
     changed: float = 0.0
@@ -84,6 +84,12 @@ class Tuning:
         return tuple(sorted(best, key=lambda c: (c.damage, c.distance)))
 
     @property
+    def best(self) -> Candidate | None:
+        """Return the best candidate that keeps the budget and is better than no edit; None if there is none."""
+        possible = (c for c in self.candidates if c.feasible and self.better_than_nothing(c))
+        return max(possible, key=lambda c: c.order, default=None)
+
+    @property
     def aim_reached(self) -> bool:
         """Whether the model, edited or not, is within the tolerance of the target."""
         return self.distance_left <= self.tolerance
@@ -108,9 +114,10 @@ class Tuning:
         aim = f"forget accuracy {self.target:.3f} ({self.target_source})"
         if self.chosen is not None:
             c = self.chosen
-            norm = ", BatchNorm re-estimated" if c.setting.reestimate else ""
+            norm = ", BatchNorm re-estimated" if c.setting is not None and c.setting.reestimate else ""
+            share = f", {100 * c.selected:.3g} % selected" if c.setting is not None else ""
             return (
-                f"{tried}; chosen: {_options(c)}, {100 * c.selected:.3g} % selected{norm}. On validation data forget "
+                f"{tried}; chosen: {_options(c)}{share}{norm}. On validation data forget "
                 f"accuracy {self.original_forget:.3f}→{c.forget:.3f} (aim {self.target:.3f}), retain accuracy "
                 f"{self.original_retain:.3f}→{c.retain:.3f}.{self._left()}"
             )

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from math import sqrt
@@ -136,7 +136,7 @@ class Tuner:
             inputs=inputs,
             validation=validation,
             target=target,
-            original=_scores(model, validation, objective),
+            original=scores_of(model, validation, objective),
             progress=progress,
         )
         found = Tuning(
@@ -145,18 +145,17 @@ class Tuner:
             budget=self.budget,
             original_retain=trials.original["retain"],
             original_forget=trials.original["forget"],
-            tolerance=min(_MOST_TOLERANCE, sampling_error(target, int(trials.original["samples"]))),
+            tolerance=tolerance_of(target, trials.original),
             candidates=tuple(self._search(trials, together=together)),
         )
-        possible = (c for c in found.candidates if c.feasible and found.better_than_nothing(c))
-        chosen = max(possible, key=lambda c: c.order, default=None)
+        chosen = found.best
         report = None if chosen is None else trials.commit(chosen)
         return attrs.evolve(found, chosen=chosen, report=report, seconds=time.perf_counter() - start)
 
     def _search(self, trials: "_Trials", *, together: bool) -> list[Candidate]:
         found: dict[Setting, Candidate] = {}
         for number in range(self.rounds + 1):
-            settings = self._grid(trials) if number == 0 else self._closer([*found.values()], number)
+            settings = self._grid(trials) if number == 0 else self._closer(found, number)
             new = [s for s in dict.fromkeys(settings) if s not in found]
             work = partial(trials.measure_all, what=f"tuning, round {number + 1} of {self.rounds + 1}")
             tried = map_shared(Shared(items=new) if together else new, work, model=trials.model)
@@ -171,19 +170,18 @@ class Tuner:
                 for fraction in self.fractions:
                     yield Setting(fraction=fraction, strength=strength, reestimate=reestimate)
 
-    def _closer(self, found: list[Candidate], number: int) -> Iterator[Setting]:
+    def _closer(self, found: Mapping[Setting, Candidate], number: int) -> Iterator[Setting]:
         """Yield finer fractions around the best of each promising combination."""
-        pool = [c for c in found if c.feasible] or found
-        best: dict[tuple[float | None, bool], Candidate] = {}
-        for c in sorted(pool, key=lambda c: c.order, reverse=True):
-            best.setdefault((c.setting.strength, c.setting.reestimate), c)
+        pool = [s for s, c in found.items() if c.feasible] or [*found]
+        best: dict[tuple[float | None, bool], Setting] = {}
+        for setting in sorted(pool, key=lambda s: found[s].order, reverse=True):
+            best.setdefault((setting.strength, setting.reestimate), setting)
         # Three times as fine in every round; steps of √10 where there is one fraction only.
         ends = sorted(self.fractions)
         step = (ends[-1] / ends[0]) ** (1 / (len(ends) - 1)) if len(ends) > 1 and ends[0] < ends[-1] else 10**0.5
-        for c in list(best.values())[: self.promising]:
+        for setting in list(best.values())[: self.promising]:
             for k in (-2, -1, 1, 2):
-                fraction = min(1.0, c.setting.fraction * step ** (k / 3**number))
-                yield attrs.evolve(c.setting, fraction=fraction)
+                yield attrs.evolve(setting, fraction=min(1.0, setting.fraction * step ** (k / 3**number)))
 
 
 @final
@@ -272,7 +270,7 @@ class _RollBackError(Exception):
     """Raised inside an edit after it was scored, to roll it back."""
 
 
-def _scores(model: nn.Module, validation: Validation, objective: Objective | None) -> dict[str, float]:
+def scores_of(model: nn.Module, validation: Validation, objective: Objective | None) -> dict[str, float]:
     """Measure accuracy and mean probability of the label, each 0 … 1, on both parts of the validation data."""
     found: dict[str, float] = {}
     try:
@@ -282,6 +280,27 @@ def _scores(model: nn.Module, validation: Validation, objective: Objective | Non
     except InapplicableError as reason:
         raise ConfigurationError(f"Tuner.tune: cannot judge by the validation data: {reason}") from reason
     return found
+
+
+def judged(
+    seen: Mapping[str, Any], *, target: float, original: Mapping[str, float], budget: float, **fields: Any
+) -> Candidate:
+    """Compare the scores of an edit with the target and with those of the original; ``fields`` are of `Candidate`."""
+    distance, damage = abs(seen["forget"] - target), original["retain"] - seen["retain"]
+    return Candidate(
+        distance=distance,
+        damage=damage,
+        score=(1 - distance) * (1 - max(damage, 0.0)),
+        margin=(1 - abs(seen["forget_probability"] - target)) * seen["retain_probability"],
+        feasible=damage <= budget + 1e-12,  # damage of exactly the budget is allowed, in spite of rounding
+        **{name: value for name, value in seen.items() if name != "samples"},
+        **fields,
+    )
+
+
+def tolerance_of(target: float, original: Mapping[str, float]) -> float:
+    """Return how near to the target counts as reached: the sampling error of the validation samples, at most 0.1."""
+    return min(_MOST_TOLERANCE, sampling_error(target, int(original["samples"])))
 
 
 @final
@@ -307,9 +326,7 @@ class _Trials:
 
         def accept(report: Report) -> Never:
             self._finish(setting)
-            scores = _scores(self.model, self.validation, self.inputs.objective)
-            seen.update(scores, changed=report.fraction)
-            del seen["samples"]
+            seen.update(scores_of(self.model, self.validation, self.inputs.objective), changed=report.fraction)
             raise _RollBackError
 
         method = self._method(setting)
@@ -320,30 +337,28 @@ class _Trials:
                 method.unlearn(self.model, self.inputs, accept=accept)
         except (BudgetError, NonFiniteError) as error:
             return Candidate(setting=setting, options=options, problem=str(error))
-        distance, damage = abs(seen["forget"] - self.target), self.original["retain"] - seen["retain"]
-        return Candidate(
+        selected = self.curve.fraction(options[self.curve.option])
+        return judged(
+            seen,
+            target=self.target,
+            original=self.original,
+            budget=self.tuner.budget,
             setting=setting,
             options=options,
-            selected=self.curve.fraction(options[self.curve.option]),
-            distance=distance,
-            damage=damage,
-            score=(1 - distance) * (1 - max(damage, 0.0)),
-            margin=(1 - abs(seen["forget_probability"] - self.target)) * seen["retain_probability"],
-            # Damage of exactly the budget is allowed, in spite of rounding.
-            feasible=damage <= self.tuner.budget + 1e-12,
-            **seen,
+            selected=selected,
         )
 
     def commit(self, candidate: Candidate) -> Report:
         """Make the chosen edit and keep it."""
-        before = {name: b.detach().clone() for name, b in buffers(self.model).items()}
+        setting, before = candidate.setting, {name: b.detach().clone() for name, b in buffers(self.model).items()}
+        assert setting is not None, "each of this search has one"
 
         def accept(report: Report) -> Report:
-            self._finish(candidate.setting)
+            self._finish(setting)
             changed = [n for n, b in buffers(self.model).items() if not bool((b == before[n]).all())]
             return attrs.evolve(report, buffers_changed=tuple(changed), model_after=digest(self.model))
 
-        return self._method(candidate.setting).unlearn(self.model, self.inputs, accept=accept)
+        return self._method(setting).unlearn(self.model, self.inputs, accept=accept)
 
     def _method(self, setting: Setting) -> ElementwiseUnlearner:
         value = self.curve.value_for(setting.fraction)

@@ -124,7 +124,7 @@ def search(record: RunRecord) -> Section:
         (
             ", ".join(f"{name} = {number(value)}" for name, value in c.options.items()),
             f"{100 * c.selected:.3g} %",
-            "again" if c.setting.reestimate else "kept",
+            "–" if c.setting is None else "again" if c.setting.reestimate else "kept",
             number(c.retain),
             number(c.forget),
             "chosen" if c is tuning.chosen else "frontier" if id(c) in frontier else c.problem or "",
