@@ -38,8 +38,10 @@ class SalUn(TrainingUnlearner):
     name: ClassVar[str] = "salun"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.FORGET_IMPORTANCE, Need.FORGET_DATA, Need.RETAIN_DATA})
 
-    share: float = option(0.5, above=0.0, at_most=1.0, doc="largest share of weights that may change")
-    alpha: float = option(1.0, symbol="α", at_least=0.0, doc="weight of the retain loss")
+    share: float = option(
+        0.5, above=0.0, at_most=1.0, doc="largest share of weights that may change", search=(0.1, 1.0)
+    )
+    alpha: float = option(1.0, symbol="α", at_least=0.0, doc="weight of the retain loss", search=(0.1, 10.0))
 
     def passes(self, model: nn.Module, inputs: UnlearningInputs) -> Iterable[EpochConfig]:  # noqa: ARG002
         def wrong_labels(student: nn.Module, batch: Any) -> Tensor:

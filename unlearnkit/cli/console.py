@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import rich.progress
 
 FAULT = 2  # exit code of an error that the user can fix
+NOTHING_EDITED = 3  # exit code of a search that edited nothing
 INTERRUPTED = 130  # exit code after Ctrl-C, as in shells
 
 out = Console()

@@ -130,7 +130,7 @@ class EvaluationConfig:
 @final
 @attrs.frozen(kw_only=True)
 class TuningConfig:
-    """How ``unlearnkit tune`` searches; see `unlearnkit.evaluation.tuning.Tuner`."""
+    """How ``unlearnkit tune`` searches; see `Tuner` and `TrialTuner` of `unlearnkit.evaluation.tuning`."""
 
     method: str = ""
     target: str = option("stated", choices=("stated", "retrained", "unseen"), doc="the forget accuracy to aim at")
@@ -144,6 +144,7 @@ class TuningConfig:
     strengths: tuple[float, ...] = (0.0, 0.3, 1.0)
     reestimate: str = option("both", choices=("both", "yes", "no"), doc="re-estimate BatchNorm on retain data")
     rounds: int = option(2, at_least=0, doc="rounds that refine the search around the best")
+    trials: int = option(20, at_least=1, doc="edits to try with a method that is not elementwise")
 
 
 @final

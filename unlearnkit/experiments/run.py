@@ -15,6 +15,7 @@ from unlearnkit.data import LabelledImages
 from unlearnkit.distributed import Ranks, raise_on_all_ranks
 from unlearnkit.distributed.collectives import barrier
 from unlearnkit.evaluation import EvaluationInputs, LossAndAccuracy
+from unlearnkit.evaluation.metric import feature_measures
 from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs, Outputs, some_rows
 from unlearnkit.evaluation.plot_data import collect_plot_data
 from unlearnkit.experiments.config import Config, MethodConfig
@@ -216,8 +217,9 @@ class Job:
             after=after,
             metrics={name: {k: m.value for k, m in found.items()} for name, found in measured.items()},
             not_applicable={
-                name: {k: m.reason for k, m in found.items() if m.value is None} for name, found in measured.items()
+                name: {k: m.reason for k, m in found.items() if m.reason} for name, found in measured.items()
             },
+            features=feature_measures(metrics, measured),
             memory=peak_memory(self.experiment.device),
             manifest=self.experiment.manifest(),
         )

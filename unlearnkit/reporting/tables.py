@@ -70,7 +70,7 @@ def tuning_table(tuning: Tuning) -> Table:
         shown.append(tuning.chosen)
     for c in shown:
         options = ", ".join(f"{name}={value:.4g}" for name, value in c.options.items())
-        norm = "again" if c.setting.reestimate else "kept"
+        norm = "–" if c.setting is None else "again" if c.setting.reestimate else "kept"
         mark = "chosen" if c is tuning.chosen else "" if c.feasible else "over budget"
         table.add_row(options, f"{100 * c.selected:.3g} %", norm, f"{c.retain:.3f}", f"{c.forget:.3f}", mark)
     return table

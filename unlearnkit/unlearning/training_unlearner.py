@@ -53,7 +53,8 @@ def fine_tune(
     One optimiser serves all passes. ``masks`` has a boolean tensor by parameter name, True where a weight may change;
     masked weights are put back after each step, so that momentum and weight decay cannot move them. With ``training``
     dropout is on and BatchNorm layers that are not frozen use and update the statistics of the batch: a method then
-    needs the trait ``edits_buffers``. Of the inputs, ``seed`` and ``progress`` are used. Global generators, modes and
+    needs the trait ``edits_buffers``. Of the inputs, ``seed``, ``progress`` and ``after_pass``
+    are used. Global generators, modes and
     gradients are left as they were. Returns the mean loss of each pass over its batches.
 
     Raises:
@@ -74,6 +75,8 @@ def fine_tune(
             batches = reshuffled(() if one.batches is None else one.batches, seed=inputs.seed + number)
             shown = inputs.progress(batches, one.name, length(batches))
             means.append(run_epoch(model, shown, one.loss, steps, name=one.name, after_step=restore_masked))
+            if inputs.after_pass is not None:
+                inputs.after_pass(model, number + 1)
     return tuple(means)
 
 
@@ -119,9 +122,9 @@ class TrainingUnlearner(Unlearner):
 
     traits: ClassVar[UnlearnerTraits] = UnlearnerTraits(edits_buffers=True)
 
-    epochs: int = option(5, at_least=1, doc="passes over the data")
+    epochs: int = option(5, at_least=1, doc="passes over the data", search=(1, 5))
     optimizer: str = option("adam", choices=("adam", "adamw", "sgd"), doc="which optimiser")
-    learning_rate: float = option(3e-3, symbol="η", above=0.0, doc="step size")
+    learning_rate: float = option(3e-3, symbol="η", above=0.0, doc="step size", search=(1e-4, 3e-2))
     momentum: float = option(0.9, at_least=0.0, at_most=1.0, doc="of sgd")
     weight_decay: float = option(0.0, at_least=0.0, doc="L2 penalty; decoupled for adamw")
     mode: str = option("train", choices=("train", "eval"), doc="eval: no dropout, BatchNorm left as it is")

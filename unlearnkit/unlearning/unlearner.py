@@ -57,6 +57,8 @@ class UnlearningInputs:
         seed: For methods that draw numbers.
         max_fraction: The largest fraction of weights that the edit may change; beyond it, it is rolled back.
         progress: Shows a bar for long stages.
+        after_pass: Called by a method that trains, with the model and the number of passes over data so far; an
+            exception in it rolls the edit back.
     """
 
     forget: Importance | None = None
@@ -68,6 +70,7 @@ class UnlearningInputs:
     seed: int = 0
     max_fraction: float | None = attrs.field(default=None, validator=check_fraction)
     progress: Progress = silent
+    after_pass: Callable[[nn.Module, int], None] | None = None
 
     def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the mean of the objective's losses of a batch, a scalar tensor."""

@@ -28,6 +28,7 @@ class Option:
         default: None when the option is required.
         kind: ``float``, ``int``, ``bool`` or ``str``; ``object`` for a plain ``attrs.field``.
         bounds: Sign and number of each bound, as ``((">", 0.0),)``.
+        search: Smallest and largest value that a search tries; None where the option is not searched.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Option:
     kind: type = object
     bounds: tuple[tuple[str, float], ...] = ()
     choices: tuple[str, ...] = ()
+    search: tuple[float, float] | None = None
 
 
 def option(
@@ -53,6 +55,7 @@ def option(
     at_most: float | None = None,
     choices: Sequence[str] = (),
     meaning: bool = True,
+    search: tuple[float, float] | None = None,
 ) -> Any:
     """Declare an option of a frozen attrs class, with a check that names the field, the bound and the value seen.
 
@@ -60,7 +63,8 @@ def option(
     the default is that of the option; None means: may be left out, else any number. ``at_least`` and ``at_most`` are
     inclusive bounds, ``above`` is an exclusive one; ``choices`` are the only strings allowed. ``doc`` is one line for
     ``unlearnkit methods``, ``symbol`` the letter in the equation, as ``"α"``, ``source`` the paper and its equation.
-    ``meaning`` is False for an option that changes speed or memory only.
+    ``meaning`` is False for an option that changes speed or memory only. ``search`` is the range in which
+    ``unlearnkit tune`` looks for a value, by its logarithm where it spans a factor of 10 or more.
 
     Example:
         >>> @attrs.frozen(kw_only=True)
@@ -81,6 +85,7 @@ def option(
         "kind": float if default is None or default is attrs.NOTHING else type(default),
         "bounds": tuple((sign, bound) for sign, bound in bounds.items() if bound is not None),
         "choices": tuple(choices),
+        "search": search,
     }
     check = attrs.Converter(_checked, takes_self=True, takes_field=True)  # runs before any validator of the author's
     return attrs.field(default=default, converter=check, metadata={_OPTION: described})

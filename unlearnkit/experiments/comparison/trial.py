@@ -14,7 +14,7 @@ from unlearnkit.evaluation.model_outputs import SPLITS
 from unlearnkit.experiments.config import Config, ForgetConfig, MethodConfig
 from unlearnkit.experiments.provenance import digest_of, versions
 from unlearnkit.reporting import RunRecord
-from unlearnkit.reporting.record import findings
+from unlearnkit.reporting.verdict import findings
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 from unlearnkit.utils.files import write_text
 from unlearnkit.utils.structuring import structure
