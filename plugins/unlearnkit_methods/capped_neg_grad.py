@@ -42,7 +42,7 @@ class CappedNegGrad(TrainingUnlearner):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.FORGET_DATA, Need.RETAIN_DATA})
 
     target: float | None = option(None, symbol="t", at_least=0.0, doc="loss of the forget set to reach, in nats")
-    c: float = option(0.05, symbol="c", at_least=0.0, doc="weight of what the forget loss lacks")
+    c: float = option(0.05, symbol="c", at_least=0.0, doc="weight of what the forget loss lacks", search=(0.01, 0.2))
 
     def passes(self, model: nn.Module, inputs: UnlearningInputs) -> Iterable[EpochConfig]:  # noqa: ARG002
         target = self.target

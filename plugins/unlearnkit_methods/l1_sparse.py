@@ -34,7 +34,9 @@ class L1Sparse(TrainingUnlearner):
     name: ClassVar[str] = "l1-sparse"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.RETAIN_DATA})
 
-    gamma: float = option(5e-4, symbol="γ", at_least=0.0, doc="weight of the penalty in the first epoch")
+    gamma: float = option(
+        5e-4, symbol="γ", at_least=0.0, doc="weight of the penalty in the first epoch", search=(1e-5, 1e-2)
+    )
 
     def passes(self, model: nn.Module, inputs: UnlearningInputs) -> Iterator[EpochConfig]:
         weights = list(trainable(model).values())

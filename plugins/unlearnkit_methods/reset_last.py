@@ -40,7 +40,7 @@ class ResetLast(TrainingUnlearner):
     name: ClassVar[str] = "reset-last"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.RETAIN_DATA, Need.MODEL_FACTORY})
 
-    blocks: int = option(2, symbol="k", at_least=1, doc="how many blocks, counted from the last")
+    blocks: int = option(2, symbol="k", at_least=1, doc="how many blocks, counted from the last", search=(1, 3))
     train: str = option("all", choices=("all", "last"), doc="which weights are trained")
     reset: bool = option(True, doc="begin with fresh weights in the last blocks; false: with the old ones")
     mode: str = attrs.field(default="train", init=False)

@@ -34,7 +34,9 @@ class ShrinkPerturb(TrainingUnlearner):
     name: ClassVar[str] = "shrink-perturb"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.RETAIN_DATA, Need.MODEL_FACTORY})
 
-    shrink: float = option(0.4, symbol="s", at_least=0.0, at_most=1.0, doc="share of the old weights that is kept")
+    shrink: float = option(
+        0.4, symbol="s", at_least=0.0, at_most=1.0, doc="share of the old weights that is kept", search=(0.3, 0.8)
+    )
 
     def student(self, model: nn.Module, inputs: UnlearningInputs) -> nn.Module:
         fresh = trainable(fresh_model(model, inputs))
