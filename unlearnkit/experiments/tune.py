@@ -1,6 +1,7 @@
 """Tuning from a configuration: the right edit of one method, its checkpoint, and everything that was tried."""
 
 import copy
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import final
@@ -16,10 +17,11 @@ from unlearnkit.distributed.collectives import barrier
 from unlearnkit.evaluation.tuning import Tuner, Tuning, Validation
 from unlearnkit.experiments.config import Config, MethodConfig
 from unlearnkit.experiments.experiment import chosen_method, make_unlearner
-from unlearnkit.experiments.run import Job
+from unlearnkit.experiments.run import Job, exclusive, result_folder
 from unlearnkit.models import CrossEntropy
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.reporting import RunRecord
+from unlearnkit.reporting.write import check_replaceable
 from unlearnkit.unlearning import ElementwiseUnlearner, Report, UnlearningInputs
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 from unlearnkit.utils.progress import Progress, silent
@@ -54,19 +56,21 @@ def tune(
     plugins = plugins or default_manager()
     method = chosen_method(config, config.tuning.method, key="tuning.method")
     elementwise(method, plugins)
-    folder = Path(config.output) / f"{method.label}-tuned"
-    if folder.exists() and not overwrite:
-        raise StoreError(f"results already exist: {folder}: choose another output, or overwrite them")
-    barrier()  # as in run()
-    search = Search.start(*hold_out_unseen(Job.start(config, plugins, again=again, progress=progress)))
-    job, model = search.job, copy.deepcopy(search.job.original)
-    tuning, record = search.edit(model, method, label=folder.name)
-    if tuning.chosen is None:
-        record = attrs.evolve(record, manifest=job.experiment.manifest())
-    else:
-        record = job.with_plot_data(job.evaluated(record, model, job.evaluate(job.original)), model)
-    job.write(folder, model if tuning.chosen else None, record)
-    job.forget_checkpoints()
+    folder = result_folder(config, f"{method.label}-tuned")
+    with exclusive(config.output):
+        if os.path.lexists(folder) and not overwrite:
+            raise StoreError(f"results already exist: {folder}: choose another output, or overwrite them")
+        check_replaceable(folder)
+        barrier()  # as in run()
+        search = Search.start(*hold_out_unseen(Job.start(config, plugins, again=again, progress=progress)))
+        job, model = search.job, copy.deepcopy(search.job.original)
+        tuning, record = search.edit(model, method, label=folder.name)
+        if tuning.chosen is None:
+            record = attrs.evolve(record, manifest=job.experiment.manifest())
+        else:
+            record = job.with_plot_data(job.evaluated(record, model, job.evaluate(job.original)), model)
+        job.write(folder, model if tuning.chosen else None, record)
+        job.forget_checkpoints()
     return Tuned(tuning=tuning, record=record, folder=folder)
 
 
