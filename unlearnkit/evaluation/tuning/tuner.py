@@ -20,6 +20,7 @@ from unlearnkit.evaluation.tuning.result import Candidate, Setting, Tuning
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.parameters import buffers, device_of, digest, trainable
+from unlearnkit.models.training import batch_norm_batches
 from unlearnkit.unlearning.elementwise import ElementwiseUnlearner, RuleOperands
 from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import UnlearningInputs
@@ -370,8 +371,8 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, objective
             layer.train()
             layer.reset_running_stats()
             layer.momentum = None  # what torch calls a cumulative average
-        with torch.no_grad(), private_rng(device_of(model)):
-            for _, moved in feed(batches, device_of(model)):
+        with torch.no_grad(), private_rng(device_of(model)), batch_norm_batches(model) as usable:
+            for _, moved in feed(usable(batches), device_of(model)):
                 seen = True
                 objective.losses(model, moved)
     finally:
