@@ -8,11 +8,10 @@ from typing import final
 
 import attrs
 import numpy as np
-from sklearn.model_selection import train_test_split
 from torch import nn
 
 from unlearnkit.data import LabelledImages, forget_split
-from unlearnkit.data.splits import ValidationSplit, validation_split
+from unlearnkit.data.splits import ValidationSplit, hold_out, validation_split
 from unlearnkit.distributed.collectives import barrier
 from unlearnkit.evaluation.tuning import Tuner, Tuning, Validation
 from unlearnkit.experiments.config import Config, MethodConfig
@@ -193,14 +192,10 @@ def hold_out_unseen(job: Job) -> tuple[Job, LabelledImages | None]:
         return job, None
     test, spec = experiment.bundle.test, config.forget.spec()
     assert spec is not None, "a job has something to forget"
-    rest, aside = train_test_split(
-        np.arange(len(test)),
-        test_size=config.tuning.unseen_fraction,
-        random_state=config.seed,
-        stratify=test.targets.numpy(),
-    )
-    bundle = attrs.evolve(experiment.bundle, test=test.subset(np.sort(rest)))
-    part = attrs.evolve(experiment.bundle, test=test.subset(np.sort(aside)))
+    fraction, seed = config.tuning.unseen_fraction, config.seed
+    rest, aside = hold_out(np.arange(len(test)), test.targets.numpy(), fraction, seed)
+    bundle = attrs.evolve(experiment.bundle, test=test.subset(rest))
+    part = attrs.evolve(experiment.bundle, test=test.subset(aside))
     rows = forget_split(part, spec).test.forget
     if spec.carries_over and not len(rows):
         raise ConfigurationError("tuning.target 'unseen': the test set has no sample of what is forgotten")
