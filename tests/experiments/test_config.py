@@ -120,3 +120,9 @@ def test_a_label_is_not_the_name_of_a_configured_folder(tmp_path, key):
     with pytest.raises(ConfigurationError, match=r"saw \['mine'\], where other files are kept"):
         load(tmp_path, SMALL, "method=[{name='ssd', label='mine'}]", f"{key}='./out/mine/deep'")
     assert load(tmp_path, SMALL, "method=[{name='ssd', label='mine'}]", f"{key}='out/other'").method
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + SMALL.encode())
+    assert load_config(path).output == "out"

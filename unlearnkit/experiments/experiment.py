@@ -15,7 +15,7 @@ from unlearnkit.distributed import Shared
 from unlearnkit.distributed.collectives import resolve_device
 from unlearnkit.evaluation import LossAndAccuracy, Metric, loss_and_accuracy
 from unlearnkit.experiments.config import Config, DataConfig, EvaluationConfig, MethodConfig
-from unlearnkit.experiments.provenance import manifest
+from unlearnkit.experiments.provenance import data_digest, manifest
 from unlearnkit.importance import ImportanceEstimator, Role
 from unlearnkit.models import Autocast, Objective, load_checkpoint
 from unlearnkit.pipeline import Pipeline
@@ -132,7 +132,10 @@ class Experiment:
         }
 
     def manifest(self) -> dict[str, Any]:
-        return manifest(config=attrs.asdict(self.config), data=self.bundle.train, device=self.device)
+        return {
+            **manifest(config=attrs.asdict(self.config), data=self.bundle.train, device=self.device),
+            "test_data_digest": data_digest(self.bundle.test),
+        }
 
     def estimator(self, plugins: PluginManager) -> ImportanceEstimator:
         name, options = self.config.importance.estimator, self.config.importance.options

@@ -324,8 +324,8 @@ def _lacks_page(folder: Path, config: Config) -> bool:
 
 def _basis(manifest: Mapping[str, Any], forget: str | None, model: str) -> dict[str, Any]:
     """Say what a result depends on besides its configuration."""
-    data, versions = manifest.get("data_digest"), manifest.get("versions")
-    return {"original model": model, "forget set": forget, "training data": data, "versions": versions}
+    named = {"training data": "data_digest", "test data": "test_data_digest", "versions": "versions"}
+    return {"original model": model, "forget set": forget, **{what: manifest.get(key) for what, key in named.items()}}
 
 
 def aligned(report: Report, model: nn.Module) -> Report:

@@ -123,7 +123,7 @@ class Comparison:
         experiment = Experiment.load(trials[0].config)
         worker = Worker(plugins, experiment=experiment)
         facts = experiment.manifest()
-        common = {name: facts[name] for name in ("data_digest", "versions", "device")}
+        common = {name: facts[name] for name in ("data_digest", "test_data_digest", "versions", "device")}
         return cls(
             config=config,
             trials=tuple(keyed(trial, {**common, **worker.facts(trial)}) for trial in trials),
