@@ -5,6 +5,7 @@ import pickle
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, final
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from unlearnkit.data.labelled import DataBundle, LabelledImages, Transform, coarse_of_fine
 from unlearnkit.data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_transform
+from unlearnkit.utils.download import downloading
 from unlearnkit.utils.errors import ConfigurationError, StoreError, raise_all
 
 SUPERCLASSES: Mapping[str, tuple[str, ...]] = {
@@ -84,8 +86,10 @@ def cifar100(
         raise ConfigurationError("verify: expected True together with download=True, saw False")
     transform = image_transform(image_size, mean=mean, std=std, on_device=on_device)
     if verify:
+        waiting = downloading("CIFAR-100 (169 MB)", CIFAR100.url) if download else nullcontext()
         try:
-            CIFAR100(root, download=download)
+            with waiting:
+                CIFAR100(root, download=download)
         except (RuntimeError, OSError) as error:
             raise StoreError(
                 f"cannot get CIFAR-100 in {Path(root).resolve()}: {error} (in Python: download=True; verify=False "

@@ -1,4 +1,4 @@
-"""The notebook's image transform, for one image or a batch on a device: resize, crop, scale to 0 … 1, normalise."""
+"""The transform of images, for one or a batch on a device: resize, crop, scale to 0 … 1, normalise."""
 
 import functools
 import math

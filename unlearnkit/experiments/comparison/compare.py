@@ -187,7 +187,7 @@ class Comparison:
             threads=threads,
             units=max(len(self.pending), 1),
             device=self.experiment.device,
-            need=need_of(self.experiment.fresh_model(), retrained=retrained, peaks=peaks),
+            need=need_of(self.experiment.fresh_model(pretrained=False), retrained=retrained, peaks=peaks),
         )
 
     def run(self, jobs: int = 1, *, watch: Watch = ignore, progress: Progress = silent) -> None:
