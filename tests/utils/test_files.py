@@ -4,7 +4,9 @@ import os
 import stat
 from pathlib import Path
 
+import forked_process as forked
 import pytest
+from overwrite_and_kill import hold_in_turns
 
 from unlearnkit.utils.errors import StoreError
 from unlearnkit.utils.files import atomic_folder, atomic_write, locked_folder, write_text
@@ -164,3 +166,9 @@ def test_files_named_like_those_of_a_killed_replacement_stay(tmp_path):
     with atomic_folder(tmp_path / "m"):
         pass
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*names, "m"])
+
+
+def test_many_processes_hold_a_folder_in_turns(tmp_path):
+    (tmp_path / "keep").touch()
+    forked.run_all(hold_in_turns, [(tmp_path, 30)] * 3)
+    assert sorted(p.name[:4] for p in tmp_path.iterdir()) == ["done"] * 3 + ["keep"]
