@@ -104,6 +104,10 @@ def test_only_results_are_overwritten(digits_toml, tmp_path):
             records(digits_toml, ssd, overwrite=True)
         assert (folder / put).read_text() == "{}"
         (folder / put).unlink()
+    (folder / "model.safetensors").mkdir()
+    with pytest.raises(StoreError, match=r"saw 'model.safetensors' in it"):
+        records(digits_toml, ssd, overwrite=True)
+    (folder / "model.safetensors").rmdir()
     folder.rmdir()
     folder.write_text("a file")
     with pytest.raises(StoreError, match=r"saw a file"):

@@ -21,7 +21,7 @@ def check_replaceable(folder: Path) -> None:
         return
     if folder.is_symlink() or not folder.is_dir():
         seen = "a link" if folder.is_symlink() else "a file"
-    elif others := sorted(p.name for p in folder.iterdir() if p.name not in _FILES and not is_temporary(p)):
+    elif others := sorted(p.name for p in folder.iterdir() if not _is_ours(p)):
         seen = f"{others[0]!r} in it" + (f" and {len(others) - 1} more" if len(others) > 1 else "")
     elif any(folder.iterdir()) and not _is_record(folder / "report.json"):
         seen = "no report.json of a run in it"
@@ -31,6 +31,10 @@ def check_replaceable(folder: Path) -> None:
         f"{folder}: expected the results of an earlier run, which alone may be overwritten, saw {seen}: move it away, "
         "or choose another label or output"
     )
+
+
+def _is_ours(path: Path) -> bool:
+    return path.is_file() and (path.name in _FILES or is_temporary(path))
 
 
 def _is_record(path: Path) -> bool:
