@@ -75,7 +75,7 @@ def test_the_notebooks_order_of_edited_fractions(records):
     assert fraction["mask-sums"] >= fraction["dampening-sums"]
 
 
-# --- the notebook's constants -----------------------------------------------------------------------------------------
+# --- the notebook's constants, as the page cites them; the notebook itself is not here --------------------------------
 
 
 SIZE, MEAN, STD = 224, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
