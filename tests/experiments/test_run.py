@@ -180,6 +180,19 @@ def test_results_of_another_model_are_not_kept(digits_toml, tmp_path, trained_ch
         records(digits_toml, f"model.checkpoint='{mine}'")
 
 
+@pytest.mark.filterwarnings("ignore:ssd")
+def test_an_infinite_option_is_recorded_and_recognised(digits_toml, tmp_path):
+    settings = ["method.ssd.options.alpha=inf"]
+    stopped = run(load_config(digits_toml, settings))
+    next(stopped)
+    stopped.close()
+    with pytest.warns(UnlearnKitWarning, match="is kept"):
+        _, ssd = records(digits_toml, *settings)
+    assert ssd.report.changed == 0
+    written = json.loads((tmp_path / "out" / "ssd" / "report.json").read_text())
+    assert written["manifest"]["config"]["method"][1]["options"] == {"alpha": "inf"}
+
+
 def test_the_page_that_a_killed_run_did_not_write(digits_toml, tmp_path):
     prune, _ = records(digits_toml, "evaluation.page=true")
     (tmp_path / "out" / "prune" / "report.html").unlink()

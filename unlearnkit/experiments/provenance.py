@@ -4,6 +4,7 @@ import datetime as dt
 import hashlib
 import importlib.metadata
 import json
+import math
 import platform
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
@@ -31,6 +32,15 @@ _loaded: MutableMapping[Images, Digests] = WeakIdKeyDictionary()
 def digest_of(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """Return a configuration as JSON can hold it: infinities, such as α = inf, as text."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def data_digest(data: LabelledImages) -> str:
@@ -91,7 +101,7 @@ def versions() -> dict[str, str]:
 def manifest(*, config: Mapping[str, Any], data: LabelledImages, device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
-        "config": config,
+        "config": plain(config),
         "data_digest": data_digest(data),
         "versions": versions(),
         "device": f"{device} ({name})",

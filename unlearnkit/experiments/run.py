@@ -22,7 +22,7 @@ from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs, Outputs, s
 from unlearnkit.evaluation.plot_data import collect_plot_data
 from unlearnkit.experiments.config import Config, MethodConfig
 from unlearnkit.experiments.experiment import Experiment, make_metrics, make_unlearner
-from unlearnkit.experiments.provenance import digest_of, forget_record
+from unlearnkit.experiments.provenance import digest_of, forget_record, plain
 from unlearnkit.experiments.train import load_or_retrain
 from unlearnkit.importance import Importance, Role, estimate_together
 from unlearnkit.importance.multi_process import forget_parts
@@ -115,7 +115,7 @@ def earlier_results(config: Config, *, overwrite: bool) -> dict[str, RunRecord]:
             check_replaceable(folder)
         return {}
     taken = {label: folder for label, folder in folders.items() if os.path.lexists(folder)}
-    mine, found = digest_of(attrs.asdict(config)), dict[str, RunRecord]()
+    mine, found = digest_of(plain(attrs.asdict(config))), dict[str, RunRecord]()
     for label, folder in taken.items():
         with suppress(StoreError):
             found[label] = read_record(folder)
