@@ -93,6 +93,7 @@ def test_every_data_set_of_images_takes_them(tmp_path, on_device):
         ({"mean": [0.5]}, "expected mean and std of the same channels"),
         ({"mean": [0.5], "std": [0.5]}, "mean: expected 3 numbers, for red, green and blue"),
         ({"mean": "abc"}, "mean and std: expected a list of numbers, saw 'abc'"),
+        ({"mean": "555"}, "mean and std: expected a list of numbers, saw '555'"),
         ({"mean": 0.5}, "mean and std: expected a list of numbers, saw 0.5"),
     ],
 )

@@ -318,10 +318,8 @@ def _numbers(wanted: Iterable[int | str], present: Indices, *, names: Sequence[s
     problems, numbers = [], []
     for item in wanted:
         number = names.index(item) if item in names else item
-        # Folders "1" … "10" are classes 0, 9, …, in the order of their names as text.
-        named = [
-            i for i, name in enumerate(names) if not isinstance(item, str) and name.isdecimal() and int(name) == item
-        ]
+        # Folders are sorted as text: of "1" … "10", "10" is class 1.
+        named = [] if isinstance(item, str) else [i for i, n in enumerate(names) if n.isdecimal() and int(n) == item]
         if named not in ([], [item]):
             problems.append(f"{item} is the name of another class: write {names[named[0]]!r}, in quotes, for that one")
         elif isinstance(number, str):

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, final
 
 import attrs
@@ -19,10 +20,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def _as_numbers(values: Any) -> tuple[float, ...]:
-    try:
-        return tuple(map(float, values))
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"mean and std: expected a list of numbers, saw {values!r}") from error
+    if not isinstance(values, str):
+        with suppress(TypeError, ValueError):
+            return tuple(map(float, values))
+    raise ConfigurationError(f"mean and std: expected a list of numbers, saw {values!r}")
 
 
 def _check_size(_: Any, __: Any, image_size: int | None) -> None:

@@ -74,9 +74,9 @@ def _image_digests(images: Images) -> Digests:
 
 
 def _add(state: blake3, tensor: Tensor) -> blake3:
-    plain = tensor.detach().cpu().contiguous()
-    state.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
-    return state.update(plain.flatten().view(torch.uint8).numpy().data)
+    whole = tensor.detach().cpu().contiguous()
+    state.update(f"{whole.dtype}{tuple(whole.shape)}".encode())
+    return state.update(whole.flatten().view(torch.uint8).numpy().data)
 
 
 def forget_record(split: Split) -> dict[str, Any]:

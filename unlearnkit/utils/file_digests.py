@@ -42,9 +42,9 @@ def file_digests(paths: Sequence[str]) -> Digests:
         rows["hashed"][changed] = time.time_ns()
         found = b"".join(_digest(names[i]) for i in changed)
         rows["digest"][changed] = np.frombuffer(found, dtype=np.uint8).reshape(-1, _BYTES)
-        _known[key] = rows
         if rows["stat"][:, 0].sum() + _OPEN * len(rows) >= _WORTH_KEEPING:
             _write(key, rows)
+    _known[key] = rows
     return np.ascontiguousarray(rows["digest"])
 
 

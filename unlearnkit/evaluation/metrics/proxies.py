@@ -62,7 +62,7 @@ def _untrained(model: nn.Module, seed: int) -> nn.Module:
     fresh = copy.deepcopy(model)
     with private_rng(device_of(model), seed=seed):
         with torch.no_grad():
-            for p in fresh.parameters():
+            for p in filter(torch.is_floating_point, fresh.parameters()):
                 p.fill_(torch.nan)
         for module in sorted(fresh.modules(), key=lambda module: len([*module.modules()])):
             # Modules such as MultiheadAttention have the second name.
