@@ -11,7 +11,10 @@ from unlearnkit import ConfigurationError, PluginManager, StoreError, hookimpl
 from unlearnkit.cli.app import app
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.experiment import Experiment
-from unlearnkit.experiments.tune import tune
+from unlearnkit.experiments.run import Job
+from unlearnkit.experiments.tune import hold_out_unseen, tune
+from unlearnkit.plugins.manager import default_manager
+from unlearnkit.utils.progress import silent
 
 QUICK = [
     "tuning.method=ssd",
@@ -108,6 +111,24 @@ def test_the_target_of_a_retrained_model(digits_toml, trained_checkpoint):
     assert found.tuning.target == found.tuning.original_forget
     assert found.tuning.target_source == "the mean of 1 retrained models on the same samples"
     assert (found.tuning.chosen, found.tuning.aim_reached, found.tuning.distance_left) == (None, True, 0)
+
+
+def test_only_results_are_overwritten(digits_toml, tmp_path):
+    folder = tmp_path / "out" / "ssd-tuned"
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(StoreError, match=r"expected the results of an earlier run.*saw 'notes.txt' in it"):
+        tune(config(digits_toml), overwrite=True)
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_unseen_samples_where_a_class_has_one_test_image(digits_toml):
+    experiment = Experiment.load(config(digits_toml, "tuning.target=unseen", "data.options.test_fraction=0.01"))
+    counts = experiment.bundle.test.targets.bincount()
+    assert counts.min() == 1, "no split can have some of each class on both sides"
+    job = Job.start(experiment.config, default_manager(), again=False, progress=silent)
+    left, unseen = hold_out_unseen(job)
+    assert len(left.experiment.bundle.test) + len(unseen) <= len(experiment.bundle.test)
 
 
 def test_the_target_of_unseen_samples_takes_them_out_of_the_test_set(digits_toml):

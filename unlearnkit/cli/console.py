@@ -85,9 +85,16 @@ def counting(total: int, *, quiet: bool = False) -> Iterator[Callable[..., None]
 
 @contextmanager
 def clear_errors(*, traceback: bool = False) -> Iterator[None]:
-    """Turn errors that a user can fix into one message and exit code 2, and warnings into lines."""
+    """Turn errors that a user can fix into one message and exit code 2, and warnings into lines, each once."""
+    said = set[str]()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in said:
+            say("warning", str(message), style="yellow")
+        said.add(str(message))
+
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: say("warning", str(message), style="yellow")
+        warnings.showwarning = show
         warnings.simplefilter("always", UnlearnKitWarning)
         try:
             yield

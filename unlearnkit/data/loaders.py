@@ -7,6 +7,7 @@ import attrs
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 
+from unlearnkit.data.batches import tensors
 from unlearnkit.utils.errors import ConfigurationError
 from unlearnkit.utils.progress import length
 
@@ -134,6 +135,46 @@ def reshuffled(batches: Iterable[Any], *, seed: int) -> Iterable[Any]:
         worker_init_fn=batches.worker_init_fn,
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class WithoutSingles:
+    """The batches of each pass without those of one sample that follow a larger one, which are counted."""
+
+    batches: Iterable[Any]
+    left_out: list[Any] = attrs.field(factory=list)
+
+    def __len__(self) -> int:
+        """Return how many batches are left, where that can be known; else of all."""
+        if isinstance(self.batches, list | tuple):
+            return sum(1 for _ in self._pass([]))
+        whole, given = len(self.batches), self.batches  # type: ignore[arg-type]  # as above
+        if not isinstance(given, DataLoader) or isinstance(given.dataset, IterableDataset) or given.batch_size is None:
+            return whole
+        size, samples = given.batch_size, len(given.sampler)  # type: ignore[arg-type]
+        return whole - (not given.drop_last and samples > size > 1 and samples % size == 1)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._pass(self.left_out)
+
+    def _pass(self, left_out: list[Any]) -> Iterator[Any]:
+        larger = False
+        for batch in self.batches:
+            sizes = {tensor.shape[0] for tensor in tensors(batch) if tensor.dim()}
+            if larger and sizes == {1}:
+                left_out.append(1)
+                continue
+            larger |= sizes != {1}
+            yield batch
+
+    @classmethod
+    def of(cls, batches: Iterable[Any], left_out: list[Any]) -> Iterable[Any]:
+        """Leave them out of a loader, or of both parts of a mixture."""
+        if isinstance(batches, Paired | Interleaved):
+            parts = {name: cls.of(getattr(batches, name), left_out) for name in ("retain", "forget")}
+            return attrs.evolve(batches, **parts)
+        return cls(batches=batches, left_out=left_out)
 
 
 def _repeat(batches: Iterable[Any]) -> Iterator[Any]:

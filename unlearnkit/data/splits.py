@@ -176,7 +176,8 @@ class ByClass(ForgetSpec):
     """Forget all samples of some classes of the training target: full-class forgetting.
 
     Attributes:
-        classes: Class numbers, or names where the data set has them; a single one need not be in a list.
+        classes: Class numbers, or names where the data set has them; a single one need not be in a list. A number that
+            is the name of another class is refused: write the name as text.
 
     Example:
         >>> names = {"label": ["dog", "cat"]}
@@ -277,7 +278,7 @@ class ByIndex(ForgetSpec):
     def from_file(cls, path: str | Path) -> Self:
         """Read one index a line from a UTF-8 text file; empty lines and text after ``#`` are skipped."""
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise StoreError(f"cannot read indices from {path}: {error}") from error
         numbered = [(n, line.split("#", 1)[0].strip()) for n, line in enumerate(lines, start=1)]
@@ -317,7 +318,11 @@ def _numbers(wanted: Iterable[int | str], present: Indices, *, names: Sequence[s
     problems, numbers = [], []
     for item in wanted:
         number = names.index(item) if item in names else item
-        if isinstance(number, str):
+        # Folders are sorted as text: of "1" … "10", "10" is class 1.
+        named = [] if isinstance(item, str) else [i for i, n in enumerate(names) if n.isdecimal() and int(n) == item]
+        if named not in ([], [item]):
+            problems.append(f"{item} is the name of another class: write {names[named[0]]!r}, in quotes, for that one")
+        elif isinstance(number, str):
             near = difflib.get_close_matches(number, names, n=1)
             hint = f": did you mean {near[0]!r}?" if near else f": give a number between 0 and {known - 1}{shown}"
             problems.append(f"no class is named {number!r}{hint}")
@@ -353,11 +358,12 @@ def validation_split(split: Split, labels: Tensor, *, fraction: float, seed: int
             raise ConfigurationError(
                 f"the {name} set: expected at least 2 samples, one to measure on and one to judge by, saw {len(rows)}"
             )
-        parts[name], parts[f"{name}_validation"] = _hold_out(rows, labels.numpy()[rows], fraction, seed)
+        parts[name], parts[f"{name}_validation"] = hold_out(rows, labels.numpy()[rows], fraction, seed)
     return ValidationSplit(**parts)
 
 
-def _hold_out(rows: Indices, labels: Indices, fraction: float, seed: int) -> list[Indices]:
+def hold_out(rows: Indices, labels: Indices, fraction: float, seed: int) -> list[Indices]:
+    """Split rows in two, the second of a fraction of them, with the same share of each class where possible."""
     size = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
     counts = np.unique(labels, return_counts=True)[1]
     # scikit-learn refuses to stratify where a class has one sample, or more classes than one side has places.

@@ -115,7 +115,7 @@ class Deletion:
 
     def model(self, kept: KeptModel) -> nn.Module:
         """Load a model of the ledger, on the device and in eval mode."""
-        return self.ledger.models.load(self.ledger.state.path_to(kept), self.experiment.fresh_model())
+        return self.ledger.models.load(self.ledger.state.path_to(kept), self.experiment.fresh_model(pretrained=False))
 
     def measure(self, base: KeptModel, rows: Rows) -> Importance:
         """Measure the importance of training samples on the model that the stored importances were measured on."""

@@ -14,6 +14,9 @@ from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
 from unlearnkit.utils.options import option
 from unlearnkit.utils.structuring import structure
 
+_TAKEN = {"ledger", "passes", "trials", "trials.csv", "summary.csv", "summary.md", "comparison.json"}
+"""What commands write to the folder of results, besides one folder for each label."""
+
 
 @final
 @attrs.frozen(kw_only=True)
@@ -201,15 +204,26 @@ class Config:
             raise ConfigurationError(
                 f"method: expected different labels, saw {again} more than once: give each a label"
             )
-        bad = [label for label in labels if not label or Path(label).name != label]
+        hidden = [label for label in labels if label.startswith(".") or not label.isprintable()]
+        bad = hidden or [label for label in labels if not label or Path(label).name != label]
         if bad:
-            raise ConfigurationError(f"method.label: expected the name of a folder, saw {bad}")
+            raise ConfigurationError(f"method.label: expected the name of a folder, not hidden, saw {bad}")
+        folders = (self.importance.checkpoint, self.deletion.folder, self.evaluation.retrained_folder)
+        taken = [Path(folder).absolute() for folder in folders if folder]
+        mine = {label: Path(self.output).absolute() / label for label in labels}
+        bad = [label for label, path in mine.items() if any(folder.is_relative_to(path) for folder in taken)]
+        bad += [label for label in labels if label.casefold() in _TAKEN]
+        if bad:
+            raise ConfigurationError(
+                f"method.label: expected a folder of its own for each result, saw {bad}, where other files are kept: "
+                "choose another label"
+            )
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML file and check every key; ``overrides`` such as ``"method.ssd.options.alpha=5"`` take precedence."""
     try:
-        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        raw = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(f"cannot read the configuration {path}: {error}") from error
     except tomllib.TOMLDecodeError as error:

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,21 +10,21 @@ from typing import final
 
 import attrs
 import numpy as np
-from sklearn.model_selection import train_test_split
 from torch import nn
 
 from unlearnkit.data import LabelledImages, forget_split
-from unlearnkit.data.splits import ValidationSplit, validation_split
+from unlearnkit.data.splits import ValidationSplit, hold_out, validation_split
 from unlearnkit.distributed import Ranks
 from unlearnkit.distributed.collectives import barrier
 from unlearnkit.evaluation.tuning import TrialTuner, Tuner, Tuning, Validation
 from unlearnkit.experiments.config import Config, MethodConfig
 from unlearnkit.experiments.experiment import chosen_method, make_unlearner
-from unlearnkit.experiments.run import Job
+from unlearnkit.experiments.run import Job, exclusive, result_folder
 from unlearnkit.models import CrossEntropy
 from unlearnkit.models.parameters import digest
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.reporting import RunRecord
+from unlearnkit.reporting.write import check_replaceable
 from unlearnkit.unlearning import ElementwiseUnlearner, Report, Unlearner, UnlearningInputs
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 from unlearnkit.utils.progress import Progress, silent
@@ -58,19 +59,21 @@ def tune(
     plugins = plugins or default_manager()
     method = chosen_method(config, config.tuning.method, key="tuning.method")
     tunable(method, plugins)
-    folder = Path(config.output) / f"{method.label}-tuned"
-    if folder.exists() and not overwrite:
-        raise StoreError(f"results already exist: {folder}: choose another output, or overwrite them")
-    barrier()  # as in run()
-    search = Search.start(*hold_out_unseen(Job.start(config, plugins, again=again, progress=progress)))
-    job, model = search.job, copy.deepcopy(search.job.original)
-    tuning, record = search.edit(model, method, label=folder.name)
-    if tuning.chosen is None:
-        record = attrs.evolve(record, manifest=job.experiment.manifest())
-    else:
-        record = job.with_plot_data(job.evaluated(record, model, job.evaluate(job.original)), model)
-    job.write(folder, model if tuning.chosen else None, record)
-    job.forget_checkpoints()
+    folder = result_folder(config, f"{method.label}-tuned")
+    with exclusive(config.output):
+        if os.path.lexists(folder) and not overwrite:
+            raise StoreError(f"results already exist: {folder}: choose another output, or overwrite them")
+        check_replaceable(folder)
+        barrier()  # as in run()
+        search = Search.start(*hold_out_unseen(Job.start(config, plugins, again=again, progress=progress)))
+        job, model = search.job, copy.deepcopy(search.job.original)
+        tuning, record = search.edit(model, method, label=folder.name)
+        if tuning.chosen is None:
+            record = attrs.evolve(record, manifest=job.experiment.manifest())
+        else:
+            record = job.with_plot_data(job.evaluated(record, model, job.evaluate(job.original)), model)
+        job.write(folder, model if tuning.chosen else None, record)
+        job.forget_checkpoints()
     return Tuned(tuning=tuning, record=record, folder=folder)
 
 
@@ -241,14 +244,10 @@ def hold_out_unseen(job: Job) -> tuple[Job, LabelledImages | None]:
         return job, None
     test, spec = experiment.bundle.test, config.forget.spec()
     assert spec is not None, "a job has something to forget"
-    rest, aside = train_test_split(
-        np.arange(len(test)),
-        test_size=config.tuning.unseen_fraction,
-        random_state=config.seed,
-        stratify=test.targets.numpy(),
-    )
-    bundle = attrs.evolve(experiment.bundle, test=test.subset(np.sort(rest)))
-    part = attrs.evolve(experiment.bundle, test=test.subset(np.sort(aside)))
+    fraction, seed = config.tuning.unseen_fraction, config.seed
+    rest, aside = hold_out(np.arange(len(test)), test.targets.numpy(), fraction, seed)
+    bundle = attrs.evolve(experiment.bundle, test=test.subset(rest))
+    part = attrs.evolve(experiment.bundle, test=test.subset(aside))
     rows = forget_split(part, spec).test.forget
     if spec.carries_over and not len(rows):
         raise ConfigurationError("tuning.target 'unseen': the test set has no sample of what is forgotten")

@@ -22,6 +22,7 @@ from unlearnkit.importance.store.store import ImportanceStore
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import device_of, digest, trainable
 from unlearnkit.utils.errors import ConfigurationError, StoreError, UnlearnKitError, UnsupportedModelError, raise_all
+from unlearnkit.utils.files import is_temporary
 from unlearnkit.utils.progress import Progress, silent
 
 
@@ -96,7 +97,7 @@ def estimate_together(
 def forget_parts(checkpoint: str | Path) -> None:
     """Delete this rank's checkpoint, when the result is saved; the last rank deletes the folder."""
     folder, ranks = Path(checkpoint), Ranks.current()
-    for path in (folder / _part_name(ranks), *folder.glob(".*.tmp")):
+    for path in (folder / _part_name(ranks), *filter(is_temporary, folder.glob(".*.tmp"))):
         path.unlink(missing_ok=True)
     with suppress(OSError):  # not empty: other ranks have yet to delete theirs
         folder.rmdir()

@@ -53,9 +53,9 @@ def fine_tune(
     One optimiser serves all passes. ``masks`` has a boolean tensor by parameter name, True where a weight may change;
     masked weights are put back after each step, so that momentum and weight decay cannot move them. With ``training``
     dropout is on and BatchNorm layers that are not frozen use and update the statistics of the batch: a method then
-    needs the trait ``edits_buffers``. Of the inputs, ``seed``, ``progress`` and ``after_pass``
-    are used. Global generators, modes and
-    gradients are left as they were. Returns the mean loss of each pass over its batches.
+    needs the trait ``edits_buffers``, and a last batch of one sample is left out, with a warning. Of the inputs,
+    ``seed``, ``progress`` and ``after_pass`` are used. Global generators, modes and gradients are left as they were.
+    Returns the mean loss of each pass over its batches.
 
     Raises:
         NonFiniteError: A loss is NaN or infinite, naming pass and batch.
@@ -69,10 +69,10 @@ def fine_tune(
             for p, free, before in masked:
                 p.copy_(torch.where(free, p, before))
 
-    with training_mode(model, steps, seed=inputs.seed, training=training):
+    with training_mode(model, steps, seed=inputs.seed, training=training) as usable:
         freeze_batch_norm(model)
         for number, one in enumerate(passes):
-            batches = reshuffled(() if one.batches is None else one.batches, seed=inputs.seed + number)
+            batches = usable(reshuffled(() if one.batches is None else one.batches, seed=inputs.seed + number))
             shown = inputs.progress(batches, one.name, length(batches))
             means.append(run_epoch(model, shown, one.loss, steps, name=one.name, after_step=restore_masked))
             if inputs.after_pass is not None:

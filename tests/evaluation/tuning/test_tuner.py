@@ -17,7 +17,7 @@ from unlearnkit_methods.ssd import SelectiveSynapticDampening
 from unlearnkit_methods.ssd_adaptive import AdaptiveSynapticDampening
 from unlearnkit_methods.ssd_soft import SoftSynapticDampening
 
-from unlearnkit import ConfigurationError, Importance, NonFiniteError, UnlearningInputs
+from unlearnkit import ConfigurationError, Importance, NonFiniteError, UnlearningInputs, UnlearnKitWarning
 from unlearnkit.data import Split
 from unlearnkit.data.splits import validation_split
 from unlearnkit.evaluation.tuning import Tuner, Tuning, Validation
@@ -26,7 +26,6 @@ from unlearnkit.evaluation.tuning.tuner import OperatingCurve, scores_of
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import count_changed, digest
 from unlearnkit.models.training import batch_norm_layers, reestimate_batch_norm
-from unlearnkit.utils.errors import UnlearnKitWarning
 
 SSD = SelectiveSynapticDampening
 WEIGHTS = 6 * 24 + 24 + 2 * 24 + 24 * 3 + 3  # of net()
@@ -181,6 +180,14 @@ def test_reestimating_batch_norm_changes_only_its_statistics():
     assert model[1].momentum == 0.1
     assert torch.equal(torch.get_rng_state(), rng)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_last_batch_of_one_sample_is_left_out():
+    one, two = net(), net()
+    reestimate_batch_norm(one, batches(5))
+    with pytest.warns(UnlearnKitWarning, match="a last batch of one sample was left out"):
+        reestimate_batch_norm(two, [*batches(5), (torch.zeros(1, 6), torch.zeros(1, dtype=torch.long))])
+    assert torch.equal(one[1].running_var, two[1].running_var)
 
 
 def test_batch_norm_without_data_or_without_layers():

@@ -218,8 +218,10 @@ class Recovery(Metric):
             outputs.of(model, "forget-train")  # first, so that a missing split is the reason
             student, data, unseen = copy.deepcopy(model), batches(), judged()
             adam = OptimizerConfig(learning_rate=self.learning_rate).optimizer_for(student)
-            with training_mode(student, adam, seed=self.seed):
-                run_epoch(student, data, lambda m, b: inputs.objective.losses(m, b).mean(), adam, name=self.name)
+            with training_mode(student, adam, seed=self.seed) as usable:
+                run_epoch(
+                    student, usable(data), lambda m, b: inputs.objective.losses(m, b).mean(), adam, name=self.name
+                )
             return outputs_of(student, unseen, objective=inputs.objective)
 
         def others() -> list[Any]:
