@@ -184,7 +184,7 @@ def test_observers_are_called(digits_toml):
         ("tuning.budgett=1", "did you mean 'budget'"),
         ("tuning.target=none", "expected one of 'stated', 'retrained', 'unseen'"),
         ("tuning.operating=epsilon", "expected a monotone option"),
-        ("method=[{name='finetune', label='ssd'}]", "expected an elementwise method"),
+        ("method=[{name='fisher-noise', label='ssd'}]", "expected an option to search"),
     ],
 )
 def test_methods_that_cannot_be_tuned(digits_toml, setting, said):
