@@ -16,7 +16,8 @@ from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.plugins.hookspecs import Run
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.unlearning.report import Report
-from unlearnkit.unlearning.unlearner import Need, Unlearner, UnlearningInputs, check_fraction
+from unlearnkit.unlearning.unlearner import Need, Unlearner, UnlearningInputs, check_fraction, plugin_fault
+from unlearnkit.utils.contract import refuse
 from unlearnkit.utils.errors import ConfigurationError, raise_all
 from unlearnkit.utils.options import option_values
 from unlearnkit.utils.progress import Progress, silent
@@ -38,6 +39,7 @@ def _is_a(kind: type) -> Callable[[Any, "attrs.Attribute[Any]", Any], None]:
             hint = ": pass an object, not its class" if isinstance(value, type) and issubclass(value, kind) else ""
             where = f"Pipeline.{field.name}: expected an object of {kind.__name__}"
             raise ConfigurationError(f"{where}, saw {value!r}{hint}")
+        refuse(plugin_fault(type(value)))
 
     return check
 

@@ -87,6 +87,8 @@ class EditsFrozen(Wrong):
 
 
 class EatsEvidence(Right):
+    needs = frozenset({Need.FORGET_IMPORTANCE})
+
     def apply(self, model, inputs):
         super().apply(model, inputs)
         for total in inputs.forget.totals.values():

@@ -18,6 +18,7 @@ from unlearnkit.models.norm_gradients import norm_gradient_fix
 from unlearnkit.models.objective import Objective, float32_products
 from unlearnkit.models.parameters import check_differentiable, device_of, trainable
 from unlearnkit.models.snapshot import ModelSnapshot
+from unlearnkit.utils.contract import class_fault, refuse
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, UnsupportedModelError, raise_all
 from unlearnkit.utils.options import option_values
 from unlearnkit.utils.progress import Progress, length, silent
@@ -123,13 +124,15 @@ class ImportanceEstimator(abc.ABC):
                 again.
 
         Raises:
-            ConfigurationError: No data, or a model without trainable parameters.
+            ConfigurationError: No data, a model without trainable parameters, or an estimator class without a valid
+                name or with options that would not be recorded.
             NonFiniteError: A NaN or an infinity in the model or in a batch's importance, naming parameter and batch.
             MismatchError: The estimator returned something that does not fit the model, or changed the model; or the
                 model is sharded and the processes saw different data.
             UnsupportedModelError: Weights are complex, or have no values yet; or the model is sharded and the
                 estimator cannot take it.
         """
+        refuse(class_fault(type(self)))
         with _own_context(model):
             return self._estimate(
                 model, batches, objective=objective, role=Role(role), progress=progress, snapshot=snapshot

@@ -1,6 +1,7 @@
 """Objectives: one loss per sample, whose gradients are squared; and the loss and accuracy of a batch."""
 
 import abc
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, final
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from unlearnkit.data.batches import batch_size, pick
 from unlearnkit.models.parameters import device_of
+from unlearnkit.utils.contract import unrecorded
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
 
 IGNORED = -100
@@ -40,8 +42,19 @@ class Objective(abc.ABC):
 
     @final
     def describe(self) -> str:
-        """Return the text for a fingerprint: an attrs class's repr, else the qualified name."""
-        return repr(self) if attrs.has(type(self)) else type(self).__qualname__
+        """Return the text for a fingerprint: the repr of an attrs class or dataclass, else the qualified name.
+
+        Any other class with options is a `ConfigurationError`: its fingerprint would not tell them apart.
+        """
+        if attrs.has(type(self)) or dataclasses.is_dataclass(self):
+            return repr(self)
+        lost = ", ".join(unrecorded(type(self)))
+        if lost:
+            raise ConfigurationError(
+                f"{type(self).__qualname__}: expected an attrs class, saw {lost}, which no fingerprint would hold: "
+                "decorate the class with @attrs.frozen(kw_only=True)"
+            )
+        return type(self).__qualname__
 
 
 @final

@@ -20,8 +20,6 @@ from unlearnkit.utils.errors import PluginWarning
 GROUP = "unlearnkit"
 DISABLE = "UNLEARNKIT_DISABLE_PLUGINS"
 """Environment variable: names of plugins not to load, separated by commas, or ``*`` for none at all."""
-NAME = re.compile(r"[a-z][a-z0-9-]*")
-"""What a plugin, a method, an estimator or a metric may be called."""
 
 
 @final

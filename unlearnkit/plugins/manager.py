@@ -1,7 +1,6 @@
 """The plugin manager: a typed face over pluggy that isolates, names and explains what is wrong with a plugin."""
 
 import functools
-import inspect
 import os
 import sys
 import time
@@ -16,10 +15,10 @@ from unlearnkit.importance.estimator import ImportanceEstimator
 from unlearnkit.importance.fisher import Kernel
 from unlearnkit.importance.importance import Importance
 from unlearnkit.plugins import hookspecs
-from unlearnkit.plugins.entry_points import NAME, Discovered, Problem, entry_point_plugins, provider_of, warn_of
+from unlearnkit.plugins.entry_points import Discovered, Problem, entry_point_plugins, provider_of, warn_of
 from unlearnkit.plugins.hookspecs import Run
 from unlearnkit.unlearning.report import Report
-from unlearnkit.unlearning.unlearner import Need, Unlearner, describe
+from unlearnkit.unlearning.unlearner import Unlearner, describe, plugin_fault
 from unlearnkit.utils.errors import (
     ConfigurationError,
     DuplicateMethodError,
@@ -62,16 +61,7 @@ def fault_of(cls: Any, base: type) -> str:
         return f"expected a class, saw {cls!r}: return the class, not an object of it"
     if not issubclass(cls, base):
         return f"expected a subclass of {base.__name__}, saw {cls.__module__}.{cls.__qualname__}"
-    if inspect.isabstract(cls):
-        missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
-        return f"{cls.__qualname__} is abstract: write {missing}"
-    name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        return f"{cls.__qualname__}.name: expected lower-case letters, digits and '-', as 'my-method', saw {name!r}"
-    needs: Any = getattr(cls, "needs", None) if issubclass(cls, Unlearner) else frozenset()
-    if not (isinstance(needs, frozenset) and all(isinstance(need, Need) for need in needs)):
-        return f"{cls.__qualname__}.needs: expected a frozenset of Need, saw {needs!r}"
-    return ""
+    return plugin_fault(cls)
 
 
 def kernel_fault(kernel: Any, base: type) -> str:

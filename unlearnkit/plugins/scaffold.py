@@ -9,7 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from unlearnkit.plugins.entry_points import GROUP, NAME, name_and_version
+from unlearnkit.plugins.entry_points import GROUP, name_and_version
+from unlearnkit.utils.contract import NAME
 from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
 
 KINDS: Mapping[str, str] = {

@@ -5,7 +5,7 @@ import enum
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, TypeVar, final
 
 import attrs
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from unlearnkit.models.objective import CrossEntropy, Objective
 from unlearnkit.models.parameters import check_finite, count_changed, digest, trainable
 from unlearnkit.models.snapshot import ModelSnapshot, UndoLog
 from unlearnkit.unlearning.report import Report, ReportedImportance, TensorChange
+from unlearnkit.utils.contract import class_fault, refuse
 from unlearnkit.utils.errors import (
     BudgetError,
     ConfigurationError,
@@ -26,6 +27,8 @@ from unlearnkit.utils.errors import (
 )
 from unlearnkit.utils.options import option_values
 from unlearnkit.utils.progress import Progress, silent
+
+T = TypeVar("T")
 
 
 class Need(enum.Enum):
@@ -49,25 +52,61 @@ def check_fraction(owner: Any, field: "attrs.Attribute[Any]", value: Any) -> Non
 class UnlearningInputs:
     """The inputs of an edit. Only those that the method declares in ``needs`` must be there.
 
+    A method that reads one of the others gets a `ConfigurationError` that names the missing `Need`.
+
     Attributes:
-        forget: Importance for the forget set D_f.
-        reference: Importance for the full set D (the paper) or the retain set D_r (the notebook); its role says which.
-        forget_data: Batches of D_f that can be iterated more than once; ``retain_data`` of D_r.
-        model_factory: Makes a fresh, untrained model of the same kind.
         seed: For methods that draw numbers.
         max_fraction: The largest fraction of weights that the edit may change; beyond it, it is rolled back.
         progress: Shows a bar for long stages.
     """
 
-    forget: Importance | None = None
-    reference: Importance | None = None
-    forget_data: Iterable[Any] | None = None
-    retain_data: Iterable[Any] | None = None
-    model_factory: Callable[[], nn.Module] | None = None
+    _forget: Importance | None = None
+    _reference: Importance | None = None
+    _forget_data: Iterable[Any] | None = None
+    _retain_data: Iterable[Any] | None = None
+    _model_factory: Callable[[], nn.Module] | None = None
     objective: Objective = attrs.field(factory=CrossEntropy)
     seed: int = 0
     max_fraction: float | None = attrs.field(default=None, validator=check_fraction)
     progress: Progress = silent
+    _reader: "Unlearner | None" = None  # the method that reads these inputs, while it does
+
+    @property
+    def forget(self) -> Importance | None:
+        """Importance for the forget set D_f."""
+        return self._declared(Need.FORGET_IMPORTANCE, self._forget)
+
+    @property
+    def reference(self) -> Importance | None:
+        """Importance for the full set D (the paper) or the retain set D_r (the notebook); its role says which."""
+        return self._declared(Need.REFERENCE_IMPORTANCE, self._reference)
+
+    @property
+    def forget_data(self) -> Iterable[Any] | None:
+        """Batches of D_f that can be iterated more than once."""
+        return self._declared(Need.FORGET_DATA, self._forget_data)
+
+    @property
+    def retain_data(self) -> Iterable[Any] | None:
+        """Batches of D_r that can be iterated more than once."""
+        return self._declared(Need.RETAIN_DATA, self._retain_data)
+
+    @property
+    def model_factory(self) -> Callable[[], nn.Module] | None:
+        """Makes a fresh, untrained model of the same kind."""
+        return self._declared(Need.MODEL_FACTORY, self._model_factory)
+
+    def importances(self) -> tuple[Importance, ...]:
+        """Return the importances that are there, for whatever method."""
+        return tuple(one for one in (self._forget, self._reference) if one is not None)
+
+    def _declared(self, need: Need, value: T) -> T:
+        if self._reader is not None and need not in self._reader.needs:
+            raise ConfigurationError(
+                f"method {self._reader.name!r} reads inputs.{need.value} without declaring it: add Need.{need.name} to "
+                f"the needs of {type(self._reader).__qualname__}"
+            )
+        return value
 
     def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the mean of the objective's losses of a batch, a scalar tensor."""
@@ -81,8 +120,8 @@ class UnlearningInputs:
             if getattr(self, need.value) is None
         ]
         raise_all(missing, where=f"inputs for {method!r}", error=ConfigurationError)
-        if self.forget is not None and self.reference is not None:
-            problems = self.forget.kind_problems(self.reference)
+        if self._forget is not None and self._reference is not None:
+            problems = self._forget.kind_problems(self._reference)
             raise_all(problems, where="the forget and the reference importance are of different kinds")
 
 
@@ -159,7 +198,7 @@ class Unlearner(abc.ABC):
         Args:
             model: In the mode it was found in, every ``.grad`` None. Frozen parameters and structure must stay as they
                 are, and so must buffers unless the method has the trait ``edits_buffers``.
-            inputs: Holds at least what ``needs`` declares.
+            inputs: Holds what ``needs`` declares; anything else must not be read.
         """
 
     def promises(self) -> UnlearnerTraits:
@@ -193,9 +232,11 @@ class Unlearner(abc.ABC):
             MismatchError: Importances that are not this model's, or a method that changed what it must not.
             NonFiniteError: NaN or infinity before or after the edit.
             BudgetError: More weights were changed than ``inputs.max_fraction`` allows.
-            ConfigurationError: One of the inputs that the method needs is missing.
+            ConfigurationError: One of the inputs that the method needs is missing, it reads one that it does not
+                declare, or its class has no valid name or needs, or options that would not be recorded.
             UnsupportedModelError: The model is sharded, and the method cannot edit shards.
         """
+        refuse(plugin_fault(type(self)))
         if reshard(model):
             self._check_shardable()
         snapshot = snapshot or ModelSnapshot(model, copies=False)
@@ -206,7 +247,7 @@ class Unlearner(abc.ABC):
             remarks = self._check_inputs(model, inputs, before)
             snapshot.keep_copies(keep=self._needs_copy())
             start = time.perf_counter()
-            counts = self._edit(model, inputs, snapshot.undo_log)
+            counts = self._edit(model, attrs.evolve(inputs, reader=self), snapshot.undo_log)
             seconds = time.perf_counter() - start
             buffers_changed = self._check_after(model, snapshot, counts)
             changes = _changes(snapshot, counts)
@@ -218,7 +259,7 @@ class Unlearner(abc.ABC):
                 derived=counts.derived if counts else {},
                 tensors=changes,
                 buffers_changed=buffers_changed,
-                evidence=tuple(_reported(i) for i in (inputs.forget, inputs.reference) if i is not None),
+                evidence=tuple(map(_reported, inputs.importances())),
                 remarks=remarks,
                 seconds={"edit": seconds},
                 model_before=before,
@@ -232,11 +273,10 @@ class Unlearner(abc.ABC):
     def _check_inputs(self, model: nn.Module, inputs: UnlearningInputs, model_digest: str) -> tuple[str, ...]:
         """Check the inputs; issue the remarks as warnings and return them."""
         # Each against the model first: for an importance of an older model, that error says more.
-        for importance in (inputs.forget, inputs.reference):
-            if importance is not None:
-                _check_importance(importance, model, model_digest)
+        for importance in inputs.importances():
+            _check_importance(importance, model, model_digest)
         inputs.check(self.needs, method=self.name)
-        remarks = self.remarks(inputs)
+        remarks = self.remarks(attrs.evolve(inputs, reader=self))
         for remark in remarks:
             warnings.warn(f"{self.name}: {remark}", UnlearnKitWarning, stacklevel=3)
         return remarks
@@ -267,7 +307,12 @@ class Unlearner(abc.ABC):
     def _edit(self, model: nn.Module, inputs: UnlearningInputs, undo_log: UndoLog) -> EditCounts | None:
         """Edit the model; return what was counted, when it was counted and checked on the way."""
         del undo_log
-        self.apply(model, inputs)
+        returned: Any = self.apply(model, inputs)
+        if returned is not None:
+            raise MismatchError(
+                f"method {self.name!r}: apply() must edit the model in place and return nothing, saw it return a "
+                f"{type(returned).__name__}"
+            )
         return None
 
 
@@ -312,6 +357,14 @@ def _reported(importance: Importance) -> ReportedImportance:
         fingerprint=importance.fingerprint,
         relative_error=importance.relative_error,
     )
+
+
+def plugin_fault(cls: type) -> str:
+    """Say what is wrong with the class of a method, an estimator or a metric; "" when nothing is."""
+    fault, needs = class_fault(cls), getattr(cls, "needs", None)
+    if not fault and issubclass(cls, Unlearner) and not (isinstance(needs, frozenset) and needs <= frozenset(Need)):
+        return f"{cls.__qualname__}.needs: expected a frozenset of Need, saw {needs!r}"
+    return fault
 
 
 def describe(owner: Any) -> str:
