@@ -93,13 +93,14 @@ def _checked(value: Any, owner: Any, field: "attrs.Attribute[Any]") -> Any:
     if known.kind is float and isinstance(value, int) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):  # refused below, as an int
             value = float(value)
-    if not _fits(value, known):
+    if not fits(value, known):
         where = f"{type(owner).__name__}.{field.name}" + (f" ({known.symbol})" if known.symbol else "")
         raise ConfigurationError(f"{where}: expected {_expected(known)}, saw {value!r}")
     return value
 
 
-def _fits(value: Any, known: Option) -> bool:
+def fits(value: Any, known: Option) -> bool:
+    """Say whether a value is of the kind of an option and within its bounds."""
     if not isinstance(value, known.kind) or (isinstance(value, bool) and known.kind is not bool):
         return False
     if isinstance(value, float) and math.isnan(value):
