@@ -1,5 +1,6 @@
 """The laws of elementwise methods: θ' = rule(θ, F_f, F_r)."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from operator import methodcaller
@@ -28,8 +29,8 @@ def _monotone_cases(method: ElementwiseUnlearner) -> st.SearchStrategy[RuleInput
     def inputs(extra: tuple[str, Any, Any]) -> st.SearchStrategy[RuleInputs]:
         low, high = (float(value) for value in extra[1:])
         between = low + min(low or 1.0, (high - low) / 2)
-        around = (between, 1 / between) * 3 + thresholds(method, low, high)
-        return rule_inputs(around=around, extra=st.just(extra))
+        most = [x for x in (between, 1 / between, high) if math.isfinite(x)]
+        return rule_inputs(around=(*most * 3, *thresholds(method, low, high)), extra=st.just(extra))
 
     return two_values(method, sorted(method.promises().monotone)).flatmap(inputs)
 
