@@ -11,7 +11,7 @@ from unlearnkit.importance.estimator import ImportanceEstimator, snapshot_of
 from unlearnkit.importance.fisher import DiagonalFisher
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import Role
-from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.models.objective import CrossEntropy, Objective, check_objective
 from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.plugins.hookspecs import Run
 from unlearnkit.plugins.manager import PluginManager, default_manager
@@ -109,7 +109,7 @@ class Pipeline:
             edit: Makes the edit, by default `Unlearner.unlearn`; takes the same arguments.
             progress: Shows a bar for each long stage.
         """
-        objective = objective or CrossEntropy()
+        objective = check_objective(CrossEntropy() if objective is None else objective)
         run = Run(
             method=self.unlearner.name,
             options=option_values(self.unlearner),

@@ -126,6 +126,12 @@ def take(batch: Any, rows: slice | Tensor) -> Any:
     return _map(batch, lambda item: _is_tensor(item) or _one_each(item, size), lambda item: _some(item, rows))
 
 
+def joined(batches: Sequence[Any]) -> Any:
+    """Concatenate the tensors of batches of one nesting; anything else is that of the first batch."""
+    columns = zip(*map(tensors, batches), strict=True)
+    return map_tensors(batches[0], lambda _: torch.cat(next(columns)))
+
+
 def has_values(batch: Any) -> bool:
     """Say whether a batch holds a value for each sample that is not in a tensor; see `take`."""
     size = batch_size(batch)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, final
 import attrs
 from torch import nn
 
-from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.models.objective import CrossEntropy, Objective, check_objective
 from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.utils.errors import MismatchError, raise_all
 from unlearnkit.utils.options import by_fields, read_only
@@ -70,7 +70,7 @@ class EvaluationInputs:
 
     model: nn.Module
     splits: Mapping[str, Iterable[Any]] = attrs.field(converter=_freeze)
-    objective: Objective = attrs.field(factory=CrossEntropy)
+    objective: Objective = attrs.field(factory=CrossEntropy, converter=check_objective)
     original: nn.Module | None = None
     retrained: tuple[nn.Module, ...] = attrs.field(default=(), converter=_models)
 

@@ -1,6 +1,7 @@
 """`ImportanceEstimator`, the base class of everything that measures importances."""
 
 import abc
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, ClassVar, Literal, final
@@ -10,16 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit.data.batches import batch_size, feed, map_tensors, tensors
+from unlearnkit.data.loaders import check_batches, lost_samples
 from unlearnkit.distributed.collectives import all_gather, name_dead_ranks
 from unlearnkit.distributed.sharded_tensors import reshard
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role, check_same_on_every_rank
 from unlearnkit.models.norm_gradients import norm_gradient_fix
-from unlearnkit.models.objective import Objective, float32_products
+from unlearnkit.models.objective import Objective, check_objective, float32_products
 from unlearnkit.models.parameters import check_differentiable, device_of, trainable
 from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.utils.contract import class_fault, refuse
-from unlearnkit.utils.errors import ConfigurationError, MismatchError, UnsupportedModelError, raise_all
+from unlearnkit.utils.errors import (
+    ConfigurationError,
+    MismatchError,
+    UnlearnKitWarning,
+    UnsupportedModelError,
+    raise_all,
+)
 from unlearnkit.utils.options import option_values
 from unlearnkit.utils.progress import Progress, length, silent
 
@@ -133,6 +141,8 @@ class ImportanceEstimator(abc.ABC):
                 estimator cannot take it.
         """
         refuse(class_fault(type(self)))
+        check_objective(objective)
+        _check_data(batches, Role(role))
         with _own_context(model):
             return self._estimate(
                 model, batches, objective=objective, role=Role(role), progress=progress, snapshot=snapshot
@@ -246,6 +256,15 @@ class ImportanceEstimator(abc.ABC):
                 )
         problems += [f"{name}: an estimator must not edit buffers" for name in written]
         raise_all(problems, where=f"estimator {self.name!r} changed the model (it was put back)")
+
+
+def _check_data(batches: Any, role: Role) -> None:
+    check_batches(batches, what=f"data of the {role.value} importance")
+    lost = lost_samples(batches)
+    if lost and role is Role.FORGET:
+        raise ConfigurationError(f"forget set: expected a loader that reads each sample once: {lost}")
+    if lost:
+        warnings.warn(f"data of the {role.value} importance: {lost}", UnlearnKitWarning, stacklevel=3)
 
 
 @contextmanager

@@ -10,9 +10,11 @@ from typing import Any, ClassVar, TypeVar, final
 import attrs
 from torch import Tensor, nn
 
+from unlearnkit.data.loaders import check_batches, lost_samples
 from unlearnkit.distributed.sharded_tensors import reshard
 from unlearnkit.importance.importance import Importance
-from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.importance.provenance import Role
+from unlearnkit.models.objective import CrossEntropy, Objective, check_objective
 from unlearnkit.models.parameters import check_finite, count_changed, digest, trainable
 from unlearnkit.models.snapshot import ModelSnapshot, UndoLog
 from unlearnkit.unlearning.report import Report, ReportedImportance, TensorChange
@@ -47,6 +49,9 @@ def check_fraction(owner: Any, field: "attrs.Attribute[Any]", value: Any) -> Non
         raise ConfigurationError(f"{type(owner).__name__}.{field.name}: expected None or 0 to 1, saw {value!r}")
 
 
+_DATA = frozenset({Need.FORGET_DATA, Need.RETAIN_DATA})
+
+
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class UnlearningInputs:
@@ -65,7 +70,7 @@ class UnlearningInputs:
     _forget_data: Iterable[Any] | None = None
     _retain_data: Iterable[Any] | None = None
     _model_factory: Callable[[], nn.Module] | None = None
-    objective: Objective = attrs.field(factory=CrossEntropy)
+    objective: Objective = attrs.field(factory=CrossEntropy, converter=check_objective)
     seed: int = 0
     max_fraction: float | None = attrs.field(default=None, validator=check_fraction)
     progress: Progress = silent
@@ -120,9 +125,20 @@ class UnlearningInputs:
             if getattr(self, need.value) is None
         ]
         raise_all(missing, where=f"inputs for {method!r}", error=ConfigurationError)
+        for need in _DATA & frozenset(needs):
+            check_batches(getattr(self, need.value), what=need.value)
+        lost = lost_samples(self.forget_data) if Need.FORGET_DATA in needs else ""
+        if lost:
+            raise ConfigurationError(f"forget_data: expected a loader that reads each sample once: {lost}")
         if self._forget is not None and self._reference is not None:
             problems = self._forget.kind_problems(self._reference)
             raise_all(problems, where="the forget and the reference importance are of different kinds")
+            parts = (self._forget.samples, self._reference.samples)
+            if self._reference.role is Role.FULL and 0 < parts[1] < parts[0]:
+                raise ConfigurationError(
+                    f"expected a full set that holds the forget set of {parts[0]} samples, saw {parts[1]} samples: for "
+                    'the retain set say reference_role="retain"'
+                )
 
 
 def _names(names: Iterable[str]) -> frozenset[str]:
