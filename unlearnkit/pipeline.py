@@ -1,7 +1,8 @@
 """`Pipeline`: estimate two importances, edit, report."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, final
 
 import attrs
@@ -12,6 +13,7 @@ from unlearnkit.importance.fisher import DiagonalFisher
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import Role
 from unlearnkit.models.objective import CrossEntropy, Objective, check_objective
+from unlearnkit.models.parameters import digest_tensors, parameters_and_buffers
 from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.plugins.hookspecs import Run
 from unlearnkit.plugins.manager import PluginManager, default_manager
@@ -117,9 +119,22 @@ class Pipeline:
             model=type(model).__qualname__,
         )
         provider = self.plugins.provider_of(type(self.unlearner))
-        self.plugins.before_run(run)
         seconds: dict[str, float] = {}
         snapshot: ModelSnapshot | None = None
+
+        @contextmanager
+        def watched(observer: str) -> Iterator[None]:
+            """Name an observer that changes the model."""
+            before = _digests(model)
+            yield
+            after = _digests(model)
+            changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+            where = (
+                f"{observer}: an observer must not change the model, which was edited or trained since it was called"
+            )
+            raise_all(changed, where=f"{where}; remove the plugin, load the model and estimate again")
+
+        self.plugins.before_run(run, watched=watched)
 
         def importance(need: Need, source: Source | None, role: Role) -> Importance | None:
             nonlocal snapshot
@@ -141,7 +156,7 @@ class Pipeline:
             if found is not source:
                 seconds[f"{role.value} importance"] = time.perf_counter() - start
             found = attrs.evolve(found, role=role) if found.role is Role.UNKNOWN else found
-            self.plugins.after_estimate(run, role.value, found)
+            self.plugins.after_estimate(run, role.value, found, watched=watched)
             return found if self.normalise else found.unnormalised()
 
         def completed(report: Report) -> Report:
@@ -149,7 +164,7 @@ class Pipeline:
 
         def accepted(report: Report) -> Report:
             complete = completed(report) if accept is None else accept(completed(report))
-            self.plugins.after_run(run, complete)
+            self.plugins.after_run(run, complete, watched=watched)
             return complete
 
         if forget_data is None and not isinstance(forget, Importance) and not callable(forget):
@@ -168,6 +183,10 @@ class Pipeline:
         if edit is not None:
             return completed(edit(model, inputs, accept=accepted))
         return self.unlearner.unlearn(model, inputs, accept=accepted, snapshot=_current(snapshot))
+
+
+def _digests(model: nn.Module) -> dict[str, str]:
+    return {name: digest_tensors({name: tensor}) for name, tensor in parameters_and_buffers(model).items()}
 
 
 def _current(snapshot: ModelSnapshot | None) -> ModelSnapshot | None:

@@ -91,7 +91,8 @@ def name_and_version(distribution: Distribution | None) -> tuple[str, str]:
 
 def warn_of(problem: Problem) -> None:
     """Issue the one warning about a problem."""
-    warnings.warn(f"{problem} (the plugin or this part of it is left out)", PluginWarning, stacklevel=2)
+    outcome = "" if problem.stage == "global state" else " (the plugin or this part of it is left out)"
+    warnings.warn(f"{problem}{outcome}", PluginWarning, stacklevel=2)
 
 
 # Where a class comes from
