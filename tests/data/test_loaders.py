@@ -24,6 +24,8 @@ from unlearnkit_methods.prune import Prune
 from unlearnkit import CrossEntropy, DiagonalFisher, Pipeline, UnlearningInputs, UnlearnKitWarning
 from unlearnkit.data import loader
 from unlearnkit.data.loaders import lost_samples
+from unlearnkit.importance import fisher_statistics
+from unlearnkit.importance.multi_process import estimate_resumable
 from unlearnkit.utils.errors import ConfigurationError
 
 DATA = TensorDataset(torch.arange(7), torch.arange(7) * 10)
@@ -134,12 +136,18 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("said", LOSSES)
-def test_loaders_that_leave_out_or_repeat_samples_are_refused_for_a_forget_set_and_said_for_another(said):
+def test_loaders_that_leave_out_or_repeat_samples_are_refused_for_a_forget_set_and_said_for_another(said, tmp_path):
     batches, model = LOSSES[said], nn.Linear(2, 2)
     with pytest.raises(ConfigurationError, match=f"forget set: expected a loader that reads each sample once: {said}"):
         DiagonalFisher().estimate(model, batches, objective=CrossEntropy(), role="forget")
     with pytest.raises(ConfigurationError, match=f"forget_data: expected a loader that reads each sample once: {said}"):
         JustInTime(epochs=1).unlearn(model, UnlearningInputs(forget_data=batches))
+    with pytest.raises(ConfigurationError, match=said):
+        estimate_resumable(
+            DiagonalFisher(), model, batches, objective=CrossEntropy(), checkpoint=tmp_path / "part", role="forget"
+        )
+    with pytest.raises(ConfigurationError, match=said):
+        fisher_statistics(model, batches, objective=CrossEntropy(), key=-1, role="forget")
     if batches.num_workers:
         batches = DataLoader(PAIRS, 24, drop_last=True)
         said = "16 of 64"

@@ -142,7 +142,7 @@ class ImportanceEstimator(abc.ABC):
         """
         refuse(class_fault(type(self)))
         check_objective(objective)
-        _check_data(batches, Role(role))
+        check_data(batches, Role(role))
         with _own_context(model):
             return self._estimate(
                 model, batches, objective=objective, role=Role(role), progress=progress, snapshot=snapshot
@@ -258,7 +258,8 @@ class ImportanceEstimator(abc.ABC):
         raise_all(problems, where=f"estimator {self.name!r} changed the model (it was put back)")
 
 
-def _check_data(batches: Any, role: Role) -> None:
+def check_data(batches: Any, role: Role) -> None:
+    """Refuse a data set in place of batches, and for a forget set a loader that does not read each sample once."""
     check_batches(batches, what=f"data of the {role.value} importance")
     lost = lost_samples(batches)
     if lost and role is Role.FORGET:
