@@ -19,9 +19,8 @@ from unlearnkit.plugins.hookspecs import Run
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import Need, Unlearner, UnlearningInputs, check_fraction, plugin_fault
-from unlearnkit.utils.contract import refuse
 from unlearnkit.utils.errors import ConfigurationError, raise_all
-from unlearnkit.utils.options import option_values
+from unlearnkit.utils.options import option_values, refuse
 from unlearnkit.utils.progress import Progress, silent
 
 Source = Iterable[Any] | Importance | Callable[[], Importance]

@@ -23,7 +23,7 @@ from unlearnkit_methods.prune import Prune
 
 from unlearnkit import CrossEntropy, DiagonalFisher, Pipeline, UnlearningInputs, UnlearnKitWarning
 from unlearnkit.data import loader
-from unlearnkit.data.loaders import lost_samples
+from unlearnkit.data.batches import lost_samples
 from unlearnkit.importance import fisher_statistics
 from unlearnkit.importance.multi_process import estimate_resumable
 from unlearnkit.utils.errors import ConfigurationError

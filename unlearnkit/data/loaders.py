@@ -1,7 +1,7 @@
 """Data loaders in a fixed order, and loaders of two sets paired or interleaved."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from typing import Any, cast, final
+from typing import Any, final
 
 import attrs
 import torch
@@ -106,36 +106,6 @@ class Interleaved:
                 continue
             due[flag] += step[flag]
             yield flag, batch
-
-
-def check_batches(batches: Any, *, what: str) -> None:
-    """Refuse a data set of single samples where batches are expected."""
-    if isinstance(batches, Dataset) and not isinstance(batches, IterableDataset):
-        raise ConfigurationError(
-            f"{what}: expected batches, saw the data set {type(batches).__name__}: pass "
-            "unlearnkit.data.loader(data, batch_size=…)"
-        )
-
-
-def lost_samples(batches: Any) -> str:
-    """Say how a data loader leaves out or repeats samples; "" when each is read once, as far as can be known."""
-    if not isinstance(batches, DataLoader):
-        return ""
-    sampler, found = getattr(batches.batch_sampler, "sampler", batches.sampler), ""
-    drawn, size = length(sampler), getattr(batches.batch_sampler, "batch_size", batches.batch_size) or 1
-    whole, sized = length(getattr(sampler, "data_source", sampler)), cast("Sized", batches.dataset)
-    if isinstance(batches.dataset, IterableDataset):
-        if batches.num_workers > 1:
-            found = f"{batches.num_workers} workers read a stream, each of them perhaps all of it: use num_workers=1"
-        elif batches.drop_last:
-            found = f"drop_last leaves out up to {size - 1} samples of a stream"
-    elif getattr(sampler, "replacement", False):
-        found = f"{drawn} of {len(sized)} samples are drawn with replacement: some often, some not at all"
-    elif drawn != whole:
-        found = f"the sampler draws {drawn} times from {whole} samples"
-    elif drawn and drawn % size and getattr(batches.batch_sampler, "drop_last", False):
-        found = f"drop_last leaves out {drawn % size} of {drawn} samples"
-    return found
 
 
 def reshuffled(batches: Iterable[Any], *, seed: int, labels: Callable[[Any], Tensor] | None = None) -> Iterable[Any]:

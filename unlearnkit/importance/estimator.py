@@ -10,8 +10,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.batches import batch_size, feed, map_tensors, tensors
-from unlearnkit.data.loaders import check_batches, lost_samples
+from unlearnkit.data.batches import batch_size, check_batches, feed, lost_samples, map_tensors, tensors
 from unlearnkit.distributed.collectives import all_gather, name_dead_ranks
 from unlearnkit.distributed.sharded_tensors import reshard
 from unlearnkit.importance.importance import Importance
@@ -20,7 +19,6 @@ from unlearnkit.models.norm_gradients import norm_gradient_fix
 from unlearnkit.models.objective import Objective, check_objective, float32_products
 from unlearnkit.models.parameters import check_differentiable, device_of, trainable
 from unlearnkit.models.snapshot import ModelSnapshot
-from unlearnkit.utils.contract import class_fault, refuse
 from unlearnkit.utils.errors import (
     ConfigurationError,
     MismatchError,
@@ -28,7 +26,7 @@ from unlearnkit.utils.errors import (
     UnsupportedModelError,
     raise_all,
 )
-from unlearnkit.utils.options import option_values
+from unlearnkit.utils.options import class_fault, option_values, refuse
 from unlearnkit.utils.progress import Progress, length, silent
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from unlearnkit.data.batches import batch_size, pick, tensors
 from unlearnkit.models.parameters import device_of
-from unlearnkit.utils.contract import unrecorded
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
+from unlearnkit.utils.options import unrecorded
 
 _OWN = "for several labels, one logit or regression, write an Objective of your own (docs/how-to/own-model-and-data.md)"
 

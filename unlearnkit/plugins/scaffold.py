@@ -10,8 +10,8 @@ from pathlib import Path
 from string import Template
 
 from unlearnkit.plugins.entry_points import GROUP, name_and_version
-from unlearnkit.utils.contract import NAME
 from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
+from unlearnkit.utils.options import NAME
 
 KINDS: Mapping[str, str] = {
     "elementwise": "an unlearning method",

@@ -9,7 +9,7 @@ import unlearnkit.testing.laws  # noqa: F401 - registers the laws
 from unlearnkit import ConfigurationError, ImportanceEstimator, Metric, Unlearner
 from unlearnkit.testing.law import LawError, laws_for, source
 from unlearnkit.unlearning.unlearner import plugin_fault
-from unlearnkit.utils.contract import refuse
+from unlearnkit.utils.options import refuse
 
 if TYPE_CHECKING:
     import pytest

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar, final
 import attrs
 from torch import Tensor, nn
 
-from unlearnkit.data.loaders import check_batches, lost_samples
+from unlearnkit.data.batches import check_batches, lost_samples
 from unlearnkit.distributed.sharded_tensors import reshard
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import Role
@@ -18,7 +18,6 @@ from unlearnkit.models.objective import CrossEntropy, Objective, check_objective
 from unlearnkit.models.parameters import check_finite, count_changed, digest, trainable
 from unlearnkit.models.snapshot import ModelSnapshot, UndoLog
 from unlearnkit.unlearning.report import Report, ReportedImportance, TensorChange
-from unlearnkit.utils.contract import class_fault, refuse
 from unlearnkit.utils.errors import (
     BudgetError,
     ConfigurationError,
@@ -27,7 +26,7 @@ from unlearnkit.utils.errors import (
     UnsupportedModelError,
     raise_all,
 )
-from unlearnkit.utils.options import option_values
+from unlearnkit.utils.options import class_fault, option_values, refuse
 from unlearnkit.utils.progress import Progress, silent
 
 T = TypeVar("T")
