@@ -21,9 +21,10 @@ from torch.utils.data import (
 from unlearnkit_methods.jit import JustInTime
 from unlearnkit_methods.prune import Prune
 
-from unlearnkit import CrossEntropy, DiagonalFisher, Pipeline, UnlearningInputs, UnlearnKitWarning
+from unlearnkit import CrossEntropy, DiagonalFisher, EvaluationInputs, Pipeline, UnlearningInputs, UnlearnKitWarning
 from unlearnkit.data import loader
 from unlearnkit.data.batches import lost_samples
+from unlearnkit.evaluation import loss_and_accuracy
 from unlearnkit.importance import fisher_statistics
 from unlearnkit.importance.multi_process import estimate_resumable
 from unlearnkit.utils.errors import ConfigurationError
@@ -182,3 +183,7 @@ def test_a_data_set_in_place_of_batches_is_refused_with_what_to_pass():
         Pipeline(unlearner=Prune()).run(model, forget=PAIRS)
     with pytest.raises(ConfigurationError, match=said):
         JustInTime(epochs=1).unlearn(model, UnlearningInputs(forget_data=PAIRS))
+    with pytest.raises(ConfigurationError, match=said):
+        EvaluationInputs(model=model, splits={"forget-train": PAIRS})
+    with pytest.raises(ConfigurationError, match=said):
+        loss_and_accuracy(model, PAIRS)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, final
 import attrs
 from torch import nn
 
+from unlearnkit.data.batches import check_batches
 from unlearnkit.models.objective import CrossEntropy, Objective, check_objective
 from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.utils.errors import MismatchError, raise_all
@@ -52,6 +53,8 @@ class Measurement:
 
 
 def _freeze(splits: Mapping[str, Iterable[Any]]) -> Mapping[str, Iterable[Any]]:
+    for name, batches in splits.items():
+        check_batches(batches, what=f"the split {name!r}")
     return read_only(splits)  # attrs reads the type of the argument from this annotation
 
 
