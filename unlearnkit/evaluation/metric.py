@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal, final
 import attrs
 from torch import nn
 
-from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.data.batches import check_batches
+from unlearnkit.models.objective import CrossEntropy, Objective, check_objective
 from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.utils.errors import MismatchError, raise_all
 from unlearnkit.utils.options import by_fields, read_only
@@ -55,6 +56,8 @@ class Measurement:
 
 
 def _freeze(splits: Mapping[str, Iterable[Any]]) -> Mapping[str, Iterable[Any]]:
+    for name, batches in splits.items():
+        check_batches(batches, what=f"the split {name!r}")
     return read_only(splits)  # attrs reads the type of the argument from this annotation
 
 
@@ -73,7 +76,7 @@ class EvaluationInputs:
 
     model: nn.Module
     splits: Mapping[str, Iterable[Any]] = attrs.field(converter=_freeze)
-    objective: Objective = attrs.field(factory=CrossEntropy)
+    objective: Objective = attrs.field(factory=CrossEntropy, converter=check_objective)
     original: nn.Module | None = None
     retrained: tuple[nn.Module, ...] = attrs.field(default=(), converter=_models)
 

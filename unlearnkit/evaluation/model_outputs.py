@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.batches import feed
+from unlearnkit.data.batches import check_batches, feed
 from unlearnkit.distributed.collectives import map_shared
 from unlearnkit.evaluation.metric import EvaluationInputs, Measurement, NotApplicable
 from unlearnkit.evaluation.per_sample import Floats, Ints, class_labels, floats, label_losses, softmax_of
-from unlearnkit.models.objective import BatchScores, CrossEntropy, Objective, score_batch, total
+from unlearnkit.models.objective import BatchScores, CrossEntropy, Objective, check_objective, score_batch, total
 from unlearnkit.models.parameters import buffers, device_of
 from unlearnkit.utils.errors import ConfigurationError, NonFiniteError
 from unlearnkit.utils.progress import Progress, length, silent
@@ -51,9 +51,10 @@ def loss_and_accuracy(
         >>> loss_and_accuracy(nn.Identity(), [batch])
         LossAndAccuracy(loss=0.6931471824645996, accuracy=0.5, samples=2)
     """
+    chosen = check_objective(CrossEntropy() if objective is None else objective)
 
     def scored(batch: Any, number: int) -> BatchScores:
-        losses, scores = score_batch(model, batch, objective=objective or CrossEntropy())
+        losses, scores = score_batch(model, batch, objective=chosen)
         if not bool(torch.isfinite(losses).all()):
             raise NonFiniteError(
                 f"expected finite losses, saw NaN or infinity in batch {number + 1}: "
@@ -72,6 +73,7 @@ def map_batches(
     model: nn.Module, batches: Iterable[Any], measure: Callable[[Any, int], T], *, progress: Progress = silent
 ) -> list[T]:
     """Measure each batch, moved to the model's device, in eval mode; processes split `Shared` batches."""
+    check_batches(batches, what="evaluation")
 
     def work(own: Iterable[Any], numbers: Iterator[int]) -> Iterator[T]:
         shown = progress(own, "evaluating", length(own))

@@ -17,7 +17,7 @@ from unlearnkit.evaluation import LossAndAccuracy, Metric, loss_and_accuracy
 from unlearnkit.experiments.config import Config, DataConfig, EvaluationConfig, MethodConfig
 from unlearnkit.experiments.provenance import data_digest, manifest
 from unlearnkit.importance import ImportanceEstimator, Role
-from unlearnkit.models import Autocast, Objective, load_checkpoint
+from unlearnkit.models import Autocast, CrossEntropy, Objective, load_checkpoint
 from unlearnkit.pipeline import Pipeline
 from unlearnkit.plugins.manager import PluginManager
 from unlearnkit.unlearning import Unlearner
@@ -53,6 +53,8 @@ class Experiment:
         bundle, spec = _bundle(config.data), config.forget.spec()
         if config.forget.corrupted is not None:
             bundle = config.forget.corrupted.apply(bundle)
+        if objective == CrossEntropy() and len(bundle.train.kinds) > 1:
+            objective = CrossEntropy(targets=len(bundle.train.kinds))  # of several labels, the target is the last one
         split = forget_split(bundle, spec) if spec else None
         return cls(config=config, device=device, objective=objective, bundle=bundle, split=split)
 

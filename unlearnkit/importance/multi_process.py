@@ -15,7 +15,7 @@ from torch import nn
 
 from unlearnkit.distributed.collectives import Ranks, all_gather, raise_on_all_ranks
 from unlearnkit.distributed.sharded_tensors import is_sharded_model
-from unlearnkit.importance.estimator import ImportanceEstimator, fingerprint_of
+from unlearnkit.importance.estimator import ImportanceEstimator, check_data, fingerprint_of
 from unlearnkit.importance.importance import Importance, counts_of_sum
 from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role, check_same_on_every_rank
 from unlearnkit.importance.store.store import ImportanceStore
@@ -73,6 +73,7 @@ def estimate_together(
     if ranks.size == 1:
         return estimate(batches)
     own, error = None, ""
+    check_data(batches, Role(role))
     batches = check_same_on_every_rank(batches, digest(model))
     try:
         mine = _none_if_empty(ranks.share(batches))
@@ -181,6 +182,7 @@ def estimate_resumable(
     if estimator.traits.unit != "sample":
         who = f"{estimator.name!r}: expected an estimator with one term per sample"
         raise ConfigurationError(f"{who}, saw one per batch")
+    check_data(batches, Role(role))
     path, rest = Path(checkpoint), iter(batches)
     total = Importance.load(path).to(device_of(model)) if path.exists() else None
     if total is not None:

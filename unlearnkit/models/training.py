@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from unlearnkit.data.batches import feed
 from unlearnkit.data.loaders import WithoutSingles
 from unlearnkit.models.norm_gradients import norm_gradient_fix
-from unlearnkit.models.objective import BatchScores, CrossEntropy, Objective, score_batch, total
+from unlearnkit.models.objective import BatchScores, CrossEntropy, Objective, check_objective, score_batch, total
 from unlearnkit.models.parameters import device_of, trainable
 from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, UnlearnKitWarning, UnsupportedModelError
 from unlearnkit.utils.options import option
@@ -228,7 +228,7 @@ def train(
         >>> len(history), history[-1].accuracy
         (30, 1.0)
     """
-    options, criterion = training or Training(), objective or CrossEntropy()
+    options, criterion = training or Training(), check_objective(CrossEntropy() if objective is None else objective)
     config = OptimizerConfig(learning_rate=options.learning_rate, weight_decay=options.weight_decay)
     adam, scores, history = config.optimizer_for(model), list[BatchScores](), list[EpochRecord]()
     batches: Any = data

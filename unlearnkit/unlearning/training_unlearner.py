@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit.data.loaders import reshuffled
+from unlearnkit.models.objective import CrossEntropy
 from unlearnkit.models.parameters import trainable
 from unlearnkit.models.training import Loss, OptimizerConfig, freeze_batch_norm, run_epoch, training_mode
 from unlearnkit.unlearning.distillation import copy_state
@@ -23,8 +24,9 @@ from unlearnkit.utils.progress import length
 class EpochConfig:
     """One pass over some batches: one step for each, on its loss.
 
-    A data loader that reads its data set in order is shuffled anew, from the seed, in each pass; anything else keeps
-    its own order. None is no batches. The name is for the progress bar and for messages.
+    A data loader that reads its data set in order, and a list of batches whose classes come one after the other, is
+    shuffled anew, from the seed, in each pass; anything else keeps its own order. None is no batches. The name is for
+    the progress bar and for messages.
     """
 
     batches: Iterable[Any] | None
@@ -63,6 +65,7 @@ def fine_tune(
         UnsupportedModelError: The loss does not depend on any trainable parameter.
     """
     steps, masked, means = optimizer.optimizer_for(model), _masked_weights(model, masks or {}), []
+    labels = inputs.objective.labels if isinstance(inputs.objective, CrossEntropy) else None
 
     def restore_masked() -> None:
         with torch.no_grad():
@@ -72,7 +75,8 @@ def fine_tune(
     with training_mode(model, steps, seed=inputs.seed, training=training) as usable:
         freeze_batch_norm(model)
         for number, one in enumerate(passes):
-            batches = usable(reshuffled(() if one.batches is None else one.batches, seed=inputs.seed + number))
+            given = () if one.batches is None else one.batches
+            batches = usable(reshuffled(given, seed=inputs.seed + number, labels=labels))
             shown = inputs.progress(batches, one.name, length(batches))
             means.append(run_epoch(model, shown, one.loss, steps, name=one.name, after_step=restore_masked))
             if inputs.after_pass is not None:

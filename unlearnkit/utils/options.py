@@ -1,8 +1,10 @@
-"""attrs fields: options with a symbol, a source and bounds, and mappings that are read-only."""
+"""What a plugin's class declares: a name, methods, and options: attrs fields with a symbol, a source and bounds."""
 
 import contextlib
+import inspect
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar, final
@@ -14,6 +16,10 @@ from unlearnkit.utils.errors import ConfigurationError
 K = TypeVar("K")
 V = TypeVar("V")
 
+NAME = re.compile(r"[a-z][a-z0-9-]*")
+"""What a plugin, a method, an estimator or a metric may be called."""
+
+_UNREAD = type(attrs.field())  # a field that no decorator of attrs has read
 _OPTION = "option"  # key of the metadata of an attrs field
 _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {"≥": operator.ge, ">": operator.gt, "≤": operator.le}
 
@@ -98,13 +104,14 @@ def _checked(value: Any, owner: Any, field: "attrs.Attribute[Any]") -> Any:
     if known.kind is float and isinstance(value, int) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):  # refused below, as an int
             value = float(value)
-    if not _fits(value, known):
+    if not fits(value, known):
         where = f"{type(owner).__name__}.{field.name}" + (f" ({known.symbol})" if known.symbol else "")
         raise ConfigurationError(f"{where}: expected {_expected(known)}, saw {value!r}")
     return value
 
 
-def _fits(value: Any, known: Option) -> bool:
+def fits(value: Any, known: Option) -> bool:
+    """Say whether a value is of the kind of an option and within its bounds."""
     if not isinstance(value, known.kind) or (isinstance(value, bool) and known.kind is not bool):
         return False
     if isinstance(value, float) and math.isnan(value):
@@ -146,6 +153,66 @@ def _describe(field: "attrs.Attribute[Any]") -> Option:
 def option_values(owner: Any, *, meaning_only: bool = False) -> dict[str, Any]:
     """Return the values of an object's options."""
     return {o.name: getattr(owner, o.name) for o in options_of(owner) if o.meaning or not meaning_only}
+
+
+def class_fault(cls: type) -> str:
+    """Say what is wrong with a method, an estimator or a metric class; "" when nothing is."""
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
+        return f"{cls.__qualname__} is abstract: write {missing}"
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        return f"{cls.__qualname__}.name: expected lower-case letters, digits and '-', as 'my-method', saw {name!r}"
+    if unrecorded(cls):
+        return (
+            f"{cls.__qualname__}: expected options that are attrs fields, saw {', '.join(unrecorded(cls))}, which no "
+            "record would hold: decorate the class with @attrs.frozen(kw_only=True) and write `lam: float = option(…)`"
+        )
+    return next(filter(None, (_signature_fault(cls, base) for base in cls.__mro__[1:])), "")
+
+
+def refuse(fault: str) -> None:
+    """Raise an error for what `class_fault` found, if anything."""
+    if fault:
+        raise ConfigurationError(fault)
+
+
+def unrecorded(cls: type) -> list[str]:
+    """Name the parameters of a class that are no attrs fields, and fields that attrs did not read."""
+    fields = {field.alias for field in attrs.fields(cls)} if attrs.has(cls) else set()
+    unread = [name for base in cls.__mro__ for name, value in vars(base).items() if isinstance(value, _UNREAD)]
+    return unread or [name for name in _parameters(cls) if name not in fields]
+
+
+def _parameters(cls: type) -> list[str]:
+    try:
+        found = inspect.signature(cls).parameters.values()
+    except (TypeError, ValueError):  # none that Python can show
+        return []
+    return [p.name for p in found if p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
+
+
+def _signature_fault(cls: type, base: type) -> str:
+    """Say which method of a framework's class is overridden with other parameters than it is called with."""
+    if base.__module__.partition(".")[0] != "unlearnkit":
+        return ""
+    for name, declared in vars(base).items():
+        own = inspect.getattr_static(cls, name, None)
+        function = getattr(own, "__func__", own)
+        if not inspect.isfunction(declared) or not inspect.isfunction(function):
+            continue
+        if name.startswith("_") or hasattr(declared, "__final__"):  # nobody should override it, or call it by itself
+            continue
+        parameters = inspect.signature(declared).parameters.values()
+        positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        seen = inspect.signature(function)
+        try:
+            seen.bind(*positional[isinstance(own, staticmethod) :], **dict.fromkeys(by_name))
+        except TypeError:
+            expected = ", ".join([*positional, *(["*", *by_name] if by_name else [])])
+            return f"{cls.__qualname__}.{name}: expected the parameters ({expected}), saw {seen}"
+    return ""
 
 
 def read_only(mapping: Mapping[K, V]) -> Mapping[K, V]:
