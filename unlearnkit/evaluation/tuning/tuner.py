@@ -63,15 +63,16 @@ class Tuner:
     among equals, the largest `Candidate.margin`. If none is better than the original by that score, nothing is edited.
 
     Example:
+        >>> import torch
         >>> from unlearnkit_methods.binary_mask import BinaryMask
         >>> model = nn.Linear(2, 2, bias=False)
         >>> _ = nn.init.eye_(model.weight)
-        >>> forget = Importance(totals={"weight": torch.tensor([[9.0, 0.0], [0.0, 1.0]])}, count=1)
+        >>> forget = Importance(totals={"weight": torch.tensor([[1.0, 0.0], [0.0, 9.0]])}, count=1)
         >>> full = Importance(totals={"weight": torch.ones(2, 2)}, count=1)
         >>> one, two = ((x, torch.tensor([y])) for x, y in zip(torch.eye(2).split(1), (0, 1)))
         >>> tuner = Tuner(unlearner=BinaryMask(), fractions=(0.25,), rounds=0)
-        >>> data = Validation(retain=[two], forget=[one])
-        >>> tuning = tuner.tune(model, forget=forget, reference=full, validation=data, target=1.0)
+        >>> data = Validation(retain=[one], forget=[two])
+        >>> tuning = tuner.tune(model, forget=forget, reference=full, validation=data, target=0.0)
         >>> tuning.chosen.options, tuning.report.changed
         ({'lam': 1.0}, 1)
     """
