@@ -54,7 +54,8 @@ def image_folder(
     """Describe the images under ``root/train/<class>/`` and ``root/test/<class>/``.
 
     Images have shape (3, image_size, image_size), float32, normalised as ImageNet models expect (`imagenet_transform`).
-    Classes are numbered in the order of their names, coarse ones in the order of ``groups``.
+    Classes are numbered in the order of their names, coarse ones in the order of ``groups``. A class without training
+    images keeps its number as long as its empty folder is there.
 
     Args:
         root: The folder that holds ``train`` and ``test``.
@@ -73,7 +74,7 @@ def image_folder(
             1, or images of several sizes are to be kept in memory.
     """
     root = Path(root)
-    train, test = _folder(root / "train"), _folder(root / "test")
+    train, test = _folder(root / "train", allow_empty=True), _folder(root / "test")
     if train.classes != test.classes:
         only = sorted(set(train.classes) ^ set(test.classes))
         raise ConfigurationError(f"{root}: expected the same classes in train and test, saw {only} in one of them only")
@@ -117,11 +118,11 @@ def _read(files: ImageFiles, transform: Callable[[Tensor], Tensor], *, where: Pa
     return torch.stack(images)
 
 
-def _folder(path: Path) -> "ImageFolder":
+def _folder(path: Path, *, allow_empty: bool = False) -> "ImageFolder":
     from torchvision.datasets import ImageFolder  # noqa: PLC0415 - torchvision takes a second
 
     try:
-        return ImageFolder(path)
+        return ImageFolder(path, allow_empty=allow_empty)
     except OSError as error:
         raise StoreError(
             f"expected one folder of images for each class in {path}: {error}: check the path, and that it holds "

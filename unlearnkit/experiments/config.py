@@ -149,6 +149,7 @@ class DeletionConfig:
     """How deletion requests are processed; see `unlearnkit.deletion`."""
 
     folder: str = ""
+    salt: str = ""
     method: str = ""
     groups: str = ""
     budget: float = option(0.02, at_least=0, at_most=1, doc="largest loss of accuracy on retained test data")
