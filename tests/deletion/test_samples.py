@@ -10,31 +10,8 @@ import torch
 from unlearnkit.data import LabelledImages
 from unlearnkit.deletion import Deletion, rollback, verify
 from unlearnkit.deletion.samples import Samples
-from unlearnkit.experiments.config import load_config
-from unlearnkit.experiments.train import train_original
 from unlearnkit.utils.checksummed_json import seal
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, StoreError
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A trained model, eighteen images and a ledger; copied, never used itself."""
-    root = tmp_path_factory.mktemp("small")
-    small.write_images(root / "data")
-    (root / "small.toml").write_text(small.TOML)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        train_original(load_config("small.toml"))
-        Deletion.load(load_config("small.toml")).start()
-    return root
-
-
-@pytest.fixture
-def load(root, tmp_path, monkeypatch):
-    """Loads the data as they are now, and the ledger."""
-    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return lambda *settings: Deletion.load(load_config("small.toml", settings))
 
 
 def forget(deletion, name, *samples, groups=()):

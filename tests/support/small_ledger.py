@@ -4,6 +4,8 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from unlearnkit.data import DataBundle, image_folder
+
 TOML = """
 output = "out"
 device = "cpu"
@@ -17,7 +19,7 @@ options = { root = "data", image_size = 4 }
 epochs = 3
 [[method]]
 name = "ssd"
-options = { alpha = 1.5 }
+options = { alpha = 1.2 }
 [[method]]
 name = "prune"
 [deletion]
@@ -40,3 +42,11 @@ def write_images(root):
             for i in range(count):
                 pixels = rng.integers(0, 100, (4, 4, 3)) + 70 * number
                 Image.fromarray(pixels.astype("uint8")).save(folder / f"{i}.png")
+
+
+def tested_on(root, classes):
+    """The same data, of which only some classes have test images."""
+    data = image_folder(root, image_size=4)
+    numbers = [CLASSES.index(name) for name in classes]
+    rows = [i for i, number in enumerate(data.test.targets.tolist()) if number in numbers]
+    return DataBundle(name="small", train=data.train, test=data.test.subset(rows))

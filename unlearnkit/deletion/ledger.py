@@ -268,7 +268,7 @@ class Ledger:
             try:
                 used = {"manifest.json", _LOCK, *(shard.file for shard in StoreManifest.read(folder).shards)}
             except StoreError:  # a damaged one can be measured again, and must not keep the ledger from it
-                used = {path.name for path in folder.glob("*")}
+                used = {path.name for path in folder.glob("[!.]*")}
             passes = {path.name for path in folder.glob("*.part")} if store == state.measuring else set()
             yield from (f"{store}/{name}" for name in used | passes)
 

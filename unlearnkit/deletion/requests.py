@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from unlearnkit.data import DataBundle, LabelledImages
 from unlearnkit.utils.checksummed_json import read_sealed, write_sealed
-from unlearnkit.utils.errors import ConfigurationError, nearest, raise_all
+from unlearnkit.utils.errors import ConfigurationError, nearest, raise_all, visible
 
 Rows = NDArray[np.int64]
 KIND = "unlearnkit-request-2"
@@ -31,8 +31,8 @@ class Request:
     def _check_name(self, _: object, value: str) -> None:
         if not value.strip():
             raise ConfigurationError("request: expected a name, saw none")
-        if not value.isprintable():
-            raise ConfigurationError(f"request: expected a name without control characters, saw {value!r}")
+        if visible(value) != value:
+            raise ConfigurationError(f"request: expected a name without control characters, saw {visible(value)!r}")
 
     def __attrs_post_init__(self) -> None:
         if not self.samples and not self.groups:
