@@ -86,7 +86,7 @@ def counting(total: int, *, quiet: bool = False) -> Iterator[Callable[..., None]
 def clear_errors(*, traceback: bool = False) -> Iterator[None]:
     """Turn errors that a user can fix into one message and exit code 2, and warnings into lines."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: say("warning", str(message), style="yellow")
+        warnings.showwarning = lambda message, *_, **__: say("warning", _indented(str(message)), style="yellow")
         warnings.simplefilter("always", UnlearnKitWarning)
         try:
             yield
@@ -108,7 +108,7 @@ def line(text: str, *, soft_wrap: bool = False) -> None:
 
 def say(kind: str, text: str, *, style: str) -> None:
     err.print(f"[{style}]{kind}:[/] ", end="")
-    err.print(_indented(text), markup=False, highlight=False, soft_wrap=True)
+    err.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _indented(text: str) -> str:
@@ -119,9 +119,9 @@ def _indented(text: str) -> str:
 def _message(error: Exception) -> str:
     """Say what a user can do about an error; "" for one that is passed on."""
     if isinstance(error, UnlearnKitError):
-        return " ".join([str(error), *getattr(error, "__notes__", [])])
+        return "\n".join(map(_indented, [str(error), *getattr(error, "__notes__", [])]))
     if isinstance(error, ModuleNotFoundError):
         return f"this command needs PyTorch: pip install {error.name}" if error.name in {"torch", "torchvision"} else ""
     if isinstance(error, BrokenPipeError):  # the reader of the pipe is closed: click exits quietly
         return ""
-    return f"the system refused: {error}"
+    return _indented(f"the system refused: {error}")

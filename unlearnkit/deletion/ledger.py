@@ -6,7 +6,7 @@ import re
 import secrets
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -89,7 +89,7 @@ class Ledger:
                 state = State(current=kept, base=kept, salt=hashlib.blake2b(key).hexdigest())
                 first = attrs.evolve(receipt(state), data=seal_digest(known))
                 self.new_store(state.store)
-                write_state(self.folder, attrs.evolve(state, measuring=state.store, pending=Pending(receipt=first)))
+                write_state(self.folder, attrs.evolve(state, pending=Pending(receipt=first)))
                 self.finish()
         except OSError as error:
             raise StoreError(f"cannot make a ledger in {self.folder}: {error}") from error
@@ -162,10 +162,10 @@ class Ledger:
     def check_folders(self) -> None:
         """Refuse a ledger with a folder that is missing or a link: files in its folders may be deleted."""
         state = self.state
-        measuring = [state.measuring] if state.measuring and (self.folder / state.measuring).exists() else []
-        for name in (_RECEIPTS, _MODELS, _PENDING, _QUEUE, state.store, *measuring):
+        for name in (_RECEIPTS, _MODELS, _PENDING, _QUEUE, state.store, state.next_store):
             path = self.folder / name
-            if path.is_symlink() or not path.is_dir():
+            missing = not path.is_dir() and name != state.next_store
+            if path.is_symlink() or missing:
                 raise StoreError(f"{path}: expected a folder, saw {'a link' if path.is_symlink() else 'none'}")
 
     def key(self) -> bytes:
@@ -237,7 +237,8 @@ class Ledger:
             raise
         done = attrs.evolve(state, head=todo.receipt.digest, receipts=todo.receipt.number, pending=None)
         self.queue.drop(todo.answered)
-        self._delete_unreferenced(done)
+        # Importances that are being measured again were of the model before, and may have forgotten samples.
+        self._delete_unreferenced(done, stores={done.store} if todo.new_model else None)
         if self.told:
             self.told(todo.receipt)
         write_state(self.folder, done)
@@ -250,39 +251,37 @@ class Ledger:
             parts = {key: Importance.load(self.folder / _PENDING / name) for key, name in todo.parts.items()}
             store.change(remove=todo.remove, parts=parts, edit=todo.edit)
 
-    def unreferenced(self, state: State) -> list[str]:
-        """Return the files in the folder that nothing refers to, by their paths in it."""
-        kept = set(self._referenced(state))
+    def unreferenced(self, state: State, *, stores: Collection[str] | None = None) -> list[str]:
+        """Return the files in the folder that nothing refers to, by their paths in it; ``stores`` may be filled."""
+        kept = set(self._referenced(state, stores or {state.store, state.next_store}))
         names = (p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_symlink() or p.is_file())
         return sorted(name for name in names if name not in kept)
 
-    def _referenced(self, state: State) -> Iterator[str]:
+    def _referenced(self, state: State, stores: Collection[str]) -> Iterator[str]:
         yield from (FILE, SAMPLES, _LOCK, *([] if self.salt else [_SALT]))
         decided = 1 if state.pending else 0
         yield from (f"{_RECEIPTS}/{receipt_name(n)}" for n in range(1, state.receipts + decided + 1))
         yield from (f"{_QUEUE}/{path.name}" for path in self.queue.paths())
         yield from (f"{_MODELS}/{kept.name}" for kept in state.models)
         yield from (f"{_PENDING}/{name}" for name in (state.pending.parts.values() if state.pending else ()))
-        for store in {state.store, state.measuring} - {""}:
+        for store in stores:
             folder = self.folder / store
             try:
                 used = {"manifest.json", _LOCK, *(shard.file for shard in StoreManifest.read(folder).shards)}
             except StoreError:  # a damaged one can be measured again, and must not keep the ledger from it
                 used = {path.name for path in folder.glob("[!.]*")}
-            passes = {path.name for path in folder.glob("*.part")} if store == state.measuring else set()
+            passes = set() if state.measured and store == state.store else {p.name for p in folder.glob("*.part")}
             yield from (f"{store}/{name}" for name in used | passes)
 
-    def _delete_unreferenced(self, state: State) -> list[str]:
+    def _delete_unreferenced(self, state: State, *, stores: Collection[str] | None = None) -> list[str]:
         """Delete the ledger's own files that nothing refers to; return their names."""
-        unused = [name for name in self.unreferenced(state) if _MADE_HERE.fullmatch(name)]
+        unused = [name for name in self.unreferenced(state, stores=stores) if _MADE_HERE.fullmatch(name)]
         for name in unused:
             with suppress(OSError):  # open in another process on Windows: the next one gets it
                 (self.folder / name).unlink()
-        used = {state.store, state.measuring}
         for folder in [*self.folder.glob("importances-*"), *(self.folder / _PENDING).glob("unlearnkit-*")]:
-            if folder.name not in used:
-                with suppress(OSError):  # it has a file that is not the ledger's
-                    folder.rmdir()
+            with suppress(OSError):  # it has files
+                folder.rmdir()
         return unused
 
     def _make_salt(self) -> bytes:
@@ -344,8 +343,3 @@ def verify(ledger: Ledger, *, head: str = "") -> list[Receipt]:
             "ledger deletes what an interrupted one has left; move other files out of the folder"
         )
     return receipts
-
-
-def number_of(store: str) -> int:
-    """Return the number in the name of a store: how often importances had been measured before."""
-    return int(store.rpartition("-")[2])

@@ -135,13 +135,18 @@ class Pending:
     back_to: str = ""
     answered: tuple[str, ...] = ()
 
+    @property
+    def new_model(self) -> bool:
+        """Whether another model is in use afterwards."""
+        return self.edit is not None or self.back_to != ""
+
 
 @final
 @attrs.frozen(kw_only=True)
 class State:
     """The models in use and kept, the importances, the last receipt, and what is still to be done.
 
-    ``measuring`` is the store that an importance pass is filling.
+    ``measured`` says that the store has the importances of all groups.
     """
 
     current: KeptModel
@@ -149,7 +154,7 @@ class State:
     kept: tuple[KeptModel, ...] = ()
     between: tuple[KeptModel, ...] = ()
     store: str = attrs.field(default="importances-0", validator=_named(r"importances-[0-9]+"))
-    measuring: str = attrs.field(default="", validator=_named(r"(importances-[0-9]+)?"))
+    measured: bool = False
     head: str = ""
     receipts: int = 0
     salt: str = ""
@@ -158,6 +163,11 @@ class State:
     @property
     def models(self) -> tuple[KeptModel, ...]:
         return tuple(dict.fromkeys((self.current, self.base, *self.kept, *self.between)))
+
+    @property
+    def next_store(self) -> str:
+        """The store that measuring again fills."""
+        return f"importances-{int(self.store.rpartition('-')[2]) + 1}"
 
     def path_to(self, model: KeptModel) -> tuple[KeptModel, ...]:
         """Return the stored model and the patches that give a model, in this order."""
@@ -177,11 +187,7 @@ class State:
         """Return a state with other models in use and kept; only they, and the patches that lead to them, stay."""
         known = {model.digest: model for model in (*self.models, *([patch] if patch else []), current)}
         base, kept = known[base.digest], tuple(known[model.digest] for model in kept)
-        # Importances that are being measured again are of an earlier model now, and may contain forgotten samples.
-        measuring = self.measuring if self.measuring == self.store else ""
-        complete = attrs.evolve(
-            self, current=current, base=base, kept=kept, between=tuple(known.values()), measuring=measuring
-        )
+        complete = attrs.evolve(self, current=current, base=base, kept=kept, between=tuple(known.values()))
         needed = dict.fromkeys(step for root in (base, *kept) for step in complete.path_to(root))
         return attrs.evolve(complete, between=tuple(step for step in needed if step not in {current, base, *kept}))
 

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from unlearnkit.data import LabelledImages
-from unlearnkit.deletion.ledger import Ledger, number_of
+from unlearnkit.deletion.ledger import Ledger
 from unlearnkit.deletion.requests import Population, Request, Rows
 from unlearnkit.deletion.samples import Samples, sample_name
 from unlearnkit.deletion.state import KeptModel, Outcome, Pending, Receipt, State, write_state
@@ -75,9 +75,9 @@ class Deletion:
             self.ledger.start(original, samples=self._samples, receipt=partial(self.receipt, outcome="started"))
         with self.ledger.locked():
             state, _ = self.ledger.state, self.population()
-            if state.measuring == state.store:
+            if not state.measured:
                 self._fill(state.store, state.current)
-                write_state(self.ledger.folder, attrs.evolve(state, measuring=""))
+                write_state(self.ledger.folder, attrs.evolve(state, measured=True))
             return self.ledger.receipts()[0]
 
     def refresh(self) -> Receipt:
@@ -86,15 +86,11 @@ class Deletion:
             if finished and finished.outcome == "measured again":
                 return finished
             state, population = self.ledger.state, self.population()
-            name = f"importances-{number_of(state.store) + 1}"
-            if state.measuring != name:
-                state = attrs.evolve(state, measuring=name)
-                write_state(self.ledger.folder, state)
-            self._fill(name, state.current)
+            self._fill(state.next_store, state.current)
             receipt = self.receipt(state, "measured again", groups=tuple(population.groups))
             new = state.with_models(state.current, base=state.current, kept=state.kept)
-            self.ledger.commit(attrs.evolve(new, store=name), Pending(receipt=receipt))
-            return receipt
+            new = attrs.evolve(new, store=state.next_store, measured=True)
+            return self.ledger.commit(new, Pending(receipt=receipt))
 
     def ask(self, name: str, *, samples: Iterable[int] = (), groups: Iterable[str] = ()) -> None:
         """Queue a request, such as a ticket, for training samples by their numbers now and for groups.
@@ -267,7 +263,7 @@ class Deletion:
 
     def _edit(self, state: State, population: Population, rows: Rows, names: tuple[str, ...]) -> Decision:
         """Forget samples, or roll the edit back with a receipt that says why."""
-        if state.measuring == state.store:
+        if not state.measured:
             raise StoreError(
                 f"the importances in {self.ledger.folder} are not complete: `unlearnkit ledger CONFIG.toml` continues"
             )
