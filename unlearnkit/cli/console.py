@@ -86,7 +86,7 @@ def counting(total: int, *, quiet: bool = False) -> Iterator[Callable[..., None]
 def clear_errors(*, traceback: bool = False) -> Iterator[None]:
     """Turn errors that a user can fix into one message and exit code 2, and warnings into lines."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: say("warning", _indented(str(message)), style="yellow")
+        warnings.showwarning = lambda message, *_, **__: say("warning", str(message), style="yellow")
         warnings.simplefilter("always", UnlearnKitWarning)
         try:
             yield
@@ -94,7 +94,7 @@ def clear_errors(*, traceback: bool = False) -> Iterator[None]:
             message = _message(error)
             if traceback or not message:
                 raise
-            say("error", message, style="bold red")
+            say("error", *message, style="bold red")
             sys.exit(FAULT)
         except KeyboardInterrupt:
             say("interrupted", "nothing was left half-written", style="bold red")
@@ -106,9 +106,9 @@ def line(text: str, *, soft_wrap: bool = False) -> None:
     out.print(_indented(text), markup=False, highlight=False, soft_wrap=soft_wrap)
 
 
-def say(kind: str, text: str, *, style: str) -> None:
+def say(kind: str, *texts: str, style: str) -> None:
     err.print(f"[{style}]{kind}:[/] ", end="")
-    err.print(text, markup=False, highlight=False, soft_wrap=True)
+    err.print("\n".join(map(_indented, texts)), markup=False, highlight=False, soft_wrap=True)
 
 
 def _indented(text: str) -> str:
@@ -116,12 +116,13 @@ def _indented(text: str) -> str:
     return "\n  ".join(visible(part) for part in text.split("\n"))
 
 
-def _message(error: Exception) -> str:
-    """Say what a user can do about an error; "" for one that is passed on."""
+def _message(error: Exception) -> list[str]:
+    """Say what a user can do about an error, and its notes; nothing for one that is passed on."""
     if isinstance(error, UnlearnKitError):
-        return "\n".join(map(_indented, [str(error), *getattr(error, "__notes__", [])]))
+        return [str(error), *getattr(error, "__notes__", [])]
     if isinstance(error, ModuleNotFoundError):
-        return f"this command needs PyTorch: pip install {error.name}" if error.name in {"torch", "torchvision"} else ""
+        known = error.name in {"torch", "torchvision"}
+        return [f"this command needs PyTorch: pip install {error.name}"] if known else []
     if isinstance(error, BrokenPipeError):  # the reader of the pipe is closed: click exits quietly
-        return ""
-    return _indented(f"the system refused: {error}")
+        return []
+    return [f"the system refused: {error}"]

@@ -35,7 +35,7 @@ class ImageFiles:
 
         try:
             image: Tensor = pil_to_tensor(default_loader(self.paths[index]))
-        except OSError as error:
+        except Exception as error:  # Pillow raises any
             raise StoreError(f"cannot read the image {self.paths[index]}: {error}") from error
         return image
 

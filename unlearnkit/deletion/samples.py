@@ -66,10 +66,13 @@ def sample_digests(data: LabelledImages, *, key: bytes, progress: Progress = sil
 
 def _content(images: Images, row: int) -> tuple[bytes, ...]:
     if isinstance(images, ImageFiles):
+        path = Path(images.paths[row])
         try:
-            return (Path(images.paths[row]).read_bytes(),)
+            if not path.is_file():
+                raise StoreError(f"{path}: expected an image file, saw {'a device' if path.exists() else 'none'}")
+            return (path.read_bytes(),)
         except OSError as error:
-            raise StoreError(f"cannot read the image {images.paths[row]}: {error}") from error
+            raise StoreError(f"cannot read the image {path}: {error}") from error
     image = images[row].detach().cpu().contiguous()
     return f"{image.dtype} {tuple(image.shape)}\n".encode(), image.flatten().view(torch.uint8).numpy().tobytes()
 
