@@ -45,7 +45,7 @@ def run(*settings):
 def test_numbers_of_samples(refused, tmp_path, number):
     (tmp_path / "ids.txt").write_text(f"1\n{number}\n", encoding="utf-8")
     said = refused(*run("forget={indices_file='ids.txt'}"))
-    assert "ids.txt: line 2: expected a whole number of at most 18 digits" in said
+    assert "ids.txt: line 2: expected a whole number, saw" in said
 
 
 @pytest.mark.parametrize(

@@ -14,4 +14,4 @@ def test_next_command_finishes_or_sweeps(name, numbers, small_data, tmp_path, re
     assert forked.run(walk, name, str(small_data), str(tmp_path), numbers, str(tmp_path / "kills")) == 0
     kills = int((tmp_path / "kills").read_text())
     assert kills > 0
-    record_property("tried", (f"kills of `{name}`, each at another file operation", kills))
+    record_property("tried", (f"kills at a file operation of `{name}`", kills))

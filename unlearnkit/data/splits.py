@@ -245,7 +245,7 @@ def _as_indices(value: Any) -> tuple[int, ...]:
     array = np.asarray(value)
     if array.ndim == 1 and array.size == 0:
         raise ConfigurationError("ByIndex.indices: expected at least one index, saw none")
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.signedinteger):
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer) or array.max() > np.iinfo(np.int64).max:
         raise ConfigurationError(
             f"ByIndex.indices: expected whole numbers in one dimension, saw {array.dtype} of shape {array.shape}"
         )
@@ -283,15 +283,10 @@ class ByIndex(ForgetSpec):
             raise StoreError(f"cannot read indices from {path}: {error}") from error
         numbered = [(n, line.split("#", 1)[0].strip()) for n, line in enumerate(lines, start=1)]
         kept = [(n, text) for n, text in numbered if text]
-        raise_all(
-            (
-                f"line {n}: expected a whole number of at most 18 digits, saw {text[:80]!r}"
-                for n, text in kept
-                if not _WHOLE.fullmatch(text)
-            ),
-            where=str(path),
-            error=StoreError,
-        )
+        bad = [(n, text) for n, text in kept if not _WHOLE.fullmatch(text)]
+        problems = [f"line {n}: expected a whole number, saw {text[:80]!r}: at most 18 digits" for n, text in bad[:5]]
+        problems += [f"and {len(bad) - 5} more lines"] if len(bad) > 5 else []
+        raise_all(problems, where=str(path), error=StoreError)
         return cls(indices=np.array([int(text) for _, text in kept], dtype=np.int64))
 
     @override
