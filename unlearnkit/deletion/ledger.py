@@ -4,7 +4,6 @@ import hashlib
 import os
 import re
 import secrets
-import shutil
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -91,6 +90,8 @@ class Ledger:
                 self.new_store(state.store)
                 write_state(self.folder, attrs.evolve(state, pending=Pending(receipt=first)))
                 self.finish()
+        except BrokenPipeError:
+            raise
         except OSError as error:
             raise StoreError(f"cannot make a ledger in {self.folder}: {error}") from error
 
@@ -195,7 +196,8 @@ class Ledger:
         folder = self.folder / name
         if (folder / "manifest.json").exists():
             return ImportanceStore.open(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        for path in folder.glob(".*.tmp"):  # of a manifest
+            path.unlink()
         return ImportanceStore.create(folder, versions=versions())
 
     def commit(self, state: State, pending: Pending, parts: Iterable[tuple[str, Importance]] = ()) -> Receipt:
@@ -261,7 +263,7 @@ class Ledger:
         yield from (FILE, SAMPLES, _LOCK, *([] if self.salt else [_SALT]))
         decided = 1 if state.pending else 0
         yield from (f"{_RECEIPTS}/{receipt_name(n)}" for n in range(1, state.receipts + decided + 1))
-        yield from (f"{_QUEUE}/{path.name}" for path in self.queue.paths())
+        yield from (f"{_QUEUE}/{path.name}" for path in self.queue.folder.glob("*.json"))
         yield from (f"{_MODELS}/{kept.name}" for kept in state.models)
         yield from (f"{_PENDING}/{name}" for name in (state.pending.parts.values() if state.pending else ()))
         for store in stores:
@@ -288,8 +290,10 @@ class Ledger:
         """Make a file of random bytes that only its owner can read, unless there is one."""
         path = self.salt or self.folder / _SALT
         if not path.exists() or path.stat().st_size == 0:
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:  # noqa: PTH123 - with a mode
+            path.touch(mode=0o600)
+            with path.open("wb") as file:
                 file.write(secrets.token_bytes(32))
+                file.flush()
                 os.fsync(file.fileno())
         with path.open("rb") as file:
             salt = file.read(_LONGEST_SALT + 1)

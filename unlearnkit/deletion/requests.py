@@ -55,11 +55,9 @@ class Queue:
         if not path.exists():
             write_sealed(path, request, kind=KIND)
 
-    def paths(self) -> list[Path]:
-        return sorted(self.folder.glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-
     def waiting(self) -> list[Request]:
-        return [read_sealed(path, Request, kind=KIND) for path in self.paths()]
+        paths = sorted(self.folder.glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+        return [read_sealed(path, Request, kind=KIND) for path in paths]
 
     def drop(self, names: Iterable[str]) -> None:
         for name in names:
