@@ -120,10 +120,10 @@ def deletion(config: Path, settings: list[str] | None, *, quiet: bool) -> Iterat
         refused = refused or receipt.outcome in {"rolled back", "set aside"}
         if receipt.outcome == "rolled back":
             line(f"rolled back: {receipt.reason}", soft_wrap=True)
-        for split, score in receipt.after.items():
-            was, now = receipt.before[split]["accuracy"], score["accuracy"]
+        for split in ("forget-train", "retain-test", "forget-test"):
+            was, now = (scores.get(split, {}).get("accuracy") for scores in (receipt.before, receipt.after))
             if was is not None and now is not None:
-                line(f"{split}: accuracy {was:.3f}→{now:.3f} ({score['samples']} samples)")
+                line(f"{split}: accuracy {was:.3f}→{now:.3f} ({receipt.after[split]['samples']} samples)")
         line(receipt.sentence(), soft_wrap=True)
 
     with bars(quiet=quiet) as progress:
