@@ -28,6 +28,8 @@ from unlearnkit.unlearning.patch import Patch
 from unlearnkit.utils.checksummed_json import read_sealed, write_sealed
 from unlearnkit.utils.errors import StoreError, UnlearnKitError
 
+pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # of torch, before it raises
+
 FEW, MANY = 40, 10_000
 MIB = 1 << 20
 
