@@ -142,7 +142,7 @@ def test_the_notebooks_training(whole, monkeypatch):
     monkeypatch.setattr("unlearnkit.models.training.Adam", Recorded)
     x, y = torch.randn(2 * BATCH, 4), torch.arange(2 * BATCH) % 3
     shown = []
-    data = torch.utils.data.TensorDataset(x, y)
+    data = torch.utils.data.TensorDataset(x, torch.zeros_like(y), y)  # image, fine label, coarse label
     model = nn.Linear(4, 3)
     loss = float(nn.functional.cross_entropy(model(x), y).detach())
     history = train(
@@ -151,7 +151,7 @@ def test_the_notebooks_training(whole, monkeypatch):
     assert made == [{"lr": RATE, "weight_decay": 0.0}]
     assert shown == [2] * EPOCHS
     assert abs(history[0].loss - loss) < 0.1
-    assert whole.objective == CrossEntropy()
+    assert whole.objective == CrossEntropy(targets=2)
 
 
 def test_the_notebooks_importances(whole):
@@ -161,9 +161,10 @@ def test_the_notebooks_importances(whole):
     assert (estimator.weights, estimator.reduction) == ("equal", "mean")
     assert (config.batch_size, config.reference, config.shuffle) == (BATCH, "retain", False)
     assert [len(loader(range(n), batch_size=BATCH)) for n in (ROCKETS, TRAINING - ROCKETS)] == [2, 194]
-    model, batches = nn.Linear(4, 3), [(torch.randn(n, 4), torch.randint(3, (n,))) for n in (8, 8, 3)]
+    model = nn.Linear(4, 3)
+    batches = [(torch.randn(n, 4), torch.zeros(n).long(), torch.randint(3, (n,))) for n in (8, 8, 3)]
     found, expected = estimator.estimate(model, batches, objective=whole.objective), torch.zeros(3, 4)
-    for x, y in batches:
+    for x, _, y in batches:
         (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), [model.weight])
         expected += gradient**2
     torch.testing.assert_close(found.totals["weight"], expected, rtol=1e-5, atol=1e-9)

@@ -139,7 +139,13 @@ def report(
         )
     for each in found:
         record = read_record(each)
-        page, sentence = write_page(each, record), record.judgement().sentence
+        try:
+            page, sentence = write_page(each, record), record.judgement().sentence
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"{each / 'report.json'} cannot be shown: {type(error).__name__}: {error}: the file was changed, or "
+                "another version wrote it"
+            ) from error
         line(f"{page}: {sentence}")
 
 

@@ -84,7 +84,8 @@ def image_folder(
 
     Images have shape (3, image_size, image_size), float32, normalised by ``mean`` and ``std`` (`imagenet_transform`);
     `read_image` says how unusual files are read. Classes are the folders of ``train``, numbered in the order of their
-    names, coarse ones in the order of ``groups``. A class may be without test images.
+    names, coarse ones in the order of ``groups``. A class may be without images in one of the two parts; a class
+    without training images keeps its number as long as its empty folder is there.
 
     Args:
         root: The folder that holds ``train`` and ``test``.
@@ -112,7 +113,7 @@ def image_folder(
     transform = image_transform(image_size, mean=mean, std=std, on_device=on_device)
 
     def labelled(part: str, key: str, count: int | None) -> LabelledImages:
-        samples = _first(_samples(root / part, classes, allow_empty=part == "test"), count, key=key)
+        samples = _first(_samples(root / part, classes), count, key=key)
         files = ImageFiles(paths=tuple(path for path, _ in samples))
         images: Images = _read(files, transform.get("transform", nn.Identity()), where=root) if in_memory else files
         fields = group_labels(torch.tensor([number for _, number in samples], dtype=torch.int64), classes, groups)
@@ -157,13 +158,13 @@ def _classes(path: Path) -> list[str]:
     return classes
 
 
-def _samples(path: Path, classes: Sequence[str], *, allow_empty: bool) -> list[tuple[str, int]]:
+def _samples(path: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
     """List the image files and the numbers of their classes, sorted by class and name."""
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # noqa: PLC0415 - torchvision takes a second
 
     numbers = {name: number for number, name in enumerate(classes)}
     with _explained(path):
-        found: list[tuple[str, int]] = make_dataset(path, numbers, extensions=IMG_EXTENSIONS, allow_empty=allow_empty)
+        found: list[tuple[str, int]] = make_dataset(path, numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
         if not found:
             raise FileNotFoundError("there is no image")
     return found

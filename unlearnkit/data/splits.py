@@ -16,12 +16,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearnkit.utils.errors import ConfigurationError, StoreError, raise_all
+from unlearnkit.utils.files import read_text
 
 Indices = NDArray[np.int64]
 Labels = Tensor | NDArray[Any]
 Names = Mapping[str, Sequence[str]]
 _NO_NAMES: Names = {}
-_WHOLE = re.compile(r"-?[0-9]+")
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 
 def _freeze_indices(values: Any) -> Indices:
@@ -245,7 +246,7 @@ def _as_indices(value: Any) -> tuple[int, ...]:
     array = np.asarray(value)
     if array.ndim == 1 and array.size == 0:
         raise ConfigurationError("ByIndex.indices: expected at least one index, saw none")
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer) or array.max() > np.iinfo(np.int64).max:
         raise ConfigurationError(
             f"ByIndex.indices: expected whole numbers in one dimension, saw {array.dtype} of shape {array.shape}"
         )
@@ -278,16 +279,15 @@ class ByIndex(ForgetSpec):
     def from_file(cls, path: str | Path) -> Self:
         """Read one index a line from a UTF-8 text file; empty lines and text after ``#`` are skipped."""
         try:
-            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+            lines = read_text(path).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise StoreError(f"cannot read indices from {path}: {error}") from error
         numbered = [(n, line.split("#", 1)[0].strip()) for n, line in enumerate(lines, start=1)]
         kept = [(n, text) for n, text in numbered if text]
-        raise_all(
-            (f"line {n}: expected a whole number, saw {text!r}" for n, text in kept if not _WHOLE.fullmatch(text)),
-            where=str(path),
-            error=StoreError,
-        )
+        bad = [(n, text) for n, text in kept if not _WHOLE.fullmatch(text)]
+        problems = [f"line {n}: expected a whole number, saw {text[:80]!r}: at most 18 digits" for n, text in bad[:5]]
+        problems += [f"and {len(bad) - 5} more lines"] if len(bad) > 5 else []
+        raise_all(problems, where=str(path), error=StoreError)
         return cls(indices=np.array([int(text) for _, text in kept], dtype=np.int64))
 
     @override

@@ -2,7 +2,7 @@
 
 import copy
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -10,7 +10,8 @@ import attrs
 
 from unlearnkit.data import ByClass, ByIndex, BySubclass, Corruption, ForgetSpec, KnownCorrupted
 from unlearnkit.models import Training
-from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
+from unlearnkit.utils.errors import CONTROL, ConfigurationError, StoreError, nearest, raise_all, visible
+from unlearnkit.utils.files import read_text
 from unlearnkit.utils.options import option
 from unlearnkit.utils.structuring import structure
 
@@ -156,6 +157,7 @@ class DeletionConfig:
     """How deletion requests are processed; see `unlearnkit.deletion`."""
 
     folder: str = ""
+    salt: str = ""
     method: str = ""
     groups: str = ""
     budget: float = option(0.02, at_least=0, at_most=1, doc="largest loss of accuracy on retained test data")
@@ -223,12 +225,26 @@ class Config:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML file and check every key; ``overrides`` such as ``"method.ssd.options.alpha=5"`` take precedence."""
     try:
-        raw = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+        raw = tomllib.loads(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(f"cannot read the configuration {path}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} is not TOML: {error}") from error
-    return structure(apply_overrides(raw, overrides), Config, where=str(path))
+    changed = apply_overrides(raw, overrides)
+    raise_all(_unusable(changed, ""), where=str(path), error=ConfigurationError)
+    return structure(changed, Config, where=str(path))
+
+
+def _unusable(value: Any, key: str) -> Iterator[str]:
+    """Say which values no setting can have: text that is no name and no path, and numbers of more than 64 bits."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, item in items:
+            yield from _unusable(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, str) and visible(value, CONTROL) != value:
+        yield f"{visible(key)}: expected text without control characters, saw {visible(value)!r}"
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        yield f"{visible(key)}: expected a whole number of 64 bits, saw one of {value.bit_length()}"
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -263,5 +279,5 @@ def _index(items: list[Any], key: str, override: str) -> int:
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text.strip()

@@ -1,6 +1,7 @@
 """Checkpoints: weights and buffers in safetensors, loaded only when every name, shape and dtype fits."""
 
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,11 @@ _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")  # what torch.save writes now, and what
 _PICKLE_SUFFIXES = {".pt", ".pth", ".pkl", ".bin"}
 _WRAPPER = "module."  # of DataParallel and DistributedDataParallel
 _DIGEST = "unlearnkit.digest"  # of the tensors in the file
-_DAMAGE = (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)
+_DAMAGE = (
+    *(pickle.UnpicklingError, struct.error, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError),
+    *(OSError, RuntimeError, TypeError, ValueError),
+)
+"""What torch.load raises for a file that is damaged."""
 
 
 def save_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -166,7 +171,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file:  # not the path: torch would go by a suffix .safetensors, not by the content
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
-        raise StoreError(f"{path} is damaged or holds more than weights: {error}") from error
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise StoreError(f"{path} is damaged or holds more than weights: {said}") from error
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
         keys = f" with the keys {list(loaded)[:5]}" if isinstance(loaded, Mapping) else ""
         raise StoreError(

@@ -12,6 +12,7 @@ from unlearnkit.evaluation.plot_data import PlotData
 from unlearnkit.reporting.verdict import Judgement, Scores, findings, judge
 from unlearnkit.unlearning.report import Report, TensorChange
 from unlearnkit.utils.errors import ConfigurationError, StoreError
+from unlearnkit.utils.files import read_text
 from unlearnkit.utils.memory import PeakMemory
 from unlearnkit.utils.structuring import structure
 
@@ -48,8 +49,10 @@ class RunRecord:
         """Read what `to_dict` wrote; ignore keys that are derived or that another version added."""
         if plain.get("format") != FORMAT:
             raise StoreError(f"{where}: expected the format {FORMAT!r}, saw {plain.get('format')!r}")
-        mine, report = _fields(cls, plain), _fields(Report, plain)
-        report["tensors"] = [_fields(TensorChange, t) for t in report.get("tensors", [])]
+        mine, report, tensors = _fields(cls, plain), _fields(Report, plain), plain.get("tensors", [])
+        if not isinstance(tensors, list) or not all(isinstance(tensor, dict) for tensor in tensors):
+            raise StoreError(f"{where}: expected a list of tables as tensors, saw {str(tensors)[:80]}")
+        report["tensors"] = [_fields(TensorChange, tensor) for tensor in tensors]
         try:
             return structure({**mine, "report": report, "memory": plain.get("peak_memory")}, cls, where=where)
         except ConfigurationError as error:
@@ -93,11 +96,15 @@ def _fields(kind: type[attrs.AttrsInstance], plain: Mapping[str, Any]) -> dict[s
     return {field.name: plain[field.name] for field in attrs.fields(kind) if field.name in plain}
 
 
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")
+
+
 def read_record(folder: Path) -> RunRecord:
     """Read ``report.json`` from a folder of results, or raise `StoreError`."""
     path = folder / "report.json"
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        plain = json.loads(read_text(path), parse_constant=_no_number)
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"cannot read the record of a run from {path}: {error}") from error
     return RunRecord.from_dict(plain if isinstance(plain, dict) else {}, where=str(path))

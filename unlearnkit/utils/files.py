@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from unlearnkit.utils.errors import StoreError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
+_LONGEST_TEXT = 256 << 20
 
 
 @contextmanager
@@ -35,6 +36,15 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def read_text(path: str | Path) -> str:
+    """Read a UTF-8 text of at most 256 MiB, from a pipe too; a device without end is refused."""
+    with Path(path).open("rb") as file:
+        data = file.read(_LONGEST_TEXT + 1)
+    if len(data) > _LONGEST_TEXT:
+        raise StoreError(f"{path}: expected at most {_LONGEST_TEXT >> 20} MiB of text, saw more: is it the right file?")
+    return data.decode("utf-8-sig")
 
 
 def write_text(path: Path, text: str) -> None:
