@@ -1,6 +1,7 @@
 """Shared fixtures: a model trained on the digits, and its configuration."""
 
 import os
+from collections import Counter
 
 os.environ.setdefault("COLUMNS", "100")  # rich measures the terminal, and there is none
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start; they share the cores too
@@ -53,6 +54,18 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Show how many kills, mutations and hostile inputs the tests that passed have tried."""
+    tried = Counter()
+    for report in terminalreporter.stats.get("passed", []):
+        for what, count in (value for name, value in report.user_properties if name == "tried"):
+            tried[what] += count
+    if tried:
+        terminalreporter.section("tried")
+        for what, count in sorted(tried.items()):
+            terminalreporter.line(f"{count:6} {what}")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,7 +1,8 @@
 """`Pipeline`: estimate two importances, edit, report."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, final
 
 import attrs
@@ -11,14 +12,15 @@ from unlearnkit.importance.estimator import ImportanceEstimator, snapshot_of
 from unlearnkit.importance.fisher import DiagonalFisher
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import Role
-from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.models.objective import CrossEntropy, Objective, check_objective
+from unlearnkit.models.parameters import digest_tensors, parameters_and_buffers
 from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.plugins.hookspecs import Run
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.unlearning.report import Report
-from unlearnkit.unlearning.unlearner import Need, Unlearner, UnlearningInputs, check_fraction
+from unlearnkit.unlearning.unlearner import Need, Unlearner, UnlearningInputs, check_fraction, plugin_fault
 from unlearnkit.utils.errors import ConfigurationError, raise_all
-from unlearnkit.utils.options import option_values
+from unlearnkit.utils.options import option_values, refuse
 from unlearnkit.utils.progress import Progress, silent
 
 Source = Iterable[Any] | Importance | Callable[[], Importance]
@@ -38,6 +40,7 @@ def _is_a(kind: type) -> Callable[[Any, "attrs.Attribute[Any]", Any], None]:
             hint = ": pass an object, not its class" if isinstance(value, type) and issubclass(value, kind) else ""
             where = f"Pipeline.{field.name}: expected an object of {kind.__name__}"
             raise ConfigurationError(f"{where}, saw {value!r}{hint}")
+        refuse(plugin_fault(type(value)))
 
     return check
 
@@ -107,7 +110,7 @@ class Pipeline:
             edit: Makes the edit, by default `Unlearner.unlearn`; takes the same arguments.
             progress: Shows a bar for each long stage.
         """
-        objective = objective or CrossEntropy()
+        objective = check_objective(CrossEntropy() if objective is None else objective)
         run = Run(
             method=self.unlearner.name,
             options=option_values(self.unlearner),
@@ -115,9 +118,22 @@ class Pipeline:
             model=type(model).__qualname__,
         )
         provider = self.plugins.provider_of(type(self.unlearner))
-        self.plugins.before_run(run)
         seconds: dict[str, float] = {}
         snapshot: ModelSnapshot | None = None
+
+        @contextmanager
+        def watched(observer: str) -> Iterator[None]:
+            """Name an observer that changes the model."""
+            before = _digests(model)
+            yield
+            after = _digests(model)
+            changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+            where = (
+                f"{observer}: an observer must not change the model, which was edited or trained since it was called"
+            )
+            raise_all(changed, where=f"{where}; remove the plugin, load the model and estimate again")
+
+        self.plugins.before_run(run, watched=watched)
 
         def importance(need: Need, source: Source | None, role: Role) -> Importance | None:
             nonlocal snapshot
@@ -139,7 +155,7 @@ class Pipeline:
             if found is not source:
                 seconds[f"{role.value} importance"] = time.perf_counter() - start
             found = attrs.evolve(found, role=role) if found.role is Role.UNKNOWN else found
-            self.plugins.after_estimate(run, role.value, found)
+            self.plugins.after_estimate(run, role.value, found, watched=watched)
             return found if self.normalise else found.unnormalised()
 
         def completed(report: Report) -> Report:
@@ -147,7 +163,7 @@ class Pipeline:
 
         def accepted(report: Report) -> Report:
             complete = completed(report) if accept is None else accept(completed(report))
-            self.plugins.after_run(run, complete)
+            self.plugins.after_run(run, complete, watched=watched)
             return complete
 
         if forget_data is None and not isinstance(forget, Importance) and not callable(forget):
@@ -166,6 +182,10 @@ class Pipeline:
         if edit is not None:
             return completed(edit(model, inputs, accept=accepted))
         return self.unlearner.unlearn(model, inputs, accept=accepted, snapshot=_current(snapshot))
+
+
+def _digests(model: nn.Module) -> dict[str, str]:
+    return {name: digest_tensors({name: tensor}) for name, tensor in parameters_and_buffers(model).items()}
 
 
 def _current(snapshot: ModelSnapshot | None) -> ModelSnapshot | None:

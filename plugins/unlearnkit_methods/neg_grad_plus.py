@@ -36,9 +36,11 @@ class NegGradPlus(TrainingUnlearner):
     name: ClassVar[str] = "neg-grad-plus"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.FORGET_DATA, Need.RETAIN_DATA})
 
-    beta: float = option(0.99, symbol="β", at_least=0.0, at_most=1.0, doc="weight of the retain loss")
+    beta: float = option(
+        0.99, symbol="β", at_least=0.0, at_most=1.0, doc="weight of the retain loss", search=(0.9, 0.9999)
+    )
     optimizer: str = option("sgd", choices=("adam", "adamw", "sgd"), doc="which optimiser")
-    learning_rate: float = option(1e-2, symbol="η", above=0.0, doc="step size")
+    learning_rate: float = option(1e-2, symbol="η", above=0.0, doc="step size", search=(1e-4, 3e-2))
 
     def passes(self, model: nn.Module, inputs: UnlearningInputs) -> Iterable[EpochConfig]:  # noqa: ARG002
         def loss(student: nn.Module, batches: Any) -> Tensor:

@@ -8,10 +8,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from unlearnkit import ConfigurationError, Need, TrainingUnlearner, Unlearner, UnlearningInputs, hookimpl, option
-from unlearnkit.unlearning import EpochConfig, class_labels, class_logits
-
-IGNORED = -100
+from unlearnkit import Need, TrainingUnlearner, Unlearner, UnlearningInputs, hookimpl, option
+from unlearnkit.unlearning import EpochConfig, wrong_label_loss
 
 
 @final
@@ -40,14 +38,14 @@ class SalUn(TrainingUnlearner):
     name: ClassVar[str] = "salun"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.FORGET_IMPORTANCE, Need.FORGET_DATA, Need.RETAIN_DATA})
 
-    share: float = option(0.5, above=0.0, at_most=1.0, doc="largest share of weights that may change")
-    alpha: float = option(1.0, symbol="α", at_least=0.0, doc="weight of the retain loss")
+    share: float = option(
+        0.5, above=0.0, at_most=1.0, doc="largest share of weights that may change", search=(0.1, 1.0)
+    )
+    alpha: float = option(1.0, symbol="α", at_least=0.0, doc="weight of the retain loss", search=(0.1, 10.0))
 
     def passes(self, model: nn.Module, inputs: UnlearningInputs) -> Iterable[EpochConfig]:  # noqa: ARG002
         def wrong_labels(student: nn.Module, batch: Any) -> Tensor:
-            logits, labels = class_logits(inputs.objective, student, batch), class_labels(inputs.objective, batch)
-            wrong = other_labels(labels, classes=logits.shape[1])
-            return nn.functional.cross_entropy(logits, wrong, ignore_index=IGNORED)
+            return wrong_label_loss(inputs.objective, student, batch)
 
         def retain(student: nn.Module, batch: Any) -> Tensor:
             return self.alpha * inputs.mean_loss(student, batch)
@@ -67,14 +65,6 @@ def saliency(forget: Mapping[str, Tensor], *, share: float) -> dict[str, Tensor]
     count = max(1, round(share * every.numel()))
     threshold = every.topk(count).values[-1]
     return {name: (total >= threshold) & (total > 0) for name, total in forget.items()}
-
-
-def other_labels(labels: Tensor, *, classes: int) -> Tensor:
-    """Draw another label for each one, uniformly from the other classes; −100 (no label) stays."""
-    if classes < 2:
-        raise ConfigurationError(f"salun draws wrong labels: expected at least 2 classes, saw {classes}")
-    moved = (labels + torch.randint_like(labels, 1, classes)) % classes
-    return torch.where(labels == IGNORED, labels, moved)
 
 
 @hookimpl

@@ -36,11 +36,15 @@ class Scrub(TrainingUnlearner):
     name: ClassVar[str] = "scrub"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.FORGET_DATA, Need.RETAIN_DATA})
 
-    alpha: float = option(0.5, symbol="α", at_least=0.0, doc="weight of the divergence on the retain set")
+    alpha: float = option(
+        0.5, symbol="α", at_least=0.0, doc="weight of the divergence on the retain set", search=(1e-3, 1.0)
+    )
     gamma: float = option(0.99, symbol="γ", at_least=0.0, doc="weight of the loss on the retain set")
     temperature: float = option(4.0, symbol="T", above=0.0, doc="softens the class probabilities")
-    max_epochs: int = option(2, at_least=0, doc="passes over the forget set, one before each of the first epochs")
-    learning_rate: float = option(1e-3, symbol="η", above=0.0, doc="step size")
+    max_epochs: int = option(
+        2, at_least=0, doc="passes over the forget set, one before each of the first epochs", search=(1, 5)
+    )
+    learning_rate: float = option(1e-3, symbol="η", above=0.0, doc="step size", search=(1e-4, 3e-2))
 
     def passes(self, model: nn.Module, inputs: UnlearningInputs) -> Iterator[EpochConfig]:
         teacher = teacher_of(model)

@@ -191,7 +191,9 @@ def accuracies(experiment, model):
     """Return split to accuracy; a split without samples is left out."""
     parts = experiment.splits()
     return {
-        name: loss_and_accuracy(model, experiment.evaluation_batches(parts[name])).accuracy
+        name: loss_and_accuracy(
+            model, experiment.evaluation_batches(parts[name]), objective=experiment.objective
+        ).accuracy
         for name in SPLITS
         if name in parts
     }

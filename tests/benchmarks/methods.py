@@ -85,8 +85,14 @@ def each(method, reference="full", **values):
 
 GRID = {
     "prune": [*each("prune", tau=[1e-5, 1e-4, 1e-3, 1e-2, 1e-1])],
-    "binary-mask": [*each("binary-mask", lam=[2.0, 4.0, 6.0, 7.0, 8.0, 9.0])],
-    "ssd": [*each("ssd", alpha=[2.0, 4.0, 6.0, 7.0, 8.0, 9.0], lam=[0.1, 1.0])],
+    "binary-mask": [
+        *each("binary-mask", lam=[2.0, 4.0, 6.0, 7.0, 8.0, 9.0]),
+        *each("binary-mask", fraction=[0.01, 0.02, 0.03, 0.05, 0.1]),
+    ],
+    "ssd": [
+        *each("ssd", alpha=[2.0, 4.0, 6.0, 7.0, 8.0, 9.0], lam=[0.1, 1.0]),
+        *each("ssd", fraction=[0.01, 0.02, 0.03, 0.05, 0.1], lam=[0.1, 1.0]),
+    ],
     "ssd-adaptive": [*each("ssd-adaptive", lam=[0.03, 0.1, 0.3])],
     "ssd-soft": [*each("ssd-soft", alpha=[0.03, 0.3, 1.0, 3.0])],
     "fisher-topk": [*each("fisher-topk", fraction=[0.01, 0.02, 0.03, 0.05, 0.1], scope=["global", "tensor"])],
@@ -99,15 +105,18 @@ GRID = {
 
 OTHER = [
     Setting(method="binary-mask", options={"lam": 7.0}),
+    Setting(method="binary-mask", options={"fraction": 0.03}),
     Setting(method="fisher-noise", options={"sigma": 0.01, "gamma": 0.25}, reference="retain"),
     Setting(method="fisher-topk", options={"fraction": 0.05, "scope": "tensor"}),
     Setting(method="jit", options={"sigma": 0.3, "learning_rate": 3e-5}),
     Setting(method="prune", options={"tau": 1e-3}),
     Setting(method="ssd", options={"alpha": 7.0, "lam": 0.1}),
+    Setting(method="ssd", options={"fraction": 0.03, "lam": 0.1}),
     Setting(method="ssd-adaptive", options={"lam": 0.1}),
     Setting(method="ssd-soft", options={"alpha": 0.3}),
 ]
-"""The best of each grid that changes predictions, for methods whose defaults forget little or destroy the model."""
+"""The best of each grid that changes predictions, for methods whose defaults forget little or destroy the model; with
+a fixed threshold and with a fraction, where a method takes both."""
 
 FOR_ESTIMATORS = [Setting(method="ssd-adaptive"), Setting(method="fisher-topk", options={"fraction": 0.05})]
 """Methods without an α, which would depend on the estimator: one adapts, one selects a fixed share."""

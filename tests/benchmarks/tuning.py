@@ -29,9 +29,8 @@ from unlearnkit.data.splits import validation_split
 from unlearnkit.evaluation import loss_and_accuracy
 from unlearnkit.evaluation.metrics.retrain_gap import tug_of_war
 from unlearnkit.evaluation.tuning import Tuner, Validation
-from unlearnkit.evaluation.tuning.tuner import reestimate_batch_norm
 from unlearnkit.importance import Role
-from unlearnkit.models.training import Training, train
+from unlearnkit.models.training import Training, reestimate_batch_norm, train
 from unlearnkit.models.zoo import small_cnn
 
 TRAINING = Training(epochs=20, learning_rate=3e-3)

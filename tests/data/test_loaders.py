@@ -6,9 +6,27 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import IterableDataset, TensorDataset
+from torch import nn
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+from unlearnkit_methods.jit import JustInTime
+from unlearnkit_methods.prune import Prune
 
+from unlearnkit import CrossEntropy, DiagonalFisher, EvaluationInputs, Pipeline, UnlearningInputs, UnlearnKitWarning
 from unlearnkit.data import loader
+from unlearnkit.data.batches import lost_samples
+from unlearnkit.evaluation import loss_and_accuracy
+from unlearnkit.importance import fisher_statistics
+from unlearnkit.importance.multi_process import estimate_resumable
 from unlearnkit.utils.errors import ConfigurationError
 
 DATA = TensorDataset(torch.arange(7), torch.arange(7) * 10)
@@ -92,3 +110,80 @@ def test_a_data_set_needs_a_length():
     for nothing in (Endless(), TensorDataset(torch.zeros(0))):
         with pytest.raises(ConfigurationError, match="a length of at least 1"):
             loader(nothing, batch_size=1)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([(torch.ones(2), 0)] * 4)
+
+
+PAIRS = TensorDataset(torch.randn(64, 2), torch.arange(64) % 2)
+ONES = torch.ones(64)
+LOSSES = {
+    "drop_last leaves out 16 of 64 samples": DataLoader(PAIRS, 24, drop_last=True),
+    "drop_last leaves out 4 of 64 samples": DataLoader(
+        PAIRS, batch_sampler=BatchSampler(SequentialSampler(PAIRS), 10, drop_last=True)
+    ),
+    "drop_last leaves out 1 of 7 samples": DataLoader(Subset(PAIRS, range(7)), 3, drop_last=True),
+    "64 of 64 samples are drawn with replacement": DataLoader(PAIRS, 16, sampler=WeightedRandomSampler(ONES, 64)),
+    "9 of 64 samples are drawn with replacement": DataLoader(
+        PAIRS, 3, sampler=RandomSampler(PAIRS, replacement=True, num_samples=9)
+    ),
+    "the sampler draws 60 times from 64 samples": DataLoader(PAIRS, 6, sampler=RandomSampler(PAIRS, num_samples=60)),
+    "the sampler draws 128 times from 64": DataLoader(PAIRS, 6, sampler=RandomSampler(PAIRS, num_samples=128)),
+    "2 workers read a stream, each of them perhaps all of it": DataLoader(Stream(), 2, num_workers=2),
+    "drop_last leaves out up to 2 samples of a stream": DataLoader(Stream(), 3, drop_last=True),
+}
+
+
+@pytest.mark.parametrize("said", LOSSES)
+def test_loaders_that_leave_out_or_repeat_samples_are_refused_for_a_forget_set_and_said_for_another(said, tmp_path):
+    batches, model = LOSSES[said], nn.Linear(2, 2)
+    with pytest.raises(ConfigurationError, match=f"forget set: expected a loader that reads each sample once: {said}"):
+        DiagonalFisher().estimate(model, batches, objective=CrossEntropy(), role="forget")
+    with pytest.raises(ConfigurationError, match=f"forget_data: expected a loader that reads each sample once: {said}"):
+        JustInTime(epochs=1).unlearn(model, UnlearningInputs(forget_data=batches))
+    with pytest.raises(ConfigurationError, match=said):
+        estimate_resumable(
+            DiagonalFisher(), model, batches, objective=CrossEntropy(), checkpoint=tmp_path / "part", role="forget"
+        )
+    with pytest.raises(ConfigurationError, match=said):
+        fisher_statistics(model, batches, objective=CrossEntropy(), key=-1, role="forget")
+    if batches.num_workers:
+        batches = DataLoader(PAIRS, 24, drop_last=True)
+        said = "16 of 64"
+    with pytest.warns(UnlearnKitWarning, match=said) as issued:
+        DiagonalFisher().estimate(model, batches, objective=CrossEntropy(), role="retain")
+    assert len(issued) == 1
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [(torch.ones(2, 2), torch.tensor([0, 1]))],
+        DataLoader(PAIRS, 24),
+        DataLoader(PAIRS, 24, shuffle=True),
+        DataLoader(PAIRS, 16, drop_last=True),
+        DataLoader(PAIRS, batch_size=None),
+        DataLoader(PAIRS, 4, sampler=SubsetRandomSampler(range(9))),
+        DataLoader(PAIRS, 4, sampler=[3, 1, 2]),
+        DataLoader(Stream(), 2, num_workers=1),
+        loader(PAIRS, batch_size=5, shuffle=True, seed=0),
+    ],
+    ids=lambda batches: type(batches).__name__,
+)
+def test_loaders_that_read_each_sample_of_theirs_once_are_fine(batches):
+    assert lost_samples(batches) == ""
+
+
+def test_a_data_set_in_place_of_batches_is_refused_with_what_to_pass():
+    model = nn.Linear(2, 2)
+    said = r"saw the data set TensorDataset: pass unlearnkit.data.loader\(data, batch_size=…\)"
+    with pytest.raises(ConfigurationError, match=said):
+        Pipeline(unlearner=Prune()).run(model, forget=PAIRS)
+    with pytest.raises(ConfigurationError, match=said):
+        JustInTime(epochs=1).unlearn(model, UnlearningInputs(forget_data=PAIRS))
+    with pytest.raises(ConfigurationError, match=said):
+        EvaluationInputs(model=model, splits={"forget-train": PAIRS})
+    with pytest.raises(ConfigurationError, match=said):
+        loss_and_accuracy(model, PAIRS)

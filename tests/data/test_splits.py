@@ -280,3 +280,26 @@ def test_a_wrong_select_of_a_subclass_is_named():
 
     with pytest.raises(ConfigurationError, match=r"Wrong.select must return a bool array of shape \(5,\)"):
         Wrong().split(COARSE)
+
+
+def test_a_number_that_is_the_name_of_another_class_is_refused():
+    folders = {"label": [str(i) for i in sorted(range(1, 12), key=str)]}  # 1, 10, 11, 2, …
+    labels = {"label": np.arange(11)}
+    assert ByClass(classes="10").split(labels, class_names=folders).forget.tolist() == [1]
+    assert ByClass(classes=0).split(labels, class_names=folders).forget.tolist() == [0]
+    for number in (1, 2, 10):
+        with pytest.raises(
+            ConfigurationError, match=rf"{number} is the name of another class: write '{number}', in quo"
+        ):
+            ByClass(classes=number).split(labels, class_names=folders)
+    padded = {"label": ["01", "02", "03"]}
+    with pytest.raises(ConfigurationError, match="2 is the name of another class: write '02'"):
+        ByClass(classes=2).split({"label": np.arange(3)}, class_names=padded)
+    fine = {"fine": ["1", "0"], "coarse": ["a", "b"]}
+    with pytest.raises(ConfigurationError, match="1 is the name of another class"):
+        BySubclass(fine=1).split({"fine": np.array([0, 1]), "coarse": np.array([0, 1])}, class_names=fine)
+
+
+def test_indices_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "indices.txt").write_bytes(b"\xef\xbb\xbf7\r\n3\r\n")
+    assert ByIndex.from_file(tmp_path / "indices.txt") == ByIndex(indices=[7, 3])

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from cifar_archive import part, write
 from PIL import Image
 from torchvision import transforms as notebook
 
-from unlearnkit.data import imagenet_transform
+from unlearnkit.data import DeviceTransform, cifar100, image_folder, imagenet_transform
+from unlearnkit.data.transforms import image_transform
 from unlearnkit.utils.errors import ConfigurationError
 
 MEAN = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)[:, None, None]
@@ -52,3 +54,50 @@ def test_the_shape_does_not_depend_on_the_image():
 def test_a_size_out_of_range(size):
     with pytest.raises(ConfigurationError, match=f"image_size: expected at least 1 pixel or None, saw {size}"):
         imagenet_transform(size)
+
+
+CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+def test_any_mean_and_deviation(image, on_device):
+    transform = DeviceTransform(image_size=None, **CIFAR) if on_device else imagenet_transform(None, **CIFAR)
+    seen = transform(image[None])[0].double()
+    mean, std = (torch.tensor(CIFAR[name], dtype=torch.float64)[:, None, None] for name in ("mean", "std"))
+    torch.testing.assert_close(seen, (image.double() / 255 - mean) / std, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+def test_every_data_set_of_images_takes_them(tmp_path, on_device):
+    write(tmp_path, train=part([69]), test=part([69], seed=1))
+    for split in ("train", "test"):
+        (tmp_path / split / "car").mkdir(parents=True)
+        Image.new("RGB", (4, 4), (255, 0, 0)).save(tmp_path / split / "car" / "0.png")
+    for make, options in ((cifar100, {"verify": False}), (image_folder, {})):
+        usual, other = (
+            make(tmp_path, image_size=4, on_device=on_device, **options, **some).train[0][0] for some in ({}, CIFAR)
+        )
+        if on_device:
+            usual, other = (x.finish(x.raw[None])[0] for x in (usual, other))
+        mean, std = (torch.tensor(CIFAR[name])[:, None, None] for name in ("mean", "std"))
+        torch.testing.assert_close(other * std + mean, usual * STD.float() + MEAN.float(), rtol=0, atol=1e-6)
+        assert not torch.allclose(usual, other)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"std": [0.2, 0.0, 0.2]}, "std: expected positive numbers, one for each channel, saw"),
+        ({"std": [0.2, -1.0, 0.2]}, "std: expected positive numbers"),
+        ({"mean": [0.2, float("nan"), 0.2]}, "mean: expected numbers, one for each channel"),
+        ({"mean": [0.5]}, "expected mean and std of the same channels"),
+        ({"mean": [0.5], "std": [0.5]}, "mean: expected 3 numbers, for red, green and blue"),
+        ({"mean": "abc"}, "mean and std: expected a list of numbers, saw 'abc'"),
+        ({"mean": "555"}, "mean and std: expected a list of numbers, saw '555'"),
+        ({"mean": 0.5}, "mean and std: expected a list of numbers, saw 0.5"),
+    ],
+)
+def test_mean_and_deviation_that_cannot_be_used(changed, message):
+    for on_device in (True, False):
+        with pytest.raises(ConfigurationError, match=message):
+            image_transform(8, **{**CIFAR, **changed}, on_device=on_device)

@@ -3,9 +3,11 @@
 import shutil
 
 import pytest
+import small_ledger as small
 
 from unlearnkit.deletion import Deletion
 from unlearnkit.experiments.config import load_config
+from unlearnkit.experiments.train import train_original
 
 # A few samples of 1,347: their share of F_D is small, and only a large α tells their weights from all others.
 LEDGER = """
@@ -50,3 +52,34 @@ def deletion(ledger_toml):
 def gentle(ledger_toml):
     """For requests of a few samples."""
     return Deletion.load(load_config(ledger_toml, ["deletion.method=gentle"]))
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory):
+    """Eighteen images, a configuration and a trained linear network, without a ledger; copied, never used itself."""
+    root = tmp_path_factory.mktemp("small")
+    small.write_images(root / "data")
+    (root / "small.toml").write_text(small.TOML)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        train_original(load_config("small.toml"))
+    return root
+
+
+@pytest.fixture(scope="session")
+def small_started(small_data, tmp_path_factory):
+    """The same with a started ledger; copied, never used itself."""
+    root = tmp_path_factory.mktemp("small-started")
+    shutil.copytree(small_data, root, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        Deletion.load(load_config("small.toml")).start()
+    return root
+
+
+@pytest.fixture
+def load(small_started, tmp_path, monkeypatch):
+    """Loads the small ledger, and its data as they are now, in a folder of the test's own."""
+    shutil.copytree(small_started, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return lambda *settings: Deletion.load(load_config("small.toml", settings))

@@ -16,6 +16,11 @@ from unlearnkit.models.zoo import small_cnn
 SHORT = {"requests": ("ticket-1", "ticket-2"), "refresh": False}
 
 
+@pytest.fixture(autouse=True)
+def counted(record_property):
+    record_property("tried", ("kills of a sequence of ledger commands, at random moments", 1))
+
+
 def run(config, folder, *arguments, **options):
     return forked.run(work, str(config), str(folder), *arguments, **options)
 

@@ -35,7 +35,7 @@ def test_contract(subject, law):
 
 Without pytest, call `check_unlearner(MyMethod(alpha=10.0))`, `check_estimator(…)` or `check_metric(…)`. The error for a
 broken law shows the smallest counterexample as Python to paste, and which trait to drop if the promise was not meant.
-The search is the same on every run.
+The search is the same on every run. It draws weights and importances at large, and around the values of the options.
 
 If a promise holds only for some values of an option, override `promises()`: `ssd` does so for ε ≠ 0. A class may add
 laws in an attribute `laws`, a tuple of `unlearnkit.testing.Law`; subclasses inherit them.
@@ -44,8 +44,8 @@ laws in an attribute `laws`, a tuple of `unlearnkit.testing.Law`; subclasses inh
 _CATCHES = """\
 ## What each law catches
 
-For each law the tests contain a deliberately wrong method, estimator or metric that breaks this law and no other law of
-its kind.
+For each law the tests contain three deliberately wrong methods, estimators or metrics that break it. The first, named
+here, breaks no other law of its kind.
 
 | kind | law | what only this law catches |
 |---|---|---|

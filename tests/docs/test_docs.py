@@ -31,6 +31,7 @@ from typer.testing import CliRunner
 import unlearnkit
 from tests.docs import api_page
 from unlearnkit.cli.app import app
+from unlearnkit.data import Corruption
 from unlearnkit.experiments import config as configuration
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.demo import TRIALS
@@ -52,6 +53,7 @@ SECTIONS = {
     "[model]": configuration.ModelConfig,
     "[data]": configuration.DataConfig,
     "[forget]": configuration.ForgetConfig,
+    "[forget.corrupted]": Corruption,
     "[objective]": configuration.ObjectiveConfig,
     "[importance]": configuration.ImportanceConfig,
     "[[method]]": configuration.MethodConfig,
@@ -327,6 +329,8 @@ def default_of(field):
     if isinstance(field.default, attrs.Factory):
         made = "" if field.default.takes_self else field.default.factory()
         return {dict: "`{}`", tuple: "`[]`"}.get(type(made), "see below" if attrs.has(type(made)) else "the name")
+    if field.default is None:
+        return "left out"
     value = field.default.value if isinstance(field.default, enum.Enum) else field.default
     return f"`{toml_of(value)}`"
 

@@ -1,7 +1,9 @@
 """`loss-free` and `output-norm`: |∂ mean ‖f(x)‖² / ∂θ| and its root, without labels."""
 
 import copy
+from typing import Any
 
+import attrs
 import pytest
 import torch
 import wrong_gradient_model as permuted
@@ -105,11 +107,11 @@ class NoLogits(Objective):
         return model(batch[0]).square().sum(1)
 
 
+@attrs.frozen
 class Odd(Objective):
     """An objective whose logits are not one row per sample."""
 
-    def __init__(self, value):
-        self.value = value
+    value: Any
 
     def losses(self, model, batch):
         return model(batch[0]).sum(1)

@@ -21,7 +21,7 @@ from unlearnkit.experiments.experiment import Experiment
 from unlearnkit.experiments.run import run
 from unlearnkit.experiments.train import retrained_models, train_original
 from unlearnkit.models.parameters import digest
-from unlearnkit.reporting.record import findings
+from unlearnkit.reporting.verdict import findings
 from unlearnkit.unlearning.report import Report, TensorChange
 
 LOGITS = np.random.default_rng(0).normal(size=(60, 5))
@@ -202,6 +202,8 @@ def test_row_16_likelihood_ratios_are_of_logit_scaled_confidences():
 @pytest.mark.parametrize("name", shipped.__all__)
 def test_row_20_a_metric_does_not_depend_on_how_data_are_cut_into_batches(name):
     """Per-batch accuracies averaged without weights."""
+    if name in {"HeadSwap", "Recovery"}:
+        pytest.skip("its training steps, or the statistics of BatchNorm, are of batches")
     whole = inputs()
     cut = {split: list(zip(x.split(7), y.split(7), strict=True)) for split, [(x, y)] in whole.splits.items()}
     options = {"margin": 1.0} if name == "RelearnTime" else {}  # its steps are batches: there must be none

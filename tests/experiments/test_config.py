@@ -104,3 +104,25 @@ def test_plain_values_for_a_record(tmp_path):
     record = attrs.asdict(load(tmp_path, SMALL))
     assert record["model"]["factory"] == "a:b"
     assert record["training"]["epochs"] == 5
+
+
+TAKEN = ["ledger", "LEDGER", "passes", "trials", "trials.csv", "summary.csv", "summary.md", "comparison.json"]
+
+
+@pytest.mark.parametrize("label", [*TAKEN, ".retrained", ".", "..", "", "a/b", "a\\nb", "a\\u0000b", "a\\u001bb"])
+def test_labels_name_folders_of_their_own(tmp_path, label):
+    with pytest.raises(ConfigurationError, match=r"method\.(0\.)?label: expected"):
+        load(tmp_path, SMALL, f"method=[{{name='ssd', label=\"{label}\"}}]")
+
+
+@pytest.mark.parametrize("key", ["importance.checkpoint", "deletion.folder", "evaluation.retrained_folder"])
+def test_a_label_is_not_the_name_of_a_configured_folder(tmp_path, key):
+    with pytest.raises(ConfigurationError, match=r"saw \['mine'\], where other files are kept"):
+        load(tmp_path, SMALL, "method=[{name='ssd', label='mine'}]", f"{key}='./out/mine/deep'")
+    assert load(tmp_path, SMALL, "method=[{name='ssd', label='mine'}]", f"{key}='out/other'").method
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + SMALL.encode())
+    assert load_config(path).output == "out"

@@ -8,6 +8,9 @@ from torch import nn
 from unlearnkit.data import ByClass, ByIndex, BySubclass
 from unlearnkit.experiments.config import ForgetConfig, load_config
 from unlearnkit.experiments.experiment import Experiment
+from unlearnkit.experiments.run import run
+from unlearnkit.experiments.train import train_original
+from unlearnkit.models import small_cnn
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 
 
@@ -111,3 +114,34 @@ def test_batches_repeat_and_shuffle_by_the_seed(digits_toml):
     assert torch.equal(one, two)
     assert not torch.equal(one, data.targets)
     assert attrs.evolve(plain.config, seed=5).seed == 5
+
+
+made: list[bool] = []
+
+
+def net(num_classes, pretrained=True, width=4):
+    made.append(pretrained)
+    return small_cnn(num_classes=num_classes, width=width)
+
+
+@pytest.fixture
+def pretrained_toml(digits_toml, monkeypatch):
+    """A configuration whose factory would download weights."""
+    monkeypatch.setattr(f"{__name__}.made", [])
+    text = digits_toml.read_text()
+    digits_toml.write_text(
+        text.replace("unlearnkit.models:small_cnn", f"{__name__}:net").replace("{ width = 4 }", "{ pretrained = true }")
+    )
+    return digits_toml
+
+
+def test_pretrained_weights_are_not_made_where_a_checkpoint_replaces_them(pretrained_toml, trained_checkpoint):
+    config = load_config(pretrained_toml, [f"evaluation.retrained=['{trained_checkpoint}']"])
+    assert len(list(run(config))) == 2
+    assert made == [False, False]  # the original and the retrained model
+
+
+def test_pretrained_weights_are_made_for_training(pretrained_toml, tmp_path):
+    config = load_config(pretrained_toml, [f"model.checkpoint='{tmp_path}/new.safetensors'", "training.epochs=1"])
+    train_original(config)
+    assert made == [True]

@@ -1,15 +1,21 @@
 """The main job: importances once, every method from the original model, atomic results."""
 
 import json
+import signal
 
+import forked_process as forked
 import pytest
 import torch
+from kill_during_work import run_methods
 from safetensors.torch import load_file
 
 from unlearnkit import Metric, PluginManager, hookimpl
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.run import run
-from unlearnkit.utils.errors import ConfigurationError, StoreError, UnknownMethodError
+from unlearnkit.experiments.tune import tune
+from unlearnkit.models.checkpoint import save_checkpoint
+from unlearnkit.models.zoo import small_cnn
+from unlearnkit.utils.errors import ConfigurationError, StoreError, UnknownMethodError, UnlearnKitWarning
 
 
 def records(path, *overrides, **options):
@@ -33,7 +39,7 @@ def test_the_report_on_disk(digits_toml, tmp_path):
     records(digits_toml, "method=[{name='ssd', options={alpha=3}}]")
     report = json.loads((tmp_path / "out" / "ssd" / "report.json").read_text())
     assert report["format"] == "unlearnkit-run-1"
-    assert report["options"] == {"alpha": 3.0, "lam": 1.0, "epsilon": 0.0}
+    assert report["options"] == {"alpha": 3.0, "lam": 1.0, "fraction": None, "epsilon": 0.0}
     assert report["forget"]["samples"] == 137
     assert sum(t["changed"] for t in report["tensors"]) == report["changed"]
     assert sum(t["changed"] for t in report["layers"]) == report["changed"]
@@ -88,6 +94,142 @@ def test_results_are_not_replaced_unasked(digits_toml, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["prune", "ssd"]
 
 
+def test_only_results_are_overwritten(digits_toml, tmp_path):
+    ssd = "method=[{name='ssd', options={alpha=3}}]"
+    folder = tmp_path / "out" / "ssd"
+    folder.mkdir(parents=True)
+    for put in ("notes.txt", "report.json"):
+        (folder / put).write_text("{}")
+        with pytest.raises(StoreError, match=r"out/ssd: expected the results of an earlier run.*saw .*move it away"):
+            records(digits_toml, ssd, overwrite=True)
+        assert (folder / put).read_text() == "{}"
+        (folder / put).unlink()
+    (folder / "model.safetensors").mkdir()
+    with pytest.raises(StoreError, match=r"saw 'model.safetensors' in it"):
+        records(digits_toml, ssd, overwrite=True)
+    (folder / "model.safetensors").rmdir()
+    folder.rmdir()
+    folder.write_text("a file")
+    with pytest.raises(StoreError, match=r"saw a file"):
+        records(digits_toml, ssd, overwrite=True)
+    assert folder.read_text() == "a file"
+    folder.unlink()
+    records(digits_toml, ssd, f"output='{tmp_path}/elsewhere'")
+    folder.symlink_to(tmp_path / "elsewhere" / "ssd")
+    with pytest.raises(StoreError, match=r"saw a link"):
+        records(digits_toml, ssd, overwrite=True)
+    assert sorted(p.name for p in folder.iterdir()) == ["model.safetensors", "report.json"]
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["ssd"]
+
+
+def test_a_file_that_comes_during_the_run_is_not_overwritten(digits_toml, tmp_path):
+    records(digits_toml)
+    running = run(load_config(digits_toml), overwrite=True)
+    next(running)
+    (tmp_path / "out" / "ssd" / "notes.txt").write_text("mine")
+    with pytest.raises(StoreError, match=r"saw 'notes.txt' in it"):
+        next(running)
+    assert (tmp_path / "out" / "ssd" / "notes.txt").read_text() == "mine"
+
+
+def test_two_runs_into_one_output_exclude_each_other(digits_toml, tmp_path):
+    first = run(load_config(digits_toml))
+    next(first)
+    for overwrite in (False, True):
+        with pytest.raises(StoreError, match=r"another process is writing to .*out: wait until it has ended"):
+            records(digits_toml, overwrite=overwrite)
+    with pytest.raises(StoreError, match="another process"):
+        tune(load_config(digits_toml, ["tuning.method='ssd'"]), overwrite=True)
+    assert len(records(digits_toml, f"output='{tmp_path}/other'")) == 2
+    assert len(records(digits_toml, dry_run=True)) == 2
+    assert [record.label for record in first] == ["ssd"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["prune", "ssd"]
+
+
+def test_stopped_run_keeps_what_it_has_written(digits_toml, tmp_path):
+    prune, ssd = records(digits_toml, f"output='{tmp_path}/whole'")
+    stopped = run(load_config(digits_toml))
+    next(stopped)
+    stopped.close()
+    written = (tmp_path / "out" / "prune" / "report.json").read_bytes()
+    with pytest.warns(UnlearnKitWarning, match=r"out/prune is kept: the run that was stopped wrote it"):
+        kept, new = records(digits_toml)
+    assert (tmp_path / "out" / "prune" / "report.json").read_bytes() == written
+    assert (kept.label, new.label) == ("prune", "ssd")
+    assert (kept.after, kept.report.model_after) == (prune.after, prune.report.model_after)
+    assert (new.after, new.report.model_after) == (ssd.after, ssd.report.model_after)
+
+
+@pytest.mark.parametrize("other", ["method.prune.options.tau=1", "seed=1", "forget.classes=[4]"])
+def test_results_of_another_configuration_are_not_kept(digits_toml, other):
+    stopped = run(load_config(digits_toml, [other]))
+    next(stopped)
+    stopped.close()
+    with pytest.raises(StoreError, match=r"results already exist: .*prune: choose another output"):
+        records(digits_toml)
+
+
+def test_results_of_another_model_are_not_kept(digits_toml, tmp_path, trained_checkpoint):
+    mine = tmp_path / "mine.safetensors"
+    mine.write_bytes(trained_checkpoint.read_bytes())
+    stopped = run(load_config(digits_toml, [f"model.checkpoint='{mine}'"]))
+    next(stopped)
+    stopped.close()
+    save_checkpoint(small_cnn(width=4, seed=0), mine)
+    with pytest.raises(StoreError, match=r"out/prune: expected a result of the same original model, to go on"):
+        records(digits_toml, f"model.checkpoint='{mine}'")
+
+
+@pytest.mark.filterwarnings("ignore:ssd")
+def test_an_infinite_option_is_recorded_and_recognised(digits_toml, tmp_path):
+    settings = ["method.ssd.options.alpha=inf"]
+    stopped = run(load_config(digits_toml, settings))
+    next(stopped)
+    stopped.close()
+    with pytest.warns(UnlearnKitWarning, match="is kept"):
+        _, ssd = records(digits_toml, *settings)
+    assert ssd.report.changed == 0
+    written = json.loads((tmp_path / "out" / "ssd" / "report.json").read_text())
+    assert written["manifest"]["config"]["method"][1]["options"] == {"alpha": "inf"}
+
+
+def test_the_page_that_a_killed_run_did_not_write(digits_toml, tmp_path):
+    prune, _ = records(digits_toml, "evaluation.page=true")
+    (tmp_path / "out" / "prune" / "report.html").unlink()
+    with pytest.warns(UnlearnKitWarning, match="is kept"):
+        again, _ = records(digits_toml, "evaluation.page=true")
+    assert again.report.model_after == prune.report.model_after
+    assert (tmp_path / "out" / "prune" / "report.html").exists()
+
+
+def killed(config, settings, folder, *arguments):
+    return forked.run(run_methods, str(config), settings, str(folder), *arguments)
+
+
+def walk_kills(config, root, moments):
+    """Kill a run at each of some file-system events, counted from 1; repeat it, and compare with a whole one."""
+    settings = ["training.epochs=1", "evaluation.retrained_seeds=[1]"]
+    count = root / "count"
+    assert killed(config, [*settings, f"output='{root}/whole'"], root / "whole", None, str(count)) == 0
+    for kill_at in moments(int(count.read_text())):
+        out = root / f"killed-{kill_at}"
+        assert killed(config, [*settings, f"output='{out}'"], out, kill_at) == -signal.SIGKILL
+        assert killed(config, [*settings, f"output='{out}'"], out, None) in {0, 1 if (out / "ssd").exists() else 0}
+        for label in ("prune", "ssd"):
+            one, two = (load_file(folder / label / "model.safetensors") for folder in (root / "whole", out))
+            assert all(torch.equal(one[name], two[name]) for name in one), kill_at
+        assert {p.name for p in out.iterdir()} - {".lock"} == {".retrained", "prune", "ssd"}, kill_at
+
+
+def test_killed_run_goes_on(digits_toml, tmp_path):
+    walk_kills(digits_toml, tmp_path, lambda events: range(2, events, events // 4))
+
+
+@pytest.mark.slow
+def test_run_killed_at_every_file_operation_goes_on(digits_toml, tmp_path):
+    walk_kills(digits_toml, tmp_path, lambda events: range(1, events + 1))
+
+
 def test_a_repeated_request_is_refused(digits_toml, tmp_path):
     records(digits_toml)
     edited = f"model.checkpoint='{tmp_path}/out/ssd/model.safetensors'"
@@ -129,7 +271,7 @@ def test_a_failure_while_writing_leaves_no_folder(digits_toml, tmp_path, monkeyp
     monkeypatch.setattr("unlearnkit.reporting.write.save_checkpoint", full_disk)
     with pytest.raises(StoreError, match=r"No space left on device.*nothing was left half-written"):
         records(digits_toml)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_retain_set_as_reference_and_sums_instead_of_means(digits_toml):

@@ -29,6 +29,17 @@ def test_a_checkpoint_is_not_replaced_unasked(digits_toml, trained_checkpoint):
     assert trained_checkpoint.read_bytes() == before
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_user_s_file_beside_the_checkpoint_stays(digits_toml, tmp_path, overwrite):
+    (tmp_path / "mine.json").write_text("{}")
+    config = load_config(digits_toml, [f"model.checkpoint='{tmp_path}/mine.safetensors'"])
+    with pytest.raises(StoreError, match=r"mine.json: expected the record of an earlier training or nothing"):
+        train_original(config, overwrite=overwrite)
+    assert (tmp_path / "mine.json").read_text() == "{}"
+    with pytest.raises(ConfigurationError, match=r"expected a file for weights, saw .*mine.json"):
+        train_original(load_config(digits_toml, [f"model.checkpoint='{tmp_path}/mine.json'"]), overwrite=overwrite)
+
+
 def test_checkpoint_path_is_required(digits_toml):
     with pytest.raises(ConfigurationError, match="expected a file to write the trained model to"):
         train_original(load_config(digits_toml, ["model.checkpoint=''"]))

@@ -11,7 +11,10 @@ from unlearnkit import ConfigurationError, PluginManager, StoreError, hookimpl
 from unlearnkit.cli.app import app
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.experiment import Experiment
-from unlearnkit.experiments.tune import tune
+from unlearnkit.experiments.run import Job
+from unlearnkit.experiments.tune import hold_out_unseen, tune
+from unlearnkit.plugins.manager import default_manager
+from unlearnkit.utils.progress import silent
 
 QUICK = [
     "tuning.method=ssd",
@@ -67,7 +70,7 @@ def test_the_command_writes_the_edited_model_and_the_frontier(digits_toml, tmp_p
 
 def test_without_a_candidate_within_the_budget(digits_toml, tmp_path):
     result = call("tune", digits_toml, "-q", *settings("tuning.fractions=[0.9]", "tuning.budget=0", "tuning.rounds=0"))
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert "nothing was edited" in " ".join(result.output.split())
     folder = tmp_path / "out" / "ssd-tuned"
     assert [p.name for p in folder.iterdir()] == ["report.json"]
@@ -103,18 +106,35 @@ def test_test_set_does_not_influence_the_choice(digits_toml, monkeypatch):
 def test_the_target_of_a_retrained_model(digits_toml, trained_checkpoint):
     with pytest.raises(ConfigurationError, match=r"retrained models, saw none: .*retrained_seeds"):
         tune(config(digits_toml, "tuning.target=retrained"))
-    # The original is used as the retrained model, so the best edit forgets nothing.
+    # The original is used as the retrained model, so no edit is better than none.
     found = tune(config(digits_toml, "tuning.target=retrained", f"evaluation.retrained=['{trained_checkpoint}']"))
     assert found.tuning.target == found.tuning.original_forget
     assert found.tuning.target_source == "the mean of 1 retrained models on the same samples"
-    assert found.tuning.chosen.distance < 0.1
+    assert (found.tuning.chosen, found.tuning.aim_reached, found.tuning.distance_left) == (None, True, 0)
+
+
+def test_only_results_are_overwritten(digits_toml, tmp_path):
+    folder = tmp_path / "out" / "ssd-tuned"
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(StoreError, match=r"expected the results of an earlier run.*saw 'notes.txt' in it"):
+        tune(config(digits_toml), overwrite=True)
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_unseen_samples_where_a_class_has_one_test_image(digits_toml):
+    experiment = Experiment.load(config(digits_toml, "tuning.target=unseen", "data.options.test_fraction=0.01"))
+    counts = experiment.bundle.test.targets.bincount()
+    assert counts.min() == 1, "no split can have some of each class on both sides"
+    job = Job.start(experiment.config, default_manager(), again=False, progress=silent)
+    left, unseen = hold_out_unseen(job)
+    assert len(left.experiment.bundle.test) + len(unseen) <= len(experiment.bundle.test)
 
 
 def test_the_target_of_unseen_samples_takes_them_out_of_the_test_set(digits_toml):
     random = ["forget={indices=[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]}", "evaluation.splits=['retain-test']"]
     found = tune(config(digits_toml, "tuning.target=unseen", *random))
     assert found.record.tuning["samples"]["unseen"] == 225
-    assert found.record.after["retain-test"].samples == 225
     assert 0.8 < found.tuning.target < 1
     whole = tune(config(digits_toml, "tuning.target=unseen", "tuning.unseen_fraction=0.2"), overwrite=True)
     assert whole.record.tuning["samples"]["unseen"] == 9  # only the forgotten digit
@@ -164,7 +184,7 @@ def test_observers_are_called(digits_toml):
         ("tuning.budgett=1", "did you mean 'budget'"),
         ("tuning.target=none", "expected one of 'stated', 'retrained', 'unseen'"),
         ("tuning.operating=epsilon", "expected a monotone option"),
-        ("method=[{name='finetune', label='ssd'}]", "expected an elementwise method"),
+        ("method=[{name='fisher-noise', label='ssd'}]", "expected an option to search"),
     ],
 )
 def test_methods_that_cannot_be_tuned(digits_toml, setting, said):

@@ -2,7 +2,9 @@
 # ruff: noqa: ARG002 - the signatures are the framework's
 
 import random
+from collections.abc import Callable
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -49,14 +51,17 @@ def ones(model, count=1):
     return Importance(totals={n: torch.ones_like(p) for n, p in trainable(model).items()}, count=count)
 
 
+@attrs.define
 class Author(ImportanceEstimator):
     """An estimator that runs the test's function in the batch of a given number."""
 
     name = "author"
     traits = EstimatorTraits()
 
-    def __init__(self, act=lambda _: None, returns=ones, at=0):
-        self.act, self.returns, self.at, self.seen = act, returns, at, 0
+    act: Callable = lambda _: None
+    returns: Callable = ones
+    at: int = 0
+    seen: int = attrs.field(default=0, init=False)
 
     def estimate_batch(self, model, batch, *, objective):
         self.seen += 1
@@ -327,14 +332,14 @@ def test_custom_accumulator_is_checked():
         Own(edit_buffer).estimate(model, data(), objective=CE)
 
 
+@attrs.frozen
 class Absolute(ImportanceEstimator):
     """An ordinary estimator, without a workaround for wrong gradients; optionally with its own backward pass."""
 
     name = "absolute"
     traits = EstimatorTraits()
 
-    def __init__(self, own_pass):
-        self.own_pass = own_pass
+    own_pass: bool
 
     def estimate_batch(self, model, batch, *, objective):
         weights = trainable(model)

@@ -10,11 +10,16 @@ import pytest
 import torch
 from torch import nn
 from unlearnkit_methods.bad_teacher import BadTeacher
+from unlearnkit_methods.capped_neg_grad import CappedNegGrad
 from unlearnkit_methods.finetune import FineTune
+from unlearnkit_methods.l1_sparse import L1Sparse
 from unlearnkit_methods.neg_grad_plus import NegGradPlus
+from unlearnkit_methods.random_label import RandomLabel
+from unlearnkit_methods.reset_last import ResetLast
 from unlearnkit_methods.retrain import Retrain
 from unlearnkit_methods.salun import SalUn
 from unlearnkit_methods.scrub import Scrub
+from unlearnkit_methods.shrink_perturb import ShrinkPerturb
 
 from unlearnkit import Importance, UnlearningInputs
 
@@ -91,3 +96,41 @@ def test_retrain():
     """From the fresh w = (0, 0) one step as in fine-tuning, whatever the model was."""
     found = weights_after(Retrain(**STEP), line(7.0, 9.0), retain_data=sample(1.0, 0), model_factory=line)
     assert found == pytest.approx([0.05, -0.05])
+
+
+@pytest.mark.parametrize(("target", "step"), [(2.0, 0.5 + 0.25), (0.5, 0.5)])
+def test_capped_neg_grad(target, step):
+    """(−½, ½) of the retain set and, while ln 2 is below the target, −¼·2·(½, −½) of the forget set (2, class 1)."""
+    method = CappedNegGrad(target=target, c=0.25, mode="eval", **STEP)
+    found = weights_after(method, retain_data=sample(1.0, 0), forget_data=sample(2.0, 1))
+    assert found == pytest.approx([0.1 * step, -0.1 * step])
+
+
+def test_shrink_perturb():
+    """¼·(8, 4) + ¾·(−2, 2/3) = (½, 3/2); one step from there, p = σ(−1) for class 0."""
+    method = ShrinkPerturb(shrink=0.25, mode="eval", **STEP)
+    found = weights_after(method, line(8.0, 4.0), retain_data=sample(1.0, 0), model_factory=lambda: line(-2.0, 2 / 3))
+    p = 1 / (1 + math.exp(1.0))
+    assert found == pytest.approx([0.5 + 0.1 * (1 - p), 1.5 - 0.1 * (1 - p)])
+
+
+@pytest.mark.parametrize(("reset", "start"), [(True, 0.0), (False, 7.0)])
+def test_reset_last(reset, start):
+    """One block: anew, one step as in fine-tuning from (0, 0); kept, the same step from (7, 7), where p is ½ too."""
+    method = ResetLast(blocks=1, reset=reset, train="last", **STEP)
+    found = weights_after(method, line(7.0, 7.0), retain_data=sample(1.0, 0), model_factory=line)
+    assert found == pytest.approx([start + 0.05, start - 0.05])
+
+
+def test_l1_sparse():
+    """The gradient (−½, ½) at (1, 1), and 0.2·sign(w) = (0.2, 0.2)."""
+    method = L1Sparse(gamma=0.2, mode="eval", **STEP)
+    found = weights_after(method, line(1.0, 1.0), retain_data=sample(1.0, 0))
+    assert found == pytest.approx([1 + 0.05 - 0.02, 1 - 0.05 - 0.02])
+
+
+def test_random_label():
+    """Of two classes the wrong one of (2, class 1) is 0: 2·(−½, ½); then (1, class 0) from (0.1, −0.1)."""
+    found = weights_after(RandomLabel(mode="eval", **STEP), forget_data=sample(2.0, 1), retain_data=sample(1.0, 0))
+    step = 0.1 * (1 - 1 / (1 + math.exp(-0.2)))
+    assert found == pytest.approx([0.1 + step, -0.1 - step])

@@ -5,10 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
-from unlearnkit_methods.salun import SalUn, other_labels, saliency
+from unlearnkit_methods.salun import SalUn, saliency
 
 from unlearnkit import ConfigurationError, CrossEntropy, DiagonalFisher
 from unlearnkit.testing import parametrize_with_checks
+from unlearnkit.unlearning import other_labels
 
 SGD = {"optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.05, "mode": "eval"}
 searched = settings(max_examples=60, derandomize=True, deadline=None, database=None)

@@ -57,6 +57,16 @@ def test_the_list_is_that_of_the_docs():
     assert set(METHODS) == {
         *("prune", "binary-mask", "ssd", "ssd-adaptive", "ssd-soft", "fisher-topk", "fisher-noise", "finetune"),
         *("neg-grad-plus", "bad-teacher", "scrub", "salun", "jit", "retrain"),
+        *(
+            "capped-neg-grad",
+            "shrink-perturb",
+            "reset-last",
+            "l1-sparse",
+            "random-label",
+            "unsir",
+            "ssd-depth",
+            "class-projection",
+        ),
     }
     assert set(ESTIMATORS) == {
         *("diagonal-fisher", "batched-diagonal-fisher", "sketched-fisher", "loss-free", "output-norm"),
@@ -79,8 +89,12 @@ def test_contract_in_each_precision(name, dtype):
     assert all(has(dtype, case) for case in seen)
 
 
-EPOCHS = {"bad-teacher": 2, "finetune": 2, "jit": 2, "neg-grad-plus": 2, "retrain": 2, "salun": 2, "scrub": 3}
-FORGETS = ("bad-teacher", "neg-grad-plus", "retrain", "salun", "scrub")
+EPOCHS = {
+    **dict.fromkeys(("bad-teacher", "finetune", "jit", "neg-grad-plus", "retrain", "salun", "random-label"), 2),
+    **dict.fromkeys(("shrink-perturb", "reset-last", "l1-sparse", "unsir"), 2),
+    **dict.fromkeys(("scrub", "capped-neg-grad"), 3),
+}
+FORGETS = ("bad-teacher", "neg-grad-plus", "retrain", "salun", "scrub", "random-label")
 
 
 def settings(name):

@@ -106,4 +106,6 @@ def test_below_the_bound_there_is_no_warning_and_something_is_selected():
 
 def test_no_remark_for_batched_importances():
     model, inputs = measured(BatchedDiagonalFisher())
-    assert SSD(alpha=3.0).unlearn(model, inputs).remarks == ()
+    assert SSD(alpha=3.0).remarks(inputs) == ()
+    (said,) = SSD(alpha=3.0).unlearn(model, inputs).remarks
+    assert said.startswith("The largest F_f/F_r seen is ")

@@ -1,5 +1,6 @@
 """Checkpoints are loaded completely or refused."""
 
+import itertools
 import os
 import struct
 
@@ -115,6 +116,33 @@ def test_a_compiled_model_has_the_names_of_the_model_it_wraps(path):
     load_checkpoint(other, path)
     assert digest(other) == digest(model)
     load_checkpoint(torch.compile(other), path)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_the_prefix_of_data_parallel_is_added_or_taken_away(tmp_path, suffix):
+    model, path = trained(), tmp_path / f"model.{suffix}"
+    for saved, loaded in itertools.product((nn.Identity(), Wrapped), repeat=2):
+        wrap = [Wrapped if kind is Wrapped else lambda m: m for kind in (saved, loaded)]
+        state = wrap[0](trained()).state_dict()
+        save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
+        other = small_cnn(seed=2)
+        load_checkpoint(wrap[1](other), path, allow_pickle=True)
+        assert digest(other) == digest(model)
+
+
+class Wrapped(nn.Module):
+    """Names its parameters as DistributedDataParallel does, which needs a process group."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+
+def test_a_file_with_the_prefix_on_some_names_does_not_fit(path):
+    state = trained().state_dict()
+    save_file({("module." + name if name.startswith("head") else name): t for name, t in state.items()}, path)
+    with pytest.raises(MismatchError, match=r"module.head.weight: in the file, but not in the model"):
+        load_checkpoint(small_cnn(seed=2), path)
 
 
 # --- what does not fit ------------------------------------------------------------------------------------------------

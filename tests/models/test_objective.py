@@ -9,8 +9,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from unlearnkit_methods.prune import Prune
 
-from unlearnkit import ConfigurationError, CrossEntropy, MismatchError, Objective
+from unlearnkit import (
+    ConfigurationError,
+    CrossEntropy,
+    DiagonalFisher,
+    EvaluationInputs,
+    MismatchError,
+    Objective,
+    Pipeline,
+    UnlearningInputs,
+)
+from unlearnkit.models import train
 from unlearnkit.models.objective import check_losses
 
 
@@ -50,7 +61,7 @@ def test_the_same_loss_from_every_layout():
     x, fine, coarse = torch.randn(3, 4), torch.tensor([9, 9, 9]), torch.tensor([0, 1, 2])
     want = CrossEntropy().losses(nn.Identity(), (x, coarse))
     layouts = [
-        (CrossEntropy(), nn.Identity(), (x, fine, coarse)),
+        (CrossEntropy(targets=2), nn.Identity(), (x, fine, coarse)),
         (CrossEntropy(targets=1), nn.Identity(), (x, coarse, fine)),
         (CrossEntropy(inputs="image", targets="label"), nn.Identity(), {"image": x, "label": coarse}),
         (CrossEntropy(), Wrapped(lambda x: {"logits": x}), (x, coarse)),
@@ -135,3 +146,73 @@ def test_other_shapes_than_one_loss_per_sample_are_refused(losses, said):
 def test_one_loss_per_sample_passes_unchanged():
     losses = torch.zeros(2)
     assert check_losses(losses, (torch.zeros(2, 3),), objective=CrossEntropy()) is losses
+
+
+def layer(out, dtype=torch.float32):
+    return nn.Linear(4, out, dtype=dtype)
+
+
+X, Y = torch.randn(6, 4), torch.arange(6) % 3
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "said"),
+    [
+        (layer(1), (X, torch.randn(6, 1)), r"at least two classes, .* saw \(6, 1\): .*one logit or regression, write"),
+        (layer(1), (X, Y * 0), r"at least two classes, .* saw \(6, 1\)"),
+        (nn.Flatten(0), (torch.randn(6), Y), r"at least two classes, .* saw \(6,\)"),
+        (
+            layer(3),
+            (X, torch.rand(6, 3).round()),
+            r"class labels, .* saw targets of torch.float32 .*probabilities=True",
+        ),
+        (layer(3), (X, torch.randn(6)), r"class labels, .* saw targets of torch.float32 and shape \(6,\)"),
+        (layer(3), (X, Y[:, None]), r"labels of shape \(6,\), saw .* \(6, 1\) for logits \(6, 3\): squeeze them"),
+        (layer(3), (X, Y[:, None].expand(6, 2)), r"labels of shape \(6,\), saw .* \(6, 2\) for logits \(6, 3\)$"),
+        (layer(3), (X, Y, torch.arange(6)), r"a batch of two fields, .* saw 3: .*CrossEntropy\(targets=1\)"),
+        (layer(3), (X.double(), Y), r"inputs of torch.float32, .* Linear are, saw torch.float64: convert"),
+        (layer(3, torch.float64), (X, Y), r"inputs of torch.float64, .* Linear are, saw torch.float32: convert"),
+        (nn.Conv1d(4, 3, 1), (X.double()[..., None], Y[:, None]), r"inputs of torch.float32, .* Conv1d are, saw"),
+        (layer(3), ((X * 9).byte(), Y), r"inputs of torch.float32, .* Linear are, saw torch.uint8: convert"),
+    ],
+)
+def test_cross_entropy_refuses_what_it_cannot_mean_with_what_to_do(model, batch, said):
+    with pytest.raises((ConfigurationError, MismatchError), match=said):
+        CrossEntropy().losses(model, batch)
+
+
+def test_class_probabilities_are_taken_when_asked_for_and_are_one_objective_with_labels():
+    one_hot = nn.functional.one_hot(Y, 3).float()
+    objective, model = CrossEntropy(probabilities=True), layer(3)
+    assert torch.allclose(objective.losses(model, (X, one_hot)), CrossEntropy().losses(model, (X, Y)))
+    assert objective.describe() == CrossEntropy().describe()
+
+
+def test_an_error_of_the_model_itself_stays_what_it_is():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        CrossEntropy().losses(nn.Linear(5, 3, dtype=torch.float64), (X.double(), Y))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        CrossEntropy().losses(nn.Linear(5, 3), (X, Y))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda wrong: DiagonalFisher().estimate(layer(3), [(X, Y)], objective=wrong),
+        lambda wrong: UnlearningInputs(objective=wrong),
+        lambda wrong: EvaluationInputs(model=layer(3), splits={}, objective=wrong),
+        lambda wrong: train(layer(3), [(X, Y)], objective=wrong),
+        lambda wrong: Pipeline(unlearner=Prune()).run(layer(3), forget=[(X, Y)], objective=wrong),
+    ],
+)
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (nn.CrossEntropyLoss(), r"saw CrossEntropyLoss\(\): use CrossEntropy\(\), or write"),
+        (CrossEntropy, "pass an object, not its class"),
+        (nn.functional.cross_entropy, "expected an unlearnkit.Objective, saw <function cross_entropy"),
+    ],
+)
+def test_what_is_no_objective_is_refused_wherever_one_is_passed(use, wrong, said):
+    with pytest.raises(ConfigurationError, match=said):
+        use(wrong)

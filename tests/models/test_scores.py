@@ -58,7 +58,7 @@ def test_labels_that_are_left_out_do_not_count():
 def test_labels_may_be_probabilities():
     logits = torch.tensor([[0.0, 2.0], [0.0, 2.0]])
     soft = torch.tensor([[0.3, 0.7], [0.9, 0.1]])
-    assert score_batch(nn.Identity(), (logits, soft), objective=CrossEntropy())[1].correct == 1
+    assert score_batch(nn.Identity(), (logits, soft), objective=CrossEntropy(probabilities=True))[1].correct == 1
 
 
 def test_another_objective_has_no_accuracy():

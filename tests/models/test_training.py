@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from unlearnkit.data import digits
 from unlearnkit.evaluation import loss_and_accuracy
 from unlearnkit.models.objective import Objective
-from unlearnkit.models.training import EpochRecord, Training, train
+from unlearnkit.models.training import EpochRecord, Training, train, training_mode
 from unlearnkit.models.zoo import small_cnn
-from unlearnkit.utils.errors import ConfigurationError, NonFiniteError
+from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, UnlearnKitWarning
 
 X = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
 Y = (X.sum(1) > 0).long()
@@ -151,6 +152,74 @@ def test_frozen_weights_stay_bit_identical():
     after = state(model)
     assert torch.equal(before[0], after[0])
     assert not torch.equal(before[2], after[2])
+
+
+def norm_net():
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(7)
+        return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("samples", range(2, 11))
+@pytest.mark.parametrize("as_loader", [True, False])
+def test_a_last_batch_of_one_sample_is_left_out_with_batch_norm(samples, as_loader):
+    data, model = TensorDataset(X[:samples], Y[:samples]), norm_net()
+    for size in range(2, samples + 2):
+        alone, shown = samples % size == 1, []
+        given = (
+            DataLoader(data, batch_size=size) if as_loader else [data[i : i + size] for i in range(0, samples, size)]
+        )
+
+        def watch(batches, what, total, shown=shown):
+            drawn = list(batches)
+            shown.append((total, [len(x) for x, _ in drawn]))
+            return drawn
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            train(model, given, training=Training(epochs=2), progress=watch)
+        sizes = [min(size, samples - i) for i in range(0, samples - alone, size)]
+        assert shown == [(len(sizes), sizes)] * 2
+        said = [str(w.message) for w in caught if w.category is UnlearnKitWarning]
+        assert [text[:37] for text in said] == ["a last batch of one sample was left o"] * alone
+
+
+def test_data_set_and_iterator_lose_a_last_batch_of_one_too():
+    model, data = norm_net(), TensorDataset(X[:9], Y[:9])
+    for given in (data, Unsized([(X[:4], Y[:4]), (X[4:5], Y[4:5])])):
+        with pytest.warns(UnlearnKitWarning, match="last batch of one sample"):
+            (record,) = train(model, given, training=Training(epochs=1, batch_size=4))
+        assert math.isfinite(record.loss)
+
+
+class Unsized:
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def test_all_samples_are_used_without_batch_norm_and_where_it_is_in_eval_mode():
+    data, model = TensorDataset(X[:9], Y[:9]), norm_net()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(net(), data, training=Training(epochs=1, batch_size=4))
+        sizes = []
+        with training_mode(model, torch.optim.SGD(model.parameters(), lr=0.1), seed=0, training=False) as usable:
+            sizes += [len(x) for x, _ in usable(DataLoader(data, batch_size=4))]
+    assert sizes == [4, 4, 1]
+
+
+@pytest.mark.parametrize("given", [[(X[:1], Y[:1])], DataLoader(DATA, batch_size=1)])
+def test_batches_of_one_sample_alone_are_refused_by_batch_norm(given):
+    with pytest.raises(ConfigurationError, match=r"at least 2 samples for BatchNorm in train mode, saw 1 in epoch 1"):
+        train(norm_net(), given, training=Training(epochs=1))
+
+
+def test_batch_norm_of_maps_trains_on_batches_of_one():
+    model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
+    train(model, [(torch.rand(1, 1, 3, 3), torch.tensor([0]))] * 2, training=Training(epochs=1))
 
 
 def test_another_objective_has_no_accuracy():

@@ -474,7 +474,8 @@ def test_observers_get_only_the_arguments_they_declare():
     manager.before_run(RUN)
     manager.after_estimate(RUN, "forget", one)
     manager.after_run(RUN, report)
-    assert calls == [(one, "forget"), (RUN, report)]
+    (copy, role), last = calls
+    assert (copy.totals, role, last) == (one.totals, "forget", (RUN, report))
 
 
 # A fresh process

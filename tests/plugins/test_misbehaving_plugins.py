@@ -6,10 +6,14 @@ the complete path: a plugin is installed, a run requests it by name, and a good 
 """
 # ruff: noqa: ARG002, ARG005 - the signatures are the framework's
 
+import random
+import re
 import sys
+import traceback
 import types
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -26,15 +30,18 @@ from unlearnkit import (
     Pipeline,
     PluginManager,
     PluginWarning,
+    Run,
     Unlearner,
     UnlearnerTraits,
     UnlearningInputs,
     UnlearnKitError,
     hookimpl,
 )
+from unlearnkit.cli import console
 from unlearnkit.cli.app import app
 from unlearnkit.models import trainable
 from unlearnkit.models.parameters import digest
+from unlearnkit.utils.global_state import _STATE
 
 DATA = [(torch.tensor([[1.0, 2.0], [0.5, -1.0]]), torch.tensor([0, 1]))]
 
@@ -336,6 +343,180 @@ def test_an_observer_that_edits_the_model_or_the_report_changes_neither():
     assert report.method == "good"
     perform(PluginManagerOfGood(), "good", other)
     assert digest(one) == digest(other)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda t: t.fill_(9.0),
+        lambda t: t.data.fill_(9.0),
+        lambda t: t.numpy().fill(9.0),
+        lambda t: torch.from_dlpack(t).fill_(9.0),
+    ],
+    ids=["in place", "data", "numpy", "dlpack"],
+)
+def test_an_observer_gets_a_copy_of_each_importance(spoil):
+    seen = []
+
+    def after_estimate(run, importance):
+        seen.append([t.tolist() for t in importance.totals.values()])
+        for total in importance.totals.values():
+            spoil(total)
+        run.options["alpha"] = -1
+
+    manager, one, other = manager_with(unlearnkit_after_estimate=after_estimate), net(), net()
+    manager.register(plugin(unlearnkit_after_estimate=after_estimate), name="second")
+    perform(manager, "good", one)
+    perform(PluginManagerOfGood(), "good", other)
+    assert digest(one) == digest(other)
+    assert (seen[0], seen[2]) == (seen[1], seen[3])
+
+
+@pytest.mark.parametrize("hook", ["unlearnkit_before_run", "unlearnkit_after_estimate", "unlearnkit_after_run"])
+@pytest.mark.parametrize("name", ["0.weight", "1.running_mean"])
+def test_an_observer_that_changes_the_model_is_named_and_the_run_ends(hook, name):
+    model = net()
+    manager = manager_with()
+    manager.register(plugin(**{hook: lambda: None}), name="innocent")
+    manager.register(plugin(**{hook: lambda: model.state_dict()[name].numpy().fill(0.5)}), name="culprit")
+    with pytest.raises(
+        MismatchError, match=rf"plugin 'culprit' of unruly, {hook}: an observer must not change the model.*: {name}"
+    ):
+        perform(manager, "good", model)
+
+
+# Global state
+
+
+SETS = {
+    "the default dtype": "torch.set_default_dtype(torch.float64)",
+    "the default device": "torch.set_default_device('meta')",
+    "the grad mode": "torch.set_grad_enabled(False)",
+    "the number of threads": "torch.set_num_threads(torch.get_num_threads() + 1)",
+    "deterministic algorithms": "torch.use_deterministic_algorithms(True)",
+    "the float32 precision": "torch.set_float32_matmul_precision('medium')",
+    "the random state of torch": "torch.manual_seed(0)",
+    "the random state of Python": "random.seed(0)",
+    "the random state of numpy": "np.random.seed(0)",
+}
+
+
+def globals_now():
+    return [str(read()) for read, _ in _STATE.values()]
+
+
+@pytest.mark.parametrize("what", SETS)
+@pytest.mark.parametrize("when", ["import", "registering its metrics", "unlearnkit_before_run"])
+def test_global_state_that_a_plugin_sets_is_put_back_and_the_plugin_is_named(what, when, monkeypatch, tmp_path):
+    torch.rand(1), random.random(), np.random.rand()
+    before = globals_now()
+    hook = "unlearnkit_before_run" if when.startswith("unlearnkit") else "unlearnkit_register_metrics"
+    act = SETS[what] if when != "import" else "pass"
+    lines = [
+        "import random, numpy as np, torch",
+        "from unlearnkit import hookimpl",
+        SETS[what] if when == "import" else "",
+    ]
+    hooked = ["@hookimpl", f"def {hook}():", f"    {act}", "    return []"]
+    install(monkeypatch, tmp_path, "\n".join(lines + hooked), name="setter")
+    manager = PluginManager()
+    with warnings.catch_warnings(record=True) as issued:
+        warnings.simplefilter("always")
+        manager.problems()
+        manager.before_run(Run(method="m", options={}, estimator="e", model="M"))
+    (said,) = [str(w.message) for w in issued]
+    assert "plugin 'setter' of fake-setter 2.0, global state" in said
+    assert said.endswith(f"it set {what} in {when}, which was put back")
+    assert globals_now() == before
+    assert {one.name: one.problem for one in manager.plugins()}["setter"] is None
+
+
+STOPS = [
+    "class Stop(BaseException): pass\nraise Stop('enough')",
+    "raise GeneratorExit('enough')",
+    "import sys; sys.exit('enough')",
+]
+
+
+@pytest.mark.parametrize("source", STOPS)
+def test_whatever_a_plugin_raises_at_import_is_contained(source, monkeypatch, tmp_path):
+    install(monkeypatch, tmp_path, source, name="stops")
+    with pytest.warns(PluginWarning, match=r"plugin 'stops' of fake-stops 2.0, import: \w+: enough"):
+        assert PluginManager().unlearner("ssd").name == "ssd"
+
+
+def test_ctrl_c_at_import_is_not_contained(monkeypatch, tmp_path):
+    install(monkeypatch, tmp_path, "raise KeyboardInterrupt", name="stops")
+    with pytest.raises(KeyboardInterrupt):
+        PluginManager().unlearner("ssd")
+
+
+# Plugins that offer nothing
+
+
+HEAD = "from unlearnkit import DiagonalFisher, ElementwiseUnlearner, hookimpl\n"
+METHOD = """
+class Mine(ElementwiseUnlearner):
+    name = "{name}"
+    def rule(self, theta, forget{more}):
+        return theta
+"""
+IDLE = {
+    "unmarked": (
+        METHOD.format(name="mine", more=", reference") + "def unlearnkit_register_unlearners():\n    return [Mine]\n",
+        r"nothing unmarked hook: unlearnkit_register_unlearners is not called: write @hookimpl above it",
+    ),
+    "no return": (
+        "@hookimpl\ndef unlearnkit_register_unlearners():\n    [DiagonalFisher]\n",
+        r"nothing registering its unlearners: it returned nothing: write `return \[...\]`",
+    ),
+    "empty list": (
+        "@hookimpl\ndef unlearnkit_register_unlearners():\n    return []\n",
+        r"nothing no function of it is marked with @hookimpl, or each returns an empty list",
+    ),
+    "no hook at all": ("", r"nothing no function of it is marked with @hookimpl, or each returns an empty list"),
+    "two arguments": (
+        METHOD.format(name="mine", more="") + "@hookimpl\ndef unlearnkit_register_unlearners():\n    return [Mine]\n",
+        r"nothing registering its unlearners: Mine.rule: expected the parameters \(self, theta, forget, reference\)",
+    ),
+    "a taken name": (
+        METHOD.format(name="ssd", more=", reference")
+        + "@hookimpl\ndef unlearnkit_register_unlearners():\n    return [Mine]\n",
+        r"unlearner 'ssd' \(also of unlearnkit [\d.]+: asking for it is an error\) usable",
+    ),
+    "an observer": ("@hookimpl\ndef unlearnkit_after_run(): ...\n", r"unlearnkit_after_run usable"),
+}
+
+
+@pytest.mark.parametrize("kind", IDLE)
+def test_the_list_of_plugins_says_what_each_offers_and_why_one_offers_nothing(kind, monkeypatch, tmp_path):
+    from unlearnkit.plugins import manager
+
+    source, said = IDLE[kind]
+    install(monkeypatch, tmp_path, HEAD + source, name="idle")
+    monkeypatch.setattr(manager, "default_manager", PluginManager)
+    monkeypatch.setattr(console.out, "width", 400)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        listed = CliRunner().invoke(app, ["plugins"])
+    assert listed.exit_code == 0
+    rows = [" ".join(line.replace("│", " ").replace("┃", " ").split()) for line in listed.output.splitlines()]
+    assert re.search(rf"^idle fake-idle 2.0 fake_idle {said}", next(row for row in rows if row.startswith("idle")))
+    assert re.search(
+        r"^prune unlearnkit [\d.]+ unlearnkit_methods.prune unlearner 'prune' usable", "\n".join(rows), re.M
+    )
+
+
+def test_the_error_for_one_plugin_has_no_stories_of_the_others(monkeypatch, tmp_path):
+    install(monkeypatch, tmp_path, "raise ValueError('a long story')", name="chatty")
+    install(monkeypatch, tmp_path, "raise ValueError('mine')", name="broken")
+    manager = PluginManager()
+    with pytest.warns(PluginWarning):
+        manager.problems()
+    for name in ("broken", "brokem"):
+        with pytest.raises(UnlearnKitError) as caught:
+            manager.unlearner(name)
+        assert "a long story" not in "".join(traceback.format_exception(caught.value))
 
 
 def PluginManagerOfGood():

@@ -8,7 +8,7 @@ from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.run import run
 from unlearnkit.reporting import RunRecord
-from unlearnkit.reporting.record import findings
+from unlearnkit.reporting.verdict import findings
 from unlearnkit.unlearning.report import Report, TensorChange
 
 

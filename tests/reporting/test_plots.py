@@ -4,6 +4,7 @@ import inspect
 import re
 from pathlib import Path
 
+import attrs
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -52,11 +53,17 @@ def test_the_frontier(axes):
     assert plots.tuning_frontier(axes, found) is axes
     drawn(axes)
     lines = {line.get_label(): line for line in axes.lines}
-    assert set(lines) == {"target", "budget", "tried", "frontier", "original", "chosen"}
+    known = {"target", "budget", "budget that reaches the target", "tried", "frontier", "original", "chosen"}
+    assert set(lines) == known
     assert len(lines["tried"].get_xdata()) == 5  # not the one that could not be made
     assert (lines["chosen"].get_xdata()[0], lines["chosen"].get_ydata()[0]) == pytest.approx((0.9, 0.8))
     assert lines["target"].get_ydata()[0] == 0.7
     assert lines["budget"].get_xdata()[0] == pytest.approx(0.85)
+    reaches = lines["budget that reaches the target"].get_xdata()[0]
+    assert reaches == pytest.approx(found.original_retain - found.budget_to_reach)
+    reached = attrs.evolve(found, tolerance=1.0)
+    axes = plots.tuning_frontier(Figure().subplots(), reached)
+    assert "budget that reaches the target" not in {line.get_label() for line in axes.lines}
     empty = Tuning(target=0, target_source="stated", budget=0.1, original_retain=1, original_forget=1)
     drawn(plots.tuning_frontier(Figure().subplots(), empty))
 

@@ -48,6 +48,7 @@ def test_methods_show_symbols_and_defaults():
 def test_plugins_show_what_is_wrong():
     problem = Problem(plugin="bad", origin="foo 1.0", stage="import", error=ImportError("no module named bar"))
     plugins = [Discovered(name="bad", problem=problem), Discovered(name="good", distribution="foo", version="1.0")]
-    shown = text(plugin_table(plugins, [problem]), width=160)
+    shown = text(plugin_table(plugins, [problem], {"good": ["unlearner 'fine'"]}), width=160)
     assert "import: no module named bar" in shown
     assert "usable" in shown
+    assert "unlearner 'fine'" in shown

@@ -4,9 +4,9 @@ import attrs
 import numpy as np
 import pytest
 
-from unlearnkit.evaluation import LossAndAccuracy
+from unlearnkit.evaluation import FeatureMeasure, LossAndAccuracy
 from unlearnkit.evaluation.plot_data import PlotData, RocCurve
-from unlearnkit.reporting.record import judge, near
+from unlearnkit.reporting.verdict import judge, near
 from unlearnkit.unlearning.report import Report, TensorChange
 
 EDITED = Report(method="m", tensors=(TensorChange(name="w", size=4, changed=1),))
@@ -97,10 +97,13 @@ def test_too_few_references(count, words):
     assert "The largest difference is forget-test accuracy, 0.100 against 0.7" in sentence
 
 
+NOT_LOOKED_AT = " Outputs only: no head-swap and no recovery that tells forgetting from hiding."
+
+
 def test_within_k_sd_of_retraining():
     assert said(scores(retain_test=0.97, forget_test=0.744), retrained=RETRAINED) == (
-        "near",
-        "Within 1.2 sd of retraining on every measure: 2 measures, 3 retrained models.",
+        "outputs only",
+        "Within 1.2 sd of retraining on every measure: 2 measures, 3 retrained models." + NOT_LOOKED_AT,
     )
 
 
@@ -109,16 +112,17 @@ def test_outside_is_stated_for_the_worst_measure():
     assert kind == "apart"
     assert sentence == (
         "Not like retraining: forget-test accuracy is 0.860, retrained models have 0.720 ± 0.020 (7.0 sd above). "
-        "1 more of 2 measures is away too."
+        "1 more of 2 measures is away too." + NOT_LOOKED_AT
     )
 
 
 def test_forgetting_too_much_is_a_gap_too():
     """Forget accuracy 0 presented as success where a retrained model keeps 72 %: known defect 13."""
     kind, sentence = said(scores(retain_test=0.96, forget_test=0.0), retrained=RETRAINED)
-    assert kind == "apart"
+    assert kind == "over-forgotten"
     assert sentence == (
-        "Not like retraining: forget-test accuracy is 0.000, retrained models have 0.720 ± 0.020 (36.0 sd below)."
+        "Over-forgotten: forget-test loss is 1, retrained models have 0.28. "
+        "forget-test accuracy is 0.000, retrained models have 0.720 ± 0.020 (36.0 sd below)." + NOT_LOOKED_AT
     )
 
 
@@ -129,16 +133,18 @@ def all_agree(**accuracies):
 def test_no_standard_deviation_when_all_retrained_models_agree():
     kind, sentence = said(scores(forget_test=0.13), retrained=all_agree(forget_test=0.0))
     assert kind == "apart"
-    assert sentence == "Not like retraining: forget-test accuracy is 0.130, above the 0.000 of all 3 retrained models."
+    assert sentence == (
+        "Not like retraining: forget-test accuracy is 0.130, above the 0.000 of all 3 retrained models." + NOT_LOOKED_AT
+    )
     assert said(scores(forget_test=0.0), retrained=all_agree(forget_test=0.0)) == (
-        "near",
-        "Like retraining on every measure: 1 measure, 3 retrained models that all agree.",
+        "outputs only",
+        "Like retraining on every measure: 1 measure, 3 retrained models that all agree." + NOT_LOOKED_AT,
     )
 
 
 def test_difference_of_one_sample_is_ignored():
     kind, sentence = said(scores(samples=46, forget_test=1 / 46), retrained=all_agree(forget_test=0.0))
-    assert kind == "near"
+    assert kind == "outputs only"
     assert "(within sampling error where these agree: forget-test accuracy)" in sentence
     assert said(scores(samples=46, forget_test=2 / 46), retrained=all_agree(forget_test=0.0))[0] == "apart"
 
@@ -152,7 +158,7 @@ def test_limit_is_a_prediction_interval():
         known, further = values[:, :n], values[:, n]
         inside = np.abs(further - known.mean(axis=1)) <= near(n) * known.std(axis=1, ddof=1)
         assert inside.mean() == pytest.approx(0.95, abs=0.01)
-    assert said(scores(retain_test=0.96, forget_test=0.72 + 0.02 * 4.9), retrained=RETRAINED)[0] == "near"
+    assert said(scores(retain_test=0.96, forget_test=0.72 + 0.02 * 4.9), retrained=RETRAINED)[0] == "outputs only"
     assert said(scores(retain_test=0.96, forget_test=0.72 + 0.02 * 5.1), retrained=RETRAINED)[0] == "apart"
 
 
@@ -165,7 +171,7 @@ def test_equal_aucs_use_the_standard_error_of_chance():
         known = attrs.evolve(curve, model="retrained", auc=0.5)
         return judge(EDITED, GOOD, good, retrained=RETRAINED, views=PlotData(curves=(curve, known, known, known))).kind
 
-    assert (with_accuracy(0.46), with_accuracy(0.40)) == ("near", "apart")
+    assert (with_accuracy(0.46), with_accuracy(0.40)) == ("outputs only", "apart")
 
 
 def test_the_areas_of_attacks_are_measures():
@@ -180,3 +186,77 @@ def test_the_areas_of_attacks_are_measures():
         "AUC of the loss attack",
     ]
     assert "AUC of the loss attack is 0.900, retrained models have 0.500 ± 0.010 (40.0 sd above)" in found.sentence
+
+
+def held(name, value, *retrained, original=0.84):
+    return FeatureMeasure(name=name, value=value, original=original, retrained=retrained, error=0.02)
+
+
+LIKE = scores(retain_test=0.97, forget_test=0.744)
+SWAP, RECOVERS = (
+    held("head-swap forget-test", 0.66, 0.64, 0.65, 0.66),
+    held("recovery retain epoch", 0.7, 0.7, 0.7, 0.7),
+)
+
+
+def test_near_only_where_the_features_are_near():
+    kind, sentence = said(LIKE, retrained=RETRAINED, features=[SWAP, RECOVERS])
+    assert kind == "near"
+    assert sentence.endswith(
+        "The features are near, too: head-swap forget-test is 0.660, retrained models have 0.650 ± 0.010, the original "
+        "has 0.840; recovery retain epoch is 0.700, retrained models have 0.700, the original has 0.840."
+    )
+    kind, sentence = said(LIKE, retrained=RETRAINED, features=[SWAP])
+    assert (kind, sentence.endswith("Outputs only: no recovery that tells forgetting from hiding.")) == (
+        "outputs only",
+        True,
+    )
+    assert said(LIKE, retrained=RETRAINED, features=[SWAP], whole_class=True)[0] == "near"
+
+
+def test_features_as_in_the_original_are_suppressed():
+    hidden = held("head-swap forget-test", 0.84, 0.64, 0.65, 0.66)
+    kind, sentence = said(LIKE, retrained=RETRAINED, features=[hidden, RECOVERS])
+    assert kind == "suppressed"
+    assert sentence.startswith(
+        "The features still hold what was to be forgotten: head-swap forget-test is 0.840, retrained models have 0.650 "
+        "± 0.010, the original has 0.840. Within 1.2 sd"
+    )
+    recovers = held("recovery retain epoch", 0.83, 0.7, 0.7, 0.7)
+    assert said(LIKE, retrained=RETRAINED, features=[SWAP, recovers])[0] == "suppressed"
+
+
+def test_a_measure_by_which_the_original_is_near_too_tells_nothing():
+    blind = held("head-swap forget-test", 0.66, 0.64, 0.65, 0.66, original=0.67)
+    kind, sentence = said(LIKE, retrained=RETRAINED, features=[blind], whole_class=True)
+    assert kind == "outputs only"
+    assert sentence.endswith(
+        "Outputs only: no head-swap that tells forgetting from hiding; the original is as near as this model: "
+        "head-swap forget-test is 0.660, retrained models have 0.650 ± 0.010, the original has 0.670."
+    )
+
+
+def test_damaged_features_are_apart():
+    damaged = held("head-swap forget-test", 0.3, 0.64, 0.65, 0.66)
+    kind, sentence = said(LIKE, retrained=RETRAINED, features=[damaged, RECOVERS])
+    assert kind == "apart"
+    assert "The features are not like those of retrained models: head-swap forget-test is 0.300" in sentence
+
+
+def test_an_edit_of_the_last_layer_or_of_biases_is_said():
+    def edited(*changed):
+        names = ("body.weight", "body.bias", "head.weight", "head.bias")
+        changes = tuple(TensorChange(name=n, size=4, changed=n in changed) for n in names)
+        return judge(Report(method="m", tensors=changes), GOOD, LIKE, retrained=RETRAINED).sentence
+
+    assert edited("head.weight", "head.bias").endswith(" Only the last layer, head, was edited.")
+    assert edited("head.bias", "body.bias").endswith(" Only biases were edited.")
+    assert not edited("body.weight", "head.bias").endswith("edited.")
+
+
+def test_without_retrained_models_the_strongest_reference_is_named():
+    after = scores(retain_test=0.95, forget_train=0.1, forget_test=0.12)
+    sentence = said(after, features=[held("head-swap forget-test", 0.83), held("head-swap forget-train", 0.5)])[1]
+    assert "Accuracy on forgotten samples is 0.100, on unseen ones of their kind 0.120." in sentence
+    assert "head-swap forget-test is 0.830 as in the original, 0.840." in sentence
+    assert "head-swap forget-train is 0.500, in the original 0.840." in sentence

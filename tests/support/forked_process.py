@@ -6,7 +6,14 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOADED = ["restricted_command", "kill_during_work", "overwrite_and_kill", "sharded_model_tasks", "rank_tasks"]
+_PRELOADED = [
+    "restricted_command",
+    "kill_at_every_operation",
+    "kill_during_work",
+    "overwrite_and_kill",
+    "sharded_model_tasks",
+    "rank_tasks",
+]
 
 
 def _serve():

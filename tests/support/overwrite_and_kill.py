@@ -1,5 +1,6 @@
 """Overwrite a folder of results in a process of its own, which ends by SIGKILL at a chosen moment."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ from torch import nn
 from unlearnkit.reporting import RunRecord, write_result
 from unlearnkit.unlearning.report import Report, TensorChange
 from unlearnkit.utils import files
+from unlearnkit.utils.errors import StoreError
 
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree", "ctypes.dlsym"}
 
@@ -36,3 +38,14 @@ def overwrite(folder, kill_at, *, exchange):
         files._swapped = lambda *_: False  # the path for systems that this one is not
     sys.addaudithook(watch)
     result(folder, 2)
+
+
+def hold_in_turns(folder, tries):
+    """Take the lock of a folder again and again; dies where another process holds it too."""
+    held = 0
+    while held < tries:
+        with contextlib.suppress(StoreError), files.locked_folder(folder):
+            (folder / "held").touch(exist_ok=False)
+            (folder / "held").unlink()
+            held += 1
+    (folder / f"done-{os.getpid()}").touch()

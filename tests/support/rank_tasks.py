@@ -17,7 +17,7 @@ from unlearnkit import CrossEntropy, DiagonalFisher, SketchedFisher, UnlearnKitE
 from unlearnkit.data import LabelledImages, loader
 from unlearnkit.distributed.collectives import Ranks, Shared, all_gather, map_over_ranks, map_shared, raise_on_all_ranks
 from unlearnkit.evaluation import loss_and_accuracy
-from unlearnkit.evaluation.metrics.residual_knowledge import features_of
+from unlearnkit.evaluation.metrics.features import features_of
 from unlearnkit.evaluation.model_outputs import outputs_of
 from unlearnkit.experiments import Comparison
 from unlearnkit.experiments.config import load_config

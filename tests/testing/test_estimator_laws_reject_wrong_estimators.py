@@ -1,6 +1,10 @@
-"""For each law of estimators: a deliberately wrong estimator that this law rejects, and no other one."""
+"""For each law of estimators: three deliberately wrong ones that it rejects; no other law rejects the first one."""
+
+import random
+from collections.abc import Callable
 
 import attrs
+import numpy as np
 import pytest
 import torch
 
@@ -137,16 +141,115 @@ WRONG = {
 }
 
 
-def test_every_law_has_its_wrong_estimator():
+@attrs.frozen
+class Changes(Right):
+    """Measure correctly, then change each importance, or what ``estimate`` returns."""
+
+    of_batch: Callable = lambda found, _: found
+    of_all: Callable = lambda found: found
+    after: Callable = lambda _: None
+
+    def estimate_batch(self, model, batch, *, objective):
+        return self.of_batch(super().estimate_batch(model, batch, objective=objective), batch)
+
+    def estimate(self, model, batches, **options):
+        found = super().estimate(model, batches, **options)
+        self.after(model)
+        return self.of_all(found)
+
+
+@attrs.frozen
+class SpoilsWhenItFails(Right):
+    damage: Callable
+
+    def estimate(self, model, batches, **options):
+        try:
+            return super().estimate(model, batches, **options)
+        except OSError:
+            self.damage(model)
+            raise
+
+
+@attrs.frozen
+class Terms(Right):
+    of: Callable
+
+    def term(self, g):
+        return self.of(g.detach())
+
+
+def each(function):
+    def changed(found, *_):
+        return attrs.evolve(found, totals={name: function(t) for name, t in found.totals.items()})
+
+    return changed
+
+
+def refuses_one_sample(found, batch):
+    if len(batch[0]) == 1:
+        raise ValueError("expected at least two samples")
+    return found
+
+
+class NamesTiedWeightsTwice(Right):
+    def estimate_batch(self, model, batch, *, objective):
+        found = super().estimate_batch(model, batch, objective=objective)
+        every = {name: torch.zeros_like(p) for name, p in model.named_parameters(remove_duplicate=False)}
+        return attrs.evolve(found, totals={**every, **found.totals})
+
+
+class SquaresTheMeanGradient(Right):
+    def estimate_batch(self, model, batch, *, objective):
+        found = gradients(model, objective.losses(model, batch).mean())
+        return Importance(totals={name: len(batch[0]) * g**2 for name, g in found.items()}, count=len(batch[0]))
+
+
+def first_sample_counts_twice(found, batch):
+    return scaled(found, 2.0 if float(batch[0][0, 0]) > 2 else 1.0)
+
+
+FURTHER = {
+    "runs": [NamesTiedWeightsTwice(), Changes(of_batch=refuses_one_sample)],
+    "untouched": [
+        Changes(after=lambda m: [p.grad.add_(1) for p in trainable(m).values()]),
+        Changes(after=lambda _: torch.manual_seed(0)),
+    ],
+    "rolls-back": [
+        SpoilsWhenItFails(lambda m: m.eval()),
+        SpoilsWhenItFails(lambda m: m.head.bias.data.add_(1)),
+    ],
+    "data": [
+        Changes(of_batch=lambda found, batch: (batch[1].clamp_(max=1), found)[1]),
+        Changes(of_batch=lambda found, batch: (batch[0][-1].zero_(), found)[1]),
+    ],
+    "non-negative": [Changes(of_all=each(lambda t: t - t.mean())), Changes(of_all=each(lambda t: t - 1e-3))],
+    "count": [
+        Changes(of_all=lambda found: attrs.evolve(found, samples=found.samples + 1)),
+        Changes(of_batch=lambda found, batch: attrs.evolve(found, count=batch[0].numel())),
+    ],
+    "additive": [Changes(of_all=each(torch.sqrt)), Changes(of_all=lambda found: scaled(found, found.samples))],
+    "order-free": [Changes(of_batch=first_sample_counts_twice), SquaresTheMeanGradient()],
+    "batch-size-free": [SquaresTheMeanGradient(), Changes(of_batch=lambda f, batch: scaled(f, 1 / len(batch[0])))],
+    "quadratic": [Terms(lambda g: g.clamp(-1, 1) ** 2), Terms(lambda g: g**4)],
+    "deterministic": [
+        Changes(of_all=lambda found: scaled(found, random.random())),
+        Changes(of_all=lambda found: scaled(found, float(np.random.rand()))),
+    ],
+}
+
+
+def test_every_law_has_its_three_wrong_estimators():
     assert list(WRONG) == [law.name for law in LAWS[ImportanceEstimator]]
+    assert {name: len(FURTHER[name]) for name in WRONG} == dict.fromkeys(FURTHER, 2)
     assert all(law.rejects for law in LAWS[ImportanceEstimator])
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_the_law_rejects_its_wrong_estimator(name):
-    law = next(law for law in laws_for(WRONG[name]) if law.name == name)
-    with pytest.raises(LawError, match=f"the law '{name}' is broken by {type(WRONG[name]).__name__}"):
-        law.check(WRONG[name])
+@pytest.mark.parametrize(("name", "number"), [(name, number) for name in WRONG for number in range(3)])
+def test_the_law_rejects_its_wrong_estimators(name, number):
+    wrong = [WRONG[name], *FURTHER[name]][number]
+    law = next(law for law in laws_for(wrong) if law.name == name)
+    with pytest.raises(LawError, match=f"the law '{name}' is broken by {type(wrong).__name__}"):
+        law.check(wrong)
 
 
 @pytest.mark.parametrize("name", WRONG)

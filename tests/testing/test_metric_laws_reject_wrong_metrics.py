@@ -1,7 +1,12 @@
-"""For each law of metrics: a deliberately wrong metric that this law rejects, and no other one."""
+"""For each law of metrics: three deliberately wrong ones that it rejects; no other law rejects the first one."""
 
 # ruff: noqa: ARG002 - the methods here have the signatures of the contract, and need less
 
+import random
+from collections.abc import Callable
+
+import attrs
+import numpy as np
 import pytest
 import torch
 
@@ -66,16 +71,57 @@ WRONG = {
 }
 
 
-def test_every_law_has_its_wrong_metric():
+@attrs.frozen
+class Changes(Right):
+    """Measure correctly, then do something to the inputs, or change the values."""
+
+    after: Callable = lambda _: None
+    values: Callable = lambda found: found
+
+    def evaluate(self, inputs):
+        found = super().evaluate(inputs)
+        self.after(inputs)
+        return self.values(found)
+
+
+class NeedsAnotherSplit(Right):
+    def measure(self, inputs):
+        return {"samples": float(len(inputs.splits["validation"]) > 0)}
+
+
+FURTHER = {
+    "runs": [NeedsAnotherSplit(), Changes(values=lambda _: {})],
+    "untouched": [
+        Changes(after=lambda inputs: inputs.original.train(not inputs.original.training)),
+        Changes(after=lambda inputs: inputs.retrained[0].zero_grad()),
+    ],
+    "data": [
+        Changes(after=lambda inputs: [x.mul_(0.5) for x, _ in inputs.splits["retain-test"]]),
+        Changes(after=lambda inputs: inputs.splits["forget-train"].clear()),
+    ],
+    "range": [
+        Changes(values=lambda found: {"accuracy": found["accuracy"] - 2}),
+        Changes(values=lambda _: {"accuracy": float("nan")}),
+    ],
+    "deterministic": [
+        Changes(values=lambda _: {"chance": random.random()}),
+        Changes(values=lambda _: {"chance": float(np.random.rand())}),
+    ],
+}
+
+
+def test_every_law_has_its_three_wrong_metrics():
     assert list(WRONG) == [law.name for law in LAWS[Metric]]
+    assert {name: len(FURTHER[name]) for name in WRONG} == dict.fromkeys(FURTHER, 2)
     assert all(law.rejects for law in LAWS[Metric])
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_the_law_rejects_its_wrong_metric(name):
-    law = next(law for law in laws_for(WRONG[name]) if law.name == name)
-    with pytest.raises(LawError, match=f"the law '{name}' is broken by {type(WRONG[name]).__name__}"):
-        law.check(WRONG[name])
+@pytest.mark.parametrize(("name", "number"), [(name, number) for name in WRONG for number in range(3)])
+def test_the_law_rejects_its_wrong_metrics(name, number):
+    wrong = [WRONG[name], *FURTHER[name]][number]
+    law = next(law for law in laws_for(wrong) if law.name == name)
+    with pytest.raises(LawError, match=f"the law '{name}' is broken by {type(wrong).__name__}"):
+        law.check(wrong)
 
 
 @pytest.mark.parametrize("name", WRONG)

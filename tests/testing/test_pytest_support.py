@@ -27,7 +27,7 @@ def test_there_is_one_test_per_object_and_law():
 def test_ids_are_readable_and_unique():
     ids = [p.id for p in params(parametrize_with_checks(SUBJECTS))]
     assert len(set(ids)) == len(ids)
-    assert "SelectiveSynapticDampening(alpha=inf,lam=1.0,epsilon=0.0)-locality" in ids
+    assert "SelectiveSynapticDampening(alpha=inf,lam=1.0,fraction=None,epsilon=0.0)-locality" in ids
     assert {"Prune(tau=0.0)-locality", "Prune(tau=0.0)-locality-2"} <= set(ids)
 
 

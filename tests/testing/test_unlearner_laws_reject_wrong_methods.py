@@ -1,17 +1,21 @@
-"""For each law of every method: a deliberately wrong method that this law rejects, and no other one.
+"""For each law of every method: three deliberately wrong methods that it rejects; no other law rejects the first one.
 
 The framework prevents most of these faults, so most of the wrong methods override what is final.
 """
 
 # ruff: noqa: ARG002 - the methods here have the signatures of the contract, and need less
 
+import random
+from collections.abc import Callable
+
 import attrs
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from unlearnkit_methods.jit import JustInTime
 
-from unlearnkit import BudgetError, Need, TrainingUnlearner, Unlearner
+from unlearnkit import BudgetError, Need, TrainingUnlearner, Unlearner, UnlearnerTraits
 from unlearnkit.models import trainable
 from unlearnkit.testing import LawError, broken_laws, laws_for
 from unlearnkit.testing.law import LAWS
@@ -87,6 +91,8 @@ class EditsFrozen(Wrong):
 
 
 class EatsEvidence(Right):
+    needs = frozenset({Need.FORGET_IMPORTANCE})
+
     def apply(self, model, inputs):
         super().apply(model, inputs)
         for total in inputs.forget.totals.values():
@@ -143,9 +149,136 @@ WRONG = {
 }
 
 
-def test_every_law_has_its_wrong_method():
+@attrs.frozen
+class Damages(Wrong):
+    """Edit correctly, then do the test's damage to the model."""
+
+    damage: Callable
+
+
+@attrs.frozen
+class Uses(Right):
+    """Edit correctly, then do something with the inputs."""
+
+    needs = frozenset(Need)
+    act: Callable
+
+    def apply(self, model, inputs):
+        super().apply(model, inputs)
+        self.act(model, inputs)
+
+
+@attrs.frozen
+class Reports(Right):
+    """Edit correctly, and change the report."""
+
+    needs = frozenset()
+    traits = UnlearnerTraits(edits_buffers=True)
+    change: Callable
+
+    def apply(self, model, inputs):
+        super().apply(model, inputs)
+        for buffer in model.buffers():
+            buffer.add_(1)
+
+    def unlearn(self, model, inputs):
+        return self.change(super().unlearn(model, inputs))
+
+
+@attrs.frozen
+class SpoilsWhenItFails(Right):
+    """Restore the model after an error, then do the test's damage."""
+
+    damage: Callable
+
+    def unlearn(self, model, inputs):
+        try:
+            return super().unlearn(model, inputs)
+        except Exception:
+            self.damage(model)
+            raise
+
+
+class DrawsNoUndeclaredData(Right):
+    def apply(self, model, inputs):
+        super().apply(model, inputs)
+        len(inputs.retain_data)
+
+
+@attrs.frozen(kw_only=True)
+class TrainsInTrainModeOnly(SwitchesToTrainMode):
+    def passes(self, model, inputs):
+        def loss(student, batch):
+            assert student.training, "not in train mode"
+            return inputs.mean_loss(student, batch)
+
+        return EpochConfig.epochs(inputs.retain_data, loss, count=1)
+
+
+@attrs.frozen(kw_only=True)
+class CountsItsSteps(SwitchesToTrainMode):
+    def passes(self, model, inputs):
+        def loss(student, batch):
+            for buffer in student.buffers():
+                buffer.add_(1)
+            return inputs.mean_loss(student, batch)
+
+        return EpochConfig.epochs(inputs.retain_data, loss, count=1)
+
+
+def norms(model):
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+
+
+def turn_into_float32(model, _):
+    for p in model.parameters():
+        p.data = p.data.float()
+
+
+def shift(model, by):
+    with torch.no_grad():
+        for p in trainable(model).values():
+            p.add_(by())
+
+
+FURTHER = {
+    "runs": [DrawsNoUndeclaredData(), Uses(turn_into_float32)],
+    "buffers": [
+        Damages(lambda m: [norm.num_batches_tracked.add_(1) for norm in norms(m)]),
+        Reports(lambda report: attrs.evolve(report, buffers_changed=())),
+    ],
+    "grads": [
+        Damages(lambda m: [p.grad.zero_() for p in trainable(m).values()]),
+        Damages(lambda m: [setattr(p, "grad", torch.ones_like(p)) for p in m.parameters() if not p.requires_grad]),
+    ],
+    "modes": [Damages(lambda m: m.train()), Damages(lambda m: [norm.eval() for norm in norms(m)])],
+    "random-state": [Damages(lambda _: torch.manual_seed(0)), Damages(lambda _: random.random())],
+    "structure": [
+        Damages(lambda m: m.register_buffer("mask", torch.ones(1))),
+        Damages(lambda m: [setattr(norm, "running_mean", norm.running_mean.clone()) for norm in norms(m)]),
+    ],
+    "frozen": [Damages(lambda m: m.requires_grad_(True)), Damages(lambda m: m.head.requires_grad_(False))],
+    "inputs": [
+        Uses(lambda _, inputs: [x.sub_(x.mean()) for x, _ in inputs.forget_data]),
+        Uses(lambda _, inputs: inputs.retain_data.clear()),
+    ],
+    "report": [
+        Reports(lambda r: attrs.evolve(r, tensors=tuple(attrs.evolve(t, changed=t.size - 1) for t in r.tensors))),
+        Reports(lambda report: attrs.evolve(report, tensors=report.tensors[1:])),
+    ],
+    "rolls-back": [SpoilsWhenItFails(lambda m: m.train()), SpoilsWhenItFails(lambda _: np.random.rand())],
+    "deterministic": [
+        Uses(lambda model, _: shift(model, random.random)),
+        Uses(lambda model, _: shift(model, lambda: float(np.random.rand()))),
+    ],
+    "eval-mode": [TrainsInTrainModeOnly(), CountsItsSteps()],
+}
+
+
+def test_every_law_has_its_three_wrong_methods():
     laws = [*LAWS[Unlearner], *LAWS[TrainingUnlearner]]
     assert list(WRONG) == [law.name for law in laws]
+    assert {name: len(FURTHER[name]) for name in WRONG} == dict.fromkeys(FURTHER, 2)
     assert all(law.rejects for law in laws)
 
 
@@ -153,11 +286,12 @@ def test_a_method_that_trains_with_a_fixed_mode_does_not_owe_the_law_of_eval_mod
     assert "eval-mode" not in {law.name for law in laws_for(JustInTime())}
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_the_law_rejects_its_wrong_method(name):
-    law = next(law for law in laws_for(WRONG[name]) if law.name == name)
-    with pytest.raises(LawError, match=f"the law '{name}' is broken by {type(WRONG[name]).__name__}"):
-        law.check(WRONG[name])
+@pytest.mark.parametrize(("name", "number"), [(name, number) for name in WRONG for number in range(3)])
+def test_the_law_rejects_its_wrong_methods(name, number):
+    wrong = [WRONG[name], *FURTHER[name]][number]
+    law = next(law for law in laws_for(wrong) if law.name == name)
+    with pytest.raises(LawError, match=f"the law '{name}' is broken by {type(wrong).__name__}"):
+        law.check(wrong)
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -7,8 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from unlearnkit import ElementwiseUnlearner, Importance, MismatchError, Need, NonFiniteError, UnlearningInputs
+from unlearnkit import (
+    ConfigurationError,
+    ElementwiseUnlearner,
+    Importance,
+    MismatchError,
+    Need,
+    NonFiniteError,
+    UnlearningInputs,
+)
 from unlearnkit.models.parameters import bits, digest, trainable
+from unlearnkit.testing import broken_laws
 
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=60)
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -160,17 +169,22 @@ def test_means_are_compared_unless_they_are_unnormalised():
     assert model.weight.item() == value / 2
 
 
-def test_a_method_that_needs_no_reference_sees_zeros():
-    class Single(ElementwiseUnlearner):
-        name = "single"
-        needs = frozenset({Need.FORGET_IMPORTANCE})
+@pytest.mark.parametrize("use", [lambda r: r * 2, lambda r: r > 0, lambda r: r.shape, torch.zeros_like])
+def test_a_rule_cannot_use_a_reference_that_its_method_does_not_declare(use):
+    class Uses(ElementwiseUnlearner):
+        name, needs = "uses", frozenset({Need.FORGET_IMPORTANCE})
 
-        def rule(self, theta, forget, reference):
-            assert bool((reference == 0).all())
-            return torch.where(forget > reference, torch.zeros_like(theta), theta)
+        def rule(self, theta, _, reference):
+            use(reference)
+            return theta
 
     model = nn.Linear(2, 2)
-    assert Single().unlearn(model, UnlearningInputs(forget=importance(model, 1.0))).changed == 6
+    one = Importance(totals={name: torch.ones_like(p) for name, p in model.named_parameters()}, count=1)
+    for inputs in (UnlearningInputs(forget=one), UnlearningInputs(forget=one, reference=one)):
+        with pytest.raises(ConfigurationError, match=r"add Need.REFERENCE_IMPORTANCE to the needs") as caught:
+            Uses().unlearn(model, inputs)
+        assert "while 'uses' edited 'weight'" in caught.value.__notes__
+    assert "add Need.REFERENCE_IMPORTANCE" in str(broken_laws(Uses(), examples=2)["runs"])
 
 
 def test_prepare_may_return_a_copy_that_edits():

@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+from itertools import chain
 
 import attrs
 import numpy as np
@@ -11,8 +12,16 @@ import torch
 import wrong_gradient_model as permuted
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from unlearnkit_methods.ssd import SelectiveSynapticDampening
 
-from unlearnkit import ConfigurationError, CrossEntropy, NonFiniteError, UnlearningInputs, UnsupportedModelError
+from unlearnkit import (
+    ConfigurationError,
+    CrossEntropy,
+    NonFiniteError,
+    Pipeline,
+    UnlearningInputs,
+    UnsupportedModelError,
+)
 from unlearnkit.models import OptimizerConfig
 from unlearnkit.unlearning import EpochConfig, fine_tune
 
@@ -339,3 +348,55 @@ def test_steps_descend_where_torch_gradients_are_wrong(training):
             training=training,
         )
     torch.testing.assert_close(state(one), state(other), rtol=1e-4, atol=1e-5)
+
+
+def in_class_order():
+    return [(torch.full((2, 2), float(i)), torch.tensor([i, i])) for i in range(4)]
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_list_of_batches_in_the_order_of_their_classes_is_reshuffled_in_each_pass(kind):
+    seen = []
+
+    def loss(model, batch):
+        seen.append(batch[0][:, 0].tolist())
+        return cross_entropy(model, batch)
+
+    given = kind(in_class_order())
+    model = nn.Linear(2, 4)
+    tune(model, given, count=2, loss=loss)
+    first, second = seen[:4], seen[4:]
+    assert sorted(chain(*first)) == sorted(chain(*second)) == [0.0, 0.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
+    assert first != second
+    assert any(len(set(rows)) > 1 for rows in first)
+    assert [x[0, 0] for x, _ in given] == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_a_list_in_another_order_or_without_labels_keeps_its_order():
+    seen = []
+
+    def loss(model, batch):
+        seen.append(float(batch[0][0, 0]))
+        return model(batch[0]).square().mean()
+
+    mixed = in_class_order()
+    mixed.append(mixed[0])
+    for given in (mixed, [(x,) for x, _ in in_class_order()], [(x, y * 0) for x, y in in_class_order()]):
+        tune(nn.Linear(2, 4), given, count=1, loss=loss)
+    assert seen == [0.0, 1.0, 2.0, 3.0, 0.0, 0.0, 1.0, 2.0, 3.0, 0.0, 1.0, 2.0, 3.0]
+
+
+def test_batches_in_class_order_that_cannot_be_shuffled_are_refused():
+    named = [{"image": x, "label": y, "file": ["a", "b"]} for x, y in in_class_order()]
+    inputs = UnlearningInputs(objective=CrossEntropy(inputs="image", targets="label"))
+    with pytest.raises(ConfigurationError, match=r"batches in a random order to train on, .* DataLoader with shuffle"):
+        tune(nn.Linear(2, 4), named, inputs=inputs, loss=lambda m, b: m(b["image"]).mean())
+
+
+def test_a_full_set_that_is_smaller_than_the_forget_set_is_refused():
+    x, y = torch.randn(24, 2), torch.arange(24) % 2
+    run = Pipeline(unlearner=SelectiveSynapticDampening()).run
+    with pytest.raises(
+        ConfigurationError, match=r'forget set of 16 samples, saw 8 samples: .* reference_role="retain"'
+    ):
+        run(nn.Linear(2, 2), forget=[(x[:16], y[:16])], reference=[(x[16:], y[16:])])

@@ -4,6 +4,7 @@
 import json
 import math
 import random
+from collections.abc import Callable
 
 import attrs
 import numpy as np
@@ -56,6 +57,7 @@ def net():
     return model
 
 
+@attrs.frozen
 class Author(Unlearner):
     """A method that runs the test's function."""
 
@@ -63,8 +65,7 @@ class Author(Unlearner):
     needs = frozenset()
     traits = UnlearnerTraits()
 
-    def __init__(self, act=lambda _: None):
-        self.act = act
+    act: Callable = lambda _: None
 
     def apply(self, model, inputs):
         self.act(model)
@@ -467,7 +468,9 @@ def test_warning_turned_into_an_error_restores_the_model():
 
 def test_the_report_is_plain_json():
     @attrs.frozen(kw_only=True)
-    class Optioned(Author):
+    class Optioned(Unlearner):
+        name = "optioned"
+        needs = frozenset()
         alpha: float = option(math.inf, doc="α")
 
         def apply(self, model, inputs):
@@ -479,3 +482,48 @@ def test_the_report_is_plain_json():
     assert (plain["changed"], plain["size"], plain["options"]) == (4, 28, {"alpha": "inf"})
     assert [e["role"] for e in plain["evidence"]] == ["forget", "full"]
     assert plain["tensors"][0] == {"name": "embed.weight", "size": 20, "changed": 4, "fraction": 0.2}
+
+
+@pytest.mark.parametrize("need", Need, ids=lambda need: need.name)
+def test_an_input_that_is_not_declared_cannot_be_read_and_the_error_names_the_need(need):
+    @attrs.frozen
+    class Reads(Unlearner):
+        name, needs = "reads", frozenset(set(Need) - {need})
+        when: str
+
+        def apply(self, model, inputs):
+            if self.when == "apply":
+                getattr(attrs.evolve(inputs, seed=1), need.value)
+
+        def remarks(self, inputs):
+            return (str(getattr(inputs, need.value)),) if self.when == "remarks" else ()
+
+    model, batches = net(), [(torch.ones(1, 3), torch.tensor([0]))]
+    forget, reference = importance(model, role="forget"), importance(model, role="full")
+    given = UnlearningInputs(
+        forget=forget, reference=reference, forget_data=batches, retain_data=batches, model_factory=net
+    )
+    said = rf"'reads' reads inputs.{need.value} without declaring it: add Need.{need.name} to the needs of .*Reads"
+    for when in ("apply", "remarks"):
+        with pytest.raises(ConfigurationError, match=said):
+            Reads(when).unlearn(model, given)
+    assert getattr(given, need.value) is not None
+
+
+def test_a_method_may_call_another_one_with_needs_that_it_declares_too():
+    class Calls(Unlearner):
+        name, needs = "calls", frozenset()
+
+        def apply(self, model, inputs):
+            self.inner = Prune().unlearn(model, inputs)
+
+    class Declares(Calls):
+        needs = Prune.needs
+
+    model = net()
+    given = UnlearningInputs(forget=importance(model, role="forget"))
+    with pytest.raises(ConfigurationError, match=r"'calls' reads inputs.forget .*: add Need.FORGET_IMPORTANCE"):
+        Calls().unlearn(model, given)
+    calls = Declares()
+    calls.unlearn(model, given)
+    assert calls.inner.changed > 0

@@ -4,10 +4,12 @@ import os
 import stat
 from pathlib import Path
 
+import forked_process as forked
 import pytest
+from overwrite_and_kill import hold_in_turns
 
 from unlearnkit.utils.errors import StoreError
-from unlearnkit.utils.files import atomic_folder, atomic_write, write_text
+from unlearnkit.utils.files import atomic_folder, atomic_write, locked_folder, write_text
 
 
 def test_a_finished_block_puts_its_file_in_place(tmp_path):
@@ -135,3 +137,38 @@ def test_finished_folder_replaces_the_old_one_completely(tmp_path):
         raise KeyError
     assert (folder / "two.txt").read_text() == "two"
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+def test_locked_folder_is_held_alone_and_left_without_a_trace(tmp_path):
+    folder = tmp_path / "a" / "b"
+    with locked_folder(folder):
+        refused = pytest.raises(StoreError, match=r"another process is writing to .*b: wait until it has ended")
+        with refused, locked_folder(folder):
+            pass
+        (folder / "note.txt").write_text("")
+    assert [p.name for p in folder.iterdir()] == ["note.txt"]
+    with pytest.raises(ZeroDivisionError), locked_folder(tmp_path / "c"):
+        raise ZeroDivisionError
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_folder_that_cannot_be_locked(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"cannot write to the folder .*file"), locked_folder(tmp_path / "file"):
+        pass
+
+
+def test_files_named_like_those_of_a_killed_replacement_stay(tmp_path):
+    names = [".m.notes.old", ".m.old", ".m.abc.old.txt", ".mine.abc.old"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    (tmp_path / ".m.abcd.new").mkdir()
+    with atomic_folder(tmp_path / "m"):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*names, "m"])
+
+
+def test_many_processes_hold_a_folder_in_turns(tmp_path):
+    (tmp_path / "keep").touch()
+    forked.run_all(hold_in_turns, [(tmp_path, 30)] * 3)
+    assert sorted(p.name[:4] for p in tmp_path.iterdir()) == ["done"] * 3 + ["keep"]

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from unlearnkit.utils.errors import ConfigurationError, UnlearnKitError, UnlearnKitWarning
+from unlearnkit.utils.errors import ConfigurationError, UnlearnKitError, UnlearnKitWarning, visible
 from unlearnkit.utils.progress import Progress, silent
 
 if TYPE_CHECKING:
     import rich.progress
 
 FAULT = 2  # exit code of an error that the user can fix
+NOTHING_EDITED = 3  # exit code of a search that edited nothing
 INTERRUPTED = 130  # exit code after Ctrl-C, as in shells
 
 out = Console()
@@ -84,9 +85,16 @@ def counting(total: int, *, quiet: bool = False) -> Iterator[Callable[..., None]
 
 @contextmanager
 def clear_errors(*, traceback: bool = False) -> Iterator[None]:
-    """Turn errors that a user can fix into one message and exit code 2, and warnings into lines."""
+    """Turn errors that a user can fix into one message and exit code 2, and warnings into lines, each once."""
+    said = set[str]()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in said:
+            say("warning", str(message), style="yellow")
+        said.add(str(message))
+
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: say("warning", str(message), style="yellow")
+        warnings.showwarning = show
         warnings.simplefilter("always", UnlearnKitWarning)
         try:
             yield
@@ -94,7 +102,7 @@ def clear_errors(*, traceback: bool = False) -> Iterator[None]:
             message = _message(error)
             if traceback or not message:
                 raise
-            say("error", message, style="bold red")
+            say("error", *message, style="bold red")
             sys.exit(FAULT)
         except KeyboardInterrupt:
             say("interrupted", "nothing was left half-written", style="bold red")
@@ -103,20 +111,26 @@ def clear_errors(*, traceback: bool = False) -> Iterator[None]:
 
 def line(text: str, *, soft_wrap: bool = False) -> None:
     """Print plain text; ``soft_wrap`` leaves wrapping to the terminal, so that paths can be copied."""
-    out.print(text, markup=False, highlight=False, soft_wrap=soft_wrap)
+    out.print(_indented(text), markup=False, highlight=False, soft_wrap=soft_wrap)
 
 
-def say(kind: str, text: str, *, style: str) -> None:
+def say(kind: str, *texts: str, style: str) -> None:
     err.print(f"[{style}]{kind}:[/] ", end="")
-    err.print(text, markup=False, highlight=False, soft_wrap=True)
+    err.print("\n".join(map(_indented, texts)), markup=False, highlight=False, soft_wrap=True)
 
 
-def _message(error: Exception) -> str:
-    """Say what a user can do about an error; "" for one that is passed on."""
+def _indented(text: str) -> str:
+    """Indent all lines but the first: what a user typed cannot look like a line of its own."""
+    return "\n  ".join(visible(part) for part in text.split("\n"))
+
+
+def _message(error: Exception) -> list[str]:
+    """Say what a user can do about an error, and its notes; nothing for one that is passed on."""
     if isinstance(error, UnlearnKitError):
-        return "\n".join([str(error), *getattr(error, "__notes__", [])])
+        return [str(error), *getattr(error, "__notes__", [])]
     if isinstance(error, ModuleNotFoundError):
-        return f"this command needs PyTorch: pip install {error.name}" if error.name in {"torch", "torchvision"} else ""
+        known = error.name in {"torch", "torchvision"}
+        return [f"this command needs PyTorch: pip install {error.name}"] if known else []
     if isinstance(error, BrokenPipeError):  # the reader of the pipe is closed: click exits quietly
-        return ""
-    return f"the system refused: {error}"
+        return []
+    return [f"the system refused: {error}"]

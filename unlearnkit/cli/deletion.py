@@ -9,9 +9,10 @@ import typer
 
 from unlearnkit.cli.console import bars, line, one_process
 from unlearnkit.cli.options import ConfigPath, Quiet, Settings, load
+from unlearnkit.utils.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from unlearnkit.deletion import Deletion
+    from unlearnkit.deletion import Deletion, Receipt
 
 
 def ledger(
@@ -22,8 +23,10 @@ def ledger(
 ) -> None:
     """Start a ledger of deletion requests: estimate the importances of every group once, and store them."""
     with deletion(config, settings, quiet=quiet) as work:
-        receipt = work.refresh() if refresh else work.start()
-        line(receipt.sentence())
+        if refresh:
+            work.refresh()
+        else:
+            work.start()
         line(f"ledger: {work.ledger.folder}: {len(work.ledger.store.keys)} groups")
 
 
@@ -34,11 +37,18 @@ def forget(
     samples: Annotated[Path | None, typer.Option(help="Text file, one index of a training sample per line.")] = None,
     group: Annotated[list[str] | None, typer.Option("--group", "-g", help="Group to forget; repeatable.")] = None,
     queue: Annotated[bool, typer.Option("--queue", help="Only add the request to the queue.")] = False,
+    withdraw: Annotated[str, typer.Option(help="Take back the waiting request of this name; do nothing else.")] = "",
     quiet: Quiet = False,
 ) -> None:
-    """Add a deletion request, if one is given, and process all waiting requests in one edit."""
+    """Add a deletion request, if one is given, and process all waiting requests, in one edit where possible."""
     with deletion(config, settings, quiet=quiet) as work:
-        if request or samples or group:
+        asked = bool(request or samples or group)
+        if withdraw:
+            if asked or queue:
+                raise ConfigurationError("expected --withdraw alone, saw it with a request or --queue")
+            work.withdraw(withdraw)
+            return
+        if asked:
             from unlearnkit.data import ByIndex
 
             indices = ByIndex.from_file(samples).indices if samples else ()
@@ -47,19 +57,10 @@ def forget(
             line(f"{len(work.ledger.queue.waiting())} requests are waiting")
             return
         receipt = work.work()
-        if receipt is None:
-            line("no request is waiting: nothing was changed")
-            return
-        if receipt.outcome == "rolled back":
-            line(f"rolled back: {receipt.reason}", soft_wrap=True)
-        for split, score in receipt.after.items():
-            was, now = receipt.before[split]["accuracy"], score["accuracy"]
-            line(f"{split}: accuracy {was:.3f}→{now:.3f} ({score['samples']} samples)")
-        line(receipt.sentence(), soft_wrap=True)
-        if receipt.outcome == "forgotten":
+        if receipt is None and not asked:
+            line("no request is waiting")
+        if receipt and receipt.outcome == "forgotten":
             line(work.ledger.store.staleness().sentence(), soft_wrap=True)
-    if receipt.outcome == "rolled back":
-        raise typer.Exit(1)
 
 
 def rollback(config: ConfigPath, settings: Settings = None, quiet: Quiet = False) -> None:
@@ -67,7 +68,7 @@ def rollback(config: ConfigPath, settings: Settings = None, quiet: Quiet = False
     with deletion(config, settings, quiet=quiet) as work:
         from unlearnkit.deletion import rollback as restore
 
-        line(restore(work).sentence())
+        restore(work)
 
 
 def purge(config: ConfigPath, settings: Settings = None, quiet: Quiet = False) -> None:
@@ -75,26 +76,60 @@ def purge(config: ConfigPath, settings: Settings = None, quiet: Quiet = False) -
     with deletion(config, settings, quiet=quiet) as work:
         from unlearnkit.deletion import purge as delete
 
-        line(delete(work).sentence())
+        delete(work)
+        line(
+            f"not reached: the original checkpoint {work.experiment.config.model.checkpoint}, copies and patches "
+            "elsewhere, backups",
+            soft_wrap=True,
+        )
 
 
-def verify_receipts(config: ConfigPath, settings: Settings = None) -> None:
-    """Check the chain of receipts and every digest of a ledger; finds any changed byte."""
-    from unlearnkit.deletion import Ledger, verify
-    from unlearnkit.deletion.work import ledger_folder
+def verify_receipts(
+    config: ConfigPath,
+    settings: Settings = None,
+    head: Annotated[
+        str, typer.Option(metavar="DIGEST", help="Digest of a receipt, kept elsewhere; it must be in the chain.")
+    ] = "",
+) -> None:
+    """Check the chain of receipts, every digest and every file of a ledger; finds any changed byte."""
+    from unlearnkit.deletion import verify
+    from unlearnkit.deletion.work import find_ledger
 
-    receipts = verify(Ledger(ledger_folder(load(config, settings))))
+    ledger = find_ledger(load(config, settings))
+    receipts, pending = verify(ledger, head=head), ledger.state.pending
     for receipt in receipts:
         line(receipt.sentence(), soft_wrap=True)
+    if pending:
+        line(f"not finished: receipt {pending.receipt.number}: the next command that changes the ledger finishes it")
+    if ledger.salt and not ledger.salt.exists():
+        line(f"not checked: the salt, which is not in {ledger.salt}", soft_wrap=True)
+    if head:
+        known = next(receipt.number for receipt in receipts if receipt.digest == head)
+        line(f"receipts 1 to {known} are as they were when the digest of receipt {known} was kept")
     line(f"{len(receipts)} receipts, all as they were written; keep this digest of the last one elsewhere:")
     line(receipts[-1].digest if receipts else "none", soft_wrap=True)
 
 
 @contextmanager
 def deletion(config: Path, settings: list[str] | None, *, quiet: bool) -> Iterator["Deletion"]:
-    """Load the data and the ledger of a configuration."""
+    """Load the data and the ledger of a configuration, and show every receipt; exit with 1 after a refusal."""
+    refused = False
+
+    def show(receipt: "Receipt") -> None:
+        nonlocal refused
+        refused = refused or receipt.outcome in {"rolled back", "set aside"}
+        if receipt.outcome == "rolled back":
+            line(f"rolled back: {receipt.reason}", soft_wrap=True)
+        for split in ("forget-train", "retain-test", "forget-test"):
+            was, now = (scores.get(split, {}).get("accuracy") for scores in (receipt.before, receipt.after))
+            if was is not None and now is not None:
+                line(f"{split}: accuracy {was:.3f}→{now:.3f} ({receipt.after[split]['samples']} samples)")
+        line(receipt.sentence(), soft_wrap=True)
+
     with bars(quiet=quiet) as progress:
         from unlearnkit.deletion import Deletion
 
         one_process("ledger` and `forget")
-        yield Deletion.load(load(config, settings), progress=progress)
+        yield Deletion.load(load(config, settings), progress=progress, told=show)
+    if refused:
+        raise typer.Exit(1)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from unlearnkit.cli.console import bars, counting, line, one_process, out, together
+from unlearnkit.cli.console import NOTHING_EDITED, bars, counting, line, one_process, out, together
 from unlearnkit.cli.options import Again, ConfigPath, Methods, Overwrite, Quiet, Settings, load
 from unlearnkit.utils.errors import StoreError
 
@@ -84,7 +84,7 @@ def tune(
         out.print(run_table([tuned.record]))
     line(f"results: {tuned.folder}")
     if tuned.tuning.chosen is None:
-        raise typer.Exit(1)
+        raise typer.Exit(NOTHING_EDITED)
 
 
 def compare(
@@ -139,7 +139,13 @@ def report(
         )
     for each in found:
         record = read_record(each)
-        page, sentence = write_page(each, record), record.judgement().sentence
+        try:
+            page, sentence = write_page(each, record), record.judgement().sentence
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"{each / 'report.json'} cannot be shown: {type(error).__name__}: {error}: the file was changed, or "
+                "another version wrote it"
+            ) from error
         line(f"{page}: {sentence}")
 
 

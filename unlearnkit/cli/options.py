@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unlearnkit.cli.console import clear_errors
-from unlearnkit.utils.errors import nearest
+from unlearnkit.utils.errors import CONTROL, ConfigurationError, nearest, visible
 
 if TYPE_CHECKING:
     from unlearnkit.experiments import Config
@@ -38,12 +38,20 @@ def with_traceback(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*, traceback: bool, **options: Any) -> None:
         with clear_errors(traceback=traceback):
+            for name, value in options.items():
+                _refuse_control_characters(name, value)
             command(**options)
 
     signature = inspect.signature(command)
     last = inspect.Parameter("traceback", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Traceback)
     run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), last])  # type: ignore[attr-defined]
     return run
+
+
+def _refuse_control_characters(name: str, value: Any) -> None:
+    for text in map(str, value if isinstance(value, list) else [value]):
+        if visible(text, CONTROL) != text:
+            raise ConfigurationError(f"{name}: expected text without control characters, saw {visible(text)!r}")
 
 
 def load(path: Path, settings: Sequence[str] | None, labels: Sequence[str] | None = None) -> "Config":

@@ -25,12 +25,13 @@ def methods() -> None:
 
 
 def plugins() -> None:
-    """List the installed plugins; broken and blocked ones with the reason."""
+    """List the installed plugins and what each offers; broken, blocked and empty ones with the reason."""
     from unlearnkit.plugins.manager import default_manager
     from unlearnkit.reporting import plugin_table
 
     manager = default_manager()
-    out.print(plugin_table(manager.plugins(), manager.problems()))
+    found = manager.plugins()
+    out.print(plugin_table(found, manager.problems(), {one.name: manager.offers(one.name) for one in found}))
     for kernel, origin in manager.kernels():
         line(f"kernel {kernel.name} for {kernel.layer} layers: {origin}")
 

@@ -2,6 +2,7 @@
 
 from unlearnkit.data.batches import tensors
 from unlearnkit.data.cifar100 import cifar100
+from unlearnkit.data.corruption import Corruption, KnownCorrupted
 from unlearnkit.data.digits import digits
 from unlearnkit.data.image_folder import image_folder
 from unlearnkit.data.labelled import DataBundle, ForgetSplit, LabelledImages, forget_split
@@ -13,11 +14,13 @@ __all__ = [
     "ByClass",
     "ByIndex",
     "BySubclass",
+    "Corruption",
     "DataBundle",
     "DeviceTransform",
     "ForgetSpec",
     "ForgetSplit",
     "Interleaved",
+    "KnownCorrupted",
     "LabelledImages",
     "Paired",
     "Split",

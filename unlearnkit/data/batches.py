@@ -5,17 +5,19 @@ import dataclasses
 import hashlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
 from itertools import chain, pairwise
-from typing import Any, TypeVar, final
+from typing import Any, TypeVar, cast, final
 
 import attrs
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
+from unlearnkit.utils.progress import length
 
 _DIGEST_ELEMENTS = 4096
 _QUEUED = 2  # batches that wait on the device: it never idles, and they do not fill its memory
@@ -110,6 +112,36 @@ def batch_size(batch: Any) -> int:
     return size
 
 
+def check_batches(batches: Any, *, what: str) -> None:
+    """Refuse a data set of single samples where batches are expected."""
+    if isinstance(batches, Dataset) and not isinstance(batches, IterableDataset):
+        raise ConfigurationError(
+            f"{what}: expected batches, saw the data set {type(batches).__name__}: pass "
+            "unlearnkit.data.loader(data, batch_size=…)"
+        )
+
+
+def lost_samples(batches: Any) -> str:
+    """Say how a data loader leaves out or repeats samples; "" when each is read once, as far as can be known."""
+    if not isinstance(batches, DataLoader):
+        return ""
+    sampler, found = getattr(batches.batch_sampler, "sampler", batches.sampler), ""
+    drawn, size = length(sampler), getattr(batches.batch_sampler, "batch_size", batches.batch_size) or 1
+    whole, sized = length(getattr(sampler, "data_source", sampler)), cast("Sized", batches.dataset)
+    if isinstance(batches.dataset, IterableDataset):
+        if batches.num_workers > 1:
+            found = f"{batches.num_workers} workers read a stream, each of them perhaps all of it: use num_workers=1"
+        elif batches.drop_last:
+            found = f"drop_last leaves out up to {size - 1} samples of a stream"
+    elif getattr(sampler, "replacement", False):
+        found = f"{drawn} of {len(sized)} samples are drawn with replacement: some often, some not at all"
+    elif drawn != whole:
+        found = f"the sampler draws {drawn} times from {whole} samples"
+    elif drawn and drawn % size and getattr(batches.batch_sampler, "drop_last", False):
+        found = f"drop_last leaves out {drawn % size} of {drawn} samples"
+    return found
+
+
 def to_device(batch: Any, device: torch.device) -> Any:
     """Move every tensor to a device, without waiting for copies from pinned memory, and apply `Deferred` functions."""
     moved = map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
@@ -124,6 +156,12 @@ def take(batch: Any, rows: slice | Tensor) -> Any:
     """
     size = batch_size(batch)
     return _map(batch, lambda item: _is_tensor(item) or _one_each(item, size), lambda item: _some(item, rows))
+
+
+def joined(batches: Sequence[Any]) -> Any:
+    """Concatenate the tensors of batches of one nesting; anything else is that of the first batch."""
+    columns = zip(*map(tensors, batches), strict=True)
+    return map_tensors(batches[0], lambda _: torch.cat(next(columns)))
 
 
 def has_values(batch: Any) -> bool:

@@ -4,7 +4,8 @@ import io
 import pickle
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, final
 
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from unlearnkit.data.labelled import DataBundle, LabelledImages, Transform, coarse_of_fine
-from unlearnkit.data.transforms import image_transform
+from unlearnkit.data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_transform
+from unlearnkit.utils.download import downloading
 from unlearnkit.utils.errors import ConfigurationError, StoreError, raise_all
 
 SUPERCLASSES: Mapping[str, tuple[str, ...]] = {
@@ -53,6 +55,8 @@ def cifar100(
     download: bool = False,
     target: str = "coarse",
     image_size: int | None = 224,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
     on_device: bool = False,
     verify: bool = True,
 ) -> DataBundle:
@@ -65,6 +69,8 @@ def cifar100(
         download: Download the archive (169 MB) when it is missing; needs ``verify``.
         target: The label kind to train on, last in an item: ``"coarse"`` (20 classes) or ``"fine"`` (100).
         image_size: See `imagenet_transform`.
+        mean: Likewise; the default is ImageNet's, not CIFAR-100's.
+        std: Likewise.
         on_device: Resize and normalise by `DeviceTransform`, a batch at a time: much faster.
         verify: Compare the files with their published checksums; False only for another archive in the same format.
 
@@ -78,10 +84,12 @@ def cifar100(
         raise ConfigurationError(f"target: expected one of {list(_NAMES)}, saw {target!r}")
     if download and not verify:
         raise ConfigurationError("verify: expected True together with download=True, saw False")
-    transform = image_transform(image_size, on_device=on_device)
+    transform = image_transform(image_size, mean=mean, std=std, on_device=on_device)
     if verify:
+        waiting = downloading("CIFAR-100 (169 MB)", CIFAR100.url) if download else nullcontext()
         try:
-            CIFAR100(root, download=download)
+            with waiting:
+                CIFAR100(root, download=download)
         except (RuntimeError, OSError) as error:
             raise StoreError(
                 f"cannot get CIFAR-100 in {Path(root).resolve()}: {error} (in Python: download=True; verify=False "

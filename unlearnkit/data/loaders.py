@@ -1,12 +1,14 @@
 """Data loaders in a fixed order, and loaders of two sets paired or interleaved."""
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any, final
 
 import attrs
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 
+from unlearnkit.data.batches import batch_size, has_values, joined, take, tensors
 from unlearnkit.utils.errors import ConfigurationError
 from unlearnkit.utils.progress import length
 
@@ -106,10 +108,11 @@ class Interleaved:
             yield flag, batch
 
 
-def reshuffled(batches: Iterable[Any], *, seed: int) -> Iterable[Any]:
+def reshuffled(batches: Iterable[Any], *, seed: int, labels: Callable[[Any], Tensor] | None = None) -> Iterable[Any]:
     """Shuffle the data of a sequential loader, or of a mixture of such: training in data set order can go badly wrong.
 
-    Anything else, a loader with a sampler of its own too, is returned unchanged.
+    So is a list of batches whose ``labels`` come class after class. Anything else, a loader with a sampler of its own
+    too, is returned unchanged.
 
     Example:
         >>> batches = DataLoader(torch.arange(4), batch_size=2)
@@ -117,8 +120,10 @@ def reshuffled(batches: Iterable[Any], *, seed: int) -> Iterable[Any]:
         [0, 1, 2, 3]
     """
     if isinstance(batches, Paired | Interleaved):
-        parts = {name: reshuffled(getattr(batches, name), seed=seed) for name in ("retain", "forget")}
+        parts = {name: reshuffled(getattr(batches, name), seed=seed, labels=labels) for name in ("retain", "forget")}
         return attrs.evolve(batches, **parts)
+    if isinstance(batches, list | tuple) and labels is not None and _in_class_order(batches, labels):
+        return _Shuffled(batches=batches, seed=seed)
     if not isinstance(batches, DataLoader) or isinstance(batches.dataset, IterableDataset):
         return batches
     if batches.batch_size is None or not isinstance(batches.sampler, SequentialSampler):
@@ -134,6 +139,82 @@ def reshuffled(batches: Iterable[Any], *, seed: int) -> Iterable[Any]:
         worker_init_fn=batches.worker_init_fn,
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class WithoutSingles:
+    """The batches of each pass without those of one sample that follow a larger one, which are counted."""
+
+    batches: Iterable[Any]
+    left_out: list[Any] = attrs.field(factory=list)
+
+    def __len__(self) -> int:
+        """Return how many batches are left, where that can be known; else of all."""
+        if isinstance(self.batches, list | tuple):
+            return sum(1 for _ in self._pass([]))
+        whole, given = len(self.batches), self.batches  # type: ignore[arg-type]  # as above
+        if not isinstance(given, DataLoader) or isinstance(given.dataset, IterableDataset) or given.batch_size is None:
+            return whole
+        size, samples = given.batch_size, len(given.sampler)  # type: ignore[arg-type]
+        return whole - (not given.drop_last and samples > size > 1 and samples % size == 1)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._pass(self.left_out)
+
+    def _pass(self, left_out: list[Any]) -> Iterator[Any]:
+        larger = False
+        for batch in self.batches:
+            sizes = {tensor.shape[0] for tensor in tensors(batch) if tensor.dim()}
+            if larger and sizes == {1}:
+                left_out.append(1)
+                continue
+            larger |= sizes != {1}
+            yield batch
+
+    @classmethod
+    def of(cls, batches: Iterable[Any], left_out: list[Any]) -> Iterable[Any]:
+        """Leave them out of a loader, or of both parts of a mixture."""
+        if isinstance(batches, Paired | Interleaved):
+            parts = {name: cls.of(getattr(batches, name), left_out) for name in ("retain", "forget")}
+            return attrs.evolve(batches, **parts)
+        return cls(batches=batches, left_out=left_out)
+
+
+def _in_class_order(batches: Sequence[Any], labels: Callable[[Any], Tensor]) -> bool:
+    """Say whether the classes of several batches come one after the other."""
+    if len(batches) < 2:
+        return False
+    try:
+        found = torch.cat([labels(batch).reshape(-1).cpu() for batch in batches])
+    except ConfigurationError:  # no such field: the loss may not need it
+        return False
+    if found.is_floating_point():
+        return False
+    classes, runs = len(set(found.tolist())), 1 + int((found[1:] != found[:-1]).sum())
+    return 1 < classes == runs
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class _Shuffled:
+    """The samples of some batches in another order, in batches of the same sizes."""
+
+    batches: Sequence[Any]
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        if any(map(has_values, self.batches)):
+            raise ConfigurationError(
+                "expected batches in a random order to train on, saw all samples of one class after those of another: "
+                "shuffle them, or pass a DataLoader with shuffle=True"
+            )
+        everything, sizes = joined(self.batches), [batch_size(batch) for batch in self.batches]
+        order = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(self.seed))
+        yield from (take(everything, rows) for rows in torch.split(order, sizes))
 
 
 def _repeat(batches: Iterable[Any]) -> Iterator[Any]:

@@ -16,12 +16,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from unlearnkit.utils.errors import ConfigurationError, StoreError, raise_all
+from unlearnkit.utils.files import read_text
 
 Indices = NDArray[np.int64]
 Labels = Tensor | NDArray[Any]
 Names = Mapping[str, Sequence[str]]
 _NO_NAMES: Names = {}
-_WHOLE = re.compile(r"-?[0-9]+")
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 
 def _freeze_indices(values: Any) -> Indices:
@@ -176,7 +177,8 @@ class ByClass(ForgetSpec):
     """Forget all samples of some classes of the training target: full-class forgetting.
 
     Attributes:
-        classes: Class numbers, or names where the data set has them; a single one need not be in a list.
+        classes: Class numbers, or names where the data set has them; a single one need not be in a list. A number that
+            is the name of another class is refused: write the name as text.
 
     Example:
         >>> names = {"label": ["dog", "cat"]}
@@ -244,7 +246,7 @@ def _as_indices(value: Any) -> tuple[int, ...]:
     array = np.asarray(value)
     if array.ndim == 1 and array.size == 0:
         raise ConfigurationError("ByIndex.indices: expected at least one index, saw none")
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer) or array.max() > np.iinfo(np.int64).max:
         raise ConfigurationError(
             f"ByIndex.indices: expected whole numbers in one dimension, saw {array.dtype} of shape {array.shape}"
         )
@@ -277,16 +279,15 @@ class ByIndex(ForgetSpec):
     def from_file(cls, path: str | Path) -> Self:
         """Read one index a line from a UTF-8 text file; empty lines and text after ``#`` are skipped."""
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = read_text(path).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise StoreError(f"cannot read indices from {path}: {error}") from error
         numbered = [(n, line.split("#", 1)[0].strip()) for n, line in enumerate(lines, start=1)]
         kept = [(n, text) for n, text in numbered if text]
-        raise_all(
-            (f"line {n}: expected a whole number, saw {text!r}" for n, text in kept if not _WHOLE.fullmatch(text)),
-            where=str(path),
-            error=StoreError,
-        )
+        bad = [(n, text) for n, text in kept if not _WHOLE.fullmatch(text)]
+        problems = [f"line {n}: expected a whole number, saw {text[:80]!r}: at most 18 digits" for n, text in bad[:5]]
+        problems += [f"and {len(bad) - 5} more lines"] if len(bad) > 5 else []
+        raise_all(problems, where=str(path), error=StoreError)
         return cls(indices=np.array([int(text) for _, text in kept], dtype=np.int64))
 
     @override
@@ -317,7 +318,11 @@ def _numbers(wanted: Iterable[int | str], present: Indices, *, names: Sequence[s
     problems, numbers = [], []
     for item in wanted:
         number = names.index(item) if item in names else item
-        if isinstance(number, str):
+        # Folders are sorted as text: of "1" … "10", "10" is class 1.
+        named = [] if isinstance(item, str) else [i for i, n in enumerate(names) if n.isdecimal() and int(n) == item]
+        if named not in ([], [item]):
+            problems.append(f"{item} is the name of another class: write {names[named[0]]!r}, in quotes, for that one")
+        elif isinstance(number, str):
             near = difflib.get_close_matches(number, names, n=1)
             hint = f": did you mean {near[0]!r}?" if near else f": give a number between 0 and {known - 1}{shown}"
             problems.append(f"no class is named {number!r}{hint}")
@@ -353,11 +358,12 @@ def validation_split(split: Split, labels: Tensor, *, fraction: float, seed: int
             raise ConfigurationError(
                 f"the {name} set: expected at least 2 samples, one to measure on and one to judge by, saw {len(rows)}"
             )
-        parts[name], parts[f"{name}_validation"] = _hold_out(rows, labels.numpy()[rows], fraction, seed)
+        parts[name], parts[f"{name}_validation"] = hold_out(rows, labels.numpy()[rows], fraction, seed)
     return ValidationSplit(**parts)
 
 
-def _hold_out(rows: Indices, labels: Indices, fraction: float, seed: int) -> list[Indices]:
+def hold_out(rows: Indices, labels: Indices, fraction: float, seed: int) -> list[Indices]:
+    """Split rows in two, the second of a fraction of them, with the same share of each class where possible."""
     size = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
     counts = np.unique(labels, return_counts=True)[1]
     # scikit-learn refuses to stratify where a class has one sample, or more classes than one side has places.

@@ -1,7 +1,9 @@
-"""The notebook's image transform, for one image or a batch on a device: resize, crop, scale to 0 … 1, normalise."""
+"""The transform of images, for one or a batch on a device: resize, crop, scale to 0 … 1, normalise."""
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, final
 
 import attrs
@@ -17,27 +19,43 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def _as_numbers(values: Any) -> tuple[float, ...]:
+    if not isinstance(values, str):
+        with suppress(TypeError, ValueError):
+            return tuple(map(float, values))
+    raise ConfigurationError(f"mean and std: expected a list of numbers, saw {values!r}")
+
+
 def _check_size(_: Any, __: Any, image_size: int | None) -> None:
     if image_size is not None and image_size < 1:
         raise ConfigurationError(f"image_size: expected at least 1 pixel or None, saw {image_size}")
 
 
-def imagenet_transform(image_size: int | None = 224) -> "v2.Transform":
-    """Compose Resize, CenterCrop, ToDtype(float32) and Normalize with ImageNet's mean and standard deviation.
+def _check_channels(_: Any, field: "attrs.Attribute[Any]", values: tuple[float, ...]) -> None:
+    low = 0.0 if field.name == "std" else -math.inf
+    if not values or not all(low < value < math.inf for value in values):
+        wanted = "positive numbers" if field.name == "std" else "numbers"
+        raise ConfigurationError(f"{field.name}: expected {wanted}, one for each channel, saw {list(values)}")
+
+
+def imagenet_transform(
+    image_size: int | None = 224, *, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> "v2.Transform":
+    """Compose Resize, CenterCrop, ToDtype(float32) and Normalize, by default with ImageNet's mean and deviation.
 
     It takes uint8 RGB images of shape (3, h, w) or (n, 3, h, w) to (…, 3, image_size, image_size), float32; with None
-    they keep their size. It is never random.
+    they keep their size. ``mean`` and ``std`` are of each channel on the scale 0 … 1. It is never random.
 
     Example:
         >>> imagenet_transform(8)(torch.zeros(2, 3, 4, 6, dtype=torch.uint8)).shape
         torch.Size([2, 3, 8, 8])
     """
-    _check_size(None, None, image_size)
+    checked = DeviceTransform(image_size=image_size, mean=mean, std=std)
     from torchvision.transforms import v2  # noqa: PLC0415 - torchvision takes a second
 
     sizing = [] if image_size is None else [v2.Resize(image_size, antialias=True), v2.CenterCrop(image_size)]
     to_float = v2.ToDtype(torch.float32, scale=True)
-    return v2.Compose([*sizing, to_float, v2.Normalize(mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))])
+    return v2.Compose([*sizing, to_float, v2.Normalize(mean=list(checked.mean), std=list(checked.std))])
 
 
 @final
@@ -56,8 +74,12 @@ class DeviceTransform:
     """
 
     image_size: int | None = attrs.field(default=224, validator=_check_size)
-    mean: tuple[float, ...] = attrs.field(default=IMAGENET_MEAN, converter=tuple)
-    std: tuple[float, ...] = attrs.field(default=IMAGENET_STD, converter=tuple)
+    mean: tuple[float, ...] = attrs.field(default=IMAGENET_MEAN, converter=_as_numbers, validator=_check_channels)
+    std: tuple[float, ...] = attrs.field(default=IMAGENET_STD, converter=_as_numbers, validator=_check_channels)
+
+    def __attrs_post_init__(self) -> None:
+        if len(self.mean) != len(self.std):
+            raise ConfigurationError(f"expected mean and std of the same channels, saw {self.mean} and {self.std}")
 
     def __call__(self, images: Tensor) -> Tensor:
         """Transform a batch."""
@@ -94,8 +116,13 @@ def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
-def image_transform(image_size: int | None, *, on_device: bool) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Return the `LabelledImages` argument for a transform on the device or of single images."""
+def image_transform(
+    image_size: int | None, *, mean: Sequence[float], std: Sequence[float], on_device: bool
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Return the `LabelledImages` argument for a transform of RGB images on the device or of single ones."""
+    device = DeviceTransform(image_size=image_size, mean=mean, std=std)
+    if len(device.mean) != 3:
+        raise ConfigurationError(f"mean: expected 3 numbers, for red, green and blue, saw {list(device.mean)}")
     if on_device:
-        return {"device_transform": DeviceTransform(image_size=image_size)}
-    return {"transform": imagenet_transform(image_size)}
+        return {"device_transform": device}
+    return {"transform": imagenet_transform(image_size, mean=mean, std=std)}

@@ -1,9 +1,11 @@
 """A ledger of deletion requests: the model in use, its importances, the queue, and a receipt for every change."""
 
 import hashlib
+import os
+import re
 import secrets
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -14,18 +16,40 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from unlearnkit.deletion.requests import Queue
-from unlearnkit.deletion.state import FILE, FORMAT, Models, Pending, Receipt, State, read_receipts, write_state
+from unlearnkit.deletion.samples import SAMPLES, SAMPLES_FORMAT, Samples
+from unlearnkit.deletion.state import (
+    FILE,
+    FORMAT,
+    Models,
+    Pending,
+    Receipt,
+    State,
+    read_receipts,
+    receipt_name,
+    write_state,
+)
 from unlearnkit.experiments.provenance import versions
 from unlearnkit.importance import Importance, ImportanceStore
-from unlearnkit.utils.checksummed_json import read_sealed
-from unlearnkit.utils.errors import StoreError, UnlearnKitError
-from unlearnkit.utils.files import atomic_write
+from unlearnkit.importance.store.files import StoreManifest
+from unlearnkit.utils.checksummed_json import read_sealed, seal_digest, write_sealed
+from unlearnkit.utils.errors import StoreError, UnlearnKitError, UnlearnKitWarning
 
 _SALT = "salt"
 _MODELS = "models"
 _PENDING = "pending"
 _QUEUE = "queue"
 _RECEIPTS = "receipts"
+_LOCK = "lock"
+_SHORTEST_SALT, _LONGEST_SALT = 16, 64  # bytes; a key of BLAKE2b has at most 64
+_OTHER_VERSION = (
+    "an earlier version wrote it, which knew samples by position only: start a new ledger in another folder, with the "
+    "model in use as model.checkpoint"
+)
+_MADE_HERE = re.compile(
+    r"(.*/)?\.[0-9a-f]{16}\.tmp|models/[0-9a-f]{32}(\.patch)?\.safetensors|pending/(unlearnkit-[^/]+/)?[0-9a-f]{16}\."
+    r"safetensors|importances-[0-9]+/([0-9a-f]{16}\.(safetensors|part)|manifest\.json|lock)"
+)
+"""Names of the files that may be deleted when nothing refers to them; others are not the ledger's."""
 
 
 @final
@@ -34,34 +58,56 @@ class Ledger:
     """A folder that holds the model in use, its importances, waiting requests and the receipts.
 
     Every change is first written to ``ledger.json``, atomically, and then carried out; the first to open a ledger after
-    a crash carries out what is left.
+    a crash carries out what is left, and deletes files that nothing refers to.
+
+    Attributes:
+        folder: Where it is.
+        salt: The file of its salt; None is the file ``salt`` in the folder.
+        told: Called with each receipt when all that it says is done, before the ledger records that it is; so after a
+            crash it may be called again.
     """
 
     folder: Path = attrs.field(converter=Path)
+    salt: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path), kw_only=True)
+    told: Callable[[Receipt], None] | None = attrs.field(default=None, kw_only=True, eq=False, repr=False)
 
-    @classmethod
-    def start(cls, folder: str | Path, model: nn.Module, *, receipt: Callable[[State], Receipt]) -> "Ledger":
-        """Make a ledger with a trained model and without importances."""
-        ledger = cls(folder)
-        if (ledger.folder / FILE).exists():
-            raise StoreError(f"{folder}: there is a ledger already: choose another folder")
+    def start(
+        self, model: nn.Module, *, samples: Callable[[bytes], Samples], receipt: Callable[[State], Receipt]
+    ) -> None:
+        """Make a ledger of a trained model, without importances; ``samples`` gets the key of their digests."""
         try:
             for name in (_RECEIPTS, _MODELS, _PENDING, _QUEUE):
-                (ledger.folder / name).mkdir(parents=True, exist_ok=True)
-            salt = ledger._make_salt()
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+            with self._alone():
+                if (self.folder / FILE).exists():
+                    raise StoreError(f"{self.folder}: there is a ledger already: choose another folder")
+                key = self._make_salt()
+                known = samples(key)
+                write_sealed(self.folder / SAMPLES, known, kind=SAMPLES_FORMAT)
+                kept = self.models.put(model)
+                state = State(current=kept, base=kept, salt=hashlib.blake2b(key).hexdigest())
+                first = attrs.evolve(receipt(state), data=seal_digest(known))
+                self.new_store(state.store)
+                write_state(self.folder, attrs.evolve(state, pending=Pending(receipt=first)))
+                self.finish()
+        except BrokenPipeError:
+            raise
         except OSError as error:
-            raise StoreError(f"cannot make a ledger in {folder}: {error}") from error
-        kept = ledger.models.put(model)
-        state = State(current=kept, base=kept, salt=salt)
-        state = attrs.evolve(state, pending=Pending(receipt=receipt(state)))
-        ledger.new_store(state.store)
-        write_state(ledger.folder, state)
-        with ledger.locked():
-            return ledger
+            raise StoreError(f"cannot make a ledger in {self.folder}: {error}") from error
 
     @property
     def state(self) -> State:
-        return read_sealed(self.folder / FILE, State, kind=FORMAT)
+        return read_sealed(self.folder / FILE, State, kind=FORMAT, otherwise=_OTHER_VERSION)
+
+    @property
+    def samples(self) -> Samples:
+        """The training samples at the start; the first receipt has the digest of this list."""
+        path = self.folder / SAMPLES
+        known = read_sealed(path, Samples, kind=SAMPLES_FORMAT)
+        expected = self.receipts()[0].data
+        if seal_digest(known) != expected:
+            raise StoreError(f"{path}: expected the samples of receipt 1, {expected}, saw others: the file was changed")
+        return known
 
     def receipts(self) -> list[Receipt]:
         """Read all receipts in order, and check them against each other and against the ledger's state."""
@@ -85,38 +131,55 @@ class Ledger:
 
     @property
     def store(self) -> ImportanceStore:
-        return ImportanceStore.open(self.folder / self.state.store)
+        folder = self.folder / self.state.store
+        StoreManifest.read(folder)
+        return ImportanceStore(folder, scratch=self.folder / _PENDING)
 
     @contextmanager
-    def locked(self) -> Iterator[State]:
-        """Lock the ledger, finish what a crash has left, and yield its state."""
+    def locked(self) -> Iterator[Receipt | None]:
+        """Lock the ledger and finish what a crash has left; yields the receipt that was finished, if there was one."""
         self.check_folders()  # says that there is no ledger, before a lock file makes a folder look like one
         try:
-            with FileLock(self.folder / "lock", timeout=0):
-                self.finish()
-                yield self.state
-        except Timeout as error:
-            raise StoreError(f"another process is working on the ledger {self.folder}: wait, and try again") from error
+            with self._alone():
+                yield self._recover()
+        except BrokenPipeError:  # whoever reads what is shown has gone
+            raise
         except OSError as error:
             raise StoreError(f"cannot write to the ledger {self.folder}: {error}") from error
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        try:
+            with FileLock(self.folder / _LOCK, timeout=0):
+                yield
+        except Timeout as error:
+            raise StoreError(f"another process is working on the ledger {self.folder}: wait, and try again") from error
+
+    def check_unused(self) -> None:
+        """Refuse to go on while another process changes the ledger."""
+        with suppress(OSError), self._alone():  # OSError: a folder that is read-only
+            pass
+
     def check_folders(self) -> None:
         """Refuse a ledger with a folder that is missing or a link: files in its folders may be deleted."""
-        for name in (_RECEIPTS, _MODELS, _PENDING, _QUEUE, self.state.store):
+        state = self.state
+        for name in (_RECEIPTS, _MODELS, _PENDING, _QUEUE, state.store, state.next_store):
             path = self.folder / name
-            if path.is_symlink() or not path.is_dir():
+            missing = not path.is_dir() and name != state.next_store
+            if path.is_symlink() or missing:
                 raise StoreError(f"{path}: expected a folder, saw {'a link' if path.is_symlink() else 'none'}")
 
-    def hashes(self, samples: Iterable[int]) -> list[str]:
-        """Hash the numbers of training samples with the ledger's salt, without which they cannot be read back."""
-        path = self.folder / _SALT
+    def key(self) -> bytes:
+        """Return the salt, the key of the samples' digests; without it nobody can tell whose they are."""
+        path, inside = self.salt or self.folder / _SALT, self.salt is None
         try:
-            salt = b"" if path.is_symlink() else path.read_bytes()
+            with path.open("rb") as file:
+                salt = b"" if inside and path.is_symlink() else file.read(_LONGEST_SALT + 1)
         except OSError as error:
             raise StoreError(f"{path}: cannot read the salt: {error}") from error
         if hashlib.blake2b(salt).hexdigest() != self.state.salt:
             raise StoreError(f"{path}: expected the salt of this ledger, saw another, or a link: it was changed")
-        return [hashlib.blake2b(str(int(i)).encode(), key=salt, digest_size=16).hexdigest() for i in samples]
+        return salt
 
     def forgotten(self) -> frozenset[str]:
         """Return the hashes of all forgotten samples: those of the receipts, without those that were put back."""
@@ -133,23 +196,39 @@ class Ledger:
         folder = self.folder / name
         if (folder / "manifest.json").exists():
             return ImportanceStore.open(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        for path in folder.glob(".*.tmp"):  # of a manifest
+            path.unlink()
         return ImportanceStore.create(folder, versions=versions())
 
-    def commit(self, state: State, pending: Pending, parts: Iterable[tuple[str, Importance]] = ()) -> None:
-        """Write a new state with what is to be done, and do it."""
+    def commit(self, state: State, pending: Pending, parts: Iterable[tuple[str, Importance]] = ()) -> Receipt:
+        """Write a new state with what is to be done, and do it; returns its receipt."""
         files = {}
         for key, part in parts:
             files[key] = f"{secrets.token_hex(8)}.safetensors"
             part.save(self.folder / _PENDING / files[key])
         write_state(self.folder, attrs.evolve(state, pending=attrs.evolve(pending, parts=files)))
         self.finish()
+        return pending.receipt
+
+    def _recover(self) -> Receipt | None:
+        """Finish what an interrupted command has left, and warn of it."""
+        state = self.state
+        if state.pending is None:
+            swept = self._delete_unreferenced(state)
+            if swept:
+                self._warn(f"{len(swept)} files that nothing refers to were deleted, such as {swept[0]}")
+            return None
+        self.finish()
+        self._warn(f"what it had decided was finished now, receipt {state.pending.receipt.number}")
+        return state.pending.receipt
+
+    def _warn(self, what: str) -> None:
+        warnings.warn(f"{self.folder}: a command was interrupted: {what}", UnlearnKitWarning, stacklevel=4)
 
     def finish(self) -> None:
         """Do what is decided and not done yet; the ledger must be locked."""
         state = self.state
         if state.pending is None:
-            self._delete_unreferenced(state)
             return
         todo = state.pending
         try:
@@ -160,8 +239,11 @@ class Ledger:
             raise
         done = attrs.evolve(state, head=todo.receipt.digest, receipts=todo.receipt.number, pending=None)
         self.queue.drop(todo.answered)
+        # Importances that are being measured again were of the model before, and may have forgotten samples.
+        self._delete_unreferenced(done, stores={done.store} if todo.new_model else None)
+        if self.told:
+            self.told(todo.receipt)
         write_state(self.folder, done)
-        self._delete_unreferenced(done)
 
     def _change_store(self, state: State, todo: Pending) -> None:
         store = ImportanceStore.open(self.folder / state.store)
@@ -171,39 +253,73 @@ class Ledger:
             parts = {key: Importance.load(self.folder / _PENDING / name) for key, name in todo.parts.items()}
             store.change(remove=todo.remove, parts=parts, edit=todo.edit)
 
-    def _delete_unreferenced(self, state: State) -> None:
-        """Delete models and parts that nothing refers to, and older importances."""
-        models = {kept.name for kept in state.models}
-        unused = [path for path in self.models.folder.iterdir() if path.name not in models]
-        unused += (self.folder / _PENDING).iterdir()
-        for name in ("", _RECEIPTS, _QUEUE):
-            unused += (self.folder / name).glob(".*.tmp")  # half written
-        for path in unused:
+    def unreferenced(self, state: State, *, stores: Collection[str] | None = None) -> list[str]:
+        """Return the files in the folder that nothing refers to, by their paths in it; ``stores`` may be filled."""
+        kept = set(self._referenced(state, stores or {state.store, state.next_store}))
+        names = (p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_symlink() or p.is_file())
+        return sorted(name for name in names if name not in kept)
+
+    def _referenced(self, state: State, stores: Collection[str]) -> Iterator[str]:
+        yield from (FILE, SAMPLES, _LOCK, *([] if self.salt else [_SALT]))
+        decided = 1 if state.pending else 0
+        yield from (f"{_RECEIPTS}/{receipt_name(n)}" for n in range(1, state.receipts + decided + 1))
+        yield from (f"{_QUEUE}/{path.name}" for path in self.queue.folder.glob("*.json"))
+        yield from (f"{_MODELS}/{kept.name}" for kept in state.models)
+        yield from (f"{_PENDING}/{name}" for name in (state.pending.parts.values() if state.pending else ()))
+        for store in stores:
+            folder = self.folder / store
+            try:
+                used = {"manifest.json", _LOCK, *(shard.file for shard in StoreManifest.read(folder).shards)}
+            except StoreError:  # a damaged one can be measured again, and must not keep the ledger from it
+                used = {path.name for path in folder.glob("[!.]*")}
+            passes = set() if state.measured and store == state.store else {p.name for p in folder.glob("*.part")}
+            yield from (f"{store}/{name}" for name in used | passes)
+
+    def _delete_unreferenced(self, state: State, *, stores: Collection[str] | None = None) -> list[str]:
+        """Delete the ledger's own files that nothing refers to; return their names."""
+        unused = [name for name in self.unreferenced(state, stores=stores) if _MADE_HERE.fullmatch(name)]
+        for name in unused:
             with suppress(OSError):  # open in another process on Windows: the next one gets it
-                path.unlink()
-        for path in self.folder.glob("importances-*"):
-            if number_of(path.name) < number_of(state.store):
-                shutil.rmtree(path, ignore_errors=True)
+                (self.folder / name).unlink()
+        for folder in [*self.folder.glob("importances-*"), *(self.folder / _PENDING).glob("unlearnkit-*")]:
+            with suppress(OSError):  # it has files
+                folder.rmdir()
+        return unused
 
-    def _make_salt(self) -> str:
-        path = self.folder / _SALT
-        if not path.exists():
-            with atomic_write(path) as temporary:
-                temporary.chmod(0o600)
-                temporary.write_bytes(secrets.token_bytes(32))
-            path.chmod(0o600)
-        return hashlib.blake2b(path.read_bytes()).hexdigest()
+    def _make_salt(self) -> bytes:
+        """Make a file of random bytes that only its owner can read, unless there is one."""
+        path = self.salt or self.folder / _SALT
+        if not path.exists() or path.stat().st_size == 0:
+            path.touch(mode=0o600)
+            with path.open("wb") as file:
+                file.write(secrets.token_bytes(32))
+                file.flush()
+                os.fsync(file.fileno())
+        with path.open("rb") as file:
+            salt = file.read(_LONGEST_SALT + 1)
+        if not _SHORTEST_SALT <= len(salt) <= _LONGEST_SALT:
+            raise StoreError(f"{path}: expected {_SHORTEST_SALT} to {_LONGEST_SALT} bytes of salt, saw {len(salt)}")
+        return salt
 
 
-def verify(ledger: Ledger) -> list[Receipt]:
-    """Compare every digest of a ledger (receipts, state, models, importances, salt), and return all receipts.
+def verify(ledger: Ledger, *, head: str = "") -> list[Receipt]:
+    """Compare every digest of a ledger (receipts, state, samples, models, importances, salt), and return all receipts.
 
-    A `StoreError` names the first file that was changed by any byte, is missing, or does not fit the others. Somebody
-    who can write to the folder could rewrite all of it: keep the digest of the last receipt in another place.
+    A `StoreError` names the first file that was changed by any byte, is missing, does not fit the others, or that
+    nothing refers to. Somebody who can write to the folder could rewrite all of it: keep the digest of a receipt in
+    another place, and pass it as ``head``; then that receipt and all before it are as they were.
     """
     ledger.check_folders()
     state, receipts = ledger.state, ledger.receipts()
-    ledger.hashes([0])
+    if ledger.salt is None or ledger.salt.exists():  # an auditor may be without a salt that is kept elsewhere
+        ledger.key()
+    if receipts:
+        _ = ledger.samples
+    if head and head not in {receipt.digest for receipt in receipts}:
+        raise StoreError(
+            f"{ledger.folder}: expected a receipt with the digest {head!r}, saw {len(receipts)} others: receipts were "
+            "rewritten or removed, or the digest is of another ledger"
+        )
     for kept in state.models:
         ledger.models.check(kept)
     ledger.store.verify()
@@ -222,9 +338,12 @@ def verify(ledger: Ledger) -> list[Receipt]:
     fits = ledger.store.manifest.models
     if state.pending is None and fits and fits[-1] != state.current.digest:
         raise StoreError(f"{ledger.folder}: the importances are of the model {fits[-1]}, not of {state.current.digest}")
+    unknown = [] if state.pending else ledger.unreferenced(state)
+    if unknown:
+        ledger.check_unused()
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise StoreError(
+            f"{ledger.folder}: nothing refers to {', '.join(unknown[:5])}{more}: the next command that changes the "
+            "ledger deletes what an interrupted one has left; move other files out of the folder"
+        )
     return receipts
-
-
-def number_of(store: str) -> int:
-    """Return the number in the name of a store: how often importances had been measured before."""
-    return int(store.rpartition("-")[2])

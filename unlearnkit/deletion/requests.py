@@ -1,7 +1,7 @@
 """Deletion requests, the queue of those that wait, and the training samples that they refer to."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import final
@@ -12,24 +12,29 @@ from numpy.typing import NDArray
 
 from unlearnkit.data import DataBundle, LabelledImages
 from unlearnkit.utils.checksummed_json import read_sealed, write_sealed
-from unlearnkit.utils.errors import ConfigurationError, nearest, raise_all
+from unlearnkit.utils.errors import ConfigurationError, nearest, raise_all, visible
 
 Rows = NDArray[np.int64]
-KIND = "unlearnkit-request-1"
+KIND = "unlearnkit-request-2"
 
 
 @final
 @attrs.frozen(kw_only=True)
 class Request:
-    """A request to forget samples. It holds sample numbers in the clear, and is deleted when it has been processed."""
+    """A request to forget samples, by their digests; ``groups`` are those that it named."""
 
-    name: str
-    samples: tuple[int, ...] = ()
+    name: str = attrs.field()
+    samples: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
 
-    def __attrs_post_init__(self) -> None:
-        if not self.name.strip():
+    @name.validator
+    def _check_name(self, _: object, value: str) -> None:
+        if not value.strip():
             raise ConfigurationError("request: expected a name, saw none")
+        if visible(value) != value:
+            raise ConfigurationError(f"request: expected a name without control characters, saw {visible(value)!r}")
+
+    def __attrs_post_init__(self) -> None:
         if not self.samples and not self.groups:
             raise ConfigurationError(f"request {self.name!r}: expected samples or groups to forget, saw neither")
 
@@ -40,10 +45,15 @@ class Queue:
     folder: Path
 
     def add(self, request: Request) -> None:
+        """Add a request; adding it again is allowed, another one of its name is not."""
         path = self._path(request.name)
-        if path.exists():
-            raise ConfigurationError(f"request {request.name!r} is waiting already: a request is asked for once")
-        write_sealed(path, request, kind=KIND)
+        if path.exists() and read_sealed(path, Request, kind=KIND) != request:
+            raise ConfigurationError(
+                f"request {request.name!r} is waiting already, for other samples: choose another name, or take it back "
+                f"with `unlearnkit forget CONFIG.toml --withdraw {request.name!r}`"
+            )
+        if not path.exists():
+            write_sealed(path, request, kind=KIND)
 
     def waiting(self) -> list[Request]:
         paths = sorted(self.folder.glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
@@ -89,25 +99,21 @@ class Population:
         names = self.bundle.train.class_names.get(self.kind, ())
         return names[label] if names else str(int(label))
 
-    def check(self, request: Request) -> None:
-        """Refuse a request for samples or groups that never existed."""
-        count = len(self.remaining)
-        known = {self.name(g) for g in np.unique(self.bundle.train.labels[self.kind].numpy())}
-        bad = [i for i in request.samples if not 0 <= i < count]
+    def asked(self, samples: Iterable[int], groups: Iterable[str], *, gone: Collection[str], where: str) -> list[int]:
+        """Return the numbers of samples and of the members of groups; refuse what never existed."""
+        numbers, count, labels = list(samples), len(self.remaining), self.bundle.train.labels[self.kind].numpy()
+        members = {self.name(g): np.flatnonzero(labels == g).tolist() for g in np.unique(labels)}
+        known = members.keys() | set(gone)
+        bad = [i for i in numbers if not 0 <= i < count]
         problems = [f"expected samples between 0 and {count - 1}, saw {bad[:5]}"] if bad else []
-        problems += [f"no group is called {key!r}{nearest(key, known)}" for key in request.groups if key not in known]
-        raise_all(problems, where=f"request {request.name!r}", error=ConfigurationError)
+        problems += [f"no group is called {key!r}{nearest(key, known)}" for key in groups if key not in known]
+        raise_all(problems, where=where, error=ConfigurationError)
+        return sorted({*numbers, *(row for key in groups for row in members.get(key, []))})
 
-    def rows(self, requests: Iterable[Request]) -> Rows:
-        """Return the remaining samples that requests ask for."""
-        groups = self.groups
-        wanted = np.zeros_like(self.remaining)
-        for request in requests:
-            wanted[list(request.samples)] = True
-            for key in request.groups:
-                wanted[groups.get(key, [])] = True
-        rows = np.flatnonzero(wanted & self.remaining)
-        if len(rows) == int(self.remaining.sum()):
+    def rows(self, wanted: Iterable[bool]) -> Rows:
+        """Return the samples that are wanted and remain; at least one sample must stay."""
+        rows = np.flatnonzero(np.fromiter(wanted, dtype=bool) & self.remaining)
+        if len(rows) == int(self.remaining.sum()) > 0:
             raise ConfigurationError(f"the requests ask for all {len(rows)} samples that are left: some must stay")
         return rows.astype(np.int64)
 

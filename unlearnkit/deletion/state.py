@@ -16,26 +16,40 @@ from unlearnkit.unlearning import Patch
 from unlearnkit.utils.checksummed_json import read_sealed, seal_digest, write_sealed
 from unlearnkit.utils.errors import StoreError
 
-FORMAT = "unlearnkit-ledger-2"
+FORMAT = "unlearnkit-ledger-3"
 FILE = "ledger.json"
-RECEIPT_FORMAT = "unlearnkit-receipt-2"
+RECEIPT_FORMAT = "unlearnkit-receipt-3"
 STATEMENT = (
     "This is approximate unlearning. The receipt says what was asked and what was done; it is no certificate of "
     "erasure: low accuracy on forgotten samples does not prove that they left no trace in the model."
 )
 
-Outcome = Literal["started", "forgotten", "rolled back", "nothing to forget", "restored", "purged", "measured again"]
+Outcome = Literal[
+    "started",
+    "forgotten",
+    "rolled back",
+    "nothing to forget",
+    "set aside",
+    "withdrawn",
+    "restored",
+    "purged",
+    "measured again",
+]
 
 
 @final
 @attrs.frozen(kw_only=True)
 class Receipt:
-    """What was done about deletion requests; ``samples`` are salted hashes, ``digest`` shows any later change."""
+    """What was done about deletion requests; ``samples`` are keyed digests, ``digest`` shows any later change.
+
+    ``data``, in the first receipt, is the digest of the list of all training samples.
+    """
 
     number: int
     previous: str
     time: str
     outcome: Outcome
+    data: str = ""
     reason: str = ""
     requests: tuple[str, ...] = ()
     samples: tuple[str, ...] = ()
@@ -66,6 +80,8 @@ class Receipt:
             "forgotten": f"{len(self.samples)} samples were forgotten",
             "rolled back": "the edit was rolled back, and the model is as it was",
             "nothing to forget": "there was nothing to forget",
+            "set aside": "the request cannot be done and was set aside",
+            "withdrawn": "the request was withdrawn",
             "restored": "an earlier model was put back",
             "purged": "earlier models were deleted",
             "measured again": "the importances were measured again",
@@ -74,7 +90,7 @@ class Receipt:
 
     def write(self, folder: Path) -> None:
         """Write it to a folder of receipts, unless it is there already."""
-        path = folder / _receipt_name(self.number)
+        path = folder / receipt_name(self.number)
         if not path.exists():
             write_sealed(path, self, kind=RECEIPT_FORMAT)
         elif read_sealed(path, Receipt, kind=RECEIPT_FORMAT) != self:
@@ -119,17 +135,26 @@ class Pending:
     back_to: str = ""
     answered: tuple[str, ...] = ()
 
+    @property
+    def new_model(self) -> bool:
+        """Whether another model is in use afterwards."""
+        return self.edit is not None or self.back_to != ""
+
 
 @final
 @attrs.frozen(kw_only=True)
 class State:
-    """The models in use and kept, the importances, the last receipt, and what is still to be done."""
+    """The models in use and kept, the importances, the last receipt, and what is still to be done.
+
+    ``measured`` says that the store has the importances of all groups.
+    """
 
     current: KeptModel
     base: KeptModel
     kept: tuple[KeptModel, ...] = ()
     between: tuple[KeptModel, ...] = ()
     store: str = attrs.field(default="importances-0", validator=_named(r"importances-[0-9]+"))
+    measured: bool = False
     head: str = ""
     receipts: int = 0
     salt: str = ""
@@ -138,6 +163,11 @@ class State:
     @property
     def models(self) -> tuple[KeptModel, ...]:
         return tuple(dict.fromkeys((self.current, self.base, *self.kept, *self.between)))
+
+    @property
+    def next_store(self) -> str:
+        """The store that measuring again fills."""
+        return f"importances-{int(self.store.rpartition('-')[2]) + 1}"
 
     def path_to(self, model: KeptModel) -> tuple[KeptModel, ...]:
         """Return the stored model and the patches that give a model, in this order."""
@@ -170,8 +200,8 @@ def read_receipts(folder: Path) -> list[Receipt]:
     """Read ``000001.json`` and so on, and check each receipt by itself and against the one before it."""
     found: list[Receipt] = []
     for number, path in enumerate(sorted(folder.glob("[0-9]*.json")), start=1):
-        if path.name != _receipt_name(number):
-            raise StoreError(f"{folder}: expected the receipt {_receipt_name(number)}, saw {path.name}: one is missing")
+        if path.name != receipt_name(number):
+            raise StoreError(f"{folder}: expected the receipt {receipt_name(number)}, saw {path.name}: one is missing")
         receipt = read_sealed(path, Receipt, kind=RECEIPT_FORMAT)
         before = found[-1].digest if found else ""
         if receipt.number != number or receipt.previous != before:
@@ -183,7 +213,7 @@ def read_receipts(folder: Path) -> list[Receipt]:
     return found
 
 
-def _receipt_name(number: int) -> str:
+def receipt_name(number: int) -> str:
     return f"{number:06d}.json"
 
 

@@ -2,19 +2,20 @@
 
 import datetime as dt
 import time
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, final
 
 import attrs
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from unlearnkit.data import LabelledImages
-from unlearnkit.deletion.ledger import Ledger, number_of
+from unlearnkit.deletion.ledger import Ledger
 from unlearnkit.deletion.requests import Population, Request, Rows
-from unlearnkit.deletion.state import KeptModel, Outcome, Pending, Receipt, State
+from unlearnkit.deletion.samples import Samples, sample_name
+from unlearnkit.deletion.state import KeptModel, Outcome, Pending, Receipt, State, write_state
 from unlearnkit.experiments.config import Config
 from unlearnkit.experiments.experiment import Experiment, chosen_method, make_unlearner
 from unlearnkit.experiments.provenance import versions
@@ -26,11 +27,13 @@ from unlearnkit.models.parameters import parameters
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.unlearning import Report
 from unlearnkit.unlearning.patch import TensorPatch
-from unlearnkit.utils.errors import BudgetError, ConfigurationError, StoreError, raise_all
+from unlearnkit.utils.errors import BudgetError, ConfigurationError, StoreError, UnlearnKitError, nearest, raise_all
 from unlearnkit.utils.memory import MIB, peak_memory
 from unlearnkit.utils.progress import Progress, silent
 
 Scores = dict[str, dict[str, float | int | None]]
+Decision = tuple[State, Pending, Iterable[tuple[str, Importance]]]
+"""A new state, what is to be done, and importances to take out of the store."""
 
 
 @final
@@ -44,13 +47,23 @@ class Deletion:
     progress: Progress = silent
 
     @classmethod
-    def load(cls, config: Config, *, plugins: PluginManager | None = None, progress: Progress = silent) -> "Deletion":
-        """Load the data and find the ledger, without changing anything; the section ``[forget]`` is ignored."""
+    def load(
+        cls,
+        config: Config,
+        *,
+        plugins: PluginManager | None = None,
+        progress: Progress = silent,
+        told: Callable[[Receipt], None] | None = None,
+    ) -> "Deletion":
+        """Load the data and find the ledger, without changing anything; the section ``[forget]`` is ignored.
+
+        ``told`` is called with each receipt; see `Ledger`.
+        """
         plugins = plugins or default_manager()
         make_unlearner(chosen_method(config, config.deletion.method, key="deletion.method"), plugins)
         return cls(
             experiment=Experiment.load(attrs.evolve(config, forget=type(config.forget)())),
-            ledger=Ledger(ledger_folder(config)),
+            ledger=find_ledger(config, told=told),
             plugins=plugins,
             progress=progress,
         )
@@ -59,63 +72,150 @@ class Deletion:
         """Start the ledger, or continue after a kill: measure the importances of every group on the original model."""
         if not (self.ledger.folder / "ledger.json").exists():
             original, _ = self.experiment.original_model()
-            Ledger.start(self.ledger.folder, original, receipt=lambda state: self.receipt(state, "started"))
-        with self.ledger.locked() as state:
-            if state.receipts == 1:
+            self.ledger.start(original, samples=self._samples, receipt=partial(self.receipt, outcome="started"))
+        with self.ledger.locked():
+            state, _ = self.ledger.state, self.population()
+            if not state.measured:
                 self._fill(state.store, state.current)
+                write_state(self.ledger.folder, attrs.evolve(state, measured=True))
             return self.ledger.receipts()[0]
 
     def refresh(self) -> Receipt:
         """Measure the importances again, on the model in use and on all samples that are not forgotten."""
-        with self.ledger.locked() as state:
-            name = f"importances-{number_of(state.store) + 1}"
-            self._fill(name, state.current)
-            receipt = self.receipt(state, "measured again", groups=tuple(self.population().groups))
+        with self.ledger.locked() as finished:
+            if finished and finished.outcome == "measured again":
+                return finished
+            state, population = self.ledger.state, self.population()
+            self._fill(state.next_store, state.current)
+            receipt = self.receipt(state, "measured again", groups=tuple(population.groups))
             new = state.with_models(state.current, base=state.current, kept=state.kept)
-            self.ledger.commit(attrs.evolve(new, store=name), Pending(receipt=receipt))
-            return receipt
+            new = attrs.evolve(new, store=state.next_store, measured=True)
+            return self.ledger.commit(new, Pending(receipt=receipt))
 
     def ask(self, name: str, *, samples: Iterable[int] = (), groups: Iterable[str] = ()) -> None:
-        """Queue a request of a new name, such as a ticket's, for training samples by number and for groups."""
-        request = Request(name=name, samples=tuple(samples), groups=tuple(groups))
-        with self.ledger.locked():
-            self.population().check(request)
-            receipts = self.ledger.receipts()
+        """Queue a request, such as a ticket, for training samples by their numbers now and for groups.
+
+        What cannot be done is an error, and is not queued. Samples with the same content and labels are one sample.
+        """
+        with self.ledger.locked() as finished:
+            population, receipts, numbers, names = self.population(), self.ledger.receipts(), [*samples], [*groups]
+            gone = {key for receipt in receipts if receipt.outcome == "forgotten" for key in receipt.groups}
+            rows = population.asked(numbers, names, gone=gone, where=f"request {name!r}")
+            request = Request(name=name, samples=tuple(sorted(set(self.hashes(rows)))), groups=tuple(names))
             put_back = {n for r in receipts if r.outcome == "restored" for n in r.requests}
             done = [r for r in receipts if name in r.requests and r.outcome in {"forgotten", "nothing to forget"}]
+            if finished and name in finished.requests and finished.outcome in {"rolled back", "set aside"}:
+                return  # repeated after a crash
+            if finished and name in finished.requests and self.ledger.forgotten().issuperset(request.samples):
+                return
             if done and name not in put_back:
                 raise ConfigurationError(
                     f"request {name!r} was dealt with already (receipt {done[-1].number}: {done[-1].outcome}): "
                     "a request is asked for once"
                 )
+            self._rows(population, [request])
             self.ledger.queue.add(request)
 
+    def withdraw(self, name: str) -> Receipt:
+        """Take back a request that waits."""
+        with self.ledger.locked() as finished:
+            if finished and finished.outcome == "withdrawn" and name in finished.requests:
+                return finished
+            waiting = [request.name for request in self.ledger.queue.waiting()]
+            if name not in waiting:
+                raise ConfigurationError(f"expected a request that waits, saw {name!r}{nearest(name, waiting)}")
+            receipt = self.receipt(self.ledger.state, "withdrawn", requests=(name,))
+            self.ledger.commit(self.ledger.state, Pending(receipt=receipt, answered=(name,)))
+            return receipt
+
     def work(self) -> Receipt | None:
-        """Process all waiting requests in one edit; returns the receipt, or None when no request was waiting."""
-        with self.ledger.locked() as state:
+        """Process all waiting requests in one edit, or one by one where that fails.
+
+        A request that cannot be done is set aside, one that meets another error waits on, and neither stops the others.
+
+        Returns:
+            The last receipt, or None when no request was waiting.
+
+        Raises:
+            UnlearnKitError: The first error that a request met, after all others were processed.
+        """
+        with self.ledger.locked():
             waiting = self.ledger.queue.waiting()
             if not waiting:
                 return None
-            names = tuple(request.name for request in waiting)
-            population = self.population()
-            rows = population.rows(waiting)
-            if len(rows):
-                return self._edit(state, population, rows, names)
-            why = "all of these samples were forgotten before"
-            receipt = self.receipt(state, "nothing to forget", reason=why, requests=names)
-            self.ledger.commit(state, Pending(receipt=receipt, answered=names))
-            return receipt
+            try:
+                self.population()  # data that are not those of the ledger concern all requests
+                return self._answer(waiting)
+            except UnlearnKitError as error:
+                state = self.ledger.state
+                left = [request.name for request in self.ledger.queue.waiting()] if state.pending is None else []
+                if left:
+                    back = "`unlearnkit forget CONFIG.toml --withdraw NAME` takes one back"
+                    error.add_note(f"Still waiting: {', '.join(left)}; {back}.")
+                raise
 
-    def population(self) -> Population:
-        """Return the training samples in their groups, without the forgotten ones."""
-        forgotten, count = self.ledger.forgotten(), len(self.experiment.bundle.train)
-        hashes = self.ledger.hashes(range(count)) if forgotten else [""] * count
+    def _answer(self, waiting: Sequence[Request]) -> Receipt | None:
+        receipt, errors = None, list[UnlearnKitError]()
+        for requests in [waiting, *([request] for request in waiting if len(waiting) > 1)]:
+            try:
+                decision = self._decide(requests)
+            except UnlearnKitError as error:
+                errors += [error] if len(requests) == 1 else []
+                continue
+            receipt = self.ledger.commit(*decision)
+            if requests is waiting:
+                break
+        if errors:
+            raise errors[0]
+        return receipt
+
+    def _decide(self, requests: Sequence[Request]) -> Decision:
+        """Decide on requests; an error of one that is not alone may be another's fault."""
+        state, population, names = self.ledger.state, self.population(), tuple(request.name for request in requests)
+
+        def answer(outcome: Outcome, reason: str) -> Decision:
+            receipt = self.receipt(state, outcome, reason=reason, requests=names)
+            return state, Pending(receipt=receipt, answered=names), ()
+
+        try:
+            rows = self._rows(population, requests)
+        except ConfigurationError as error:
+            if len(requests) > 1:
+                raise
+            return answer("set aside", str(error))
+        if not len(rows):
+            return answer("nothing to forget", "all of these samples were forgotten before")
+        return self._edit(state, population, rows, names)
+
+    def population(self, *, put_back: Iterable[str] = ()) -> Population:
+        """Return the training samples in their groups, without the forgotten ones that are not put back.
+
+        A `MismatchError` says how the data differ from those of the ledger.
+        """
+        forgotten, data, now = self.ledger.forgotten().difference(put_back), self.experiment.bundle.train, self._now
+        where = f"the training data are not those of the ledger {self.ledger.folder}"
+        self.ledger.samples.check(now, forgotten=forgotten, where=where, name=partial(sample_name, data))
         kind = self.experiment.config.deletion.groups
-        return Population.of(self.experiment.bundle, kind=kind, forgotten=(h in forgotten for h in hashes))
+        return Population.of(self.experiment.bundle, kind=kind, forgotten=(d in forgotten for d in now.digests))
+
+    def hashes(self, rows: Iterable[int]) -> list[str]:
+        """Return the keyed digests of training samples, as receipts have them, from their numbers now."""
+        return [self._now.digests[row] for row in rows]
+
+    @cached_property
+    def _now(self) -> Samples:
+        return self._samples(self.ledger.key())
+
+    def _samples(self, key: bytes) -> Samples:
+        return Samples.of(self.experiment.bundle.train, key=key, progress=self.progress)
+
+    def _rows(self, population: Population, requests: Iterable[Request]) -> Rows:
+        wanted = {digest for request in requests for digest in request.samples}
+        return population.rows(digest in wanted for digest in self._now.digests)
 
     def model(self, kept: KeptModel) -> nn.Module:
         """Load a model of the ledger, on the device and in eval mode."""
-        return self.ledger.models.load(self.ledger.state.path_to(kept), self.experiment.fresh_model())
+        return self.ledger.models.load(self.ledger.state.path_to(kept), self.experiment.fresh_model(pretrained=False))
 
     def measure(self, base: KeptModel, rows: Rows) -> Importance:
         """Measure the importance of training samples on the model that the stored importances were measured on."""
@@ -161,8 +261,12 @@ class Deletion:
             progress=self.progress,
         )
 
-    def _edit(self, state: State, population: Population, rows: Rows, names: tuple[str, ...]) -> Receipt:
-        """Forget samples, or write a receipt that says why not."""
+    def _edit(self, state: State, population: Population, rows: Rows, names: tuple[str, ...]) -> Decision:
+        """Forget samples, or roll the edit back with a receipt that says why."""
+        if not state.measured:
+            raise StoreError(
+                f"the importances in {self.ledger.folder} are not complete: `unlearnkit ledger CONFIG.toml` continues"
+            )
         start, config, train = time.perf_counter(), self.experiment.config, self.experiment.bundle.train
         self.ledger.store.verify()  # before the first change: making it smaller reads all of it
         measure, role = partial(self.measure, state.base), Role(config.importance.reference)
@@ -195,16 +299,17 @@ class Deletion:
                 progress=self.progress,
             )
         except BudgetError as error:
-            receipt = attrs.evolve(receipt, reason=str(error))
-            self.ledger.commit(state, Pending(receipt=receipt, answered=names))
-            return receipt
+            if len(names) > 1:
+                raise
+            return state, Pending(receipt=attrs.evolve(receipt, reason=str(error)), answered=names), ()
         kept = self.ledger.models.put(model, known=report.model_after)
         patch = self._patch(state.current, model, report, names)
         host = peak_memory(self.experiment.device).host
         receipt = attrs.evolve(
             receipt,
             outcome="forgotten",
-            samples=tuple(sorted(self.ledger.hashes(rows.tolist()))),
+            reason="" if "retain-test" in splits else "no test data are retained, so the budget was not checked",
+            samples=tuple(sorted(self.hashes(rows))),
             groups=whole,
             model_after=kept.digest,
             model_file=kept.file,
@@ -219,12 +324,11 @@ class Deletion:
         )
         earlier = (*state.kept, state.current)
         earlier = earlier[len(earlier) - config.deletion.keep :]
-        self.ledger.commit(
+        return (
             state.with_models(kept, base=state.base, kept=earlier, patch=patch),
             Pending(receipt=receipt, remove=whole, edit=recorded, answered=names),
             parts.items(),
         )
-        return receipt
 
     def _patch(self, before: KeptModel, model: nn.Module, report: Report, names: tuple[str, ...]) -> KeptModel | None:
         """Keep the model before the edit as a patch, where that is asked for or smaller; None keeps the full model."""
@@ -244,10 +348,14 @@ class Deletion:
 def rollback(deletion: Deletion) -> Receipt:
     """Put the model back that was in use before the last edit, bit-identical; it has the forgotten samples again.
 
-    The store no longer has the importances of these samples: measure them again before the next request.
+    The store no longer has the importances of these samples: measure them again before the next request. A rollback
+    that was interrupted is finished, and another one is not started.
     """
     ledger = deletion.ledger
-    with ledger.locked() as state:
+    with ledger.locked() as finished:
+        if finished and finished.outcome == "restored":
+            return finished
+        state = ledger.state
         if not state.kept:
             raise ConfigurationError(
                 "expected an earlier model to put back, saw none: it was purged, deletion.keep is 0, or nothing was "
@@ -258,6 +366,7 @@ def rollback(deletion: Deletion) -> Receipt:
         if not edits:
             raise StoreError(f"expected a receipt of the edit that made the model {current}, saw none")
         undone = edits[-1]
+        deletion.population(put_back=undone.samples)  # a sample in the model whose data are gone cannot be forgotten
         if earlier.through:
             earlier = ledger.models.put(deletion.model(earlier))
         else:
@@ -273,8 +382,7 @@ def rollback(deletion: Deletion) -> Receipt:
             model_file=earlier.file,
         )
         new = state.with_models(earlier, base=state.base, kept=state.kept[:-1])
-        ledger.commit(new, Pending(receipt=receipt, back_to=earlier.digest))
-        return receipt
+        return ledger.commit(new, Pending(receipt=receipt, back_to=earlier.digest))
 
 
 def purge(deletion: Deletion) -> Receipt:
@@ -283,7 +391,10 @@ def purge(deletion: Deletion) -> Receipt:
     The model that the importances were measured on goes too: requests for parts of groups then need new importances.
     """
     ledger = deletion.ledger
-    with ledger.locked() as state:
+    with ledger.locked() as finished:
+        if finished and finished.outcome == "purged":
+            return finished
+        state = ledger.state
         earlier = {kept.digest for kept in state.models} - {state.current.digest}
         receipt = deletion.receipt(state, "purged", reason=f"{len(earlier)} earlier models")
         ledger.commit(state.with_models(state.current, base=state.current, kept=()), Pending(receipt=receipt))
@@ -294,6 +405,8 @@ def purge(deletion: Deletion) -> Receipt:
 
 
 def check_budget(before: Scores, after: Scores, budget: float) -> None:
+    if "retain-test" not in before:
+        return
     was, now = (scores["retain-test"]["accuracy"] for scores in (before, after))
     if was is None or now is None:
         raise ConfigurationError("objective: deletion.budget is a loss of accuracy: expected a CrossEntropy")
@@ -304,8 +417,9 @@ def check_budget(before: Scores, after: Scores, budget: float) -> None:
         )
 
 
-def ledger_folder(config: Config) -> Path:
-    return Path(config.deletion.folder) if config.deletion.folder else Path(config.output) / "ledger"
+def find_ledger(config: Config, *, told: Callable[[Receipt], None] | None = None) -> Ledger:
+    folder = Path(config.deletion.folder) if config.deletion.folder else Path(config.output) / "ledger"
+    return Ledger(folder, salt=config.deletion.salt or None, told=told)
 
 
 def find(
@@ -323,22 +437,23 @@ def find(
         )
     cut = {key: members[np.isin(members, rows)] for key, members in groups.items() if key not in whole}
     measured = {key: measure(part) for key, part in cut.items() if len(part)}
-    parts = {key: attrs.evolve(part, totals=on_disk(part.totals.items())) for key, part in measured.items()}
+    kept = partial(on_disk, within=store.scratch)
+    parts = {key: attrs.evolve(part, totals=kept(part.totals.items())) for key, part in measured.items()}
     total = store.total()
     # Parts may have been measured on an older model than the one in use; the store records how old importances are.
     same = [
         attrs.evolve(p, fingerprint=attrs.evolve(p.fingerprint, model=total.fingerprint.model)) for p in parts.values()
     ]
-    forget = _sum([*([store.groups(whole)] if whole else []), *same])
+    forget = _sum([*([store.groups(whole)] if whole else []), *same], kept)
     if role is Role.FULL:
         return forget, total, parts
     if not parts:
         return forget, store.rest(whole), parts
-    rest = on_disk(difference(total.totals, forget.totals, terms=total.count, eps=store.rounding, lost=[]))
+    rest = kept(difference(total.totals, forget.totals, terms=total.count, eps=store.rounding, lost=[]))
     return forget, attrs.evolve(total, totals=rest, role=Role.RETAIN, **counts_of_difference(total, forget)), parts
 
 
-def _sum(pieces: list[Importance]) -> Importance:
+def _sum(pieces: list[Importance], kept: Callable[[Iterable[tuple[str, Tensor]]], dict[str, Tensor]]) -> Importance:
     first, *others = pieces
     if not others:
         return attrs.evolve(first, role=Role.FORGET)
@@ -347,5 +462,5 @@ def _sum(pieces: list[Importance]) -> Importance:
         problems = [*first.name_problems(other.totals, shapes_only=True), *first.kind_problems(other)]
         raise_all(problems, where="two importances do not match")
         trail = trail.then(other.trail)
-    totals = on_disk(summed([piece.totals for piece in pieces]))
+    totals = kept(summed([piece.totals for piece in pieces]))
     return attrs.evolve(first, totals=totals, role=Role.FORGET, trail=trail, **counts_of_sum(pieces))

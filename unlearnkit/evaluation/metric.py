@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal, final
 import attrs
 from torch import nn
 
-from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.data.batches import check_batches
+from unlearnkit.models.objective import CrossEntropy, Objective, check_objective
 from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.utils.errors import MismatchError, raise_all
 from unlearnkit.utils.options import by_fields, read_only
@@ -20,6 +21,8 @@ class MetricTraits:
 
     ``better`` says whether higher or lower is better, or only the distance to a retrained model counts. ``source`` is
     paper and equation, ``cost`` the forward passes, models and training needed, ``trust`` what the number doesn't say.
+    ``holds`` names the values that say what a model still holds of the forgotten samples below its outputs: the verdict
+    compares them with the values of retrained models (see `FeatureMeasure`).
     """
 
     low: float = float("-inf")
@@ -29,6 +32,7 @@ class MetricTraits:
     source: str = ""
     cost: str = ""
     trust: str = ""
+    holds: tuple[str, ...] = ()
 
 
 FRACTION = MetricTraits(low=0.0, high=1.0, unit="fraction")
@@ -45,13 +49,15 @@ class NotApplicable:
 @final
 @attrs.frozen(kw_only=True)
 class Measurement:
-    """A number, or None and the reason why there is none."""
+    """A number, or None and the reason why there is none; a number with a reason is a bound, and the reason says so."""
 
     value: float | None
     reason: str = ""
 
 
 def _freeze(splits: Mapping[str, Iterable[Any]]) -> Mapping[str, Iterable[Any]]:
+    for name, batches in splits.items():
+        check_batches(batches, what=f"the split {name!r}")
     return read_only(splits)  # attrs reads the type of the argument from this annotation
 
 
@@ -70,7 +76,7 @@ class EvaluationInputs:
 
     model: nn.Module
     splits: Mapping[str, Iterable[Any]] = attrs.field(converter=_freeze)
-    objective: Objective = attrs.field(factory=CrossEntropy)
+    objective: Objective = attrs.field(factory=CrossEntropy, converter=check_objective)
     original: nn.Module | None = None
     retrained: tuple[nn.Module, ...] = attrs.field(default=(), converter=_models)
 
@@ -93,8 +99,12 @@ class Metric(abc.ABC):
     traits: ClassVar[MetricTraits] = MetricTraits()
 
     @abc.abstractmethod
-    def measure(self, inputs: EvaluationInputs) -> Mapping[str, "float | NotApplicable | None"]:
-        """Return name to value, or `NotApplicable` with the reason (or None, without one); do not change the inputs."""
+    def measure(self, inputs: EvaluationInputs) -> Mapping[str, "float | Measurement | NotApplicable | None"]:
+        """Return name to value; do not change the inputs.
+
+        A value is a number, a `Measurement` where a number needs a word (a bound, say), `NotApplicable` with the
+        reason why there is none, or None without one.
+        """
 
     @final
     def evaluate(self, inputs: EvaluationInputs) -> dict[str, float | None]:
@@ -118,7 +128,7 @@ class Metric(abc.ABC):
                 snapshot.restore()
         who = f"metric {self.name!r} ({type(self).__module__}.{type(self).__qualname__})"
         raise_all(problems, where=f"{who} changed a model that it measured (it was put back)")
-        allowed = int | float | NotApplicable | None
+        allowed = int | float | Measurement | NotApplicable | None
         if not isinstance(values, Mapping) or not all(isinstance(v, allowed) for v in values.values()):
             raise MismatchError(f"{who}: expected a mapping of names to numbers or None, saw {values!r}")
         found = {str(key): _measurement(value) for key, value in values.items()}
@@ -129,7 +139,50 @@ class Metric(abc.ABC):
         return found
 
 
-def _measurement(value: float | NotApplicable | None) -> Measurement:
+def _measurement(value: float | Measurement | NotApplicable | None) -> Measurement:
+    if isinstance(value, Measurement):
+        return value
     if value is None or isinstance(value, NotApplicable):
         return Measurement(value=None, reason=value.reason if value else "the metric gives no reason")
     return Measurement(value=float(value))
+
+
+@final
+@attrs.frozen(kw_only=True)
+class FeatureMeasure:
+    """What a model still holds below its outputs, by one measure, beside the original and the retrained models.
+
+    ``error`` is half the width of the 95 % interval that the finite number of samples gives ``value``.
+    """
+
+    name: str
+    value: float
+    original: float | None = None
+    retrained: tuple[float, ...] = ()
+    error: float = 0.0
+
+
+def feature_measures(
+    metrics: Mapping[str, Metric], measured: Mapping[str, Mapping[str, Measurement]]
+) -> tuple[FeatureMeasure, ...]:
+    """Collect the values that metrics name in ``traits.holds``.
+
+    For a value called ``V`` a metric returns ``"V"``, and where they are known ``"original V"``, ``"retrained 1 V"``,
+    ``"retrained 2 V"``, …, and ``"error V"``.
+    """
+    found = []
+    for name, metric in metrics.items():
+        numbers = {key: m.value for key, m in measured[name].items() if m.value is not None}
+        for value in metric.traits.holds:
+            if value in numbers:
+                retrained = (numbers.get(f"retrained {i} {value}") for i in range(1, len(numbers) + 1))
+                found.append(
+                    FeatureMeasure(
+                        name=f"{name} {value}",
+                        value=numbers[value],
+                        original=numbers.get(f"original {value}"),
+                        retrained=tuple(number for number in retrained if number is not None),
+                        error=numbers.get(f"error {value}", 0.0),
+                    )
+                )
+    return tuple(found)

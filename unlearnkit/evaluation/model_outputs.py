@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from itertools import combinations
+from math import sqrt
 from typing import Any, TypeVar, final
 
 import attrs
@@ -11,18 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.batches import feed
+from unlearnkit.data.batches import check_batches, feed
 from unlearnkit.distributed.collectives import map_shared
-from unlearnkit.evaluation.metric import EvaluationInputs, NotApplicable
+from unlearnkit.evaluation.metric import EvaluationInputs, Measurement, NotApplicable
 from unlearnkit.evaluation.per_sample import Floats, Ints, class_labels, floats, label_losses, softmax_of
-from unlearnkit.models.objective import BatchScores, CrossEntropy, Objective, score_batch, total
+from unlearnkit.models.objective import BatchScores, CrossEntropy, Objective, check_objective, score_batch, total
 from unlearnkit.models.parameters import buffers, device_of
 from unlearnkit.utils.errors import ConfigurationError, NonFiniteError
 from unlearnkit.utils.progress import Progress, length, silent
 from unlearnkit.utils.rng import private_rng
 
 T = TypeVar("T")
-Values = dict[str, "float | NotApplicable | None"]
+Values = dict[str, "float | Measurement | NotApplicable | None"]
+_INTERVAL = 1.96
 SPLITS = ("retain-train", "forget-train", "retain-test", "forget-test")
 
 
@@ -49,9 +51,10 @@ def loss_and_accuracy(
         >>> loss_and_accuracy(nn.Identity(), [batch])
         LossAndAccuracy(loss=0.6931471824645996, accuracy=0.5, samples=2)
     """
+    chosen = check_objective(CrossEntropy() if objective is None else objective)
 
     def scored(batch: Any, number: int) -> BatchScores:
-        losses, scores = score_batch(model, batch, objective=objective or CrossEntropy())
+        losses, scores = score_batch(model, batch, objective=chosen)
         if not bool(torch.isfinite(losses).all()):
             raise NonFiniteError(
                 f"expected finite losses, saw NaN or infinity in batch {number + 1}: "
@@ -70,6 +73,7 @@ def map_batches(
     model: nn.Module, batches: Iterable[Any], measure: Callable[[Any, int], T], *, progress: Progress = silent
 ) -> list[T]:
     """Measure each batch, moved to the model's device, in eval mode; processes split `Shared` batches."""
+    check_batches(batches, what="evaluation")
 
     def work(own: Iterable[Any], numbers: Iterator[int]) -> Iterator[T]:
         shown = progress(own, "evaluating", length(own))
@@ -240,6 +244,17 @@ class ModelOutputs:
         found: Values = {f"{prefix}{name}": answer(partial(measure, model)) for prefix, model in self.named.items()}
         return {**found, f"retrained {name}": answer(retrained or (lambda: mean(map(measure, self.retrained()))))}
 
+    def for_every_model(
+        self, name: str, measure: Callable[[nn.Module], float], error: Callable[[float], float]
+    ) -> Values:
+        """Measure like `for_each_model`, each retrained model by itself, and the error of the model's own value."""
+        each = cache(measure)
+        found = self.for_each_model(name, each)
+        for number, model in enumerate(self._inputs.retrained, start=1):
+            found[f"retrained {number} {name}"] = answer(partial(each, model))
+        own = found[name]
+        return found | {f"error {name}": error(own) if isinstance(own, float) else own}
+
     def against_retrained(self, name: str, split: str, between: Callable[[Outputs, Outputs], float]) -> Values:
         """Compare the model and the original with each retrained model, and the retrained models with each other."""
 
@@ -273,3 +288,10 @@ def answers(names: Iterable[str], measure: Callable[[], Iterable[float | NotAppl
 def mean(values: Iterable[float]) -> float:
     """The mean of some numbers."""
     return float(np.mean(list(values)))
+
+
+def sampling_error(p: float, samples: int) -> float:
+    """Half the width of the 95 % interval of a share of some samples (the Agresti-Coull form, never 0)."""
+    n = samples + _INTERVAL**2
+    near = (p * samples + _INTERVAL**2 / 2) / n
+    return _INTERVAL * sqrt(near * (1 - near) / n)

@@ -2,17 +2,21 @@
 
 import copy
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 import attrs
 
-from unlearnkit.data import ByClass, ByIndex, BySubclass, ForgetSpec
+from unlearnkit.data import ByClass, ByIndex, BySubclass, Corruption, ForgetSpec, KnownCorrupted
 from unlearnkit.models import Training
-from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
+from unlearnkit.utils.errors import CONTROL, ConfigurationError, StoreError, nearest, raise_all, visible
+from unlearnkit.utils.files import read_text
 from unlearnkit.utils.options import option
 from unlearnkit.utils.structuring import structure
+
+_TAKEN = {"ledger", "passes", "trials", "trials.csv", "summary.csv", "summary.md", "comparison.json"}
+"""What commands write to the folder of results, besides one folder for each label."""
 
 
 @final
@@ -36,12 +40,13 @@ class DataConfig:
 @final
 @attrs.frozen(kw_only=True)
 class ForgetConfig:
-    """What to forget: exactly one of the four."""
+    """What to forget: exactly one of the five."""
 
     classes: tuple[int | str, ...] = ()
     fine: tuple[int | str, ...] = ()
     indices: tuple[int, ...] = ()
     indices_file: str = ""
+    corrupted: Corruption | None = None
 
     @property
     def given(self) -> dict[str, Any]:
@@ -51,7 +56,7 @@ class ForgetConfig:
         """Make the forget specification; None where nothing is given."""
         if len(self.given) > 1:
             raise ConfigurationError(
-                f"forget: expected one of classes, fine, indices, indices_file, saw {sorted(self.given)}"
+                f"forget: expected one of classes, fine, indices, indices_file, corrupted, saw {sorted(self.given)}"
             )
         if self.classes:
             return ByClass(classes=self.classes)
@@ -59,6 +64,8 @@ class ForgetConfig:
             return BySubclass(fine=self.fine)
         if self.indices:
             return ByIndex(indices=self.indices)
+        if self.corrupted is not None:
+            return KnownCorrupted()
         return ByIndex.from_file(self.indices_file) if self.indices_file else None
 
 
@@ -127,7 +134,7 @@ class EvaluationConfig:
 @final
 @attrs.frozen(kw_only=True)
 class TuningConfig:
-    """How ``unlearnkit tune`` searches; see `unlearnkit.evaluation.tuning.Tuner`."""
+    """How ``unlearnkit tune`` searches; see `Tuner` and `TrialTuner` of `unlearnkit.evaluation.tuning`."""
 
     method: str = ""
     target: str = option("stated", choices=("stated", "retrained", "unseen"), doc="the forget accuracy to aim at")
@@ -141,6 +148,7 @@ class TuningConfig:
     strengths: tuple[float, ...] = (0.0, 0.3, 1.0)
     reestimate: str = option("both", choices=("both", "yes", "no"), doc="re-estimate BatchNorm on retain data")
     rounds: int = option(2, at_least=0, doc="rounds that refine the search around the best")
+    trials: int = option(20, at_least=1, doc="edits to try with a method that is not elementwise")
 
 
 @final
@@ -149,6 +157,7 @@ class DeletionConfig:
     """How deletion requests are processed; see `unlearnkit.deletion`."""
 
     folder: str = ""
+    salt: str = ""
     method: str = ""
     groups: str = ""
     budget: float = option(0.02, at_least=0, at_most=1, doc="largest loss of accuracy on retained test data")
@@ -197,20 +206,45 @@ class Config:
             raise ConfigurationError(
                 f"method: expected different labels, saw {again} more than once: give each a label"
             )
-        bad = [label for label in labels if not label or Path(label).name != label]
+        hidden = [label for label in labels if label.startswith(".") or not label.isprintable()]
+        bad = hidden or [label for label in labels if not label or Path(label).name != label]
         if bad:
-            raise ConfigurationError(f"method.label: expected the name of a folder, saw {bad}")
+            raise ConfigurationError(f"method.label: expected the name of a folder, not hidden, saw {bad}")
+        folders = (self.importance.checkpoint, self.deletion.folder, self.evaluation.retrained_folder)
+        taken = [Path(folder).absolute() for folder in folders if folder]
+        mine = {label: Path(self.output).absolute() / label for label in labels}
+        bad = [label for label, path in mine.items() if any(folder.is_relative_to(path) for folder in taken)]
+        bad += [label for label in labels if label.casefold() in _TAKEN]
+        if bad:
+            raise ConfigurationError(
+                f"method.label: expected a folder of its own for each result, saw {bad}, where other files are kept: "
+                "choose another label"
+            )
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML file and check every key; ``overrides`` such as ``"method.ssd.options.alpha=5"`` take precedence."""
     try:
-        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        raw = tomllib.loads(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(f"cannot read the configuration {path}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} is not TOML: {error}") from error
-    return structure(apply_overrides(raw, overrides), Config, where=str(path))
+    changed = apply_overrides(raw, overrides)
+    raise_all(_unusable(changed, ""), where=str(path), error=ConfigurationError)
+    return structure(changed, Config, where=str(path))
+
+
+def _unusable(value: Any, key: str) -> Iterator[str]:
+    """Say which values no setting can have: text that is no name and no path, and numbers of more than 64 bits."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, item in items:
+            yield from _unusable(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, str) and visible(value, CONTROL) != value:
+        yield f"{visible(key)}: expected text without control characters, saw {visible(value)!r}"
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        yield f"{visible(key)}: expected a whole number of 64 bits, saw one of {value.bit_length()}"
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -245,5 +279,5 @@ def _index(items: list[Any], key: str, override: str) -> int:
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text.strip()

@@ -15,9 +15,9 @@ from unlearnkit.distributed import Shared
 from unlearnkit.distributed.collectives import resolve_device
 from unlearnkit.evaluation import LossAndAccuracy, Metric, loss_and_accuracy
 from unlearnkit.experiments.config import Config, DataConfig, EvaluationConfig, MethodConfig
-from unlearnkit.experiments.provenance import manifest
+from unlearnkit.experiments.provenance import data_digest, manifest
 from unlearnkit.importance import ImportanceEstimator, Role
-from unlearnkit.models import Autocast, Objective, load_checkpoint
+from unlearnkit.models import Autocast, CrossEntropy, Objective, load_checkpoint
 from unlearnkit.pipeline import Pipeline
 from unlearnkit.plugins.manager import PluginManager
 from unlearnkit.unlearning import Unlearner
@@ -51,14 +51,24 @@ class Experiment:
         device, chosen = resolve_device(config.device), config.objective
         objective = _made("objective", chosen.factory, chosen.options, Objective, "an unlearnkit.Objective")
         bundle, spec = _bundle(config.data), config.forget.spec()
+        if config.forget.corrupted is not None:
+            bundle = config.forget.corrupted.apply(bundle)
+        if objective == CrossEntropy() and len(bundle.train.kinds) > 1:
+            objective = CrossEntropy(targets=len(bundle.train.kinds))  # of several labels, the target is the last one
         split = forget_split(bundle, spec) if spec else None
         return cls(config=config, device=device, objective=objective, bundle=bundle, split=split)
 
-    def fresh_model(self, *, seed: int | None = None) -> nn.Module:
-        """Make an untrained model on the device; its initial weights depend on the seed only."""
+    def fresh_model(self, *, seed: int | None = None, pretrained: bool = True) -> nn.Module:
+        """Make an untrained model on the device; its initial weights depend on the seed only.
+
+        Without ``pretrained``, a factory with that option is told so: a checkpoint will replace the weights.
+        """
         path, options = self.config.model.factory, dict(self.config.model.options)
-        if "num_classes" in inspect.signature(import_path(path)).parameters:
+        takes = inspect.signature(import_path(path)).parameters
+        if "num_classes" in takes:
             options.setdefault("num_classes", self.bundle.num_classes)
+        if "pretrained" in takes and not pretrained:
+            options["pretrained"] = False
         with private_rng(seed=self.config.training.seed if seed is None else seed):
             model: nn.Module = _made("model", path, options, nn.Module, "a torch.nn.Module")
         return model.to(self.device)
@@ -74,7 +84,7 @@ class Experiment:
     def trained_model(self, path: str, *, key: str = "model.checkpoint") -> tuple[nn.Module, dict[str, str]]:
         if not Path(path).exists():
             raise StoreError(f"{key}: {path} does not exist: make it with `unlearnkit train CONFIG.toml`")
-        model = self.fresh_model()
+        model = self.fresh_model(pretrained=False)
         metadata = load_checkpoint(model, path, allow_pickle=self.config.model.allow_pickle, undo=False)
         return model.eval(), metadata
 
@@ -104,7 +114,8 @@ class Experiment:
     def _split(self) -> ForgetSplit:
         if self.split is None:
             raise ConfigurationError(
-                "forget: expected what to forget, saw nothing: set one of classes, fine, indices, indices_file"
+                "forget: expected what to forget, saw nothing: set one of classes, fine, "
+                "indices, indices_file, corrupted"
             )
         return self.split
 
@@ -132,7 +143,10 @@ class Experiment:
         }
 
     def manifest(self) -> dict[str, Any]:
-        return manifest(config=attrs.asdict(self.config), data=self.bundle.train, device=self.device)
+        return {
+            **manifest(config=attrs.asdict(self.config), data=self.bundle.train, device=self.device),
+            "test_data_digest": data_digest(self.bundle.test),
+        }
 
     def estimator(self, plugins: PluginManager) -> ImportanceEstimator:
         name, options = self.config.importance.estimator, self.config.importance.options

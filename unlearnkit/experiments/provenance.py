@@ -4,21 +4,29 @@ import datetime as dt
 import hashlib
 import importlib.metadata
 import json
+import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
+from blake3 import blake3
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from unlearnkit.data import LabelledImages, Split
 from unlearnkit.data.batches import Deferred
+from unlearnkit.data.image_folder import ImageFiles
+from unlearnkit.data.labelled import Images
 from unlearnkit.distributed import Ranks
+from unlearnkit.utils.file_digests import Digests, file_digests
 
 _PACKAGES = ("unlearnkit", "torch", "torchvision", "numpy", "scikit-learn", "safetensors", "pluggy", "attrs", "cattrs")
 _IMAGES = 64
+_AT_ONCE = 4096  # images
+_loaded: MutableMapping[Images, Digests] = WeakIdKeyDictionary()
 
 
 def digest_of(value: Any) -> str:
@@ -26,16 +34,49 @@ def digest_of(value: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def plain(value: Any) -> Any:
+    """Return a configuration as JSON can hold it: infinities, such as α = inf, as text."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def data_digest(data: LabelledImages) -> str:
-    """Hash a data set: all labels, and 64 evenly spaced images."""
-    state = hashlib.blake2b(f"{len(data)}|{data.target}|".encode(), digest_size=16)
+    """Hash a data set: all labels, the content of every image, and 64 evenly spaced ones as the model gets them."""
+    state = blake3(f"{len(data)}|{data.target}|".encode())
     for kind in data.kinds:
         state.update(kind.encode() + np.ascontiguousarray(data.labels[kind].numpy()).tobytes())
+    rows = torch.arange(len(data)) if data.rows is None else data.rows
+    if isinstance(data.images, Tensor):
+        for some in torch.split(rows, _AT_ONCE):
+            _add(state, data.images[some])
+    else:
+        state.update(_image_digests(data.images)[rows.numpy()].tobytes())
     for index in np.linspace(0, len(data) - 1, min(_IMAGES, len(data))).astype(int).tolist():
         image = data[index][0]
-        stored: Tensor = image.raw if isinstance(image, Deferred) else image
-        state.update(stored.contiguous().numpy().tobytes())
-    return state.hexdigest()
+        _add(state, image.finish(image.raw.unsqueeze(0)) if isinstance(image, Deferred) else image)
+    return state.hexdigest(length=16)
+
+
+def _image_digests(images: Images) -> Digests:
+    """Hash every image that is loaded on demand: the bytes of a file, else the tensor, which is loaded once."""
+    if isinstance(images, ImageFiles):
+        return file_digests(images.paths)
+    with suppress(TypeError, KeyError):  # not loaded before, or of a type without weak references
+        return _loaded[images]
+    each = (_add(blake3(), images[i]).digest(length=16) for i in range(len(images)))
+    found = np.frombuffer(b"".join(each), dtype=np.uint8).reshape(-1, 16)
+    with suppress(TypeError):
+        _loaded[images] = found
+    return found
+
+
+def _add(state: blake3, tensor: Tensor) -> blake3:
+    whole = tensor.detach().cpu().contiguous()
+    state.update(f"{whole.dtype}{tuple(whole.shape)}".encode())
+    return state.update(whole.flatten().view(torch.uint8).numpy().data)
 
 
 def forget_record(split: Split) -> dict[str, Any]:
@@ -60,7 +101,7 @@ def versions() -> dict[str, str]:
 def manifest(*, config: Mapping[str, Any], data: LabelledImages, device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
-        "config": config,
+        "config": plain(config),
         "data_digest": data_digest(data),
         "versions": versions(),
         "device": f"{device} ({name})",

@@ -2,8 +2,11 @@
 
 import copy
 import json
+import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -15,20 +18,23 @@ from unlearnkit.data import LabelledImages
 from unlearnkit.distributed import Ranks, raise_on_all_ranks
 from unlearnkit.distributed.collectives import barrier
 from unlearnkit.evaluation import EvaluationInputs, LossAndAccuracy
+from unlearnkit.evaluation.metric import feature_measures
 from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs, Outputs, some_rows
 from unlearnkit.evaluation.plot_data import collect_plot_data
 from unlearnkit.experiments.config import Config, MethodConfig
 from unlearnkit.experiments.experiment import Experiment, make_metrics, make_unlearner
-from unlearnkit.experiments.provenance import forget_record
+from unlearnkit.experiments.provenance import digest_of, forget_record, plain
 from unlearnkit.experiments.train import load_or_retrain
 from unlearnkit.importance import Importance, Role, estimate_together
 from unlearnkit.importance.multi_process import forget_parts
-from unlearnkit.models.parameters import broadcast_from_rank_0
+from unlearnkit.models.parameters import broadcast_from_rank_0, digest
 from unlearnkit.pipeline import Edit
 from unlearnkit.plugins.manager import PluginManager, default_manager
-from unlearnkit.reporting import RunRecord, write_result
+from unlearnkit.reporting import RunRecord, read_record, write_result
+from unlearnkit.reporting.write import check_replaceable
 from unlearnkit.unlearning import Need, Report
-from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
+from unlearnkit.utils.errors import ConfigurationError, StoreError, UnlearnKitWarning, nearest
+from unlearnkit.utils.files import locked_folder
 from unlearnkit.utils.memory import peak_memory
 from unlearnkit.utils.progress import Progress, silent
 
@@ -50,8 +56,9 @@ def run(
 
     Everything that can be checked is checked before the first minute of work. Each method's folder appears complete or
     not at all. With torch.distributed, the ranks share importances and evaluation, and rank 0 writes. ``dry_run`` edits
-    in memory only, and measures and writes nothing; ``overwrite`` replaces folders of earlier results; ``again`` allows
-    a forget set that was applied to the checkpoint already.
+    in memory only, and measures and writes nothing; ``overwrite`` replaces folders of earlier results, and nothing
+    else; ``again`` allows a forget set that was applied to the checkpoint already. No other run, tuning or comparison
+    can write to the same output meanwhile. Called again after it was stopped, it keeps the results that are there.
     """
     plugins = plugins or default_manager()
     if dry_run:
@@ -61,26 +68,64 @@ def run(
     tuned = [method.label for method in config.method if method.tuned]
     if tuned:
         raise ConfigurationError(f"method {tuned[0]!r}: expected fixed options, saw tuned: use `unlearnkit tune`")
-    needs = {need for method in config.method for need in make_unlearner(method, plugins).needs}
-    folders = {method.label: Path(config.output) / method.label for method in config.method}
-    taken = [str(folder) for folder in folders.values() if folder.exists()]
-    if taken and not (dry_run or overwrite):
-        raise StoreError(f"results already exist: {', '.join(taken)}: choose another output, or overwrite them")
-    barrier()  # no process may write before all have looked for earlier results
-    job = Job.start(config, plugins, again=again, progress=progress, references=not dry_run)
-    parts = job.experiment.splits()
-    for need, source in job.importances(parts).items():
-        if need in needs:
-            source()  # before the first edit, so that a failure costs nothing
-    before = {} if dry_run else job.evaluate(job.original)
     for method in config.method:
-        model = copy.deepcopy(job.original)
-        record = job.record(method.label, job.edit(model, method, parts))
-        if not dry_run:
-            record = job.with_plot_data(job.evaluated(record, model, before), model)
-            job.write(folders[method.label], model, record)
-        yield record
-    job.forget_checkpoints()
+        make_unlearner(method, plugins)
+    with nullcontext() if dry_run else exclusive(config.output):
+        earlier = {} if dry_run else earlier_results(config, overwrite=overwrite)
+        barrier()  # no process may write before all have looked for earlier results
+        job = Job.start(config, plugins, again=again, progress=progress, references=not dry_run)
+        job.go_on(earlier)
+        left, parts = [method for method in config.method if method.label not in earlier], job.experiment.splits()
+        needs = {need for method in left for need in make_unlearner(method, plugins).needs}
+        for need, source in job.importances(parts).items():
+            if need in needs:
+                source()  # before the first edit, so that a failure costs nothing
+        before = job.evaluate(job.original) if left and not dry_run else {}
+        for method in config.method:
+            if method.label in earlier:
+                yield earlier[method.label]
+                continue
+            model = copy.deepcopy(job.original)
+            record = job.record(method.label, job.edit(model, method, parts))
+            if not dry_run:
+                record = job.with_plot_data(job.evaluated(record, model, before), model)
+                job.write(result_folder(config, method.label), model, record)
+            yield record
+        job.forget_checkpoints()
+
+
+@contextmanager
+def exclusive(output: str) -> Iterator[None]:
+    """Keep other runs, tunings and comparisons out of a folder of results; rank 0 holds its lock."""
+    with ExitStack() as held:
+        with raise_on_all_ranks():
+            if Ranks.current().rank == 0:
+                held.enter_context(locked_folder(output))
+        yield
+
+
+def result_folder(config: Config, label: str) -> Path:
+    return Path(config.output) / label
+
+
+def earlier_results(config: Config, *, overwrite: bool) -> dict[str, RunRecord]:
+    """Read the results of a killed run of this configuration; raise for any other file that is in the way."""
+    folders = {method.label: result_folder(config, method.label) for method in config.method}
+    if overwrite:
+        for folder in folders.values():
+            check_replaceable(folder)
+        return {}
+    taken = {label: folder for label, folder in folders.items() if os.path.lexists(folder)}
+    mine, found = digest_of(plain(attrs.asdict(config))), dict[str, RunRecord]()
+    for label, folder in taken.items():
+        with suppress(StoreError):
+            found[label] = read_record(folder)
+    own = {label for label, record in found.items() if digest_of(record.manifest.get("config")) == mine}
+    finished = len(taken) == len(folders) and not any(_lacks_page(folder, config) for folder in taken.values())
+    if finished or own != taken.keys():
+        shown = ", ".join(map(str, taken.values()))
+        raise StoreError(f"results already exist: {shown}: choose another output, or overwrite them")
+    return found
 
 
 @final
@@ -130,6 +175,27 @@ class Job:
             progress=progress,
             seconds={"retrained models": time.perf_counter() - start} if retrained else {},
         )
+
+    def go_on(self, records: Mapping[str, RunRecord]) -> None:
+        """Keep the results of a run that was stopped, if it had the same original model, data and forget set."""
+        if not records:
+            return
+        mine = _basis(self.experiment.manifest(), self.experiment.forgotten.digest(), digest(self.original))
+        for label, record in records.items():
+            folder = result_folder(self.experiment.config, label)
+            seen = _basis(record.manifest, record.forget.get("digest"), record.report.model_before)
+            differ = [what for what, value in mine.items() if seen[what] != value]
+            if differ:
+                raise StoreError(
+                    f"{folder}: expected a result of the same {' and '.join(differ)}, to go on after a run that was "
+                    "stopped, saw another: choose another output, or overwrite it"
+                )
+            warnings.warn(f"{folder} is kept: the run that was stopped wrote it", UnlearnKitWarning, stacklevel=2)
+            with raise_on_all_ranks():
+                if Ranks.current().rank == 0 and _lacks_page(folder, self.experiment.config):
+                    from unlearnkit.reporting.page import write_page  # noqa: PLC0415 - matplotlib takes a second
+
+                    write_page(folder, record)
 
     def edit(
         self, model: nn.Module, method: MethodConfig, parts: Mapping[str, LabelledImages], *, edit: Edit | None = None
@@ -216,8 +282,9 @@ class Job:
             after=after,
             metrics={name: {k: m.value for k, m in found.items()} for name, found in measured.items()},
             not_applicable={
-                name: {k: m.reason for k, m in found.items() if m.value is None} for name, found in measured.items()
+                name: {k: m.reason for k, m in found.items() if m.reason} for name, found in measured.items()
             },
+            features=feature_measures(metrics, measured),
             memory=peak_memory(self.experiment.device),
             manifest=self.experiment.manifest(),
         )
@@ -251,6 +318,16 @@ class Job:
         if not self._retrained_scores:
             self._retrained_scores.extend(self.evaluate(known) for known in self.retrained)
         return attrs.evolve(record, retrained=tuple(self._retrained_scores), views=views)
+
+
+def _lacks_page(folder: Path, config: Config) -> bool:
+    return config.evaluation.page and not (folder / "report.html").exists()
+
+
+def _basis(manifest: Mapping[str, Any], forget: str | None, model: str) -> dict[str, Any]:
+    """Say what a result depends on besides its configuration."""
+    named = {"training data": "data_digest", "test data": "test_data_digest", "versions": "versions"}
+    return {"original model": model, "forget set": forget, **{what: manifest.get(key) for what, key in named.items()}}
 
 
 def aligned(report: Report, model: nn.Module) -> Report:

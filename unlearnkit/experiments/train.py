@@ -26,6 +26,9 @@ RECIPE = "unlearnkit.recipe"
 """Key of a cached model's metadata: its recipe as JSON."""
 
 
+_FORMAT = "unlearnkit-training-1"
+
+
 def train_original(config: Config, *, overwrite: bool = False, progress: Progress = silent) -> dict[str, Any]:
     """Train the model of a configuration on the full training set, and write ``model.checkpoint``.
 
@@ -34,23 +37,38 @@ def train_original(config: Config, *, overwrite: bool = False, progress: Progres
     if not config.model.checkpoint:
         raise ConfigurationError("model.checkpoint: expected a file to write the trained model to, saw none")
     path = Path(config.model.checkpoint)
+    about = path.with_suffix(".json")
+    if about == path:
+        raise ConfigurationError(f"model.checkpoint: expected a file for weights, saw {path}: name it .safetensors")
     if path.exists() and not overwrite:
         raise StoreError(f"{path} already exists: choose another checkpoint, or overwrite it")
+    if about.exists() and not _is_record(about):
+        raise StoreError(
+            f"{about}: expected the record of an earlier training or nothing, saw another file: move it away, or "
+            "choose another checkpoint"
+        )
     experiment = Experiment.load(config)
     model, objective = experiment.fresh_model(), experiment.objective
     history = train(model, experiment.bundle.train, objective=objective, training=config.training, progress=progress)
     batches = experiment.evaluation_batches(experiment.bundle.test)
     test = loss_and_accuracy(model, batches, objective=objective, progress=progress)
     record = {
-        "format": "unlearnkit-training-1",
+        "format": _FORMAT,
         "epochs": [attrs.asdict(epoch) for epoch in history],
         "test": attrs.asdict(test),
         "manifest": experiment.manifest(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(model, path, {"unlearnkit.factory": config.model.factory})
-    write_text(path.with_suffix(".json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_text(about, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return record
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8"))["format"] == _FORMAT)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
 
 
 def _versions() -> dict[str, str]:

@@ -1,26 +1,31 @@
 """Tuning from a configuration: the right edit of one method, its checkpoint, and everything that was tried."""
 
 import copy
+import hashlib
+import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import final
 
 import attrs
 import numpy as np
-from sklearn.model_selection import train_test_split
 from torch import nn
 
 from unlearnkit.data import LabelledImages, forget_split
-from unlearnkit.data.splits import ValidationSplit, validation_split
+from unlearnkit.data.splits import ValidationSplit, hold_out, validation_split
+from unlearnkit.distributed import Ranks
 from unlearnkit.distributed.collectives import barrier
-from unlearnkit.evaluation.tuning import Tuner, Tuning, Validation
+from unlearnkit.evaluation.tuning import TrialTuner, Tuner, Tuning, Validation
 from unlearnkit.experiments.config import Config, MethodConfig
 from unlearnkit.experiments.experiment import chosen_method, make_unlearner
-from unlearnkit.experiments.run import Job
+from unlearnkit.experiments.run import Job, exclusive, result_folder
 from unlearnkit.models import CrossEntropy
+from unlearnkit.models.parameters import digest
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.reporting import RunRecord
-from unlearnkit.unlearning import ElementwiseUnlearner, Report, UnlearningInputs
+from unlearnkit.reporting.write import check_replaceable
+from unlearnkit.unlearning import ElementwiseUnlearner, Report, Unlearner, UnlearningInputs
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 from unlearnkit.utils.progress import Progress, silent
 
@@ -53,20 +58,22 @@ def tune(
     """
     plugins = plugins or default_manager()
     method = chosen_method(config, config.tuning.method, key="tuning.method")
-    elementwise(method, plugins)
-    folder = Path(config.output) / f"{method.label}-tuned"
-    if folder.exists() and not overwrite:
-        raise StoreError(f"results already exist: {folder}: choose another output, or overwrite them")
-    barrier()  # as in run()
-    search = Search.start(*hold_out_unseen(Job.start(config, plugins, again=again, progress=progress)))
-    job, model = search.job, copy.deepcopy(search.job.original)
-    tuning, record = search.edit(model, method, label=folder.name)
-    if tuning.chosen is None:
-        record = attrs.evolve(record, manifest=job.experiment.manifest())
-    else:
-        record = job.with_plot_data(job.evaluated(record, model, job.evaluate(job.original)), model)
-    job.write(folder, model if tuning.chosen else None, record)
-    job.forget_checkpoints()
+    tunable(method, plugins)
+    folder = result_folder(config, f"{method.label}-tuned")
+    with exclusive(config.output):
+        if os.path.lexists(folder) and not overwrite:
+            raise StoreError(f"results already exist: {folder}: choose another output, or overwrite them")
+        check_replaceable(folder)
+        barrier()  # as in run()
+        search = Search.start(*hold_out_unseen(Job.start(config, plugins, again=again, progress=progress)))
+        job, model = search.job, copy.deepcopy(search.job.original)
+        tuning, record = search.edit(model, method, label=folder.name)
+        if tuning.chosen is None:
+            record = attrs.evolve(record, manifest=job.experiment.manifest())
+        else:
+            record = job.with_plot_data(job.evaluated(record, model, job.evaluate(job.original)), model)
+        job.write(folder, model if tuning.chosen else None, record)
+        job.forget_checkpoints()
     return Tuned(tuning=tuning, record=record, folder=folder)
 
 
@@ -97,10 +104,13 @@ class Search:
 
     def edit(self, model: nn.Module, method: MethodConfig, *, label: str) -> tuple[Tuning, RunRecord]:
         """Search, and edit the model with what was found, or not at all."""
-        unlearner, found = elementwise(method, self.job.plugins), list[Tuning]()
+        unlearner, found = tunable(method, self.job.plugins), list[Tuning]()
 
         def search(model: nn.Module, inputs: UnlearningInputs, *, accept: Callable[[Report], Report]) -> Report:
-            tuning = self._tune(model, unlearner, inputs)
+            if isinstance(unlearner, ElementwiseUnlearner):
+                tuning = self._tune(model, unlearner, inputs)
+            else:
+                tuning = self._by_trials(model, unlearner, inputs, method)
             found.append(tuning)
             report = tuning.report or Report(method=unlearner.name, remarks=(tuning.sentence(),))
             # The edit is part of the search: each second is counted once.
@@ -138,10 +148,7 @@ class Search:
             model,
             forget=inputs.forget,
             reference=inputs.reference,
-            validation=Validation(
-                retain=experiment.shared_batches(self._part(self.split.retain_validation)),
-                forget=experiment.shared_batches(self._part(self.split.forget_validation)),
-            ),
+            validation=self._validation(),
             target=target,
             target_source=source,
             retain_data=experiment.evaluation_batches(self._part(self.split.retain)),
@@ -150,6 +157,53 @@ class Search:
             max_fraction=inputs.max_fraction,
             together=True,
             progress=self.job.progress,
+        )
+
+    def _by_trials(
+        self, model: nn.Module, unlearner: Unlearner, inputs: UnlearningInputs, method: MethodConfig
+    ) -> Tuning:
+        config, forgotten = self.job.experiment.config, self.job.experiment.forgotten
+        if Ranks.current().size > 1:
+            raise ConfigurationError(
+                f"tuning.method {method.label!r}: expected one process, saw {Ranks.current().size}"
+            )
+        target, source = self._target()
+        what = (
+            digest(model),
+            forgotten.digest(),
+            method.name,
+            dict(method.options),
+            attrs.asdict(config.tuning),
+            target,
+        )
+        tuner = TrialTuner(
+            unlearner=unlearner,
+            fixed=method.options,
+            trials=config.tuning.trials,
+            budget=config.tuning.budget,
+            storage=f"sqlite:///{self._storage()}",
+            study=hashlib.sha256(repr((*what, inputs.seed)).encode()).hexdigest()[:16],
+        )
+        return tuner.tune(
+            model,
+            inputs,
+            validation=self._validation(),
+            target=target,
+            target_source=source,
+            progress=self.job.progress,
+        )
+
+    def _storage(self) -> Path:
+        """Return the file of the trials, with which a search that was stopped goes on."""
+        folder = Path(self.job.experiment.config.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / ".trials.sqlite"
+
+    def _validation(self) -> Validation:
+        batches = self.job.experiment.shared_batches
+        return Validation(
+            retain=batches(self._part(self.split.retain_validation)),
+            forget=batches(self._part(self.split.forget_validation)),
         )
 
     def _part(self, rows: np.ndarray) -> LabelledImages:
@@ -172,13 +226,14 @@ class Search:
         return found
 
 
-def elementwise(method: MethodConfig, plugins: PluginManager) -> ElementwiseUnlearner:
-    unlearner = make_unlearner(method, plugins)
-    if not isinstance(unlearner, ElementwiseUnlearner):
-        raise ConfigurationError(
-            f"tuning.method {method.label!r}: expected an elementwise method, whose edits cost no training, saw "
-            f"{method.name!r}"
-        )
+def tunable(method: MethodConfig, plugins: PluginManager) -> Unlearner:
+    """Make a method, or say why its options cannot be searched."""
+    unlearner, where = make_unlearner(method, plugins), f"tuning.method {method.label!r}"
+    if isinstance(unlearner, ElementwiseUnlearner):
+        return unlearner
+    TrialTuner(unlearner=unlearner, fixed=method.options).searched()
+    if find_spec("optuna") is None:
+        raise ConfigurationError(f"{where}: expected Optuna, which is not installed: pip install 'unlearnkit[tune]'")
     return unlearner
 
 
@@ -189,14 +244,10 @@ def hold_out_unseen(job: Job) -> tuple[Job, LabelledImages | None]:
         return job, None
     test, spec = experiment.bundle.test, config.forget.spec()
     assert spec is not None, "a job has something to forget"
-    rest, aside = train_test_split(
-        np.arange(len(test)),
-        test_size=config.tuning.unseen_fraction,
-        random_state=config.seed,
-        stratify=test.targets.numpy(),
-    )
-    bundle = attrs.evolve(experiment.bundle, test=test.subset(np.sort(rest)))
-    part = attrs.evolve(experiment.bundle, test=test.subset(np.sort(aside)))
+    fraction, seed = config.tuning.unseen_fraction, config.seed
+    rest, aside = hold_out(np.arange(len(test)), test.targets.numpy(), fraction, seed)
+    bundle = attrs.evolve(experiment.bundle, test=test.subset(rest))
+    part = attrs.evolve(experiment.bundle, test=test.subset(aside))
     rows = forget_split(part, spec).test.forget
     if spec.carries_over and not len(rows):
         raise ConfigurationError("tuning.target 'unseen': the test set has no sample of what is forgotten")

@@ -23,6 +23,7 @@ from unlearnkit.importance.fisher import (
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.multi_process import estimate_together, fill
 from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
+from unlearnkit.importance.ratios import ratio_threshold
 from unlearnkit.importance.sharded_file import load_sharded, save_sharded
 from unlearnkit.importance.store.store import ImportanceStore
 
@@ -53,6 +54,7 @@ __all__ = [
     "fill",
     "fisher_statistics",
     "load_sharded",
+    "ratio_threshold",
     "register_rule",
     "save_sharded",
     "visible",

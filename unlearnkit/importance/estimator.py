@@ -1,6 +1,7 @@
 """`ImportanceEstimator`, the base class of everything that measures importances."""
 
 import abc
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, ClassVar, Literal, final
@@ -9,17 +10,23 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.batches import batch_size, feed, map_tensors, tensors
+from unlearnkit.data.batches import batch_size, check_batches, feed, lost_samples, map_tensors, tensors
 from unlearnkit.distributed.collectives import all_gather, name_dead_ranks
 from unlearnkit.distributed.sharded_tensors import reshard
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role, check_same_on_every_rank
 from unlearnkit.models.norm_gradients import norm_gradient_fix
-from unlearnkit.models.objective import Objective, float32_products
+from unlearnkit.models.objective import Objective, check_objective, float32_products
 from unlearnkit.models.parameters import check_differentiable, device_of, trainable
 from unlearnkit.models.snapshot import ModelSnapshot
-from unlearnkit.utils.errors import ConfigurationError, MismatchError, UnsupportedModelError, raise_all
-from unlearnkit.utils.options import option_values
+from unlearnkit.utils.errors import (
+    ConfigurationError,
+    MismatchError,
+    UnlearnKitWarning,
+    UnsupportedModelError,
+    raise_all,
+)
+from unlearnkit.utils.options import class_fault, option_values, refuse
 from unlearnkit.utils.progress import Progress, length, silent
 
 
@@ -123,13 +130,17 @@ class ImportanceEstimator(abc.ABC):
                 again.
 
         Raises:
-            ConfigurationError: No data, or a model without trainable parameters.
+            ConfigurationError: No data, a model without trainable parameters, or an estimator class without a valid
+                name or with options that would not be recorded.
             NonFiniteError: A NaN or an infinity in the model or in a batch's importance, naming parameter and batch.
             MismatchError: The estimator returned something that does not fit the model, or changed the model; or the
                 model is sharded and the processes saw different data.
             UnsupportedModelError: Weights are complex, or have no values yet; or the model is sharded and the
                 estimator cannot take it.
         """
+        refuse(class_fault(type(self)))
+        check_objective(objective)
+        check_data(batches, Role(role))
         with _own_context(model):
             return self._estimate(
                 model, batches, objective=objective, role=Role(role), progress=progress, snapshot=snapshot
@@ -243,6 +254,16 @@ class ImportanceEstimator(abc.ABC):
                 )
         problems += [f"{name}: an estimator must not edit buffers" for name in written]
         raise_all(problems, where=f"estimator {self.name!r} changed the model (it was put back)")
+
+
+def check_data(batches: Any, role: Role) -> None:
+    """Refuse a data set in place of batches, and for a forget set a loader that does not read each sample once."""
+    check_batches(batches, what=f"data of the {role.value} importance")
+    lost = lost_samples(batches)
+    if lost and role is Role.FORGET:
+        raise ConfigurationError(f"forget set: expected a loader that reads each sample once: {lost}")
+    if lost:
+        warnings.warn(f"data of the {role.value} importance: {lost}", UnlearnKitWarning, stacklevel=3)
 
 
 @contextmanager

@@ -15,13 +15,14 @@ from torch import nn
 
 from unlearnkit.distributed.collectives import Ranks, all_gather, raise_on_all_ranks
 from unlearnkit.distributed.sharded_tensors import is_sharded_model
-from unlearnkit.importance.estimator import ImportanceEstimator, fingerprint_of
+from unlearnkit.importance.estimator import ImportanceEstimator, check_data, fingerprint_of
 from unlearnkit.importance.importance import Importance, counts_of_sum
 from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role, check_same_on_every_rank
 from unlearnkit.importance.store.store import ImportanceStore
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import device_of, digest, trainable
 from unlearnkit.utils.errors import ConfigurationError, StoreError, UnlearnKitError, UnsupportedModelError, raise_all
+from unlearnkit.utils.files import is_temporary
 from unlearnkit.utils.progress import Progress, silent
 
 
@@ -72,6 +73,7 @@ def estimate_together(
     if ranks.size == 1:
         return estimate(batches)
     own, error = None, ""
+    check_data(batches, Role(role))
     batches = check_same_on_every_rank(batches, digest(model))
     try:
         mine = _none_if_empty(ranks.share(batches))
@@ -96,7 +98,7 @@ def estimate_together(
 def forget_parts(checkpoint: str | Path) -> None:
     """Delete this rank's checkpoint, when the result is saved; the last rank deletes the folder."""
     folder, ranks = Path(checkpoint), Ranks.current()
-    for path in (folder / _part_name(ranks), *folder.glob(".*.tmp")):
+    for path in (folder / _part_name(ranks), *filter(is_temporary, folder.glob(".*.tmp"))):
         path.unlink(missing_ok=True)
     with suppress(OSError):  # not empty: other ranks have yet to delete theirs
         folder.rmdir()
@@ -180,6 +182,7 @@ def estimate_resumable(
     if estimator.traits.unit != "sample":
         who = f"{estimator.name!r}: expected an estimator with one term per sample"
         raise ConfigurationError(f"{who}, saw one per batch")
+    check_data(batches, Role(role))
     path, rest = Path(checkpoint), iter(batches)
     total = Importance.load(path).to(device_of(model)) if path.exists() else None
     if total is not None:

@@ -1,6 +1,7 @@
 """Checkpoints: weights and buffers in safetensors, loaded only when every name, shape and dtype fits."""
 
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,13 @@ from unlearnkit.utils.safetensors import load_tensors, save_tensors
 
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")  # what torch.save writes now, and what it wrote before 1.6
 _PICKLE_SUFFIXES = {".pt", ".pth", ".pkl", ".bin"}
+_WRAPPER = "module."  # of DataParallel and DistributedDataParallel
 _DIGEST = "unlearnkit.digest"  # of the tensors in the file
-_DAMAGE = (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)
+_DAMAGE = (
+    *(pickle.UnpicklingError, struct.error, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError),
+    *(OSError, RuntimeError, TypeError, ValueError),
+)
+"""What torch.load raises for a file that is damaged."""
 
 
 def save_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -49,15 +55,16 @@ def load_checkpoint(
 
     The file is what `save_checkpoint` wrote, another safetensors file of a state dict or, with ``allow_pickle``, what
     ``torch.save(model.state_dict(), path)`` wrote: allow that only for files you trust. For tied weights one name is
-    enough. Without ``undo`` the model is not copied first, and may be left half loaded by an interruption. Returns the
-    metadata, none for a pickle.
+    enough. The prefix ``module.`` of DataParallel and DistributedDataParallel is added or taken away. Without ``undo``
+    the model is not copied first, and may be left half loaded by an interruption. Returns the metadata, none for a
+    pickle.
 
     A file that is missing, damaged or a pickle that was not allowed is a `StoreError`; one that does not fit is a
     `MismatchError`, which lists every name, shape and dtype, and the model is unchanged.
     """
     found, metadata = read_checkpoint(path, allow_pickle=allow_pickle)
     state = _state(model)
-    groups = _tied(state)
+    found, groups = _without_wrapper(found, state), _tied(state)
     raise_all(_problems(state, groups, found), where=f"{path} does not fit {type(model).__name__}")
     values = {name: next(found[n] for n in names if n in found) for names in groups for name in names}
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()} if undo else {}
@@ -89,6 +96,14 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     instead = "save and load the model by torch.distributed.checkpoint"
     refuse_sharded(state.values(), who="a checkpoint", instead=instead)
     return state
+
+
+def _without_wrapper(found: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the names of a file the prefix of DataParallel that the model has, or take it from them."""
+    wrapped, wanted = (bool(names) and all(name.startswith(_WRAPPER) for name in names) for names in (found, state))
+    if wrapped and not wanted:
+        return {name.removeprefix(_WRAPPER): tensor for name, tensor in found.items()}
+    return {_WRAPPER + name: tensor for name, tensor in found.items()} if wanted and not wrapped else {**found}
 
 
 def _tied(state: Mapping[str, Tensor]) -> list[list[str]]:
@@ -156,7 +171,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file:  # not the path: torch would go by a suffix .safetensors, not by the content
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
-        raise StoreError(f"{path} is damaged or holds more than weights: {error}") from error
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise StoreError(f"{path} is damaged or holds more than weights: {said}") from error
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
         keys = f" with the keys {list(loaded)[:5]}" if isinstance(loaded, Mapping) else ""
         raise StoreError(

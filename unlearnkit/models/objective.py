@@ -1,16 +1,22 @@
 """Objectives: one loss per sample, whose gradients are squared; and the loss and accuracy of a batch."""
 
 import abc
-from collections.abc import Iterable, Mapping
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, final
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.batches import batch_size, pick
+from unlearnkit.data.batches import batch_size, pick, tensors
 from unlearnkit.models.parameters import device_of
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
+from unlearnkit.utils.options import unrecorded
+
+_OWN = "for several labels, one logit or regression, write an Objective of your own (docs/how-to/own-model-and-data.md)"
 
 IGNORED = -100
 """The label that cross entropy leaves out, in torch and in Hugging Face's libraries."""
@@ -40,8 +46,19 @@ class Objective(abc.ABC):
 
     @final
     def describe(self) -> str:
-        """Return the text for a fingerprint: an attrs class's repr, else the qualified name."""
-        return repr(self) if attrs.has(type(self)) else type(self).__qualname__
+        """Return the text for a fingerprint: the repr of an attrs class or dataclass, else the qualified name.
+
+        Any other class with options is a `ConfigurationError`: its fingerprint would not tell them apart.
+        """
+        if attrs.has(type(self)) or dataclasses.is_dataclass(self):
+            return repr(self)
+        lost = ", ".join(unrecorded(type(self)))
+        if lost:
+            raise ConfigurationError(
+                f"{type(self).__qualname__}: expected an attrs class, saw {lost}, which no fingerprint would hold: "
+                "decorate the class with @attrs.frozen(kw_only=True)"
+            )
+        return type(self).__qualname__
 
 
 @final
@@ -50,12 +67,13 @@ class CrossEntropy(Objective):
     """Negative log-likelihood of the labels in the batch: −log softmax(f(x))_y, in nats.
 
     Logits of shape (batch, classes, …) with targets (batch, …) are summed over the further positions; a target of −100
-    is left out.
+    is left out. What cross entropy cannot mean is a `ConfigurationError`: a single logit, floating targets.
 
     Attributes:
         inputs: Position or key of the model's input in a batch, such as ``(x, y)`` or ``{"image": x, "label": y}``.
-        targets: Position or key of the labels; by default the last field.
+        targets: Position or key of the labels; by default the last one of two fields.
         output: Position or key of the logits in the model's output; ``"auto"`` takes a tensor, or its field ``logits``.
+        probabilities: Take floating targets (batch, classes, …) for class probabilities.
 
     Example:
         >>> batch = (torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
@@ -66,6 +84,7 @@ class CrossEntropy(Objective):
     inputs: int | str = 0
     targets: int | str = -1
     output: int | str = "auto"
+    probabilities: bool = attrs.field(default=False, repr=False)  # a permission: no part of the fingerprint
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
         """Return −log p(y | x) of every sample; see `Objective.losses`."""
@@ -74,6 +93,7 @@ class CrossEntropy(Objective):
     def losses_of(self, logits: Tensor, batch: Any) -> Tensor:
         """Return the losses that the logits of a batch have."""
         targets = self.labels(batch)
+        self._check(logits, targets)
         if not targets.is_floating_point():
             targets = targets.long()  # torch takes no other integers
         try:
@@ -87,11 +107,35 @@ class CrossEntropy(Objective):
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the model's logits, shape (batch, classes, …)."""
-        return logits_of(model(pick(batch, self.inputs, what="inputs")), output=self.output, model=model)
+        inputs = pick(batch, self.inputs, what="inputs")
+        with _named_dtypes(model, inputs):
+            return logits_of(model(inputs), output=self.output, model=model)
 
     def labels(self, batch: Any) -> Tensor:
         """Return the labels of the batch, shape (batch, …), an integer dtype (or class probabilities)."""
+        if self.targets == -1 and isinstance(batch, tuple | list) and len(batch) > 2:
+            raise ConfigurationError(
+                f"expected a batch of two fields, inputs and labels, saw {len(batch)}: say which one holds the labels, "
+                "for example CrossEntropy(targets=1)"
+            )
         return _tensor(pick(batch, self.targets, what="targets"))
+
+    def _check(self, logits: Tensor, targets: Tensor) -> None:
+        seen = f"saw targets of {targets.dtype} and shape {tuple(targets.shape)} for logits {tuple(logits.shape)}"
+        if logits.dim() < 2 or logits.shape[1] == 1:
+            raise ConfigurationError(
+                f"expected logits of at least two classes, shape (batch, classes, …), saw {tuple(logits.shape)}: {_OWN}"
+            )
+        if not targets.is_floating_point():
+            expected = (logits.shape[0], *logits.shape[2:])
+            if targets.shape != expected:
+                advice = ": squeeze them" if targets.numel() == math.prod(expected) else ""
+                raise ConfigurationError(f"expected labels of shape {expected}, {seen}{advice}")
+        elif not self.probabilities or targets.shape != logits.shape:
+            raise ConfigurationError(
+                f"expected class labels, whole numbers, {seen}: for class probabilities of the logits' shape say "
+                f"CrossEntropy(probabilities=True); {_OWN}"
+            )
 
 
 @final
@@ -178,6 +222,33 @@ class Autocast(Objective):
         with _autocast(model):
             found: Tensor = find(model, batch)
             return found.float()
+
+
+def check_objective(objective: Any) -> Objective:
+    """Return an objective; raise an error for anything else, such as a loss of torch."""
+    if isinstance(objective, Objective):
+        return objective
+    advice = "pass an object, not its class" if isinstance(objective, type) else "write one"
+    if isinstance(objective, nn.Module):
+        advice = "use CrossEntropy(), or write one whose losses() calls it with reduction='none'"
+    raise ConfigurationError(f"expected an unlearnkit.Objective, saw {objective!r}: {advice}")
+
+
+@contextmanager
+def _named_dtypes(model: nn.Module, inputs: Any) -> Iterator[None]:
+    """Name inputs of another dtype than the weights, where the model fails."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        found = [t.dtype for t in tensors(inputs) if kinds and t.dtype not in kinds and "type" in str(error)]
+        if not found:
+            raise
+        weights = " or ".join(sorted(map(str, kinds)))
+        raise MismatchError(
+            f"expected inputs of {weights}, as the weights of {type(model).__name__} are, saw {found[0]}: convert them "
+            f"in the data set, x.to({weights.partition(' ')[0]}): {error}"
+        ) from error
 
 
 def logits_of(result: Any, *, output: int | str, model: nn.Module) -> Tensor:

@@ -1,6 +1,7 @@
 """One loop for training, fine-tuning and relearning, repeatable bit by bit on one CPU."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, final
@@ -13,10 +14,11 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from unlearnkit.data.batches import feed
+from unlearnkit.data.loaders import WithoutSingles
 from unlearnkit.models.norm_gradients import norm_gradient_fix
-from unlearnkit.models.objective import BatchScores, CrossEntropy, Objective, score_batch, total
+from unlearnkit.models.objective import BatchScores, CrossEntropy, Objective, check_objective, score_batch, total
 from unlearnkit.models.parameters import device_of, trainable
-from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, UnsupportedModelError
+from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, UnlearnKitWarning, UnsupportedModelError
 from unlearnkit.utils.options import option
 from unlearnkit.utils.progress import Progress, length, silent
 from unlearnkit.utils.rng import private_rng
@@ -44,17 +46,46 @@ class OptimizerConfig:
 
 
 @contextmanager
-def training_mode(model: nn.Module, optimizer: Optimizer, *, seed: int, training: bool = True) -> Iterator[None]:
-    """Enable gradients, set the mode and seed the generators; modes and generators are put back, gradients cleared."""
+def training_mode(
+    model: nn.Module, optimizer: Optimizer, *, seed: int, training: bool = True
+) -> Iterator[Callable[[Iterable[Any]], Iterable[Any]]]:
+    """Enable gradients, set the mode and seed the generators; modes and generators are put back, gradients cleared.
+
+    Yields the function of `batch_norm_batches`.
+    """
     modes = {module: module.training for module in model.modules()}
     try:
         model.train(training)
-        with private_rng(device_of(model), seed=seed), torch.inference_mode(mode=False), torch.enable_grad():
-            yield
+        with (
+            private_rng(device_of(model), seed=seed),
+            torch.inference_mode(mode=False),
+            torch.enable_grad(),
+            batch_norm_batches(model) as usable,
+        ):
+            yield usable
     finally:
         optimizer.zero_grad()
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def batch_norm_batches(model: nn.Module) -> Iterator[Callable[[Iterable[Any]], Iterable[Any]]]:
+    """Yield a function that leaves out a last batch of one sample where BatchNorm is trained; warn once of them all."""
+    left_out: list[Any] = []
+
+    def usable(batches: Iterable[Any]) -> Iterable[Any]:
+        norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
+        return WithoutSingles.of(batches, left_out) if any(norm.training for norm in norms) else batches
+
+    yield usable
+    if left_out:
+        warnings.warn(
+            "a last batch of one sample was left out in each pass: BatchNorm cannot be trained on one sample; "
+            "another batch size leaves none over",
+            UnlearnKitWarning,
+            stacklevel=3,
+        )
 
 
 def freeze_batch_norm(model: nn.Module) -> None:
@@ -63,6 +94,36 @@ def freeze_batch_norm(model: nn.Module) -> None:
         own = list(module.parameters(recurse=False))
         if isinstance(module, _BatchNorm) and own and not any(p.requires_grad for p in own):
             module.eval()
+
+
+def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, objective: Objective | None = None) -> None:
+    """Set the running statistics of each BatchNorm to the average over batches (Izmailov et al. 2018), in place."""
+    layers, objective = batch_norm_layers(model), objective or CrossEntropy()
+    momenta = [layer.momentum for layer in layers]
+    modes = {module: module.training for module in model.modules()}
+    seen = False
+    try:
+        model.eval()
+        for layer in layers:
+            layer.train()
+            layer.reset_running_stats()
+            layer.momentum = None  # what torch calls a cumulative average
+        with torch.no_grad(), private_rng(device_of(model)), batch_norm_batches(model) as usable:
+            for _, moved in feed(usable(batches), device_of(model)):
+                seen = True
+                objective.losses(model, moved)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode
+    if layers and not seen:
+        raise ConfigurationError("expected at least one batch of retain data to re-estimate BatchNorm on, saw none")
+
+
+def batch_norm_layers(model: nn.Module) -> list[_BatchNorm]:
+    """BatchNorm layers that track running statistics."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
 def run_epoch(
@@ -77,8 +138,16 @@ def run_epoch(
     """Take one step for each batch, inside `training_mode`; returns the mean loss over the batches."""
     device, order, losses = device_of(model), norm_gradient_fix(model), []
     for number, (_, batch) in enumerate(feed(batches, device), start=1):
-        with order():
-            value = loss(model, batch)
+        try:
+            with order():
+                value = loss(model, batch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ConfigurationError(
+                f"expected at least 2 samples for BatchNorm in train mode, saw 1 in {name}, batch {number}: choose a "
+                "larger batch size, or eval mode"
+            ) from error
         _check(value, where=f"{name}, batch {number}")
         optimizer.zero_grad()
         torch.autograd.backward(value)
@@ -145,6 +214,7 @@ def train(
 
     ``data`` is a data set, shuffled anew in each epoch and cut into batches of ``training.batch_size``, or batches that
     can be iterated once per epoch; they are moved to the model's device. The default objective is `CrossEntropy`.
+    With BatchNorm, a last batch of one sample is left out, with a warning.
     ``on_epoch`` is called after each epoch with its number, from 1, and its record.
 
     The same seed, data and initial weights give the same bits on one CPU. The global random state and the model's
@@ -158,7 +228,7 @@ def train(
         >>> len(history), history[-1].accuracy
         (30, 1.0)
     """
-    options, criterion = training or Training(), objective or CrossEntropy()
+    options, criterion = training or Training(), check_objective(CrossEntropy() if objective is None else objective)
     config = OptimizerConfig(learning_rate=options.learning_rate, weight_decay=options.weight_decay)
     adam, scores, history = config.optimizer_for(model), list[BatchScores](), list[EpochRecord]()
     batches: Any = data
@@ -171,7 +241,8 @@ def train(
         scores.append(score)
         return losses.mean()
 
-    with training_mode(model, adam, seed=options.seed):
+    with training_mode(model, adam, seed=options.seed) as usable:
+        batches = usable(batches)
         for epoch in range(1, options.epochs + 1):
             start = time.perf_counter()
             scores.clear()

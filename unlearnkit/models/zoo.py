@@ -6,6 +6,7 @@ from typing import final
 from torch import Tensor, nn
 from typing_extensions import override
 
+from unlearnkit.utils.download import downloading
 from unlearnkit.utils.errors import ConfigurationError
 from unlearnkit.utils.rng import private_rng
 
@@ -65,8 +66,10 @@ def resnet18_classifier(
         raise ConfigurationError(f"dropout: expected a probability 0 ≤ p < 1, saw {dropout}")
     from torchvision.models import ResNet18_Weights, resnet18  # noqa: PLC0415 - torchvision takes a second
 
-    with nullcontext() if seed is None else private_rng(seed=seed):
-        backbone = resnet18(weights=ResNet18_Weights.DEFAULT if pretrained else None)
+    weights = ResNet18_Weights.DEFAULT if pretrained else None
+    waiting = downloading("ImageNet weights (45 MB)", weights.url) if weights else nullcontext()
+    with waiting, nullcontext() if seed is None else private_rng(seed=seed):
+        backbone = resnet18(weights=weights)
         head = nn.Sequential(nn.Dropout(dropout), nn.Linear(backbone.fc.in_features, num_classes))
     backbone.fc = nn.Identity()
     return ResNet18Classifier(backbone, head)

@@ -20,8 +20,6 @@ from unlearnkit.utils.errors import PluginWarning
 GROUP = "unlearnkit"
 DISABLE = "UNLEARNKIT_DISABLE_PLUGINS"
 """Environment variable: names of plugins not to load, separated by commas, or ``*`` for none at all."""
-NAME = re.compile(r"[a-z][a-z0-9-]*")
-"""What a plugin, a method, an estimator or a metric may be called."""
 
 
 @final
@@ -93,7 +91,8 @@ def name_and_version(distribution: Distribution | None) -> tuple[str, str]:
 
 def warn_of(problem: Problem) -> None:
     """Issue the one warning about a problem."""
-    warnings.warn(f"{problem} (the plugin or this part of it is left out)", PluginWarning, stacklevel=2)
+    outcome = "" if problem.stage == "global state" else " (the plugin or this part of it is left out)"
+    warnings.warn(f"{problem}{outcome}", PluginWarning, stacklevel=2)
 
 
 # Where a class comes from

@@ -1,12 +1,12 @@
 """The plugin manager: a typed face over pluggy that isolates, names and explains what is wrong with a plugin."""
 
 import functools
-import inspect
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, final
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar, final
 
 import attrs
 import pluggy
@@ -16,10 +16,10 @@ from unlearnkit.importance.estimator import ImportanceEstimator
 from unlearnkit.importance.fisher import Kernel
 from unlearnkit.importance.importance import Importance
 from unlearnkit.plugins import hookspecs
-from unlearnkit.plugins.entry_points import NAME, Discovered, Problem, entry_point_plugins, provider_of, warn_of
+from unlearnkit.plugins.entry_points import Discovered, Problem, entry_point_plugins, provider_of, warn_of
 from unlearnkit.plugins.hookspecs import Run
 from unlearnkit.unlearning.report import Report
-from unlearnkit.unlearning.unlearner import Need, Unlearner, describe
+from unlearnkit.unlearning.unlearner import Unlearner, describe, plugin_fault
 from unlearnkit.utils.errors import (
     ConfigurationError,
     DuplicateMethodError,
@@ -27,16 +27,20 @@ from unlearnkit.utils.errors import (
     UnknownMethodError,
     nearest,
 )
+from unlearnkit.utils.global_state import restored_globals
 from unlearnkit.utils.kernel_source import plugin_kernels
 from unlearnkit.utils.options import Option, options_of
 
-FOREIGN_FAULTS = (Exception, SystemExit)
-"""What foreign code may raise without stopping the host: a script that is imported may call ``sys.exit``."""
 TRACE = "UNLEARNKIT_TRACE_HOOKS"
 """Environment variable: ``1`` prints a line on the error stream for each call of a hook of a plugin."""
 
+T = TypeVar("T")
 _KINDS: Mapping[str, type] = {"unlearner": Unlearner, "estimator": ImportanceEstimator, "metric": Metric}
 _OFFERS: Mapping[str, type] = {**_KINDS, "kernel": Kernel}  # the hook is unlearnkit_register_<kind>s
+
+
+Watched = Callable[[str], AbstractContextManager[object]]
+"""Makes a context for a call of an observer, whose name it is given."""
 
 
 @final
@@ -62,16 +66,7 @@ def fault_of(cls: Any, base: type) -> str:
         return f"expected a class, saw {cls!r}: return the class, not an object of it"
     if not issubclass(cls, base):
         return f"expected a subclass of {base.__name__}, saw {cls.__module__}.{cls.__qualname__}"
-    if inspect.isabstract(cls):
-        missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
-        return f"{cls.__qualname__} is abstract: write {missing}"
-    name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        return f"{cls.__qualname__}.name: expected lower-case letters, digits and '-', as 'my-method', saw {name!r}"
-    needs: Any = getattr(cls, "needs", None) if issubclass(cls, Unlearner) else frozenset()
-    if not (isinstance(needs, frozenset) and all(isinstance(need, Need) for need in needs)):
-        return f"{cls.__qualname__}.needs: expected a frozenset of Need, saw {needs!r}"
-    return ""
+    return plugin_fault(cls)
 
 
 def kernel_fault(kernel: Any, base: type) -> str:
@@ -166,17 +161,32 @@ class PluginManager:
         if unknown:
             raise PluginLoadError("; ".join(map(str, unknown)))
 
-    def before_run(self, run: Run) -> None:
-        """Call every observer of the start of a run."""
-        self._notify("unlearnkit_before_run", run=run)
+    def before_run(self, run: Run, *, watched: Watched = nullcontext) -> None:
+        """Call every observer of the start of a run.
 
-    def after_estimate(self, run: Run, role: str, importance: Importance) -> None:
+        Each observer gets copies. ``watched``, given its name, is a context in which it is called.
+        """
+        self._notify("unlearnkit_before_run", watched, run=run)
+
+    def after_estimate(self, run: Run, role: str, importance: Importance, *, watched: Watched = nullcontext) -> None:
         """Call every observer of an importance; ``role`` is the set that it was measured on."""
-        self._notify("unlearnkit_after_estimate", run=run, role=role, importance=importance)
+        self._notify("unlearnkit_after_estimate", watched, run=run, role=role, importance=importance)
 
-    def after_run(self, run: Run, report: Report) -> None:
+    def after_run(self, run: Run, report: Report, *, watched: Watched = nullcontext) -> None:
         """Call every observer of the end of a run that succeeded."""
-        self._notify("unlearnkit_after_run", run=run, report=report)
+        self._notify("unlearnkit_after_run", watched, run=run, report=report)
+
+    def offers(self, plugin: str) -> tuple[str, ...]:
+        """List what a plugin offers, as ``"unlearner 'ssd'"`` or ``"unlearnkit_before_run"``, and names that clash."""
+        found = []
+        for kind in _OFFERS:
+            everything = self._offered(kind)
+            for _, thing in self._offers[kind].get(plugin, ()):
+                others = {of.origin for of, other in everything if other.name == thing.name and other is not thing}
+                clash = f" (also of {', '.join(sorted(others))}: asking for it is an error)" if others else ""
+                found.append(f"{kind} {thing.name!r}{clash if kind in _KINDS else ''}")
+        observed = ("unlearnkit_before_run", "unlearnkit_after_estimate", "unlearnkit_after_run")
+        return (*found, *(hook for hook in observed if plugin in {of.name for of, _ in self._call_each(hook)}))
 
     def _load(self) -> None:
         if not self._pending:
@@ -186,12 +196,12 @@ class PluginManager:
             if found.problem is not None:
                 self._remember(found, found.problem)
                 continue
-            try:
-                plugin = load()
-            except FOREIGN_FAULTS as error:  # recorded, not hidden
-                self._remember(found, found.problem_at("import", error))
-            else:
+            plugin, error, changed = _attempt(load)
+            if error is None:
                 self._add(found, plugin)
+            else:
+                self._remember(found, found.problem_at("import", error))
+            self._problems += _put_back(found, "import", changed)
         self._warn()
 
     def _remember(self, found: Discovered, problem: Problem | None) -> None:
@@ -207,10 +217,12 @@ class PluginManager:
                 warn_of(problem)
 
     def _add(self, found: Discovered, plugin: object) -> Problem | None:
-        try:
+        def register() -> list[Problem]:
             self._pluggy.register(plugin, name=found.name)
-            unknown = self._unknown_hooks(found, plugin)
-        except FOREIGN_FAULTS as error:  # pluggy's own errors and whatever attribute access on a plugin raises
+            return self._unknown_hooks(found, plugin)
+
+        unknown, error, _ = _attempt(register)
+        if error is not None:  # pluggy's own errors and whatever attribute access on a plugin raises
             # pluggy before 1.7 leaves a plugin half registered after a validation error.
             if self._pluggy.get_plugin(found.name) is plugin:
                 self._pluggy.unregister(name=found.name)
@@ -219,18 +231,22 @@ class PluginManager:
             self._remember(found, problem)
             return problem
         self._remember(found, None)
-        self._problems += unknown
+        self._problems += unknown or []
         return None
 
     def _unknown_hooks(self, found: Discovered, plugin: object) -> list[Problem]:
-        marks = ((name, self._pluggy.parse_hookimpl_opts(plugin, name)) for name in dir(plugin))
+        marks = [(name, self._pluggy.parse_hookimpl_opts(plugin, name)) for name in dir(plugin)]
         # An optional hook is one that a newer host may have.
         marked = [mark.get("specname") or name for name, mark in marks if mark and not mark.get("optionalhook")]
         known = {name for name in dir(hookspecs) if hasattr(getattr(hookspecs, name), f"{hookspecs.PROJECT}_spec")}
+        unmarked = sorted(known & set(dir(plugin)) - {name for name, mark in marks if mark})
         return [
             found.problem_at("unknown hook", PluginLoadError(f"no hook is called {name!r}{nearest(name, known)}"))
             for name in marked
             if name not in known
+        ] + [
+            found.problem_at("unmarked hook", PluginLoadError(f"{name} is not called: write @hookimpl above it"))
+            for name in unmarked
         ]
 
     def _find(self, kind: str, name: str) -> type[Any]:
@@ -247,7 +263,8 @@ class PluginManager:
         for problem in problems:
             if problem.plugin == name or problem.plugin.startswith(f"{name}@"):
                 raise PluginLoadError(f"the {kind} {name!r} cannot be used: {problem}") from problem.error
-        hint = f". Not usable: {'; '.join(map(str, problems))}" if problems else ""
+        broken = ", ".join(dict.fromkeys(f"plugin {problem.plugin!r}" for problem in problems))
+        hint = f". Not or partly usable: {broken}; `unlearnkit plugins` says why" if broken else ""
         raise UnknownMethodError(
             f"no {kind} is called {name!r}{nearest(name, {entry.name for entry in entries})}{hint}"
         )
@@ -258,15 +275,12 @@ class PluginManager:
         offers, check = self._offers[kind], kernel_fault if kind == "kernel" else fault_of
         calls = self._call_each(f"unlearnkit_register_{kind}s")
         for found, call in [pair for pair in calls if pair[0].name not in offers]:
-            offers[found.name] = []
-            try:
-                judged = [(thing, check(thing, _OFFERS[kind])) for result in call() for thing in result]
-            except FOREIGN_FAULTS as error:  # recorded with its cause, raised when asked for
-                self._problems.append(found.problem_at(f"registering its {kind}s", error))
-                continue
-            offers[found.name] = [(found, thing) for thing, fault in judged if not fault]
-            errors = [PluginLoadError(fault) for _, fault in judged if fault]
-            self._problems += [found.problem_at(f"registering its {kind}s", error) for error in errors]
+            judged, error, changed = _attempt(functools.partial(_judged, call, check, _OFFERS[kind]))
+            offers[found.name] = [(found, thing) for thing, fault in judged or () if not fault]
+            errors = [PluginLoadError(fault) for _, fault in judged or () if fault] if error is None else [error]
+            stage = f"registering its {kind}s"
+            self._problems += [found.problem_at(stage, error) for error in errors]
+            self._problems += _put_back(found, stage, changed)
         self._warn()
         return [pair for given in offers.values() for pair in given]
 
@@ -275,16 +289,55 @@ class PluginManager:
             others = [p for _, p in self._pluggy.list_name_plugin() if p is not plugin]
             caller = self._pluggy.subset_hook_caller(hook, others)
             if plugin is not None and caller.get_hookimpls():
-                found, call = self._discovered[name], functools.partial(caller, **arguments)
+                copies = {name: _copied(value) for name, value in arguments.items()}
+                found, call = self._discovered[name], functools.partial(caller, **copies)
                 yield found, traced(call, f"{hook} of plugin {found.name!r} ({found.origin})")
 
-    def _notify(self, hook: str, **arguments: Any) -> None:
+    def _notify(self, hook: str, watched: "Watched", **arguments: Any) -> None:
         self._load()
         for found, call in self._call_each(hook, **arguments):
-            try:
-                call()
-            except FOREIGN_FAULTS as error:  # an observer must not be able to stop the run it observes
-                warn_of(found.problem_at(hook, error))
+            with watched(f"plugin {found.name!r} of {found.origin}, {hook}"):
+                _, error, changed = _attempt(call)
+            # An observer must not be able to stop the run it observes.
+            for problem in [found.problem_at(hook, error)] if error is not None else []:
+                warn_of(problem)
+            for problem in _put_back(found, hook, changed):
+                warn_of(problem)
+
+
+def _attempt(call: Callable[[], T]) -> tuple[T | None, BaseException | None, list[str]]:
+    """Call foreign code: return what it returns or raises, Ctrl-C excepted, and what it set for everybody."""
+    with restored_globals() as changed:
+        try:
+            return call(), None, changed
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a script may call sys.exit, a test module may skip itself
+            return None, error, changed
+
+
+def _put_back(found: Discovered, stage: str, changed: list[str]) -> list[Problem]:
+    if not changed:
+        return []
+    error = PluginLoadError(f"it set {', '.join(changed)} in {stage}, which was put back")
+    return [found.problem_at("global state", error)]
+
+
+def _judged(call: Callable[[], list[Any]], check: Callable[[Any, type], str], base: type) -> list[tuple[Any, str]]:
+    results = call()
+    if not results:  # pluggy leaves out None
+        raise PluginLoadError("it returned nothing: write `return [...]`")
+    return [(thing, check(thing, base)) for result in results for thing in result]
+
+
+def _copied(value: Any) -> Any:
+    """Copy an argument of an observer: tensors of importances, options of runs and reports."""
+    if isinstance(value, Importance):
+        return attrs.evolve(value, totals={name: total.clone() for name, total in value.totals.items()})
+    if not attrs.has(type(value)):
+        return value
+    fields = {field.alias: getattr(value, field.name) for field in attrs.fields(type(value))}
+    return attrs.evolve(value, **{name: dict(field) for name, field in fields.items() if isinstance(field, dict)})
 
 
 def traced(call: Callable[[], Any], what: str) -> Callable[[], Any]:

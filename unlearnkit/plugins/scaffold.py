@@ -9,8 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from unlearnkit.plugins.entry_points import GROUP, NAME, name_and_version
+from unlearnkit.plugins.entry_points import GROUP, name_and_version
 from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
+from unlearnkit.utils.options import NAME
 
 KINDS: Mapping[str, str] = {
     "elementwise": "an unlearning method",

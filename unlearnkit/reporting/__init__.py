@@ -2,9 +2,11 @@
 
 from unlearnkit.reporting.record import RunRecord, read_record
 from unlearnkit.reporting.tables import method_table, plugin_table, run_table, tensor_table, tuning_table
+from unlearnkit.reporting.verdict import Judgement, verdict
 from unlearnkit.reporting.write import write_result
 
 __all__ = [
+    "Judgement",
     "RunRecord",
     "method_table",
     "plugin_table",
@@ -12,5 +14,6 @@ __all__ = [
     "run_table",
     "tensor_table",
     "tuning_table",
+    "verdict",
     "write_result",
 ]

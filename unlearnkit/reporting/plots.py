@@ -131,6 +131,9 @@ def tuning_frontier(axes: Axes, tuning: Tuning) -> Axes:
     axes.axhline(tuning.target, color=OTHER.colour, linestyle="--", linewidth=1, label="target")
     limit = tuning.original_retain - tuning.budget
     axes.axvline(limit, color=OTHER.colour, linestyle=":", linewidth=1.5, label="budget")
+    if not tuning.aim_reached and tuning.budget_to_reach is not None:
+        needed = tuning.original_retain - tuning.budget_to_reach
+        axes.axvline(needed, color=OTHER.colour, linestyle="-.", linewidth=1.5, label="budget that reaches the target")
     tried = [(c.retain, c.forget) for c in tuning.candidates if not c.problem]
     best = sorted((c.retain, c.forget) for c in tuning.frontier)
     original = [(tuning.original_retain, tuning.original_forget)]

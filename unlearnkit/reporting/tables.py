@@ -1,6 +1,6 @@
 """Tables for the terminal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
 from rich.table import Column, Table
@@ -51,13 +51,18 @@ def method_table(kind: str, entries: Iterable[Provided]) -> Table:
     return table
 
 
-def plugin_table(plugins: Iterable[Discovered], problems: Sequence[Problem]) -> Table:
-    """Every plugin that was found, and why broken or blocked ones are left out."""
-    table = Table(Column("name", no_wrap=True), "from", "module", "state", title="plugins", show_lines=True)
+def plugin_table(
+    plugins: Iterable[Discovered], problems: Sequence[Problem], offers: Mapping[str, Sequence[str]]
+) -> Table:
+    """Every plugin that was found, what it offers, and why broken, blocked or empty ones offer nothing."""
+    columns = (Column("name", no_wrap=True), "from", "module", "offers", "state")
+    table = Table(*columns, title="plugins", show_lines=True)
     for plugin in plugins:
+        given = offers.get(plugin.name, ())
         faults = [p for p in problems if p.plugin == plugin.name] or [p for p in (plugin.problem,) if p is not None]
-        state = "\n".join(f"{p.stage}: {p.error}" for p in dict.fromkeys(faults)) or "usable"
-        table.add_row(plugin.name, plugin.origin, plugin.target, state)
+        fine = "usable" if given else "no function of it is marked with @hookimpl, or each returns an empty list"
+        state = "\n".join(f"{p.stage}: {p.error}" for p in dict.fromkeys(faults)) or fine
+        table.add_row(plugin.name, plugin.origin, plugin.target, "\n".join(given) or "nothing", state)
     return table
 
 
@@ -70,7 +75,7 @@ def tuning_table(tuning: Tuning) -> Table:
         shown.append(tuning.chosen)
     for c in shown:
         options = ", ".join(f"{name}={value:.4g}" for name, value in c.options.items())
-        norm = "again" if c.setting.reestimate else "kept"
+        norm = "–" if c.setting is None else "again" if c.setting.reestimate else "kept"
         mark = "chosen" if c is tuning.chosen else "" if c.feasible else "over budget"
         table.add_row(options, f"{100 * c.selected:.3g} %", norm, f"{c.retain:.3f}", f"{c.forget:.3f}", mark)
     return table

@@ -195,19 +195,20 @@ class LawCase:
         y = torch.randint(CLASSES, (self.samples,), generator=generator)
         return batched(x.to(self.dtype), y, self.batch)
 
-    def importance(self, model: SmallNet, values: Sequence[float]) -> Importance:
-        """Repeat values over the trainable parameters of a model: an importance of one term."""
+    def importance(self, model: SmallNet, values: Sequence[float], *, terms: int = 1) -> Importance:
+        """Repeat values over the trainable parameters of a model: the means of an importance."""
         pattern, totals = torch.tensor(values), {}
         for start, (name, p) in enumerate(trainable(model).items()):
             places = (torch.arange(p.numel()) + start) % len(values)
-            totals[name] = pattern[places].reshape(p.shape).to(torch.promote_types(p.dtype, torch.float32))
-        return Importance(totals=totals, count=1)
+            means = pattern[places].reshape(p.shape).to(torch.promote_types(p.dtype, torch.float32))
+            totals[name] = terms * means
+        return Importance(totals=totals, count=terms)
 
     def unlearning_inputs(self, model: SmallNet, **changed: Any) -> UnlearningInputs:
         """Collect all that any method may need; ``changed`` replaces fields of `unlearnkit.UnlearningInputs`."""
         usual: dict[str, Any] = {
-            "forget": self.importance(model, self.forget),
-            "reference": self.importance(model, self.reference),
+            "forget": self.importance(model, self.forget, terms=2),
+            "reference": self.importance(model, self.reference, terms=4),
             "forget_data": self.data("forget"),
             "retain_data": self.data("retain"),
             "model_factory": self.fresh,
@@ -220,8 +221,8 @@ class LawCase:
         usual: dict[str, Any] = {
             "model": self.model(),
             "splits": {name: self.data(name) for name in names},
-            "original": self.fresh(self.seed + 1),
-            "retrained": (self.fresh(self.seed + 2),),
+            "original": attrs.evolve(self, seed=self.seed + 1).model(),
+            "retrained": (attrs.evolve(self, seed=self.seed + 2).model(),),
         }
         return EvaluationInputs(**{**usual, **changed})
 
@@ -257,12 +258,18 @@ def models() -> st.SearchStrategy[SmallNet]:
 
 @st.composite
 def law_cases(
-    draw: st.DrawFn, *, dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64), largest: int = 5
+    draw: st.DrawFn,
+    *,
+    dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64),
+    largest: int = 5,
+    around: Sequence[float] = (),
 ) -> LawCase:
-    """Draw a model with importances and data."""
-    values = st.lists(st.sampled_from((0.0, 1.0, 2.0, 20.0)) | st.floats(0, 100, width=16), min_size=1, max_size=8)
+    """Draw a model with importances and data; ``around`` are further values of importances."""
+    usual = st.sampled_from((0.0, 1.0, 2.0, 20.0, *around))
+    # Several each, so that most cases have weights that matter more to either set, or to none.
+    values = st.lists(usual | st.floats(0, 100, width=16), min_size=3, max_size=8)
     return LawCase(
-        layers=tuple(draw(st.lists(st.sampled_from(list(LAYERS)), max_size=3))),
+        layers=tuple(draw(st.lists(st.sampled_from([*LAYERS, "batch-norm"]), max_size=3))),
         embedding=draw(st.booleans()),
         tied=draw(st.booleans()),
         frozen=draw(st.booleans()),

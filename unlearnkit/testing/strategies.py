@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import cache
+from operator import itemgetter
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from unlearnkit import ConfigurationError, Importance, Unlearner
 from unlearnkit.models.parameters import bits
 from unlearnkit.testing.cases import RuleInputs
-from unlearnkit.utils.options import Option, options_of
+from unlearnkit.utils.options import Option, fits, option_values, options_of
 
 U = TypeVar("U", bound=Unlearner)
 
@@ -29,6 +30,13 @@ _FOLDED: dict[int, list[tuple[int, ...]]] = {
 }
 _WIDTHS: dict[torch.dtype, Literal[16, 32, 64]] = {torch.float64: 64, torch.float16: 16}  # others: 32
 _LARGEST, _SMALLEST = 2.0**10, 2.0**-10
+_MODERATE = (2.0**-10, 2.0**10)  # times 2^±50, squares are still no overflow of float32
+
+
+def _often(strategy: st.SearchStrategy[Any], other: st.SearchStrategy[Any], *, times: int) -> st.SearchStrategy[Any]:
+    """Draw from the first one so many times as often; shrinks to the other one."""
+    # Hypothesis counts equal strategies once: each copy is an object of its own.
+    return st.one_of(other, *(st.tuples(strategy).map(itemgetter(0)) for _ in range(times)))
 
 
 def shapes() -> st.SearchStrategy[tuple[int, ...]]:
@@ -73,7 +81,7 @@ def _any_number(dtype: torch.dtype, *, finite: bool) -> st.SearchStrategy[float]
 @cache
 def _any_total(dtype: torch.dtype, *, moderate: bool = False) -> st.SearchStrategy[float]:
     """Draw importances, with many ties and zeros; moderate ones stay away from under- and overflow."""
-    low, high = (2.0**-20, 2.0**20) if moderate else (0.0, float(torch.finfo(torch.float32).max))
+    low, high = _MODERATE if moderate else (0.0, float(torch.finfo(torch.float32).max))
     return st.sampled_from((0.0, 1.0, 2.0, 10.0, high)) | st.floats(low, high, width=_WIDTHS.get(dtype, 32))
 
 
@@ -96,13 +104,18 @@ def rule_inputs(
     weights: Sequence[torch.dtype] = DTYPES,
     finite: bool = True,
     moderate: bool = False,
+    around: Sequence[float] = (),
     extra: st.SearchStrategy[Any] | None = None,
 ) -> RuleInputs:
-    """Draw what an elementwise rule gets: θ, F_f and F_r of one shape."""
+    """Draw what an elementwise rule gets: θ, F_f and F_r of one shape.
+
+    Numbers ``around`` which something may happen, the `thresholds` of a method, are drawn for θ, F_f and F_f/F_r too:
+    exactly, barely less and more, and clearly so.
+    """
     dtype, kind = draw(st.sampled_from(list(weights))), draw(st.sampled_from((torch.float32, torch.float64)))
     # Weight by weight and the shape last: so a counterexample loses the weights that it does not need.
-    rows = draw(_rows(dtype, kind, finite=finite, moderate=moderate))
-    theta, forget, reference = zip(*rows, strict=True)
+    rows = draw(_rows(dtype, kind, finite=finite, moderate=moderate, placed=bool(around)))
+    theta, forget, reference = zip(*(_placed(*row, around, moderate=moderate) for row in rows), strict=True)
     weight = _tensor(draw, theta, dtype, finite=finite)
     shape = draw(st.sampled_from([(len(rows),), *_FOLDED.get(len(rows), ())]))
     return RuleInputs(
@@ -113,12 +126,50 @@ def rule_inputs(
     )
 
 
+_Row = tuple[float, float, float]
+_Place = tuple[str, int, float, float]  # what lies at which threshold, times how much, and at which F_r
+_PLACES: st.SearchStrategy[_Place] = st.tuples(
+    st.sampled_from(("quotient", "quotient", "quotient", "forget", "theta")),
+    st.integers(0, 60),
+    st.sampled_from((1.0, 1 - 2.0**-20, 1 + 2.0**-20, 0.6, 1.6)),
+    st.sampled_from((1.0, 0.01)),
+)
+
+
 @cache
 def _rows(
-    dtype: torch.dtype, kind: torch.dtype, *, finite: bool, moderate: bool
-) -> st.SearchStrategy[list[tuple[float, float, float]]]:
+    dtype: torch.dtype, kind: torch.dtype, *, finite: bool, moderate: bool, placed: bool
+) -> st.SearchStrategy[list[tuple[_Row, _Place | None]]]:
     total = _any_total(kind, moderate=moderate)
-    return st.lists(st.tuples(_any_number(dtype, finite=finite), total, total), min_size=1, max_size=8)
+    numbers = st.tuples(_any_number(dtype, finite=finite), total, total)
+    row = st.tuples(numbers, _often(_PLACES, st.none(), times=3) if placed else st.none())
+    last = row.map(lambda one: [one])
+    # Not st.lists: Hypothesis often fails to remove the first element of those from a counterexample.
+    more = st.builds(lambda one, rest: [one, *rest][:8], row, st.deferred(lambda: rows))
+    rows: st.SearchStrategy[list[tuple[_Row, _Place | None]]] = _often(more, last, times=3)
+    return rows
+
+
+def _placed(row: _Row, place: _Place | None, around: Sequence[float], *, moderate: bool) -> _Row:
+    theta, forget, reference = row
+    if place is None:
+        return row
+    what, number, factor, base = place
+    value = around[number % len(around)] * factor
+    if what == "theta":
+        return math.copysign(value, theta), forget, reference
+    low, high = _MODERATE if moderate else (0.0, float(torch.finfo(torch.float32).max))
+    if what == "quotient":
+        return theta, min(max(value * base, low), high), base
+    return theta, min(max(value, low), high), reference
+
+
+def thresholds(method: Unlearner, *further: float) -> tuple[float, ...]:
+    """List what an edit may compare θ, F_f or F_f/F_r with: the method's options, further numbers, their inverses."""
+    values = [*further, *option_values(method).values()]
+    numbers = {abs(float(v)) for v in values if isinstance(v, int | float) and not isinstance(v, bool)}
+    found = {x for v in numbers if v and math.isfinite(v) for x in (v, 1 / v) if _SMALLEST**2 <= x <= _LARGEST**2}
+    return tuple(sorted(found))
 
 
 def values_of(option: Option) -> st.SearchStrategy[Any]:
@@ -165,11 +216,17 @@ def from_unlearner(draw: st.DrawFn, /, cls: type[U], **given: st.SearchStrategy[
 
 
 def two_values(method: Unlearner, names: Sequence[str]) -> st.SearchStrategy[tuple[str, Any, Any]]:
-    """Draw the name of an option and two of its values, the smaller one first."""
+    """Draw the name of an option and two of its values, near the method's own and at large, the smaller one first."""
     options = {option.name: option for option in options_of(method)}
 
     def pair(name: str) -> st.SearchStrategy[tuple[str, Any, Any]]:
-        values = values_of(options[name]).filter(lambda value: value is not None)
-        return st.tuples(values, values).map(lambda two: (name, *sorted(two)))
+        option, value = options[name], getattr(method, name)
+        near = [value + i for i in (-2, -1, 1, 2)] if option.kind is int else []
+        if option.kind is float:
+            scale = abs(value) if value and math.isfinite(value) else 1.0
+            near = [scale * 2.0**i for i in range(-3, 4)]
+        close = st.sampled_from([v for v in near if fits(v, option)] or [option.default])
+        values = _often(close, values_of(option), times=2).filter(lambda value: value is not None)
+        return st.tuples(values, values).filter(lambda two: two[0] != two[1]).map(lambda two: (name, *sorted(two)))
 
     return st.sampled_from(sorted(names)).flatmap(pair)

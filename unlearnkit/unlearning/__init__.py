@@ -7,7 +7,9 @@ from unlearnkit.unlearning.distillation import (
     distillation_loss,
     divergence,
     fresh_model,
+    other_labels,
     teacher_of,
+    wrong_label_loss,
 )
 from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
 from unlearnkit.unlearning.patch import Patch
@@ -33,5 +35,7 @@ __all__ = [
     "divergence",
     "fine_tune",
     "fresh_model",
+    "other_labels",
     "teacher_of",
+    "wrong_label_loss",
 ]

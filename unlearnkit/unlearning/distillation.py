@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.models.objective import IGNORED, CrossEntropy, Objective
 from unlearnkit.models.parameters import buffers, device_of, parameters, parameters_and_buffers, trainable
 from unlearnkit.unlearning.unlearner import UnlearningInputs
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, raise_all
@@ -99,6 +99,25 @@ def class_labels(objective: Objective, batch: Any) -> Tensor:
     if labels.is_floating_point():
         raise ConfigurationError(f"expected class labels, whole numbers, saw {labels.dtype} of {tuple(labels.shape)}")
     return labels.long()
+
+
+def wrong_label_loss(objective: Objective, model: nn.Module, batch: Any) -> Tensor:
+    """Return the mean cross-entropy of a batch with `other_labels` in place of its own, a scalar tensor in nats."""
+    logits, labels = class_logits(objective, model, batch), class_labels(objective, batch)
+    return nn.functional.cross_entropy(logits, other_labels(labels, classes=logits.shape[1]), ignore_index=IGNORED)
+
+
+def other_labels(labels: Tensor, *, classes: int) -> Tensor:
+    """Draw another label for each one, uniformly from the other classes; −100 (no label) stays.
+
+    Example:
+        >>> other_labels(torch.tensor([0, 1, -100]), classes=2)
+        tensor([   1,    0, -100])
+    """
+    if classes < 2:
+        raise ConfigurationError(f"expected at least 2 classes, saw {classes}: wrong labels are drawn from the others")
+    moved = (labels + torch.randint_like(labels, 1, classes)) % classes
+    return torch.where(labels == IGNORED, labels, moved)
 
 
 def divergence(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) -> Tensor:

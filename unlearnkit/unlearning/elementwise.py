@@ -5,7 +5,7 @@ Each parameter is edited in pieces that fit in cache: computed, checked, counted
 
 import abc
 from collections.abc import Callable
-from typing import ClassVar, Self, final
+from typing import Any, ClassVar, Self, final
 
 import attrs
 import torch
@@ -26,7 +26,7 @@ from unlearnkit.models.parameters import (
 )
 from unlearnkit.models.snapshot import UndoLog
 from unlearnkit.unlearning.unlearner import EditCounts, Need, Unlearner, UnlearningInputs
-from unlearnkit.utils.errors import MismatchError, NonFiniteError, UnlearnKitError, raise_all
+from unlearnkit.utils.errors import ConfigurationError, MismatchError, NonFiniteError, UnlearnKitError, raise_all
 from unlearnkit.utils.options import option_values
 
 _Weights = dict[str, nn.Parameter]
@@ -124,6 +124,17 @@ class RuleApplier:
             raise NonFiniteError(f"{self._who} made NaN or infinity of finite weights")
 
 
+@final
+class _Undeclared(Tensor):
+    """F_r for the rule of a method that does not declare it."""
+
+    @classmethod
+    def __torch_function__(cls, *_: Any, **__: Any) -> Any:
+        raise ConfigurationError(
+            "rule() uses the reference importance without declaring it: add Need.REFERENCE_IMPORTANCE to the needs"
+        )
+
+
 def _mean(total: Tensor | None, terms: int | None, *, like: Tensor) -> Tensor:
     if total is None:
         return torch.zeros_like(like)
@@ -165,7 +176,7 @@ class ElementwiseUnlearner(Unlearner):
         Args:
             theta: Weights, any shape, float32 or float64.
             forget: F_f ≥ 0, same shape, dtype and device.
-            reference: F_r ≥ 0, likewise; zeros when the method does not need it.
+            reference: F_r ≥ 0, likewise. Using it is an error when ``needs`` does not declare it.
 
         Returns:
             θ', same shape, dtype and device.
@@ -195,7 +206,11 @@ class ElementwiseUnlearner(Unlearner):
     @final
     def applier(self) -> RuleApplier:
         """Return an object that applies the rule to parameters, and checks its results."""
-        return RuleApplier(self.rule, who=f"method {self.name!r}: rule()")
+        rule = self.rule if Need.REFERENCE_IMPORTANCE in self.needs else self._rule_without_reference
+        return RuleApplier(rule, who=f"method {self.name!r}: rule()")
+
+    def _rule_without_reference(self, theta: Tensor, forget: Tensor, _: Tensor) -> Tensor:
+        return self.rule(theta, forget, _Undeclared())
 
     @final
     def apply(self, model: nn.Module, inputs: UnlearningInputs) -> None:
@@ -216,7 +231,9 @@ class ElementwiseUnlearner(Unlearner):
         return type(self).apply is not ElementwiseUnlearner.apply
 
     def _write(self, weights: _Weights, inputs: UnlearningInputs, undo_log: UndoLog) -> EditCounts:
-        forget, reference, changed = inputs.forget, inputs.reference, {}
+        forget, reference, changed = inputs.forget, None, {}
+        if Need.REFERENCE_IMPORTANCE in self.needs:
+            reference = inputs.reference
         assert forget is not None, "checked by UnlearningInputs.check: FORGET_IMPORTANCE is among the needs"
         ready = self.prepare(forget, reference)
         applier = ready.applier()
@@ -249,5 +266,6 @@ class ElementwiseUnlearner(Unlearner):
 
     @final
     def _check_shardable(self, why: str = "it reads all importances before it edits, and no process has them") -> None:
-        if self._needs_copy() or type(self).prepare is not ElementwiseUnlearner.prepare:
+        prepares = type(self).prepare is not ElementwiseUnlearner.prepare
+        if self._needs_copy() or (prepares and not self.promises().sharded):
             super()._check_shardable(f"{why}; use a method that does not, with thresholds of your own")

@@ -111,8 +111,7 @@ class Report:
     def sentence(self) -> str:
         """Return one or two sentences on what the edit did."""
         if self.changed == 0:
-            why = f" {self.remarks[0]}" if self.remarks else ""
-            return f"{self.method} changed nothing: 0 of {self.size} weights.{why}"
+            return " ".join([f"{self.method} changed nothing: 0 of {self.size} weights.", *self.remarks])
         return f"{self.method} changed {self.changed} of {self.size} weights ({100 * self.fraction:.3g} %)."
 
     def uncertainty(self) -> tuple[str, ...]:

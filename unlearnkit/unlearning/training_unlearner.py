@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit.data.loaders import reshuffled
+from unlearnkit.models.objective import CrossEntropy
 from unlearnkit.models.parameters import trainable
 from unlearnkit.models.training import Loss, OptimizerConfig, freeze_batch_norm, run_epoch, training_mode
 from unlearnkit.unlearning.distillation import copy_state
@@ -23,8 +24,9 @@ from unlearnkit.utils.progress import length
 class EpochConfig:
     """One pass over some batches: one step for each, on its loss.
 
-    A data loader that reads its data set in order is shuffled anew, from the seed, in each pass; anything else keeps
-    its own order. None is no batches. The name is for the progress bar and for messages.
+    A data loader that reads its data set in order, and a list of batches whose classes come one after the other, is
+    shuffled anew, from the seed, in each pass; anything else keeps its own order. None is no batches. The name is for
+    the progress bar and for messages.
     """
 
     batches: Iterable[Any] | None
@@ -53,8 +55,9 @@ def fine_tune(
     One optimiser serves all passes. ``masks`` has a boolean tensor by parameter name, True where a weight may change;
     masked weights are put back after each step, so that momentum and weight decay cannot move them. With ``training``
     dropout is on and BatchNorm layers that are not frozen use and update the statistics of the batch: a method then
-    needs the trait ``edits_buffers``. Of the inputs, ``seed`` and ``progress`` are used. Global generators, modes and
-    gradients are left as they were. Returns the mean loss of each pass over its batches.
+    needs the trait ``edits_buffers``, and a last batch of one sample is left out, with a warning. Of the inputs,
+    ``seed``, ``progress`` and ``after_pass`` are used. Global generators, modes and gradients are left as they were.
+    Returns the mean loss of each pass over its batches.
 
     Raises:
         NonFiniteError: A loss is NaN or infinite, naming pass and batch.
@@ -62,18 +65,22 @@ def fine_tune(
         UnsupportedModelError: The loss does not depend on any trainable parameter.
     """
     steps, masked, means = optimizer.optimizer_for(model), _masked_weights(model, masks or {}), []
+    labels = inputs.objective.labels if isinstance(inputs.objective, CrossEntropy) else None
 
     def restore_masked() -> None:
         with torch.no_grad():
             for p, free, before in masked:
                 p.copy_(torch.where(free, p, before))
 
-    with training_mode(model, steps, seed=inputs.seed, training=training):
+    with training_mode(model, steps, seed=inputs.seed, training=training) as usable:
         freeze_batch_norm(model)
         for number, one in enumerate(passes):
-            batches = reshuffled(() if one.batches is None else one.batches, seed=inputs.seed + number)
+            given = () if one.batches is None else one.batches
+            batches = usable(reshuffled(given, seed=inputs.seed + number, labels=labels))
             shown = inputs.progress(batches, one.name, length(batches))
             means.append(run_epoch(model, shown, one.loss, steps, name=one.name, after_step=restore_masked))
+            if inputs.after_pass is not None:
+                inputs.after_pass(model, number + 1)
     return tuple(means)
 
 
@@ -119,9 +126,9 @@ class TrainingUnlearner(Unlearner):
 
     traits: ClassVar[UnlearnerTraits] = UnlearnerTraits(edits_buffers=True)
 
-    epochs: int = option(5, at_least=1, doc="passes over the data")
+    epochs: int = option(5, at_least=1, doc="passes over the data", search=(1, 5))
     optimizer: str = option("adam", choices=("adam", "adamw", "sgd"), doc="which optimiser")
-    learning_rate: float = option(3e-3, symbol="η", above=0.0, doc="step size")
+    learning_rate: float = option(3e-3, symbol="η", above=0.0, doc="step size", search=(1e-4, 3e-2))
     momentum: float = option(0.9, at_least=0.0, at_most=1.0, doc="of sgd")
     weight_decay: float = option(0.0, at_least=0.0, doc="L2 penalty; decoupled for adamw")
     mode: str = option("train", choices=("train", "eval"), doc="eval: no dropout, BatchNorm left as it is")

@@ -5,14 +5,16 @@ import enum
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, TypeVar, final
 
 import attrs
 from torch import Tensor, nn
 
+from unlearnkit.data.batches import check_batches, lost_samples
 from unlearnkit.distributed.sharded_tensors import reshard
 from unlearnkit.importance.importance import Importance
-from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.importance.provenance import Role
+from unlearnkit.models.objective import CrossEntropy, Objective, check_objective
 from unlearnkit.models.parameters import check_finite, count_changed, digest, trainable
 from unlearnkit.models.snapshot import ModelSnapshot, UndoLog
 from unlearnkit.unlearning.report import Report, ReportedImportance, TensorChange
@@ -24,8 +26,10 @@ from unlearnkit.utils.errors import (
     UnsupportedModelError,
     raise_all,
 )
-from unlearnkit.utils.options import option_values
+from unlearnkit.utils.options import class_fault, option_values, refuse
 from unlearnkit.utils.progress import Progress, silent
+
+T = TypeVar("T")
 
 
 class Need(enum.Enum):
@@ -44,30 +48,72 @@ def check_fraction(owner: Any, field: "attrs.Attribute[Any]", value: Any) -> Non
         raise ConfigurationError(f"{type(owner).__name__}.{field.name}: expected None or 0 to 1, saw {value!r}")
 
 
+_DATA = frozenset({Need.FORGET_DATA, Need.RETAIN_DATA})
+
+
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class UnlearningInputs:
     """The inputs of an edit. Only those that the method declares in ``needs`` must be there.
 
+    A method that reads one of the others gets a `ConfigurationError` that names the missing `Need`.
+
     Attributes:
-        forget: Importance for the forget set D_f.
-        reference: Importance for the full set D (the paper) or the retain set D_r (the notebook); its role says which.
-        forget_data: Batches of D_f that can be iterated more than once; ``retain_data`` of D_r.
-        model_factory: Makes a fresh, untrained model of the same kind.
         seed: For methods that draw numbers.
         max_fraction: The largest fraction of weights that the edit may change; beyond it, it is rolled back.
         progress: Shows a bar for long stages.
+        after_pass: Called by a method that trains, with the model and the number of passes over data so far; an
+            exception in it rolls the edit back.
     """
 
-    forget: Importance | None = None
-    reference: Importance | None = None
-    forget_data: Iterable[Any] | None = None
-    retain_data: Iterable[Any] | None = None
-    model_factory: Callable[[], nn.Module] | None = None
-    objective: Objective = attrs.field(factory=CrossEntropy)
+    _forget: Importance | None = None
+    _reference: Importance | None = None
+    _forget_data: Iterable[Any] | None = None
+    _retain_data: Iterable[Any] | None = None
+    _model_factory: Callable[[], nn.Module] | None = None
+    objective: Objective = attrs.field(factory=CrossEntropy, converter=check_objective)
     seed: int = 0
     max_fraction: float | None = attrs.field(default=None, validator=check_fraction)
     progress: Progress = silent
+    after_pass: Callable[[nn.Module, int], None] | None = None
+    _reader: "Unlearner | None" = None  # the method that reads these inputs, while it does
+
+    @property
+    def forget(self) -> Importance | None:
+        """Importance for the forget set D_f."""
+        return self._declared(Need.FORGET_IMPORTANCE, self._forget)
+
+    @property
+    def reference(self) -> Importance | None:
+        """Importance for the full set D (the paper) or the retain set D_r (the notebook); its role says which."""
+        return self._declared(Need.REFERENCE_IMPORTANCE, self._reference)
+
+    @property
+    def forget_data(self) -> Iterable[Any] | None:
+        """Batches of D_f that can be iterated more than once."""
+        return self._declared(Need.FORGET_DATA, self._forget_data)
+
+    @property
+    def retain_data(self) -> Iterable[Any] | None:
+        """Batches of D_r that can be iterated more than once."""
+        return self._declared(Need.RETAIN_DATA, self._retain_data)
+
+    @property
+    def model_factory(self) -> Callable[[], nn.Module] | None:
+        """Makes a fresh, untrained model of the same kind."""
+        return self._declared(Need.MODEL_FACTORY, self._model_factory)
+
+    def importances(self) -> tuple[Importance, ...]:
+        """Return the importances that are there, for whatever method."""
+        return tuple(one for one in (self._forget, self._reference) if one is not None)
+
+    def _declared(self, need: Need, value: T) -> T:
+        if self._reader is not None and need not in self._reader.needs:
+            raise ConfigurationError(
+                f"method {self._reader.name!r} reads inputs.{need.value} without declaring it: add Need.{need.name} to "
+                f"the needs of {type(self._reader).__qualname__}"
+            )
+        return value
 
     def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the mean of the objective's losses of a batch, a scalar tensor."""
@@ -81,9 +127,20 @@ class UnlearningInputs:
             if getattr(self, need.value) is None
         ]
         raise_all(missing, where=f"inputs for {method!r}", error=ConfigurationError)
-        if self.forget is not None and self.reference is not None:
-            problems = self.forget.kind_problems(self.reference)
+        for need in _DATA & frozenset(needs):
+            check_batches(getattr(self, need.value), what=need.value)
+        lost = lost_samples(self.forget_data) if Need.FORGET_DATA in needs else ""
+        if lost:
+            raise ConfigurationError(f"forget_data: expected a loader that reads each sample once: {lost}")
+        if self._forget is not None and self._reference is not None:
+            problems = self._forget.kind_problems(self._reference)
             raise_all(problems, where="the forget and the reference importance are of different kinds")
+            parts = (self._forget.samples, self._reference.samples)
+            if self._reference.role is Role.FULL and 0 < parts[1] < parts[0]:
+                raise ConfigurationError(
+                    f"expected a full set that holds the forget set of {parts[0]} samples, saw {parts[1]} samples: for "
+                    'the retain set say reference_role="retain"'
+                )
 
 
 def _names(names: Iterable[str]) -> frozenset[str]:
@@ -99,6 +156,7 @@ class UnlearnerTraits:
 
     Attributes:
         deterministic: The same input gives the same bits on one CPU.
+        sharded: `ElementwiseUnlearner.prepare`, where it is overridden, needs no importance of other processes.
         edits_buffers: Buffers, such as BatchNorm's running statistics, may change; the report names those that did.
         local: A weight with F_f = 0 stays bit-identical, −0 and NaN included.
         non_amplifying: |θ'| ≤ |θ|.
@@ -110,6 +168,7 @@ class UnlearnerTraits:
     """
 
     deterministic: bool = True
+    sharded: bool = False
     edits_buffers: bool = False
     local: bool = False
     non_amplifying: bool = False
@@ -159,7 +218,7 @@ class Unlearner(abc.ABC):
         Args:
             model: In the mode it was found in, every ``.grad`` None. Frozen parameters and structure must stay as they
                 are, and so must buffers unless the method has the trait ``edits_buffers``.
-            inputs: Holds at least what ``needs`` declares.
+            inputs: Holds what ``needs`` declares; anything else must not be read.
         """
 
     def promises(self) -> UnlearnerTraits:
@@ -168,6 +227,14 @@ class Unlearner(abc.ABC):
 
     def remarks(self, inputs: UnlearningInputs) -> tuple[str, ...]:
         """Return sentences, each issued as a warning before the edit and kept in the report; override it to warn."""
+        del inputs
+        return ()
+
+    def remarks_if_unchanged(self, inputs: UnlearningInputs) -> tuple[str, ...]:
+        """Return further sentences for the report of an edit that changed no weight; override it to say what would.
+
+        It is not called for sharded models.
+        """
         del inputs
         return ()
 
@@ -193,10 +260,13 @@ class Unlearner(abc.ABC):
             MismatchError: Importances that are not this model's, or a method that changed what it must not.
             NonFiniteError: NaN or infinity before or after the edit.
             BudgetError: More weights were changed than ``inputs.max_fraction`` allows.
-            ConfigurationError: One of the inputs that the method needs is missing.
+            ConfigurationError: One of the inputs that the method needs is missing, it reads one that it does not
+                declare, or its class has no valid name or needs, or options that would not be recorded.
             UnsupportedModelError: The model is sharded, and the method cannot edit shards.
         """
-        if reshard(model):
+        refuse(plugin_fault(type(self)))
+        sharded = reshard(model)
+        if sharded:
             self._check_shardable()
         snapshot = snapshot or ModelSnapshot(model, copies=False)
         snapshot.hide_gradients()
@@ -206,10 +276,12 @@ class Unlearner(abc.ABC):
             remarks = self._check_inputs(model, inputs, before)
             snapshot.keep_copies(keep=self._needs_copy())
             start = time.perf_counter()
-            counts = self._edit(model, inputs, snapshot.undo_log)
+            counts = self._edit(model, attrs.evolve(inputs, reader=self), snapshot.undo_log)
             seconds = time.perf_counter() - start
             buffers_changed = self._check_after(model, snapshot, counts)
             changes = _changes(snapshot, counts)
+            if not sharded and not any(t.changed for t in changes):
+                remarks += self.remarks_if_unchanged(inputs)
             _check_budget(changes, inputs.max_fraction, method=self.name)
             snapshot.restore_surroundings(buffers=not self.promises().edits_buffers)
             report = Report(
@@ -218,7 +290,7 @@ class Unlearner(abc.ABC):
                 derived=counts.derived if counts else {},
                 tensors=changes,
                 buffers_changed=buffers_changed,
-                evidence=tuple(_reported(i) for i in (inputs.forget, inputs.reference) if i is not None),
+                evidence=tuple(map(_reported, inputs.importances())),
                 remarks=remarks,
                 seconds={"edit": seconds},
                 model_before=before,
@@ -232,11 +304,10 @@ class Unlearner(abc.ABC):
     def _check_inputs(self, model: nn.Module, inputs: UnlearningInputs, model_digest: str) -> tuple[str, ...]:
         """Check the inputs; issue the remarks as warnings and return them."""
         # Each against the model first: for an importance of an older model, that error says more.
-        for importance in (inputs.forget, inputs.reference):
-            if importance is not None:
-                _check_importance(importance, model, model_digest)
+        for importance in inputs.importances():
+            _check_importance(importance, model, model_digest)
         inputs.check(self.needs, method=self.name)
-        remarks = self.remarks(inputs)
+        remarks = self.remarks(attrs.evolve(inputs, reader=self))
         for remark in remarks:
             warnings.warn(f"{self.name}: {remark}", UnlearnKitWarning, stacklevel=3)
         return remarks
@@ -267,7 +338,12 @@ class Unlearner(abc.ABC):
     def _edit(self, model: nn.Module, inputs: UnlearningInputs, undo_log: UndoLog) -> EditCounts | None:
         """Edit the model; return what was counted, when it was counted and checked on the way."""
         del undo_log
-        self.apply(model, inputs)
+        returned: Any = self.apply(model, inputs)
+        if returned is not None:
+            raise MismatchError(
+                f"method {self.name!r}: apply() must edit the model in place and return nothing, saw it return a "
+                f"{type(returned).__name__}"
+            )
         return None
 
 
@@ -312,6 +388,14 @@ def _reported(importance: Importance) -> ReportedImportance:
         fingerprint=importance.fingerprint,
         relative_error=importance.relative_error,
     )
+
+
+def plugin_fault(cls: type) -> str:
+    """Say what is wrong with the class of a method, an estimator or a metric; "" when nothing is."""
+    fault, needs = class_fault(cls), getattr(cls, "needs", None)
+    if not fault and issubclass(cls, Unlearner) and not (isinstance(needs, frozenset) and needs <= frozenset(Need)):
+        return f"{cls.__qualname__}.needs: expected a frozenset of Need, saw {needs!r}"
+    return fault
 
 
 def describe(owner: Any) -> str:

@@ -46,12 +46,14 @@ def write_sealed(path: Path, value: Any, *, kind: str) -> None:
     with atomic_write(path) as temporary:
         try:
             temporary.write_bytes(seal(value, kind=kind).encode())
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: NaN, or text that is not Unicode
             raise StoreError(f"cannot write {path}: {error}: what was there is unchanged") from error
 
 
-def read_sealed(path: Path, cls: type[T], *, kind: str) -> T:
-    """Read a sealed file, and check every byte of it."""
+def read_sealed(
+    path: Path, cls: type[T], *, kind: str, otherwise: str = "another file, or one of another version"
+) -> T:
+    """Read a sealed file, and check every byte of it; ``otherwise`` says what a file of another kind is."""
     if path.is_symlink() or not path.is_file():
         raise StoreError(f"{path}: expected a file ({kind}), saw {'a link' if path.is_symlink() else 'none'}")
     try:
@@ -62,11 +64,12 @@ def read_sealed(path: Path, cls: type[T], *, kind: str) -> T:
         raw = json.loads(text)
         seen = raw["kind"]
         value = _CONVERTER.structure(raw["content"], cls) if seen == kind else None
+        whole = value is not None and seal(value, kind=kind) == text
     except (ValueError, TypeError, KeyError, RecursionError, UnlearnKitError, cattrs.BaseValidationError) as error:
         raise StoreError(f"{path} is damaged: expected {kind}, saw {_leaves(error)}") from error
     if value is None:
-        raise StoreError(f"{path}: expected {kind}, saw {str(seen)[:80]!r}: another file, or one of another version")
-    if seal(value, kind=kind) != text:
+        raise StoreError(f"{path}: expected {kind}, saw {str(seen)[:80]!r}: {otherwise}")
+    if not whole:
         raise StoreError(f"{path}: expected the digest of what was written, saw another: the file was changed")
     return value
 

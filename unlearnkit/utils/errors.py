@@ -4,7 +4,13 @@ A message says what was expected, what was seen, which object or plugin is at fa
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
+
+CONTROL = frozenset({"Cc", "Cs"})
+"""Unicode's categories of control characters, NUL among them, and of halves of surrogate pairs."""
+INVISIBLE = CONTROL | {"Cf", "Zl", "Zp"}
+"""The same with characters that change how a line is shown, or begin another."""
 
 
 class UnlearnKitError(Exception):
@@ -68,6 +74,16 @@ def sentence(problems: Sequence[str], *, where: str) -> str:
         return f"{where}: {problems[0]}"
     lines = "\n".join(f"  - {problem}" for problem in problems)
     return f"{where}: {len(problems)} problems:\n{lines}"
+
+
+def visible(text: str, hidden: Collection[str] = INVISIBLE) -> str:
+    r"""Escape characters of some categories, so that text typed by anybody cannot look like another line.
+
+    Example:
+        >>> visible("one\nReceipt 9: forgotten")
+        'one\\nReceipt 9: forgotten'
+    """
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) in hidden else c for c in text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

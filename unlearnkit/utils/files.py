@@ -3,6 +3,7 @@
 import ctypes
 import glob
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -11,9 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from unlearnkit.utils.errors import StoreError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
+_LONGEST_TEXT = 256 << 20
 
 
 @contextmanager
@@ -32,6 +36,15 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def read_text(path: str | Path) -> str:
+    """Read a UTF-8 text of at most 256 MiB, from a pipe too; a device without end is refused."""
+    with Path(path).open("rb") as file:
+        data = file.read(_LONGEST_TEXT + 1)
+    if len(data) > _LONGEST_TEXT:
+        raise StoreError(f"{path}: expected at most {_LONGEST_TEXT >> 20} MiB of text, saw more: is it the right file?")
+    return data.decode("utf-8-sig")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -72,12 +85,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 def _clean_up(target: Path) -> None:
     """Restore or delete what a killed `atomic_folder` left beside its target."""
-    for old in target.parent.glob(f".{glob.escape(target.name)}.*.old"):
-        if not target.exists():
-            old.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    for new in target.parent.glob(f".{glob.escape(target.name)}.*.new"):
-        shutil.rmtree(new, ignore_errors=True)
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        made = re.fullmatch(r"[0-9a-f]+\.(old|new)", left.name.removeprefix(f".{target.name}."))
+        if made and made[1] == "old" and not target.exists():
+            left.rename(target)
+        elif made:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -87,6 +100,34 @@ def _exchange(one: Path, other: Path) -> bool:
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     paths = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
     return rename is not None and rename(*paths, _RENAME_EXCHANGE) == 0
+
+
+def is_temporary(path: Path) -> bool:
+    """Say whether a killed `atomic_write` left this file."""
+    return re.fullmatch(r"\.[0-9a-f]{16}\.tmp", path.name) is not None
+
+
+@contextmanager
+def locked_folder(folder: str | Path) -> Iterator[None]:
+    """Hold a folder alone, by a lock file in it; it is made where it is missing, and deleted if it stays empty."""
+    path = Path(folder)
+    made, lock = not path.exists(), FileLock(path / ".lock", timeout=0)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise StoreError(f"another process is writing to {path}: wait until it has ended, or choose another") from error
+    except OSError as error:
+        raise StoreError(f"cannot write to the folder {path}: {error}: choose another") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (path / ".lock").unlink()  # while it is held: who waits for it finds that it is gone
+        lock.release()
+        if made:
+            with suppress(OSError):
+                path.rmdir()
 
 
 def _create_beside(target: Path) -> tuple[Path, int]:

@@ -1,8 +1,10 @@
-"""attrs fields: options with a symbol, a source and bounds, and mappings that are read-only."""
+"""What a plugin's class declares: a name, methods, and options: attrs fields with a symbol, a source and bounds."""
 
 import contextlib
+import inspect
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar, final
@@ -14,6 +16,10 @@ from unlearnkit.utils.errors import ConfigurationError
 K = TypeVar("K")
 V = TypeVar("V")
 
+NAME = re.compile(r"[a-z][a-z0-9-]*")
+"""What a plugin, a method, an estimator or a metric may be called."""
+
+_UNREAD = type(attrs.field())  # a field that no decorator of attrs has read
 _OPTION = "option"  # key of the metadata of an attrs field
 _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {"≥": operator.ge, ">": operator.gt, "≤": operator.le}
 
@@ -28,6 +34,7 @@ class Option:
         default: None when the option is required.
         kind: ``float``, ``int``, ``bool`` or ``str``; ``object`` for a plain ``attrs.field``.
         bounds: Sign and number of each bound, as ``((">", 0.0),)``.
+        search: Smallest and largest value that a search tries; None where the option is not searched.
     """
 
     name: str
@@ -40,6 +47,7 @@ class Option:
     kind: type = object
     bounds: tuple[tuple[str, float], ...] = ()
     choices: tuple[str, ...] = ()
+    search: tuple[float, float] | None = None
 
 
 def option(
@@ -53,6 +61,7 @@ def option(
     at_most: float | None = None,
     choices: Sequence[str] = (),
     meaning: bool = True,
+    search: tuple[float, float] | None = None,
 ) -> Any:
     """Declare an option of a frozen attrs class, with a check that names the field, the bound and the value seen.
 
@@ -60,7 +69,8 @@ def option(
     the default is that of the option; None means: may be left out, else any number. ``at_least`` and ``at_most`` are
     inclusive bounds, ``above`` is an exclusive one; ``choices`` are the only strings allowed. ``doc`` is one line for
     ``unlearnkit methods``, ``symbol`` the letter in the equation, as ``"α"``, ``source`` the paper and its equation.
-    ``meaning`` is False for an option that changes speed or memory only.
+    ``meaning`` is False for an option that changes speed or memory only. ``search`` is the range in which
+    ``unlearnkit tune`` looks for a value, by its logarithm where it spans a factor of 10 or more.
 
     Example:
         >>> @attrs.frozen(kw_only=True)
@@ -81,6 +91,7 @@ def option(
         "kind": float if default is None or default is attrs.NOTHING else type(default),
         "bounds": tuple((sign, bound) for sign, bound in bounds.items() if bound is not None),
         "choices": tuple(choices),
+        "search": search,
     }
     check = attrs.Converter(_checked, takes_self=True, takes_field=True)  # runs before any validator of the author's
     return attrs.field(default=default, converter=check, metadata={_OPTION: described})
@@ -93,13 +104,14 @@ def _checked(value: Any, owner: Any, field: "attrs.Attribute[Any]") -> Any:
     if known.kind is float and isinstance(value, int) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):  # refused below, as an int
             value = float(value)
-    if not _fits(value, known):
+    if not fits(value, known):
         where = f"{type(owner).__name__}.{field.name}" + (f" ({known.symbol})" if known.symbol else "")
         raise ConfigurationError(f"{where}: expected {_expected(known)}, saw {value!r}")
     return value
 
 
-def _fits(value: Any, known: Option) -> bool:
+def fits(value: Any, known: Option) -> bool:
+    """Say whether a value is of the kind of an option and within its bounds."""
     if not isinstance(value, known.kind) or (isinstance(value, bool) and known.kind is not bool):
         return False
     if isinstance(value, float) and math.isnan(value):
@@ -141,6 +153,66 @@ def _describe(field: "attrs.Attribute[Any]") -> Option:
 def option_values(owner: Any, *, meaning_only: bool = False) -> dict[str, Any]:
     """Return the values of an object's options."""
     return {o.name: getattr(owner, o.name) for o in options_of(owner) if o.meaning or not meaning_only}
+
+
+def class_fault(cls: type) -> str:
+    """Say what is wrong with a method, an estimator or a metric class; "" when nothing is."""
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
+        return f"{cls.__qualname__} is abstract: write {missing}"
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        return f"{cls.__qualname__}.name: expected lower-case letters, digits and '-', as 'my-method', saw {name!r}"
+    if unrecorded(cls):
+        return (
+            f"{cls.__qualname__}: expected options that are attrs fields, saw {', '.join(unrecorded(cls))}, which no "
+            "record would hold: decorate the class with @attrs.frozen(kw_only=True) and write `lam: float = option(…)`"
+        )
+    return next(filter(None, (_signature_fault(cls, base) for base in cls.__mro__[1:])), "")
+
+
+def refuse(fault: str) -> None:
+    """Raise an error for what `class_fault` found, if anything."""
+    if fault:
+        raise ConfigurationError(fault)
+
+
+def unrecorded(cls: type) -> list[str]:
+    """Name the parameters of a class that are no attrs fields, and fields that attrs did not read."""
+    fields = {field.alias for field in attrs.fields(cls)} if attrs.has(cls) else set()
+    unread = [name for base in cls.__mro__ for name, value in vars(base).items() if isinstance(value, _UNREAD)]
+    return unread or [name for name in _parameters(cls) if name not in fields]
+
+
+def _parameters(cls: type) -> list[str]:
+    try:
+        found = inspect.signature(cls).parameters.values()
+    except (TypeError, ValueError):  # none that Python can show
+        return []
+    return [p.name for p in found if p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
+
+
+def _signature_fault(cls: type, base: type) -> str:
+    """Say which method of a framework's class is overridden with other parameters than it is called with."""
+    if base.__module__.partition(".")[0] != "unlearnkit":
+        return ""
+    for name, declared in vars(base).items():
+        own = inspect.getattr_static(cls, name, None)
+        function = getattr(own, "__func__", own)
+        if not inspect.isfunction(declared) or not inspect.isfunction(function):
+            continue
+        if name.startswith("_") or hasattr(declared, "__final__"):  # nobody should override it, or call it by itself
+            continue
+        parameters = inspect.signature(declared).parameters.values()
+        positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        seen = inspect.signature(function)
+        try:
+            seen.bind(*positional[isinstance(own, staticmethod) :], **dict.fromkeys(by_name))
+        except TypeError:
+            expected = ", ".join([*positional, *(["*", *by_name] if by_name else [])])
+            return f"{cls.__qualname__}.{name}: expected the parameters ({expected}), saw {seen}"
+    return ""
 
 
 def read_only(mapping: Mapping[K, V]) -> Mapping[K, V]:

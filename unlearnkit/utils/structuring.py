@@ -20,7 +20,7 @@ def _strict(value: Any, _: Any, *, kind: Any, noun: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigurationError(f"expected {noun}, saw {value!r}")
+        raise ConfigurationError(f"expected {noun}, saw {repr(value)[:80]}")
     return value
 
 

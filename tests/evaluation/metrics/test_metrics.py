@@ -229,6 +229,52 @@ def test_zrf_of_the_untrained_model_is_one_and_does_not_depend_on_the_weights():
     assert found["original forget-train"] < 1.0
 
 
+class EveryKind(nn.Module):
+    """Modules with parameters, with buffers alone, and with parameters of other names for their reset."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4, affine=False)
+        self.attend = nn.MultiheadAttention(4, 1, batch_first=True, add_bias_kv=True)
+        self.recur = nn.LSTM(4, 4, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.norm(x)[:, None]
+        return self.head(self.recur(self.attend(x, x, x)[0])[0][:, 0])
+
+
+def test_zrf_resets_every_module():
+    from unlearnkit.evaluation.metrics.proxies import _untrained
+
+    models = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        models.append(EveryKind())
+        models[-1](torch.randn(20, 4) + seed)  # moves the running statistics
+        with torch.no_grad():
+            for p in models[-1].parameters():
+                p.add_(1.0)
+    fresh = [_untrained(model, 3) for model in models]
+    assert all(torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in fresh), strict=True))
+    assert fresh[0].norm.running_mean.tolist() == [0.0] * 4
+    assert fresh[0].attend.out_proj.bias.tolist() == [0.0] * 4, "as MultiheadAttention itself sets it"
+    found = metrics.ZeroRetrainForgetting().examine(inputs(model=EveryKind(), original=None, retrained=0))
+    assert found["forget-train"].value is not None
+
+
+def test_zrf_refuses_a_reset_that_leaves_a_parameter_as_it_was():
+    class Half(nn.Linear):
+        def reset_parameters(self):
+            nn.init.zeros_(self.bias)
+
+    model = nn.Sequential(nn.Linear(4, 4), Half(4, 3))
+    with torch.no_grad():
+        model[1].weight.fill_(1.0)
+    found = metrics.ZeroRetrainForgetting().examine(inputs(model=model, original=None, retrained=0))
+    assert "1 has no reset_parameters() that sets weight" in found["forget-train"].reason
+
+
 def test_zrf_needs_layers_that_can_be_reset():
     class Own(nn.Module):
         def __init__(self):

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from unlearnkit import Objective
-from unlearnkit.evaluation.metrics.residual_knowledge import features_of, linear_probe
+from unlearnkit.evaluation.metrics.features import features_of, linear_probe
 from unlearnkit.evaluation.model_outputs import InapplicableError, some_rows
 from unlearnkit.models.parameters import digest
 from unlearnkit.models.zoo import small_cnn

@@ -1,5 +1,6 @@
 """Tuning."""
 
+import copy
 import json
 import math
 import warnings
@@ -16,14 +17,15 @@ from unlearnkit_methods.ssd import SelectiveSynapticDampening
 from unlearnkit_methods.ssd_adaptive import AdaptiveSynapticDampening
 from unlearnkit_methods.ssd_soft import SoftSynapticDampening
 
-from unlearnkit import ConfigurationError, Importance, NonFiniteError, UnlearningInputs
+from unlearnkit import ConfigurationError, Importance, NonFiniteError, UnlearningInputs, UnlearnKitWarning
 from unlearnkit.data import Split
 from unlearnkit.data.splits import validation_split
-from unlearnkit.evaluation.tuning import Tuner, Validation
+from unlearnkit.evaluation.tuning import Tuner, Tuning, Validation
 from unlearnkit.evaluation.tuning.result import Candidate, Setting
-from unlearnkit.evaluation.tuning.tuner import OperatingCurve, batch_norm_layers, reestimate_batch_norm
+from unlearnkit.evaluation.tuning.tuner import OperatingCurve, scores_of
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import count_changed, digest
+from unlearnkit.models.training import batch_norm_layers, reestimate_batch_norm
 
 SSD = SelectiveSynapticDampening
 WEIGHTS = 6 * 24 + 24 + 2 * 24 + 24 * 3 + 3  # of net()
@@ -180,6 +182,14 @@ def test_reestimating_batch_norm_changes_only_its_statistics():
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_a_last_batch_of_one_sample_is_left_out():
+    one, two = net(), net()
+    reestimate_batch_norm(one, batches(5))
+    with pytest.warns(UnlearnKitWarning, match="a last batch of one sample was left out"):
+        reestimate_batch_norm(two, [*batches(5), (torch.zeros(1, 6), torch.zeros(1, dtype=torch.long))])
+    assert torch.equal(one[1].running_var, two[1].running_var)
+
+
 def test_batch_norm_without_data_or_without_layers():
     with pytest.raises(ConfigurationError, match="expected at least one batch"):
         reestimate_batch_norm(net(), [])
@@ -248,6 +258,62 @@ def test_without_a_candidate_within_the_budget_nothing_is_edited(law_case):
     assert model[0].weight.grad.unique().tolist() == [1.0]
     assert "none keeps the loss of retain accuracy within 0: nothing was edited" in found.sentence()
     assert len(found.frontier) >= 1
+
+
+def candidate(distance, damage, budget=0.02):
+    return Candidate(
+        setting=Setting(fraction=0.1, strength=None, reestimate=False),
+        options={"alpha": 1.0},
+        distance=distance,
+        damage=damage,
+        score=(1 - distance) * (1 - damage),
+        feasible=damage <= budget,
+    )
+
+
+def result(*candidates, chosen=None):
+    return Tuning(
+        target=0.5,
+        target_source="stated",
+        budget=0.02,
+        original_retain=0.9,
+        original_forget=0.8,
+        tolerance=0.06,
+        candidates=candidates,
+        chosen=None if chosen is None else candidates[chosen],
+    )
+
+
+def test_it_says_that_the_aim_is_not_reached_and_which_budget_would():
+    found = result(candidate(0.2, 0.01), candidate(0.05, 0.08), candidate(0.0, 0.2), chosen=0)
+    assert (found.aim_reached, found.distance_left, found.budget_to_reach) == (False, 0.2, 0.08)
+    assert found.sentence().endswith(
+        " The aim is not reached: 0.200 is left; a budget of 0.080 would reach it (now 0.02)."
+    )
+    never = result(candidate(0.2, 0.01), candidate(0.1, 0.08), chosen=0)
+    assert never.budget_to_reach is None
+    assert never.sentence().endswith("0.200 is left, and no edit that was tried reaches it.")
+    reached = result(candidate(0.06, 0.01), chosen=0)
+    assert reached.aim_reached
+    assert "aim is not" not in reached.sentence()
+    assert {"aim_reached": True, "distance_left": 0.06, "budget_to_reach": 0.01}.items() <= reached.to_dict().items()
+    assert Tuning.from_dict(never.to_dict()) == never
+
+
+def test_a_candidate_must_be_better_than_the_original():
+    worse, better = candidate(0.31, 0.0), candidate(0.2, 0.01)
+    assert [result().better_than_nothing(c) for c in (worse, better)] == [False, True]
+    found = result(worse)
+    assert (found.distance_left, found.budget_to_reach) == (pytest.approx(0.3), None)
+    assert "1 edits tried, and none is better than leaving the model as it is: nothing was edited." in found.sentence()
+
+
+def test_where_the_original_has_the_target_nothing_is_edited(law_case):
+    before = digest(law_case["model"])
+    aim = scores_of(law_case["model"], law_case["validation"], None)["forget"]
+    found = quick(fractions=(0.3,), strengths=(0.0,), rounds=0, budget=1.0).tune(**{**law_case, "target": aim})
+    assert (found.chosen, digest(law_case["model"])) == (None, before)
+    assert any(c.feasible for c in found.candidates)
 
 
 def test_an_exception_in_the_middle_rolls_back(law_case):
@@ -329,14 +395,24 @@ def test_an_edit_past_the_largest_fraction_is_a_candidate_with_a_problem(law_cas
     problems = [c for c in found.candidates if c.problem]
     assert problems
     assert all("expected at most 0.05 of the weights to change" in c.problem and not c.feasible for c in problems)
-    assert found.report.fraction <= 0.05
+    assert all(c.changed <= 0.05 for c in found.candidates if not c.problem)
+
+
+@pytest.mark.parametrize("cls", [SSD, BinaryMask])
+def test_a_fraction_among_the_options_does_not_overrule_what_is_tried(law_case, cls):
+    model, again = law_case["model"], copy.deepcopy(law_case["model"])
+    once = {"rounds": 0, "reestimate": (False,)}
+    found = quick(cls(fraction=0.3), **once).tune(**law_case)
+    other = quick(cls(), **once).tune(**{**law_case, "model": again})
+    assert attrs.evolve(found, report=None, seconds=0.0) == attrs.evolve(other, report=None, seconds=0.0)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
 
 
 def test_remarks_appear_once(law_case):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = quick(fractions=(1e-9,), rounds=0, reestimate=(False,)).tune(**law_case)
-    remarks = [w for w in caught if "can select nothing" in str(w.message)]
+        found = quick(rounds=0, reestimate=(False,)).tune(**law_case)
+    remarks = [w for w in caught if issubclass(w.category, UnlearnKitWarning)]
     assert len(remarks) == len(found.report.remarks) <= 1
 
 

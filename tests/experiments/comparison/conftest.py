@@ -17,11 +17,11 @@ name = "digits"
 options = {{ test_fraction = 0.7 }}
 
 [training]
-epochs = 2
+epochs = 4
 learning_rate = 1e-2
 
 [tuning]
-fractions = [0.01, 0.3]
+fractions = [0.01, 0.05]
 strengths = [0.0]
 rounds = 0
 budget = 1.0

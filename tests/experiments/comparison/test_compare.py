@@ -21,6 +21,7 @@ from unlearnkit.experiments import Comparison, compare
 from unlearnkit.experiments.comparison.tables import is_volatile
 from unlearnkit.experiments.config import load_config
 from unlearnkit.utils.errors import ConfigurationError, StoreError
+from unlearnkit.utils.files import locked_folder
 
 
 def table(folder):
@@ -103,6 +104,24 @@ def test_written_files(uninterrupted):
     record = json.loads((comparison.folder / "comparison.json").read_text(encoding="utf-8"))
     assert (record["trials"], record["ended"]) == (8, 8)
     assert record["config"]["comparison"]["training_seeds"] == [0, 1]
+
+
+def test_tables_of_others_are_not_overwritten(small):
+    comparison = Comparison.plan(small("method=[{name='prune'}]", "comparison.training_seeds=[0]"))
+    comparison.folder.mkdir()
+    (comparison.folder / "summary.csv").write_text("mine")
+    with pytest.raises(StoreError, match=r"earlier comparison or none, saw summary.csv without its comparison.json"):
+        comparison.run()
+    assert [p.name for p in comparison.folder.iterdir()] == ["summary.csv"]
+    assert (comparison.folder / "summary.csv").read_text() == "mine"
+
+
+def test_two_comparisons_into_one_output_exclude_each_other(small):
+    comparison = Comparison.plan(small("method=[{name='prune'}]", "comparison.training_seeds=[0]"))
+    with locked_folder(comparison.folder), pytest.raises(StoreError, match="another process is writing to"):
+        comparison.run()
+    comparison.run()
+    assert comparison.pending == ()
 
 
 def test_finished_comparison_runs_nothing(small, monkeypatch):

@@ -66,7 +66,7 @@ def test_texts_of_targets():
         (["method.ssd.grid={alpha=3}"], r"grid\.alpha: expected a list of at least one value, saw 3"),
         (["method.ssd.options={alpha=3}"], r"grid\.alpha: is in options too"),
         (["method.ssd.grid={alpa=[3]}"], "did you mean 'alpha'"),
-        (["method.diverges.tuned=true"], "expected an elementwise method"),
+        (["method.diverges.tuned=true"], "expected an option to search"),
         (["comparison.forget=[{classes=[33]}]"], "expected a class between 0 and 9"),
     ],
 )

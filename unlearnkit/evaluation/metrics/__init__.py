@@ -1,9 +1,11 @@
 """The metrics that unlearnkit ships, each registered as a plugin."""
 
 from unlearnkit.evaluation.membership.attacks import ConfidenceAttack, EntropyAttack, LossAttack, RelativeMembership
+from unlearnkit.evaluation.metrics.features import FeatureSimilarity, HeadSwap, LayerProbe, LinearProbe
+from unlearnkit.evaluation.metrics.healed import Healed
 from unlearnkit.evaluation.metrics.loss_and_accuracy import Scores
 from unlearnkit.evaluation.metrics.proxies import ClassMeanDivergence, ZeroRetrainForgetting
-from unlearnkit.evaluation.metrics.residual_knowledge import LinearProbe, Quantised, RelearnTime
+from unlearnkit.evaluation.metrics.residual_knowledge import Quantised, Recovery, RelearnTime
 from unlearnkit.evaluation.metrics.retrain_gap import (
     ActivationDistance,
     GapToRetrain,
@@ -17,11 +19,16 @@ __all__ = [
     "ClassMeanDivergence",
     "ConfidenceAttack",
     "EntropyAttack",
+    "FeatureSimilarity",
     "GapToRetrain",
+    "HeadSwap",
+    "Healed",
     "JensenShannonToRetrained",
+    "LayerProbe",
     "LinearProbe",
     "LossAttack",
     "Quantised",
+    "Recovery",
     "RelativeMembership",
     "RelearnTime",
     "Scores",

@@ -6,6 +6,7 @@ from typing import ClassVar, final
 
 import attrs
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
@@ -22,8 +23,8 @@ from unlearnkit.utils.rng import private_rng
 class ZeroRetrainForgetting(Metric):
     """ZRF = 1 − mean JS(M(x), T(x)) on the forget set, T untrained: a proxy where there is no retrained model.
 
-    T is a copy of the model whose layers are all initialised again from the seed. The goal is the value of the
-    retrained models, which generalise instead of predicting at random.
+    T is a copy of the model whose modules are all reset from the seed. The goal is the value of the retrained models,
+    which generalise instead of predicting at random.
     """
 
     name: ClassVar[str] = "zrf"
@@ -57,16 +58,22 @@ def zero_retrain_forgetting(p: ArrayLike | Tensor, incompetent: ArrayLike | Tens
 
 
 def _untrained(model: nn.Module, seed: int) -> nn.Module:
+    """Copy a model and reset every module that can be reset, inner ones first."""
     fresh = copy.deepcopy(model)
     with private_rng(device_of(model), seed=seed):
-        for name, module in fresh.named_modules():
-            if not any(True for _ in module.parameters(recurse=False)):
-                continue
-            reset = getattr(module, "reset_parameters", None)
-            if reset is None:
-                where = name or type(module).__name__
-                raise InapplicableError(f"{where} has no reset_parameters(): there is no untrained model")
-            reset()
+        with torch.no_grad():
+            for p in filter(torch.is_floating_point, fresh.parameters()):
+                p.fill_(torch.nan)
+        for module in sorted(fresh.modules(), key=lambda module: len([*module.modules()])):
+            # Modules such as MultiheadAttention have the second name.
+            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+            if reset is not None:
+                reset()
+    for name, p in fresh.named_parameters():
+        if bool(p.isnan().any()):
+            where, _, own = name.rpartition(".")
+            who = where or type(model).__name__
+            raise InapplicableError(f"{who} has no reset_parameters() that sets {own}: there is no untrained model")
     return fresh
 
 

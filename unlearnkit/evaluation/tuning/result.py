@@ -24,14 +24,14 @@ class Setting:
 @final
 @attrs.frozen(kw_only=True)
 class Candidate:
-    """An edit and its scores on the validation data; ``problem`` says why it failed.
+    """An edit and its scores on the validation data; ``problem`` says why it failed, ``setting`` is None if it trained.
 
     ``damage`` is the loss of retain accuracy against the original, and ``distance`` is |forget − target|. ``score`` is
     Tug-of-War against the target and the original; ``margin`` is the same with mean probabilities of the label, and
     ranks edits that predict the same.
     """
 
-    setting: Setting
+    setting: Setting | None = None
     options: dict[str, Any]
     selected: float = 0.0
     changed: float = 0.0
@@ -60,13 +60,17 @@ class Candidate:
 @final
 @attrs.frozen(kw_only=True)
 class Tuning:
-    """The result of a search: every candidate in order, and the chosen one, or None where nothing was edited."""
+    """The result of a search: every candidate in order, and the chosen one, or None where nothing was edited.
+
+    The aim is reached within the ``tolerance`` of the forget accuracy, which the number of validation samples gives.
+    """
 
     target: float
     target_source: str
     budget: float
     original_retain: float
     original_forget: float
+    tolerance: float = 0.1
     candidates: tuple[Candidate, ...] = ()
     chosen: Candidate | None = None
     report: Report | None = None
@@ -79,25 +83,66 @@ class Tuning:
         best = [c for c in made if not any(other.beats(c) for other in made)]
         return tuple(sorted(best, key=lambda c: (c.damage, c.distance)))
 
+    @property
+    def best(self) -> Candidate | None:
+        """Return the best candidate that keeps the budget and is better than no edit; None if there is none."""
+        possible = (c for c in self.candidates if c.feasible and self.better_than_nothing(c))
+        return max(possible, key=lambda c: c.order, default=None)
+
+    @property
+    def aim_reached(self) -> bool:
+        """Whether the model, edited or not, is within the tolerance of the target."""
+        return self.distance_left <= self.tolerance
+
+    @property
+    def distance_left(self) -> float:
+        """Return |forget accuracy − target| of the chosen edit, or of the original where nothing was edited."""
+        return abs(self.original_forget - self.target) if self.chosen is None else self.chosen.distance
+
+    @property
+    def budget_to_reach(self) -> float | None:
+        """Return the smallest budget with which an edit that was tried reaches the aim; None if none does."""
+        return min((max(c.damage, 0.0) for c in self.frontier if c.distance <= self.tolerance), default=None)
+
+    def better_than_nothing(self, candidate: Candidate) -> bool:
+        """Whether a candidate is nearer to the aim than the original, by more than the accuracy that it loses."""
+        return candidate.score > 1 - abs(self.original_forget - self.target)
+
     def sentence(self) -> str:
         """Describe the result in one or two sentences."""
         tried = f"{len(self.candidates)} edits tried"
         aim = f"forget accuracy {self.target:.3f} ({self.target_source})"
         if self.chosen is not None:
             c = self.chosen
-            norm = ", BatchNorm re-estimated" if c.setting.reestimate else ""
+            norm = ", BatchNorm re-estimated" if c.setting is not None and c.setting.reestimate else ""
+            share = f", {100 * c.selected:.3g} % selected" if c.setting is not None else ""
             return (
-                f"{tried}; chosen: {_options(c)}, {100 * c.selected:.3g} % selected{norm}. On validation data forget "
+                f"{tried}; chosen: {_options(c)}{share}{norm}. On validation data forget "
                 f"accuracy {self.original_forget:.3f}→{c.forget:.3f} (aim {self.target:.3f}), retain accuracy "
-                f"{self.original_retain:.3f}→{c.retain:.3f}."
+                f"{self.original_retain:.3f}→{c.retain:.3f}.{self._left()}"
             )
         made = [c for c in self.candidates if not c.problem]
         if not made:
             return f"{tried}, and none could be made: nothing was edited."
         best = min(made, key=lambda c: (c.damage, c.distance))
+        if any(c.feasible for c in made):
+            return (
+                f"{tried}, and none is better than leaving the model as it is: nothing was edited. Aim: {aim}; the "
+                f"original has {self.original_forget:.3f}.{self._left()}"
+            )
         return (
             f"{tried}, and none keeps the loss of retain accuracy within {self.budget:g}: nothing was edited. Aim: "
-            f"{aim}. The least harmful ({_options(best)}) loses {best.damage:.3f}."
+            f"{aim}. The least harmful ({_options(best)}) loses {best.damage:.3f}.{self._left()}"
+        )
+
+    def _left(self) -> str:
+        if self.aim_reached:
+            return ""
+        if self.budget_to_reach is None:
+            return f" The aim is not reached: {self.distance_left:.3f} is left, and no edit that was tried reaches it."
+        return (
+            f" The aim is not reached: {self.distance_left:.3f} is left; a budget of {self.budget_to_reach:.3f} would "
+            f"reach it (now {self.budget:g})."
         )
 
     @classmethod
@@ -115,6 +160,8 @@ class Tuning:
         plain["candidates"] = [_finite(c) for c in plain["candidates"]]
         plain["chosen"] = None if self.chosen is None else place[id(self.chosen)]
         plain["frontier"] = [place[id(c)] for c in self.frontier]
+        for derived in ("aim_reached", "distance_left", "budget_to_reach"):
+            plain[derived] = getattr(self, derived)
         plain["sentence"] = self.sentence()
         return plain
 

@@ -2,34 +2,32 @@
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from math import sqrt
 from typing import Any, Never, Self, final
 
 import attrs
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from unlearnkit.data.batches import feed
 from unlearnkit.distributed.collectives import Shared, map_shared
-from unlearnkit.evaluation.model_outputs import InapplicableError, mean, outputs_of
+from unlearnkit.evaluation.model_outputs import InapplicableError, mean, outputs_of, sampling_error
 from unlearnkit.evaluation.tuning.result import Candidate, Setting, Tuning
 from unlearnkit.importance.importance import Importance
 from unlearnkit.models.objective import CrossEntropy, Objective
-from unlearnkit.models.parameters import buffers, device_of, digest, trainable
+from unlearnkit.models.parameters import buffers, digest, trainable
+from unlearnkit.models.training import batch_norm_layers, reestimate_batch_norm
 from unlearnkit.unlearning.elementwise import ElementwiseUnlearner, RuleOperands
 from unlearnkit.unlearning.report import Report
-from unlearnkit.unlearning.unlearner import UnlearningInputs
+from unlearnkit.unlearning.unlearner import Unlearner, UnlearningInputs
 from unlearnkit.utils.errors import BudgetError, ConfigurationError, NonFiniteError, UnlearnKitWarning
 from unlearnkit.utils.options import option, options_of
 from unlearnkit.utils.progress import Progress, length, silent
-from unlearnkit.utils.rng import private_rng
 
 LOWEST, HIGHEST = 1e-30, 1e30  # values of an option that are tried
 _STEPS = 60  # of bisection
+_MOST_TOLERANCE = 0.1  # of the forget accuracy, however few the validation samples
 _TOLERANCE = 0.01  # of the selected share, relative to the requested one
 
 
@@ -46,6 +44,13 @@ def _shares(values: Iterable[float]) -> tuple[float, ...]:
     return tuple(float(v) for v in values)
 
 
+def _by_threshold(unlearner: Any) -> Any:
+    # A fraction that a method takes in place of its threshold would overrule the thresholds that are tried.
+    given = {o.name: o for o in options_of(unlearner)}.get("fraction") if isinstance(unlearner, Unlearner) else None
+    optional = given is not None and given.default is None and not given.required
+    return attrs.evolve(unlearner, fraction=None) if optional else unlearner
+
+
 @final
 @attrs.frozen(kw_only=True)
 class Tuner:
@@ -55,23 +60,24 @@ class Tuner:
     re-estimated), and is undone bit by bit. The first round is a grid of fractions × strengths × BatchNorm; each
     further round tries finer fractions around the best of the most promising combinations. The best candidate has the
     largest (1 − |forget accuracy − target|)·(1 − loss of retain accuracy) among those within the budget of the latter;
-    among equals, the largest `Candidate.margin`.
+    among equals, the largest `Candidate.margin`. If none is better than the original by that score, nothing is edited.
 
     Example:
+        >>> import torch
         >>> from unlearnkit_methods.binary_mask import BinaryMask
         >>> model = nn.Linear(2, 2, bias=False)
         >>> _ = nn.init.eye_(model.weight)
-        >>> forget = Importance(totals={"weight": torch.tensor([[9.0, 0.0], [0.0, 1.0]])}, count=1)
+        >>> forget = Importance(totals={"weight": torch.tensor([[1.0, 0.0], [0.0, 9.0]])}, count=1)
         >>> full = Importance(totals={"weight": torch.ones(2, 2)}, count=1)
         >>> one, two = ((x, torch.tensor([y])) for x, y in zip(torch.eye(2).split(1), (0, 1)))
         >>> tuner = Tuner(unlearner=BinaryMask(), fractions=(0.25,), rounds=0)
-        >>> data = Validation(retain=[two], forget=[one])
-        >>> tuning = tuner.tune(model, forget=forget, reference=full, validation=data, target=1.0)
+        >>> data = Validation(retain=[one], forget=[two])
+        >>> tuning = tuner.tune(model, forget=forget, reference=full, validation=data, target=0.0)
         >>> tuning.chosen.options, tuning.report.changed
         ({'lam': 1.0}, 1)
     """
 
-    unlearner: ElementwiseUnlearner
+    unlearner: ElementwiseUnlearner = attrs.field(converter=_by_threshold)
     operating: str = option("", doc="the option that selects; by default the monotone one that reaches most weights")
     strength: str | None = None
     fractions: tuple[float, ...] = attrs.field(default=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3), converter=_shares)
@@ -138,27 +144,26 @@ class Tuner:
             inputs=inputs,
             validation=validation,
             target=target,
-            original=_scores(model, validation, objective),
+            original=scores_of(model, validation, objective),
             progress=progress,
         )
-        candidates = self._search(trials, together=together)
-        chosen = max((c for c in candidates if c.feasible), key=lambda c: c.order, default=None)
-        return Tuning(
+        found = Tuning(
             target=target,
             target_source=target_source,
             budget=self.budget,
             original_retain=trials.original["retain"],
             original_forget=trials.original["forget"],
-            candidates=tuple(candidates),
-            chosen=chosen,
-            report=None if chosen is None else trials.commit(chosen),
-            seconds=time.perf_counter() - start,
+            tolerance=tolerance_of(target, trials.original),
+            candidates=tuple(self._search(trials, together=together)),
         )
+        chosen = found.best
+        report = None if chosen is None else trials.commit(chosen)
+        return attrs.evolve(found, chosen=chosen, report=report, seconds=time.perf_counter() - start)
 
     def _search(self, trials: "_Trials", *, together: bool) -> list[Candidate]:
         found: dict[Setting, Candidate] = {}
         for number in range(self.rounds + 1):
-            settings = self._grid(trials) if number == 0 else self._closer([*found.values()], number)
+            settings = self._grid(trials) if number == 0 else self._closer(found, number)
             new = [s for s in dict.fromkeys(settings) if s not in found]
             work = partial(trials.measure_all, what=f"tuning, round {number + 1} of {self.rounds + 1}")
             tried = map_shared(Shared(items=new) if together else new, work, model=trials.model)
@@ -173,19 +178,18 @@ class Tuner:
                 for fraction in self.fractions:
                     yield Setting(fraction=fraction, strength=strength, reestimate=reestimate)
 
-    def _closer(self, found: list[Candidate], number: int) -> Iterator[Setting]:
+    def _closer(self, found: Mapping[Setting, Candidate], number: int) -> Iterator[Setting]:
         """Yield finer fractions around the best of each promising combination."""
-        pool = [c for c in found if c.feasible] or found
-        best: dict[tuple[float | None, bool], Candidate] = {}
-        for c in sorted(pool, key=lambda c: c.order, reverse=True):
-            best.setdefault((c.setting.strength, c.setting.reestimate), c)
+        pool = [s for s, c in found.items() if c.feasible] or [*found]
+        best: dict[tuple[float | None, bool], Setting] = {}
+        for setting in sorted(pool, key=lambda s: found[s].order, reverse=True):
+            best.setdefault((setting.strength, setting.reestimate), setting)
         # Three times as fine in every round; steps of √10 where there is one fraction only.
         ends = sorted(self.fractions)
         step = (ends[-1] / ends[0]) ** (1 / (len(ends) - 1)) if len(ends) > 1 and ends[0] < ends[-1] else 10**0.5
-        for c in list(best.values())[: self.promising]:
+        for setting in list(best.values())[: self.promising]:
             for k in (-2, -1, 1, 2):
-                fraction = min(1.0, c.setting.fraction * step ** (k / 3**number))
-                yield attrs.evolve(c.setting, fraction=fraction)
+                yield attrs.evolve(setting, fraction=min(1.0, setting.fraction * step ** (k / 3**number)))
 
 
 @final
@@ -274,16 +278,37 @@ class _RollBackError(Exception):
     """Raised inside an edit after it was scored, to roll it back."""
 
 
-def _scores(model: nn.Module, validation: Validation, objective: Objective | None) -> dict[str, float]:
+def scores_of(model: nn.Module, validation: Validation, objective: Objective | None) -> dict[str, float]:
     """Measure accuracy and mean probability of the label, each 0 … 1, on both parts of the validation data."""
     found: dict[str, float] = {}
     try:
         for name, data in (("retain", validation.retain), ("forget", validation.forget)):
             outputs = outputs_of(model, data, objective=objective)
-            found |= {name: outputs.accuracy, f"{name}_probability": mean(outputs.confidences)}
+            found |= {name: outputs.accuracy, f"{name}_probability": mean(outputs.confidences), "samples": len(outputs)}
     except InapplicableError as reason:
         raise ConfigurationError(f"Tuner.tune: cannot judge by the validation data: {reason}") from reason
     return found
+
+
+def judged(
+    seen: Mapping[str, Any], *, target: float, original: Mapping[str, float], budget: float, **fields: Any
+) -> Candidate:
+    """Compare the scores of an edit with the target and with those of the original; ``fields`` are of `Candidate`."""
+    distance, damage = abs(seen["forget"] - target), original["retain"] - seen["retain"]
+    return Candidate(
+        distance=distance,
+        damage=damage,
+        score=(1 - distance) * (1 - max(damage, 0.0)),
+        margin=(1 - abs(seen["forget_probability"] - target)) * seen["retain_probability"],
+        feasible=damage <= budget + 1e-12,  # damage of exactly the budget is allowed, in spite of rounding
+        **{name: value for name, value in seen.items() if name != "samples"},
+        **fields,
+    )
+
+
+def tolerance_of(target: float, original: Mapping[str, float]) -> float:
+    """Return how near to the target counts as reached: the sampling error of the validation samples, at most 0.1."""
+    return min(_MOST_TOLERANCE, sampling_error(target, int(original["samples"])))
 
 
 @final
@@ -309,7 +334,7 @@ class _Trials:
 
         def accept(report: Report) -> Never:
             self._finish(setting)
-            seen.update(_scores(self.model, self.validation, self.inputs.objective), changed=report.fraction)
+            seen.update(scores_of(self.model, self.validation, self.inputs.objective), changed=report.fraction)
             raise _RollBackError
 
         method = self._method(setting)
@@ -320,30 +345,28 @@ class _Trials:
                 method.unlearn(self.model, self.inputs, accept=accept)
         except (BudgetError, NonFiniteError) as error:
             return Candidate(setting=setting, options=options, problem=str(error))
-        distance, damage = abs(seen["forget"] - self.target), self.original["retain"] - seen["retain"]
-        return Candidate(
+        selected = self.curve.fraction(options[self.curve.option])
+        return judged(
+            seen,
+            target=self.target,
+            original=self.original,
+            budget=self.tuner.budget,
             setting=setting,
             options=options,
-            selected=self.curve.fraction(options[self.curve.option]),
-            distance=distance,
-            damage=damage,
-            score=(1 - distance) * (1 - max(damage, 0.0)),
-            margin=(1 - abs(seen["forget_probability"] - self.target)) * seen["retain_probability"],
-            # Damage of exactly the budget is allowed, in spite of rounding.
-            feasible=damage <= self.tuner.budget + 1e-12,
-            **seen,
+            selected=selected,
         )
 
     def commit(self, candidate: Candidate) -> Report:
         """Make the chosen edit and keep it."""
-        before = {name: b.detach().clone() for name, b in buffers(self.model).items()}
+        setting, before = candidate.setting, {name: b.detach().clone() for name, b in buffers(self.model).items()}
+        assert setting is not None, "each of this search has one"
 
         def accept(report: Report) -> Report:
-            self._finish(candidate.setting)
+            self._finish(setting)
             changed = [n for n, b in buffers(self.model).items() if not bool((b == before[n]).all())]
             return attrs.evolve(report, buffers_changed=tuple(changed), model_after=digest(self.model))
 
-        return self._method(candidate.setting).unlearn(self.model, self.inputs, accept=accept)
+        return self._method(setting).unlearn(self.model, self.inputs, accept=accept)
 
     def _method(self, setting: Setting) -> ElementwiseUnlearner:
         value = self.curve.value_for(setting.fraction)
@@ -356,33 +379,3 @@ class _Trials:
         if setting.reestimate:
             assert self.inputs.retain_data is not None, "no such setting is made without retain data"
             reestimate_batch_norm(self.model, self.inputs.retain_data, objective=self.inputs.objective)
-
-
-def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, objective: Objective | None = None) -> None:
-    """Set the running statistics of each BatchNorm to the average over batches (Izmailov et al. 2018), in place."""
-    layers, objective = batch_norm_layers(model), objective or CrossEntropy()
-    momenta = [layer.momentum for layer in layers]
-    modes = {module: module.training for module in model.modules()}
-    seen = False
-    try:
-        model.eval()
-        for layer in layers:
-            layer.train()
-            layer.reset_running_stats()
-            layer.momentum = None  # what torch calls a cumulative average
-        with torch.no_grad(), private_rng(device_of(model)):
-            for _, moved in feed(batches, device_of(model)):
-                seen = True
-                objective.losses(model, moved)
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode
-    if layers and not seen:
-        raise ConfigurationError("expected at least one batch of retain data to re-estimate BatchNorm on, saw none")
-
-
-def batch_norm_layers(model: nn.Module) -> list[_BatchNorm]:
-    """BatchNorm layers that track running statistics."""
-    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]

@@ -17,8 +17,9 @@ from unlearnkit.experiments.comparison.trial import Trial, TrialResult, keyed, r
 from unlearnkit.experiments.comparison.worker import Event, Unit, Watch, Worker, ignore, run_in_processes
 from unlearnkit.experiments.config import Config
 from unlearnkit.experiments.experiment import Experiment
+from unlearnkit.experiments.run import exclusive
 from unlearnkit.plugins.manager import PluginManager, default_manager
-from unlearnkit.utils.errors import ConfigurationError, UnlearnKitError
+from unlearnkit.utils.errors import ConfigurationError, StoreError, UnlearnKitError
 from unlearnkit.utils.files import write_text
 from unlearnkit.utils.memory import MIB, free_memory
 from unlearnkit.utils.progress import Progress, silent
@@ -27,6 +28,8 @@ _DIED = (
     "the process died in this trial, without a message: killed by the system for lack of memory, or by a fault in a "
     "native library; try fewer --jobs, or a smaller batch size"
 )
+_FORMAT, _RECORD = "unlearnkit-comparison-1", "comparison.json"
+_TABLES = (_RECORD, "trials.csv", "summary.csv", "summary.md")
 _COPIES = 12  # of a trial besides its retrained models: original, edited copy, optimiser, importances
 _PROCESS = 900 * MIB  # Python with torch, scikit-learn and small data, resident
 
@@ -120,7 +123,7 @@ class Comparison:
         experiment = Experiment.load(trials[0].config)
         worker = Worker(plugins, experiment=experiment)
         facts = experiment.manifest()
-        common = {name: facts[name] for name in ("data_digest", "versions", "device")}
+        common = {name: facts[name] for name in ("data_digest", "test_data_digest", "versions", "device")}
         return cls(
             config=config,
             trials=tuple(keyed(trial, {**common, **worker.facts(trial)}) for trial in trials),
@@ -184,23 +187,38 @@ class Comparison:
             threads=threads,
             units=max(len(self.pending), 1),
             device=self.experiment.device,
-            need=need_of(self.experiment.fresh_model(), retrained=retrained, peaks=peaks),
+            need=need_of(self.experiment.fresh_model(pretrained=False), retrained=retrained, peaks=peaks),
         )
 
     def run(self, jobs: int = 1, *, watch: Watch = ignore, progress: Progress = silent) -> None:
         """Run the pending trials, shared by all ranks, and write the tables, also when it is interrupted."""
         if jobs > 1 and self.plugins is not default_manager():
             raise ConfigurationError("jobs: other processes see installed plugins only: use jobs=1, or install them")
+        with exclusive(self.config.output):
+            self._check_tables()
+            try:
+                if jobs == 1:
+                    worker = Worker(self.plugins, experiment=self.experiment, progress=progress)
+                    for wave in self._waves():
+                        map_over_ranks(wave, lambda unit: unit.run(worker, watch))
+                else:
+                    self._in_processes(jobs, watch)
+            finally:
+                if Ranks.current().rank == 0:
+                    self.write()
+
+    def _check_tables(self) -> None:
+        """Refuse to write over tables that no comparison has written."""
+        found = [name for name in _TABLES if os.path.lexists(self.folder / name)]
         try:
-            if jobs == 1:
-                worker = Worker(self.plugins, experiment=self.experiment, progress=progress)
-                for wave in self._waves():
-                    map_over_ranks(wave, lambda unit: unit.run(worker, watch))
-            else:
-                self._in_processes(jobs, watch)
-        finally:
-            if Ranks.current().rank == 0:
-                self.write()
+            earlier = json.loads((self.folder / _RECORD).read_text(encoding="utf-8"))["format"] == _FORMAT
+        except (OSError, ValueError, LookupError, TypeError):
+            earlier = False
+        if found and not earlier:
+            raise StoreError(
+                f"{self.folder}: expected the tables of an earlier comparison or none, saw {', '.join(found)} without "
+                f"its {_RECORD}: choose another output, or move them away"
+            )
 
     @property
     def share(self) -> int:
@@ -223,17 +241,17 @@ class Comparison:
         rows = self.rows()
         summaries = tables.summarise(rows)
         record = {
-            "format": "unlearnkit-comparison-1",
+            "format": _FORMAT,
             "trials": len(self.trials),
             "ended": len(rows),
             **self.experiment.manifest(),
             "config": attrs.asdict(self.config),
         }
         texts = {
+            _RECORD: json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n",
             "trials.csv": tables.csv_of(rows),
             "summary.csv": tables.csv_of(tables.long_table(summaries, covers=self.covers)),
             "summary.md": tables.summary_page(summaries, tables.unedited(rows), rows=rows, covers=self.covers),
-            "comparison.json": json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n",
         }
         for name, text in texts.items():
             write_text(self.folder / name, text)

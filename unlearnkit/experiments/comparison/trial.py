@@ -14,7 +14,7 @@ from unlearnkit.evaluation.model_outputs import SPLITS
 from unlearnkit.experiments.config import Config, ForgetConfig, MethodConfig
 from unlearnkit.experiments.provenance import digest_of, versions
 from unlearnkit.reporting import RunRecord
-from unlearnkit.reporting.record import findings
+from unlearnkit.reporting.verdict import findings
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 from unlearnkit.utils.files import write_text
 from unlearnkit.utils.structuring import structure
@@ -73,7 +73,10 @@ def forget_text(target: ForgetConfig) -> str:
     """Name a forget target, as ``"classes=3,7"``."""
     if target.indices:
         return f"indices={len(target.indices)}:{digest_of(target.indices)[:6]}"
-    shown = {key: Path(v).name if isinstance(v, str) else ",".join(map(str, v)) for key, v in target.given.items()}
+    shown = {
+        key: Path(v).name if isinstance(v, str) else ",".join(map(str, v)) if isinstance(v, tuple) else str(v)
+        for key, v in target.given.items()
+    }
     return " ".join(f"{key}={value}" for key, value in shown.items())
 
 
@@ -123,6 +126,10 @@ def _refuse(config: Config, targets: tuple[ForgetConfig, ...]) -> None:
     if not config.method:
         raise ConfigurationError("method: expected at least one [[method]], saw none: `unlearnkit methods` lists them")
     texts = [forget_text(target) for target in targets]
+    if len(targets) > 1 and any(target.corrupted for target in targets):
+        raise ConfigurationError(
+            "comparison.forget: expected corrupted alone, which changes the data, saw other targets"
+        )
     if "" in texts:
         raise ConfigurationError("comparison.forget: expected what to forget, saw nothing: or set [forget]")
     labels = [label for method in config.method for label, _ in variants(method)]

@@ -27,7 +27,7 @@ from unlearnkit.experiments.comparison.trial import Trial, TrialResult, write_re
 from unlearnkit.experiments.experiment import Experiment, make_metrics, make_unlearner
 from unlearnkit.experiments.run import Job
 from unlearnkit.experiments.train import cached_original, retrained_models
-from unlearnkit.experiments.tune import Search, elementwise, hold_out_unseen
+from unlearnkit.experiments.tune import Search, hold_out_unseen, tunable
 from unlearnkit.models import trainable
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.utils.errors import UnlearnKitWarning
@@ -54,7 +54,7 @@ class Worker:
     def facts(self, trial: Trial) -> dict[str, Any]:
         """Check a trial, and return what its result depends on beyond the configuration."""
         experiment, plugins = self._experiment(trial), self._plugins
-        make = elementwise if trial.method.tuned else make_unlearner
+        make = tunable if trial.method.tuned else make_unlearner
         unlearner, estimator = make(trial.method, plugins), experiment.estimator(plugins)
         metrics = make_metrics(trial.config.evaluation, plugins).values()
         return {

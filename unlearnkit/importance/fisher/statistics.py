@@ -14,6 +14,7 @@ from unlearnkit.importance.estimator import (
     Accumulator,
     EstimatorTraits,
     ImportanceEstimator,
+    check_data,
     options_text,
     with_precision,
 )
@@ -105,6 +106,8 @@ batched)
     """
     refuse_sharded(model.parameters(), who="several importances from one pass", instead="estimate each group by itself")
     fisher = fisher if fisher is not None else DiagonalFisher()
+    if key is not None:  # what is passed on is no loader
+        check_data(batches, Role(role))
     survey = _Survey(
         fisher=fisher, absolute=absolute, gradient=gradient, keyed=_Keyed(batches, key) if key is not None else None
     )

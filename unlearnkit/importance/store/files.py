@@ -198,9 +198,9 @@ def _write_shard(folder: Path, tensors: dict[str, Tensor]) -> Shard:
     return Shard(path.name, file_digest(path))
 
 
-def on_disk(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Write tensors to temporary files as they come, and return memory maps of them."""
-    with tempfile.TemporaryDirectory(prefix="unlearnkit-", ignore_cleanup_errors=True) as scratch:
+def on_disk(tensors: Iterable[tuple[str, Tensor]], *, within: Path | None = None) -> dict[str, Tensor]:
+    """Write tensors to temporary files as they come, in a folder or in ``TMPDIR``, and return memory maps of them."""
+    with tempfile.TemporaryDirectory(prefix="unlearnkit-", dir=within, ignore_cleanup_errors=True) as scratch:
         return read_shards(Path(scratch), write_shards(Path(scratch), tensors), verify=False)
 
 

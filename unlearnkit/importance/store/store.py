@@ -59,6 +59,8 @@ class ImportanceStore:
     """
 
     folder: Path = attrs.field(converter=Path)
+    scratch: Path | None = attrs.field(default=None, kw_only=True)
+    """Folder for temporary files of sums; None is ``TMPDIR``."""
 
     @classmethod
     def create(
@@ -219,7 +221,7 @@ class ImportanceStore:
         entries = [_entry(manifest, key) for key in keys]
         if len(entries) == 1:
             return self._importance(manifest, entries[0], role)
-        totals = on_disk(summed([read_shards(self.folder, entry.shards) for entry in entries]))
+        totals = on_disk(summed([read_shards(self.folder, entry.shards) for entry in entries]), within=self.scratch)
         return self._importance(manifest, Entry(**counts_of_sum(entries)), role, totals)
 
     def _check_kind(self, manifest: StoreManifest, importance: Importance) -> None:

@@ -15,7 +15,8 @@ from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.importance.provenance import error_text
 from unlearnkit.reporting import plots
 from unlearnkit.reporting.page.parts import Picture, Section, Table, number
-from unlearnkit.reporting.record import RunRecord, near
+from unlearnkit.reporting.record import RunRecord
+from unlearnkit.reporting.verdict import near
 
 _MODELS = ("unlearned", "original", "retrained")
 _SHOWN = 12  # values of a list
@@ -102,8 +103,15 @@ def gap(record: RunRecord) -> Section:
             "within one sample, and an AUC within 1.96 standard errors of guessing."
         )
     header = ("measure", "unlearned", "retrained: mean", "sd", "difference", "gap")
-    table = Table(caption="The gap to retraining", header=header, rows=tuple(rows))
-    return Section(words=(text,), tables=(table,))
+    tables = [Table(caption="The gap to retraining", header=header, rows=tuple(rows))]
+    if record.features:
+        held = tuple(
+            (f.name, number(f.value), number(f.original), ", ".join(map(number, f.retrained)) or "–", number(f.error))
+            for f in record.features
+        )
+        columns = ("measure", "unlearned", "original", "retrained", "sampling error")
+        tables.append(Table(caption="What the features hold", header=columns, rows=held))
+    return Section(words=(text,), tables=tuple(tables))
 
 
 def search(record: RunRecord) -> Section:
@@ -116,7 +124,7 @@ def search(record: RunRecord) -> Section:
         (
             ", ".join(f"{name} = {number(value)}" for name, value in c.options.items()),
             f"{100 * c.selected:.3g} %",
-            "again" if c.setting.reestimate else "kept",
+            "–" if c.setting is None else "again" if c.setting.reestimate else "kept",
             number(c.retain),
             number(c.forget),
             "chosen" if c is tuning.chosen else "frontier" if id(c) in frontier else c.problem or "",
@@ -129,7 +137,8 @@ def search(record: RunRecord) -> Section:
         name="tuning-frontier",
         title="What was tried, and what was chosen",
         caption="Each point is an edit, scored on validation data; further right is better. The dashed line is the "
-        "target forget accuracy. Left of the dotted line, more retain accuracy is lost than the budget allows.",
+        "target forget accuracy. Left of the dotted line, more retain accuracy is lost than the budget allows. If the "
+        "target is missed, a dash-dotted line shows the budget that reaches it.",
         alternative=f"Retain against forget accuracy of {len(rows)} edits. {tuning.sentence()}",
         draw=partial(plots.tuning_frontier, tuning=tuning),
         height=4.2,

@@ -1,5 +1,6 @@
 """The laws of elementwise methods: θ' = rule(θ, F_f, F_r)."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from operator import methodcaller
@@ -15,11 +16,23 @@ from unlearnkit.testing.cases import LawCase, RuleInputs
 from unlearnkit.testing.law import CaseSkipped, fail, holds, law
 from unlearnkit.testing.laws.unlearner import cases_for, edit_of
 from unlearnkit.testing.snapshot import same
-from unlearnkit.testing.strategies import rule_inputs, two_values
+from unlearnkit.testing.strategies import rule_inputs, thresholds, two_values
 
 
 def _cases(**options: Any) -> Callable[[Any], st.SearchStrategy[RuleInputs]]:
-    return lambda _: rule_inputs(**options)
+    return lambda method: rule_inputs(around=thresholds(method), **options)
+
+
+def _monotone_cases(method: ElementwiseUnlearner) -> st.SearchStrategy[RuleInputs]:
+    """Draw two values of an option, and inputs around both, between them and around the other options."""
+
+    def inputs(extra: tuple[str, Any, Any]) -> st.SearchStrategy[RuleInputs]:
+        low, high = (float(value) for value in extra[1:])
+        between = low + min(low or 1.0, (high - low) / 2)
+        most = [x for x in (between, 1 / between, high) if math.isfinite(x)]
+        return rule_inputs(around=(*most * 3, *thresholds(method, low, high)), extra=st.just(extra))
+
+    return two_values(method, sorted(method.promises().monotone)).flatmap(inputs)
 
 
 def _edited(method: ElementwiseUnlearner, case: RuleInputs) -> Tensor:
@@ -142,7 +155,8 @@ def odd(method: ElementwiseUnlearner, case: RuleInputs) -> None:
 
 
 @_law(
-    cases=lambda method: rule_inputs(extra=two_values(method, sorted(method.promises().monotone))),
+    cases=_monotone_cases,
+    examples=200,
     promise="monotone",
     waiver="monotone={…} without this option",
     rejects="selects below the threshold instead of above it",
@@ -155,7 +169,7 @@ def monotone(method: ElementwiseUnlearner, case: RuleInputs) -> None:
 
 
 @_law(
-    cases=_cases(moderate=True, extra=st.integers(-20, 20)),
+    cases=_cases(moderate=True, extra=st.sampled_from((1, -1, 50, -50)) | st.integers(-50, 50)),
     promise="scale_free",
     rejects="adds 1e-8 to F_f in the quotient",
 )

@@ -12,7 +12,7 @@ from unlearnkit import ElementwiseUnlearner, Need, Report, TrainingUnlearner, Un
 from unlearnkit.testing.cases import LawCase, broken, law_cases
 from unlearnkit.testing.law import CaseSkipped, holds, law, run_twice
 from unlearnkit.testing.snapshot import Snapshot, same
-from unlearnkit.testing.strategies import DTYPES
+from unlearnkit.testing.strategies import DTYPES, thresholds
 from unlearnkit.utils.options import options_of
 
 _DATA = {Need.FORGET_DATA: "forget_data", Need.RETAIN_DATA: "retain_data"}
@@ -48,7 +48,7 @@ def edit_of(method: Unlearner, law_case: LawCase) -> tuple[Edit, Report]:
 def cases_for(method: Unlearner) -> st.SearchStrategy[LawCase]:
     """Draw cases for a method: in half precision too, where it does not run the model."""
     dtypes = DTYPES if isinstance(method, ElementwiseUnlearner) else (torch.float32, torch.float64)
-    return law_cases(dtypes=dtypes)
+    return law_cases(dtypes=dtypes, around=thresholds(method))
 
 
 def _unchanged(method: Unlearner, law_case: LawCase, part: str) -> None:

@@ -1,5 +1,6 @@
 """Out-of-memory errors."""
 
+import attrs
 import pytest
 import torch
 from fisher_oracle import distance, estimate, oracle
@@ -20,11 +21,14 @@ def batches(*sizes):
     return [(torch.randn(n, 3, 6, 6), torch.randint(0, 5, (n,))) for n in sizes]
 
 
+@attrs.define(eq=False)
 class Small(Objective):
     """Runs out of memory with too many samples, in the forward or the backward pass."""
 
-    def __init__(self, most, *, backward=False, error=torch.OutOfMemoryError):
-        self.most, self.backward, self.error, self.fails = most, backward, error, 0
+    most: int
+    backward: bool = False
+    error: type = torch.OutOfMemoryError
+    fails: int = attrs.field(default=0, init=False)
 
     def losses(self, model, batch):
         found = CrossEntropy().losses(model, batch)

@@ -1,0 +1,64 @@
+"""Capped NegGrad+: learn the retain set, and raise the loss of the forget set up to a target."""
+
+import math
+from collections.abc import Iterable
+from typing import Any, ClassVar, final
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from unlearnkit import Need, TrainingUnlearner, Unlearner, UnlearningInputs, hookimpl, option
+from unlearnkit.data import Paired
+from unlearnkit.unlearning import EpochConfig, class_logits
+
+
+@final
+@attrs.frozen(kw_only=True)
+class CappedNegGrad(TrainingUnlearner):
+    """Minimise ℓ(θ; D_r) + c·max(0, t − ℓ(θ; D_f)), ℓ the mean loss of a batch and t the target.
+
+    Each step takes one batch of the retain set and one of the forget set, which starts again when it is used up; an
+    epoch is one pass over the retain set. A batch whose loss has reached t gets no push any more, so more epochs do not
+    destroy the model, as they do with `neg-grad-plus`.
+
+    Choose t as the loss of a model that never saw the forget set: for random samples the original's loss on unseen
+    samples, for a class or a part of one the loss on the forget set of a model that was trained on the retain set for a
+    few epochs. Left out it is ln C, the loss of guessing one of C classes, which is too large for random samples.
+
+    Source: NegGrad+ of Kurmanji et al. 2023 (Towards Unbounded Machine Unlearning) with a hinge in its second term; we
+    know of no paper that has this form.
+
+    Example:
+        >>> model = nn.Linear(1, 2)
+        >>> forget, retain = [(torch.tensor([[1.0]]), torch.tensor([0]))], [(torch.tensor([[-1.0]]), torch.tensor([1]))]
+        >>> method = CappedNegGrad(target=2.0, c=5.0, epochs=50, learning_rate=0.05)
+        >>> _ = method.unlearn(model, UnlearningInputs(forget_data=forget, retain_data=retain))
+        >>> bool(1.5 < UnlearningInputs().objective.losses(model, forget[0]) < 3)
+        True
+    """
+
+    name: ClassVar[str] = "capped-neg-grad"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.FORGET_DATA, Need.RETAIN_DATA})
+
+    target: float | None = option(None, symbol="t", at_least=0.0, doc="loss of the forget set to reach, in nats")
+    c: float = option(0.05, symbol="c", at_least=0.0, doc="weight of what the forget loss lacks", search=(0.01, 0.2))
+
+    def passes(self, model: nn.Module, inputs: UnlearningInputs) -> Iterable[EpochConfig]:  # noqa: ARG002
+        target = self.target
+
+        def loss(student: nn.Module, batches: Any) -> Tensor:
+            nonlocal target
+            if target is None:
+                with torch.no_grad():
+                    target = math.log(class_logits(inputs.objective, student, batches[1]).shape[1])
+            retain, forget = (inputs.mean_loss(student, batch) for batch in batches)
+            return retain + self.c * (target - forget).clamp(min=0)
+
+        both = Paired(retain=inputs.retain_data or (), forget=inputs.forget_data or ())
+        return EpochConfig.epochs(both, loss, count=self.epochs)
+
+
+@hookimpl
+def unlearnkit_register_unlearners() -> Iterable[type[Unlearner]]:
+    return [CappedNegGrad]

@@ -1,0 +1,190 @@
+"""What the features hold: against independent arithmetic, and between the original and retrained models."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from unlearnkit import EvaluationInputs
+from unlearnkit.evaluation import metrics
+from unlearnkit.evaluation.metric import Measurement, Metric, MetricTraits, feature_measures
+from unlearnkit.evaluation.metrics.features import layers_called, linear_cka, pooled_outputs
+from unlearnkit.evaluation.metrics.residual_knowledge import margin
+from unlearnkit.evaluation.model_outputs import Outputs, outputs_of, sampling_error
+from unlearnkit.models.parameters import digest
+from unlearnkit.utils.errors import MismatchError
+
+
+def net(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+
+
+def data(seed, classes):
+    random = torch.Generator().manual_seed(seed)
+    y = torch.tensor(classes).repeat(20)
+    x = torch.eye(3, 4)[y] * 2 + torch.randn(len(y), 4, generator=random)
+    return list(zip(x.split(16), y.split(16), strict=True))
+
+
+SPLITS = {
+    "forget-train": data(0, [2]),
+    "retain-train": data(1, [0, 1]),
+    "forget-test": data(2, [2]),
+    "retain-test": data(3, [0, 1]),
+}
+
+
+def inputs(**more):
+    return EvaluationInputs(
+        **{"model": net(0), "original": net(1), "retrained": [net(2), net(3)], "splits": SPLITS, **more}
+    )
+
+
+def joined(*names):
+    return (torch.cat([b[i] for n in names for b in SPLITS[n]]) for i in (0, 1))
+
+
+def fresh_head_accuracy(model, learnt, judged):
+    (x, y), (u, v) = joined(*learnt), joined(judged)
+    with torch.no_grad():
+        f, g = (model[:2](t).double().numpy() for t in (x, u))
+    scaler = StandardScaler().fit(f)
+    head = LogisticRegression(max_iter=5000, random_state=0).fit(scaler.transform(f), y.numpy())
+    return (head.predict(scaler.transform(g)) == v.numpy()).mean()
+
+
+def test_head_swap_fits_a_fresh_head():
+    found, models = metrics.HeadSwap().evaluate(inputs()), {"": net(0), "original ": net(1), "retrained 2 ": net(3)}
+    for prefix, model in models.items():
+        both = fresh_head_accuracy(model, ("forget-train", "retain-train"), "forget-test")
+        assert found[f"{prefix}forget-test"] == pytest.approx(both, abs=1e-9), prefix
+        assert found[f"{prefix}forget-train"] == fresh_head_accuracy(model, ("retain-train",), "forget-train") == 0
+    assert found["retrained forget-test"] == pytest.approx(
+        (found["retrained 1 forget-test"] + found["retrained 2 forget-test"]) / 2
+    )
+    assert found["error forget-test"] == sampling_error(found["forget-test"], 20)
+
+
+def test_no_edit_of_the_head_or_of_batch_norm_statistics_changes_head_swap():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    found = metrics.HeadSwap().evaluate(inputs(model=model))["forget-test"]
+    hidden = copy.deepcopy(model)
+    hidden[3].bias.data[2] = -1e4
+    hidden[1].running_var *= 1e8
+    hidden[1].running_mean += 100
+    assert metrics.HeadSwap().evaluate(inputs(model=hidden))["forget-test"] >= found - 0.11
+
+
+def test_sampling_error_is_half_an_agresti_coull_interval():
+    assert sampling_error(0.5, 100) == pytest.approx(1.96 * (0.25 / 103.8416) ** 0.5)
+    assert 0 < sampling_error(0.0, 100) < 0.03
+
+
+def test_linear_cka():
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(50, 4)), random.normal(size=(50, 7))
+    h = np.eye(50) - 1 / 50
+    a, b = (h @ v @ v.T @ h for v in (x, y))
+    hsic = np.trace(a @ b) / np.sqrt(np.trace(a @ a) * np.trace(b @ b))
+    assert linear_cka(x, y) == pytest.approx(hsic)  # by kernels, Kornblith et al. 2019, equation 3
+    assert linear_cka(x[:8], y[:8]) == pytest.approx(linear_cka(np.pad(x[:8], ((0, 0), (0, 9))), y[:8]))
+    rotation = np.linalg.qr(random.normal(size=(4, 4)))[0]
+    assert linear_cka(x, 3 * x @ rotation + 1) == pytest.approx(1.0)
+    assert linear_cka(x, np.zeros((50, 2))) == 0
+    with pytest.raises(MismatchError, match="the same samples, saw 50 and 49"):
+        linear_cka(x, y[:-1])
+
+
+def test_feature_similarity_has_intervals_and_anchors():
+    found = metrics.FeatureSimilarity().evaluate(inputs(model=net(1)))
+    assert found["to original"] == pytest.approx(1.0)
+    assert found["to retrained"] == found["original to retrained"] < 1
+    assert found["to retrained low"] < found["to retrained"] < found["to retrained high"]
+    with torch.no_grad():
+        x, _ = joined("forget-train")
+        one, *others = (model[:2](x).double().numpy() for model in (net(1), net(2), net(3)))
+    assert found["to retrained"] == pytest.approx(np.mean([linear_cka(one, other) for other in others]))
+    assert found["among retrained"] == pytest.approx(linear_cka(*others))
+
+
+def test_layer_probe_tells_classes_apart_that_lie_apart():
+    found = metrics.LayerProbe(depths=2).evaluate(inputs())
+    assert found.keys() >= {"depth 1 of 2", "depth 2 of 2", "original depth 1 of 2", "retrained depth 2 of 2"}
+    assert found["depth 1 of 2"] > 0.8
+    random = {**SPLITS, "forget-test": data(4, [0, 1]), "forget-train": data(5, [0, 1])}
+    assert metrics.LayerProbe(depths=1).evaluate(inputs(splits=random))["depth 1 of 1"] == pytest.approx(0.5, abs=0.25)
+
+
+def test_layers_in_the_order_of_their_calls_and_means_over_positions():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.conv, self.unused = nn.Linear(2, 3), nn.Conv2d(1, 2, 1), nn.Linear(1, 1)
+
+        def forward(self, x):
+            return self.head(self.conv(x).mean((2, 3)))
+
+    model, batches = Model(), [(torch.randn(5, 1, 3, 3), torch.zeros(5, dtype=torch.long))]
+    assert layers_called(model, batches) == ["conv", "head"]
+    expected = model.conv(batches[0][0]).mean((2, 3)).detach().double().numpy()
+    assert pooled_outputs(model, batches, "conv") == pytest.approx(expected)
+
+
+def test_recovery_trains_copies():
+    original = net(1)
+    before = digest(original)
+    found = metrics.Recovery(learning_rate=0.05, steps=3).evaluate(inputs(original=original))
+    assert digest(original) == before
+    student = copy.deepcopy(original)
+    adam = torch.optim.Adam(student.parameters(), lr=0.05)
+    for x, y in SPLITS["retain-train"]:
+        adam.zero_grad()
+        nn.functional.cross_entropy(student(x), y).backward()
+        adam.step()
+    after = outputs_of(student, SPLITS["forget-train"])
+    assert found["original retain epoch"] == after.accuracy
+    assert found["original retain epoch margin"] == pytest.approx(margin(after), rel=1e-5)
+    assert found["few samples margin"] > found["retain epoch margin"]
+    alone = metrics.Recovery().examine(inputs(splits={**SPLITS, "forget-train": SPLITS["forget-train"][:1]}))
+    assert "one batch" in alone["few samples"].reason
+
+
+def test_margin():
+    outputs = Outputs(logits=[[2.0, 1.0, 0.0], [0.0, 0.5, 3.0]], labels=np.array([0, 1]))
+    assert margin(outputs) == pytest.approx((1.0 - 2.5) / 2)
+
+
+def test_the_verdict_reads_what_a_metric_names():
+    class Mine(Metric):
+        name = "mine"
+        traits = MetricTraits(holds=("kept",))
+
+        def measure(self, inputs):
+            del inputs
+            return {"kept": 0.5, "original kept": 0.9, "retrained 1 kept": 0.4, "error kept": 0.1, "other": 1.0}
+
+    (found,) = feature_measures({"mine": Mine()}, {"mine": Mine().examine(inputs())})
+    assert (found.name, found.value, found.original, found.retrained, found.error) == (
+        "mine kept",
+        0.5,
+        0.9,
+        (0.4,),
+        0.1,
+    )
+
+
+def test_a_bound_is_a_number_with_a_reason():
+    class Bound(Metric):
+        name = "bound"
+
+        def measure(self, inputs):
+            del inputs
+            return {"steps": Measurement(value=100.0, reason="at least")}
+
+    assert Bound().examine(inputs())["steps"] == Measurement(value=100.0, reason="at least")

@@ -1,0 +1,169 @@
+"""The search for the options of any method that declares ranges, by Optuna: each trial is a whole edit."""
+
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Never, final
+
+import attrs
+from torch import nn
+
+from unlearnkit.evaluation.tuning.result import Candidate, Tuning
+from unlearnkit.evaluation.tuning.tuner import Validation, judged, scores_of, tolerance_of
+from unlearnkit.unlearning.report import Report
+from unlearnkit.unlearning.unlearner import Unlearner, UnlearningInputs
+from unlearnkit.utils.errors import BudgetError, ConfigurationError, NonFiniteError, UnlearnKitWarning
+from unlearnkit.utils.options import Option, option, options_of
+from unlearnkit.utils.progress import Progress, silent
+from unlearnkit.utils.structuring import structure
+
+_LOG = 10  # a range whose ends are so many times apart is searched by its logarithm
+_CANDIDATE = "candidate"  # key of a trial's attributes
+
+
+def _names(names: Iterable[str]) -> frozenset[str]:
+    return frozenset(names)  # mypy needs a named function with a signature
+
+
+@final
+@attrs.frozen(kw_only=True)
+class TrialTuner:
+    """Searches the options that declare a range (``option(search=…)``), and makes the best edit within a budget.
+
+    A trial edits the model, is scored on the validation data as the candidates of `Tuner` are, and is undone. Trials
+    are proposed by Optuna's TPE; one that is worse after a pass over its data than the median of those before is
+    stopped. The first trial has the options of ``unlearner``. Those named in ``fixed`` stay as they are.
+
+    Source: Akiba et al. 2019 (Optuna); Bergstra et al. 2011 (TPE).
+    """
+
+    unlearner: Unlearner
+    fixed: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+    trials: int = option(20, at_least=1, doc="edits to try")
+    budget: float = option(0.02, at_least=0, at_most=1, doc="largest loss of retain accuracy on validation data")
+    storage: str = option("", doc="database URL of the trials, as sqlite:///trials.sqlite, to go on after a stop")
+    study: str = option("", doc="name of the search in the storage")
+
+    def tune(
+        self,
+        model: nn.Module,
+        inputs: UnlearningInputs,
+        *,
+        validation: Validation,
+        target: float,
+        target_source: str = "stated",
+        progress: Progress = silent,
+    ) -> Tuning:
+        """Search, and edit the model in place with the best candidate; or leave it bit-identical.
+
+        ``inputs`` holds what the method needs, without the validation samples; ``inputs.seed`` is that of each edit and
+        of the search. ``target`` is the forget accuracy to aim at, 0 … 1.
+        """
+        import optuna  # noqa: PLC0415 - of the extra "tune"
+
+        if not 0 <= target <= 1:
+            raise ConfigurationError(f"TrialTuner.tune: expected a target accuracy from 0 to 1, saw {target!r}")
+        start, searched = time.perf_counter(), self.searched()
+        original = scores_of(model, validation, inputs.objective)
+
+        def compare(model: nn.Module, **fields: Any) -> Candidate:
+            seen = scores_of(model, validation, inputs.objective)
+            return judged(seen, target=target, original=original, budget=self.budget, **fields)
+
+        def attempt(trial: optuna.Trial) -> float:
+            options = {o.name: _suggest(trial, o) for o in searched}
+            made: list[Candidate] = []
+
+            def after_pass(model: nn.Module, number: int) -> None:
+                trial.report(_value(compare(model, options=options)), number)
+                if trial.should_prune():
+                    made[:] = [Candidate(options=options, problem=f"stopped after pass {number}: below the median")]
+                    raise optuna.TrialPruned
+
+            def accept(report: Report) -> Never:
+                made.append(compare(model, options=options, changed=report.fraction))
+                raise _RollBackError
+
+            method = attrs.evolve(self.unlearner, **options)  # type: ignore[misc]
+            try:
+                with warnings.catch_warnings(), suppress(_RollBackError):
+                    warnings.simplefilter("ignore", UnlearnKitWarning)  # raised once, for the chosen edit
+                    method.unlearn(model, attrs.evolve(inputs, after_pass=after_pass), accept=accept)
+            except (BudgetError, NonFiniteError) as error:
+                made[:] = [Candidate(options=options, problem=str(error))]
+            finally:
+                if made:
+                    trial.set_user_attr(_CANDIDATE, attrs.asdict(made[0]))
+            return _value(made[0])
+
+        with _quiet(optuna):
+            study = optuna.create_study(
+                storage=self.storage or None,
+                study_name=self.study or None,
+                load_if_exists=True,
+                direction="maximize",
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
+            )
+            done = [trial for trial in study.trials if _CANDIDATE in trial.user_attrs]
+            study.sampler = optuna.samplers.TPESampler(seed=inputs.seed + len(done))
+            if not done:
+                study.enqueue_trial({o.name: getattr(self.unlearner, o.name) for o in searched})
+            left = range(max(0, self.trials - len(done)))
+            for _ in progress(left, f"tuning {self.unlearner.name}", len(left)):
+                study.optimize(attempt, n_trials=1)
+            tried = [trial.user_attrs[_CANDIDATE] for trial in study.trials if _CANDIDATE in trial.user_attrs]
+        found = Tuning(
+            target=target,
+            target_source=target_source,
+            budget=self.budget,
+            original_retain=original["retain"],
+            original_forget=original["forget"],
+            tolerance=tolerance_of(target, original),
+            candidates=tuple(structure(one, Candidate, where="a trial in the storage") for one in tried),
+        )
+        chosen, report = found.best, None
+        if chosen is not None:
+            method: Unlearner = attrs.evolve(self.unlearner, **chosen.options)  # type: ignore[misc]
+            report = method.unlearn(model, inputs)
+        return attrs.evolve(found, chosen=chosen, report=report, seconds=time.perf_counter() - start)
+
+    def searched(self) -> list[Option]:
+        """List the options to search; a `ConfigurationError` where there are none."""
+        found = [o for o in options_of(self.unlearner) if o.search is not None and o.name not in self.fixed]
+        if not found:
+            raise ConfigurationError(
+                f"{self.unlearner.name!r}: expected an option to search, saw none that is not fixed: authors declare "
+                "ranges by option(…, search=(low, high))"
+            )
+        return found
+
+
+class _RollBackError(Exception):
+    """Raised inside an edit after it was scored, to roll it back."""
+
+
+def _suggest(trial: Any, known: Option) -> float:
+    assert known.search is not None, "only such options are searched"
+    low, high = known.search
+    draw = trial.suggest_int if known.kind is int else trial.suggest_float
+    found: float = draw(known.name, known.kind(low), known.kind(high), log=low > 0 and high >= _LOG * low)
+    return found
+
+
+def _value(candidate: Candidate) -> float:
+    """Return what Optuna maximises: the score, less 1 outside the budget; −1 where there was no edit."""
+    if candidate.problem:
+        return -1.0
+    return candidate.score - (not candidate.feasible)
+
+
+@contextmanager
+def _quiet(optuna: Any) -> Iterator[None]:
+    """Keep Optuna's own lines off the terminal."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
