@@ -5,8 +5,9 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unlearnkit.reporting.page import sections
-from unlearnkit.reporting.page.parts import number, svg
+from unlearnkit.reporting.page.parts import svg
 from unlearnkit.reporting.record import RunRecord
+from unlearnkit.utils.display import number
 from unlearnkit.utils.files import write_text
 
 __all__ = ["render_page", "write_page"]
