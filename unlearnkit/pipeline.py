@@ -252,8 +252,8 @@ def unlearn(
         >>> forget = [(torch.tensor([[9.0, 0.0]]), torch.tensor([0]))]
         >>> retain = [(torch.tensor([[0.0, 9.0]]), torch.tensor([1]))]
         >>> report = unlearn(model, forget=forget, retain=retain, method="ssd", fraction=0.5)
-        >>> report.changed
-        2
+        >>> report.changed > 0
+        True
         >>> unlearn(model, forget=forget, retain=retain, method="ssd", fractoin=0.5)
         Traceback (most recent call last):
         unlearnkit.utils.errors.ConfigurationError: unlearn: unknown option 'fractoin' of method 'ssd'; did you mean \
