@@ -204,6 +204,13 @@ def test_what_is_wrong_is_named_and_the_model_is_left_as_it_was(arguments, error
     assert digest(model) == before
 
 
+def test_an_object_needs_no_plugin():
+    nothing = PluginManager(entry_points=False)
+    assert unlearn(net(), FineTune(epochs=1), forget=FORGET, retain=RETAIN, plugins=nothing).provider == ""
+    with pytest.raises(UnknownMethodError, match="no unlearner is called 'ssd'; there are none"):
+        unlearn(net(), "ssd", forget=FORGET, retain=RETAIN, plugins=nothing)
+
+
 def test_a_generator_is_refused_where_it_is_read_twice():
     with pytest.raises(ConfigurationError, match="not an iterator that is used up"):
         unlearn(net(), "salun", forget=(batch for batch in FORGET), retain=RETAIN)

@@ -214,7 +214,7 @@ def unlearn(
     retain: Source | None = None,
     full: Source | None = None,
     objective: Objective | None = None,
-    estimator: str | ImportanceEstimator = "diagonal-fisher",
+    estimator: str | ImportanceEstimator | None = None,
     model_factory: Callable[[], nn.Module] | None = None,
     max_fraction: float | None = None,
     seed: int = 0,
@@ -234,7 +234,7 @@ def unlearn(
         retain: The same for the retain set D_r = D − D_f.
         full: The same for the full set D.
         objective: How a batch becomes losses; `CrossEntropy` when left out. Others are in `unlearnkit.models`.
-        estimator: The name of an estimator of importances, or an object.
+        estimator: The name of an estimator of importances, or an object; `DiagonalFisher` when left out.
         model_factory: For methods that start from a fresh model.
         max_fraction: The largest fraction of weights that may change; beyond it, the edit is rolled back.
         seed: For methods that draw numbers.
@@ -262,7 +262,7 @@ def unlearn(
     manager = plugins or default_manager()
     pipeline = Pipeline(
         _method(method, options, manager),
-        estimator=manager.estimator(estimator)() if isinstance(estimator, str) else estimator,
+        estimator=manager.estimator(estimator)() if isinstance(estimator, str) else estimator or DiagonalFisher(),
         reference_role=Role.RETAIN if full is None else Role.FULL,
         max_fraction=max_fraction,
         plugins=manager,

@@ -199,6 +199,7 @@ def test_cross_entropy_refuses_what_it_cannot_mean_with_what_to_do(model, batch,
             r"CrossEntropy\(inputs=\('input_ids', 'attention_mask'\), targets='labels'\)",
         ),
         (("input_ids", "attention_mask"), r"CausalLanguageModel\(\)"),
+        (("input_ids", "attention_mask", "targets"), r"CausalLanguageModel\(\)"),
         (("a", "b"), r"CrossEntropy\(inputs='image', targets='label'\)"),
     ],
 )
