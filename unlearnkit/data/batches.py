@@ -219,7 +219,7 @@ def _example(batch: Any) -> str:
     keys = [*map(str, batch)] if isinstance(batch, Mapping) else []
     targets = next((key for key in _TARGETS if key in keys), None)
     texts = tuple(key for key in _TEXTS if key in keys)
-    if texts and (targets is None or batch[targets].shape == batch[texts[0]].shape):
+    if texts and (targets is None or np.shape(batch[targets]) == np.shape(batch[texts[0]])):
         return "CausalLanguageModel()"
     others = [key for key in keys if key != targets]
     if not others or targets is None:
