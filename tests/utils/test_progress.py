@@ -40,7 +40,7 @@ DATA = [(torch.eye(2), torch.tensor([0, 1]))] * 3
 
 def test_a_terminal_shows_a_bar_for_each_stage():
     said = said_on(Terminal())
-    for what in ("importance: forget", "importance: retain", "0/3", "epoch 2 of 2"):
+    for what in ("importance: forget", "importance: retain", "0/3", "training, 2 epochs"):
         assert what in said
 
 

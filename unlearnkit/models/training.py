@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any, final
 
 import attrs
@@ -204,6 +205,25 @@ class EpochRecord:
     seconds: float = attrs.field(eq=False)
 
 
+def _one_bar(batches: Iterable[Any], epochs: int, progress: Progress) -> Iterator[Iterable[Any]]:
+    """Yield the batches once for each epoch, under one bar for all of them."""
+    size = length(batches)
+    steps = iter(
+        progress(
+            count() if size is None else range(epochs * size), f"training, {epochs} epochs", size and epochs * size
+        )
+    )
+
+    def counted() -> Iterator[Any]:
+        for batch in batches:
+            next(steps, None)
+            yield batch
+
+    for _ in range(epochs):
+        yield counted()
+    next(steps, None)  # ends the bar
+
+
 def train(
     model: nn.Module,
     data: Dataset[Any] | Iterable[Any],
@@ -236,7 +256,6 @@ def train(
     config = OptimizerConfig(learning_rate=options.learning_rate, weight_decay=options.weight_decay)
     adam, scores, history = config.optimizer_for(model), list[BatchScores](), list[EpochRecord]()
     batches: Any = data
-    show = progress_of(progress)
     if isinstance(data, Dataset):
         generator = torch.Generator().manual_seed(options.seed)
         batches = DataLoader(data, batch_size=options.batch_size, shuffle=True, generator=generator)
@@ -248,10 +267,9 @@ def train(
 
     with training_mode(model, adam, seed=options.seed) as usable:
         batches = usable(batches)
-        for epoch in range(1, options.epochs + 1):
+        for epoch, shown in enumerate(_one_bar(batches, options.epochs, progress_of(progress)), start=1):
             start = time.perf_counter()
             scores.clear()
-            shown = show(batches, f"epoch {epoch} of {options.epochs}", length(batches))
             run_epoch(model, shown, loss, adam, name=f"epoch {epoch}")
             summed, seconds = total(scores), time.perf_counter() - start
             history.append(EpochRecord(loss=summed.loss, accuracy=summed.accuracy, seconds=seconds))

@@ -17,6 +17,7 @@ from unlearnkit.utils.errors import ConfigurationError, StoreError
 from unlearnkit.utils.files import read_text
 from unlearnkit.utils.memory import PeakMemory
 from unlearnkit.utils.structuring import structure
+from unlearnkit.utils.text import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +55,7 @@ class RunRecord:
 
     def _repr_html_(self) -> str:
         models = ("original", "unlearned", "retrained")
-        rows = ((row["split"], *(display.number(row[f"{each} accuracy"]) for each in models)) for row in self._rows())
+        rows = ((row["split"], *(number(row[f"{each} accuracy"]) for each in models)) for row in self._rows())
         scores = display.table(("accuracy on", *models), rows)
         return display.paragraphs(self.judgement().sentence) + scores + self.report._repr_html_()
 

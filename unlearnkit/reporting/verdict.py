@@ -14,7 +14,7 @@ from unlearnkit.evaluation.model_outputs import ModelOutputs
 from unlearnkit.evaluation.plot_data import PlotData, collect_plot_data
 from unlearnkit.unlearning.report import Report
 from unlearnkit.utils import display
-from unlearnkit.utils.display import number
+from unlearnkit.utils.text import number
 
 DESTROYED = 0.5  # a model that keeps at most this share of its accuracy on retained data is called destroyed
 COVERAGE = 0.95  # the share of further retrained models that lie within the limit of `near`

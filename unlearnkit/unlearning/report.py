@@ -8,6 +8,7 @@ import attrs
 
 from unlearnkit.importance.provenance import Fingerprint, error_text, recorded_error
 from unlearnkit.utils import display
+from unlearnkit.utils.text import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,7 +100,7 @@ class Report:
     def _counts(self) -> str:
         if self.changed == 0:
             return f"{self.method} changed nothing: 0 of {self.size} weights"
-        return f"{self.method} changed {self.changed} of {self.size} weights ({display.percent(self.fraction)})"
+        return f"{self.method} changed {self.changed} of {self.size} weights ({percent(self.fraction)})"
 
     @property
     def changed(self) -> int:

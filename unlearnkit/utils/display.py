@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence, Sized
 from html import escape
 from typing import Any
 
+from unlearnkit.utils.text import percent
+
 MOST = 24  # layers that are shown
 _WIDTH = 20  # characters of the longest bar
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -28,18 +30,6 @@ def share_bars(shares: Mapping[str, float], *, name: str, share: str) -> str:
     most = max(shares.values(), default=0.0)
     rows = [(key, percent(value), _bar(value / most if most else 0.0)) for key, value in shares.items()]
     return table((name, share, ""), rows)
-
-
-def percent(share: float) -> str:
-    """Format a share, 0 to 1, as a percentage of three digits."""
-    return f"{100 * share:.3g} %"
-
-
-def number(value: float | None) -> str:
-    """Format a number; "–" for None."""
-    if value is None:
-        return "–"
-    return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def _bar(length: float) -> str:

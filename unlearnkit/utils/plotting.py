@@ -10,7 +10,7 @@ from typing import Literal, final
 import attrs
 from matplotlib.axes import Axes
 
-from unlearnkit.utils.display import percent
+from unlearnkit.utils.text import percent
 
 
 @final

@@ -9,6 +9,7 @@ import attrs
 from unlearnkit.unlearning.report import Report
 from unlearnkit.utils import display
 from unlearnkit.utils.structuring import structure
+from unlearnkit.utils.text import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,7 +92,7 @@ class Tuning:
         if self.chosen is not None and not any(c is self.chosen for c in shown):
             shown.append(self.chosen)
         header = ("options", "changed", "retain accuracy", "forget accuracy", "")
-        numbers = ((c, display.percent(c.changed), f"{c.retain:.3f}", f"{c.forget:.3f}") for c in shown)
+        numbers = ((c, percent(c.changed), f"{c.retain:.3f}", f"{c.forget:.3f}") for c in shown)
         rows = ((_options(c), *cells, "chosen" if c is self.chosen else "") for c, *cells in numbers)
         return display.paragraphs(self.sentence()) + display.table(header, rows)
 
@@ -178,7 +179,7 @@ class Tuning:
         if self.chosen is not None:
             c = self.chosen
             norm = ", BatchNorm re-estimated" if c.setting is not None and c.setting.reestimate else ""
-            share = f", {100 * c.selected:.3g} % selected" if c.setting is not None else ""
+            share = f", {percent(c.selected)} selected" if c.setting is not None else ""
             return (
                 f"{tried}; chosen: {_options(c)}{share}{norm}. On validation data forget "
                 f"accuracy {self.original_forget:.3f}→{c.forget:.3f} (aim {self.target:.3f}), retain accuracy "

@@ -7,8 +7,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from unlearnkit.reporting.page import sections
 from unlearnkit.reporting.page.parts import svg
 from unlearnkit.reporting.record import RunRecord
-from unlearnkit.utils.display import number
 from unlearnkit.utils.files import write_text
+from unlearnkit.utils.text import number, percent
 
 __all__ = ["render_page", "write_page"]
 
@@ -65,7 +65,7 @@ def write_page(folder: Path, record: RunRecord) -> Path:
 
 
 def _cards(record: RunRecord) -> list[tuple[str, str]]:
-    cards = [("weights changed", f"{100 * record.report.fraction:.3g} %")]
+    cards = [("weights changed", percent(record.report.fraction))]
     for split, after in record.after.items():
         before = record.before.get(split)
         if after.accuracy is not None:
