@@ -6,6 +6,7 @@ The names that most users need are here; everything else that is public is in th
 
 import importlib
 import importlib.util
+import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ from unlearnkit.utils.errors import (
 
 __version__ = "0.1.0"
 
+logging.getLogger("unlearnkit").addHandler(logging.NullHandler())  # messages are shown where the user asks for them
+
 _kernel_source.set_kernel_source(
     lambda: importlib.import_module("unlearnkit.plugins.manager").default_manager().kernels()
 )
@@ -42,7 +45,7 @@ _PUBLIC = {
         "SketchedFisher",
     ),
     "models": ("CrossEntropy", "Objective"),
-    "pipeline": ("Pipeline",),
+    "pipeline": ("Pipeline", "unlearn"),
     "plugins.hookspecs": ("Run", "hookimpl"),
     "plugins.manager": ("PluginManager",),
     "unlearning": (
@@ -123,6 +126,7 @@ __all__ = [
     "UnsupportedModelError",
     "hookimpl",
     "option",
+    "unlearn",
 ]
 
 if TYPE_CHECKING:
@@ -136,7 +140,7 @@ if TYPE_CHECKING:
         SketchedFisher,
     )
     from unlearnkit.models import CrossEntropy, Objective
-    from unlearnkit.pipeline import Pipeline
+    from unlearnkit.pipeline import Pipeline, unlearn
     from unlearnkit.plugins.hookspecs import Run, hookimpl
     from unlearnkit.plugins.manager import PluginManager
     from unlearnkit.unlearning import (

@@ -1,5 +1,7 @@
-"""`Pipeline`: estimate two importances, edit, report."""
+"""`Pipeline`: estimate two importances, edit, report; and `unlearn`, the short way to one."""
 
+import inspect
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,9 +21,12 @@ from unlearnkit.plugins.hookspecs import Run
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import Need, Unlearner, UnlearningInputs, check_fraction, plugin_fault
-from unlearnkit.utils.errors import ConfigurationError, raise_all
-from unlearnkit.utils.options import option_values, refuse
-from unlearnkit.utils.progress import Progress, silent
+from unlearnkit.utils.errors import ConfigurationError, nearest, raise_all
+from unlearnkit.utils.options import option_values, options_of, refuse
+from unlearnkit.utils.progress import Progress, progress_of
+from unlearnkit.utils.structuring import call
+
+_LOG = logging.getLogger(__name__)
 
 Source = Iterable[Any] | Importance | Callable[[], Importance]
 """Batches, an importance that is known already, or a function that returns one."""
@@ -38,6 +43,7 @@ def _is_a(kind: type) -> Callable[[Any, "attrs.Attribute[Any]", Any], None]:
     def check(_: Any, field: "attrs.Attribute[Any]", value: Any) -> None:
         if not isinstance(value, kind):
             hint = ": pass an object, not its class" if isinstance(value, type) and issubclass(value, kind) else ""
+            hint = ": unlearn() takes the name of a method" if isinstance(value, str) and kind is Unlearner else hint
             where = f"Pipeline.{field.name}: expected an object of {kind.__name__}"
             raise ConfigurationError(f"{where}, saw {value!r}{hint}")
         refuse(plugin_fault(type(value)))
@@ -46,12 +52,12 @@ def _is_a(kind: type) -> Callable[[Any, "attrs.Attribute[Any]", Any], None]:
 
 
 @final
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.frozen(eq=False)
 class Pipeline:
     """Estimate what matters to the forget set and to the reference, edit the model in place, report.
 
     Attributes:
-        unlearner: The method.
+        unlearner: The method; it may be given by position, all others by name.
         estimator: Measures both importances.
         normalise: Compare means over samples; False compares sums, as the notebook's un-normalised variant does.
         reference_role: Whether ``reference`` is the full set D (the paper) or the retain set D_r (the notebook).
@@ -64,18 +70,20 @@ class Pipeline:
         >>> model = nn.Linear(2, 2)
         >>> forget = [(torch.tensor([[9.0, 0.0]]), torch.tensor([0]))]
         >>> retain = [(torch.tensor([[0.0, 9.0]]), torch.tensor([1]))]
-        >>> pipeline = Pipeline(unlearner=SelectiveSynapticDampening(alpha=1.5), reference_role="retain")
+        >>> pipeline = Pipeline(SelectiveSynapticDampening(alpha=1.5), reference_role="retain")
         >>> report = pipeline.run(model, forget=forget, reference=retain)
         >>> [t.name for t in report.tensors]
         ['weight', 'bias']
     """
 
     unlearner: Unlearner = attrs.field(validator=_is_a(Unlearner))
-    estimator: ImportanceEstimator = attrs.field(factory=DiagonalFisher, validator=_is_a(ImportanceEstimator))
-    normalise: bool = True
-    reference_role: Role = attrs.field(default=Role.FULL, converter=Role)
-    max_fraction: float | None = attrs.field(default=None, validator=check_fraction)
-    plugins: PluginManager = attrs.field(factory=default_manager, repr=False)
+    estimator: ImportanceEstimator = attrs.field(
+        factory=DiagonalFisher, validator=_is_a(ImportanceEstimator), kw_only=True
+    )
+    normalise: bool = attrs.field(default=True, kw_only=True)
+    reference_role: Role = attrs.field(default=Role.FULL, converter=Role, kw_only=True)
+    max_fraction: float | None = attrs.field(default=None, validator=check_fraction, kw_only=True)
+    plugins: PluginManager = attrs.field(factory=default_manager, repr=False, kw_only=True)
 
     def run(
         self,
@@ -90,7 +98,7 @@ class Pipeline:
         seed: int = 0,
         accept: Callable[[Report], Report] | None = None,
         edit: Edit | None = None,
-        progress: Progress = silent,
+        progress: Progress | bool = True,
     ) -> Report:
         """Estimate what the method needs and edit the model; the report has the seconds of each stage.
 
@@ -108,7 +116,7 @@ class Pipeline:
             seed: For methods that draw numbers.
             accept: As in `Unlearner.unlearn`.
             edit: Makes the edit, by default `Unlearner.unlearn`; takes the same arguments.
-            progress: Shows a bar for each long stage.
+            progress: Whether to show a bar for each long stage, as in `ImportanceEstimator.estimate`.
         """
         objective = check_objective(CrossEntropy() if objective is None else objective)
         run = Run(
@@ -117,7 +125,7 @@ class Pipeline:
             estimator=self.estimator.name,
             model=type(model).__qualname__,
         )
-        provider = self.plugins.provider_of(type(self.unlearner))
+        provider, show = self.plugins.provider_of(type(self.unlearner)), progress_of(progress)
         seconds: dict[str, float] = {}
         snapshot: ModelSnapshot | None = None
 
@@ -150,10 +158,11 @@ class Pipeline:
             else:
                 snapshot = _current(snapshot) or snapshot_of(model)
                 found = self.estimator.estimate(
-                    model, source, objective=objective, role=role, progress=progress, snapshot=snapshot
+                    model, source, objective=objective, role=role, progress=show, snapshot=snapshot
                 )
             if found is not source:
                 seconds[f"{role.value} importance"] = time.perf_counter() - start
+                _LOG.info("importance of the %s set: %r, %.2f s", role.value, found, time.perf_counter() - start)
             found = attrs.evolve(found, role=role) if found.role is Role.UNKNOWN else found
             self.plugins.after_estimate(run, role.value, found, watched=watched)
             return found if self.normalise else found.unnormalised()
@@ -164,6 +173,7 @@ class Pipeline:
         def accepted(report: Report) -> Report:
             complete = completed(report) if accept is None else accept(completed(report))
             self.plugins.after_run(run, complete, watched=watched)
+            _LOG.info("%s", complete.sentence())
             return complete
 
         if forget_data is None and not isinstance(forget, Importance) and not callable(forget):
@@ -177,7 +187,7 @@ class Pipeline:
             objective=objective,
             seed=seed,
             max_fraction=self.max_fraction,
-            progress=progress,
+            progress=show,
         )
         if edit is not None:
             return completed(edit(model, inputs, accept=accepted))
@@ -194,3 +204,105 @@ def _current(snapshot: ModelSnapshot | None) -> ModelSnapshot | None:
         problems = [*snapshot.structure_changes(), *snapshot.changed_parameters(), *snapshot.changed_buffers()]
         raise_all(problems, where="the model was edited or trained since its importance was measured; estimate again")
     return snapshot
+
+
+def unlearn(
+    model: nn.Module,
+    method: str | Unlearner,
+    *,
+    forget: Source,
+    retain: Source | None = None,
+    full: Source | None = None,
+    objective: Objective | None = None,
+    estimator: str | ImportanceEstimator | None = None,
+    model_factory: Callable[[], nn.Module] | None = None,
+    max_fraction: float | None = None,
+    seed: int = 0,
+    progress: Progress | bool = True,
+    plugins: PluginManager | None = None,
+    **options: Any,
+) -> Report:
+    """Make a model forget: estimate what the method needs, edit the model in place, return the report.
+
+    Methods that compare importances compare that of ``forget`` with that of ``full``, or with that of ``retain`` where
+    ``full`` is left out. Methods that train read ``forget`` and ``retain``. `Pipeline` has more settings.
+
+    Args:
+        model: Edited in place, on its device; after an exception it is bit-identical to what it was.
+        method: The name of a method, as ``"ssd"``, or an object.
+        forget: Batches of the forget set D_f, such as a data loader; or its `Importance`.
+        retain: The same for the retain set D_r = D − D_f.
+        full: The same for the full set D.
+        objective: How a batch becomes losses; `CrossEntropy` when left out. Others are in `unlearnkit.models`.
+        estimator: The name of an estimator of importances, or an object; `DiagonalFisher` when left out.
+        model_factory: For methods that start from a fresh model.
+        max_fraction: The largest fraction of weights that may change; beyond it, the edit is rolled back.
+        seed: For methods that draw numbers.
+        progress: Whether to show bars on a terminal and in a notebook, or a function that shows one.
+        plugins: Finds methods and estimators by name.
+        options: Options of the method, for a method that is given by name.
+
+    Raises:
+        UnknownMethodError: No method or estimator has this name; the message names the closest.
+        ConfigurationError: An option that the method does not have, or data that it needs and were not given.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Linear(2, 2)
+        >>> forget = [(torch.tensor([[9.0, 0.0]]), torch.tensor([0]))]
+        >>> retain = [(torch.tensor([[0.0, 9.0]]), torch.tensor([1]))]
+        >>> report = unlearn(model, forget=forget, retain=retain, method="ssd", fraction=0.5)
+        >>> report.changed > 0
+        True
+        >>> unlearn(model, forget=forget, retain=retain, method="ssd", fractoin=0.5)
+        Traceback (most recent call last):
+        unlearnkit.utils.errors.ConfigurationError: unlearn: unknown option 'fractoin' of method 'ssd'; did you mean \
+'fraction'? ...
+    """
+    manager = plugins or default_manager()
+    pipeline = Pipeline(
+        _method(method, options, manager),
+        estimator=manager.estimator(estimator)() if isinstance(estimator, str) else estimator or DiagonalFisher(),
+        reference_role=Role.RETAIN if full is None else Role.FULL,
+        max_fraction=max_fraction,
+        plugins=manager,
+    )
+    reference, name, needs = retain if full is None else full, pipeline.unlearner.name, pipeline.unlearner.needs
+    if Need.REFERENCE_IMPORTANCE in needs and reference is None:
+        raise ConfigurationError(f"unlearn: method {name!r} compares with other data, saw none: pass retain= or full=")
+    trains_on = {Need.FORGET_DATA: ("forget", forget), Need.RETAIN_DATA: ("retain", retain)}
+    for need in sorted(needs & trains_on.keys(), key=lambda need: need.value):
+        what, data = trains_on[need]
+        if data is None or isinstance(data, Importance) or callable(data):
+            seen = "none" if data is None else "an importance"
+            raise ConfigurationError(
+                f"unlearn: method {name!r} trains on the {what} set: pass {what}= batches, saw {seen}"
+            )
+    return pipeline.run(
+        model,
+        forget=forget,
+        reference=reference,
+        retain_data=retain if Need.RETAIN_DATA in needs else None,  # type: ignore[arg-type]  # checked above
+        model_factory=model_factory,
+        objective=objective,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _method(method: str | Unlearner, options: dict[str, Any], plugins: PluginManager) -> Unlearner:
+    if not isinstance(method, str):
+        if options:
+            raise ConfigurationError(
+                f"unlearn: expected options of a method that is given by name, saw {', '.join(options)} beside "
+                f"{method!r}: set them there"
+            )
+        return method
+    kind = plugins.unlearner(method)
+    known = [o.name for o in options_of(kind)]
+    for name in options:
+        if name not in known:
+            others = [p.name for p in inspect.signature(unlearn).parameters.values() if p.name != "options"]
+            advice = nearest(name, [*known, *others])
+            raise ConfigurationError(f"unlearn: unknown option {name!r} of method {method!r}{advice}")
+    return call(kind, options, where=f"unlearn: method {method!r}")

@@ -21,7 +21,7 @@ import torch
 from unlearnkit import ConfigurationError
 from unlearnkit.importance import KernelUnavailableError
 
-_LOG = logging.getLogger(__name__)
+_LOG = logging.getLogger("unlearnkit.cpu_kernels")
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC")
 # By name and not -march=native: machines of several kinds may share the user's folder.
 _INSTRUCTIONS = {

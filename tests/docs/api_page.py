@@ -45,7 +45,7 @@ TAIL = """\
 | `unlearnkit.reporting.plots` | [the plots of a run](../how-to/read-the-report.md), drawn on matplotlib axes |
 | `unlearnkit.utils.memory` | `peak_memory`: the most memory that the process has used |
 | `unlearnkit.utils.options` | `Option`, `options_of`: the options of a method or an estimator |
-| `unlearnkit.utils.progress` | `Progress`: the type of the argument `progress`, which shows a bar |
+| `unlearnkit.utils.progress` | `Progress`: the type of a function as argument `progress`, which shows a bar |
 """
 
 

@@ -44,6 +44,7 @@ from unlearnkit.utils import errors
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))  # test_notebooks.py runs them
 EXPERIMENTS = sorted((ROOT / "docs" / "experiments").glob("*.toml"))
 PLUGINS = sorted(path.parent.name for path in (ROOT / "plugins").glob("unlearnkit_*/__init__.py"))
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
@@ -252,9 +253,17 @@ def test_changelog_has_the_current_version():
 # --- links ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def prose(page):
+    """The text of a page, or of the cells of a notebook that hold text."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix != ".ipynb":
+        return text
+    return "\n\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
+
+
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=name_of)
 def test_links_have_existing_targets(page):
-    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^```.*?^```$", "", prose(page), flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"`[^`\n]*`", "", text)
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -268,14 +277,14 @@ def test_links_have_existing_targets(page):
 
 
 def anchors(path):
-    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", prose(path), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_index_links_to_every_page():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     folders = ("tutorials", "how-to", "reference", "explanation")
-    pages = [p.relative_to(ROOT / "docs").as_posix() for p in PAGES if p.parent.name in folders]
+    pages = [p.relative_to(ROOT / "docs").as_posix() for p in (*PAGES, *NOTEBOOKS) if p.parent.name in folders]
     assert [page for page in pages if f"({page})" not in index] == []
 
 

@@ -21,7 +21,7 @@ from unlearnkit import (
     Pipeline,
     UnlearningInputs,
 )
-from unlearnkit.models import train
+from unlearnkit.models import BinaryCrossEntropy, SquaredError, train
 from unlearnkit.models.objective import check_losses
 
 
@@ -158,8 +158,16 @@ X, Y = torch.randn(6, 4), torch.arange(6) % 3
 @pytest.mark.parametrize(
     ("model", "batch", "said"),
     [
-        (layer(1), (X, torch.randn(6, 1)), r"at least two classes, .* saw \(6, 1\): .*one logit or regression, write"),
-        (layer(1), (X, Y * 0), r"at least two classes, .* saw \(6, 1\)"),
+        (
+            layer(1),
+            (X, torch.randn(6, 1)),
+            r"at least two classes, .* saw \(6, 1\): for regression say .*SquaredError\(\)",
+        ),
+        (layer(1), (X, Y * 0), r"at least two classes, .* saw \(6, 1\): .*objective=BinaryCrossEntropy\(\)"),
+        (layer(3), (X, torch.randn(6, 3)), r"class labels, .*: for regression say objective=SquaredError\(\)"),
+        (layer(3), (X, torch.randn(6, 3).softmax(1)), r"class labels, .*: for class prob.*CrossEntropy\(probabilities"),
+        (layer(3), (X, (torch.rand(6, 3) > 0.5).long()), r"labels of shape \(6,\), .*objective=BinaryCrossEntropy\(\)"),
+        (nn.Conv1d(4, 3, 1), (X[..., None], Y[:, None] + 253), "labels from 0 to 2, .*pixels of 255 .* make them -100"),
         (nn.Flatten(0), (torch.randn(6), Y), r"at least two classes, .* saw \(6,\)"),
         (
             layer(3),
@@ -179,6 +187,73 @@ X, Y = torch.randn(6, 4), torch.arange(6) % 3
 def test_cross_entropy_refuses_what_it_cannot_mean_with_what_to_do(model, batch, said):
     with pytest.raises((ConfigurationError, MismatchError), match=said):
         CrossEntropy().losses(model, batch)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (("image", "label"), r"CrossEntropy\(inputs='image', targets='label'\)"),
+        (("labels", "pixel_values"), r"CrossEntropy\(inputs='pixel_values', targets='labels'\)"),
+        (
+            ("input_ids", "attention_mask", "labels"),
+            r"CrossEntropy\(inputs=\('input_ids', 'attention_mask'\), targets='labels'\)",
+        ),
+        (("input_ids", "attention_mask"), r"CausalLanguageModel\(\)"),
+        (("input_ids", "attention_mask", "targets"), r"CausalLanguageModel\(\)"),
+        (("a", "b"), r"CrossEntropy\(inputs='image', targets='label'\)"),
+    ],
+)
+def test_the_error_for_a_dict_names_the_objective_for_its_keys(keys, said):
+    batch = {key: torch.zeros(2, 3) if key not in {"label", "labels"} else torch.zeros(2).long() for key in keys}
+    with pytest.raises(ConfigurationError, match=f"with the keys .*for example {said}$"):
+        CrossEntropy().losses(nn.Identity(), batch)
+
+
+class ByName(nn.Module):
+    """Takes its inputs by name, as models of Hugging Face do."""
+
+    def forward(self, input_ids, attention_mask):
+        return {"logits": input_ids * attention_mask}
+
+
+def test_several_inputs_are_passed_by_name():
+    batch = {"input_ids": torch.randn(2, 3), "attention_mask": torch.ones(2, 3), "labels": torch.tensor([0, 2])}
+    objective = CrossEntropy(inputs=["input_ids", "attention_mask"], targets="labels")
+    want = nn.functional.cross_entropy(batch["input_ids"], batch["labels"], reduction="none")
+    assert torch.equal(objective.losses(ByName(), batch), want)
+    assert objective == CrossEntropy(inputs=("input_ids", "attention_mask"), targets="labels")
+    assert "inputs=('input_ids', 'attention_mask')" in objective.describe()
+
+
+@pytest.mark.parametrize("targets", [Y.float(), Y.float()[:, None], Y[:, None]])
+def test_squared_error_is_that_of_a_gaussian_and_never_broadcasts(targets):
+    model = layer(1)
+    gaussian = torch.distributions.Normal(model(X)[:, 0], 1.0)
+    want = -gaussian.log_prob(Y.float()) + gaussian.log_prob(gaussian.mean)
+    assert torch.allclose(SquaredError().losses(model, (X, targets)), want, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [torch.long, torch.float32, torch.bool])
+def test_binary_cross_entropy_is_that_of_bernoulli_variables(kind):
+    model, labels = layer(3), torch.arange(18).reshape(6, 3) % 2
+    want = -torch.distributions.Bernoulli(logits=model(X)).log_prob(labels.float()).sum(1)
+    assert torch.allclose(BinaryCrossEntropy().losses(model, (X, labels.to(kind))), want)
+
+
+def test_binary_cross_entropy_takes_one_logit_per_pixel():
+    images, masks = torch.randn(2, 1, 4, 4), torch.randint(0, 2, (2, 4, 4))
+    want = nn.functional.binary_cross_entropy_with_logits(images[:, 0], masks.float(), reduction="none").sum((1, 2))
+    assert torch.allclose(BinaryCrossEntropy().losses(nn.Identity(), (images, masks)), want)
+
+
+@pytest.mark.parametrize("objective", [SquaredError(), BinaryCrossEntropy()])
+def test_targets_of_another_shape_than_the_outputs_are_refused(objective):
+    for batch in ((X, Y.float()), (X, Y[:, None].expand(6, 2)), (X, torch.zeros(3, 3))):
+        with pytest.raises(ConfigurationError, match=r"targets of the outputs' shape \(6, 3\), saw"):
+            objective.losses(layer(3), batch)
+    name = type(objective).__name__
+    with pytest.raises(ConfigurationError, match=rf"{name}\(targets=1\)"):
+        objective.losses(layer(3), (X, X[:, :3], Y))
 
 
 def test_class_probabilities_are_taken_when_asked_for_and_are_one_objective_with_labels():

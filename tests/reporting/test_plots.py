@@ -16,8 +16,9 @@ from unlearnkit.evaluation.plot_data import BINS, Destination, Histogram, RocCur
 from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.reporting import plots
 from unlearnkit.reporting.page.parts import svg
-from unlearnkit.reporting.plots import LOOKS, MOST, SAMPLES, destination_shares, layers_of, plain
+from unlearnkit.reporting.plots import LOOKS, MOST, SAMPLES, destination_shares, layers_of
 from unlearnkit.unlearning.report import Report, TensorChange
+from unlearnkit.utils.plotting import plain
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "read-the-report.md"
 

@@ -22,6 +22,11 @@ from unlearnkit.utils.progress import length
 _DIGEST_ELEMENTS = 4096
 _QUEUED = 2  # batches that wait on the device: it never idles, and they do not fill its memory
 
+# Usual names of fields, for advice in messages.
+_TARGETS = ("labels", "label", "targets", "target", "y")
+_TEXTS = ("input_ids", "attention_mask", "token_type_ids")
+_IMAGES = ("pixel_values", "image", "images", "inputs", "input", "x")
+
 T = TypeVar("T")
 
 
@@ -205,9 +210,22 @@ def pick(batch: Any, where: int | str, *, what: str) -> Any:
     elif isinstance(where, str) and not callable(getattr(batch, where, len)):
         return getattr(batch, where)
     raise ConfigurationError(
-        f"expected the {what} of a batch at {where!r}, saw {seen}: say where they are, "
-        f"for example CrossEntropy(inputs='image', targets='label')"
+        f"expected the {what} of a batch at {where!r}, saw {seen}: say where they are, for example {_example(batch)}"
     )
+
+
+def _example(batch: Any) -> str:
+    """Name an objective for a batch, by the usual names of its fields."""
+    keys = [*map(str, batch)] if isinstance(batch, Mapping) else []
+    targets = next((key for key in _TARGETS if key in keys), None)
+    texts = tuple(key for key in _TEXTS if key in keys)
+    if texts and (targets is None or np.shape(batch[targets]) == np.shape(batch[texts[0]])):
+        return "CausalLanguageModel()"
+    others = [key for key in keys if key != targets]
+    if not others or targets is None:
+        return "CrossEntropy(inputs='image', targets='label')"
+    inputs = texts if len(texts) > 1 else next((key for key in (*texts, *_IMAGES) if key in keys), others[0])
+    return f"CrossEntropy(inputs={inputs!r}, targets={targets!r})"
 
 
 def digest(batch: Any) -> bytes:

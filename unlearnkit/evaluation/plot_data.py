@@ -19,6 +19,7 @@ from unlearnkit.evaluation.membership.attacks import (
 )
 from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs
 from unlearnkit.evaluation.per_sample import floats
+from unlearnkit.utils.display import counted
 
 BINS = 20  # of equal width, from confidence 0 to 1
 POINTS = 50  # kept of an ROC curve at most; its area is computed from all of them
@@ -49,8 +50,8 @@ class RocCurve:
     attack: str
     model: str
     auc: float
-    fpr: tuple[float, ...]
-    tpr: tuple[float, ...]
+    fpr: tuple[float, ...] = attrs.field(repr=counted)
+    tpr: tuple[float, ...] = attrs.field(repr=counted)
     members: int = 0
     nonmembers: int = 0
 
@@ -93,10 +94,10 @@ class Destination:
 class PlotData:
     """What a report draws besides scores."""
 
-    classes: tuple[str, ...] = ()
-    histograms: tuple[Histogram, ...] = ()
-    curves: tuple[RocCurve, ...] = ()
-    destinations: tuple[Destination, ...] = ()
+    classes: tuple[str, ...] = attrs.field(default=(), repr=counted)
+    histograms: tuple[Histogram, ...] = attrs.field(default=(), repr=counted)
+    curves: tuple[RocCurve, ...] = attrs.field(default=(), repr=counted)
+    destinations: tuple[Destination, ...] = attrs.field(default=(), repr=counted)
     samples: Mapping[str, int] = attrs.field(factory=dict)
     reasons: Mapping[str, str] = attrs.field(factory=dict)
 

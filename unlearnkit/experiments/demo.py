@@ -129,7 +129,9 @@ def demo(
     for method, label, options in TRIALS:
         model, (one, other, seconds) = copy.deepcopy(original), known[label]
         unlearner = call(plugins.unlearner(method), options, where=method)
-        report = Pipeline(unlearner=unlearner, plugins=plugins).run(model, forget=one, reference=other)
+        report = Pipeline(unlearner=unlearner, plugins=plugins).run(
+            model, forget=one, reference=other, progress=progress
+        )
         symbols = {option.name: option.symbol or option.name for option in options_of(unlearner)}
         name = f"{method} {', '.join(f'{symbols[key]}={value:g}' for key, value in options.items())}"
         seconds += sum(report.seconds.values())

@@ -27,7 +27,7 @@ from unlearnkit.utils.errors import (
     raise_all,
 )
 from unlearnkit.utils.options import class_fault, option_values, refuse
-from unlearnkit.utils.progress import Progress, length, silent
+from unlearnkit.utils.progress import Progress, length, progress_of
 
 
 @final
@@ -112,7 +112,7 @@ class ImportanceEstimator(abc.ABC):
         *,
         objective: Objective,
         role: Role | str = Role.UNKNOWN,
-        progress: Progress = silent,
+        progress: Progress | bool = True,
         snapshot: ModelSnapshot | None = None,
     ) -> Importance:
         """Measure all batches.
@@ -125,7 +125,7 @@ class ImportanceEstimator(abc.ABC):
             batches: A data loader or any iterable of batches.
             objective: How a batch becomes losses.
             role: Which set this is; recorded.
-            progress: Shows a bar over the batches.
+            progress: Whether to show a bar on a terminal and in a notebook, or a function that shows one.
             snapshot: One of the model as it is now, with copies, whose digest and check for finite weights are used
                 again.
 
@@ -143,7 +143,7 @@ class ImportanceEstimator(abc.ABC):
         check_data(batches, Role(role))
         with _own_context(model):
             return self._estimate(
-                model, batches, objective=objective, role=Role(role), progress=progress, snapshot=snapshot
+                model, batches, objective=objective, role=Role(role), progress=progress_of(progress), snapshot=snapshot
             )
 
     def _estimate(

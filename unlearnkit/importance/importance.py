@@ -5,14 +5,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import attrs
 import cattrs
 import torch
 from torch import Tensor
 
-from unlearnkit.distributed.sharded_tensors import local, placement, refuse_sharded, shard_like
+from unlearnkit.distributed.sharded_tensors import is_sharded, local, placement, refuse_sharded, shard_like
 from unlearnkit.importance.provenance import (
     DataOrder,
     Fingerprint,
@@ -22,9 +22,13 @@ from unlearnkit.importance.provenance import (
     recorded_error,
 )
 from unlearnkit.models.parameters import extremes
+from unlearnkit.utils import display
 from unlearnkit.utils.errors import MismatchError, NonFiniteError, StoreError, UnlearnKitError, raise_all
 from unlearnkit.utils.options import by_fields, read_only
 from unlearnkit.utils.safetensors import load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _FORMAT = "unlearnkit-importance-1"
 _WIDE = (torch.float32, torch.float64)
@@ -60,6 +64,8 @@ def _check_error(_: Any, field: "attrs.Attribute[Any]", value: Any) -> None:
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Importance:
     """The sum of one non-negative term per sample (or batch) for every weight, and the number of terms.
+
+    A notebook shows the share of each layer in the sum over all weights.
 
     Importances with different fingerprints (another estimator, objective, precision or model) cannot be mixed: that is
     a `MismatchError`.
@@ -102,6 +108,47 @@ class Importance:
             f"Importance({len(self.totals)} tensors, {weights} weights, count={self.count}, "
             f"samples={self.samples}, role={self.role.value}{error})"
         )
+
+    def _repr_html_(self) -> str:
+        first = display.paragraphs(repr(self))
+        if any(map(is_sharded, self.totals.values())):  # a sum would wait for the other processes
+            return first
+        return first + display.share_bars(self.layers(), name="layer", share="of the importance")
+
+    def layers(self) -> dict[str, float]:
+        """Return the share of each layer in the sum over all weights, 0 to 1, in the model's order.
+
+        Tensors of one module are one layer; in deep models, modules of one block are. Sharded totals are refused.
+
+        Example:
+            >>> ones = {name: torch.ones(2) for name in ("a.weight", "a.bias", "b.weight", "c.weight")}
+            >>> Importance(totals=ones, count=1).layers()
+            {'a': 0.5, 'b': 0.25, 'c': 0.25}
+        """
+        sums = self._sums()
+        whole = sum(sums.values()) or 1.0
+        parts: dict[str, tuple[float, float]] = {}
+        for name, value in sums.items():
+            layer = name.rpartition(".")[0] or name
+            parts[layer] = (0.0, parts.get(layer, (0.0, 0.0))[1] + value / whole)
+        return {name: share for name, (_, share) in display.fewer(parts).items()}
+
+    def to_frame(self) -> Any:
+        """Return a pandas data frame with a row for each tensor: its weights, their total and its share in the sum."""
+        sums = self._sums()
+        whole = sum(sums.values()) or 1.0
+        rows = ((name, self.totals[name].numel(), value, value / whole) for name, value in sums.items())
+        return display.frame(rows, ("tensor", "weights", "total", "share"))
+
+    def plot(self, axes: "Axes | None" = None) -> "Axes":
+        """Draw the share of each layer on matplotlib axes, new ones by default; return them."""
+        from unlearnkit.utils.plotting import layer_shares  # noqa: PLC0415 - matplotlib takes a second
+
+        return layer_shares(axes, self.layers(), unit=f"importance of the {self.role.value} set, %")
+
+    def _sums(self) -> dict[str, float]:
+        refuse_sharded(self.totals.values(), who="the shares of layers", instead="gather the totals first")
+        return {name: float(total.sum(dtype=torch.float64)) for name, total in self.totals.items()}
 
     def merge(self, other: "Importance") -> "Importance":
         """Add the importance of further data: I(A) + I(B) = I(A ∪ B) for disjoint A and B.

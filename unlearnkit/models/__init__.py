@@ -1,13 +1,21 @@
 """Models: parameters by name, objectives, snapshots and undo, checkpoints, training, two small classifiers."""
 
 from unlearnkit.models.checkpoint import load_checkpoint, model_state, save_checkpoint
-from unlearnkit.models.objective import Autocast, CausalLanguageModel, CrossEntropy, Objective
+from unlearnkit.models.objective import (
+    Autocast,
+    BinaryCrossEntropy,
+    CausalLanguageModel,
+    CrossEntropy,
+    Objective,
+    SquaredError,
+)
 from unlearnkit.models.parameters import device_of, digest, trainable
 from unlearnkit.models.training import EpochRecord, Loss, OptimizerConfig, Training, train
 from unlearnkit.models.zoo import SmallCNN, resnet18_classifier, small_cnn
 
 __all__ = [
     "Autocast",
+    "BinaryCrossEntropy",
     "CausalLanguageModel",
     "CrossEntropy",
     "EpochRecord",
@@ -15,6 +23,7 @@ __all__ = [
     "Objective",
     "OptimizerConfig",
     "SmallCNN",
+    "SquaredError",
     "Training",
     "device_of",
     "digest",

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -16,10 +16,17 @@ from unlearnkit.models.parameters import device_of
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
 from unlearnkit.utils.options import unrecorded
 
-_OWN = "for several labels, one logit or regression, write an Objective of your own (docs/how-to/own-model-and-data.md)"
-
 IGNORED = -100
 """The label that cross entropy leaves out, in torch and in Hugging Face's libraries."""
+
+_ELSE = "these are in unlearnkit.models; for anything else write an Objective (docs/how-to/own-model-and-data.md)"
+
+Inputs = int | str | tuple[str, ...]
+"""Position or key of the model's input in a batch, or keys of several inputs, which are passed by name."""
+
+
+def _key_or_keys(inputs: int | str | Sequence[str]) -> Inputs:
+    return inputs if isinstance(inputs, int | str) else tuple(inputs)
 
 
 class Objective(abc.ABC):
@@ -67,10 +74,11 @@ class CrossEntropy(Objective):
     """Negative log-likelihood of the labels in the batch: −log softmax(f(x))_y, in nats.
 
     Logits of shape (batch, classes, …) with targets (batch, …) are summed over the further positions; a target of −100
-    is left out. What cross entropy cannot mean is a `ConfigurationError`: a single logit, floating targets.
+    is left out. What cross entropy cannot mean is a `ConfigurationError` that names the objective that fits.
 
     Attributes:
-        inputs: Position or key of the model's input in a batch, such as ``(x, y)`` or ``{"image": x, "label": y}``.
+        inputs: Position or key of the model's input in a batch, such as ``(x, y)`` or ``{"image": x, "label": y}``; a
+            tuple of keys is passed by name, ``("input_ids", "attention_mask")`` to a model of Hugging Face, say.
         targets: Position or key of the labels; by default the last one of two fields.
         output: Position or key of the logits in the model's output; ``"auto"`` takes a tensor, or its field ``logits``.
         probabilities: Take floating targets (batch, classes, …) for class probabilities.
@@ -81,7 +89,7 @@ class CrossEntropy(Objective):
         tensor([0.6931])
     """
 
-    inputs: int | str = 0
+    inputs: Inputs = attrs.field(default=0, converter=_key_or_keys)
     targets: int | str = -1
     output: int | str = "auto"
     probabilities: bool = attrs.field(default=False, repr=False)  # a permission: no part of the fingerprint
@@ -99,43 +107,87 @@ class CrossEntropy(Objective):
         try:
             loss = nn.functional.cross_entropy(logits, targets, reduction="none")
         except IndexError as error:
+            mask = "pixels of 255 that are to be left out: make them -100; " if bool((targets == 255).any()) else ""
             raise ConfigurationError(
                 f"expected labels from 0 to {logits.shape[1] - 1}, one for each logit, saw another: {error} "
-                "(check CrossEntropy(targets=...) and the last layer)"
+                f"({mask}check CrossEntropy(targets=...) and the last layer)"
             ) from error
         return loss.flatten(1).sum(1) if loss.dim() > 1 else loss
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the model's logits, shape (batch, classes, …)."""
-        inputs = pick(batch, self.inputs, what="inputs")
-        with _named_dtypes(model, inputs):
-            return logits_of(model(inputs), output=self.output, model=model)
+        return _outputs(model, batch, inputs=self.inputs, output=self.output)
 
     def labels(self, batch: Any) -> Tensor:
         """Return the labels of the batch, shape (batch, …), an integer dtype (or class probabilities)."""
-        if self.targets == -1 and isinstance(batch, tuple | list) and len(batch) > 2:
-            raise ConfigurationError(
-                f"expected a batch of two fields, inputs and labels, saw {len(batch)}: say which one holds the labels, "
-                "for example CrossEntropy(targets=1)"
-            )
-        return _tensor(pick(batch, self.targets, what="targets"))
+        return _targets(batch, self.targets, who="CrossEntropy")
 
     def _check(self, logits: Tensor, targets: Tensor) -> None:
         seen = f"saw targets of {targets.dtype} and shape {tuple(targets.shape)} for logits {tuple(logits.shape)}"
         if logits.dim() < 2 or logits.shape[1] == 1:
             raise ConfigurationError(
-                f"expected logits of at least two classes, shape (batch, classes, …), saw {tuple(logits.shape)}: {_OWN}"
+                f"expected logits of at least two classes, shape (batch, classes, …), saw {tuple(logits.shape)}: "
+                f"{_fitting(targets)}"
             )
         if not targets.is_floating_point():
             expected = (logits.shape[0], *logits.shape[2:])
             if targets.shape != expected:
                 advice = ": squeeze them" if targets.numel() == math.prod(expected) else ""
+                advice = f": {_fitting(targets)}" if targets.shape == logits.shape else advice
                 raise ConfigurationError(f"expected labels of shape {expected}, {seen}{advice}")
         elif not self.probabilities or targets.shape != logits.shape:
-            raise ConfigurationError(
-                f"expected class labels, whole numbers, {seen}: for class probabilities of the logits' shape say "
-                f"CrossEntropy(probabilities=True); {_OWN}"
-            )
+            raise ConfigurationError(f"expected class labels, whole numbers, {seen}: {_fitting(targets)}")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class BinaryCrossEntropy(Objective):
+    """Negative log-likelihood of yes-or-no labels, several for each sample or one: −log σ(±f(x)), summed, in nats.
+
+    Targets are 0 or 1, or probabilities, of the shape of the logits; dimensions of size 1 may differ. The attributes
+    are those of `CrossEntropy`.
+
+    Example:
+        >>> batch = (torch.zeros(1, 3), torch.tensor([[1, 0, 1]]))
+        >>> BinaryCrossEntropy().losses(nn.Identity(), batch)  # three times ln 2
+        tensor([2.0794])
+    """
+
+    inputs: Inputs = attrs.field(default=0, converter=_key_or_keys)
+    targets: int | str = -1
+    output: int | str = "auto"
+
+    def losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the sum over the labels of every sample; see `Objective.losses`."""
+        logits = _outputs(model, batch, inputs=self.inputs, output=self.output)
+        targets = _like(logits, _targets(batch, self.targets, who="BinaryCrossEntropy"))
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        return loss.reshape(len(loss), -1).sum(1)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class SquaredError(Objective):
+    """Negative log-likelihood of a Gaussian with σ = 1, without its constant: ½·|f(x) − y|², in nats.
+
+    Targets have the shape of the outputs; dimensions of size 1 may differ. Divide both by the noise of your targets for
+    another σ. The attributes are those of `CrossEntropy`.
+
+    Example:
+        >>> batch = (torch.tensor([[3.0], [1.0]]), torch.tensor([1.0, 1.0]))
+        >>> SquaredError().losses(nn.Identity(), batch)
+        tensor([2., 0.])
+    """
+
+    inputs: Inputs = attrs.field(default=0, converter=_key_or_keys)
+    targets: int | str = -1
+    output: int | str = "auto"
+
+    def losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return half the sum of squares of every sample; see `Objective.losses`."""
+        outputs = _outputs(model, batch, inputs=self.inputs, output=self.output)
+        error = outputs - _like(outputs, _targets(batch, self.targets, who="SquaredError"))
+        return 0.5 * error.square().reshape(len(error), -1).sum(1)
 
 
 @final
@@ -232,6 +284,48 @@ def check_objective(objective: Any) -> Objective:
     if isinstance(objective, nn.Module):
         advice = "use CrossEntropy(), or write one whose losses() calls it with reduction='none'"
     raise ConfigurationError(f"expected an unlearnkit.Objective, saw {objective!r}: {advice}")
+
+
+def _outputs(model: nn.Module, batch: Any, *, inputs: Inputs, output: int | str) -> Tensor:
+    """Run a model on the inputs of a batch."""
+    if isinstance(inputs, tuple):
+        named = {key: pick(batch, key, what="inputs") for key in inputs}
+        with _named_dtypes(model, named):
+            return logits_of(model(**named), output=output, model=model)
+    found = pick(batch, inputs, what="inputs")
+    with _named_dtypes(model, found):
+        return logits_of(model(found), output=output, model=model)
+
+
+def _targets(batch: Any, where: int | str, *, who: str) -> Tensor:
+    if where == -1 and isinstance(batch, tuple | list) and len(batch) > 2:
+        raise ConfigurationError(
+            f"expected a batch of two fields, inputs and labels, saw {len(batch)}: say which one holds the labels, "
+            f"for example {who}(targets=1)"
+        )
+    return _tensor(pick(batch, where, what="targets"))
+
+
+def _like(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the targets in the shape and dtype of the outputs; torch would broadcast (n,) against (n, 1)."""
+    sizes = [[size for size in t.shape[1:] if size != 1] for t in (outputs, targets)]
+    if sizes[0] != sizes[1] or outputs.shape[:1] != targets.shape[:1]:
+        raise ConfigurationError(
+            f"expected targets of the outputs' shape {tuple(outputs.shape)}, saw {tuple(targets.shape)}: check the "
+            "last layer and the targets; one label of several classes is for CrossEntropy()"
+        )
+    return targets.reshape(outputs.shape).to(outputs.dtype)
+
+
+def _fitting(targets: Tensor) -> str:
+    """Name the objective for targets that are no class labels."""
+    if bool(((targets == 0) | (targets == 1)).all()):
+        found = "for labels that are 0 or 1 say objective=BinaryCrossEntropy()"
+        more = ", for class probabilities of the logits' shape CrossEntropy(probabilities=True)"
+        return f"{found}{more if targets.is_floating_point() else ''}; {_ELSE}"
+    if targets.dim() > 1 and torch.allclose(targets.sum(1).float(), torch.ones(())):
+        return f"for class probabilities of the logits' shape say CrossEntropy(probabilities=True); {_ELSE}"
+    return f"for regression say objective=SquaredError(); {_ELSE}"
 
 
 @contextmanager

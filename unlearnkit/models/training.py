@@ -1,5 +1,6 @@
 """One loop for training, fine-tuning and relearning, repeatable bit by bit on one CPU."""
 
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -21,8 +22,10 @@ from unlearnkit.models.objective import BatchScores, CrossEntropy, Objective, ch
 from unlearnkit.models.parameters import device_of, trainable
 from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, UnlearnKitWarning, UnsupportedModelError
 from unlearnkit.utils.options import option
-from unlearnkit.utils.progress import Progress, length, silent
+from unlearnkit.utils.progress import Progress, length, progress_of
 from unlearnkit.utils.rng import private_rng
+
+_LOG = logging.getLogger(__name__)
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """``loss(model, batch)``: the scalar tensor that a step minimises; the batch is on the model's device."""
@@ -227,7 +230,7 @@ def train(
     *,
     objective: Objective | None = None,
     training: Training | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
     on_epoch: Callable[[int, EpochRecord], None] | None = None,
 ) -> tuple[EpochRecord, ...]:
     """Train a model in place with Adam on the mean loss of each batch; return the record of each epoch.
@@ -235,6 +238,7 @@ def train(
     ``data`` is a data set, shuffled anew in each epoch and cut into batches of ``training.batch_size``, or batches that
     can be iterated once per epoch; they are moved to the model's device. The default objective is `CrossEntropy`.
     With BatchNorm, a last batch of one sample is left out, with a warning.
+    ``progress`` is as in `ImportanceEstimator.estimate`.
     ``on_epoch`` is called after each epoch with its number, from 1, and its record.
 
     The same seed, data and initial weights give the same bits on one CPU. The global random state and the model's
@@ -263,12 +267,13 @@ def train(
 
     with training_mode(model, adam, seed=options.seed) as usable:
         batches = usable(batches)
-        for epoch, shown in enumerate(_one_bar(batches, options.epochs, progress), start=1):
+        for epoch, shown in enumerate(_one_bar(batches, options.epochs, progress_of(progress)), start=1):
             start = time.perf_counter()
             scores.clear()
             run_epoch(model, shown, loss, adam, name=f"epoch {epoch}")
             summed, seconds = total(scores), time.perf_counter() - start
             history.append(EpochRecord(loss=summed.loss, accuracy=summed.accuracy, seconds=seconds))
+            _LOG.info("epoch %d of %d: %r", epoch, options.epochs, history[-1])
             if on_epoch is not None:
                 on_epoch(epoch, history[-1])
     return tuple(history)

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, final
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, final
 
 import attrs
 
@@ -11,18 +12,23 @@ from unlearnkit.evaluation import FeatureMeasure
 from unlearnkit.evaluation.plot_data import PlotData
 from unlearnkit.reporting.verdict import Judgement, Scores, findings, judge
 from unlearnkit.unlearning.report import Report, TensorChange
+from unlearnkit.utils import display
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 from unlearnkit.utils.files import read_text
 from unlearnkit.utils.memory import PeakMemory
 from unlearnkit.utils.structuring import structure
+from unlearnkit.utils.text import number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FORMAT = "unlearnkit-run-1"
 
 
 @final
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class RunRecord:
-    """The results of one edit.
+    """The results of one edit; a notebook shows the verdict, the scores and a bar for each layer.
 
     ``forget`` describes the forget set: scenario, sizes, a hash of the indices. ``before``, ``after`` and each of
     ``retrained`` map splits to scores. ``metrics`` has the values of each metric, and ``not_applicable`` the reason for
@@ -43,6 +49,40 @@ class RunRecord:
     tuning: Mapping[str, Any] | None = None
     retrained: tuple[Scores, ...] = ()
     views: PlotData | None = None
+
+    def __repr__(self) -> str:
+        return f"RunRecord({self.label!r}, {self.report!r})"
+
+    def _repr_html_(self) -> str:
+        models = ("original", "unlearned", "retrained")
+        rows = ((row["split"], *(number(row[f"{each} accuracy"]) for each in models)) for row in self._rows())
+        scores = display.table(("accuracy on", *models), rows)
+        return display.paragraphs(self.judgement().sentence) + scores + self.report._repr_html_()
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """Accuracy and loss on each split."""
+        rows = []
+        for split, after in self.after.items():
+            row: dict[str, Any] = {"split": split}
+            for what in ("accuracy", "loss"):
+                retrained = [getattr(each[split], what) for each in self.retrained if split in each]
+                known = [value for value in retrained if value is not None]
+                row[f"original {what}"] = getattr(self.before.get(split), what, None)
+                row[f"unlearned {what}"] = getattr(after, what)
+                row[f"retrained {what}"] = fmean(known) if known else None
+            rows.append(row)
+        return rows
+
+    def to_frame(self) -> Any:
+        """Return a pandas data frame with a row for each split: accuracy and loss, retrained models as their mean."""
+        return display.frame(self._rows())
+
+    def plot(self, axes: "Axes | None" = None) -> "Axes":
+        """Draw the accuracies on matplotlib axes, new ones by default; return them."""
+        from unlearnkit.reporting import plots  # noqa: PLC0415 - matplotlib takes a second
+        from unlearnkit.utils.plotting import axes_for  # noqa: PLC0415
+
+        return plots.accuracy_bars(axes or axes_for(3 * len(self.after)), self.before, self.after, self.retrained)
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any], *, where: str = "report") -> "RunRecord":

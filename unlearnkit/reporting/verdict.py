@@ -13,6 +13,8 @@ from unlearnkit.evaluation.metrics.retrain_gap import ENOUGH, Gap, gap_to_retrai
 from unlearnkit.evaluation.model_outputs import ModelOutputs
 from unlearnkit.evaluation.plot_data import PlotData, collect_plot_data
 from unlearnkit.unlearning.report import Report
+from unlearnkit.utils import display
+from unlearnkit.utils.text import number
 
 DESTROYED = 0.5  # a model that keeps at most this share of its accuracy on retained data is called destroyed
 COVERAGE = 0.95  # the share of further retrained models that lie within the limit of `near`
@@ -48,15 +50,21 @@ class Judgement:
     ``says`` is what the outputs say: near, apart or over-forgotten; ``holds`` what the features hold: near, still
     there, apart or not looked at. Both are empty where there are too few retrained models. ``kind`` follows from both:
     near only where both are near, suppressed where the features are still there; or it is nothing, no effect,
-    destroyed, no reference, few references, not measured.
+    destroyed, no reference, few references, not measured. A notebook shows the sentence and the measures.
     """
 
     kind: str
     sentence: str
     says: str = ""
     holds: str = ""
-    measures: tuple[Measure, ...] = ()
-    features: tuple[FeatureMeasure, ...] = ()
+    measures: tuple[Measure, ...] = attrs.field(default=(), repr=display.counted)
+    features: tuple[FeatureMeasure, ...] = attrs.field(default=(), repr=display.counted)
+
+    def _repr_html_(self) -> str:
+        rows = [(m.name, *map(number, (m.gap.value, m.gap.mean, m.gap.sd, m.gap.sds))) for m in self.measures]
+        rows += [(f.name, number(f.value), ", ".join(map(number, f.retrained)), "–", "–") for f in self.features]
+        header = ("measure", "unlearned", "retrained", "sd", "gap in sd")
+        return display.paragraphs(self.sentence) + display.table(header, rows)
 
 
 def judge(

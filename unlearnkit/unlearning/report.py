@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import attrs
 
 from unlearnkit.importance.provenance import Fingerprint, error_text, recorded_error
+from unlearnkit.utils import display
 from unlearnkit.utils.text import percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @final
@@ -45,9 +49,9 @@ class ReportedImportance:
 
 
 @final
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class Report:
-    """The record of one edit.
+    """The record of one edit; a notebook shows it as a sentence and a bar for each layer.
 
     Attributes:
         derived: Options that the method worked out from the importances: an adaptive threshold, say.
@@ -61,6 +65,8 @@ class Report:
 
     Example:
         >>> report = Report(method="ssd", tensors=(TensorChange(name="w", size=4, changed=1),))
+        >>> report
+        Report(ssd changed 1 of 4 weights (25 %))
         >>> report.changed, report.size, report.fraction
         (1, 4, 0.25)
         >>> print(report.sentence())
@@ -78,6 +84,23 @@ class Report:
     model_before: str = ""
     model_after: str = ""
     provider: str = ""
+
+    def __repr__(self) -> str:
+        return f"Report({self._counts()})"
+
+    def _repr_html_(self) -> str:
+        bars = display.share_bars(self._shares(), name="layer", share="weights changed") if self.changed else ""
+        words = (self.sentence(), *(self.remarks if self.changed else ()), *self.uncertainty())
+        return display.paragraphs(*words) + bars
+
+    def _shares(self) -> dict[str, float]:
+        found = display.fewer({layer.name: (layer.size, layer.changed) for layer in self.layers()})
+        return {name: changed / (size or 1) for name, (size, changed) in found.items()}
+
+    def _counts(self) -> str:
+        if self.changed == 0:
+            return f"{self.method} changed nothing: 0 of {self.size} weights"
+        return f"{self.method} changed {self.changed} of {self.size} weights ({percent(self.fraction)})"
 
     @property
     def changed(self) -> int:
@@ -111,9 +134,7 @@ class Report:
 
     def sentence(self) -> str:
         """Return one or two sentences on what the edit did."""
-        if self.changed == 0:
-            return " ".join([f"{self.method} changed nothing: 0 of {self.size} weights.", *self.remarks])
-        return f"{self.method} changed {self.changed} of {self.size} weights ({percent(self.fraction)})."
+        return " ".join([f"{self._counts()}.", *(self.remarks if self.changed == 0 else ())])
 
     def uncertainty(self) -> tuple[str, ...]:
         """Return a sentence on the error of importances that depend on random numbers; none if all are exact."""
@@ -123,6 +144,17 @@ class Report:
         errors = ", ".join(estimated)
         where = "where its gradients are spread evenly over the batches."
         return (f"Importances are estimates: standard deviation of a weight's total {errors}, {where}",)
+
+    def to_frame(self) -> Any:
+        """Return a pandas data frame with a row for each tensor: its weights, and how many of them changed."""
+        rows = ((t.name, t.size, t.changed, t.fraction) for t in self.tensors)
+        return display.frame(rows, ("tensor", "weights", "changed", "fraction"))
+
+    def plot(self, axes: "Axes | None" = None) -> "Axes":
+        """Draw the share of changed weights of each layer on matplotlib axes, new ones by default; return them."""
+        from unlearnkit.utils.plotting import layer_shares  # noqa: PLC0415 - matplotlib takes a second
+
+        return layer_shares(axes, self._shares(), unit="weights changed, %")
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested dicts, lists, strings and numbers for JSON, derived numbers included; infinities as strings."""

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import forked_process as forked
 import pytest
 from kill_during_work import compare_until_a_trial
+from matplotlib.figure import Figure
 from rank_tasks import compared
 from run_on_ranks import run_on_ranks
 
@@ -65,6 +67,21 @@ def test_the_numbers_of_a_row_fit_together(uninterrupted):
     assert "ssd changed nothing: 0 of" in rows[1]["remarks"]
     assert {r["tuned"] for r in rows if r["method"] == "binary-mask"} == {"True"}
     assert "edits tried; chosen: lam = " in rows[2]["remarks"]
+
+
+def test_a_notebook_shows_a_row_for_each_variant_and_a_point_in_the_plot(uninterrupted, monkeypatch):
+    comparison, rows = uninterrupted
+    shown = comparison._repr_html_()
+    assert shown.startswith("<p>8 of 8 trials have ended; spread over ")
+    assert shown.count("<tr>") == 2 + len({row["variant"] for row in rows})  # the header, the original
+    assert len(repr(comparison)) < 300
+    monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=lambda rows, **_: rows))
+    assert comparison.to_frame() == [*comparison.rows()]
+    axes = comparison.plot(Figure().subplots())
+    said = [text.get_text() for text in axes.texts]
+    assert said == ["original", "ssd alpha=2", "ssd alpha=1e+09", "binary-mask"]  # none for what failed
+    mean = [sum(float(r["accuracy:retain-test"]) for r in rows if r["variant"] == said[1]) / 2]
+    assert axes.lines[1].get_xdata() == pytest.approx(mean)
 
 
 def test_tug_of_war_is_that_of_the_kept_models(uninterrupted):

@@ -2,13 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import attrs
 
 from unlearnkit.unlearning.report import Report
+from unlearnkit.utils import display
 from unlearnkit.utils.structuring import structure
 from unlearnkit.utils.text import percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @final
@@ -59,9 +63,11 @@ class Candidate:
 
 
 @final
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class Tuning:
     """The result of a search: every candidate in order, and the chosen one, or None where nothing was edited.
+
+    A notebook shows the frontier.
 
     The aim is reached within the ``tolerance`` of the forget accuracy, which the number of validation samples gives.
     """
@@ -76,6 +82,63 @@ class Tuning:
     chosen: Candidate | None = None
     report: Report | None = None
     seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        found = "nothing was edited" if self.chosen is None else f"chosen: {_options(self.chosen)}"
+        return f"Tuning({len(self.candidates)} edits tried, {found})"
+
+    def _repr_html_(self) -> str:
+        shown = [*self.frontier]
+        if self.chosen is not None and not any(c is self.chosen for c in shown):
+            shown.append(self.chosen)
+        header = ("options", "changed", "retain accuracy", "forget accuracy", "")
+        numbers = ((c, percent(c.changed), f"{c.retain:.3f}", f"{c.forget:.3f}") for c in shown)
+        rows = ((_options(c), *cells, "chosen" if c is self.chosen else "") for c, *cells in numbers)
+        return display.paragraphs(self.sentence()) + display.table(header, rows)
+
+    def to_frame(self) -> Any:
+        """Return a pandas data frame with a row for each edit that was tried, in order."""
+        rows = []
+        for candidate in self.candidates:
+            plain = attrs.asdict(candidate, filter=attrs.filters.exclude("setting", "options"))
+            rows.append({**candidate.options, **plain, "chosen": candidate is self.chosen})
+        return display.frame(rows)
+
+    def plot(self, axes: "Axes | None" = None) -> "Axes":
+        """Draw every edit that was tried, the frontier, the chosen one, the target and the budget.
+
+        On matplotlib axes, new ones by default, which are returned.
+        """
+        from unlearnkit.utils.plotting import LOOKS, OTHER, axes_for, grid, legend_above  # noqa: PLC0415
+
+        axes = axes or axes_for(12)
+        axes.axhline(self.target, color=OTHER.colour, linestyle="--", linewidth=1, label="target")
+        limit = self.original_retain - self.budget
+        axes.axvline(limit, color=OTHER.colour, linestyle=":", linewidth=1.5, label="budget")
+        if not self.aim_reached and self.budget_to_reach is not None:
+            needed = self.original_retain - self.budget_to_reach
+            axes.axvline(
+                needed, color=OTHER.colour, linestyle="-.", linewidth=1.5, label="budget that reaches the target"
+            )
+        tried = [(c.retain, c.forget) for c in self.candidates if not c.problem]
+        best = sorted((c.retain, c.forget) for c in self.frontier)
+        original = [(self.original_retain, self.original_forget)]
+        chosen = [] if self.chosen is None else [(self.chosen.retain, self.chosen.forget)]
+        kept, before, after = LOOKS["retrained"], LOOKS["original"], LOOKS["unlearned"]
+        for label, points, colour, marker, line, size in (
+            ("tried", tried, OTHER.colour, "x", "none", 5),
+            ("frontier", best, kept.colour, kept.marker, kept.line, 6),
+            ("original", original, before.colour, before.marker, "none", 8),
+            ("chosen", chosen, after.colour, "*", "none", 15),
+        ):
+            if points or label != "chosen":
+                x, y = zip(*points, strict=True) if points else ((), ())
+                axes.plot(x, y, color=colour, marker=marker, linestyle=line, ms=size, label=label)
+        axes.set(xlabel="retain accuracy", ylabel="forget accuracy", ylim=(-0.04, 1.04))
+        axes.margins(x=0.06)
+        grid(axes, "both")
+        legend_above(axes)
+        return axes
 
     @property
     def frontier(self) -> tuple[Candidate, ...]:

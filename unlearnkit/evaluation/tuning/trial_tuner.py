@@ -15,7 +15,7 @@ from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import Unlearner, UnlearningInputs
 from unlearnkit.utils.errors import BudgetError, ConfigurationError, NonFiniteError, UnlearnKitWarning
 from unlearnkit.utils.options import Option, option, options_of
-from unlearnkit.utils.progress import Progress, silent
+from unlearnkit.utils.progress import Progress, progress_of
 from unlearnkit.utils.structuring import structure
 
 _LOG = 10  # a range whose ends are so many times apart is searched by its logarithm
@@ -53,7 +53,7 @@ class TrialTuner:
         validation: Validation,
         target: float,
         target_source: str = "stated",
-        progress: Progress = silent,
+        progress: Progress | bool = True,
     ) -> Tuning:
         """Search, and edit the model in place with the best candidate; or leave it bit-identical.
 
@@ -110,7 +110,7 @@ class TrialTuner:
             if not done:
                 study.enqueue_trial({o.name: getattr(self.unlearner, o.name) for o in searched})
             left = range(max(0, self.trials - len(done)))
-            for _ in progress(left, f"tuning {self.unlearner.name}", len(left)):
+            for _ in progress_of(progress)(left, f"tuning {self.unlearner.name}", len(left)):
                 study.optimize(attempt, n_trials=1)
             tried = [trial.user_attrs[_CANDIDATE] for trial in study.trials if _CANDIDATE in trial.user_attrs]
         found = Tuning(

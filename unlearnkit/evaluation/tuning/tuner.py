@@ -23,7 +23,7 @@ from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import Unlearner, UnlearningInputs
 from unlearnkit.utils.errors import BudgetError, ConfigurationError, NonFiniteError, UnlearnKitWarning
 from unlearnkit.utils.options import option, options_of
-from unlearnkit.utils.progress import Progress, length, silent
+from unlearnkit.utils.progress import Progress, length, progress_of
 
 LOWEST, HIGHEST = 1e-30, 1e30  # values of an option that are tried
 _STEPS = 60  # of bisection
@@ -113,7 +113,7 @@ class Tuner:
         seed: int = 0,
         max_fraction: float | None = None,
         together: bool = False,
-        progress: Progress = silent,
+        progress: Progress | bool = True,
     ) -> Tuning:
         """Search, and edit the original model in place with the best candidate; or leave it bit-identical.
 
@@ -145,7 +145,7 @@ class Tuner:
             validation=validation,
             target=target,
             original=scores_of(model, validation, objective),
-            progress=progress,
+            progress=progress_of(progress),
         )
         found = Tuning(
             target=target,

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, Any, final
 
 import attrs
 import torch
@@ -19,10 +19,14 @@ from unlearnkit.experiments.config import Config
 from unlearnkit.experiments.experiment import Experiment
 from unlearnkit.experiments.run import exclusive
 from unlearnkit.plugins.manager import PluginManager, default_manager
+from unlearnkit.utils import display
 from unlearnkit.utils.errors import ConfigurationError, StoreError, UnlearnKitError
 from unlearnkit.utils.files import write_text
 from unlearnkit.utils.memory import MIB, free_memory
 from unlearnkit.utils.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _DIED = (
     "the process died in this trial, without a message: killed by the system for lack of memory, or by a fault in a "
@@ -109,9 +113,9 @@ def _count(jobs: int, threads: int) -> str:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Comparison:
-    """The trials of a comparison, and their results on disk."""
+    """The trials of a comparison, and their results on disk; a notebook shows a row for each variant."""
 
-    config: Config
+    config: Config = attrs.field(repr=lambda config: repr(config.output))
     trials: tuple[Trial, ...] = attrs.field(repr=lambda trials: f"{len(trials)} trials")
     experiment: Experiment = attrs.field(repr=False)
     plugins: PluginManager = attrs.field(repr=False)
@@ -170,6 +174,23 @@ class Comparison:
         """Return a table for the terminal: one line per variant."""
         rows = self.rows()
         return tables.summary_table(tables.summarise(rows), tables.unedited(rows))
+
+    def _repr_html_(self) -> str:
+        rows = self.rows()
+        header, lines = tables.lines_of(tables.summarise(rows), tables.unedited(rows), short=True)
+        done = f"{len(rows)} of {len(self.trials)} trials have ended; {self.covers}."
+        return display.paragraphs(done) + display.table(header, lines)
+
+    def to_frame(self) -> Any:
+        """Return a pandas data frame with a row for each trial that has ended; see `rows`."""
+        return display.frame(self.rows())
+
+    def plot(self, axes: "Axes | None" = None) -> "Axes":
+        """Draw the mean forget accuracy of each variant against its retain accuracy, and those of the original.
+
+        On matplotlib axes, new ones by default, which are returned.
+        """
+        return tables.accuracy_plot(axes, self.rows())
 
     def remarks(self) -> list[str]:
         """Say which variants changed nothing, destroyed the model or failed, one line each."""

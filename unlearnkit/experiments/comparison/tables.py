@@ -5,7 +5,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self, final
+from typing import TYPE_CHECKING, Any, Self, final
 
 import attrs
 import numpy as np
@@ -15,6 +15,9 @@ from unlearnkit.experiments.comparison.trial import Trial, TrialResult
 from unlearnkit.experiments.config import Config
 from unlearnkit.reporting import page
 from unlearnkit.reporting.tables import compact
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Row = dict[str, Any]
 
@@ -196,7 +199,7 @@ def _statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Statistic]:
     return {name: Statistic.of(found) for name, found in values.items() if found}
 
 
-_TUG = "tug-of-war:ToW"
+_TUG, _RETAIN, _FORGET = "tug-of-war:ToW", "accuracy:retain-test", "accuracy:forget-train"
 _SHORT = {"fraction": "edited", "accuracy:forget-train": "forget", "accuracy:retain-test": "retain"}
 _SHOWN = {
     "fraction": "edited",
@@ -274,6 +277,23 @@ def _errors(rows: Sequence[Row]) -> list[str]:
         for r in rows
         if r["status"] != "done"
     ]
+
+
+def accuracy_plot(axes: "Axes | None", rows: Sequence[Row]) -> "Axes":
+    """Draw mean retain and forget accuracies: a point for each variant, and one for the original models."""
+    from unlearnkit.utils.plotting import LOOKS, axes_for, grid, plain  # noqa: PLC0415 - matplotlib takes a second
+
+    axes = axes or axes_for(12)
+    points = {s.variant: (LOOKS["unlearned"], s.measures) for s in summarise(rows)}
+    for name, (look, found) in {"original": (LOOKS["original"], unedited(rows)), **points}.items():
+        if _RETAIN in found and _FORGET in found:
+            at = (found[_RETAIN].mean, found[_FORGET].mean)
+            axes.plot(*at, color=look.colour, marker=look.marker, linestyle="none")
+            axes.annotate(plain(name), at, xytext=(5, 3), textcoords="offset points", size=8)
+    axes.set(xlabel="retain accuracy (test)", ylabel="forget accuracy (train)", ylim=(-0.04, 1.04))
+    axes.margins(x=0.2)
+    grid(axes, "both")
+    return axes
 
 
 def _seconds(summary: VariantSummary) -> str:

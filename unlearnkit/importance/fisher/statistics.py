@@ -26,7 +26,7 @@ from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import trainable
 from unlearnkit.utils.errors import MismatchError
-from unlearnkit.utils.progress import Progress, length, silent
+from unlearnkit.utils.progress import Progress, length
 
 Key = int | str | Callable[[Any], Iterable[Hashable]]
 """Where the group of each sample stands in a batch (see `unlearnkit.data.batches.pick`), or what tells them."""
@@ -71,7 +71,7 @@ def fisher_statistics(
     gradient: bool = False,
     fisher: DiagonalFisher | None = None,
     role: Role | str = Role.UNKNOWN,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> FisherStatistics:
     """Estimate the diagonal Fisher, and more in the same pass.
 
@@ -132,7 +132,7 @@ def estimate_groups(
     objective: Objective,
     key: Key,
     fisher: DiagonalFisher | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool = True,
 ) -> dict[Hashable, Importance]:
     """Estimate the diagonal Fisher of each class, user or other group of samples, in one pass; see `fisher_statistics`.
 

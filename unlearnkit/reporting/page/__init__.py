@@ -8,10 +8,10 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unlearnkit.reporting.page import sections
-from unlearnkit.reporting.page.parts import Table, number, svg
+from unlearnkit.reporting.page.parts import Table, svg
 from unlearnkit.reporting.record import RunRecord
 from unlearnkit.utils.files import write_text
-from unlearnkit.utils.text import percent
+from unlearnkit.utils.text import number, percent
 
 __all__ = ["Table", "render_comparison", "render_page", "write_page"]
 

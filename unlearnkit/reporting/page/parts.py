@@ -66,13 +66,6 @@ class Section:
         return not (self.pictures or self.tables or self.folded)
 
 
-def number(value: float | None) -> str:
-    """Format a number; "–" for None."""
-    if value is None:
-        return "–"
-    return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.3g}"
-
-
 def svg(picture: Picture) -> str:
     """Draw a picture as SVG with a title and a description, in the page's colours, the same bytes each time."""
     # The user's matplotlib style must not change the page; the backend stays the user's.

@@ -14,10 +14,10 @@ from unlearnkit.evaluation.plot_data import BINS, Histogram, PlotData, RocCurve,
 from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.importance.provenance import error_text
 from unlearnkit.reporting import plots
-from unlearnkit.reporting.page.parts import Picture, Section, Table, number
+from unlearnkit.reporting.page.parts import Picture, Section, Table
 from unlearnkit.reporting.record import RunRecord
 from unlearnkit.reporting.verdict import near
-from unlearnkit.utils.text import percent
+from unlearnkit.utils.text import number, percent
 
 _MODELS = ("unlearned", "original", "retrained")
 _SHOWN = 12  # values of a list

@@ -21,7 +21,7 @@ def _measure(
 ) -> Importance:
     data = [(x.clone(), y.clone()) for x, y in (law_case.data("forget") if batches is None else batches)]
     try:
-        return estimator.estimate(law_case.model(), data, objective=Scaled(factor=factor))
+        return estimator.estimate(law_case.model(), data, objective=Scaled(factor=factor), progress=False)
     except Exception as error:
         raise CaseSkipped from error
 
@@ -39,7 +39,7 @@ def _watched(estimator: ImportanceEstimator, law_case: LawCase, data: Iterable[B
     model = law_case.model()
     before, done = Snapshot.take(model), True
     try:
-        estimator.estimate(model, data, objective=Scaled(factor=1.0))
+        estimator.estimate(model, data, objective=Scaled(factor=1.0), progress=False)
     except Exception:  # noqa: BLE001 - the caller checks the model
         done = False
     return done, before.differences(Snapshot.take(model))
@@ -55,7 +55,7 @@ _law = partial(law, ImportanceEstimator, cases=lambda _: law_cases(largest=4), e
 @_law(rejects="returns importances for all parameters, frozen ones included")
 def runs(estimator: ImportanceEstimator, law_case: LawCase) -> None:
     """estimate() measures every model that the estimator does not refuse (UnsupportedModelError)."""
-    estimator.estimate(law_case.model(), law_case.data("forget"), objective=Scaled(factor=1.0))
+    estimator.estimate(law_case.model(), law_case.data("forget"), objective=Scaled(factor=1.0), progress=False)
 
 
 @_law(rejects="leaves the model in eval mode")
