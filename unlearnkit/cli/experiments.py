@@ -53,8 +53,12 @@ def run(
     out.print(run_table(records))
     for record in records:
         line(record.sentence())
+        if record.tuning is not None and not record.nothing_edited:
+            line(record.tuning["sentence"])
     page = ", report.html" if chosen.evaluation.page else ""
     line(f"results: {chosen.output}/LABEL/model.safetensors, report.json{page}")
+    if any(record.nothing_edited for record in records):
+        raise typer.Exit(NOTHING_EDITED)
 
 
 def tune(
@@ -80,10 +84,10 @@ def tune(
         return
     out.print(tuning_table(tuned.tuning))
     line(tuned.tuning.sentence())
-    if tuned.tuning.chosen is not None:
+    if not tuned.record.nothing_edited:
         out.print(run_table([tuned.record]))
     line(f"results: {tuned.folder}")
-    if tuned.tuning.chosen is None:
+    if tuned.record.nothing_edited:
         raise typer.Exit(NOTHING_EDITED)
 
 

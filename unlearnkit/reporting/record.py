@@ -58,6 +58,11 @@ class RunRecord:
         except ConfigurationError as error:
             raise StoreError(f"{error}: the file was changed, or another version wrote it") from error
 
+    @property
+    def nothing_edited(self) -> bool:
+        """Whether a search left the model as it was; see `unlearnkit.evaluation.tuning.Tuning`."""
+        return self.tuning is not None and self.tuning.get("chosen") is None
+
     def judgement(self) -> Judgement:
         """Return the verdict; see `judge`."""
         return judge(

@@ -108,7 +108,8 @@ class TrialTuner:
             done = [trial for trial in study.trials if _CANDIDATE in trial.user_attrs]
             study.sampler = optuna.samplers.TPESampler(seed=inputs.seed + len(done))
             if not done:
-                study.enqueue_trial({o.name: getattr(self.unlearner, o.name) for o in searched})
+                own = {o.name: getattr(self.unlearner, o.name) for o in searched}
+                study.enqueue_trial({name: value for name, value in own.items() if value is not None})
             left = range(max(0, self.trials - len(done)))
             for _ in progress(left, f"tuning {self.unlearner.name}", len(left)):
                 study.optimize(attempt, n_trials=1)

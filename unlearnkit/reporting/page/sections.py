@@ -122,7 +122,7 @@ def search(record: RunRecord) -> Section:
     frontier = {id(c) for c in tuning.frontier}
     rows = tuple(
         (
-            ", ".join(f"{name} = {number(value)}" for name, value in c.options.items()),
+            ", ".join(f"{name} = {v if isinstance(v, int | str) else number(v)}" for name, v in c.options.items()),
             f"{100 * c.selected:.3g} %",
             "–" if c.setting is None else "again" if c.setting.reestimate else "kept",
             number(c.retain),
