@@ -137,7 +137,7 @@ class Pipeline:
 
         def importance(need: Need, source: Source | None, role: Role) -> Importance | None:
             nonlocal snapshot
-            if need not in self.unlearner.needs:
+            if need not in self.unlearner.requires():
                 return None
             if source is None:
                 who, name = f"method {self.unlearner.name!r}", need.value

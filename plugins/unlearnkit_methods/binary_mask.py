@@ -54,6 +54,7 @@ class BinaryMask(ElementwiseUnlearner):
         at_most=1,
         doc="share of the weights to mask, in place of λ; `rule` and `edit` ignore it",
         search=(1e-4, 0.3),
+        replaces="lam",
     )
 
     def prepare(self, forget: Importance, reference: Importance | None) -> Self:

@@ -49,6 +49,7 @@ class SelectiveSynapticDampening(ElementwiseUnlearner):
         at_most=1,
         doc="share of the weights to select, in place of α; `rule` and `edit` ignore it",
         search=(1e-4, 0.3),
+        replaces="alpha",
     )
     epsilon: float = option(
         0.0, symbol="ε", at_least=0, doc="added to F_f in the quotient; 1e-8 for parity with the notebook, else 0"

@@ -42,7 +42,7 @@ class Editor:
         if any(method.tuned for method in methods):
             self._search()
         fixed = (make_unlearner(method, self.job.plugins) for method in methods if not method.tuned)
-        needs = {need for unlearner in fixed for need in unlearner.needs}
+        needs = {need for unlearner in fixed for need in unlearner.requires()}
         for need, source in self.job.importances(self.job.experiment.splits()).items():
             if need in needs:
                 source()
@@ -159,7 +159,7 @@ class Search:
         }
         tuner = TrialTuner(
             unlearner=unlearner,
-            fixed=method.options,
+            fixed=method.fixed,
             trials=config.tuning.trials,
             budget=config.tuning.budget,
             storage=f"sqlite:///{self._storage()}",
@@ -215,7 +215,7 @@ def tunable(method: MethodConfig, plugins: PluginManager) -> Unlearner:
     unlearner = make_unlearner(method, plugins)
     if _by_fractions(unlearner):
         return unlearner
-    TrialTuner(unlearner=unlearner, fixed=method.options).searched()
+    TrialTuner(unlearner=unlearner, fixed=method.fixed).searched()
     if find_spec("optuna") is None:
         raise ConfigurationError(
             f"method {method.label!r}: its search needs Optuna, which is not installed: pip install 'unlearnkit[tune]'"

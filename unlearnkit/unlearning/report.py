@@ -53,6 +53,7 @@ class Report:
         tensors: One entry per trainable parameter.
         buffers_changed: Names of the buffers that have other bits than before; only methods that train change any.
         evidence: The importances it used.
+        steps: The reports of the methods that it is made of, in order; none for most methods.
         remarks: Warnings in plain words: why nothing could be selected, say.
         seconds: Stage to wall-clock seconds.
         model_before: Digest of the weights before the edit; ``model_after`` after it.
@@ -72,6 +73,7 @@ class Report:
     tensors: tuple[TensorChange, ...] = ()
     buffers_changed: tuple[str, ...] = ()
     evidence: tuple[ReportedImportance, ...] = ()
+    steps: "tuple[Report, ...]" = ()
     remarks: tuple[str, ...] = ()
     seconds: Mapping[str, float] = attrs.field(factory=dict)
     model_before: str = ""
@@ -128,7 +130,15 @@ class Report:
         plain = attrs.asdict(self, value_serializer=lambda _, __, value: _plain(value))
         parts = {"tensors": self.tensors, "layers": self.layers()}
         counted = {name: [{**attrs.asdict(t), "fraction": t.fraction} for t in some] for name, some in parts.items()}
-        return {**plain, **counted, "changed": self.changed, "size": self.size, "fraction": self.fraction}
+        steps = [step.to_dict() for step in self.steps]
+        return {
+            **plain,
+            **counted,
+            "steps": steps,
+            "changed": self.changed,
+            "size": self.size,
+            "fraction": self.fraction,
+        }
 
 
 def _plain(value: Any) -> Any:

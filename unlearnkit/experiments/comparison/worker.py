@@ -32,7 +32,7 @@ from unlearnkit.models import trainable
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.utils.errors import UnlearnKitWarning
 from unlearnkit.utils.memory import MIB, peak_memory, reset_peak
-from unlearnkit.utils.options import option_values
+from unlearnkit.utils.options import option_values, parts_of
 from unlearnkit.utils.progress import Progress, silent
 
 _TICK = 0.1  # seconds between two looks at the events of other processes
@@ -57,13 +57,14 @@ class Worker:
         make = tunable if trial.method.tuned else make_unlearner
         unlearner, estimator = make(trial.method, plugins), experiment.estimator(plugins)
         metrics = make_metrics(trial.config.evaluation, plugins).values()
+        kinds: list[type] = [type(one) for one in (unlearner, *parts_of(unlearner).values(), estimator, *metrics)]
         return {
             "forget": experiment.forgotten.digest(),
             "method": [unlearner.name, trial.method.tuned, option_values(unlearner)],
             "estimator": [estimator.name, option_values(estimator)],
             "metrics": [[metric.name, option_values(metric)] for metric in metrics],
             "objective": experiment.objective.describe(),
-            "providers": [self._provider_of(kind) for kind in (type(unlearner), type(estimator), *map(type, metrics))],
+            "providers": [self._provider_of(kind) for kind in kinds],
         }
 
     def train(self, trial: Trial, seed: int | None) -> bool:
