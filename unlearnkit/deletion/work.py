@@ -63,6 +63,11 @@ class Deletion:
         method = chosen_method(config, config.deletion.method, key="deletion.method")
         if method.tuned:
             raise ConfigurationError(f"method {method.label!r}: expected fixed options for a ledger, saw tuned")
+        if config.importance.reference_samples:
+            raise ConfigurationError(
+                "importance.reference_samples: expected 0 for a ledger, which keeps importances of all samples, saw "
+                f"{config.importance.reference_samples}"
+            )
         make_unlearner(method, plugins)
         return cls(
             experiment=Experiment.load(attrs.evolve(config, forget=type(config.forget)())),

@@ -84,6 +84,7 @@ class ImportanceConfig:
     estimator: str = "diagonal-fisher"
     options: Mapping[str, Any] = attrs.field(factory=dict)
     reference: str = option("full", choices=("full", "retain"), doc="the reference set: D or D_r")
+    reference_samples: int = option(0, at_least=0, doc="retained samples that the reference is drawn from; 0: all")
     batch_size: int = option(64, at_least=1, doc="samples per batch")
     shuffle: bool = False
     checkpoint: str = ""

@@ -14,6 +14,7 @@ import numpy as np
 from torch import nn
 
 from unlearnkit.data import LabelledImages
+from unlearnkit.data.loaders import drawn_rows
 from unlearnkit.distributed import Ranks, raise_on_all_ranks
 from unlearnkit.evaluation import EvaluationInputs, LossAndAccuracy
 from unlearnkit.evaluation.metric import feature_measures
@@ -23,7 +24,7 @@ from unlearnkit.experiments.config import Config, MethodConfig
 from unlearnkit.experiments.experiment import Experiment, make_metrics
 from unlearnkit.experiments.provenance import digest_of, forget_record, plain
 from unlearnkit.experiments.train import load_or_retrain
-from unlearnkit.importance import Importance, Role, estimate_together
+from unlearnkit.importance import Importance, Role, estimate_together, sampled_reference
 from unlearnkit.importance.multi_process import forget_parts
 from unlearnkit.models.parameters import broadcast_from_rank_0, digest
 from unlearnkit.pipeline import Edit
@@ -169,27 +170,40 @@ class Job:
 
     def importances(self, parts: Mapping[str, LabelledImages]) -> dict[Need, Callable[[], Importance]]:
         """Return functions that estimate the importances when they are first called."""
-        reference = self.experiment.config.importance.reference
-        return {
-            Need.FORGET_IMPORTANCE: lambda: self._importance(Role.FORGET, parts["forget-train"]),
-            Need.REFERENCE_IMPORTANCE: lambda: self._importance(Role(reference), parts[f"{reference}-train"]),
-        }
+        role = Role(self.experiment.config.importance.reference)
 
-    def _importance(self, role: Role, data: LabelledImages) -> Importance:
+        def forget() -> Importance:
+            return self._once(Role.FORGET, lambda: self._measure(Role.FORGET, parts["forget-train"]))
+
+        def reference() -> Importance:
+            wanted, retain = self.experiment.config.importance.reference_samples, parts["retain-train"]
+            if not 0 < wanted < len(retain):
+                return self._measure(role, parts[f"{role.value}-train"])
+            seed, exact = self.experiment.config.seed, forget() if role is Role.FULL else None
+            drawn = retain.subset(drawn_rows(len(retain), wanted, seed=seed))
+            sample = self._measure(Role.RETAIN, drawn)
+            return sampled_reference(sample, retained=len(retain), seed=seed, forget=exact)
+
+        return {Need.FORGET_IMPORTANCE: forget, Need.REFERENCE_IMPORTANCE: lambda: self._once(role, reference)}
+
+    def _once(self, role: Role, measure: Callable[[], Importance]) -> Importance:
         if role not in self._known:
             start = time.perf_counter()
-            found = estimate_together(
-                self.experiment.estimator(self.plugins),
-                self.original,
-                self.experiment.importance_batches(data),
-                objective=self.experiment.importance_objective,
-                role=role,
-                checkpoint=self._checkpoint(role),
-                every=self.experiment.config.importance.every,
-                progress=self.progress,
-            )
+            found = measure()
             self._known[role] = found, time.perf_counter() - start
         return self._known[role][0]
+
+    def _measure(self, role: Role, data: LabelledImages) -> Importance:
+        return estimate_together(
+            self.experiment.estimator(self.plugins),
+            self.original,
+            self.experiment.importance_batches(data),
+            objective=self.experiment.importance_objective,
+            role=role,
+            checkpoint=self._checkpoint(role),
+            every=self.experiment.config.importance.every,
+            progress=self.progress,
+        )
 
     def forget_checkpoints(self) -> None:
         """Delete the checkpoints of the importance passes, once the results are written."""

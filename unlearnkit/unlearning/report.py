@@ -117,13 +117,14 @@ class Report:
         return f"{self.method} changed {self.changed} of {self.size} weights ({100 * self.fraction:.3g} %)."
 
     def uncertainty(self) -> tuple[str, ...]:
-        """Return a sentence on the error of importances that depend on random numbers; none if all are exact."""
+        """Return sentences on importances of a sample or with random numbers; none if all are exact and of all data."""
+        sampled = [one for one in self.evidence if one.fingerprint.sample]
+        sentences = [f"The {one.role} importance is of a sample: {one.fingerprint.sample}." for one in sampled]
         estimated = [f"{error_text(one.error)} ({one.role})" for one in self.evidence if one.error != 0]
-        if not estimated:
-            return ()
-        errors = ", ".join(estimated)
-        where = "where its gradients are spread evenly over the batches."
-        return (f"Importances are estimates: standard deviation of a weight's total {errors}, {where}",)
+        if estimated:
+            errors, where = ", ".join(estimated), "where its gradients are spread evenly over the batches."
+            sentences.append(f"Importances are estimates: standard deviation of a weight's total {errors}, {where}")
+        return tuple(sentences)
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested dicts, lists, strings and numbers for JSON, derived numbers included; infinities as strings."""

@@ -304,7 +304,7 @@ def provenance(record: RunRecord) -> Section:
             f"{e.samples:,}",
             e.batches,
             ", ".join(filter(None, (e.fingerprint.estimator, e.fingerprint.objective, e.fingerprint.options))),
-            "exact" if e.error == 0 else error_text(e.error),
+            ", ".join(filter(None, (e.fingerprint.sample, error_text(e.error) if e.error != 0 else ""))) or "exact",
         )
         for e in report.evidence
     )
