@@ -53,9 +53,13 @@ def run(
     print_table(run_table(records))
     for record in records:
         line(record.sentence())
+        if record.tuning is not None and not record.nothing_edited:
+            line(record.tuning["sentence"])
     for record in records:
-        for name in ("model.safetensors", "report.json", *(["report.html"] if chosen.evaluation.page else [])):
-            line(str(Path(chosen.output) / record.label / name), soft_wrap=True)
+        for path in sorted((Path(chosen.output) / record.label).iterdir()):
+            line(str(path), soft_wrap=True)
+    if any(record.nothing_edited for record in records):
+        raise typer.Exit(NOTHING_EDITED)
 
 
 def tune(
@@ -83,11 +87,11 @@ def tune(
         return
     print_table(tuning_table(tuned.tuning))
     line(tuned.tuning.sentence())
-    if tuned.tuning.chosen is not None:
+    if not tuned.record.nothing_edited:
         print_table(run_table([tuned.record]))
     for path in sorted(Path(tuned.folder).iterdir()):
         line(str(path), soft_wrap=True)
-    if tuned.tuning.chosen is None:
+    if tuned.record.nothing_edited:
         raise typer.Exit(NOTHING_EDITED)
 
 

@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Column, Table
 
 from unlearnkit.evaluation.tuning import Tuning
+from unlearnkit.evaluation.tuning.result import shown_options
 from unlearnkit.plugins.entry_points import Discovered, Problem
 from unlearnkit.plugins.manager import Provided
 from unlearnkit.reporting.record import RunRecord
@@ -144,7 +145,7 @@ def tuning_table(tuning: Tuning) -> Table:
     if tuning.chosen is not None and not any(c is tuning.chosen for c in shown):
         shown.append(tuning.chosen)
     for c in shown:
-        options = ", ".join(f"{name}={value:.4g}" for name, value in c.options.items())
+        options = shown_options(c, "=")
         norm = "–" if c.setting is None else "again" if c.setting.reestimate else "kept"
         mark = "chosen" if c is tuning.chosen else "" if c.feasible else "over budget"
         table.add_row(options, percent(c.selected), norm, f"{c.retain:.3f}", f"{c.forget:.3f}", mark)

@@ -58,6 +58,7 @@ class Report:
         tensors: One entry per trainable parameter.
         buffers_changed: Names of the buffers that have other bits than before; only methods that train change any.
         evidence: The importances it used.
+        steps: The reports of the methods that it is made of, in order; none for most methods.
         remarks: Warnings in plain words: why nothing could be selected, say.
         seconds: Stage to wall-clock seconds.
         model_before: Digest of the weights before the edit; ``model_after`` after it.
@@ -79,6 +80,7 @@ class Report:
     tensors: tuple[TensorChange, ...] = ()
     buffers_changed: tuple[str, ...] = ()
     evidence: tuple[ReportedImportance, ...] = ()
+    steps: "tuple[Report, ...]" = ()
     remarks: tuple[str, ...] = ()
     seconds: Mapping[str, float] = attrs.field(factory=dict)
     model_before: str = ""
@@ -137,13 +139,14 @@ class Report:
         return " ".join([f"{self._counts()}.", *(self.remarks if self.changed == 0 else ())])
 
     def uncertainty(self) -> tuple[str, ...]:
-        """Return a sentence on the error of importances that depend on random numbers; none if all are exact."""
+        """Return sentences on importances of a sample or with random numbers; none if all are exact and of all data."""
+        sampled = [one for one in self.evidence if one.fingerprint.sample]
+        sentences = [f"The {one.role} importance is of a sample: {one.fingerprint.sample}." for one in sampled]
         estimated = [f"{error_text(one.error)} ({one.role})" for one in self.evidence if one.error != 0]
-        if not estimated:
-            return ()
-        errors = ", ".join(estimated)
-        where = "where its gradients are spread evenly over the batches."
-        return (f"Importances are estimates: standard deviation of a weight's total {errors}, {where}",)
+        if estimated:
+            errors, where = ", ".join(estimated), "where its gradients are spread evenly over the batches."
+            sentences.append(f"Importances are estimates: standard deviation of a weight's total {errors}, {where}")
+        return tuple(sentences)
 
     def to_frame(self) -> Any:
         """Return a pandas data frame with a row for each tensor: its weights, and how many of them changed."""
@@ -161,7 +164,15 @@ class Report:
         plain = attrs.asdict(self, value_serializer=lambda _, __, value: _plain(value))
         parts = {"tensors": self.tensors, "layers": self.layers()}
         counted = {name: [{**attrs.asdict(t), "fraction": t.fraction} for t in some] for name, some in parts.items()}
-        return {**plain, **counted, "changed": self.changed, "size": self.size, "fraction": self.fraction}
+        steps = [step.to_dict() for step in self.steps]
+        return {
+            **plain,
+            **counted,
+            "steps": steps,
+            "changed": self.changed,
+            "size": self.size,
+            "fraction": self.fraction,
+        }
 
 
 def _plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from unlearnkit.evaluation.tuning.tuner import Validation, judged, scores_of, to
 from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import Unlearner, UnlearningInputs
 from unlearnkit.utils.errors import BudgetError, ConfigurationError, NonFiniteError, UnlearnKitWarning
-from unlearnkit.utils.options import Option, option, options_of
+from unlearnkit.utils.options import Option, nested_options, option, with_options
 from unlearnkit.utils.progress import Progress, progress_of
 from unlearnkit.utils.structuring import structure
 
@@ -33,7 +33,8 @@ class TrialTuner:
 
     A trial edits the model, is scored on the validation data as the candidates of `Tuner` are, and is undone. Trials
     are proposed by Optuna's TPE; one that is worse after a pass over its data than the median of those before is
-    stopped. The first trial has the options of ``unlearner``. Those named in ``fixed`` stay as they are.
+    stopped. The first trial has the options of ``unlearner``. Those named in ``fixed`` stay as they are. All steps of a
+    sequence are searched as one: their options are named ``"ssd.fraction"``.
 
     Source: Akiba et al. 2019 (Optuna); Bergstra et al. 2011 (TPE).
     """
@@ -85,7 +86,7 @@ class TrialTuner:
                 made.append(compare(model, options=options, changed=report.fraction))
                 raise _RollBackError
 
-            method = attrs.evolve(self.unlearner, **options)  # type: ignore[misc]
+            method = with_options(self.unlearner, options)
             try:
                 with warnings.catch_warnings(), suppress(_RollBackError):
                     warnings.simplefilter("ignore", UnlearnKitWarning)  # raised once, for the chosen edit
@@ -108,7 +109,8 @@ class TrialTuner:
             done = [trial for trial in study.trials if _CANDIDATE in trial.user_attrs]
             study.sampler = optuna.samplers.TPESampler(seed=inputs.seed + len(done))
             if not done:
-                study.enqueue_trial({o.name: getattr(self.unlearner, o.name) for o in searched})
+                own, names = nested_options(self.unlearner), {o.name for o in searched}
+                study.enqueue_trial({o.name: value for o, value in own if o.name in names and value is not None})
             left = range(max(0, self.trials - len(done)))
             for _ in progress_of(progress)(left, f"tuning {self.unlearner.name}", len(left)):
                 study.optimize(attempt, n_trials=1)
@@ -124,13 +126,16 @@ class TrialTuner:
         )
         chosen, report = found.best, None
         if chosen is not None:
-            method: Unlearner = attrs.evolve(self.unlearner, **chosen.options)  # type: ignore[misc]
-            report = method.unlearn(model, inputs)
+            report = with_options(self.unlearner, chosen.options).unlearn(model, inputs)
         return attrs.evolve(found, chosen=chosen, report=report, seconds=time.perf_counter() - start)
 
     def searched(self) -> list[Option]:
         """List the options to search; a `ConfigurationError` where there are none."""
-        found = [o for o in options_of(self.unlearner) if o.search is not None and o.name not in self.fixed]
+        found = [
+            known
+            for known, _ in nested_options(self.unlearner)
+            if known.search is not None and not self.fixed & {known.name, known.replaces}
+        ]
         if not found:
             raise ConfigurationError(
                 f"{self.unlearner.name!r}: expected an option to search, saw none that is not fixed: authors declare "

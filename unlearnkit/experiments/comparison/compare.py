@@ -17,7 +17,7 @@ from unlearnkit.experiments.comparison.trial import Trial, TrialResult, keyed, r
 from unlearnkit.experiments.comparison.worker import Event, Unit, Watch, Worker, ignore, run_in_processes
 from unlearnkit.experiments.config import Config
 from unlearnkit.experiments.experiment import Experiment
-from unlearnkit.experiments.run import exclusive
+from unlearnkit.experiments.job import exclusive
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.utils import display
 from unlearnkit.utils.errors import ConfigurationError, StoreError, UnlearnKitError

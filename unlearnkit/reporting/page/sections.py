@@ -123,7 +123,7 @@ def search(record: RunRecord) -> Section:
     frontier = {id(c) for c in tuning.frontier}
     rows = tuple(
         (
-            ", ".join(f"{name} = {number(value)}" for name, value in c.options.items()),
+            ", ".join(f"{name} = {v if isinstance(v, int | str) else number(v)}" for name, v in c.options.items()),
             percent(c.selected),
             "–" if c.setting is None else "again" if c.setting.reestimate else "kept",
             number(c.retain),
@@ -276,7 +276,16 @@ def times(record: RunRecord) -> Section:
 def provenance(record: RunRecord) -> Section:
     """Options, importances, versions and digests."""
     report, manifest = record.report, record.manifest
-    options = tuple((name, str(value)) for name, value in report.options.items())
+    options = () if report.steps else tuple((name, str(value)) for name, value in report.options.items())
+    steps = tuple(
+        (
+            step.method,
+            ", ".join(f"{name} = {value}" for name, value in step.options.items()),
+            f"{100 * step.fraction:.3g} %",
+            number(step.seconds.get("edit")),
+        )
+        for step in report.steps
+    )
     facts = {
         "method": report.method,
         "from": report.provider or "no plugin: an object in Python",
@@ -296,7 +305,7 @@ def provenance(record: RunRecord) -> Section:
             f"{e.samples:,}",
             e.batches,
             ", ".join(filter(None, (e.fingerprint.estimator, e.fingerprint.objective, e.fingerprint.options))),
-            "exact" if e.error == 0 else error_text(e.error),
+            ", ".join(filter(None, (e.fingerprint.sample, error_text(e.error) if e.error != 0 else ""))) or "exact",
         )
         for e in report.evidence
     )
@@ -306,6 +315,9 @@ def provenance(record: RunRecord) -> Section:
         tables.insert(0, Table(caption="Importances that were used", header=header, rows=evidence))
     if options:
         tables.insert(0, Table(caption=f"Options of {report.method}", header=("option", "value"), rows=options))
+    if steps:
+        columns = ("method", "options", "weights changed", "seconds")
+        tables.insert(0, Table(caption=f"Steps of {report.method}, in order", header=columns, rows=steps))
     config: Mapping[str, Any] = manifest.get("config", {})
     folded = (("The configuration", json.dumps(config, indent=2, ensure_ascii=False)),) if config else ()
     return Section(words=report.uncertainty(), tables=tuple(tables), folded=folded)
