@@ -1,10 +1,10 @@
-"""Models: parameters by name, objectives, snapshots and undo, checkpoints, training, two small classifiers."""
+"""Models: parameters by name, objectives, snapshots and undo, checkpoints, training, three small classifiers."""
 
 from unlearnkit.models.checkpoint import load_checkpoint, model_state, save_checkpoint
 from unlearnkit.models.objective import Autocast, CausalLanguageModel, CrossEntropy, Objective
 from unlearnkit.models.parameters import device_of, digest, trainable
 from unlearnkit.models.training import EpochRecord, Loss, OptimizerConfig, Training, train
-from unlearnkit.models.zoo import SmallCNN, resnet18_classifier, small_cnn
+from unlearnkit.models.zoo import SmallCNN, SmallResNet, resnet18_classifier, small_cnn, small_resnet
 
 __all__ = [
     "Autocast",
@@ -15,6 +15,7 @@ __all__ = [
     "Objective",
     "OptimizerConfig",
     "SmallCNN",
+    "SmallResNet",
     "Training",
     "device_of",
     "digest",
@@ -23,6 +24,7 @@ __all__ = [
     "resnet18_classifier",
     "save_checkpoint",
     "small_cnn",
+    "small_resnet",
     "train",
     "trainable",
 ]

@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, final
 
 import attrs
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 
 from unlearnkit.data.batches import feed
@@ -22,6 +24,8 @@ from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, UnlearnK
 from unlearnkit.utils.options import option
 from unlearnkit.utils.progress import Progress, length, silent
 from unlearnkit.utils.rng import private_rng
+
+SCHEDULES = ("constant", "one-cycle")
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """``loss(model, batch)``: the scalar tensor that a step minimises; the batch is on the model's device."""
@@ -36,6 +40,7 @@ class OptimizerConfig:
     learning_rate: float = option(1e-3, symbol="η", above=0.0, doc="step size")
     momentum: float = option(0.9, at_least=0.0, at_most=1.0, doc="of sgd; the others have moments of their own")
     weight_decay: float = option(0.0, at_least=0.0, doc="L2 penalty; decoupled for adamw")
+    schedule: str = option("constant", choices=SCHEDULES, doc="one-cycle: η rises in 30 % of the steps, then falls")
 
     def optimizer_for(self, model: nn.Module) -> Optimizer:
         """Make an optimiser of the model's trainable parameters."""
@@ -43,6 +48,20 @@ class OptimizerConfig:
         if self.optimizer == "sgd":
             return SGD(weights, lr=rate, momentum=self.momentum, weight_decay=decay)
         return (AdamW if self.optimizer == "adamw" else Adam)(weights, lr=rate, weight_decay=decay)
+
+    def scheduler_for(self, optimizer: Optimizer, steps: int | None) -> LambdaLR | None:
+        """Make the schedule of a training of so many steps; None where η is constant."""
+        if self.schedule == "constant":
+            return None
+        if steps is None:
+            raise ConfigurationError("schedule 'one-cycle': expected batches whose number is known, saw an iterator")
+        return LambdaLR(optimizer, partial(one_cycle, steps=steps))
+
+
+def one_cycle(step: int, steps: int) -> float:
+    """Return the share of the largest learning rate at a step: 1/25 … 1 in the first 30 % of them, then … 0."""
+    top = max(1.0, 0.3 * steps)
+    return 0.04 + 0.96 * step / top if step < top else max(0.0, (steps - step) / max(1.0, steps - top))
 
 
 @contextmanager
@@ -183,6 +202,7 @@ class Training:
     batch_size: int = option(64, doc="samples per step, when given a data set", at_least=1)
     seed: int = option(0, doc="of the order of the data and of dropout", at_least=0)
     weight_decay: float = option(0.0, doc="L2 penalty of Adam", at_least=0.0)
+    schedule: str = option("constant", choices=SCHEDULES, doc="one-cycle: η rises in 30 % of the steps, then falls")
 
 
 @final
@@ -229,7 +249,8 @@ def train(
         (30, 1.0)
     """
     options, criterion = training or Training(), check_objective(CrossEntropy() if objective is None else objective)
-    config = OptimizerConfig(learning_rate=options.learning_rate, weight_decay=options.weight_decay)
+    shared = {name: getattr(options, name) for name in ("learning_rate", "weight_decay", "schedule")}
+    config = OptimizerConfig(**shared)
     adam, scores, history = config.optimizer_for(model), list[BatchScores](), list[EpochRecord]()
     batches: Any = data
     if isinstance(data, Dataset):
@@ -243,11 +264,14 @@ def train(
 
     with training_mode(model, adam, seed=options.seed) as usable:
         batches = usable(batches)
+        size = length(batches)
+        schedule = config.scheduler_for(adam, None if size is None else size * options.epochs)
+        after_step = None if schedule is None else partial(LambdaLR.step, schedule)
         for epoch in range(1, options.epochs + 1):
             start = time.perf_counter()
             scores.clear()
             shown = progress(batches, f"epoch {epoch} of {options.epochs}", length(batches))
-            run_epoch(model, shown, loss, adam, name=f"epoch {epoch}")
+            run_epoch(model, shown, loss, adam, name=f"epoch {epoch}", after_step=after_step)
             summed, seconds = total(scores), time.perf_counter() - start
             history.append(EpochRecord(loss=summed.loss, accuracy=summed.accuracy, seconds=seconds))
             if on_epoch is not None:
