@@ -7,7 +7,7 @@ import typer
 from unlearnkit import __version__
 from unlearnkit.cli.console import line
 from unlearnkit.cli.deletion import forget, ledger, purge, rollback, verify_receipts
-from unlearnkit.cli.experiments import compare, demo, report, run, train, tune
+from unlearnkit.cli.experiments import compare, demo, recommend, report, run, train, tune
 from unlearnkit.cli.options import with_traceback
 from unlearnkit.cli.patch import app as patch
 from unlearnkit.cli.plugins import methods, new_plugin, plugins
@@ -20,7 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-experiments = (run, tune, compare, report, train, demo)
+experiments = (run, tune, recommend, compare, report, train, demo)
 for command in (*experiments, ledger, forget, verify_receipts, rollback, purge, methods, plugins, new_plugin):
     app.command()(with_traceback(command))
 app.add_typer(patch)

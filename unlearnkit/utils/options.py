@@ -35,6 +35,7 @@ class Option:
         kind: ``float``, ``int``, ``bool`` or ``str``; ``object`` for a plain ``attrs.field``.
         bounds: Sign and number of each bound, as ``((">", 0.0),)``.
         search: Smallest and largest value that a search tries; None where the option is not searched.
+        signal: Name of what is measured to set it; "" where it is not measured.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Option:
     bounds: tuple[tuple[str, float], ...] = ()
     choices: tuple[str, ...] = ()
     search: tuple[float, float] | None = None
+    signal: str = ""
 
 
 def option(
@@ -62,6 +64,7 @@ def option(
     choices: Sequence[str] = (),
     meaning: bool = True,
     search: tuple[float, float] | None = None,
+    signal: str = "",
 ) -> Any:
     """Declare an option of a frozen attrs class, with a check that names the field, the bound and the value seen.
 
@@ -70,7 +73,9 @@ def option(
     inclusive bounds, ``above`` is an exclusive one; ``choices`` are the only strings allowed. ``doc`` is one line for
     ``unlearnkit methods``, ``symbol`` the letter in the equation, as ``"α"``, ``source`` the paper and its equation.
     ``meaning`` is False for an option that changes speed or memory only. ``search`` is the range in which
-    ``unlearnkit tune`` looks for a value, by its logarithm where it spans a factor of 10 or more.
+    ``unlearnkit tune`` looks for a value, by its logarithm where it spans a factor of 10 or more. ``signal`` names
+    what ``unlearnkit recommend`` measures to set it: ``"forget-loss"``, the mean loss on the forget set, in nats, of a
+    model that never saw it.
 
     Example:
         >>> @attrs.frozen(kw_only=True)
@@ -92,6 +97,7 @@ def option(
         "bounds": tuple((sign, bound) for sign, bound in bounds.items() if bound is not None),
         "choices": tuple(choices),
         "search": search,
+        "signal": signal,
     }
     check = attrs.Converter(_checked, takes_self=True, takes_field=True)  # runs before any validator of the author's
     return attrs.field(default=default, converter=check, metadata={_OPTION: described})

@@ -27,8 +27,9 @@ class Candidate:
     """An edit and its scores on the validation data; ``problem`` says why it failed, ``setting`` is None if it trained.
 
     ``damage`` is the loss of retain accuracy against the original, and ``distance`` is |forget − target|. ``score`` is
-    Tug-of-War against the target and the original; ``margin`` is the same with mean probabilities of the label, and
-    ranks edits that predict the same.
+    Tug-of-War against the target and the original, times 1 − ``gap`` where a search has a further aim; ``margin`` is
+    the same with mean probabilities of the label, and ranks edits that predict the same. ``steps`` counts the batches
+    that the edit went through, where the search counts them.
     """
 
     setting: Setting | None = None
@@ -41,9 +42,11 @@ class Candidate:
     forget_probability: float = 0.0
     distance: float = 1.0
     damage: float = 1.0
+    gap: float = 0.0
     score: float = 0.0
     margin: float = 0.0
     feasible: bool = False
+    steps: int = 0
     problem: str = ""
 
     @property
@@ -70,6 +73,7 @@ class Tuning:
     budget: float
     original_retain: float
     original_forget: float
+    original_gap: float = 0.0
     tolerance: float = 0.1
     candidates: tuple[Candidate, ...] = ()
     chosen: Candidate | None = None
@@ -106,7 +110,7 @@ class Tuning:
 
     def better_than_nothing(self, candidate: Candidate) -> bool:
         """Whether a candidate is nearer to the aim than the original, by more than the accuracy that it loses."""
-        return candidate.score > 1 - abs(self.original_forget - self.target)
+        return candidate.score > (1 - abs(self.original_forget - self.target)) * (1 - self.original_gap)
 
     def sentence(self) -> str:
         """Describe the result in one or two sentences."""
