@@ -47,7 +47,7 @@ LABEL = "recommended"
 _AUDIT = ("head-swap", "recovery", "layer-probe")
 _MOST = 5000  # samples that a head is fitted to
 _PROXY = 6  # the proxy is trained for so many times fewer epochs than the original
-_LEAST_EPOCHS = 0.2  # of those of the training; fewer were too few in the study of forgetting.md
+_LEAST_EPOCHS = 0.2  # of those of the training; docs/how-to/which-method.md
 _LEAST_RATE = 0.3  # of the learning rate of the training
 _IMPORTANCES = frozenset({Need.FORGET_IMPORTANCE, Need.REFERENCE_IMPORTANCE})
 
@@ -104,6 +104,7 @@ def recommend(
             record = job.evaluated(job.record(LABEL, chosen.report, **fields), chosen.model, job.evaluate(job.original))
             record = job.with_plot_data(record, chosen.model)
         job.write(folder, chosen.model if chosen.report is not None else None, record)
+        job.forget_checkpoints()
     return Recommended(recommendation=recommendation, record=record, folder=folder)
 
 
