@@ -178,9 +178,10 @@ class Study:
         def watch(event):
             print(f"{scenario} {seed}: {event.kind} {event.name}", flush=True)
 
-        done = compare(config, plugins=manager, watch=watch)
-        for trial in done.failed:
-            print(f"failed: {trial.name}: {done.results[trial.key].error}", flush=True)
+        if config.method:
+            done = compare(config, plugins=manager, watch=watch)
+            for trial in done.failed:
+                print(f"failed: {trial.name}: {done.results[trial.key].error}", flush=True)
         if self.methods and RECOMMENDED not in self.methods:
             return
         checkpoint = Path(config.model.checkpoint)
