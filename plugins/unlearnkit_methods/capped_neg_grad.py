@@ -8,7 +8,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from unlearnkit import Need, TrainingUnlearner, Unlearner, UnlearningInputs, hookimpl, option
+from unlearnkit import Need, TrainingUnlearner, Unlearner, UnlearnerTraits, UnlearningInputs, hookimpl, option
 from unlearnkit.data import Paired
 from unlearnkit.unlearning import EpochConfig, class_logits
 
@@ -40,8 +40,13 @@ class CappedNegGrad(TrainingUnlearner):
 
     name: ClassVar[str] = "capped-neg-grad"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.FORGET_DATA, Need.RETAIN_DATA})
+    traits: ClassVar[UnlearnerTraits] = attrs.evolve(
+        TrainingUnlearner.traits, forgets={"full-class", "sub-class", "random", "corrupted"}
+    )
 
-    target: float | None = option(None, symbol="t", at_least=0.0, doc="loss of the forget set to reach, in nats")
+    target: float | None = option(
+        None, symbol="t", at_least=0.0, doc="loss of the forget set to reach, in nats", signal="forget-loss"
+    )
     c: float = option(0.05, symbol="c", at_least=0.0, doc="weight of what the forget loss lacks", search=(0.01, 0.2))
 
     def passes(self, model: nn.Module, inputs: UnlearningInputs) -> Iterable[EpochConfig]:  # noqa: ARG002

@@ -7,7 +7,7 @@ from typing import ClassVar, final
 import attrs
 from torch import nn
 
-from unlearnkit import Need, TrainingUnlearner, Unlearner, UnlearningInputs, hookimpl, option
+from unlearnkit import Need, TrainingUnlearner, Unlearner, UnlearnerTraits, UnlearningInputs, hookimpl, option
 from unlearnkit.unlearning import EpochConfig, fresh_model
 
 _SEQUENCE = (nn.Sequential, nn.ModuleList)
@@ -39,6 +39,9 @@ class ResetLast(TrainingUnlearner):
 
     name: ClassVar[str] = "reset-last"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.RETAIN_DATA, Need.MODEL_FACTORY})
+    traits: ClassVar[UnlearnerTraits] = attrs.evolve(
+        TrainingUnlearner.traits, forgets={"full-class", "sub-class", "random", "corrupted"}
+    )
 
     blocks: int = option(2, symbol="k", at_least=1, doc="how many blocks, counted from the last", search=(1, 3))
     train: str = option("all", choices=("all", "last"), doc="which weights are trained")

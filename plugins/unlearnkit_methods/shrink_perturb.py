@@ -7,7 +7,7 @@ import attrs
 import torch
 from torch import nn
 
-from unlearnkit import Need, TrainingUnlearner, Unlearner, UnlearningInputs, hookimpl, option
+from unlearnkit import Need, TrainingUnlearner, Unlearner, UnlearnerTraits, UnlearningInputs, hookimpl, option
 from unlearnkit.models import trainable
 from unlearnkit.unlearning import EpochConfig, fresh_model
 
@@ -33,6 +33,9 @@ class ShrinkPerturb(TrainingUnlearner):
 
     name: ClassVar[str] = "shrink-perturb"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.RETAIN_DATA, Need.MODEL_FACTORY})
+    traits: ClassVar[UnlearnerTraits] = attrs.evolve(
+        TrainingUnlearner.traits, forgets={"full-class", "sub-class", "random", "corrupted"}
+    )
 
     shrink: float = option(
         0.4, symbol="s", at_least=0.0, at_most=1.0, doc="share of the old weights that is kept", search=(0.3, 0.8)

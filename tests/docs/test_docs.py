@@ -60,6 +60,7 @@ SECTIONS = {
     "[[method]]": configuration.MethodConfig,
     "[evaluation]": configuration.EvaluationConfig,
     "[tuning]": configuration.TuningConfig,
+    "[recommend]": configuration.RecommendConfig,
     "[comparison]": configuration.ComparisonConfig,
     "[training]": Training,
     "[deletion]": configuration.DeletionConfig,

@@ -315,3 +315,13 @@ def test_steps_descend_where_torch_gradients_are_wrong():
         train(model, permuted.data(1), training=Training(epochs=1))
     torch.testing.assert_close(one.two.weight, other.two.weight)
     torch.testing.assert_close(one.norm.weight, other.norm.weight)
+
+
+def test_one_cycle_ends_with_tiny_steps():
+    data = TensorDataset(torch.eye(4), torch.tensor([0, 0, 1, 1]))
+    model, weights = nn.Linear(4, 2), []
+    options = Training(epochs=40, learning_rate=0.1, batch_size=4, schedule="one-cycle")
+    train(model, data, training=options, on_epoch=lambda *_: weights.append(model.weight.detach().clone()))
+    moves = [float((b - a).norm()) for a, b in itertools.pairwise(weights)]
+    assert moves[-1] < 0.2 * max(moves)
+    assert moves[0] < 0.5 * max(moves)

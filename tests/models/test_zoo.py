@@ -1,4 +1,4 @@
-"""The notebook's ResNet18 and the small net of the demonstration."""
+"""The notebook's ResNet18, the small residual network and the small net of the demonstration."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18
 
-from unlearnkit.models.zoo import resnet18_classifier, small_cnn
+from unlearnkit.models.zoo import RandomShiftAndFlip, resnet18_classifier, small_cnn, small_resnet
 from unlearnkit.utils.errors import ConfigurationError
 
 
@@ -43,6 +43,31 @@ def test_resnet_is_torchvisions_with_dropout_and_a_linear_head():
     torch.testing.assert_close(logits.double(), expected.detach(), rtol=1e-5, atol=1e-5)
 
 
+def test_the_small_residual_network_changes_images_in_training_only():
+    model, x = small_resnet(num_classes=4, width=4, seed=0), torch.randn(6, 3, 32, 32)
+    assert model(x).shape == (6, 4)
+    model.eval()
+    assert torch.equal(model.augment(x), x)
+    assert not isinstance(small_resnet(width=4, augment=False).augment, RandomShiftAndFlip)
+
+
+def test_images_are_shifted_and_flipped_as_a_loop_does():
+    x = torch.randn(40, 2, 5, 6)
+    torch.manual_seed(3)
+    seen = RandomShiftAndFlip(2).train()(x)
+    torch.manual_seed(3)
+    shifts, flips = torch.randint(5, (2, 40, 1)), torch.rand(40, 1) < 0.5
+    assert 5 < int(flips.sum()) < 35
+    for one, image, down, right, flip in zip(seen, x, *shifts.flatten(1).tolist(), flips, strict=True):
+        expected = torch.zeros_like(image)
+        for row in range(5):
+            for column in range(6):
+                i, j = row + down - 2, column + right - 2
+                if 0 <= i < 5 and 0 <= j < 6:
+                    expected[:, row, 5 - column if flip else column] = image[:, i, j]
+        assert torch.equal(one, expected)
+
+
 def test_dropout_acts_in_training_only():
     model = resnet18_classifier(num_classes=3, dropout=0.9, seed=0).train()
     features = torch.ones(64, 512)
@@ -52,7 +77,7 @@ def test_dropout_acts_in_training_only():
         assert torch.equal(model.head(features)[0], model.head(features)[1])
 
 
-@pytest.mark.parametrize("make", [small_cnn, lambda **more: resnet18_classifier(num_classes=3, **more)])
+@pytest.mark.parametrize("make", [small_cnn, small_resnet, lambda **more: resnet18_classifier(num_classes=3, **more)])
 def test_a_seed_repeats_the_weights_and_leaves_the_global_state_alone(make):
     before = torch.get_rng_state()
     first, second, other = make(seed=1), make(seed=1), make(seed=2)

@@ -400,3 +400,31 @@ def test_a_full_set_that_is_smaller_than_the_forget_set_is_refused():
         ConfigurationError, match=r'forget set of 16 samples, saw 8 samples: .* reference_role="retain"'
     ):
         run(nn.Linear(2, 2), forget=[(x[:16], y[:16])], reference=[(x[16:], y[16:])])
+
+
+def test_one_cycle_follows_its_formula_and_needs_the_number_of_steps():
+    rates, optimizer = [], OptimizerConfig(optimizer="sgd", learning_rate=0.5, momentum=0.0, schedule="one-cycle")
+
+    def loss(model, batch):
+        rates.append(next(iter(held)).param_groups[0]["lr"])
+        return cross_entropy(model, batch)
+
+    held = []
+
+    @attrs.frozen(kw_only=True)
+    class Watched:
+        schedule = "one-cycle"
+
+        def optimizer_for(self, model):
+            held.append(optimizer.optimizer_for(model))
+            return held[0]
+
+        def scheduler_for(self, made, steps):
+            return optimizer.scheduler_for(made, steps)
+
+    passes = (one for one in EpochConfig.epochs(batches(5), loss, count=4))  # 20 steps, 6 of them rising
+    fine_tune(net(), passes, optimizer=Watched(), inputs=UnlearningInputs())
+    rising = [0.5 * (0.04 + 0.96 * step / 6) for step in range(6)]
+    assert rates == pytest.approx([*rising, *(0.5 * (20 - step) / 14 for step in range(6, 20))])
+    with pytest.raises(ConfigurationError, match="batches whose number is known"):
+        tune(net(), iter(batches()), optimizer=optimizer)

@@ -7,7 +7,7 @@ import typer
 from unlearnkit import __version__
 from unlearnkit.cli.console import line
 from unlearnkit.cli.deletion import forget, ledger, purge, rollback, verify_receipts
-from unlearnkit.cli.experiments import compare, demo, report, run, train, tune
+from unlearnkit.cli.experiments import compare, demo, recommend, report, run, train, tune
 from unlearnkit.cli.init import check, init
 from unlearnkit.cli.options import with_shared_options
 from unlearnkit.cli.patch import app as patch
@@ -21,7 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-experiments = (init, check, train, run, tune, compare, report, demo)
+experiments = (init, check, train, run, tune, recommend, compare, report, demo)
 for command in (*experiments, ledger, forget, verify_receipts, rollback, purge, methods, plugins, new_plugin):
     app.command()(with_shared_options(command))
 app.add_typer(patch)

@@ -1,4 +1,4 @@
-"""``unlearnkit train``, ``run``, ``tune``, ``compare``, ``report`` and ``demo``: experiments and their results."""
+"""``unlearnkit train``, ``run``, ``tune``, ``recommend``, ``compare``, ``report``, ``demo``: experiments, results."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,6 +92,31 @@ def tune(
     for path in sorted(Path(tuned.folder).iterdir()):
         line(str(path), soft_wrap=True)
     if tuned.record.nothing_edited:
+        raise typer.Exit(NOTHING_EDITED)
+
+
+def recommend(
+    config: ConfigPath,
+    settings: Settings = None,
+    overwrite: Overwrite = False,
+    again: Again = False,
+    quiet: Quiet = False,
+) -> None:
+    """Try the methods that can forget, tuned within a cost and judged without retrained models; write the best."""
+    from unlearnkit.experiments import recommend as recommend_edit
+    from unlearnkit.reporting import recommendation_table, run_table
+
+    one_process("recommend")
+    with bars(quiet=quiet) as progress:
+        found = recommend_edit(load(config, settings), overwrite=overwrite, again=again, progress=progress)
+    print_table(recommendation_table(found.recommendation))
+    line(found.recommendation.sentence())
+    if found.recommendation.best is not None:
+        print_table(run_table([found.record]))
+        line(found.record.judgement().sentence)
+    for path in sorted(Path(found.folder).iterdir()):
+        line(str(path), soft_wrap=True)
+    if found.recommendation.best is None:
         raise typer.Exit(NOTHING_EDITED)
 
 

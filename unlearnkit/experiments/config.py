@@ -15,7 +15,17 @@ from unlearnkit.utils.files import read_text
 from unlearnkit.utils.options import by_label, option
 from unlearnkit.utils.structuring import structure
 
-_TAKEN = {"ledger", "passes", "trials", "trials.csv", "summary.csv", "summary.md", "summary.html", "comparison.json"}
+_TAKEN = {
+    "ledger",
+    "passes",
+    "recommended",
+    "trials",
+    "trials.csv",
+    "summary.csv",
+    "summary.md",
+    "summary.html",
+    "comparison.json",
+}
 """What commands write to the folder of results, besides one folder for each label."""
 
 
@@ -170,6 +180,16 @@ class TuningConfig:
 
 @final
 @attrs.frozen(kw_only=True)
+class RecommendConfig:
+    """What ``unlearnkit recommend`` tries."""
+
+    cost: float = option(0.5, above=0, at_most=1, doc="of retraining, in epochs: the largest of an edit")
+    trials: int = option(6, at_least=1, doc="edits to try with each method")
+    methods: tuple[str, ...] = ()
+
+
+@final
+@attrs.frozen(kw_only=True)
 class DeletionConfig:
     """How deletion requests are processed; see `unlearnkit.deletion`."""
 
@@ -210,6 +230,7 @@ class Config:
     method: tuple[MethodConfig, ...] = ()
     evaluation: EvaluationConfig = attrs.field(factory=EvaluationConfig)
     tuning: TuningConfig = attrs.field(factory=TuningConfig)
+    recommend: RecommendConfig = attrs.field(factory=RecommendConfig)
     comparison: ComparisonConfig = attrs.field(factory=ComparisonConfig)
     training: Training = attrs.field(factory=Training)
     deletion: DeletionConfig = attrs.field(factory=DeletionConfig)

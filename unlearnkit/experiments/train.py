@@ -146,6 +146,14 @@ def retrained_models(
     return tuple(found[seed] for seed in seeds)
 
 
+def retrained_for(experiment: Experiment, epochs: int, *, progress: Progress = silent) -> nn.Module:
+    """Return the model of a configuration trained without its forget set for other than its epochs; cached."""
+    config, data = experiment.config, experiment.splits()["retain-train"]
+    shorter = attrs.evolve(config, training=attrs.evolve(config.training, epochs=epochs))
+    experiment, forget = attrs.evolve(experiment, config=shorter), experiment.forgotten.digest()
+    return _cached(experiment, config.training.seed, data, forget=forget, progress=progress)
+
+
 def cached_original(experiment: Experiment, *, progress: Progress = silent) -> nn.Module:
     """Return the original model of a configuration; cached, as a retrained model whose forget set is empty."""
     seed = experiment.config.training.seed

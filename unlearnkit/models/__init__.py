@@ -1,4 +1,4 @@
-"""Models: parameters by name, objectives, snapshots and undo, checkpoints, training, two small classifiers."""
+"""Models: parameters by name, objectives, snapshots and undo, checkpoints, training, three small classifiers."""
 
 from unlearnkit.models.checkpoint import load_checkpoint, model_state, save_checkpoint
 from unlearnkit.models.objective import (
@@ -11,7 +11,7 @@ from unlearnkit.models.objective import (
 )
 from unlearnkit.models.parameters import device_of, digest, trainable
 from unlearnkit.models.training import EpochRecord, Loss, OptimizerConfig, Training, train
-from unlearnkit.models.zoo import SmallCNN, resnet18_classifier, small_cnn
+from unlearnkit.models.zoo import SmallCNN, SmallResNet, resnet18_classifier, small_cnn, small_resnet
 
 __all__ = [
     "Autocast",
@@ -23,6 +23,7 @@ __all__ = [
     "Objective",
     "OptimizerConfig",
     "SmallCNN",
+    "SmallResNet",
     "SquaredError",
     "Training",
     "device_of",
@@ -32,6 +33,7 @@ __all__ = [
     "resnet18_classifier",
     "save_checkpoint",
     "small_cnn",
+    "small_resnet",
     "train",
     "trainable",
 ]

@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from typing import Any, final
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 
 from unlearnkit.data.batches import feed
@@ -26,6 +28,7 @@ from unlearnkit.utils.progress import Progress, length, progress_of
 from unlearnkit.utils.rng import private_rng
 
 _LOG = logging.getLogger(__name__)
+SCHEDULES = ("constant", "one-cycle")
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """``loss(model, batch)``: the scalar tensor that a step minimises; the batch is on the model's device."""
@@ -40,6 +43,7 @@ class OptimizerConfig:
     learning_rate: float = option(1e-3, symbol="η", above=0.0, doc="step size")
     momentum: float = option(0.9, at_least=0.0, at_most=1.0, doc="of sgd; the others have moments of their own")
     weight_decay: float = option(0.0, at_least=0.0, doc="L2 penalty; decoupled for adamw")
+    schedule: str = option("constant", choices=SCHEDULES, doc="one-cycle: η rises in 30 % of the steps, then falls")
 
     def optimizer_for(self, model: nn.Module) -> Optimizer:
         """Make an optimiser of the model's trainable parameters."""
@@ -47,6 +51,20 @@ class OptimizerConfig:
         if self.optimizer == "sgd":
             return SGD(weights, lr=rate, momentum=self.momentum, weight_decay=decay)
         return (AdamW if self.optimizer == "adamw" else Adam)(weights, lr=rate, weight_decay=decay)
+
+    def scheduler_for(self, optimizer: Optimizer, steps: int | None) -> LambdaLR | None:
+        """Make the schedule of a training of so many steps; None where η is constant."""
+        if self.schedule == "constant":
+            return None
+        if steps is None:
+            raise ConfigurationError("schedule 'one-cycle': expected batches whose number is known, saw an iterator")
+        return LambdaLR(optimizer, partial(one_cycle, steps=steps))
+
+
+def one_cycle(step: int, steps: int) -> float:
+    """Return the share of the largest learning rate at a step: 1/25 … 1 in the first 30 % of them, then … 0."""
+    top = max(1.0, 0.3 * steps)
+    return 0.04 + 0.96 * step / top if step < top else max(0.0, (steps - step) / max(1.0, steps - top))
 
 
 @contextmanager
@@ -187,6 +205,7 @@ class Training:
     batch_size: int = option(64, doc="samples per step, when given a data set", at_least=1)
     seed: int = option(0, doc="of the order of the data and of dropout", at_least=0)
     weight_decay: float = option(0.0, doc="L2 penalty of Adam", at_least=0.0)
+    schedule: str = option("constant", choices=SCHEDULES, doc="one-cycle: η rises in 30 % of the steps, then falls")
 
 
 @final
@@ -253,7 +272,8 @@ def train(
         (30, 1.0)
     """
     options, criterion = training or Training(), check_objective(CrossEntropy() if objective is None else objective)
-    config = OptimizerConfig(learning_rate=options.learning_rate, weight_decay=options.weight_decay)
+    shared = {name: getattr(options, name) for name in ("learning_rate", "weight_decay", "schedule")}
+    config = OptimizerConfig(**shared)
     adam, scores, history = config.optimizer_for(model), list[BatchScores](), list[EpochRecord]()
     batches: Any = data
     if isinstance(data, Dataset):
@@ -267,10 +287,13 @@ def train(
 
     with training_mode(model, adam, seed=options.seed) as usable:
         batches = usable(batches)
+        size = length(batches)
+        schedule = config.scheduler_for(adam, None if size is None else size * options.epochs)
+        after_step = None if schedule is None else partial(LambdaLR.step, schedule)
         for epoch, shown in enumerate(_one_bar(batches, options.epochs, progress_of(progress)), start=1):
             start = time.perf_counter()
             scores.clear()
-            run_epoch(model, shown, loss, adam, name=f"epoch {epoch}")
+            run_epoch(model, shown, loss, adam, name=f"epoch {epoch}", after_step=after_step)
             summed, seconds = total(scores), time.perf_counter() - start
             history.append(EpochRecord(loss=summed.loss, accuracy=summed.accuracy, seconds=seconds))
             _LOG.info("epoch %d of %d: %r", epoch, options.epochs, history[-1])

@@ -10,6 +10,7 @@ import attrs
 
 from unlearnkit.evaluation import FeatureMeasure
 from unlearnkit.evaluation.plot_data import PlotData
+from unlearnkit.reporting.recommendation import Recommendation
 from unlearnkit.reporting.verdict import Judgement, Scores, findings, judge
 from unlearnkit.unlearning.report import Report, TensorChange
 from unlearnkit.utils import display
@@ -47,6 +48,7 @@ class RunRecord:
     memory: PeakMemory | None = None
     manifest: Mapping[str, Any] = attrs.field(factory=dict)
     tuning: Mapping[str, Any] | None = None
+    recommendation: Recommendation | None = None
     retrained: tuple[Scores, ...] = ()
     views: PlotData | None = None
 

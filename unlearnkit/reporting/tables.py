@@ -11,6 +11,7 @@ from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.evaluation.tuning.result import shown_options
 from unlearnkit.plugins.entry_points import Discovered, Problem
 from unlearnkit.plugins.manager import Provided
+from unlearnkit.reporting.recommendation import Recommendation
 from unlearnkit.reporting.record import RunRecord
 from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
 from unlearnkit.unlearning.report import Report
@@ -149,6 +150,17 @@ def tuning_table(tuning: Tuning) -> Table:
         norm = "–" if c.setting is None else "again" if c.setting.reestimate else "kept"
         mark = "chosen" if c is tuning.chosen else "" if c.feasible else "over budget"
         table.add_row(options, percent(c.selected), norm, f"{c.retain:.3f}", f"{c.forget:.3f}", mark)
+    return table
+
+
+def recommendation_table(found: Recommendation) -> Table:
+    """One row per method that was tried: its best edit."""
+    aims = ", ".join(f"{name} {value:.3f}" for name, value in found.target.items())
+    names = [name for name in found.attempts[0].values if name != "options"]
+    table = compact(f"aims: {aims}", *names, "")
+    for place, attempt in enumerate(found.attempts):
+        mark = "chosen" if place == found.chosen else attempt.problem
+        table.add_row(*(attempt.values[name] for name in names), mark)
     return table
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unlearnkit.data.loaders import reshuffled
 from unlearnkit.models.objective import CrossEntropy
 from unlearnkit.models.parameters import trainable
-from unlearnkit.models.training import Loss, OptimizerConfig, freeze_batch_norm, run_epoch, training_mode
+from unlearnkit.models.training import SCHEDULES, Loss, OptimizerConfig, freeze_batch_norm, run_epoch, training_mode
 from unlearnkit.unlearning.distillation import copy_state
 from unlearnkit.unlearning.unlearner import Unlearner, UnlearnerTraits, UnlearningInputs
 from unlearnkit.utils.errors import ConfigurationError, nearest, raise_all
@@ -67,7 +67,13 @@ def fine_tune(
     steps, masked, means = optimizer.optimizer_for(model), _masked_weights(model, masks or {}), []
     labels = inputs.objective.labels if isinstance(inputs.objective, CrossEntropy) else None
 
-    def restore_masked() -> None:
+    if optimizer.schedule != "constant":
+        passes = list(passes)
+    schedule = optimizer.scheduler_for(steps, _steps(passes) if isinstance(passes, list) else None)
+
+    def after_step() -> None:
+        if schedule is not None:
+            schedule.step()
         with torch.no_grad():
             for p, free, before in masked:
                 p.copy_(torch.where(free, p, before))
@@ -78,10 +84,15 @@ def fine_tune(
             given = () if one.batches is None else one.batches
             batches = usable(reshuffled(given, seed=inputs.seed + number, labels=labels))
             shown = inputs.progress(batches, one.name, length(batches))
-            means.append(run_epoch(model, shown, one.loss, steps, name=one.name, after_step=restore_masked))
+            means.append(run_epoch(model, shown, one.loss, steps, name=one.name, after_step=after_step))
             if inputs.after_pass is not None:
                 inputs.after_pass(model, number + 1)
     return tuple(means)
+
+
+def _steps(passes: Iterable[EpochConfig]) -> int | None:
+    sizes = [length(one.batches or ()) for one in passes]
+    return None if None in sizes else sum(size or 0 for size in sizes)
 
 
 def _masked_weights(model: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
@@ -131,6 +142,7 @@ class TrainingUnlearner(Unlearner):
     learning_rate: float = option(3e-3, symbol="η", above=0.0, doc="step size", search=(1e-4, 3e-2))
     momentum: float = option(0.9, at_least=0.0, at_most=1.0, doc="of sgd")
     weight_decay: float = option(0.0, at_least=0.0, doc="L2 penalty; decoupled for adamw")
+    schedule: str = option("constant", choices=SCHEDULES, doc="one-cycle: η rises in 30 % of the steps, then falls")
     mode: str = option("train", choices=("train", "eval"), doc="eval: no dropout, BatchNorm left as it is")
 
     @abc.abstractmethod

@@ -190,6 +190,8 @@ class UnlearnerTraits:
     All after ``edits_buffers`` concern the rule of an elementwise method: θ' from θ, F_f and F_r.
 
     Attributes:
+        forgets: Scenarios (``"full-class"``, ``"sub-class"``, ``"random"``, ``"corrupted"``) in which ``unlearnkit
+            recommend`` tries it: where it changes what the features hold, not the outputs alone.
         deterministic: The same input gives the same bits on one CPU.
         sharded: `ElementwiseUnlearner.prepare`, where it is overridden, needs no importance of other processes.
         edits_buffers: Buffers, such as BatchNorm's running statistics, may change; the report names those that did.
@@ -202,6 +204,7 @@ class UnlearnerTraits:
         monotone: Names of the options that, when raised, never make any |θ'| smaller.
     """
 
+    forgets: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
     deterministic: bool = True
     sharded: bool = False
     edits_buffers: bool = False

@@ -38,6 +38,7 @@ class Option:
         bounds: Sign and number of each bound, as ``((">", 0.0),)``.
         search: Smallest and largest value that a search tries; None where the option is not searched.
         replaces: Name of the option that has no effect where this one is given.
+        signal: Name of what is measured to set it; "" where it is not measured.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Option:
     choices: tuple[str, ...] = ()
     search: tuple[float, float] | None = None
     replaces: str = ""
+    signal: str = ""
 
 
 def option(
@@ -67,6 +69,7 @@ def option(
     meaning: bool = True,
     search: tuple[float, float] | None = None,
     replaces: str = "",
+    signal: str = "",
 ) -> Any:
     """Declare an option of a frozen attrs class, with a check that names the field, the bound and the value seen.
 
@@ -76,7 +79,8 @@ def option(
     ``unlearnkit methods``, ``symbol`` the letter in the equation, as ``"α"``, ``source`` the paper and its equation.
     ``meaning`` is False for an option that changes speed or memory only. ``search`` is the range in which
     ``unlearnkit tune`` looks for a value, by its logarithm where it spans a factor of 10 or more, unless the option
-    that this one ``replaces`` is set.
+    that this one ``replaces`` is set. ``signal`` names what ``unlearnkit recommend`` measures to set it:
+    ``"forget-loss"``, the mean loss on the forget set, in nats, of a model that never saw it.
 
     Example:
         >>> @attrs.frozen(kw_only=True)
@@ -99,6 +103,7 @@ def option(
         "choices": tuple(choices),
         "search": search,
         "replaces": replaces,
+        "signal": signal,
     }
     check = attrs.Converter(_checked, takes_self=True, takes_field=True)  # runs before any validator of the author's
     return attrs.field(default=default, converter=check, metadata={_OPTION: described})

@@ -8,8 +8,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from unlearnkit import EvaluationInputs
+from unlearnkit.distributed import Shared
 from unlearnkit.evaluation import metrics
 from unlearnkit.evaluation.metric import Measurement, Metric, MetricTraits, feature_measures
 from unlearnkit.evaluation.metrics.features import layers_called, linear_cka, pooled_outputs
@@ -188,3 +190,24 @@ def test_a_bound_is_a_number_with_a_reason():
             return {"steps": Measurement(value=100.0, reason="at least")}
 
     assert Bound().examine(inputs())["steps"] == Measurement(value=100.0, reason="at least")
+
+
+def test_recovery_shuffles_samples_that_are_sorted_by_class():
+    x, y = joined("retain-train")
+    order = y.argsort(stable=True)
+    loader = DataLoader(TensorDataset(x[order], y[order]), batch_size=8)
+    splits = {**SPLITS, "retain-train": Shared(items=loader)}
+    found = metrics.Recovery(learning_rate=0.05, seed=3).evaluate(inputs(splits=splits))["original retain epoch margin"]
+
+    def after(batches):
+        student = net(1)
+        adam = torch.optim.Adam(student.parameters(), lr=0.05)
+        for u, v in batches:
+            adam.zero_grad()
+            nn.functional.cross_entropy(student(u), v).backward()
+            adam.step()
+        return margin(outputs_of(student, SPLITS["forget-train"]))
+
+    shuffled = DataLoader(loader.dataset, batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(3))
+    assert found == pytest.approx(after(shuffled), rel=1e-5)
+    assert abs(found - after(loader)) > 0.01

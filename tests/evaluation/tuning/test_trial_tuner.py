@@ -146,3 +146,43 @@ def test_every_range_of_a_shipped_method_lies_within_its_bounds():
                 assert all(low >= bound if sign in "≥>" else high <= bound for sign, bound in known.bounds)
                 ranges += 1
     assert ranges > 5
+
+
+def test_an_edit_may_go_through_so_many_batches_only(model):
+    found = searched(model, fixed=set(), most_steps=3 * len(batches(RETAIN)), trials=8)
+    for candidate in found.candidates:
+        if candidate.options["epochs"] > 3:
+            assert "at most 12 batches" in candidate.problem or "below the median" in candidate.problem
+        elif not candidate.problem:
+            assert candidate.steps == candidate.options["epochs"] * len(batches(RETAIN))
+    assert any("batches" in candidate.problem for candidate in found.candidates)
+
+
+def test_ranges_replace_those_that_are_declared(model):
+    found = searched(model, ranges={"weight": (2.0, 3.0)}, unlearner=Ascent(epochs=2, weight=2.0))
+    assert all(2 <= candidate.options["weight"] <= 3 for candidate in found.candidates)
+
+
+def test_a_further_aim_lowers_the_score(model):
+    tuner = TrialTuner(unlearner=Ascent(epochs=2), fixed={"epochs"}, trials=4, budget=0.3)
+    aims = {"validation": VALIDATION, "target": 0.5}
+    seen = []
+
+    def gap(edited):
+        seen.append(digest(edited))
+        return 0.25 if seen[-1] == seen[0] else 0.75
+
+    found = tuner.tune(model, INPUTS, gap=gap, **aims)
+    assert found.original_gap == 0.25
+    for candidate in found.candidates:
+        expected = (1 - candidate.distance) * (1 - max(candidate.damage, 0)) * (1 - candidate.gap)
+        assert candidate.score == pytest.approx(expected)
+    assert {candidate.gap for candidate in found.candidates} == {0.75}
+    assert found.chosen is None, "the original is nearer to the further aim"
+
+
+def test_a_search_that_was_stopped_tries_what_it_would_have_tried(model, tmp_path):
+    whole = searched(model, trials=6, target=1.0)
+    storage = {"storage": f"sqlite:///{tmp_path / 'trials.sqlite'}", "study": "one"}
+    searched(model, trials=2, target=1.0, **storage)
+    assert searched(model, trials=6, target=1.0, **storage).candidates == whole.candidates

@@ -115,25 +115,51 @@ class HeadSwap(Metric):
     def _accuracy(
         self, outputs: ModelOutputs, inputs: EvaluationInputs, judged: str, learnt: tuple[str, ...]
     ) -> Values:
-        def accuracy(model: nn.Module) -> float:
-            features = partial(features_of, model, objective=inputs.objective)
-            unseen, known = features(outputs.batches(judged)), [features(outputs.batches(split)) for split in learnt]
-            values, labels = (np.concatenate(parts) for parts in zip(*known, strict=True))
-            rows = some_rows(len(labels), self.most, seed=self.seed)
-            if len(np.unique(labels[rows])) < 2:
-                raise InapplicableError("the samples to learn from have one class only: there is nothing to tell apart")
-            return float(linear_probe(values[rows], labels[rows], seed=self.seed).score(*unseen))
-
-        def larger(model: nn.Module) -> float:
-            found = accuracy(model)
-            if not batch_norm_layers(model):
-                return found
-            again = copy.deepcopy(model)
-            reestimate_batch_norm(again, outputs.batches("retain-train"), objective=inputs.objective)
-            return max(found, accuracy(again))
+        def swapped(model: nn.Module) -> float:
+            return head_swap(
+                model,
+                judged=outputs.batches(judged),
+                learnt=[outputs.batches(split) for split in learnt],
+                retain=outputs.batches("retain-train"),
+                objective=inputs.objective,
+                seed=self.seed,
+                most=self.most,
+            )
 
         samples = partial(_labels, outputs, judged, inputs.objective)
-        return outputs.for_every_model(judged, larger, error=lambda p: sampling_error(p, samples()))
+        return outputs.for_every_model(judged, swapped, error=lambda p: sampling_error(p, samples()))
+
+
+def head_swap(
+    model: nn.Module,
+    *,
+    judged: Iterable[Any],
+    learnt: Iterable[Iterable[Any]],
+    retain: Iterable[Any],
+    objective: Objective | None = None,
+    seed: int = 0,
+    most: int = 5000,
+) -> float:
+    """Return the accuracy of a model's features under a freshly fitted head; `HeadSwap` says how.
+
+    The head is fitted to the batches of each of ``learnt``; BatchNorm is estimated again on ``retain``.
+    """
+
+    def accuracy(model: nn.Module) -> float:
+        features = partial(features_of, model, objective=objective)
+        unseen, known = features(judged), [features(batches) for batches in learnt]
+        values, labels = (np.concatenate(parts) for parts in zip(*known, strict=True))
+        rows = some_rows(len(labels), most, seed=seed)
+        if len(np.unique(labels[rows])) < 2:
+            raise InapplicableError("the samples to learn from have one class only: there is nothing to tell apart")
+        return float(linear_probe(values[rows], labels[rows], seed=seed).score(*unseen))
+
+    found = accuracy(model)
+    if not batch_norm_layers(model):
+        return found
+    again = copy.deepcopy(model)
+    reestimate_batch_norm(again, retain, objective=objective)
+    return max(found, accuracy(again))
 
 
 @final

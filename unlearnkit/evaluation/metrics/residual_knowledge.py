@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from unlearnkit.data.loaders import reshuffled
+from unlearnkit.distributed import Shared
 from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Measurement, Metric, MetricTraits
 from unlearnkit.evaluation.model_outputs import (
     InapplicableError,
@@ -218,6 +220,7 @@ class Recovery(Metric):
             outputs.of(model, "forget-train")  # first, so that a missing split is the reason
             student, data, unseen = copy.deepcopy(model), batches(), judged()
             adam = OptimizerConfig(learning_rate=self.learning_rate).optimizer_for(student)
+            data = reshuffled(data.items if isinstance(data, Shared) else data, seed=self.seed)
             with training_mode(student, adam, seed=self.seed) as usable:
                 run_epoch(
                     student, usable(data), lambda m, b: inputs.objective.losses(m, b).mean(), adam, name=self.name

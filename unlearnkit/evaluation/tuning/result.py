@@ -32,8 +32,9 @@ class Candidate:
     """An edit and its scores on the validation data; ``problem`` says why it failed, ``setting`` is None if it trained.
 
     ``damage`` is the loss of retain accuracy against the original, and ``distance`` is |forget − target|. ``score`` is
-    Tug-of-War against the target and the original; ``margin`` is the same with mean probabilities of the label, and
-    ranks edits that predict the same.
+    Tug-of-War against the target and the original, times 1 − ``gap`` where a search has a further aim; ``margin`` is
+    the same with mean probabilities of the label, and ranks edits that predict the same. ``steps`` counts the batches
+    that the edit went through, where the search counts them.
     """
 
     setting: Setting | None = None
@@ -46,9 +47,11 @@ class Candidate:
     forget_probability: float = 0.0
     distance: float = 1.0
     damage: float = 1.0
+    gap: float = 0.0
     score: float = 0.0
     margin: float = 0.0
     feasible: bool = False
+    steps: int = 0
     problem: str = ""
 
     @property
@@ -77,6 +80,7 @@ class Tuning:
     budget: float
     original_retain: float
     original_forget: float
+    original_gap: float = 0.0
     tolerance: float = 0.1
     candidates: tuple[Candidate, ...] = ()
     chosen: Candidate | None = None
@@ -84,7 +88,7 @@ class Tuning:
     seconds: float = 0.0
 
     def __repr__(self) -> str:
-        found = "nothing was edited" if self.chosen is None else f"chosen: {_options(self.chosen)}"
+        found = "nothing was edited" if self.chosen is None else f"chosen: {shown_options(self.chosen)}"
         return f"Tuning({len(self.candidates)} edits tried, {found})"
 
     def _repr_html_(self) -> str:
@@ -93,7 +97,7 @@ class Tuning:
             shown.append(self.chosen)
         header = ("options", "changed", "retain accuracy", "forget accuracy", "")
         numbers = ((c, percent(c.changed), f"{c.retain:.3f}", f"{c.forget:.3f}") for c in shown)
-        rows = ((_options(c), *cells, "chosen" if c is self.chosen else "") for c, *cells in numbers)
+        rows = ((shown_options(c), *cells, "chosen" if c is self.chosen else "") for c, *cells in numbers)
         return display.paragraphs(self.sentence()) + display.table(header, rows)
 
     def to_frame(self) -> Any:
@@ -170,7 +174,7 @@ class Tuning:
 
     def better_than_nothing(self, candidate: Candidate) -> bool:
         """Whether a candidate is nearer to the aim than the original, by more than the accuracy that it loses."""
-        return candidate.score > 1 - abs(self.original_forget - self.target)
+        return candidate.score > (1 - abs(self.original_forget - self.target)) * (1 - self.original_gap)
 
     def sentence(self) -> str:
         """Describe the result in one or two sentences."""

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Never, final
 
@@ -33,16 +33,18 @@ class TrialTuner:
 
     A trial edits the model, is scored on the validation data as the candidates of `Tuner` are, and is undone. Trials
     are proposed by Optuna's TPE; one that is worse after a pass over its data than the median of those before is
-    stopped. The first trial has the options of ``unlearner``. Those named in ``fixed`` stay as they are. All steps of a
-    sequence are searched as one: their options are named ``"ssd.fraction"``.
+    stopped. The first trial has the options of ``unlearner``. Those named in ``fixed`` stay as they are; ``ranges``
+    replaces declared ranges. All steps of a sequence are searched as one: their options are named ``"ssd.fraction"``.
 
     Source: Akiba et al. 2019 (Optuna); Bergstra et al. 2011 (TPE).
     """
 
     unlearner: Unlearner
     fixed: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+    ranges: Mapping[str, tuple[float, float]] = attrs.field(factory=dict)
     trials: int = option(20, at_least=1, doc="edits to try")
     budget: float = option(0.02, at_least=0, at_most=1, doc="largest loss of retain accuracy on validation data")
+    most_steps: int | None = None  # batches that an edit may go through
     storage: str = option("", doc="database URL of the trials, as sqlite:///trials.sqlite, to go on after a stop")
     study: str = option("", doc="name of the search in the storage")
 
@@ -54,12 +56,14 @@ class TrialTuner:
         validation: Validation,
         target: float,
         target_source: str = "stated",
+        gap: Callable[[nn.Module], float] | None = None,
         progress: Progress | bool = True,
     ) -> Tuning:
         """Search, and edit the model in place with the best candidate; or leave it bit-identical.
 
         ``inputs`` holds what the method needs, without the validation samples; ``inputs.seed`` is that of each edit and
-        of the search. ``target`` is the forget accuracy to aim at, 0 … 1.
+        of the search. ``target`` is the forget accuracy to aim at, 0 … 1; ``gap`` measures how far a model is from a
+        further aim, 0 … 1.
         """
         import optuna  # noqa: PLC0415 - of the extra "tune"
 
@@ -67,6 +71,7 @@ class TrialTuner:
             raise ConfigurationError(f"TrialTuner.tune: expected a target accuracy from 0 to 1, saw {target!r}")
         start, searched = time.perf_counter(), self.searched()
         original = scores_of(model, validation, inputs.objective)
+        original_gap = 0.0 if gap is None else gap(model)
 
         def compare(model: nn.Module, **fields: Any) -> Candidate:
             seen = scores_of(model, validation, inputs.objective)
@@ -75,24 +80,28 @@ class TrialTuner:
         def attempt(trial: optuna.Trial) -> float:
             options = {o.name: _suggest(trial, o) for o in searched}
             made: list[Candidate] = []
+            counted = _Steps(progress=inputs.progress, most=self.most_steps)
 
             def after_pass(model: nn.Module, number: int) -> None:
                 trial.report(_value(compare(model, options=options)), number)
                 if trial.should_prune():
-                    made[:] = [Candidate(options=options, problem=f"stopped after pass {number}: below the median")]
+                    why = f"stopped after pass {number}: below the median"
+                    made[:] = [Candidate(options=options, steps=counted.taken, problem=why)]
                     raise optuna.TrialPruned
 
             def accept(report: Report) -> Never:
-                made.append(compare(model, options=options, changed=report.fraction))
+                further = 0.0 if gap is None else gap(model)
+                fields = {"options": options, "changed": report.fraction, "steps": counted.taken}
+                made.append(compare(model, gap=further, **fields))
                 raise _RollBackError
 
             method = with_options(self.unlearner, options)
             try:
                 with warnings.catch_warnings(), suppress(_RollBackError):
                     warnings.simplefilter("ignore", UnlearnKitWarning)  # raised once, for the chosen edit
-                    method.unlearn(model, attrs.evolve(inputs, after_pass=after_pass), accept=accept)
+                    method.unlearn(model, attrs.evolve(inputs, after_pass=after_pass, progress=counted), accept=accept)
             except (BudgetError, NonFiniteError) as error:
-                made[:] = [Candidate(options=options, problem=str(error))]
+                made[:] = [Candidate(options=options, steps=counted.taken, problem=str(error))]
             finally:
                 if made:
                     trial.set_user_attr(_CANDIDATE, attrs.asdict(made[0]))
@@ -107,12 +116,12 @@ class TrialTuner:
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
             )
             done = [trial for trial in study.trials if _CANDIDATE in trial.user_attrs]
-            study.sampler = optuna.samplers.TPESampler(seed=inputs.seed + len(done))
             if not done:
                 own, names = nested_options(self.unlearner), {o.name for o in searched}
                 study.enqueue_trial({o.name: value for o, value in own if o.name in names and value is not None})
-            left = range(max(0, self.trials - len(done)))
-            for _ in progress_of(progress)(left, f"tuning {self.unlearner.name}", len(left)):
+            left = range(len(done), max(self.trials, len(done)))
+            for number in progress_of(progress)(left, f"tuning {self.unlearner.name}", len(left)):
+                study.sampler = optuna.samplers.TPESampler(seed=inputs.seed + number)  # the same after a stop
                 study.optimize(attempt, n_trials=1)
             tried = [trial.user_attrs[_CANDIDATE] for trial in study.trials if _CANDIDATE in trial.user_attrs]
         found = Tuning(
@@ -121,6 +130,7 @@ class TrialTuner:
             budget=self.budget,
             original_retain=original["retain"],
             original_forget=original["forget"],
+            original_gap=original_gap,
             tolerance=tolerance_of(target, original),
             candidates=tuple(structure(one, Candidate, where="a trial in the storage") for one in tried),
         )
@@ -132,16 +142,34 @@ class TrialTuner:
     def searched(self) -> list[Option]:
         """List the options to search; a `ConfigurationError` where there are none."""
         found = [
-            known
+            attrs.evolve(known, search=self.ranges.get(known.name, known.search))
             for known, _ in nested_options(self.unlearner)
-            if known.search is not None and not self.fixed & {known.name, known.replaces}
+            if not self.fixed & {known.name, known.replaces}
         ]
+        found = [known for known in found if known.search is not None]
         if not found:
             raise ConfigurationError(
                 f"{self.unlearner.name!r}: expected an option to search, saw none that is not fixed: authors declare "
                 "ranges by option(…, search=(low, high))"
             )
         return found
+
+
+@final
+@attrs.define
+class _Steps:
+    """Counts the batches of the passes that an edit shows, and stops it after too many."""
+
+    progress: Progress
+    most: int | None
+    taken: int = 0
+
+    def __call__(self, items: Iterable[Any], what: str, total: int | None) -> Iterator[Any]:
+        for item in self.progress(items, what, total):
+            if self.taken == self.most:
+                raise BudgetError(f"expected an edit of at most {self.most} batches, saw more: choose fewer epochs")
+            self.taken += 1
+            yield item
 
 
 class _RollBackError(Exception):

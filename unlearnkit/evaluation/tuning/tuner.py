@@ -284,14 +284,21 @@ def scores_of(model: nn.Module, validation: Validation, objective: Objective | N
 
 
 def judged(
-    seen: Mapping[str, Any], *, target: float, original: Mapping[str, float], budget: float, **fields: Any
+    seen: Mapping[str, Any],
+    *,
+    target: float,
+    original: Mapping[str, float],
+    budget: float,
+    gap: float = 0.0,
+    **fields: Any,
 ) -> Candidate:
     """Compare the scores of an edit with the target and with those of the original; ``fields`` are of `Candidate`."""
     distance, damage = abs(seen["forget"] - target), original["retain"] - seen["retain"]
     return Candidate(
         distance=distance,
         damage=damage,
-        score=(1 - distance) * (1 - max(damage, 0.0)),
+        gap=gap,
+        score=(1 - distance) * (1 - max(damage, 0.0)) * (1 - gap),
         margin=(1 - abs(seen["forget_probability"] - target)) * seen["retain_probability"],
         feasible=damage <= budget + 1e-12,  # damage of exactly the budget is allowed, in spite of rounding
         **{name: value for name, value in seen.items() if name != "samples"},

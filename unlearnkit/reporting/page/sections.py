@@ -7,6 +7,7 @@ from itertools import pairwise
 from operator import attrgetter
 from typing import Any
 
+import attrs
 import numpy as np
 
 from unlearnkit.evaluation.metrics.retrain_gap import ENOUGH
@@ -116,7 +117,19 @@ def gap(record: RunRecord) -> Section:
 
 
 def search(record: RunRecord) -> Section:
-    """Every edit that the search tried."""
+    """Every edit that the search tried, and every method that `recommend` tried."""
+    found = record.recommendation
+    if found is None:
+        return _edits(record)
+    rows = tuple((*a.values.values(), "chosen" if a is found.best else a.problem) for a in found.attempts)
+    aims = ", ".join(f"{name} {number(value)}" for name, value in found.target.items())
+    words = (found.sentence(), f"Aims: {aims}: {found.source}.")
+    tried = Table(caption="The best edit of each method", header=(*found.attempts[0].values, ""), rows=rows)
+    edits = _edits(record) if record.tuning is not None else Section()
+    return attrs.evolve(edits, words=(*words, *edits.words), tables=(tried, *edits.tables))
+
+
+def _edits(record: RunRecord) -> Section:
     if record.tuning is None:
         return Section(words=("The options were set; unlearnkit tune searches for them on validation data.",))
     tuning = Tuning.from_dict(record.tuning)

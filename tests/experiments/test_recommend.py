@@ -1,0 +1,217 @@
+"""Recommending an edit: what is tried, what it is judged by, what is written, and going on after a stop."""
+
+import json
+
+import attrs
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from unlearnkit import ConfigurationError, Need, PluginManager, TrainingUnlearner, hookimpl, option
+from unlearnkit.cli.app import app
+from unlearnkit.data.splits import hold_out
+from unlearnkit.evaluation import loss_and_accuracy
+from unlearnkit.experiments.config import load_config
+from unlearnkit.experiments.experiment import Experiment
+from unlearnkit.experiments.recommend import recommend
+from unlearnkit.experiments.train import retrained_for
+from unlearnkit.reporting import read_record
+from unlearnkit.unlearning import EpochConfig
+
+QUICK = ["recommend.trials=1", "training.epochs=6", "tuning.budget=1", "training.schedule='one-cycle'"]
+RANDOM = "forget={indices=[0, 10, 20, 30, 40, 50, 60, 70, 80, 90]}"
+ONE = "recommend.methods=['shrink-perturb']"
+
+
+def config(path, *settings):
+    return load_config(path, [*QUICK, "evaluation.splits=['retain-test']", *settings])
+
+
+def without_seconds(found):
+    return [attrs.evolve(a, seconds=0.0, search_seconds=0.0) for a in found.recommendation.attempts]
+
+
+def test_the_command_writes_the_best_edit_and_the_table(digits_toml, tmp_path):
+    settings = [part for s in (*QUICK, "evaluation.page=true") for part in ("--set", s)]
+    result = CliRunner().invoke(app, ["recommend", str(digits_toml), "-q", *settings])
+    assert result.exit_code == 0, result.output
+    assert "Recommended:" in result.output
+    folder = tmp_path / "out" / "recommended"
+    assert {p.name for p in folder.iterdir()} == {"model.safetensors", "report.json", "report.html"}
+    plain, record = json.loads((folder / "report.json").read_text(encoding="utf-8")), read_record(folder)
+    labels = ["leave as it is", "capped-neg-grad", "reset-last", "shrink-perturb", "from scratch"]
+    attempts = plain["recommendation"]["attempts"]
+    assert [attempt["name"] for attempt in attempts] == labels
+    assert all(label in result.output for label in labels[:3])
+    assert "from scratch" in (folder / "report.html").read_text(encoding="utf-8")
+    best = attempts[plain["recommendation"]["chosen"]]
+    assert best["score"] == max(attempt["score"] for attempt in attempts)
+    assert attempts[0]["score"] < 0.2, "the original knows the class"
+    assert record.recommendation.best.name == best["name"]
+    assert plain["changed"] > 0
+    # The proxy takes one epoch of six, so that two are left of one half; no attempt takes more than three.
+    assert max(attempt["epochs"] for attempt in attempts) <= 3.0
+    assert plain["after"]["retain-test"]["samples"] + plain["after"]["forget-test"]["samples"] == 225
+    assert {"head-swap", "recovery", "layer-probe"} <= set(plain["metrics"])
+    again = CliRunner().invoke(app, ["recommend", str(digits_toml), "-q", *settings])
+    assert again.exit_code == 2
+    assert "results already exist" in again.output
+
+
+def test_it_goes_on_after_a_stop_to_the_same_result(digits_toml, tmp_path):
+    three = ["recommend.trials=3", "recommend.methods=['capped-neg-grad', 'shrink-perturb']"]
+    whole = recommend(config(digits_toml, f"output='{tmp_path}/whole'", *three))
+    seen = []
+
+    def stopping(items, what, total):
+        del total
+        for number, item in enumerate(items):
+            if what == "tuning shrink-perturb" and number == 2:
+                raise KeyboardInterrupt
+            yield item
+
+    def counting(items, what, total):
+        seen.append((what, total))
+        return items
+
+    parts = config(digits_toml, f"output='{tmp_path}/parts'", *three)
+    with pytest.raises(KeyboardInterrupt):
+        recommend(parts, progress=stopping)
+    assert not (tmp_path / "parts" / "recommended").exists()
+    found = recommend(parts, progress=counting)
+    assert ("tuning capped-neg-grad", 0) in seen
+    assert ("tuning shrink-perturb", 1) in seen
+    assert without_seconds(found) == without_seconds(whole)
+    assert found.record.report.model_after == whole.record.report.model_after
+
+
+def test_random_samples_are_compared_with_unseen_ones(digits_toml):
+    found = recommend(config(digits_toml, RANDOM, "recommend.methods=['capped-neg-grad']"))
+    experiment = Experiment.load(config(digits_toml, RANDOM))
+    test = experiment.bundle.test
+    _, aside = hold_out(np.arange(len(test)), test.targets.numpy(), 0.5, 0)
+    unseen = loss_and_accuracy(experiment.original_model()[0], experiment.evaluation_batches(test.subset(aside)))
+    target = found.recommendation.target
+    assert (target["forget"], target["forget-loss"]) == (unseen.accuracy, pytest.approx(unseen.loss))
+    assert 0.5 < target["swap"] <= 1
+    capped = next(a for a in found.recommendation.attempts if a.name == "capped-neg-grad")
+    assert found.recommendation.attempts[0].recovery is not None
+    # No proxy is needed: the edit may take all three epochs.
+    assert found.recommendation.limit == 3
+    assert capped.problem or capped.epochs == 3
+
+
+def test_classes_are_compared_with_a_proxy(digits_toml):
+    chosen = config(digits_toml, ONE)
+    found, experiment = recommend(chosen), Experiment.load(chosen)
+    proxy = retrained_for(experiment, 1)
+    expected = loss_and_accuracy(proxy, experiment.evaluation_batches(experiment.splits()["forget-train"]))
+    assert found.recommendation.target["forget-loss"] == pytest.approx(expected.loss)
+    assert found.recommendation.target["forget"] == expected.accuracy == 0
+    assert "for 1 epochs" in found.recommendation.source
+    assert all(attempt.recovery is None for attempt in found.recommendation.attempts)
+
+
+def test_retrained_models_do_not_influence_the_choice(digits_toml, trained_checkpoint):
+    blind = recommend(config(digits_toml, ONE))
+    shown = recommend(config(digits_toml, ONE, f"evaluation.retrained=['{trained_checkpoint}']"), overwrite=True)
+    assert without_seconds(blind) == without_seconds(shown)
+    assert len(shown.record.retrained) <= 1
+    assert shown.record.metrics["head-swap"]["retrained 1 forget-test"] is not None
+
+
+def test_where_nothing_is_better_nothing_is_edited(digits_toml, tmp_path):
+    settings = [
+        part for s in (*QUICK, ONE, "tuning.budget=0.02", "training.learning_rate=1e-5") for part in ("--set", s)
+    ]
+    result = CliRunner().invoke(app, ["recommend", str(digits_toml), "-q", *settings])
+    assert result.exit_code == 3, result.output
+    assert "Nothing was edited" in result.output
+    folder = tmp_path / "out" / "recommended"
+    assert [p.name for p in folder.iterdir()] == ["report.json"]
+    record = read_record(folder)
+    assert record.recommendation.best is None
+    assert "Nothing was edited" in record.sentence()
+    assert all("of retain accuracy" in a.problem for a in record.recommendation.attempts[1:])
+
+
+@attrs.frozen(kw_only=True)
+class Third(TrainingUnlearner):
+    """Fine-tuning, with an option that is measured."""
+
+    name = "third"
+    needs = frozenset({Need.RETAIN_DATA})
+    traits = attrs.evolve(TrainingUnlearner.traits, forgets={"full-class"})
+
+    target: float | None = option(None, doc="unused", signal="forget-loss")
+
+    def passes(self, model, inputs):
+        del model
+        return EpochConfig.epochs(inputs.retain_data, inputs.mean_loss, count=self.epochs)
+
+
+def manager(*methods):
+    class Methods:
+        @hookimpl
+        def unlearnkit_register_unlearners(self):
+            return methods
+
+    plugins = PluginManager()
+    plugins.register(Methods(), name="methods")
+    return plugins
+
+
+def test_a_method_gets_in_by_what_it_declares(digits_toml):
+    found = recommend(config(digits_toml), plugins=manager(Third))
+    labels = [attempt.name for attempt in found.recommendation.attempts]
+    assert labels[-2:] == ["third", "from scratch"]
+    random = recommend(config(digits_toml, RANDOM), plugins=manager(Third), overwrite=True)
+    assert "third" not in [attempt.name for attempt in random.recommendation.attempts]
+    own = recommend(
+        config(digits_toml, "method=[{name='third', label='mine', options={epochs=1}}]", "recommend.methods=['mine']"),
+        plugins=manager(Third),
+        overwrite=True,
+    )
+    mine = own.recommendation.attempts[1]
+    assert (mine.name, mine.epochs) == ("mine", 2.0)  # one of the proxy
+    assert set(mine.options) <= {"learning_rate"}
+
+
+def test_an_unknown_signal_is_named(digits_toml):
+    @attrs.frozen(kw_only=True)
+    class Odd(TrainingUnlearner):
+        """An option that nobody measures."""
+
+        name = "odd"
+        needs = frozenset({Need.RETAIN_DATA})
+        goal: float | None = option(None, doc="unused", signal="weather")
+
+        def passes(self, model, inputs):
+            del model
+            return EpochConfig.epochs(inputs.retain_data, inputs.mean_loss, count=self.epochs)
+
+    with pytest.raises(ConfigurationError, match=r"odd\.goal: expected the signal 'forget-loss', saw 'weather'"):
+        recommend(config(digits_toml, "recommend.methods=['odd']"), plugins=manager(Odd))
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("recommend.methods=['shrink-pertub']", "no method is called 'shrink-pertub'; did you mean 'shrink-perturb'"),
+        ("recommend.methods=['jit']", "'jit': expected an option to search"),
+        ("recommend.cost=0.1", r"recommend\.cost: expected a share of 6 epochs that leaves one"),
+        ("recommend.costs=0.1", "did you mean 'cost'"),
+        ("method=[{name='ssd', label='recommended'}]", "choose another label"),
+    ],
+)
+def test_what_cannot_be_tried_is_refused(digits_toml, setting, said):
+    with pytest.raises(ConfigurationError, match=said):
+        recommend(config(digits_toml, setting))
+
+
+def test_mislabelled_samples_are_compared_with_a_proxy(digits_toml):
+    corrupted = "forget={corrupted={share=0.2, known=1.0}}"
+    found = recommend(config(digits_toml, corrupted, ONE))
+    assert found.recommendation.target["forget"] < 0.5, "a model that never saw a wrong label does not predict it"
+    assert torch.isfinite(torch.tensor([a.score for a in found.recommendation.attempts])).all()

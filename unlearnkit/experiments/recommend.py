@@ -1,0 +1,424 @@
+"""Recommend an edit: try the methods that can forget within a cost, judged without a retrained model."""
+
+import copy
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import attrs
+import numpy as np
+from torch import nn
+
+from unlearnkit.data import LabelledImages, forget_split
+from unlearnkit.data.splits import hold_out
+from unlearnkit.distributed import Ranks
+from unlearnkit.evaluation import EvaluationInputs
+from unlearnkit.evaluation.metrics import Recovery
+from unlearnkit.evaluation.metrics.features import head_swap
+from unlearnkit.evaluation.model_outputs import some_rows
+from unlearnkit.evaluation.tuning import TrialTuner, Tuning, Validation
+from unlearnkit.evaluation.tuning.result import Candidate
+from unlearnkit.evaluation.tuning.tuner import judged, scores_of
+from unlearnkit.experiments.config import Config, MethodConfig
+from unlearnkit.experiments.experiment import Experiment, make_unlearner
+from unlearnkit.experiments.run import Job, exclusive, result_folder
+from unlearnkit.experiments.train import retrained_for
+from unlearnkit.models import CrossEntropy
+from unlearnkit.models.parameters import digest
+from unlearnkit.plugins.manager import PluginManager, default_manager
+from unlearnkit.reporting import RunRecord
+from unlearnkit.reporting.recommendation import ORIGINAL, SCRATCH, Attempt, Recommendation
+from unlearnkit.reporting.write import check_replaceable
+from unlearnkit.unlearning import Need, Report, TrainingUnlearner, Unlearner, UnlearnerTraits, UnlearningInputs
+from unlearnkit.unlearning.distillation import copy_state
+from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
+from unlearnkit.utils.options import option, options_of
+from unlearnkit.utils.progress import Progress, silent
+
+LABEL = "recommended"
+"""The folder of the results, in that of the configuration."""
+
+_AUDIT = ("head-swap", "recovery", "layer-probe")
+_MOST = 5000  # samples that a head is fitted to
+_PROXY = 6  # the proxy is trained for so many times fewer epochs than the original
+_LEAST_EPOCHS = 0.2  # of those of the training; docs/how-to/which-method.md
+_LEAST_RATE = 0.3  # of the learning rate of the training
+_IMPORTANCES = frozenset({Need.FORGET_IMPORTANCE, Need.REFERENCE_IMPORTANCE})
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Recommended:
+    recommendation: Recommendation
+    record: RunRecord
+    folder: Path
+
+
+def recommend(
+    config: Config,
+    *,
+    plugins: PluginManager | None = None,
+    overwrite: bool = False,
+    again: bool = False,
+    progress: Progress = silent,
+) -> Recommended:
+    """Try the methods that declare the scenario of a configuration, and write the best edit as `run` does.
+
+    A part of the test set is held out to judge by, and the results are measured on the rest. What a model without the
+    forget set would do is taken, for random samples, from the original on held-out samples; else from a proxy that is
+    trained on the retain set for a sixth of the epochs. Each method is tuned within the limit of ``recommend.cost``.
+    The best edit of each stands beside training from scratch for that cost and beside the original; where none is
+    better than the original, no model is written. Retrained models that the configuration names are for the report
+    alone. ``overwrite`` and ``again`` are those of `run`; called again after it was stopped, it goes on with the trials
+    that are there.
+    """
+    plugins = plugins or default_manager()
+    metrics = tuple(dict.fromkeys([*config.evaluation.metrics, *_AUDIT]))
+    config = attrs.evolve(config, evaluation=attrs.evolve(config.evaluation, metrics=metrics))
+    folder = result_folder(config, LABEL)
+    if Ranks.current().size > 1:
+        raise ConfigurationError(f"recommend: expected one process, saw {Ranks.current().size}")
+    if find_spec("optuna") is None:
+        raise ConfigurationError("recommend: expected Optuna, which is not installed: pip install 'unlearnkit[tune]'")
+    with exclusive(config.output):
+        if os.path.lexists(folder) and not overwrite:
+            raise StoreError(f"results already exist: {folder}: choose another output, or overwrite them")
+        check_replaceable(folder)
+        trial = _Bench.start(Job.start(config, plugins, again=again, progress=progress))
+        job, found = trial.job, trial.try_all()
+        chosen = max(found, key=lambda outcome: outcome.attempt.score)  # among equals the first, which is the original
+        recommendation = trial.recommendation(found, chosen)
+        fields: dict[str, Any] = {"recommendation": recommendation}
+        if chosen.tuning is not None:
+            fields["tuning"] = chosen.tuning.to_dict()
+        if chosen.report is None:
+            report = Report(method=LABEL, remarks=(recommendation.sentence(),))
+            record = attrs.evolve(job.record(LABEL, report, **fields), manifest=job.experiment.manifest())
+        else:
+            record = job.evaluated(job.record(LABEL, chosen.report, **fields), chosen.model, job.evaluate(job.original))
+            record = job.with_plot_data(record, chosen.model)
+        job.write(folder, chosen.model if chosen.report is not None else None, record)
+        job.forget_checkpoints()
+    return Recommended(recommendation=recommendation, record=record, folder=folder)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class _FromScratch(Unlearner):
+    """Put a model that was trained on the retain set alone in the place of the original."""
+
+    name: ClassVar[str] = "from-scratch"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.MODEL_FACTORY})
+    traits: ClassVar[UnlearnerTraits] = UnlearnerTraits(edits_buffers=True)
+
+    epochs: int = option(1, at_least=1, doc="passes over the retain set, with the options of the training")
+
+    def apply(self, model: nn.Module, inputs: UnlearningInputs) -> None:
+        assert inputs.model_factory is not None, "MODEL_FACTORY is among the needs"
+        copy_state(inputs.model_factory(), model)
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class _Outcome:
+    """A row of the table with its model; the report is None where nothing was edited."""
+
+    attempt: Attempt
+    model: nn.Module
+    candidate: Candidate
+    report: Report | None = None
+    tuning: Tuning | None = None
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class _Bench:
+    """What the methods are judged by: held-out samples, and a model that never saw the forget set."""
+
+    job: Job
+    retain: LabelledImages
+    unseen: LabelledImages | None  # of the forgotten kind; None where the test set has none
+    proxy: nn.Module | None  # None for random samples
+    proxy_epochs: int
+    target: Mapping[str, float] = attrs.field(factory=dict)
+
+    @classmethod
+    def start(cls, job: Job) -> "_Bench":
+        if not isinstance(job.experiment.objective, CrossEntropy):
+            said = job.experiment.objective.describe()
+            raise ConfigurationError(f"objective: `recommend` chooses by accuracy: expected a CrossEntropy, saw {said}")
+        experiment, retain, unseen = _hold_out(job.experiment)
+        job = attrs.evolve(job, experiment=experiment, stage="recommend")
+        random = experiment.forgotten.scenario == "random"
+        epochs = 0 if random else max(1, round(experiment.config.training.epochs / _PROXY))
+        proxy = None if random else retrained_for(experiment, epochs, progress=job.progress)
+        bench = cls(job=job, retain=retain, unseen=unseen, proxy=proxy, proxy_epochs=epochs)
+        bench.families()  # a wrong name is an error before the first edit
+        known, data = (job.original, retain) if proxy is None else (proxy, bench.forget)
+        scores = experiment.scores(known, {"forget": data})["forget"]
+        assert scores.accuracy is not None, "the objective is a CrossEntropy"
+        swap = bench.swap(known, retain if proxy is None else None)
+        return attrs.evolve(bench, target={"forget": scores.accuracy, "swap": swap, "forget-loss": scores.loss})
+
+    @property
+    def forget(self) -> LabelledImages:
+        return self.job.experiment.splits()["forget-train"]
+
+    @property
+    def source(self) -> str:
+        if self.proxy is None:
+            return f"the original's on {len(self.retain)} samples that it was not trained on"
+        return f"those of a model trained on the retain set for {self.proxy_epochs} epochs"
+
+    @property
+    def limit(self) -> int:
+        """The epochs that an edit may take, less those of the proxy."""
+        config = self.job.experiment.config
+        left = math.floor(config.recommend.cost * config.training.epochs) - self.proxy_epochs
+        if left < 1:
+            raise ConfigurationError(
+                f"recommend.cost: expected a share of {config.training.epochs} epochs that leaves one after "
+                f"{self.proxy_epochs} of the proxy, saw {config.recommend.cost:g}: raise it"
+            )
+        return left
+
+    @property
+    def steps(self) -> int:
+        """The number of batches of an epoch over the retain set."""
+        experiment = self.job.experiment
+        return len(experiment.importance_batches(experiment.splits()["retain-train"]))
+
+    def families(self) -> list[tuple[MethodConfig, Unlearner]]:
+        """List the methods to try, with their options where they are not searched."""
+        experiment, plugins = self.job.experiment, self.job.plugins
+        config, scenario = experiment.config, experiment.forgotten.scenario
+        own = {method.label: method for method in config.method}
+        declared = [p.name for p in plugins.provided("unlearner") if scenario in p.cls.traits.forgets]
+        names = config.recommend.methods or (*declared, *(m.label for m in config.method if m.tuned))
+        known = [*own, *(provided.name for provided in plugins.provided("unlearner"))]
+        for name in names:
+            if name not in known:
+                raise ConfigurationError(f"recommend.methods: no method is called {name!r}{nearest(name, known)}")
+        if not names:
+            raise ConfigurationError(
+                f"recommend: expected a method that declares the scenario {scenario!r} in its traits (forgets), saw "
+                "none: name some in recommend.methods"
+            )
+        methods = [own.get(name, MethodConfig(name=name)) for name in dict.fromkeys(names)]
+        return [(method, self.prepared(method)) for method in methods]
+
+    def prepared(self, method: MethodConfig) -> Unlearner:
+        """Make a method: options that name a signal get it, and training goes on as that of the original."""
+        training, unlearner = self.job.experiment.config.training, make_unlearner(method, self.job.plugins)
+        known = {o.name: o for o in options_of(unlearner) if o.name not in method.options}
+        unknown = [o for o in known.values() if o.signal not in {"", "forget-loss"}]
+        if unknown:
+            raise ConfigurationError(
+                f"{method.label}.{unknown[0].name}: expected the signal 'forget-loss', saw {unknown[0].signal!r}"
+            )
+        values: dict[str, Any] = {name: self.target[o.signal] for name, o in known.items() if o.signal and self.target}
+        if isinstance(unlearner, TrainingUnlearner):
+            values |= {name: getattr(training, name) for name in ("weight_decay", "schedule") if name in known}
+            values |= {"optimizer": "adam"} if "optimizer" in known else {}
+            values |= {name: high for name, (_, high) in self.ranges(unlearner, method).items()}
+        changed: Unlearner = attrs.evolve(unlearner, **values)  # type: ignore[misc]
+        TrialTuner(unlearner=changed, fixed=method.options).searched()
+        return changed
+
+    def ranges(self, unlearner: Unlearner, method: MethodConfig) -> dict[str, tuple[float, float]]:
+        """Return the ranges of a method that trains, by those of the training."""
+        if not isinstance(unlearner, TrainingUnlearner):
+            return {}
+        training, most = self.job.experiment.config.training, self.limit
+        least = min(most, math.ceil(_LEAST_EPOCHS * training.epochs))
+        found = {
+            "epochs": (least, most),
+            "learning_rate": (_LEAST_RATE * training.learning_rate, training.learning_rate),
+        }
+        known = {o.name for o in options_of(unlearner)} - {*method.options}
+        return {name: found[name] for name in found if name in known}
+
+    def try_all(self) -> list[_Outcome]:
+        """Try everything: leaving the model as it is, each method, and training from scratch."""
+        scratch = self.scratch()
+        reference = self.recovery(scratch.model)
+        outcomes = [self.judged_outcome(self.job.original, Attempt(name=ORIGINAL))]
+        outcomes += [self.tried(method, unlearner) for method, unlearner in self.families()]
+        return [self.audited(outcome, reference) for outcome in (*outcomes, scratch)]
+
+    def scratch(self) -> _Outcome:
+        """Train on the retain set for as many epochs as an edit may take, the proxy included."""
+        epochs, start = self.limit + self.proxy_epochs, time.perf_counter()
+        trained = retrained_for(self.job.experiment, epochs, progress=self.job.progress)
+        model, seconds = copy.deepcopy(self.job.original), time.perf_counter() - start
+        report = _FromScratch(epochs=epochs).unlearn(model, UnlearningInputs(model_factory=lambda: trained))
+        attempt = Attempt(
+            name=SCRATCH,
+            options={"epochs": epochs},
+            trials=1,
+            epochs=epochs,
+            search_epochs=epochs,
+            seconds=seconds,
+            search_seconds=seconds,
+        )
+        return attrs.evolve(self.judged_outcome(model, attempt), report=report)
+
+    def tried(self, method: MethodConfig, unlearner: Unlearner) -> _Outcome:
+        """Tune one method, and keep its best edit."""
+        model, found, start = copy.deepcopy(self.job.original), list[Tuning](), time.perf_counter()
+
+        def search(model: nn.Module, inputs: UnlearningInputs, *, accept: Callable[[Report], Report]) -> Report:
+            tuning = self.tune(model, inputs, method, unlearner)
+            found.append(tuning)
+            report = tuning.report or Report(method=unlearner.name, remarks=(tuning.sentence(),))
+            searching = tuning.seconds - sum(report.seconds.values())
+            report = attrs.evolve(report, seconds={"tuning": searching, **report.seconds})
+            return report if tuning.chosen is None else accept(report)
+
+        report = self.job.edit(model, method, self.job.experiment.splits(), edit=search)
+        tuning, seconds = found[0], time.perf_counter() - start
+        # An importance takes one pass over its data; those of both sets are shared by all trials.
+        measured = 1.0 if _IMPORTANCES & unlearner.needs else 0.0
+        shared = self.proxy_epochs + measured
+        attempt = Attempt(
+            name=method.label,
+            trials=len(tuning.candidates),
+            search_epochs=shared + sum(c.steps for c in tuning.candidates) / self.steps,
+            search_seconds=seconds,
+        )
+        best = tuning.chosen
+        if best is None:
+            attempt = attrs.evolve(attempt, problem=_why(tuning))
+            return _Outcome(attempt=attempt, model=model, candidate=Candidate(options={}), tuning=tuning)
+        attempt = attrs.evolve(
+            attempt,
+            options=best.options,
+            epochs=shared + best.steps / self.steps,
+            search_epochs=attempt.search_epochs + best.steps / self.steps,  # the best edit is made again
+            seconds=report.seconds.get("edit", 0.0),
+        )
+        outcome = self.judged_outcome(model, attempt)
+        return attrs.evolve(outcome, report=report, tuning=tuning)
+
+    def tune(self, model: nn.Module, inputs: UnlearningInputs, method: MethodConfig, unlearner: Unlearner) -> Tuning:
+        config, limit, ranges = self.job.experiment.config, self.limit, self.ranges(unlearner, method)
+        single = {name for name, (low, high) in ranges.items() if low == high}
+        decides = {
+            "model": digest(model),
+            "forget": self.job.experiment.forgotten.digest(),
+            "method": [unlearner, ranges, self.target],
+            "options": [config.recommend, config.tuning, config.importance],
+            "seed": config.seed,
+        }
+        tuner = TrialTuner(
+            unlearner=unlearner,
+            fixed={*method.options, *single},
+            ranges=ranges,
+            trials=config.recommend.trials,
+            budget=config.tuning.budget,
+            most_steps=limit * self.steps,
+            storage=f"sqlite:///{Path(config.output) / '.trials.sqlite'}",
+            study=hashlib.sha256(repr(decides).encode()).hexdigest()[:16],
+        )
+        return tuner.tune(
+            model,
+            inputs,
+            validation=self.validation(),
+            target=self.target["forget"],
+            target_source=self.source,
+            gap=lambda edited: abs(self.swap(edited) - self.target["swap"]),
+            progress=self.job.progress,
+        )
+
+    def validation(self) -> Validation:
+        batches = self.job.experiment.evaluation_batches
+        return Validation(retain=batches(self.retain), forget=batches(self.forget))
+
+    def judged_outcome(self, model: nn.Module, attempt: Attempt) -> _Outcome:
+        """Score a model as the candidates of a search are."""
+        objective, config = self.job.experiment.objective, self.job.experiment.config
+        original = scores_of(self.job.original, self.validation(), objective)
+        seen, swap = scores_of(model, self.validation(), objective), self.swap(model)
+        candidate = judged(
+            seen,
+            target=self.target["forget"],
+            original=original,
+            budget=config.tuning.budget,
+            gap=abs(swap - self.target["swap"]),
+            options=dict(attempt.options),
+        )
+        attempt = attrs.evolve(attempt, forget=candidate.forget, retain=candidate.retain, swap=swap)
+        return _Outcome(attempt=attempt, model=model, candidate=candidate)
+
+    def audited(self, outcome: _Outcome, reference: float | None) -> _Outcome:
+        """Add what comes back by training on retained samples, beside the model from scratch, to the score."""
+        attempt, candidate = outcome.attempt, outcome.candidate
+        if attempt.problem:
+            return outcome
+        back = self.recovery(outcome.model)
+        far = 0.0 if back is None or reference is None else abs(back - reference)
+        problem = "" if candidate.feasible else f"loses {candidate.damage:.3f} of retain accuracy"
+        score = candidate.score * (1 - far) if candidate.feasible else 0.0
+        return attrs.evolve(outcome, attempt=attrs.evolve(attempt, recovery=back, score=score, problem=problem))
+
+    def swap(self, model: nn.Module, on: LabelledImages | None = None) -> float:
+        """Return the accuracy under a fresh head: on unseen samples of the forgotten kind, else on the forget set."""
+        experiment, train = self.job.experiment, self.job.experiment.bundle.train
+        batches, retained, seed = experiment.evaluation_batches, experiment.forgotten.retain, experiment.config.seed
+        rows = retained if self.unseen is None else np.arange(len(train))
+        known, calm = (train.subset(part[some_rows(len(part), _MOST, seed=seed)]) for part in (rows, retained))
+        samples = on or self.unseen or self.forget
+        measure = partial(head_swap, objective=experiment.objective, seed=seed, most=_MOST)
+        return measure(model, judged=batches(samples), learnt=[batches(known)], retain=batches(calm))
+
+    def recovery(self, model: nn.Module) -> float | None:
+        """Return the forget accuracy after an epoch on the retain set; None for whole classes, where it says little."""
+        experiment = self.job.experiment
+        if experiment.forgotten.scenario == "full-class":
+            return None
+        parts = {name: experiment.splits()[name] for name in ("retain-train", "forget-train")}
+        splits = {name: experiment.importance_batches(data) for name, data in parts.items()}
+        inputs = EvaluationInputs(model=model, splits=splits, objective=experiment.objective)
+        return Recovery(seed=experiment.config.seed).evaluate(inputs)["retain epoch"]
+
+    def recommendation(self, found: list[_Outcome], chosen: _Outcome) -> Recommendation:
+        config = self.job.experiment.config
+        return Recommendation(
+            attempts=tuple(outcome.attempt for outcome in found),
+            chosen=None if chosen.report is None else found.index(chosen),
+            target=self.target,
+            source=self.source,
+            budget=config.tuning.budget,
+            limit=self.limit + self.proxy_epochs,
+            retraining=config.training.epochs,
+        )
+
+
+def _hold_out(experiment: Experiment) -> tuple[Experiment, LabelledImages, LabelledImages | None]:
+    """Take a part of the test set out of it: retained samples, and those of the forgotten kind, to judge by."""
+    config, bundle, spec = experiment.config, experiment.bundle, experiment.config.forget.spec()
+    assert spec is not None, "a job has something to forget"
+    rows = np.arange(len(bundle.test))
+    parts = hold_out(rows, bundle.test.targets.numpy(), config.tuning.unseen_fraction, config.seed)
+    bundles = [attrs.evolve(bundle, test=bundle.test.subset(part)) for part in parts]
+    left, aside = (attrs.evolve(experiment, bundle=one, split=forget_split(one, spec)) for one in bundles)
+    held = aside.splits()
+    missing = [name for name in ("retain-test", "forget-test") if name not in held]
+    if "retain-test" in missing or (spec.carries_over and missing):
+        raise ConfigurationError(f"recommend: expected {missing[0]} samples to hold out, saw none in the test set")
+    return left, held["retain-test"], held.get("forget-test")
+
+
+def _why(tuning: Tuning) -> str:
+    made = [c for c in tuning.candidates if not c.problem]
+    if not made:
+        return tuning.candidates[-1].problem if tuning.candidates else "no edit was tried"
+    if any(c.feasible for c in made):
+        return "not better than leaving the model as it is"
+    return f"loses at least {min(c.damage for c in made):.3f} of retain accuracy"

@@ -1,0 +1,90 @@
+"""What `recommend` tried, and what it chose."""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import attrs
+
+ORIGINAL, SCRATCH = "leave as it is", "from scratch"
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Attempt:
+    """The best edit of one method, or the reason why there is none.
+
+    ``epochs`` are passes over the retain set: of this edit, with what was measured for it, and ``search_epochs`` of all
+    ``trials``; ``seconds`` are those of both. Accuracies are on the forget set and on retained samples held out of the
+    test set. ``swap`` is the metric head-swap, ``recovery`` its value after an epoch on the retain set. ``score`` is 1
+    for a model that equals what is aimed at, and loses no retain accuracy.
+    """
+
+    name: str
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    trials: int = 0
+    epochs: float = 0.0
+    search_epochs: float = 0.0
+    seconds: float = 0.0
+    search_seconds: float = 0.0
+    forget: float | None = None
+    retain: float | None = None
+    swap: float | None = None
+    recovery: float | None = None
+    score: float = 0.0
+    problem: str = ""
+
+    @property
+    def values(self) -> dict[str, str]:
+        """Each column of the table, in words."""
+        shown = (f"{name} = {v:.3g}" if isinstance(v, float) else f"{name} = {v}" for name, v in self.options.items())
+        rates = {name: getattr(self, name) for name in ("forget", "retain", "swap", "recovery")}
+        return {
+            "tried": self.name,
+            "options": ", ".join(shown),
+            "edits": str(self.trials),
+            "epochs": f"{self.epochs:.1f}",
+            "seconds": f"{self.seconds:.0f}",
+            **{name: "–" if rate is None else f"{rate:.3f}" for name, rate in rates.items()},
+            "score": f"{self.score:.3f}" if self.forget is not None else "–",
+        }
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Recommendation:
+    """Everything that was tried for one forget set; ``chosen`` is the place of an attempt, None where none is better.
+
+    ``target`` has the values to come near to, ``source`` says where they come from. Costs are in epochs over the retain
+    set; ``retraining`` is that of retraining, ``limit`` the largest of an edit.
+    """
+
+    attempts: tuple[Attempt, ...]
+    chosen: int | None
+    target: Mapping[str, float]
+    source: str
+    budget: float
+    limit: float
+    retraining: int
+
+    @property
+    def best(self) -> Attempt | None:
+        """The chosen attempt; None where nothing was edited."""
+        return None if self.chosen is None else self.attempts[self.chosen]
+
+    def sentence(self) -> str:
+        """Say what was chosen, beside training from scratch, and what it cost."""
+        spent = sum(attempt.search_epochs for attempt in self.attempts)
+        edits = sum(attempt.trials for attempt in self.attempts)
+        cost = f"The search took {spent:.1f} epochs ({spent / self.retraining:.1f} times retraining), {edits} edits."
+        if self.best is None:
+            return (
+                "Nothing was edited: no edit and no training from scratch within "
+                f"{self.limit:g} of {self.retraining} epochs is better than leaving the model as it is, with a loss of "
+                f"retain accuracy of at most {self.budget:g}. {cost}"
+            )
+        others = [attempt for attempt in self.attempts if attempt.name == SCRATCH and attempt is not self.best]
+        beside = f", training from scratch at the same limit {others[0].score:.3f}" if others else ""
+        return (
+            f"Recommended: {self.best.name}, score {self.best.score:.3f}{beside}; {self.best.epochs:.1f} epochs, "
+            f"{self.best.epochs / self.retraining:.2f} of retraining. {cost}"
+        )
