@@ -162,14 +162,14 @@ class Does(ElementwiseUnlearner):
     """A method with a given rule and the traits of one law."""
 
     name: ClassVar[str] = "wrong"
-    body: Callable
-    traits_: UnlearnerTraits
+    _body: Callable
+    _promises: UnlearnerTraits
 
     def promises(self):
-        return self.traits_
+        return self._promises
 
     def rule(self, theta, forget, reference):
-        return self.body(theta, forget, reference)
+        return self._body(theta, forget, reference)
 
 
 @attrs.frozen(kw_only=True)

@@ -145,37 +145,37 @@ WRONG = {
 class Changes(Right):
     """Measure correctly, then change each importance, or what ``estimate`` returns."""
 
-    of_batch: Callable = lambda found, _: found
-    of_all: Callable = lambda found: found
-    after: Callable = lambda _: None
+    _of_batch: Callable = lambda found, _: found
+    _of_all: Callable = lambda found: found
+    _after: Callable = lambda _: None
 
     def estimate_batch(self, model, batch, *, objective):
-        return self.of_batch(super().estimate_batch(model, batch, objective=objective), batch)
+        return self._of_batch(super().estimate_batch(model, batch, objective=objective), batch)
 
     def estimate(self, model, batches, **options):
         found = super().estimate(model, batches, **options)
-        self.after(model)
-        return self.of_all(found)
+        self._after(model)
+        return self._of_all(found)
 
 
 @attrs.frozen
 class SpoilsWhenItFails(Right):
-    damage: Callable
+    _damage: Callable
 
     def estimate(self, model, batches, **options):
         try:
             return super().estimate(model, batches, **options)
         except OSError:
-            self.damage(model)
+            self._damage(model)
             raise
 
 
 @attrs.frozen
 class Terms(Right):
-    of: Callable
+    _of: Callable
 
     def term(self, g):
-        return self.of(g.detach())
+        return self._of(g.detach())
 
 
 def each(function):

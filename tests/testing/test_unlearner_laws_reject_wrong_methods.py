@@ -153,7 +153,10 @@ WRONG = {
 class Damages(Wrong):
     """Edit correctly, then do the test's damage to the model."""
 
-    damage: Callable
+    _damage: Callable
+
+    def damage(self, model):
+        self._damage(model)
 
 
 @attrs.frozen
@@ -161,11 +164,11 @@ class Uses(Right):
     """Edit correctly, then do something with the inputs."""
 
     needs = frozenset(Need)
-    act: Callable
+    _act: Callable
 
     def apply(self, model, inputs):
         super().apply(model, inputs)
-        self.act(model, inputs)
+        self._act(model, inputs)
 
 
 @attrs.frozen
@@ -174,7 +177,7 @@ class Reports(Right):
 
     needs = frozenset()
     traits = UnlearnerTraits(edits_buffers=True)
-    change: Callable
+    _change: Callable
 
     def apply(self, model, inputs):
         super().apply(model, inputs)
@@ -182,20 +185,20 @@ class Reports(Right):
             buffer.add_(1)
 
     def unlearn(self, model, inputs):
-        return self.change(super().unlearn(model, inputs))
+        return self._change(super().unlearn(model, inputs))
 
 
 @attrs.frozen
 class SpoilsWhenItFails(Right):
     """Restore the model after an error, then do the test's damage."""
 
-    damage: Callable
+    _damage: Callable
 
     def unlearn(self, model, inputs):
         try:
             return super().unlearn(model, inputs)
         except Exception:
-            self.damage(model)
+            self._damage(model)
             raise
 
 

@@ -26,7 +26,7 @@ from unlearnkit.utils.errors import (
     UnsupportedModelError,
     raise_all,
 )
-from unlearnkit.utils.options import class_fault, option_values, refuse
+from unlearnkit.utils.options import class_fault, object_fault, option_values, refuse
 from unlearnkit.utils.progress import Progress, length, silent
 
 
@@ -138,7 +138,7 @@ class ImportanceEstimator(abc.ABC):
             UnsupportedModelError: Weights are complex, or have no values yet; or the model is sharded and the
                 estimator cannot take it.
         """
-        refuse(class_fault(type(self)))
+        refuse(class_fault(type(self)) or object_fault(self))
         check_objective(objective)
         check_data(batches, Role(role))
         with _own_context(model):

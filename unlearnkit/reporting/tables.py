@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
+from rich.markup import escape
 from rich.table import Column, Table
 
 from unlearnkit.evaluation.tuning import Tuning
@@ -47,7 +48,7 @@ def method_table(kind: str, entries: Iterable[Provided]) -> Table:
             f"  {o.name}{f' ({o.symbol})' if o.symbol else ''} = {'required' if o.required else o.default}: {o.doc}"
             for o in entry.options
         ]
-        table.add_row(entry.name, entry.plugin.origin, "\n".join([entry.doc, *options]))
+        table.add_row(*map(escape, (entry.name, entry.plugin.origin, "\n".join([entry.doc, *options]))))
     return table
 
 
@@ -61,8 +62,9 @@ def plugin_table(
         given = offers.get(plugin.name, ())
         faults = [p for p in problems if p.plugin == plugin.name] or [p for p in (plugin.problem,) if p is not None]
         fine = "usable" if given else "no function of it is marked with @hookimpl, or each returns an empty list"
-        state = "\n".join(f"{p.stage}: {p.error}" for p in dict.fromkeys(faults)) or fine
-        table.add_row(plugin.name, plugin.origin, plugin.target, "\n".join(given) or "nothing", state)
+        state = "\n".join(f"{p.stage}: {p.cause}" for p in dict.fromkeys(faults)) or fine
+        cells = (plugin.name, plugin.origin, plugin.target, "\n".join(given) or "nothing", state)
+        table.add_row(*map(escape, cells))
     return table
 
 
