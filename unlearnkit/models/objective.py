@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, final
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +17,8 @@ from unlearnkit.models.parameters import device_of
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
 from unlearnkit.utils.options import unrecorded
 
-_OWN = "for several labels, one logit or regression, write an Objective of your own (docs/how-to/own-model-and-data.md)"
+_WRITE = "write an Objective of your own (docs/how-to/own-model-and-data.md)"
+_OWN = f"for several labels, one logit or regression, {_WRITE}"
 
 IGNORED = -100
 """The label that cross entropy leaves out, in torch and in Hugging Face's libraries."""
@@ -113,7 +115,7 @@ class CrossEntropy(Objective):
 
     def labels(self, batch: Any) -> Tensor:
         """Return the labels of the batch, shape (batch, …), an integer dtype (or class probabilities)."""
-        if self.targets == -1 and isinstance(batch, tuple | list) and len(batch) > 2:
+        if self.targets == -1 and isinstance(batch, tuple | list) and len(batch) != 2:
             raise ConfigurationError(
                 f"expected a batch of two fields, inputs and labels, saw {len(batch)}: say which one holds the labels, "
                 "for example CrossEntropy(targets=1)"
@@ -129,8 +131,12 @@ class CrossEntropy(Objective):
         if not targets.is_floating_point():
             expected = (logits.shape[0], *logits.shape[2:])
             if targets.shape != expected:
-                advice = ": squeeze them" if targets.numel() == math.prod(expected) else ""
-                raise ConfigurationError(f"expected labels of shape {expected}, {seen}{advice}")
+                advice = "squeeze them" if targets.numel() == math.prod(expected) else _OWN
+                raise ConfigurationError(f"expected labels of shape {expected}, {seen}: {advice}")
+        elif targets.shape == (logits.shape[0], *logits.shape[2:]):
+            raise ConfigurationError(
+                f"expected class labels, whole numbers, {seen}: convert them, y.long(), or {_WRITE}"
+            )
         elif not self.probabilities or targets.shape != logits.shape:
             raise ConfigurationError(
                 f"expected class labels, whole numbers, {seen}: for class probabilities of the logits' shape say "
@@ -192,6 +198,16 @@ class CausalLanguageModel(Objective):
         return logits
 
 
+def check_objective(objective: Any) -> Objective:
+    """Return an objective; raise an error for anything else, such as a loss of torch."""
+    if isinstance(objective, Objective):
+        return objective
+    advice = "pass an object, not its class" if isinstance(objective, type) else f"use CrossEntropy(), or {_WRITE}"
+    if isinstance(objective, nn.Module):
+        advice = "use CrossEntropy(), or write one whose losses() calls it with reduction='none'"
+    raise ConfigurationError(f"expected an unlearnkit.Objective, saw {objective!r}: {advice}")
+
+
 @final
 @attrs.frozen(kw_only=True)
 class Autocast(Objective):
@@ -205,7 +221,7 @@ class Autocast(Objective):
         "Autocast(objective=CrossEntropy(inputs=0, targets=-1, output='auto'))"
     """
 
-    objective: Objective = attrs.field(factory=CrossEntropy)
+    objective: Objective = attrs.field(factory=CrossEntropy, converter=check_objective)
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the losses in float32; see `Objective.losses`."""
@@ -224,24 +240,22 @@ class Autocast(Objective):
             return found.float()
 
 
-def check_objective(objective: Any) -> Objective:
-    """Return an objective; raise an error for anything else, such as a loss of torch."""
-    if isinstance(objective, Objective):
-        return objective
-    advice = "pass an object, not its class" if isinstance(objective, type) else "write one"
-    if isinstance(objective, nn.Module):
-        advice = "use CrossEntropy(), or write one whose losses() calls it with reduction='none'"
-    raise ConfigurationError(f"expected an unlearnkit.Objective, saw {objective!r}: {advice}")
-
-
 @contextmanager
 def _named_dtypes(model: nn.Module, inputs: Any) -> Iterator[None]:
-    """Name inputs of another dtype than the weights, where the model fails."""
+    """Name inputs of another dtype than the weights, or of none, where the model fails."""
     try:
         yield
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
+        if isinstance(inputs, np.ndarray | list) and isinstance(error, TypeError | RuntimeError):
+            raise MismatchError(f"expected inputs that are tensors, saw {type(inputs).__name__}: {error}") from error
         kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
         found = [t.dtype for t in tensors(inputs) if kinds and t.dtype not in kinds and "type" in str(error)]
+        if not found and "'indices'" in str(error):
+            numbers = [t.dtype for t in tensors(inputs)]
+            raise MismatchError(
+                f"expected whole numbers, as an embedding takes, saw {numbers[0]}: convert them in the data set, "
+                f"x.long(): {error}"
+            ) from error
         if not found:
             raise
         weights = " or ".join(sorted(map(str, kinds)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit.data.loaders import reshuffled
-from unlearnkit.models.objective import CrossEntropy
+from unlearnkit.models.objective import Autocast, CrossEntropy
 from unlearnkit.models.parameters import trainable
 from unlearnkit.models.training import Loss, OptimizerConfig, freeze_batch_norm, run_epoch, training_mode
 from unlearnkit.unlearning.distillation import copy_state
@@ -65,7 +65,8 @@ def fine_tune(
         UnsupportedModelError: The loss does not depend on any trainable parameter.
     """
     steps, masked, means = optimizer.optimizer_for(model), _masked_weights(model, masks or {}), []
-    labels = inputs.objective.labels if isinstance(inputs.objective, CrossEntropy) else None
+    objective = inputs.objective.objective if isinstance(inputs.objective, Autocast) else inputs.objective
+    labels = objective.labels if isinstance(objective, CrossEntropy) else None
 
     def restore_masked() -> None:
         with torch.no_grad():
