@@ -150,7 +150,10 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("said", LOSSES)
-def test_loaders_that_leave_out_or_repeat_samples_are_refused_for_a_forget_set_and_said_for_another(said, tmp_path):
+def test_loaders_that_leave_out_or_repeat_samples_are_refused_for_a_forget_set_and_said_for_another(
+    said, tmp_path, record_property
+):
+    record_property("tried", ("loaders that leave out or repeat samples", 1))
     batches, model = LOSSES[said], nn.Linear(2, 2)
     with pytest.raises(ConfigurationError, match=f"forget set: expected a loader that reads each sample once: {said}"):
         DiagonalFisher().estimate(model, batches, objective=CrossEntropy(), role="forget")

@@ -193,7 +193,8 @@ X, Y = torch.randn(6, 4), torch.arange(6) % 3
         (layer(3), ((X * 9).byte(), Y), r"inputs of torch.float32, .* Linear are, saw torch.uint8: convert"),
     ],
 )
-def test_cross_entropy_refuses_what_it_cannot_mean_with_what_to_do(model, batch, said):
+def test_cross_entropy_refuses_what_it_cannot_mean_with_what_to_do(model, batch, said, record_property):
+    record_property("tried", ("misused objectives", 1))
     with pytest.raises((ConfigurationError, MismatchError), match=said):
         CrossEntropy().losses(model, batch)
 
@@ -231,6 +232,7 @@ def test_an_error_of_the_model_itself_stays_what_it_is():
         (nn.functional.cross_entropy, r"saw <function cross_entropy .*: use CrossEntropy\(\), or write an"),
     ],
 )
-def test_what_is_no_objective_is_refused_wherever_one_is_passed(use, wrong, said):
+def test_what_is_no_objective_is_refused_wherever_one_is_passed(use, wrong, said, record_property):
+    record_property("tried", ("misused objectives", 1))
     with pytest.raises(ConfigurationError, match=said):
         use(wrong)

@@ -49,6 +49,11 @@ from unlearnkit.utils.global_state import _STATE
 DATA = [(torch.tensor([[1.0, 2.0], [0.5, -1.0]]), torch.tensor([0, 1]))]
 
 
+@pytest.fixture(autouse=True)
+def counted(record_property):
+    record_property("tried", ("plugins that misbehave", 1))
+
+
 def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)).eval()

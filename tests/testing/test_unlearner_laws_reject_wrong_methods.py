@@ -290,7 +290,8 @@ def test_a_method_that_trains_with_a_fixed_mode_does_not_owe_the_law_of_eval_mod
 
 
 @pytest.mark.parametrize(("name", "number"), [(name, number) for name in WRONG for number in range(3)])
-def test_the_law_rejects_its_wrong_methods(name, number):
+def test_the_law_rejects_its_wrong_methods(name, number, record_property):
+    record_property("tried", ("wrong methods, estimators and metrics that a law must find", 1))
     wrong = [WRONG[name], *FURTHER[name]][number]
     law = next(law for law in laws_for(wrong) if law.name == name)
     with pytest.raises(LawError, match=f"the law '{name}' is broken by {type(wrong).__name__}"):

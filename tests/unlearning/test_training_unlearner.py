@@ -357,7 +357,8 @@ def in_class_order():
 
 
 @pytest.mark.parametrize("kind", [list, tuple])
-def test_a_list_of_batches_in_the_order_of_their_classes_is_reshuffled_in_each_pass(kind):
+def test_a_list_of_batches_in_the_order_of_their_classes_is_reshuffled_in_each_pass(kind, record_property):
+    record_property("tried", ("batches in the order of their classes", 1))
     seen = []
 
     def loss(model, batch):
@@ -381,7 +382,8 @@ def test_a_list_of_batches_in_the_order_of_their_classes_is_reshuffled_in_each_p
 )
 @pytest.mark.parametrize("kind", [list, UserList])
 @pytest.mark.parametrize("objective", [CrossEntropy(), Autocast()], ids=["float32", "autocast"])
-def test_batches_of_few_changes_of_the_class_are_reshuffled(classes, kind, objective):
+def test_batches_of_few_changes_of_the_class_are_reshuffled(classes, kind, objective, record_property):
+    record_property("tried", ("batches in the order of their classes", 1))
     seen = []
 
     def loss(model, batch):

@@ -11,9 +11,11 @@ from torch import nn
 
 from unlearnkit import (
     ConfigurationError,
+    CrossEntropy,
     DiagonalFisher,
     ElementwiseUnlearner,
     Importance,
+    ImportanceEstimator,
     Metric,
     MismatchError,
     Need,
@@ -28,6 +30,7 @@ from unlearnkit import (
 from unlearnkit.plugins.manager import fault_of
 from unlearnkit.testing import broken_laws, check_unlearner
 from unlearnkit.unlearning import EpochConfig
+from unlearnkit.utils.global_state import _STATE
 
 
 class Rule(ElementwiseUnlearner):
@@ -126,7 +129,8 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("cls", FAULTS, ids=lambda cls: cls.__name__)
-def test_a_method_class_is_refused_when_it_is_registered_checked_and_used(cls):
+def test_a_method_class_is_refused_when_it_is_registered_checked_and_used(cls, record_property):
+    record_property("tried", ("classes and objects that break the contract", 1))
     method = cls(0.5) if cls is Plain else cls()
     uses = [
         lambda: method.unlearn(nn.Linear(2, 2), UnlearningInputs()),
@@ -167,7 +171,8 @@ OBJECTS = {
 
 
 @pytest.mark.parametrize("said", OBJECTS)
-def test_an_object_whose_record_would_be_wrong_is_refused_when_it_is_checked_and_used(said):
+def test_an_object_whose_record_would_be_wrong_is_refused_when_it_is_checked_and_used(said, record_property):
+    record_property("tried", ("classes and objects that break the contract", 1))
     method = OBJECTS[said]()
     for use in (
         lambda: method.unlearn(nn.Linear(2, 2), UnlearningInputs()),
@@ -239,7 +244,8 @@ RETURNED = {
 
 
 @pytest.mark.parametrize("said", RETURNED)
-def test_what_a_method_returns_is_checked(said):
+def test_what_a_method_returns_is_checked(said, record_property):
+    record_property("tried", ("classes and objects that break the contract", 1))
     model = nn.Linear(2, 2)
     ones = Importance(totals={name: torch.ones_like(p) for name, p in model.named_parameters()}, count=1)
     with pytest.raises(MismatchError, match=rf"method '\w+':? {said}"):
@@ -270,7 +276,8 @@ PASSES = {
 
 
 @pytest.mark.parametrize("said", PASSES)
-def test_what_a_method_that_trains_returns_is_checked(said):
+def test_what_a_method_that_trains_returns_is_checked(said, record_property):
+    record_property("tried", ("classes and objects that break the contract", 1))
     batches = [(torch.ones(2, 2), torch.tensor([0, 1]))]
     with pytest.raises(MismatchError, match=said):
         trains(passes=PASSES[said]).unlearn(nn.Linear(2, 2), UnlearningInputs(retain_data=batches))
@@ -288,7 +295,9 @@ def test_what_a_method_that_trains_returns_is_checked(said):
     ],
     ids=["importances", "private", "reader", "asdict"],
 )
-def test_what_is_not_declared_is_not_even_there(read):
+def test_what_is_not_declared_is_not_even_there(read, record_property):
+    record_property("tried", ("classes and objects that break the contract", 1))
+
     class Reads(Unlearner):
         name, needs = "reads", frozenset({Need.FORGET_IMPORTANCE})
 
@@ -316,6 +325,37 @@ def test_remarks_on_an_edit_that_changed_nothing_read_what_is_declared_only():
         ConfigurationError, match=r"'idle' reads inputs.retain_data without declaring it: add Need.RETAIN"
     ):
         Idle().unlearn(nn.Linear(2, 2), UnlearningInputs(retain_data=[(torch.ones(1, 2), torch.tensor([0]))]))
+
+
+def test_what_a_method_or_an_estimator_sets_for_everybody_is_put_back():
+    def spoil():
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        torch.set_grad_enabled(False)
+        torch.backends.cudnn.benchmark = True
+
+    class Spoils(Unlearner):
+        name, needs = "spoils", frozenset()
+
+        def apply(self, model, inputs):
+            spoil()
+
+    class Measures(ImportanceEstimator):
+        name = "measures"
+
+        def estimate_batch(self, model, batch, *, objective):
+            spoil()
+            return Importance(
+                totals={name: torch.ones_like(p.detach()) for name, p in model.named_parameters()}, count=2
+            )
+
+    model = nn.Linear(2, 2)
+    before = {name: read() for name, (read, _) in _STATE.items()}
+    Spoils().unlearn(model, UnlearningInputs())
+    assert {name: read() for name, (read, _) in _STATE.items()} == before
+    batch = (torch.ones(2, 2), torch.tensor([0, 1]))
+    Measures().estimate(model, [batch], objective=CrossEntropy())
+    assert {name: read() for name, (read, _) in _STATE.items()} == before
 
 
 def test_prepare_that_uses_an_undeclared_reference_importance_names_the_need():

@@ -26,6 +26,7 @@ from unlearnkit.utils.errors import (
     UnsupportedModelError,
     raise_all,
 )
+from unlearnkit.utils.global_state import restored_globals
 from unlearnkit.utils.options import class_fault, object_fault, option_values, refuse
 from unlearnkit.utils.progress import Progress, length, silent
 
@@ -141,7 +142,7 @@ class ImportanceEstimator(abc.ABC):
         refuse(class_fault(type(self)) or object_fault(self))
         check_objective(objective)
         check_data(batches, Role(role))
-        with _own_context(model):
+        with restored_globals(), _own_context(model):
             return self._estimate(
                 model, batches, objective=objective, role=Role(role), progress=progress, snapshot=snapshot
             )

@@ -26,6 +26,7 @@ from unlearnkit.utils.errors import (
     UnsupportedModelError,
     raise_all,
 )
+from unlearnkit.utils.global_state import restored_globals
 from unlearnkit.utils.options import class_fault, object_fault, option_values, refuse
 from unlearnkit.utils.progress import Progress, silent
 
@@ -282,7 +283,8 @@ class Unlearner(abc.ABC):
             snapshot.keep_copies(keep=self._needs_copy())
             options, declared = option_values(self), inputs.read_by(self)
             start = time.perf_counter()
-            counts = self._edit(model, declared, snapshot.undo_log)
+            with restored_globals():
+                counts = self._edit(model, declared, snapshot.undo_log)
             seconds = time.perf_counter() - start
             buffers_changed = self._check_after(model, snapshot, counts, options)
             changes = _changes(snapshot, counts)
