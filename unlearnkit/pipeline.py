@@ -9,6 +9,7 @@ from typing import Any, Protocol, final
 import attrs
 from torch import nn
 
+from unlearnkit.distributed.sharded_tensors import reshard
 from unlearnkit.importance.estimator import ImportanceEstimator, snapshot_of
 from unlearnkit.importance.fisher import DiagonalFisher
 from unlearnkit.importance.importance import Importance
@@ -179,6 +180,7 @@ class Pipeline:
 @contextmanager
 def _watched(observer: str, *, model: nn.Module, measured: Mapping[str, Importance]) -> Iterator[None]:
     """Put the model back after a call of an observer; name one that changed it or an importance."""
+    reshard(model)
     was, digests = ModelSnapshot(model), {role: _digest(found) for role, found in measured.items()}
     changed: list[str] = []
     try:
