@@ -371,8 +371,22 @@ def test_a_model_that_an_observer_edits_between_importance_and_edit_is_refused()
 
     manager, model = PluginManager(entry_points=False), net()
     manager.register(Editing())
-    with pytest.raises(MismatchError, match=r"(?s)edited or trained since.*estimate again.*2.bias"):
+    before = digest(model)
+    with pytest.raises(MismatchError, match=r"an observer must not change the model, which was put back.* of 2.bias"):
         pipeline(plugins=manager).run(model, forget=FORGET, reference=FULL)
+    assert digest(model) == before
+
+
+def test_a_model_that_is_edited_between_importance_and_edit_is_refused():
+    def measure_and_edit():
+        found = DiagonalFisher().estimate(model, FULL, objective=CE, role="full")
+        with torch.no_grad():
+            model[2].bias.data.add_(1)
+        return found
+
+    model = net()
+    with pytest.raises(MismatchError, match=r"(?s)edited or trained since.*estimate again.*2.bias"):
+        pipeline().run(model, forget=FORGET, reference=measure_and_edit)
 
 
 # Used by the other commands

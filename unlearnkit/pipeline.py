@@ -3,27 +3,29 @@
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, final
 
 import attrs
 from torch import nn
 
 from unlearnkit.data.loaders import draw_samples
+from unlearnkit.distributed.sharded_tensors import reshard
 from unlearnkit.importance.estimator import ImportanceEstimator, snapshot_of
 from unlearnkit.importance.fisher import DiagonalFisher
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import Role
 from unlearnkit.importance.sampled_reference import sampled_reference
 from unlearnkit.models.objective import CrossEntropy, Objective, check_objective
-from unlearnkit.models.parameters import digest_tensors, parameters_and_buffers
+from unlearnkit.models.parameters import digest_tensors
 from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.plugins.hookspecs import Run
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.unlearning.report import Report
-from unlearnkit.unlearning.unlearner import Need, Unlearner, UnlearningInputs, check_fraction, plugin_fault
-from unlearnkit.utils.errors import ConfigurationError, nearest, raise_all
+from unlearnkit.unlearning.unlearner import Need, Unlearner, UnlearningInputs, check_fraction, method_fault
+from unlearnkit.utils.errors import ConfigurationError, MismatchError, nearest, raise_all
 from unlearnkit.utils.options import option_values, options_of, refuse
 from unlearnkit.utils.progress import Progress, progress_of
 from unlearnkit.utils.structuring import call
@@ -48,7 +50,7 @@ def _is_a(kind: type) -> Callable[[Any, "attrs.Attribute[Any]", Any], None]:
             hint = ": unlearn() takes the name of a method" if isinstance(value, str) and kind is Unlearner else hint
             where = f"Pipeline.{field.name}: expected an object of {kind.__name__}"
             raise ConfigurationError(f"{where}, saw {value!r}{hint}")
-        refuse(plugin_fault(type(value)))
+        refuse(method_fault(value))
 
     return check
 
@@ -141,18 +143,8 @@ class Pipeline:
         measured: dict[Need, Importance] = {}
         snapshot: ModelSnapshot | None = None
 
-        @contextmanager
-        def watched(observer: str) -> Iterator[None]:
-            """Name an observer that changes the model."""
-            before = _digests(model)
-            yield
-            after = _digests(model)
-            changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-            where = (
-                f"{observer}: an observer must not change the model, which was edited or trained since it was called"
-            )
-            raise_all(changed, where=f"{where}; remove the plugin, load the model and estimate again")
-
+        measured: dict[str, Importance] = {}
+        watched = partial(_watched, model=model, measured=measured)
         self.plugins.before_run(run, watched=watched)
 
         def estimated(batches: Iterable[Any], role: Role) -> Importance:
@@ -179,6 +171,7 @@ class Pipeline:
                 seconds[f"{role.value} importance"] = time.perf_counter() - start
                 _LOG.info("importance of the %s set: %r, %.2f s", role.value, found, time.perf_counter() - start)
             found = attrs.evolve(found, role=role) if found.role is Role.UNKNOWN else found
+            measured[role.value] = found
             self.plugins.after_estimate(run, role.value, found, watched=watched)
             measured[need] = found
             return found if self.normalise else found.unnormalised()
@@ -246,8 +239,31 @@ class Pipeline:
         return sampled_reference(estimated(drawn, Role.RETAIN), retained=retained, seed=seed, forget=forget)
 
 
-def _digests(model: nn.Module) -> dict[str, str]:
-    return {name: digest_tensors({name: tensor}) for name, tensor in parameters_and_buffers(model).items()}
+@contextmanager
+def _watched(observer: str, *, model: nn.Module, measured: Mapping[str, Importance]) -> Iterator[None]:
+    """Put the model back after a call of an observer; name one that changed it or an importance."""
+    reshard(model)
+    was, digests = ModelSnapshot(model), {role: _digest(found) for role, found in measured.items()}
+    changed: list[str] = []
+    try:
+        yield
+        changed += [*was.structure_changes(), *was.changed_parameters(), *was.changed_buffers()]
+    finally:
+        was.restore()
+    where = f"{observer}: an observer must not change"
+    if changed:
+        raise MismatchError(
+            f"{where} the model, which was put back, saw changes of {', '.join(changed)}: remove the plugin"
+        )
+    spoilt = [role for role, found in measured.items() if _digest(found) != digests[role]]
+    if spoilt:
+        raise MismatchError(
+            f"{where} an importance, saw changes of {', '.join(spoilt)}: remove the plugin and measure it again"
+        )
+
+
+def _digest(importance: Importance) -> str:
+    return digest_tensors(dict(importance.totals))
 
 
 def _current(snapshot: ModelSnapshot | None) -> ModelSnapshot | None:
@@ -319,7 +335,7 @@ def unlearn(
         max_fraction=max_fraction,
         plugins=manager,
     )
-    reference, name, needs = retain if full is None else full, pipeline.unlearner.name, pipeline.unlearner.needs
+    reference, name, needs = retain if full is None else full, pipeline.unlearner.name, pipeline.unlearner.requires()
     if Need.REFERENCE_IMPORTANCE in needs and reference is None:
         raise ConfigurationError(f"unlearn: method {name!r} compares with other data, saw none: pass retain= or full=")
     trains_on = {Need.FORGET_DATA: ("forget", forget), Need.RETAIN_DATA: ("retain", retain)}

@@ -18,6 +18,7 @@ from torch.utils.data import (
     TensorDataset,
     WeightedRandomSampler,
 )
+from torch.utils.data.distributed import DistributedSampler
 from unlearnkit_methods.jit import JustInTime
 from unlearnkit_methods.prune import Prune
 
@@ -131,13 +132,28 @@ LOSSES = {
     ),
     "the sampler draws 60 times from 64 samples": DataLoader(PAIRS, 6, sampler=RandomSampler(PAIRS, num_samples=60)),
     "the sampler draws 128 times from 64": DataLoader(PAIRS, 6, sampler=RandomSampler(PAIRS, num_samples=128)),
+    "the sampler draws 3 times from 2 samples": DataLoader(PAIRS, 2, sampler=[3, 3, 1]),
+    "the sampler draws 4 times from 2 samples": DataLoader(
+        PAIRS, 2, sampler=SubsetRandomSampler(torch.tensor([3, 1, 3, 1]))
+    ),
+    "the sampler draws 5 times from 4 samples": DataLoader(PAIRS, batch_sampler=[[0, 1, 2], [3, 0]]),
+    "the sampler draws 9 times from 64 samples": DataLoader(
+        PAIRS, 3, sampler=WeightedRandomSampler(ONES, 9, replacement=False)
+    ),
+    "the sampler reads the part of one of 2 processes": DataLoader(
+        PAIRS, 8, sampler=DistributedSampler(PAIRS, num_replicas=2, rank=0)
+    ),
+    "the Subset lists 4 samples, 3 of them different": DataLoader(Subset(PAIRS, [0, 0, 1, 2]), 2),
     "2 workers read a stream, each of them perhaps all of it": DataLoader(Stream(), 2, num_workers=2),
     "drop_last leaves out up to 2 samples of a stream": DataLoader(Stream(), 3, drop_last=True),
 }
 
 
 @pytest.mark.parametrize("said", LOSSES)
-def test_loaders_that_leave_out_or_repeat_samples_are_refused_for_a_forget_set_and_said_for_another(said, tmp_path):
+def test_loaders_that_leave_out_or_repeat_samples_are_refused_for_a_forget_set_and_said_for_another(
+    said, tmp_path, record_property
+):
+    record_property("tried", ("loaders that leave out or repeat samples", 1))
     batches, model = LOSSES[said], nn.Linear(2, 2)
     with pytest.raises(ConfigurationError, match=f"forget set: expected a loader that reads each sample once: {said}"):
         DiagonalFisher().estimate(model, batches, objective=CrossEntropy(), role="forget")
@@ -167,6 +183,8 @@ def test_loaders_that_leave_out_or_repeat_samples_are_refused_for_a_forget_set_a
         DataLoader(PAIRS, batch_size=None),
         DataLoader(PAIRS, 4, sampler=SubsetRandomSampler(range(9))),
         DataLoader(PAIRS, 4, sampler=[3, 1, 2]),
+        DataLoader(PAIRS, batch_sampler=[[3, 1], [2]]),
+        DataLoader(PAIRS, 4, sampler=DistributedSampler(PAIRS, num_replicas=1, rank=0)),
         DataLoader(Stream(), 2, num_workers=1),
         loader(PAIRS, batch_size=5, shuffle=True, seed=0),
     ],

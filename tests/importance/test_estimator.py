@@ -58,16 +58,16 @@ class Author(ImportanceEstimator):
     name = "author"
     traits = EstimatorTraits()
 
-    act: Callable = lambda _: None
-    returns: Callable = ones
-    at: int = 0
+    _act: Callable = lambda _: None
+    _returns: Callable = ones
+    _at: int = 0
     seen: int = attrs.field(default=0, init=False)
 
     def estimate_batch(self, model, batch, *, objective):
         self.seen += 1
-        if self.seen - 1 == self.at:
-            self.act(model)
-            return self.returns(model)
+        if self.seen - 1 == self._at:
+            self._act(model)
+            return self._returns(model)
         return ones(model)
 
 
@@ -317,10 +317,10 @@ def test_custom_accumulator_is_checked():
 
             class Last(Accumulator):
                 def add(self, batch):
-                    outer.act(model)
+                    outer._act(model)
 
                 def result(self):
-                    return outer.returns(model)
+                    return outer._returns(model)
 
             return Last()
 
@@ -339,7 +339,7 @@ class Absolute(ImportanceEstimator):
     name = "absolute"
     traits = EstimatorTraits()
 
-    own_pass: bool
+    _own_pass: bool
 
     def estimate_batch(self, model, batch, *, objective):
         weights = trainable(model)
@@ -348,7 +348,7 @@ class Absolute(ImportanceEstimator):
         return Importance(totals=totals, count=len(batch[0]))
 
     def accumulator(self, model, *, objective):
-        return Own(self, model, objective) if self.own_pass else super().accumulator(model, objective=objective)
+        return Own(self, model, objective) if self._own_pass else super().accumulator(model, objective=objective)
 
 
 class Own(Accumulator):

@@ -22,7 +22,7 @@ from unlearnkit import (
     UnlearningInputs,
 )
 from unlearnkit.models import BinaryCrossEntropy, SquaredError, train
-from unlearnkit.models.objective import check_losses
+from unlearnkit.models.objective import Autocast, check_losses
 
 
 def oracle(logits, label):
@@ -176,7 +176,24 @@ X, Y = torch.randn(6, 4), torch.arange(6) % 3
         ),
         (layer(3), (X, torch.randn(6)), r"class labels, .* saw targets of torch.float32 and shape \(6,\)"),
         (layer(3), (X, Y[:, None]), r"labels of shape \(6,\), saw .* \(6, 1\) for logits \(6, 3\): squeeze them"),
-        (layer(3), (X, Y[:, None].expand(6, 2)), r"labels of shape \(6,\), saw .* \(6, 2\) for logits \(6, 3\)$"),
+        (
+            layer(3),
+            (X, Y[:, None].expand(6, 2)),
+            r"labels of shape \(6,\), saw .* for logits \(6, 3\): for several labels",
+        ),
+        (
+            layer(3),
+            (X, torch.rand(6, 3) > 0.5),
+            r"labels of shape \(6,\), saw targets of torch.bool .*: for several labels",
+        ),
+        (
+            layer(3),
+            (X, Y.float()),
+            r"class labels, .* saw targets of torch.float32 .*: convert them, y.long\(\), or write",
+        ),
+        (nn.Embedding(3, 3), (Y,), r"a batch of two fields, inputs and labels, saw 1"),
+        (nn.Embedding(3, 3), (Y.float(), Y), r"whole numbers, as an embedding takes, saw torch.float32: .* x.long\(\)"),
+        (layer(3), (X.numpy(), Y), r"inputs that are tensors, saw ndarray"),
         (layer(3), (X, Y, torch.arange(6)), r"a batch of two fields, .* saw 3: .*CrossEntropy\(targets=1\)"),
         (layer(3), (X.double(), Y), r"inputs of torch.float32, .* Linear are, saw torch.float64: convert"),
         (layer(3, torch.float64), (X, Y), r"inputs of torch.float64, .* Linear are, saw torch.float32: convert"),
@@ -184,7 +201,8 @@ X, Y = torch.randn(6, 4), torch.arange(6) % 3
         (layer(3), ((X * 9).byte(), Y), r"inputs of torch.float32, .* Linear are, saw torch.uint8: convert"),
     ],
 )
-def test_cross_entropy_refuses_what_it_cannot_mean_with_what_to_do(model, batch, said):
+def test_cross_entropy_refuses_what_it_cannot_mean_with_what_to_do(model, batch, said, record_property):
+    record_property("tried", ("misused objectives", 1))
     with pytest.raises((ConfigurationError, MismatchError), match=said):
         CrossEntropy().losses(model, batch)
 
@@ -278,6 +296,7 @@ def test_an_error_of_the_model_itself_stays_what_it_is():
         lambda wrong: EvaluationInputs(model=layer(3), splits={}, objective=wrong),
         lambda wrong: train(layer(3), [(X, Y)], objective=wrong),
         lambda wrong: Pipeline(unlearner=Prune()).run(layer(3), forget=[(X, Y)], objective=wrong),
+        lambda wrong: Autocast(objective=wrong),
     ],
 )
 @pytest.mark.parametrize(
@@ -285,9 +304,10 @@ def test_an_error_of_the_model_itself_stays_what_it_is():
     [
         (nn.CrossEntropyLoss(), r"saw CrossEntropyLoss\(\): use CrossEntropy\(\), or write"),
         (CrossEntropy, "pass an object, not its class"),
-        (nn.functional.cross_entropy, "expected an unlearnkit.Objective, saw <function cross_entropy"),
+        (nn.functional.cross_entropy, r"saw <function cross_entropy .*: use CrossEntropy\(\), or write an"),
     ],
 )
-def test_what_is_no_objective_is_refused_wherever_one_is_passed(use, wrong, said):
+def test_what_is_no_objective_is_refused_wherever_one_is_passed(use, wrong, said, record_property):
+    record_property("tried", ("misused objectives", 1))
     with pytest.raises(ConfigurationError, match=said):
         use(wrong)

@@ -1,5 +1,6 @@
 """The notebook's training loop."""
 
+import itertools
 import math
 import random
 import warnings

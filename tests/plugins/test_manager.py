@@ -148,7 +148,7 @@ def test_nothing_is_pending_when_every_hook_is_known():
     "said",
     [
         r"Unwritten is abstract: write rule",
-        r"expected a subclass of Unlearner, saw fake_classes.Counts",
+        r"expected a subclass of Unlearner, saw fake_classes.Counts: return it from unlearnkit_register_metrics",
         r"expected a class, saw <fake_classes.Fine .*>: return the class, not an object of it",
         r"expected a class, saw 'fine': return the class, not an object of it",
         r"Shouts.name: expected lower-case letters, digits and '-', as 'my-method', saw 'Shouts_Loudly'",
@@ -168,7 +168,10 @@ def test_a_class_that_cannot_be_used_is_named_with_its_plugin(manager, said):
 def test_a_hook_that_raises_or_returns_no_list_is_named(manager):
     assert problem(manager, "raises") == [
         "plugin 'raises' of fake-raises 6.0, registering its unlearners: ZeroDivisionError: no methods today",
-        "plugin 'raises' of fake-raises 6.0, registering its estimators: TypeError: 'ABCMeta' object is not iterable",
+        (
+            "plugin 'raises' of fake-raises 6.0, registering its estimators: PluginLoadError: expected a list, saw "
+            "<class 'unlearnkit.importance.fisher.diagonal.DiagonalFisher'>: write `return [...]`"
+        ),
     ]
 
 

@@ -6,6 +6,7 @@ the complete path: a plugin is installed, a run requests it by name, and a good 
 """
 # ruff: noqa: ARG002, ARG005 - the signatures are the framework's
 
+import gc
 import random
 import re
 import sys
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 
 from unlearnkit import (
     DiagonalFisher,
+    DuplicateMethodError,
     ElementwiseUnlearner,
     Importance,
     ImportanceEstimator,
@@ -28,6 +30,7 @@ from unlearnkit import (
     MismatchError,
     NonFiniteError,
     Pipeline,
+    PluginLoadError,
     PluginManager,
     PluginWarning,
     Run,
@@ -44,6 +47,11 @@ from unlearnkit.models.parameters import digest
 from unlearnkit.utils.global_state import _STATE
 
 DATA = [(torch.tensor([[1.0, 2.0], [0.5, -1.0]]), torch.tensor([0, 1]))]
+
+
+@pytest.fixture(autouse=True)
+def counted(record_property):
+    record_property("tried", ("plugins that misbehave", 1))
 
 
 def net():
@@ -379,10 +387,87 @@ def test_an_observer_that_changes_the_model_is_named_and_the_run_ends(hook, name
     manager = manager_with()
     manager.register(plugin(**{hook: lambda: None}), name="innocent")
     manager.register(plugin(**{hook: lambda: model.state_dict()[name].numpy().fill(0.5)}), name="culprit")
+    before = digest(model)
     with pytest.raises(
-        MismatchError, match=rf"plugin 'culprit' of unruly, {hook}: an observer must not change the model.*: {name}"
+        MismatchError, match=rf"plugin 'culprit' of unruly, {hook}: an observer must not change the model.* {name}: "
     ):
         perform(manager, "good", model)
+    assert digest(model) == before
+
+
+@pytest.mark.parametrize("hook", ["unlearnkit_before_run", "unlearnkit_after_run"])
+def test_the_model_is_put_back_when_ctrl_c_ends_an_observer(hook):
+    def interrupted():
+        model[0].weight.data.zero_()
+        raise KeyboardInterrupt
+
+    model = net()
+    before = digest(model)
+    with pytest.raises(KeyboardInterrupt):
+        perform(manager_with(**{hook: interrupted}), "good", model)
+    assert digest(model) == before
+
+
+@pytest.mark.parametrize("hook", ["unlearnkit_before_run", "unlearnkit_after_estimate", "unlearnkit_after_run"])
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda m: m.train(),
+        lambda m: m[0].weight.requires_grad_(requires_grad=False),
+        lambda m: setattr(m[0].weight, "grad", torch.ones(3, 2)),
+        lambda m: m[0].register_forward_hook(lambda *_: torch.zeros(2, 3)),
+    ],
+    ids=["mode", "frozen", "grad", "hook"],
+)
+def test_what_an_observer_does_around_the_weights_has_no_effect(hook, act):
+    one, other = net(), net()
+    perform(manager_with(**{hook: lambda: act(one)}), "good", one)
+    perform(PluginManagerOfGood(), "good", other)
+    assert digest(one) == digest(other)
+    assert [m.training for m in one.modules()] == [m.training for m in other.modules()]
+    assert [(p.requires_grad, p.grad) for p in one.parameters()] == [(True, None)] * 6
+    assert not one[0]._forward_hooks
+
+
+def test_an_observer_that_finds_the_importances_is_named():
+    def after_run():
+        for found in gc.get_objects():
+            if type(found) is Importance and found.role.value == "forget":
+                for total in found.totals.values():
+                    total.numpy().fill(1.0)
+
+    model = net()
+    before = digest(model)
+    with pytest.raises(
+        MismatchError, match=r"'unruly' of unruly, .*must not change an importance, saw changes of forget"
+    ):
+        perform(manager_with(unlearnkit_after_run=after_run), "good", model)
+    assert digest(model) == before
+
+
+def test_an_observer_gets_copies_of_what_its_arguments_hold():
+    def after_estimate(importance):
+        object.__setattr__(importance.fingerprint, "model", "another")
+
+    def after_run(report):
+        object.__setattr__(report.tensors[0], "changed", 999)
+
+    report = perform(
+        manager_with(unlearnkit_after_estimate=after_estimate, unlearnkit_after_run=after_run), "good", net()
+    )
+    assert report.tensors[0].changed < 999
+
+
+def test_an_observer_cannot_stop_a_run_by_an_error_without_a_text():
+    class Silent(Exception):
+        def __str__(self):
+            raise ZeroDivisionError
+
+    def after_run():
+        raise Silent
+
+    with pytest.warns(PluginWarning, match="Silent: its text raises ZeroDivisionError"):
+        assert perform(manager_with(unlearnkit_after_run=after_run), "good", net()).changed
 
 
 # Global state
@@ -395,10 +480,17 @@ SETS = {
     "the number of threads": "torch.set_num_threads(torch.get_num_threads() + 1)",
     "deterministic algorithms": "torch.use_deterministic_algorithms(True)",
     "the float32 precision": "torch.set_float32_matmul_precision('medium')",
-    "the random state of torch": "torch.manual_seed(0)",
+    "autocast": "torch.set_autocast_enabled('cpu', True)",
+    "anomaly detection": "torch.set_anomaly_enabled(True)",
+    "cuDNN's flags": "torch.backends.cudnn.benchmark = True",
+    "the random state of torch": "torch.default_generator.manual_seed(0)",
+    "the seed of CUDA": "torch.cuda.manual_seed(0)",
     "the random state of Python": "random.seed(0)",
     "the random state of numpy": "np.random.seed(0)",
 }
+
+
+RUN = Run(method="m", options={}, estimator="e", model="M")
 
 
 def globals_now():
@@ -423,12 +515,59 @@ def test_global_state_that_a_plugin_sets_is_put_back_and_the_plugin_is_named(wha
     with warnings.catch_warnings(record=True) as issued:
         warnings.simplefilter("always")
         manager.problems()
-        manager.before_run(Run(method="m", options={}, estimator="e", model="M"))
+        manager.before_run(RUN)
     (said,) = [str(w.message) for w in issued]
     assert "plugin 'setter' of fake-setter 2.0, global state" in said
     assert said.endswith(f"it set {what} in {when}, which was put back")
     assert globals_now() == before
     assert {one.name: one.problem for one in manager.plugins()}["setter"] is None
+
+
+SAME = {
+    "the newer switches of precision": ("torch.backends.cuda.matmul.fp32_precision = 'tf32'", "the float32 precision"),
+    "the older ones": ("torch.backends.cudnn.allow_tf32 = False", "the float32 precision"),
+    "all seeds": ("torch.manual_seed(0)", "the random state of torch, the seed of CUDA"),
+    "a state of CUDA": ("torch.cuda.set_rng_state(torch.zeros(16, dtype=torch.uint8))", "the seed of CUDA"),
+    "warnings only": ("torch.use_deterministic_algorithms(True, warn_only=True)", "deterministic algorithms"),
+}
+
+
+@pytest.mark.parametrize("what", SAME)
+def test_global_state_that_is_set_in_another_way_is_put_back_and_cuda_is_not_started(what):
+    source, said = SAME[what]
+    before, attributes = globals_now(), {"torch": torch}
+    manager = manager_with(unlearnkit_before_run=lambda: exec(source, attributes))
+    with pytest.warns(PluginWarning, match=rf"it set {said} in unlearnkit_before_run, which was put back"):
+        manager.before_run(RUN)
+    assert globals_now() == before
+    assert not torch.cuda.is_initialized()
+
+
+def test_the_random_state_of_a_started_cuda_is_put_back(monkeypatch):
+    states = [torch.zeros(16, dtype=torch.uint8)]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [state.clone() for state in states])
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda new: states.__setitem__(slice(None), new))
+    manager = manager_with(unlearnkit_before_run=lambda: states[0].fill_(1))
+    with pytest.warns(
+        PluginWarning, match="it set the random state of CUDA in unlearnkit_before_run, which was put back"
+    ):
+        manager.before_run(RUN)
+    assert states[0].tolist() == [0] * 16
+
+
+def test_what_torch_cannot_put_back_is_said(monkeypatch):
+    threads = [2]
+    monkeypatch.setitem(_STATE, "the number of interop threads", (lambda: threads[0], once))
+    manager = manager_with(unlearnkit_before_run=lambda: threads.__setitem__(0, 3))
+    with pytest.warns(
+        PluginWarning, match="it set the number of interop threads in .*, which torch cannot put back: start"
+    ):
+        manager.before_run(RUN)
+
+
+def once(_):
+    raise RuntimeError("cannot set number of interop threads after parallel work has started")
 
 
 STOPS = [
@@ -451,6 +590,20 @@ def test_ctrl_c_at_import_is_not_contained(monkeypatch, tmp_path):
         PluginManager().unlearner("ssd")
 
 
+def test_a_manager_whose_load_was_ended_by_ctrl_c_loads_the_rest_the_next_time(monkeypatch, tmp_path):
+    source = "import fake_switch\nif fake_switch.on: raise KeyboardInterrupt\n" + HEAD + METHOD + IDLE_HOOK
+    (tmp_path / "fake_switch.py").write_text("on = True")
+    install(monkeypatch, tmp_path, source.format(name="mine", more=", reference"), name="stops")
+    manager = PluginManager()
+    with pytest.raises(KeyboardInterrupt):
+        manager.unlearner("mine")
+    monkeypatch.setattr(sys.modules["fake_switch"], "on", False)
+    assert manager.unlearner("mine").name == "mine"
+    assert manager.problems() == ()
+    assert [one.name for one in manager.plugins()] == [one.name for one in PluginManager().plugins()]
+    assert {entry.name for entry in manager.provided("unlearner")} >= {"ssd", "prune", "unsir"}
+
+
 # Plugins that offer nothing
 
 
@@ -461,6 +614,7 @@ class Mine(ElementwiseUnlearner):
     def rule(self, theta, forget{more}):
         return theta
 """
+IDLE_HOOK = "@hookimpl\ndef unlearnkit_register_unlearners():\n    return [Mine]\n"
 IDLE = {
     "unmarked": (
         METHOD.format(name="mine", more=", reference") + "def unlearnkit_register_unlearners():\n    return [Mine]\n",
@@ -484,6 +638,38 @@ IDLE = {
         + "@hookimpl\ndef unlearnkit_register_unlearners():\n    return [Mine]\n",
         r"unlearner 'ssd' \(also of unlearnkit [\d.]+: asking for it is an error\) usable",
     ),
+    "a class for a list": (
+        METHOD.format(name="mine", more=", reference")
+        + "@hookimpl\ndef unlearnkit_register_unlearners():\n    return Mine\n",
+        r"nothing registering its unlearners: expected a list, saw <class 'fake_idle.Mine'>: write `return \[...\]`",
+    ),
+    "a name for a list": (
+        "@hookimpl\ndef unlearnkit_register_unlearners():\n    return 'mine'\n",
+        r"nothing registering its unlearners: expected a list, saw 'mine': write `return \[...\]`",
+    ),
+    "the hook of another kind": (
+        "@hookimpl\ndef unlearnkit_register_metrics():\n    return [DiagonalFisher]\n",
+        (
+            r"nothing registering its metrics: expected a subclass of Metric, saw .*: return it from "
+            "unlearnkit_register_estimators"
+        ),
+    ),
+    "unmarked and misspelt": (
+        "def unlearnkit_register_unlearner():\n    return []\n",
+        (
+            r"nothing unmarked hook: unlearnkit_register_unlearner is not called: no hook has this name; did you mean "
+            "'unlearnkit_register_unlearners'"
+        ),
+    ),
+    "another parameter": (
+        "@hookimpl\ndef unlearnkit_register_unlearners(manager):\n    return []\n",
+        r"nothing hook signature: .* Argument\(s\) {'manager'} are declared in the hookimpl",
+    ),
+    "an error that looks like markup": ("raise ValueError('[/] one\\ntwo')\n", r"nothing import: \[/\] one two"),
+    "an error without a text": (
+        "class Silent(Exception):\n    def __str__(self): 1 / 0\nraise Silent\n",
+        r"nothing import: its text raises ZeroDivisionError",
+    ),
     "an observer": ("@hookimpl\ndef unlearnkit_after_run(): ...\n", r"unlearnkit_after_run usable"),
 }
 
@@ -505,6 +691,24 @@ def test_the_list_of_plugins_says_what_each_offers_and_why_one_offers_nothing(ki
     assert re.search(
         r"^prune unlearnkit [\d.]+ unlearnkit_methods.prune unlearner 'prune' usable", "\n".join(rows), re.M
     )
+
+
+@pytest.mark.parametrize("entry", [Good, type("Hooks", (), {})], ids=lambda cls: cls.__name__)
+def test_a_class_is_no_plugin(entry):
+    with pytest.raises(
+        PluginLoadError, match=rf"expected a module or an object with hooks, saw the class {entry.__name__}"
+    ):
+        PluginManager(entry_points=False).register(entry)
+
+
+def test_two_methods_of_one_name_in_one_plugin_are_both_named():
+    class Double(Good):
+        pass
+
+    manager = PluginManager(entry_points=False)
+    manager.register(plugin(Good, Double), name="unruly")
+    with pytest.raises(DuplicateMethodError, match=r"'good' is both Good and .*Double of unruly: rename one"):
+        manager.unlearner("good")
 
 
 def test_the_error_for_one_plugin_has_no_stories_of_the_others(monkeypatch, tmp_path):

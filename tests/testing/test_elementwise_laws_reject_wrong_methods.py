@@ -162,14 +162,14 @@ class Does(ElementwiseUnlearner):
     """A method with a given rule and the traits of one law."""
 
     name: ClassVar[str] = "wrong"
-    body: Callable
-    traits_: UnlearnerTraits
+    _body: Callable
+    _promises: UnlearnerTraits
 
     def promises(self):
-        return self.traits_
+        return self._promises
 
     def rule(self, theta, forget, reference):
-        return self.body(theta, forget, reference)
+        return self._body(theta, forget, reference)
 
 
 @attrs.frozen(kw_only=True)
@@ -280,7 +280,8 @@ def test_every_elementwise_law_has_its_three_wrong_methods():
 
 
 @pytest.mark.parametrize(("name", "number"), [(name, number) for name in WRONG for number in range(3)])
-def test_the_law_rejects_its_wrong_methods(name, number):
+def test_the_law_rejects_its_wrong_methods(name, number, record_property):
+    record_property("tried", ("wrong methods, estimators and metrics that a law must find", 1))
     wrong = [WRONG[name], *further(name)][number]
     law = next(law for law in laws_for(wrong) if law.name == name)
     with pytest.raises(LawError, match=f"the law '{name}' is broken by {type(wrong).__name__}"):
@@ -297,7 +298,7 @@ def test_no_other_elementwise_law_rejects_the_wrong_method(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_no_other_law_rejects_the_wrong_method_with_many_examples(name):
-    assert set(broken_laws(WRONG[name], examples=1000)) == {name}
+    assert set(broken_laws(WRONG[name], examples=200)) == {name}
 
 
 def test_the_right_method_that_they_derive_from_passes():

@@ -145,37 +145,37 @@ WRONG = {
 class Changes(Right):
     """Measure correctly, then change each importance, or what ``estimate`` returns."""
 
-    of_batch: Callable = lambda found, _: found
-    of_all: Callable = lambda found: found
-    after: Callable = lambda _: None
+    _of_batch: Callable = lambda found, _: found
+    _of_all: Callable = lambda found: found
+    _after: Callable = lambda _: None
 
     def estimate_batch(self, model, batch, *, objective):
-        return self.of_batch(super().estimate_batch(model, batch, objective=objective), batch)
+        return self._of_batch(super().estimate_batch(model, batch, objective=objective), batch)
 
     def estimate(self, model, batches, **options):
         found = super().estimate(model, batches, **options)
-        self.after(model)
-        return self.of_all(found)
+        self._after(model)
+        return self._of_all(found)
 
 
 @attrs.frozen
 class SpoilsWhenItFails(Right):
-    damage: Callable
+    _damage: Callable
 
     def estimate(self, model, batches, **options):
         try:
             return super().estimate(model, batches, **options)
         except OSError:
-            self.damage(model)
+            self._damage(model)
             raise
 
 
 @attrs.frozen
 class Terms(Right):
-    of: Callable
+    _of: Callable
 
     def term(self, g):
-        return self.of(g.detach())
+        return self._of(g.detach())
 
 
 def each(function):
@@ -245,7 +245,8 @@ def test_every_law_has_its_three_wrong_estimators():
 
 
 @pytest.mark.parametrize(("name", "number"), [(name, number) for name in WRONG for number in range(3)])
-def test_the_law_rejects_its_wrong_estimators(name, number):
+def test_the_law_rejects_its_wrong_estimators(name, number, record_property):
+    record_property("tried", ("wrong methods, estimators and metrics that a law must find", 1))
     wrong = [WRONG[name], *FURTHER[name]][number]
     law = next(law for law in laws_for(wrong) if law.name == name)
     with pytest.raises(LawError, match=f"the law '{name}' is broken by {type(wrong).__name__}"):
@@ -262,7 +263,7 @@ def test_no_other_law_rejects_the_wrong_estimator(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_no_other_law_rejects_the_wrong_estimator_with_many_examples(name):
-    assert set(broken_laws(WRONG[name], examples=200)) == {name}
+    assert set(broken_laws(WRONG[name], examples=60)) == {name}
 
 
 def test_the_right_estimator_passes():

@@ -117,7 +117,8 @@ def test_every_law_has_its_three_wrong_metrics():
 
 
 @pytest.mark.parametrize(("name", "number"), [(name, number) for name in WRONG for number in range(3)])
-def test_the_law_rejects_its_wrong_metrics(name, number):
+def test_the_law_rejects_its_wrong_metrics(name, number, record_property):
+    record_property("tried", ("wrong methods, estimators and metrics that a law must find", 1))
     wrong = [WRONG[name], *FURTHER[name]][number]
     law = next(law for law in laws_for(wrong) if law.name == name)
     with pytest.raises(LawError, match=f"the law '{name}' is broken by {type(wrong).__name__}"):

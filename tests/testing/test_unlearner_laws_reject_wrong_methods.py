@@ -153,7 +153,10 @@ WRONG = {
 class Damages(Wrong):
     """Edit correctly, then do the test's damage to the model."""
 
-    damage: Callable
+    _damage: Callable
+
+    def damage(self, model):
+        self._damage(model)
 
 
 @attrs.frozen
@@ -161,11 +164,11 @@ class Uses(Right):
     """Edit correctly, then do something with the inputs."""
 
     needs = frozenset(Need)
-    act: Callable
+    _act: Callable
 
     def apply(self, model, inputs):
         super().apply(model, inputs)
-        self.act(model, inputs)
+        self._act(model, inputs)
 
 
 @attrs.frozen
@@ -174,7 +177,7 @@ class Reports(Right):
 
     needs = frozenset()
     traits = UnlearnerTraits(edits_buffers=True)
-    change: Callable
+    _change: Callable
 
     def apply(self, model, inputs):
         super().apply(model, inputs)
@@ -182,20 +185,20 @@ class Reports(Right):
             buffer.add_(1)
 
     def unlearn(self, model, inputs):
-        return self.change(super().unlearn(model, inputs))
+        return self._change(super().unlearn(model, inputs))
 
 
 @attrs.frozen
 class SpoilsWhenItFails(Right):
     """Restore the model after an error, then do the test's damage."""
 
-    damage: Callable
+    _damage: Callable
 
     def unlearn(self, model, inputs):
         try:
             return super().unlearn(model, inputs)
         except Exception:
-            self.damage(model)
+            self._damage(model)
             raise
 
 
@@ -287,7 +290,8 @@ def test_a_method_that_trains_with_a_fixed_mode_does_not_owe_the_law_of_eval_mod
 
 
 @pytest.mark.parametrize(("name", "number"), [(name, number) for name in WRONG for number in range(3)])
-def test_the_law_rejects_its_wrong_methods(name, number):
+def test_the_law_rejects_its_wrong_methods(name, number, record_property):
+    record_property("tried", ("wrong methods, estimators and metrics that a law must find", 1))
     wrong = [WRONG[name], *FURTHER[name]][number]
     law = next(law for law in laws_for(wrong) if law.name == name)
     with pytest.raises(LawError, match=f"the law '{name}' is broken by {type(wrong).__name__}"):
@@ -304,7 +308,7 @@ def test_no_other_law_rejects_the_wrong_method(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_no_other_law_rejects_the_wrong_method_with_many_examples(name):
-    assert set(broken_laws(WRONG[name], examples=300)) == {name}
+    assert set(broken_laws(WRONG[name], examples=100)) == {name}
 
 
 def test_the_right_method_passes():

@@ -15,6 +15,7 @@ from unlearnkit import (
     Need,
     NonFiniteError,
     UnlearningInputs,
+    option,
 )
 from unlearnkit.models.parameters import bits, digest, trainable
 from unlearnkit.testing import broken_laws
@@ -28,10 +29,10 @@ class Rule(ElementwiseUnlearner):
     """A method with a given rule."""
 
     name = "rule"
-    body: object
+    _body: object
 
     def rule(self, theta, forget, reference):
-        return self.body(theta, forget, reference)
+        return self._body(theta, forget, reference)
 
 
 def halve(theta, forget, reference):
@@ -191,7 +192,7 @@ def test_prepare_may_return_a_copy_that_edits():
     @attrs.frozen(kw_only=True)
     class Above(ElementwiseUnlearner):
         name = "above"
-        limit: float = 0.0
+        limit: float = option(0.0, doc="threshold")
 
         def prepare(self, forget, reference):
             largest = max(float(t.max()) for t in forget.mean().values())

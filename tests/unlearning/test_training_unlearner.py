@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+from collections import UserList
 from itertools import chain
 
 import attrs
@@ -23,6 +24,7 @@ from unlearnkit import (
     UnsupportedModelError,
 )
 from unlearnkit.models import OptimizerConfig
+from unlearnkit.models.objective import Autocast
 from unlearnkit.unlearning import EpochConfig, fine_tune
 
 CE = CrossEntropy()
@@ -355,7 +357,8 @@ def in_class_order():
 
 
 @pytest.mark.parametrize("kind", [list, tuple])
-def test_a_list_of_batches_in_the_order_of_their_classes_is_reshuffled_in_each_pass(kind):
+def test_a_list_of_batches_in_the_order_of_their_classes_is_reshuffled_in_each_pass(kind, record_property):
+    record_property("tried", ("batches in the order of their classes", 1))
     seen = []
 
     def loss(model, batch):
@@ -370,6 +373,27 @@ def test_a_list_of_batches_in_the_order_of_their_classes_is_reshuffled_in_each_p
     assert first != second
     assert any(len(set(rows)) > 1 for rows in first)
     assert [x[0, 0] for x, _ in given] == [0.0, 1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [[3, 2, 1, 0], [0, 1, 2, 3, 0, 1, 2, 3], [0, 0, 0, 1, 1, 1, 0]],
+    ids=["descending", "in blocks", "but for the last one"],
+)
+@pytest.mark.parametrize("kind", [list, UserList])
+@pytest.mark.parametrize("objective", [CrossEntropy(), Autocast()], ids=["float32", "autocast"])
+def test_batches_of_few_changes_of_the_class_are_reshuffled(classes, kind, objective, record_property):
+    record_property("tried", ("batches in the order of their classes", 1))
+    seen = []
+
+    def loss(model, batch):
+        seen.append(batch[0][:, 0].tolist())
+        return cross_entropy(model, batch)
+
+    given = kind((torch.full((4, 2), float(i)), torch.full((4,), i)) for i in classes)
+    tune(nn.Linear(2, 4), given, count=1, loss=loss, inputs=UnlearningInputs(objective=objective))
+    assert sorted(chain(*seen)) == sorted(float(i) for i in classes for _ in range(4))
+    assert any(len(set(rows)) > 1 for rows in seen)
 
 
 def test_a_list_in_another_order_or_without_labels_keeps_its_order():

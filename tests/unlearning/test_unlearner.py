@@ -65,10 +65,10 @@ class Author(Unlearner):
     needs = frozenset()
     traits = UnlearnerTraits()
 
-    act: Callable = lambda _: None
+    _act: Callable = lambda _: None
 
     def apply(self, model, inputs):
-        self.act(model)
+        self._act(model)
 
 
 def state(model, *, weights=True):
@@ -498,14 +498,14 @@ def test_an_input_that_is_not_declared_cannot_be_read_and_the_error_names_the_ne
     @attrs.frozen
     class Reads(Unlearner):
         name, needs = "reads", frozenset(set(Need) - {need})
-        when: str
+        _when: str
 
         def apply(self, model, inputs):
-            if self.when == "apply":
+            if self._when == "apply":
                 getattr(attrs.evolve(inputs, seed=1), need.value)
 
         def remarks(self, inputs):
-            return (str(getattr(inputs, need.value)),) if self.when == "remarks" else ()
+            return (str(getattr(inputs, need.value)),) if self._when == "remarks" else ()
 
     model, batches = net(), [(torch.ones(1, 3), torch.tensor([0]))]
     forget, reference = importance(model, role="forget"), importance(model, role="full")

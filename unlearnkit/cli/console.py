@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, final
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import render
 from typing_extensions import override
 
 from unlearnkit.utils.errors import ConfigurationError, UnlearnKitError, UnlearnKitWarning, visible
@@ -133,8 +134,9 @@ def print_table(table: "Table") -> None:
         return
     if table.title:
         line(str(table.title))
-    for row in zip(*(column.cells for column in table.columns), strict=True):
-        cells = [(str(column.header), str(cell)) for column, cell in zip(table.columns, row, strict=True) if str(cell)]
+    columns = [(str(column.header), [render(str(cell)).plain for cell in column.cells]) for column in table.columns]
+    for row in range(table.row_count):
+        cells = [(header, texts[row]) for header, texts in columns if texts[row]]
         (_, first), *rest = cells
         line(first)
         for header, cell in rest:

@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
@@ -130,9 +130,13 @@ def lost_samples(batches: Any) -> str:
     """Say how a data loader leaves out or repeats samples; "" when each is read once, as far as can be known."""
     if not isinstance(batches, DataLoader):
         return ""
-    sampler, found = getattr(batches.batch_sampler, "sampler", batches.sampler), ""
+    sampler: Any = getattr(batches.batch_sampler, "sampler", batches.sampler)
+    found = ""
     drawn, size = length(sampler), getattr(batches.batch_sampler, "batch_size", batches.batch_size) or 1
-    whole, sized = length(getattr(sampler, "data_source", sampler)), cast("Sized", batches.dataset)
+    if isinstance(batches.batch_sampler, list | tuple):
+        sampler = list(chain.from_iterable(batches.batch_sampler))
+        drawn = len(sampler)
+    whole, sized = _drawn_from(sampler), cast("Sized", batches.dataset)
     if isinstance(batches.dataset, IterableDataset):
         if batches.num_workers > 1:
             found = f"{batches.num_workers} workers read a stream, each of them perhaps all of it: use num_workers=1"
@@ -140,11 +144,28 @@ def lost_samples(batches: Any) -> str:
             found = f"drop_last leaves out up to {size - 1} samples of a stream"
     elif getattr(sampler, "replacement", False):
         found = f"{drawn} of {len(sized)} samples are drawn with replacement: some often, some not at all"
+    elif getattr(sampler, "num_replicas", 1) > 1:
+        found = f"the sampler reads the part of one of {sampler.num_replicas} processes"
     elif drawn != whole:
         found = f"the sampler draws {drawn} times from {whole} samples"
     elif drawn and drawn % size and getattr(batches.batch_sampler, "drop_last", False):
         found = f"drop_last leaves out {drawn % size} of {drawn} samples"
+    elif isinstance(batches.dataset, Subset) and _different(batches.dataset.indices) < len(sized):
+        found = f"the Subset lists {len(sized)} samples, {_different(batches.dataset.indices)} of them different"
     return found
+
+
+def _drawn_from(sampler: Any) -> int | None:
+    """Count the samples that a sampler can draw."""
+    if isinstance(sampler, list | tuple):
+        return _different(sampler)
+    if isinstance(sampler, SubsetRandomSampler):
+        return _different(sampler.indices)
+    return length(getattr(sampler, "data_source", getattr(sampler, "weights", sampler)))
+
+
+def _different(indices: Iterable[Any]) -> int:
+    return len({int(i) if isinstance(i, Tensor) else i for i in indices})
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -1,5 +1,6 @@
 """Data loaders in a fixed order, and loaders of two sets paired or interleaved."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import pairwise
 from typing import Any, final
@@ -140,8 +141,8 @@ class Interleaved:
 def reshuffled(batches: Iterable[Any], *, seed: int, labels: Callable[[Any], Tensor] | None = None) -> Iterable[Any]:
     """Shuffle the data of a sequential loader, or of a mixture of such: training in data set order can go badly wrong.
 
-    So is a list of batches whose ``labels`` come class after class. Anything else, a loader with a sampler of its own
-    too, is returned unchanged.
+    So is a list of batches whose ``labels`` change half as often as in a random order, or less. Anything else, a loader
+    with a sampler of its own too, is returned unchanged.
 
     Example:
         >>> batches = DataLoader(torch.arange(4), batch_size=2)
@@ -151,7 +152,7 @@ def reshuffled(batches: Iterable[Any], *, seed: int, labels: Callable[[Any], Ten
     if isinstance(batches, Paired | Interleaved):
         parts = {name: reshuffled(getattr(batches, name), seed=seed, labels=labels) for name in ("retain", "forget")}
         return attrs.evolve(batches, **parts)
-    if isinstance(batches, list | tuple) and labels is not None and _in_class_order(batches, labels):
+    if isinstance(batches, Sequence) and labels is not None and _in_class_order(batches, labels):
         return _Shuffled(batches=batches, seed=seed)
     if not isinstance(batches, DataLoader) or isinstance(batches.dataset, IterableDataset):
         return batches
@@ -211,17 +212,19 @@ class WithoutSingles:
 
 
 def _in_class_order(batches: Sequence[Any], labels: Callable[[Any], Tensor]) -> bool:
-    """Say whether the classes of several batches come one after the other."""
+    """Say whether the label changes from sample to sample half as often as in a random order, or less."""
     if len(batches) < 2:
         return False
     try:
-        found = torch.cat([labels(batch).reshape(-1).cpu() for batch in batches])
+        each = [labels(batch).cpu() for batch in batches]
     except ConfigurationError:  # no such field: the loss may not need it
         return False
-    if found.is_floating_point():
+    if any(one.is_floating_point() or one.dim() != 1 for one in each):
         return False
-    classes, runs = len(set(found.tolist())), 1 + int((found[1:] != found[:-1]).sum())
-    return 1 < classes == runs
+    found = torch.cat(each)
+    counts = Counter(found.tolist()).values()
+    expected = len(found) - sum(count**2 for count in counts) / len(found)
+    return len(counts) > 1 and int((found[1:] != found[:-1]).sum()) <= expected / 2
 
 
 @final

@@ -284,7 +284,7 @@ class _Bench:
         report = self.job.edit(model, method, self.job.experiment.splits(), edit=search)
         tuning, seconds = found[0], time.perf_counter() - start
         # An importance takes one pass over its data; those of both sets are shared by all trials.
-        measured = 1.0 if _IMPORTANCES & unlearner.needs else 0.0
+        measured = 1.0 if _IMPORTANCES & unlearner.requires() else 0.0
         shared = self.proxy_epochs + measured
         attempt = Attempt(
             name=method.label,

@@ -26,7 +26,8 @@ from unlearnkit.utils.errors import (
     UnsupportedModelError,
     raise_all,
 )
-from unlearnkit.utils.options import class_fault, option_values, refuse
+from unlearnkit.utils.global_state import restored_globals
+from unlearnkit.utils.options import class_fault, object_fault, option_values, refuse
 from unlearnkit.utils.progress import Progress, length, progress_of
 
 
@@ -138,10 +139,10 @@ class ImportanceEstimator(abc.ABC):
             UnsupportedModelError: Weights are complex, or have no values yet; or the model is sharded and the
                 estimator cannot take it.
         """
-        refuse(class_fault(type(self)))
+        refuse(class_fault(type(self)) or object_fault(self))
         check_objective(objective)
         check_data(batches, Role(role))
-        with _own_context(model):
+        with restored_globals(), _own_context(model):
             return self._estimate(
                 model, batches, objective=objective, role=Role(role), progress=progress_of(progress), snapshot=snapshot
             )

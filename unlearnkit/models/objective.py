@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, final
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -135,6 +136,10 @@ class CrossEntropy(Objective):
                 advice = ": squeeze them" if targets.numel() == math.prod(expected) else ""
                 advice = f": {_fitting(targets)}" if targets.shape == logits.shape else advice
                 raise ConfigurationError(f"expected labels of shape {expected}, {seen}{advice}")
+        elif targets.shape == (logits.shape[0], *logits.shape[2:]):
+            raise ConfigurationError(
+                f"expected class labels, whole numbers, {seen}: convert them, y.long(); {_fitting(targets)}"
+            )
         elif not self.probabilities or targets.shape != logits.shape:
             raise ConfigurationError(f"expected class labels, whole numbers, {seen}: {_fitting(targets)}")
 
@@ -244,6 +249,16 @@ class CausalLanguageModel(Objective):
         return logits
 
 
+def check_objective(objective: Any) -> Objective:
+    """Return an objective; raise an error for anything else, such as a loss of torch."""
+    if isinstance(objective, Objective):
+        return objective
+    advice = "pass an object, not its class" if isinstance(objective, type) else f"use CrossEntropy(); {_ELSE}"
+    if isinstance(objective, nn.Module):
+        advice = "use CrossEntropy(), or write one whose losses() calls it with reduction='none'"
+    raise ConfigurationError(f"expected an unlearnkit.Objective, saw {objective!r}: {advice}")
+
+
 @final
 @attrs.frozen(kw_only=True)
 class Autocast(Objective):
@@ -257,7 +272,7 @@ class Autocast(Objective):
         "Autocast(objective=CrossEntropy(inputs=0, targets=-1, output='auto'))"
     """
 
-    objective: Objective = attrs.field(factory=CrossEntropy)
+    objective: Objective = attrs.field(factory=CrossEntropy, converter=check_objective)
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the losses in float32; see `Objective.losses`."""
@@ -276,16 +291,6 @@ class Autocast(Objective):
             return found.float()
 
 
-def check_objective(objective: Any) -> Objective:
-    """Return an objective; raise an error for anything else, such as a loss of torch."""
-    if isinstance(objective, Objective):
-        return objective
-    advice = "pass an object, not its class" if isinstance(objective, type) else "write one"
-    if isinstance(objective, nn.Module):
-        advice = "use CrossEntropy(), or write one whose losses() calls it with reduction='none'"
-    raise ConfigurationError(f"expected an unlearnkit.Objective, saw {objective!r}: {advice}")
-
-
 def _outputs(model: nn.Module, batch: Any, *, inputs: Inputs, output: int | str) -> Tensor:
     """Run a model on the inputs of a batch."""
     if isinstance(inputs, tuple):
@@ -298,7 +303,7 @@ def _outputs(model: nn.Module, batch: Any, *, inputs: Inputs, output: int | str)
 
 
 def _targets(batch: Any, where: int | str, *, who: str) -> Tensor:
-    if where == -1 and isinstance(batch, tuple | list) and len(batch) > 2:
+    if where == -1 and isinstance(batch, tuple | list) and len(batch) != 2:
         raise ConfigurationError(
             f"expected a batch of two fields, inputs and labels, saw {len(batch)}: say which one holds the labels, "
             f"for example {who}(targets=1)"
@@ -330,12 +335,20 @@ def _fitting(targets: Tensor) -> str:
 
 @contextmanager
 def _named_dtypes(model: nn.Module, inputs: Any) -> Iterator[None]:
-    """Name inputs of another dtype than the weights, where the model fails."""
+    """Name inputs of another dtype than the weights, or of none, where the model fails."""
     try:
         yield
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
+        if isinstance(inputs, np.ndarray | list) and isinstance(error, TypeError | RuntimeError):
+            raise MismatchError(f"expected inputs that are tensors, saw {type(inputs).__name__}: {error}") from error
         kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
         found = [t.dtype for t in tensors(inputs) if kinds and t.dtype not in kinds and "type" in str(error)]
+        if not found and "'indices'" in str(error):
+            numbers = [t.dtype for t in tensors(inputs)]
+            raise MismatchError(
+                f"expected whole numbers, as an embedding takes, saw {numbers[0]}: convert them in the data set, "
+                f"x.long(): {error}"
+            ) from error
         if not found:
             raise
         weights = " or ".join(sorted(map(str, kinds)))

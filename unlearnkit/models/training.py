@@ -22,7 +22,13 @@ from unlearnkit.data.loaders import WithoutSingles
 from unlearnkit.models.norm_gradients import norm_gradient_fix
 from unlearnkit.models.objective import BatchScores, CrossEntropy, Objective, check_objective, score_batch, total
 from unlearnkit.models.parameters import device_of, trainable
-from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, UnlearnKitWarning, UnsupportedModelError
+from unlearnkit.utils.errors import (
+    ConfigurationError,
+    MismatchError,
+    NonFiniteError,
+    UnlearnKitWarning,
+    UnsupportedModelError,
+)
 from unlearnkit.utils.options import option
 from unlearnkit.utils.progress import Progress, length, progress_of
 from unlearnkit.utils.rng import private_rng
@@ -184,7 +190,10 @@ def run_epoch(
     return float(torch.stack(losses).mean())
 
 
-def _check(loss: Tensor, *, where: str) -> None:
+def _check(loss: Any, *, where: str) -> None:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        seen = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        raise MismatchError(f"expected the loss of a batch, a scalar tensor, saw {seen} in {where}: return its mean")
     if not bool(torch.isfinite(loss).all()):
         raise NonFiniteError(
             f"expected a finite loss, saw NaN or infinity in {where}: lower the learning rate, or look at the data"

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlparse
 
 import attrs
 
-from unlearnkit.utils.errors import PluginWarning
+from unlearnkit.utils.errors import PluginWarning, visible
 
 GROUP = "unlearnkit"
 DISABLE = "UNLEARNKIT_DISABLE_PLUGINS"
@@ -32,8 +32,17 @@ class Problem:
     stage: str
     error: BaseException | None = attrs.field(default=None, eq=False)
 
+    @property
+    def cause(self) -> str:
+        """The text of the error, in one line."""
+        try:
+            text = str(self.error)
+        except Exception as error:  # noqa: BLE001 - the plugin may have written __str__
+            text = f"its text raises {type(error).__name__}"
+        return visible(" ".join(text.split()))
+
     def __str__(self) -> str:
-        cause = f": {type(self.error).__name__}: {self.error}" if self.error is not None else ""
+        cause = f": {type(self.error).__name__}: {self.cause}" if self.error is not None else ""
         return f"plugin {self.plugin!r} of {self.origin or 'an unknown distribution'}, {self.stage}{cause}"
 
 

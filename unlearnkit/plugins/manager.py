@@ -1,5 +1,6 @@
 """The plugin manager: a typed face over pluggy that isolates, names and explains what is wrong with a plugin."""
 
+import copy
 import functools
 import inspect
 import os
@@ -30,7 +31,7 @@ from unlearnkit.utils.errors import (
 )
 from unlearnkit.utils.global_state import restored_globals
 from unlearnkit.utils.kernel_source import plugin_kernels
-from unlearnkit.utils.options import Option, options_of
+from unlearnkit.utils.options import Option, final_fault, options_of
 
 TRACE = "UNLEARNKIT_TRACE_HOOKS"
 """Environment variable: ``1`` prints a line on the error stream for each call of a hook of a plugin."""
@@ -71,8 +72,9 @@ def fault_of(cls: Any, base: type) -> str:
     if not isinstance(cls, type):
         return f"expected a class, saw {cls!r}: return the class, not an object of it"
     if not issubclass(cls, base):
-        return f"expected a subclass of {base.__name__}, saw {cls.__module__}.{cls.__qualname__}"
-    return plugin_fault(cls)
+        hooks = [f": return it from unlearnkit_register_{kind}s" for kind, of in _KINDS.items() if issubclass(cls, of)]
+        return f"expected a subclass of {base.__name__}, saw {cls.__module__}.{cls.__qualname__}{''.join(hooks)}"
+    return plugin_fault(cls) or final_fault(cls)
 
 
 def kernel_fault(kernel: Any, base: type) -> str:
@@ -192,23 +194,34 @@ class PluginManager:
                 clash = f" (also of {', '.join(sorted(others))}: asking for it is an error)" if others else ""
                 found.append(f"{kind} {thing.name!r}{clash if kind in _KINDS else ''}")
         observed = ("unlearnkit_before_run", "unlearnkit_after_estimate", "unlearnkit_after_run")
-        return (*found, *(hook for hook in observed if plugin in {of.name for of, _ in self._call_each(hook)}))
+        return (
+            *dict.fromkeys(found),
+            *(hook for hook in observed if plugin in {of.name for of, _ in self._call_each(hook)}),
+        )
 
     def _load(self) -> None:
         if not self._pending:
             return
-        self._pending = False
-        for found, load in entry_point_plugins():
-            if found.problem is not None:
-                self._remember(found, found.problem)
-                continue
-            plugin, error, changed = _attempt(load)
-            if error is None:
-                self._add(found, plugin)
-            else:
-                self._remember(found, found.problem_at("import", error))
-            self._problems += _put_back(found, "import", changed)
+        self._pending = False  # a plugin may ask this manager while it is imported
+        try:
+            for found, load in entry_point_plugins():
+                if found.name not in self._discovered:  # before Ctrl-C ended an earlier call
+                    self._load_one(found, load)
+        except BaseException:
+            self._pending = True
+            raise
         self._warn()
+
+    def _load_one(self, found: Discovered, load: Callable[[], object]) -> None:
+        if found.problem is not None:
+            self._remember(found, found.problem)
+            return
+        plugin, error, changed = _attempt(load)
+        self._problems += _put_back(found, "import", changed)
+        if error is None:
+            self._add(found, plugin)
+        else:
+            self._remember(found, found.problem_at("import", error))
 
     def _remember(self, found: Discovered, problem: Problem | None) -> None:
         self._discovered[found.name] = attrs.evolve(found, problem=problem)
@@ -224,6 +237,12 @@ class PluginManager:
 
     def _add(self, found: Discovered, plugin: object) -> Problem | None:
         def register() -> list[Problem]:
+            if isinstance(plugin, type):
+                raise PluginLoadError(
+                    f"expected a module or an object with hooks, saw the class {plugin.__qualname__}: name its module"
+                )
+            if self._pluggy.has_plugin(found.name):  # Ctrl-C ended an earlier call
+                self._pluggy.unregister(name=found.name)
             self._pluggy.register(plugin, name=found.name)
             return self._unknown_hooks(found, plugin)
 
@@ -245,14 +264,18 @@ class PluginManager:
         # An optional hook is one that a newer host may have.
         marked = [mark.get("specname") or name for name, mark in marks if mark and not mark.get("optionalhook")]
         known = {name for name in dir(hookspecs) if hasattr(getattr(hookspecs, name), f"{hookspecs.PROJECT}_spec")}
-        unmarked = sorted(known & set(dir(plugin)) - {name for name, mark in marks if mark})
+        unmarked = [name for name, mark in marks if not mark and name.startswith(f"{hookspecs.PROJECT}_")]
+        functions = [name for name in unmarked if inspect.isroutine(inspect.getattr_static(plugin, name, None))]
         return [
             found.problem_at("unknown hook", PluginLoadError(f"no hook is called {name!r}{nearest(name, known)}"))
             for name in marked
             if name not in known
         ] + [
-            found.problem_at("unmarked hook", PluginLoadError(f"{name} is not called: write @hookimpl above it"))
-            for name in unmarked
+            found.problem_at("unmarked hook", PluginLoadError(f"{name} is not called: {advice}"))
+            for name in functions
+            for advice in [
+                "write @hookimpl above it" if name in known else f"no hook has this name{nearest(name, known)}"
+            ]
         ]
 
     def _find(self, kind: str, name: str) -> type[Any]:
@@ -260,6 +283,11 @@ class PluginManager:
         found = [entry for entry in entries if entry.name == name]
         if len({entry.cls for entry in found}) > 1:
             providers = " and ".join(f"{entry.plugin.origin} (plugin {entry.plugin.name!r})" for entry in found)
+            if len({entry.plugin.name for entry in found}) == 1:
+                classes = " and ".join(entry.cls.__qualname__ for entry in found)
+                raise DuplicateMethodError(
+                    f"the {kind} {name!r} is both {classes} of {found[0].plugin.origin}: rename one"
+                )
             raise DuplicateMethodError(
                 f"the {kind} {name!r} is provided by {providers}: uninstall one, or switch it off with "
                 "UNLEARNKIT_DISABLE_PLUGINS"
@@ -295,7 +323,7 @@ class PluginManager:
             others = [p for _, p in self._pluggy.list_name_plugin() if p is not plugin]
             caller = self._pluggy.subset_hook_caller(hook, others)
             if plugin is not None and caller.get_hookimpls():
-                copies = {name: _copied(value) for name, value in arguments.items()}
+                copies = copy.deepcopy(arguments)
                 found, call = self._discovered[name], functools.partial(caller, **copies)
                 yield found, traced(call, f"{hook} of plugin {found.name!r} ({found.origin})")
 
@@ -311,7 +339,7 @@ class PluginManager:
                 warn_of(problem)
 
 
-def _attempt(call: Callable[[], T]) -> tuple[T | None, BaseException | None, list[str]]:
+def _attempt(call: Callable[[], T]) -> tuple[T | None, BaseException | None, dict[str, bool]]:
     """Call foreign code: return what it returns or raises, Ctrl-C excepted, and what it set for everybody."""
     with restored_globals() as changed:
         try:
@@ -322,28 +350,23 @@ def _attempt(call: Callable[[], T]) -> tuple[T | None, BaseException | None, lis
             return None, error, changed
 
 
-def _put_back(found: Discovered, stage: str, changed: list[str]) -> list[Problem]:
-    if not changed:
-        return []
-    error = PluginLoadError(f"it set {', '.join(changed)} in {stage}, which was put back")
-    return [found.problem_at("global state", error)]
+def _put_back(found: Discovered, stage: str, changed: Mapping[str, bool]) -> list[Problem]:
+    outcomes = {True: "which was put back", False: "which torch cannot put back: start Python again without the plugin"}
+    return [
+        found.problem_at("global state", PluginLoadError(f"it set {', '.join(names)} in {stage}, {outcome}"))
+        for back, outcome in outcomes.items()
+        if (names := [name for name, was in changed.items() if was is back])
+    ]
 
 
 def _judged(call: Callable[[], list[Any]], check: Callable[[Any, type], str], base: type) -> list[tuple[Any, str]]:
     results = call()
     if not results:  # pluggy leaves out None
         raise PluginLoadError("it returned nothing: write `return [...]`")
+    for result in results:
+        if isinstance(result, str | Mapping | type) or not isinstance(result, Iterable):
+            raise PluginLoadError(f"expected a list, saw {result!r}: write `return [...]`")
     return [(thing, check(thing, base)) for result in results for thing in result]
-
-
-def _copied(value: Any) -> Any:
-    """Copy an argument of an observer: tensors of importances, options of runs and reports."""
-    if isinstance(value, Importance):
-        return attrs.evolve(value, totals={name: total.clone() for name, total in value.totals.items()})
-    if not attrs.has(type(value)):
-        return value
-    fields = {field.alias: getattr(value, field.name) for field in attrs.fields(type(value))}
-    return attrs.evolve(value, **{name: dict(field) for name, field in fields.items() if isinstance(field, dict)})
 
 
 def traced(call: Callable[[], Any], what: str) -> Callable[[], Any]:

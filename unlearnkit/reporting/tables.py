@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Column, Table
 
 from unlearnkit.evaluation.tuning import Tuning
@@ -60,7 +61,7 @@ def method_table(title: str, entries: Iterable[Provided]) -> Table:
     table = Table(Column("name", no_wrap=True), "needs", "good for", title=title, box=box.SIMPLE_HEAD, pad_edge=False)
     for entry in entries:
         needs = ", ".join(_NEEDS[need] for need in _NEEDS if need in getattr(entry.cls, "needs", ()))
-        table.add_row(entry.name, needs, entry.paragraph("Good for") or entry.doc)
+        table.add_row(*map(escape, (entry.name, needs, entry.paragraph("Good for") or entry.doc)))
     return table
 
 
@@ -133,8 +134,9 @@ def plugin_table(
         given = offers.get(plugin.name, ())
         faults = [p for p in problems if p.plugin == plugin.name] or [p for p in (plugin.problem,) if p is not None]
         fine = "usable" if given else "no function of it is marked with @hookimpl, or each returns an empty list"
-        state = "\n".join(f"{p.stage}: {p.error}" for p in dict.fromkeys(faults)) or fine
-        table.add_row(plugin.name, plugin.origin, plugin.target, "\n".join(given) or "nothing", state)
+        state = "\n".join(f"{p.stage}: {p.cause}" for p in dict.fromkeys(faults)) or fine
+        cells = (plugin.name, plugin.origin, plugin.target, "\n".join(given) or "nothing", state)
+        table.add_row(*map(escape, cells))
     return table
 
 

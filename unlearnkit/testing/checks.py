@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import unlearnkit.testing.laws  # noqa: F401 - registers the laws
 from unlearnkit import ConfigurationError, ImportanceEstimator, Metric, Unlearner
 from unlearnkit.testing.law import LawError, laws_for, source
-from unlearnkit.unlearning.unlearner import plugin_fault
-from unlearnkit.utils.options import refuse
+from unlearnkit.unlearning.unlearner import method_fault
+from unlearnkit.utils.options import final_fault, refuse
 
 if TYPE_CHECKING:
     import pytest
@@ -57,7 +57,7 @@ def _check(subject: Any, kind: type, examples: int | None) -> None:
     if not isinstance(subject, kind):
         what = f"the class {subject.__name__}" if isinstance(subject, type) else type(subject).__name__
         raise ConfigurationError(f"expected an object of a subclass of {kind.__name__}, saw {what}")
-    refuse(plugin_fault(type(subject)))
+    refuse(method_fault(subject) or final_fault(type(subject)))
     broken = list(broken_laws(subject, examples=examples).values())
     if broken:
         raise LawError("\n\n".join(map(str, broken))) from broken[0].__cause__

@@ -235,7 +235,7 @@ class ElementwiseUnlearner(Unlearner):
         if Need.REFERENCE_IMPORTANCE in self.requires():
             reference = inputs.reference
         assert forget is not None, "checked by UnlearningInputs.check: FORGET_IMPORTANCE is among the needs"
-        ready = self.prepare(forget, reference)
+        ready = self._prepared(forget, reference)
         applier = ready.applier()
         for name, p in weights.items():
             try:
@@ -246,6 +246,24 @@ class ElementwiseUnlearner(Unlearner):
         given = option_values(self)
         derived = {key: value for key, value in option_values(ready).items() if given.get(key) != value}
         return EditCounts(changed=changed, derived=derived)
+
+    @final
+    def _prepared(self, forget: Importance, reference: Importance | None) -> Self:
+        try:
+            ready: Any = self.prepare(forget, reference)
+        except (AttributeError, TypeError) as error:
+            if reference is not None or "NoneType" not in str(error):
+                raise
+            raise ConfigurationError(
+                f"method {self.name!r}: prepare() uses the reference importance without declaring it: add "
+                f"Need.REFERENCE_IMPORTANCE to the needs: {error}"
+            ) from error
+        if not isinstance(ready, type(self)):
+            raise MismatchError(
+                f"method {self.name!r}: prepare() must return an object of its class, as attrs.evolve(self, …) does, "
+                f"saw {type(ready).__name__}"
+            )
+        return ready
 
     @final
     def _write_sharded(self, weights: _Weights, inputs: UnlearningInputs, undo_log: UndoLog) -> EditCounts:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit.data.loaders import reshuffled
-from unlearnkit.models.objective import CrossEntropy
+from unlearnkit.models.objective import Autocast, CrossEntropy
 from unlearnkit.models.parameters import trainable
 from unlearnkit.models.training import SCHEDULES, Loss, OptimizerConfig, freeze_batch_norm, run_epoch, training_mode
 from unlearnkit.unlearning.distillation import copy_state
 from unlearnkit.unlearning.unlearner import Unlearner, UnlearnerTraits, UnlearningInputs
-from unlearnkit.utils.errors import ConfigurationError, nearest, raise_all
+from unlearnkit.utils.errors import ConfigurationError, MismatchError, nearest, raise_all
 from unlearnkit.utils.options import option
 from unlearnkit.utils.progress import length
 
@@ -65,7 +65,8 @@ def fine_tune(
         UnsupportedModelError: The loss does not depend on any trainable parameter.
     """
     steps, masked, means = optimizer.optimizer_for(model), _masked_weights(model, masks or {}), []
-    labels = inputs.objective.labels if isinstance(inputs.objective, CrossEntropy) else None
+    objective = inputs.objective.objective if isinstance(inputs.objective, Autocast) else inputs.objective
+    labels = objective.labels if isinstance(objective, CrossEntropy) else None
 
     if optimizer.schedule != "constant":
         passes = list(passes)
@@ -78,9 +79,13 @@ def fine_tune(
             for p, free, before in masked:
                 p.copy_(torch.where(free, p, before))
 
+    if not isinstance(passes, Iterable):
+        raise MismatchError(f"expected passes, an iterable of EpochConfig, saw {type(passes).__name__}: return a list")
     with training_mode(model, steps, seed=inputs.seed, training=training) as usable:
         freeze_batch_norm(model)
         for number, one in enumerate(passes):
+            if not isinstance(one, EpochConfig):
+                raise MismatchError(f"pass {number + 1}: expected an EpochConfig, saw {type(one).__name__}")
             given = () if one.batches is None else one.batches
             batches = usable(reshuffled(given, seed=inputs.seed + number, labels=labels))
             shown = inputs.progress(batches, one.name, length(batches))
@@ -175,6 +180,8 @@ class TrainingUnlearner(Unlearner):
     def apply(self, model: nn.Module, inputs: UnlearningInputs) -> None:
         """Train; see `Unlearner.apply`."""
         student = self.student(model, inputs)
+        if not isinstance(student, nn.Module):
+            raise MismatchError(f"method {self.name!r}: student() must return a model, saw {type(student).__name__}")
         config = OptimizerConfig(**{field.name: getattr(self, field.name) for field in attrs.fields(OptimizerConfig)})
         passes, masks, training = self.passes(model, inputs), self.masks(inputs), self.mode == "train"
         fine_tune(student, passes, optimizer=config, inputs=inputs, masks=masks, training=training)

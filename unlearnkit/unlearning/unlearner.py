@@ -26,7 +26,8 @@ from unlearnkit.utils.errors import (
     UnsupportedModelError,
     raise_all,
 )
-from unlearnkit.utils.options import class_fault, option_values, refuse
+from unlearnkit.utils.global_state import restored_globals
+from unlearnkit.utils.options import class_fault, object_fault, option_values, refuse
 from unlearnkit.utils.progress import Progress, silent
 
 T = TypeVar("T")
@@ -141,6 +142,11 @@ class UnlearningInputs:
             reader=None,
         )
         steps.reports.append(method.unlearn(model, inputs))
+
+    def read_by(self, method: "Unlearner") -> "UnlearningInputs":
+        """Return the inputs that a method is given: those that it declares; reading another one is an error."""
+        undeclared: dict[str, Any] = {need.value: None for need in Need if need not in method.requires()}
+        return attrs.evolve(self, reader=method, **undeclared)
 
     def _declared(self, need: Need, value: T) -> T:
         if self._reader is not None and need not in self._reader.requires():
@@ -306,7 +312,7 @@ class Unlearner(abc.ABC):
                 declare, or its class has no valid name or needs, or options that would not be recorded.
             UnsupportedModelError: The model is sharded, and the method cannot edit shards.
         """
-        refuse(plugin_fault(type(self)))
+        refuse(method_fault(self))
         sharded = reshard(model)
         if sharded:
             self._check_shardable()
@@ -317,20 +323,22 @@ class Unlearner(abc.ABC):
             before = snapshot.digest
             remarks = self._check_inputs(model, inputs, before)
             snapshot.keep_copies(keep=self._needs_copy())
+            options, declared = option_values(self), inputs.read_by(self)
             start = time.perf_counter()
             steps = _Steps()
-            counts = self._edit(model, attrs.evolve(inputs, reader=self, steps=steps), snapshot.undo_log)
+            with restored_globals():
+                counts = self._edit(model, attrs.evolve(declared, steps=steps), snapshot.undo_log)
             seconds = time.perf_counter() - start
-            buffers_changed = self._check_after(model, snapshot, counts)
+            buffers_changed = self._check_after(model, snapshot, counts, options)
             changes = _changes(snapshot, counts)
             if not sharded and not any(t.changed for t in changes):
-                remarks += self.remarks_if_unchanged(inputs)
+                remarks += self._sentences("remarks_if_unchanged", self.remarks_if_unchanged(declared))
             remarks += tuple(f"{step.method}: {remark}" for step in steps.reports for remark in step.remarks)
             _check_budget(changes, inputs.max_fraction, method=self.name)
             snapshot.restore_surroundings(buffers=not self.promises().edits_buffers)
             report = Report(
                 method=self.name,
-                options=option_values(self),
+                options=options,
                 derived=counts.derived if counts else {},
                 tensors=changes,
                 buffers_changed=buffers_changed,
@@ -352,16 +360,26 @@ class Unlearner(abc.ABC):
         for importance in inputs.importances():
             _check_importance(importance, model, model_digest)
         inputs.check(self.requires(), method=self.name)
-        remarks = self.remarks(attrs.evolve(inputs, reader=self))
+        remarks = self._sentences("remarks", self.remarks(inputs.read_by(self)))
         for remark in remarks:
             warnings.warn(f"{self.name}: {remark}", UnlearnKitWarning, stacklevel=3)
         return remarks
 
-    def _check_after(self, model: nn.Module, snapshot: ModelSnapshot, counts: EditCounts | None) -> tuple[str, ...]:
+    def _sentences(self, function: str, returned: Any) -> tuple[str, ...]:
+        """Check what one of the methods for remarks returned."""
+        if isinstance(returned, tuple | list) and all(isinstance(one, str) for one in returned):
+            return tuple(returned)
+        raise MismatchError(f"method {self.name!r}: {function}() must return a tuple of sentences, saw {returned!r}")
+
+    def _check_after(
+        self, model: nn.Module, snapshot: ModelSnapshot, counts: EditCounts | None, options: Mapping[str, Any]
+    ) -> tuple[str, ...]:
         """Raise an error for changes that are not allowed; return the names of the buffers that changed."""
         who = f"method {self.name!r} ({type(self).__module__}.{type(self).__qualname__}) broke the contract"
         raise_all(snapshot.structure_changes(), where=f"{who} (the model was put back)")
         problems = [f"{n}: a frozen parameter was edited" for n in snapshot.changed_parameters(frozen=True)]
+        values = option_values(self).items()
+        problems += [f"{n}: an option was changed" for n, v in values if v is not options[n] and v != options[n]]
         buffers_changed = tuple(snapshot.changed_buffers())
         if not self.promises().edits_buffers:
             problems += [f"{n}: a buffer was edited" for n in buffers_changed]
@@ -437,13 +455,31 @@ def _reported(importance: Importance) -> ReportedImportance:
 
 def plugin_fault(cls: type) -> str:
     """Say what is wrong with the class of a method, an estimator or a metric; "" when nothing is."""
-    fault, needs = class_fault(cls), getattr(cls, "needs", None)
-    if not fault and issubclass(cls, Unlearner) and not (isinstance(needs, frozenset) and needs <= frozenset(Need)):
+    fault = class_fault(cls)
+    if fault or not issubclass(cls, Unlearner):
+        return fault
+    needs, traits = (getattr(cls, name, None) for name in ("needs", "traits"))
+    if not (isinstance(needs, frozenset) and needs <= frozenset(Need)):
         return f"{cls.__qualname__}.needs: expected a frozenset of Need, saw {needs!r}"
-    return fault
+    if not isinstance(traits, UnlearnerTraits):
+        return f"{cls.__qualname__}.traits: expected UnlearnerTraits, saw {traits!r}"
+    return ""
+
+
+def method_fault(owner: Any) -> str:
+    """Say what is wrong with a method, an estimator or a metric, its class included; "" when nothing is."""
+    fault = plugin_fault(type(owner)) or object_fault(owner)
+    if fault or not isinstance(owner, Unlearner):
+        return fault
+    cls = type(owner).__qualname__
+    promises: Any = owner.promises()
+    if not isinstance(promises, UnlearnerTraits):
+        return f"{cls}.promises(): expected UnlearnerTraits, saw {promises!r}"
+    unknown = sorted(promises.monotone - option_values(owner).keys())
+    return f"{cls}.traits.monotone: expected names of options, saw {', '.join(unknown)}" if unknown else ""
 
 
 def describe(owner: Any) -> str:
     """Return the first line of an object's or a class's docstring."""
     kind = owner if isinstance(owner, type) else type(owner)
-    return (kind.__doc__ or "").strip().partition("\n")[0]
+    return str(kind.__doc__ or "").strip().partition("\n")[0]

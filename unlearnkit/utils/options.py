@@ -1,6 +1,7 @@
 """What a plugin's class declares: a name, methods, and options: attrs fields with a symbol, a source and bounds."""
 
 import contextlib
+import functools
 import inspect
 import math
 import operator
@@ -234,11 +235,30 @@ def class_fault(cls: type) -> str:
     if not isinstance(name, str) or not NAME.fullmatch(name):
         return f"{cls.__qualname__}.name: expected lower-case letters, digits and '-', as 'my-method', saw {name!r}"
     if unrecorded(cls):
+        return _not_recorded(cls, unrecorded(cls))
+    plain = _plain_fields(cls)
+    if plain:
         return (
-            f"{cls.__qualname__}: expected options that are attrs fields, saw {', '.join(unrecorded(cls))}, which no "
-            "record would hold: decorate the class with @attrs.frozen(kw_only=True) and write `lam: float = option(…)`"
+            f"{cls.__qualname__}: expected options made by option(), saw the plain field {', '.join(plain)}: write "
+            f"`{plain[0]}: float = option(…, doc=…)`, or make it private or init=False where it is no option"
         )
     return next(filter(None, (_signature_fault(cls, base) for base in cls.__mro__[1:])), "")
+
+
+def object_fault(owner: Any) -> str:
+    """Say what is wrong with an object, whose class has no fault: attributes that were set on it; "" for none."""
+    cls = type(owner)
+    fields = {field.name for field in attrs.fields(cls)} if attrs.has(cls) else set()
+    cached = {name for name in dir(cls) if isinstance(inspect.getattr_static(cls, name), functools.cached_property)}
+    lost = [name for name in getattr(owner, "__dict__", {}) if not name.startswith("_") and name not in fields | cached]
+    return _not_recorded(cls, lost) if lost else ""
+
+
+def _not_recorded(cls: type, lost: Sequence[str]) -> str:
+    return (
+        f"{cls.__qualname__}: expected options that are attrs fields, saw {', '.join(lost)}, which no record would "
+        "hold: decorate the class with @attrs.frozen(kw_only=True) and write `lam: float = option(…)`"
+    )
 
 
 def refuse(fault: str) -> None:
@@ -254,12 +274,17 @@ def unrecorded(cls: type) -> list[str]:
     return unread or [name for name in _parameters(cls) if name not in fields]
 
 
+def _plain_fields(cls: type) -> list[str]:
+    """Name the fields that `option` did not make, but for private ones and those that no caller sets."""
+    found = attrs.fields(cls) if attrs.has(cls) else ()
+    return [f.name for f in found if f.init and not f.name.startswith("_") and _OPTION not in f.metadata]
+
+
 def _parameters(cls: type) -> list[str]:
     try:
-        found = inspect.signature(cls).parameters.values()
+        return list(inspect.signature(cls).parameters)
     except (TypeError, ValueError):  # none that Python can show
         return []
-    return [p.name for p in found if p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
 
 
 def _signature_fault(cls: type, base: type) -> str:
@@ -282,6 +307,16 @@ def _signature_fault(cls: type, base: type) -> str:
         except TypeError:
             expected = ", ".join([*positional, *(["*", *by_name] if by_name else [])])
             return f"{cls.__qualname__}.{name}: expected the parameters ({expected}), saw {seen}"
+    return ""
+
+
+def final_fault(cls: type) -> str:
+    """Say which method that the framework makes final a class overrides; "" for none."""
+    for base in cls.__mro__[1:]:
+        for name, declared in vars(base).items():
+            overridden = inspect.isfunction(declared) and inspect.getattr_static(cls, name) is not declared
+            if overridden and hasattr(declared, "__final__"):
+                return f"{cls.__qualname__}.{name}: is final in {base.__qualname__}, must not be overridden"
     return ""
 
 

@@ -197,7 +197,7 @@ def edited_once(method: ElementwiseUnlearner, law_case: LawCase) -> None:
     assert forget is not None
     assert reference is not None
     needed = Need.REFERENCE_IMPORTANCE in method.requires()
-    ready = method.prepare(forget, reference)
+    ready = method.prepare(forget, reference if needed else None)
     for name, theta in edit.before.weights(trainable=True).items():
         f, r = forget.mean()[name], reference.mean()[name]
         expected = ready.edit(theta, f, r if needed else torch.zeros_like(r))

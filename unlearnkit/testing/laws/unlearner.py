@@ -64,7 +64,8 @@ _law = partial(law, Unlearner, cases=cases_for, examples=20)
 def runs(method: Unlearner, law_case: LawCase) -> None:
     """unlearn() edits every model that the method does not refuse (UnsupportedModelError), without error."""
     model = law_case.model()
-    method.unlearn(model, law_case.unlearning_inputs(model))
+    report = method.unlearn(model, law_case.unlearning_inputs(model))
+    holds(isinstance(report, Report), f"unlearn() returned {report!r}, expected a Report")
 
 
 @_law(rejects="resets the running statistics of BatchNorm")
