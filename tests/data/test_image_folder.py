@@ -1,5 +1,7 @@
 """Images in folders."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -221,6 +223,14 @@ def test_a_photo_with_previews_is_read(tmp_path):
     path = tmp_path / "a.jpg"
     Image.new("RGB", (8, 8), RED).save(path, format="MPO", save_all=True, append_images=[Image.new("RGB", (4, 4))])
     assert read_image(path).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev", "pipe"])
+def test_anything_but_a_file_is_not_read(tmp_path, device):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a.png").symlink_to(tmp_path / device)
+    with pytest.raises(StoreError, match=r"a.png: expected a file, saw a folder, a pipe or a device"):
+        read_image(tmp_path / "a.png")
 
 
 def changed(data, rng):

@@ -168,6 +168,14 @@ def test_a_truncated_file(tmp_path, cut):
         load_plain_pickle(path)
 
 
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev", "pipe"])
+def test_anything_but_a_file_is_not_read(tmp_path, device):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "data").symlink_to(tmp_path / device)
+    with pytest.raises(StoreError, match="data: expected a file, saw a folder, a pipe or a device"):
+        load_plain_pickle(tmp_path / "data")
+
+
 def test_a_missing_file(tmp_path):
     with pytest.raises(StoreError, match=r"cannot read .*absent"):
         load_plain_pickle(tmp_path / "absent")

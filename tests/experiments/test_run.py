@@ -122,6 +122,15 @@ def test_only_results_are_overwritten(digits_toml, tmp_path):
     assert sorted(p.name for p in folder.parent.iterdir()) == ["ssd"]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_results_are_not_written_into_a_ledger(digits_toml, tmp_path, overwrite):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "ledger.json").write_text("{}")
+    with pytest.raises(StoreError, match=r"output: expected a folder for results, saw the ledger .*out: choose"):
+        records(digits_toml, overwrite=overwrite)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["ledger.json"]
+
+
 def test_a_file_that_comes_during_the_run_is_not_overwritten(digits_toml, tmp_path):
     records(digits_toml)
     running = run(load_config(digits_toml), overwrite=True)

@@ -18,8 +18,8 @@ FAULT = 2  # exit code of an error that the user can fix
 NOTHING_EDITED = 3  # exit code of a search that edited nothing
 INTERRUPTED = 130  # exit code after Ctrl-C, as in shells
 
-out = Console()
-err = Console(stderr=True)
+out = Console(markup=False)  # "[b]" in a label or a name is text
+err = Console(stderr=True, markup=False)
 
 
 @contextmanager
@@ -36,9 +36,8 @@ def _bars(before: str, after: str = "", *, disable: bool = False) -> "rich.progr
     from rich import progress
 
     columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeElapsedColumn())
-    last = progress.TextColumn(after, markup=False)
     return progress.Progress(
-        before, *columns, progress.TimeRemainingColumn(), last, console=err, transient=True, disable=disable
+        before, *columns, progress.TimeRemainingColumn(), after, console=err, transient=True, disable=disable
     )
 
 
@@ -85,7 +84,7 @@ def counting(total: int, *, quiet: bool = False) -> Iterator[Callable[..., None]
 
 @contextmanager
 def clear_errors(*, traceback: bool = False) -> Iterator[None]:
-    """Turn errors that a user can fix into one message and exit code 2, and warnings into lines, each once."""
+    """Turn errors that a user can fix into one line and exit code 2, and warnings into lines, each once."""
     said = set[str]()
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
@@ -111,17 +110,16 @@ def clear_errors(*, traceback: bool = False) -> Iterator[None]:
 
 def line(text: str, *, soft_wrap: bool = False) -> None:
     """Print plain text; ``soft_wrap`` leaves wrapping to the terminal, so that paths can be copied."""
-    out.print(_indented(text), markup=False, highlight=False, soft_wrap=soft_wrap)
+    # All lines but the first are indented: what a user typed cannot look like a line of its own.
+    shown = "\n  ".join(visible(part) for part in text.split("\n"))
+    out.print(shown, highlight=False, soft_wrap=soft_wrap)
 
 
 def say(kind: str, *texts: str, style: str) -> None:
-    err.print(f"[{style}]{kind}:[/] ", end="")
-    err.print("\n".join(map(_indented, texts)), markup=False, highlight=False, soft_wrap=True)
-
-
-def _indented(text: str) -> str:
-    """Indent all lines but the first: what a user typed cannot look like a line of its own."""
-    return "\n  ".join(visible(part) for part in text.split("\n"))
+    """Print an error with its notes, or a warning, as one line on stderr."""
+    err.print(f"{kind}: ", style=style, end="")
+    one_line = "; ".join(" ".join(map(str.strip, text.splitlines())) for text in texts)
+    err.print(visible(one_line), highlight=False, soft_wrap=True)
 
 
 def _message(error: Exception) -> list[str]:

@@ -42,6 +42,8 @@ def read_image(path: str | Path) -> Tensor:
     from torchvision.transforms.v2.functional import pil_to_tensor  # noqa: PLC0415 - torchvision takes a second
 
     try:
+        if Path(path).exists() and not Path(path).is_file():  # reading a pipe or a device may never end
+            raise StoreError("expected a file, saw a folder, a pipe or a device")
         with Image.open(path) as image:
             rgb: Tensor = pil_to_tensor(_rgb(image))
     except Exception as error:

@@ -381,8 +381,13 @@ def rollback(deletion: Deletion) -> Receipt:
             model_after=earlier.digest,
             model_file=earlier.file,
         )
-        new = state.with_models(earlier, base=state.base, kept=state.kept[:-1])
-        return ledger.commit(new, Pending(receipt=receipt, back_to=earlier.digest))
+        if earlier.digest in ledger.store.manifest.models:
+            new = state.with_models(earlier, base=state.base, kept=state.kept[:-1])
+            return ledger.commit(new, Pending(receipt=receipt, back_to=earlier.digest))
+        # The importances were measured after the edit: of another model, and without these samples.
+        new = state.with_models(earlier, base=earlier, kept=state.kept[:-1])
+        ledger.new_store(state.next_store, empty=True)
+        return ledger.commit(attrs.evolve(new, store=state.next_store, measured=False), Pending(receipt=receipt))
 
 
 def purge(deletion: Deletion) -> Receipt:

@@ -20,7 +20,7 @@ from unlearnkit.experiments.experiment import Experiment
 from unlearnkit.experiments.run import exclusive
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.utils.errors import ConfigurationError, StoreError, UnlearnKitError
-from unlearnkit.utils.files import write_text
+from unlearnkit.utils.files import read_text, write_text
 from unlearnkit.utils.memory import MIB, free_memory
 from unlearnkit.utils.progress import Progress, silent
 
@@ -211,8 +211,8 @@ class Comparison:
         """Refuse to write over tables that no comparison has written."""
         found = [name for name in _TABLES if os.path.lexists(self.folder / name)]
         try:
-            earlier = json.loads((self.folder / _RECORD).read_text(encoding="utf-8"))["format"] == _FORMAT
-        except (OSError, ValueError, LookupError, TypeError):
+            earlier = json.loads(read_text(self.folder / _RECORD))["format"] == _FORMAT
+        except (OSError, ValueError, LookupError, TypeError, RecursionError, StoreError):
             earlier = False
         if found and not earlier:
             raise StoreError(
