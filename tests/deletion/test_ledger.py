@@ -182,13 +182,14 @@ def test_rollback_after_the_importances_were_measured_again(load, monkeypatch, i
     load().work()
     load().refresh()
     if interrupted:
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr(type(ledger), "commit", Mock(side_effect=KeyboardInterrupt))
-            load().refresh()
+            with pytest.raises(KeyboardInterrupt):
+                load().refresh()
     assert rollback(load()).model_after == start
     assert len(verify(ledger)) == 4
     load().ask("t2", groups=["bee"])
-    with pytest.raises(StoreError, match="the importances in .* are not complete: `unlearnkit ledger CONFIG.toml` con"):
+    with pytest.raises(StoreError, match=r"the importances in .* are not complete: `unlearnkit ledger CONFIG"):
         load().work()
     load().start()
     assert ledger.store.keys == ("ant", "bee", "cow")

@@ -1,16 +1,14 @@
 """Requests, queues, rollbacks, purges and new measurements in any order: the ledger verifies, and is never stuck."""
 
 import random
-import shutil
 from pathlib import Path
 
 import pytest
 import small_ledger as small
 
 from unlearnkit.deletion import Deletion, purge, rollback, verify
-from unlearnkit.experiments.config import load_config
 from unlearnkit.models.parameters import digest
-from unlearnkit.utils.errors import ConfigurationError, StoreError
+from unlearnkit.utils.errors import ConfigurationError, MismatchError, StoreError
 
 COMMANDS = ("ask a group", "ask samples", "work", "work", "withdraw", "rollback", "purge", "refresh", "erase")
 
@@ -50,6 +48,8 @@ def walk(load, seed, steps):
             command(name, deletion, rng, number)
         except ConfigurationError:
             pass
+        except MismatchError:
+            assert name == "rollback"  # of samples whose files were erased
         except StoreError as error:  # part of a group must be measured on a model that is gone
             if "was purged" not in str(error):
                 raise
@@ -62,12 +62,9 @@ def walk(load, seed, steps):
         yield name
 
 
-@pytest.mark.parametrize("seeds", [range(4), pytest.param(range(4, 300), marks=pytest.mark.slow)], ids=["some", "many"])
-def test_any_sequence_of_commands(small_started, tmp_path_factory, monkeypatch, record_property, seeds):
-    tried = 0
-    for seed in seeds:
-        folder = tmp_path_factory.mktemp("walk")
-        shutil.copytree(small_started, folder, dirs_exist_ok=True)
-        monkeypatch.chdir(folder)
-        tried += len(list(walk(lambda *s: Deletion.load(load_config("small.toml", s)), seed, 12)))
-    record_property("tried", ("commands of a ledger in random sequences", tried))
+SEEDS = [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 60))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_any_sequence_of_commands(load, record_property, seed):
+    record_property("tried", ("commands of a ledger in random sequences", len(list(walk(load, seed, 12)))))

@@ -193,7 +193,8 @@ class Deletion:
         A `MismatchError` says how the data differ from those of the ledger.
         """
         forgotten, data, now = self.ledger.forgotten().difference(put_back), self.experiment.bundle.train, self._now
-        where = f"the training data are not those of the ledger {self.ledger.folder}"
+        when = " before the edit that is rolled back" if put_back else ""
+        where = f"the training data are not those of the ledger {self.ledger.folder}{when}"
         self.ledger.samples.check(now, forgotten=forgotten, where=where, name=partial(sample_name, data))
         kind = self.experiment.config.deletion.groups
         return Population.of(self.experiment.bundle, kind=kind, forgotten=(d in forgotten for d in now.digests))
