@@ -35,7 +35,7 @@ class Request:
         if visible(value) != value:
             raise ConfigurationError(f"request: expected a name without control characters, saw {visible(value)!r}")
         if len(value) > _LONGEST_NAME:
-            raise ConfigurationError(f"request: expected a name of at most {_LONGEST_NAME} characters, saw {len(value)}")
+            raise ConfigurationError(f"request: expected a name of at most {_LONGEST_NAME} letters, saw {len(value)}")
 
     def __attrs_post_init__(self) -> None:
         if not self.samples and not self.groups:
