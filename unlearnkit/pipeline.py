@@ -140,10 +140,8 @@ class Pipeline:
         )
         provider, show = self.plugins.provider_of(type(self.unlearner)), progress_of(progress)
         seconds: dict[str, float] = {}
-        measured: dict[Need, Importance] = {}
         snapshot: ModelSnapshot | None = None
-
-        measured: dict[str, Importance] = {}
+        measured: dict[str, Importance] = {}  # by role
         watched = partial(_watched, model=model, measured=measured)
         self.plugins.before_run(run, watched=watched)
 
@@ -173,13 +171,12 @@ class Pipeline:
             found = attrs.evolve(found, role=role) if found.role is Role.UNKNOWN else found
             measured[role.value] = found
             self.plugins.after_estimate(run, role.value, found, watched=watched)
-            measured[need] = found
             return found if self.normalise else found.unnormalised()
 
         def sampled() -> Importance:
             return self._sampled(
                 estimated,
-                measured.get(Need.FORGET_IMPORTANCE),
+                measured.get(Role.FORGET.value),
                 reference=reference,
                 forget_data=forget_data,
                 retain_data=retain_data,

@@ -5,8 +5,10 @@ from contextlib import nullcontext
 
 import pytest
 
-from unlearnkit.cli.console import bars, clear_errors, one_process, together
+from unlearnkit.cli.console import bars, clear_errors, one_process, out, together
 from unlearnkit.distributed.collectives import Ranks
+from unlearnkit.reporting import RunRecord, run_table
+from unlearnkit.unlearning import Report
 from unlearnkit.utils.errors import ConfigurationError, UnlearnKitWarning
 from unlearnkit.utils.progress import silent
 
@@ -23,7 +25,26 @@ def test_an_error_is_printed_with_its_notes(capsys):
     with pytest.raises(SystemExit) as caught, clear_errors():
         raise error
     assert caught.value.code == 2
-    assert capsys.readouterr().err == "error: expected [x], saw [y]\nin batch 3\n"
+    assert capsys.readouterr().err == "error: expected [x], saw [y]; in batch 3\n"
+
+
+def test_error_and_warning_of_several_lines_are_shown_as_one(capsys):
+    with clear_errors():
+        warnings.warn("first\n  second", UnlearnKitWarning, stacklevel=1)
+    with pytest.raises(SystemExit), clear_errors():
+        raise ConfigurationError("a\nReceipt 9: forgotten")
+    assert capsys.readouterr().err == "warning: first second\nerror: a Receipt 9: forgotten\n"
+
+
+def test_names_that_look_like_markup_are_shown_in_full(capsys):
+    out.print(run_table([RunRecord(label="a[b]", report=Report(method="m"))]))
+    with bars() as progress:
+        assert list(progress([1], "[/x]", 1)) == [1]
+    with pytest.raises(SystemExit), clear_errors():
+        raise ConfigurationError("no [/y] here")
+    shown = capsys.readouterr()
+    assert "a[b]" in shown.out
+    assert "no [/y] here" in shown.err
 
 
 def test_unexpected_error_keeps_its_traceback():

@@ -1,5 +1,7 @@
 """Images in folders."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from PIL import Image
 
 from unlearnkit.data import BySubclass, forget_split, image_folder
 from unlearnkit.data.image_folder import read_image
-from unlearnkit.utils.errors import ConfigurationError, StoreError
+from unlearnkit.utils.errors import ConfigurationError, StoreError, UnlearnKitWarning
 
 COLOURS = {"car": (255, 0, 0), "cat": (0, 255, 0), "dog": (0, 0, 255)}
 GROUPS = {"vehicle": ["car"], "animal": ["dog", "cat"]}
@@ -217,10 +219,25 @@ def test_thirty_two_bits_are_refused(tmp_path, dtype, suffix):
         saved(tmp_path / f"a.{suffix}", Image.fromarray(np.ones((2, 2), dtype=dtype)))
 
 
+def test_files_that_are_left_out_are_named(root):
+    Image.new("RGB", (4, 4)).save(root / "train" / "car" / "a.gif")
+    (root / "train" / "cat" / ".DS_Store").touch()
+    with pytest.warns(UnlearnKitWarning, match=r"1 files were left out, such as .*a.gif: expected names that end with"):
+        assert len(image_folder(root).train) == 6
+
+
 def test_a_photo_with_previews_is_read(tmp_path):
     path = tmp_path / "a.jpg"
     Image.new("RGB", (8, 8), RED).save(path, format="MPO", save_all=True, append_images=[Image.new("RGB", (4, 4))])
     assert read_image(path).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev", "pipe"])
+def test_anything_but_a_file_is_not_read(tmp_path, device):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a.png").symlink_to(tmp_path / device)
+    with pytest.raises(StoreError, match=r"a.png: expected a file, saw a folder, a pipe or a device"):
+        read_image(tmp_path / "a.png")
 
 
 def changed(data, rng):
@@ -244,7 +261,7 @@ def changed(data, rng):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("count", [200, pytest.param(5000, marks=pytest.mark.slow)])
-def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, count):
+def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, count, record_property):
     rng = np.random.default_rng(0)
     photo = Image.fromarray(rng.integers(0, 256, (24, 20, 3), dtype=np.uint8))
     images = {"a.png": photo, "b.png": photo.quantize(8), "c.tif": photo, "d.jpg": photo.convert("CMYK")}
@@ -269,6 +286,7 @@ def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, count):
     assert read + len(said) == count
     assert min(read, len(said)) > count / 20
     assert all(text.startswith("cannot read the image") and "\n" not in text for text in said)
+    record_property("tried", ("mutated images", count))
 
 
 def test_an_image_too_large_to_decode(tmp_path, monkeypatch):

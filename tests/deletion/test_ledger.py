@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from unittest.mock import Mock
 
 import attrs
 import numpy as np
@@ -170,6 +171,30 @@ def test_rollback_restores_the_model_and_recommends_new_importances(deletion):
     assert deletion.work().outcome == "forgotten"
     assert [p.name for p in deletion.ledger.folder.glob("importances-*")] == ["importances-1"]
     verify(deletion.ledger)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_rollback_after_the_importances_were_measured_again(load, monkeypatch, interrupted):
+    """They are of the model after the edit, and without the samples that come back."""
+    ledger = load().ledger
+    start = ledger.state.current.digest
+    load().ask("t1", groups=["ant"])
+    load().work()
+    load().refresh()
+    if interrupted:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(ledger), "commit", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                load().refresh()
+    assert rollback(load()).model_after == start
+    assert len(verify(ledger)) == 4
+    load().ask("t2", groups=["bee"])
+    with pytest.raises(StoreError, match=r"the importances in .* are not complete: `unlearnkit ledger CONFIG"):
+        load().work()
+    load().start()
+    assert ledger.store.keys == ("ant", "bee", "cow")
+    assert load().work().groups == ("bee",)
+    verify(ledger)
 
 
 def test_no_rollback_after_a_purge(gentle):

@@ -192,6 +192,15 @@ def test_names_with_control_characters_are_refused(load, name):
     assert load().ledger.queue.waiting() == []
 
 
+def test_names_cannot_be_taken_for_another_part_of_a_line(load):
+    with pytest.raises(ConfigurationError, match="expected a name of at most 100 letters, saw 101"):
+        load().ask("x" * 101, samples=[1])
+    assert load().ledger.queue.waiting() == []
+    code, said = call("forget", "small.toml", "-q", "-r", "a): 9 samples were forgotten. (b", "-g", "ant")
+    assert code == 0
+    assert "Receipt 2 ('a): 9 samples were forgotten. (b'): 6 samples were forgotten." in said
+
+
 @pytest.mark.parametrize("option", ["-g", "--withdraw", "--samples", "-s"])
 @pytest.mark.parametrize("text", FORGED)
 def test_nothing_typed_begins_a_line_of_output(load, option, text):

@@ -122,7 +122,7 @@ def test_unsupported_work_on_sharded_models_is_refused_by_name(tmp_path):
         "a bad batch": "ConfigurationError: expected labels from 0 to 3, one for each logit, saw another",
         "new tensors": "UnsupportedModelError: expected FSDP to gather a layer into the same tensors each time",
         "whole": "MismatchError: the forget importance does not fit",
-        "no part": "MismatchError: Importance.subtract: 9 problems:\n  - expected a part of 3 terms, saw 6",
+        "no part": "MismatchError: Importance.subtract: 9 problems: (1) expected a part of 3 terms, saw 6",
         "not finite": "NonFiniteError: the forget importance: expected finite importances, saw NaN or infinity in 6.bi",
     }
     for said in run_on_ranks(tmp_path, refusals):

@@ -50,6 +50,24 @@ def test_unknown_keys_are_errors_that_name_the_nearest(tmp_path, extra, words):
     assert all(word in str(caught.value) for word in words)
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("forget.classes='ab'", "forget.classes: expected a list, saw 'ab'"),
+        ("evaluation.metrics='x'", "evaluation.metrics: expected a list, saw 'x'"),
+        ("method={name='ssd'}", "method: expected a list, saw {'name': 'ssd'}"),
+        ("method=['ssd']", "method.0: expected a table, saw 'ssd'"),
+        ("model=3", "model: expected a table, saw 3"),
+        ("data.options=[1]", "data.options: expected a table, saw [1]"),
+        ("evaluation.options={x=3}", "evaluation.options.x: expected a table, saw 3"),
+    ],
+)
+def test_text_is_no_list_and_a_value_no_table(tmp_path, override, words):
+    with pytest.raises(ConfigurationError) as caught:
+        load(tmp_path, SMALL, override)
+    assert str(caught.value).endswith(f"c.toml: {words}")
+
+
 def test_every_problem_is_listed_with_its_path(tmp_path):
     text = SMALL.replace('factory = "a:b"', 'factry = "a:b"') + 'workers = "2"\n[importance]\nbatch_size = 0\n'
     with pytest.raises(ConfigurationError) as caught:
@@ -106,10 +124,11 @@ def test_plain_values_for_a_record(tmp_path):
     assert record["training"]["epochs"] == 5
 
 
+NO_NAMES = [".retrained", "x" * 201, ".", "..", "", "a/b", "a\\nb", "a\\u0000b", "a\\u001bb"]
 TAKEN = ["ledger", "LEDGER", "passes", "trials", "trials.csv", "summary.csv", "summary.md", "comparison.json"]
 
 
-@pytest.mark.parametrize("label", [*TAKEN, ".retrained", ".", "..", "", "a/b", "a\\nb", "a\\u0000b", "a\\u001bb"])
+@pytest.mark.parametrize("label", [*TAKEN, *NO_NAMES])
 def test_labels_name_folders_of_their_own(tmp_path, label):
     with pytest.raises(ConfigurationError, match=r"method\.(0\.)?label: expected"):
         load(tmp_path, SMALL, f"method=[{{name='ssd', label=\"{label}\"}}]")

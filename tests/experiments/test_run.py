@@ -122,6 +122,15 @@ def test_only_results_are_overwritten(digits_toml, tmp_path):
     assert sorted(p.name for p in folder.parent.iterdir()) == ["ssd"]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_results_are_not_written_into_a_ledger(digits_toml, tmp_path, overwrite):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "ledger.json").write_text("{}")
+    with pytest.raises(StoreError, match=r"output: expected a folder for results, saw the ledger .*out: choose"):
+        records(digits_toml, overwrite=overwrite)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["ledger.json"]
+
+
 def test_a_file_that_comes_during_the_run_is_not_overwritten(digits_toml, tmp_path):
     records(digits_toml)
     running = run(load_config(digits_toml), overwrite=True)
@@ -206,12 +215,13 @@ def killed(config, settings, folder, *arguments):
     return forked.run(run_methods, str(config), settings, str(folder), *arguments)
 
 
-def walk_kills(config, root, moments):
+def walk_kills(config, root, moments, record_property):
     """Kill a run at each of some file-system events, counted from 1; repeat it, and compare with a whole one."""
     settings = ["training.epochs=1", "evaluation.retrained_seeds=[1]"]
     count = root / "count"
     assert killed(config, [*settings, f"output='{root}/whole'"], root / "whole", None, str(count)) == 0
-    for kill_at in moments(int(count.read_text())):
+    chosen = moments(int(count.read_text()))
+    for kill_at in chosen:
         out = root / f"killed-{kill_at}"
         assert killed(config, [*settings, f"output='{out}'"], out, kill_at) == -signal.SIGKILL
         assert killed(config, [*settings, f"output='{out}'"], out, None) in {0, 1 if (out / "ssd").exists() else 0}
@@ -219,15 +229,16 @@ def walk_kills(config, root, moments):
             one, two = (load_file(folder / label / "model.safetensors") for folder in (root / "whole", out))
             assert all(torch.equal(one[name], two[name]) for name in one), kill_at
         assert {p.name for p in out.iterdir()} - {".lock"} == {".retrained", "prune", "ssd"}, kill_at
+    record_property("tried", ("kills of `run`, one at each of its file operations", len(chosen)))
 
 
-def test_killed_run_goes_on(digits_toml, tmp_path):
-    walk_kills(digits_toml, tmp_path, lambda events: range(2, events, events // 4))
+def test_killed_run_goes_on(digits_toml, tmp_path, record_property):
+    walk_kills(digits_toml, tmp_path, lambda events: range(2, events, events // 4), record_property)
 
 
 @pytest.mark.slow
-def test_run_killed_at_every_file_operation_goes_on(digits_toml, tmp_path):
-    walk_kills(digits_toml, tmp_path, lambda events: range(1, events + 1))
+def test_run_killed_at_every_file_operation_goes_on(digits_toml, tmp_path, record_property):
+    walk_kills(digits_toml, tmp_path, lambda events: range(1, events + 1), record_property)
 
 
 def test_a_repeated_request_is_refused(digits_toml, tmp_path):

@@ -40,6 +40,14 @@ def test_a_user_s_file_beside_the_checkpoint_stays(digits_toml, tmp_path, overwr
         train_original(load_config(digits_toml, [f"model.checkpoint='{tmp_path}/mine.json'"]), overwrite=overwrite)
 
 
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/tty"])
+def test_a_device_as_the_record_beside_the_checkpoint(digits_toml, tmp_path, device):
+    (tmp_path / "new.json").symlink_to(device)
+    config = load_config(digits_toml, [f"model.checkpoint='{tmp_path}/new.safetensors'"])
+    with pytest.raises(StoreError, match=r"new.json: expected the record of an earlier training or nothing"):
+        train_original(config)
+
+
 def test_checkpoint_path_is_required(digits_toml):
     with pytest.raises(ConfigurationError, match="expected a file to write the trained model to"):
         train_original(load_config(digits_toml, ["model.checkpoint=''"]))

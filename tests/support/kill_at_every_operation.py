@@ -40,6 +40,7 @@ SCENARIOS = {
         (_LEDGER, *((*c, "-s", "deletion.keep=2") for c in (_FIRST, _SECOND))),
         ("rollback", "small.toml", "-q"),
     ),
+    "rollback after --refresh": ((_LEDGER, _FIRST, (*_LEDGER, "--refresh")), ("rollback", "small.toml", "-q")),
     "purge": ((_LEDGER, _FIRST), ("purge", "small.toml", "-q")),
 }
 

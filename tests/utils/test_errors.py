@@ -13,10 +13,15 @@ from unlearnkit.utils.errors import ConfigurationError, MismatchError, UnlearnKi
 ERRORS = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, Exception)]
 
 
-def test_several_problems_make_one_message_with_one_line_each():
+def test_several_problems_make_one_line():
     with pytest.raises(MismatchError) as caught:
         raise_all(["a: expected 3, saw 4", "b: missing"], where="the model")
-    assert str(caught.value) == "the model: 2 problems:\n  - a: expected 3, saw 4\n  - b: missing"
+    assert str(caught.value) == "the model: 2 problems: (1) a: expected 3, saw 4; (2) b: missing"
+
+
+def test_message_of_very_many_problems_has_an_end():
+    with pytest.raises(MismatchError, match=r"the model: 500 problems: \(1\) p0; .*\(20\) p19; and 480 more$"):
+        raise_all([f"p{number}" for number in range(500)], where="the model")
 
 
 def test_one_problem_makes_one_line_and_none_makes_no_error():

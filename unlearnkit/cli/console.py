@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, final
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import render
 from typing_extensions import override
 
 from unlearnkit.utils.errors import ConfigurationError, UnlearnKitError, UnlearnKitWarning, visible
@@ -35,8 +34,8 @@ class _Console(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
-out = _Console()
-err = _Console(stderr=True)
+out = _Console(markup=False)  # "[b]" in a label or a name is text
+err = _Console(stderr=True, markup=False)
 
 
 @contextmanager
@@ -53,9 +52,8 @@ def _bars(before: str, after: str = "", *, disable: bool = False) -> "rich.progr
     from rich import progress
 
     columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeElapsedColumn())
-    last = progress.TextColumn(after, markup=False)
     return progress.Progress(
-        before, *columns, progress.TimeRemainingColumn(), last, console=err, transient=True, disable=disable
+        before, *columns, progress.TimeRemainingColumn(), after, console=err, transient=True, disable=disable
     )
 
 
@@ -102,7 +100,7 @@ def counting(total: int, *, quiet: bool = False) -> Iterator[Callable[..., None]
 
 @contextmanager
 def clear_errors(*, traceback: bool = False) -> Iterator[None]:
-    """Turn errors that a user can fix into one message and exit code 2, and warnings into lines, each once."""
+    """Turn errors that a user can fix into one line and exit code 2, and warnings into lines, each once."""
     said = set[str]()
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
@@ -134,7 +132,7 @@ def print_table(table: "Table") -> None:
         return
     if table.title:
         line(str(table.title))
-    columns = [(str(column.header), [render(str(cell)).plain for cell in column.cells]) for column in table.columns]
+    columns = [(str(column.header), [str(cell) for cell in column.cells]) for column in table.columns]
     for row in range(table.row_count):
         cells = [(header, texts[row]) for header, texts in columns if texts[row]]
         (_, first), *rest = cells
@@ -153,7 +151,9 @@ def _width(column: "Column") -> int:
 
 def line(text: str, *, soft_wrap: bool = False) -> None:
     """Print plain text; ``soft_wrap`` leaves wrapping to the terminal, so that paths can be copied."""
-    out.print(_indented(text), markup=False, highlight=False, soft_wrap=soft_wrap)
+    # All lines but the first are indented: what a user typed cannot look like a line of its own.
+    shown = "\n  ".join(visible(part) for part in text.split("\n"))
+    out.print(shown, highlight=False, soft_wrap=soft_wrap)
 
 
 def print_plain(text: str) -> None:
@@ -162,13 +162,10 @@ def print_plain(text: str) -> None:
 
 
 def say(kind: str, *texts: str, style: str) -> None:
-    err.print(f"[{style}]{kind}:[/] ", end="")
-    err.print("\n".join(map(_indented, texts)), markup=False, highlight=False, soft_wrap=True)
-
-
-def _indented(text: str) -> str:
-    """Indent all lines but the first: what a user typed cannot look like a line of its own."""
-    return "\n  ".join(visible(part) for part in text.split("\n"))
+    """Print an error with its notes, or a warning, as one line on stderr."""
+    err.print(f"{kind}: ", style=style, end="")
+    one_line = "; ".join(" ".join(map(str.strip, text.splitlines())) for text in texts)
+    err.print(visible(one_line), highlight=False, soft_wrap=True)
 
 
 def _message(error: Exception) -> list[str]:

@@ -115,5 +115,5 @@ def load(path: Path, settings: Sequence[str] | None, labels: Sequence[str] | Non
     known = {method.label: method for method in config.method}
     for label in labels or []:
         if label not in known:
-            raise typer.BadParameter(f"the configuration has no method {label!r}{nearest(label, known)}")
+            raise ConfigurationError(f"{path}: no method has the label {label!r}{nearest(label, known)}")
     return attrs.evolve(config, method=tuple(known[label] for label in labels)) if labels else config

@@ -256,6 +256,8 @@ def _plain(value: Any) -> Any:
 
 def load_plain_pickle(path: Path) -> Any:
     """Read a pickle without running anything that it asks for."""
+    if path.exists() and not path.is_file():
+        raise StoreError(f"{path}: expected a file, saw a folder, a pipe or a device")
     try:
         return _plain(_PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load())
     except OSError as error:

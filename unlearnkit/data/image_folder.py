@@ -2,6 +2,7 @@
 
 import itertools
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from unlearnkit.data.labelled import DataBundle, Groups, Images, LabelledImages, group_labels
 from unlearnkit.data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_transform
-from unlearnkit.utils.errors import ConfigurationError, StoreError
+from unlearnkit.utils.errors import ConfigurationError, StoreError, UnlearnKitWarning
 
 
 @final
@@ -42,6 +43,8 @@ def read_image(path: str | Path) -> Tensor:
     from torchvision.transforms.v2.functional import pil_to_tensor  # noqa: PLC0415 - torchvision takes a second
 
     try:
+        if Path(path).exists() and not Path(path).is_file():  # reading a pipe or a device may never end
+            raise StoreError("expected a file, saw a folder, a pipe or a device")
         with Image.open(path) as image:
             rgb: Tensor = pil_to_tensor(_rgb(image))
     except Exception as error:
@@ -162,11 +165,25 @@ def _samples(path: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
     """List the image files and the numbers of their classes, sorted by class and name."""
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # noqa: PLC0415 - torchvision takes a second
 
-    numbers = {name: number for number, name in enumerate(classes)}
+    numbers, others = {name: number for number, name in enumerate(classes)}, list[str]()
+
+    def is_image(file: str) -> bool:
+        known = file.lower().endswith(IMG_EXTENSIONS)
+        if not known and not Path(file).name.startswith("."):
+            others.append(file)
+        return known
+
     with _explained(path):
-        found: list[tuple[str, int]] = make_dataset(path, numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
+        found: list[tuple[str, int]] = make_dataset(path, numbers, is_valid_file=is_image, allow_empty=True)
         if not found:
             raise FileNotFoundError("there is no image")
+    if others:
+        warnings.warn(
+            f"{path}: {len(others)} files were left out, such as {others[0]}: expected names that end with "
+            f"{', '.join(IMG_EXTENSIONS)}",
+            UnlearnKitWarning,
+            stacklevel=4,
+        )
     return found
 
 

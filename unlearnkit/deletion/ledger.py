@@ -191,13 +191,15 @@ class Ledger:
                 forgotten.difference_update(receipt.samples)
         return frozenset(forgotten)
 
-    def new_store(self, name: str) -> ImportanceStore:
-        """Make an empty store of importances, or open one whose filling was interrupted."""
+    def new_store(self, name: str, *, empty: bool = False) -> ImportanceStore:
+        """Make an empty store of importances, or open one whose filling was interrupted, unless it must be empty."""
         folder = self.folder / name
-        if (folder / "manifest.json").exists():
+        if (folder / "manifest.json").exists() and not empty:
             return ImportanceStore.open(folder)
-        for path in folder.glob(".*.tmp"):  # of a manifest
-            path.unlink()
+        (folder / "manifest.json").unlink(missing_ok=True)  # first: without it the others are nobody's
+        for path in folder.glob("*"):
+            if _MADE_HERE.fullmatch(f"{name}/{path.name}"):
+                path.unlink()
         return ImportanceStore.create(folder, versions=versions())
 
     def commit(self, state: State, pending: Pending, parts: Iterable[tuple[str, Importance]] = ()) -> Receipt:

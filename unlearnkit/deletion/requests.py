@@ -16,6 +16,7 @@ from unlearnkit.utils.errors import ConfigurationError, nearest, raise_all, visi
 
 Rows = NDArray[np.int64]
 KIND = "unlearnkit-request-2"
+_LONGEST_NAME = 100
 
 
 @final
@@ -33,6 +34,8 @@ class Request:
             raise ConfigurationError("request: expected a name, saw none")
         if visible(value) != value:
             raise ConfigurationError(f"request: expected a name without control characters, saw {visible(value)!r}")
+        if len(value) > _LONGEST_NAME:
+            raise ConfigurationError(f"request: expected a name of at most {_LONGEST_NAME} letters, saw {len(value)}")
 
     def __attrs_post_init__(self) -> None:
         if not self.samples and not self.groups:

@@ -74,7 +74,9 @@ class Receipt:
         return seal_digest(self)
 
     def sentence(self) -> str:
-        asked = f" ({', '.join(self.requests)})" if self.requests else ""
+        # Quoted where it could be taken for another part of the sentence.
+        names = [name if re.fullmatch(r"[\w.:#/@+-]+", name) else repr(name) for name in self.requests]
+        asked = f" ({', '.join(names)})" if names else ""
         what = {
             "started": "the record was started",
             "forgotten": f"{len(self.samples)} samples were forgotten",

@@ -201,7 +201,8 @@ class Deletion:
         A `MismatchError` says how the data differ from those of the ledger.
         """
         forgotten, data, now = self.ledger.forgotten().difference(put_back), self.experiment.bundle.train, self._now
-        where = f"the training data are not those of the ledger {self.ledger.folder}"
+        when = " before the edit that is rolled back" if put_back else ""
+        where = f"the training data are not those of the ledger {self.ledger.folder}{when}"
         self.ledger.samples.check(now, forgotten=forgotten, where=where, name=partial(sample_name, data))
         kind = self.experiment.config.deletion.groups
         return Population.of(self.experiment.bundle, kind=kind, forgotten=(d in forgotten for d in now.digests))
@@ -389,8 +390,13 @@ def rollback(deletion: Deletion) -> Receipt:
             model_after=earlier.digest,
             model_file=earlier.file,
         )
-        new = state.with_models(earlier, base=state.base, kept=state.kept[:-1])
-        return ledger.commit(new, Pending(receipt=receipt, back_to=earlier.digest))
+        if earlier.digest in ledger.store.manifest.models:
+            new = state.with_models(earlier, base=state.base, kept=state.kept[:-1])
+            return ledger.commit(new, Pending(receipt=receipt, back_to=earlier.digest))
+        # The importances were measured after the edit: of another model, and without these samples.
+        new = state.with_models(earlier, base=earlier, kept=state.kept[:-1])
+        ledger.new_store(state.next_store, empty=True)
+        return ledger.commit(attrs.evolve(new, store=state.next_store, measured=False), Pending(receipt=receipt))
 
 
 def purge(deletion: Deletion) -> Receipt:

@@ -27,6 +27,7 @@ _TAKEN = {
     "comparison.json",
 }
 """What commands write to the folder of results, besides one folder for each label."""
+_LONGEST_LABEL = 200  # bytes: file systems have 255 for a name, and folders that are written have a longer one
 
 
 @final
@@ -246,8 +247,11 @@ class Config:
             )
         hidden = [label for label in labels if label.startswith(".") or not label.isprintable()]
         bad = hidden or [label for label in labels if not label or Path(label).name != label]
+        bad = bad or [f"{label[:20]}…" for label in labels if len(label.encode()) > _LONGEST_LABEL]
         if bad:
-            raise ConfigurationError(f"method.label: expected the name of a folder, not hidden, saw {bad}")
+            raise ConfigurationError(
+                f"method.label: expected the name of a folder, not hidden, of at most {_LONGEST_LABEL} bytes, saw {bad}"
+            )
         folders = (self.importance.checkpoint, self.deletion.folder, self.evaluation.retrained_folder)
         taken = [Path(folder).absolute() for folder in folders if folder]
         mine = {label: Path(self.output).absolute() / label for label in labels}

@@ -48,6 +48,8 @@ def exclusive(output: str) -> Iterator[None]:
     with ExitStack() as held:
         with raise_on_all_ranks():
             if Ranks.current().rank == 0:
+                if (Path(output) / "ledger.json").exists():
+                    raise StoreError(f"output: expected a folder for results, saw the ledger {output}: choose another")
                 held.enter_context(locked_folder(output))
         yield
 

@@ -19,7 +19,7 @@ from unlearnkit.experiments.experiment import Experiment
 from unlearnkit.experiments.provenance import data_digest, versions
 from unlearnkit.models import CrossEntropy, Objective, Training, digest, load_checkpoint, save_checkpoint, train
 from unlearnkit.utils.errors import ConfigurationError, StoreError
-from unlearnkit.utils.files import write_text
+from unlearnkit.utils.files import read_text, write_text
 from unlearnkit.utils.progress import Progress, silent
 
 RECIPE = "unlearnkit.recipe"
@@ -66,8 +66,8 @@ def train_original(config: Config, *, overwrite: bool = False, progress: Progres
 
 def _is_record(path: Path) -> bool:
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8"))["format"] == _FORMAT)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return path.is_file() and bool(json.loads(read_text(path))["format"] == _FORMAT)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, StoreError):
         return False
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.evaluation.tuning.result import shown_options
@@ -61,7 +61,7 @@ def method_table(title: str, entries: Iterable[Provided]) -> Table:
     table = Table(Column("name", no_wrap=True), "needs", "good for", title=title, box=box.SIMPLE_HEAD, pad_edge=False)
     for entry in entries:
         needs = ", ".join(_NEEDS[need] for need in _NEEDS if need in getattr(entry.cls, "needs", ()))
-        table.add_row(*map(escape, (entry.name, needs, entry.paragraph("Good for") or entry.doc)))
+        table.add_row(*map(Text, (entry.name, needs, entry.paragraph("Good for") or entry.doc)))
     return table
 
 
@@ -136,7 +136,7 @@ def plugin_table(
         fine = "usable" if given else "no function of it is marked with @hookimpl, or each returns an empty list"
         state = "\n".join(f"{p.stage}: {p.cause}" for p in dict.fromkeys(faults)) or fine
         cells = (plugin.name, plugin.origin, plugin.target, "\n".join(given) or "nothing", state)
-        table.add_row(*map(escape, cells))
+        table.add_row(*map(Text, cells))
     return table
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from unlearnkit.models.checkpoint import save_checkpoint
 from unlearnkit.reporting.record import FORMAT, RunRecord
 from unlearnkit.utils.errors import StoreError
-from unlearnkit.utils.files import atomic_folder, is_temporary, write_text
+from unlearnkit.utils.files import atomic_folder, is_temporary, read_text, write_text
 
 _FILES = {"model.safetensors", "report.json", "report.html"}
 
@@ -39,8 +39,8 @@ def _is_ours(path: Path) -> bool:
 
 def _is_record(path: Path) -> bool:
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        plain = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError, StoreError):
         return False
     return isinstance(plain, dict) and plain.get("format") == FORMAT
 

@@ -11,6 +11,7 @@ CONTROL = frozenset({"Cc", "Cs"})
 """Unicode's categories of control characters, NUL among them, and of halves of surrogate pairs."""
 INVISIBLE = CONTROL | {"Cf", "Zl", "Zp"}
 """The same with characters that change how a line is shown, or begin another."""
+_SHOWN = 20  # problems in one message
 
 
 class UnlearnKitError(Exception):
@@ -62,18 +63,19 @@ class PluginWarning(UnlearnKitWarning):
 
 
 def raise_all(problems: Iterable[str], *, where: str, error: type[UnlearnKitError] = MismatchError) -> None:
-    """Raise one error that lists every problem, or do nothing when there is none."""
+    """Raise one error with all problems, or do nothing when there is none."""
     found = list(problems)
     if found:
         raise error(sentence(found, where=where))
 
 
 def sentence(problems: Sequence[str], *, where: str) -> str:
-    """Write one message for one or several problems."""
+    """Write one line for one or several problems, the first 20 of them in full."""
     if len(problems) == 1:
         return f"{where}: {problems[0]}"
-    lines = "\n".join(f"  - {problem}" for problem in problems)
-    return f"{where}: {len(problems)} problems:\n{lines}"
+    shown = [f"({number}) {problem}" for number, problem in enumerate(problems[:_SHOWN], start=1)]
+    more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+    return f"{where}: {len(problems)} problems: {'; '.join([*shown, *more])}"
 
 
 def visible(text: str, hidden: Collection[str] = INVISIBLE) -> str:

@@ -4,11 +4,12 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import attrs
 import cattrs
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
+from cattrs.gen import make_dict_structure_fn
 
 from unlearnkit.utils.errors import ConfigurationError, nearest, sentence
 
@@ -62,6 +63,28 @@ for _kind, _noun in {int: "a whole number", float: "a number", str: "a string", 
 _CONVERTER.register_structure_hook_func(
     lambda kind: kind == int | str, functools.partial(_strict, kind=int | str, noun="a whole number or a string")
 )
+
+
+def _made_of(origin: Any) -> Callable[[Any], bool]:
+    return lambda kind: get_origin(kind) is origin
+
+
+@_CONVERTER.register_structure_hook_factory(attrs.has)
+def _of_class(cls: type[attrs.AttrsInstance]) -> Callable[[Any, Any], Any]:
+    inner = make_dict_structure_fn(cls, _CONVERTER)
+    return lambda value, kind: inner(_strict(value, kind, kind=Mapping, noun="a table"), kind)
+
+
+@_CONVERTER.register_structure_hook_factory(_made_of(Mapping))
+def _of_mapping(kind: Any) -> Callable[[Any, Any], Any]:
+    inner = _CONVERTER.get_structure_hook(dict[get_args(kind)])  # type: ignore[misc]
+    return lambda value, _: inner(_strict(value, kind, kind=Mapping, noun="a table"), kind)
+
+
+@_CONVERTER.register_structure_hook_factory(_made_of(tuple))
+def _of_tuple(kind: Any) -> Callable[[Any, Any], Any]:
+    inner = _CONVERTER.get_structure_hook(list[get_args(kind)[0]])  # type: ignore[misc]
+    return lambda value, _: tuple(inner(_strict(value, kind, kind=list | tuple, noun="a list"), list))
 
 
 def import_path(path: str) -> Callable[..., Any]:

@@ -22,7 +22,7 @@ from unlearnkit.evaluation.metrics.retrain_gap import tug_of_war
 from unlearnkit.experiments import Comparison, compare
 from unlearnkit.experiments.comparison.tables import is_volatile
 from unlearnkit.experiments.config import load_config
-from unlearnkit.utils.errors import ConfigurationError, StoreError
+from unlearnkit.utils.errors import ConfigurationError, StoreError, UnlearnKitError
 from unlearnkit.utils.files import locked_folder
 
 
@@ -191,6 +191,12 @@ def test_a_damaged_or_foreign_file_is_refused(small):
     path.write_text(text.replace(path.stem, "another"))
     with pytest.raises(StoreError, match="is not the result of 'ssd · classes=3"):
         compare(small(*one))
+    raw = json.loads(text)
+    del raw["result"]
+    for damaged, said in (("[" * 100_000, "is damaged"), (json.dumps(raw), "expected a table, saw None")):
+        path.write_text(damaged)
+        with pytest.raises(UnlearnKitError, match=said):
+            compare(small(*one))
 
 
 def test_ctrl_c_leaves_what_is_done_on_disk(small, uninterrupted):

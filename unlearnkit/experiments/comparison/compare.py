@@ -21,7 +21,7 @@ from unlearnkit.experiments.job import exclusive
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.utils import display
 from unlearnkit.utils.errors import ConfigurationError, StoreError, UnlearnKitError
-from unlearnkit.utils.files import write_text
+from unlearnkit.utils.files import read_text, write_text
 from unlearnkit.utils.memory import MIB, free_memory
 from unlearnkit.utils.progress import Progress, silent
 
@@ -232,8 +232,8 @@ class Comparison:
         """Refuse to write over tables that no comparison has written."""
         found = [name for name in _TABLES if os.path.lexists(self.folder / name)]
         try:
-            earlier = json.loads((self.folder / _RECORD).read_text(encoding="utf-8"))["format"] == _FORMAT
-        except (OSError, ValueError, LookupError, TypeError):
+            earlier = json.loads(read_text(self.folder / _RECORD))["format"] == _FORMAT
+        except (OSError, ValueError, LookupError, TypeError, RecursionError, StoreError):
             earlier = False
         if found and not earlier:
             raise StoreError(

@@ -16,7 +16,7 @@ from unlearnkit.experiments.provenance import digest_of, versions
 from unlearnkit.reporting import RunRecord
 from unlearnkit.reporting.verdict import findings
 from unlearnkit.utils.errors import ConfigurationError, StoreError
-from unlearnkit.utils.files import write_text
+from unlearnkit.utils.files import read_text, write_text
 from unlearnkit.utils.structuring import structure
 
 FORMAT = "unlearnkit-trial-1"
@@ -211,14 +211,14 @@ def read_result(folder: Path, trial: Trial) -> TrialResult | None:
     """Read a trial's result, whose file is named after the trial's key; None where there is no file."""
     path = folder / f"{trial.key}.json"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(read_text(path))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError, StoreError) as error:
         raise StoreError(f"{path} is damaged: {error}: delete it, and the trial is done again") from error
     if not isinstance(raw, dict) or (raw.get("format"), raw.get("key")) != (FORMAT, trial.key):
         raise StoreError(f"{path} is not the result of {trial.name!r}: delete it, and the trial is done again")
-    return structure(raw["result"], TrialResult, where=str(path))
+    return structure(raw.get("result"), TrialResult, where=str(path))
 
 
 def write_result(folder: Path, trial: Trial, result: TrialResult) -> None:
