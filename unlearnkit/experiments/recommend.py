@@ -27,7 +27,7 @@ from unlearnkit.evaluation.tuning.result import Candidate
 from unlearnkit.evaluation.tuning.tuner import judged, scores_of
 from unlearnkit.experiments.config import Config, MethodConfig
 from unlearnkit.experiments.experiment import Experiment, make_unlearner
-from unlearnkit.experiments.run import Job, exclusive, result_folder
+from unlearnkit.experiments.job import Job, exclusive, result_folder
 from unlearnkit.experiments.train import retrained_for
 from unlearnkit.models import CrossEntropy
 from unlearnkit.models.parameters import digest
