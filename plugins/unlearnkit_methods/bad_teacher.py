@@ -24,6 +24,8 @@ class BadTeacher(TrainingUnlearner):
     Eval mode by default, teachers always: a batch here is of one set, and one of a single class would be normalised by
     its own statistics. The authors shuffle both sets into common batches, and keep the mode of the model.
 
+    Good for: whole classes, without labels.
+
     Source: Chundawat et al. 2023 (Can Bad Teaching Induce Forgetting? Unlearning in Deep Networks Using an
     Incompetent Teacher), the section on the method, equation of L(x, l_u).
 

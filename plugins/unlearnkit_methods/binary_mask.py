@@ -27,6 +27,8 @@ class BinaryMask(ElementwiseUnlearner):
     Prefer ``fraction`` to λ, which selects other shares of the weights on another model: λ is then the
     `ratio_threshold`, and the report says how large it is.
 
+    Good for: the same as `ssd`, with weights set to zero: a whole class in the outputs, by `fraction` or tuned.
+
     Source: the binary mask of the notebook that this project follows: the selection of selective synaptic dampening
     (Foster et al. 2024), with the dampening replaced by 0.
 

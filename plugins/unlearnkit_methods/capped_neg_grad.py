@@ -26,6 +26,10 @@ class CappedNegGrad(TrainingUnlearner):
     samples, for a class or a part of one the loss on the forget set of a model that was trained on the retain set for a
     few epochs. Left out it is ln C, the loss of guessing one of C classes, which is too large for random samples.
 
+    Good for: whole classes, sub-classes and random samples. It changes the features too, for a fifth of the epochs
+    of retraining; the target loss comes from unseen samples or from a short proxy (`unlearnkit recommend` measures
+    it).
+
     Source: NegGrad+ of Kurmanji et al. 2023 (Towards Unbounded Machine Unlearning) with a hinge in its second term; we
     know of no paper that has this form.
 

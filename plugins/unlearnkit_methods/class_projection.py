@@ -32,6 +32,8 @@ class ClassProjection(Unlearner):
     One pass over both sets in eval mode, without gradients. The labels have the shape (batch,), and dimension 0 of a
     layer's input is that of the batch or a multiple of it.
 
+    Good for: whole classes in one pass, without training.
+
     Source: Hatami, Aalishah and Monosov 2026 (Class Unlearning via Depth-Aware Removal of Forget-Specific Directions),
     DAMP: prototypes, residuals and the projection. We know its abstract only; its scale by depth comes from the
     separability of probes, and ρ_l in its place is this project's.

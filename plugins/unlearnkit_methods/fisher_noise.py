@@ -29,6 +29,8 @@ class FisherNoise(Unlearner):
     The draw depends on ``inputs.seed`` and on the order and the shapes of the trainable parameters only: it is made on
     the CPU in float64.
 
+    Good for: a baseline: on the digits no setting forgot a class and kept the others.
+
     Source: Golatkar, Achille and Soatto 2020 (Eternal Sunshine of the Spotless Net: Selective Forgetting in Deep
     Networks), Fisher forgetting, and the published code.
 

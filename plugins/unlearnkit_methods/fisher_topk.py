@@ -22,6 +22,8 @@ class FisherTopK(Unlearner):
     (all x/0 among them) are ordered by F_f, the larger first, and weights equal in both by their place in the model,
     the earlier first: a rule of one weight could not zero exactly k of several that tie.
 
+    Good for: the same as `ssd`, with a fixed share of the weights: a whole class in the outputs.
+
     Source: the ratio is that of Foster, Schoepf and Brintrup 2024 (Fast Machine Unlearning Without Retraining Through
     Selective Synaptic Dampening), with a number of weights in the place of the threshold α.
 

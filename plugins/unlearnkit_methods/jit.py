@@ -26,6 +26,9 @@ class JustInTime(TrainingUnlearner):
     18 settings tried on ``small_cnn`` and the digits, those that forgot half of a digit kept at most 0.76 of the rest.
     It runs in eval mode, so that no noise enters BatchNorm's statistics.
 
+    Good for: when the forget set is all that is at hand; on the digits no setting forgot a class and kept the
+    others.
+
     Source: Foster, Fogarty, Schoepf, Öztireli and Brintrup 2024 (An Information Theoretic Approach to Machine
     Unlearning; first called Zero-Shot Machine Unlearning at Scale via Lipschitz Regularization), the loss and the
     algorithm of JiT; the authors' code, ``lipschitz.py`` and ``forget_full_class_main.py``.

@@ -20,6 +20,8 @@ class L1Sparse(TrainingUnlearner):
     The penalty falls linearly, so that the last epochs repair what the first removed. It covers every trainable weight.
     The forget set is not used.
 
+    Good for: whole classes, with a few epochs on the retain set.
+
     Source: Jia et al. 2023 (Model Sparsity Can Simplify Machine Unlearning), ℓ1-sparse MU with the decreasing schedule,
     whose γ_t is twice this one; the authors' code, ``FT_l1``, has this one.
 

@@ -20,6 +20,8 @@ class NegGradPlus(TrainingUnlearner):
     epoch is one pass over the retain set. β = 1 is fine-tuning, β = 0 gradient ascent. Nothing bounds the second
     term: a small β, or many epochs, destroys the model. Train mode by default, as in the authors' code.
 
+    Good for: whole classes; without a cap it can go too far, or nowhere (`capped-neg-grad` has one).
+
     Source: Kurmanji et al. 2023 (Towards Unbounded Machine Unlearning), the baseline NegGrad+, with β = 0.95 on small
     and 0.9999 on large data; the authors' code, ``train_negrad``, calls β α.
 

@@ -17,6 +17,8 @@ class Prune(ElementwiseUnlearner):
 
     With τ = 0 every weight that any forgotten sample touches is removed: the baseline that destroys models.
 
+    Good for: a baseline: it takes every weight that the forget set touches, and the rest of the model with them.
+
     Source: the naive pruning of the notebook that this project follows; pruning by importance is the starting point
     of Foster et al. 2024 (Selective Synaptic Dampening) too.
 

@@ -19,6 +19,8 @@ class RandomLabel(TrainingUnlearner):
     y' is drawn anew in each epoch, uniformly from the other classes. `salun` is the same for the weights alone that
     matter to the forget set.
 
+    Good for: whole classes, with both sets at hand.
+
     Source: Golatkar, Achille and Soatto 2020 (Eternal Sunshine of the Spotless Net), the baseline "random labels";
     Graves, Nagisetty and Ganesh 2021 (Amnesiac Machine Learning), unlearning by random labels of the forget set
     followed by training on what is retained, whose labels are drawn once.

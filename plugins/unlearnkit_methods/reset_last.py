@@ -27,6 +27,9 @@ class ResetLast(TrainingUnlearner):
     modules that hold one of blocks. A module whose weights are all vectors, a norm layer say, belongs to the block
     before it. Where there are fewer than k blocks, all are reset. The report counts the changed weights by layer.
 
+    Good for: whole classes and random samples: the features of the last blocks are made anew. Of a sub-class more
+    remains.
+
     Source: Goel et al. 2022 (Towards Adversarial Evaluations for Inexact Machine Unlearning), EU-k and CF-k.
 
     Example:

@@ -20,6 +20,8 @@ class Retrain(TrainingUnlearner):
     at its full price. A fair comparison needs the epochs, the optimiser and the learning rate of the original training:
     set them. Always in train mode: dropout is on, BatchNorm starts afresh.
 
+    Good for: everything, at the full cost: what the others are measured against.
+
     Source: the definition of exact unlearning, as in Bourtoule et al. 2021 (Machine Unlearning).
 
     Example:

@@ -25,6 +25,8 @@ class SalUn(TrainingUnlearner):
 
     Train mode by default, as in the authors' code.
 
+    Good for: whole classes, when the outputs are what matters: most of the features stay.
+
     Source: Fan et al. 2024 (SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency), the weight
     saliency map and unlearning by random labels; the order of the two passes from the authors' code,
     ``Classification/unlearn/RL.py``.

@@ -22,6 +22,8 @@ class Scrub(TrainingUnlearner):
     Train mode by default, as in the authors' code, whose smoothing of weights and decay of the learning rate are left
     out.
 
+    Good for: whole classes, with a teacher and both sets.
+
     Source: Kurmanji et al. 2023 (Towards Unbounded Machine Unlearning), the objective and the algorithm SCRUB; T = 4,
     γ = 0.99 and two maximising epochs from the authors' code, whose α is 0.001 to 0.5.
 

@@ -6,25 +6,9 @@ from typing import Any, ClassVar, final
 import attrs
 from torch import nn
 
-from unlearnkit import ConfigurationError, Need, Unlearner, UnlearnerTraits, UnlearningInputs, hookimpl
+from unlearnkit import ConfigurationError, Need, Unlearner, UnlearnerTraits, UnlearningInputs, hookimpl, option
 
 _IMPORTANCES = frozenset({Need.FORGET_IMPORTANCE, Need.REFERENCE_IMPORTANCE})
-
-
-def _check(_: Any, __: "attrs.Attribute[Any]", steps: tuple[Any, ...]) -> None:
-    where = "Sequence.steps: expected"
-    if not steps:
-        raise ConfigurationError(f"{where} at least one method, saw none: list them, as [[method.steps]] in TOML")
-    for number, step in enumerate(steps, start=1):
-        if not isinstance(step, Unlearner):
-            raise ConfigurationError(f"{where} objects of methods, saw {step!r} as step {number}")
-        if isinstance(step, Sequence):
-            raise ConfigurationError(f"{where} no sequence within a sequence, saw one as step {number}: list its steps")
-        if number > 1 and step.requires() & _IMPORTANCES:
-            raise ConfigurationError(
-                f"{where} no importances after the first step, saw {step.name!r}, which needs them, as step {number}: "
-                "they are of the model before the first step; put it first"
-            )
 
 
 @final
@@ -35,6 +19,8 @@ class Sequence(Unlearner):
     It needs what its steps need. Importances are of the model before the first step, so only the first step may use
     them: taken again after an edit they select a third of all weights or more and wreck the model, and the old ones
     are of another model.
+
+    Good for: an edit and its repair as one, such as `ssd`, then `finetune`.
 
     Source: this project; to impair and then repair is the scheme of Tarun et al. 2023 (Fast Yet Effective Machine
     Unlearning).
@@ -55,7 +41,25 @@ class Sequence(Unlearner):
     name: ClassVar[str] = "sequence"
     needs: ClassVar[frozenset[Need]] = frozenset()
 
-    steps: tuple[Unlearner, ...] = attrs.field(converter=tuple, validator=_check)
+    steps: tuple[Unlearner, ...] = option(doc="the methods, in their order", parts=True)
+
+    @steps.validator
+    def _check(self, _: "attrs.Attribute[Any]", steps: tuple[Any, ...]) -> None:
+        where = "Sequence.steps: expected"
+        if not steps:
+            raise ConfigurationError(f"{where} at least one method, saw none: list them, as [[method.steps]] in TOML")
+        for number, step in enumerate(steps, start=1):
+            if not isinstance(step, Unlearner):
+                raise ConfigurationError(f"{where} objects of methods, saw {step!r} as step {number}")
+            if isinstance(step, Sequence):
+                raise ConfigurationError(
+                    f"{where} no sequence within a sequence, saw one as step {number}: list its steps"
+                )
+            if number > 1 and step.requires() & _IMPORTANCES:
+                raise ConfigurationError(
+                    f"{where} no importances after the first step, saw {step.name!r}, which needs them, as step "
+                    f"{number}: they are of the model before the first step; put it first"
+                )
 
     def requires(self) -> frozenset[Need]:
         """Return what any step needs; see `Unlearner.requires`."""

@@ -27,6 +27,9 @@ class SelectiveSynapticDampening(ElementwiseUnlearner):
     Prefer ``fraction`` to α: the same α selects other shares of the weights on another model, with another estimator
     or another training seed. α is then the `ratio_threshold`, and the report says how large it is.
 
+    Good for: a whole class, in the time of two passes, when the outputs are what matters: the features stay. Set
+    `fraction`, or tune; a fixed α mostly does nothing or everything.
+
     Source: Foster, Schoepf and Brintrup 2024 (Fast Machine Unlearning Without Retraining Through Selective Synaptic
     Dampening), the selection and the dampening, with F_r measured on the full set D.
 

@@ -34,6 +34,8 @@ class AdaptiveSynapticDampening(ElementwiseUnlearner):
 
     F_r is measured on the full set D; where it was measured on the retain set, |D| = |D_f| + |D_r|.
 
+    Good for: the same as `ssd`, without an α to choose; λ = 0.1 forgets a digit, λ = 1 half of it.
+
     Source: Schoepf, Foster and Brintrup 2024 (Parameter-tuning-free data entry error unlearning with adaptive
     selective synaptic dampening); the same in the published code of Schoepf, Foster and Brintrup 2024 (Potion: Towards
     Poison Unlearning), which has λ = 1.

@@ -32,6 +32,8 @@ class DepthDampening(Unlearner):
 
     A layer is a module that has trainable weights of its own; layers are ordered by definition.
 
+    Good for: the same as `ssd`, changing as few layers as it takes, the last ones first.
+
     Source: Cho et al. 2025 (FiCABU: A Fisher-Based, Context-Adaptive Machine Unlearning Processor for Edge AI), which
     begins with the last layers, stops at the target and scales the dampening by depth; we know its abstract only, and
     the even profile and the fraction are this project's.

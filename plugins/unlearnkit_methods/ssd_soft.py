@@ -18,6 +18,8 @@ class SoftSynapticDampening(ElementwiseUnlearner):
     The factor is 1 where F_f = 0, ½ where α·F_f = F_r and 0 where F_r = 0 < F_f. There is no threshold: nearly every
     weight changes a little, and a small α is what keeps the model.
 
+    Good for: studying dampening: it moves every weight a little, and on the digits forgets little.
+
     Source: a smooth form of Foster, Schoepf and Brintrup 2024 (Fast Machine Unlearning Without Retraining Through
     Selective Synaptic Dampening), whose factor F_r/F_f it approaches for α·F_f ≫ F_r and λ = 1/α; we know of no paper
     that has it.

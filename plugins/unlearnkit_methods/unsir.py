@@ -26,6 +26,8 @@ class Unsir(TrainingUnlearner):
     The authors' code trains on a mixture of about one noise sample for two of the retain set, here too where a batch
     has 64, with the learning rate 0.02 in the first and 0.01 in the second pass; here one rate serves both.
 
+    Good for: whole classes, with few retained samples: noise takes the place of the forget set.
+
     Source: Tarun, Chundawat, Mandal and Kankanhalli 2023 (Fast Yet Effective Machine Unlearning), the error-maximising
     noise and the impair and repair steps; the number of steps, the rate and λ from the authors' code.
 

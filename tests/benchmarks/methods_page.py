@@ -171,6 +171,8 @@ def section(entry, about):
     needs = [NEEDS[need] for need in NEEDS if need in getattr(entry.cls, "needs", ())]
     if needs:
         lines.append(f"- needs: {', '.join(needs)}")
+    (good,) = [part.removeprefix("Good for: ") for part in parts if part.startswith("Good for:")] or [""]
+    lines += [f"- good for: {good}"] if good else []
     lines += [f"- source: {source}", f"- in Python: `{provider}.{name}`\n"]
     return "\n".join(lines) + "\n" + options_table(entry.cls)
 

@@ -71,6 +71,7 @@ def option(
     search: tuple[float, float] | None = None,
     replaces: str = "",
     signal: str = "",
+    parts: bool = False,
 ) -> Any:
     """Declare an option of a frozen attrs class, with a check that names the field, the bound and the value seen.
 
@@ -81,7 +82,8 @@ def option(
     ``meaning`` is False for an option that changes speed or memory only. ``search`` is the range in which
     ``unlearnkit tune`` looks for a value, by its logarithm where it spans a factor of 10 or more, unless the option
     that this one ``replaces`` is set. ``signal`` names what ``unlearnkit recommend`` measures to set it:
-    ``"forget-loss"``, the mean loss on the forget set, in nats, of a model that never saw it.
+    ``"forget-loss"``, the mean loss on the forget set, in nats, of a model that never saw it. ``parts`` is True for a
+    tuple of objects with options of their own, such as the steps of a method.
 
     Example:
         >>> @attrs.frozen(kw_only=True)
@@ -99,7 +101,7 @@ def option(
         "doc": doc,
         "source": source,
         "meaning": meaning,
-        "kind": float if default is None or default is attrs.NOTHING else type(default),
+        "kind": tuple if parts else float if default is None or default is attrs.NOTHING else type(default),
         "bounds": tuple((sign, bound) for sign, bound in bounds.items() if bound is not None),
         "choices": tuple(choices),
         "search": search,
@@ -114,6 +116,8 @@ def _checked(value: Any, owner: Any, field: "attrs.Attribute[Any]") -> Any:
     known = _describe(field)
     if value is None and not known.required and known.default is None:
         return None
+    if known.kind is tuple and isinstance(value, list):
+        value = tuple(value)
     if known.kind is float and isinstance(value, int) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):  # refused below, as an int
             value = float(value)
@@ -135,7 +139,7 @@ def fits(value: Any, known: Option) -> bool:
 def _expected(known: Option) -> str:
     if known.choices:
         return "one of " + ", ".join(map(repr, known.choices))
-    nouns = {float: "a number", int: "a whole number", bool: "true or false", str: "a string"}
+    nouns = {float: "a number", int: "a whole number", bool: "true or false", str: "a string", tuple: "a list"}
     bounds = "".join(f" {sign} {bound:g}" for sign, bound in known.bounds)
     return nouns.get(known.kind, known.kind.__name__) + bounds
 
