@@ -98,11 +98,11 @@ class Averages(Right):
 
 class RemembersOrder(Right):
     def __init__(self):
-        self.seen = {}
+        self._seen = {}
 
     def estimate(self, model, batches, **options):
         rows = [tuple(row.tolist()) for x, _ in batches for row in x]
-        first = self.seen.setdefault((options["objective"].factor, *sorted(rows)), rows)
+        first = self._seen.setdefault((options["objective"].factor, *sorted(rows)), rows)
         return scaled(super().estimate(model, batches, **options), 1.0 if rows == first else 2.0)
 
 

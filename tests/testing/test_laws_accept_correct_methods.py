@@ -40,8 +40,8 @@ def test_no_false_alarm(subject, law):
 
 @pytest.mark.slow
 @parametrize_with_checks(SUBJECTS)
-def test_no_false_alarm_over_20000_examples(subject, law):
-    law.check(subject, examples=-(-20_000 // len(laws_for(subject))))
+def test_no_false_alarm_with_many_examples(subject, law):
+    law.check(subject, examples=100)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")

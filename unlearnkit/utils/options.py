@@ -261,7 +261,8 @@ def object_fault(owner: Any) -> str:
 def _not_recorded(cls: type, lost: Sequence[str]) -> str:
     return (
         f"{cls.__qualname__}: expected options that are attrs fields, saw {', '.join(lost)}, which no record would "
-        "hold: decorate the class with @attrs.frozen(kw_only=True) and write `lam: float = option(…)`"
+        "hold: decorate the class with @attrs.frozen(kw_only=True) and write `lam: float = option(…)`, or make private "
+        "what is no option"
     )
 
 

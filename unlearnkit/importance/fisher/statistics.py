@@ -108,10 +108,9 @@ batched)
     fisher = fisher if fisher is not None else DiagonalFisher()
     if key is not None:  # what is passed on is no loader
         check_data(batches, Role(role))
-    survey = _Survey(
-        fisher=fisher, absolute=absolute, gradient=gradient, keyed=_Keyed(batches, key) if key is not None else None
-    )
-    whole = survey.estimate(model, survey.keyed or batches, objective=objective, role=role, progress=progress)
+    keyed = _Keyed(batches, key) if key is not None else None
+    survey = _Survey(fisher=fisher, absolute=absolute, gradient=gradient, keyed=keyed)
+    whole = survey.estimate(model, keyed or batches, objective=objective, role=role, progress=progress)
     named = trainable(model)
     print_ = attrs.evolve(whole.fingerprint, options=options_text(fisher))
     whole = attrs.evolve(whole, fingerprint=print_)
@@ -192,22 +191,22 @@ class _Survey(ImportanceEstimator):
     name: ClassVar[str] = DiagonalFisher.name
     traits: ClassVar[EstimatorTraits] = DiagonalFisher.traits
 
-    fisher: DiagonalFisher
-    absolute: bool
-    gradient: bool
-    keyed: _Keyed | None
+    _fisher: DiagonalFisher
+    _absolute: bool
+    _gradient: bool
+    _keyed: _Keyed | None
     engines: list[Engine] = attrs.field(factory=list, init=False)
 
     def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
-        keys = self.keyed.waiting.popleft if self.keyed is not None else None
+        keys = self._keyed.waiting.popleft if self._keyed is not None else None
         engine = start(
-            self.fisher, model, objective=objective, absolute=self.absolute, gradient=self.gradient, keys=keys
+            self._fisher, model, objective=objective, absolute=self._absolute, gradient=self._gradient, keys=keys
         )
         self.engines.append(engine)
         return engine
 
     def estimate_batch(self, model: nn.Module, batch: Any, *, objective: Objective) -> Importance:
-        return self.fisher.estimate_batch(model, batch, objective=objective)
+        return self._fisher.estimate_batch(model, batch, objective=objective)
 
 
 def _groups(engine: Engine, whole: Importance) -> dict[Hashable, Importance]:
