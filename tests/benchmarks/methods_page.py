@@ -8,6 +8,7 @@ import math
 import re
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from unlearnkit import ElementwiseUnlearner, Need, TrainingUnlearner, UnlearnKit
 from unlearnkit.testing import LawCase
 from unlearnkit.utils.options import options_of
 
+PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 HEAD = """\
 # Methods and estimators
 
@@ -162,7 +164,10 @@ def section(entry, about):
     parts, name = paragraphs(entry.cls), entry.cls.__name__
     provider = "unlearnkit" if getattr(unlearnkit, name, None) is entry.cls else entry.cls.__module__
     (source,) = [part.removeprefix("Source: ") for part in parts if part.startswith("Source:")] or ["this project"]
-    lines = [f"### `{entry.name}`\n", f"{parts[0]}\n", about]
+    lines = [f"### `{entry.name}`\n", f"{parts[0]}\n"]
+    if (PICTURES / f"{entry.name}.svg").exists():  # by `python -m tests.docs.rule_pictures`
+        lines.append(f"![θ'/θ of `{entry.name}` at its defaults, against F_f/F_r](../pictures/{entry.name}.svg)\n")
+    lines.append(about)
     needs = [NEEDS[need] for need in NEEDS if need in getattr(entry.cls, "needs", ())]
     if needs:
         lines.append(f"- needs: {', '.join(needs)}")

@@ -420,7 +420,7 @@ def check_budget(before: Scores, after: Scores, budget: float) -> None:
         raise ConfigurationError("objective: deletion.budget is a loss of accuracy: expected a CrossEntropy")
     if was - now > budget:
         raise BudgetError(
-            f"expected to lose at most {budget:.3g} of the accuracy on retained test data, saw {was:.4f} → {now:.4f}: "
+            f"expected to lose at most {budget:.3g} of the accuracy on retained test data, saw {was:.3f} → {now:.3f}: "
             "choose weaker options, or raise deletion.budget"
         )
 

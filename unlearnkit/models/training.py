@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any, final
 
 import attrs
@@ -201,6 +202,25 @@ class EpochRecord:
     seconds: float = attrs.field(eq=False)
 
 
+def _one_bar(batches: Iterable[Any], epochs: int, progress: Progress) -> Iterator[Iterable[Any]]:
+    """Yield the batches once for each epoch, under one bar for all of them."""
+    size = length(batches)
+    steps = iter(
+        progress(
+            count() if size is None else range(epochs * size), f"training, {epochs} epochs", size and epochs * size
+        )
+    )
+
+    def counted() -> Iterator[Any]:
+        for batch in batches:
+            next(steps, None)
+            yield batch
+
+    for _ in range(epochs):
+        yield counted()
+    next(steps, None)  # ends the bar
+
+
 def train(
     model: nn.Module,
     data: Dataset[Any] | Iterable[Any],
@@ -243,10 +263,9 @@ def train(
 
     with training_mode(model, adam, seed=options.seed) as usable:
         batches = usable(batches)
-        for epoch in range(1, options.epochs + 1):
+        for epoch, shown in enumerate(_one_bar(batches, options.epochs, progress), start=1):
             start = time.perf_counter()
             scores.clear()
-            shown = progress(batches, f"epoch {epoch} of {options.epochs}", length(batches))
             run_epoch(model, shown, loss, adam, name=f"epoch {epoch}")
             summed, seconds = total(scores), time.perf_counter() - start
             history.append(EpochRecord(loss=summed.loss, accuracy=summed.accuracy, seconds=seconds))

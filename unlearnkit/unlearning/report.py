@@ -7,6 +7,7 @@ from typing import Any, final
 import attrs
 
 from unlearnkit.importance.provenance import Fingerprint, error_text, recorded_error
+from unlearnkit.utils.text import percent
 
 
 @final
@@ -114,7 +115,7 @@ class Report:
         """Return one or two sentences on what the edit did."""
         if self.changed == 0:
             return " ".join([f"{self.method} changed nothing: 0 of {self.size} weights.", *self.remarks])
-        return f"{self.method} changed {self.changed} of {self.size} weights ({100 * self.fraction:.3g} %)."
+        return f"{self.method} changed {self.changed} of {self.size} weights ({percent(self.fraction)})."
 
     def uncertainty(self) -> tuple[str, ...]:
         """Return sentences on importances of a sample or with random numbers; none if all are exact and of all data."""

@@ -8,6 +8,7 @@ import attrs
 
 from unlearnkit.unlearning.report import Report
 from unlearnkit.utils.structuring import structure
+from unlearnkit.utils.text import percent
 
 
 @final
@@ -115,7 +116,7 @@ class Tuning:
         if self.chosen is not None:
             c = self.chosen
             norm = ", BatchNorm re-estimated" if c.setting is not None and c.setting.reestimate else ""
-            share = f", {100 * c.selected:.3g} % selected" if c.setting is not None else ""
+            share = f", {percent(c.selected)} selected" if c.setting is not None else ""
             return (
                 f"{tried}; chosen: {shown_options(c)}{share}{norm}. On validation data forget "
                 f"accuracy {self.original_forget:.3f}→{c.forget:.3f} (aim {self.target:.3f}), retain accuracy "

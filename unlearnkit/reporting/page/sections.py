@@ -17,6 +17,7 @@ from unlearnkit.reporting import plots
 from unlearnkit.reporting.page.parts import Picture, Section, Table, number
 from unlearnkit.reporting.record import RunRecord
 from unlearnkit.reporting.verdict import near
+from unlearnkit.utils.text import percent
 
 _MODELS = ("unlearned", "original", "retrained")
 _SHOWN = 12  # values of a list
@@ -28,7 +29,7 @@ def forgotten(record: RunRecord) -> Section:
     facts, config = record.forget, record.manifest.get("config", {}).get("forget", {})
     rows = [(key, _listed(value)) for key, value in config.items() if value]
     if facts:
-        share = f"{facts['samples']} of {facts['of']} training samples ({100 * facts['fraction']:.3g} %)"
+        share = f"{facts['samples']} of {facts['of']} training samples ({percent(facts['fraction'])})"
         rows = [("scenario", str(facts["scenario"])), ("samples", share), *rows]
         rows.append(("digest of the forget set", str(facts["digest"])))
     views = record.views or PlotData()
@@ -123,7 +124,7 @@ def search(record: RunRecord) -> Section:
     rows = tuple(
         (
             ", ".join(f"{name} = {v if isinstance(v, int | str) else number(v)}" for name, v in c.options.items()),
-            f"{100 * c.selected:.3g} %",
+            percent(c.selected),
             "–" if c.setting is None else "again" if c.setting.reestimate else "kept",
             number(c.retain),
             number(c.forget),
@@ -157,7 +158,7 @@ def layers(record: RunRecord) -> Section:
     if not report.changed:
         return Section(words=words)
     shown = plots.layers_of(report)
-    rows = tuple((t.name, f"{t.size:,}", f"{t.changed:,}", f"{100 * t.fraction:.3g} %") for t in report.tensors)
+    rows = tuple((t.name, f"{t.size:,}", f"{t.changed:,}", percent(t.fraction)) for t in report.tensors)
     table = Table(caption="Every tensor", header=("tensor", "weights", "changed", "share"), rows=rows)
     most = max(shown, key=lambda layer: layer.fraction)
     touched = sum(1 for layer in shown if layer.changed)
@@ -167,7 +168,7 @@ def layers(record: RunRecord) -> Section:
         title="Share of changed weights per layer",
         caption=f"From the input above to the output below.{cut}",
         alternative=f"Bars of the changed share. {touched} of {len(shown)} layers were edited, {most.name} most: "
-        f"{100 * most.fraction:.3g} % of {most.size:,} weights.",
+        f"{percent(most.fraction)} of {most.size:,} weights.",
         draw=partial(plots.edited_layers, report=report, layers=shown),
         height=0.9 + 0.24 * len(shown),
         table=table,
@@ -280,7 +281,7 @@ def provenance(record: RunRecord) -> Section:
         (
             step.method,
             ", ".join(f"{name} = {value}" for name, value in step.options.items()),
-            f"{100 * step.fraction:.3g} %",
+            percent(step.fraction),
             number(step.seconds.get("edit")),
         )
         for step in report.steps
