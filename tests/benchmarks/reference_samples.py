@@ -6,9 +6,10 @@
 
 For each seed (of the training, of the draw and of the edit) and each forget target of the configuration, `ssd` is tuned
 with the importance of the full set, and with one that is composed of the forget set and N retained samples
-(`importance.reference_samples`). The options that were chosen with the full set are applied with each sample too. The
-score is Tug-of-War against the mean of the retrained models. The search leaves BatchNorm as it is, so that tuned and
-fixed edits differ by their options alone. Every trial is a file under ``--folder``, so an interrupted run resumes.
+(`importance.reference_samples`). What was chosen with the full set is applied with each sample too: once the same α,
+once the α that selects the same fraction of the weights, with the same λ. The score is Tug-of-War against the mean of
+the retrained models. The search leaves BatchNorm as it is, so that tuned and fixed edits differ by their options alone.
+Every trial is a file under ``--folder``, so an interrupted run resumes.
 """
 
 import argparse
@@ -63,8 +64,9 @@ class Worker:
 
     def fixed(self, samples, seed, target, options):
         """The result of an edit with given options."""
-        method = MethodConfig(name="ssd", options={name: options[name] for name in ("alpha", "lam")})
-        config = self.config(samples, seed, method, f"fixed-{samples}-{seed}-{forget_text(target)}")
+        method = MethodConfig(name="ssd", options=options)
+        kind = "fraction" if "fraction" in options else "fixed"
+        config = self.config(samples, seed, method, f"{kind}-{samples}-{seed}-{forget_text(target)}")
         comparison = attrs.evolve(config.comparison, forget=(target,))
         found = compare(attrs.evolve(config, comparison=comparison))
         return found.results[found.trials[0].key]
@@ -77,9 +79,12 @@ def measure(worker, sizes, seeds):
         for samples in (0, *sizes):
             for target, result in (full if samples == 0 else worker.tuned(samples, seed)).items():
                 yield samples, "tuned", *scores(result)
-                options = full[target].options
-                if samples and options and "no candidate" not in full[target].findings:
-                    yield samples, "fixed", *scores(worker.fixed(samples, seed, target, options))
+                chosen = full[target]
+                if samples and "no candidate" not in chosen.findings:
+                    lam, alpha = (chosen.options[name] for name in ("lam", "alpha"))
+                    for kind, options in (("α", {"alpha": alpha}), ("fraction", {"fraction": chosen.fraction})):
+                        edit = worker.fixed(samples, seed, target, {**options, "lam": lam})
+                        yield samples, f"same {kind}", *scores(edit)
             print(f"seed {seed}, {samples or 'all'} samples: {time.perf_counter() - start:.0f} s", flush=True)
             start = time.perf_counter()
 
@@ -93,16 +98,16 @@ def scores(result):
 
 def table(rows, sizes):
     """One line for each size and kind."""
-    yield f"{'samples':>8}  {'options':8}  {'n':>3}  median  10th p.    min  edited, median  reference, s  remarks"
+    yield f"{'samples':>8}  {'options':13}  {'n':>3}  median  10th p.    min  edited, median  reference, s  remarks"
     for samples in (0, *sizes):
-        for kind in ("tuned", "fixed"):
+        for kind in ("tuned", "same α", "same fraction"):
             found = [row for row in rows if row[:2] == (samples, kind)]
             if found:
                 tow, edited, seconds = (np.array([row[i] for row in found], dtype=float) for i in (2, 3, 4))
                 notes = [row[5] for row in found if row[5]]
                 remarks = ", ".join(f"{notes.count(note)} × {note}" for note in dict.fromkeys(notes))
                 yield (
-                    f"{samples or 'all':>8}  {kind:8}  {len(found):3}  {np.median(tow):6.3f}  "
+                    f"{samples or 'all':>8}  {kind:13}  {len(found):3}  {np.median(tow):6.3f}  "
                     f"{np.percentile(tow, 10):8.3f}  {tow.min():5.3f}  {100 * np.median(edited):12.2f} %  "
                     f"{np.nanmedian(seconds):12.3f}  {remarks}"
                 )

@@ -56,8 +56,7 @@ def run(
         if record.tuning is not None and not record.nothing_edited:
             line(record.tuning["sentence"])
     for record in records:
-        for path in sorted((Path(chosen.output) / record.label).iterdir()):
-            line(str(path), soft_wrap=True)
+        _say_files(Path(chosen.output) / record.label)
     if any(record.nothing_edited for record in records):
         raise typer.Exit(NOTHING_EDITED)
 
@@ -89,8 +88,7 @@ def tune(
     line(tuned.tuning.sentence())
     if not tuned.record.nothing_edited:
         print_table(run_table([tuned.record]))
-    for path in sorted(Path(tuned.folder).iterdir()):
-        line(str(path), soft_wrap=True)
+    _say_files(tuned.folder)
     if tuned.record.nothing_edited:
         raise typer.Exit(NOTHING_EDITED)
 
@@ -114,8 +112,7 @@ def recommend(
     if found.recommendation.best is not None:
         print_table(run_table([found.record]))
         line(found.record.judgement().sentence)
-    for path in sorted(Path(found.folder).iterdir()):
-        line(str(path), soft_wrap=True)
+    _say_files(found.folder)
     if found.recommendation.best is None:
         raise typer.Exit(NOTHING_EDITED)
 
@@ -197,6 +194,12 @@ def demo(
         result = run_demo(forget=forget, epochs=epochs, seed=seed, device=device, progress=progress)
     print_table(result.table())
     line(result.lesson())
+
+
+def _say_files(folder: Path) -> None:
+    for path in (folder / name for name in ("model.safetensors", "report.json", "report.html")):
+        if path.exists():
+            line(str(path), soft_wrap=True)
 
 
 def _scores(scores: Mapping[str, float | None]) -> str:

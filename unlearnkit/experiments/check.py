@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import attrs
 from unlearnkit.distributed.collectives import resolve_device
 from unlearnkit.experiments.config import Config
 from unlearnkit.experiments.experiment import DATASETS, make_metrics, make_unlearner
+from unlearnkit.experiments.search import tunable
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.utils.errors import UnlearnKitError, nearest
 from unlearnkit.utils.structuring import call, import_path
@@ -26,8 +28,8 @@ def _problems(config: Config, plugins: PluginManager) -> Iterator[str]:
     yield from _failure("device", lambda: resolve_device(config.device))
     yield from _failure("forget", config.forget.spec)
     for method in config.method:
-        bare = attrs.evolve(method, grid={})
-        yield from _failure(f"method.{method.label}", lambda bare=bare: make_unlearner(bare, plugins))  # type: ignore[misc]
+        bare, make = attrs.evolve(method, grid={}), tunable if method.tuned else make_unlearner
+        yield from _failure(f"method.{method.label}", partial(make, bare, plugins))
     yield from _failure(
         "importance.estimator",
         lambda: call(plugins.estimator(importance.estimator), importance.options, where="importance.options"),

@@ -294,7 +294,7 @@ def provenance(record: RunRecord) -> Section:
         (
             step.method,
             ", ".join(f"{name} = {value}" for name, value in step.options.items()),
-            f"{100 * step.fraction:.3g} %",
+            percent(step.fraction),
             number(step.seconds.get("edit")),
         )
         for step in report.steps
