@@ -252,7 +252,7 @@ def recommended_figures(record):
     plain = {split: {"accuracy": score.accuracy} for split, score in record.after.items()}
     mine = figures(plain, record.metrics, found.best.seconds)
     scratch = next(a for a in found.attempts if a.name == "from scratch")
-    costs = {"epochs": found.best.epochs, "search": sum(a.search_epochs for a in found.attempts)}
+    costs = {"epochs": found.best.epochs, "search": found.measured + sum(a.search_epochs for a in found.attempts)}
     return {
         **mine,
         **costs,

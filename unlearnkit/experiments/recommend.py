@@ -21,7 +21,7 @@ from unlearnkit.distributed import Ranks
 from unlearnkit.evaluation import EvaluationInputs
 from unlearnkit.evaluation.metrics import Recovery
 from unlearnkit.evaluation.metrics.features import head_swap
-from unlearnkit.evaluation.model_outputs import some_rows
+from unlearnkit.evaluation.model_outputs import sampling_error, some_rows
 from unlearnkit.evaluation.tuning import TrialTuner, Tuning, Validation
 from unlearnkit.evaluation.tuning.result import Candidate
 from unlearnkit.evaluation.tuning.tuner import judged, scores_of
@@ -34,6 +34,7 @@ from unlearnkit.models.parameters import digest
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.reporting import RunRecord
 from unlearnkit.reporting.recommendation import ORIGINAL, SCRATCH, Attempt, Recommendation
+from unlearnkit.reporting.verdict import confined
 from unlearnkit.reporting.write import check_replaceable
 from unlearnkit.unlearning import Need, Report, TrainingUnlearner, Unlearner, UnlearnerTraits, UnlearningInputs
 from unlearnkit.unlearning.distillation import copy_state
@@ -289,7 +290,7 @@ class _Bench:
         attempt = Attempt(
             name=method.label,
             trials=len(tuning.candidates),
-            search_epochs=shared + sum(c.steps for c in tuning.candidates) / self.steps,
+            search_epochs=measured + sum(c.steps for c in tuning.candidates) / self.steps,
             search_seconds=seconds,
         )
         best = tuning.chosen
@@ -304,7 +305,8 @@ class _Bench:
             seconds=report.seconds.get("edit", 0.0),
         )
         outcome = self.judged_outcome(model, attempt)
-        return attrs.evolve(outcome, report=report, tuning=tuning)
+        hidden = attrs.evolve(outcome.attempt, problem=confined(report))  # what lies below is not forgotten
+        return attrs.evolve(outcome, attempt=hidden, report=report, tuning=tuning)
 
     def tune(self, model: nn.Module, inputs: UnlearningInputs, method: MethodConfig, unlearner: Unlearner) -> Tuning:
         config, limit, ranges = self.job.experiment.config, self.limit, self.ranges(unlearner, method)
@@ -388,15 +390,17 @@ class _Bench:
         return Recovery(seed=experiment.config.seed).evaluate(inputs)["retain epoch"]
 
     def recommendation(self, found: list[_Outcome], chosen: _Outcome) -> Recommendation:
-        config = self.job.experiment.config
+        config, attempts = self.job.experiment.config, tuple(outcome.attempt for outcome in found)
         return Recommendation(
-            attempts=tuple(outcome.attempt for outcome in found),
+            attempts=attempts,
             chosen=None if chosen.report is None else found.index(chosen),
             target=self.target,
             source=self.source,
             budget=config.tuning.budget,
             limit=self.limit + self.proxy_epochs,
             retraining=config.training.epochs,
+            swap_error=sampling_error(self.target["swap"], len(self.unseen or self.forget)),
+            measured=self.proxy_epochs + sum(attempt.recovery is not None for attempt in attempts),
         )
 
 
