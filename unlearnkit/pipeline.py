@@ -8,10 +8,12 @@ from typing import Any, Protocol, final
 import attrs
 from torch import nn
 
+from unlearnkit.data.loaders import draw_samples
 from unlearnkit.importance.estimator import ImportanceEstimator, snapshot_of
 from unlearnkit.importance.fisher import DiagonalFisher
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import Role
+from unlearnkit.importance.sampled_reference import sampled_reference
 from unlearnkit.models.objective import CrossEntropy, Objective, check_objective
 from unlearnkit.models.parameters import digest_tensors, parameters_and_buffers
 from unlearnkit.models.snapshot import ModelSnapshot
@@ -20,7 +22,7 @@ from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import Need, Unlearner, UnlearningInputs, check_fraction, plugin_fault
 from unlearnkit.utils.errors import ConfigurationError, raise_all
-from unlearnkit.utils.options import option_values, refuse
+from unlearnkit.utils.options import option, option_values, refuse
 from unlearnkit.utils.progress import Progress, silent
 
 Source = Iterable[Any] | Importance | Callable[[], Importance]
@@ -56,6 +58,8 @@ class Pipeline:
         normalise: Compare means over samples; False compares sums, as the notebook's un-normalised variant does.
         reference_role: Whether ``reference`` is the full set D (the paper) or the retain set D_r (the notebook).
         max_fraction: The largest fraction of weights that may change; beyond it, the edit is rolled back.
+        reference_samples: Draw so many samples of the retain data for the reference, from the seed of the run, and keep
+            the forget set exact; 0 measures all of ``reference``. See `unlearnkit.importance.sampled_reference`.
         plugins: The manager whose observers are called.
 
     Example:
@@ -75,6 +79,7 @@ class Pipeline:
     normalise: bool = True
     reference_role: Role = attrs.field(default=Role.FULL, converter=Role)
     max_fraction: float | None = attrs.field(default=None, validator=check_fraction)
+    reference_samples: int = option(0, at_least=0, doc="retained samples that the reference is drawn from; 0: all")
     plugins: PluginManager = attrs.field(factory=default_manager, repr=False)
 
     def run(
@@ -100,12 +105,13 @@ class Pipeline:
             model: Edited in place, on its device; after an exception it is bit-identical to what it was.
             forget: Batches of the forget set; or their importance, or a function that returns it, which is called only
                 when the method needs it.
-            reference: The same for the reference set.
+            reference: The same for the reference set; left out with ``reference_samples``, which are drawn from
+                ``retain_data``.
             forget_data: Batches for methods that train on the forget set; ``forget`` when left out.
             retain_data: Batches for methods that train on the retain set.
             model_factory: For methods that start from a fresh model.
             objective: How a batch becomes losses; `CrossEntropy` when left out.
-            seed: For methods that draw numbers.
+            seed: For methods that draw numbers, and for ``reference_samples``.
             accept: As in `Unlearner.unlearn`.
             edit: Makes the edit, by default `Unlearner.unlearn`; takes the same arguments.
             progress: Shows a bar for each long stage.
@@ -119,6 +125,7 @@ class Pipeline:
         )
         provider = self.plugins.provider_of(type(self.unlearner))
         seconds: dict[str, float] = {}
+        measured: dict[Need, Importance] = {}
         snapshot: ModelSnapshot | None = None
 
         @contextmanager
@@ -135,9 +142,15 @@ class Pipeline:
 
         self.plugins.before_run(run, watched=watched)
 
-        def importance(need: Need, source: Source | None, role: Role) -> Importance | None:
+        def estimated(batches: Iterable[Any], role: Role) -> Importance:
             nonlocal snapshot
-            if need not in self.unlearner.needs:
+            snapshot = _current(snapshot) or snapshot_of(model)
+            return self.estimator.estimate(
+                model, batches, objective=objective, role=role, progress=progress, snapshot=snapshot
+            )
+
+        def importance(need: Need, source: Source | None, role: Role) -> Importance | None:
+            if need not in self.unlearner.requires():
                 return None
             if source is None:
                 who, name = f"method {self.unlearner.name!r}", need.value
@@ -148,15 +161,23 @@ class Pipeline:
             elif callable(source):
                 found = source()
             else:
-                snapshot = _current(snapshot) or snapshot_of(model)
-                found = self.estimator.estimate(
-                    model, source, objective=objective, role=role, progress=progress, snapshot=snapshot
-                )
+                found = estimated(source, role)
             if found is not source:
                 seconds[f"{role.value} importance"] = time.perf_counter() - start
             found = attrs.evolve(found, role=role) if found.role is Role.UNKNOWN else found
             self.plugins.after_estimate(run, role.value, found, watched=watched)
+            measured[need] = found
             return found if self.normalise else found.unnormalised()
+
+        def sampled() -> Importance:
+            return self._sampled(
+                estimated,
+                measured.get(Need.FORGET_IMPORTANCE),
+                reference=reference,
+                forget_data=forget_data,
+                retain_data=retain_data,
+                seed=seed,
+            )
 
         def completed(report: Report) -> Report:
             return attrs.evolve(report, seconds={**seconds, **report.seconds}, provider=provider)
@@ -170,7 +191,9 @@ class Pipeline:
             forget_data = forget
         inputs = UnlearningInputs(
             forget=importance(Need.FORGET_IMPORTANCE, forget, Role.FORGET),
-            reference=importance(Need.REFERENCE_IMPORTANCE, reference, self.reference_role),
+            reference=importance(
+                Need.REFERENCE_IMPORTANCE, sampled if self.reference_samples else reference, self.reference_role
+            ),
             forget_data=forget_data,
             retain_data=retain_data,
             model_factory=model_factory,
@@ -182,6 +205,30 @@ class Pipeline:
         if edit is not None:
             return completed(edit(model, inputs, accept=accepted))
         return self.unlearner.unlearn(model, inputs, accept=accepted, snapshot=_current(snapshot))
+
+    def _sampled(
+        self,
+        estimated: Callable[[Iterable[Any], Role], Importance],
+        forget: Importance | None,
+        *,
+        reference: Source | None,
+        forget_data: Iterable[Any] | None,
+        retain_data: Iterable[Any] | None,
+        seed: int,
+    ) -> Importance:
+        """Measure the reference on samples of the retain data, and on the forget set where it is the full set."""
+        where = "Pipeline.reference_samples: expected"
+        if reference is not None or retain_data is None:
+            seen = "no retain_data" if retain_data is None else "a reference"
+            raise ConfigurationError(f"{where} retain_data= to draw from, and no reference=, saw {seen}")
+        if self.reference_role is Role.RETAIN:
+            forget = None
+        elif forget is None:
+            if forget_data is None:
+                raise ConfigurationError(f"{where} forget= batches, for they are exact, saw none")
+            forget = estimated(forget_data, Role.FORGET)
+        drawn, retained = draw_samples(retain_data, count=self.reference_samples, seed=seed)
+        return sampled_reference(estimated(drawn, Role.RETAIN), retained=retained, seed=seed, forget=forget)
 
 
 def _digests(model: nn.Module) -> dict[str, str]:

@@ -49,7 +49,12 @@ class BinaryMask(ElementwiseUnlearner):
 
     lam: float = option(1.0, symbol="λ", above=0, doc="mask weights whose F_f is above λ times F_r")
     fraction: float | None = option(
-        None, above=0, at_most=1, doc="share of the weights to mask, in place of λ; `rule` and `edit` ignore it"
+        None,
+        above=0,
+        at_most=1,
+        doc="share of the weights to mask, in place of λ; `rule` and `edit` ignore it",
+        search=(1e-4, 0.3),
+        replaces="lam",
     )
 
     def prepare(self, forget: Importance, reference: Importance | None) -> Self:

@@ -49,7 +49,9 @@ class ClassProjection(Unlearner):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.FORGET_DATA, Need.RETAIN_DATA})
     traits: ClassVar[UnlearnerTraits] = UnlearnerTraits(deterministic=True)
 
-    strength: float = option(1.0, symbol="κ", at_least=0.0, doc="scale of the edit in the layer of the largest ρ")
+    strength: float = option(
+        1.0, symbol="κ", at_least=0.0, doc="scale of the edit in the layer of the largest ρ", search=(0.1, 3.0)
+    )
 
     def apply(self, model: nn.Module, inputs: UnlearningInputs) -> None:
         kept, gone = (prototypes(model, data, inputs) for data in (inputs.retain_data, inputs.forget_data))

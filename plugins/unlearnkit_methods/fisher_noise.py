@@ -44,7 +44,12 @@ class FisherNoise(Unlearner):
     traits: ClassVar[UnlearnerTraits] = UnlearnerTraits(deterministic=True)
 
     sigma: float = option(
-        1e-3, symbol="σ", at_least=0, source="published code: σ² = 10⁻⁶", doc="scale of the noise; 0 changes nothing"
+        1e-3,
+        symbol="σ",
+        at_least=0,
+        source="published code: σ² = 10⁻⁶",
+        doc="scale of the noise; 0 changes nothing",
+        search=(1e-5, 1e-1),
     )
     gamma: float = option(
         0.5, symbol="γ", at_least=0, at_most=1, doc="exponent: 0.5 as in the code, 0.25 as in the paper"

@@ -40,7 +40,9 @@ class FisherTopK(Unlearner):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.FORGET_IMPORTANCE, Need.REFERENCE_IMPORTANCE})
     traits: ClassVar[UnlearnerTraits] = UnlearnerTraits(deterministic=True)
 
-    fraction: float = option(0.01, at_least=0, at_most=1, doc="of the weights to zero, rounded down")
+    fraction: float = option(
+        0.01, at_least=0, at_most=1, doc="of the weights to zero, rounded down", search=(1e-3, 0.5)
+    )
     k: int = option(
         0, symbol="k", at_least=0, doc="how many weights to zero, instead of a fraction; 0 for the fraction"
     )

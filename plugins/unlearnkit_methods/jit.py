@@ -41,7 +41,7 @@ class JustInTime(TrainingUnlearner):
     name: ClassVar[str] = "jit"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.FORGET_DATA})
 
-    sigma: float = option(0.5, symbol="σ", above=0.0, doc="size of the noise, in units of the input")
+    sigma: float = option(0.5, symbol="σ", above=0.0, doc="size of the noise, in units of the input", search=(0.1, 1.0))
     draws: int = option(25, symbol="N", at_least=1, doc="noisy copies of each sample")
     clip: bool = option(True, doc="keep x + ξ between the smallest and the largest value of the batch")
     reduction: str = option("sum", choices=("sum", "mean"), doc="over the samples of a batch")
@@ -50,7 +50,12 @@ class JustInTime(TrainingUnlearner):
     )
     epochs: int = option(1, at_least=1, doc="passes over the forget set")
     learning_rate: float = option(
-        3e-4, symbol="η", above=0.0, source="authors' code, VGG", doc="step size of plain gradient descent"
+        3e-4,
+        symbol="η",
+        above=0.0,
+        source="authors' code, VGG",
+        doc="step size of plain gradient descent",
+        search=(3e-5, 3e-2),
     )
     # Fixed, no options: plain gradient descent in eval mode.
     optimizer: str = attrs.field(default="sgd", init=False)

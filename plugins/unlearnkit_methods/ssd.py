@@ -44,7 +44,12 @@ class SelectiveSynapticDampening(ElementwiseUnlearner):
     alpha: float = option(10.0, symbol="α", above=0, source="the selection", doc="selection weighting")
     lam: float = option(1.0, symbol="λ", at_least=0, source="the dampening", doc="dampening constant")
     fraction: float | None = option(
-        None, above=0, at_most=1, doc="share of the weights to select, in place of α; `rule` and `edit` ignore it"
+        None,
+        above=0,
+        at_most=1,
+        doc="share of the weights to select, in place of α; `rule` and `edit` ignore it",
+        search=(1e-4, 0.3),
+        replaces="alpha",
     )
     epsilon: float = option(
         0.0, symbol="ε", at_least=0, doc="added to F_f in the quotient; 1e-8 for parity with the notebook, else 0"

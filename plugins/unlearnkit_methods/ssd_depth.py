@@ -54,8 +54,8 @@ class DepthDampening(Unlearner):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.FORGET_IMPORTANCE, Need.REFERENCE_IMPORTANCE, Need.FORGET_DATA})
     traits: ClassVar[UnlearnerTraits] = UnlearnerTraits(deterministic=True)
 
-    fraction: float = option(0.1, above=0.0, at_most=1.0, doc="share of the weights that α selects")
-    lam: float = option(0.1, symbol="λ", at_least=0.0, doc="dampening constant of the last layer")
+    fraction: float = option(0.1, above=0.0, at_most=1.0, doc="share of the weights that α selects", search=(1e-3, 0.3))
+    lam: float = option(0.1, symbol="λ", at_least=0.0, doc="dampening constant of the last layer", search=(1e-2, 1.0))
     spread: float = option(3.0, symbol="b", at_least=1.0, doc="S of the first layer; 1: the same in all layers")
     accuracy: float = option(0.1, symbol="a", at_least=0.0, at_most=1.0, doc="forget accuracy to stop at")
 

@@ -33,7 +33,7 @@ class SoftSynapticDampening(ElementwiseUnlearner):
         local=True, non_amplifying=True, sign_preserving=True, odd=True, scale_free=True
     )
 
-    alpha: float = option(0.1, symbol="α", at_least=0, doc="weight of F_f; 0 changes nothing")
+    alpha: float = option(0.1, symbol="α", at_least=0, doc="weight of F_f; 0 changes nothing", search=(1e-3, 1e3))
 
     def rule(self, theta: Tensor, forget: Tensor, reference: Tensor) -> Tensor:
         beta = 1 / (1 + self.alpha * (forget / reference))  # unlike F_r/(F_r + α·F_f), this cannot overflow

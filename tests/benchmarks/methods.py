@@ -48,17 +48,26 @@ class Setting:
         options: Those that differ from the defaults.
         estimator: Name of the estimator, at its defaults.
         reference: Which set F_r is measured on.
+        steps: Those of a sequence.
     """
 
     method: str
     options: dict = attrs.field(factory=dict)
     estimator: str = "diagonal-fisher"
     reference: str = "full"
+    steps: tuple["Setting", ...] = ()
 
     def __str__(self):
+        if self.steps:
+            return f"{self.method}: {' then '.join(map(str, self.steps))}"
         parts = [self.method, *(f"{name}={value}" for name, value in self.options.items())]
         parts += [self.estimator] * (self.estimator != "diagonal-fisher")
         return " ".join([*parts, *["D_r"] * (self.reference == "retain")])
+
+    def unlearner(self):
+        """Make the method."""
+        steps = {"steps": [step.unlearner() for step in self.steps]} if self.steps else {}
+        return PluginManager().unlearner(self.method)(**self.options, **steps)
 
 
 def settings():
@@ -67,7 +76,8 @@ def settings():
     others = [entry.name for entry in shipped("estimator") if entry.name != "diagonal-fisher"]
     found = [Setting(method="original")]
     for name in names:
-        found += [Setting(method=name), *(setting for setting in OTHER if setting.method == name)]
+        own = [setting for setting in OTHER if setting.method == name]
+        found += own if any(setting.steps for setting in own) else [Setting(method=name), *own]
     return found + [attrs.evolve(setting, estimator=name) for name in others for setting in FOR_ESTIMATORS]
 
 
@@ -114,9 +124,17 @@ OTHER = [
     Setting(method="ssd", options={"fraction": 0.03, "lam": 0.1}),
     Setting(method="ssd-adaptive", options={"lam": 0.1}),
     Setting(method="ssd-soft", options={"alpha": 0.3}),
+    Setting(
+        method="sequence",
+        steps=(
+            Setting(method="ssd", options={"fraction": 0.03, "lam": 0.1}),
+            Setting(method="finetune", options={"epochs": 1}),
+        ),
+    ),
 ]
 """The best of each grid that changes predictions, for methods whose defaults forget little or destroy the model; with
-a fixed threshold and with a fraction, where a method takes both."""
+a fixed threshold and with a fraction, where a method takes both. A sequence has no defaults: the best of `ssd` with a
+fraction, repaired by one epoch."""
 
 FOR_ESTIMATORS = [Setting(method="ssd-adaptive"), Setting(method="fisher-topk", options={"fraction": 0.05})]
 """Methods without an α, which would depend on the estimator: one adapts, one selects a fixed share."""
@@ -187,13 +205,13 @@ def trial(data, setting, seed, digit):
 
 def edit(data, model, setting, seed, digit):
     """Edit a copy of an original as `unlearnkit run` does; return the changed fraction and the seconds."""
-    unlearner = PluginManager().unlearner(setting.method)(**setting.options)
+    unlearner = setting.unlearner()
     role, seconds, inputs = Role(setting.reference), 0.0, {}
     for need, key, which in (
         (Need.FORGET_IMPORTANCE, "forget", Role.FORGET),
         (Need.REFERENCE_IMPORTANCE, "reference", role),
     ):
-        if need in unlearner.needs:
+        if need in unlearner.requires():
             whose = None if which is Role.FULL else digit
             inputs[key], took = data.importance(seed, whose, which, setting.estimator)
             seconds += took

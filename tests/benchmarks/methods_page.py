@@ -8,6 +8,7 @@ import math
 import re
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from unlearnkit import ElementwiseUnlearner, Need, TrainingUnlearner, UnlearnKit
 from unlearnkit.testing import LawCase
 from unlearnkit.utils.options import options_of
 
+PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 HEAD = """\
 # Methods and estimators
 
@@ -58,9 +60,10 @@ trained for 20 epochs of Adam at 3·10⁻³ in batches of 64. All figures are me
 Rows without options are at the defaults, with `diagonal-fisher` importances and F_r on the full set. Where the
 defaults forget little or destroy the model, a second row has another setting: the smallest gap in a grid, on an
 original of training seed 200, which is not in the table (`python -m tests.benchmarks.methods --search NAME` prints
-it); `ssd` and `binary-mask` have two, one with a fixed threshold and one with a fraction of the weights. In the grids
-of `prune`, `fisher-noise` and `jit` no setting both forgets and keeps the rest. There an edit that does nothing has the
-smallest gap, and the row shows another setting. The best setting differs from one original to the next: tune on your
+it); `ssd` and `binary-mask` have two, one with a fixed threshold and one with a fraction of the weights. `sequence` has
+no defaults: its row is the best `ssd` with a fraction, repaired by one epoch of `finetune`. In the grids of `prune`,
+`fisher-noise` and `jit` no setting both forgets and keeps the rest. There an edit that does nothing has the smallest
+gap, and the row shows another setting. The best setting differs from one original to the next: tune on your
 own data ([tuned edits](../results/tuning-digits.md)).
 
 """
@@ -112,6 +115,8 @@ def kind(cls):
         return "elementwise: each weight from itself and its importances"
     if issubclass(cls, TrainingUnlearner):
         return "trains"
+    if cls.name == "sequence":
+        return "runs other methods, one after the other"
     return "edits weights, looking at all of them"
 
 
@@ -120,7 +125,9 @@ def labels(cls):
 
 
 def looks_at_labels(cls):
-    """Whether other labels in the data give other weights, tried on a small network."""
+    """Whether other labels in the data give other weights, tried on a small network; None where options decide."""
+    if any(o.required for o in options_of(cls)):
+        return None
     options = {o.name: 1 for o in options_of(cls) if o.name == "epochs"}
     edited = []
     for factor, shift in ((1, 0), (1, 1), (0, 0)):  # as they are, others, the same for all
@@ -141,8 +148,11 @@ def needs_table(methods):
     rows = []
     for entry in methods:
         short = kind(entry.cls).partition(":")[0].partition(",")[0]
-        cells = ["yes" if need in entry.cls.needs else "" for need in NEEDS]
-        rows.append([f"[`{entry.name}`](#{entry.name})", short, *cells, "yes" if looks_at_labels(entry.cls) else ""])
+        looks = looks_at_labels(entry.cls)
+        cells = [*("yes" if need in entry.cls.needs else "" for need in NEEDS), "yes" if looks else ""]
+        if looks is None:
+            short, cells = "as its steps", ["as its steps"] * len(cells)
+        rows.append([f"[`{entry.name}`](#{entry.name})", short, *cells])
     return table(["method", "kind", *NEEDS.values(), "labels itself"], rows)
 
 
@@ -154,7 +164,10 @@ def section(entry, about):
     parts, name = paragraphs(entry.cls), entry.cls.__name__
     provider = "unlearnkit" if getattr(unlearnkit, name, None) is entry.cls else entry.cls.__module__
     (source,) = [part.removeprefix("Source: ") for part in parts if part.startswith("Source:")] or ["this project"]
-    lines = [f"### `{entry.name}`\n", f"{parts[0]}\n", about]
+    lines = [f"### `{entry.name}`\n", f"{parts[0]}\n"]
+    if (PICTURES / f"{entry.name}.svg").exists():  # by `python -m tests.docs.rule_pictures`
+        lines.append(f"![θ'/θ of `{entry.name}` at its defaults, against F_f/F_r](../pictures/{entry.name}.svg)\n")
+    lines.append(about)
     needs = [NEEDS[need] for need in NEEDS if need in getattr(entry.cls, "needs", ())]
     if needs:
         lines.append(f"- needs: {', '.join(needs)}")
@@ -213,6 +226,8 @@ def measured(rows):
 
 
 def name_of(setting):
+    if setting.steps:
+        return f"`{setting.method}`: {', then '.join(map(name_of, setting.steps))}"
     options = ", ".join(f"{name} = {_toml(value)}" for name, value in setting.options.items())
     parts = [f"`{setting.method}`" if setting.method != "original" else "not edited", options]
     parts += [f"`{setting.estimator}`"] * (setting.estimator != "diagonal-fisher")

@@ -1,13 +1,21 @@
 """The command line: output, errors in one message, exit codes."""
 
+import json
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
 
+import jsonschema
 import pytest
 from typer.testing import CliRunner
 
 from unlearnkit import __version__
+from unlearnkit.cli import console, options
 from unlearnkit.cli.app import app
+
+ROOT = Path(__file__).parents[2]
 
 
 def call(*arguments):
@@ -78,14 +86,102 @@ def test_train(digits_toml, tmp_path):
     assert "already exists" in again.output
 
 
-def test_methods_and_plugins_are_listed_with_their_origin():
+def test_methods_and_plugins_are_listed():
     methods = call("methods").output
-    assert all(
-        word in methods for word in ("binary-mask", "prune", "ssd", "alpha (α) = 10.0", f"unlearnkit {__version__}")
-    )
+    assert all(word in methods for word in ("binary-mask", "prune", "ssd", "diagonal-fisher", "tug-of-war"))
     plugins = call("plugins").output
     assert "unlearnkit_methods.ssd" in plugins
     assert "usable" in plugins
+
+
+def test_one_method_in_full_and_as_json():
+    shown = call("methods", "ssd").output
+    assert all(word in shown for word in ("alpha (α) = 10.0", f"unlearnkit {__version__}", "[[method]]", "F_f, F_r"))
+    [found] = json.loads(call("methods", "ssd", "--json").output)
+    assert found["name"] == "ssd"
+    assert {one["name"] for one in json.loads(call("methods", "--json").output)} > {"ssd", "diagonal-fisher", "zrf"}
+
+
+def test_an_unknown_method_is_an_error_that_suggests_one():
+    result = call("methods", "sdd")
+    assert result.exit_code == 2
+    assert "did you mean 'ssd'?" in result.output
+
+
+@pytest.mark.parametrize("data", ["digits", "cifar100", "image-folder", "own"])
+def test_init_writes_a_configuration_that_check_understands(tmp_path, monkeypatch, data):
+    monkeypatch.chdir(tmp_path)
+    result = call("init", data)
+    assert result.exit_code == 0, result.output
+    assert "next: unlearnkit check experiment.toml" in result.output
+    result = call("check", "experiment.toml")
+    assert result.exit_code == (2 if data == "own" else 0), result.output
+    assert ("cannot import my_project" in result.output) == (data == "own")
+    assert "Traceback" not in result.output
+    again = call("init", data)
+    assert again.exit_code == 2
+    assert "already exists" in again.output
+
+
+def test_check_names_every_mistake_at_once_and_does_nothing(digits_toml, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    settings = ["model.options={widht=3}", "evaluation.metrics=['nothing']", "method.ssd.options.alpha=-1"]
+    result = call("check", digits_toml, *(part for one in settings for part in ("--set", one)))
+    assert result.exit_code == 2
+    for said in ("unknown option 'widht'; did you mean 'width'", "'nothing'", "expected a number > 0, saw -1"):
+        assert said in result.output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_check_says_what_is_not_there_yet(digits_toml):
+    result = call("check", digits_toml, "--set", "model.checkpoint=later.safetensors", "--set", "method=[]")
+    assert result.exit_code == 0
+    assert "later.safetensors does not exist yet: `unlearnkit train` makes it" in result.output
+    assert "there is no [[method]]" in result.output
+
+
+def test_the_schema_fits_the_configurations_of_the_docs():
+    schema = json.loads(call("check", "--schema").output)
+    assert schema["properties"]["tuning"]["properties"]["budget"]["maximum"] == 1
+    assert schema["properties"]["importance"]["properties"]["reference"]["enum"] == ["full", "retain"]
+    validate = jsonschema.Draft202012Validator(schema).validate
+    for path in sorted((ROOT / "docs" / "experiments").glob("*.toml")):
+        validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    with pytest.raises(jsonschema.ValidationError, match="importence"):
+        validate({"output": "out", "model": {"factory": "a:b"}, "data": {}, "importence": {}})
+
+
+def test_device_output_and_seed_are_options_too(digits_toml, tmp_path):
+    other = tmp_path / "other"
+    result = call("run", digits_toml, "-q", "-m", "ssd", "--output", other, "--device", "cpu", "--seed", 7)
+    assert result.exit_code == 0, result.output
+    assert f"{other}/ssd/report.json" in result.output.splitlines()
+    config = json.loads((other / "ssd" / "report.json").read_text())["manifest"]["config"]
+    assert (config["seed"], config["device"]) == (7, "cpu")
+
+
+def test_labels_and_names_are_completed(digits_toml):
+    context = SimpleNamespace(params={"config": str(digits_toml)})
+    assert options.labels(context, "s") == ["ssd"]
+    assert options.labels(SimpleNamespace(params={"config": "none.toml"}), "") == []
+    assert "binary-mask" in options.installed_names("bin")
+
+
+@pytest.mark.parametrize("width", [40, 60, 100])
+def test_nothing_is_cut_off_on_a_narrow_screen(digits_toml, monkeypatch, width):
+    monkeypatch.setattr(console.out, "width", width)
+    shown = call("run", digits_toml, "-q", "-m", "ssd").output
+    assert "…" not in shown
+    assert all(split in shown for split in ("retain-test", "forget-test", "forget-train"))
+    table = shown.partition("ssd changed")[0]
+    assert max(map(len, table.splitlines())) <= width
+
+
+def test_a_closed_pipe_is_no_error():
+    command = f"{sys.executable} -m unlearnkit methods | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "0"
+    assert "rror" not in done.stderr
 
 
 def test_the_version():
@@ -97,7 +193,7 @@ def test_help_names_every_command():
     assert all(command in text for command in ("run", "train", "demo", "methods", "plugins"))
 
 
-@pytest.mark.parametrize("module", [["-m", "unlearnkit"], ["-c", "from unlearnkit.cli.app import main; main()"]])
+@pytest.mark.parametrize("module", [["-m", "unlearnkit"], ["-c", "from unlearnkit.__main__ import main; main()"]])
 def test_the_module_is_the_command(module):
     result = subprocess.run([sys.executable, *module, "--version"], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == f"unlearnkit {__version__}"

@@ -51,7 +51,7 @@ def test_help_version_and_new_plugin_do_not_import_torch(tmp_path):
 
 def test_completion_does_not_import_torch():
     code = (
-        "import sys; sys.argv, sys.modules['torch'] = ['unlearnkit'], None; from unlearnkit.cli.app import main; main()"
+        "import sys; sys.argv, sys.modules['torch'] = ['unlearnkit'], None; import unlearnkit.__main__ as m; m.main()"
     )
     asked = {"_UNLEARNKIT_COMPLETE": "complete_bash", "COMP_WORDS": "unlearnkit ver", "COMP_CWORD": "1"}
     done = python(code, **asked)

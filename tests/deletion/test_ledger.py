@@ -296,3 +296,8 @@ def test_the_commands(ledger_toml, tmp_path):
     tampered = call("verify-receipts", ledger_toml)
     assert tampered.exit_code == 2
     assert "000002.json" in tampered.output
+
+
+def test_a_ledger_refuses_a_tuned_method(ledger_toml):
+    with pytest.raises(ConfigurationError, match="'gentle': expected fixed options for a ledger, saw tuned"):
+        Deletion.load(load_config(ledger_toml, ["deletion.method=gentle", "method.gentle.tuned=true"]))

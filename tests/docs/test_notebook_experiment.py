@@ -149,7 +149,7 @@ def test_the_notebooks_training(whole, monkeypatch):
         model, data, objective=whole.objective, training=config, progress=lambda b, *_: shown.append(len(b)) or b
     )
     assert made == [{"lr": RATE, "weight_decay": 0.0}]
-    assert shown == [2] * EPOCHS
+    assert shown == [2 * EPOCHS]  # steps
     assert abs(history[0].loss - loss) < 0.1
     assert whole.objective == CrossEntropy(targets=2)
 

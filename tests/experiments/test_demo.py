@@ -51,5 +51,5 @@ def lesson(*edits):
 def test_printed_conclusion_matches_the_measurement():
     text = lesson(row("prune", 10, retain=0.1), row("ssd", 0), row("ssd", 4, "batched"))
     assert "(prune) takes the accuracy on the other digits from 0.900 to 0.100" in text
-    assert "ssd edited no weight here, and with batched importances the same option edits 40.0 %" in text
+    assert "ssd edited no weight here, and with batched importances the same option edits 40 %" in text
     assert "Every fixed α did edit something here" in lesson(row("prune", 10), row("ssd", 1))

@@ -250,3 +250,20 @@ def test_an_edit_that_only_hides_the_class_does_not_win(digits_toml):
     assert found.recommendation.best.name in {"shrink-perturb", "from scratch"}
     # The features of nine digits tell the tenth apart too.
     assert "Head-swap cannot tell forgetting from hiding here" in found.recommendation.sentence()
+
+
+def test_the_steps_of_a_sequence_share_the_limit_and_get_the_measured_target(digits_toml):
+    steps = "[{name='shrink-perturb'}, {name='capped-neg-grad'}]"
+    steps = f"method=[{{name='sequence', label='both', tuned=true, steps={steps}}}]"
+    settings = ["recommend.methods=['both']", "recommend.trials=4", "training.epochs=12"]
+    found = recommend(config(digits_toml, steps, *settings))
+    both = found.recommendation.attempts[1]
+    # Half of 12 epochs less 2 of the proxy.
+    assert 4 <= both.epochs <= 6
+    assert both.options["shrink-perturb.epochs"] + both.options["capped-neg-grad.epochs"] == both.epochs - 2
+    assert "capped-neg-grad.target" not in both.options
+    named = recommend(config(digits_toml, steps, "recommend.trials=1", "training.epochs=12"), overwrite=True)
+    assert "both" in [attempt.name for attempt in named.recommendation.attempts]
+    if found.recommendation.best is both:
+        target = found.recommendation.target["forget-loss"]
+        assert found.record.report.steps[1].options["target"] == pytest.approx(target)

@@ -9,10 +9,14 @@ from typer.testing import CliRunner
 
 from unlearnkit import ConfigurationError, PluginManager, StoreError, hookimpl
 from unlearnkit.cli.app import app
-from unlearnkit.experiments.config import load_config
+from unlearnkit.evaluation.tuning import Tuning
+from unlearnkit.experiments import job
+from unlearnkit.experiments.config import MethodConfig, StepConfig, load_config
 from unlearnkit.experiments.experiment import Experiment
-from unlearnkit.experiments.run import Job
-from unlearnkit.experiments.tune import hold_out_unseen, tune
+from unlearnkit.experiments.job import Job
+from unlearnkit.experiments.run import run
+from unlearnkit.experiments.search import hold_out_unseen, tunable
+from unlearnkit.experiments.tune import tune
 from unlearnkit.plugins.manager import default_manager
 from unlearnkit.utils.progress import silent
 
@@ -126,8 +130,8 @@ def test_unseen_samples_where_a_class_has_one_test_image(digits_toml):
     experiment = Experiment.load(config(digits_toml, "tuning.target=unseen", "data.options.test_fraction=0.01"))
     counts = experiment.bundle.test.targets.bincount()
     assert counts.min() == 1, "no split can have some of each class on both sides"
-    job = Job.start(experiment.config, default_manager(), again=False, progress=silent)
-    left, unseen = hold_out_unseen(job)
+    started = Job.start(experiment.config, default_manager(), again=False, progress=silent)
+    left, unseen = hold_out_unseen(started)
     assert len(left.experiment.bundle.test) + len(unseen) <= len(experiment.bundle.test)
 
 
@@ -184,7 +188,7 @@ def test_observers_are_called(digits_toml):
         ("tuning.budgett=1", "did you mean 'budget'"),
         ("tuning.target=none", "expected one of 'stated', 'retrained', 'unseen'"),
         ("tuning.operating=epsilon", "expected a monotone option"),
-        ("method=[{name='fisher-noise', label='ssd'}]", "expected an option to search"),
+        ("method=[{name='fisher-noise', label='ssd', options={sigma=0.1}}]", "expected an option to search"),
     ],
 )
 def test_methods_that_cannot_be_tuned(digits_toml, setting, said):
@@ -196,3 +200,66 @@ def test_existing_results_are_not_replaced(digits_toml, tmp_path):
     (tmp_path / "out" / "ssd-tuned").mkdir(parents=True)
     with pytest.raises(StoreError, match="results already exist"):
         tune(config(digits_toml))
+
+
+TRIALS = ["tuning.trials=2", "tuning.budget=0.5"]
+
+
+def test_run_tunes_any_method_as_tune_does_and_measures_each_importance_once(digits_toml, tmp_path, monkeypatch):
+    measured, estimate = [], job.estimate_together
+
+    def counted(*args, role, **options):
+        measured.append(role.value)
+        return estimate(*args, role=role, **options)
+
+    monkeypatch.setattr(job, "estimate_together", counted)
+    methods = "{name='ssd', tuned=true}, {name='salun', tuned=true, options={epochs=1}}, {name='prune'}"
+    records = {r.label: r for r in run(config(digits_toml, *TRIALS, f"method=[{methods}]"))}
+    assert sorted(measured) == ["forget", "forget", "full"], "once for both searches, once for fixed options"
+    assert records["prune"].tuning is None
+    for label in ("ssd", "salun"):
+        record, here = records[label], f"output='{tmp_path / label}'"
+        alone = tune(config(digits_toml, *TRIALS, f"method=[{methods}]", f"tuning.method={label}", here))
+        assert record.report.model_after == alone.record.report.model_after
+        assert Tuning.from_dict(record.tuning).candidates == alone.tuning.candidates
+        assert {"aim_reached", "distance_left", "budget_to_reach"} <= record.tuning.keys()
+        assert record.after == alone.record.after
+    assert [c.options.keys() for c in Tuning.from_dict(records["salun"].tuning).candidates] == [
+        {"share", "alpha", "learning_rate"}
+    ] * 2
+
+
+def test_run_says_which_searches_edited_nothing(digits_toml, tmp_path):
+    nothing = "method=[{name='finetune', tuned=true, options={epochs=1}}, {name='prune'}]"
+    stop = ["tuning.forget_accuracy=1.0", "tuning.trials=1"]
+    result = call("run", digits_toml, "-q", *settings(nothing, *stop))
+    assert result.exit_code == 3, result.output
+    assert "none is better than leaving the model as it is: nothing was edited" in " ".join(result.output.split())
+    assert [p.name for p in (tmp_path / "out" / "finetune").iterdir()] == ["report.json"]
+    assert (tmp_path / "out" / "prune" / "model.safetensors").exists()
+    report = json.loads((tmp_path / "out" / "finetune" / "report.json").read_text(encoding="utf-8"))
+    tuning = report["tuning"]
+    left = 1 - tuning["original_forget"]
+    assert (tuning["chosen"], tuning["distance_left"], tuning["aim_reached"]) == (None, left, left <= 0.1)
+
+
+def test_with_unseen_samples_all_methods_of_a_run_share_what_is_left_of_the_test_set(digits_toml):
+    unseen = ["tuning.target=unseen", "tuning.fractions=[0.1]", "tuning.rounds=0", "tuning.budget=1"]
+    tuned, fixed = run(config(digits_toml, *unseen, "method=[{name='ssd', tuned=true}, {name='prune'}]"))
+    assert tuned.tuning["samples"]["unseen"] > 0
+    whole = Experiment.load(config(digits_toml)).split.test
+    assert fixed.before["retain-test"].samples < len(whole.retain), "of the fixed one too"
+
+
+def test_a_dry_run_of_a_search_is_refused(digits_toml):
+    with pytest.raises(ConfigurationError, match="'ssd': expected fixed options for a dry run, saw tuned"):
+        list(run(config(digits_toml, "method.ssd.tuned=true"), dry_run=True))
+
+
+def test_every_shipped_method_can_be_tuned():
+    plugins = PluginManager()
+    names = [e.name for e in plugins.provided("unlearner") if e.plugin.origin.startswith("unlearnkit ")]
+    assert len(names) > 20
+    for name in names:
+        steps = [StepConfig(name="finetune")] if name == "sequence" else []
+        assert tunable(MethodConfig(name=name, tuned=True, steps=steps), plugins).name == name

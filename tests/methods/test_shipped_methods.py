@@ -27,6 +27,8 @@ PRECISIONS = (torch.float32, torch.float64)
 def quick(cls):
     """The cheapest options of a method: one epoch, one draw."""
     names = {option.name for option in options_of(cls)}
+    if cls.name == "sequence":
+        return cls(steps=(METHODS["ssd"](), METHODS["finetune"](epochs=1)))
     return cls(**{name: 1 for name in ("epochs", "draws", "max_epochs") if name in names})
 
 
@@ -66,6 +68,7 @@ def test_the_list_is_that_of_the_docs():
             "unsir",
             "ssd-depth",
             "class-projection",
+            "sequence",
         ),
     }
     assert set(ESTIMATORS) == {
@@ -101,6 +104,8 @@ def settings(name):
     """The `[[method]]` table of a method."""
     more = ", max_epochs = 3, learning_rate = 3e-3" if name == "scrub" else ""
     options = f"options = {{ epochs = {EPOCHS[name]}{more} }}\n" if name in EPOCHS else ""
+    if name == "sequence":
+        options = "steps = [{ name = 'ssd' }, { name = 'finetune', options = { epochs = 1 } }]\n"
     return f'[[method]]\nname = "{name}"\n{options}'
 
 
@@ -126,7 +131,7 @@ def test_a_method_runs_by_name_and_its_report_is_true(by_name, trained_checkpoin
     assert report["method"] == name
     assert report["provider"].startswith("unlearnkit ")
     assert report["changed"] == sum(int((original[t.name] != edited[t.name]).sum()) for t in record.report.tensors) > 0
-    wanted = {need.value for need in METHODS[name].needs if need in {Need.FORGET_IMPORTANCE, Need.REFERENCE_IMPORTANCE}}
+    wanted = quick(METHODS[name]).requires() & {Need.FORGET_IMPORTANCE, Need.REFERENCE_IMPORTANCE}
     assert len(record.report.evidence) == len(wanted)
     assert set(report["after"]) == {"retain-test", "forget-test", "forget-train"}
 

@@ -104,26 +104,32 @@ def test_the_global_random_state_neither_matters_nor_changes():
     torch.set_rng_state(before)
 
 
-def test_data_set_is_reshuffled_in_each_epoch():
-    seen = []
+def test_data_set_is_reshuffled_in_each_epoch_under_one_bar():
+    drawn, bars = [], []
 
-    def watch(batches, what, total):
-        drawn = list(batches)
-        seen.append((what, total, [x[:, 0].tolist() for x, _ in drawn]))
-        return drawn
+    class Recorded(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(DATA)
 
-    train(net(), DATA, training=Training(epochs=2, batch_size=4), progress=watch)
-    assert [(what, total) for what, total, _ in seen] == [("epoch 1 of 2", 3), ("epoch 2 of 2", 3)]
-    first, second = (list(itertools.chain(*batches)) for *_, batches in seen)
-    assert sorted(first) == sorted(second) == sorted(X[:, 0].tolist())
-    assert first != second != X[:, 0].tolist()
-    assert [len(batch) for batch in seen[0][2]] == [4, 4, 2]
+        def __getitem__(self, index):
+            drawn.append(index)
+            return DATA[index]
+
+    def watch(steps, what, total):
+        bars.append((what, total))
+        return steps
+
+    train(net(), Recorded(), training=Training(epochs=2, batch_size=4), progress=watch)
+    assert bars == [("training, 2 epochs", 6)]
+    first, second = drawn[: len(DATA)], drawn[len(DATA) :]
+    assert sorted(first) == sorted(second) == list(range(len(DATA)))
+    assert first != second
 
 
 def test_a_loader_keeps_its_own_order_and_size():
-    sizes = []
-    batches = DataLoader(DATA, batch_size=5)
-    train(net(), batches, progress=lambda items, *_: (sizes.append(len(b[0])) or b for b in items))
+    sizes, model = [], net()
+    model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    train(model, DataLoader(DATA, batch_size=5))
     assert sizes == [5, 5] * 5  # five epochs by default
 
 
@@ -163,23 +169,26 @@ def norm_net():
 @pytest.mark.parametrize("samples", range(2, 11))
 @pytest.mark.parametrize("as_loader", [True, False])
 def test_a_last_batch_of_one_sample_is_left_out_with_batch_norm(samples, as_loader):
-    data, model = TensorDataset(X[:samples], Y[:samples]), norm_net()
+    data, model, seen, totals = TensorDataset(X[:samples], Y[:samples]), norm_net(), [], []
+    model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+
+    def watch(steps, what, total):
+        totals.append(total)
+        return steps
+
     for size in range(2, samples + 2):
-        alone, shown = samples % size == 1, []
+        alone = samples % size == 1
+        seen.clear()
+        totals.clear()
         given = (
             DataLoader(data, batch_size=size) if as_loader else [data[i : i + size] for i in range(0, samples, size)]
         )
-
-        def watch(batches, what, total, shown=shown):
-            drawn = list(batches)
-            shown.append((total, [len(x) for x, _ in drawn]))
-            return drawn
-
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             train(model, given, training=Training(epochs=2), progress=watch)
         sizes = [min(size, samples - i) for i in range(0, samples - alone, size)]
-        assert shown == [(len(sizes), sizes)] * 2
+        assert seen == sizes * 2
+        assert totals == [2 * len(sizes)]
         said = [str(w.message) for w in caught if w.category is UnlearnKitWarning]
         assert [text[:37] for text in said] == ["a last batch of one sample was left o"] * alone
 
@@ -253,8 +262,13 @@ def test_a_loss_that_is_not_finite_names_epoch_and_batch(bad):
     model = nn.Linear(1, 2).eval()
     good = (torch.ones(1, 1), torch.tensor([0]))
     epochs = iter([[good, good], [good, (torch.tensor([[bad]]), torch.tensor([0]))]])
+
+    class Later:
+        def __iter__(self):
+            return iter(next(epochs))
+
     with pytest.raises(NonFiniteError, match=r"in epoch 2, batch 2: lower the learning rate"):
-        train(model, [good], progress=lambda *_: next(epochs))
+        train(model, Later())
     assert not model.training
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert all(p.grad is None for p in model.parameters())

@@ -21,7 +21,8 @@ from unlearnkit.evaluation.metrics.features import features_of
 from unlearnkit.evaluation.model_outputs import outputs_of
 from unlearnkit.experiments import Comparison
 from unlearnkit.experiments.config import load_config
-from unlearnkit.experiments.run import aligned, run
+from unlearnkit.experiments.job import aligned
+from unlearnkit.experiments.run import run
 from unlearnkit.experiments.tune import tune
 from unlearnkit.importance.multi_process import estimate_together, fill
 from unlearnkit.importance.store.store import ImportanceStore

@@ -433,12 +433,21 @@ def test_an_importance_with_bad_values_is_refused(value):
         Author().unlearn(model, UnlearningInputs(forget=importance(model, totals=totals)))
 
 
-@pytest.mark.parametrize("field", [f.name for f in attrs.fields(Fingerprint) if f.name != "model"])
+@pytest.mark.parametrize("field", [f.name for f in attrs.fields(Fingerprint) if f.name not in {"model", "sample"}])
 def test_two_kinds_of_importance_are_refused(field):
     model = net()
     other = importance(model, fingerprint=Fingerprint(**{field: "other"}))
     with Left(model), pytest.raises(MismatchError, match=rf"different kinds: {field}: '' against 'other'"):
         Author().unlearn(model, UnlearningInputs(forget=importance(model), reference=other))
+
+
+def test_a_reference_may_be_of_a_sample_and_the_forget_set_must_be_exact():
+    model = net()
+    exact, sampled = importance(model), importance(model, fingerprint=Fingerprint(sample="2 of 9"))
+    Author().unlearn(model, UnlearningInputs(forget=exact, reference=sampled))
+    model = net()
+    with Left(model), pytest.raises(MismatchError, match="different kinds: sample: '2 of 9' against ''"):
+        Author().unlearn(model, UnlearningInputs(forget=sampled, reference=exact))
 
 
 # Remarks and the report

@@ -8,7 +8,8 @@ from unlearnkit import __version__
 from unlearnkit.cli.console import line
 from unlearnkit.cli.deletion import forget, ledger, purge, rollback, verify_receipts
 from unlearnkit.cli.experiments import compare, demo, recommend, report, run, train, tune
-from unlearnkit.cli.options import with_traceback
+from unlearnkit.cli.init import check, init
+from unlearnkit.cli.options import with_shared_options
 from unlearnkit.cli.patch import app as patch
 from unlearnkit.cli.plugins import methods, new_plugin, plugins
 
@@ -20,9 +21,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-experiments = (run, tune, recommend, compare, report, train, demo)
+experiments = (init, check, train, run, tune, recommend, compare, report, demo)
 for command in (*experiments, ledger, forget, verify_receipts, rollback, purge, methods, plugins, new_plugin):
-    app.command()(with_traceback(command))
+    app.command()(with_shared_options(command))
 app.add_typer(patch)
 
 
@@ -33,7 +34,3 @@ def _version(
     if version:
         line(f"unlearnkit {__version__}")
         raise typer.Exit
-
-
-def main() -> None:
-    app()

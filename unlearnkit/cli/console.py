@@ -1,25 +1,41 @@
 """What the command line shows: progress bars, warnings as lines, errors without tracebacks."""
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
+from rich.cells import cell_len
 from rich.console import Console
+from typing_extensions import override
 
 from unlearnkit.utils.errors import ConfigurationError, UnlearnKitError, UnlearnKitWarning, visible
 from unlearnkit.utils.progress import Progress, silent
 
 if TYPE_CHECKING:
     import rich.progress
+    from rich.table import Column, Table
 
 FAULT = 2  # exit code of an error that the user can fix
 NOTHING_EDITED = 3  # exit code of a search that edited nothing
+_FOLDED = 10  # characters that stay together where a column may break words
 INTERRUPTED = 130  # exit code after Ctrl-C, as in shells
 
-out = Console()
-err = Console(stderr=True)
+
+@final
+class _Console(Console):
+    """Goes on in silence when nobody reads any more, as after ``| head``: the work is finished all the same."""
+
+    @override
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+out = _Console()
+err = _Console(stderr=True)
 
 
 @contextmanager
@@ -109,9 +125,38 @@ def clear_errors(*, traceback: bool = False) -> Iterator[None]:
             sys.exit(INTERRUPTED)
 
 
+def print_table(table: "Table") -> None:
+    """Print a table; where it is wider than the screen, each row as a block of its own, so that nothing is cut off."""
+    borders = len(table.columns) + 1 if table.pad_edge else 0
+    if sum(map(_width, table.columns)) + borders <= out.width:
+        out.print(table)
+        return
+    if table.title:
+        line(str(table.title))
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        cells = [(str(column.header), str(cell)) for column, cell in zip(table.columns, row, strict=True) if str(cell)]
+        (_, first), *rest = cells
+        line(first)
+        for header, cell in rest:
+            line(f"  {header}: {cell}" if header else f"  {cell}")
+
+
+def _width(column: "Column") -> int:
+    """The narrowest that a column can be without cutting anything off, with the space beside it."""
+    texts = [str(text) for text in (column.header, *column.cells)]
+    parts = (part for text in texts for part in (text.splitlines() if column.no_wrap else text.split()))
+    needed = max(map(cell_len, parts), default=0)
+    return (min(needed, _FOLDED) if column.overflow == "fold" else needed) + 2
+
+
 def line(text: str, *, soft_wrap: bool = False) -> None:
     """Print plain text; ``soft_wrap`` leaves wrapping to the terminal, so that paths can be copied."""
     out.print(_indented(text), markup=False, highlight=False, soft_wrap=soft_wrap)
+
+
+def print_plain(text: str) -> None:
+    """Print text for programs, or to be copied: not wrapped and not coloured."""
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def say(kind: str, *texts: str, style: str) -> None:

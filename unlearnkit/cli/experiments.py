@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from unlearnkit.cli.console import NOTHING_EDITED, bars, counting, line, one_process, out, together
-from unlearnkit.cli.options import Again, ConfigPath, Methods, Overwrite, Quiet, Settings, load
+from unlearnkit.cli.console import NOTHING_EDITED, bars, counting, line, one_process, print_table, together
+from unlearnkit.cli.options import Again, ConfigPath, Methods, Overwrite, Quiet, Settings, labels, load
 from unlearnkit.utils.errors import StoreError
 
 
@@ -44,23 +44,30 @@ def run(
         for record in run_methods(chosen, dry_run=dry_run, overwrite=overwrite, again=again, progress=progress):
             records.append(record)
             if dry_run and first:
-                out.print(tensor_table(record.report))
+                print_table(tensor_table(record.report))
     if not first:
         return
     if dry_run:
         line("dry run: nothing was written")
         return
-    out.print(run_table(records))
+    print_table(run_table(records))
     for record in records:
         line(record.sentence())
-    page = ", report.html" if chosen.evaluation.page else ""
-    line(f"results: {chosen.output}/LABEL/model.safetensors, report.json{page}")
+        if record.tuning is not None and not record.nothing_edited:
+            line(record.tuning["sentence"])
+    for record in records:
+        for path in sorted((Path(chosen.output) / record.label).iterdir()):
+            line(str(path), soft_wrap=True)
+    if any(record.nothing_edited for record in records):
+        raise typer.Exit(NOTHING_EDITED)
 
 
 def tune(
     config: ConfigPath,
     settings: Settings = None,
-    method: Annotated[str, typer.Option("--method", "-m", help="Tune the method with this label.")] = "",
+    method: Annotated[
+        str, typer.Option("--method", "-m", help="Tune the method with this label.", autocompletion=labels)
+    ] = "",
     overwrite: Overwrite = False,
     again: Again = False,
     quiet: Quiet = False,
@@ -78,12 +85,13 @@ def tune(
         tuned = tune_method(chosen, overwrite=overwrite, again=again, progress=progress)
     if not first:
         return
-    out.print(tuning_table(tuned.tuning))
+    print_table(tuning_table(tuned.tuning))
     line(tuned.tuning.sentence())
-    if tuned.tuning.chosen is not None:
-        out.print(run_table([tuned.record]))
-    line(f"results: {tuned.folder}")
-    if tuned.tuning.chosen is None:
+    if not tuned.record.nothing_edited:
+        print_table(run_table([tuned.record]))
+    for path in sorted(Path(tuned.folder).iterdir()):
+        line(str(path), soft_wrap=True)
+    if tuned.record.nothing_edited:
         raise typer.Exit(NOTHING_EDITED)
 
 
@@ -101,13 +109,14 @@ def recommend(
     one_process("recommend")
     with bars(quiet=quiet) as progress:
         found = recommend_edit(load(config, settings), overwrite=overwrite, again=again, progress=progress)
-    out.print(recommendation_table(found.recommendation))
+    print_table(recommendation_table(found.recommendation))
     line(found.recommendation.sentence())
-    if found.recommendation.best is not None:
-        out.print(run_table([found.record]))
+    if not found.record.nothing_edited:
+        print_table(run_table([found.record]))
         line(found.record.judgement().sentence)
-    line(f"results: {found.folder}")
-    if found.recommendation.best is None:
+    for path in sorted(found.folder.iterdir()):
+        line(str(path), soft_wrap=True)
+    if found.record.nothing_edited:
         raise typer.Exit(NOTHING_EDITED)
 
 
@@ -139,12 +148,13 @@ def compare(
             comparison.run(sizing.jobs, watch=lambda event: show(event.kind, event.name, counts=bool(event.key)))
     if not first:
         return
-    out.print(comparison.table())
+    print_table(comparison.table())
     for remark in (*comparison.remarks(), f"mean ± sd: {comparison.covers}"):
         line(remark)
     for trial in comparison.failed:
         line(f"failed: {trial.name}: {comparison.results[trial.key].error}")
-    line(f"results: {comparison.folder}/trials.csv, summary.csv, summary.md")
+    for name in ("trials.csv", "summary.csv", "summary.md", "summary.html"):
+        line(str(Path(comparison.folder) / name), soft_wrap=True)
     if comparison.failed:
         raise typer.Exit(1)
 
@@ -185,10 +195,10 @@ def demo(
 
     with bars(quiet=quiet) as progress:
         result = run_demo(forget=forget, epochs=epochs, seed=seed, device=device, progress=progress)
-    out.print(result.table())
+    print_table(result.table())
     line(result.lesson())
 
 
 def _scores(scores: Mapping[str, float | None]) -> str:
     accuracy = scores["accuracy"]
-    return f"loss {scores['loss']:.4f}" + ("" if accuracy is None else f", accuracy {accuracy:.4f}")
+    return f"loss {scores['loss']:.4f}" + ("" if accuracy is None else f", accuracy {accuracy:.3f}")

@@ -2,13 +2,17 @@
 
 import functools
 import inspect
+import json
+import tomllib
 from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unlearnkit.cli.console import clear_errors
+from unlearnkit.plugins.entry_points import GROUP
 from unlearnkit.utils.errors import CONTROL, ConfigurationError, nearest, visible
 
 if TYPE_CHECKING:
@@ -23,8 +27,31 @@ Settings = Annotated[
         "--set", "-s", metavar="KEY=VALUE", help="Override a setting, as in method.ssd.options.alpha=5; repeatable."
     ),
 ]
+
+
+def labels(context: typer.Context, incomplete: str) -> list[str]:
+    """Complete the label of a method of the configuration that was named before."""
+    try:
+        methods = tomllib.loads(Path(context.params["config"]).read_text(encoding="utf-8"))["method"]
+        found = [str(method.get("label", method["name"])) for method in methods]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return []
+    return [label for label in found if label.startswith(incomplete)]
+
+
+def installed_names(incomplete: str) -> list[str]:
+    """Complete the name of a method, without importing it: plugins are mostly called like what they provide."""
+    names = {point.name for point in entry_points(group=GROUP)}
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def devices(incomplete: str) -> list[str]:
+    return [name for name in ("auto", "cpu", "cuda", "mps") if name.startswith(incomplete)]
+
+
 Methods = Annotated[
-    list[str] | None, typer.Option("--method", "-m", help="Run only the method with this label; repeatable.")
+    list[str] | None,
+    typer.Option("--method", "-m", help="Run only the method with this label; repeatable.", autocompletion=labels),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")]
 Again = Annotated[bool, typer.Option("--again", help="Allow a forget set that was already applied to this checkpoint.")]
@@ -32,19 +59,43 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bar
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show Python's traceback of an error.")]
 
 
-def with_traceback(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the option ``--traceback``; without it, an error that a user can fix is shown as one message."""
+_SHORTCUTS = {
+    "output": Annotated[str | None, typer.Option("--output", "-o", help="Folder of the results.")],
+    "device": Annotated[
+        str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …", autocompletion=devices)
+    ],
+    "seed": Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the edit.")],
+}
+"""Settings that have an option of their own beside ``--set``."""
+
+
+def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``--traceback``, and to commands with ``--set`` also ``--output``, ``--device`` and ``--seed``.
+
+    Without ``--traceback``, an error that a user can fix is shown as one message.
+    """
+    signature = inspect.signature(command)
+    added = dict(_SHORTCUTS) if "settings" in signature.parameters else {}
 
     @functools.wraps(command)
     def run(*, traceback: bool, **options: Any) -> None:
         with clear_errors(traceback=traceback):
             for name, value in options.items():
                 _refuse_control_characters(name, value)
+            given = {name: options.pop(name) for name in added}
+            if added:
+                set_ = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
+                options["settings"] = [*(options["settings"] or []), *set_]
             command(**options)
 
-    signature = inspect.signature(command)
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        for name, kind in added.items()
+    ]
     last = inspect.Parameter("traceback", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Traceback)
-    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), last])  # type: ignore[attr-defined]
+    run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), *more, last]
+    )
     return run
 
 

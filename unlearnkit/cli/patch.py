@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unlearnkit.cli.console import line, out
-from unlearnkit.cli.options import Overwrite, with_traceback
+from unlearnkit.cli.options import Overwrite, with_shared_options
 from unlearnkit.utils.errors import StoreError
 
 if TYPE_CHECKING:
@@ -93,4 +93,4 @@ def _free(path: Path, *, overwrite: bool) -> Path:
 
 
 for command in (diff, apply, revert, compose, inspect):
-    app.command()(with_traceback(command))
+    app.command()(with_shared_options(command))

@@ -1,26 +1,48 @@
 """``unlearnkit methods``, ``plugins`` and ``new-plugin``."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from unlearnkit.cli.console import line, out
-from unlearnkit.plugins.scaffold import KINDS
+from unlearnkit.cli.console import line, print_plain, print_table
+from unlearnkit.cli.options import installed_names
 from unlearnkit.plugins.scaffold import new_plugin as write_plugin
+from unlearnkit.utils.errors import UnknownMethodError, nearest
+
+_KINDS = {"unlearner": "methods", "estimator": "estimators", "metric": "metrics"}
 
 
-def methods() -> None:
-    """List the installed methods, estimators and metrics with their options."""
+def methods(
+    name: Annotated[
+        str, typer.Argument(metavar="[NAME]", help="Show this one in full.", autocompletion=installed_names)
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """List the installed methods, estimators and metrics, or show one of them with its options and a TOML snippet."""
     from unlearnkit.plugins.manager import default_manager
-    from unlearnkit.reporting import method_table
+    from unlearnkit.reporting import details_text, method_details, method_table
 
     manager = default_manager()
-    for title, kind in (("methods", "unlearner"), ("estimators", "estimator"), ("metrics", "metric")):
-        entries = manager.provided(kind)
-        if entries:
-            out.print(method_table(title, entries))
-    if manager.problems():
+    known = [(kind, entry) for kind in _KINDS for entry in manager.provided(kind)]
+    if name:
+        chosen = [(kind, entry) for kind, entry in known if entry.name == name]
+        if not chosen:
+            hint = nearest(name, [entry.name for _, entry in known])
+            raise UnknownMethodError(f"expected an installed method, estimator or metric, saw {name!r}{hint}")
+        known = chosen
+    if as_json:
+        print_plain(json.dumps([method_details(*one) for one in known], indent=2, ensure_ascii=False))
+    elif name:
+        print_plain("\n\n".join(details_text(method_details(*one)) for one in known))
+    else:
+        for kind, title in _KINDS.items():
+            entries = [entry for of, entry in known if of == kind]
+            if entries:
+                print_table(method_table(title, entries))
+        line("`unlearnkit methods NAME` shows one in full, with its options.")
+    if manager.problems() and not as_json:
         line("Some plugins cannot be used: `unlearnkit plugins` says why.")
 
 
@@ -31,14 +53,17 @@ def plugins() -> None:
 
     manager = default_manager()
     found = manager.plugins()
-    out.print(plugin_table(found, manager.problems(), {one.name: manager.offers(one.name) for one in found}))
+    print_table(plugin_table(found, manager.problems(), {one.name: manager.offers(one.name) for one in found}))
     for kernel, origin in manager.kernels():
         line(f"kernel {kernel.name} for {kernel.layer} layers: {origin}")
 
 
 def new_plugin(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name, as in my-method.")],
-    kind: Annotated[str, typer.Option("--kind", "-k", help=f"One of {', '.join(KINDS)}.")] = "elementwise",
+    kind: Annotated[
+        Literal["elementwise", "training", "estimator", "metric", "kernel", "objective"],
+        typer.Option("--kind", "-k", help="What it offers."),
+    ] = "elementwise",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to create it in.")] = Path(),
 ) -> None:
     """Create a plugin: a distribution that installs, runs and passes its tests as written."""

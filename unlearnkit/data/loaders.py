@@ -1,14 +1,16 @@
 """Data loaders in a fixed order, and loaders of two sets paired or interleaved."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from itertools import pairwise
 from typing import Any, final
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler, Subset
 
-from unlearnkit.data.batches import batch_size, has_values, joined, take, tensors
+from unlearnkit.data.batches import batch_size, has_values, joined, lost_samples, take, tensors
 from unlearnkit.utils.errors import ConfigurationError
 from unlearnkit.utils.progress import length
 
@@ -50,6 +52,33 @@ def loader(
         generator=generator,
         pin_memory=device is not None and torch.device(device).type == "cuda",
     )
+
+
+def draw_samples(batches: Iterable[Any], *, count: int, seed: int) -> tuple[Iterable[Any], int]:
+    """Draw samples without replacement; return them in batches, in their order, and how many there are to draw from.
+
+    Of a data loader only the drawn samples are read; of anything else, every batch, twice.
+    """
+    if isinstance(batches, DataLoader) and isinstance(batches.dataset, Sized) and not lost_samples(batches):
+        rows = drawn_rows(len(batches.dataset), count, seed=seed)
+        drawn = DataLoader(
+            Subset(batches.dataset, rows.tolist()),
+            batch_size=batches.batch_size or 1,
+            collate_fn=batches.collate_fn,
+            num_workers=batches.num_workers,
+            generator=torch.Generator().manual_seed(seed),
+            pin_memory=batches.pin_memory,
+        )
+        return drawn, len(batches.dataset)
+    sizes = [batch_size(batch) for batch in batches]
+    rows, ends = drawn_rows(sum(sizes), count, seed=seed), np.cumsum([0, *sizes])
+    parts = [torch.from_numpy(rows[(a <= rows) & (rows < b)] - a) for a, b in pairwise(ends.tolist())]
+    return [take(batch, part) for batch, part in zip(batches, parts, strict=True) if len(part)], sum(sizes)
+
+
+def drawn_rows(total: int, count: int, *, seed: int) -> np.ndarray:
+    """Draw ``count`` of ``total`` rows without replacement, in order; all where there are no more."""
+    return np.sort(np.random.default_rng(seed).permutation(total)[:count])
 
 
 @final

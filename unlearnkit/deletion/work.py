@@ -60,7 +60,15 @@ class Deletion:
         ``told`` is called with each receipt; see `Ledger`.
         """
         plugins = plugins or default_manager()
-        make_unlearner(chosen_method(config, config.deletion.method, key="deletion.method"), plugins)
+        method = chosen_method(config, config.deletion.method, key="deletion.method")
+        if method.tuned:
+            raise ConfigurationError(f"method {method.label!r}: expected fixed options for a ledger, saw tuned")
+        if config.importance.reference_samples:
+            raise ConfigurationError(
+                "importance.reference_samples: expected 0 for a ledger, which keeps importances of all samples, saw "
+                f"{config.importance.reference_samples}"
+            )
+        make_unlearner(method, plugins)
         return cls(
             experiment=Experiment.load(attrs.evolve(config, forget=type(config.forget)())),
             ledger=find_ledger(config, told=told),
@@ -412,7 +420,7 @@ def check_budget(before: Scores, after: Scores, budget: float) -> None:
         raise ConfigurationError("objective: deletion.budget is a loss of accuracy: expected a CrossEntropy")
     if was - now > budget:
         raise BudgetError(
-            f"expected to lose at most {budget:.3g} of the accuracy on retained test data, saw {was:.4f} → {now:.4f}: "
+            f"expected to lose at most {budget:.3g} of the accuracy on retained test data, saw {was:.3f} → {now:.3f}: "
             "choose weaker options, or raise deletion.budget"
         )
 

@@ -12,10 +12,13 @@ from unlearnkit.data import ByClass, ByIndex, BySubclass, Corruption, ForgetSpec
 from unlearnkit.models import Training
 from unlearnkit.utils.errors import CONTROL, ConfigurationError, StoreError, nearest, raise_all, visible
 from unlearnkit.utils.files import read_text
-from unlearnkit.utils.options import option
+from unlearnkit.utils.options import by_label, option
 from unlearnkit.utils.structuring import structure
 
-_TAKEN = {"ledger", "passes", "recommended", "trials", "trials.csv", "summary.csv", "summary.md", "comparison.json"}
+_TAKEN = {
+    *("ledger", "passes", "recommended", "trials"),
+    *("trials.csv", "summary.csv", "summary.md", "summary.html", "comparison.json"),
+}
 """What commands write to the folder of results, besides one folder for each label."""
 
 
@@ -84,6 +87,7 @@ class ImportanceConfig:
     estimator: str = "diagonal-fisher"
     options: Mapping[str, Any] = attrs.field(factory=dict)
     reference: str = option("full", choices=("full", "retain"), doc="the reference set: D or D_r")
+    reference_samples: int = option(0, at_least=0, doc="retained samples that the reference is drawn from; 0: all")
     batch_size: int = option(64, at_least=1, doc="samples per batch")
     shuffle: bool = False
     checkpoint: str = ""
@@ -93,12 +97,22 @@ class ImportanceConfig:
 
 @final
 @attrs.frozen(kw_only=True)
+class StepConfig:
+    """One method of a sequence."""
+
+    name: str
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+@final
+@attrs.frozen(kw_only=True)
 class MethodConfig:
-    """One edit; each method starts from the original model."""
+    """One edit; each method starts from the original model. Methods that are made of others have ``steps``."""
 
     name: str
     label: str = attrs.field(default=attrs.Factory(lambda self: self.name, takes_self=True))
     options: Mapping[str, Any] = attrs.field(factory=dict)
+    steps: tuple[StepConfig, ...] = ()
     normalise: bool = True
     max_fraction: float = option(1.0, at_least=0, at_most=1, doc="largest fraction of weights that may change")
     grid: Mapping[str, Any] = attrs.field(factory=dict)
@@ -110,6 +124,12 @@ class MethodConfig:
                 raise ConfigurationError(f"grid.{name}: expected a list of at least one value, saw {values!r}")
             if name in self.options:
                 raise ConfigurationError(f"grid.{name}: is in options too: remove one of the two")
+
+    @property
+    def fixed(self) -> frozenset[str]:
+        """Names of the options that are set, those of steps as `nested_options` names them."""
+        steps = by_label(self.steps).items()
+        return frozenset(self.options).union(*({f"{label}.{name}" for name in s.options} for label, s in steps))
 
 
 def _seeds(_: Any, field: "attrs.Attribute[Any]", seeds: tuple[int, ...]) -> None:

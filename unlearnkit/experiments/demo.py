@@ -22,6 +22,7 @@ from unlearnkit.unlearning import Report
 from unlearnkit.utils.options import options_of
 from unlearnkit.utils.progress import Progress, silent
 from unlearnkit.utils.structuring import call
+from unlearnkit.utils.text import percent
 
 # Estimators by their name in the table; method, estimator and options of each edit.
 ESTIMATORS: Mapping[str, str] = {"per sample": "diagonal-fisher", "batched": "batched-diagonal-fisher"}
@@ -47,7 +48,7 @@ class Row:
 
     @property
     def edited(self) -> str:
-        return f"{100 * self.report.fraction:.1f} %" if self.report else "–"
+        return percent(self.report.fraction) if self.report else "–"
 
 
 @final
@@ -59,7 +60,7 @@ class DemoResult:
     edits: tuple[Row, ...]
 
     def table(self) -> Table:
-        title = f"forgetting the digit {self.digit}: accuracy on test images (Δ: gap to the retrained model)"
+        title = f"forgetting the digit {self.digit}: accuracy on test images (Δ: gap to retraining)"
         table = compact(title, "model", "importance", "edited", "retain", "Δ", "forget", "Δ", "seconds", left=2)
         for row in (self.original, self.retrained, *self.edits):
             gaps = [f"{row.retain - self.retrained.retain:+.3f}", f"{row.forget - self.retrained.forget:+.3f}"]

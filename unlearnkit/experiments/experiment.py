@@ -14,14 +14,14 @@ from unlearnkit.data import DataBundle, ForgetSplit, LabelledImages, Split, forg
 from unlearnkit.distributed import Shared
 from unlearnkit.distributed.collectives import resolve_device
 from unlearnkit.evaluation import LossAndAccuracy, Metric, loss_and_accuracy
-from unlearnkit.experiments.config import Config, DataConfig, EvaluationConfig, MethodConfig
+from unlearnkit.experiments.config import Config, DataConfig, EvaluationConfig, MethodConfig, StepConfig
 from unlearnkit.experiments.provenance import data_digest, manifest
 from unlearnkit.importance import ImportanceEstimator, Role
 from unlearnkit.models import Autocast, CrossEntropy, Objective, load_checkpoint
 from unlearnkit.pipeline import Pipeline
 from unlearnkit.plugins.manager import PluginManager
 from unlearnkit.unlearning import Unlearner
-from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
+from unlearnkit.utils.errors import ConfigurationError, StoreError, UnknownMethodError, nearest
 from unlearnkit.utils.options import options_of
 from unlearnkit.utils.progress import Progress, silent
 from unlearnkit.utils.rng import private_rng
@@ -166,7 +166,17 @@ class Experiment:
 def make_unlearner(method: MethodConfig, plugins: PluginManager) -> Unlearner:
     if method.grid:
         raise ConfigurationError(f"method {method.label!r}: expected no grid, which is for `unlearnkit compare` alone")
-    return call(plugins.unlearner(method.name), method.options, where=f"method.{method.label}.options")
+    made, where = dict(method.options), f"method.{method.label}"
+    if method.steps:
+        made["steps"] = tuple(_step(s, plugins, f"{where}.steps.{place}") for place, s in enumerate(method.steps))
+    return call(plugins.unlearner(method.name), made, where=f"{where}.options")
+
+
+def _step(step: StepConfig, plugins: PluginManager, where: str) -> Unlearner:
+    try:
+        return call(plugins.unlearner(step.name), step.options, where="options")
+    except (ConfigurationError, UnknownMethodError) as error:
+        raise type(error)(f"{where} ({step.name!r}): {error}") from error
 
 
 def chosen_method(config: Config, wanted: str, *, key: str) -> MethodConfig:

@@ -27,7 +27,7 @@ from unlearnkit.evaluation.tuning.result import Candidate
 from unlearnkit.evaluation.tuning.tuner import judged, scores_of
 from unlearnkit.experiments.config import Config, MethodConfig
 from unlearnkit.experiments.experiment import Experiment, make_unlearner
-from unlearnkit.experiments.run import Job, exclusive, result_folder
+from unlearnkit.experiments.job import Job, exclusive, result_folder
 from unlearnkit.experiments.train import retrained_for
 from unlearnkit.models import CrossEntropy
 from unlearnkit.models.parameters import digest
@@ -39,7 +39,7 @@ from unlearnkit.reporting.write import check_replaceable
 from unlearnkit.unlearning import Need, Report, TrainingUnlearner, Unlearner, UnlearnerTraits, UnlearningInputs
 from unlearnkit.unlearning.distillation import copy_state
 from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
-from unlearnkit.utils.options import option, options_of
+from unlearnkit.utils.options import nested_options, option, parts_of, with_options
 from unlearnkit.utils.progress import Progress, silent
 
 LABEL = "recommended"
@@ -217,32 +217,36 @@ class _Bench:
     def prepared(self, method: MethodConfig) -> Unlearner:
         """Make a method: options that name a signal get it, and training goes on as that of the original."""
         training, unlearner = self.job.experiment.config.training, make_unlearner(method, self.job.plugins)
-        known = {o.name: o for o in options_of(unlearner) if o.name not in method.options}
+        known = {o.name: o for o, _ in nested_options(unlearner) if o.name not in method.fixed}
         unknown = [o for o in known.values() if o.signal not in {"", "forget-loss"}]
         if unknown:
             raise ConfigurationError(
                 f"{method.label}.{unknown[0].name}: expected the signal 'forget-loss', saw {unknown[0].signal!r}"
             )
         values: dict[str, Any] = {name: self.target[o.signal] for name, o in known.items() if o.signal and self.target}
-        if isinstance(unlearner, TrainingUnlearner):
-            values |= {name: getattr(training, name) for name in ("weight_decay", "schedule") if name in known}
-            values |= {"optimizer": "adam"} if "optimizer" in known else {}
-            values |= {name: high for name, (_, high) in self.ranges(unlearner, method).items()}
-        changed: Unlearner = attrs.evolve(unlearner, **values)  # type: ignore[misc]
-        TrialTuner(unlearner=changed, fixed=method.options).searched()
+        trained = _training_parts(unlearner)
+        for prefix in trained:
+            values |= {
+                f"{prefix}optimizer": "adam",
+                f"{prefix}weight_decay": training.weight_decay,
+                f"{prefix}schedule": training.schedule,
+                f"{prefix}learning_rate": training.learning_rate,
+                f"{prefix}epochs": max(1, self.limit // len(trained)),
+            }
+        changed = with_options(unlearner, {name: value for name, value in values.items() if name in known})
+        TrialTuner(unlearner=changed, fixed=method.fixed).searched()
         return changed
 
     def ranges(self, unlearner: Unlearner, method: MethodConfig) -> dict[str, tuple[float, float]]:
-        """Return the ranges of a method that trains, by those of the training."""
-        if not isinstance(unlearner, TrainingUnlearner):
-            return {}
-        training, most = self.job.experiment.config.training, self.limit
-        least = min(most, math.ceil(_LEAST_EPOCHS * training.epochs))
-        found = {
-            "epochs": (least, most),
-            "learning_rate": (_LEAST_RATE * training.learning_rate, training.learning_rate),
-        }
-        known = {o.name for o in options_of(unlearner)} - {*method.options}
+        """Return the ranges of what is trained, by those of the training; the steps of a sequence share the limit."""
+        training, most, trained = self.job.experiment.config.training, self.limit, _training_parts(unlearner)
+        high = max(1, most - len(trained) + 1)
+        low = min(high, math.ceil(_LEAST_EPOCHS * training.epochs)) if len(trained) == 1 else 1
+        found: dict[str, tuple[float, float]] = {}
+        for prefix in trained:
+            found[f"{prefix}epochs"] = (low, high)
+            found[f"{prefix}learning_rate"] = (_LEAST_RATE * training.learning_rate, training.learning_rate)
+        known = {o.name for o, _ in nested_options(unlearner)} - method.fixed
         return {name: found[name] for name in found if name in known}
 
     def try_all(self) -> list[_Outcome]:
@@ -285,7 +289,7 @@ class _Bench:
         report = self.job.edit(model, method, self.job.experiment.splits(), edit=search)
         tuning, seconds = found[0], time.perf_counter() - start
         # An importance takes one pass over its data; those of both sets are shared by all trials.
-        measured = 1.0 if _IMPORTANCES & unlearner.needs else 0.0
+        measured = 1.0 if _IMPORTANCES & unlearner.requires() else 0.0
         shared = self.proxy_epochs + measured
         attempt = Attempt(
             name=method.label,
@@ -320,7 +324,7 @@ class _Bench:
         }
         tuner = TrialTuner(
             unlearner=unlearner,
-            fixed={*method.options, *single},
+            fixed={*method.fixed, *single},
             ranges=ranges,
             trials=config.recommend.trials,
             budget=config.tuning.budget,
@@ -417,6 +421,12 @@ def _hold_out(experiment: Experiment) -> tuple[Experiment, LabelledImages, Label
     if "retain-test" in missing or (spec.carries_over and missing):
         raise ConfigurationError(f"recommend: expected {missing[0]} samples to hold out, saw none in the test set")
     return left, held["retain-test"], held.get("forget-test")
+
+
+def _training_parts(unlearner: Unlearner) -> dict[str, Unlearner]:
+    """Return what trains, of a method and its steps, by the prefix of its options' names."""
+    parts = {"": unlearner, **{f"{label}.": part for label, part in parts_of(unlearner).items()}}
+    return {prefix: part for prefix, part in parts.items() if isinstance(part, TrainingUnlearner)}
 
 
 def _why(tuning: Tuning) -> str:

@@ -1,46 +1,22 @@
 """The main job from a configuration: importances once, then every method on a copy of the original model."""
 
 import copy
-import json
-import os
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from pathlib import Path
-from typing import Any, final
+from collections.abc import Iterator
+from contextlib import nullcontext
 
 import attrs
-import numpy as np
-from torch import nn
 
-from unlearnkit.data import LabelledImages
-from unlearnkit.distributed import Ranks, raise_on_all_ranks
 from unlearnkit.distributed.collectives import barrier
-from unlearnkit.evaluation import EvaluationInputs, LossAndAccuracy
-from unlearnkit.evaluation.metric import feature_measures
-from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs, Outputs, some_rows
-from unlearnkit.evaluation.plot_data import collect_plot_data
-from unlearnkit.experiments.config import Config, MethodConfig
-from unlearnkit.experiments.experiment import Experiment, make_metrics, make_unlearner
-from unlearnkit.experiments.provenance import digest_of, forget_record, plain
-from unlearnkit.experiments.train import load_or_retrain
-from unlearnkit.importance import Importance, Role, estimate_together
-from unlearnkit.importance.multi_process import forget_parts
-from unlearnkit.models.parameters import broadcast_from_rank_0, digest
-from unlearnkit.pipeline import Edit
+from unlearnkit.evaluation import LossAndAccuracy
+from unlearnkit.evaluation.tuning import Tuning
+from unlearnkit.experiments.config import Config
+from unlearnkit.experiments.experiment import make_unlearner
+from unlearnkit.experiments.job import Job, earlier_results, exclusive, result_folder
+from unlearnkit.experiments.search import Editor, hold_out_unseen, tunable
 from unlearnkit.plugins.manager import PluginManager, default_manager
-from unlearnkit.reporting import RunRecord, read_record, write_result
-from unlearnkit.reporting.write import check_replaceable
-from unlearnkit.unlearning import Need, Report
-from unlearnkit.utils.errors import ConfigurationError, StoreError, UnlearnKitWarning, nearest
-from unlearnkit.utils.files import locked_folder
-from unlearnkit.utils.memory import peak_memory
+from unlearnkit.reporting import RunRecord
+from unlearnkit.utils.errors import ConfigurationError
 from unlearnkit.utils.progress import Progress, silent
-
-REQUESTS = "unlearnkit.requests"
-"""Key of a checkpoint's metadata: a JSON list of the digests of the forget sets that were applied to it."""
-_MOST = 5000  # samples of each split that a page's pictures need
 
 
 def run(
@@ -58,283 +34,57 @@ def run(
     not at all. With torch.distributed, the ranks share importances and evaluation, and rank 0 writes. ``dry_run`` edits
     in memory only, and measures and writes nothing; ``overwrite`` replaces folders of earlier results, and nothing
     else; ``again`` allows a forget set that was applied to the checkpoint already. No other run, tuning or comparison
-    can write to the same output meanwhile. Called again after it was stopped, it keeps the results that are there.
+    can write to the same output meanwhile. Called again after it was stopped, it keeps the results that are there. A
+    method with ``tuned = true`` is tuned as by `tune`.
     """
+    made = edits(config, plugins=plugins, dry_run=dry_run, overwrite=overwrite, again=again, progress=progress)
+    for record, _ in made:
+        yield record
+
+
+def edits(
+    config: Config,
+    *,
+    plugins: PluginManager | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    again: bool = False,
+    progress: Progress = silent,
+) -> Iterator[tuple[RunRecord, Tuning | None]]:
+    """Run every method; yield its record, and its search if there was one."""
     plugins = plugins or default_manager()
     if dry_run:
         config = attrs.evolve(config, importance=attrs.evolve(config.importance, checkpoint=""))
     if not config.method:
         raise ConfigurationError("method: expected at least one [[method]], saw none: `unlearnkit methods` lists them")
     tuned = [method.label for method in config.method if method.tuned]
-    if tuned:
-        raise ConfigurationError(f"method {tuned[0]!r}: expected fixed options, saw tuned: use `unlearnkit tune`")
+    if tuned and dry_run:
+        raise ConfigurationError(
+            f"method {tuned[0]!r}: expected fixed options for a dry run, saw tuned: a search makes all its edits"
+        )
     for method in config.method:
-        make_unlearner(method, plugins)
+        (tunable if method.tuned else make_unlearner)(method, plugins)
     with nullcontext() if dry_run else exclusive(config.output):
         earlier = {} if dry_run else earlier_results(config, overwrite=overwrite)
         barrier()  # no process may write before all have looked for earlier results
         job = Job.start(config, plugins, again=again, progress=progress, references=not dry_run)
+        job, unseen = hold_out_unseen(job) if tuned else (job, None)
         job.go_on(earlier)
-        left, parts = [method for method in config.method if method.label not in earlier], job.experiment.splits()
-        needs = {need for method in left for need in make_unlearner(method, plugins).needs}
-        for need, source in job.importances(parts).items():
-            if need in needs:
-                source()  # before the first edit, so that a failure costs nothing
-        before = job.evaluate(job.original) if left and not dry_run else {}
+        editor, before = Editor(job=job, unseen=unseen), dict[str, LossAndAccuracy]()
+        editor.prepare(method for method in config.method if method.label not in earlier)
         for method in config.method:
             if method.label in earlier:
-                yield earlier[method.label]
+                yield earlier[method.label], None
                 continue
+            if not before and not dry_run:
+                before = job.evaluate(job.original)
             model = copy.deepcopy(job.original)
-            record = job.record(method.label, job.edit(model, method, parts))
-            if not dry_run:
+            record, tuning = editor.edit(model, method)
+            if record.nothing_edited:
+                record = attrs.evolve(record, manifest=job.experiment.manifest())
+            elif not dry_run:
                 record = job.with_plot_data(job.evaluated(record, model, before), model)
-                job.write(result_folder(config, method.label), model, record)
-            yield record
-        job.forget_checkpoints()
-
-
-@contextmanager
-def exclusive(output: str) -> Iterator[None]:
-    """Keep other runs, tunings and comparisons out of a folder of results; rank 0 holds its lock."""
-    with ExitStack() as held:
-        with raise_on_all_ranks():
-            if Ranks.current().rank == 0:
-                held.enter_context(locked_folder(output))
-        yield
-
-
-def result_folder(config: Config, label: str) -> Path:
-    return Path(config.output) / label
-
-
-def earlier_results(config: Config, *, overwrite: bool) -> dict[str, RunRecord]:
-    """Read the results of a killed run of this configuration; raise for any other file that is in the way."""
-    folders = {method.label: result_folder(config, method.label) for method in config.method}
-    if overwrite:
-        for folder in folders.values():
-            check_replaceable(folder)
-        return {}
-    taken = {label: folder for label, folder in folders.items() if os.path.lexists(folder)}
-    mine, found = digest_of(plain(attrs.asdict(config))), dict[str, RunRecord]()
-    for label, folder in taken.items():
-        with suppress(StoreError):
-            found[label] = read_record(folder)
-    own = {label for label, record in found.items() if digest_of(record.manifest.get("config")) == mine}
-    finished = len(taken) == len(folders) and not any(_lacks_page(folder, config) for folder in taken.values())
-    if finished or own != taken.keys():
-        shown = ", ".join(map(str, taken.values()))
-        raise StoreError(f"results already exist: {shown}: choose another output, or overwrite them")
-    return found
-
-
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class Job:
-    """What all edits of one configuration share."""
-
-    experiment: Experiment
-    plugins: PluginManager
-    original: nn.Module
-    retrained: tuple[nn.Module, ...]
-    progress: Progress
-    requests: list[str] = attrs.field(factory=list)
-    stage: str = "run"
-    seconds: dict[str, float] = attrs.field(factory=dict)
-    _known: dict[Role, tuple[Importance, float]] = attrs.field(factory=dict, init=False)
-    _outputs: dict[tuple[int, str], Outputs] = attrs.field(factory=dict, init=False, repr=False)
-    _retrained_scores: list[dict[str, LossAndAccuracy]] = attrs.field(factory=list, init=False)
-
-    @classmethod
-    def start(
-        cls, config: Config, plugins: PluginManager, *, again: bool, progress: Progress, references: bool = True
-    ) -> "Job":
-        """Load data and models, and check all that can be checked."""
-        experiment = Experiment.load(config)
-        known = experiment.splits()
-        unknown = [s for s in config.evaluation.splits if s not in {*known, "forget-test", "retain-test"}]
-        if unknown:
-            raise ConfigurationError(f"evaluation.splits: there is no {unknown[0]!r}{nearest(unknown[0], known)}")
-        make_metrics(config.evaluation, plugins)
-        experiment.estimator(plugins)
-        original, metadata = experiment.original_model()
-        requests, request = json.loads(metadata.get(REQUESTS, "[]")), experiment.forgotten.digest()
-        if request in requests and not again:
-            raise ConfigurationError(
-                f"this forget set (digest {request}) was applied to {config.model.checkpoint} already: applying a "
-                "method twice wrecks models; start from the original model, or say so with --again"
-            )
-        start = time.perf_counter()
-        retrained = load_or_retrain(experiment, progress=progress) if references else ()
-        return cls(
-            experiment=experiment,
-            plugins=plugins,
-            original=original,
-            retrained=retrained,
-            requests=requests,
-            progress=progress,
-            seconds={"retrained models": time.perf_counter() - start} if retrained else {},
-        )
-
-    def go_on(self, records: Mapping[str, RunRecord]) -> None:
-        """Keep the results of a run that was stopped, if it had the same original model, data and forget set."""
-        if not records:
-            return
-        mine = _basis(self.experiment.manifest(), self.experiment.forgotten.digest(), digest(self.original))
-        for label, record in records.items():
-            folder = result_folder(self.experiment.config, label)
-            seen = _basis(record.manifest, record.forget.get("digest"), record.report.model_before)
-            differ = [what for what, value in mine.items() if seen[what] != value]
-            if differ:
-                raise StoreError(
-                    f"{folder}: expected a result of the same {' and '.join(differ)}, to go on after a run that was "
-                    "stopped, saw another: choose another output, or overwrite it"
-                )
-            warnings.warn(f"{folder} is kept: the run that was stopped wrote it", UnlearnKitWarning, stacklevel=2)
-            with raise_on_all_ranks():
-                if Ranks.current().rank == 0 and _lacks_page(folder, self.experiment.config):
-                    from unlearnkit.reporting.page import write_page  # noqa: PLC0415 - matplotlib takes a second
-
-                    write_page(folder, record)
-
-    def edit(
-        self, model: nn.Module, method: MethodConfig, parts: Mapping[str, LabelledImages], *, edit: Edit | None = None
-    ) -> Report:
-        """Edit a copy of the original model with importances of ``parts``, each measured once."""
-        importances, experiment = self.importances(parts), self.experiment
-        with raise_on_all_ranks():
-            report = experiment.pipeline(method, self.plugins).run(
-                model,
-                forget=importances[Need.FORGET_IMPORTANCE],
-                reference=importances[Need.REFERENCE_IMPORTANCE],
-                forget_data=experiment.importance_batches(parts["forget-train"]),
-                retain_data=experiment.importance_batches(parts["retain-train"]),
-                model_factory=experiment.fresh_model,
-                objective=experiment.objective,
-                seed=experiment.config.seed,
-                edit=edit,
-                progress=self.progress,
-            )
-        report = aligned(report, model)
-        measured = {f"{role.value} importance": seconds for role, (_, seconds) in self._known.items()}
-        shared = {stage: seconds for stage, seconds in measured.items() if stage in report.seconds}
-        return attrs.evolve(report, seconds={**self.seconds, **report.seconds, **shared})
-
-    def importances(self, parts: Mapping[str, LabelledImages]) -> dict[Need, Callable[[], Importance]]:
-        """Return functions that estimate the importances when they are first called."""
-        reference = self.experiment.config.importance.reference
-        return {
-            Need.FORGET_IMPORTANCE: lambda: self._importance(Role.FORGET, parts["forget-train"]),
-            Need.REFERENCE_IMPORTANCE: lambda: self._importance(Role(reference), parts[f"{reference}-train"]),
-        }
-
-    def _importance(self, role: Role, data: LabelledImages) -> Importance:
-        if role not in self._known:
-            start = time.perf_counter()
-            found = estimate_together(
-                self.experiment.estimator(self.plugins),
-                self.original,
-                self.experiment.importance_batches(data),
-                objective=self.experiment.importance_objective,
-                role=role,
-                checkpoint=self._checkpoint(role),
-                every=self.experiment.config.importance.every,
-                progress=self.progress,
-            )
-            self._known[role] = found, time.perf_counter() - start
-        return self._known[role][0]
-
-    def forget_checkpoints(self) -> None:
-        """Delete the checkpoints of the importance passes, once the results are written."""
-        for role in Role:
-            folder = self._checkpoint(role)
-            if folder is not None:
-                forget_parts(folder)
-
-    def _checkpoint(self, role: Role) -> Path | None:
-        chosen = self.experiment.config.importance.checkpoint
-        return Path(chosen) / f"{self.stage}-{role.value}" if chosen else None
-
-    def record(self, label: str, report: Report, **fields: Any) -> RunRecord:
-        """Describe an edit that is not evaluated yet."""
-        return RunRecord(label=label, report=report, forget=forget_record(self.experiment.forgotten), **fields)
-
-    def write(self, folder: Path, model: nn.Module | None, record: RunRecord) -> None:
-        """Write a folder of results on rank 0, while the others wait."""
-        metadata = {
-            REQUESTS: json.dumps([*self.requests, self.experiment.forgotten.digest()]),
-            "unlearnkit.factory": self.experiment.config.model.factory,
-        }
-        with raise_on_all_ranks():
-            if Ranks.current().rank == 0:
-                write_result(folder, model, record, metadata=metadata, page=self.experiment.config.evaluation.page)
-
-    def evaluated(self, record: RunRecord, model: nn.Module, before: dict[str, LossAndAccuracy]) -> RunRecord:
-        start = time.perf_counter()
-        after, inputs = self.evaluate(model), self.inputs(model, self.experiment.splits())
-        metrics = make_metrics(self.experiment.config.evaluation, self.plugins)
-        measured = {name: metric.examine(inputs) for name, metric in metrics.items()}
-        seconds = {**record.report.seconds, "evaluation": time.perf_counter() - start}
-        return attrs.evolve(
-            record,
-            report=attrs.evolve(record.report, seconds=seconds),
-            before=before,
-            after=after,
-            metrics={name: {k: m.value for k, m in found.items()} for name, found in measured.items()},
-            not_applicable={
-                name: {k: m.reason for k, m in found.items() if m.reason} for name, found in measured.items()
-            },
-            features=feature_measures(metrics, measured),
-            memory=peak_memory(self.experiment.device),
-            manifest=self.experiment.manifest(),
-        )
-
-    def evaluate(self, model: nn.Module) -> dict[str, LossAndAccuracy]:
-        """Measure loss and accuracy on the splits of the configuration that are not empty."""
-        parts = self.experiment.splits()
-        chosen = {name: parts[name] for name in self.experiment.config.evaluation.splits if name in parts}
-        return self.experiment.scores(model, chosen, progress=self.progress)
-
-    def inputs(self, model: nn.Module, parts: Mapping[str, LabelledImages]) -> EvaluationInputs:
-        return EvaluationInputs(
-            model=model,
-            splits={name: self.experiment.shared_batches(data) for name, data in parts.items()},
-            objective=self.experiment.objective,
-            original=self.original,
-            retrained=self.retrained,
-        )
-
-    def with_plot_data(self, record: RunRecord, model: nn.Module) -> RunRecord:
-        """Add what the HTML page shows, if there is to be one; call it on every rank."""
-        chosen, data, parts = self.experiment.config.evaluation, self.experiment.bundle.train, self.experiment.splits()
-        if not chosen.page:
-            return record
-        rows = {name: np.sort(some_rows(len(part), _MOST, seed=chosen.seed)) for name, part in parts.items()}
-        inputs = self.inputs(model, {name: parts[name].subset(rows[name]) for name in SPLITS if name in parts})
-        classes = data.class_names.get(data.target, ())
-        views = collect_plot_data(ModelOutputs(inputs, self._outputs), classes=classes, seed=chosen.seed)
-        for key in [key for key in self._outputs if key[0] == id(model)]:
-            del self._outputs[key]  # the next edited model may get the same id
-        if not self._retrained_scores:
-            self._retrained_scores.extend(self.evaluate(known) for known in self.retrained)
-        return attrs.evolve(record, retrained=tuple(self._retrained_scores), views=views)
-
-
-def _lacks_page(folder: Path, config: Config) -> bool:
-    return config.evaluation.page and not (folder / "report.html").exists()
-
-
-def _basis(manifest: Mapping[str, Any], forget: str | None, model: str) -> dict[str, Any]:
-    """Say what a result depends on besides its configuration."""
-    named = {"training data": "data_digest", "test data": "test_data_digest", "versions": "versions"}
-    return {"original model": model, "forget set": forget, **{what: manifest.get(key) for what, key in named.items()}}
-
-
-def aligned(report: Report, model: nn.Module) -> Report:
-    """Give every rank the edit of rank 0, and say so in the report where they differed."""
-    others = broadcast_from_rank_0(model, report.model_after)
-    if not others:
-        return report
-    who = f"{'rank' if len(others) == 1 else 'ranks'} {', '.join(map(str, others))} of {Ranks.current().size}"
-    remark = f"{who} made another edit than rank 0, as CUDA may; all went on with that of rank 0"
-    return attrs.evolve(report, remarks=(*report.remarks, remark))
+            if not dry_run:
+                job.write(result_folder(config, method.label), None if record.nothing_edited else model, record)
+            yield record, tuning
+        editor.forget_checkpoints()

@@ -24,6 +24,7 @@ from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.multi_process import estimate_together, fill
 from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role
 from unlearnkit.importance.ratios import ratio_threshold
+from unlearnkit.importance.sampled_reference import sampled_reference
 from unlearnkit.importance.sharded_file import load_sharded, save_sharded
 from unlearnkit.importance.store.store import ImportanceStore
 
@@ -56,6 +57,7 @@ __all__ = [
     "load_sharded",
     "ratio_threshold",
     "register_rule",
+    "sampled_reference",
     "save_sharded",
     "visible",
 ]

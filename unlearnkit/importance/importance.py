@@ -170,12 +170,19 @@ class Importance:
 
     def check_same_kind(self, other: "Importance") -> None:
         """Raise a `MismatchError` that lists every difference in names, shapes, dtypes, devices and fingerprints."""
-        problems = [*self.name_problems(other.totals), *self.kind_problems(other)]
+        problems = [*self.name_problems(other.totals), *self._differences(other, self.fingerprint)]
         raise_all(problems, where="two importances do not match")
 
     def kind_problems(self, other: "Importance") -> list[str]:
-        """List differences of fingerprints and, for terms of batches, of batch sizes."""
-        problems = self.fingerprint.differences(other.fingerprint)
+        """List differences of fingerprints and, for terms of batches, of batch sizes.
+
+        It is no difference that this one is exact and the other a `sampled_reference`: an edit may compare them.
+        """
+        mine = self.fingerprint
+        return self._differences(other, mine if mine.sample else attrs.evolve(mine, sample=other.fingerprint.sample))
+
+    def _differences(self, other: "Importance", mine: Fingerprint) -> list[str]:
+        problems = mine.differences(other.fingerprint)
         if self.fingerprint.unit == "batch":
             problems += self.trail.differences(other.trail)
         return problems

@@ -45,6 +45,7 @@ class Fingerprint:
         precision: Dtypes of the gradients and of the totals.
         options: The estimator's options that change the result.
         model: Digest of the model's weights and buffers; "" when not bound to a model.
+        sample: What was drawn of a set whose importance was scaled up from a sample (`sampled_reference`); "" for all.
     """
 
     estimator: str = ""
@@ -54,6 +55,7 @@ class Fingerprint:
     precision: str = ""
     options: str = ""
     model: str = ""
+    sample: str = ""
 
     def differences(self, other: "Fingerprint") -> list[str]:
         """List the fields that differ, with both values."""

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from typing import Any, final
 
 import attrs
@@ -221,6 +222,25 @@ class EpochRecord:
     seconds: float = attrs.field(eq=False)
 
 
+def _one_bar(batches: Iterable[Any], epochs: int, progress: Progress) -> Iterator[Iterable[Any]]:
+    """Yield the batches once for each epoch, under one bar for all of them."""
+    size = length(batches)
+    steps = iter(
+        progress(
+            count() if size is None else range(epochs * size), f"training, {epochs} epochs", size and epochs * size
+        )
+    )
+
+    def counted() -> Iterator[Any]:
+        for batch in batches:
+            next(steps, None)
+            yield batch
+
+    for _ in range(epochs):
+        yield counted()
+    next(steps, None)  # ends the bar
+
+
 def train(
     model: nn.Module,
     data: Dataset[Any] | Iterable[Any],
@@ -267,10 +287,9 @@ def train(
         size = length(batches)
         schedule = config.scheduler_for(adam, None if size is None else size * options.epochs)
         after_step = None if schedule is None else partial(LambdaLR.step, schedule)
-        for epoch in range(1, options.epochs + 1):
+        for epoch, shown in enumerate(_one_bar(batches, options.epochs, progress), start=1):
             start = time.perf_counter()
             scores.clear()
-            shown = progress(batches, f"epoch {epoch} of {options.epochs}", length(batches))
             run_epoch(model, shown, loss, adam, name=f"epoch {epoch}", after_step=after_step)
             summed, seconds = total(scores), time.perf_counter() - start
             history.append(EpochRecord(loss=summed.loss, accuracy=summed.accuracy, seconds=seconds))

@@ -1,6 +1,7 @@
 """The plugin manager: a typed face over pluggy that isolates, names and explains what is wrong with a plugin."""
 
 import functools
+import inspect
 import os
 import sys
 import time
@@ -58,6 +59,11 @@ class Provided:
     def doc(self) -> str:
         """The first line of its docstring."""
         return describe(self.cls)
+
+    def paragraph(self, label: str) -> str:
+        """Return the paragraph of its docstring that begins with a label, such as ``"Source"``, or nothing."""
+        parts = (" ".join(part.split()) for part in (inspect.getdoc(self.cls) or "").split("\n\n"))
+        return next((part.removeprefix(f"{label}: ") for part in parts if part.startswith(f"{label}: ")), "")
 
 
 def fault_of(cls: Any, base: type) -> str:

@@ -18,6 +18,8 @@ KINDS: Mapping[str, str] = {
     "training": "an unlearning method that trains",
     "estimator": "an importance estimator",
     "metric": "a metric",
+    "kernel": "a kernel of the exact Fisher",
+    "objective": "an objective",
 }
 """What a plugin can offer, and what that is called in its README."""
 
@@ -26,7 +28,18 @@ _USAGE: Mapping[str, str] = {
     "training": '[[method]]\nname = "$name"\noptions = { epochs = 1, learning_rate = 1e-3 }',
     "estimator": '[importance]\nestimator = "$name"',
     "metric": '[evaluation]\nmetrics = ["$name"]',
+    "kernel": '[importance]\noptions = { kernels = "auto" }  # the default: kernels that fit are used',
+    "objective": '[objective]\nfactory = "$package:$cls"\noptions = { sigma = 1.0 }',
 }
+_LISTED = (
+    "unlearnkit plugins          # lists $name, or says what is wrong with it\n"
+    "unlearnkit methods $name    # shows its options\n"
+)
+_ENTRY_POINT = """
+# What makes unlearnkit find the plugin: it is imported when it is needed.
+[project.entry-points.unlearnkit]
+$name = "$package"
+"""
 
 
 def new_plugin(name: str, *, kind: str = "elementwise", output: str | Path = ".") -> Path:
@@ -41,6 +54,9 @@ def new_plugin(name: str, *, kind: str = "elementwise", output: str | Path = "."
         raise ConfigurationError(f"expected a kind of plugin, one of {kinds}, saw {kind!r}{nearest(kind, KINDS)}")
     words = {"name": name, "what": KINDS[kind], **_names(name, used_in=_template(f"{kind}.py"))}
     words["usage"] = Template(_USAGE[kind]).substitute(words)
+    listed = {"objective": "", "kernel": _LISTED.partition("\n")[0] + "\n"}.get(kind, _LISTED)
+    words["listed"] = Template(listed).substitute(words)
+    words["entry_point"] = "" if kind == "objective" else Template(_ENTRY_POINT).substitute(words)
     package = words["package"]
     taken = list(_installed(name, distribution=words["distribution"], package=package))
     if taken:

@@ -2,6 +2,9 @@
 
 from unlearnkit.reporting.record import RunRecord, read_record
 from unlearnkit.reporting.tables import (
+    details_text,
+    method_details,
+    method_kind,
     method_table,
     plugin_table,
     recommendation_table,
@@ -15,6 +18,9 @@ from unlearnkit.reporting.write import write_result
 __all__ = [
     "Judgement",
     "RunRecord",
+    "details_text",
+    "method_details",
+    "method_kind",
     "method_table",
     "plugin_table",
     "read_record",

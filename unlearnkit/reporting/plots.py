@@ -16,6 +16,7 @@ from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.evaluation.plot_data import BINS, Destination, Histogram, RocCurve, shares
 from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.unlearning.report import Report, TensorChange
+from unlearnkit.utils.text import percent
 
 __all__ = [
     "accuracy_bars",
@@ -96,7 +97,7 @@ def destinations(axes: Axes, found: Sequence[Destination], classes: Sequence[str
 def edited_layers(axes: Axes, report: Report, *, layers: Sequence[TensorChange] = ()) -> Axes:
     """Draw which share of the weights of each layer was changed."""
     found = [
-        (layer.name, 100 * layer.fraction, f"{100 * layer.fraction:.3g} %" if layer.changed else "0")
+        (layer.name, 100 * layer.fraction, percent(layer.fraction) if layer.changed else "0")
         for layer in layers or layers_of(report)
     ]
     return _labelled_bars(axes, found, LOOKS["unlearned"], unit="weights changed, %")

@@ -82,7 +82,7 @@ class Recommendation:
         original, aim = self.attempts[0].swap, self.target["swap"]
         cost = f"The search took {spent:.1f} epochs ({spent / self.retraining:.1f} times retraining), {edits} edits."
         if original is not None and abs(original - aim) <= self.swap_error:
-            cost += f" Head-swap cannot tell forgetting from hiding here: the original has {original:.3f}, aim {aim:.3f}."
+            cost += f" Head-swap cannot tell forgetting from hiding here: original {original:.3f}, aim {aim:.3f}."
         if self.best is None:
             return (
                 "Nothing was edited: no edit and no training from scratch within "

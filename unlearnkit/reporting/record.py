@@ -51,14 +51,18 @@ class RunRecord:
         """Read what `to_dict` wrote; ignore keys that are derived or that another version added."""
         if plain.get("format") != FORMAT:
             raise StoreError(f"{where}: expected the format {FORMAT!r}, saw {plain.get('format')!r}")
-        mine, report, tensors = _fields(cls, plain), _fields(Report, plain), plain.get("tensors", [])
-        if not isinstance(tensors, list) or not all(isinstance(tensor, dict) for tensor in tensors):
-            raise StoreError(f"{where}: expected a list of tables as tensors, saw {str(tensors)[:80]}")
-        report["tensors"] = [_fields(TensorChange, tensor) for tensor in tensors]
+        mine, report = _fields(cls, plain), _report(plain, where=where)
         try:
             return structure({**mine, "report": report, "memory": plain.get("peak_memory")}, cls, where=where)
         except ConfigurationError as error:
             raise StoreError(f"{error}: the file was changed, or another version wrote it") from error
+
+    @property
+    def nothing_edited(self) -> bool:
+        """Whether a search left the model as it was; see `unlearnkit.evaluation.tuning.Tuning`."""
+        if self.recommendation is not None:
+            return self.recommendation.best is None
+        return self.tuning is not None and self.tuning.get("chosen") is None
 
     def judgement(self) -> Judgement:
         """Return the verdict; see `judge`."""
@@ -96,6 +100,19 @@ class RunRecord:
 
 def _fields(kind: type[attrs.AttrsInstance], plain: Mapping[str, Any]) -> dict[str, Any]:
     return {field.name: plain[field.name] for field in attrs.fields(kind) if field.name in plain}
+
+
+def _report(plain: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """Return the fields of a report and of its steps, without what is derived."""
+    for key in ("tensors", "steps"):
+        tables = plain.get(key, [])
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            raise StoreError(f"{where}: expected a list of tables as {key}, saw {str(tables)[:80]}")
+    return {
+        **_fields(Report, plain),
+        "tensors": [_fields(TensorChange, tensor) for tensor in plain.get("tensors", [])],
+        "steps": [_report(step, where=where) for step in plain.get("steps", [])],
+    }
 
 
 def _no_number(name: str) -> None:

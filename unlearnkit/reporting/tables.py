@@ -1,28 +1,43 @@
 """Tables for the terminal."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.table import Column, Table
 
 from unlearnkit.evaluation.tuning import Tuning
+from unlearnkit.evaluation.tuning.result import shown_options
 from unlearnkit.plugins.entry_points import Discovered, Problem
 from unlearnkit.plugins.manager import Provided
 from unlearnkit.reporting.recommendation import Recommendation
 from unlearnkit.reporting.record import RunRecord
+from unlearnkit.unlearning.elementwise import ElementwiseUnlearner
 from unlearnkit.unlearning.report import Report
+from unlearnkit.unlearning.training_unlearner import TrainingUnlearner
+from unlearnkit.unlearning.unlearner import Need
+from unlearnkit.utils.text import percent
+
+_NEEDS = {
+    Need.FORGET_IMPORTANCE: "F_f",
+    Need.REFERENCE_IMPORTANCE: "F_r",
+    Need.FORGET_DATA: "forget data",
+    Need.RETAIN_DATA: "retain data",
+    Need.MODEL_FACTORY: "fresh model",
+}
 
 
 def run_table(records: Sequence[RunRecord]) -> Table:
     """One row per method: what was edited, and accuracy before and after."""
     splits = list(dict.fromkeys(name for record in records for name in record.after))
-    table = compact("accuracy before→after" if splits else None, "method", "edited", "fraction", *splits, "seconds")
+    table = compact("accuracy before→after" if splits else None, "method", "edited", "share", *splits, "seconds")
     for record in records:
         report = record.report
         scores = [_pair(record, name) for name in splits]
         # Evaluation and retraining are not part of the cost of an edit.
         seconds = sum(v for stage, v in report.seconds.items() if stage not in {"evaluation", "retrained models"})
-        table.add_row(record.label, f"{report.changed:,}", f"{report.fraction:.4f}", *scores, f"{seconds:.2f}")
+        table.add_row(record.label, f"{report.changed:,}", percent(report.fraction), *scores, f"{seconds:.2f}")
     return table
 
 
@@ -33,23 +48,79 @@ def _pair(record: RunRecord, split: str) -> str:
 
 def tensor_table(report: Report) -> Table:
     """How many weights of each tensor were edited."""
-    numbers = (Column(name, justify="right") for name in ("weights", "edited", "fraction"))
+    numbers = (Column(name, justify="right") for name in ("weights", "edited", "share"))
     table = Table("tensor", *numbers, title=report.sentence())
     for t in report.tensors:
-        table.add_row(t.name, f"{t.size:,}", f"{t.changed:,}", f"{t.fraction:.4f}")
+        table.add_row(t.name, f"{t.size:,}", f"{t.changed:,}", percent(t.fraction))
     return table
 
 
-def method_table(kind: str, entries: Iterable[Provided]) -> Table:
-    """Installed classes, with their options and defaults."""
-    table = Table(Column("name", no_wrap=True), "from", "what it does, and its options", title=kind, show_lines=True)
+def method_table(title: str, entries: Iterable[Provided]) -> Table:
+    """Installed classes: name, what each needs, and what it is good for or does."""
+    table = Table(Column("name", no_wrap=True), "needs", "good for", title=title, box=box.SIMPLE_HEAD, pad_edge=False)
     for entry in entries:
-        options = [
-            f"  {o.name}{f' ({o.symbol})' if o.symbol else ''} = {'required' if o.required else o.default}: {o.doc}"
-            for o in entry.options
-        ]
-        table.add_row(entry.name, entry.plugin.origin, "\n".join([entry.doc, *options]))
+        needs = ", ".join(_NEEDS[need] for need in _NEEDS if need in getattr(entry.cls, "needs", ()))
+        table.add_row(entry.name, needs, entry.paragraph("Good for") or entry.doc)
     return table
+
+
+def method_kind(cls: type) -> str:
+    """Say how a method edits."""
+    if issubclass(cls, ElementwiseUnlearner):
+        return "elementwise: each weight from itself and its importances"
+    if issubclass(cls, TrainingUnlearner):
+        return "trains"
+    return "edits weights, looking at all of them"
+
+
+def method_details(kind: str, entry: Provided) -> dict[str, Any]:
+    """All that is known of an installed method, estimator or metric, as JSON can hold it."""
+    needs = [_NEEDS[need] for need in _NEEDS if need in getattr(entry.cls, "needs", ())]
+    options = [
+        {
+            "name": o.name,
+            "symbol": o.symbol,
+            "default": None if o.required else o.default,
+            "required": o.required,
+            "range": list(o.choices) or [f"{sign} {bound:g}" for sign, bound in o.bounds],
+            "doc": o.doc,
+        }
+        for o in entry.options
+    ]
+    return {
+        "name": entry.name,
+        "kind": f"method, {method_kind(entry.cls)}" if kind == "unlearner" else kind,
+        "from": entry.plugin.origin,
+        "does": entry.doc,
+        "needs": needs,
+        "good for": entry.paragraph("Good for"),
+        "source": entry.paragraph("Source"),
+        "options": options,
+        "toml": _snippet(kind, entry),
+    }
+
+
+def details_text(found: Mapping[str, Any]) -> str:
+    """Write what `method_details` returns for reading."""
+    lines = [f"{found['name']}: {found['kind']}; from {found['from']}", found["does"]]
+    lines += [f"needs: {', '.join(found['needs'])}"] if found["needs"] else []
+    lines += [f"{key}: {found[key]}" for key in ("good for", "source") if found[key]]
+    for o in found["options"]:
+        value = "required" if o["required"] else "left out" if o["default"] is None else o["default"]
+        name = f"{o['name']} ({o['symbol']})" if o["symbol"] else o["name"]
+        span = f" [{', '.join(o['range'])}]" if o["range"] else ""
+        lines.append(f"  {name} = {value}{span}: {o['doc']}")
+    return "\n".join([*lines, "", found["toml"]])
+
+
+def _snippet(kind: str, entry: Provided) -> str:
+    given = {o.name: o.default for o in entry.options if not o.required and o.default is not None}
+    options = f"{{ {', '.join(f'{name} = {json.dumps(value)}' for name, value in given.items())} }}" if given else "{}"
+    if kind == "unlearner":
+        return f'[[method]]\nname = "{entry.name}"\noptions = {options}'
+    if kind == "estimator":
+        return f'[importance]\nestimator = "{entry.name}"\noptions = {options}'
+    return f'[evaluation]\nmetrics = ["{entry.name}"]\noptions.{entry.name} = {options}'
 
 
 def plugin_table(
@@ -75,10 +146,10 @@ def tuning_table(tuning: Tuning) -> Table:
     if tuning.chosen is not None and not any(c is tuning.chosen for c in shown):
         shown.append(tuning.chosen)
     for c in shown:
-        options = ", ".join(f"{name}={value:.4g}" for name, value in c.options.items())
+        options = shown_options(c, "=")
         norm = "–" if c.setting is None else "again" if c.setting.reestimate else "kept"
         mark = "chosen" if c is tuning.chosen else "" if c.feasible else "over budget"
-        table.add_row(options, f"{100 * c.selected:.3g} %", norm, f"{c.retain:.3f}", f"{c.forget:.3f}", mark)
+        table.add_row(options, percent(c.selected), norm, f"{c.retain:.3f}", f"{c.forget:.3f}", mark)
     return table
 
 

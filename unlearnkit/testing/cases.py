@@ -128,7 +128,7 @@ class RuleInputs:
 
     def arguments(self, method: ElementwiseUnlearner) -> tuple[Tensor, Tensor, Tensor]:
         """Copy θ, F_f and F_r as the framework passes them to `ElementwiseUnlearner.edit`: F_r zeros if not needed."""
-        needed = Need.REFERENCE_IMPORTANCE in method.needs
+        needed = Need.REFERENCE_IMPORTANCE in method.requires()
         reference = self.reference.clone() if needed else torch.zeros_like(self.reference)
         return self.theta.clone(), self.forget.clone(), reference
 
@@ -142,7 +142,7 @@ class RuleInputs:
         forget, reference = (
             Importance(totals={"weight": total.clone()}, count=1) for total in (self.forget, self.reference)
         )
-        return method.prepare(forget, reference if Need.REFERENCE_IMPORTANCE in method.needs else None)
+        return method.prepare(forget, reference if Need.REFERENCE_IMPORTANCE in method.requires() else None)
 
     def edited(self, method: ElementwiseUnlearner) -> Tensor:
         """Return θ'."""

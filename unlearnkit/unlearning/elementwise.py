@@ -206,7 +206,7 @@ class ElementwiseUnlearner(Unlearner):
     @final
     def applier(self) -> RuleApplier:
         """Return an object that applies the rule to parameters, and checks its results."""
-        rule = self.rule if Need.REFERENCE_IMPORTANCE in self.needs else self._rule_without_reference
+        rule = self.rule if Need.REFERENCE_IMPORTANCE in self.requires() else self._rule_without_reference
         return RuleApplier(rule, who=f"method {self.name!r}: rule()")
 
     def _rule_without_reference(self, theta: Tensor, forget: Tensor, _: Tensor) -> Tensor:
@@ -232,7 +232,7 @@ class ElementwiseUnlearner(Unlearner):
 
     def _write(self, weights: _Weights, inputs: UnlearningInputs, undo_log: UndoLog) -> EditCounts:
         forget, reference, changed = inputs.forget, None, {}
-        if Need.REFERENCE_IMPORTANCE in self.needs:
+        if Need.REFERENCE_IMPORTANCE in self.requires():
             reference = inputs.reference
         assert forget is not None, "checked by UnlearningInputs.check: FORGET_IMPORTANCE is among the needs"
         ready = self.prepare(forget, reference)

@@ -7,6 +7,7 @@ from typing import Any, final
 import attrs
 
 from unlearnkit.importance.provenance import Fingerprint, error_text, recorded_error
+from unlearnkit.utils.text import percent
 
 
 @final
@@ -53,6 +54,7 @@ class Report:
         tensors: One entry per trainable parameter.
         buffers_changed: Names of the buffers that have other bits than before; only methods that train change any.
         evidence: The importances it used.
+        steps: The reports of the methods that it is made of, in order; none for most methods.
         remarks: Warnings in plain words: why nothing could be selected, say.
         seconds: Stage to wall-clock seconds.
         model_before: Digest of the weights before the edit; ``model_after`` after it.
@@ -72,6 +74,7 @@ class Report:
     tensors: tuple[TensorChange, ...] = ()
     buffers_changed: tuple[str, ...] = ()
     evidence: tuple[ReportedImportance, ...] = ()
+    steps: "tuple[Report, ...]" = ()
     remarks: tuple[str, ...] = ()
     seconds: Mapping[str, float] = attrs.field(factory=dict)
     model_before: str = ""
@@ -112,23 +115,32 @@ class Report:
         """Return one or two sentences on what the edit did."""
         if self.changed == 0:
             return " ".join([f"{self.method} changed nothing: 0 of {self.size} weights.", *self.remarks])
-        return f"{self.method} changed {self.changed} of {self.size} weights ({100 * self.fraction:.3g} %)."
+        return f"{self.method} changed {self.changed} of {self.size} weights ({percent(self.fraction)})."
 
     def uncertainty(self) -> tuple[str, ...]:
-        """Return a sentence on the error of importances that depend on random numbers; none if all are exact."""
+        """Return sentences on importances of a sample or with random numbers; none if all are exact and of all data."""
+        sampled = [one for one in self.evidence if one.fingerprint.sample]
+        sentences = [f"The {one.role} importance is of a sample: {one.fingerprint.sample}." for one in sampled]
         estimated = [f"{error_text(one.error)} ({one.role})" for one in self.evidence if one.error != 0]
-        if not estimated:
-            return ()
-        errors = ", ".join(estimated)
-        where = "where its gradients are spread evenly over the batches."
-        return (f"Importances are estimates: standard deviation of a weight's total {errors}, {where}",)
+        if estimated:
+            errors, where = ", ".join(estimated), "where its gradients are spread evenly over the batches."
+            sentences.append(f"Importances are estimates: standard deviation of a weight's total {errors}, {where}")
+        return tuple(sentences)
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested dicts, lists, strings and numbers for JSON, derived numbers included; infinities as strings."""
         plain = attrs.asdict(self, value_serializer=lambda _, __, value: _plain(value))
         parts = {"tensors": self.tensors, "layers": self.layers()}
         counted = {name: [{**attrs.asdict(t), "fraction": t.fraction} for t in some] for name, some in parts.items()}
-        return {**plain, **counted, "changed": self.changed, "size": self.size, "fraction": self.fraction}
+        steps = [step.to_dict() for step in self.steps]
+        return {
+            **plain,
+            **counted,
+            "steps": steps,
+            "changed": self.changed,
+            "size": self.size,
+            "fraction": self.fraction,
+        }
 
 
 def _plain(value: Any) -> Any:

@@ -52,6 +52,15 @@ _DATA = frozenset({Need.FORGET_DATA, Need.RETAIN_DATA})
 
 
 @final
+@attrs.define(eq=False)
+class _Steps:
+    """What the steps of one edit have done so far."""
+
+    reports: list[Report] = attrs.field(factory=list)
+    passes: int = 0
+
+
+@final
 @attrs.frozen(kw_only=True, eq=False)
 class UnlearningInputs:
     """The inputs of an edit. Only those that the method declares in ``needs`` must be there.
@@ -77,6 +86,7 @@ class UnlearningInputs:
     progress: Progress = silent
     after_pass: Callable[[nn.Module, int], None] | None = None
     _reader: "Unlearner | None" = None  # the method that reads these inputs, while it does
+    _steps: _Steps = attrs.field(factory=_Steps)
 
     @property
     def forget(self) -> Importance | None:
@@ -107,8 +117,33 @@ class UnlearningInputs:
         """Return the importances that are there, for whatever method."""
         return tuple(one for one in (self._forget, self._reference) if one is not None)
 
+    def edit_by(self, method: "Unlearner", model: nn.Module) -> None:
+        """Edit the model by another method, as one step of an edit; its report becomes a part of that of the edit.
+
+        Call it in `Unlearner.apply`. The method must need nothing that the one that calls it does not; see
+        `Unlearner.requires`. Importances are of the model before the edit, so only the first step is given any.
+        """
+        for need in method.requires():
+            self._declared(need, None)
+        steps, first = self._steps, not self._steps.reports
+
+        def counted(model: nn.Module, _: int) -> None:
+            steps.passes += 1
+            if self.after_pass is not None:
+                self.after_pass(model, steps.passes)
+
+        inputs = attrs.evolve(
+            self,
+            forget=self._forget if first else None,
+            reference=self._reference if first else None,
+            max_fraction=None,
+            after_pass=counted,
+            reader=None,
+        )
+        steps.reports.append(method.unlearn(model, inputs))
+
     def _declared(self, need: Need, value: T) -> T:
-        if self._reader is not None and need not in self._reader.needs:
+        if self._reader is not None and need not in self._reader.requires():
             raise ConfigurationError(
                 f"method {self._reader.name!r} reads inputs.{need.value} without declaring it: add Need.{need.name} to "
                 f"the needs of {type(self._reader).__qualname__}"
@@ -224,6 +259,10 @@ class Unlearner(abc.ABC):
             inputs: Holds what ``needs`` declares; anything else must not be read.
         """
 
+    def requires(self) -> frozenset[Need]:
+        """Return ``needs``; override it where the options decide what is needed, as the steps of a sequence do."""
+        return self.needs
+
     def promises(self) -> UnlearnerTraits:
         """Return ``traits``; override it to return a copy (``attrs.evolve``) when an option takes a promise back."""
         return self.traits
@@ -279,12 +318,14 @@ class Unlearner(abc.ABC):
             remarks = self._check_inputs(model, inputs, before)
             snapshot.keep_copies(keep=self._needs_copy())
             start = time.perf_counter()
-            counts = self._edit(model, attrs.evolve(inputs, reader=self), snapshot.undo_log)
+            steps = _Steps()
+            counts = self._edit(model, attrs.evolve(inputs, reader=self, steps=steps), snapshot.undo_log)
             seconds = time.perf_counter() - start
             buffers_changed = self._check_after(model, snapshot, counts)
             changes = _changes(snapshot, counts)
             if not sharded and not any(t.changed for t in changes):
                 remarks += self.remarks_if_unchanged(inputs)
+            remarks += tuple(f"{step.method}: {remark}" for step in steps.reports for remark in step.remarks)
             _check_budget(changes, inputs.max_fraction, method=self.name)
             snapshot.restore_surroundings(buffers=not self.promises().edits_buffers)
             report = Report(
@@ -294,6 +335,7 @@ class Unlearner(abc.ABC):
                 tensors=changes,
                 buffers_changed=buffers_changed,
                 evidence=tuple(map(_reported, inputs.importances())),
+                steps=tuple(steps.reports),
                 remarks=remarks,
                 seconds={"edit": seconds},
                 model_before=before,
@@ -309,7 +351,7 @@ class Unlearner(abc.ABC):
         # Each against the model first: for an importance of an older model, that error says more.
         for importance in inputs.importances():
             _check_importance(importance, model, model_digest)
-        inputs.check(self.needs, method=self.name)
+        inputs.check(self.requires(), method=self.name)
         remarks = self.remarks(attrs.evolve(inputs, reader=self))
         for remark in remarks:
             warnings.warn(f"{self.name}: {remark}", UnlearnKitWarning, stacklevel=3)

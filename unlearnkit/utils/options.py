@@ -5,7 +5,8 @@ import inspect
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, TypeVar, final
 
@@ -14,6 +15,7 @@ import attrs
 from unlearnkit.utils.errors import ConfigurationError
 
 K = TypeVar("K")
+T = TypeVar("T")
 V = TypeVar("V")
 
 NAME = re.compile(r"[a-z][a-z0-9-]*")
@@ -36,6 +38,7 @@ class Option:
         bounds: Sign and number of each bound, as ``((">", 0.0),)``.
         search: Smallest and largest value that a search tries; None where the option is not searched.
         signal: Name of what is measured to set it; "" where it is not measured.
+        replaces: Name of the option that has no effect where this one is given.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Option:
     choices: tuple[str, ...] = ()
     search: tuple[float, float] | None = None
     signal: str = ""
+    replaces: str = ""
 
 
 def option(
@@ -65,6 +69,7 @@ def option(
     meaning: bool = True,
     search: tuple[float, float] | None = None,
     signal: str = "",
+    replaces: str = "",
 ) -> Any:
     """Declare an option of a frozen attrs class, with a check that names the field, the bound and the value seen.
 
@@ -73,9 +78,9 @@ def option(
     inclusive bounds, ``above`` is an exclusive one; ``choices`` are the only strings allowed. ``doc`` is one line for
     ``unlearnkit methods``, ``symbol`` the letter in the equation, as ``"α"``, ``source`` the paper and its equation.
     ``meaning`` is False for an option that changes speed or memory only. ``search`` is the range in which
-    ``unlearnkit tune`` looks for a value, by its logarithm where it spans a factor of 10 or more. ``signal`` names
-    what ``unlearnkit recommend`` measures to set it: ``"forget-loss"``, the mean loss on the forget set, in nats, of a
-    model that never saw it.
+    ``unlearnkit tune`` looks for a value, by its logarithm where it spans a factor of 10 or more, unless the option
+    that this one ``replaces`` is set. ``signal`` names what ``unlearnkit recommend`` measures to set it:
+    ``"forget-loss"``, the mean loss on the forget set, in nats, of a model that never saw it.
 
     Example:
         >>> @attrs.frozen(kw_only=True)
@@ -98,6 +103,7 @@ def option(
         "choices": tuple(choices),
         "search": search,
         "signal": signal,
+        "replaces": replaces,
     }
     check = attrs.Converter(_checked, takes_self=True, takes_field=True)  # runs before any validator of the author's
     return attrs.field(default=default, converter=check, metadata={_OPTION: described})
@@ -157,8 +163,66 @@ def _describe(field: "attrs.Attribute[Any]") -> Option:
 
 
 def option_values(owner: Any, *, meaning_only: bool = False) -> dict[str, Any]:
-    """Return the values of an object's options."""
-    return {o.name: getattr(owner, o.name) for o in options_of(owner) if o.meaning or not meaning_only}
+    """Return the values of an object's options; those of its parts as names and options."""
+    values = {o.name: getattr(owner, o.name) for o in options_of(owner) if o.meaning or not meaning_only}
+    recorded = {
+        name: [{"name": part.name, "options": option_values(part, meaning_only=meaning_only)} for part in parts]
+        for name, parts in _held(owner).items()
+    }
+    return {**values, **recorded}
+
+
+def nested_options(owner: Any, prefix: str = "") -> Iterator[tuple[Option, Any]]:
+    """Yield the options of an object and of its parts, as ``"part.option"``, with their values."""
+    held = _held(owner)
+    for known in options_of(owner):
+        if known.name not in held:
+            replaces = known.replaces and prefix + known.replaces
+            yield attrs.evolve(known, name=prefix + known.name, replaces=replaces), getattr(owner, known.name)
+    for label, part in parts_of(owner).items():
+        yield from nested_options(part, f"{prefix}{label}.")
+
+
+def with_options(owner: T, values: Mapping[str, Any]) -> T:
+    """Copy an object with other values of options, named as by `nested_options`."""
+    changed: dict[str, Any] = {name: value for name, value in values.items() if "." not in name}
+    labelled = iter(parts_of(owner).items())
+    for name, parts in _held(owner).items():
+        changed[name] = tuple(
+            with_options(part, {key[len(label) + 1 :]: v for key, v in values.items() if key.startswith(f"{label}.")})
+            for label, part in islice(labelled, len(parts))
+        )
+    copied: T = attrs.evolve(owner, **changed)  # type: ignore[misc]
+    return copied
+
+
+def parts_of(owner: Any) -> dict[str, Any]:
+    """Return the objects with options of their own that an object's options hold, as the steps of a method."""
+    return by_label([part for parts in _held(owner).values() for part in parts])
+
+
+def by_label(parts: Sequence[T]) -> dict[str, T]:
+    """Label objects by their names; equal names are numbered, as ``"finetune-1"`` and ``"finetune-2"``.
+
+    Example:
+        >>> import types
+        >>> [*by_label([types.SimpleNamespace(name=name) for name in ("ssd", "finetune", "finetune")])]
+        ['ssd', 'finetune-1', 'finetune-2']
+    """
+    names: list[str] = [part.name for part in parts]  # type: ignore[attr-defined]
+    numbers = [names[: place + 1].count(name) for place, name in enumerate(names)]
+    labels = [f"{name}-{i}" if names.count(name) > 1 else name for name, i in zip(names, numbers, strict=True)]
+    return dict(zip(labels, parts, strict=True))
+
+
+def _held(owner: Any) -> dict[str, tuple[Any, ...]]:
+    """Return the options whose value is a tuple of named objects with options of their own."""
+    values = {o.name: getattr(owner, o.name) for o in options_of(owner)}
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, tuple) and value and all(attrs.has(type(one)) and hasattr(one, "name") for one in value)
+    }
 
 
 def class_fault(cls: type) -> str:

@@ -122,8 +122,8 @@ def test_run_and_tune_refuse_options_of_compare(small):
     from unlearnkit.experiments.run import run
     from unlearnkit.experiments.tune import tune
 
-    with pytest.raises(ConfigurationError, match="'binary-mask': expected fixed options, saw tuned"):
-        list(run(small()))
+    with pytest.raises(ConfigurationError, match="'binary-mask': expected fixed options for a dry run, saw tuned"):
+        list(run(small(), dry_run=True))
     with pytest.raises(ConfigurationError, match="'ssd': expected no grid"):
         list(run(small("method=[{name='ssd', grid={alpha=[1]}}]")))
     with pytest.raises(ConfigurationError, match="'ssd': expected no grid"):

@@ -8,6 +8,7 @@ import attrs
 
 from unlearnkit.unlearning.report import Report
 from unlearnkit.utils.structuring import structure
+from unlearnkit.utils.text import percent
 
 
 @final
@@ -119,9 +120,9 @@ class Tuning:
         if self.chosen is not None:
             c = self.chosen
             norm = ", BatchNorm re-estimated" if c.setting is not None and c.setting.reestimate else ""
-            share = f", {100 * c.selected:.3g} % selected" if c.setting is not None else ""
+            share = f", {percent(c.selected)} selected" if c.setting is not None else ""
             return (
-                f"{tried}; chosen: {_options(c)}{share}{norm}. On validation data forget "
+                f"{tried}; chosen: {shown_options(c)}{share}{norm}. On validation data forget "
                 f"accuracy {self.original_forget:.3f}→{c.forget:.3f} (aim {self.target:.3f}), retain accuracy "
                 f"{self.original_retain:.3f}→{c.retain:.3f}.{self._left()}"
             )
@@ -136,7 +137,7 @@ class Tuning:
             )
         return (
             f"{tried}, and none keeps the loss of retain accuracy within {self.budget:g}: nothing was edited. Aim: "
-            f"{aim}. The least harmful ({_options(best)}) loses {best.damage:.3f}.{self._left()}"
+            f"{aim}. The least harmful ({shown_options(best)}) loses {best.damage:.3f}.{self._left()}"
         )
 
     def _left(self) -> str:
@@ -170,9 +171,10 @@ class Tuning:
         return plain
 
 
-def _options(candidate: Candidate) -> str:
+def shown_options(candidate: Candidate, sign: str = " = ") -> str:
+    """Format the options of a candidate, as ``"alpha = 3.1, lam = 0"``."""
     return ", ".join(
-        f"{name} = {value:.4g}" if isinstance(value, float) else f"{name} = {value}"
+        f"{name}{sign}{value:.4g}" if isinstance(value, float) else f"{name}{sign}{value}"
         for name, value in candidate.options.items()
     )
 

@@ -14,7 +14,7 @@ from unlearnkit.evaluation.tuning.tuner import Validation, judged, scores_of, to
 from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import Unlearner, UnlearningInputs
 from unlearnkit.utils.errors import BudgetError, ConfigurationError, NonFiniteError, UnlearnKitWarning
-from unlearnkit.utils.options import Option, option, options_of
+from unlearnkit.utils.options import Option, nested_options, option, with_options
 from unlearnkit.utils.progress import Progress, silent
 from unlearnkit.utils.structuring import structure
 
@@ -34,7 +34,7 @@ class TrialTuner:
     A trial edits the model, is scored on the validation data as the candidates of `Tuner` are, and is undone. Trials
     are proposed by Optuna's TPE; one that is worse after a pass over its data than the median of those before is
     stopped. The first trial has the options of ``unlearner``. Those named in ``fixed`` stay as they are; ``ranges``
-    replaces declared ranges.
+    replaces declared ranges. All steps of a sequence are searched as one: their options are named ``"ssd.fraction"``.
 
     Source: Akiba et al. 2019 (Optuna); Bergstra et al. 2011 (TPE).
     """
@@ -95,7 +95,7 @@ class TrialTuner:
                 made.append(compare(model, gap=further, **fields))
                 raise _RollBackError
 
-            method = attrs.evolve(self.unlearner, **options)  # type: ignore[misc]
+            method = with_options(self.unlearner, options)
             try:
                 with warnings.catch_warnings(), suppress(_RollBackError):
                     warnings.simplefilter("ignore", UnlearnKitWarning)  # raised once, for the chosen edit
@@ -117,7 +117,8 @@ class TrialTuner:
             )
             done = [trial for trial in study.trials if _CANDIDATE in trial.user_attrs]
             if not done:
-                study.enqueue_trial({o.name: getattr(self.unlearner, o.name) for o in searched})
+                own, names = nested_options(self.unlearner), {o.name for o in searched}
+                study.enqueue_trial({o.name: value for o, value in own if o.name in names and value is not None})
             left = range(len(done), max(self.trials, len(done)))
             for number in progress(left, f"tuning {self.unlearner.name}", len(left)):
                 study.sampler = optuna.samplers.TPESampler(seed=inputs.seed + number)  # the same after a stop
@@ -135,14 +136,13 @@ class TrialTuner:
         )
         chosen, report = found.best, None
         if chosen is not None:
-            method: Unlearner = attrs.evolve(self.unlearner, **chosen.options)  # type: ignore[misc]
-            report = method.unlearn(model, inputs)
+            report = with_options(self.unlearner, chosen.options).unlearn(model, inputs)
         return attrs.evolve(found, chosen=chosen, report=report, seconds=time.perf_counter() - start)
 
     def searched(self) -> list[Option]:
         """List the options to search; a `ConfigurationError` where there are none."""
-        known = (attrs.evolve(o, search=self.ranges.get(o.name, o.search)) for o in options_of(self.unlearner))
-        found = [o for o in known if o.search is not None and o.name not in self.fixed]
+        known = ((attrs.evolve(o, search=self.ranges.get(o.name, o.search))) for o, _ in nested_options(self.unlearner))
+        found = [o for o in known if o.search is not None and not self.fixed & {o.name, o.replaces}]
         if not found:
             raise ConfigurationError(
                 f"{self.unlearner.name!r}: expected an option to search, saw none that is not fixed: authors declare "

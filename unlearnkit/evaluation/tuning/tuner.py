@@ -22,7 +22,7 @@ from unlearnkit.unlearning.elementwise import ElementwiseUnlearner, RuleOperands
 from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import Unlearner, UnlearningInputs
 from unlearnkit.utils.errors import BudgetError, ConfigurationError, NonFiniteError, UnlearnKitWarning
-from unlearnkit.utils.options import option, options_of
+from unlearnkit.utils.options import option, options_of, with_options
 from unlearnkit.utils.progress import Progress, length, silent
 
 LOWEST, HIGHEST = 1e-30, 1e30  # values of an option that are tried
@@ -234,13 +234,13 @@ class OperatingCurve:
         if strength is None:
             strength = next((name for name in monotone if name != option), "")
         if strength:
-            unlearner = with_options(unlearner, **{strength: _lowest(unlearner, strength)})
+            unlearner = with_options(unlearner, {strength: _lowest(unlearner, strength)})
         return curve(unlearner=unlearner, option=option, strength=strength)
 
     def fraction(self, value: float) -> float:
         """The selected fraction at a value of the option."""
         if value not in self._counted:
-            method = with_options(self.unlearner, **{self.option: value}).prepare(self.forget, self.reference)
+            method = with_options(self.unlearner, {self.option: value}).prepare(self.forget, self.reference)
             operands = (RuleOperands.of(name, w, self.forget, self.reference) for name, w in self.weights.items())
             changed = sum(map(method.applier().count, operands))
             self._counted[value] = changed / sum(w.numel() for w in self.weights.values())
@@ -260,13 +260,6 @@ class OperatingCurve:
                 return middle
             low, high = (middle, high) if found > fraction else (low, middle)
         return high
-
-
-def with_options(unlearner: ElementwiseUnlearner, **options: float) -> ElementwiseUnlearner:
-    """A copy of a method with other options."""
-    method: Any = unlearner
-    changed: ElementwiseUnlearner = attrs.evolve(method, **options)
-    return changed
 
 
 def _lowest(unlearner: ElementwiseUnlearner, name: str) -> float:
@@ -380,7 +373,7 @@ class _Trials:
         options = {self.curve.option: value}
         if setting.strength is not None:
             options[self.curve.strength] = setting.strength * value
-        return with_options(self.tuner.unlearner, **options)
+        return with_options(self.tuner.unlearner, options)
 
     def _finish(self, setting: Setting) -> None:
         if setting.reestimate:

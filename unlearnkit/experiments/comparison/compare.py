@@ -17,7 +17,7 @@ from unlearnkit.experiments.comparison.trial import Trial, TrialResult, keyed, r
 from unlearnkit.experiments.comparison.worker import Event, Unit, Watch, Worker, ignore, run_in_processes
 from unlearnkit.experiments.config import Config
 from unlearnkit.experiments.experiment import Experiment
-from unlearnkit.experiments.run import exclusive
+from unlearnkit.experiments.job import exclusive
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.utils.errors import ConfigurationError, StoreError, UnlearnKitError
 from unlearnkit.utils.files import write_text
@@ -29,7 +29,7 @@ _DIED = (
     "native library; try fewer --jobs, or a smaller batch size"
 )
 _FORMAT, _RECORD = "unlearnkit-comparison-1", "comparison.json"
-_TABLES = (_RECORD, "trials.csv", "summary.csv", "summary.md")
+_TABLES = (_RECORD, "trials.csv", "summary.csv", "summary.md", "summary.html")
 _COPIES = 12  # of a trial besides its retrained models: original, edited copy, optimiser, importances
 _PROCESS = 900 * MIB  # Python with torch, scikit-learn and small data, resident
 
@@ -237,7 +237,7 @@ class Comparison:
         return (groups,) if size == 1 else (models_for(pending, folder), groups)
 
     def write(self) -> None:
-        """Write ``trials.csv``, ``summary.csv``, ``summary.md`` and ``comparison.json`` of the finished trials."""
+        """Write the tables and ``comparison.json`` of the finished trials."""
         rows = self.rows()
         summaries = tables.summarise(rows)
         record = {
@@ -252,6 +252,7 @@ class Comparison:
             "trials.csv": tables.csv_of(rows),
             "summary.csv": tables.csv_of(tables.long_table(summaries, covers=self.covers)),
             "summary.md": tables.summary_page(summaries, tables.unedited(rows), rows=rows, covers=self.covers),
+            "summary.html": tables.summary_html(summaries, tables.unedited(rows), rows=rows, covers=self.covers),
         }
         for name, text in texts.items():
             write_text(self.folder / name, text)

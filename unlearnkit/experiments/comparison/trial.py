@@ -178,11 +178,11 @@ class TrialResult:
         return self.changed / self.weights if self.weights else 0.0
 
     @classmethod
-    def of(cls, record: RunRecord, *, weights: int, no_candidate: bool = False) -> "TrialResult":
-        """Make the result of an evaluated edit; ``no_candidate``: tuning found none within its budget."""
+    def of(cls, record: RunRecord, *, weights: int) -> "TrialResult":
+        """Make the result of an evaluated edit."""
         report = record.report
         found = findings(report, record.before, record.after)
-        nothing = "no candidate" if no_candidate else "nothing changed"
+        nothing = "no candidate" if record.nothing_edited else "nothing changed"
         return cls(
             options=report.to_dict()["options"],
             provider=report.provider,

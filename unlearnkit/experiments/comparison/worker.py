@@ -20,19 +20,19 @@ from typing import Any, Literal, final
 import attrs
 import torch
 
-from unlearnkit.data import LabelledImages, forget_split
+from unlearnkit.data import forget_split
 from unlearnkit.distributed.collectives import resolve_device
 from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.experiments.comparison.trial import Trial, TrialResult, write_result
 from unlearnkit.experiments.experiment import Experiment, make_metrics, make_unlearner
-from unlearnkit.experiments.run import Job
+from unlearnkit.experiments.job import Job
+from unlearnkit.experiments.search import Editor, hold_out_unseen, tunable
 from unlearnkit.experiments.train import cached_original, retrained_models
-from unlearnkit.experiments.tune import Search, hold_out_unseen, tunable
 from unlearnkit.models import trainable
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.utils.errors import UnlearnKitWarning
 from unlearnkit.utils.memory import MIB, peak_memory, reset_peak
-from unlearnkit.utils.options import option_values
+from unlearnkit.utils.options import option_values, parts_of
 from unlearnkit.utils.progress import Progress, silent
 
 _TICK = 0.1  # seconds between two looks at the events of other processes
@@ -57,13 +57,14 @@ class Worker:
         make = tunable if trial.method.tuned else make_unlearner
         unlearner, estimator = make(trial.method, plugins), experiment.estimator(plugins)
         metrics = make_metrics(trial.config.evaluation, plugins).values()
+        kinds: list[type] = [type(one) for one in (unlearner, *parts_of(unlearner).values(), estimator, *metrics)]
         return {
             "forget": experiment.forgotten.digest(),
             "method": [unlearner.name, trial.method.tuned, option_values(unlearner)],
             "estimator": [estimator.name, option_values(estimator)],
             "metrics": [[metric.name, option_values(metric)] for metric in metrics],
             "objective": experiment.objective.describe(),
-            "providers": [self._provider_of(kind) for kind in (type(unlearner), type(estimator), *map(type, metrics))],
+            "providers": [self._provider_of(kind) for kind in kinds],
         }
 
     def train(self, trial: Trial, seed: int | None) -> bool:
@@ -117,10 +118,8 @@ class Worker:
 class _Group:
     """What the trials of one forget target, training seed and unlearning seed share."""
 
-    job: Job
-    unseen: LabelledImages | None
+    editor: Editor
     before: dict[str, LossAndAccuracy]
-    searches: list[Search] = attrs.field(factory=list)
 
     @classmethod
     def start(cls, experiment: Experiment, plugins: PluginManager, progress: Progress) -> "_Group":
@@ -128,21 +127,18 @@ class _Group:
         retrained = retrained_models(experiment, progress=progress)
         job = Job(experiment=experiment, plugins=plugins, original=original, retrained=retrained, progress=progress)
         job, unseen = hold_out_unseen(job)
-        return cls(job=job, unseen=unseen, before=job.evaluate(job.original))
+        return cls(editor=Editor(job=job, unseen=unseen), before=job.evaluate(job.original))
 
     def run(self, trial: Trial) -> TrialResult:
-        model, method, tuning = copy.deepcopy(self.job.original), trial.method, None
-        if method.tuned:
-            if not self.searches:
-                self.searches.append(Search.start(self.job, self.unseen))
-            tuning, record = self.searches[0].edit(model, method, label=method.label)
+        job, method = self.editor.job, trial.method
+        model = copy.deepcopy(job.original)
+        record, tuning = self.editor.edit(model, method)
+        if tuning is not None:
             remarks = (*record.report.remarks, tuning.sentence())
             record = attrs.evolve(record, report=attrs.evolve(record.report, remarks=remarks))
-        else:
-            record = self.job.record(method.label, self.job.edit(model, method, self.job.experiment.splits()))
-        record = self.job.evaluated(record, model, self.before)
+        record = job.evaluated(record, model, self.before)
         weights = sum(p.numel() for p in trainable(model).values())
-        return TrialResult.of(record, weights=weights, no_candidate=tuning is not None and tuning.chosen is None)
+        return TrialResult.of(record, weights=weights)
 
 
 @contextmanager

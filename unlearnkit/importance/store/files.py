@@ -18,6 +18,7 @@ from unlearnkit.models.parameters import chunk_size, chunks, extremes
 from unlearnkit.utils.checksummed_json import added, read_sealed, write_sealed
 from unlearnkit.utils.errors import StoreError, raise_all
 from unlearnkit.utils.safetensors import load_tensors, save_tensors
+from unlearnkit.utils.text import percent
 
 FORMAT = "unlearnkit-store-1"
 FILE = "manifest.json"
@@ -106,7 +107,7 @@ class Staleness:
         if not self.edits:
             return "The importances are those of this model."
         old = f"The importances are {self.edits} edit{'s' * (self.edits != 1)} old"
-        changed = f"at most {100 * self.fraction:.3g} % of the weights changed"
+        changed = f"at most {percent(self.fraction)} of the weights changed"
         return f"{old} ({changed}): " + ("measure them again." if self.due else "still in use.")
 
 

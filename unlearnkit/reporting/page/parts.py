@@ -60,6 +60,11 @@ class Section:
     tables: tuple[Table, ...] = ()
     folded: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def empty(self) -> bool:
+        """Whether there are only words, which say what is missing."""
+        return not (self.pictures or self.tables or self.folded)
+
 
 def number(value: float | None) -> str:
     """Format a number; "–" for None."""

@@ -18,6 +18,7 @@ from unlearnkit.reporting import plots
 from unlearnkit.reporting.page.parts import Picture, Section, Table, number
 from unlearnkit.reporting.record import RunRecord
 from unlearnkit.reporting.verdict import near
+from unlearnkit.utils.text import percent
 
 _MODELS = ("unlearned", "original", "retrained")
 _SHOWN = 12  # values of a list
@@ -29,7 +30,7 @@ def forgotten(record: RunRecord) -> Section:
     facts, config = record.forget, record.manifest.get("config", {}).get("forget", {})
     rows = [(key, _listed(value)) for key, value in config.items() if value]
     if facts:
-        share = f"{facts['samples']} of {facts['of']} training samples ({100 * facts['fraction']:.3g} %)"
+        share = f"{facts['samples']} of {facts['of']} training samples ({percent(facts['fraction'])})"
         rows = [("scenario", str(facts["scenario"])), ("samples", share), *rows]
         rows.append(("digest of the forget set", str(facts["digest"])))
     views = record.views or PlotData()
@@ -135,8 +136,8 @@ def _edits(record: RunRecord) -> Section:
     frontier = {id(c) for c in tuning.frontier}
     rows = tuple(
         (
-            ", ".join(f"{name} = {number(value)}" for name, value in c.options.items()),
-            f"{100 * c.selected:.3g} %",
+            ", ".join(f"{name} = {v if isinstance(v, int | str) else number(v)}" for name, v in c.options.items()),
+            percent(c.selected),
             "–" if c.setting is None else "again" if c.setting.reestimate else "kept",
             number(c.retain),
             number(c.forget),
@@ -170,7 +171,7 @@ def layers(record: RunRecord) -> Section:
     if not report.changed:
         return Section(words=words)
     shown = plots.layers_of(report)
-    rows = tuple((t.name, f"{t.size:,}", f"{t.changed:,}", f"{100 * t.fraction:.3g} %") for t in report.tensors)
+    rows = tuple((t.name, f"{t.size:,}", f"{t.changed:,}", percent(t.fraction)) for t in report.tensors)
     table = Table(caption="Every tensor", header=("tensor", "weights", "changed", "share"), rows=rows)
     most = max(shown, key=lambda layer: layer.fraction)
     touched = sum(1 for layer in shown if layer.changed)
@@ -180,7 +181,7 @@ def layers(record: RunRecord) -> Section:
         title="Share of changed weights per layer",
         caption=f"From the input above to the output below.{cut}",
         alternative=f"Bars of the changed share. {touched} of {len(shown)} layers were edited, {most.name} most: "
-        f"{100 * most.fraction:.3g} % of {most.size:,} weights.",
+        f"{percent(most.fraction)} of {most.size:,} weights.",
         draw=partial(plots.edited_layers, report=report, layers=shown),
         height=0.9 + 0.24 * len(shown),
         table=table,
@@ -288,7 +289,16 @@ def times(record: RunRecord) -> Section:
 def provenance(record: RunRecord) -> Section:
     """Options, importances, versions and digests."""
     report, manifest = record.report, record.manifest
-    options = tuple((name, str(value)) for name, value in report.options.items())
+    options = () if report.steps else tuple((name, str(value)) for name, value in report.options.items())
+    steps = tuple(
+        (
+            step.method,
+            ", ".join(f"{name} = {value}" for name, value in step.options.items()),
+            percent(step.fraction),
+            number(step.seconds.get("edit")),
+        )
+        for step in report.steps
+    )
     facts = {
         "method": report.method,
         "from": report.provider or "no plugin: an object in Python",
@@ -308,7 +318,7 @@ def provenance(record: RunRecord) -> Section:
             f"{e.samples:,}",
             e.batches,
             ", ".join(filter(None, (e.fingerprint.estimator, e.fingerprint.objective, e.fingerprint.options))),
-            "exact" if e.error == 0 else error_text(e.error),
+            ", ".join(filter(None, (e.fingerprint.sample, error_text(e.error) if e.error != 0 else ""))) or "exact",
         )
         for e in report.evidence
     )
@@ -318,6 +328,9 @@ def provenance(record: RunRecord) -> Section:
         tables.insert(0, Table(caption="Importances that were used", header=header, rows=evidence))
     if options:
         tables.insert(0, Table(caption=f"Options of {report.method}", header=("option", "value"), rows=options))
+    if steps:
+        columns = ("method", "options", "weights changed", "seconds")
+        tables.insert(0, Table(caption=f"Steps of {report.method}, in order", header=columns, rows=steps))
     config: Mapping[str, Any] = manifest.get("config", {})
     folded = (("The configuration", json.dumps(config, indent=2, ensure_ascii=False)),) if config else ()
     return Section(words=report.uncertainty(), tables=tuple(tables), folded=folded)

@@ -196,7 +196,7 @@ def edited_once(method: ElementwiseUnlearner, law_case: LawCase) -> None:
     forget, reference = edit.inputs.forget, edit.inputs.reference
     assert forget is not None
     assert reference is not None
-    needed = Need.REFERENCE_IMPORTANCE in method.needs
+    needed = Need.REFERENCE_IMPORTANCE in method.requires()
     ready = method.prepare(forget, reference)
     for name, theta in edit.before.weights(trainable=True).items():
         f, r = forget.mean()[name], reference.mean()[name]

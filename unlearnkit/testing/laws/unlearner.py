@@ -139,7 +139,7 @@ def report(method: Unlearner, law_case: LawCase) -> None:
 
 
 def _faults(method: Unlearner) -> st.SearchStrategy[tuple[LawCase, str]]:
-    faults = ["budget", *(name for need, name in _DATA.items() if need in method.needs)]
+    faults = ["budget", *(name for need, name in _DATA.items() if need in method.requires())]
     return st.tuples(cases_for(method), st.sampled_from(faults))
 
 

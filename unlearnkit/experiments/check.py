@@ -1,0 +1,92 @@
+"""Looks for mistakes in a configuration without doing its work: no data is read, no model is made."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from unlearnkit.distributed.collectives import resolve_device
+from unlearnkit.experiments.config import Config
+from unlearnkit.experiments.experiment import DATASETS, make_metrics, make_unlearner
+from unlearnkit.experiments.search import tunable
+from unlearnkit.plugins.manager import PluginManager, default_manager
+from unlearnkit.utils.errors import UnlearnKitError, nearest
+from unlearnkit.utils.structuring import call, import_path
+
+
+def check_config(config: Config, *, plugins: PluginManager | None = None) -> tuple[list[str], list[str]]:
+    """Return the problems of a configuration, and remarks about what is not there yet."""
+    manager = plugins or default_manager()
+    return [*_problems(config, manager)], [*_remarks(config)]
+
+
+def _problems(config: Config, plugins: PluginManager) -> Iterator[str]:
+    importance = config.importance
+    yield from _failure("device", lambda: resolve_device(config.device))
+    yield from _failure("forget", config.forget.spec)
+    for method in config.method:
+        bare, make = attrs.evolve(method, grid={}), tunable if method.tuned else make_unlearner
+        yield from _failure(f"method.{method.label}", partial(make, bare, plugins))
+    yield from _failure(
+        "importance.estimator",
+        lambda: call(plugins.estimator(importance.estimator), importance.options, where="importance.options"),
+    )
+    yield from _failure("evaluation.metrics", lambda: make_metrics(config.evaluation, plugins))
+    data = config.data
+    if bool(data.name) == bool(data.factory):
+        yield f"data: expected either name or factory, saw name={data.name!r} and factory={data.factory!r}"
+    elif data.name and data.name not in DATASETS:
+        yield f"data.name: no data set is called {data.name!r}{nearest(data.name, DATASETS)}"
+    else:
+        yield from _factory("data", DATASETS.get(data.name, data.factory), data.options)
+    yield from _factory("model", config.model.factory, config.model.options)
+    yield from _factory("objective", config.objective.factory, config.objective.options)
+
+
+def _failure(where: str, attempt: Callable[[], object]) -> Iterator[str]:
+    try:
+        attempt()
+    except UnlearnKitError as error:
+        text = str(error)
+        yield text if text.startswith(where.split(".", maxsplit=1)[0]) else f"{where}: {text}"
+
+
+def _factory(section: str, path: str, options: Mapping[str, Any]) -> Iterator[str]:
+    try:
+        takes = inspect.signature(import_path(path)).parameters
+    except UnlearnKitError as error:
+        yield f"{section}.factory: {error}"
+        return
+    except ValueError:  # some builtins have no signature
+        return
+    if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        unknown = (name for name in options if name not in takes)
+        yield from (f"{section}.options: unknown option {name!r}{nearest(name, takes)}" for name in unknown)
+    missing = [
+        name
+        for name, p in takes.items()
+        if p.default is p.empty and p.kind not in {p.VAR_KEYWORD, p.VAR_POSITIONAL} and name not in options
+    ]
+    yield from (f"{section}.options: {name!r} is required" for name in missing if name != "num_classes")
+
+
+def _remarks(config: Config) -> Iterator[str]:
+    checkpoint = config.model.checkpoint
+    if not checkpoint:
+        yield "model.checkpoint is not set: every command needs it"
+    elif not Path(checkpoint).exists():
+        yield f"{checkpoint} does not exist yet: `unlearnkit train` makes it"
+    if not config.forget.given:
+        yield "forget is empty: `run`, `tune` and `compare` need it"
+    if not config.method:
+        yield "there is no [[method]]: `run`, `tune` and `compare` need one"
+    root = config.data.options.get("root")
+    if isinstance(root, str) and not Path(root).exists():
+        yield f"data.options.root: {root} does not exist"
+    for method in config.method:
+        result = Path(config.output) / method.label
+        if result.exists():
+            yield f"{result} exists: `unlearnkit run` asks for --overwrite"

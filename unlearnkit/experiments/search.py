@@ -1,0 +1,247 @@
+"""Edits from a configuration: with fixed options, or with those that a search finds on validation data."""
+
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeGuard, final
+
+import attrs
+import numpy as np
+from torch import nn
+
+from unlearnkit.data import LabelledImages, forget_split
+from unlearnkit.data.splits import ValidationSplit, hold_out, validation_split
+from unlearnkit.distributed import Ranks
+from unlearnkit.evaluation.tuning import TrialTuner, Tuner, Tuning, Validation
+from unlearnkit.experiments.config import MethodConfig
+from unlearnkit.experiments.experiment import make_unlearner
+from unlearnkit.experiments.job import Job
+from unlearnkit.experiments.provenance import digest_of
+from unlearnkit.models import CrossEntropy
+from unlearnkit.models.parameters import digest
+from unlearnkit.plugins.manager import PluginManager
+from unlearnkit.reporting import RunRecord
+from unlearnkit.unlearning import ElementwiseUnlearner, Report, Unlearner, UnlearningInputs
+from unlearnkit.utils.errors import ConfigurationError
+
+_REESTIMATE = {"both": (False, True), "yes": (True,), "no": (False,)}
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Editor:
+    """Edits copies of the original model of one job by any method, tuned or not; searches share their importances."""
+
+    job: Job
+    unseen: LabelledImages | None = None
+    _searches: "list[Search]" = attrs.field(factory=list, init=False)
+
+    def prepare(self, methods: Iterable[MethodConfig]) -> None:
+        """Check what a search needs, and measure what methods with fixed options need: a failure costs no edit."""
+        methods = list(methods)
+        if any(method.tuned for method in methods):
+            self._search()
+        fixed = (make_unlearner(method, self.job.plugins) for method in methods if not method.tuned)
+        needs = {need for unlearner in fixed for need in unlearner.requires()}
+        for need, source in self.job.importances(self.job.experiment.splits()).items():
+            if need in needs:
+                source()
+
+    def edit(self, model: nn.Module, method: MethodConfig) -> tuple[RunRecord, Tuning | None]:
+        """Edit a copy of the original model; the record is not evaluated yet."""
+        if method.tuned:
+            return self._search().edit(model, method)
+        return self.job.record(method.label, self.job.edit(model, method, self.job.experiment.splits())), None
+
+    def _search(self) -> "Search":
+        if not self._searches:
+            self._searches.append(Search.start(self.job, self.unseen))
+        return self._searches[0]
+
+    def forget_checkpoints(self) -> None:
+        """Delete the checkpoints of the importance passes, once the results are written."""
+        for job in (self.job, *(search.job for search in self._searches)):
+            job.forget_checkpoints()
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Search:
+    """The validation split of one original model; importances are measured on the rest, once for all methods."""
+
+    job: Job
+    split: ValidationSplit
+    unseen: LabelledImages | None
+
+    @classmethod
+    def start(cls, job: Job, unseen: LabelledImages | None = None) -> "Search":
+        experiment, config = job.experiment, job.experiment.config.tuning
+        if not isinstance(experiment.objective, CrossEntropy):
+            raise ConfigurationError(
+                f"objective: `tune` chooses by accuracy: expected a CrossEntropy, saw {experiment.objective.describe()}"
+            )
+        if config.target == "retrained" and not job.retrained:
+            raise ConfigurationError(
+                "tuning.target 'retrained': expected retrained models, saw none: name checkpoints in "
+                "evaluation.retrained, or training seeds in evaluation.retrained_seeds"
+            )
+        targets, seed = experiment.bundle.train.targets, experiment.config.seed
+        split = validation_split(experiment.forgotten, targets, fraction=config.validation_fraction, seed=seed)
+        return cls(job=attrs.evolve(job, stage="tune"), split=split, unseen=unseen)
+
+    def edit(self, model: nn.Module, method: MethodConfig) -> tuple[RunRecord, Tuning]:
+        """Search, and edit the model with what was found, or not at all."""
+        unlearner, found = tunable(method, self.job.plugins), list[Tuning]()
+
+        def search(model: nn.Module, inputs: UnlearningInputs, *, accept: Callable[[Report], Report]) -> Report:
+            if _by_fractions(unlearner):
+                tuning = self._by_fractions(model, unlearner, inputs)
+            else:
+                tuning = self._by_trials(model, unlearner, inputs, method)
+            found.append(tuning)
+            report = tuning.report or Report(method=unlearner.name, remarks=(tuning.sentence(),))
+            # The edit is part of the search: each second is counted once.
+            searching = tuning.seconds - sum(report.seconds.values())
+            report = attrs.evolve(report, seconds={"tuning": searching, **report.seconds})
+            return report if tuning.chosen is None else accept(report)
+
+        split = self.split
+        rows = {"full-train": split.full, "retain-train": split.retain, "forget-train": split.forget}
+        report = self.job.edit(model, method, {name: self._part(part) for name, part in rows.items()}, edit=search)
+        samples = {
+            "forget importance": len(split.forget),
+            "retain importance": len(split.retain),
+            "forget validation": len(split.forget_validation),
+            "retain validation": len(split.retain_validation),
+            "unseen": 0 if self.unseen is None else len(self.unseen),
+        }
+        return self.job.record(method.label, report, tuning={**found[0].to_dict(), "samples": samples}), found[0]
+
+    def _by_fractions(self, model: nn.Module, unlearner: ElementwiseUnlearner, inputs: UnlearningInputs) -> Tuning:
+        experiment, config = self.job.experiment, self.job.experiment.config.tuning
+        assert inputs.forget is not None, "every elementwise method needs it"
+        tuner = Tuner(
+            unlearner=unlearner,
+            operating=config.operating,
+            strength=config.strength or None,
+            fractions=config.fractions,
+            strengths=config.strengths,
+            reestimate=_REESTIMATE[config.reestimate],
+            budget=config.budget,
+            rounds=config.rounds,
+        )
+        return tuner.tune(
+            model,
+            forget=inputs.forget,
+            reference=inputs.reference,
+            retain_data=experiment.evaluation_batches(self._part(self.split.retain)),
+            objective=inputs.objective,
+            seed=inputs.seed,
+            max_fraction=inputs.max_fraction,
+            together=True,
+            **self._aim(),
+        )
+
+    def _by_trials(
+        self, model: nn.Module, unlearner: Unlearner, inputs: UnlearningInputs, method: MethodConfig
+    ) -> Tuning:
+        config, forgotten, aim = self.job.experiment.config, self.job.experiment.forgotten, self._aim()
+        if Ranks.current().size > 1:
+            raise ConfigurationError(f"method {method.label!r}: expected one process, saw {Ranks.current().size}")
+        what = {
+            "model": digest(model),
+            "forget": forgotten.digest(),
+            "method": attrs.asdict(attrs.evolve(method, label="")),
+            "importance": attrs.asdict(attrs.evolve(config.importance, checkpoint="")),
+            "tuning": attrs.asdict(attrs.evolve(config.tuning, method="", trials=1)),
+            "target": aim["target"],
+            "seed": inputs.seed,
+        }
+        tuner = TrialTuner(
+            unlearner=unlearner,
+            fixed=method.fixed,
+            trials=config.tuning.trials,
+            budget=config.tuning.budget,
+            storage=f"sqlite:///{self._storage()}",
+            study=digest_of(what)[:16],
+        )
+        return tuner.tune(model, inputs, **aim)
+
+    def _aim(self) -> dict[str, Any]:
+        """Return what both tuners are given alike."""
+        target, source = self._target()
+        return {
+            "validation": self._validation(),
+            "target": target,
+            "target_source": source,
+            "progress": self.job.progress,
+        }
+
+    def _storage(self) -> Path:
+        """Return the file of the trials, with which a search that was stopped goes on."""
+        folder = Path(self.job.experiment.config.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / ".trials.sqlite"
+
+    def _validation(self) -> Validation:
+        batches = self.job.experiment.shared_batches
+        return Validation(
+            retain=batches(self._part(self.split.retain_validation)),
+            forget=batches(self._part(self.split.forget_validation)),
+        )
+
+    def _part(self, rows: np.ndarray) -> LabelledImages:
+        return self.job.experiment.bundle.train.subset(rows)
+
+    def _target(self) -> tuple[float, str]:
+        config = self.job.experiment.config.tuning
+        if config.target == "stated":
+            return config.forget_accuracy, "stated"
+        if self.unseen is not None:
+            what = f"the original's on {len(self.unseen)} samples of the same kind that it was not trained on"
+            return self._accuracy(self.job.original, self.unseen), what
+        data = self._part(self.split.forget_validation)
+        found = [self._accuracy(model, data) for model in self.job.retrained]
+        return float(np.mean(found)), f"the mean of {len(found)} retrained models on the same samples"
+
+    def _accuracy(self, model: nn.Module, data: LabelledImages) -> float:
+        found = self.job.experiment.scores(model, {"forget": data})["forget"].accuracy
+        assert found is not None, "Search.start() refuses an objective without classes"
+        return found
+
+
+def tunable(method: MethodConfig, plugins: PluginManager) -> Unlearner:
+    """Make a method, or say why its options cannot be searched."""
+    unlearner = make_unlearner(method, plugins)
+    if _by_fractions(unlearner):
+        return unlearner
+    TrialTuner(unlearner=unlearner, fixed=method.fixed).searched()
+    if find_spec("optuna") is None:
+        raise ConfigurationError(
+            f"method {method.label!r}: its search needs Optuna, which is not installed: pip install 'unlearnkit[tune]'"
+        )
+    return unlearner
+
+
+def _by_fractions(unlearner: Unlearner) -> TypeGuard[ElementwiseUnlearner]:
+    """Say whether `Tuner` can vary the share of weights that a method selects."""
+    return isinstance(unlearner, ElementwiseUnlearner) and bool(unlearner.promises().monotone)
+
+
+def hold_out_unseen(job: Job) -> tuple[Job, LabelledImages | None]:
+    """For the target ``"unseen"``: take part of the test set out of it, so that it can set the target."""
+    experiment, config = job.experiment, job.experiment.config
+    if config.tuning.target != "unseen":
+        return job, None
+    test, spec = experiment.bundle.test, config.forget.spec()
+    assert spec is not None, "a job has something to forget"
+    fraction, seed = config.tuning.unseen_fraction, config.seed
+    rest, aside = hold_out(np.arange(len(test)), test.targets.numpy(), fraction, seed)
+    bundle = attrs.evolve(experiment.bundle, test=test.subset(rest))
+    part = attrs.evolve(experiment.bundle, test=test.subset(aside))
+    rows = forget_split(part, spec).test.forget
+    if spec.carries_over and not len(rows):
+        raise ConfigurationError("tuning.target 'unseen': the test set has no sample of what is forgotten")
+    unseen = part.test.subset(rows) if spec.carries_over else part.test
+    left = attrs.evolve(experiment, bundle=bundle, split=forget_split(bundle, spec))
+    return attrs.evolve(job, experiment=left), unseen
