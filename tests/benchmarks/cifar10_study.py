@@ -132,8 +132,8 @@ class Study:
     settings: tuple = ()
     methods: tuple = ()  # labels to do; all where there are none
 
-    def config(self, scenario, seed):
-        """Return the configuration of one scenario and training seed."""
+    def base(self, scenario, seed):
+        """Return the configuration of one scenario and training seed, with the methods of its file."""
         folder = self.work / scenario / str(seed)
         config = load_config(
             ROOT / "docs" / "experiments" / f"cifar10-study-{scenario}.toml",
@@ -154,6 +154,13 @@ class Study:
             config,
             evaluation=attrs.evolve(config.evaluation, metrics=metrics),
             comparison=attrs.evolve(config.comparison, retrained_seeds=retrained, metrics=()),
+        )
+
+    def config(self, scenario, seed):
+        """Return the configuration with all methods."""
+        config = self.base(scenario, seed)
+        return attrs.evolve(
+            config,
             method=tuple(m for m in self.edits(config) if m.label in self.methods or not self.methods),
         )
 
@@ -170,6 +177,7 @@ class Study:
         for entry in known:
             if issubclass(entry.cls, ElementwiseUnlearner) or any(option.search for option in entry.options):
                 yield MethodConfig(name=entry.name, label=f"{entry.name}, tuned", tuned=True)
+        yield from config.method
 
     def run(self, scenario, seed):
         """Do what is left of one scenario and training seed."""
@@ -188,7 +196,7 @@ class Study:
         if not checkpoint.exists():
             save_checkpoint(cached_original(Experiment.load(config)), checkpoint)
         if not (Path(config.output) / "recommended").exists():
-            found = recommend(attrs.evolve(config, method=()), plugins=manager)
+            found = recommend(self.base(scenario, seed), plugins=manager)
             print(f"{scenario} {seed}: {found.recommendation.sentence()}", flush=True)
 
     def rows(self, scenario, seeds):
@@ -252,7 +260,7 @@ def recommended_figures(record):
     plain = {split: {"accuracy": score.accuracy} for split, score in record.after.items()}
     mine = figures(plain, record.metrics, found.best.seconds)
     scratch = next(a for a in found.attempts if a.name == "from scratch")
-    costs = {"epochs": found.best.epochs, "search": sum(a.search_epochs for a in found.attempts)}
+    costs = {"epochs": found.best.epochs, "search": found.measured + sum(a.search_epochs for a in found.attempts)}
     return {
         **mine,
         **costs,

@@ -8,7 +8,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from unlearnkit import ConfigurationError, Need, PluginManager, TrainingUnlearner, hookimpl, option
+from unlearnkit import (
+    ConfigurationError,
+    Need,
+    PluginManager,
+    TrainingUnlearner,
+    Unlearner,
+    UnlearnerTraits,
+    hookimpl,
+    option,
+)
 from unlearnkit.cli.app import app
 from unlearnkit.data.splits import hold_out
 from unlearnkit.evaluation import loss_and_accuracy
@@ -215,3 +224,46 @@ def test_mislabelled_samples_are_compared_with_a_proxy(digits_toml):
     found = recommend(config(digits_toml, corrupted, ONE))
     assert found.recommendation.target["forget"] < 0.5, "a model that never saw a wrong label does not predict it"
     assert torch.isfinite(torch.tensor([a.score for a in found.recommendation.attempts])).all()
+
+
+def test_an_edit_that_only_hides_the_class_does_not_win(digits_toml):
+    @attrs.frozen(kw_only=True)
+    class Mute(Unlearner):
+        """Set the bias of one class to a number far below the others: its features stay as they are."""
+
+        name = "mute"
+        needs = frozenset()
+        traits = UnlearnerTraits(forgets={"full-class"})
+        bias: float = option(-1e4, doc="of the class", search=(-1e4, -1e3))
+
+        def apply(self, model, inputs):
+            del inputs
+            with torch.no_grad():
+                model.head.bias[3] = self.bias
+
+    settings = ["recommend.methods=['mute', 'shrink-perturb']", "training.epochs=12"]
+    found = recommend(config(digits_toml, *settings), plugins=manager(Mute))
+    attempts = {attempt.name: attempt for attempt in found.recommendation.attempts}
+    mute, original = attempts["mute"], attempts["leave as it is"]
+    assert (mute.forget, mute.swap, mute.epochs) == (0, original.swap, 2)
+    assert (mute.score, mute.problem) == (0, "Only biases were edited.")
+    assert found.recommendation.best.name in {"shrink-perturb", "from scratch"}
+    # The features of nine digits tell the tenth apart too.
+    assert "Head-swap cannot tell forgetting from hiding here" in found.recommendation.sentence()
+
+
+def test_the_steps_of_a_sequence_share_the_limit_and_get_the_measured_target(digits_toml):
+    steps = "[{name='shrink-perturb'}, {name='capped-neg-grad'}]"
+    steps = f"method=[{{name='sequence', label='both', tuned=true, steps={steps}}}]"
+    settings = ["recommend.methods=['both']", "recommend.trials=4", "training.epochs=12"]
+    found = recommend(config(digits_toml, steps, *settings))
+    both = found.recommendation.attempts[1]
+    # Half of 12 epochs less 2 of the proxy.
+    assert 4 <= both.epochs <= 6
+    assert both.options["shrink-perturb.epochs"] + both.options["capped-neg-grad.epochs"] == both.epochs - 2
+    assert "capped-neg-grad.target" not in both.options
+    named = recommend(config(digits_toml, steps, "recommend.trials=1", "training.epochs=12"), overwrite=True)
+    assert "both" in [attempt.name for attempt in named.recommendation.attempts]
+    if found.recommendation.best is both:
+        target = found.recommendation.target["forget-loss"]
+        assert found.record.report.steps[1].options["target"] == pytest.approx(target)

@@ -109,11 +109,11 @@ def recommend(
         found = recommend_edit(load(config, settings), overwrite=overwrite, again=again, progress=progress)
     print_table(recommendation_table(found.recommendation))
     line(found.recommendation.sentence())
-    if found.recommendation.best is not None:
+    if not found.record.nothing_edited:
         print_table(run_table([found.record]))
         line(found.record.judgement().sentence)
     _say_files(found.folder)
-    if found.recommendation.best is None:
+    if found.record.nothing_edited:
         raise typer.Exit(NOTHING_EDITED)
 
 

@@ -21,7 +21,7 @@ from unlearnkit.distributed import Ranks
 from unlearnkit.evaluation import EvaluationInputs
 from unlearnkit.evaluation.metrics import Recovery
 from unlearnkit.evaluation.metrics.features import head_swap
-from unlearnkit.evaluation.model_outputs import some_rows
+from unlearnkit.evaluation.model_outputs import sampling_error, some_rows
 from unlearnkit.evaluation.tuning import TrialTuner, Tuning, Validation
 from unlearnkit.evaluation.tuning.result import Candidate
 from unlearnkit.evaluation.tuning.tuner import judged, scores_of
@@ -34,11 +34,12 @@ from unlearnkit.models.parameters import digest
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.reporting import RunRecord
 from unlearnkit.reporting.recommendation import ORIGINAL, SCRATCH, Attempt, Recommendation
+from unlearnkit.reporting.verdict import confined
 from unlearnkit.reporting.write import check_replaceable
 from unlearnkit.unlearning import Need, Report, TrainingUnlearner, Unlearner, UnlearnerTraits, UnlearningInputs
 from unlearnkit.unlearning.distillation import copy_state
 from unlearnkit.utils.errors import ConfigurationError, StoreError, nearest
-from unlearnkit.utils.options import option, options_of
+from unlearnkit.utils.options import nested_options, option, parts_of, with_options
 from unlearnkit.utils.progress import Progress, silent
 
 LABEL = "recommended"
@@ -216,32 +217,36 @@ class _Bench:
     def prepared(self, method: MethodConfig) -> Unlearner:
         """Make a method: options that name a signal get it, and training goes on as that of the original."""
         training, unlearner = self.job.experiment.config.training, make_unlearner(method, self.job.plugins)
-        known = {o.name: o for o in options_of(unlearner) if o.name not in method.options}
+        known = {o.name: o for o, _ in nested_options(unlearner) if o.name not in method.fixed}
         unknown = [o for o in known.values() if o.signal not in {"", "forget-loss"}]
         if unknown:
             raise ConfigurationError(
                 f"{method.label}.{unknown[0].name}: expected the signal 'forget-loss', saw {unknown[0].signal!r}"
             )
         values: dict[str, Any] = {name: self.target[o.signal] for name, o in known.items() if o.signal and self.target}
-        if isinstance(unlearner, TrainingUnlearner):
-            values |= {name: getattr(training, name) for name in ("weight_decay", "schedule") if name in known}
-            values |= {"optimizer": "adam"} if "optimizer" in known else {}
-            values |= {name: high for name, (_, high) in self.ranges(unlearner, method).items()}
-        changed: Unlearner = attrs.evolve(unlearner, **values)  # type: ignore[misc]
-        TrialTuner(unlearner=changed, fixed=method.options).searched()
+        trained = _training_parts(unlearner)
+        for prefix in trained:
+            values |= {
+                f"{prefix}optimizer": "adam",
+                f"{prefix}weight_decay": training.weight_decay,
+                f"{prefix}schedule": training.schedule,
+                f"{prefix}learning_rate": training.learning_rate,
+                f"{prefix}epochs": max(1, self.limit // len(trained)),
+            }
+        changed = with_options(unlearner, {name: value for name, value in values.items() if name in known})
+        TrialTuner(unlearner=changed, fixed=method.fixed).searched()
         return changed
 
     def ranges(self, unlearner: Unlearner, method: MethodConfig) -> dict[str, tuple[float, float]]:
-        """Return the ranges of a method that trains, by those of the training."""
-        if not isinstance(unlearner, TrainingUnlearner):
-            return {}
-        training, most = self.job.experiment.config.training, self.limit
-        least = min(most, math.ceil(_LEAST_EPOCHS * training.epochs))
-        found = {
-            "epochs": (least, most),
-            "learning_rate": (_LEAST_RATE * training.learning_rate, training.learning_rate),
-        }
-        known = {o.name for o in options_of(unlearner)} - {*method.options}
+        """Return the ranges of what is trained, by those of the training; the steps of a sequence share the limit."""
+        training, most, trained = self.job.experiment.config.training, self.limit, _training_parts(unlearner)
+        high = max(1, most - len(trained) + 1)
+        low = min(high, math.ceil(_LEAST_EPOCHS * training.epochs)) if len(trained) == 1 else 1
+        found: dict[str, tuple[float, float]] = {}
+        for prefix in trained:
+            found[f"{prefix}epochs"] = (low, high)
+            found[f"{prefix}learning_rate"] = (_LEAST_RATE * training.learning_rate, training.learning_rate)
+        known = {o.name for o, _ in nested_options(unlearner)} - method.fixed
         return {name: found[name] for name in found if name in known}
 
     def try_all(self) -> list[_Outcome]:
@@ -289,7 +294,7 @@ class _Bench:
         attempt = Attempt(
             name=method.label,
             trials=len(tuning.candidates),
-            search_epochs=shared + sum(c.steps for c in tuning.candidates) / self.steps,
+            search_epochs=measured + sum(c.steps for c in tuning.candidates) / self.steps,
             search_seconds=seconds,
         )
         best = tuning.chosen
@@ -304,7 +309,8 @@ class _Bench:
             seconds=report.seconds.get("edit", 0.0),
         )
         outcome = self.judged_outcome(model, attempt)
-        return attrs.evolve(outcome, report=report, tuning=tuning)
+        hidden = attrs.evolve(outcome.attempt, problem=confined(report))  # what lies below is not forgotten
+        return attrs.evolve(outcome, attempt=hidden, report=report, tuning=tuning)
 
     def tune(self, model: nn.Module, inputs: UnlearningInputs, method: MethodConfig, unlearner: Unlearner) -> Tuning:
         config, limit, ranges = self.job.experiment.config, self.limit, self.ranges(unlearner, method)
@@ -318,7 +324,7 @@ class _Bench:
         }
         tuner = TrialTuner(
             unlearner=unlearner,
-            fixed={*method.options, *single},
+            fixed={*method.fixed, *single},
             ranges=ranges,
             trials=config.recommend.trials,
             budget=config.tuning.budget,
@@ -388,15 +394,17 @@ class _Bench:
         return Recovery(seed=experiment.config.seed).evaluate(inputs)["retain epoch"]
 
     def recommendation(self, found: list[_Outcome], chosen: _Outcome) -> Recommendation:
-        config = self.job.experiment.config
+        config, attempts = self.job.experiment.config, tuple(outcome.attempt for outcome in found)
         return Recommendation(
-            attempts=tuple(outcome.attempt for outcome in found),
+            attempts=attempts,
             chosen=None if chosen.report is None else found.index(chosen),
             target=self.target,
             source=self.source,
             budget=config.tuning.budget,
             limit=self.limit + self.proxy_epochs,
             retraining=config.training.epochs,
+            swap_error=sampling_error(self.target["swap"], len(self.unseen or self.forget)),
+            measured=self.proxy_epochs + sum(attempt.recovery is not None for attempt in attempts),
         )
 
 
@@ -413,6 +421,12 @@ def _hold_out(experiment: Experiment) -> tuple[Experiment, LabelledImages, Label
     if "retain-test" in missing or (spec.carries_over and missing):
         raise ConfigurationError(f"recommend: expected {missing[0]} samples to hold out, saw none in the test set")
     return left, held["retain-test"], held.get("forget-test")
+
+
+def _training_parts(unlearner: Unlearner) -> dict[str, Unlearner]:
+    """Return what trains, of a method and its steps, by the prefix of its options' names."""
+    parts = {"": unlearner, **{f"{label}.": part for label, part in parts_of(unlearner).items()}}
+    return {prefix: part for prefix, part in parts.items() if isinstance(part, TrainingUnlearner)}
 
 
 def _why(tuning: Tuning) -> str:

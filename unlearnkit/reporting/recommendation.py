@@ -13,10 +13,11 @@ ORIGINAL, SCRATCH = "leave as it is", "from scratch"
 class Attempt:
     """The best edit of one method, or the reason why there is none.
 
-    ``epochs`` are passes over the retain set: of this edit, with what was measured for it, and ``search_epochs`` of all
-    ``trials``; ``seconds`` are those of both. Accuracies are on the forget set and on retained samples held out of the
-    test set. ``swap`` is the metric head-swap, ``recovery`` its value after an epoch on the retain set. ``score`` is 1
-    for a model that equals what is aimed at, and loses no retain accuracy.
+    ``epochs`` are passes over the retain set, of this edit and of the proxy; ``search_epochs`` are those of all
+    ``trials``. ``seconds`` is the time of this edit, ``search_seconds`` that of the search. ``forget`` and ``retain``
+    are accuracies on the forget set and on held-out samples, ``swap`` is the metric head-swap, ``recovery`` the forget
+    accuracy after an epoch on the retain set. ``score`` is 1 for a model that is as aimed at and loses no retain
+    accuracy.
     """
 
     name: str
@@ -55,7 +56,8 @@ class Recommendation:
     """Everything that was tried for one forget set; ``chosen`` is the place of an attempt, None where none is better.
 
     ``target`` has the values to come near to, ``source`` says where they come from. Costs are in epochs over the retain
-    set; ``retraining`` is that of retraining, ``limit`` the largest of an edit.
+    set: ``retraining`` is that of retraining, ``limit`` the largest of an edit, ``measured`` that of the proxy and of
+    the audit of all attempts. ``swap_error`` is the sampling error of head-swap.
     """
 
     attempts: tuple[Attempt, ...]
@@ -65,6 +67,8 @@ class Recommendation:
     budget: float
     limit: float
     retraining: int
+    measured: int = 0
+    swap_error: float = 0.0
 
     @property
     def best(self) -> Attempt | None:
@@ -73,9 +77,12 @@ class Recommendation:
 
     def sentence(self) -> str:
         """Say what was chosen, beside training from scratch, and what it cost."""
-        spent = sum(attempt.search_epochs for attempt in self.attempts)
+        spent = self.measured + sum(attempt.search_epochs for attempt in self.attempts)
         edits = sum(attempt.trials for attempt in self.attempts)
+        original, aim = self.attempts[0].swap, self.target["swap"]
         cost = f"The search took {spent:.1f} epochs ({spent / self.retraining:.1f} times retraining), {edits} edits."
+        if original is not None and abs(original - aim) <= self.swap_error:
+            cost += f" Head-swap cannot tell forgetting from hiding here: original {original:.3f}, aim {aim:.3f}."
         if self.best is None:
             return (
                 "Nothing was edited: no edit and no training from scratch within "

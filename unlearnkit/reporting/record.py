@@ -100,6 +100,8 @@ class RunRecord:
     @property
     def nothing_edited(self) -> bool:
         """Whether a search left the model as it was; see `unlearnkit.evaluation.tuning.Tuning`."""
+        if self.recommendation is not None:
+            return self.recommendation.best is None
         return self.tuning is not None and self.tuning.get("chosen") is None
 
     def judgement(self) -> Judgement:

@@ -93,7 +93,7 @@ def judge(
     elif "model destroyed" in found:
         kind, said = "destroyed", said + _chance(views)
     elif not measures:
-        parts = (_without_reference(retrained, before, after, features), said, _confined(report))
+        parts = (_without_reference(retrained, before, after, features), said, confined(report))
         kind, said = "no reference", " ".join(part for part in parts if part)
     elif models < ENOUGH:
         kind, said = "few references", _few(measures, models)
@@ -102,7 +102,7 @@ def judge(
         holds, of_features = _features(features, models, whole_class=whole_class)
         kind = _kind(says, holds)
         first, second = (of_features, of_outputs) if kind == "suppressed" else (of_outputs, of_features)
-        said = " ".join(part for part in (first, second, _confined(report)) if part)
+        said = " ".join(part for part in (first, second, confined(report)) if part)
     return Judgement(kind=kind, sentence=said, says=says, holds=holds, measures=measures, features=tuple(features))
 
 
@@ -191,8 +191,8 @@ def _held(feature: FeatureMeasure, gap: Gap) -> str:
     return f"{feature.name} is {feature.value:.3f}, retrained models have {gap.mean:.3f}{spread}{original}"
 
 
-def _confined(report: Report) -> str:
-    """Say where the whole edit is in the last layer, or in biases."""
+def confined(report: Report) -> str:
+    """Say where the whole edit is in the last layer, or in biases; "" where it is not."""
     changed = [t.name for t in report.tensors if t.changed]
     modules = [t.name.rpartition(".")[0] for t in report.tensors]
     if not changed or report.buffers_changed:
