@@ -86,6 +86,16 @@ def test_file_that_nothing_refers_to_is_a_fault_and_is_swept_if_the_ledger_made_
         assert path.read_text() == "importance"
 
 
+def test_change_by_another_process_is_no_fault(load):
+    deletion = load()
+    path = deletion.ledger.folder / "receipts" / "000001.json"
+    path.rename(path.with_name("moved"))
+    with FileLock(deletion.ledger.folder / "lock"), pytest.raises(StoreError, match="another process is working on"):
+        verify(deletion.ledger)
+    with pytest.raises(StoreError, match="expected 1 receipts"):
+        verify(deletion.ledger)
+
+
 def test_interrupted_refresh_is_kept_until_the_model_changes(load, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ImportanceStore, "put", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

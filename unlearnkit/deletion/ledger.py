@@ -312,6 +312,14 @@ def verify(ledger: Ledger, *, head: str = "") -> list[Receipt]:
     another place, and pass it as ``head``; then that receipt and all before it are as they were.
     """
     ledger.check_folders()
+    try:
+        return _verified(ledger, head)
+    except StoreError:
+        ledger.check_unused()  # what was read may be half of a change
+        raise
+
+
+def _verified(ledger: Ledger, head: str) -> list[Receipt]:
     state, receipts = ledger.state, ledger.receipts()
     if ledger.salt is None or ledger.salt.exists():  # an auditor may be without a salt that is kept elsewhere
         ledger.key()
@@ -342,7 +350,6 @@ def verify(ledger: Ledger, *, head: str = "") -> list[Receipt]:
         raise StoreError(f"{ledger.folder}: the importances are of the model {fits[-1]}, not of {state.current.digest}")
     unknown = [] if state.pending else ledger.unreferenced(state)
     if unknown:
-        ledger.check_unused()
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise StoreError(
             f"{ledger.folder}: nothing refers to {', '.join(unknown[:5])}{more}: the next command that changes the "
