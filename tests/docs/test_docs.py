@@ -29,7 +29,7 @@ from compiler import HAS_COMPILER
 from typer.testing import CliRunner
 
 import unlearnkit
-from tests.docs import api_page
+from tests.docs import api_page, demo_picture
 from unlearnkit.cli.app import app
 from unlearnkit.data import Corruption
 from unlearnkit.experiments import config as configuration
@@ -203,7 +203,10 @@ def test_every_complete_configuration_of_a_page_loads(page, tmp_path):
 
 def test_readme_commands_equal_those_of_ci():
     commands = [line for block in blocks(README) if block.language == "sh" for line in block.text.splitlines()]
-    assert commands == ["pip install . && unlearnkit demo", "pip install -e '.[test]' && pytest"]
+    assert commands == [
+        "python3 -m venv .venv && . .venv/bin/activate && pip install . && unlearnkit demo",
+        "pip install -e '.[test]' && pytest",
+    ]
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "-e '.[test]'" in ci
     assert re.search(r"^pytest\b", ci, re.MULTILINE)
@@ -235,6 +238,11 @@ def test_readme_table_has_the_rows_of_the_demo():
     assert [row[0] for row in rows] == ["original", "retrained", *(name for name, _, _ in TRIALS)]
     values = [f"{value:g}" for _, _, options in TRIALS for value in options.values()]
     assert [row[1].partition("=")[2] for row in rows[2:]] == values
+
+
+def test_readme_picture_has_the_text_below_it():
+    shown = (ROOT / "docs" / "pictures" / "demo.svg").read_text(encoding="utf-8")
+    assert shown == demo_picture.picture(), "python -m tests.docs.demo_picture > docs/pictures/demo.svg"
 
 
 def test_changelog_has_the_current_version():

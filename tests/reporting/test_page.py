@@ -117,7 +117,20 @@ def test_every_section_is_linked_from_the_top(pages):
         "Options and provenance",
     ]
     for text in pages.values():
-        assert re.findall(r"<h2 [^>]+>([^<]+)</h2>", text) == titles
+        shown = re.findall(r"<h2 [^>]+>([^<]+)</h2>", text)
+        missing = re.findall(r"<li><strong>([^<]+)</strong>: [^<]{10,}</li>", text)
+        assert ("Not on this page" in shown) == bool(missing)
+        assert [title for title in titles if title not in missing] + ["Not on this page"] * bool(missing) == shown
+        links = re.findall(r'<a href="#[^"]+">([^<]+)</a>', text)
+        assert links == [title for title in shown if title != "Not on this page"]
+
+
+def test_the_verdicts_two_halves_come_first(pages):
+    judged = FULL.judgement()
+    assert judged.says
+    assert judged.holds
+    said = visible(pages["full"])
+    assert said.index("What the outputs say") < said.index("What the features hold") < said.index("What was forgotten")
 
 
 def visible(text):

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from report_record import RECORDS
 
-from unlearnkit.reporting.page import render_page
+from unlearnkit.reporting.page import Table, render_comparison, render_page
 
 pytestmark = pytest.mark.browser
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
-WIDTHS = {"desktop": 1280, "phone": 390}
+WIDTHS = {"desktop": 1280, "tablet": 768, "phone": 390}
 QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync")
 QUIET += ("--disable-background-networking", "--disable-component-update", "--hide-scrollbars")
 
@@ -36,6 +36,10 @@ for (const svg of document.querySelectorAll('figure svg')) {
 }
 return cut;
 """
+ROWS = (("c", "10", "0.5"), ("a", "9", "0.25"), ("d", "–", "0.75"), ("b", "2", "–"))
+COMPARISON = render_comparison(
+    Table(caption="A click on a heading sorts by it", header=("variant", "n", "ToW"), rows=ROWS), words=("A note.",)
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,7 @@ def browser(tmp_path_factory):
 
 def opened(browser, tmp_path, name, width):
     path = tmp_path / "report.html"
-    path.write_text(render_page(RECORDS[name]), encoding="utf-8")
+    path.write_text(COMPARISON if name == "comparison" else render_page(RECORDS[name]), encoding="utf-8")
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
@@ -100,24 +104,65 @@ def test_the_page(browser, tmp_path, name, device):
     assert browser.execute_script(CUT) == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_contrast_meets_wcag(browser, tmp_path, scheme):
+def scheme(browser, value):
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": value}]}
+    )
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("device", WIDTHS)
+def test_axe_finds_no_fault(browser, tmp_path, device, colours):
+    """Accessibility, checked by axe-core, an npm package: AXE names its axe.min.js."""
+    if "AXE" not in os.environ:
+        pytest.skip("the environment variable AXE does not name axe.min.js of the npm package axe-core")
+    source = Path(os.environ["AXE"]).read_text(encoding="utf-8")
+    for name in ("full", "comparison"):
+        opened(browser, tmp_path, name, WIDTHS[device])
+        scheme(browser, colours)
+        keep(browser, f"{name}-{device}-{colours}")
+        # Not through a script element, which the page's content security policy forbids.
+        browser.execute_cdp_cmd("Runtime.evaluate", {"expression": source})
+        found = browser.execute_async_script("axe.run().then(arguments[0]);")
+        assert [(v["id"], [n["html"][:120] for n in v["nodes"]]) for v in found["violations"]] == []
+
+
+def test_a_click_on_a_heading_sorts_a_comparison(browser, tmp_path):
+    opened(browser, tmp_path, "comparison", 1280)
+
+    def column(number):
+        return browser.execute_script(
+            "return [...document.querySelectorAll('tbody tr')].map(r => r.children[arguments[0]].textContent)", number
+        )
+
+    def click(number):
+        browser.execute_script("document.querySelectorAll('th button')[arguments[0]].click()", number)
+
+    click(1)
+    assert column(1) == ["2", "9", "10", "–"]
+    click(1)
+    assert column(1) == ["10", "9", "2", "–"]
+    click(0)
+    assert column(0) == ["a", "b", "c", "d"]
+    assert browser.execute_script("return document.querySelector('th').getAttribute('aria-sort')") == "ascending"
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_text_contrast_meets_wcag(browser, tmp_path, colours):
     """WCAG: at least 4.5 for text; plots use the same colour."""
     opened(browser, tmp_path, "full", 1280)
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    )
-    keep(browser, f"full-{scheme}")
-    colours = browser.execute_script(
+    scheme(browser, colours)
+    found = browser.execute_script(
         "const of = (s, p) => getComputedStyle(document.querySelector(s))[p];"
         "return {paper: of('body', 'backgroundColor'), ink: of('body', 'color'), soft: of('figcaption', 'color'),"
         " link: of('a', 'color'), badge: of('.badge', 'color'), picture: of('figure svg text', 'fill')};"
     )
-    paper = luminance(colours.pop("paper"))
-    for what, colour in colours.items():
+    paper = luminance(found.pop("paper"))
+    for what, colour in found.items():
         low, high = sorted([paper, luminance(colour)])
         assert (high + 0.05) / (low + 0.05) >= 4.5, f"{what} {colour}"
-    assert (paper < 0.1) == (scheme == "dark")
+    assert (paper < 0.1) == (colours == "dark")
 
 
 def luminance(rgb):

@@ -124,7 +124,7 @@ def compare(
         line(remark)
     for trial in comparison.failed:
         line(f"failed: {trial.name}: {comparison.results[trial.key].error}")
-    for name in ("trials.csv", "summary.csv", "summary.md"):
+    for name in ("trials.csv", "summary.csv", "summary.md", "summary.html"):
         line(str(Path(comparison.folder) / name), soft_wrap=True)
     if comparison.failed:
         raise typer.Exit(1)

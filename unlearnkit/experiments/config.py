@@ -15,7 +15,7 @@ from unlearnkit.utils.files import read_text
 from unlearnkit.utils.options import option
 from unlearnkit.utils.structuring import structure
 
-_TAKEN = {"ledger", "passes", "trials", "trials.csv", "summary.csv", "summary.md", "comparison.json"}
+_TAKEN = {"ledger", "passes", "trials", "trials.csv", "summary.csv", "summary.md", "summary.html", "comparison.json"}
 """What commands write to the folder of results, besides one folder for each label."""
 
 

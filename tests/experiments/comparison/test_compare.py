@@ -116,7 +116,15 @@ def test_failed_trial_reports_its_error_and_the_others_continue(uninterrupted):
 def test_written_files(uninterrupted):
     comparison, _ = uninterrupted
     files = {p.name for p in comparison.folder.iterdir()}
-    assert files == {"trials", "trials.csv", "summary.csv", "summary.md", "comparison.json", ".retrained"}
+    assert files == {
+        "trials",
+        "trials.csv",
+        "summary.csv",
+        "summary.md",
+        "summary.html",
+        "comparison.json",
+        ".retrained",
+    }
     assert len(list((comparison.folder / ".retrained").glob("*.safetensors"))) == 2 + 2
     record = json.loads((comparison.folder / "comparison.json").read_text(encoding="utf-8"))
     assert (record["trials"], record["ended"]) == (8, 8)

@@ -33,7 +33,7 @@ _DIED = (
     "native library; try fewer --jobs, or a smaller batch size"
 )
 _FORMAT, _RECORD = "unlearnkit-comparison-1", "comparison.json"
-_TABLES = (_RECORD, "trials.csv", "summary.csv", "summary.md")
+_TABLES = (_RECORD, "trials.csv", "summary.csv", "summary.md", "summary.html")
 _COPIES = 12  # of a trial besides its retrained models: original, edited copy, optimiser, importances
 _PROCESS = 900 * MIB  # Python with torch, scikit-learn and small data, resident
 
@@ -258,7 +258,7 @@ class Comparison:
         return (groups,) if size == 1 else (models_for(pending, folder), groups)
 
     def write(self) -> None:
-        """Write ``trials.csv``, ``summary.csv``, ``summary.md`` and ``comparison.json`` of the finished trials."""
+        """Write the tables and ``comparison.json`` of the finished trials."""
         rows = self.rows()
         summaries = tables.summarise(rows)
         record = {
@@ -273,6 +273,7 @@ class Comparison:
             "trials.csv": tables.csv_of(rows),
             "summary.csv": tables.csv_of(tables.long_table(summaries, covers=self.covers)),
             "summary.md": tables.summary_page(summaries, tables.unedited(rows), rows=rows, covers=self.covers),
+            "summary.html": tables.summary_html(summaries, tables.unedited(rows), rows=rows, covers=self.covers),
         }
         for name, text in texts.items():
             write_text(self.folder / name, text)

@@ -1,4 +1,4 @@
-"""The tables of a comparison: one row per trial, one summary per variant, as CSV, Markdown and on the terminal."""
+"""The tables of a comparison: a row per trial, a summary per variant, as CSV, Markdown, HTML and on the terminal."""
 
 import csv
 import io
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from unlearnkit.experiments.comparison.trial import Trial, TrialResult
 from unlearnkit.experiments.config import Config
+from unlearnkit.reporting import page
 from unlearnkit.reporting.tables import compact
 
 if TYPE_CHECKING:
@@ -252,15 +253,30 @@ def summary_page(
         _markdown_row([":--" if name in {"variant", "remarks"} else "--:" for name in header]),
         *map(_markdown_row, lines),
     ]
-    errors = [
-        f"- {r['variant']}, {r['forget']}, training seed {r['training_seed']}, unlearning seed "
+    errors = [f"- {text}" for text in _errors(rows)]
+    failed = ["", "## Failed trials", "", *errors] if errors else []
+    return "\n".join(["# Comparison", "", *table, "", _covered(covers), "", _NOTE, *failed, ""])
+
+
+def summary_html(
+    summaries: Sequence[VariantSummary], original: Mapping[str, Statistic], *, rows: Sequence[Row], covers: str
+) -> str:
+    header, lines = lines_of(summaries, original)
+    table = page.Table(caption="A click on a heading sorts by it", header=header, rows=tuple(lines))
+    return page.render_comparison(table, words=(_covered(covers), _NOTE), failed=_errors(rows))
+
+
+def _covered(covers: str) -> str:
+    return f"Mean ± sample standard deviation: {covers}."
+
+
+def _errors(rows: Sequence[Row]) -> list[str]:
+    return [
+        f"{r['variant']}, {r['forget']}, training seed {r['training_seed']}, unlearning seed "
         f"{r['unlearning_seed']}: {' '.join(str(r['error']).split())}"
         for r in rows
         if r["status"] != "done"
     ]
-    failed = ["", "## Failed trials", "", *errors] if errors else []
-    notes = [f"Mean ± sample standard deviation: {covers}.", "", _NOTE]
-    return "\n".join(["# Comparison", "", *table, "", *notes, *failed, ""])
 
 
 def accuracy_plot(axes: "Axes | None", rows: Sequence[Row]) -> "Axes":

@@ -60,6 +60,11 @@ class Section:
     tables: tuple[Table, ...] = ()
     folded: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def empty(self) -> bool:
+        """Whether there are only words, which say what is missing."""
+        return not (self.pictures or self.tables or self.folded)
+
 
 def svg(picture: Picture) -> str:
     """Draw a picture as SVG with a title and a description, in the page's colours, the same bytes each time."""
