@@ -240,7 +240,8 @@ def test_every_import_is_a_declared_dependency():
     declared = {re.split(r"[^\w-]", text)[0].lower() for text in project["dependencies"]}
     declared.add("triton")  # comes with torch on CUDA; its import is guarded
     extras = project["optional-dependencies"]
-    declared |= {re.split(r"[^\w-]", text)[0] for text in extras["tune"]}  # an error names it
+    optional = [*extras["notebook"], *extras["tune"]]  # an error names them
+    declared |= {re.split(r"[^\w-]", text)[0] for text in optional}
     for_tests = declared | {re.split(r"[^\w-]", t)[0] for t in extras["testing"]}
     for path in [*FRAMEWORK, *PLUGINS]:
         allowed = for_tests if part(module_of(path, ROOT)) == "testing" else declared

@@ -38,6 +38,7 @@ def entered():
 
 
 def test_a_pipeline_on_one_linear_layer():
+    torch.manual_seed(0)  # an edit that changes nothing says why, in one file more
     pipeline = Pipeline(unlearner=SelectiveSynapticDampening(alpha=1.5))
     generator = torch.Generator().manual_seed(0)
     data = [(torch.randn(8, 4, generator=generator), torch.arange(8) % 3) for _ in range(4)]

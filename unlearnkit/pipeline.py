@@ -189,7 +189,8 @@ class Pipeline:
         def accepted(report: Report) -> Report:
             complete = completed(report) if accept is None else accept(completed(report))
             self.plugins.after_run(run, complete, watched=watched)
-            _LOG.info("%s", complete.sentence())
+            if _LOG.isEnabledFor(logging.INFO):
+                _LOG.info("%s", complete.sentence())
             return complete
 
         if forget_data is None and not isinstance(forget, Importance) and not callable(forget):

@@ -60,6 +60,6 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
         )
         markdown = head + "".join(linked)
     outside = len(path.parts)
-    own = f"]({path.stem}.ipynb)"
-    markdown = _NOTEBOOK.sub(lambda m: m[0] if f"{m[0]})" == own else f"]({m[1]}.md", markdown)
+    download = f"]({path.stem}.ipynb"
+    markdown = _NOTEBOOK.sub(lambda m: m[0] if m[0] == download else f"]({m[1]}.md", markdown)
     return _LINK.sub(lambda m: m[1] if m[2].count("..") >= outside else m[0], markdown)

@@ -84,7 +84,7 @@ def test_library_with_a_wrong_digest_is_recompiled(source, damage, caplog):
     other.unlink()  # this process has the old one mapped
     other.write_bytes(damage)
     other.chmod(0o600)
-    with caplog.at_level("INFO", logger="unlearnkit_cpu_kernels"):
+    with caplog.at_level("INFO", logger="unlearnkit"):
         assert load(source).twice(3) == 6
     assert "not as it was compiled" in caplog.text
     assert hashlib.sha256(place(source).read_bytes()).hexdigest() == other.with_suffix(".sha256").read_text()

@@ -151,7 +151,9 @@ def test_numbers_of_frames():
 
 def test_without_pandas_the_error_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ImportError, match=r"to_frame\(\) needs pandas, which is not installed: pip install pandas"):
+    with pytest.raises(
+        ImportError, match=r"to_frame\(\) needs pandas, which is not installed: pip install 'unlearnkit.notebook"
+    ):
         REPORT.to_frame()
 
 

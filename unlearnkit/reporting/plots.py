@@ -21,7 +21,7 @@ from unlearnkit.utils.plotting import (
     layer_shares,
     legend_above,
     name_rows,
-    number,
+    write_number,
 )
 
 __all__ = [
@@ -154,7 +154,7 @@ def _grouped_bars(
             if value is not None:
                 if half:
                     axes.errorbar(value, y, xerr=half, color=axes.xaxis.label.get_color(), capsize=2, linewidth=1)
-                number(axes, value + half, y, f"{value:.3f}")
+                write_number(axes, value + half, y, f"{value:.3f}")
     name_rows(axes, names)
     axes.set(xlim=(0, 1.15), xticks=[0, 0.25, 0.5, 0.75, 1], xlabel=unit)
     legend_above(axes)

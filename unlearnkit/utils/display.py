@@ -65,5 +65,7 @@ def frame(rows: Iterable[Any], columns: Sequence[str] | None = None) -> Any:
     try:
         import pandas as pd  # noqa: PLC0415 - optional
     except ImportError as error:
-        raise ImportError("to_frame() needs pandas, which is not installed: pip install pandas") from error
+        raise ImportError(
+            "to_frame() needs pandas, which is not installed: pip install 'unlearnkit[notebook]'"
+        ) from error
     return pd.DataFrame([*rows], columns=columns)

@@ -58,7 +58,7 @@ def labelled_bars(axes: Axes, found: Sequence[tuple[str, float, str]], look: Loo
     names, values, texts = zip(*found, strict=True) if found else ((), (), ())
     bars(axes, range(len(values)), values, look, height=0.7)
     for y, (value, text) in enumerate(zip(values, texts, strict=True)):
-        number(axes, value, y, text)
+        write_number(axes, value, y, text)
     name_rows(axes, names)
     axes.set(xlim=(0, max([*values, 0.0]) * 1.2 or 1), xlabel=unit)
     return axes
@@ -73,7 +73,7 @@ def bars(
     )
 
 
-def number(axes: Axes, x: float, y: float, text: str) -> None:
+def write_number(axes: Axes, x: float, y: float, text: str) -> None:
     """Write a number behind a bar."""
     axes.annotate(text, (x, y), xytext=(3, 0), textcoords="offset points", va="center", size=8)
 
