@@ -56,7 +56,8 @@ def run(
         if record.tuning is not None and not record.nothing_edited:
             line(record.tuning["sentence"])
     for record in records:
-        for path in sorted((Path(chosen.output) / record.label).iterdir()):
+        written = [Path(chosen.output) / record.label / n for n in ("model.safetensors", "report.json", "report.html")]
+        for path in filter(Path.exists, written):
             line(str(path), soft_wrap=True)
     if any(record.nothing_edited for record in records):
         raise typer.Exit(NOTHING_EDITED)
