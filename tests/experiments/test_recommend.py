@@ -210,7 +210,7 @@ def test_an_unknown_signal_is_named(digits_toml):
     ("setting", "said"),
     [
         ("recommend.methods=['shrink-pertub']", "no method is called 'shrink-pertub'; did you mean 'shrink-perturb'"),
-        ("recommend.methods=['jit']", "'jit': expected an option to search"),
+        ("recommend.methods=['ssd-adaptive']", "'ssd-adaptive': expected an option to search"),
         ("recommend.cost=0.1", r"recommend\.cost: expected a share of 6 epochs that leaves one"),
         ("recommend.costs=0.1", "did you mean 'cost'"),
         ("method=[{name='ssd', label='recommended'}]", "choose another label"),
