@@ -93,7 +93,8 @@ def recommend(
         check_replaceable(folder)
         trial = _Bench.start(Job.start(config, plugins, again=again, progress=progress))
         job, found = trial.job, trial.try_all()
-        chosen = max(found, key=lambda outcome: outcome.attempt.score)  # among equals the first, which is the original
+        usable = [outcome for outcome in found if not outcome.attempt.problem]
+        chosen = max(usable, key=lambda outcome: outcome.attempt.score)  # among equals the first, which is the original
         recommendation = trial.recommendation(found, chosen)
         fields: dict[str, Any] = {"recommendation": recommendation}
         if chosen.tuning is not None:
@@ -370,7 +371,7 @@ class _Bench:
         back = self.recovery(outcome.model)
         far = 0.0 if back is None or reference is None else abs(back - reference)
         problem = "" if candidate.feasible else f"loses {candidate.damage:.3f} of retain accuracy"
-        score = candidate.score * (1 - far) if candidate.feasible else 0.0
+        score = candidate.score * (1 - far)
         return attrs.evolve(outcome, attempt=attrs.evolve(attempt, recovery=back, score=score, problem=problem))
 
     def swap(self, model: nn.Module, on: LabelledImages | None = None) -> float:

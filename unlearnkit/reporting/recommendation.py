@@ -90,7 +90,10 @@ class Recommendation:
                 f"retain accuracy of at most {self.budget:g}. {cost}"
             )
         others = [attempt for attempt in self.attempts if attempt.name == SCRATCH and attempt is not self.best]
-        beside = f", training from scratch at the same limit {others[0].score:.3f}" if others else ""
+        beside = "".join(
+            f", training from scratch at the same limit {other.score:.3f}{other.problem and f' ({other.problem})'}"
+            for other in others
+        )
         return (
             f"Recommended: {self.best.name}, score {self.best.score:.3f}{beside}; {self.best.epochs:.1f} epochs, "
             f"{self.best.epochs / self.retraining:.2f} of retraining. {cost}"
