@@ -184,12 +184,12 @@ X, Y = torch.randn(6, 4), torch.arange(6) % 3
         (
             layer(3),
             (X, torch.rand(6, 3) > 0.5),
-            r"labels of shape \(6,\), saw targets of torch.bool .*: for several labels",
+            r"labels of shape \(6,\), saw targets of torch.bool .*: for labels that are 0 or 1 say",
         ),
         (
             layer(3),
             (X, Y.float()),
-            r"class labels, .* saw targets of torch.float32 .*: convert them, y.long\(\), or write",
+            r"class labels, .* saw targets of torch.float32 .*: convert them, y.long\(\); for regression say",
         ),
         (nn.Embedding(3, 3), (Y,), r"a batch of two fields, inputs and labels, saw 1"),
         (nn.Embedding(3, 3), (Y.float(), Y), r"whole numbers, as an embedding takes, saw torch.float32: .* x.long\(\)"),

@@ -20,7 +20,8 @@ from unlearnkit.utils.options import unrecorded
 IGNORED = -100
 """The label that cross entropy leaves out, in torch and in Hugging Face's libraries."""
 
-_ELSE = "these are in unlearnkit.models; for anything else write an Objective (docs/how-to/own-model-and-data.md)"
+_WRITE = "write an Objective of your own (docs/how-to/own-model-and-data.md)"
+_ELSE = f"these are in unlearnkit.models; for anything else {_WRITE}"
 
 Inputs = int | str | tuple[str, ...]
 """Position or key of the model's input in a batch, or keys of several inputs, which are passed by name."""
@@ -133,9 +134,10 @@ class CrossEntropy(Objective):
         if not targets.is_floating_point():
             expected = (logits.shape[0], *logits.shape[2:])
             if targets.shape != expected:
-                advice = ": squeeze them" if targets.numel() == math.prod(expected) else ""
-                advice = f": {_fitting(targets)}" if targets.shape == logits.shape else advice
-                raise ConfigurationError(f"expected labels of shape {expected}, {seen}{advice}")
+                several = f"for several labels of one sample {_WRITE}"
+                advice = "squeeze them" if targets.numel() == math.prod(expected) else several
+                advice = _fitting(targets) if targets.shape == logits.shape else advice
+                raise ConfigurationError(f"expected labels of shape {expected}, {seen}: {advice}")
         elif targets.shape == (logits.shape[0], *logits.shape[2:]):
             raise ConfigurationError(
                 f"expected class labels, whole numbers, {seen}: convert them, y.long(); {_fitting(targets)}"
@@ -253,7 +255,7 @@ def check_objective(objective: Any) -> Objective:
     """Return an objective; raise an error for anything else, such as a loss of torch."""
     if isinstance(objective, Objective):
         return objective
-    advice = "pass an object, not its class" if isinstance(objective, type) else f"use CrossEntropy(); {_ELSE}"
+    advice = "pass an object, not its class" if isinstance(objective, type) else f"use CrossEntropy(), or {_WRITE}"
     if isinstance(objective, nn.Module):
         advice = "use CrossEntropy(), or write one whose losses() calls it with reduction='none'"
     raise ConfigurationError(f"expected an unlearnkit.Objective, saw {objective!r}: {advice}")

@@ -99,6 +99,7 @@ class PluginManager:
         self._pluggy = pluggy.PluginManager(hookspecs.PROJECT)
         self._pluggy.add_hookspecs(hookspecs)
         self._discovered: dict[str, Discovered] = {}
+        self._providers: dict[type, str] = {}
         self._problems: list[Problem] = []
         self._warned = 0  # how many of the problems were warned of
         self._offers: dict[str, dict[str, list[tuple[Discovered, Any]]]] = {kind: {} for kind in _OFFERS}
@@ -119,6 +120,7 @@ class PluginManager:
             self._warned = len(self._problems)  # raised instead
             raise PluginLoadError(str(problem)) from problem.error
         plugin_kernels.cache_clear()  # it may offer some
+        self._providers.clear()
         self._warn()
 
     def unlearner(self, name: str) -> type[Unlearner]:
@@ -149,8 +151,10 @@ class PluginManager:
 
     def provider_of(self, cls: type) -> str:
         """Return the distribution of a class's file, as ``"unlearnkit 0.1.0"``; "" when no plugin registered it."""
-        entries = [entry for kind in _KINDS for entry in self.provided(kind) if entry.cls is cls]
-        return provider_of(cls, entries[0].plugin) if entries else ""
+        if cls not in self._providers:  # the records of all distributions are read
+            entries = [entry for kind in _KINDS for entry in self.provided(kind) if entry.cls is cls]
+            self._providers[cls] = provider_of(cls, entries[0].plugin) if entries else ""
+        return self._providers[cls]
 
     def plugins(self) -> tuple[Discovered, ...]:
         """List every plugin that was found, usable or not, sorted by name."""
