@@ -75,7 +75,7 @@ class Pipeline:
             the forget set exact; 0 measures all of ``reference``. See `unlearnkit.importance.sampled_reference`.
         plugins: The manager whose observers are called.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from unlearnkit_methods.ssd import SelectiveSynapticDampening
         >>> model = nn.Linear(2, 2)
@@ -312,7 +312,7 @@ def unlearn(
         UnknownMethodError: No method or estimator has this name; the message names the closest.
         ConfigurationError: An option that the method does not have, or data that it needs and were not given.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = nn.Linear(2, 2)
         >>> forget = [(torch.tensor([[9.0, 0.0]]), torch.tensor([0]))]

@@ -61,7 +61,7 @@ def convolution_plan(
 ) -> IndexPlan:
     """Plan a convolution.
 
-    Example:
+    Examples:
         >>> pair = ConvGeometry(kernel=(2,), stride=(1,), padding=((0, 0),), dilation=(1,), groups=1)
         >>> convolution_plan(pair, 1, (3,), (3, 1), (2,)).offsets.tolist()
         [0, 1]

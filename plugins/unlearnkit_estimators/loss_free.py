@@ -61,7 +61,7 @@ class LossFree(_Sensitivity):
     Source: Foster, Schoepf and Brintrup 2024 (Loss-Free Machine Unlearning) and the published code (LFSSD); after
     Aljundi et al. 2018 (Memory Aware Synapses), the importance Ω.
 
-    Example:
+    Examples:
         >>> from unlearnkit import CrossEntropy
         >>> model = nn.Linear(2, 1, bias=False)
         >>> _ = nn.init.ones_(model.weight)

@@ -64,7 +64,7 @@ class SampledFisher(_ModelLabels):
     Source: Kunstner, Balles and Hennig 2019 (Limitations of the Empirical Fisher Approximation), with drawn labels in
     the place of the expectation.
 
-    Example:
+    Examples:
         >>> from unlearnkit import CrossEntropy
         >>> model = nn.Linear(1, 2, bias=False)
         >>> _ = nn.init.zeros_(model.weight)
@@ -100,7 +100,7 @@ class ExactFisher(_ModelLabels):
 
     Source: Kunstner, Balles and Hennig 2019 (Limitations of the Empirical Fisher Approximation), the Fisher.
 
-    Example:
+    Examples:
         >>> import math
         >>> from unlearnkit import CrossEntropy
         >>> model = nn.Linear(1, 2)

@@ -29,7 +29,7 @@ class BadTeacher(TrainingUnlearner):
     Source: Chundawat et al. 2023 (Can Bad Teaching Induce Forgetting? Unlearning in Deep Networks Using an
     Incompetent Teacher), the section on the method, equation of L(x, l_u).
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = nn.Linear(1, 2)
         >>> forget, retain = [(torch.tensor([[1.0]]), torch.tensor([0]))], [(torch.tensor([[-1.0]]), torch.tensor([1]))]

@@ -32,7 +32,7 @@ class BinaryMask(ElementwiseUnlearner):
     Source: the binary mask of the notebook that this project follows: the selection of selective synaptic dampening
     (Foster et al. 2024), with the dampening replaced by 0.
 
-    Example:
+    Examples:
         >>> theta, forget = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 0.0])
         >>> BinaryMask(lam=1.0).rule(theta, forget, torch.tensor([1.0, 1.0, 0.0]))
         tensor([1., 0., 3.])

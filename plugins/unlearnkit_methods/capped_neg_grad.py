@@ -33,7 +33,7 @@ class CappedNegGrad(TrainingUnlearner):
     Source: NegGrad+ of Kurmanji et al. 2023 (Towards Unbounded Machine Unlearning) with a hinge in its second term; we
     know of no paper that has this form.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(1, 2)
         >>> forget, retain = [(torch.tensor([[1.0]]), torch.tensor([0]))], [(torch.tensor([[-1.0]]), torch.tensor([1]))]
         >>> method = CappedNegGrad(target=2.0, c=5.0, epochs=50, learning_rate=0.05)

@@ -38,7 +38,7 @@ class ClassProjection(Unlearner):
     DAMP: prototypes, residuals and the projection. We know its abstract only; its scale by depth comes from the
     separability of probes, and ρ_l in its place is this project's.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 2, bias=False)
         >>> _ = nn.init.ones_(model.weight)
         >>> one, other = ([(torch.tensor([[*x]]), torch.tensor([y]))] for x, y in (((3.0, 4.0), 0), ((5.0, 0.0), 1)))

@@ -24,7 +24,7 @@ class FineTune(TrainingUnlearner):
     Source: Golatkar, Achille and Soatto 2020 (Eternal Sunshine of the Spotless Net), the baseline
     "fine-tune"; Warnecke et al. 2023 (Machine Unlearning of Features and Labels), fine-tuning.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model, retain = nn.Linear(2, 2), [(torch.eye(2), torch.tensor([0, 1]))]
         >>> FineTune(epochs=1).unlearn(model, UnlearningInputs(retain_data=retain)).changed

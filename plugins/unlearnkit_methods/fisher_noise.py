@@ -34,7 +34,7 @@ class FisherNoise(Unlearner):
     Source: Golatkar, Achille and Soatto 2020 (Eternal Sunshine of the Spotless Net: Selective Forgetting in Deep
     Networks), Fisher forgetting, and the published code.
 
-    Example:
+    Examples:
         >>> FisherNoise(sigma=0.5).deviation(torch.tensor([25.0, 0.25, 0.0]))
         tensor([ 0.1000,  1.0000, 15.8114])
         >>> FisherNoise(sigma=0.5, gamma=0.25, floor=0.0625).deviation(torch.tensor([16.0, 0.0]))

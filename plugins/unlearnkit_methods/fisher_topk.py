@@ -27,7 +27,7 @@ class FisherTopK(Unlearner):
     Source: the ratio is that of Foster, Schoepf and Brintrup 2024 (Fast Machine Unlearning Without Retraining Through
     Selective Synaptic Dampening), with a number of weights in the place of the threshold α.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(4, 1, bias=False)
         >>> _ = nn.init.ones_(model.weight)
         >>> forget = Importance(totals={"weight": torch.tensor([[2.0, 6.0, 3.0, 9.0]])}, count=1)

@@ -33,7 +33,7 @@ class JustInTime(TrainingUnlearner):
     Unlearning; first called Zero-Shot Machine Unlearning at Scale via Lipschitz Regularization), the loss and the
     algorithm of JiT; the authors' code, ``lipschitz.py`` and ``forget_full_class_main.py``.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 2)
         >>> before, inputs = model.weight.norm(), UnlearningInputs(forget_data=[(torch.eye(2), torch.tensor([0, 1]))])
         >>> _ = JustInTime(epochs=5, learning_rate=0.1, through="both").unlearn(model, inputs)

@@ -25,7 +25,7 @@ class L1Sparse(TrainingUnlearner):
     Source: Jia et al. 2023 (Model Sparsity Can Simplify Machine Unlearning), ℓ1-sparse MU with the decreasing schedule,
     whose γ_t is twice this one; the authors' code, ``FT_l1``, has this one.
 
-    Example:
+    Examples:
         >>> model, retain = nn.Linear(2, 2), [(torch.eye(2), torch.tensor([0, 1]))]
         >>> before = model.weight.abs().sum()
         >>> _ = L1Sparse(gamma=10.0, epochs=1).unlearn(model, UnlearningInputs(retain_data=retain))

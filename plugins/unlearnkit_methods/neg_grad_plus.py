@@ -25,7 +25,7 @@ class NegGradPlus(TrainingUnlearner):
     Source: Kurmanji et al. 2023 (Towards Unbounded Machine Unlearning), the baseline NegGrad+, with β = 0.95 on small
     and 0.9999 on large data; the authors' code, ``train_negrad``, calls β α.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = nn.Linear(1, 2)
         >>> forget, retain = [(torch.tensor([[1.0]]), torch.tensor([0]))], [(torch.tensor([[-1.0]]), torch.tensor([1]))]

@@ -22,7 +22,7 @@ class Prune(ElementwiseUnlearner):
     Source: the naive pruning of the notebook that this project follows; pruning by importance is the starting point
     of Foster et al. 2024 (Selective Synaptic Dampening) too.
 
-    Example:
+    Examples:
         >>> theta, forget = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 0.5, 2.0])
         >>> Prune(tau=0.5).rule(theta, forget, torch.zeros(3))
         tensor([1., 2., 0.])

@@ -25,7 +25,7 @@ class RandomLabel(TrainingUnlearner):
     Graves, Nagisetty and Ganesh 2021 (Amnesiac Machine Learning), unlearning by random labels of the forget set
     followed by training on what is retained, whose labels are drawn once.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = nn.Linear(1, 2)
         >>> forget, retain = [(torch.tensor([[1.0]]), torch.tensor([0]))], [(torch.tensor([[-1.0]]), torch.tensor([1]))]

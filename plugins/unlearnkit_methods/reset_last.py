@@ -32,7 +32,7 @@ class ResetLast(TrainingUnlearner):
 
     Source: Goel et al. 2022 (Towards Adversarial Evaluations for Inexact Machine Unlearning), EU-k and CF-k.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model, retain = nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 2)), [(torch.eye(1), torch.tensor([0]))]
         >>> inputs = UnlearningInputs(retain_data=retain, model_factory=lambda: copy.deepcopy(model))

@@ -24,7 +24,7 @@ class Retrain(TrainingUnlearner):
 
     Source: the definition of exact unlearning, as in Bourtoule et al. 2021 (Machine Unlearning).
 
-    Example:
+    Examples:
         >>> import torch
         >>> one, other = nn.Linear(2, 2), nn.Linear(2, 2)
         >>> retain = [(torch.eye(2), torch.tensor([0, 1]))]

@@ -31,7 +31,7 @@ class SalUn(TrainingUnlearner):
     saliency map and unlearning by random labels; the order of the two passes from the authors' code,
     ``Classification/unlearn/RL.py``.
 
-    Example:
+    Examples:
         >>> values = {"weight": torch.tensor([[4.0], [1.0]]), "bias": torch.tensor([3.0, 0.0])}
         >>> {name: mask.tolist() for name, mask in saliency(values, share=0.5).items()}
         {'weight': [[True], [False]], 'bias': [True, False]}

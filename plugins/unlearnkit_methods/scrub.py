@@ -27,7 +27,7 @@ class Scrub(TrainingUnlearner):
     Source: Kurmanji et al. 2023 (Towards Unbounded Machine Unlearning), the objective and the algorithm SCRUB; T = 4,
     γ = 0.99 and two maximising epochs from the authors' code, whose α is 0.001 to 0.5.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = nn.Linear(1, 2)
         >>> forget, retain = [(torch.tensor([[1.0]]), torch.tensor([0]))], [(torch.tensor([[-1.0]]), torch.tensor([1]))]

@@ -25,7 +25,7 @@ class Sequence(Unlearner):
     Source: this project; to impair and then repair is the scheme of Tarun et al. 2023 (Fast Yet Effective Machine
     Unlearning).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from unlearnkit import Importance
         >>> from unlearnkit_methods.finetune import FineTune

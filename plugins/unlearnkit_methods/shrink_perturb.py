@@ -27,7 +27,7 @@ class ShrinkPerturb(TrainingUnlearner):
     Source: Ash and Adams 2020 (On Warm-Starting Neural Network Training), shrink and perturb, where the second term is
     Gaussian noise; with a fresh model, and for unlearning, it is this project's.
 
-    Example:
+    Examples:
         >>> model, retain = nn.Linear(1, 2), [(torch.eye(1), torch.tensor([0]))]
         >>> inputs = UnlearningInputs(retain_data=retain, model_factory=lambda: nn.Linear(1, 2))
         >>> ShrinkPerturb(epochs=1).unlearn(model, inputs).changed

@@ -33,7 +33,7 @@ class SelectiveSynapticDampening(ElementwiseUnlearner):
     Source: Foster, Schoepf and Brintrup 2024 (Fast Machine Unlearning Without Retraining Through Selective Synaptic
     Dampening), the selection and the dampening, with F_r measured on the full set D.
 
-    Example:
+    Examples:
         >>> theta, forget = torch.tensor([1.0, 1.0, 1.0]), torch.tensor([10.0, 20.0, 0.0])
         >>> SelectiveSynapticDampening(alpha=10.0, lam=1.0).rule(theta, forget, torch.tensor([1.0, 1.0, 0.0]))
         tensor([1.0000, 0.0500, 1.0000])

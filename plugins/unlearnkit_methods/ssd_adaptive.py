@@ -40,7 +40,7 @@ class AdaptiveSynapticDampening(ElementwiseUnlearner):
     selective synaptic dampening); the same in the published code of Schoepf, Foster and Brintrup 2024 (Potion: Towards
     Poison Unlearning), which has λ = 1.
 
-    Example:
+    Examples:
         >>> forget = Importance(totals={"w": torch.tensor([1.0, 2.0, 8.0, 0.0])}, count=1)
         >>> full = Importance(totals={"w": torch.tensor([2.0, 2.0, 2.0, 0.0])}, count=1)
         >>> ready = AdaptiveSynapticDampening().prepare(forget, full)  # p = 1, q = 95.4, ratios 0.5, 1 and 4

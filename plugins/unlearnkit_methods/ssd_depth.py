@@ -38,7 +38,7 @@ class DepthDampening(Unlearner):
     begins with the last layers, stops at the target and scales the dampening by depth; we know its abstract only, and
     the even profile and the fraction are this project's.
 
-    Example:
+    Examples:
         >>> from unlearnkit import Importance
         >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 2, bias=False))
         >>> for p, values in zip(model.parameters(), ([[1.0]], [[1.0], [0.5]])):

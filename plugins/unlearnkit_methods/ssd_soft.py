@@ -24,7 +24,7 @@ class SoftSynapticDampening(ElementwiseUnlearner):
     Selective Synaptic Dampening), whose factor F_r/F_f it approaches for α·F_f ≫ F_r and λ = 1/α; we know of no paper
     that has it.
 
-    Example:
+    Examples:
         >>> theta, forget = torch.tensor([1.0, 1.0, 1.0, 1.0]), torch.tensor([3.0, 1.0, 5.0, 0.0])
         >>> SoftSynapticDampening(alpha=1.0).rule(theta, forget, torch.tensor([1.0, 1.0, 0.0, 0.0]))
         tensor([0.2500, 0.5000, 0.0000, 1.0000])

@@ -31,7 +31,7 @@ class Unsir(TrainingUnlearner):
     Source: Tarun, Chundawat, Mandal and Kankanhalli 2023 (Fast Yet Effective Machine Unlearning), the error-maximising
     noise and the impair and repair steps; the number of steps, the rate and λ from the authors' code.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(1, 2)
         >>> forget, retain = [(torch.tensor([[1.0]]), torch.tensor([0]))], [(torch.tensor([[-1.0]]), torch.tensor([1]))]
         >>> Unsir().unlearn(model, UnlearningInputs(forget_data=forget, retain_data=retain)).changed

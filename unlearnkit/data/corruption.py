@@ -30,7 +30,7 @@ class Corruption:
 
     Source: the setting of Goel et al. 2024 (Corrective Machine Unlearning); Gu et al. 2017 (BadNets) for the trigger.
 
-    Example:
+    Examples:
         >>> from unlearnkit.data import digits
         >>> data = Corruption(share=0.2, known=0.5).apply(digits()).train
         >>> int((data.targets != data.labels["true"]).sum()), data.labels["corruption"].bincount().tolist()
@@ -108,7 +108,7 @@ class _Triggered:
 class KnownCorrupted(ForgetSpec):
     """Forget the samples that `Corruption` marks as known.
 
-    Example:
+    Examples:
         >>> KnownCorrupted().split({"corruption": np.array([0, 2, 1]), "label": np.array([0, 1, 0])}).forget
         array([1])
     """

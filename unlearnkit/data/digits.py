@@ -19,7 +19,7 @@ def digits(*, seed: int = 0, test_fraction: float = 0.25, groups: Groups | None 
     as ``{"even": "02468", …}``), ``fine`` and ``coarse``, the target. A fraction that leaves too few samples, or
     groups that do not hold each digit once, are a `ConfigurationError`.
 
-    Example:
+    Examples:
         >>> image, label = digits().train[0]
         >>> image.shape, image.dtype
         (torch.Size([1, 8, 8]), torch.float32)

@@ -55,7 +55,7 @@ class LabelledImages(Dataset[tuple[Any, ...]]):
         device_transform: Applied, in place of ``transform``, to a whole batch on the device; see `DeviceTransform`.
         rows: Indices of these samples' images, shape (n,), int64, or None for all in order.
 
-    Example:
+    Examples:
         >>> labels = {"coarse": [0, 0], "fine": [4, 5]}
         >>> data = LabelledImages(images=torch.zeros(2, 1, 8, 8), labels=labels, target="coarse")
         >>> data[1][1:], len(data)
@@ -122,7 +122,7 @@ class LabelledImages(Dataset[tuple[Any, ...]]):
     def subset(self, indices: Indices | Tensor | Sequence[int]) -> Self:
         """Return the samples of some indices, in that order; images are shared, not copied.
 
-        Example:
+        Examples:
             >>> data = LabelledImages(images=torch.zeros(3, 1, 8, 8), labels={"label": [5, 6, 7]}, target="label")
             >>> data.subset([2, 0]).targets
             tensor([7, 5])
@@ -148,7 +148,7 @@ class LabelledImages(Dataset[tuple[Any, ...]]):
 class DataBundle:
     """The full training set D and the test set of one task, with the same label kinds, class names and target.
 
-    Example:
+    Examples:
         >>> from unlearnkit.data import digits
         >>> digits()
         DataBundle(digits: train 1347, test 450, target label of 10 classes)
@@ -191,7 +191,7 @@ class ForgetSplit:
 def forget_split(bundle: DataBundle, spec: ForgetSpec) -> ForgetSplit:
     """Split the training and the test set by one rule; `ByIndex` forgets nothing of the test set.
 
-    Example:
+    Examples:
         >>> from unlearnkit.data import ByClass, digits
         >>> forget_split(digits(), ByClass(classes=3))
         ForgetSplit(train=Split(full-class: forget 137 of 1347), test=Split(full-class: forget 46 of 450))

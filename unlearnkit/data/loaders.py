@@ -32,7 +32,7 @@ def loader(
     range, or ``shuffle`` without a seed, is a `ConfigurationError`. For training, pass the data set itself to
     `unlearnkit.models.train`, which shuffles it in each epoch.
 
-    Example:
+    Examples:
         >>> batches = loader(torch.arange(5), batch_size=2)
         >>> [batch.tolist() for batch in batches]
         [[0, 1], [2, 3], [4]]
@@ -87,7 +87,7 @@ def drawn_rows(total: int, count: int, *, seed: int) -> np.ndarray:
 class Paired:
     """Batches of the retain set, each with one of the forget set, which repeats.
 
-    Example:
+    Examples:
         >>> list(Paired(retain=["r1", "r2", "r3"], forget=["f1", "f2"]))
         [('r1', 'f1'), ('r2', 'f2'), ('r3', 'f1')]
     """
@@ -107,7 +107,7 @@ class Paired:
 class Interleaved:
     """Every batch of two sets once, evenly mixed where their lengths are known, else alternating.
 
-    Example:
+    Examples:
         >>> list(Interleaved(retain=["r1", "r2", "r3", "r4"], forget=["f1"]))
         [(False, 'r1'), (False, 'r2'), (True, 'f1'), (False, 'r3'), (False, 'r4')]
     """
@@ -144,7 +144,7 @@ def reshuffled(batches: Iterable[Any], *, seed: int, labels: Callable[[Any], Ten
     So is a list of batches whose ``labels`` change half as often as in a random order, or less. Anything else, a loader
     with a sampler of its own too, is returned unchanged.
 
-    Example:
+    Examples:
         >>> batches = DataLoader(torch.arange(4), batch_size=2)
         >>> sorted(int(i) for batch in reshuffled(batches, seed=0) for i in batch)
         [0, 1, 2, 3]

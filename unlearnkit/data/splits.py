@@ -39,7 +39,7 @@ class Split:
         retain: Indices of D_r, sorted int64, shape (|D_r|,). Every index 0 … n−1 is in one of the two.
         scenario: ``"full-class"``, ``"sub-class"`` or ``"random"``.
 
-    Example:
+    Examples:
         >>> Split(forget=[1, 3], retain=[0, 2], scenario="random")
         Split(random: forget 2 of 4)
     """
@@ -180,7 +180,7 @@ class ByClass(ForgetSpec):
         classes: Class numbers, or names where the data set has them; a single one need not be in a list. A number that
             is the name of another class is refused: write the name as text.
 
-    Example:
+    Examples:
         >>> names = {"label": ["dog", "cat"]}
         >>> ByClass(classes="cat").split({"label": np.array([0, 1, 0])}, class_names=names)
         Split(full-class: forget 1 of 3)
@@ -206,7 +206,7 @@ class BySubclass(ForgetSpec):
         fine: Fine class numbers or names; a single one need not be in a list. CIFAR-100's rocket is 69.
         kind: The label kind of these classes.
 
-    Example:
+    Examples:
         >>> labels = {"fine": np.array([0, 1, 2, 3]), "coarse": np.array([0, 0, 1, 1])}
         >>> BySubclass(fine=2).split(labels, target="coarse").forget
         array([2])
@@ -261,7 +261,7 @@ class ByIndex(ForgetSpec):
     Attributes:
         indices: Indices into the training set, without repeats, in any order.
 
-    Example:
+    Examples:
         >>> ByIndex(indices=[3, 0]).split({"label": np.array([0, 1, 2, 1])}).forget
         array([0, 3])
     """

@@ -46,7 +46,7 @@ def imagenet_transform(
     It takes uint8 RGB images of shape (3, h, w) or (n, 3, h, w) to (…, 3, image_size, image_size), float32; with None
     they keep their size. ``mean`` and ``std`` are of each channel on the scale 0 … 1. It is never random.
 
-    Example:
+    Examples:
         >>> imagenet_transform(8)(torch.zeros(2, 3, 4, 6, dtype=torch.uint8)).shape
         torch.Size([2, 3, 8, 8])
     """

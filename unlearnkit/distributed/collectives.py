@@ -35,7 +35,7 @@ _ALONE: ContextVar[bool] = ContextVar("alone", default=False)
 class Ranks:
     """This process's rank, 0 … size − 1, and the number of processes, 1 when torch.distributed is not in use.
 
-    Example:
+    Examples:
         >>> list(Ranks(rank=1, size=3).share("abcdefg"))
         ['b', 'e']
     """
@@ -160,7 +160,7 @@ class Shared:
     Pass it to a function of `unlearnkit.evaluation` on every rank or on none, because each waits for the others. Any
     other code sees all batches.
 
-    Example:
+    Examples:
         >>> list(Shared(items="abc"))
         ['a', 'b', 'c']
     """
@@ -272,7 +272,7 @@ def map_over_ranks(items: Iterable[T], work: Callable[[T], R]) -> list[R]:
     Inside ``work`` a rank is `alone`: what it calls must not wait for the others. Of several exceptions that it raises,
     that of the first item is raised on every rank.
 
-    Example:
+    Examples:
         >>> map_over_ranks([3, 4], lambda n: n * n)
         [9, 16]
     """

@@ -86,7 +86,7 @@ class EvaluationInputs:
 class Metric(abc.ABC):
     """Measures a model. Subclass it and write `measure`; `evaluate` and `examine` refuse a metric that changes a model.
 
-    Example:
+    Examples:
         >>> class Weights(Metric):
         ...     name = "weights"
         ...     def measure(self, inputs):

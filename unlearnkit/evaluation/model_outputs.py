@@ -46,7 +46,7 @@ def loss_and_accuracy(
     The loss is `CrossEntropy` by default; a `NonFiniteError` names the batch where it is NaN or infinite. Several
     processes split the work on `unlearnkit.distributed.Shared` batches, and each gets the same result.
 
-    Example:
+    Examples:
         >>> batch = (torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1]))
         >>> loss_and_accuracy(nn.Identity(), [batch])
         LossAndAccuracy(loss=0.6931471824645996, accuracy=0.5, samples=2)

@@ -110,7 +110,7 @@ def jensen_shannon(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> Floats:
     Source: Lin 1991 (Divergence Measures Based on the Shannon Entropy), equation 4.1 with weights ½; the square of
     `scipy.spatial.distance.jensenshannon`.
 
-    Example:
+    Examples:
         >>> jensen_shannon([[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.5, 0.5]])
         array([0.69314718, 0.        ])
     """

@@ -59,7 +59,7 @@ class ImportanceEstimator(abc.ABC):
     `estimate` checks arguments and results, runs the model in eval mode, corrects wrong gradients of some torch norms,
     and leaves the model unchanged, also after an exception.
 
-    Example:
+    Examples:
         >>> class Ones(ImportanceEstimator):
         ...     name = "ones"
         ...     traits = EstimatorTraits(batch_free=True)

@@ -81,7 +81,7 @@ class Importance:
         relative_error: Bound on the relative standard deviation of a weight's total over the estimator's random
             numbers, rounding not included: 0.0 for exact estimators, None when no bound is known.
 
-    Example:
+    Examples:
         >>> one = Importance(totals={"w": torch.tensor([1.0, 4.0])}, count=1, samples=1)
         >>> two = one + one
         >>> two
@@ -120,7 +120,7 @@ class Importance:
 
         Tensors of one module are one layer; in deep models, modules of one block are. Sharded totals are refused.
 
-        Example:
+        Examples:
             >>> ones = {name: torch.ones(2) for name in ("a.weight", "a.bias", "b.weight", "c.weight")}
             >>> Importance(totals=ones, count=1).layers()
             {'a': 0.5, 'b': 0.25, 'c': 0.25}

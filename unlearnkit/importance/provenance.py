@@ -76,7 +76,7 @@ class DataOrder:
         sizes: Batch size to how many batches of that size.
         order: Hexadecimal hash of the batches' sampled contents in the order of the pass; "" when not known.
 
-    Example:
+    Examples:
         >>> import torch
         >>> DataOrder().add(torch.zeros(4, 2)).add(torch.zeros(4, 2)).add(torch.zeros(3, 2)).describe()
         '2 × 4, 1 × 3'

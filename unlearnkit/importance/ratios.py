@@ -16,7 +16,7 @@ def ratio_threshold(forget: Importance, reference: Importance, *, fraction: floa
     are selected: α is a millionth below their F_f/F_r, so that rounding loses none of them. A weight with F_r = 0 < F_f
     is selected at every α and counts among the fraction. For the fraction 0, α is just below the largest F_f/F_r.
 
-    Example:
+    Examples:
         >>> forget = Importance(totals={"w": torch.tensor([8.0, 6.0, 3.0, 0.0])}, count=1)
         >>> reference = Importance(totals={"w": torch.tensor([2.0, 2.0, 2.0, 2.0])}, count=1)
         >>> round(ratio_threshold(forget, reference, fraction=0.5), 4)

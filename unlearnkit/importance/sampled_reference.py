@@ -19,7 +19,7 @@ def sampled_reference(sample: Importance, *, retained: int, seed: int, forget: I
         seed: That of the draw, for the fingerprint.
         forget: Importance of the forget set.
 
-    Example:
+    Examples:
         >>> import torch
         >>> sample = Importance(totals={"w": torch.tensor([2.0])}, count=2, samples=2)
         >>> forget = Importance(totals={"w": torch.tensor([5.0])}, count=1, samples=1)

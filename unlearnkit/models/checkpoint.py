@@ -31,7 +31,7 @@ def save_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, s
     Tied weights are written once, under their first name. Metadata that are not text are a `ConfigurationError`; a
     state that holds something else than tensors, or a file that cannot be written, is a `StoreError`.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
         >>> save_checkpoint(nn.Linear(2, 2), path, {"epochs": "5"})

@@ -37,7 +37,7 @@ class Objective(abc.ABC):
     Subclass it for anything that is not classification. `losses` must be a pure function of the model and the batch,
     and sample i may depend on row i of the batch only.
 
-    Example:
+    Examples:
         >>> class SquaredError(Objective):
         ...     def losses(self, model, batch):
         ...         x, y = batch
@@ -85,7 +85,7 @@ class CrossEntropy(Objective):
         output: Position or key of the logits in the model's output; ``"auto"`` takes a tensor, or its field ``logits``.
         probabilities: Take floating targets (batch, classes, …) for class probabilities.
 
-    Example:
+    Examples:
         >>> batch = (torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
         >>> CrossEntropy().losses(nn.Identity(), batch)
         tensor([0.6931])
@@ -154,7 +154,7 @@ class BinaryCrossEntropy(Objective):
     Targets are 0 or 1, or probabilities, of the shape of the logits; dimensions of size 1 may differ. The attributes
     are those of `CrossEntropy`.
 
-    Example:
+    Examples:
         >>> batch = (torch.zeros(1, 3), torch.tensor([[1, 0, 1]]))
         >>> BinaryCrossEntropy().losses(nn.Identity(), batch)  # three times ln 2
         tensor([2.0794])
@@ -180,7 +180,7 @@ class SquaredError(Objective):
     Targets have the shape of the outputs; dimensions of size 1 may differ. Divide both by the noise of your targets for
     another σ. The attributes are those of `CrossEntropy`.
 
-    Example:
+    Examples:
         >>> batch = (torch.tensor([[3.0], [1.0]]), torch.tensor([1.0, 1.0]))
         >>> SquaredError().losses(nn.Identity(), batch)
         tensor([2., 0.])
@@ -212,7 +212,7 @@ class CausalLanguageModel(Objective):
         pass_mask: Whether the model takes the mask as ``attention_mask``.
         output: As in `CrossEntropy`.
 
-    Example:
+    Examples:
         >>> model = nn.Embedding(3, 3)  # the next token depends on the last one alone
         >>> _ = nn.init.zeros_(model.weight)
         >>> mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
@@ -269,7 +269,7 @@ class Autocast(Objective):
     Gradients have the rounding of bfloat16 (about three digits); weights keep their dtype, and totals are added in
     float32 or more. The objective is part of an importance's fingerprint, so two precisions cannot be mixed.
 
-    Example:
+    Examples:
         >>> Autocast().describe()
         "Autocast(objective=CrossEntropy(inputs=0, targets=-1, output='auto'))"
     """

@@ -136,7 +136,7 @@ def digest(model: nn.Module) -> str:
 
     It does not depend on the device, nor on how the model is sharded; all processes of a sharded one must call this.
 
-    Example:
+    Examples:
         >>> digest(nn.Identity()) == digest(nn.ReLU()) != digest(nn.Linear(1, 1))
         True
     """

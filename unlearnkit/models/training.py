@@ -274,7 +274,7 @@ def train(
     `NonFiniteError` that names epoch and batch, and the weights stay as they are then; an epoch without batches is a
     `ConfigurationError`.
 
-    Example:
+    Examples:
         >>> data = torch.utils.data.TensorDataset(torch.eye(4), torch.tensor([0, 0, 1, 1]))
         >>> history = train(nn.Linear(4, 2), data, training=Training(epochs=30, learning_rate=0.1))
         >>> len(history), history[-1].accuracy

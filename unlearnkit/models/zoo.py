@@ -123,7 +123,7 @@ def resnet18_classifier(
     torchvision's ImageNet weights (downloaded once, 45 MB). A seed makes the initial weights repeatable and leaves the
     global random state alone; None draws from it.
 
-    Example:
+    Examples:
         >>> model = resnet18_classifier(num_classes=20, seed=0)
         >>> sum(p.numel() for p in model.parameters())
         11186772
@@ -150,7 +150,7 @@ def small_cnn(
     ``width`` is the number of channels after the first convolution: weights grow with its square. ``image_size`` in
     pixels is a multiple of 4. The seed is as in `resnet18_classifier`.
 
-    Example:
+    Examples:
         >>> model = small_cnn(seed=0)
         >>> sum(p.numel() for p in model.parameters())
         6138
@@ -170,7 +170,7 @@ def small_resnet(
     ``width`` is the number of channels after the first convolution. With ``augment``, images are shifted and flipped at
     random in train mode. The seed is as in `resnet18_classifier`.
 
-    Example:
+    Examples:
         >>> model = small_resnet(seed=0)
         >>> sum(p.numel() for p in model.parameters())
         587050

@@ -89,7 +89,7 @@ class PluginManager:
     only when something it should have provided is asked for. With ``entry_points=False`` it does not look for installed
     plugins, in the entry-point group ``unlearnkit``: for tests.
 
-    Example:
+    Examples:
         >>> manager = PluginManager()
         >>> manager.unlearner("ssd").__name__
         'SelectiveSynapticDampening'

@@ -41,7 +41,7 @@ class SmallNet(nn.Module):
     instead of multiplying by them; ``tied`` shares weights, of the head with the embedding or of two linear layers;
     ``frozen`` freezes the stem. One seed gives the same weights; the global generators are not touched.
 
-    Example:
+    Examples:
         >>> SmallNet(layers=("conv",)).eval()(torch.tensor([[0.0, 1.0, 2.0]])).shape
         torch.Size([1, 4])
     """
@@ -157,7 +157,7 @@ class LawCase:
     F_f and F_r are the values of ``forget`` and ``reference``, repeated; each parameter starts at another one. Each set
     of data has ``samples`` samples, ``batch`` of them in a batch. The seed is that of weights and data.
 
-    Example:
+    Examples:
         >>> law_case = LawCase(samples=3, batch=2)
         >>> [len(labels) for _, labels in law_case.data("forget")]
         [2, 1]

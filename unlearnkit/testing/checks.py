@@ -25,7 +25,7 @@ def check_unlearner(method: Unlearner, *, examples: int | None = None) -> None:
 
     ``examples`` is how many cases to try for each law, instead of the law's own number: few for a method that trains.
 
-    Example:
+    Examples:
         >>> from unlearnkit_methods.ssd import SelectiveSynapticDampening
         >>> check_unlearner(SelectiveSynapticDampening(alpha=10.0), examples=5)
     """

@@ -56,7 +56,7 @@ class Law:
         rejects: A wrong method that this law finds, in words.
         examples: How many cases are tried.
 
-    Example:
+    Examples:
         >>> bounded = Law(
         ...     name="bounded",
         ...     sentence="No weight leaves [−1, 1].",
@@ -167,7 +167,7 @@ def laws_for(subject: Any) -> tuple[Law, ...]:
 
     A class may add laws in an attribute ``laws``; one of the same name replaces an inherited one.
 
-    Example:
+    Examples:
         >>> from unlearnkit import DiagonalFisher
         >>> [law.name for law in laws_for(DiagonalFisher()) if law.promise == "batch_free"]
         ['additive', 'order-free', 'batch-size-free']

@@ -67,7 +67,7 @@ class Snapshot:
 def same(one: Any, other: Any) -> bool:
     """Compare two values bit by bit, nested ones too: NaN equals NaN, −0 differs from +0.
 
-    Example:
+    Examples:
         >>> same(torch.tensor([float("nan")]), torch.tensor([float("nan")])), same(-0.0, 0.0)
         (True, False)
     """

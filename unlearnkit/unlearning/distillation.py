@@ -16,7 +16,7 @@ from unlearnkit.utils.rng import private_rng
 def teacher_of(model: nn.Module) -> nn.Module:
     """Copy a model to learn from: in eval mode, frozen, and sharing no tensor with the original.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 2)
         >>> teacher = teacher_of(model)
         >>> teacher.training, teacher.weight.requires_grad, teacher.weight.data_ptr() == model.weight.data_ptr()
@@ -35,7 +35,7 @@ def fresh_model(model: nn.Module, inputs: UnlearningInputs) -> nn.Module:
     of the model has any influence on it. A factory whose model has other parameters or buffers, or shares some, is a
     `MismatchError`; one that makes no module, or none at all, a `ConfigurationError`.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 2)
         >>> fresh = fresh_model(model, UnlearningInputs(model_factory=lambda: nn.Linear(2, 2)))
         >>> torch.equal(fresh.weight, model.weight)
@@ -70,7 +70,7 @@ def fresh_model(model: nn.Module, inputs: UnlearningInputs) -> nn.Module:
 def copy_state(source: nn.Module, target: nn.Module) -> None:
     """Copy trainable weights and buffers from one model into another of the same kind, by name, in place.
 
-    Example:
+    Examples:
         >>> one, other = nn.Linear(2, 2), nn.Linear(2, 2)
         >>> copy_state(one, other)
         >>> torch.equal(one.weight, other.weight)
@@ -110,7 +110,7 @@ def wrong_label_loss(objective: Objective, model: nn.Module, batch: Any) -> Tens
 def other_labels(labels: Tensor, *, classes: int) -> Tensor:
     """Draw another label for each one, uniformly from the other classes; −100 (no label) stays.
 
-    Example:
+    Examples:
         >>> other_labels(torch.tensor([0, 1, -100]), classes=2)
         tensor([   1,    0, -100])
     """
@@ -128,7 +128,7 @@ def divergence(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) ->
     further positions and over classes. The factor T² keeps the size of the gradients when T > 0 changes. Source: Hinton
     et al. 2015 (Distilling the Knowledge in a Neural Network).
 
-    Example:
+    Examples:
         >>> divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
         tensor([0.1201])
     """

@@ -152,7 +152,7 @@ class ElementwiseUnlearner(Unlearner):
     The edit is one pass over the three arrays, without a copy of the model; a failed one is undone from a log of the
     old values. Importances arrive as means over samples (or as totals, when they are `Importance.unnormalised`).
 
-    Example:
+    Examples:
         >>> import attrs, torch
         >>> @final
         ... @attrs.frozen(kw_only=True)

@@ -108,7 +108,7 @@ class Patch:
         after: Digest of the edited state.
         about: What a reader wants to know: method, options, requests.
 
-    Example:
+    Examples:
         >>> before = {"w": torch.tensor([1.0, 2.0, 3.0])}
         >>> after = {"w": torch.tensor([1.0, 1.0, 0.0])}
         >>> patch = Patch.between(before, after)

@@ -64,7 +64,7 @@ class Report:
         model_before: Digest of the weights before the edit; ``model_after`` after it.
         provider: Distribution and version that the method comes from, or "" when it was not found by a plugin manager.
 
-    Example:
+    Examples:
         >>> report = Report(method="ssd", tensors=(TensorChange(name="w", size=4, changed=1),))
         >>> report
         Report(ssd changed 1 of 4 weights (25 %))
@@ -122,7 +122,7 @@ class Report:
     def layers(self) -> tuple[TensorChange, ...]:
         """Add up the tensors of each module that has trainable parameters of its own, in the model's order.
 
-        Example:
+        Examples:
             >>> weight, bias = (TensorChange(name=f"a.{name}", size=4, changed=1) for name in ("weight", "bias"))
             >>> Report(method="ssd", tensors=(weight, bias)).layers()
             (TensorChange(name='a', size=8, changed=2),)

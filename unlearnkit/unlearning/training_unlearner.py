@@ -122,7 +122,7 @@ class TrainingUnlearner(Unlearner):
     In train mode dropout is on and BatchNorm uses and updates the statistics of the batches; eval mode has no dropout
     and leaves the buffers as they are.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from unlearnkit.unlearning.unlearner import Need
         >>> @final

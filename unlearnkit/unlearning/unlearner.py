@@ -239,7 +239,7 @@ class Unlearner(abc.ABC):
     when anything goes wrong. A method whose edit of a weight depends on that weight and its importances alone is an
     `ElementwiseUnlearner`, which is shorter still.
 
-    Example:
+    Examples:
         >>> class Halve(Unlearner):
         ...     name = "halve"
         ...     needs = frozenset()

@@ -81,7 +81,7 @@ def sentence(problems: Sequence[str], *, where: str) -> str:
 def visible(text: str, hidden: Collection[str] = INVISIBLE) -> str:
     r"""Escape characters of some categories, so that text typed by anybody cannot look like another line.
 
-    Example:
+    Examples:
         >>> visible("one\nReceipt 9: forgotten")
         'one\\nReceipt 9: forgotten'
     """

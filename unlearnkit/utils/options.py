@@ -85,7 +85,7 @@ def option(
     ``"forget-loss"``, the mean loss on the forget set, in nats, of a model that never saw it. ``parts`` is True for a
     tuple of objects with options of their own, such as the steps of a method.
 
-    Example:
+    Examples:
         >>> @attrs.frozen(kw_only=True)
         ... class Method:
         ...     alpha: float = option(10.0, doc="selection weighting", symbol="α", above=0.0)
@@ -147,7 +147,7 @@ def _expected(known: Option) -> str:
 def options_of(owner: Any) -> tuple[Option, ...]:
     """List the options of an attrs class or an instance of one; anything else has none.
 
-    Example:
+    Examples:
         >>> @attrs.frozen(kw_only=True)
         ... class Method:
         ...     tau: float = option(0.0, doc="threshold", symbol="τ")
@@ -209,7 +209,7 @@ def parts_of(owner: Any) -> dict[str, Any]:
 def by_label(parts: Sequence[T]) -> dict[str, T]:
     """Label objects by their names; equal names are numbered, as ``"finetune-1"`` and ``"finetune-2"``.
 
-    Example:
+    Examples:
         >>> import types
         >>> [*by_label([types.SimpleNamespace(name=name) for name in ("ssd", "finetune", "finetune")])]
         ['ssd', 'finetune-1', 'finetune-2']

@@ -4,7 +4,7 @@
 def percent(share: float) -> str:
     """Write a share of one as a percentage of three digits.
 
-    Example:
+    Examples:
         >>> percent(0.02998), percent(1.0), percent(1e-5)
         ('3 %', '100 %', '0.001 %')
     """
@@ -14,7 +14,7 @@ def percent(share: float) -> str:
 def number(value: float | None) -> str:
     """Write a number; "–" for None.
 
-    Example:
+    Examples:
         >>> number(0.5), number(1e-5), number(None)
         ('0.500', '1e-05', '–')
     """

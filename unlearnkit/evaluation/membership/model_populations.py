@@ -27,7 +27,7 @@ def ulira(unlearned: ArrayLike | Tensor, retrained: ArrayLike | Tensor) -> Attac
     Source: Hayes et al. 2024 (Inexact Unlearning Needs More Careful Evaluations to Avoid a False Sense of Privacy),
     "U-LiRA". Leaving out pair k is ours: the paper trains further models to judge.
 
-    Example:
+    Examples:
         >>> phi = np.random.default_rng(0).normal(size=(8, 20))
         >>> ulira(phi, phi).auc, ulira(phi + 5, phi).auc > 0.95
         (0.5, True)
@@ -58,7 +58,7 @@ def epsilon_scores(retrained: ArrayLike | Tensor, unlearned: ArrayLike | Tensor,
     Source: Triantafillou et al. 2024 (Are we making progress in unlearning?); the inequality is Kairouz, Oh and
     Viswanath 2015, theorem 2.1.
 
-    Example:
+    Examples:
         >>> models = [[0.0], [1.0], [2.0], [3.0]]
         >>> epsilon_scores(models, models), epsilon_scores(models, [[10.0], [11.0], [12.0], [13.0]])
         (array([0.]), array([inf]))
@@ -78,7 +78,7 @@ def forgetting_quality(epsilons: ArrayLike | Tensor) -> float:
 
     Source: Triantafillou et al. 2024, with the competition's 13 bins: 6 and more is the last one.
 
-    Example:
+    Examples:
         >>> forgetting_quality([0.1, 0.7])  # (1 + ½)/2
         0.75
     """
@@ -116,7 +116,7 @@ def klom(retrained: ArrayLike | Tensor, unlearned: ArrayLike | Tensor) -> Floats
 
     Source: Georgiev et al. 2024 (Attribute-to-Delete: Machine Unlearning via Datamodel Matching), appendix E.1.
 
-    Example:
+    Examples:
         >>> klom([[0.0, 1.0], [1.0, 2.0]], [[1.0, 5.0], [0.0, 6.0]]).round(1)
         array([ 0. , 10.8])
     """

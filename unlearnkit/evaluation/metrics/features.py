@@ -273,7 +273,7 @@ class FeatureSimilarity(Metric):
 def linear_cka(one: ArrayLike, other: ArrayLike) -> float:
     """Linear CKA of two sets of features of the same samples, shapes (n, d) and (n, e) (Kornblith et al. 2019, eq. 1).
 
-    Example:
+    Examples:
         >>> linear_cka([[0.0, 1.0], [1.0, 0.0]], [[3.0], [5.0]])
         1.0
     """

@@ -83,7 +83,7 @@ def proportion_interval(right: ArrayLike | Tensor, *, level: float = 0.95, cover
 
     Source: Wilson 1927 (Probable Inference, the Law of Succession, and Statistical Inference).
 
-    Example:
+    Examples:
         >>> found = proportion_interval([1, 1, 1, 1])
         >>> round(found.low, 3), found.high
         (0.51, 1.0)
@@ -108,7 +108,7 @@ def mean_interval(
 
     Source: Efron 1979 (Bootstrap Methods: Another Look at the Jackknife).
 
-    Example:
+    Examples:
         >>> mean_interval([1.0, 1.0, 1.0])
         Interval(low=1.0, high=1.0, level=0.95, covers='samples')
     """

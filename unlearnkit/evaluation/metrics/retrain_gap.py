@@ -97,7 +97,7 @@ def gap_to_retrain(value: float, retrained: Sequence[float]) -> Gap:
 
     Source: the z-score; "close to retrained", not "low", is the goal: Chundawat et al. 2023; Triantafillou et al. 2024.
 
-    Example:
+    Examples:
         >>> gap = gap_to_retrain(0.0, [0.70, 0.72, 0.74])
         >>> round(gap.delta, 3), round(gap.sds, 3)
         (-0.72, -36.0)
@@ -235,7 +235,7 @@ def destinations(logits: ArrayLike | Tensor, retrained: Sequence[ArrayLike | Ten
     model; ``confusion[i, j]``, how often a retrained model predicts class i and the model class j, in all;
     ``distance``, the mean total variation; and ``agreement``, the share predicted alike.
 
-    Example:
+    Examples:
         >>> found = destinations([[1, 0, 0], [0, 1, 0]], [[[1, 0, 0], [0, 0, 1]]])
         >>> found.counts.tolist(), found.retrained.tolist(), found.distance, found.agreement
         ([1, 1, 0], [[1, 0, 1]], 0.5, 0.5)

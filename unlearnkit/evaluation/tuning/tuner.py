@@ -62,7 +62,7 @@ class Tuner:
     largest (1 − |forget accuracy − target|)·(1 − loss of retain accuracy) among those within the budget of the latter;
     among equals, the largest `Candidate.margin`. If none is better than the original by that score, nothing is edited.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from unlearnkit_methods.binary_mask import BinaryMask
         >>> model = nn.Linear(2, 2, bias=False)

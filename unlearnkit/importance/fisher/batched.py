@@ -35,7 +35,7 @@ class BatchedDiagonalFisher(ImportanceEstimator):
     Source: Foster, Schoepf and Brintrup 2024 (Fast Machine Unlearning Without Retraining Through Selective Synaptic
     Dampening), the published code.
 
-    Example:
+    Examples:
         >>> from unlearnkit.models.objective import CrossEntropy
         >>> model = nn.Linear(2, 2, bias=False)
         >>> data = [(torch.eye(2), torch.tensor([0, 1]))] * 2

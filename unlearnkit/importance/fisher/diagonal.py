@@ -31,7 +31,7 @@ class DiagonalFisher(ImportanceEstimator):
     Source: Kunstner, Balles and Hennig 2019 (Limitations of the Empirical Fisher Approximation), F̃; the use
     as importance: Kirkpatrick et al. 2017.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from unlearnkit.models.objective import CrossEntropy
         >>> model = nn.Linear(1, 2, bias=False)

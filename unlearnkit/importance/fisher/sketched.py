@@ -36,7 +36,7 @@ class SketchedFisher(ImportanceEstimator):
     2·[(Σ_i a_i b_i)² − Σ_i a_i² b_i²] / R, which for a = b is the variance itself. So errors of importances that are
     added (over groups, segments of a pass or processes) are counted as if they could not cancel.
 
-    Example:
+    Examples:
         >>> from unlearnkit.models.objective import CrossEntropy
         >>> model = nn.Linear(2, 2, bias=False)
         >>> data = [(torch.eye(2), torch.tensor([0, 1]))] * 2
@@ -80,7 +80,7 @@ class SketchedFisher(ImportanceEstimator):
         Raises:
             ValueError: Not one sample.
 
-        Example:
+        Examples:
             >>> SketchedFisher(probes=2).relative_error({50: 98})
             0.1
         """

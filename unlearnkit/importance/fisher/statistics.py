@@ -93,7 +93,7 @@ def fisher_statistics(
     Raises:
         MismatchError: Not one key for each sample, or what `ImportanceEstimator.estimate` raises.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from unlearnkit import CrossEntropy
         >>> data = [(torch.eye(4)[:, :2], torch.tensor([0, 1, 0, 1]))]
@@ -141,7 +141,7 @@ def estimate_groups(
     Returns:
         Group to the importance of its samples, in the order in which the groups were first seen.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from unlearnkit import CrossEntropy
         >>> data = [(torch.eye(4)[:, :2], torch.tensor([0, 1, 0, 1]))]

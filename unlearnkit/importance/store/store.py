@@ -44,7 +44,7 @@ class ImportanceStore:
     One process writes at a time; readers see the store before a change or after it. What is removed is in no file of
     the store any more. (A file system or a backup may keep blocks of deleted files, which no program can prevent.)
 
-    Example:
+    Examples:
         >>> import tempfile, torch
         >>> from unlearnkit.importance.provenance import Fingerprint
         >>> store = ImportanceStore.create(Path(tempfile.mkdtemp()) / "importances")

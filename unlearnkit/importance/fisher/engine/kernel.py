@@ -33,7 +33,7 @@ class SumBuffers:
         absolute: Σ_n |g_n|, or None when it is not wanted.
         signed: Σ_n g_n, or None when it is not wanted.
 
-    Example:
+    Examples:
         >>> import torch
         >>> sums = SumBuffers(squares=torch.zeros(2), signed=torch.zeros(2))
         >>> sums.add(torch.tensor([[1.0, 2.0], [-3.0, 0.0]]))
@@ -123,7 +123,7 @@ class ConvGeometry:
         One `Region` for each offset, the last dimension fastest; None where all positions see padding. ``spatial`` is
         the size of the input without padding, ``positions`` that of the output.
 
-        Example:
+        Examples:
             >>> three = ConvGeometry(kernel=(3,), stride=(1,), padding=((1, 1),), dilation=(1,), groups=1)
             >>> three.regions((4,), (4,))[0]
             ((slice(1, 4, None),), (slice(0, 3, 1),))
@@ -196,7 +196,7 @@ class Kernel(abc.ABC):
     `unlearnkit.testing.check_kernel`: sums must equal those of torch operations up to rounding. A kernel that raises is
     left out with one warning, and the layer goes by torch operations.
 
-    Example:
+    Examples:
         >>> class OneProduct(Kernel):
         ...     name = "one-product"
         ...     layer = "linear"

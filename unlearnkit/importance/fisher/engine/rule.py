@@ -44,7 +44,7 @@ class Rule(abc.ABC):
     The engine runs the function itself with its weights detached, so that torch's own backward gives the gradient of
     the input and the gradient of the weights is never formed; the rule adds the squares instead.
 
-    Example:
+    Examples:
         >>> import torch
         >>> @visible
         ... def scale(x, factor):
