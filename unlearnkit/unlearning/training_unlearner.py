@@ -1,7 +1,7 @@
 """Methods that train: optimiser, epochs, mode and masks are shared; authors write the losses."""
 
 import abc
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, final
 
 import attrs
@@ -68,6 +68,7 @@ def fine_tune(
     objective = inputs.objective.objective if isinstance(inputs.objective, Autocast) else inputs.objective
     labels = objective.labels if isinstance(objective, CrossEntropy) else None
 
+    passes = _checked(passes)
     if optimizer.schedule != "constant":
         passes = list(passes)
     schedule = optimizer.scheduler_for(steps, _steps(passes) if isinstance(passes, list) else None)
@@ -79,13 +80,9 @@ def fine_tune(
             for p, free, before in masked:
                 p.copy_(torch.where(free, p, before))
 
-    if not isinstance(passes, Iterable):
-        raise MismatchError(f"expected passes, an iterable of EpochConfig, saw {type(passes).__name__}: return a list")
     with training_mode(model, steps, seed=inputs.seed, training=training) as usable:
         freeze_batch_norm(model)
         for number, one in enumerate(passes):
-            if not isinstance(one, EpochConfig):
-                raise MismatchError(f"pass {number + 1}: expected an EpochConfig, saw {type(one).__name__}")
             given = () if one.batches is None else one.batches
             batches = usable(reshuffled(given, seed=inputs.seed + number, labels=labels))
             shown = inputs.progress(batches, one.name, length(batches))
@@ -93,6 +90,15 @@ def fine_tune(
             if inputs.after_pass is not None:
                 inputs.after_pass(model, number + 1)
     return tuple(means)
+
+
+def _checked(passes: Any) -> Iterator[EpochConfig]:
+    if not isinstance(passes, Iterable):
+        raise MismatchError(f"expected passes, an iterable of EpochConfig, saw {type(passes).__name__}: return a list")
+    for number, one in enumerate(passes, start=1):
+        if not isinstance(one, EpochConfig):
+            raise MismatchError(f"pass {number}: expected an EpochConfig, saw {type(one).__name__}")
+        yield one
 
 
 def _steps(passes: Iterable[EpochConfig]) -> int | None:
