@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -10,6 +10,9 @@ from unlearnkit.cli.console import line, print_plain, print_table
 from unlearnkit.cli.options import installed_names
 from unlearnkit.plugins.scaffold import new_plugin as write_plugin
 from unlearnkit.utils.errors import UnknownMethodError, nearest
+
+if TYPE_CHECKING:
+    from unlearnkit.plugins.manager import Provided
 
 _KINDS = {"unlearner": "methods", "estimator": "estimators", "metric": "metrics"}
 
@@ -22,7 +25,7 @@ def methods(
 ) -> None:
     """List the installed methods, estimators and metrics, or show one of them with its options and a TOML snippet."""
     from unlearnkit.plugins.manager import default_manager
-    from unlearnkit.reporting import details_text, method_details, method_table
+    from unlearnkit.reporting import details_text, method_details, method_kind, method_table
 
     manager = default_manager()
     known = [(kind, entry) for kind in _KINDS for entry in manager.provided(kind)]
@@ -37,10 +40,12 @@ def methods(
     elif name:
         print_plain("\n\n".join(details_text(method_details(*one)) for one in known))
     else:
-        for kind, title in _KINDS.items():
-            entries = [entry for of, entry in known if of == kind]
-            if entries:
-                print_table(method_table(title, entries))
+        groups: dict[str, list[Provided]] = {}
+        for kind, entry in known:
+            title = f"methods: {method_kind(entry.cls)}" if kind == "unlearner" else _KINDS[kind]
+            groups.setdefault(title, []).append(entry)
+        for title, entries in groups.items():
+            print_table(method_table(title, entries))
         line("`unlearnkit methods NAME` shows one in full, with its options.")
     if manager.problems() and not as_json:
         line("Some plugins cannot be used: `unlearnkit plugins` says why.")
