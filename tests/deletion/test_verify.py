@@ -203,8 +203,8 @@ def test_names_with_control_characters_are_refused(load, name):
 
 
 def test_names_cannot_be_taken_for_another_part_of_a_line(load):
-    with pytest.raises(ConfigurationError, match="expected a name of at most 100 letters, saw 101"):
-        load().ask("x" * 101, samples=[1])
+    with pytest.raises(ConfigurationError, match="expected a name of at most 200 letters, saw 201"):
+        load().ask("x" * 201, samples=[1])
     assert load().ledger.queue.waiting() == []
     code, said = call("forget", "small.toml", "-q", "-r", "a): 9 samples were forgotten. (b", "-g", "ant")
     assert code == 0

@@ -16,7 +16,7 @@ from unlearnkit.utils.errors import ConfigurationError, nearest, raise_all, visi
 
 Rows = NDArray[np.int64]
 KIND = "unlearnkit-request-2"
-_LONGEST_NAME = 100
+_LONGEST_NAME = 200
 
 
 @final
