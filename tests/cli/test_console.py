@@ -1,10 +1,13 @@
 """Progress bars, warnings as lines, errors as messages."""
 
+import io
 import warnings
 from contextlib import nullcontext
 
 import pytest
+from rich.console import Console
 
+from unlearnkit.cli import console
 from unlearnkit.cli.console import bars, clear_errors, one_process, out, together
 from unlearnkit.distributed.collectives import Ranks
 from unlearnkit.reporting import RunRecord, run_table
@@ -34,6 +37,15 @@ def test_error_and_warning_of_several_lines_are_shown_as_one(capsys):
     with pytest.raises(SystemExit), clear_errors():
         raise ConfigurationError("a\nReceipt 9: forgotten")
     assert capsys.readouterr().err == "warning: first second\nerror: a Receipt 9: forgotten\n"
+
+
+def test_a_warning_beside_progress_bars_is_one_piece(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(file=screen, force_terminal=True, color_system=None, width=80))
+    with bars() as progress, clear_errors():
+        for _ in progress([1], "counting", 1):
+            warnings.warn("look", UnlearnKitWarning, stacklevel=1)
+    assert "warning: look\n" in screen.getvalue()
 
 
 def test_names_that_look_like_markup_are_shown_in_full(capsys):

@@ -174,6 +174,13 @@ def install_offline(folder):
     (meta / "entry_points.txt").write_text("\n".join(["[unlearnkit]", *lines]) + "\n")
 
 
+def test_the_packaged_method_stays_finite(page_folder):
+    (module,) = [b for b in blocks(ROOT / "docs/tutorials/package-a-method.md") if b.file.endswith("__init__.py")]
+    write(page_folder / module.file, module)
+    method, largest = importlib.import_module("unlearnkit_soften").Soften(lam=100.0), torch.tensor([3e38])
+    assert method.edit(torch.ones(1), largest, largest).isfinite()
+
+
 @pytest.mark.parametrize("module", modules())
 def test_every_example_of_a_docstring_runs(module, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 # ruff: noqa: ARG002 - the methods here have the signatures of the contract, and need less
 
+import importlib
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from unlearnkit_methods.prune import Prune
 from unlearnkit_methods.ssd import SelectiveSynapticDampening
 
 from unlearnkit import ConfigurationError
-from unlearnkit.testing import laws_for, parametrize_with_checks
+from unlearnkit.testing import cases, laws_for, parametrize_with_checks
 
 SUBJECTS = [Prune(), SelectiveSynapticDampening(alpha=float("inf")), Prune()]
 
@@ -95,3 +96,9 @@ def test_xdist_run_has_the_expected_failures(tmp_path):
     assert "the law 'no-amplification' is broken by Doubles" in run.stdout
     assert "[XPASS(strict)] it holds after all" in run.stdout
     assert "2 failed" in run.stdout
+
+
+def test_without_hypothesis_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    with pytest.raises(ImportError, match=r"unlearnkit\[testing\]"):
+        importlib.reload(cases)

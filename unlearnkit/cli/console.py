@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, final
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.text import Text
 from typing_extensions import override
 
 from unlearnkit.utils.errors import ConfigurationError, UnlearnKitError, UnlearnKitWarning, visible
@@ -163,9 +164,9 @@ def print_plain(text: str) -> None:
 
 def say(kind: str, *texts: str, style: str) -> None:
     """Print an error with its notes, or a warning, as one line on stderr."""
-    err.print(f"{kind}: ", style=style, end="")
     one_line = "; ".join(" ".join(map(str.strip, text.splitlines())) for text in texts)
-    err.print(visible(one_line), highlight=False, soft_wrap=True)
+    # In one call: below a text without its end of line, progress bars are drawn over it.
+    err.print(Text.assemble((f"{kind}: ", style), visible(one_line)), soft_wrap=True)
 
 
 def _message(error: Exception) -> list[str]:

@@ -88,7 +88,7 @@ def _save(patch: "Patch", output: Path, *, overwrite: bool) -> None:
 
 def _free(path: Path, *, overwrite: bool) -> Path:
     if path.exists() and not overwrite:
-        raise StoreError(f"{path} already exists: choose another file, or overwrite it")
+        raise StoreError(f"{path} already exists: choose another file, or pass --overwrite")
     return path
 
 

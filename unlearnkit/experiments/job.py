@@ -74,7 +74,7 @@ def earlier_results(config: Config, *, overwrite: bool) -> dict[str, RunRecord]:
     finished = len(taken) == len(folders) and not any(_lacks_page(folder, config) for folder in taken.values())
     if finished or own != taken.keys():
         shown = ", ".join(map(str, taken.values()))
-        raise StoreError(f"results already exist: {shown}: choose another output, or overwrite them")
+        raise StoreError(f"results already exist: {shown}: choose another output, or pass --overwrite")
     return found
 
 
@@ -138,7 +138,7 @@ class Job:
             if differ:
                 raise StoreError(
                     f"{folder}: expected a result of the same {' and '.join(differ)}, to go on after a run that was "
-                    "stopped, saw another: choose another output, or overwrite it"
+                    "stopped, saw another: choose another output, or pass --overwrite"
                 )
             warnings.warn(f"{folder} is kept: the run that was stopped wrote it", UnlearnKitWarning, stacklevel=2)
             with raise_on_all_ranks():

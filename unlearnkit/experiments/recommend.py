@@ -89,7 +89,7 @@ def recommend(
         raise ConfigurationError("recommend: expected Optuna, which is not installed: pip install 'unlearnkit[tune]'")
     with exclusive(config.output):
         if os.path.lexists(folder) and not overwrite:
-            raise StoreError(f"results already exist: {folder}: choose another output, or overwrite them")
+            raise StoreError(f"results already exist: {folder}: choose another output, or pass --overwrite")
         check_replaceable(folder)
         trial = _Bench.start(Job.start(config, plugins, again=again, progress=progress))
         job, found = trial.job, trial.try_all()

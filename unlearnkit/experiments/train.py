@@ -41,7 +41,7 @@ def train_original(config: Config, *, overwrite: bool = False, progress: Progres
     if about == path:
         raise ConfigurationError(f"model.checkpoint: expected a file for weights, saw {path}: name it .safetensors")
     if path.exists() and not overwrite:
-        raise StoreError(f"{path} already exists: choose another checkpoint, or overwrite it")
+        raise StoreError(f"{path} already exists: choose another checkpoint, or pass --overwrite")
     if about.exists() and not _is_record(about):
         raise StoreError(
             f"{about}: expected the record of an earlier training or nothing, saw another file: move it away, or "

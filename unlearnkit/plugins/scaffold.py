@@ -24,7 +24,7 @@ KINDS: Mapping[str, str] = {
 """What a plugin can offer, and what that is called in its README."""
 
 _USAGE: Mapping[str, str] = {
-    "elementwise": '[[method]]\nname = "$name"\noptions = { alpha = 10.0 }',
+    "elementwise": '[[method]]\nname = "$name"\noptions = { alpha = 2.0 }',
     "training": '[[method]]\nname = "$name"\noptions = { epochs = 1, learning_rate = 1e-3 }',
     "estimator": '[importance]\nestimator = "$name"',
     "metric": '[evaluation]\nmetrics = ["$name"]',

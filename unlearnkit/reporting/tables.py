@@ -58,7 +58,14 @@ def tensor_table(report: Report) -> Table:
 
 def method_table(title: str, entries: Iterable[Provided]) -> Table:
     """Installed classes: name, what each needs, and what it is good for or does."""
-    table = Table(Column("name", no_wrap=True), "needs", "good for", title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        Column("name", no_wrap=True),
+        "needs",
+        "good for, or what it does",
+        title=title,
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for entry in entries:
         needs = ", ".join(_NEEDS[need] for need in _NEEDS if need in getattr(entry.cls, "needs", ()))
         table.add_row(*map(Text, (entry.name, needs, entry.paragraph("Good for") or entry.doc)))

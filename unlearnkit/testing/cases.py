@@ -5,7 +5,6 @@ from typing import Any, final
 
 import attrs
 import torch
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from unlearnkit import (
@@ -18,6 +17,13 @@ from unlearnkit import (
     UnlearningInputs,
 )
 from unlearnkit.models import trainable
+
+try:
+    from hypothesis import strategies as st
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "unlearnkit.testing needs hypothesis, which is not installed: pip install 'unlearnkit[testing]'"
+    ) from error
 
 Batch = tuple[Tensor, Tensor]
 
