@@ -177,6 +177,13 @@ def test_nothing_is_cut_off_on_a_narrow_screen(digits_toml, monkeypatch, width):
     assert max(map(len, table.splitlines())) <= width
 
 
+def test_nothing_but_results_where_no_terminal_is(digits_toml):
+    command = [sys.executable, "-m", "unlearnkit", "run", digits_toml, "--method", "prune"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+
+
 def test_a_closed_pipe_is_no_error():
     command = f"{sys.executable} -m unlearnkit methods | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)

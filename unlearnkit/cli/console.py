@@ -42,7 +42,7 @@ err = _Console(stderr=True, markup=False)
 @contextmanager
 def bars(*, quiet: bool = False) -> Iterator[Progress]:
     """Show progress bars on stderr while the block runs."""
-    if quiet:
+    if quiet or not err.is_terminal:
         yield silent
         return
     with _bars("{task.description}") as shown:
@@ -84,7 +84,7 @@ def one_process(command: str) -> None:
 def counting(total: int, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
     """Show one bar for many jobs, several running at a time, with the names of the running ones."""
     running: list[str] = []
-    with _bars("{task.percentage:>3.0f} %", "{task.description}", disable=quiet) as shown:
+    with _bars("{task.percentage:>3.0f} %", "{task.description}", disable=quiet or not err.is_terminal) as shown:
         bar = shown.add_task("", total=total)
 
         def show(kind: str, name: str, *, counts: bool = True) -> None:
