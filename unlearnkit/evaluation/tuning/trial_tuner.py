@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, Never, final
+from typing import TYPE_CHECKING, Any, Never, final
 
 import attrs
 from torch import nn
@@ -17,6 +17,9 @@ from unlearnkit.utils.errors import BudgetError, ConfigurationError, NonFiniteEr
 from unlearnkit.utils.options import Option, nested_options, option, with_options
 from unlearnkit.utils.progress import Progress, progress_of
 from unlearnkit.utils.structuring import structure
+
+if TYPE_CHECKING:
+    import optuna
 
 _LOG = 10  # a range whose ends are so many times apart is searched by its logarithm
 _CANDIDATE = "candidate"  # key of a trial's attributes
@@ -107,9 +110,9 @@ class TrialTuner:
                     trial.set_user_attr(_CANDIDATE, attrs.asdict(made[0]))
             return _value(made[0])
 
-        with _quiet(optuna):
+        with _quiet(optuna), _opened(self.storage) as storage:
             study = optuna.create_study(
-                storage=self.storage or None,
+                storage=storage,
                 study_name=self.study or None,
                 load_if_exists=True,
                 direction="maximize",
@@ -189,6 +192,20 @@ def _value(candidate: Candidate) -> float:
     if candidate.problem:
         return -1.0
     return candidate.score - (not candidate.feasible)
+
+
+@contextmanager
+def _opened(url: str) -> Iterator["optuna.storages.RDBStorage | None"]:
+    """Open the database of the trials, and close its connections at the end."""
+    import optuna  # noqa: PLC0415 - of the extra "tune"
+
+    storage = optuna.storages.RDBStorage(url) if url else None
+    try:
+        yield storage
+    finally:
+        if storage is not None:
+            storage.remove_session()
+            storage.engine.dispose()
 
 
 @contextmanager
