@@ -15,7 +15,9 @@ import torch
 
 import unlearnkit
 from tests.benchmarks.methods import RETRAINED_SEEDS, SPLITS, gap, read, settings, shipped
-from unlearnkit import ElementwiseUnlearner, Need, TrainingUnlearner, UnlearnKitWarning
+from unlearnkit import UnlearnKitWarning
+from unlearnkit.reporting import method_kind
+from unlearnkit.reporting.tables import NEEDS, needs_of
 from unlearnkit.testing import LawCase
 from unlearnkit.utils.options import options_of
 
@@ -74,14 +76,6 @@ The same α selects other weights with another estimator, so estimators are comp
 
 """
 
-NEEDS = {
-    Need.FORGET_IMPORTANCE: "F_f",
-    Need.REFERENCE_IMPORTANCE: "F_r",
-    Need.FORGET_DATA: "forget data",
-    Need.RETAIN_DATA: "retain data",
-    Need.MODEL_FACTORY: "fresh model",
-}
-
 
 def page(rows):
     """Write the page.
@@ -111,13 +105,7 @@ def table(head, rows):
 
 
 def kind(cls):
-    if issubclass(cls, ElementwiseUnlearner):
-        return "elementwise: each weight from itself and its importances"
-    if issubclass(cls, TrainingUnlearner):
-        return "trains"
-    if cls.name == "sequence":
-        return "runs other methods, one after the other"
-    return "edits weights, looking at all of them"
+    return "runs other methods, one after the other" if cls.name == "sequence" else method_kind(cls)
 
 
 def labels(cls):
@@ -156,24 +144,17 @@ def needs_table(methods):
     return table(["method", "kind", *NEEDS.values(), "labels itself"], rows)
 
 
-def paragraphs(cls):
-    return [" ".join(part.split()) for part in inspect.getdoc(cls).split("\n\n")]
-
-
 def section(entry, about):
-    parts, name = paragraphs(entry.cls), entry.cls.__name__
+    name, first = entry.cls.__name__, " ".join(inspect.getdoc(entry.cls).partition("\n\n")[0].split())
     provider = "unlearnkit" if getattr(unlearnkit, name, None) is entry.cls else entry.cls.__module__
-    (source,) = [part.removeprefix("Source: ") for part in parts if part.startswith("Source:")] or ["this project"]
-    lines = [f"### `{entry.name}`\n", f"{parts[0]}\n"]
+    lines = [f"### `{entry.name}`\n", f"{first}\n"]
     if (PICTURES / f"{entry.name}.svg").exists():  # by `python -m tests.docs.rule_pictures`
         lines.append(f"![θ'/θ of `{entry.name}` at its defaults, against F_f/F_r](../pictures/{entry.name}.svg)\n")
     lines.append(about)
-    needs = [NEEDS[need] for need in NEEDS if need in getattr(entry.cls, "needs", ())]
-    if needs:
-        lines.append(f"- needs: {', '.join(needs)}")
-    (good,) = [part.removeprefix("Good for: ") for part in parts if part.startswith("Good for:")] or [""]
+    needs, good = ", ".join(needs_of(entry.cls)), entry.paragraph("Good for")
+    lines += [f"- needs: {needs}"] if needs else []
     lines += [f"- good for: {good}"] if good else []
-    lines += [f"- source: {source}", f"- in Python: `{provider}.{name}`\n"]
+    lines += [f"- source: {entry.paragraph('Source') or 'this project'}", f"- in Python: `{provider}.{name}`\n"]
     return "\n".join(lines) + "\n" + options_table(entry.cls)
 
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from unlearnkit.cli.console import NOTHING_EDITED, bars, counting, line, one_process, print_table, together
 from unlearnkit.cli.options import Again, ConfigPath, Methods, Overwrite, Quiet, Settings, labels, load
 from unlearnkit.utils.errors import StoreError
+
+if TYPE_CHECKING:
+    from unlearnkit.reporting import RunRecord
 
 
 def train(config: ConfigPath, settings: Settings = None, overwrite: Overwrite = False, quiet: Quiet = False) -> None:
@@ -55,10 +58,7 @@ def run(
         line(record.sentence())
         if record.tuning is not None and not record.nothing_edited:
             line(record.tuning["sentence"])
-    for record in records:
-        _say_files(Path(chosen.output) / record.label)
-    if any(record.nothing_edited for record in records):
-        raise typer.Exit(NOTHING_EDITED)
+    _end({Path(chosen.output) / record.label: record for record in records})
 
 
 def tune(
@@ -88,9 +88,7 @@ def tune(
     line(tuned.tuning.sentence())
     if not tuned.record.nothing_edited:
         print_table(run_table([tuned.record]))
-    _say_files(tuned.folder)
-    if tuned.record.nothing_edited:
-        raise typer.Exit(NOTHING_EDITED)
+    _end({tuned.folder: tuned.record})
 
 
 def recommend(
@@ -112,9 +110,7 @@ def recommend(
     if not found.record.nothing_edited:
         print_table(run_table([found.record]))
         line(found.record.judgement().sentence)
-    _say_files(found.folder)
-    if found.record.nothing_edited:
-        raise typer.Exit(NOTHING_EDITED)
+    _end({found.folder: found.record})
 
 
 def compare(
@@ -127,6 +123,7 @@ def compare(
 ) -> None:
     """Compare methods, options, seeds and forget targets; call it again to continue after a stop."""
     from unlearnkit.experiments import Comparison
+    from unlearnkit.experiments.config import TABLES
 
     chosen = load(config, settings, method)
     with together(chosen.device, quiet=True) as (first, _):
@@ -150,7 +147,7 @@ def compare(
         line(remark)
     for trial in comparison.failed:
         line(f"failed: {trial.name}: {comparison.results[trial.key].error}")
-    for name in ("trials.csv", "summary.csv", "summary.md", "summary.html"):
+    for name in TABLES:
         line(str(Path(comparison.folder) / name), soft_wrap=True)
     if comparison.failed:
         raise typer.Exit(1)
@@ -196,10 +193,14 @@ def demo(
     line(result.lesson())
 
 
-def _say_files(folder: Path) -> None:
-    for path in (folder / name for name in ("model.safetensors", "report.json", "report.html")):
-        if path.exists():
-            line(str(path), soft_wrap=True)
+def _end(results: Mapping[Path, "RunRecord"]) -> None:
+    """Name the files of each folder of results; the exit code says whether nothing was edited."""
+    for folder in results:
+        for path in (folder / name for name in ("model.safetensors", "report.json", "report.html")):
+            if path.exists():
+                line(str(path), soft_wrap=True)
+    if any(record.nothing_edited for record in results.values()):
+        raise typer.Exit(NOTHING_EDITED)
 
 
 def _scores(scores: Mapping[str, float | None]) -> str:

@@ -10,11 +10,11 @@ import attrs
 
 from unlearnkit.distributed.collectives import resolve_device
 from unlearnkit.experiments.config import Config
-from unlearnkit.experiments.experiment import DATASETS, make_metrics, make_unlearner
+from unlearnkit.experiments.experiment import data_factory, make_estimator, make_metrics, make_unlearner
 from unlearnkit.experiments.search import tunable
 from unlearnkit.plugins.manager import PluginManager, default_manager
-from unlearnkit.utils.errors import UnlearnKitError, nearest
-from unlearnkit.utils.structuring import call, import_path
+from unlearnkit.utils.errors import ConfigurationError, UnlearnKitError, nearest
+from unlearnkit.utils.structuring import import_path
 
 
 def check_config(config: Config, *, plugins: PluginManager | None = None) -> tuple[list[str], list[str]]:
@@ -24,24 +24,17 @@ def check_config(config: Config, *, plugins: PluginManager | None = None) -> tup
 
 
 def _problems(config: Config, plugins: PluginManager) -> Iterator[str]:
-    importance = config.importance
     yield from _failure("device", lambda: resolve_device(config.device))
     yield from _failure("forget", config.forget.spec)
     for method in config.method:
         bare, make = attrs.evolve(method, grid={}), tunable if method.tuned else make_unlearner
         yield from _failure(f"method.{method.label}", partial(make, bare, plugins))
-    yield from _failure(
-        "importance.estimator",
-        lambda: call(plugins.estimator(importance.estimator), importance.options, where="importance.options"),
-    )
+    yield from _failure("importance.estimator", lambda: make_estimator(config.importance, plugins))
     yield from _failure("evaluation.metrics", lambda: make_metrics(config.evaluation, plugins))
-    data = config.data
-    if bool(data.name) == bool(data.factory):
-        yield f"data: expected either name or factory, saw name={data.name!r} and factory={data.factory!r}"
-    elif data.name and data.name not in DATASETS:
-        yield f"data.name: no data set is called {data.name!r}{nearest(data.name, DATASETS)}"
-    else:
-        yield from _factory("data", DATASETS.get(data.name, data.factory), data.options)
+    try:
+        yield from _factory("data", data_factory(config.data), config.data.options)
+    except ConfigurationError as error:
+        yield str(error)
     yield from _factory("model", config.model.factory, config.model.options)
     yield from _factory("objective", config.objective.factory, config.objective.options)
 

@@ -15,17 +15,9 @@ from unlearnkit.utils.files import read_text
 from unlearnkit.utils.options import by_label, option
 from unlearnkit.utils.structuring import structure
 
-_TAKEN = {
-    "ledger",
-    "passes",
-    "recommended",
-    "trials",
-    "trials.csv",
-    "summary.csv",
-    "summary.md",
-    "summary.html",
-    "comparison.json",
-}
+TABLES = ("trials.csv", "summary.csv", "summary.md", "summary.html")
+"""What a comparison writes for reading."""
+_TAKEN = {"ledger", "passes", "recommended", "trials", *TABLES, "comparison.json"}
 """What commands write to the folder of results, besides one folder for each label."""
 _LONGEST_LABEL = 200  # bytes: file systems have 255 for a name, and folders that are written have a longer one
 

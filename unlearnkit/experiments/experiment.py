@@ -14,7 +14,14 @@ from unlearnkit.data import DataBundle, ForgetSplit, LabelledImages, Split, forg
 from unlearnkit.distributed import Shared
 from unlearnkit.distributed.collectives import resolve_device
 from unlearnkit.evaluation import LossAndAccuracy, Metric, loss_and_accuracy
-from unlearnkit.experiments.config import Config, DataConfig, EvaluationConfig, MethodConfig, StepConfig
+from unlearnkit.experiments.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    ImportanceConfig,
+    MethodConfig,
+    StepConfig,
+)
 from unlearnkit.experiments.provenance import data_digest, manifest
 from unlearnkit.importance import ImportanceEstimator, Role
 from unlearnkit.models import Autocast, CrossEntropy, Objective, load_checkpoint
@@ -50,7 +57,8 @@ class Experiment:
     def load(cls, config: Config) -> "Experiment":
         device, chosen = resolve_device(config.device), config.objective
         objective = _made("objective", chosen.factory, chosen.options, Objective, "an unlearnkit.Objective")
-        bundle, spec = _bundle(config.data), config.forget.spec()
+        factory, spec = data_factory(config.data), config.forget.spec()
+        bundle = _made("data", factory, config.data.options, DataBundle, "an unlearnkit.data.DataBundle")
         if config.forget.corrupted is not None:
             bundle = config.forget.corrupted.apply(bundle)
         if objective == CrossEntropy() and len(bundle.train.kinds) > 1:
@@ -149,8 +157,7 @@ class Experiment:
         }
 
     def estimator(self, plugins: PluginManager) -> ImportanceEstimator:
-        name, options = self.config.importance.estimator, self.config.importance.options
-        return call(plugins.estimator(name), options, where=f"importance.options ({name})")
+        return make_estimator(self.config.importance, plugins)
 
     def pipeline(self, method: MethodConfig, plugins: PluginManager) -> Pipeline:
         return Pipeline(
@@ -161,6 +168,11 @@ class Experiment:
             max_fraction=method.max_fraction,
             plugins=plugins,
         )
+
+
+def make_estimator(importance: ImportanceConfig, plugins: PluginManager) -> ImportanceEstimator:
+    name = importance.estimator
+    return call(plugins.estimator(name), importance.options, where=f"importance.options ({name})")
 
 
 def make_unlearner(method: MethodConfig, plugins: PluginManager) -> Unlearner:
@@ -204,16 +216,15 @@ def make_metrics(config: EvaluationConfig, plugins: PluginManager) -> dict[str, 
     return made
 
 
-def _bundle(data: DataConfig) -> DataBundle:
+def data_factory(data: DataConfig) -> str:
+    """Return the import path of the data set that a configuration names."""
     if bool(data.name) == bool(data.factory):
         raise ConfigurationError(
             f"data: expected either name or factory, saw name={data.name!r} and factory={data.factory!r}"
         )
     if data.name and data.name not in DATASETS:
         raise ConfigurationError(f"data.name: no data set is called {data.name!r}{nearest(data.name, DATASETS)}")
-    factory = DATASETS[data.name] if data.name else data.factory
-    made: DataBundle = _made("data", factory, data.options, DataBundle, "an unlearnkit.data.DataBundle")
-    return made
+    return DATASETS[data.name] if data.name else data.factory
 
 
 def _made(section: str, factory: str, options: Mapping[str, Any], kind: type, what: str) -> Any:

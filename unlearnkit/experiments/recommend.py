@@ -15,8 +15,7 @@ import attrs
 import numpy as np
 from torch import nn
 
-from unlearnkit.data import LabelledImages, forget_split
-from unlearnkit.data.splits import hold_out
+from unlearnkit.data import LabelledImages
 from unlearnkit.distributed import Ranks
 from unlearnkit.evaluation import EvaluationInputs
 from unlearnkit.evaluation.metrics import Recovery
@@ -28,8 +27,8 @@ from unlearnkit.evaluation.tuning.tuner import judged, scores_of
 from unlearnkit.experiments.config import Config, MethodConfig
 from unlearnkit.experiments.experiment import Experiment, make_unlearner
 from unlearnkit.experiments.job import Job, exclusive, result_folder
+from unlearnkit.experiments.search import check_accuracy, divide_test_set, report_of, trials_of
 from unlearnkit.experiments.train import retrained_for
-from unlearnkit.models import CrossEntropy
 from unlearnkit.models.parameters import digest
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.reporting import RunRecord
@@ -91,11 +90,11 @@ def recommend(
         if os.path.lexists(folder) and not overwrite:
             raise StoreError(f"results already exist: {folder}: choose another output, or pass --overwrite")
         check_replaceable(folder)
-        trial = _Bench.start(Job.start(config, plugins, again=again, progress=progress))
-        job, found = trial.job, trial.try_all()
+        search = _MethodSearch.start(Job.start(config, plugins, again=again, progress=progress))
+        job, found = search.job, search.try_all()
         usable = [outcome for outcome in found if not outcome.attempt.problem]
         chosen = max(usable, key=lambda outcome: outcome.attempt.score)  # among equals the first, which is the original
-        recommendation = trial.recommendation(found, chosen)
+        recommendation = search.recommendation(found, chosen)
         fields: dict[str, Any] = {"recommendation": recommendation}
         if chosen.tuning is not None:
             fields["tuning"] = chosen.tuning.to_dict()
@@ -140,8 +139,8 @@ class _Outcome:
 
 @final
 @attrs.frozen(kw_only=True, eq=False)
-class _Bench:
-    """What the methods are judged by: held-out samples, and a model that never saw the forget set."""
+class _MethodSearch:
+    """Tries methods, judged by held-out samples and by a model that never saw the forget set."""
 
     job: Job
     retain: LabelledImages
@@ -151,22 +150,20 @@ class _Bench:
     target: Mapping[str, float] = attrs.field(factory=dict)
 
     @classmethod
-    def start(cls, job: Job) -> "_Bench":
-        if not isinstance(job.experiment.objective, CrossEntropy):
-            said = job.experiment.objective.describe()
-            raise ConfigurationError(f"objective: `recommend` chooses by accuracy: expected a CrossEntropy, saw {said}")
+    def start(cls, job: Job) -> "_MethodSearch":
+        check_accuracy(job.experiment, command="recommend")
         experiment, retain, unseen = _hold_out(job.experiment)
         job = attrs.evolve(job, experiment=experiment, stage="recommend")
         random = experiment.forgotten.scenario == "random"
         epochs = 0 if random else max(1, round(experiment.config.training.epochs / _PROXY))
         proxy = None if random else retrained_for(experiment, epochs, progress=job.progress)
-        bench = cls(job=job, retain=retain, unseen=unseen, proxy=proxy, proxy_epochs=epochs)
-        bench.families()  # a wrong name is an error before the first edit
-        known, data = (job.original, retain) if proxy is None else (proxy, bench.forget)
+        search = cls(job=job, retain=retain, unseen=unseen, proxy=proxy, proxy_epochs=epochs)
+        search.methods()  # a wrong name is an error before the first edit
+        known, data = (job.original, retain) if proxy is None else (proxy, search.forget)
         scores = experiment.scores(known, {"forget": data})["forget"]
         assert scores.accuracy is not None, "the objective is a CrossEntropy"
-        swap = bench.swap(known, retain if proxy is None else None)
-        return attrs.evolve(bench, target={"forget": scores.accuracy, "swap": swap, "forget-loss": scores.loss})
+        swap = search.swap(known, retain if proxy is None else None)
+        return attrs.evolve(search, target={"forget": scores.accuracy, "swap": swap, "forget-loss": scores.loss})
 
     @property
     def forget(self) -> LabelledImages:
@@ -196,7 +193,7 @@ class _Bench:
         experiment = self.job.experiment
         return len(experiment.importance_batches(experiment.splits()["retain-train"]))
 
-    def families(self) -> list[tuple[MethodConfig, Unlearner]]:
+    def methods(self) -> list[tuple[MethodConfig, Unlearner]]:
         """List the methods to try, with their options where they are not searched."""
         experiment, plugins = self.job.experiment, self.job.plugins
         config, scenario = experiment.config, experiment.forgotten.scenario
@@ -255,7 +252,7 @@ class _Bench:
         scratch = self.scratch()
         reference = self.recovery(scratch.model)
         outcomes = [self.judged_outcome(self.job.original, Attempt(name=ORIGINAL))]
-        outcomes += [self.tried(method, unlearner) for method, unlearner in self.families()]
+        outcomes += [self.tried(method, unlearner) for method, unlearner in self.methods()]
         return [self.audited(outcome, reference) for outcome in (*outcomes, scratch)]
 
     def scratch(self) -> _Outcome:
@@ -282,10 +279,7 @@ class _Bench:
         def search(model: nn.Module, inputs: UnlearningInputs, *, accept: Callable[[Report], Report]) -> Report:
             tuning = self.tune(model, inputs, method, unlearner)
             found.append(tuning)
-            report = tuning.report or Report(method=unlearner.name, remarks=(tuning.sentence(),))
-            searching = tuning.seconds - sum(report.seconds.values())
-            report = attrs.evolve(report, seconds={"tuning": searching, **report.seconds})
-            return report if tuning.chosen is None else accept(report)
+            return report_of(tuning, unlearner, accept)
 
         report = self.job.edit(model, method, self.job.experiment.splits(), edit=search)
         tuning, seconds = found[0], time.perf_counter() - start
@@ -330,7 +324,7 @@ class _Bench:
             trials=config.recommend.trials,
             budget=config.tuning.budget,
             most_steps=limit * self.steps,
-            storage=f"sqlite:///{Path(config.output) / '.trials.sqlite'}",
+            storage=trials_of(config),
             study=hashlib.sha256(repr(decides).encode()).hexdigest()[:16],
         )
         return tuner.tune(
@@ -411,12 +405,9 @@ class _Bench:
 
 def _hold_out(experiment: Experiment) -> tuple[Experiment, LabelledImages, LabelledImages | None]:
     """Take a part of the test set out of it: retained samples, and those of the forgotten kind, to judge by."""
-    config, bundle, spec = experiment.config, experiment.bundle, experiment.config.forget.spec()
+    left, aside = divide_test_set(experiment)
+    spec = experiment.config.forget.spec()
     assert spec is not None, "a job has something to forget"
-    rows = np.arange(len(bundle.test))
-    parts = hold_out(rows, bundle.test.targets.numpy(), config.tuning.unseen_fraction, config.seed)
-    bundles = [attrs.evolve(bundle, test=bundle.test.subset(part)) for part in parts]
-    left, aside = (attrs.evolve(experiment, bundle=one, split=forget_split(one, spec)) for one in bundles)
     held = aside.splits()
     missing = [name for name in ("retain-test", "forget-test") if name not in held]
     if "retain-test" in missing or (spec.carries_over and missing):

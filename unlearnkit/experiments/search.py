@@ -13,8 +13,8 @@ from unlearnkit.data import LabelledImages, forget_split
 from unlearnkit.data.splits import ValidationSplit, hold_out, validation_split
 from unlearnkit.distributed import Ranks
 from unlearnkit.evaluation.tuning import TrialTuner, Tuner, Tuning, Validation
-from unlearnkit.experiments.config import MethodConfig
-from unlearnkit.experiments.experiment import make_unlearner
+from unlearnkit.experiments.config import Config, MethodConfig
+from unlearnkit.experiments.experiment import Experiment, make_unlearner
 from unlearnkit.experiments.job import Job
 from unlearnkit.experiments.provenance import digest_of
 from unlearnkit.models import CrossEntropy
@@ -76,10 +76,7 @@ class Search:
     @classmethod
     def start(cls, job: Job, unseen: LabelledImages | None = None) -> "Search":
         experiment, config = job.experiment, job.experiment.config.tuning
-        if not isinstance(experiment.objective, CrossEntropy):
-            raise ConfigurationError(
-                f"objective: `tune` chooses by accuracy: expected a CrossEntropy, saw {experiment.objective.describe()}"
-            )
+        check_accuracy(experiment, command="tune")
         if config.target == "retrained" and not job.retrained:
             raise ConfigurationError(
                 "tuning.target 'retrained': expected retrained models, saw none: name checkpoints in "
@@ -99,11 +96,7 @@ class Search:
             else:
                 tuning = self._by_trials(model, unlearner, inputs, method)
             found.append(tuning)
-            report = tuning.report or Report(method=unlearner.name, remarks=(tuning.sentence(),))
-            # The edit is part of the search: each second is counted once.
-            searching = tuning.seconds - sum(report.seconds.values())
-            report = attrs.evolve(report, seconds={"tuning": searching, **report.seconds})
-            return report if tuning.chosen is None else accept(report)
+            return report_of(tuning, unlearner, accept)
 
         split = self.split
         rows = {"full-train": split.full, "retain-train": split.retain, "forget-train": split.forget}
@@ -162,7 +155,7 @@ class Search:
             fixed=method.fixed,
             trials=config.tuning.trials,
             budget=config.tuning.budget,
-            storage=f"sqlite:///{self._storage()}",
+            storage=trials_of(config),
             study=digest_of(what)[:16],
         )
         return tuner.tune(model, inputs, **aim)
@@ -176,12 +169,6 @@ class Search:
             "target_source": source,
             "progress": self.job.progress,
         }
-
-    def _storage(self) -> Path:
-        """Return the file of the trials, with which a search that was stopped goes on."""
-        folder = Path(self.job.experiment.config.output)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / ".trials.sqlite"
 
     def _validation(self) -> Validation:
         batches = self.job.experiment.shared_batches
@@ -228,20 +215,49 @@ def _by_fractions(unlearner: Unlearner) -> TypeGuard[ElementwiseUnlearner]:
     return isinstance(unlearner, ElementwiseUnlearner) and bool(unlearner.promises().monotone)
 
 
+def check_accuracy(experiment: Experiment, *, command: str) -> None:
+    """Refuse an objective without accuracy, by which a command chooses."""
+    if not isinstance(experiment.objective, CrossEntropy):
+        said = experiment.objective.describe()
+        raise ConfigurationError(f"objective: `{command}` chooses by accuracy: expected a CrossEntropy, saw {said}")
+
+
+def report_of(tuning: Tuning, unlearner: Unlearner, accept: Callable[[Report], Report]) -> Report:
+    """Return the report of a search that ran as an edit, accepted where something was edited."""
+    report = tuning.report or Report(method=unlearner.name, remarks=(tuning.sentence(),))
+    # The edit is part of the search: each second is counted once.
+    searching = tuning.seconds - sum(report.seconds.values())
+    report = attrs.evolve(report, seconds={"tuning": searching, **report.seconds})
+    return report if tuning.chosen is None else accept(report)
+
+
+def trials_of(config: Config) -> str:
+    """Return the URL of the database of trials, with which a search that was stopped goes on."""
+    folder = Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder / '.trials.sqlite'}"
+
+
+def divide_test_set(experiment: Experiment) -> tuple[Experiment, Experiment]:
+    """Hold out a part of the test set: return one experiment with the rest of it, and one with that part."""
+    bundle, config, spec = experiment.bundle, experiment.config, experiment.config.forget.spec()
+    assert spec is not None, "a job has something to forget"
+    rows, targets = np.arange(len(bundle.test)), bundle.test.targets.numpy()
+    parts = hold_out(rows, targets, config.tuning.unseen_fraction, config.seed)
+    bundles = [attrs.evolve(bundle, test=bundle.test.subset(part)) for part in parts]
+    rest, aside = (attrs.evolve(experiment, bundle=one, split=forget_split(one, spec)) for one in bundles)
+    return rest, aside
+
+
 def hold_out_unseen(job: Job) -> tuple[Job, LabelledImages | None]:
     """For the target ``"unseen"``: take part of the test set out of it, so that it can set the target."""
-    experiment, config = job.experiment, job.experiment.config
+    config = job.experiment.config
     if config.tuning.target != "unseen":
         return job, None
-    test, spec = experiment.bundle.test, config.forget.spec()
+    left, aside = divide_test_set(job.experiment)
+    spec = config.forget.spec()
     assert spec is not None, "a job has something to forget"
-    fraction, seed = config.tuning.unseen_fraction, config.seed
-    rest, aside = hold_out(np.arange(len(test)), test.targets.numpy(), fraction, seed)
-    bundle = attrs.evolve(experiment.bundle, test=test.subset(rest))
-    part = attrs.evolve(experiment.bundle, test=test.subset(aside))
-    rows = forget_split(part, spec).test.forget
-    if spec.carries_over and not len(rows):
+    unseen = aside.splits().get("forget-test") if spec.carries_over else aside.bundle.test
+    if unseen is None:
         raise ConfigurationError("tuning.target 'unseen': the test set has no sample of what is forgotten")
-    unseen = part.test.subset(rows) if spec.carries_over else part.test
-    left = attrs.evolve(experiment, bundle=bundle, split=forget_split(bundle, spec))
     return attrs.evolve(job, experiment=left), unseen

@@ -233,23 +233,18 @@ class EpochRecord:
     seconds: float = attrs.field(eq=False)
 
 
-def _one_bar(batches: Iterable[Any], epochs: int, progress: Progress) -> Iterator[Iterable[Any]]:
+def _one_bar(batches: Iterable[Any], epochs: int, progress: Progress, *, steps: int | None) -> Iterator[Iterable[Any]]:
     """Yield the batches once for each epoch, under one bar for all of them."""
-    size = length(batches)
-    steps = iter(
-        progress(
-            count() if size is None else range(epochs * size), f"training, {epochs} epochs", size and epochs * size
-        )
-    )
+    shown = iter(progress(count() if steps is None else range(steps), f"training, {epochs} epochs", steps))
 
     def counted() -> Iterator[Any]:
         for batch in batches:
-            next(steps, None)
+            next(shown, None)
             yield batch
 
     for _ in range(epochs):
         yield counted()
-    next(steps, None)  # ends the bar
+    next(shown, None)  # ends the bar
 
 
 def train(
@@ -297,12 +292,13 @@ def train(
     with training_mode(model, adam, seed=options.seed) as usable:
         batches = usable(batches)
         size = length(batches)
-        schedule = config.scheduler_for(adam, None if size is None else size * options.epochs)
+        steps = None if size is None else size * options.epochs
+        schedule = config.scheduler_for(adam, steps)
         after_step = None if schedule is None else partial(LambdaLR.step, schedule)
-        for epoch, shown in enumerate(_one_bar(batches, options.epochs, progress_of(progress)), start=1):
+        for epoch, passed in enumerate(_one_bar(batches, options.epochs, progress_of(progress), steps=steps), start=1):
             start = time.perf_counter()
             scores.clear()
-            run_epoch(model, shown, loss, adam, name=f"epoch {epoch}", after_step=after_step)
+            run_epoch(model, passed, loss, adam, name=f"epoch {epoch}", after_step=after_step)
             summed, seconds = total(scores), time.perf_counter() - start
             history.append(EpochRecord(loss=summed.loss, accuracy=summed.accuracy, seconds=seconds))
             _LOG.info("epoch %d of %d: %r", epoch, options.epochs, history[-1])

@@ -20,13 +20,14 @@ from unlearnkit.unlearning.training_unlearner import TrainingUnlearner
 from unlearnkit.unlearning.unlearner import Need
 from unlearnkit.utils.text import percent
 
-_NEEDS = {
+NEEDS = {
     Need.FORGET_IMPORTANCE: "F_f",
     Need.REFERENCE_IMPORTANCE: "F_r",
     Need.FORGET_DATA: "forget data",
     Need.RETAIN_DATA: "retain data",
     Need.MODEL_FACTORY: "fresh model",
 }
+"""What a method may need, in short."""
 
 
 def run_table(records: Sequence[RunRecord]) -> Table:
@@ -67,9 +68,15 @@ def method_table(title: str, entries: Iterable[Provided]) -> Table:
         pad_edge=False,
     )
     for entry in entries:
-        needs = ", ".join(_NEEDS[need] for need in _NEEDS if need in getattr(entry.cls, "needs", ()))
-        table.add_row(*map(Text, (entry.name, needs, entry.paragraph("Good for") or entry.doc)))
+        table.add_row(
+            *map(Text, (entry.name, ", ".join(needs_of(entry.cls)), entry.paragraph("Good for") or entry.doc))
+        )
     return table
+
+
+def needs_of(cls: type) -> list[str]:
+    """List what a class of methods needs, in short; an estimator and a metric need nothing of this."""
+    return [short for need, short in NEEDS.items() if need in getattr(cls, "needs", ())]
 
 
 def method_kind(cls: type) -> str:
@@ -83,7 +90,6 @@ def method_kind(cls: type) -> str:
 
 def method_details(kind: str, entry: Provided) -> dict[str, Any]:
     """All that is known of an installed method, estimator or metric, as JSON can hold it."""
-    needs = [_NEEDS[need] for need in _NEEDS if need in getattr(entry.cls, "needs", ())]
     options = [
         {
             "name": o.name,
@@ -100,7 +106,7 @@ def method_details(kind: str, entry: Provided) -> dict[str, Any]:
         "kind": f"method, {method_kind(entry.cls)}" if kind == "unlearner" else kind,
         "from": entry.plugin.origin,
         "does": entry.doc,
-        "needs": needs,
+        "needs": needs_of(entry.cls),
         "good for": entry.paragraph("Good for"),
         "source": entry.paragraph("Source"),
         "options": options,

@@ -15,7 +15,7 @@ from unlearnkit.distributed import Ranks, all_gather, map_over_ranks
 from unlearnkit.experiments.comparison import tables
 from unlearnkit.experiments.comparison.trial import Trial, TrialResult, keyed, read_result, trials_of, write_result
 from unlearnkit.experiments.comparison.worker import Event, Unit, Watch, Worker, ignore, run_in_processes
-from unlearnkit.experiments.config import Config
+from unlearnkit.experiments.config import TABLES, Config
 from unlearnkit.experiments.experiment import Experiment
 from unlearnkit.experiments.job import exclusive
 from unlearnkit.plugins.manager import PluginManager, default_manager
@@ -33,7 +33,6 @@ _DIED = (
     "native library; try fewer --jobs, or a smaller batch size"
 )
 _FORMAT, _RECORD = "unlearnkit-comparison-1", "comparison.json"
-_TABLES = (_RECORD, "trials.csv", "summary.csv", "summary.md", "summary.html")
 _COPIES = 12  # of a trial besides its retrained models: original, edited copy, optimiser, importances
 _PROCESS = 900 * MIB  # Python with torch, scikit-learn and small data, resident
 
@@ -230,7 +229,7 @@ class Comparison:
 
     def _check_tables(self) -> None:
         """Refuse to write over tables that no comparison has written."""
-        found = [name for name in _TABLES if os.path.lexists(self.folder / name)]
+        found = [name for name in (_RECORD, *TABLES) if os.path.lexists(self.folder / name)]
         try:
             earlier = json.loads(read_text(self.folder / _RECORD))["format"] == _FORMAT
         except (OSError, ValueError, LookupError, TypeError, RecursionError, StoreError):
