@@ -66,11 +66,7 @@ class LinearProbe(Metric):
         @cache  # one fit for both splits
         def probe(model: nn.Module) -> Any:
             splits = [features(split, model) for split in ("forget-train", "retain-train")]
-            values, labels = (np.concatenate(parts) for parts in zip(*splits, strict=True))
-            rows = some_rows(len(labels), self.most, seed=self.seed)
-            if len(np.unique(labels[rows])) < 2:
-                raise InapplicableError("the training data have one class only: there is nothing to tell apart")
-            return linear_probe(values[rows], labels[rows], seed=self.seed)
+            return _probe(splits, what="the training data", most=self.most, seed=self.seed)
 
         def accuracy(split: str, model: nn.Module) -> float:
             judged = features(split, model)  # first, so that a missing split is the reason
@@ -148,11 +144,7 @@ def head_swap(
     def accuracy(model: nn.Module) -> float:
         features = partial(features_of, model, objective=objective)
         unseen, known = features(judged), [features(batches) for batches in learnt]
-        values, labels = (np.concatenate(parts) for parts in zip(*known, strict=True))
-        rows = some_rows(len(labels), most, seed=seed)
-        if len(np.unique(labels[rows])) < 2:
-            raise InapplicableError("the samples to learn from have one class only: there is nothing to tell apart")
-        return float(linear_probe(values[rows], labels[rows], seed=seed).score(*unseen))
+        return float(_probe(known, what="the samples to learn from", most=most, seed=seed).score(*unseen))
 
     found = accuracy(model)
     if not batch_norm_layers(model):
@@ -195,9 +187,7 @@ class LayerProbe(Metric):
             found = []
             for layer in layers:
                 x = {s: pooled_outputs(model, batches, layer, inputs.objective) for s, batches in splits.items()}
-                train = [
-                    x[s][some_rows(len(x[s]), self.most, seed=self.seed)] for s in ("retain-train", "forget-train")
-                ]
+                train = [_some(x[s], self.most, self.seed) for s in ("retain-train", "forget-train")]
                 test = [x["retain-test"], x["forget-test"]]
                 probe = linear_probe(np.concatenate(train), _which(train), seed=self.seed, balanced=True)
                 found.append(float(roc_auc_score(_which(test), probe.decision_function(np.concatenate(test)))))
@@ -387,6 +377,15 @@ def linear_probe(features: Floats, labels: Ints, *, seed: int = 0, balanced: boo
         raise ConfigurationError("linear_probe: expected at least two classes to learn, saw one")
     regression = LogisticRegression(max_iter=5000, random_state=seed, class_weight="balanced" if balanced else None)
     return make_pipeline(StandardScaler(), regression).fit(features, labels)
+
+
+def _probe(parts: list[tuple[Floats, Ints]], *, what: str, most: int, seed: int) -> Any:
+    """Fit a linear probe to some rows of several splits."""
+    values, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
+    rows = some_rows(len(labels), most, seed=seed)
+    if len(np.unique(labels[rows])) < 2:
+        raise InapplicableError(f"{what} have one class only: there is nothing to tell apart")
+    return linear_probe(values[rows], labels[rows], seed=seed)
 
 
 def _layers(model: nn.Module, layer: str) -> list[nn.Module]:
