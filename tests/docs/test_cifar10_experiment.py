@@ -7,13 +7,11 @@ from pathlib import Path
 import attrs
 import numpy as np
 import pytest
-from PIL import Image
-from sklearn.datasets import load_digits
+from digits_as_cifar10 import write_images
 
 from unlearnkit.evaluation.metrics.retrain_gap import tug_of_war
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "cifar10.py"
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TRAIN, TEST = 16, 8
 
 
@@ -29,18 +27,7 @@ cifar10 = _module()
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Handwritten digits as JPEG files in folders named after the classes of CIFAR-10."""
-    root = tmp_path_factory.mktemp("cifar10")
-    digits = load_digits()
-    for number, name in enumerate(CLASSES):
-        pictures = digits.images[digits.target == number]
-        for part, some in (("train", pictures[:TRAIN]), ("test", pictures[TRAIN : TRAIN + TEST])):
-            folder = root / part / name
-            folder.mkdir(parents=True)
-            for i, picture in enumerate(some):
-                pixels = (picture * 255 / 16).astype(np.uint8)
-                Image.fromarray(pixels).convert("RGB").save(folder / f"{i:04d}.jpg", quality=95)
-    return root
+    return write_images(tmp_path_factory.mktemp("cifar10"), train=TRAIN, test=TEST)
 
 
 @pytest.fixture(scope="module")

@@ -1,30 +1,16 @@
 """The study of CIFAR-10 from the same code and TOML files, on a few hundred small images and a small net."""
 
-import numpy as np
 import pytest
-from PIL import Image
-from sklearn.datasets import load_digits
+from digits_as_cifar10 import write_images
 
 from tests.benchmarks import cifar10_study as study
 from unlearnkit.experiments import load_config
 from unlearnkit.models.zoo import small_resnet
 
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Handwritten digits as JPEG files in folders named after the classes of CIFAR-10."""
-    root, digits = tmp_path_factory.mktemp("cifar10"), load_digits()
-    for number, name in enumerate(CLASSES):
-        pictures = digits.images[digits.target == number]
-        for part, some in (("train", pictures[:24]), ("test", pictures[24:44])):
-            folder = root / part / name
-            folder.mkdir(parents=True)
-            for i, picture in enumerate(some):
-                pixels = (picture * 255 / 16).astype(np.uint8)
-                Image.fromarray(pixels).convert("RGB").save(folder / f"{i:04d}.jpg", quality=95)
-    return root
+    return write_images(tmp_path_factory.mktemp("cifar10"), train=24, test=20)
 
 
 def small(images, work, **options):
