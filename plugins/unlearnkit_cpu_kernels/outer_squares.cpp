@@ -49,13 +49,13 @@ struct Totals {
 struct IndexPair {
     int32_t position, place;
 };
-// Consecutive j, and the pairs that they share.
+// Consecutive j, the pairs that they share, and the row of the total that the first of them adds to.
 struct Section {
-    int64_t first, length, first_pair, pairs;
+    int64_t first, length, first_pair, pairs, row;
 };
 struct Job {
-    Totals total;            // each (j, stride)
-    int64_t stride;
+    Totals total;            // each (rows, stride)
+    int64_t stride, step;    // between two rows, and between those of consecutive j
     const int32_t* offsets;  // of each j, in elements of x
     const IndexPair* pairs;
     const float* g;          // packed: (block of WIDTH o, n, p, WIDTH)
@@ -161,8 +161,8 @@ void fetch(const Totals& total, const Section& s, int64_t stride) {
 void section(const Job& job, const Section& s, int64_t block, std::vector<float>& sums) {
     const int64_t panel = job.positions * WIDTH;
     const float* g = job.g + block * job.samples * panel;
-    const Totals total = job.total.at(s.first * job.stride + block * WIDTH);
-    fetch(total, s, job.stride);
+    const Totals total = job.total.at(s.row * job.stride + block * WIDTH);
+    fetch(total, s, job.step);
     const int32_t* offsets = job.offsets + s.first;
     const IndexPair* pairs = job.pairs + s.first_pair;
     if (s.pairs <= LONG) {
@@ -171,7 +171,7 @@ void section(const Job& job, const Section& s, int64_t block, std::vector<float>
             for (int64_t j = 0; j < s.length; j += ROWS)
                 with_rows(std::min<int64_t>(ROWS, s.length - j), [&](auto rows) {
                     const auto tile = total.only_squares() ? short_tile<rows(), true> : short_tile<rows(), false>;
-                    tile(total.at(j * job.stride), job.stride, g + n * panel, panel, job.x + n * job.x_stride,
+                    tile(total.at(j * job.step), job.step, g + n * panel, panel, job.x + n * job.x_stride,
                          job.x_stride, offsets + j, pairs, s.pairs, std::min(run, job.samples - n));
                 });
         return;
@@ -181,7 +181,7 @@ void section(const Job& job, const Section& s, int64_t block, std::vector<float>
         for (int64_t i = 0; i < s.pairs; i += LONG)
             for (int64_t j = 0; j < s.length; j += ROWS)
                 with_rows(std::min<int64_t>(ROWS, s.length - j), [&](auto rows) {
-                    long_tile<rows()>(total.at(j * job.stride), job.stride, sums.data() + j * WIDTH, g + n * panel,
+                    long_tile<rows()>(total.at(j * job.step), job.step, sums.data() + j * WIDTH, g + n * panel,
                                       job.x + n * job.x_stride, offsets + j, pairs + i, std::min(LONG, s.pairs - i),
                                       i == 0, i + LONG >= s.pairs);
                 });
@@ -224,12 +224,12 @@ void run(const Job& job, float* packed, const float* g, const int64_t* g_strides
 
 extern "C" int64_t width() { return WIDTH; }
 
-extern "C" void add(float* squares, float* absolute, float* sign, int64_t stride, const float* g,
+extern "C" void add(float* squares, float* absolute, float* sign, int64_t stride, int64_t step, const float* g,
                     const int64_t* g_strides, const float* x, int64_t x_stride, int64_t samples, int64_t channels,
                     int64_t positions, const int64_t* sections, int64_t count, const int32_t* offsets,
                     const int32_t* flat_pairs, float* packed, int64_t threads) {
     const auto* pairs = reinterpret_cast<const IndexPair*>(flat_pairs);
     const auto* parts = reinterpret_cast<const Section*>(sections);
-    const Job job{{squares, absolute, sign}, stride, offsets, pairs, packed, x, x_stride, samples, positions};
+    const Job job{{squares, absolute, sign}, stride, step * stride, offsets, pairs, packed, x, x_stride, samples, positions};
     run(job, packed, g, g_strides, channels, parts, count, static_cast<int>(threads));
 }

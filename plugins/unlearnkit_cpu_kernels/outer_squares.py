@@ -33,11 +33,15 @@ Integers = npt.NDArray[np.integer]
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class IndexPlan:
-    """Which input elements meet which positions of the gradient; offsets in elements from the sample's first."""
+    """Which input elements meet which positions of the gradient; offsets in elements from the sample's first.
+
+    Consecutive elements of a section add to rows of the total that are ``step`` apart.
+    """
 
     sections: Integers
     offsets: Integers
     pairs: Integers
+    step: int
 
 
 def countable(t: Tensor) -> bool:
@@ -92,14 +96,21 @@ def linear_plan(rows: int, inner: int, strides: tuple[int, int]) -> IndexPlan:
 def _plan(pairs: Sequence[Integers], offsets: Integers) -> IndexPlan:
     """Share the offsets out evenly over lists of index pairs, and cut them into sections."""
     each, starts = len(offsets) // len(pairs), np.cumsum([0, *map(len, pairs)])
-    sections = [
-        (window * each + start, min(_SECTION, each - start), starts[window], len(pairs[window]))
+    sections = [  # the rows of the total are in the order of the weight: channel, then place in the window
+        (
+            window * each + start,
+            min(_SECTION, each - start),
+            starts[window],
+            len(pairs[window]),
+            start * len(pairs) + window,
+        )
         for window, start in itertools.product(range(len(pairs)), range(0, each, _SECTION))
     ]
     return IndexPlan(
-        sections=np.array(sections, np.int64).reshape(-1, 4),
+        sections=np.array(sections, np.int64).reshape(-1, 5),
         offsets=offsets.astype(np.int32),
         pairs=np.concatenate(pairs).astype(np.int32),
+        step=len(pairs),
     )
 
 
@@ -159,13 +170,8 @@ class ConvolutionSquares(Kernel):
                 _add(into[group], rows, maps, index)
 
         def finish(total: Tensor) -> Tensor:
-            if needs_padding(channels):
-                return total[:, :, :out].transpose(1, 2).reshape(groups * out, -1)
-            offsets = total.view(groups, -1, channels, total.shape[2])[..., :out]
-            found = total.new_empty(groups, out, channels, offsets.shape[1])
-            for place, one in enumerate(offsets.unbind(1)):  # a third of the time of one permuted copy
-                found[..., place] = one.transpose(1, 2)
-            return found
+            each = [one[:, :out].t().contiguous() for one in total]
+            return each[0] if groups == 1 else torch.cat(each)
 
         return KernelPlan(
             name="windows", shape=(groups, math.prod(kernel) * channels, _padded(out)), run=run, finish=finish
@@ -181,7 +187,7 @@ def _library() -> tuple[ctypes.CDLL, int]:
     library, pointer, number = load(Path(__file__).with_suffix(".cpp")), ctypes.c_void_p, ctypes.c_int64
     library.width.restype = number
     library.add.argtypes = [
-        *(pointer, pointer, pointer, number, pointer, pointer, pointer, number, number, number, number),
+        *(pointer, pointer, pointer, number, number, pointer, pointer, pointer, number, number, number, number),
         *(pointer, number, pointer, pointer, pointer, number),
     ]
     library.add.restype = None
@@ -204,7 +210,7 @@ def _add(into: SumBuffers, g: Tensor, x: Tensor, index: IndexPlan) -> None:
     for start in range(0, samples, step):
         some, inputs = g[start : start + step], x[start : start + step]
         _library()[0].add(
-            *(*totals, stride, some.data_ptr(), strides, inputs.data_ptr(), x.stride(0)),
+            *(*totals, stride, index.step, some.data_ptr(), strides, inputs.data_ptr(), x.stride(0)),
             *(len(some), channels, positions, index.sections.ctypes.data, len(index.sections)),
             *(index.offsets.ctypes.data, index.pairs.ctypes.data, packed.data_ptr()),
             torch.get_num_threads(),

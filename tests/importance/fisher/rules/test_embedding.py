@@ -12,6 +12,7 @@ from torch import nn
 
 from unlearnkit import BatchedDiagonalFisher, DiagonalFisher, SketchedFisher, UnsupportedModelError
 from unlearnkit.importance import fisher_statistics
+from unlearnkit.importance.fisher.rules.embedding import EmbeddingRule
 
 
 class Bag(nn.Module):
@@ -153,3 +154,61 @@ def test_max_norm_that_would_renormalise_rows_is_refused(kind):
         for x, _ in data:
             model(x)
     engine_only(model, data, SumOfSquares())
+
+
+class TiedTwice(nn.Module):
+    """A table that is looked up once or twice, and is the head too."""
+
+    def __init__(self, *, padding=None, times=1):
+        super().__init__()
+        self.table, self.times = nn.Embedding(6, 3, padding_idx=padding), times
+
+    def forward(self, x):
+        seen = self.table(x) + (self.table(x.flip(1)).tanh() if self.times == 2 else 0)
+        return nn.functional.linear(seen.tanh(), self.table.weight)
+
+
+def test_a_tied_embedding_by_hand():
+    # One sample, one token v = 0, x = E_0 = (1, 2), y = E x, loss ½·Σ y² with E = ((1, 2), (3, 4)): y = (5, 11).
+    # As a head: y xᵀ = ((5, 10), (11, 22)); as a table: Eᵀ y in row 0 = (38, 54). Added, then squared.
+    model = TiedTwice().double()
+    model.table = nn.Embedding.from_pretrained(torch.tensor([[1.0, 2.0], [3.0, 4.0]]).double(), freeze=False)
+    model.forward = lambda x: nn.functional.linear(model.table(x), model.table.weight)
+
+    class HalfSquares(SumOfSquares):
+        def losses(self, model, batch):
+            return 0.5 * model(batch[0]).square().flatten(1).sum(1)
+
+    data = [(torch.zeros(1, 1, dtype=torch.long),), (torch.zeros(3, 1, dtype=torch.long),)]
+    total = DiagonalFisher().estimate(model, data[1:], objective=HalfSquares()).totals["table.weight"]
+    assert total.tolist() == [[3 * 43.0**2, 3 * 64.0**2], [3 * 11.0**2, 3 * 22.0**2]]
+
+
+@pytest.mark.parametrize("kernels", ["auto", "fixed"])
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("padding", [None, 2])
+def test_a_tied_embedding_forms_no_whole_gradient(padding, times, kernels, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the whole table of each sample")
+
+    monkeypatch.setattr(EmbeddingRule, "per_sample", refuse)
+    torch.manual_seed(0)
+    engine_only(TiedTwice(padding=padding, times=times).double(), words(4, 3), SumOfSquares(), 1e-10, kernels=kernels)
+
+
+def test_a_tied_embedding_in_groups_with_signs():
+    torch.manual_seed(0)
+    model, data = TiedTwice().double(), words(5)
+    found = fisher_statistics(
+        model, data, objective=SumOfSquares(), key=lambda _: "abaab", absolute=True, gradient=True
+    )
+    alone = [one_sample(model, data[0], i) for i in range(5)]
+    expected = sum(alone[i].square() for i in (0, 2, 3))
+    assert torch.allclose(found.groups["a"].totals["table.weight"], expected, rtol=1e-12, atol=0)
+    assert torch.allclose(found.absolute.totals["table.weight"], sum(g.abs() for g in alone), rtol=1e-12, atol=0)
+    assert torch.allclose(found.gradient["table.weight"], sum(alone) / 5, rtol=1e-12, atol=1e-15)
+
+
+def one_sample(model, batch, row):
+    loss = SumOfSquares().losses(model, tuple(t[row : row + 1] for t in batch)).sum()
+    return torch.autograd.grad(loss, model.table.weight)[0]

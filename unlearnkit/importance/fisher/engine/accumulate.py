@@ -1,7 +1,7 @@
 """Receives the gradients of claimed layers and adds their squares; those of shared weights wait for the end."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import attrs
@@ -205,6 +205,8 @@ class Accumulation(Guide):
         waiting = sum(use.size for use in uses)
         if len({use.kind for use in uses}) == 1 and (uses[0].label not in self._derived or region is not None):
             return waiting  # one use with more rows: no gradient of a whole weight is formed
+        if region is None and _few_and_rest(uses, self._derived) is not None:
+            return 2 * waiting
         made = sum(self._derived[u.label][0].numel() for u in uses if u.label in self._derived)
         formed = _ADDED * sum(slot.numel for slot in slots)
         return max(waiting, max(use.rule.work(use.g, use.call) for use in uses) + made + formed)
@@ -220,6 +222,10 @@ class Accumulation(Guide):
             return
         if len(uses) == 1 and uses[0].label not in self._derived:
             _hand_on(uses[0], part)
+            return
+        found = _few_and_rest(uses, self._derived)
+        if found is not None:
+            _add_by_rows(*found, part)
             return
         sums: dict[str, Tensor] = {}
         for name, one in self._pieces(uses):
@@ -263,6 +269,34 @@ def _backwards(tensor: Tensor, leaves: list[Tensor], g: Tensor, *, is_grads_batc
 
 def _hand_on(use: _Use, part: Part) -> None:
     use.rule.add_squares(use.role, use.g, use.call, part.sums.slot(use.label))
+
+
+def _few_and_rest(uses: list[_Use], derived: Container[str]) -> tuple[list[_Use], _Use] | None:
+    """Tell the look-ups in a table from its one use as a matrix: a tied embedding."""
+    if len(uses) < 2 or any(use.label in derived for use in uses):
+        return None
+    few, rest = list[_Use](), list[_Use]()
+    for use in uses:
+        (rest if use.rule.few_rows(use.g, use.call) is None else few).append(use)
+    if not few or len(rest) != 1:
+        return None
+    none = rest[0].of(slice(0))
+    index = torch.empty(0, 0, dtype=torch.long, device=none.g.device)
+    return None if none.rule.apart(none.g, none.call, index) is None else (few, rest[0])
+
+
+def _add_by_rows(few: list[_Use], rest: _Use, part: Part) -> None:
+    """Add the squares of a tied embedding: looked-up rows from all uses, the others from its use as a matrix."""
+    slot, found = part.sums.slot(rest.label), [use.rule.few_rows(use.g, use.call) for use in few]
+    index, rows = (torch.cat(some, 1) for some in zip(*(one for one in found if one is not None), strict=True))
+    split = rest.rule.apart(rest.g, rest.call, index)
+    assert split is not None, "asked before"
+    more, g = split
+    rest.rule.add_squares(rest.role, g, rest.call, slot)
+    same = index.unsqueeze(2) == index.unsqueeze(1)
+    first = ~same.tril(-1).any(2, keepdim=True)  # the first of equal numbers stands for all
+    whole = (torch.bmm(same.to(rows.dtype), rows) + more) * first
+    slot.add_rows(whole.flatten(0, 1), index.flatten())
 
 
 def _merged(uses: list[_Use]) -> list[_Use]:

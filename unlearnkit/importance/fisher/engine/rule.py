@@ -114,6 +114,24 @@ class Rule(abc.ABC):
             part = call.holding(t[rows] for t in call.saved)
             slot.add(self.per_sample(role, g[rows], part))
 
+    def few_rows(self, g: Tensor, call: Call) -> tuple[Tensor, Tensor] | None:
+        """Return which rows of the weight each sample uses, and their gradients, where these are few.
+
+        Returns:
+            Numbers, shape (n, k), and gradients, (n, k, *row): each repetition of a number holds a part of the sum.
+            None where the gradient may have every row.
+        """
+        del g, call
+        return None
+
+    def apart(self, g: Tensor, call: Call, rows: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Split the gradient of a matrix into the rows of those numbers, shape (n, k, *row), and ``g`` for the others.
+
+        None where that is not possible. With `few_rows` it serves tied weights: their whole gradient is not formed.
+        """
+        del g, call, rows
+        return None
+
     def work(self, g: Tensor, call: Call) -> int:
         """Say how many elements `per_sample` holds for one sample besides its result; bounds the chunks.
 

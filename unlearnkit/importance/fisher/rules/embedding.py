@@ -51,6 +51,12 @@ class EmbeddingRule(Rule):
         del role
         slot.add_rows(*_looked_up(g, call))
 
+    def few_rows(self, g: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        """Return the looked-up rows; see `Rule.few_rows`."""
+        _, padding = call.options
+        index, rows = call.saved[0].flatten(1).to(torch.long), g.flatten(1, -2)
+        return index, rows if padding is None else rows * (index != padding).unsqueeze(2)
+
     def work(self, g: Tensor, call: Call) -> int:
         """Leave room for the rows."""
         del call

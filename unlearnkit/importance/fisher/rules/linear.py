@@ -60,6 +60,12 @@ class LinearRule(_Product):
     def factors(self, g: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         return g, a
 
+    def apart(self, g: Tensor, call: Call, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Split the outputs of those numbers off; see `Rule.apart`."""
+        g, a = g.flatten(1, -2), call.saved[0].flatten(1, -2)
+        place = rows.unsqueeze(1).expand(-1, g.shape[1], -1)
+        return torch.bmm(g.gather(2, place).transpose(1, 2), a), g.scatter(2, place, 0.0)
+
 
 @final
 class MatmulRule(_Product):
