@@ -20,8 +20,8 @@ class NegGradPlus(TrainingUnlearner):
     epoch is one pass over the retain set. β = 1 is fine-tuning, β = 0 gradient ascent. Nothing bounds the second
     term: a small β, or many epochs, destroys the model. Train mode by default, as in the authors' code.
 
-    The gradient difference of language models, −ℓ(θ; D_f) + λ·ℓ(θ; D_r), is 1 + λ times this loss with β = λ/(1 + λ), so
-    the same method: 0.5 for λ = 1. With sgd, multiply η by 1 + λ.
+    The gradient difference (GradDiff) of language models, −ℓ(θ; D_f) + λ·ℓ(θ; D_r), is this loss times 1 + λ, with
+    β = λ/(1 + λ): ½ for λ = 1. With sgd, multiply η by 1 + λ.
 
     Good for: whole classes; without a cap it can go too far, or nowhere (`capped-neg-grad` has one).
 

@@ -37,7 +37,7 @@ def SequenceClassification(  # noqa: N802 - named as the other objectives; its l
 ) -> CrossEntropy:
     """Return the objective of a model that predicts one class of a text: `CrossEntropy` with a tokenizer's names.
 
-    Padding on the left is refused unless ``inputs`` has ``"position_ids"``. A model of one output is refused with the
+    Padding on the left is refused. A model of one output is refused with the
     name of the objective for regression, `SquaredError`, and several labels of 0 or 1 with that of
     `BinaryCrossEntropy`: both take the same arguments.
 
@@ -89,7 +89,8 @@ class TokenClassification(Classification):
         return found
 
     def _checked_mask(self, batch: Any) -> Tensor | None:
-        refuse_packed(batch, None)  # before the mask, which a packed batch may lack
+        if isinstance(batch, Mapping) and self.mask not in batch:
+            refuse_packed(batch, None)  # first, for a packed batch may lack a mask
         mask = self.token_mask(batch)
         refuse_packed(batch, mask)
         return mask

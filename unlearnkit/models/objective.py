@@ -296,7 +296,7 @@ def _outputs(model: nn.Module, batch: Any, *, inputs: Inputs, output: int | str)
     """Run a model on the inputs of a batch."""
     if isinstance(inputs, tuple):
         named = named_inputs(batch, inputs)
-        if {"input_ids", "attention_mask"} <= named.keys() and "position_ids" not in named:
+        if {"input_ids", "attention_mask"} <= named.keys():  # with any positions, BERT would read its first padding
             refuse_left_padding(named["attention_mask"], who=type(model).__name__)
         with _named_dtypes(model, named):
             return logits_of(model(**named), output=output, model=model)

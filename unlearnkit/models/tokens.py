@@ -48,8 +48,8 @@ def refuse_left_padding(mask: Tensor, *, who: str) -> None:
     """Raise an error for padding that would shift the positions of the tokens."""
     if mask.dim() == 2 and left_padded(mask):
         raise ConfigurationError(
-            f"expected padding on the right, or a field position_ids that the model takes, saw padding on the left, "
-            f"which shifts the positions of {who}: tokenizer.padding_side = 'right'"
+            f"expected padding on the right, saw padding on the left, which shifts the positions of {who}: set "
+            "tokenizer.padding_side = 'right'"
         )
 
 
