@@ -18,15 +18,15 @@ class NegativePreference(TrainingUnlearner):
     """Minimise (2/β)·mean log(1 + (π_θ/π_ref)^β) over D_f + λ·ℓ(θ; D_r), π the likelihood of a sample or a text.
 
     π_ref is that of the original model, a frozen copy in eval mode: with the losses −log π of the objective, the first
-    term is (2/β)·softplus(β·(ℓ_ref − ℓ)). At the start its gradient is that of `neg-grad-plus`; it fades as π_θ falls
-    below π_ref, so that the model does not fall apart, and β → 0 is gradient ascent. ℓ(θ; D_r) is the mean loss of a
-    batch. Each step takes one batch of the retain set and one of the forget set, which starts again when it is used up.
-    Eval mode by default: π_θ and π_ref then differ by the weights alone.
+    term is (2/β)·softplus(β·(ℓ_ref − ℓ)). At the start its gradient is that of gradient ascent; it fades as π_θ falls
+    below π_ref, and for β → 0 never. ℓ(θ; D_r) is the mean loss of a batch. Each step takes one batch of the retain set
+    and one of the forget set, which starts again when it is used up. Eval mode by default: π_θ and π_ref then differ by
+    the weights alone.
 
-    Good for: texts and samples, when a model of their kind should stay usable; `simnpo` needs no copy of the model.
+    Good for: texts, and whole classes of samples; `simnpo` needs no copy of the model.
 
     Source: Zhang et al. 2024 (Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning),
-    equation 3, with β = 0.1 and the retain loss of NPO+RT; their code averages ℓ(θ; D_r) over tokens.
+    the NPO loss, with β = 0.1, and the retain loss of NPO+RT; their code averages ℓ(θ; D_r) over tokens.
 
     Examples:
         >>> model = nn.Linear(1, 2)

@@ -32,8 +32,8 @@ class Rmu(TrainingUnlearner):
     `unlearnkit.Pipeline`, ``("*.layers.[5-7].mlp.down_proj.*",)`` as in the paper, say. Each step takes one batch of
     the retain set and one of the forget set, which starts again when it is used up. Eval mode by default.
 
-    Good for: texts about a subject; labels are not used. Choose c a few times the length of h, and a layer in the
-    first half of the model.
+    Good for: texts about a subject, without labels. The defaults change little: choose c a few times the length of h,
+    and α small enough that the forgotten activations move (tune both). On the digits the last layer of features works.
 
     Source: Li et al. 2024 (The WMDP Benchmark: Measuring and Reducing Malicious Use With Unlearning), the section on
     RMU; the means over features, c = 6.5 and layer 7 of 32 from the authors' code, whose α is 1200.

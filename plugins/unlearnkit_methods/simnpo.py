@@ -20,7 +20,7 @@ class SimpleNegativePreference(TrainingUnlearner):
     where a token of the text has cost more than about γ/β nats. |y| is 1 for a classifier. Each step takes one batch of
     the retain set and one of the forget set, which starts again when it is used up. Eval mode by default.
 
-    Good for: texts, long and short ones alike; samples whose loss is high already get little push.
+    Good for: texts of different lengths, and whole classes of samples.
 
     Source: Fan et al. 2024 (Simplicity Prevails: Rethinking Negative Preference Optimization for LLM Unlearning), the
     SimNPO loss, with β = 2.5 and γ = 0; their retain loss is a mean over tokens too.

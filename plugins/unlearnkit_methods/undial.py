@@ -20,7 +20,7 @@ class Undial(TrainingUnlearner):
     class fall by e^γ, and those of the others among themselves stay. A text's divergence is the sum over its predicted
     tokens, a batch's loss the mean over its texts. The retain set is not used. Eval mode by default.
 
-    Good for: texts and samples when there is no retain set.
+    Good for: texts, and whole classes of samples, without a retain set.
 
     Source: Dong et al. 2024 (UNDIAL: Self-Distillation with Adjusted Logits for Robust Unlearning in Large Language
     Models), the adjusted logits and their loss, with γ of 3, 10 or 30; the cross entropy there differs from the
