@@ -3,7 +3,7 @@
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol, final
@@ -20,6 +20,7 @@ from unlearnkit.importance.provenance import Role
 from unlearnkit.importance.sampled_reference import sampled_reference
 from unlearnkit.models.objective import CrossEntropy, Objective, check_objective
 from unlearnkit.models.parameters import digest_tensors
+from unlearnkit.models.selection import only_selected, patterns
 from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.plugins.hookspecs import Run
 from unlearnkit.plugins.manager import PluginManager, default_manager
@@ -73,6 +74,9 @@ class Pipeline:
         max_fraction: The largest fraction of weights that may change; beyond it, the edit is rolled back.
         reference_samples: Draw so many samples of the retain data for the reference, from the seed of the run, and keep
             the forget set exact; 0 measures all of ``reference``. See `unlearnkit.importance.sampled_reference`.
+        only: Patterns of the names of parameters that may change, as ``("*.mlp.*",)``; all others are frozen during
+            the run. ``"type:Embedding"`` matches the parameters of modules of that class.
+        exclude: Patterns of parameters that may not, as ``("*norm*", "type:Embedding")``.
         plugins: The manager whose observers are called.
 
     Examples:
@@ -95,6 +99,8 @@ class Pipeline:
     reference_role: Role = attrs.field(default=Role.FULL, converter=Role, kw_only=True)
     max_fraction: float | None = attrs.field(default=None, validator=check_fraction, kw_only=True)
     reference_samples: int = attrs.field(default=0, validator=_at_least_0, kw_only=True)
+    only: tuple[str, ...] = attrs.field(default=(), converter=patterns, kw_only=True)
+    exclude: tuple[str, ...] = attrs.field(default=(), converter=patterns, kw_only=True)
     plugins: PluginManager = attrs.field(factory=default_manager, repr=False, kw_only=True)
 
     def run(
@@ -169,6 +175,8 @@ class Pipeline:
                 seconds[f"{role.value} importance"] = time.perf_counter() - start
                 _LOG.info("importance of the %s set: %r, %.2f s", role.value, found, time.perf_counter() - start)
             found = attrs.evolve(found, role=role) if found.role is Role.UNKNOWN else found
+            if left_out:  # it may be of all weights
+                found = attrs.evolve(found, totals={n: t for n, t in found.totals.items() if n not in left_out})
             measured[role.value] = found
             self.plugins.after_estimate(run, role.value, found, watched=watched)
             return found if self.normalise else found.unnormalised()
@@ -184,7 +192,7 @@ class Pipeline:
             )
 
         def completed(report: Report) -> Report:
-            return attrs.evolve(report, seconds={**seconds, **report.seconds}, provider=provider)
+            return attrs.evolve(report, seconds={**seconds, **report.seconds}, provider=provider, left_out=left_out)
 
         def accepted(report: Report) -> Report:
             complete = completed(report) if accept is None else accept(completed(report))
@@ -195,22 +203,23 @@ class Pipeline:
 
         if forget_data is None and not isinstance(forget, Importance) and not callable(forget):
             forget_data = forget
-        inputs = UnlearningInputs(
-            forget=importance(Need.FORGET_IMPORTANCE, forget, Role.FORGET),
-            reference=importance(
-                Need.REFERENCE_IMPORTANCE, sampled if self.reference_samples else reference, self.reference_role
-            ),
-            forget_data=forget_data,
-            retain_data=retain_data,
-            model_factory=model_factory,
-            objective=objective,
-            seed=seed,
-            max_fraction=self.max_fraction,
-            progress=show,
-        )
-        if edit is not None:
-            return completed(edit(model, inputs, accept=accepted))
-        return self.unlearner.unlearn(model, inputs, accept=accepted, snapshot=_current(snapshot))
+        with only_selected(model, only=self.only, exclude=self.exclude) as left_out:
+            inputs = UnlearningInputs(
+                forget=importance(Need.FORGET_IMPORTANCE, forget, Role.FORGET),
+                reference=importance(
+                    Need.REFERENCE_IMPORTANCE, sampled if self.reference_samples else reference, self.reference_role
+                ),
+                forget_data=forget_data,
+                retain_data=retain_data,
+                model_factory=model_factory,
+                objective=objective,
+                seed=seed,
+                max_fraction=self.max_fraction,
+                progress=show,
+            )
+            if edit is not None:
+                return completed(edit(model, inputs, accept=accepted))
+            return self.unlearner.unlearn(model, inputs, accept=accepted, snapshot=_current(snapshot))
 
     def _sampled(
         self,
@@ -283,6 +292,8 @@ def unlearn(
     estimator: str | ImportanceEstimator | None = None,
     model_factory: Callable[[], nn.Module] | None = None,
     max_fraction: float | None = None,
+    only: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     seed: int = 0,
     progress: Progress | bool = True,
     plugins: PluginManager | None = None,
@@ -303,6 +314,8 @@ def unlearn(
         estimator: The name of an estimator of importances, or an object; `DiagonalFisher` when left out.
         model_factory: For methods that start from a fresh model.
         max_fraction: The largest fraction of weights that may change; beyond it, the edit is rolled back.
+        only: Patterns of the names of parameters that may change; see `Pipeline`.
+        exclude: Patterns of parameters that may not.
         seed: For methods that draw numbers.
         progress: Whether to show bars on a terminal and in a notebook, or a function that shows one.
         plugins: Finds methods and estimators by name.
@@ -331,6 +344,8 @@ def unlearn(
         estimator=manager.estimator(estimator)() if isinstance(estimator, str) else estimator or DiagonalFisher(),
         reference_role=Role.RETAIN if full is None else Role.FULL,
         max_fraction=max_fraction,
+        only=patterns(only),
+        exclude=patterns(exclude),
         plugins=manager,
     )
     reference, name, needs = retain if full is None else full, pipeline.unlearner.name, pipeline.unlearner.requires()

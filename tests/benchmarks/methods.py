@@ -109,6 +109,7 @@ GRID = {
     "fisher-noise": [
         *each("fisher-noise", reference="retain", sigma=[1e-3, 3e-3, 1e-2], gamma=[0.25, 0.5], floor=[1e-6, 1e-3])
     ],
+    "rmu": [*each("rmu", layer=["auto", "features"], c=[6.5, 30.0], alpha=[0.1, 1.0, 10.0])],
     "jit": [*each("jit", clip=[True, False], sigma=[0.2, 0.3, 0.5], learning_rate=[1e-5, 3e-5, 1e-4])],
 }
 """The grids that were searched for the other settings."""
@@ -120,6 +121,7 @@ OTHER = [
     Setting(method="fisher-topk", options={"fraction": 0.05, "scope": "tensor"}),
     Setting(method="jit", options={"sigma": 0.3, "learning_rate": 3e-5}),
     Setting(method="prune", options={"tau": 1e-3}),
+    Setting(method="rmu", options={"layer": "features", "c": 30.0, "alpha": 1.0}),
     Setting(method="ssd", options={"alpha": 7.0, "lam": 0.1}),
     Setting(method="ssd", options={"fraction": 0.03, "lam": 0.1}),
     Setting(method="ssd-adaptive", options={"lam": 0.1}),

@@ -29,6 +29,20 @@ def test_equals_a_plain_training_loop(tiny, close, beta):
     close(model, tiny.steps(tiny.model(), [loss(k, f) for k, f in zip(tiny.retain, again, strict=True)] * 2))
 
 
+@pytest.mark.parametrize("lam", [1.0, 3.0])
+def test_gradient_difference_is_this_method(tiny, close, lam):
+    """−ℓ_f + λ·ℓ_r, a loss of the papers on language models, is 1 + λ times the loss with β = λ/(1 + λ)."""
+    settings = {**SGD, "learning_rate": 0.01 * (1 + lam)}
+    model, _ = tiny.unlearned(NegGradPlus(beta=lam / (1 + lam), epochs=2, **settings))
+    (x1, y1), (x2, y2) = tiny.forget
+
+    def loss(kept, forgotten):
+        return lambda m: lam * cross_entropy(m(kept[0]), kept[1]) - cross_entropy(m(forgotten[0]), forgotten[1])
+
+    again = zip(tiny.retain, [(x1, y1), (x2, y2), (x1, y1)], strict=True)
+    close(model, tiny.steps(tiny.model(), [loss(k, f) for k, f in again] * 2, rate=0.01))
+
+
 def test_it_forgets_and_keeps(tiny):
     before, (after, _) = tiny.model(), tiny.unlearned(NegGradPlus(beta=0.7, epochs=20, **SGD))
 

@@ -14,12 +14,16 @@ from unlearnkit_methods.capped_neg_grad import CappedNegGrad
 from unlearnkit_methods.finetune import FineTune
 from unlearnkit_methods.l1_sparse import L1Sparse
 from unlearnkit_methods.neg_grad_plus import NegGradPlus
+from unlearnkit_methods.npo import NegativePreference
 from unlearnkit_methods.random_label import RandomLabel
 from unlearnkit_methods.reset_last import ResetLast
 from unlearnkit_methods.retrain import Retrain
+from unlearnkit_methods.rmu import Rmu
 from unlearnkit_methods.salun import SalUn
 from unlearnkit_methods.scrub import Scrub
 from unlearnkit_methods.shrink_perturb import ShrinkPerturb
+from unlearnkit_methods.simnpo import SimpleNegativePreference
+from unlearnkit_methods.undial import Undial
 
 from unlearnkit import Importance, UnlearningInputs
 
@@ -54,6 +58,34 @@ def test_neg_grad_plus():
     method = NegGradPlus(beta=0.75, mode="eval", **STEP)
     found = weights_after(method, retain_data=sample(1.0, 0), forget_data=sample(2.0, 1))
     assert found == pytest.approx([0.0625, -0.0625])
+
+
+def test_npo():
+    """π = π_ref at first, so that the push is −∇ℓ whatever β: −2·(½, −½) + ¾·(−½, ½) = (−1⅜, 1⅜)."""
+    for beta in (0.1, 1.0):
+        method = NegativePreference(beta=beta, lam=0.75, **STEP)
+        found = weights_after(method, retain_data=sample(1.0, 0), forget_data=sample(2.0, 1))
+        assert found == pytest.approx([0.1375, -0.1375])
+
+
+def test_simnpo():
+    """β = 2, γ = 0, ℓ = ln 2: −2·σ(−2·ln 2) = −⅖ times ∇ℓ = (1, −1), and (−½, ½) of the retain set: (−0.9, 0.9)."""
+    method = SimpleNegativePreference(beta=2.0, gamma=0.0, lam=1.0, **STEP)
+    found = weights_after(method, retain_data=sample(1.0, 0), forget_data=sample(2.0, 1))
+    assert found == pytest.approx([0.09, -0.09])
+
+
+def test_undial():
+    """γ = ln 3 makes the target (¾, ¼) for (2, class 1): the gradient is 2·((½, ½) − (¾, ¼)) = (−½, ½)."""
+    found = weights_after(Undial(gamma=math.log(3), **STEP), forget_data=sample(2.0, 1))
+    assert found == pytest.approx([0.05, -0.05])
+
+
+def test_rmu():
+    """h = (0, 0): the gradient is the mean over two features of −2·c·u times x = 2, and 0 on the retain set."""
+    found = weights_after(Rmu(layer="", c=3.0, **STEP), retain_data=sample(1.0, 0), forget_data=sample(2.0, 1))
+    assert math.hypot(*found) == pytest.approx(0.1 * 2 * 3)
+    assert min(found) > 0
 
 
 def test_bad_teacher():

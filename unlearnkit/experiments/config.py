@@ -115,6 +115,8 @@ class MethodConfig:
     steps: tuple[StepConfig, ...] = ()
     normalise: bool = True
     max_fraction: float = option(1.0, at_least=0, at_most=1, doc="largest fraction of weights that may change")
+    only: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     grid: Mapping[str, Any] = attrs.field(factory=dict)
     tuned: bool = False
 

@@ -166,6 +166,8 @@ class Experiment:
             normalise=method.normalise,
             reference_role=Role(self.config.importance.reference),
             max_fraction=method.max_fraction,
+            only=method.only,
+            exclude=method.exclude,
             plugins=plugins,
         )
 

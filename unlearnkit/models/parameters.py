@@ -26,12 +26,18 @@ def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
     Weights that were tied by their memory (``b.data = a.data``) count as tied.
     """
-    found: dict[object, tuple[str, nn.Parameter]] = {}
+    return {name: places[0][2] for name, places in holders(model).items()}
+
+
+def holders(model: nn.Module) -> dict[str, list[tuple[str, nn.Module, nn.Parameter]]]:
+    """Return every name, module and object of a parameter, by its first name; tied weights have several."""
+    found: dict[object, list[tuple[str, nn.Module, nn.Parameter]]] = {}
     for prefix, module in model.named_modules():
         for key, p in module._parameters.items():  # noqa: SLF001 - half the time of named_parameters()
             if p is not None:
-                found.setdefault(_place(p), (f"{prefix}.{key}" if prefix else key, p))
-    return {name.replace(COMPILED_PREFIX, ""): p for name, p in found.values()}
+                name = f"{prefix}.{key}" if prefix else key
+                found.setdefault(_place(p), []).append((name.replace(COMPILED_PREFIX, ""), module, p))
+    return {places[0][0]: places for places in found.values()}
 
 
 def _place(t: Tensor) -> object:

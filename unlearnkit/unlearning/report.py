@@ -56,6 +56,7 @@ class Report:
     Attributes:
         derived: Options that the method worked out from the importances: an adaptive threshold, say.
         tensors: One entry per trainable parameter.
+        left_out: Names of the parameters that ``only`` or ``exclude`` left out.
         buffers_changed: Names of the buffers that have other bits than before; only methods that train change any.
         evidence: The importances it used.
         steps: The reports of the methods that it is made of, in order; none for most methods.
@@ -78,6 +79,7 @@ class Report:
     options: Mapping[str, Any] = attrs.field(factory=dict)
     derived: Mapping[str, Any] = attrs.field(factory=dict)
     tensors: tuple[TensorChange, ...] = ()
+    left_out: tuple[str, ...] = ()
     buffers_changed: tuple[str, ...] = ()
     evidence: tuple[ReportedImportance, ...] = ()
     steps: "tuple[Report, ...]" = ()
@@ -135,8 +137,13 @@ class Report:
         return tuple(found.values())
 
     def sentence(self) -> str:
-        """Return one or two sentences on what the edit did."""
-        return " ".join([f"{self._counts()}.", *(self.remarks if self.changed == 0 else ())])
+        """Return some sentences on what the edit did."""
+        return " ".join([f"{self._counts()}.", *self._omission(), *(self.remarks if self.changed == 0 else ())])
+
+    def _omission(self) -> tuple[str, ...]:
+        shown = ", ".join(self.left_out[:3]) + (", …" if len(self.left_out) > 3 else "")
+        number = f"{len(self.left_out)} parameter{'s' * (len(self.left_out) > 1)}"
+        return (f"{number} left out: {shown}.",) if self.left_out else ()
 
     def uncertainty(self) -> tuple[str, ...]:
         """Return sentences on importances of a sample or with random numbers; none if all are exact and of all data."""
