@@ -24,7 +24,8 @@ class CappedNegGrad(TrainingUnlearner):
 
     Choose t as the loss of a model that never saw the forget set: for random samples the original's loss on unseen
     samples, for a class or a part of one the loss on the forget set of a model that was trained on the retain set for a
-    few epochs. Left out it is ln C, the loss of guessing one of C classes, which is too large for random samples.
+    few epochs. Left out it is ln C, the loss of guessing one of C classes, which is too large for random samples; of a
+    text, ln C for each token.
 
     Good for: whole classes, sub-classes and random samples. It changes the features too, for a fifth of the epochs
     of retraining; the target loss comes from unseen samples or from a short proxy (`unlearnkit recommend` measures
@@ -60,7 +61,8 @@ class CappedNegGrad(TrainingUnlearner):
             nonlocal target
             if target is None:
                 with torch.no_grad():
-                    target = math.log(class_logits(inputs.objective, student, batches[1]).shape[1])
+                    classes = class_logits(inputs.objective, student, batches[1]).shape[1]
+                    target = math.log(classes) * float(inputs.objective.predictions(batches[1]).double().mean())
             retain, forget = (inputs.mean_loss(student, batch) for batch in batches)
             return retain + self.c * (target - forget).clamp(min=0)
 

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import fully_shard
 
 from unlearnkit import BatchedDiagonalFisher, DiagonalFisher, SketchedFisher
 from unlearnkit.importance.fisher.sharded.squared_sums import Leaves, PieceTotals, SampleSquares
-from unlearnkit.models.objective import CausalLanguageModel
+from unlearnkit.models import CausalLanguageModel
 from unlearnkit.models.parameters import trainable
 
 OBJECTIVE = CausalLanguageModel(mask="", pass_mask=False)

@@ -8,7 +8,7 @@ from torch import nn
 from unlearnkit_methods.ssd import SelectiveSynapticDampening
 
 from unlearnkit import DiagonalFisher, Pipeline
-from unlearnkit.models.objective import CausalLanguageModel
+from unlearnkit.models import CausalLanguageModel
 from unlearnkit.utils.errors import ConfigurationError
 
 OBJECTIVE = CausalLanguageModel()

@@ -11,7 +11,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from unlearnkit import CrossEntropy
-from unlearnkit.models.objective import CausalLanguageModel
+from unlearnkit.models import CausalLanguageModel
 
 
 class Block(nn.Module):

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 
 from unlearnkit import DiagonalFisher, UnlearnKitWarning
 from unlearnkit.importance.fisher.engine.totals import Totals
-from unlearnkit.models.objective import CausalLanguageModel
+from unlearnkit.models import CausalLanguageModel
 
 
 def estimate_all(folder, case):

@@ -1,10 +1,11 @@
 """Models: parameters by name, objectives, snapshots and undo, checkpoints, training, three small classifiers."""
 
 from unlearnkit.models.checkpoint import load_checkpoint, model_state, save_checkpoint
+from unlearnkit.models.language import CausalLanguageModel, MaskedLanguageModel, Seq2Seq, SequenceClassification
 from unlearnkit.models.objective import (
     Autocast,
     BinaryCrossEntropy,
-    CausalLanguageModel,
+    Classification,
     CrossEntropy,
     Objective,
     SquaredError,
@@ -17,11 +18,15 @@ __all__ = [
     "Autocast",
     "BinaryCrossEntropy",
     "CausalLanguageModel",
+    "Classification",
     "CrossEntropy",
     "EpochRecord",
     "Loss",
+    "MaskedLanguageModel",
     "Objective",
     "OptimizerConfig",
+    "Seq2Seq",
+    "SequenceClassification",
     "SmallCNN",
     "SmallResNet",
     "SquaredError",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from unlearnkit.data.batches import batch_size, pick, tensors
 from unlearnkit.models.parameters import device_of
+from unlearnkit.models.tokens import refuse_left_padding
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
 from unlearnkit.utils.options import unrecorded
 
@@ -23,12 +24,22 @@ IGNORED = -100
 _WRITE = "write an Objective of your own (docs/how-to/own-model-and-data.md)"
 _ELSE = f"these are in unlearnkit.models; for anything else {_WRITE}"
 
-Inputs = int | str | tuple[str, ...]
-"""Position or key of the model's input in a batch, or keys of several inputs, which are passed by name."""
+NamedInputs = tuple[str | tuple[str, str], ...]
+"""Keys of inputs that are passed by name; a pair is the name of an argument and the key of its value."""
+
+Inputs = int | str | NamedInputs
+"""Position or key of the model's input in a batch, or keys of several."""
 
 
-def _key_or_keys(inputs: int | str | Sequence[str]) -> Inputs:
-    return inputs if isinstance(inputs, int | str) else tuple(inputs)
+def named_keys(inputs: Sequence[str | tuple[str, str]] | Mapping[str, str]) -> NamedInputs:
+    """Return keys as a value that can be hashed: a mapping from arguments to keys becomes pairs."""
+    if isinstance(inputs, str):
+        raise ConfigurationError(f"expected several keys of inputs, saw {inputs!r}: write ({inputs!r},)")
+    return tuple(inputs.items()) if isinstance(inputs, Mapping) else tuple(inputs)
+
+
+def _key_or_keys(inputs: int | str | Sequence[str | tuple[str, str]] | Mapping[str, str]) -> Inputs:
+    return inputs if isinstance(inputs, int | str) else named_keys(inputs)
 
 
 class Objective(abc.ABC):
@@ -53,6 +64,18 @@ class Objective(abc.ABC):
         The batch is what the data loader yields, already on the model's device; do not change the model's mode.
         """
 
+    def predictions(self, batch: Any) -> Tensor:
+        """Return how many predictions the loss of each sample adds up, shape (batch,): 1, or the number of tokens.
+
+        Override it where a loss is a sum over tokens or pixels, for methods that divide by it.
+        """
+        return torch.ones(batch_size(batch), dtype=torch.long, device=next(tensors(batch)).device)
+
+    def token_mask(self, batch: Any) -> Tensor | None:
+        """Return 1 for tokens and 0 for padding, shape (batch, length); None, unless overridden: no padding."""
+        del batch
+        return None
+
     @final
     def describe(self) -> str:
         """Return the text for a fingerprint: the repr of an attrs class or dataclass, else the qualified name.
@@ -70,9 +93,30 @@ class Objective(abc.ABC):
         return type(self).__qualname__
 
 
+class Classification(Objective):
+    """An objective whose model predicts one class of several: for a sample, or for each of its pixels or tokens.
+
+    Methods that compare two models' class probabilities, or that change labels, need one.
+    """
+
+    @abc.abstractmethod
+    def logits(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the model's logits, shape (batch, classes, …)."""
+
+    @abc.abstractmethod
+    def labels(self, batch: Any) -> Tensor:
+        """Return the labels of the batch, shape (batch, …); −100 where nothing is predicted."""
+
+    def predictions(self, batch: Any) -> Tensor:
+        """Return the number of labels of each sample; see `Objective.predictions`."""
+        labels = self.labels(batch)
+        classes = labels.argmax(1) if labels.is_floating_point() else labels
+        return (classes != IGNORED).reshape(len(labels), -1).sum(1)
+
+
 @final
 @attrs.frozen(kw_only=True)
-class CrossEntropy(Objective):
+class CrossEntropy(Classification):
     """Negative log-likelihood of the labels in the batch: −log softmax(f(x))_y, in nats.
 
     Logits of shape (batch, classes, …) with targets (batch, …) are summed over the further positions; a target of −100
@@ -80,7 +124,8 @@ class CrossEntropy(Objective):
 
     Attributes:
         inputs: Position or key of the model's input in a batch, such as ``(x, y)`` or ``{"image": x, "label": y}``; a
-            tuple of keys is passed by name, ``("input_ids", "attention_mask")`` to a model of Hugging Face, say.
+            tuple of keys is passed by name, ``("input_ids", "attention_mask")`` to a model of Hugging Face, say, and a
+            mapping from the names of arguments to keys too.
         targets: Position or key of the labels; by default the last one of two fields.
         output: Position or key of the logits in the model's output; ``"auto"`` takes a tensor, or its field ``logits``.
         probabilities: Take floating targets (batch, classes, …) for class probabilities.
@@ -197,60 +242,6 @@ class SquaredError(Objective):
         return 0.5 * error.square().reshape(len(error), -1).sum(1)
 
 
-@final
-@attrs.frozen(kw_only=True)
-class CausalLanguageModel(Objective):
-    """Negative log-likelihood of a sequence: Σ_t −log p(token_{t+1} | tokens ≤ t), in nats, padding left out.
-
-    A text is one sample, however long: the Fisher information squares the gradient of its whole log-likelihood. The
-    model is called like those of Hugging Face, with the tokens and ``attention_mask``.
-
-    Attributes:
-        tokens: Position or key of the token numbers in a batch: int64, shape (batch, length).
-        mask: Likewise of the mask, 1 for tokens and 0 for padding, same shape; "" when there is no padding.
-        labels: Likewise of labels that differ from the tokens (−100 is left out: a prompt, say); "" takes the tokens.
-        pass_mask: Whether the model takes the mask as ``attention_mask``.
-        output: As in `CrossEntropy`.
-
-    Examples:
-        >>> model = nn.Embedding(3, 3)  # the next token depends on the last one alone
-        >>> _ = nn.init.zeros_(model.weight)
-        >>> mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
-        >>> batch = {"input_ids": torch.tensor([[0, 1, 2], [0, 1, 0]]), "attention_mask": mask}
-        >>> CausalLanguageModel(pass_mask=False).losses(model, batch)  # two predictions, and one: ln 3 each
-        tensor([2.1972, 1.0986], grad_fn=<SumBackward1>)
-    """
-
-    tokens: int | str = "input_ids"
-    mask: int | str = "attention_mask"
-    labels: int | str = ""
-    pass_mask: bool = True
-    output: int | str = "auto"
-
-    def losses(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the loss of every sequence, 0 without a predicted token; see `Objective.losses`."""
-        tokens = pick(batch, self.tokens, what="tokens")
-        mask = pick(batch, self.mask, what="mask") if self.mask != "" else None
-        logits = self._logits(model, tokens, mask)
-        labels = tokens if self.labels == "" else pick(batch, self.labels, what="labels")
-        if mask is not None:
-            labels = labels.masked_fill(mask == 0, IGNORED)
-        loss = nn.functional.cross_entropy(
-            logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=IGNORED
-        )
-        return loss.sum(1)
-
-    def _logits(self, model: nn.Module, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        extra = {"attention_mask": mask} if mask is not None and self.pass_mask else {}
-        logits = logits_of(model(tokens, **extra), output=self.output, model=model)
-        if logits.ndim != 3 or logits.shape[:2] != tokens.shape:
-            raise ConfigurationError(
-                f"expected logits of shape (batch, length, vocabulary) for tokens {tuple(tokens.shape)}, saw "
-                f"{tuple(logits.shape)}"
-            )
-        return logits
-
-
 def check_objective(objective: Any) -> Objective:
     """Return an objective; raise an error for anything else, such as a loss of torch."""
     if isinstance(objective, Objective):
@@ -281,6 +272,14 @@ class Autocast(Objective):
         with _autocast(model):
             return self.objective.losses(model, batch).float()
 
+    def predictions(self, batch: Any) -> Tensor:
+        """Return those of the other objective; see `Objective.predictions`."""
+        return self.objective.predictions(batch)
+
+    def token_mask(self, batch: Any) -> Tensor | None:
+        """Return that of the other objective; see `Objective.token_mask`."""
+        return self.objective.token_mask(batch)
+
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the logits in float32; see `CrossEntropy.logits`."""
         find = getattr(self.objective, "logits", None)
@@ -296,12 +295,25 @@ class Autocast(Objective):
 def _outputs(model: nn.Module, batch: Any, *, inputs: Inputs, output: int | str) -> Tensor:
     """Run a model on the inputs of a batch."""
     if isinstance(inputs, tuple):
-        named = {key: pick(batch, key, what="inputs") for key in inputs}
+        named = named_inputs(batch, inputs)
+        if {"input_ids", "attention_mask"} <= named.keys() and "position_ids" not in named:
+            refuse_left_padding(named["attention_mask"], who=type(model).__name__)
         with _named_dtypes(model, named):
             return logits_of(model(**named), output=output, model=model)
     found = pick(batch, inputs, what="inputs")
     with _named_dtypes(model, found):
         return logits_of(model(found), output=output, model=model)
+
+
+def named_inputs(batch: Any, inputs: NamedInputs) -> dict[str, Any]:
+    """Take the inputs that are passed by name out of a batch."""
+    pairs = [(one, one) if isinstance(one, str) else one for one in inputs]
+    return {name: pick(batch, key, what="inputs") for name, key in pairs}
+
+
+def input_names(inputs: NamedInputs) -> list[str]:
+    """Return the names of the arguments."""
+    return [one if isinstance(one, str) else one[0] for one in inputs]
 
 
 def _targets(batch: Any, where: int | str, *, who: str) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.models.objective import IGNORED, CrossEntropy, Objective
+from unlearnkit.models.objective import IGNORED, Classification, Objective
 from unlearnkit.models.parameters import buffers, device_of, parameters, parameters_and_buffers, trainable
 from unlearnkit.unlearning.unlearner import UnlearningInputs
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, raise_all
@@ -85,7 +85,8 @@ def copy_state(source: nn.Module, target: nn.Module) -> None:
 def class_logits(objective: Objective, model: nn.Module, batch: Any) -> Tensor:
     """Return a classifier's logits of a batch on its device, shape (batch, classes, …), for class probabilities.
 
-    A `ConfigurationError` for another objective than `CrossEntropy`: it has no class probabilities.
+    Those of a language model have the shape (batch, vocabulary, tokens) and are 0 where nothing is predicted. A
+    `ConfigurationError` for an objective that is no `Classification`: it has no class probabilities.
     """
     return _classification(objective).logits(model, batch)
 
@@ -93,7 +94,7 @@ def class_logits(objective: Objective, model: nn.Module, batch: Any) -> Tensor:
 def class_labels(objective: Objective, batch: Any) -> Tensor:
     """Return the labels of a batch, shape (batch, …), int64, for methods that relabel; −100 is no label.
 
-    A `ConfigurationError` for another objective than `CrossEntropy`, and for class probabilities instead of labels.
+    A `ConfigurationError` for an objective that is no `Classification`, and for class probabilities instead of labels.
     """
     labels = _classification(objective).labels(batch)
     if labels.is_floating_point():
@@ -144,17 +145,17 @@ def distillation_loss(
 ) -> Tensor:
     """Return the mean `divergence` of a batch on the models' device, a scalar tensor in nats.
 
-    The teacher gets no gradient (see `teacher_of`), and the objective must be a `CrossEntropy`.
+    The teacher gets no gradient (see `teacher_of`), and the objective must be a `Classification`.
     """
     with torch.no_grad():
         target = class_logits(objective, teacher, batch)
     return divergence(target, class_logits(objective, student, batch), temperature=temperature).mean()
 
 
-def _classification(objective: Objective) -> CrossEntropy:
-    if not isinstance(objective, CrossEntropy):
+def _classification(objective: Objective) -> Classification:
+    if not isinstance(objective, Classification):
         raise ConfigurationError(
-            f"expected the objective CrossEntropy, whose models give class probabilities, saw {objective.describe()}: "
-            "choose a method that needs losses only"
+            f"expected the objective CrossEntropy, or one of a language model, saw {objective.describe()}, without "
+            "class probabilities: choose a method that needs losses only"
         )
     return objective

@@ -7,7 +7,7 @@ from sharded_engine_tasks import estimate_all, in_half, largest_held, of_hugging
 from sharded_model_tasks import batches, network, run_on_ranks
 
 from unlearnkit import DiagonalFisher
-from unlearnkit.models.objective import CausalLanguageModel
+from unlearnkit.models import CausalLanguageModel
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
