@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from unlearnkit.data.batches import pick
 from unlearnkit.evaluation.membership.attacks import MembershipAttack
 from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Metric, MetricTraits
-from unlearnkit.evaluation.model_outputs import SPLITS, InapplicableError, ModelOutputs, map_batches, mean
-from unlearnkit.evaluation.model_outputs import Values as Measured
+from unlearnkit.evaluation.model_outputs import SPLITS, InapplicableError, ModelOutputs, Values, map_batches, mean
 from unlearnkit.evaluation.per_sample import Floats, floats
 from unlearnkit.models.language import CausalLanguageModel, TokenClassification
 from unlearnkit.models.objective import IGNORED, Autocast, Objective, logits_of
@@ -23,7 +22,7 @@ from unlearnkit.utils.errors import MismatchError
 from unlearnkit.utils.options import option
 
 Splits = Callable[[str], Iterable[Any]]  # the batches of a split by its name
-Values = Iterable[tuple[str, float]]  # name and number
+Named = Iterable[tuple[str, float]]  # numbers and their names
 _Kind = TypeVar("_Kind", bound=TokenClassification)
 _LARGEST = 700.0  # nats: e^700 is still a finite number
 PARAPHRASED, WRONG = " paraphrased", " wrong"
@@ -37,20 +36,18 @@ class LanguageMetric(Metric):
     names: ClassVar[tuple[str, ...]]
 
     @abc.abstractmethod
-    def values(
-        self, objective: Objective, model: nn.Module, batches: Callable[[str], Iterable[Any]], split: str
-    ) -> Any:
+    def values(self, objective: Objective, model: nn.Module, batches: Splits, split: str) -> Named:
         """Measure one model on one split: each of the `names` and its number."""
 
     @final
-    def measure(self, inputs: EvaluationInputs) -> Measured:
+    def measure(self, inputs: EvaluationInputs) -> Values:
         outputs = ModelOutputs(inputs)
 
         @cache  # each model is run once for all names
         def measured(model: nn.Module, split: str) -> dict[str, float]:
             return dict(self.values(inputs.objective, model, outputs.batches, split))
 
-        found: Measured = {}
+        found: Values = {}
         for split in [s for s in inputs.splits if not s.endswith((PARAPHRASED, WRONG))] or SPLITS:
             for name in self.names:
                 label = f"{split} {name}".strip()
@@ -76,9 +73,7 @@ class Perplexity(LanguageMetric):
         trust="a mean over tokens: one token with a tiny probability outweighs many that are right",
     )
 
-    def values(
-        self, objective: Objective, model: nn.Module, batches: Callable[[str], Iterable[Any]], split: str
-    ) -> Any:
+    def values(self, objective: Objective, model: nn.Module, batches: Splits, split: str) -> Named:
         found = np.concatenate([each.log_p for each in predictions(model, batches(split), objective=objective)])
         yield "", float(np.exp(min(-found.mean(), _LARGEST)))
 
@@ -103,9 +98,7 @@ class Completion(LanguageMetric):
 
     prefix: int = option(0, at_least=0, doc="tokens that the prompt has at least: for passages without a prompt")
 
-    def values(
-        self, objective: Objective, model: nn.Module, batches: Callable[[str], Iterable[Any]], split: str
-    ) -> Any:
+    def values(self, objective: Objective, model: nn.Module, batches: Splits, split: str) -> Named:
         pairs = completions(model, batches(split), objective=objective, prefix=self.prefix)
         yield "exact", mean(said == true for said, true in pairs)
         yield "ROUGE-L", mean(rouge_l(said, true) for said, true in pairs)
@@ -126,9 +119,7 @@ class AnswerProbability(LanguageMetric):
         trust="the answer in these words: another wording may still be likely",
     )
 
-    def values(
-        self, objective: Objective, model: nn.Module, batches: Callable[[str], Iterable[Any]], split: str
-    ) -> Any:
+    def values(self, objective: Objective, model: nn.Module, batches: Splits, split: str) -> Named:
         found = predictions(model, batches(split), objective=objective)
         yield "probability", mean(each.probability for each in found)
         yield "rank", mean(each.rank for each in found)
@@ -153,9 +144,7 @@ class TruthRatio(LanguageMetric):
         trust="depends on the wrong answers; near 1 also where a model knows no words any more",
     )
 
-    def values(
-        self, objective: Objective, model: nn.Module, batches: Callable[[str], Iterable[Any]], split: str
-    ) -> Any:
+    def values(self, objective: Objective, model: nn.Module, batches: Splits, split: str) -> Named:
         batches(split)  # first, so that a missing split is the reason
         true, wrong = (
             np.array([p.probability for p in predictions(model, batches(split + kind), objective=objective)])
