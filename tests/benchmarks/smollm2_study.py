@@ -410,7 +410,26 @@ taught only the other eight: the true reference. Here *other facts* are those ei
 method has the options that were best on the facts from pretraining. The further aim: relearning takes at least half of
 the steps of *never taught*.
 """
-FINDINGS = ""
+FINDINGS = """## What was found
+
+- **`ssd` and `binary-mask` reach the four aims** on facts from pretraining when they may change 0.02 % of the
+  weights: none of the eight facts is completed, one of 16 paraphrases is, no neighbour is lost, and the perplexity
+  rises by 1.4 %. The two are then nearly the same edit, because `ssd` shrinks the weights that it selects to almost
+  nothing.
+- **The range is narrow.** Half of that share leaves one fact of eight; five times as much takes a fifth of the
+  neighbours. The default of `ssd`, α = 10, selects 1 % of the weights and takes three quarters of the neighbours; the
+  default of `binary-mask` destroys the model. Set `fraction`.
+- **Methods that train forget, and take neighbours along**, though eight other capitals are in the retain set: `npo`
+  all of them, `capped-neg-grad` half, `simnpo` a quarter. `undial` leaves paraphrases. `neg-grad-plus`, `rmu` and
+  `finetune` forgot too little with the options that were tried. `npo` at its default step size, 1e-3, destroys the
+  model.
+- **An edit need not carry over.** The fraction that was best on known capitals leaves two of eight invented ones.
+  Learning them again took as many steps as for a model that never saw them; rounding to 8 bits changed nothing.
+
+Limits: eight facts to a set, so that an aim of 0.1 means none; one seed, unless more are shown below; the options
+were chosen on the facts that they are reported for; and of the candidates in the script only those in the tables were
+run. The 4-bit file of the package is loaded as float32.
+"""
 
 
 def page(work):
