@@ -301,11 +301,8 @@ def best(work, method):
 
 def edited(run, method, options, seed, extra):
     def measure():
-        start = time.perf_counter()
         try:
-            changed = run.edit(method, options, seed)
-            took = time.perf_counter() - start
-            return {"changed": changed, "took": took, **run.figures(), **extra()}
+            return {"changed": run.edit(method, options, seed), **run.figures(), **extra()}
         finally:
             run.restore()
 
@@ -376,7 +373,6 @@ COLUMNS = {
     "changed": "weights changed",
     "rounded": "8 bits",
     "steps": "steps to relearn",
-    "took": "seconds",
 }
 ABOUT = """# A language model forgets facts
 
@@ -396,7 +392,6 @@ python -m tests.benchmarks.smollm2_study --work DIR --page
 - *perplexity*: of eight passages that no method sees.
 - *8 bits*: *forgotten*, with weights rounded to 8 bits. *steps to relearn*: of Adam (learning rate {learning_rate:g},
   the forget set as one batch) until its loss is within 0.5 nats of that before the edit; at most {most}.
-- *seconds*: of the edit, with importances that had not been measured yet, while other work used the same CPU cores.
 
 The retain set of every method: eight other capitals, eight facts of other kinds and four passages. Of a fact only the
 answer is predicted (its prompt has the labels −100). Methods that train take five
@@ -423,8 +418,10 @@ FINDINGS = """## What was found
   all of them, `capped-neg-grad` half, `simnpo` a quarter. `undial` leaves paraphrases. `neg-grad-plus`, `rmu` and
   `finetune` forgot too little with the options that were tried. `npo` at its default step size, 1e-3, destroys the
   model.
-- **An edit need not carry over.** The fraction that was best on known capitals leaves two of eight invented ones.
-  Learning them again took as many steps as for a model that never saw them; rounding to 8 bits changed nothing.
+- **Options need not carry over.** On the introduced facts, `ssd` with the fraction that was best above leaves two of
+  eight. `simnpo` leaves none and takes no neighbour, and misses only the perplexity: 11 % more, where 10 % is allowed.
+- **Relearning.** A model that was never taught needs 6 steps, `ssd` 6 and `simnpo` 5: both reach this aim. Rounding to
+  8 bits brings nothing back.
 
 Limits: eight facts to a set, so that an aim of 0.1 means none; one seed, unless more are shown below; the options
 were chosen on the facts that they are reported for; and of the candidates in the script only those in the tables were
@@ -468,7 +465,7 @@ def shown(key, value):
         return ""
     if key == "changed":
         return f"{value:.2%}"
-    if key in {"steps", "took"}:
+    if key == "steps":
         return f"{value:.0f}"
     return f"{value:.1f}" if key == "text" else f"{value:.2f}"
 
