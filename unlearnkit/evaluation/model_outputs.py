@@ -205,6 +205,11 @@ class ModelOutputs:
         return tuple(name for name in SPLITS if name in self._inputs.splits)
 
     @property
+    def objective(self) -> Objective:
+        """How a batch becomes losses."""
+        return self._inputs.objective
+
+    @property
     def named(self) -> Mapping[str, nn.Module]:
         """Prefix of a value's name to the edited and the original model."""
         models = {"": self._inputs.model}

@@ -135,12 +135,13 @@ class RelearnTime(Metric):
         }
 
     def _steps(self, outputs: ModelOutputs, inputs: EvaluationInputs, model: nn.Module) -> float:
-        outputs.of(model, "forget-train")  # first, so that a missing split is the reason
+        if self.until == "accuracy":
+            outputs.of(model, "forget-train")  # first, so that a missing split is the reason
+        batches, objective = outputs.batches("forget-train"), inputs.objective
         if inputs.original is None:
             raise InapplicableError("no original model at hand: its forget accuracy is the goal")
         if not any(p.requires_grad for p in model.parameters()):
             raise InapplicableError("the model cannot be trained: all its weights are frozen")
-        batches, objective = inputs.splits["forget-train"], inputs.objective
         known = loss_and_accuracy(inputs.original, batches, objective=objective)
         goal: dict[str, Any] = {"loss": known.loss + self.margin}
         if self.until == "accuracy":
