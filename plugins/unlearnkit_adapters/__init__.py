@@ -1,0 +1,1 @@
+"""LoRA adapters that forget, initialised from two importances; needs the extra ``peft``."""
