@@ -9,6 +9,7 @@ import types
 import attrs
 import pytest
 import torch
+import unlearnkit_trackers
 from report_record import FULL
 from torch import nn
 from unlearnkit_trackers.mlflow import MLflow
@@ -163,6 +164,6 @@ def test_a_tracker_is_active_only_when_asked_for(asked, monkeypatch):
     monkeypatch.setattr("unlearnkit_trackers.tracker.find_spec", bool)
     monkeypatch.setenv("UNLEARNKIT_TRACKERS", asked)
     module, manager = types.ModuleType("trackers"), PluginManager(entry_points=False)
-    vars(module).update(runpy.run_module("unlearnkit_trackers"))
+    vars(module).update(runpy.run_path(unlearnkit_trackers.__file__))
     manager.register(module)
     assert manager.offers("trackers") == (("unlearnkit_after_run", "unlearnkit_after_write") if asked else ())
