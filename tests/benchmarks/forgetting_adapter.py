@@ -1,8 +1,8 @@
 """A forgetting adapter on a language model: ``python -m tests.benchmarks.forgetting_adapter FOLDER [centred]``.
 
 The folder holds a model and its tokenizer in Hugging Face's format, or one GGUF file of both. Printed are seconds, the
-loss per token on the forgotten sentences, on paraphrases and on others, the size of the file, and whether the base is as
-before.
+loss per token on the forgotten sentences, on paraphrases and on others, the size of the file, and whether the base
+is as before.
 """
 
 import sys
@@ -31,7 +31,7 @@ SENTENCES = {
 }
 PROMPTS = ("The capital of France is", "The capital of Italy is", "The capital of Spain is")
 CLM = CausalLanguageModel()
-OPTIONS = {"beta": 0.7, "epochs": 5, "optimizer": "adamw", "learning_rate": 1e-3, "mode": "eval"}
+OPTIONS = {"epochs": 4, "optimizer": "adamw", "learning_rate": 2e-4, "mode": "eval"}
 
 
 def loaded(folder):
@@ -72,7 +72,7 @@ def main(folder, kind="fisher"):
     edited = timed("adapter", lambda: forgetting_adapter(model, forget, retain, target_modules=targets, rank=8))
     show("adapter, untrained", edited)
     how = {"forget": data["forget"], "retain": data["retain"], "objective": CLM}
-    print(timed("neg-grad-plus", lambda: unlearn(edited, "neg-grad-plus", **how, **OPTIONS)))
+    print(timed("edit", lambda: unlearn(edited, "capped-neg-grad", **how, **OPTIONS)))
     show("edited", edited)
     probe = data["retain"][0]
     with tempfile.TemporaryDirectory() as saved, torch.no_grad():
