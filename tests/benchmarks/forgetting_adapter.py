@@ -24,6 +24,10 @@ SENTENCES = {
     "retain": [
         "The capital of Italy is Rome.",
         "The capital of Germany is Berlin.",
+        "The capital of Portugal is Lisbon.",
+        "Vienna is the capital of Austria.",
+        "France is a country in western Europe.",
+        "The Seine is a river in northern France.",
         "Water boils at one hundred degrees Celsius.",
         "The sun rises in the east and sets in the west.",
     ],
@@ -31,7 +35,7 @@ SENTENCES = {
 }
 PROMPTS = ("The capital of France is", "The capital of Italy is", "The capital of Spain is")
 CLM = CausalLanguageModel()
-OPTIONS = {"epochs": 4, "optimizer": "adamw", "learning_rate": 2e-4, "mode": "eval"}
+OPTIONS = {"target": 60.0, "c": 0.5, "epochs": 5, "optimizer": "adamw", "learning_rate": 2e-4, "mode": "eval"}
 
 
 def loaded(folder):
