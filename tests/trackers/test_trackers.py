@@ -165,5 +165,5 @@ def test_a_tracker_is_active_only_when_asked_for(asked, monkeypatch):
     monkeypatch.setenv("UNLEARNKIT_TRACKERS", asked)
     module, manager = types.ModuleType("trackers"), PluginManager(entry_points=False)
     vars(module).update(runpy.run_path(unlearnkit_trackers.__file__))
-    manager.register(module)
+    manager.register(module, name="trackers")
     assert manager.offers("trackers") == (("unlearnkit_after_run", "unlearnkit_after_write") if asked else ())
