@@ -1,6 +1,8 @@
 """A forgetting adapter on a tiny Llama: FILA's start, an edit that can be unplugged, saved and merged."""
 
 import copy
+import re
+from pathlib import Path
 
 import attrs
 import pytest
@@ -132,6 +134,17 @@ def test_an_elementwise_method_edits_it_too(model):
     assert 0 < report.changed < report.size == sum(p.numel() for p in trainable(edited).values())
     with edited.disable_adapter():
         assert torch.equal(logits(edited), logits(llama()))
+
+
+def test_the_example_of_the_page(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "language-models.md"
+    (code,) = (b for b in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) if "forgetting_adapter" in b)
+    names = {"model": model, "forget": FORGET, "retain": RETAIN}
+    exec(compile(code, str(page), "exec"), names)
+    assert names["report"].changed > 0
+    loaded = peft.PeftModel.from_pretrained(llama(), "edit")
+    torch.testing.assert_close(logits(loaded), logits(names["adapted"]), rtol=0, atol=1e-5)
 
 
 # VILA
