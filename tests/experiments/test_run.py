@@ -15,7 +15,8 @@ from unlearnkit.experiments.run import run
 from unlearnkit.experiments.tune import tune
 from unlearnkit.models.checkpoint import save_checkpoint
 from unlearnkit.models.zoo import small_cnn
-from unlearnkit.utils.errors import ConfigurationError, StoreError, UnknownMethodError, UnlearnKitWarning
+from unlearnkit.reporting import read_record
+from unlearnkit.utils.errors import ConfigurationError, PluginWarning, StoreError, UnknownMethodError, UnlearnKitWarning
 
 
 def records(path, *overrides, **options):
@@ -367,3 +368,30 @@ def test_stopped_run_resumes_from_its_last_checkpoint(digits_toml, tmp_path):
     assert shown.count("importance: full") == full - 2
     assert again.report.model_after == whole.report.model_after
     assert not list((tmp_path / "cut-passes").iterdir())
+
+
+class WriteObserver:
+    def __init__(self):
+        self.seen = []
+
+    @hookimpl
+    def unlearnkit_after_write(self, folder):
+        self.seen.append((read_record(folder).label, {path.name for path in folder.iterdir()}))
+        raise ZeroDivisionError("not watching")
+
+
+@pytest.mark.parametrize("page", ["true", "false"])
+def test_an_observer_sees_each_complete_folder_and_cannot_stop_the_run(digits_toml, page):
+    observer, manager = WriteObserver(), PluginManager()
+    manager.register(observer)
+    with pytest.warns(PluginWarning, match="unlearnkit_after_write: ZeroDivisionError: not watching"):
+        records(digits_toml, f"evaluation.page={page}", plugins=manager)
+    files = {"model.safetensors", "report.json"} | ({"report.html"} if page == "true" else set())
+    assert observer.seen == [("prune", files), ("ssd", files)]
+
+
+def test_a_dry_run_writes_nothing_to_observe(digits_toml):
+    observer, manager = WriteObserver(), PluginManager()
+    manager.register(observer)
+    records(digits_toml, plugins=manager, dry_run=True)
+    assert observer.seen == []

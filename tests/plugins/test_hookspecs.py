@@ -15,6 +15,7 @@ def test_the_hooks_are_those_of_the_design():
     assert HOOKS == [
         "unlearnkit_after_estimate",
         "unlearnkit_after_run",
+        "unlearnkit_after_write",
         "unlearnkit_before_run",
         "unlearnkit_register_estimators",
         "unlearnkit_register_kernels",

@@ -231,6 +231,7 @@ class Job:
         with raise_on_all_ranks():
             if Ranks.current().rank == 0:
                 write_result(folder, model, record, metadata=metadata, page=self.experiment.config.evaluation.page)
+                self.plugins.after_write(folder)
 
     def evaluated(self, record: RunRecord, model: nn.Module, before: dict[str, LossAndAccuracy]) -> RunRecord:
         start = time.perf_counter()

@@ -1,7 +1,7 @@
 """A model's parameters and buffers by name; digests, bitwise comparison, pieces and checks of their values."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import final
 
 import numpy as np
@@ -261,16 +261,27 @@ def all_finite(tensor: Tensor) -> bool:
 
 def check_differentiable(model: nn.Module) -> None:
     """Raise an error for weights that are lazy, on the meta device, inference tensors or complex."""
-    problems = [f"{name}: {reason}" for name, t in parameters_and_buffers(model).items() if (reason := _problem(t))]
+    _refuse(model, _problem)
+
+
+def _refuse(model: nn.Module, problem: Callable[[Tensor], str]) -> None:
+    problems = [f"{name}: {reason}" for name, t in parameters_and_buffers(model).items() if (reason := problem(t))]
     if problems:
-        raise UnsupportedModelError(f"expected ordinary real weights, saw {'; '.join(problems)}")
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UnsupportedModelError(f"expected ordinary real weights, saw {'; '.join(problems[:3])}{more}")
+
+
+def _absent(t: Tensor) -> str:
+    if t.is_meta and isinstance(t, nn.Parameter):
+        return "without values, on the meta device (load them; accelerate must not offload, so use one device)"
+    return ""
 
 
 def _problem(t: Tensor) -> str:
     if is_lazy(t):
         return "not initialised (call the model once)"
-    if t.is_meta and isinstance(t, nn.Parameter):
-        return "without values, on the meta device (load the weights)"
+    if absent := _absent(t):
+        return absent
     if t.is_inference() and t.requires_grad:
         return "made under torch.inference_mode, where nothing can be differentiated (make it outside)"
     if t.is_complex() and t.requires_grad:
@@ -279,7 +290,11 @@ def _problem(t: Tensor) -> str:
 
 
 def check_finite(model: nn.Module, *, when: str, buffers_too: Collection[str] = ()) -> None:
-    """Raise an error for a NaN or an infinity in the weights, or in some buffers; others may hold what they like."""
+    """Raise an error for a NaN or an infinity in the weights, or in some buffers; others may hold what they like.
+
+    Weights without values, on the meta device, are refused too.
+    """
+    _refuse(model, _absent)
     named = {**parameters(model), **{name: t for name, t in buffers(model).items() if name in buffers_too}}
     bad = [name for name, t in named.items() if t.is_floating_point() and not all_finite(t)]
     if bad:

@@ -1,6 +1,7 @@
 """The hooks: what a plugin may offer and what it may watch. Mark your functions with ``@hookimpl``."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, final
 
 import attrs
@@ -63,3 +64,8 @@ def unlearnkit_after_estimate(run: Run, role: str, importance: Importance) -> No
 @hookspec
 def unlearnkit_after_run(run: Run, report: Report) -> None:
     """Watch the end of a run that succeeded."""
+
+
+@hookspec
+def unlearnkit_after_write(folder: Path) -> None:
+    """Watch a folder of results as soon as it is complete."""

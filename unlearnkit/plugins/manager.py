@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, TypeVar, final
 
 import attrs
@@ -188,6 +189,10 @@ class PluginManager:
         """Call every observer of the end of a run that succeeded."""
         self._notify("unlearnkit_after_run", watched, run=run, report=report)
 
+    def after_write(self, folder: Path) -> None:
+        """Call every observer of a folder of results that is complete."""
+        self._notify("unlearnkit_after_write", nullcontext, folder=folder)
+
     def offers(self, plugin: str) -> tuple[str, ...]:
         """List what a plugin offers, as ``"unlearner 'ssd'"`` or ``"unlearnkit_before_run"``, and names that clash."""
         found = []
@@ -197,10 +202,10 @@ class PluginManager:
                 others = {of.origin for of, other in everything if other.name == thing.name and other is not thing}
                 clash = f" (also of {', '.join(sorted(others))}: asking for it is an error)" if others else ""
                 found.append(f"{kind} {thing.name!r}{clash if kind in _KINDS else ''}")
-        observed = ("unlearnkit_before_run", "unlearnkit_after_estimate", "unlearnkit_after_run")
+        hooks = [f"unlearnkit_{moment}" for moment in ("before_run", "after_estimate", "after_run", "after_write")]
         return (
             *dict.fromkeys(found),
-            *(hook for hook in observed if plugin in {of.name for of, _ in self._call_each(hook)}),
+            *(hook for hook in hooks if plugin in {of.name for of, _ in self._call_each(hook)}),
         )
 
     def _load(self) -> None:
