@@ -84,7 +84,7 @@ class Rmu(TrainingUnlearner):
 
 def layer_of(model: nn.Module, wanted: str) -> str:
     """Return the name of the one module that a name or glob matches; for "auto" see the option."""
-    names = {module: name for name, module in model.named_modules()}
+    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
     if wanted != "auto":
         found = [name for name in names.values() if fnmatchcase(name, wanted)]
         if len(found) != 1:
