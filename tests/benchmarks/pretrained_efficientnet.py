@@ -196,9 +196,10 @@ def main():
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--scenario", choices=SCENARIOS, help="one alone, so that two processes can share the work")
+    parser.add_argument("--blocks", type=int, choices=BLOCKS, help="likewise")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    for blocks in BLOCKS:
+    for blocks in BLOCKS if chosen.blocks is None else [chosen.blocks]:
         for scenario in [chosen.scenario] if chosen.scenario else SCENARIOS:
             found = run(chosen.data, chosen.work, scenario, blocks)
             print(f"\n{scenario}, {blocks} blocks and the head\n\n{table(found)}\n", flush=True)
