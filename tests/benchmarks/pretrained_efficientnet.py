@@ -64,7 +64,7 @@ def efficientnet(num_classes=1000, *, pretrained=True):
 
 
 def frozen(model, blocks):
-    """Return the part whose outputs are cached: all but the last ``blocks`` blocks, the last convolution and the head."""
+    """Return the part whose outputs are cached: all but what `top` holds."""
     first = nn.Sequential(model._conv_stem, model._bn0, model._swish)
     if not blocks:
         last = nn.Sequential(model._conv_head, model._bn1, model._swish, nn.AdaptiveAvgPool2d(1))
@@ -73,7 +73,7 @@ def frozen(model, blocks):
 
 
 def top(num_classes, *, blocks=2, pretrained=True):
-    """Return the part that is fine-tuned: the last ``blocks`` blocks, the last convolution and a new head; 0: a head."""
+    """Return what is fine-tuned: the last ``blocks`` blocks, the last convolution and a new head; with 0 the head alone."""
     model = efficientnet(num_classes, pretrained=pretrained)
     if not blocks:
         return nn.Sequential(nn.Flatten(), model._fc)
@@ -101,10 +101,12 @@ def features(root, *, cache, blocks=2, groups=None, per_class=300, test_per_clas
 
 
 def _outputs(part, data):
-    return torch.cat([
-        part(torch.stack([data[i][0] for i in range(start, min(start + 64, len(data)))]))
-        for start in range(0, len(data), 64)
-    ])
+    return torch.cat(
+        [
+            part(torch.stack([data[i][0] for i in range(start, min(start + 64, len(data)))]))
+            for start in range(0, len(data), 64)
+        ]
+    )
 
 
 def models(experiment, plugins):
