@@ -21,13 +21,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from unlearnkit.data import image_folder
+from unlearnkit.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from unlearnkit.evaluation import EvaluationInputs
 from unlearnkit.evaluation.metrics import HeadSwap, LayerProbe, Recovery
+from unlearnkit.evaluation.metrics.features import linear_probe
 from unlearnkit.evaluation.metrics.retrain_gap import tug_of_war
 from unlearnkit.evaluation.model_outputs import outputs_of
 from unlearnkit.experiments import load_config
 from unlearnkit.experiments.experiment import Experiment
 from unlearnkit.experiments.job import Job
+from unlearnkit.experiments.provenance import digest_of
 from unlearnkit.experiments.train import cached_original, retrained_models
 from unlearnkit.plugins.manager import default_manager
 from unlearnkit.utils.progress import silent
@@ -38,12 +41,12 @@ SCENARIOS = {
     "sub-class": (),
     "whole class": ("data.options.groups=[]", "forget.fine=[]", "forget.classes=['truck']"),
 }
-BLOCKS = (2, 0)  # fine-tuned, besides the head
+BLOCKS = (1, 0)  # fine-tuned, besides the head
 SPLITS = ("forget-train", "retain-train", "forget-test", "retain-test")
 TUG = ("forget-train", "retain-train", "retain-test")
 COLUMNS = (
     *("forget-train", "forget-test", "retain-test", "ToW", "head-swap"),
-    *("recovery", "few samples", "probe, first", "probe, last"),
+    *("recovery", "few samples", "probe, middle", "probe, logits"),
 )
 
 
@@ -72,8 +75,8 @@ def frozen(model, blocks):
     return nn.Sequential(first, *model._blocks[:-blocks])
 
 
-def top(num_classes, *, blocks=2, pretrained=True):
-    """Return what is fine-tuned: the last ``blocks`` blocks, the last convolution and a new head; with 0 the head alone."""
+def top(num_classes, *, blocks=1, pretrained=True):
+    """Return what is fine-tuned: the last blocks, the last convolution and a new head; with 0 blocks the head alone."""
     model = efficientnet(num_classes, pretrained=pretrained)
     if not blocks:
         return nn.Sequential(nn.Flatten(), model._fc)
@@ -81,12 +84,18 @@ def top(num_classes, *, blocks=2, pretrained=True):
     return nn.Sequential(*model._blocks[-blocks:], last, model._fc)
 
 
-def features(root, *, cache, blocks=2, groups=None, per_class=300, test_per_class=200):
+def features(root, *, cache, blocks=1, groups=None, per_class=200, test_per_class=100, mean=(0.5,) * 3, std=(0.5,) * 3):
     """Return the outputs of the frozen part for the images of a folder, each computed once and kept in ``cache``."""
     bundle = image_folder(
-        root, groups=groups or None, image_size=SIZE, per_class=per_class, test_per_class=test_per_class
+        root,
+        groups=groups or None,
+        image_size=SIZE,
+        mean=mean,
+        std=std,
+        per_class=per_class,
+        test_per_class=test_per_class,
     )
-    path = Path(cache) / f"features-{blocks}-{per_class}-{test_per_class}.safetensors"
+    path = Path(cache) / f"features-{digest_of([str(root), blocks, per_class, test_per_class, mean, std])}.safetensors"
     if not path.exists():
         part = frozen(efficientnet(), blocks).eval()
         with torch.inference_mode():
@@ -117,11 +126,11 @@ def models(experiment, plugins):
     yield "original", lambda: original
     for seed in config.evaluation.retrained_seeds:
         yield f"retrained {seed}", lambda seed=seed: retrained_models(experiment, [seed])[0]
+    if config.forget.classes:
+        yield "muted bias", lambda: muted(original, experiment)
     job = Job(experiment=experiment, plugins=plugins, original=original, retrained=(), progress=silent)
     for method in config.method:
         yield method.label, lambda method=method: edited(job, method)
-    if config.forget.classes:
-        yield "muted bias", lambda: muted(original, experiment)
 
 
 def edited(job, method):
@@ -141,14 +150,14 @@ def measure(model, experiment):
     splits = {name: experiment.evaluation_batches(data) for name, data in experiment.splits().items()}
     inputs = EvaluationInputs(model=model, splits=splits, objective=experiment.objective)
     recovery = Recovery().evaluate(inputs)
-    probe = LayerProbe(most=1000).evaluate(inputs)
+    probe = LayerProbe(depths=2, most=1000).evaluate(inputs)
     return {
         **{name: outputs_of(model, splits[name], objective=experiment.objective).accuracy for name in SPLITS},
         "head-swap": HeadSwap(most=2000).evaluate(inputs)["forget-test"],
         "recovery": recovery["retain epoch"],
         "few samples": recovery["few samples"],
-        "probe, first": probe["depth 1 of 4"],
-        "probe, last": probe["depth 4 of 4"],
+        "probe, middle": probe["depth 1 of 2"],
+        "probe, logits": probe["depth 2 of 2"],
     }
 
 
@@ -193,14 +202,29 @@ def table(found):
     return "\n".join(lines)
 
 
+def normalisations(data):
+    """Print what a linear probe of the pretrained network's features reaches, by the normalisation of the images."""
+    part = frozen(efficientnet(), 0).eval()
+    for at, by in ((IMAGENET_MEAN, IMAGENET_STD), ((0.5,) * 3, (0.5,) * 3)):
+        bundle = image_folder(data, image_size=SIZE, per_class=60, test_per_class=50, mean=at, std=by)
+        with torch.inference_mode():
+            train, test = (_outputs(part, some).flatten(1).numpy() for some in (bundle.train, bundle.test))
+        probe = linear_probe(train, bundle.train.targets.numpy())
+        print(f"mean {at}, std {by}: {probe.score(test, bundle.test.targets.numpy()):.3f}", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--scenario", choices=SCENARIOS, help="one alone, so that two processes can share the work")
     parser.add_argument("--blocks", type=int, choices=BLOCKS, help="likewise")
+    parser.add_argument("--normalisations", action="store_true", help="a probe by two normalisations, nothing else")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
+    if chosen.normalisations:
+        normalisations(chosen.data)
+        return
     for blocks in BLOCKS if chosen.blocks is None else [chosen.blocks]:
         for scenario in [chosen.scenario] if chosen.scenario else SCENARIOS:
             found = run(chosen.data, chosen.work, scenario, blocks)
