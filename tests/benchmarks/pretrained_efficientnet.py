@@ -46,7 +46,7 @@ SPLITS = ("forget-train", "retain-train", "forget-test", "retain-test")
 TUG = ("forget-train", "retain-train", "retain-test")
 COLUMNS = (
     *("forget-train", "forget-test", "retain-test", "ToW", "head-swap"),
-    *("recovery", "few samples", "probe, middle", "probe, logits"),
+    *("recovery", "probe, middle", "probe, logits"),
 )
 
 
@@ -149,13 +149,11 @@ def muted(original, experiment):
 def measure(model, experiment):
     splits = {name: experiment.evaluation_batches(data) for name, data in experiment.splits().items()}
     inputs = EvaluationInputs(model=model, splits=splits, objective=experiment.objective)
-    recovery = Recovery().evaluate(inputs)
     probe = LayerProbe(depths=2, most=1000).evaluate(inputs)
     return {
         **{name: outputs_of(model, splits[name], objective=experiment.objective).accuracy for name in SPLITS},
         "head-swap": HeadSwap(most=2000).evaluate(inputs)["forget-test"],
-        "recovery": recovery["retain epoch"],
-        "few samples": recovery["few samples"],
+        "recovery": Recovery().evaluate(inputs)["retain epoch"],
         "probe, middle": probe["depth 1 of 2"],
         "probe, logits": probe["depth 2 of 2"],
     }
@@ -190,9 +188,9 @@ def run(data, work, scenario, blocks):
 def table(found):
     """Return the rows of one scenario in Markdown: retrained models as one row, with the standard deviation."""
     known = [values for name, values in found.items() if name.startswith("retrained")]
-    goal = {key: mean(values[key] for values in known) for key in known[0]}
+    goal = {key: mean(values[key] for values in known) for key in (*SPLITS, *COLUMNS) if key in known[0]}
     rows = {name: values for name, values in found.items() if not name.startswith("retrained")}
-    shown = {name: {key: f"{value:.3f}" for key, value in values.items()} for name, values in rows.items()}
+    shown = {name: {key: f"{values[key]:.3f}" for key in goal} for name, values in rows.items()}
     for name, values in rows.items():
         shown[name]["ToW"] = f"{tug_of_war({s: values[s] for s in TUG}, {s: goal[s] for s in TUG}):.3f}"
     shown["retrained"] = {key: f"{value:.3f} ± {stdev(v[key] for v in known):.3f}" for key, value in goal.items()}
