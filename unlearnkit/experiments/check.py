@@ -10,7 +10,8 @@ import attrs
 
 from unlearnkit.distributed.collectives import resolve_device
 from unlearnkit.experiments.config import Config
-from unlearnkit.experiments.experiment import data_factory, make_estimator, make_metrics, make_unlearner
+from unlearnkit.experiments.experiment import make_estimator, make_metrics, make_unlearner
+from unlearnkit.experiments.factories import data_factory, model_factory, normalisation_remark
 from unlearnkit.experiments.search import tunable
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.utils.errors import ConfigurationError, UnlearnKitError, nearest
@@ -20,7 +21,8 @@ from unlearnkit.utils.structuring import import_path
 def check_config(config: Config, *, plugins: PluginManager | None = None) -> tuple[list[str], list[str]]:
     """Return the problems of a configuration, and remarks about what is not there yet."""
     manager = plugins or default_manager()
-    return [*_problems(config, manager)], [*_remarks(config)]
+    problems = [*dict.fromkeys(_problems(config, manager))]
+    return problems, [*_remarks(config), *([] if problems else filter(None, [normalisation_remark(config)]))]
 
 
 def _problems(config: Config, plugins: PluginManager) -> Iterator[str]:
@@ -31,11 +33,13 @@ def _problems(config: Config, plugins: PluginManager) -> Iterator[str]:
         yield from _failure(f"method.{method.label}", partial(make, bare, plugins))
     yield from _failure("importance.estimator", lambda: make_estimator(config.importance, plugins))
     yield from _failure("evaluation.metrics", lambda: make_metrics(config.evaluation, plugins))
-    try:
-        yield from _factory("data", data_factory(config.data), config.data.options)
-    except ConfigurationError as error:
-        yield str(error)
-    yield from _factory("model", config.model.factory, config.model.options)
+    sections = {"data": partial(data_factory, config), "model": partial(model_factory, config.model)}
+    for section, factory in sections.items():
+        try:
+            yield from _factory(section, *factory())
+            normalisation_remark(config)  # is there a model of this name?
+        except ConfigurationError as error:
+            yield str(error)
     yield from _factory("objective", config.objective.factory, config.objective.options)
 
 

@@ -25,10 +25,15 @@ _LONGEST_LABEL = 200  # bytes: file systems have 255 for a name, and folders tha
 @final
 @attrs.frozen(kw_only=True)
 class ModelConfig:
-    factory: str
+    name: str = ""
+    factory: str = ""
     options: Mapping[str, Any] = attrs.field(factory=dict)
     checkpoint: str = ""
     allow_pickle: bool = False
+
+    @property
+    def source(self) -> str:
+        return self.name or self.factory
 
 
 @final
@@ -37,6 +42,7 @@ class DataConfig:
     name: str = ""
     factory: str = ""
     options: Mapping[str, Any] = attrs.field(factory=dict)
+    normalise: str = option("", choices=("", "model"), doc="model: mean, std and image size of the model's weights")
     workers: int = option(0, at_least=0, doc="processes that load images")
 
 

@@ -1,6 +1,7 @@
 """The objects that a configuration describes: device, data, forget set, models, methods."""
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
@@ -16,30 +17,23 @@ from unlearnkit.distributed.collectives import resolve_device
 from unlearnkit.evaluation import LossAndAccuracy, Metric, loss_and_accuracy
 from unlearnkit.experiments.config import (
     Config,
-    DataConfig,
     EvaluationConfig,
     ImportanceConfig,
     MethodConfig,
     StepConfig,
 )
+from unlearnkit.experiments.factories import data_factory, model_factory, normalisation, normalisation_remark
 from unlearnkit.experiments.provenance import data_digest, manifest
 from unlearnkit.importance import ImportanceEstimator, Role
 from unlearnkit.models import Autocast, CrossEntropy, Objective, load_checkpoint
 from unlearnkit.pipeline import Pipeline
 from unlearnkit.plugins.manager import PluginManager
 from unlearnkit.unlearning import Unlearner
-from unlearnkit.utils.errors import ConfigurationError, StoreError, UnknownMethodError, nearest
+from unlearnkit.utils.errors import ConfigurationError, StoreError, UnknownMethodError, UnlearnKitWarning, nearest
 from unlearnkit.utils.options import options_of
 from unlearnkit.utils.progress import Progress, silent
 from unlearnkit.utils.rng import private_rng
 from unlearnkit.utils.structuring import call, import_path
-
-DATASETS = {
-    "cifar100": "unlearnkit.data:cifar100",
-    "digits": "unlearnkit.data:digits",
-    "image-folder": "unlearnkit.data:image_folder",
-}
-"""Data sets that a configuration can name, and their factories."""
 
 
 @final
@@ -57,8 +51,11 @@ class Experiment:
     def load(cls, config: Config) -> "Experiment":
         device, chosen = resolve_device(config.device), config.objective
         objective = _made("objective", chosen.factory, chosen.options, Objective, "an unlearnkit.Objective")
-        factory, spec = data_factory(config.data), config.forget.spec()
-        bundle = _made("data", factory, config.data.options, DataBundle, "an unlearnkit.data.DataBundle")
+        factory, options = data_factory(config)
+        spec, differs = config.forget.spec(), normalisation_remark(config)
+        if differs:
+            warnings.warn(differs, UnlearnKitWarning, stacklevel=2)
+        bundle = _made("data", factory, options, DataBundle, "an unlearnkit.data.DataBundle")
         if config.forget.corrupted is not None:
             bundle = config.forget.corrupted.apply(bundle)
         if objective == CrossEntropy() and len(bundle.train.kinds) > 1:
@@ -71,7 +68,7 @@ class Experiment:
 
         Without ``pretrained``, a factory with that option is told so: a checkpoint will replace the weights.
         """
-        path, options = self.config.model.factory, dict(self.config.model.options)
+        path, options = model_factory(self.config.model)
         takes = inspect.signature(import_path(path)).parameters
         if "num_classes" in takes:
             options.setdefault("num_classes", self.bundle.num_classes)
@@ -153,6 +150,7 @@ class Experiment:
     def manifest(self) -> dict[str, Any]:
         return {
             **manifest(config=attrs.asdict(self.config), data=self.bundle.train, device=self.device),
+            "normalisation": normalisation(self.config),
             "test_data_digest": data_digest(self.bundle.test),
         }
 
@@ -216,17 +214,6 @@ def make_metrics(config: EvaluationConfig, plugins: PluginManager) -> dict[str, 
             options.setdefault("seed", config.seed)
         made[name] = call(cls, options, where=f"evaluation.options.{name}")
     return made
-
-
-def data_factory(data: DataConfig) -> str:
-    """Return the import path of the data set that a configuration names."""
-    if bool(data.name) == bool(data.factory):
-        raise ConfigurationError(
-            f"data: expected either name or factory, saw name={data.name!r} and factory={data.factory!r}"
-        )
-    if data.name and data.name not in DATASETS:
-        raise ConfigurationError(f"data.name: no data set is called {data.name!r}{nearest(data.name, DATASETS)}")
-    return DATASETS[data.name] if data.name else data.factory
 
 
 def _made(section: str, factory: str, options: Mapping[str, Any], kind: type, what: str) -> Any:

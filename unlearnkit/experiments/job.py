@@ -226,7 +226,7 @@ class Job:
         """Write a folder of results on rank 0, while the others wait."""
         metadata = {
             REQUESTS: json.dumps([*self.requests, self.experiment.forgotten.digest()]),
-            "unlearnkit.factory": self.experiment.config.model.factory,
+            "unlearnkit.factory": self.experiment.config.model.source,
         }
         with raise_on_all_ranks():
             if Ranks.current().rank == 0:

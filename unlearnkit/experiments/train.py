@@ -59,7 +59,7 @@ def train_original(config: Config, *, overwrite: bool = False, progress: Progres
         "manifest": experiment.manifest(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(model, path, {"unlearnkit.factory": config.model.factory})
+    save_checkpoint(model, path, {"unlearnkit.factory": config.model.source})
     write_text(about, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return record
 
@@ -174,7 +174,7 @@ def retrained_folder(config: Config) -> Path:
 def _cached(experiment: Experiment, seed: int, data: LabelledImages, *, forget: str, progress: Progress) -> nn.Module:
     config, model = experiment.config, experiment.fresh_model(seed=seed)
     recipe = Recipe(
-        factory=config.model.factory,
+        factory=config.model.source,
         options=config.model.options,
         initial=initial_digest(model),
         data=data_digest(experiment.bundle.train),

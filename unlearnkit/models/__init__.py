@@ -1,4 +1,4 @@
-"""Models: parameters by name, objectives, snapshots and undo, checkpoints, training, three small classifiers."""
+"""Models: parameters by name, objectives, snapshots and undo, checkpoints, training, classifiers."""
 
 from unlearnkit.models.checkpoint import load_checkpoint, model_state, save_checkpoint
 from unlearnkit.models.language import CausalLanguageModel, MaskedLanguageModel, Seq2Seq, SequenceClassification
@@ -11,6 +11,7 @@ from unlearnkit.models.objective import (
     SquaredError,
 )
 from unlearnkit.models.parameters import device_of, digest, trainable
+from unlearnkit.models.sources import input_transform, load_model
 from unlearnkit.models.training import EpochRecord, Loss, OptimizerConfig, Training, train
 from unlearnkit.models.zoo import SmallCNN, SmallResNet, resnet18_classifier, small_cnn, small_resnet
 
@@ -33,7 +34,9 @@ __all__ = [
     "Training",
     "device_of",
     "digest",
+    "input_transform",
     "load_checkpoint",
+    "load_model",
     "model_state",
     "resnet18_classifier",
     "save_checkpoint",

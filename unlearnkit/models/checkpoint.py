@@ -54,10 +54,11 @@ def load_checkpoint(
     """Load weights and buffers into a model; nothing is loaded unless everything fits.
 
     The file is what `save_checkpoint` wrote, another safetensors file of a state dict or, with ``allow_pickle``, what
-    ``torch.save(model.state_dict(), path)`` wrote: allow that only for files you trust. For tied weights one name is
-    enough. The prefix ``module.`` of DataParallel and DistributedDataParallel is added or taken away. Without ``undo``
-    the model is not copied first, and may be left half loaded by an interruption. Returns the metadata, none for a
-    pickle.
+    ``torch.save(model.state_dict(), path)`` wrote, or a Lightning ``.ckpt``: allow that only for files you trust. For
+    tied weights one name is enough. The prefix ``module.`` of DataParallel and DistributedDataParallel is added or
+    taken away, and so is one that all names of the file have, such as ``model.`` of a LightningModule. Without
+    ``undo`` the model is not copied first, and may be left half loaded by an interruption. Returns the metadata, none
+    for a pickle.
 
     A file that is missing, damaged or a pickle that was not allowed is a `StoreError`; one that does not fit is a
     `MismatchError`, which lists every name, shape and dtype, and the model is unchanged.
@@ -99,11 +100,12 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _without_wrapper(found: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the names of a file the prefix of DataParallel that the model has, or take it from them."""
-    wrapped, wanted = (bool(names) and all(name.startswith(_WRAPPER) for name in names) for names in (found, state))
-    if wrapped and not wanted:
-        return {name.removeprefix(_WRAPPER): tensor for name, tensor in found.items()}
-    return {_WRAPPER + name: tensor for name, tensor in found.items()} if wanted and not wrapped else {**found}
+    """Take the first part that all names of a file have and the model's have not; give the model's of DataParallel."""
+    mine, theirs = ({f"{name.partition('.')[0]}." for name in names} for names in (state, found))
+    bare = {name.partition(".")[2]: tensor for name, tensor in found.items()}
+    if len(theirs) == 1 and mine != theirs and (theirs == {_WRAPPER} or not bare.keys().isdisjoint(state)):
+        return bare
+    return {_WRAPPER + name: tensor for name, tensor in found.items()} if mine == {_WRAPPER} != theirs else {**found}
 
 
 def _tied(state: Mapping[str, Tensor]) -> list[list[str]]:
@@ -173,6 +175,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     except _DAMAGE as error:
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise StoreError(f"{path} is damaged or holds more than weights: {said}") from error
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]  # of a Lightning .ckpt, and of many training scripts
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
         keys = f" with the keys {list(loaded)[:5]}" if isinstance(loaded, Mapping) else ""
         raise StoreError(

@@ -84,7 +84,7 @@ def keyed(trial: Trial, facts: Mapping[str, Any]) -> Trial:
     """Set a trial's key: the digest of all but labels, the output folder and options that change only the speed."""
     config = trial.config
     decides = {
-        "model": [config.model.factory, config.model.options],
+        "model": [config.model.source, config.model.options],
         "data": [config.data.name, config.data.factory, config.data.options],
         "training": attrs.asdict(config.training),
         "importance": attrs.asdict(
