@@ -4,7 +4,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol, final
 
@@ -203,7 +203,8 @@ class Pipeline:
 
         if forget_data is None and not isinstance(forget, Importance) and not callable(forget):
             forget_data = forget
-        with only_selected(model, only=self.only, exclude=self.exclude) as left_out:
+        some = self.only or self.exclude
+        with only_selected(model, only=self.only, exclude=self.exclude) if some else nullcontext(()) as left_out:
             inputs = UnlearningInputs(
                 forget=importance(Need.FORGET_IMPORTANCE, forget, Role.FORGET),
                 reference=importance(

@@ -61,10 +61,10 @@ AIMS = {
 
 
 ABOUT = """20,000 training images, 10,000 test images, a residual network of 590,000 weights at 32 px, 18 epochs,
-{seeds} training seeds, three retrained models for each scenario. Medians over the seeds; in brackets the 95
-% interval of the mean of the seeds by Student's t, which covers the training seeds only. *ToW*: Tug-of-War;
-*AUC*: loss attack; *recovery*: forget accuracy after one epoch on the retain set; *swap*: accuracy of the
-features under a fresh head (classes: on unseen samples of the forgotten kind). The ToW of *retrained* is
+training seeds: {seeds}, three retrained models for each scenario. Medians over the seeds; in brackets, where
+there are several, the 95 % interval of their mean by Student's t, which covers the training seeds only.
+*ToW*: Tug-of-War; *AUC*: loss attack; *recovery*: forget accuracy after one epoch on the retain set; *swap*:
+accuracy of the features under a fresh head (classes: on unseen samples of the forgotten kind). The ToW of *retrained* is
 that of each retrained model against the others. Tuned methods of the sub-class and of the mislabelled
 samples aim at the retrained models' forget accuracy; `recommend` sees no retrained model, and its row is
 measured on the half of the test set that it did not hold out."""
@@ -346,14 +346,42 @@ def reach(scenario, rows):
     return " ".join(said)
 
 
+def tried(study, scenario, seeds):
+    """Write in Markdown what `recommend` tried: the best edit of each method, judged by its held-out samples."""
+    lines = ["| seed | tried | score | forget | retain | recovery | swap | epochs | options |", "|---" * 9 + "|"]
+    for seed in seeds:
+        folder = study.work / scenario / str(seed) / "recommended"
+        if not (folder / "report.json").exists():
+            continue
+        found = read_record(folder).recommendation
+        for one in found.attempts:
+            numbers = (one.score, one.forget, one.retain, one.recovery, one.swap)
+            cells = ["–" if value is None else f"{value:.3f}" for value in numbers]
+            options = ", ".join(f"{name} = {value:.3g}" for name, value in one.options.items())
+            note = "; ".join(filter(None, [options, one.problem]))
+            lines.append(f"| {seed} | {one.name} | {' | '.join(cells)} | {one.epochs:.0f} | {note} |")
+        aims = ", ".join(f"{name} {value:.3f}" for name, value in found.target.items())
+        lines.append(f"| {seed} | *aim: {found.source}* | | | | | | | {aims} |")
+    return "What `recommend` tried:\n\n" + "\n".join(lines) if len(lines) > 2 else ""
+
+
 def page(study, seeds):
     """Write the page of results."""
     version = importlib.metadata.version
-    parts = ["# CIFAR-10: every method, tuned methods and `recommend`", ABOUT.format(seeds=len(seeds))]
+    done = [s for s in seeds if any((study.work / scenario / str(s) / "trials").exists() for scenario in SCENARIOS)]
+    parts = ["# CIFAR-10: every method, tuned methods and `recommend`", ABOUT.format(seeds=", ".join(map(str, done)))]
     for scenario, title in SCENARIOS.items():
         rows = study.rows(scenario, seeds)
         if rows:
-            parts += [f"## {title}", table(rows), *filter(None, [reach(scenario, rows)])]
+            parts += [f"## {title}", table(rows)]
+            parts += filter(None, [reach(scenario, rows), tried(study, scenario, seeds)])
+    left = [
+        f"{title.lower()} (seeds {', '.join(map(str, some))})"
+        for scenario, title in SCENARIOS.items()
+        if (some := [n for n in seeds if not (study.work / scenario / str(n) / "recommended").exists()])
+    ]
+    if left:
+        parts.append(f"Not measured yet: `recommend` for {'; '.join(left)}; and methods that are in no table.")
     where = f"Python {platform.python_version()}, torch {version('torch')}, {os.cpu_count()} CPU cores"
     parts.append(f"Measured by `python -m tests.benchmarks.cifar10_study --data DIR --work DIR` ({where}).")
     return "\n\n".join(parts) + "\n"

@@ -26,7 +26,7 @@ def only_selected(model: nn.Module, *, only: Sequence[str], exclude: Sequence[st
     A pattern selects a parameter by one of its names (a tied one has several), or by ``"type:"`` and the class of the
     module that holds it. Yields the names of those that were frozen.
     """
-    held = holders(model) if only or exclude else {}
+    held = holders(model)
     words = {
         name: [word for place, module, _ in places for word in (place, f"type:{type(module).__name__}")]
         for name, places in held.items()
