@@ -64,8 +64,8 @@ ABOUT = """20,000 training images, 10,000 test images, a residual network of 590
 training seeds: {seeds}, three retrained models for each scenario. Medians over the seeds; in brackets, where
 there are several, the 95 % interval of their mean by Student's t, which covers the training seeds only.
 *ToW*: Tug-of-War; *AUC*: loss attack; *recovery*: forget accuracy after one epoch on the retain set; *swap*:
-accuracy of the features under a fresh head (classes: on unseen samples of the forgotten kind). The ToW of *retrained* is
-that of each retrained model against the others. Tuned methods of the sub-class and of the mislabelled
+accuracy of the features under a fresh head (classes: on unseen samples of the forgotten kind). The ToW of
+*retrained* is that of each retrained model against the others. Tuned methods of the sub-class and of the mislabelled
 samples aim at the retrained models' forget accuracy; `recommend` sees no retrained model, and its row is
 measured on the half of the test set that it did not hold out."""
 

@@ -408,12 +408,12 @@ the steps of *never taught*.
 FINDINGS = """## What was found
 
 - **`ssd` and `binary-mask` reach the four aims on seed 0** when they may change 0.02 % of the weights: none of the
-  eight facts is completed, one of 16 paraphrases is, no neighbour is lost, and the perplexity rises by 1.4 %. On seed 1,
-  with other capitals, the same option leaves one fact of eight, and nothing reaches all aims. The two methods are then
-  nearly the same edit, because `ssd` shrinks the weights that it selects to almost nothing.
+  eight facts is completed, one of 16 paraphrases is, no neighbour is lost, and the perplexity rises by 1.4 %. On seed
+  1, with other capitals, the same option leaves one fact of eight, and nothing reaches all aims. The two methods are
+  then nearly the same edit, because `ssd` shrinks the weights that it selects to almost nothing.
 - **The range is narrow.** Half of that share leaves one fact of eight on seed 0, too; five times as much takes a fifth
-  of the neighbours. The default of `ssd`, α = 10, selects 1 % of the weights and takes three quarters of the neighbours;
-  the default of `binary-mask` destroys the model. Set `fraction`.
+  of the neighbours. The default of `ssd`, α = 10, selects 1 % of the weights and takes three quarters of the
+  neighbours; the default of `binary-mask` destroys the model. Set `fraction`.
 - **Methods that train destroy the model at their default step sizes**, 1e-3 and 3e-3. At 3e-5 most of them forget and
   take neighbours along, though eight other capitals are in the retain set: on the two seeds `npo` all of them,
   `capped-neg-grad` half and all, `undial` a third and four fifths, `simnpo` a quarter and an eighth. `neg-grad-plus`,
