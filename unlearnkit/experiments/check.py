@@ -13,6 +13,7 @@ from unlearnkit.experiments.config import Config
 from unlearnkit.experiments.experiment import make_estimator, make_metrics, make_unlearner
 from unlearnkit.experiments.factories import data_factory, model_factory, normalisation_remark
 from unlearnkit.experiments.search import tunable
+from unlearnkit.models import input_transform
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.utils.errors import ConfigurationError, UnlearnKitError, nearest
 from unlearnkit.utils.structuring import import_path
@@ -37,9 +38,10 @@ def _problems(config: Config, plugins: PluginManager) -> Iterator[str]:
     for section, factory in sections.items():
         try:
             yield from _factory(section, *factory())
-            normalisation_remark(config)  # is there a model of this name?
         except ConfigurationError as error:
             yield str(error)
+    if config.model.name:
+        yield from _failure("model", partial(input_transform, config.model.name))
     yield from _factory("objective", config.objective.factory, config.objective.options)
 
 

@@ -27,10 +27,12 @@ def ratio_threshold(forget: Importance, reference: Importance, *, fraction: floa
         3.0
     """
     scale, weights = reference.terms() / forget.terms(), sum(t.numel() for t in forget.totals.values())
-    counts = sum(torch.bincount(_bucket(ratios), minlength=_BUCKETS).cpu() for ratios in _ratios(forget, reference))
-    above = torch.as_tensor(counts)[:_INFINITE].flip(0).cumsum(0)  # finite ratios in this bucket or a higher one
+    counts = torch.zeros(_BUCKETS, dtype=torch.int64)
+    for ratios in _ratios(forget, reference):
+        counts += torch.bincount(_bucket(ratios), minlength=_BUCKETS).cpu()
+    above = counts[:_INFINITE].flip(0).cumsum(0)  # finite ratios in this bucket or a higher one
     # 0.29 · 100 is 28.999…96 in floating point: a part in 10⁹ is forgiven before rounding down.
-    wanted = max(1, math.floor(fraction * weights * (1 + 1e-9))) - int(torch.as_tensor(counts)[_INFINITE])
+    wanted = max(1, math.floor(fraction * weights * (1 + 1e-9))) - int(counts[_INFINITE])
     if wanted > int(above[-1]) or not int(above[-1]):
         return _LOWEST
     rank = max(1, wanted)

@@ -155,11 +155,13 @@ class CausalLanguageModel(TokenClassification):
 
     def _logits(self, model: nn.Module, batch: Any, mask: Tensor | None) -> Tensor:
         positions = positions_of(batch)
-        if positions is None and mask is not None and left_padded(mask):
-            if not self.pass_mask or not takes(model, "position_ids"):
+        shifted = positions is None and mask is not None and left_padded(mask)
+        taken = (shifted or positions is not None) and takes(model, "position_ids")
+        if shifted and mask is not None:
+            if not (self.pass_mask and taken):
                 refuse_left_padding(mask, who=type(model).__name__)
             positions = positions_from(mask)
-        named = {} if positions is None or not takes(model, "position_ids") else {"position_ids": positions}
+        named = {"position_ids": positions} if taken else {}
         tokens = pick(batch, self.tokens, what="tokens")
         return _shaped(self._call(model, batch, mask, **named), tokens)[:, :-1]
 

@@ -261,11 +261,11 @@ def all_finite(tensor: Tensor) -> bool:
 
 def check_differentiable(model: nn.Module) -> None:
     """Raise an error for weights that are lazy, on the meta device, inference tensors or complex."""
-    _refuse(model, _problem)
+    _refuse(parameters_and_buffers(model), _problem)
 
 
-def _refuse(model: nn.Module, problem: Callable[[Tensor], str]) -> None:
-    problems = [f"{name}: {reason}" for name, t in parameters_and_buffers(model).items() if (reason := problem(t))]
+def _refuse(named: Mapping[str, Tensor], problem: Callable[[Tensor], str]) -> None:
+    problems = [f"{name}: {reason}" for name, t in named.items() if (reason := problem(t))]
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UnsupportedModelError(f"expected ordinary real weights, saw {'; '.join(problems[:3])}{more}")
@@ -294,8 +294,9 @@ def check_finite(model: nn.Module, *, when: str, buffers_too: Collection[str] = 
 
     Weights without values, on the meta device, are refused too.
     """
-    _refuse(model, _absent)
-    named = {**parameters(model), **{name: t for name, t in buffers(model).items() if name in buffers_too}}
+    weights = parameters(model)
+    _refuse(weights, _absent)
+    named = {**weights, **{name: t for name, t in buffers(model).items() if name in buffers_too}}
     bad = [name for name, t in named.items() if t.is_floating_point() and not all_finite(t)]
     if bad:
         raise NonFiniteError(

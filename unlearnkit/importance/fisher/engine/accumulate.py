@@ -278,20 +278,14 @@ def _few_and_rest(uses: list[_Use], derived: Container[str]) -> tuple[list[_Use]
     few, rest = list[_Use](), list[_Use]()
     for use in uses:
         (rest if use.rule.few_rows(use.g, use.call) is None else few).append(use)
-    if not few or len(rest) != 1:
-        return None
-    none = rest[0].of(slice(0))
-    index = torch.empty(0, 0, dtype=torch.long, device=none.g.device)
-    return None if none.rule.apart(none.g, none.call, index) is None else (few, rest[0])
+    return (few, rest[0]) if few and len(rest) == 1 and rest[0].rule.splits_rows else None
 
 
 def _add_by_rows(few: list[_Use], rest: _Use, part: Part) -> None:
     """Add the squares of a tied embedding: looked-up rows from all uses, the others from its use as a matrix."""
     slot, found = part.sums.slot(rest.label), [use.rule.few_rows(use.g, use.call) for use in few]
     index, rows = (torch.cat(some, 1) for some in zip(*(one for one in found if one is not None), strict=True))
-    split = rest.rule.apart(rest.g, rest.call, index)
-    assert split is not None, "asked before"
-    more, g = split
+    more, g = rest.rule.apart(rest.g, rest.call, index)
     rest.rule.add_squares(rest.role, g, rest.call, slot)
     same = index.unsqueeze(2) == index.unsqueeze(1)
     first = ~same.tril(-1).any(2, keepdim=True)  # the first of equal numbers stands for all

@@ -71,6 +71,9 @@ class Rule(abc.ABC):
     fresh: ClassVar[bool] = False
     """Whether the functions always return new memory that nothing else keeps, be it behind a view."""
 
+    splits_rows: ClassVar[bool] = False
+    """Whether `apart` is written."""
+
     @abc.abstractmethod
     def bind(self, *args: Any, **kwargs: Any) -> Call | None:
         """Name the arguments of one call.
@@ -124,13 +127,12 @@ class Rule(abc.ABC):
         del g, call
         return None
 
-    def apart(self, g: Tensor, call: Call, rows: Tensor) -> tuple[Tensor, Tensor] | None:
+    def apart(self, g: Tensor, call: Call, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Split the gradient of a matrix into the rows of those numbers, shape (n, k, *row), and ``g`` for the others.
 
-        None where that is not possible. With `few_rows` it serves tied weights: their whole gradient is not formed.
+        With `few_rows` it serves tied weights, whose whole gradient need then not be formed.
         """
-        del g, call, rows
-        return None
+        raise NotImplementedError(f"{type(self).__name__} does not split rows")
 
     def work(self, g: Tensor, call: Call) -> int:
         """Say how many elements `per_sample` holds for one sample besides its result; bounds the chunks.

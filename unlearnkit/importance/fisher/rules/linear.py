@@ -51,6 +51,7 @@ class LinearRule(_Product):
     """y_nt = W a_nt + b."""
 
     functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.linear, recurrent_linear)
+    splits_rows: ClassVar[bool] = True
 
     def bind(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Tensor) -> Call | None:  # noqa: A002
         if weight.dim() != 2 or input.dim() < 2:
