@@ -13,7 +13,7 @@ from torch import nn
 
 from unlearnkit.data.loaders import draw_samples
 from unlearnkit.distributed.sharded_tensors import reshard
-from unlearnkit.importance.estimator import ImportanceEstimator, snapshot_of
+from unlearnkit.importance.estimator import ImportanceEstimator
 from unlearnkit.importance.fisher import DiagonalFisher
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import Role
@@ -120,7 +120,7 @@ class Pipeline:
     ) -> Report:
         """Estimate what the method needs and edit the model; the report has the seconds of each stage.
 
-        The model is checked, copied and hashed once for both importances and the edit.
+        The model is checked and hashed, and copied where that is needed, once for both importances and the edit.
 
         Args:
             model: Edited in place, on its device; after an exception it is bit-identical to what it was.
@@ -153,7 +153,7 @@ class Pipeline:
 
         def estimated(batches: Iterable[Any], role: Role) -> Importance:
             nonlocal snapshot
-            snapshot = _current(snapshot) or snapshot_of(model)
+            snapshot = _current(snapshot) or self.estimator.snapshot_of(model)
             return self.estimator.estimate(
                 model, batches, objective=objective, role=role, progress=show, snapshot=snapshot
             )

@@ -214,7 +214,7 @@ class _SquaredMean(ImportanceEstimator):
     """(Σ_i g_i)² over all samples, with the square of their number as count: its mean is the squared mean gradient."""
 
     name: ClassVar[str] = "squared-mean-gradient"
-    traits: ClassVar[EstimatorTraits] = EstimatorTraits(unit="batch")
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits(unit="batch", leaves_weights=True)
 
     def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
         return _Gradients(model, objective)

@@ -25,7 +25,7 @@ from unlearnkit.models import trainable
 class _Sensitivity(ImportanceEstimator):
     """Ω = Σ_b w_b·|∂/∂θ mean_{i∈b} size(f(x_i))|."""
 
-    traits: ClassVar[EstimatorTraits] = EstimatorTraits(unit="batch", labels="none")
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits(unit="batch", labels="none", leaves_weights=True)
 
     weights: str = option(
         "size", choices=("size", "equal"), doc="weight of a batch: its size, or equal (parity with published code)"

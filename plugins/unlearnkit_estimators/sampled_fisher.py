@@ -30,7 +30,7 @@ _STEPS = 2**53  # float64 holds every multiple of 2⁻⁵³ in [0, 1)
 class _ModelLabels(ImportanceEstimator):
     """Squares per-sample gradients on one pass of `DiagonalFisher`, for labels and weights that the model gives."""
 
-    traits: ClassVar[EstimatorTraits] = EstimatorTraits(labels="model", batch_free=True)
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits(labels="model", batch_free=True, leaves_weights=True)
 
     memory_budget: int = option(
         64, at_least=1, meaning=False, doc="in MiB: bound on the per-sample work held at one time"

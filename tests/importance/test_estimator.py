@@ -250,6 +250,45 @@ def test_estimator_that_edits_the_model_is_named_and_rolled_back(act, said):
     assert said in str(caught.value)
 
 
+@attrs.frozen
+class Careful(ImportanceEstimator):
+    """Promises to leave the weights alone."""
+
+    name = "careful"
+    traits = EstimatorTraits(leaves_weights=True)
+
+    _act: Callable
+
+    def estimate_batch(self, model, batch, *, objective):
+        self._act(model)
+        return ones(net())
+
+
+@pytest.mark.parametrize("act", [edit, edit_frozen], ids=lambda f: f.__name__)
+def test_a_broken_promise_to_leave_the_weights_alone_is_noticed(act):
+    name = EDITS[act].partition(":")[0]
+    said = rf"(?s)'careful' changed the model.*no copy: load them again\).*{name}: an estimator must not edit"
+    with pytest.raises(MismatchError, match=said):
+        Careful(act).estimate(net(), data(1), objective=CE)
+
+
+@pytest.mark.parametrize("act", [edit_buffer, replace_buffer, grow], ids=lambda f: f.__name__)
+def test_all_but_the_weights_is_put_back_without_copies(act):
+    model = net()
+    with Left(model), pytest.raises(MismatchError, match="it was put back"):
+        Careful(act).estimate(model, data(1), objective=CE)
+
+
+def test_a_forward_pass_that_writes_weights_is_noticed():
+    class Clipped(nn.Linear):
+        def forward(self, x):
+            self.weight.data.clamp_(-0.01, 0.01)
+            return super().forward(x)
+
+    with pytest.raises(MismatchError, match=r"(?s)or its forward pass did .*load them again.*weight"):
+        DiagonalFisher().estimate(Clipped(4, 3), [(torch.rand(2, 4), torch.tensor([0, 1]))], objective=CE)
+
+
 @pytest.mark.parametrize("act", [train, gradients, draw, hook, thaw, freeze], ids=lambda f: f.__name__)
 def test_modes_gradients_flags_hooks_and_random_state_are_restored_silently(act):
     model = net()

@@ -1,5 +1,6 @@
 """Parameters by name: digests, bits, and refusals."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from torch import nn
 from unlearnkit import ConfigurationError, CrossEntropy, DiagonalFisher, NonFiniteError, UnsupportedModelError
 from unlearnkit.models import device_of, trainable
 from unlearnkit.models.parameters import (
+    bit_sum,
     bits,
     buffers,
     check_differentiable,
@@ -155,3 +157,22 @@ def test_frozen_complex_weights_and_complex_buffers_are_taken():
     model = Complex().requires_grad_(False)
     model.register_buffer("b", torch.ones(2, dtype=torch.complex64))
     check_differentiable(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int8, torch.complex64])
+def test_the_sum_of_bits_is_that_of_their_words(dtype):
+    tensor = torch.arange(-7, 8).to(dtype)
+    raw = tensor.numpy().tobytes() if dtype != torch.bfloat16 else tensor.view(torch.int16).numpy().tobytes()
+    whole, size = len(raw) // 8 * 8, tensor.element_size()
+    words = np.frombuffer(raw[:whole], np.int64)
+    rest = np.frombuffer(raw[whole:], f"{'u' if size == 1 else 'i'}{min(size, 8)}")
+    assert (bit_sum(tensor) - int(words.sum()) - int(rest.sum())) % 2**64 == 0
+    assert bit_sum(tensor.reshape(3, 5).t()) == bit_sum(tensor.reshape(3, 5).t().contiguous())
+
+
+def test_the_sum_of_bits_takes_any_offset_and_notices_the_sign_of_zero():
+    held = torch.zeros(5)
+    before = bit_sum(held[1:])
+    held[2] = -0.0
+    assert before == bit_sum(torch.zeros(4)) != bit_sum(held[1:])
+    assert bit_sum(torch.zeros(3, device="meta")) == bit_sum(torch.zeros(0)) == 0

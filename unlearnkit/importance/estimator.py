@@ -43,6 +43,8 @@ class EstimatorTraits:
         quadratic: A loss times c gives totals times c².
         deterministic: The same input gives the same bits on one CPU.
         sharded: Takes a model whose parameters are sharded over processes, as its ``accumulator`` makes possible.
+        leaves_weights: Its code never writes to the model's weights, so no copy of them is kept for rollback. A write
+            is an error all the same.
     """
 
     unit: Literal["sample", "batch"] = "sample"
@@ -51,6 +53,7 @@ class EstimatorTraits:
     quadratic: bool = False
     deterministic: bool = True
     sharded: bool = False
+    leaves_weights: bool = False
 
 
 class ImportanceEstimator(abc.ABC):
@@ -127,8 +130,8 @@ class ImportanceEstimator(abc.ABC):
             objective: How a batch becomes losses.
             role: Which set this is; recorded.
             progress: Whether to show a bar on a terminal and in a notebook, or a function that shows one.
-            snapshot: One of the model as it is now, with copies, whose digest and check for finite weights are used
-                again.
+            snapshot: One of the model as it is now, by `snapshot_of`, whose digest and check for finite weights are
+                used again.
 
         Raises:
             ConfigurationError: No data, a model without trainable parameters, or an estimator class without a valid
@@ -158,7 +161,7 @@ class ImportanceEstimator(abc.ABC):
         snapshot: ModelSnapshot | None,
     ) -> Importance:
         total, trail, samples, moved = None, DataOrder(), 0, None
-        snapshot = snapshot or snapshot_of(model)
+        snapshot = snapshot or self.snapshot_of(model)
         snapshot.hide_gradients()
         try:
             sharded, device, named = self._sharded(model), device_of(model), trainable(model)
@@ -204,6 +207,13 @@ class ImportanceEstimator(abc.ABC):
             fingerprint=with_precision(fingerprint, total, pass_.differentiated() or named),
         )
 
+    @final
+    def snapshot_of(self, model: nn.Module) -> ModelSnapshot:
+        """Check that a model can be differentiated, and take a snapshot of it for `estimate`."""
+        check_differentiable(model)
+        reshard(model)
+        return ModelSnapshot(model, copies=not self.traits.leaves_weights)
+
     def _sharded(self, model: nn.Module) -> bool:
         sharded = reshard(model)
         if sharded and not self.traits.sharded:
@@ -242,7 +252,8 @@ class ImportanceEstimator(abc.ABC):
 
     def _check_untouched(self, snapshot: ModelSnapshot, forward: Callable[[], object]) -> None:
         problems = snapshot.structure_changes()
-        problems += [f"{name}: an estimator must not edit parameters" for name in snapshot.changed_parameters()]
+        weights = snapshot.changed_parameters()
+        problems += [f"{name}: an estimator must not edit parameters" for name in weights]
         written = snapshot.changed_buffers()
         if written:
             snapshot.restore_surroundings()
@@ -254,7 +265,10 @@ class ImportanceEstimator(abc.ABC):
                     "its forward pass (an observer of quantisation, a counter): switch that off; the model was put back"
                 )
         problems += [f"{name}: an estimator must not edit buffers" for name in written]
-        raise_all(problems, where=f"estimator {self.name!r} changed the model (it was put back)")
+        back = "it was put back"
+        if weights and self.traits.leaves_weights:
+            back = "all but its weights was put back, of which it keeps no copy: load them again"
+        raise_all(problems, where=f"estimator {self.name!r} changed the model, or its forward pass did ({back})")
 
 
 def check_data(batches: Any, role: Role) -> None:
@@ -356,13 +370,6 @@ def _check_same_data(trail: DataOrder) -> None:
         (f"rank {rank} saw others than rank 0" for rank, theirs in enumerate(seen) if theirs != seen[0]),
         where="expected the same batches in the same order in every process (give a shuffling loader one seed)",
     )
-
-
-def snapshot_of(model: nn.Module) -> ModelSnapshot:
-    """Check that a model can be differentiated, and take a snapshot of it."""
-    check_differentiable(model)
-    reshard(model)
-    return ModelSnapshot(model)
 
 
 def fingerprint_of(estimator: ImportanceEstimator, model_digest: str, *, objective: Objective) -> Fingerprint:

@@ -16,6 +16,7 @@ from unlearnkit.distributed.sharded_tensors import full_tensor, is_sharded, loca
 from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, UnsupportedModelError, raise_all
 
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_WORD = 8  # bytes
 _ON_CPU = 3 << 15  # elements: a rule's arrays fit in the cache of a core, and starting an operation costs little
 _ON_DEVICE = 1 << 24  # there the start of each operation costs more than what caching saves
 COMPILED_PREFIX = "_orig_mod."  # what torch.compile puts before the names of the module it wraps
@@ -191,6 +192,19 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors of one kind have the same bits."""
     pairs = list(zip(plain_parts(one), plain_parts(other), strict=True))
     return all(a.shape == b.shape and torch.equal(bits(a), bits(b)) for a, b in pairs)
+
+
+def bit_sum(tensor: Tensor) -> int:
+    """Add the bits of a tensor as integers of 64 bits: several times as fast as `digest_tensors`, for this process."""
+    total = 0
+    for part in plain_parts(local(tensor)):
+        flat = bits(part).reshape(-1)
+        size = flat.element_size()
+        if flat.storage_offset() * size % _WORD:
+            flat = flat.clone()
+        whole = flat.nbytes // _WORD * _WORD // size
+        total += int(flat[:whole].view(torch.int64).sum()) + int(flat[whole:].sum())
+    return total
 
 
 def bits(tensor: Tensor) -> Tensor:

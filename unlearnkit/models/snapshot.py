@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unlearnkit.distributed.sharded_tensors import local
 from unlearnkit.models.parameters import (
+    bit_sum,
     bits,
     changed_positions,
     check_finite,
@@ -74,7 +75,8 @@ class ModelSnapshot:
     """A snapshot of a model and of the random state: weights, buffers, gradients, modes, structure.
 
     From then on every ``.grad`` is None; `restore_surroundings` puts the originals back. Without ``copies`` of the
-    weights, only those that are written through ``undo_log`` can be put back.
+    weights a change of one is noticed by the sum of its bits, but only what is written through ``undo_log`` can be put
+    back.
     """
 
     def __init__(self, model: nn.Module, *, copies: bool = True) -> None:
@@ -150,7 +152,7 @@ class ModelSnapshot:
         return problems + kinds + self._buffers.kind_changes(_buffers_of(self._model))
 
     def changed_parameters(self, *, frozen: bool = False) -> list[str]:
-        """Return the names of the parameters, or of the ``frozen`` ones, whose bits differ from their copies."""
+        """Return the names of the parameters, or of the ``frozen`` ones, whose bits differ from the snapshot."""
         left_out = self.trainable() if frozen else ()
         return self._parameters.changed(parameters(self._model), left_out)
 
@@ -185,17 +187,19 @@ class ModelSnapshot:
 
 @final
 class _Tensors:
-    """Named tensors: the objects, their storage, and copies of their values if wanted."""
+    """Named tensors: the objects, their storage, and copies of their values if wanted, else the sums of their bits."""
 
     def __init__(self, named: dict[str, Any], *, copies: bool = True) -> None:
         self.objects: _Members = dict(named)
         self.storages = {name: t.data for name, t in named.items()}
         self.kinds = {name: _kind(t) for name, t in named.items()}
         self.copies: dict[str, Tensor] = {}
+        self._sums: dict[str, int] = {}
         self.keep_copies(keep=copies)
 
     def keep_copies(self, *, keep: bool) -> None:
         if not keep:
+            self._sums = self._sums or {name: bit_sum(t) for name, t in self.objects.items()}
             self.copies = {}
         elif len(self.copies) < len(self.objects):
             self.copies = {name: t.detach().clone() for name, t in self.objects.items()}
@@ -210,10 +214,14 @@ class _Tensors:
     def changed(self, now: dict[str, Any], left_out: Container[str] = ()) -> list[str]:
         return [
             name
-            for name, copy in self.copies.items()
-            if name not in left_out
-            and (name not in now or _kind(now[name]) != _kind(copy) or not same_bits(now[name], copy))
+            for name, kind in self.kinds.items()
+            if name not in left_out and (name not in now or _kind(now[name]) != kind or self._differs(name, now[name]))
         ]
+
+    def _differs(self, name: str, now: Tensor) -> bool:
+        if name in self.copies:
+            return not same_bits(now, self.copies[name])
+        return bit_sum(now) != self._sums[name]
 
     def adopt(self, now: dict[str, Any]) -> None:
         """Write the current values into the old storage of the old objects."""

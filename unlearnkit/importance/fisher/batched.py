@@ -44,7 +44,7 @@ class BatchedDiagonalFisher(ImportanceEstimator):
     """
 
     name: ClassVar[str] = "batched-diagonal-fisher"
-    traits: ClassVar[EstimatorTraits] = EstimatorTraits(unit="batch", quadratic=True, sharded=True)
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits(unit="batch", quadratic=True, sharded=True, leaves_weights=True)
 
     weights: str = option(
         "size",

@@ -43,13 +43,15 @@ class DiagonalFisher(ImportanceEstimator):
     """
 
     name: ClassVar[str] = "diagonal-fisher"
-    traits: ClassVar[EstimatorTraits] = EstimatorTraits(batch_free=True, quadratic=True, sharded=True)
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits(
+        batch_free=True, quadratic=True, sharded=True, leaves_weights=True
+    )
 
     memory_budget: int = option(
         64,
         at_least=1,
         meaning=False,
-        doc="in MiB: bound on the per-sample work held at one time, beside twice the weights",
+        doc="in MiB: bound on the per-sample work held at one time, beside the size of the weights",
     )
     chunk: int = option(0, at_least=0, meaning=False, doc="samples differentiated together; 0: as many as fit")
     accumulate: str = option(

@@ -45,7 +45,7 @@ class SketchedFisher(ImportanceEstimator):
     """
 
     name: ClassVar[str] = "sketched-fisher"
-    traits: ClassVar[EstimatorTraits] = EstimatorTraits(quadratic=True, sharded=True)
+    traits: ClassVar[EstimatorTraits] = EstimatorTraits(quadratic=True, sharded=True, leaves_weights=True)
 
     probes: int = option(1, at_least=1, symbol="R", doc="independent sign patterns per batch; each costs a backward")
     seed: int = option(0, at_least=0, doc="of the signs")

@@ -79,6 +79,15 @@ class Totals:
             held[layout] = torch.zeros(shape, dtype=self.dtype(name), device=device), finish
         return held[layout][0]
 
+    def row_layout(self, name: str) -> tuple[str, tuple[int, ...], Finish]:
+        """Return the layout of a buffer that is there and of which the total is a view, else the plain layout."""
+        shape = self._named[name].shape
+        for layout, (buffer, finish) in (self._buffers if self._open is None else self._open)[name].items():
+            total = finish(buffer)
+            if total.shape == shape and total.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr():
+                return layout, tuple(buffer.shape), finish
+        return "plain", (shape.numel(),), _same
+
     def empty(self) -> "Totals":
         return Totals(self._named, double=self._double, memory=self.memory, kernels=self.kernels, signed=self._signed)
 
@@ -207,12 +216,11 @@ class Slot:
     def add_rows(self, per_row: Tensor, where: Tensor) -> None:
         """Add gradients of single rows of the parameter."""
         wider = per_row.to(self.dtype)
-        into = self.into("plain", (self.numel,), _same).view(self.shape)
-        into.squares.index_add_(0, where, wider.square())
-        if into.absolute is not None:
-            into.absolute.index_add_(0, where, wider.abs())
-        if into.signed is not None:
-            into.signed.index_add_(0, where, wider)
+        layout, shape, finish = ("plain", (self.numel,), _same) if self.region else self.totals.row_layout(self.name)
+        into = self.into(layout, shape, finish)
+        for total, terms in ((into.squares, wider.square), (into.absolute, wider.abs), (into.signed, lambda: wider)):
+            if total is not None:
+                finish(total).view(self.shape).index_add_(0, where, terms())
 
     def by_kernel(self, operands: KernelOperands) -> bool:
         """Add a layer's gradients by the kernel of a plugin; False when none takes it."""
