@@ -19,7 +19,8 @@ class ShrinkPerturb(TrainingUnlearner):
 
     The fresh model comes from ``UnlearningInputs.model_factory``. s = 1 is fine-tuning, s = 0 retraining (but for the
     statistics of BatchNorm, which go on from those of the original). The smaller s, the less is left of the forget set
-    and the more epochs are needed: 20 to 45 % of those of the training, with 0.5 to 1 times its largest learning rate.
+    and the more epochs are needed: with half of those of the training, and its learning rate, s of 0.1 to 0.2 came near
+    to retraining, features included (docs/results/cifar10.md).
 
     Good for: whole classes, sub-classes and random samples. It changes the features too, for two fifths of the
     epochs of retraining; of all methods the nearest to retraining on the digits.
@@ -41,7 +42,7 @@ class ShrinkPerturb(TrainingUnlearner):
     )
 
     shrink: float = option(
-        0.4, symbol="s", at_least=0.0, at_most=1.0, doc="share of the old weights that is kept", search=(0.3, 0.8)
+        0.4, symbol="s", at_least=0.0, at_most=1.0, doc="share of the old weights that is kept", search=(0.05, 0.5)
     )
 
     def student(self, model: nn.Module, inputs: UnlearningInputs) -> nn.Module:

@@ -71,10 +71,10 @@ def recommend(
     """Try the methods that declare the scenario of a configuration, and write the best edit as `run` does.
 
     A part of the test set is held out to judge by, and the results are measured on the rest. What a model without the
-    forget set would do is taken, for random samples, from the original on held-out samples; else from a proxy that is
-    trained on the retain set for a sixth of the epochs. Each method is tuned within the limit of ``recommend.cost``.
-    The best edit of each stands beside training from scratch for that cost and beside the original; where none is
-    better than the original, no model is written. Retrained models that the configuration names are for the report
+    forget set would do is taken, for random samples, from the original on held-out samples; else from a model that is
+    trained from scratch on the retain set for as many epochs as ``recommend.cost`` allows. Each method is tuned within
+    that limit. The best edit of each stands beside this model and beside the original; where none is better than the
+    original, no model is written. Retrained models that the configuration names are for the report
     alone. ``overwrite`` and ``again`` are those of `run`; called again after it was stopped, it goes on with the trials
     that are there.
     """
@@ -145,25 +145,46 @@ class _MethodSearch:
     job: Job
     retain: LabelledImages
     unseen: LabelledImages | None  # of the forgotten kind; None where the test set has none
-    proxy: nn.Module | None  # None for random samples
-    proxy_epochs: int
+    trained: nn.Module  # from scratch, for as many epochs as an edit may take
+    seconds: float  # that took
+    proxy_epochs: int  # of the model whose forget loss is a target; 0 for random samples
     target: Mapping[str, float] = attrs.field(factory=dict)
+    learnt: float = 0.0  # accuracy of the original on retained samples that it was trained on
+    unsure: float = 0.0  # how far head-swap is from the target without being known to be worse
 
     @classmethod
     def start(cls, job: Job) -> "_MethodSearch":
         check_accuracy(job.experiment, command="recommend")
         experiment, retain, unseen = _hold_out(job.experiment)
         job = attrs.evolve(job, experiment=experiment, stage="recommend")
-        random = experiment.forgotten.scenario == "random"
-        epochs = 0 if random else max(1, round(experiment.config.training.epochs / _PROXY))
-        proxy = None if random else retrained_for(experiment, epochs, progress=job.progress)
-        search = cls(job=job, retain=retain, unseen=unseen, proxy=proxy, proxy_epochs=epochs)
+        random, config = experiment.forgotten.scenario == "random", experiment.config
+        epochs = 0 if random else max(1, round(config.training.epochs / _PROXY))
+        limit = math.floor(config.recommend.cost * config.training.epochs)
+        if limit <= epochs:
+            raise ConfigurationError(
+                f"recommend.cost: expected a share of {config.training.epochs} epochs that leaves one after "
+                f"{epochs} of the proxy, saw {config.recommend.cost:g}: raise it"
+            )
+        start = time.perf_counter()
+        trained = retrained_for(experiment, limit, progress=job.progress)
+        seconds = time.perf_counter() - start
+        search = cls(job=job, retain=retain, unseen=unseen, trained=trained, seconds=seconds, proxy_epochs=epochs)
         search.methods()  # a wrong name is an error before the first edit
-        known, data = (job.original, retain) if proxy is None else (proxy, search.forget)
-        scores = experiment.scores(known, {"forget": data})["forget"]
-        assert scores.accuracy is not None, "the objective is a CrossEntropy"
-        swap = search.swap(known, retain if proxy is None else None)
-        return attrs.evolve(search, target={"forget": scores.accuracy, "swap": swap, "forget-loss": scores.loss})
+        if random:
+            known = search.scores(job.original, retain)
+            target = {"forget": known["accuracy"], "forget-loss": known["loss"]}
+            target["swap"], unsure = search.swap(job.original, retain), 0.0
+        else:
+            # The longer a model from scratch was trained, the nearer to a retrained one: two say how near.
+            proxy = retrained_for(experiment, epochs, progress=job.progress)
+            swaps = [search.swap(model) for model in (proxy, trained)]
+            target = {
+                "forget": search.scores(trained, search.forget)["accuracy"],
+                "forget-loss": search.scores(proxy, search.forget)["loss"],
+                "swap": swaps[1],
+            }
+            unsure = abs(swaps[0] - swaps[1])
+        return attrs.evolve(search, target=target, unsure=unsure, learnt=search.learnt_by(job.original))
 
     @property
     def forget(self) -> LabelledImages:
@@ -171,21 +192,23 @@ class _MethodSearch:
 
     @property
     def source(self) -> str:
-        if self.proxy is None:
+        if not self.proxy_epochs:
             return f"the original's on {len(self.retain)} samples that it was not trained on"
-        return f"those of a model trained on the retain set for {self.proxy_epochs} epochs"
+        return (
+            f"those of a model trained on the retain set for {self.limit} epochs, and the loss of one trained for "
+            f"{self.proxy_epochs}"
+        )
 
     @property
     def limit(self) -> int:
-        """The epochs that an edit may take, less those of the proxy."""
+        """The epochs that an edit may take."""
         config = self.job.experiment.config
-        left = math.floor(config.recommend.cost * config.training.epochs) - self.proxy_epochs
-        if left < 1:
-            raise ConfigurationError(
-                f"recommend.cost: expected a share of {config.training.epochs} epochs that leaves one after "
-                f"{self.proxy_epochs} of the proxy, saw {config.recommend.cost:g}: raise it"
-            )
-        return left
+        return math.floor(config.recommend.cost * config.training.epochs)
+
+    def shared(self, unlearner: Unlearner, fixed: frozenset[str]) -> int:
+        """The epochs that an edit takes before it begins: those of the proxy, where an option is measured on it."""
+        signals = any(option.signal for option, _ in nested_options(unlearner) if option.name not in fixed)
+        return self.proxy_epochs if signals else 0
 
     @property
     def steps(self) -> int:
@@ -222,14 +245,14 @@ class _MethodSearch:
                 f"{method.label}.{unknown[0].name}: expected the signal 'forget-loss', saw {unknown[0].signal!r}"
             )
         values: dict[str, Any] = {name: self.target[o.signal] for name, o in known.items() if o.signal and self.target}
-        trained = _training_parts(unlearner)
+        trained, limit = _training_parts(unlearner), self.limit - self.shared(unlearner, method.fixed)
         for prefix in trained:
             values |= {
                 f"{prefix}optimizer": "adam",
                 f"{prefix}weight_decay": training.weight_decay,
                 f"{prefix}schedule": training.schedule,
                 f"{prefix}learning_rate": training.learning_rate,
-                f"{prefix}epochs": max(1, self.limit // len(trained)),
+                f"{prefix}epochs": max(1, limit // len(trained)),
             }
         changed = with_options(unlearner, {name: value for name, value in values.items() if name in known})
         TrialTuner(unlearner=changed, fixed=method.fixed).searched()
@@ -237,7 +260,8 @@ class _MethodSearch:
 
     def ranges(self, unlearner: Unlearner, method: MethodConfig) -> dict[str, tuple[float, float]]:
         """Return the ranges of what is trained, by those of the training; the steps of a sequence share the limit."""
-        training, most, trained = self.job.experiment.config.training, self.limit, _training_parts(unlearner)
+        training, trained = self.job.experiment.config.training, _training_parts(unlearner)
+        most = self.limit - self.shared(unlearner, method.fixed)
         high = max(1, most - len(trained) + 1)
         low = min(high, math.ceil(_LEAST_EPOCHS * training.epochs)) if len(trained) == 1 else 1
         found: dict[str, tuple[float, float]] = {}
@@ -250,25 +274,23 @@ class _MethodSearch:
     def try_all(self) -> list[_Outcome]:
         """Try everything: leaving the model as it is, each method, and training from scratch."""
         scratch = self.scratch()
-        reference = self.recovery(scratch.model)
+        reference = self.rise(scratch)
         outcomes = [self.judged_outcome(self.job.original, Attempt(name=ORIGINAL))]
         outcomes += [self.tried(method, unlearner) for method, unlearner in self.methods()]
         return [self.audited(outcome, reference) for outcome in (*outcomes, scratch)]
 
     def scratch(self) -> _Outcome:
-        """Train on the retain set for as many epochs as an edit may take, the proxy included."""
-        epochs, start = self.limit + self.proxy_epochs, time.perf_counter()
-        trained = retrained_for(self.job.experiment, epochs, progress=self.job.progress)
-        model, seconds = copy.deepcopy(self.job.original), time.perf_counter() - start
-        report = _FromScratch(epochs=epochs).unlearn(model, UnlearningInputs(model_factory=lambda: trained))
+        """Put the model from scratch in the place of the original."""
+        model = copy.deepcopy(self.job.original)
+        report = _FromScratch(epochs=self.limit).unlearn(model, UnlearningInputs(model_factory=lambda: self.trained))
         attempt = Attempt(
             name=SCRATCH,
-            options={"epochs": epochs},
+            options={"epochs": self.limit},
             trials=1,
-            epochs=epochs,
-            search_epochs=epochs,
-            seconds=seconds,
-            search_seconds=seconds,
+            epochs=self.limit,
+            search_epochs=self.limit,
+            seconds=self.seconds,
+            search_seconds=self.seconds,
         )
         return attrs.evolve(self.judged_outcome(model, attempt), report=report)
 
@@ -285,7 +307,7 @@ class _MethodSearch:
         tuning, seconds = found[0], time.perf_counter() - start
         # An importance takes one pass over its data; those of both sets are shared by all trials.
         measured = 1.0 if _IMPORTANCES & unlearner.requires() else 0.0
-        shared = self.proxy_epochs + measured
+        shared = self.shared(unlearner, method.fixed) + measured
         attempt = Attempt(
             name=method.label,
             trials=len(tuning.candidates),
@@ -308,12 +330,13 @@ class _MethodSearch:
         return attrs.evolve(outcome, attempt=hidden, report=report, tuning=tuning)
 
     def tune(self, model: nn.Module, inputs: UnlearningInputs, method: MethodConfig, unlearner: Unlearner) -> Tuning:
-        config, limit, ranges = self.job.experiment.config, self.limit, self.ranges(unlearner, method)
+        config, ranges = self.job.experiment.config, self.ranges(unlearner, method)
+        limit = self.limit - self.shared(unlearner, method.fixed)
         single = {name for name, (low, high) in ranges.items() if low == high}
         decides = {
             "model": digest(model),
             "forget": self.job.experiment.forgotten.digest(),
-            "method": [unlearner, ranges, self.target],
+            "method": [unlearner, ranges, self.target, self.unsure],
             "options": [config.recommend, config.tuning, config.importance],
             "seed": config.seed,
         }
@@ -333,7 +356,7 @@ class _MethodSearch:
             validation=self.validation(),
             target=self.target["forget"],
             target_source=self.source,
-            gap=lambda edited: abs(self.swap(edited) - self.target["swap"]),
+            gap=lambda edited: self.gap(edited, self.swap(edited)),
             progress=self.job.progress,
         )
 
@@ -351,22 +374,49 @@ class _MethodSearch:
             target=self.target["forget"],
             original=original,
             budget=config.tuning.budget,
-            gap=abs(swap - self.target["swap"]),
+            gap=self.gap(model, swap),
             options=dict(attempt.options),
         )
         attempt = attrs.evolve(attempt, forget=candidate.forget, retain=candidate.retain, swap=swap)
         return _Outcome(attempt=attempt, model=model, candidate=candidate)
 
+    def gap(self, model: nn.Module, swap: float) -> float:
+        """Return how far a model is from the aims beside its accuracy on test samples, 0 … 1.
+
+        Its features from the target, beyond what is known of that, and its accuracy on samples it was trained on from
+        that of the original.
+        """
+        far = max(0.0, abs(swap - self.target["swap"]) - self.unsure)
+        return 1 - (1 - far) * (1 - max(0.0, self.learnt - self.learnt_by(model)))
+
     def audited(self, outcome: _Outcome, reference: float | None) -> _Outcome:
-        """Add what comes back by training on retained samples, beside the model from scratch, to the score."""
+        """Take from the score what comes back by training on retained samples beyond what does from scratch."""
         attempt, candidate = outcome.attempt, outcome.candidate
         if attempt.problem:
             return outcome
         back = self.recovery(outcome.model)
-        far = 0.0 if back is None or reference is None else abs(back - reference)
+        far = 0.0 if back is None or reference is None else max(0.0, back - candidate.forget - reference)
         problem = "" if candidate.feasible else f"loses {candidate.damage:.3f} of retain accuracy"
         score = candidate.score * (1 - far)
         return attrs.evolve(outcome, attempt=attrs.evolve(attempt, recovery=back, score=score, problem=problem))
+
+    def scores(self, model: nn.Module, data: LabelledImages) -> dict[str, float]:
+        """Return accuracy and loss."""
+        found = self.job.experiment.scores(model, {"data": data})["data"]
+        assert found.accuracy is not None, "the objective is a CrossEntropy"
+        return {"accuracy": found.accuracy, "loss": found.loss}
+
+    def learnt_by(self, model: nn.Module) -> float:
+        """Return the accuracy on retained samples of the training set."""
+        experiment = self.job.experiment
+        rows = experiment.forgotten.retain
+        some = rows[some_rows(len(rows), _MOST, seed=experiment.config.seed)]
+        return self.scores(model, experiment.bundle.train.subset(some))["accuracy"]
+
+    def rise(self, outcome: _Outcome) -> float | None:
+        """Return by how much an epoch on the retain set raises the forget accuracy."""
+        back = self.recovery(outcome.model)
+        return None if back is None else back - outcome.candidate.forget
 
     def swap(self, model: nn.Module, on: LabelledImages | None = None) -> float:
         """Return the accuracy under a fresh head: on unseen samples of the forgotten kind, else on the forget set."""
@@ -396,7 +446,7 @@ class _MethodSearch:
             target=self.target,
             source=self.source,
             budget=config.tuning.budget,
-            limit=self.limit + self.proxy_epochs,
+            limit=self.limit,
             retraining=config.training.epochs,
             swap_error=sampling_error(self.target["swap"], len(self.unseen or self.forget)),
             measured=self.proxy_epochs + sum(attempt.recovery is not None for attempt in attempts),
