@@ -52,7 +52,6 @@ def test_one_scenario_of_the_study(images, tmp_path, capsys):
 def test_every_method_is_there_at_its_defaults_and_tuned(scenario, tmp_path):
     labels = {method.label: method for method in study.Study(data=tmp_path, work=tmp_path).config(scenario, 1).method}
     assert {
-        "shrink-then-cap",
         "finetune",
         "ssd",
         "capped-neg-grad",
