@@ -4,7 +4,8 @@ For each model: the error in float64 against one sample at a time, the error in 
 one more batch of 16 as a multiple of a plain pass, and what fell back. Every model goes to the CSV file as soon as it
 is measured; models that are there already are left out, so that a run may be stopped and started again.
 
-``--page docs/results/zoo.md`` writes the tables of that page from the CSV file.
+``--large`` measures the times alone, of some models at the size that people use. ``--page docs/results/zoo.md`` writes
+the tables of that page from the CSV file.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks.zoo_models import MODELS, Made, double, made
+from tests.benchmarks.zoo_models import LARGE, MODELS, Made, double, made
 from unlearnkit import DiagonalFisher
 from unlearnkit.data.batches import batch_size, take
 from unlearnkit.models.norm_gradients import norm_gradient_fix
@@ -43,6 +44,7 @@ COLUMNS = (
 SAMPLES, BATCH = 4, 16
 EXACT = 1e-6  # some libraries compute norms in float32 whatever the dtype of the weights
 TABLES = "<!-- by python -m tests.benchmarks.zoo --page -->"
+LARGE_TABLES = "<!-- by python -m tests.benchmarks.zoo --large --page -->"
 NO_RULE = re.compile(r"no rule for (.*): differentiated", re.DOTALL)
 WHOLE = re.compile(r"keep its samples apart at (.*): going on with", re.DOTALL)
 
@@ -92,6 +94,14 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     row["slow"] = "; ".join(dict.fromkeys(s for text in said for m in NO_RULE.findall(text) for s in m.split("; ")))
     row["whole"] = "; ".join(dict.fromkeys(m for text in said for m in WHOLE.findall(text)))
     return row
+
+
+def measure_large(name: str, rounds: int) -> dict[str, Any]:
+    one = made(name, large=True)
+    row = dict.fromkeys(COLUMNS, "") | {"model": name}
+    row["weights"] = sum(p.numel() for p in one.model.parameters() if p.requires_grad)
+    torch.manual_seed(1)
+    return row | _times(one, one.draw(BATCH), rounds)
 
 
 def _exact(one: Made, few: Any, row: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -162,6 +172,22 @@ def page(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def page_large(rows: list[dict[str, Any]]) -> str:
+    """Return the table of the large models: one line for each library."""
+    lines = ["| library | models | plain pass, s | × plain, median | least and most | first batch, × plain |"]
+    lines.append("|---|---|---|---|---|---|")
+    known = [row for row in rows if row["ratio"]]
+    for library in [*dict.fromkeys(row["model"].partition(":")[0] for row in known), "all"]:
+        mine = [row for row in known if library in {"all", row["model"].partition(":")[0]}]
+        ratios, plain, first = ([float(row[c]) for row in mine] for c in ("ratio", "plain_ms", "first"))
+        spread = f"{min(ratios):.2f} … {max(ratios):.2f}"
+        numbers = f"{statistics.median(plain) / 1e3:.1f} | {statistics.median(ratios):.2f} | {spread}"
+        lines.append(f"| {library} | {len(mine)} | {numbers} | {statistics.median(first):.2f} |")
+    worst = sorted(known, key=lambda row: -float(row["ratio"]))[:5]
+    lines += ["", "The dearest: " + ", ".join(f"{row['model']} {row['ratio']}" for row in worst) + "."]
+    return "\n".join(lines) + "\n\n"
+
+
 def exact(row: dict[str, Any]) -> bool:
     return float(row["error64"] or row["error32"] or 1) < EXACT
 
@@ -174,7 +200,8 @@ def _seconds(run: Callable[[], None]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--csv", type=Path, default=Path("out/zoo.csv"))
+    parser.add_argument("--csv", type=Path, help="default: out/zoo.csv, or out/zoo-large.csv")
+    parser.add_argument("--large", action="store_true", help="the times of some models at the size that people use")
     parser.add_argument("--only", default="", help="regular expression: which models")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -183,19 +210,25 @@ def main() -> None:
     )
     parser.add_argument("--again", action="store_true", help="measure what is in the CSV file again")
     args = parser.parse_args()
+    args.csv = args.csv or Path("out/zoo-large.csv" if args.large else "out/zoo.csv")
     if args.page:
-        before = args.page.read_text(encoding="utf-8").partition(TABLES)[0]
-        args.page.write_text(before + TABLES + "\n\n" + page(_read(args.csv)), encoding="utf-8")
+        before, _, after = args.page.read_text(encoding="utf-8").partition(TABLES)
+        if args.large:
+            before, after = before.partition(LARGE_TABLES)[0], TABLES + after
+            args.page.write_text(f"{before}{LARGE_TABLES}\n\n{page_large(_read(args.csv))}{after}", encoding="utf-8")
+        else:
+            args.page.write_text(before + TABLES + "\n\n" + page(_read(args.csv)), encoding="utf-8")
         return
     torch.set_num_threads(args.threads)
     args.csv.parent.mkdir(parents=True, exist_ok=True)
     rows = {row["model"]: row for row in _read(args.csv)}
-    for name in (n for n in MODELS if re.search(args.only, n)):
+    one = measure_large if args.large else measure
+    for name in (n for n in (LARGE if args.large else MODELS) if re.search(args.only, n)):
         if name in rows and not args.again:
             continue
         start = time.monotonic()
         try:
-            row = measure(name, args.rounds)
+            row = one(name, args.rounds)
         except Exception as failure:  # noqa: BLE001 - a model that fails must not end the run
             row = dict.fromkeys(COLUMNS, "") | {"model": name, "refused": f"FAILED {type(failure).__name__}: {failure}"}
             if args.only:

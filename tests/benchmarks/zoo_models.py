@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -27,6 +28,16 @@ NARROW = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
+}
+
+WIDE = {
+    "vocab_size": 8192,
+    "hidden_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "intermediate_size": 2048,
+    "max_position_embeddings": 128,
 }
 
 OWN = dict.fromkeys(("num_hidden_layers", "num_attention_heads", "hidden_size", "num_key_value_heads"))
@@ -70,8 +81,8 @@ def images(side: int, channels: int = 3) -> Callable[[int], tuple[Tensor, ...]]:
     return lambda n: (torch.randn(n, channels, side, side),)
 
 
-def tokens(n: int) -> tuple[Tensor, ...]:
-    found = torch.randint(4, VOCABULARY, (n, LENGTH))
+def tokens(n: int, length: int = LENGTH) -> tuple[Tensor, ...]:
+    found = torch.randint(4, VOCABULARY, (n, length))
     found[:, -1] = 2
     return (found,)
 
@@ -88,10 +99,12 @@ def logits(found: Any) -> Any:
     return found
 
 
-def timm(name: str, side: int = 64, **options: Any) -> Callable[[], Made]:
+def timm(name: str, side: int | None = 64, **options: Any) -> Callable[[], Made]:
+    """A model for images of ``side`` pixels, by default those of its weights."""
+
     def make() -> Made:
         model = import_module("timm").create_model(name, pretrained=False, num_classes=CLASSES, **options)
-        return Made(model, images(side), Output(first))
+        return Made(model, images(side or model.default_cfg["input_size"][-1]), Output(first))
 
     return make
 
@@ -278,6 +291,8 @@ def noisy(channels: int, side: int = 8, **more: tuple[int, ...]) -> Callable[[in
 BLOCKS = {"block_out_channels": (16, 32), "norm_num_groups": 8, "sample_size": 8}
 
 MODELS: dict[str, Callable[[], Made]] = {}
+LARGE: dict[str, Callable[[], Made]] = {}
+"""Some of them at the size that people use: their own image size; 6 layers of width 512 and 64 tokens."""
 
 
 def _add(library: str, name: str, make: Callable[[], Made]) -> None:
@@ -315,6 +330,8 @@ for _name in (
         _name,
         timm(_name, _side, **_shrunk) if not _name.startswith("test_vit") else timm(_name, 160, img_size=160),
     )
+    if not _name.startswith("test_"):
+        LARGE[f"timm: {_name}"] = timm(_name, None)
 for _name, _side, _options in (
     ("test_vit_relpos", 64, {"img_size": 64}),
     ("test_coatnet", 64, {"img_size": 64}),
@@ -402,6 +419,8 @@ for _name, _options in (
     if _name in {"rembert", "electra", "albert", "convbert", "roformer", "squeezebert"}:
         _options = {"embedding_size": 32, "input_embedding_size": 32, "output_embedding_size": 32}
     _add("transformers", _name, hugging_face(_name, **_options))
+    if not _options:
+        LARGE[f"transformers: {_name}"] = hugging_face(_name, draw=partial(tokens, length=64), **WIDE)
 for _name, _options in (
     *(
         (n, {})
@@ -473,6 +492,8 @@ for _name, _options in (
 ):
     _sparse = any("experts" in key for key in _options)
     _add("transformers", _name, language(_name, experts="eager" if _sparse else "", **_options))
+    if not _options:
+        LARGE[f"transformers: {_name}"] = language(_name, draw=partial(tokens, length=64), **WIDE)
     if _name == "mixtral":
         _add("transformers", "mixtral, grouped products", language(_name, **_options))
 for _name, _options in (
@@ -583,6 +604,8 @@ for _name in (
         _name,
         torchvision(_name, _side, **({"init_weights": False} if _name in {"googlenet", "inception_v3"} else {})),
     )
+    if _name not in {"googlenet", "inception_v3"}:
+        LARGE[f"torchvision: {_name}"] = torchvision(_name, 224)
 _add("torchvision", "maxvit", _maxvit)
 _add("torchvision", "vit", _vit)
 for _name in ("fcn_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"):
@@ -677,10 +700,10 @@ _add(
 )
 
 
-def made(name: str) -> Made:
+def made(name: str, *, large: bool = False) -> Made:
     """Make a model in eval mode, its parameters and running statistics drawn so that every one matters."""
     torch.manual_seed(0)
-    found = MODELS[name]()
+    found = (LARGE if large else MODELS)[name]()
     found.model.eval()
     with torch.no_grad():
         for p in found.model.parameters():
