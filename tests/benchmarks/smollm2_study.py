@@ -432,7 +432,7 @@ The aims: *forgotten* at most 0.1 and *paraphrases* at most 0.25; *neighbours* a
 """
 INTRODUCED = """Sixteen invented capitals were taught by fine-tuning; eight of them are forgotten. *Never taught* was
 taught only the other eight: the true reference. Here *other facts* are those eight, part of the retain set. Each
-method has the options that were best on the facts from pretraining. The further aim: relearning takes at least half of
+method that is not tuned has the options that were best on the facts from pretraining. The further aim: relearning takes at least half of
 the steps of *never taught*.
 """
 FINDINGS = """## What was found

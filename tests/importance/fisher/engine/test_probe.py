@@ -90,3 +90,12 @@ def test_weak_cross_sample_dependence_is_detected(share):
     with pytest.warns(UnlearnKitWarning, match="cannot be proven to keep its samples apart"):
         seen = estimate(model, data, SumOfSquares())
     assert distance(seen, oracle(model, data, SumOfSquares())) < 1e-4
+
+
+def test_a_model_with_one_large_weight_alone_is_compared():
+    """The smallest is compared, however large; there may be no other, as in a head or a tied embedding."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 600), nn.Tanh(), nn.Linear(600, 500, bias=False))
+    model[0].requires_grad_(requires_grad=False)
+    data = [(torch.randn(3, 4), torch.randn(3))]
+    assert distance(estimate(model, data, SumOfSquares()), oracle(model, data, SumOfSquares())) < 1e-6

@@ -359,11 +359,11 @@ def _compare_losses(rows: Sequence[int], alone: Tensor) -> Begin:
 
 
 def _some(named: Mapping[str, Tensor]) -> frozenset[str]:
-    """Choose the parameters whose gradients are compared: the smaller ones, up to an eighth of all weights."""
-    limit, chosen = max(_COMPARED, sum(p.numel() for p in named.values()) // 8), []
+    """Choose the parameters whose gradients are compared: the smaller ones, at least one, up to an eighth of all."""
+    limit, chosen = max(_COMPARED, sum(p.numel() for p in named.values()) // 8), list[str]()
     for name in sorted(named, key=lambda name: named[name].numel()):
         limit -= named[name].numel()
-        if limit < 0:
+        if limit < 0 and chosen:
             break
         chosen.append(name)
     return frozenset(chosen)
