@@ -432,8 +432,8 @@ The aims: *forgotten* at most 0.1 and *paraphrases* at most 0.25; *neighbours* a
 """
 INTRODUCED = """Sixteen invented capitals were taught by fine-tuning; eight of them are forgotten. *Never taught* was
 taught only the other eight: the true reference. Here *other facts* are those eight, part of the retain set. Each
-method that is not tuned has the options that were best on the facts from pretraining. The further aim: relearning takes at least half of
-the steps of *never taught*.
+method that is not tuned has the options that were best on the facts from pretraining. The further aim: relearning
+takes at least half of the steps of *never taught*.
 """
 FINDINGS = """## What was found
 
@@ -446,9 +446,10 @@ FINDINGS = """## What was found
 - **What `ssd` edits is the tied embedding.** On seed 1, with `only="*embed_tokens*"`, it comes to the same result; with
   `only="*mlp*"` and 0.2 % of all weights six of the eight facts are left. It takes the tokens of the answers away
   rather than the fact, and a neighbour whose answer shares a token goes along.
-- **An option does not carry over.** The share of the weights that suffices is 0.015 to 0.1 %, by seed and kind of facts.
-  The default of `ssd`, α = 10, selects 1 % of the weights and takes three quarters of the neighbours; the default of
-  `binary-mask` destroys the model. Set `fraction`. With the same one the two methods are nearly the same edit.
+- **An option does not carry over.** The share of the weights that suffices is 0.015 to 0.1 %, by seed and kind of
+  facts. The default of `ssd`, α = 10, selects 1 % of the weights and takes three quarters of the neighbours; the
+  default of `binary-mask` destroys the model. Set `fraction`. With the same one the two methods are nearly the same
+  edit.
 - **Methods that train destroy the model at their default step sizes**, 1e-3 and 3e-3. At 3e-5 most of them forget and
   take neighbours along, though eight other capitals are in the retain set: over the seeds `npo` all of them,
   `capped-neg-grad` 13 to 100 %, `undial` 33 to 80 %, `simnpo` 13 to 40 %. `neg-grad-plus`, `finetune` and `rmu`

@@ -47,8 +47,6 @@ LABEL = "recommended"
 _AUDIT = ("head-swap", "recovery", "layer-probe")
 _MOST = 5000  # samples that a head is fitted to
 _PROXY = 6  # the proxy is trained for so many times fewer epochs than the original
-_LEAST_EPOCHS = 0.2  # of those of the training; docs/how-to/which-method.md
-_LEAST_RATE = 0.3  # of the learning rate of the training
 _IMPORTANCES = frozenset({Need.FORGET_IMPORTANCE, Need.REFERENCE_IMPORTANCE})
 
 
@@ -175,13 +173,16 @@ class _MethodSearch:
             target = {"forget": known["accuracy"], "forget-loss": known["loss"]}
             target["swap"], unsure = search.swap(job.original, retain), 0.0
         else:
-            # The longer a model from scratch was trained, the nearer to a retrained one: two say how near.
+            # Trained for longer, it would be as accurate on retained samples as the original, and on others by as much
+            # more than it is. A model that was trained for less time says how sure that is.
             proxy = retrained_for(experiment, epochs, progress=job.progress)
             swaps = [search.swap(model) for model in (proxy, trained)]
+            original, reached = (search.scores(model, retain)["accuracy"] for model in (job.original, trained))
+            more = max(1.0, original / max(reached, 1 / len(retain)))
             target = {
-                "forget": search.scores(trained, search.forget)["accuracy"],
+                "forget": min(1.0, more * search.scores(trained, search.forget)["accuracy"]),
                 "forget-loss": search.scores(proxy, search.forget)["loss"],
-                "swap": swaps[1],
+                "swap": min(1.0, more * swaps[1]),
             }
             unsure = abs(swaps[0] - swaps[1])
         return attrs.evolve(search, target=target, unsure=unsure, learnt=search.learnt_by(job.original))
@@ -195,8 +196,8 @@ class _MethodSearch:
         if not self.proxy_epochs:
             return f"the original's on {len(self.retain)} samples that it was not trained on"
         return (
-            f"those of a model trained on the retain set for {self.limit} epochs, and the loss of one trained for "
-            f"{self.proxy_epochs}"
+            f"those of a model trained on the retain set for {self.limit} epochs, corrected for its lower accuracy on "
+            f"retained samples, and the loss of one trained for {self.proxy_epochs}"
         )
 
     @property
@@ -255,21 +256,17 @@ class _MethodSearch:
                 f"{prefix}epochs": max(1, limit // len(trained)),
             }
         changed = with_options(unlearner, {name: value for name, value in values.items() if name in known})
-        TrialTuner(unlearner=changed, fixed=method.fixed).searched()
+        TrialTuner(unlearner=changed, fixed=self.fixed(changed, method)).searched()
         return changed
 
-    def ranges(self, unlearner: Unlearner, method: MethodConfig) -> dict[str, tuple[float, float]]:
-        """Return the ranges of what is trained, by those of the training; the steps of a sequence share the limit."""
-        training, trained = self.job.experiment.config.training, _training_parts(unlearner)
-        most = self.limit - self.shared(unlearner, method.fixed)
-        high = max(1, most - len(trained) + 1)
-        low = min(high, math.ceil(_LEAST_EPOCHS * training.epochs)) if len(trained) == 1 else 1
-        found: dict[str, tuple[float, float]] = {}
-        for prefix in trained:
-            found[f"{prefix}epochs"] = (low, high)
-            found[f"{prefix}learning_rate"] = (_LEAST_RATE * training.learning_rate, training.learning_rate)
-        known = {o.name for o, _ in nested_options(unlearner)} - method.fixed
-        return {name: found[name] for name in found if name in known}
+    def fixed(self, unlearner: Unlearner, method: MethodConfig) -> frozenset[str]:
+        """Name the options that are not searched: those that are set, and epochs and learning rates of training.
+
+        Where nothing else can be searched, learning rates are.
+        """
+        epochs, rates = ({f"{p}{name}" for p in _training_parts(unlearner)} for name in ("epochs", "learning_rate"))
+        own = {o.name for o, _ in nested_options(unlearner) if o.search is not None} - epochs - rates - method.fixed
+        return method.fixed | epochs | (rates if own else set())
 
     def try_all(self) -> list[_Outcome]:
         """Try everything: leaving the model as it is, each method, and training from scratch."""
@@ -330,20 +327,19 @@ class _MethodSearch:
         return attrs.evolve(outcome, attempt=hidden, report=report, tuning=tuning)
 
     def tune(self, model: nn.Module, inputs: UnlearningInputs, method: MethodConfig, unlearner: Unlearner) -> Tuning:
-        config, ranges = self.job.experiment.config, self.ranges(unlearner, method)
+        config, fixed = self.job.experiment.config, self.fixed(unlearner, method)
         limit = self.limit - self.shared(unlearner, method.fixed)
-        single = {name for name, (low, high) in ranges.items() if low == high}
         decides = {
             "model": digest(model),
             "forget": self.job.experiment.forgotten.digest(),
-            "method": [unlearner, ranges, self.target, self.unsure],
+            "method": [unlearner, sorted(fixed), self.target, self.unsure],
             "options": [config.recommend, config.tuning, config.importance],
             "seed": config.seed,
         }
         tuner = TrialTuner(
             unlearner=unlearner,
-            fixed={*method.fixed, *single},
-            ranges=ranges,
+            fixed=fixed,
+            prune=False,  # an edit that undoes more begins worse
             trials=config.recommend.trials,
             budget=config.tuning.budget,
             most_steps=limit * self.steps,
@@ -394,8 +390,10 @@ class _MethodSearch:
         attempt, candidate = outcome.attempt, outcome.candidate
         if attempt.problem:
             return outcome
-        back = self.recovery(outcome.model)
-        far = 0.0 if back is None or reference is None else max(0.0, back - candidate.forget - reference)
+        back, far = self.recovery(outcome.model), 0.0
+        if back is not None and reference is not None:
+            noise = 2**0.5 * sampling_error(back, len(self.forget))  # of the difference of two shares
+            far = max(0.0, back - candidate.forget - reference - noise)
         problem = "" if candidate.feasible else f"loses {candidate.damage:.3f} of retain accuracy"
         score = candidate.score * (1 - far)
         return attrs.evolve(outcome, attempt=attrs.evolve(attempt, recovery=back, score=score, problem=problem))

@@ -158,9 +158,29 @@ def test_an_edit_may_go_through_so_many_batches_only(model):
     assert any("batches" in candidate.problem for candidate in found.candidates)
 
 
-def test_ranges_replace_those_that_are_declared(model):
-    found = searched(model, ranges={"weight": (2.0, 3.0)}, unlearner=Ascent(epochs=2, weight=2.0))
-    assert all(2 <= candidate.options["weight"] <= 3 for candidate in found.candidates)
+def test_options_are_tried_once(model):
+    """A whole number from a small range comes up again and again."""
+    edits = []
+
+    @attrs.frozen(kw_only=True)
+    class Few(Unlearner):
+        """One of two edits."""
+
+        name = "few"
+        needs = frozenset()
+        which: int = option(1, doc="1 or 2", search=(1, 2))
+
+        def apply(self, model, inputs):
+            del inputs
+            edits.append(self.which)
+            with torch.no_grad():
+                next(model.parameters()).mul_(1 - 0.01 * self.which)
+
+    tuner = TrialTuner(unlearner=Few(), trials=6, budget=1.0)
+    found = tuner.tune(model, UnlearningInputs(), validation=VALIDATION, target=0.5)
+    assert len(found.candidates) == 6
+    assert set(edits) == {1, 2}
+    assert len(edits) <= 3, "the best is made again"
 
 
 def test_a_further_aim_lowers_the_score(model):

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Never, final
 
@@ -36,18 +36,18 @@ class TrialTuner:
 
     A trial edits the model, is scored on the validation data as the candidates of `Tuner` are, and is undone. Trials
     are proposed by Optuna's TPE; one that is worse after a pass over its data than the median of those before is
-    stopped. The first trial has the options of ``unlearner``. Those named in ``fixed`` stay as they are; ``ranges``
-    replaces declared ranges. All steps of a sequence are searched as one: their options are named ``"ssd.fraction"``.
+    stopped. The first trial has the options of ``unlearner``. Those named in ``fixed`` stay as they are. All
+    steps of a sequence are searched as one: their options are named ``"ssd.fraction"``.
 
     Source: Akiba et al. 2019 (Optuna); Bergstra et al. 2011 (TPE).
     """
 
     unlearner: Unlearner
     fixed: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
-    ranges: Mapping[str, tuple[float, float]] = attrs.field(factory=dict)
     trials: int = option(20, at_least=1, doc="edits to try")
     budget: float = option(0.02, at_least=0, at_most=1, doc="largest loss of retain accuracy on validation data")
     most_steps: int | None = None  # batches that an edit may go through
+    prune: bool = True  # stop an edit that is below the median after a pass
     storage: str = option("", doc="database URL of the trials, as sqlite:///trials.sqlite, to go on after a stop")
     study: str = option("", doc="name of the search in the storage")
 
@@ -82,6 +82,8 @@ class TrialTuner:
 
         def attempt(trial: optuna.Trial) -> float:
             options = {o.name: _suggest(trial, o) for o in searched}
+            if (repeated := _repeated(study, trial)) is not None:
+                return repeated
             made: list[Candidate] = []
             counted = _Steps(progress=inputs.progress, most=self.most_steps)
 
@@ -116,7 +118,7 @@ class TrialTuner:
                 study_name=self.study or None,
                 load_if_exists=True,
                 direction="maximize",
-                pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=5) if self.prune else optuna.pruners.NopPruner(),
             )
             done = [trial for trial in study.trials if _CANDIDATE in trial.user_attrs]
             if not done:
@@ -145,17 +147,25 @@ class TrialTuner:
     def searched(self) -> list[Option]:
         """List the options to search; a `ConfigurationError` where there are none."""
         found = [
-            attrs.evolve(known, search=self.ranges.get(known.name, known.search))
+            known
             for known, _ in nested_options(self.unlearner)
-            if not self.fixed & {known.name, known.replaces}
+            if known.search is not None and not self.fixed & {known.name, known.replaces}
         ]
-        found = [known for known in found if known.search is not None]
         if not found:
             raise ConfigurationError(
                 f"{self.unlearner.name!r}: expected an option to search, saw none that is not fixed: authors declare "
                 "ranges by option(…, search=(low, high))"
             )
         return found
+
+
+def _repeated(study: "optuna.Study", trial: "optuna.Trial") -> float | None:
+    """Return the value of an earlier trial of the same options, which are not tried again."""
+    for same in study.trials:
+        if same.params == trial.params and _CANDIDATE in same.user_attrs and same.value is not None:
+            trial.set_user_attr(_CANDIDATE, {**same.user_attrs[_CANDIDATE], "steps": 0})
+            return same.value
+    return None
 
 
 @final
