@@ -52,6 +52,7 @@ SCENARIOS = {
 SEEDS = (0, 1, 2)
 TUG = ("forget-train", "retain-train", "retain-test")
 SCRATCH, RECOMMENDED, ORIGINAL, RETRAINED = "from scratch, half of the epochs", "recommend", "original", "retrained"
+SHRINK = (0.1, 0.2)  # with half of the epochs, the nearest to retraining on seed 0
 AIMS = {
     "full-class": {"ToW": 0.97, "swap": 0.05},
     "subclass": {"ToW": 0.90, "swap": 0.03, "recovery": 0.04},
@@ -169,7 +170,11 @@ class Study:
         training, manager = config.training, plugins()
         epochs = max(1, int(config.recommend.cost * training.epochs))
         options = {name: getattr(training, name) for name in ("learning_rate", "weight_decay", "schedule")}
-        yield MethodConfig(name="retrain", label=SCRATCH, options={**options, "epochs": epochs})
+        options["epochs"] = epochs
+        yield MethodConfig(name="retrain", label=SCRATCH, options=options)
+        for shrink in SHRINK:
+            label = f"shrink-perturb {shrink:g}, half of the epochs"
+            yield MethodConfig(name="shrink-perturb", label=label, options={**options, "shrink": shrink})
         known = [entry for entry in manager.provided("unlearner") if entry.name != "retrain"]
         for entry in known:
             if not any(option.required for option in entry.options):
