@@ -353,18 +353,16 @@ def reach(scenario, rows):
 
 def tried(study, scenario, seeds):
     """Write in Markdown what `recommend` tried: the best edit of each method, judged by its held-out samples."""
-    lines = ["| seed | tried | score | forget | retain | recovery | swap | epochs | options |", "|---" * 9 + "|"]
+    columns = ("tried", "score", "forget", "retain", "recovery", "swap", "epochs", "options")
+    lines = [f"| seed | {' | '.join(columns)} |", "|---" * 9 + "|"]
     for seed in seeds:
         folder = study.work / scenario / str(seed) / "recommended"
         if not (folder / "report.json").exists():
             continue
         found = read_record(folder).recommendation
         for one in found.attempts:
-            numbers = (one.score, one.forget, one.retain, one.recovery, one.swap)
-            cells = ["–" if value is None else f"{value:.3f}" for value in numbers]
-            options = ", ".join(f"{name} = {value:.3g}" for name, value in one.options.items())
-            note = "; ".join(filter(None, [options, one.problem]))
-            lines.append(f"| {seed} | {one.name} | {' | '.join(cells)} | {one.epochs:.0f} | {note} |")
+            shown = [one.values[column] for column in columns]
+            lines.append(f"| {seed} | {' | '.join(shown)}{one.problem and f'; {one.problem}'} |")
         aims = ", ".join(f"{name} {value:.3f}" for name, value in found.target.items())
         lines.append(f"| {seed} | *aim: {found.source}* | | | | | | | {aims} |")
     return "What `recommend` tried:\n\n" + "\n".join(lines) if len(lines) > 2 else ""

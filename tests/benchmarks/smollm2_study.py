@@ -22,6 +22,7 @@ import random
 import time
 import tomllib
 import warnings
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -224,7 +225,7 @@ class Run:
         return self.importances[which]
 
     def edit(self, name, options, seed):
-        """Edit the model with a method; return the share of the weights that changed."""
+        """Edit the model with a method; return the options and the share of the weights that changed."""
         method = METRICS.unlearner(name)(**options)
         report = Pipeline(method, reference_role="retain", plugins=METRICS).run(
             self.model,
@@ -236,16 +237,16 @@ class Run:
             seed=seed,
             progress=False,
         )
-        return report.fraction
+        return {"options": options, "changed": report.fraction}
 
     def tune(self, name, seed):
         """Edit with the weakest options that forget every fact, found without any held-out text."""
         for options in TUNED[name]:
             self.restore()
-            changed = self.edit(name, options, seed)
+            found = self.edit(name, options, seed)
             if not measured("completion", self.model, forget=self.data["forget"])["forget exact"]:
                 break
-        return {"options": options, "changed": changed}
+        return found
 
     def figures(self):
         """Measure the model as it is."""
@@ -313,10 +314,12 @@ def best(work, method):
     return min(tried, key=lambda row: missed(row, before), default=None)
 
 
-def edited(run, method, options, seed, extra):
+def edited(run, edit, extra):
+    """Return a function that edits the model, measures it and puts it back."""
+
     def measure():
         try:
-            return {"changed": run.edit(method, options, seed), **run.figures(), **extra()}
+            return {**edit(), **run.figures(), **extra()}
         finally:
             run.restore()
 
@@ -325,16 +328,9 @@ def edited(run, method, options, seed, extra):
 
 def tuned(run, results, methods, seed, extra):
     """Add a row of each method that is tuned on the facts of this run."""
-
-    def measure(method):
-        try:
-            return {**run.tune(method, seed), **run.figures(), **extra()}
-        finally:
-            run.restore()
-
     for method in TUNED:
         if method in methods:
-            results.row(f"{method}, tuned", {}, lambda method=method: measure(method))
+            results.row(f"{method}, tuned", {}, edited(run, partial(run.tune, method, seed), extra))
 
 
 def study_known(model, texts, known, work, seed, methods):
@@ -346,12 +342,13 @@ def study_known(model, texts, known, work, seed, methods):
         for candidates in zip_longest(*(TRIED[method] for method in methods)):
             for method, options in zip(methods, candidates, strict=True):
                 if options is not None:
-                    results.row(method, options, edited(run, method, options, seed, dict))
+                    results.row(method, options, edited(run, partial(run.edit, method, options, seed), dict))
         return
     for method in methods:
         chosen = best(work, method)
         if chosen is not None:
-            results.row(method, chosen["options"], edited(run, method, chosen["options"], seed, run.rounded))
+            options = chosen["options"]
+            results.row(method, options, edited(run, partial(run.edit, method, options, seed), run.rounded))
 
 
 def study_introduced(model, texts, known, work, seed, methods):
@@ -385,7 +382,7 @@ def study_introduced(model, texts, known, work, seed, methods):
         chosen = best(work, method)
         if chosen is not None:
             options = chosen["options"]
-            results.row(method, options, edited(run, method, options, seed, audit))
+            results.row(method, options, edited(run, partial(run.edit, method, options, seed), audit))
 
 
 def teach(model, batches, seed):

@@ -155,7 +155,7 @@ def test_retrained_models_do_not_influence_the_choice(digits_toml, trained_check
 
 def test_where_nothing_is_better_nothing_is_edited(digits_toml, tmp_path):
     settings = [
-        part for s in (*QUICK, ONE, "tuning.budget=0.02", "training.learning_rate=1e-5") for part in ("--set", s)
+        part for s in (*QUICK, ONE, "tuning.budget=0.02", "training.learning_rate=1.5e-3") for part in ("--set", s)
     ]
     result = CliRunner().invoke(app, ["recommend", str(digits_toml), "-q", *settings])
     assert result.exit_code == 3, result.output
@@ -166,6 +166,8 @@ def test_where_nothing_is_better_nothing_is_edited(digits_toml, tmp_path):
     assert record.recommendation.best is None
     assert "Nothing was edited" in record.sentence()
     assert all("of retain accuracy" in a.problem for a in record.recommendation.attempts[1:])
+    # It would have the largest score, but for what it loses.
+    assert record.recommendation.attempts[-1].score > record.recommendation.attempts[0].score
 
 
 @attrs.frozen(kw_only=True)

@@ -6,7 +6,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -72,9 +71,8 @@ def recommend(
     forget set would do is taken, for random samples, from the original on held-out samples; else from a model that is
     trained from scratch on the retain set for as many epochs as ``recommend.cost`` allows. Each method is tuned within
     that limit. The best edit of each stands beside this model and beside the original; where none is better than the
-    original, no model is written. Retrained models that the configuration names are for the report
-    alone. ``overwrite`` and ``again`` are those of `run`; called again after it was stopped, it goes on with the trials
-    that are there.
+    original, no model is written. Retrained models that the configuration names are for the report alone. ``overwrite``
+    and ``again`` are those of `run`; called again after it was stopped, it goes on with the trials that are there.
     """
     plugins = plugins or default_manager()
     metrics = tuple(dict.fromkeys([*config.evaluation.metrics, *_AUDIT]))
@@ -143,12 +141,13 @@ class _MethodSearch:
     job: Job
     retain: LabelledImages
     unseen: LabelledImages | None  # of the forgotten kind; None where the test set has none
-    trained: nn.Module  # from scratch, for as many epochs as an edit may take
+    limit: int  # epochs that an edit may take
+    trained: nn.Module  # from scratch, for as many epochs
     seconds: float  # that took
     proxy_epochs: int  # of the model whose forget loss is a target; 0 for random samples
     target: Mapping[str, float] = attrs.field(factory=dict)
-    learnt: float = 0.0  # accuracy of the original on retained samples that it was trained on
-    unsure: float = 0.0  # how far head-swap is from the target without being known to be worse
+    train_accuracy: float = 0.0  # of the original, on retained samples of the training set
+    swap_tolerance: float = 0.0  # how far head-swap may be from the target at no cost
 
     @classmethod
     def start(cls, job: Job) -> "_MethodSearch":
@@ -166,12 +165,20 @@ class _MethodSearch:
         start = time.perf_counter()
         trained = retrained_for(experiment, limit, progress=job.progress)
         seconds = time.perf_counter() - start
-        search = cls(job=job, retain=retain, unseen=unseen, trained=trained, seconds=seconds, proxy_epochs=epochs)
+        search = cls(
+            job=job,
+            retain=retain,
+            unseen=unseen,
+            limit=limit,
+            trained=trained,
+            seconds=seconds,
+            proxy_epochs=epochs,
+        )
         search.methods()  # a wrong name is an error before the first edit
         if random:
             known = search.scores(job.original, retain)
             target = {"forget": known["accuracy"], "forget-loss": known["loss"]}
-            target["swap"], unsure = search.swap(job.original, retain), 0.0
+            target["swap"], tolerance = search.swap(job.original, retain), 0.0
         else:
             # Trained for longer, it would be as accurate on retained samples as the original, and on others by as much
             # more than it is. A model that was trained for less time says how sure that is.
@@ -184,8 +191,9 @@ class _MethodSearch:
                 "forget-loss": search.scores(proxy, search.forget)["loss"],
                 "swap": min(1.0, more * swaps[1]),
             }
-            unsure = abs(swaps[0] - swaps[1])
-        return attrs.evolve(search, target=target, unsure=unsure, learnt=search.learnt_by(job.original))
+            tolerance = abs(swaps[0] - swaps[1])
+        accuracy = search.accuracy_in_training(job.original)
+        return attrs.evolve(search, target=target, swap_tolerance=tolerance, train_accuracy=accuracy)
 
     @property
     def forget(self) -> LabelledImages:
@@ -199,12 +207,6 @@ class _MethodSearch:
             f"those of a model trained on the retain set for {self.limit} epochs, corrected for its lower accuracy on "
             f"retained samples, and the loss of one trained for {self.proxy_epochs}"
         )
-
-    @property
-    def limit(self) -> int:
-        """The epochs that an edit may take."""
-        config = self.job.experiment.config
-        return math.floor(config.recommend.cost * config.training.epochs)
 
     def shared(self, unlearner: Unlearner, fixed: frozenset[str]) -> int:
         """The epochs that an edit takes before it begins: those of the proxy, where an option is measured on it."""
@@ -270,11 +272,10 @@ class _MethodSearch:
 
     def try_all(self) -> list[_Outcome]:
         """Try everything: leaving the model as it is, each method, and training from scratch."""
-        scratch = self.scratch()
-        reference = self.rise(scratch)
         outcomes = [self.judged_outcome(self.job.original, Attempt(name=ORIGINAL))]
         outcomes += [self.tried(method, unlearner) for method, unlearner in self.methods()]
-        return [self.audited(outcome, reference) for outcome in (*outcomes, scratch)]
+        found = [self.with_recovery(outcome) for outcome in (*outcomes, self.scratch())]
+        return [self.audited(outcome, found[-1].attempt) for outcome in found]
 
     def scratch(self) -> _Outcome:
         """Put the model from scratch in the place of the original."""
@@ -332,7 +333,7 @@ class _MethodSearch:
         decides = {
             "model": digest(model),
             "forget": self.job.experiment.forgotten.digest(),
-            "method": [unlearner, sorted(fixed), self.target, self.unsure],
+            "method": [unlearner, sorted(fixed), self.target, self.swap_tolerance],
             "options": [config.recommend, config.tuning, config.importance],
             "seed": config.seed,
         }
@@ -382,21 +383,26 @@ class _MethodSearch:
         Its features from the target, beyond what is known of that, and its accuracy on samples it was trained on from
         that of the original.
         """
-        far = max(0.0, abs(swap - self.target["swap"]) - self.unsure)
-        return 1 - (1 - far) * (1 - max(0.0, self.learnt - self.learnt_by(model)))
+        far = max(0.0, abs(swap - self.target["swap"]) - self.swap_tolerance)
+        return 1 - (1 - far) * (1 - max(0.0, self.train_accuracy - self.accuracy_in_training(model)))
 
-    def audited(self, outcome: _Outcome, reference: float | None) -> _Outcome:
+    def with_recovery(self, outcome: _Outcome) -> _Outcome:
+        """Add the forget accuracy after an epoch on the retain set, where the edit can be chosen."""
+        if outcome.attempt.problem:
+            return outcome
+        return attrs.evolve(outcome, attempt=attrs.evolve(outcome.attempt, recovery=self.recovery(outcome.model)))
+
+    def audited(self, outcome: _Outcome, scratch: Attempt) -> _Outcome:
         """Take from the score what comes back by training on retained samples beyond what does from scratch."""
         attempt, candidate = outcome.attempt, outcome.candidate
         if attempt.problem:
             return outcome
-        back, far = self.recovery(outcome.model), 0.0
-        if back is not None and reference is not None:
-            noise = 2**0.5 * sampling_error(back, len(self.forget))  # of the difference of two shares
-            far = max(0.0, back - candidate.forget - reference - noise)
+        rise, expected, far = _rise(attempt), _rise(scratch), 0.0
+        if rise is not None and expected is not None and attempt.recovery is not None:
+            noise = 2**0.5 * sampling_error(attempt.recovery, len(self.forget))  # of the difference of two shares
+            far = max(0.0, rise - expected - noise)
         problem = "" if candidate.feasible else f"loses {candidate.damage:.3f} of retain accuracy"
-        score = candidate.score * (1 - far)
-        return attrs.evolve(outcome, attempt=attrs.evolve(attempt, recovery=back, score=score, problem=problem))
+        return attrs.evolve(outcome, attempt=attrs.evolve(attempt, score=candidate.score * (1 - far), problem=problem))
 
     def scores(self, model: nn.Module, data: LabelledImages) -> dict[str, float]:
         """Return accuracy and loss."""
@@ -404,27 +410,29 @@ class _MethodSearch:
         assert found.accuracy is not None, "the objective is a CrossEntropy"
         return {"accuracy": found.accuracy, "loss": found.loss}
 
-    def learnt_by(self, model: nn.Module) -> float:
-        """Return the accuracy on retained samples of the training set."""
+    def some_of(self, rows: np.ndarray) -> LabelledImages:
+        """Draw samples of the training set, the same each time."""
         experiment = self.job.experiment
-        rows = experiment.forgotten.retain
-        some = rows[some_rows(len(rows), _MOST, seed=experiment.config.seed)]
-        return self.scores(model, experiment.bundle.train.subset(some))["accuracy"]
+        return experiment.bundle.train.subset(rows[some_rows(len(rows), _MOST, seed=experiment.config.seed)])
 
-    def rise(self, outcome: _Outcome) -> float | None:
-        """Return by how much an epoch on the retain set raises the forget accuracy."""
-        back = self.recovery(outcome.model)
-        return None if back is None else back - outcome.candidate.forget
+    def accuracy_in_training(self, model: nn.Module) -> float:
+        """Return the accuracy on retained samples of the training set."""
+        return self.scores(model, self.some_of(self.job.experiment.forgotten.retain))["accuracy"]
 
     def swap(self, model: nn.Module, on: LabelledImages | None = None) -> float:
         """Return the accuracy under a fresh head: on unseen samples of the forgotten kind, else on the forget set."""
-        experiment, train = self.job.experiment, self.job.experiment.bundle.train
-        batches, retained, seed = experiment.evaluation_batches, experiment.forgotten.retain, experiment.config.seed
-        rows = retained if self.unseen is None else np.arange(len(train))
-        known, calm = (train.subset(part[some_rows(len(part), _MOST, seed=seed)]) for part in (rows, retained))
-        samples = on or self.unseen or self.forget
-        measure = partial(head_swap, objective=experiment.objective, seed=seed, most=_MOST)
-        return measure(model, judged=batches(samples), learnt=[batches(known)], retain=batches(calm))
+        experiment = self.job.experiment
+        batches, retained = experiment.evaluation_batches, experiment.forgotten.retain
+        rows = retained if self.unseen is None else np.arange(len(experiment.bundle.train))
+        return head_swap(
+            model,
+            judged=batches(on or self.unseen or self.forget),
+            learnt=[batches(self.some_of(rows))],
+            retain=batches(self.some_of(retained)),
+            objective=experiment.objective,
+            seed=experiment.config.seed,
+            most=_MOST,
+        )
 
     def recovery(self, model: nn.Module) -> float | None:
         """Return the forget accuracy after an epoch on the retain set; None for whole classes, where it says little."""
@@ -461,6 +469,11 @@ def _hold_out(experiment: Experiment) -> tuple[Experiment, LabelledImages, Label
     if "retain-test" in missing or (spec.carries_over and missing):
         raise ConfigurationError(f"recommend: expected {missing[0]} samples to hold out, saw none in the test set")
     return left, held["retain-test"], held.get("forget-test")
+
+
+def _rise(attempt: Attempt) -> float | None:
+    """Return by how much an epoch on the retain set raises the forget accuracy."""
+    return None if attempt.recovery is None or attempt.forget is None else attempt.recovery - attempt.forget
 
 
 def _training_parts(unlearner: Unlearner) -> dict[str, Unlearner]:

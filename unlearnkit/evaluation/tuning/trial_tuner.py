@@ -35,8 +35,8 @@ class TrialTuner:
     """Searches the options that declare a range (``option(search=…)``), and makes the best edit within a budget.
 
     A trial edits the model, is scored on the validation data as the candidates of `Tuner` are, and is undone. Trials
-    are proposed by Optuna's TPE; one that is worse after a pass over its data than the median of those before is
-    stopped. The first trial has the options of ``unlearner``. Those named in ``fixed`` stay as they are. All
+    are proposed by Optuna's TPE; with ``prune``, one that is worse after a pass over its data than the median of those
+    before is stopped. The first trial has the options of ``unlearner``. Those named in ``fixed`` stay as they are. All
     steps of a sequence are searched as one: their options are named ``"ssd.fraction"``.
 
     Source: Akiba et al. 2019 (Optuna); Bergstra et al. 2011 (TPE).
@@ -47,7 +47,7 @@ class TrialTuner:
     trials: int = option(20, at_least=1, doc="edits to try")
     budget: float = option(0.02, at_least=0, at_most=1, doc="largest loss of retain accuracy on validation data")
     most_steps: int | None = None  # batches that an edit may go through
-    prune: bool = True  # stop an edit that is below the median after a pass
+    prune: bool = True
     storage: str = option("", doc="database URL of the trials, as sqlite:///trials.sqlite, to go on after a stop")
     study: str = option("", doc="name of the search in the storage")
 

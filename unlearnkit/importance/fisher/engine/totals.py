@@ -73,16 +73,19 @@ class Totals:
     def buffer(self, name: str, layout: str, shape: tuple[int, ...], finish: Finish) -> Tensor:
         """Return the running buffer of a parameter in some layout, zeros at first."""
         self.asked += 1
-        held = (self._buffers if self._open is None else self._open)[name]
+        held = self._added_to(name)
         if layout not in held:
             device = self._named[name].device
             held[layout] = torch.zeros(shape, dtype=self.dtype(name), device=device), finish
         return held[layout][0]
 
+    def _added_to(self, name: str) -> dict[str, tuple[Tensor, Finish]]:
+        return (self._buffers if self._open is None else self._open)[name]
+
     def row_layout(self, name: str) -> tuple[str, tuple[int, ...], Finish]:
         """Return the layout of a buffer that is there and of which the total is a view, else the plain layout."""
         shape = self._named[name].shape
-        for layout, (buffer, finish) in (self._buffers if self._open is None else self._open)[name].items():
+        for layout, (buffer, finish) in self._added_to(name).items():
             total = finish(buffer)
             if total.shape == shape and total.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr():
                 return layout, tuple(buffer.shape), finish
