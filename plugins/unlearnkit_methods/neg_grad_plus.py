@@ -20,14 +20,10 @@ class NegGradPlus(TrainingUnlearner):
     epoch is one pass over the retain set. β = 1 is fine-tuning, β = 0 gradient ascent. Nothing bounds the second
     term: a small β, or many epochs, destroys the model. Train mode by default, as in the authors' code.
 
-    The gradient difference (GradDiff) of language models, −ℓ(θ; D_f) + λ·ℓ(θ; D_r), is this loss times 1 + λ, with
-    β = λ/(1 + λ): ½ for λ = 1. With sgd, multiply η by 1 + λ.
-
     Good for: whole classes; without a cap it can go too far, or nowhere (`capped-neg-grad` has one).
 
     Source: Kurmanji et al. 2023 (Towards Unbounded Machine Unlearning), the baseline NegGrad+, with β = 0.95 on small
-    and 0.9999 on large data; the authors' code, ``train_negrad``, calls β α. Gradient difference: Liu et al. 2022
-    (Continual Learning and Private Unlearning); Maini et al. 2024 (TOFU).
+    and 0.9999 on large data; the authors' code, ``train_negrad``, calls β α.
 
     Examples:
         >>> import torch

@@ -82,10 +82,22 @@ def memory(model, batches, objective, what):
         plain(model, batches, objective)
     elif what == "importance":
         estimate(model, batches, objective, "forget")
-    else:
+    elif what == "edit":
         pipeline = Pipeline(unlearner=SelectiveSynapticDampening(fraction=0.01))
         pipeline.run(model, forget=batches[:1], reference=batches, objective=objective, progress=False)
+    else:
+        stored(model, batches, objective)
     return (resident("VmHWM") - before) / weights
+
+
+def stored(model, batches, objective):
+    """Take an importance after the other, each written to disk, and edit with both."""
+    with tempfile.TemporaryDirectory() as folder:
+        forget, retain = Path(folder) / "forget.safetensors", Path(folder) / "retain.safetensors"
+        estimate(model, batches[:1], objective, "forget").save(forget)
+        estimate(model, batches, objective, "retain").save(retain)
+        pipeline = Pipeline(unlearner=SelectiveSynapticDampening(fraction=0.01))
+        pipeline.run(model, forget=Importance.load(forget), reference=Importance.load(retain), progress=False)
 
 
 def request(model, tokenizer, objective, folder):
@@ -111,7 +123,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--precision", choices=("model", "bfloat16"), default="model")
-    parser.add_argument("--memory", choices=("plain", "importance", "edit"), help="one measurement of memory only")
+    parser.add_argument("--memory", choices=("plain", "importance", "edit", "stored"), help="one measurement of memory only")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     model, tokenizer = load(chosen.model)
@@ -127,7 +139,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         found, report = request(model, tokenizer, objective, Path(folder))
     print(f"request of two sentences: {found}, {report.fraction:.4f} of the weights selected")
-    for what in ("plain", "importance", "edit"):
+    for what in ("plain", "importance", "edit", "stored"):
         command = [sys.executable, "-m", "tests.benchmarks.language_cost", *sys.argv[1:], "--memory", what]
         done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ)
         print(f"peak memory, {what}: {done.stdout.split()[-1]} × the weights", flush=True)

@@ -49,7 +49,7 @@ def test_only_methods_that_use_labels_are_marked():
     said = {entry.name: methods_page.looks_at_labels(entry.cls) for entry in shipped("unlearner")}
     assert {name for name, looks in said.items() if looks} == {
         *("finetune", "neg-grad-plus", "retrain", "salun", "scrub", "capped-neg-grad", "class-projection", "l1-sparse"),
-        *("random-label", "reset-last", "shrink-perturb", "ssd-depth", "unsir", "npo", "simnpo", "undial"),
+        *("random-label", "reset-last", "shrink-perturb", "ssd-depth", "unsir", "grad-diff", "npo", "simnpo", "undial"),
     }
 
 

@@ -11,7 +11,7 @@ from unlearnkit import Need, PluginManager
 
 NAMES = (
     *("bad-teacher", "capped-neg-grad", "finetune", "jit", "l1-sparse", "neg-grad-plus", "random-label", "reset-last"),
-    *("npo", "retrain", "rmu", "salun", "scrub", "shrink-perturb", "simnpo", "undial", "unsir"),
+    *("grad-diff", "npo", "retrain", "rmu", "salun", "scrub", "shrink-perturb", "simnpo", "undial", "unsir"),
 )
 each_method = pytest.mark.parametrize("name", NAMES)
 

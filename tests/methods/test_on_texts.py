@@ -12,6 +12,7 @@ from unlearnkit.models import CausalLanguageModel
 
 OBJECTIVE = CausalLanguageModel()
 OPTIONS = {
+    "grad-diff": {},
     "npo": {"beta": 0.5},
     "simnpo": {},
     "undial": {"gamma": 3.0},

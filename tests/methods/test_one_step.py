@@ -12,6 +12,7 @@ from torch import nn
 from unlearnkit_methods.bad_teacher import BadTeacher
 from unlearnkit_methods.capped_neg_grad import CappedNegGrad
 from unlearnkit_methods.finetune import FineTune
+from unlearnkit_methods.grad_diff import GradientDifference
 from unlearnkit_methods.l1_sparse import L1Sparse
 from unlearnkit_methods.neg_grad_plus import NegGradPlus
 from unlearnkit_methods.npo import NegativePreference
@@ -58,6 +59,13 @@ def test_neg_grad_plus():
     method = NegGradPlus(beta=0.75, mode="eval", **STEP)
     found = weights_after(method, retain_data=sample(1.0, 0), forget_data=sample(2.0, 1))
     assert found == pytest.approx([0.0625, -0.0625])
+
+
+def test_grad_diff():
+    """−2·(½, −½) of the forget set, (2, class 1), + ¾·(−½, ½) of the retain set: (−1⅜, 1⅜)."""
+    method = GradientDifference(lam=0.75, **STEP)
+    found = weights_after(method, retain_data=sample(1.0, 0), forget_data=sample(2.0, 1))
+    assert found == pytest.approx([0.1375, -0.1375])
 
 
 def test_npo():

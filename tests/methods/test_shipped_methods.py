@@ -58,7 +58,8 @@ def in_precision(law, dtype):
 def test_the_list_is_that_of_the_docs():
     assert set(METHODS) == {
         *("prune", "binary-mask", "ssd", "ssd-adaptive", "ssd-soft", "fisher-topk", "fisher-noise", "finetune"),
-        *("neg-grad-plus", "bad-teacher", "scrub", "salun", "jit", "retrain", "npo", "simnpo", "undial", "rmu"),
+        *("neg-grad-plus", "bad-teacher", "scrub", "salun", "jit", "retrain"),
+        *("grad-diff", "npo", "simnpo", "undial", "rmu"),
         *(
             "capped-neg-grad",
             "shrink-perturb",
@@ -94,7 +95,8 @@ def test_contract_in_each_precision(name, dtype):
 
 EPOCHS = {
     **dict.fromkeys(("bad-teacher", "finetune", "jit", "neg-grad-plus", "retrain", "salun", "random-label"), 2),
-    **dict.fromkeys(("shrink-perturb", "reset-last", "l1-sparse", "unsir", "npo", "simnpo", "undial", "rmu"), 2),
+    **dict.fromkeys(("shrink-perturb", "reset-last", "l1-sparse", "unsir"), 2),
+    **dict.fromkeys(("grad-diff", "npo", "simnpo", "undial", "rmu"), 2),
     **dict.fromkeys(("scrub", "capped-neg-grad"), 3),
 }
 FORGETS = ("bad-teacher", "neg-grad-plus", "retrain", "salun", "scrub", "random-label")
