@@ -123,7 +123,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--precision", choices=("model", "bfloat16"), default="model")
-    parser.add_argument("--memory", choices=("plain", "importance", "edit", "stored"), help="one measurement of memory only")
+    parser.add_argument("--memory", choices=("plain", "importance", "edit", "stored"), help="memory only")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     model, tokenizer = load(chosen.model)

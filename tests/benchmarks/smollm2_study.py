@@ -74,7 +74,7 @@ TUNED = {
     "finetune": RATES,
 }
 """From weak to strong: tuning takes the first after which the model completes none of the facts to forget."""
-REPEATED = {"fraction": 1e-4}, 8
+REPEATED = {"fraction": 2e-5}, 20
 """Of `ssd`, repeated: the options of each round, and the most rounds."""
 
 
