@@ -181,17 +181,16 @@ class _MethodSearch:
             target["swap"], tolerance = search.swap(job.original, retain), 0.0
         else:
             # Trained for longer, it would be as accurate on retained samples as the original, and on others by as much
-            # more than it is. A model that was trained for less time says how sure that is.
+            # more than it is.
             proxy = retrained_for(experiment, epochs, progress=job.progress)
-            swaps = [search.swap(model) for model in (proxy, trained)]
             original, reached = (search.scores(model, retain)["accuracy"] for model in (job.original, trained))
             more = max(1.0, original / max(reached, 1 / len(retain)))
             target = {
                 "forget": min(1.0, more * search.scores(trained, search.forget)["accuracy"]),
                 "forget-loss": search.scores(proxy, search.forget)["loss"],
-                "swap": min(1.0, more * swaps[1]),
+                "swap": min(1.0, more * search.swap(trained)),
             }
-            tolerance = abs(swaps[0] - swaps[1])
+            tolerance = sampling_error(target["swap"], len(unseen or search.forget)) / 2  # about one standard error
         accuracy = search.accuracy_in_training(job.original)
         return attrs.evolve(search, target=target, swap_tolerance=tolerance, train_accuracy=accuracy)
 
@@ -380,8 +379,8 @@ class _MethodSearch:
     def gap(self, model: nn.Module, swap: float) -> float:
         """Return how far a model is from the aims beside its accuracy on test samples, 0 … 1.
 
-        Its features from the target, beyond what is known of that, and its accuracy on samples it was trained on from
-        that of the original.
+        Its features from the target, beyond the tolerance, and its accuracy on samples it was trained on from that of
+        the original.
         """
         far = max(0.0, abs(swap - self.target["swap"]) - self.swap_tolerance)
         return 1 - (1 - far) * (1 - max(0.0, self.train_accuracy - self.accuracy_in_training(model)))
