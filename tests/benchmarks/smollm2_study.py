@@ -455,36 +455,44 @@ The retain set of every method: eight other capitals, eight facts of other kinds
 answer is predicted (its prompt has the labels −100). Methods that train take five
 passes. Batches have up to eight texts.
 
+*Tuned*: the weakest option of a ladder after which none of the eight facts is completed, or its last one. *Repeated*:
+`ssd` with one small fraction, again and again, each time with the facts that are still completed as the forget set.
+
 The aims: *forgotten* at most 0.1 and *paraphrases* at most 0.25; *neighbours* at least 90 % and *perplexity* at most
 110 % of before.
 """
 INTRODUCED = """Sixteen invented capitals were taught by fine-tuning; eight of them are forgotten. *Never taught* was
-taught only the other eight: the true reference. Here *other facts* are those eight, part of the retain set. Each
-method that is not tuned has the options that were best on the facts from pretraining. The further aim: relearning
-takes at least half of the steps of *never taught*.
+taught only the other eight: the true reference. Here *other facts* are those eight, part of the retain set. A method
+that is not tuned has its defaults, or the options that were best on the facts from pretraining. The further aim:
+relearning takes at least half of the steps of *never taught*.
 """
 FINDINGS = """## What was found
 
-- **`ssd`, tuned on the facts themselves, comes nearest.** *Tuned* takes the weakest option after which the model
-  completes none of the eight facts; no held-out text has a say. On facts from pretraining that reaches the four aims on
-  seed 0 with 0.015 % of the weights (two of 16 paraphrases are left, no neighbour is lost, the perplexity rises by 0.4
-  %), and so does `simnpo`. On seed 1 `ssd` loses two neighbours of fifteen, where one is allowed. On seed 2 one fact
-  outlasts every option. On facts that were introduced it reaches every aim, relearning included, on seeds 1 and 2; on
-  seed 0 the perplexity rises by 11 %, where 10 % is allowed, and there `simnpo` reaches every aim.
-- **What `ssd` edits is the tied embedding.** On seed 1, with `only="*embed_tokens*"`, it comes to the same result; with
-  `only="*mlp*"` and 0.2 % of all weights six of the eight facts are left. It takes the tokens of the answers away
-  rather than the fact, and a neighbour whose answer shares a token goes along.
-- **An option does not carry over.** The share of the weights that suffices is 0.015 to 0.1 %, by seed and kind of
-  facts. The default of `ssd`, α = 10, selects 1 % of the weights and takes three quarters of the neighbours; the
-  default of `binary-mask` destroys the model. Set `fraction`. With the same one the two methods are nearly the same
-  edit.
-- **Methods that train destroy the model at their default step sizes**, 1e-3 and 3e-3. At 3e-5 most of them forget and
-  take neighbours along, though eight other capitals are in the retain set: over the seeds `npo` all of them,
-  `capped-neg-grad` 13 to 100 %, `undial` 33 to 80 %, `simnpo` 13 to 40 %. `neg-grad-plus`, `finetune` and `rmu`
-  forget too little.
-- **Relearning.** On every seed a model that was never taught needs 6 steps, tuned `ssd` 10 and more, `neg-grad-plus` 10
-  or 11, `npo` 7 to 9, `simnpo` 2 to 5, `capped-neg-grad` 5 or 6, `undial` and `rmu` 2. Rounding to 8 bits brings
-  nothing back.
+- **Facts from pretraining: `ssd`, repeated, reaches every aim on each seed.** Each round changes 0.002 % of the
+  weights; its forget set are the facts that the model still completes. After three to five rounds none is left, with
+  0.006 to 0.01 % of the weights changed; one neighbour of fifteen is lost, and the perplexity rises by 0.2 % at most.
+  (Rounds of 0.01 % were tried first and lost three neighbours on seed 0. On three further draws rounds of 0.002 %
+  reached every aim, too.)
+- **One edit is less exact.** *Tuned* takes the weakest option after which the model completes none of the eight
+  facts; no held-out text has a say. So tuned, `ssd` and `binary-mask` reach every aim on seed 0, lose two neighbours
+  on seed 1, and on seed 2 one fact outlasts every option. Of the methods that train, `simnpo` reaches every aim on
+  seed 0 alone.
+- **Facts that were introduced:** on seed 0 repeated `ssd` and tuned `simnpo` reach every aim, relearning included; on
+  seeds 1 and 2 `ssd` and `binary-mask`, tuned, do. There repeated `ssd` has the same facts back after two steps,
+  where a model that was never taught needs six: a small edit that just suffices is soon undone.
+- **What `ssd` edits is the tied embedding.** On seed 1, with `only="*embed_tokens*"`, it comes to the same result;
+  with `only="*mlp*"` and 0.2 % of all weights six of the eight facts are left. It takes the tokens of the answers
+  away rather than the fact, and a neighbour whose answer shares a token goes along.
+- **An option does not carry over.** In one edit the share of the weights that suffices is 0.015 to 0.1 %, by seed and
+  kind of facts. The default of `ssd`, α = 10, selects 1 % of the weights and takes three quarters of the neighbours;
+  the default of `binary-mask` destroys the model. Set `fraction`. With the same one the two methods are nearly the
+  same edit.
+- **Methods that train destroy the model at their default step sizes**, 1e-3 and more; `grad-diff`, whose default is
+  3e-5, loses every neighbour. At the weakest rate that forgets the facts, `grad-diff`, `npo` and `capped-neg-grad`
+  still take most neighbours of facts from pretraining, though eight other capitals are in the retain set, and the
+  paraphrases stay. `finetune` and `rmu` forget too little.
+- **Relearning.** On every seed a model that was never taught needs 6 steps. `ssd` and `binary-mask`, tuned, need 10
+  and more, methods that train and forget 1 to 5. Rounding to 8 bits brings nothing back.
 
 Limits: eight facts to a set, so that an aim of 0.1 means none; options of rows that are not tuned were chosen on the
 facts of seed 0, for which they are reported, too. The 4-bit file of the package is loaded as float32.
