@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit import Need, TrainingUnlearner, Unlearner, UnlearnerTraits, UnlearningInputs, hookimpl, option
-from unlearnkit.data import Paired
 from unlearnkit.unlearning import EpochConfig, class_logits
 
 
@@ -66,8 +65,7 @@ class CappedNegGrad(TrainingUnlearner):
             retain, forget = (inputs.mean_loss(student, batch) for batch in batches)
             return retain + self.c * (target - forget).clamp(min=0)
 
-        both = Paired(retain=inputs.retain_data or (), forget=inputs.forget_data or ())
-        return EpochConfig.epochs(both, loss, count=self.epochs)
+        return self.paired_epochs(inputs, loss)
 
 
 @hookimpl

@@ -7,7 +7,6 @@ import attrs
 from torch import Tensor, nn
 
 from unlearnkit import Need, TrainingUnlearner, Unlearner, UnlearningInputs, hookimpl, option
-from unlearnkit.data import Paired
 from unlearnkit.unlearning import EpochConfig
 
 
@@ -49,8 +48,7 @@ class NegGradPlus(TrainingUnlearner):
             retain, forget = (inputs.mean_loss(student, batch) for batch in batches)
             return self.beta * retain - (1 - self.beta) * forget
 
-        both = Paired(retain=inputs.retain_data or (), forget=inputs.forget_data or ())
-        return EpochConfig.epochs(both, loss, count=self.epochs)
+        return self.paired_epochs(inputs, loss)
 
 
 @hookimpl

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit import Need, TrainingUnlearner, Unlearner, UnlearningInputs, hookimpl, option
-from unlearnkit.data import Paired
 from unlearnkit.unlearning import EpochConfig, teacher_of
 
 
@@ -56,8 +55,7 @@ class NegativePreference(TrainingUnlearner):
             pushed = 2 / self.beta * nn.functional.softplus(less_likely).mean()
             return pushed + self.lam * inputs.mean_loss(student, retain)
 
-        both = Paired(retain=inputs.retain_data or (), forget=inputs.forget_data or ())
-        return EpochConfig.epochs(both, loss, count=self.epochs)
+        return self.paired_epochs(inputs, loss)
 
 
 @hookimpl

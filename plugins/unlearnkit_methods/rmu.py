@@ -17,7 +17,6 @@ from unlearnkit import (
     hookimpl,
     option,
 )
-from unlearnkit.data import Paired
 from unlearnkit.unlearning import EpochConfig, teacher_of
 
 
@@ -78,8 +77,7 @@ class Rmu(TrainingUnlearner):
             moved = _mean((hidden(student, retain) - kept).square(), inputs.objective.token_mask(retain))
             return steered + self.alpha * moved
 
-        both = Paired(retain=inputs.retain_data or (), forget=inputs.forget_data or ())
-        return EpochConfig.epochs(both, loss, count=self.epochs)
+        return self.paired_epochs(inputs, loss)
 
 
 def layer_of(model: nn.Module, wanted: str) -> str:

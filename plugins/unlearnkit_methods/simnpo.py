@@ -7,7 +7,6 @@ import attrs
 from torch import Tensor, nn
 
 from unlearnkit import Need, TrainingUnlearner, Unlearner, UnlearningInputs, hookimpl, option
-from unlearnkit.data import Paired
 from unlearnkit.unlearning import EpochConfig
 
 
@@ -54,8 +53,7 @@ class SimpleNegativePreference(TrainingUnlearner):
             pushed = 2 / self.beta * nn.functional.softplus(self.gamma - self.beta * forget).mean()
             return pushed + self.lam * retain.mean()
 
-        both = Paired(retain=inputs.retain_data or (), forget=inputs.forget_data or ())
-        return EpochConfig.epochs(both, loss, count=self.epochs)
+        return self.paired_epochs(inputs, loss)
 
 
 @hookimpl

@@ -43,9 +43,15 @@ SEEDS = (0, 1, 2)
 FORGOTTEN, BATCH, HELD_OUT, PASSAGES = 8, 8, 15, 4
 AIMS = {"forget": 0.1, "paraphrases": 0.25, "neighbours": 0.9, "text": 1.1}
 RELEARN = {"learning_rate": 5e-5, "most": 30}
-SLOW = {"learning_rate": 3e-5}, {"learning_rate": 1e-5}
-ADAM = tuple({"optimizer": "adam", "beta": 0.9, **slow} for slow in SLOW)
-CAPPED = tuple({"target": 8.0, "c": 1.0, **slow} for slow in SLOW)
+
+
+def each(name, values, **others):
+    """The same options with each value of one."""
+    return tuple({**others, name: value} for value in values)
+
+
+ADAM, CAPPED = {"optimizer": "adam", "beta": 0.9}, {"target": 8.0, "c": 1.0}
+SLOW, SLOW_ADAM, SLOW_CAPPED = (each("learning_rate", (3e-5, 1e-5), **others) for others in ({}, ADAM, CAPPED))
 TRIED = {
     "ssd": ({"fraction": 2e-4}, {}, {"fraction": 1e-4}, {"fraction": 1e-3}, {"fraction": 1e-2}),
     "grad-diff": (SLOW[1], {}),
@@ -53,25 +59,25 @@ TRIED = {
     "simnpo": (SLOW[0], {}, SLOW[1]),
     "undial": (SLOW[0], {}, SLOW[1]),
     "rmu": ({"learning_rate": 1e-4}, {}, SLOW[0]),
-    "neg-grad-plus": (ADAM[0], {}, ADAM[1]),
-    "capped-neg-grad": (CAPPED[0], {"target": 8.0}, CAPPED[1]),
+    "neg-grad-plus": (SLOW_ADAM[0], {}, SLOW_ADAM[1]),
+    "capped-neg-grad": (SLOW_CAPPED[0], {"target": 8.0}, SLOW_CAPPED[1]),
     "finetune": (SLOW[0], {}),
     "binary-mask": ({"fraction": 2e-4}, {}, {"fraction": 1e-4}, {"fraction": 1e-3}),
 }
 """The candidates of each method, the second one its defaults (with a target, which has no useful default here)."""
-SHARES = tuple({"fraction": share} for share in (1e-4, 1.5e-4, 2e-4, 3e-4, 4e-4, 6e-4, 1e-3))
-RATES = tuple({"learning_rate": rate} for rate in (3e-6, 1e-5, 3e-5, 1e-4))
+SHARES = each("fraction", (1e-4, 1.5e-4, 2e-4, 3e-4, 4e-4, 6e-4, 1e-3))
+RATES = 3e-6, 1e-5, 3e-5, 1e-4
 TUNED = {
     "ssd": SHARES,
-    "simnpo": tuple({"learning_rate": rate} for rate in (1e-5, 1.5e-5, 2e-5, 3e-5, 4e-5)),
+    "simnpo": each("learning_rate", (1e-5, 1.5e-5, 2e-5, 3e-5, 4e-5)),
     "binary-mask": SHARES,
-    "grad-diff": RATES,
-    "npo": RATES,
-    "undial": RATES,
-    "capped-neg-grad": tuple({"target": 8.0, "c": 1.0, **rate} for rate in RATES),
-    "neg-grad-plus": tuple({"optimizer": "adam", "beta": 0.9, **rate} for rate in RATES),
-    "rmu": tuple({"learning_rate": rate} for rate in (1e-4, 3e-4, 1e-3)),
-    "finetune": RATES,
+    "grad-diff": each("learning_rate", RATES),
+    "npo": each("learning_rate", RATES),
+    "undial": each("learning_rate", RATES),
+    "capped-neg-grad": each("learning_rate", RATES, **CAPPED),
+    "neg-grad-plus": each("learning_rate", RATES, **ADAM),
+    "rmu": each("learning_rate", (1e-4, 3e-4, 1e-3)),
+    "finetune": each("learning_rate", RATES),
 }
 """From weak to strong: tuning takes the first after which the model completes none of the facts to forget."""
 REPEATED = {"fraction": 2e-5}, 20
@@ -448,6 +454,7 @@ python -m tests.benchmarks.smollm2_study --work DIR --page
   *paraphrases*: the same with two other wordings, which no method sees.
 - *neighbours*: fifteen other capitals; *other facts*: fifteen facts of other kinds. Neither is in any method's data.
 - *perplexity*: of eight passages that no method sees.
+- *weights changed*: of *repeated* the sum over its rounds.
 - *8 bits*: *forgotten*, with weights rounded to 8 bits. *steps to relearn*: of Adam (learning rate {learning_rate:g},
   the forget set as one batch) until its loss is within 0.5 nats of that before the edit; at most {most}.
 

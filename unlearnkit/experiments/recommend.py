@@ -147,7 +147,6 @@ class _MethodSearch:
     proxy_epochs: int  # of the model whose forget loss is a target; 0 for random samples
     target: Mapping[str, float] = attrs.field(factory=dict)
     train_accuracy: float = 0.0  # of the original, on retained samples of the training set
-    swap_tolerance: float = 0.0  # how far head-swap may be from the target at no cost
 
     @classmethod
     def start(cls, job: Job) -> "_MethodSearch":
@@ -178,7 +177,7 @@ class _MethodSearch:
         if random:
             known = search.scores(job.original, retain)
             target = {"forget": known["accuracy"], "forget-loss": known["loss"]}
-            target["swap"], tolerance = search.swap(job.original, retain), 0.0
+            target["swap"] = search.swap(job.original, retain)
         else:
             # Trained for longer, it would be as accurate on retained samples as the original, and on others by as much
             # more than it is.
@@ -190,13 +189,22 @@ class _MethodSearch:
                 "forget-loss": search.scores(proxy, search.forget)["loss"],
                 "swap": min(1.0, more * search.swap(trained)),
             }
-            tolerance = sampling_error(target["swap"], len(unseen or search.forget)) / 2  # about one standard error
         accuracy = search.accuracy_in_training(job.original)
-        return attrs.evolve(search, target=target, swap_tolerance=tolerance, train_accuracy=accuracy)
+        return attrs.evolve(search, target=target, train_accuracy=accuracy)
 
     @property
     def forget(self) -> LabelledImages:
         return self.job.experiment.splits()["forget-train"]
+
+    @property
+    def swap_error(self) -> float:
+        """The sampling error of head-swap."""
+        return sampling_error(self.target["swap"], len(self.unseen or self.forget))
+
+    @property
+    def swap_tolerance(self) -> float:
+        """How far head-swap may be from the target at no cost: for classes, about one standard error."""
+        return self.swap_error / 2 if self.proxy_epochs else 0.0
 
     @property
     def source(self) -> str:
@@ -453,7 +461,7 @@ class _MethodSearch:
             budget=config.tuning.budget,
             limit=self.limit,
             retraining=config.training.epochs,
-            swap_error=sampling_error(self.target["swap"], len(self.unseen or self.forget)),
+            swap_error=self.swap_error,
             measured=self.proxy_epochs + sum(attempt.recovery is not None for attempt in attempts),
         )
 

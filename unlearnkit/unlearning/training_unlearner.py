@@ -8,7 +8,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.loaders import reshuffled
+from unlearnkit.data.loaders import Paired, reshuffled
 from unlearnkit.models.objective import Autocast, CrossEntropy
 from unlearnkit.models.parameters import trainable
 from unlearnkit.models.training import SCHEDULES, Loss, OptimizerConfig, freeze_batch_norm, run_epoch, training_mode
@@ -160,13 +160,22 @@ class TrainingUnlearner(Unlearner):
     def passes(self, model: nn.Module, inputs: UnlearningInputs) -> Iterable[EpochConfig]:
         """Return the passes to train on, in order: batches, and the loss that each step minimises.
 
-        A pass reads one set (``inputs.retain_data``), a batch of each set per step (`unlearnkit.data.Paired`) or the
-        batches of both, mixed (`unlearnkit.data.Interleaved`). One optimiser serves all passes.
+        A pass reads one set (``inputs.retain_data``), a batch of each set per step (`paired_epochs`) or the batches of
+        both, mixed (`unlearnkit.data.Interleaved`). One optimiser serves all passes.
 
         Args:
             model: As it was before the edit; copy what you need of it, with `unlearnkit.unlearning.teacher_of`, say.
             inputs: Holds at least what ``needs`` declares.
         """
+
+    @final
+    def paired_epochs(self, inputs: UnlearningInputs, loss: Loss) -> list[EpochConfig]:
+        """Make ``epochs`` passes whose steps take a batch of each set (`unlearnkit.data.Paired`).
+
+        ``loss(model, (retain, forget))`` gets both batches.
+        """
+        both = Paired(retain=inputs.retain_data or (), forget=inputs.forget_data or ())
+        return EpochConfig.epochs(both, loss, count=self.epochs)
 
     def masks(self, inputs: UnlearningInputs) -> Mapping[str, Tensor]:
         """Return which weights may change, as `fine_tune` takes them; override it to train only some."""
