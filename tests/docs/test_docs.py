@@ -40,6 +40,7 @@ from unlearnkit.models.training import Training
 from unlearnkit.plugins import hookspecs
 from unlearnkit.plugins.entry_points import Problem
 from unlearnkit.plugins.manager import default_manager
+from unlearnkit.testing.law import LAWS
 from unlearnkit.utils import errors
 
 ROOT = Path(__file__).parents[2]
@@ -256,6 +257,12 @@ def test_readme_table_has_the_rows_of_the_demo():
     assert [row[0] for row in rows] == ["original", "retrained", *(name for name, _, _ in TRIALS)]
     values = [f"{value:g}" for _, _, options in TRIALS for value in options.values()]
     assert [row[1].partition("=")[2] for row in rows[2:]] == values
+
+
+def test_readme_counts_methods_and_laws():
+    text, laws = README.read_text(encoding="utf-8"), sum(map(len, LAWS.values()))
+    assert f"| unlearning methods | {len(default_manager().provided('unlearner'))} |" in text
+    assert f"| tests | of every method, {laws} laws that authors run too |" in text
 
 
 def test_readme_picture_has_the_text_below_it():
