@@ -51,9 +51,10 @@ class NanCheck:
         self._batches += 1
 
     def finish(self, totals: Mapping[str, Tensor]) -> None:
-        """Check all totals at the end of a pass."""
+        """Check all totals at the end of a pass, unless the last batch has been followed by a check of all."""
         first = next((index for index, fine in self._flags if not bool(fine)), None)
-        if first is not None or not all(bool(torch.isfinite(t.sum())) for t in totals.values()):
+        late = self._clean < self._batches and not all(bool(torch.isfinite(t.sum())) for t in totals.values())
+        if first is not None or late:
             self._raise(totals, first)
 
     def _raise(self, totals: Mapping[str, Tensor], index: int | None) -> None:
@@ -101,10 +102,9 @@ class Underflow:
 
     def check(self, name: str, gradient: Tensor, dtype: torch.dtype) -> None:
         """Note where g ≠ 0 = g² in one gradient."""
-        flat = gradient.detach().reshape(-1)
-        some = [_vanishes(part.to(dtype)).any() for part in _parts(flat)]  # as large as the gradient only where needed
-        if some and bool(torch.stack(some).any()):
-            lost = torch.cat([_vanishes(part.to(dtype)) for part in _parts(flat)])
+        parts = _parts(gradient.detach().reshape(-1))
+        if any(bool(_vanishes(part.to(dtype)).any()) for part in parts):  # as large as the gradient only where needed
+            lost = torch.cat([torch.as_tensor(_vanishes(p.to(dtype)), device=gradient.device) for p in parts])
             self._lost[name] = lost | self._lost[name] if name in self._lost else lost
 
     def report(self, totals: Mapping[str, Tensor]) -> str | None:
@@ -127,7 +127,7 @@ class Underflow:
             small = (part > 0) & (part < tiny)
             if name in self._lost:
                 small |= _host(_parts(self._lost[name])[i]) & (part == 0)
-            count += int(small.sum())
+            count += int(torch.count_nonzero(small) if isinstance(small, Tensor) else np.count_nonzero(small))
         return count
 
 
@@ -135,11 +135,10 @@ def _parts(flat: Tensor) -> list[Tensor]:
     return [flat[at : at + _AT_A_TIME] for at in range(0, len(flat), _AT_A_TIME)]
 
 
-def _vanishes(g: Tensor) -> Tensor:
+def _vanishes(g: Tensor) -> Any:
     host = _host(g)
     with np.errstate(all="ignore"):
-        found = (host != 0) & (host * host == 0)
-    return found if isinstance(found, Tensor) else torch.from_numpy(found)  # whatever the default device is
+        return (host * host == 0) & (host != 0)
 
 
 def _host(t: Tensor) -> Any:
