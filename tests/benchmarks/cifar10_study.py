@@ -19,6 +19,7 @@ import warnings
 from collections import defaultdict
 from pathlib import Path
 from statistics import median
+from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 import attrs
@@ -79,7 +80,7 @@ class Audit(Metric):
 
     name = "study-audit"
     traits = MetricTraits(low=0.0, high=1.0, unit="fraction")
-    known = attrs.field(factory=WeakKeyDictionary, init=False)
+    known: ClassVar = WeakKeyDictionary()  # of the process: every edit is given a new instance
 
     def measure(self, inputs):
         models = {"": inputs.model, "original ": inputs.original}
