@@ -202,6 +202,7 @@ class Study:
             return
         checkpoint = Path(config.model.checkpoint)
         if not checkpoint.exists():
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
             save_checkpoint(cached_original(Experiment.load(config)), checkpoint)
         if not (Path(config.output) / "recommended").exists():
             found = recommend(self.base(scenario, seed), plugins=manager)
