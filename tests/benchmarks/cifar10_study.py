@@ -69,9 +69,7 @@ there are several, the 95 % interval of their mean by Student's t, which covers 
 accuracy of the features under a fresh head (classes: on unseen samples of the forgotten kind). The ToW of
 *retrained* is that of each retrained model against the others. Tuned methods of the sub-class and of the mislabelled
 samples aim at the retrained models' forget accuracy; `recommend` sees no retrained model, and its row is
-measured on the half of the test set that it did not hold out. Its rows of the whole class and of the sub-class were
-measured when a head-swap could miss the target at no cost by as much as two models from scratch, of 3 and of 9 epochs,
-differed: 0.04 on seed 0, at least 0.085 on seed 1. Since then it is one standard error, 0.02."""
+measured on the half of the test set that it did not hold out."""
 
 
 @attrs.frozen(kw_only=True)
