@@ -204,7 +204,7 @@ class Recovery(Metric):
         unit="fraction; logits",
         source="ours; after Golatkar et al. 2020",
         cost="one epoch over the retain set and some steps for each model, and two passes over the forget set",
-        trust="says little of a whole class, whose accuracy one epoch without it lowers in any model",
+        trust="says little of a whole class, whose accuracy one epoch without it lowers in any model; noisy",
         holds=("retain epoch",),
     )
 
