@@ -51,10 +51,9 @@ class NanCheck:
         self._batches += 1
 
     def finish(self, totals: Mapping[str, Tensor]) -> None:
-        """Check all totals at the end of a pass, unless the last batch has been followed by a check of all."""
+        """Check all totals at the end of a pass."""
         first = next((index for index, fine in self._flags if not bool(fine)), None)
-        late = self._clean < self._batches and not all(bool(torch.isfinite(t.sum())) for t in totals.values())
-        if first is not None or late:
+        if first is not None or not all(bool(torch.isfinite(t.sum())) for t in totals.values()):
             self._raise(totals, first)
 
     def _raise(self, totals: Mapping[str, Tensor], index: int | None) -> None:
