@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import warnings
 from collections import defaultdict
 from pathlib import Path
@@ -62,6 +63,7 @@ AIMS = {
 """What `recommend` is to reach: the smallest ToW, the largest distance to retrained models, and of the AUC to 0.5."""
 
 
+EARLIER = "From an earlier run of the study, whose recovery had a constant learning rate."
 ABOUT = """20,000 training images, 10,000 test images, a residual network of 590,000 weights at 32 px, 18 epochs,
 training seeds: {seeds}, three retrained models for each scenario, the same ones for all training seeds.
 Medians over the seeds; in brackets, where there are several, the 95 % interval of their mean by Student's t,
@@ -372,20 +374,32 @@ def tried(study, scenario, seeds):
     return "What `recommend` tried:\n\n" + "\n".join(lines) if len(lines) > 2 else ""
 
 
-def page(study, seeds):
-    """Write the page of results."""
+def sections(text):
+    """Return title to text of the sections of a page."""
+    return dict(
+        re.findall(r"^## (.+?)\n\n(.+?)\n\n(?=## |Not measured|Measured)", text, flags=re.DOTALL | re.MULTILINE)
+    )
+
+
+def page(study, seeds, before=""):
+    """Write the page of results; a scenario that the folder has no results of keeps its section of the page before."""
     version = importlib.metadata.version
     done = [s for s in seeds if any((study.work / scenario / str(s) / "trials").exists() for scenario in SCENARIOS)]
     parts = ["# CIFAR-10: every method, tuned methods and `recommend`", ABOUT.format(seeds=", ".join(map(str, done)))]
+    kept = {title: text.replace(f"\n\n{EARLIER}", "") for title, text in sections(before).items()}
     for scenario, title in SCENARIOS.items():
         rows = study.rows(scenario, seeds)
         if rows:
+            kept.pop(title, None)
             parts += [f"## {title}", table(rows)]
             parts += filter(None, [reach(scenario, rows), tried(study, scenario, seeds)])
+        elif title in kept:
+            parts += [f"## {title}", kept[title], EARLIER]
     left = [
         f"{title.lower()} (seeds {', '.join(map(str, some))})"
         for scenario, title in SCENARIOS.items()
-        if (some := [n for n in seeds if not (study.work / scenario / str(n) / "recommended").exists()])
+        if title not in kept
+        and (some := [n for n in seeds if not (study.work / scenario / str(n) / "recommended").exists()])
     ]
     if left:
         parts.append(f"Not measured yet: `recommend` for {'; '.join(left)}; and methods that are in no table.")
@@ -411,7 +425,8 @@ def main():
     for seed in () if chosen.page else chosen.seed:
         for scenario in chosen.scenario:
             study.run(scenario, seed)
-    chosen.to.write_text(page(study, SEEDS), encoding="utf-8")
+    before = chosen.to.read_text(encoding="utf-8") if chosen.to.exists() else ""
+    chosen.to.write_text(page(study, SEEDS, before), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,18 @@ def test_one_scenario_of_the_study(images, tmp_path, capsys):
     assert "| finetune | 1 |" in page
     assert "Reached by `recommend`" in page or "1 failed: Nothing was edited" in page
 
+    # What was measured elsewhere stays on the page; what was measured here takes the place of what was there.
+    before = (
+        study.page(bench, (0, 1))
+        .replace("| finetune | 1 |", "| finetune | 9 |")
+        .replace("## ", "## Whole class\n\nx\n\n## ")
+    )
+    later = study.page(bench, (0, 1), before)
+    assert f"## Whole class\n\nx\n\n{study.EARLIER}\n\n## Sub-class" in later
+    assert "| finetune | 1 |" in later
+    assert "| finetune | 9 |" not in later
+    assert study.page(bench, (0, 1), later) == later
+
     capsys.readouterr()
     bench.run("subclass", 0)
     assert capsys.readouterr().out == "", "the results are there"

@@ -21,7 +21,6 @@ from unlearnkit.evaluation.metrics import Recovery
 from unlearnkit.evaluation.metrics.features import head_swap
 from unlearnkit.evaluation.model_outputs import sampling_error, some_rows
 from unlearnkit.evaluation.tuning import TrialTuner, Tuning, Validation
-from unlearnkit.evaluation.tuning.result import Candidate
 from unlearnkit.evaluation.tuning.tuner import judged, scores_of
 from unlearnkit.experiments.config import Config, MethodConfig
 from unlearnkit.experiments.experiment import Experiment, make_unlearner
@@ -128,7 +127,6 @@ class _Outcome:
 
     attempt: Attempt
     model: nn.Module
-    candidate: Candidate
     report: Report | None = None
     tuning: Tuning | None = None
 
@@ -177,7 +175,7 @@ class _MethodSearch:
         if random:
             known = search.scores(job.original, retain)
             target = {"forget": known["accuracy"], "forget-loss": known["loss"]}
-            target["swap"] = search.swap(job.original, retain)
+            target |= search.held(job.original, retain)
         else:
             # Trained for longer, it would be as accurate on retained samples as the original, and on others by as much
             # more than it is.
@@ -187,7 +185,7 @@ class _MethodSearch:
             target = {
                 "forget": min(1.0, more * search.scores(trained, search.forget)["accuracy"]),
                 "forget-loss": search.scores(proxy, search.forget)["loss"],
-                "swap": min(1.0, more * search.swap(trained)),
+                **{name: min(1.0, more * value) for name, value in search.held(trained).items()},
             }
         accuracy = search.accuracy_in_training(job.original)
         return attrs.evolve(search, target=target, train_accuracy=accuracy)
@@ -202,9 +200,17 @@ class _MethodSearch:
         return sampling_error(self.target["swap"], len(self.unseen or self.forget))
 
     @property
-    def swap_tolerance(self) -> float:
-        """How far head-swap may be from the target at no cost: for classes, about one standard error."""
-        return self.swap_error / 2 if self.proxy_epochs else 0.0
+    def tolerance(self) -> dict[str, float]:
+        """How far what a model holds may be from the target at no cost: for classes, about one standard error."""
+        errors = {"swap": self.swap_error}
+        if "recovery" in self.target:
+            errors["recovery"] = sampling_error(self.target["recovery"], len(self.forget))
+        return {name: error / 2 if self.proxy_epochs else 0.0 for name, error in errors.items()}
+
+    @property
+    def audit_epochs(self) -> int:
+        """The epochs that it takes to see what a model holds."""
+        return int("recovery" in self.target)
 
     @property
     def source(self) -> str:
@@ -279,10 +285,8 @@ class _MethodSearch:
 
     def try_all(self) -> list[_Outcome]:
         """Try everything: leaving the model as it is, each method, and training from scratch."""
-        outcomes = [self.judged_outcome(self.job.original, Attempt(name=ORIGINAL))]
-        outcomes += [self.tried(method, unlearner) for method, unlearner in self.methods()]
-        found = [self.with_recovery(outcome) for outcome in (*outcomes, self.scratch())]
-        return [self.audited(outcome, found[-1].attempt) for outcome in found]
+        original = self.judged_outcome(self.job.original, Attempt(name=ORIGINAL))
+        return [original, *(self.tried(method, unlearner) for method, unlearner in self.methods()), self.scratch()]
 
     def scratch(self) -> _Outcome:
         """Put the model from scratch in the place of the original."""
@@ -313,26 +317,29 @@ class _MethodSearch:
         # An importance takes one pass over its data; those of both sets are shared by all trials.
         measured = 1.0 if _IMPORTANCES & unlearner.requires() else 0.0
         shared = self.shared(unlearner, method.fixed) + measured
+        audits = 1 + sum(not c.problem for c in tuning.candidates)  # of the original and of each edit
         attempt = Attempt(
             name=method.label,
             trials=len(tuning.candidates),
-            search_epochs=measured + sum(c.steps for c in tuning.candidates) / self.steps,
+            search_epochs=measured + sum(c.steps for c in tuning.candidates) / self.steps + audits * self.audit_epochs,
             search_seconds=seconds,
         )
         best = tuning.chosen
         if best is None:
             attempt = attrs.evolve(attempt, problem=_why(tuning))
-            return _Outcome(attempt=attempt, model=model, candidate=Candidate(options={}), tuning=tuning)
+            return _Outcome(attempt=attempt, model=model, tuning=tuning)
         attempt = attrs.evolve(
             attempt,
             options=best.options,
             epochs=shared + best.steps / self.steps,
-            search_epochs=attempt.search_epochs + best.steps / self.steps,  # the best edit is made again
+            # The best edit is made again.
+            search_epochs=attempt.search_epochs + best.steps / self.steps + self.audit_epochs,
             seconds=report.seconds.get("edit", 0.0),
         )
         outcome = self.judged_outcome(model, attempt)
-        hidden = attrs.evolve(outcome.attempt, problem=confined(report))  # what lies below is not forgotten
-        return attrs.evolve(outcome, attempt=hidden, report=report, tuning=tuning)
+        hidden = confined(report)  # what lies below is not forgotten
+        attempt = attrs.evolve(outcome.attempt, problem=hidden, score=0.0) if hidden else outcome.attempt
+        return attrs.evolve(outcome, attempt=attempt, report=report, tuning=tuning)
 
     def tune(self, model: nn.Module, inputs: UnlearningInputs, method: MethodConfig, unlearner: Unlearner) -> Tuning:
         config, fixed = self.job.experiment.config, self.fixed(unlearner, method)
@@ -340,7 +347,7 @@ class _MethodSearch:
         decides = {
             "model": digest(model),
             "forget": self.job.experiment.forgotten.digest(),
-            "method": [unlearner, sorted(fixed), self.target, self.swap_tolerance],
+            "method": [unlearner, sorted(fixed), self.target, self.tolerance],
             "options": [config.recommend, config.tuning, config.importance],
             "seed": config.seed,
         }
@@ -360,7 +367,7 @@ class _MethodSearch:
             validation=self.validation(),
             target=self.target["forget"],
             target_source=self.source,
-            gap=lambda edited: self.gap(edited, self.swap(edited)),
+            gap=lambda edited: self.gap(edited, self.held(edited)),
             progress=self.job.progress,
         )
 
@@ -372,44 +379,41 @@ class _MethodSearch:
         """Score a model as the candidates of a search are."""
         objective, config = self.job.experiment.objective, self.job.experiment.config
         original = scores_of(self.job.original, self.validation(), objective)
-        seen, swap = scores_of(model, self.validation(), objective), self.swap(model)
+        seen, held = scores_of(model, self.validation(), objective), self.held(model)
         candidate = judged(
             seen,
             target=self.target["forget"],
             original=original,
             budget=config.tuning.budget,
-            gap=self.gap(model, swap),
+            gap=self.gap(model, held),
             options=dict(attempt.options),
         )
-        attempt = attrs.evolve(attempt, forget=candidate.forget, retain=candidate.retain, swap=swap)
-        return _Outcome(attempt=attempt, model=model, candidate=candidate)
+        problem = "" if candidate.feasible else f"loses {candidate.damage:.3f} of retain accuracy"
+        attempt = attrs.evolve(
+            attempt,
+            forget=candidate.forget,
+            retain=candidate.retain,
+            swap=held["swap"],
+            recovery=held.get("recovery"),
+            score=candidate.score,
+            problem=problem,
+        )
+        return _Outcome(attempt=attempt, model=model)
 
-    def gap(self, model: nn.Module, swap: float) -> float:
+    def gap(self, model: nn.Module, held: Mapping[str, float]) -> float:
         """Return how far a model is from the aims beside its accuracy on test samples, 0 … 1.
 
-        Its features from the target, beyond the tolerance, and its accuracy on samples it was trained on from that of
+        What it holds from the target, beyond the tolerance, and its accuracy on samples it was trained on from that of
         the original.
         """
-        far = max(0.0, abs(swap - self.target["swap"]) - self.swap_tolerance)
-        return 1 - (1 - far) * (1 - max(0.0, self.train_accuracy - self.accuracy_in_training(model)))
+        far = [max(0.0, abs(value - self.target[name]) - self.tolerance[name]) for name, value in held.items()]
+        lost = max(0.0, self.train_accuracy - self.accuracy_in_training(model))
+        return 1 - math.prod(1 - distance for distance in (*far, lost))
 
-    def with_recovery(self, outcome: _Outcome) -> _Outcome:
-        """Add the forget accuracy after an epoch on the retain set, where the edit can be chosen."""
-        if outcome.attempt.problem:
-            return outcome
-        return attrs.evolve(outcome, attempt=attrs.evolve(outcome.attempt, recovery=self.recovery(outcome.model)))
-
-    def audited(self, outcome: _Outcome, scratch: Attempt) -> _Outcome:
-        """Take from the score what comes back by training on retained samples beyond what does from scratch."""
-        attempt, candidate = outcome.attempt, outcome.candidate
-        if attempt.problem:
-            return outcome
-        rise, expected, far = _rise(attempt), _rise(scratch), 0.0
-        if rise is not None and expected is not None and attempt.recovery is not None:
-            noise = 2**0.5 * sampling_error(attempt.recovery, len(self.forget))  # of the difference of two shares
-            far = max(0.0, rise - expected - noise)
-        problem = "" if candidate.feasible else f"loses {candidate.damage:.3f} of retain accuracy"
-        return attrs.evolve(outcome, attempt=attrs.evolve(attempt, score=candidate.score * (1 - far), problem=problem))
+    def held(self, model: nn.Module, on: LabelledImages | None = None) -> dict[str, float]:
+        """Measure what a model holds of the forget set, or of other samples, below its outputs."""
+        recovery = self.recovery(model, on)
+        return {"swap": self.swap(model, on), **({} if recovery is None else {"recovery": recovery})}
 
     def scores(self, model: nn.Module, data: LabelledImages) -> dict[str, float]:
         """Return accuracy and loss."""
@@ -441,12 +445,12 @@ class _MethodSearch:
             most=_MOST,
         )
 
-    def recovery(self, model: nn.Module) -> float | None:
+    def recovery(self, model: nn.Module, on: LabelledImages | None = None) -> float | None:
         """Return the forget accuracy after an epoch on the retain set; None for whole classes, where it says little."""
         experiment = self.job.experiment
         if experiment.forgotten.scenario == "full-class":
             return None
-        parts = {name: experiment.splits()[name] for name in ("retain-train", "forget-train")}
+        parts = {"retain-train": experiment.splits()["retain-train"], "forget-train": on or self.forget}
         splits = {name: experiment.importance_batches(data) for name, data in parts.items()}
         inputs = EvaluationInputs(model=model, splits=splits, objective=experiment.objective)
         return Recovery(seed=experiment.config.seed).evaluate(inputs)["retain epoch"]
@@ -462,7 +466,8 @@ class _MethodSearch:
             limit=self.limit,
             retraining=config.training.epochs,
             swap_error=self.swap_error,
-            measured=self.proxy_epochs + sum(attempt.recovery is not None for attempt in attempts),
+            # The audits of the target, of the original and of the model from scratch.
+            measured=self.proxy_epochs + 3 * self.audit_epochs,
         )
 
 
@@ -476,11 +481,6 @@ def _hold_out(experiment: Experiment) -> tuple[Experiment, LabelledImages, Label
     if "retain-test" in missing or (spec.carries_over and missing):
         raise ConfigurationError(f"recommend: expected {missing[0]} samples to hold out, saw none in the test set")
     return left, held["retain-test"], held.get("forget-test")
-
-
-def _rise(attempt: Attempt) -> float | None:
-    """Return by how much an epoch on the retain set raises the forget accuracy."""
-    return None if attempt.recovery is None or attempt.forget is None else attempt.recovery - attempt.forget
 
 
 def _training_parts(unlearner: Unlearner) -> dict[str, Unlearner]:

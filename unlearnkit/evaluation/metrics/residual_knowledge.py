@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
+from torch.optim.lr_scheduler import LambdaLR
 
 from unlearnkit.data.loaders import reshuffled
 from unlearnkit.distributed import Shared
@@ -27,9 +28,10 @@ from unlearnkit.evaluation.model_outputs import (
     sampling_error,
 )
 from unlearnkit.models.objective import CrossEntropy, Objective
-from unlearnkit.models.training import OptimizerConfig, run_epoch, training_mode
+from unlearnkit.models.training import OptimizerConfig, one_cycle, run_epoch, training_mode
 from unlearnkit.utils.errors import ConfigurationError, UnsupportedModelError
 from unlearnkit.utils.options import option
+from unlearnkit.utils.progress import length
 
 _Batches = Callable[[], Iterable[Any]]
 BITS = {"INT8": 8, "INT4": 4}
@@ -208,12 +210,15 @@ class Recovery(Metric):
         holds=("retain epoch",),
     )
 
-    learning_rate: float = option(1e-3, symbol="η", above=0.0, doc="step size of Adam")
+    learning_rate: float = option(1e-3, symbol="η", above=0.0, doc="largest step size of Adam, one-cycle")
     steps: int = option(10, at_least=1, doc="on the first batch of forgotten samples")
     seed: int = option(0, at_least=0, doc="of dropout")
 
     def measure(self, inputs: EvaluationInputs) -> Values:
         outputs = ModelOutputs(inputs)
+
+        def mean_loss(student: nn.Module, batch: Any) -> Tensor:
+            return inputs.objective.losses(student, batch).mean()
 
         def after(
             batches: Callable[[], Iterable[Any]], judged: Callable[[], Iterable[Any]], model: nn.Module
@@ -222,10 +227,10 @@ class Recovery(Metric):
             student, data, unseen = copy.deepcopy(model), batches(), judged()
             adam = OptimizerConfig(learning_rate=self.learning_rate).optimizer_for(student)
             data = reshuffled(data.items if isinstance(data, Shared) else data, seed=self.seed)
+            steps = length(data) or sum(1 for _ in data)
+            falling = LambdaLR(adam, partial(one_cycle, steps=steps))  # else the order of the batches decides
             with training_mode(student, adam, seed=self.seed) as usable:
-                run_epoch(
-                    student, usable(data), lambda m, b: inputs.objective.losses(m, b).mean(), adam, name=self.name
-                )
+                run_epoch(student, usable(data), mean_loss, adam, name=self.name, after_step=falling.step)
             return outputs_of(student, unseen, objective=inputs.objective)
 
         def others() -> list[Any]:
