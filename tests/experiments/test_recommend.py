@@ -20,7 +20,9 @@ from unlearnkit import (
 )
 from unlearnkit.cli.app import app
 from unlearnkit.data.splits import hold_out
-from unlearnkit.evaluation import loss_and_accuracy
+from unlearnkit.evaluation import EvaluationInputs, loss_and_accuracy
+from unlearnkit.evaluation.metrics import Recovery
+from unlearnkit.evaluation.model_outputs import sampling_error
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.experiment import Experiment
 from unlearnkit.experiments.recommend import recommend
@@ -30,6 +32,7 @@ from unlearnkit.unlearning import EpochConfig
 
 QUICK = ["recommend.trials=1", "training.epochs=6", "tuning.budget=1", "training.schedule='one-cycle'"]
 RANDOM = "forget={indices=[0, 10, 20, 30, 40, 50, 60, 70, 80, 90]}"
+CORRUPTED = "forget={corrupted={share=0.2, known=1.0}}"
 ONE = "recommend.methods=['shrink-perturb']"
 
 
@@ -104,6 +107,10 @@ def test_random_samples_are_compared_with_unseen_ones(digits_toml):
     target = found.recommendation.target
     assert (target["forget"], target["forget-loss"]) == (unseen.accuracy, pytest.approx(unseen.loss))
     assert 0.5 < target["swap"] <= 1
+    parts = {"retain-train": experiment.splits()["retain-train"], "forget-train": test.subset(aside)}
+    splits = {name: experiment.importance_batches(data) for name, data in parts.items()}
+    held_out = EvaluationInputs(model=experiment.original_model()[0], splits=splits)
+    assert target["recovery"] == Recovery().evaluate(held_out)["retain epoch"]
     capped = next(a for a in found.recommendation.attempts if a.name == "capped-neg-grad")
     assert found.recommendation.attempts[0].recovery is not None
     # No proxy is needed: the edit may take all three epochs.
@@ -129,20 +136,26 @@ def test_classes_are_compared_with_models_from_scratch(digits_toml):
     assert shrunk.epochs == 3, "no option is measured on the proxy"
 
 
-def test_the_score_counts_what_is_lost_of_the_training_set(digits_toml):
-    chosen = config(digits_toml, ONE)
+@pytest.mark.parametrize("forget", ["forget={classes=[3]}", CORRUPTED])
+def test_the_score_counts_what_is_held_and_what_is_lost_of_the_training_set(digits_toml, forget):
+    chosen = config(digits_toml, ONE, forget)
     found, experiment = recommend(chosen), Experiment.load(chosen)
     trained = retrained_for(experiment, 3)
-    retain = experiment.evaluation_batches(experiment.splits()["retain-train"])
-    models = (experiment.original_model()[0], trained)
-    before, after = (loss_and_accuracy(model, retain).accuracy for model in models)
-    original, *_, scratch = found.recommendation.attempts
-    assert scratch.forget == found.recommendation.target["forget"]
-    lost = (1 - max(0, original.retain - scratch.retain)) * (1 - max(0, before - after))
-    far = max(0, abs(scratch.swap - found.recommendation.target["swap"]) - found.recommendation.swap_error / 2)
+    retain, lost_samples = (experiment.splits()[name] for name in ("retain-train", "forget-train"))
+    models, batches = (experiment.original_model()[0], trained), experiment.evaluation_batches(retain)
+    before, after = (loss_and_accuracy(m, batches, objective=experiment.objective).accuracy for m in models)
     assert before > after
-    assert scratch.score == pytest.approx(lost * (1 - far))
-    assert all(attempt.recovery is None for attempt in found.recommendation.attempts)
+    target, (original, *_, scratch) = found.recommendation.target, found.recommendation.attempts
+    expected = 1 - abs(scratch.forget - target["forget"])
+    expected *= (1 - max(0, original.retain - scratch.retain)) * (1 - (before - after))
+    expected *= 1 - max(0, abs(scratch.swap - target["swap"]) - found.recommendation.swap_error / 2)
+    if forget == CORRUPTED:
+        error = sampling_error(target["recovery"], len(lost_samples))
+        expected *= 1 - max(0, abs(scratch.recovery - target["recovery"]) - error / 2)
+        assert original.recovery is not None
+    else:
+        assert all(attempt.recovery is None for attempt in found.recommendation.attempts), "it says little of classes"
+    assert scratch.score == pytest.approx(expected)
 
 
 def test_retrained_models_do_not_influence_the_choice(digits_toml, trained_checkpoint):
@@ -245,8 +258,7 @@ def test_what_cannot_be_tried_is_refused(digits_toml, setting, said):
 
 
 def test_mislabelled_samples_are_compared_with_a_proxy(digits_toml):
-    corrupted = "forget={corrupted={share=0.2, known=1.0}}"
-    found = recommend(config(digits_toml, corrupted, ONE))
+    found = recommend(config(digits_toml, CORRUPTED, ONE))
     assert found.recommendation.target["forget"] < 0.5, "a model that never saw a wrong label does not predict it"
     assert torch.isfinite(torch.tensor([a.score for a in found.recommendation.attempts])).all()
 

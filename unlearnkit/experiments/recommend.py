@@ -2,31 +2,23 @@
 
 import copy
 import hashlib
-import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, final
 
 import attrs
-import numpy as np
 from torch import nn
 
-from unlearnkit.data import LabelledImages
 from unlearnkit.distributed import Ranks
-from unlearnkit.evaluation import EvaluationInputs
-from unlearnkit.evaluation.metrics import Recovery
-from unlearnkit.evaluation.metrics.features import head_swap
-from unlearnkit.evaluation.model_outputs import sampling_error, some_rows
-from unlearnkit.evaluation.tuning import TrialTuner, Tuning, Validation
-from unlearnkit.evaluation.tuning.tuner import judged, scores_of
+from unlearnkit.evaluation.tuning import TrialTuner, Tuning
+from unlearnkit.experiments.aims import Aims
 from unlearnkit.experiments.config import Config, MethodConfig
-from unlearnkit.experiments.experiment import Experiment, make_unlearner
+from unlearnkit.experiments.experiment import make_unlearner
 from unlearnkit.experiments.job import Job, exclusive, result_folder
-from unlearnkit.experiments.search import check_accuracy, divide_test_set, report_of, trials_of
-from unlearnkit.experiments.train import retrained_for
+from unlearnkit.experiments.search import check_accuracy, report_of, trials_of
 from unlearnkit.models.parameters import digest
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.reporting import RunRecord
@@ -43,8 +35,6 @@ LABEL = "recommended"
 """The folder of the results, in that of the configuration."""
 
 _AUDIT = ("head-swap", "recovery", "layer-probe")
-_MOST = 5000  # samples that a head is fitted to
-_PROXY = 6  # the proxy is trained for so many times fewer epochs than the original
 _IMPORTANCES = frozenset({Need.FORGET_IMPORTANCE, Need.REFERENCE_IMPORTANCE})
 
 
@@ -85,8 +75,13 @@ def recommend(
         if os.path.lexists(folder) and not overwrite:
             raise StoreError(f"results already exist: {folder}: choose another output, or pass --overwrite")
         check_replaceable(folder)
-        search = _MethodSearch.start(Job.start(config, plugins, again=again, progress=progress))
-        job, found = search.job, search.try_all()
+        job = Job.start(config, plugins, again=again, progress=progress)
+        check_accuracy(job.experiment, command="recommend")
+        wanted = _methods_to_try(job)  # a wrong name is an error before anything is trained
+        aims = Aims.measure(job.experiment, job.original, progress=progress)
+        job = attrs.evolve(job, experiment=aims.experiment, stage="recommend")
+        search = _MethodSearch(job=job, aims=aims)
+        found = search.try_all(wanted)
         usable = [outcome for outcome in found if not outcome.attempt.problem]
         chosen = max(usable, key=lambda outcome: outcome.attempt.score)  # among equals the first, which is the original
         recommendation = search.recommendation(found, chosen)
@@ -134,122 +129,21 @@ class _Outcome:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class _MethodSearch:
-    """Tries methods, judged by held-out samples and by a model that never saw the forget set."""
+    """Tunes each method within the limit, and sets the best edits side by side."""
 
     job: Job
-    retain: LabelledImages
-    unseen: LabelledImages | None  # of the forgotten kind; None where the test set has none
-    limit: int  # epochs that an edit may take
-    trained: nn.Module  # from scratch, for as many epochs
-    seconds: float  # that took
-    proxy_epochs: int  # of the model whose forget loss is a target; 0 for random samples
-    target: Mapping[str, float] = attrs.field(factory=dict)
-    train_accuracy: float = 0.0  # of the original, on retained samples of the training set
-
-    @classmethod
-    def start(cls, job: Job) -> "_MethodSearch":
-        check_accuracy(job.experiment, command="recommend")
-        experiment, retain, unseen = _hold_out(job.experiment)
-        job = attrs.evolve(job, experiment=experiment, stage="recommend")
-        random, config = experiment.forgotten.scenario == "random", experiment.config
-        epochs = 0 if random else max(1, round(config.training.epochs / _PROXY))
-        limit = math.floor(config.recommend.cost * config.training.epochs)
-        if limit <= epochs:
-            raise ConfigurationError(
-                f"recommend.cost: expected a share of {config.training.epochs} epochs that leaves one after "
-                f"{epochs} of the proxy, saw {config.recommend.cost:g}: raise it"
-            )
-        start = time.perf_counter()
-        trained = retrained_for(experiment, limit, progress=job.progress)
-        seconds = time.perf_counter() - start
-        search = cls(
-            job=job,
-            retain=retain,
-            unseen=unseen,
-            limit=limit,
-            trained=trained,
-            seconds=seconds,
-            proxy_epochs=epochs,
-        )
-        search.methods()  # a wrong name is an error before the first edit
-        if random:
-            known = search.scores(job.original, retain)
-            target = {"forget": known["accuracy"], "forget-loss": known["loss"]}
-            target |= search.held(job.original, retain)
-        else:
-            # Trained for longer, it would be as accurate on retained samples as the original, and on others by as much
-            # more than it is.
-            proxy = retrained_for(experiment, epochs, progress=job.progress)
-            original, reached = (search.scores(model, retain)["accuracy"] for model in (job.original, trained))
-            more = max(1.0, original / max(reached, 1 / len(retain)))
-            target = {
-                "forget": min(1.0, more * search.scores(trained, search.forget)["accuracy"]),
-                "forget-loss": search.scores(proxy, search.forget)["loss"],
-                **{name: min(1.0, more * value) for name, value in search.held(trained).items()},
-            }
-        accuracy = search.accuracy_in_training(job.original)
-        return attrs.evolve(search, target=target, train_accuracy=accuracy)
-
-    @property
-    def forget(self) -> LabelledImages:
-        return self.job.experiment.splits()["forget-train"]
-
-    @property
-    def swap_error(self) -> float:
-        """The sampling error of head-swap."""
-        return sampling_error(self.target["swap"], len(self.unseen or self.forget))
-
-    @property
-    def tolerance(self) -> dict[str, float]:
-        """How far what a model holds may be from the target at no cost: for classes, about one standard error."""
-        errors = {"swap": self.swap_error}
-        if "recovery" in self.target:
-            errors["recovery"] = sampling_error(self.target["recovery"], len(self.forget))
-        return {name: error / 2 if self.proxy_epochs else 0.0 for name, error in errors.items()}
-
-    @property
-    def audit_epochs(self) -> int:
-        """The epochs that it takes to see what a model holds."""
-        return int("recovery" in self.target)
-
-    @property
-    def source(self) -> str:
-        if not self.proxy_epochs:
-            return f"the original's on {len(self.retain)} samples that it was not trained on"
-        return (
-            f"those of a model trained on the retain set for {self.limit} epochs, corrected for its lower accuracy on "
-            f"retained samples, and the loss of one trained for {self.proxy_epochs}"
-        )
+    aims: Aims
 
     def shared(self, unlearner: Unlearner, fixed: frozenset[str]) -> int:
         """The epochs that an edit takes before it begins: those of the proxy, where an option is measured on it."""
         signals = any(option.signal for option, _ in nested_options(unlearner) if option.name not in fixed)
-        return self.proxy_epochs if signals else 0
+        return self.aims.proxy_epochs if signals else 0
 
     @property
     def steps(self) -> int:
         """The number of batches of an epoch over the retain set."""
         experiment = self.job.experiment
         return len(experiment.importance_batches(experiment.splits()["retain-train"]))
-
-    def methods(self) -> list[tuple[MethodConfig, Unlearner]]:
-        """List the methods to try, with their options where they are not searched."""
-        experiment, plugins = self.job.experiment, self.job.plugins
-        config, scenario = experiment.config, experiment.forgotten.scenario
-        own = {method.label: method for method in config.method}
-        declared = [p.name for p in plugins.provided("unlearner") if scenario in p.cls.traits.forgets]
-        names = config.recommend.methods or (*declared, *(m.label for m in config.method if m.tuned))
-        known = [*own, *(provided.name for provided in plugins.provided("unlearner"))]
-        for name in names:
-            if name not in known:
-                raise ConfigurationError(f"recommend.methods: no method is called {name!r}{nearest(name, known)}")
-        if not names:
-            raise ConfigurationError(
-                f"recommend: expected a method that declares the scenario {scenario!r} in its traits (forgets), saw "
-                "none: name some in recommend.methods"
-            )
-        methods = [own.get(name, MethodConfig(name=name)) for name in dict.fromkeys(names)]
-        return [(method, self.prepared(method)) for method in methods]
 
     def prepared(self, method: MethodConfig) -> Unlearner:
         """Make a method: options that name a signal get it, and training goes on as that of the original."""
@@ -260,8 +154,8 @@ class _MethodSearch:
             raise ConfigurationError(
                 f"{method.label}.{unknown[0].name}: expected the signal 'forget-loss', saw {unknown[0].signal!r}"
             )
-        values: dict[str, Any] = {name: self.target[o.signal] for name, o in known.items() if o.signal and self.target}
-        trained, limit = _training_parts(unlearner), self.limit - self.shared(unlearner, method.fixed)
+        values: dict[str, Any] = {name: self.aims.target[o.signal] for name, o in known.items() if o.signal}
+        trained, limit = _training_parts(unlearner), self.aims.limit - self.shared(unlearner, method.fixed)
         for prefix in trained:
             values |= {
                 f"{prefix}optimizer": "adam",
@@ -283,23 +177,25 @@ class _MethodSearch:
         own = {o.name for o, _ in nested_options(unlearner) if o.search is not None} - epochs - rates - method.fixed
         return method.fixed | epochs | (rates if own else set())
 
-    def try_all(self) -> list[_Outcome]:
+    def try_all(self, methods: Iterable[MethodConfig]) -> list[_Outcome]:
         """Try everything: leaving the model as it is, each method, and training from scratch."""
+        prepared = [(method, self.prepared(method)) for method in methods]  # so that errors come before the first edit
         original = self.judged_outcome(self.job.original, Attempt(name=ORIGINAL))
-        return [original, *(self.tried(method, unlearner) for method, unlearner in self.methods()), self.scratch()]
+        return [original, *(self.tried(method, unlearner) for method, unlearner in prepared), self.scratch()]
 
     def scratch(self) -> _Outcome:
         """Put the model from scratch in the place of the original."""
-        model = copy.deepcopy(self.job.original)
-        report = _FromScratch(epochs=self.limit).unlearn(model, UnlearningInputs(model_factory=lambda: self.trained))
+        model, limit = copy.deepcopy(self.job.original), self.aims.limit
+        inputs = UnlearningInputs(model_factory=lambda: self.aims.trained)
+        report = _FromScratch(epochs=limit).unlearn(model, inputs)
         attempt = Attempt(
             name=SCRATCH,
-            options={"epochs": self.limit},
+            options={"epochs": limit},
             trials=1,
-            epochs=self.limit,
-            search_epochs=self.limit,
-            seconds=self.seconds,
-            search_seconds=self.seconds,
+            epochs=limit,
+            search_epochs=limit,
+            seconds=self.aims.seconds,
+            search_seconds=self.aims.seconds,
         )
         return attrs.evolve(self.judged_outcome(model, attempt), report=report)
 
@@ -318,10 +214,11 @@ class _MethodSearch:
         measured = 1.0 if _IMPORTANCES & unlearner.requires() else 0.0
         shared = self.shared(unlearner, method.fixed) + measured
         audits = 1 + sum(not c.problem for c in tuning.candidates)  # of the original and of each edit
+        trained = sum(c.steps for c in tuning.candidates) / self.steps
         attempt = Attempt(
             name=method.label,
             trials=len(tuning.candidates),
-            search_epochs=measured + sum(c.steps for c in tuning.candidates) / self.steps + audits * self.audit_epochs,
+            search_epochs=measured + trained + audits * self.aims.audit_epochs,
             search_seconds=seconds,
         )
         best = tuning.chosen
@@ -333,7 +230,7 @@ class _MethodSearch:
             options=best.options,
             epochs=shared + best.steps / self.steps,
             # The best edit is made again.
-            search_epochs=attempt.search_epochs + best.steps / self.steps + self.audit_epochs,
+            search_epochs=attempt.search_epochs + best.steps / self.steps + self.aims.audit_epochs,
             seconds=report.seconds.get("edit", 0.0),
         )
         outcome = self.judged_outcome(model, attempt)
@@ -343,11 +240,11 @@ class _MethodSearch:
 
     def tune(self, model: nn.Module, inputs: UnlearningInputs, method: MethodConfig, unlearner: Unlearner) -> Tuning:
         config, fixed = self.job.experiment.config, self.fixed(unlearner, method)
-        limit = self.limit - self.shared(unlearner, method.fixed)
+        limit = self.aims.limit - self.shared(unlearner, method.fixed)
         decides = {
             "model": digest(model),
             "forget": self.job.experiment.forgotten.digest(),
-            "method": [unlearner, sorted(fixed), self.target, self.tolerance],
+            "method": [unlearner, sorted(fixed), self.aims.target, self.aims.tolerance],
             "options": [config.recommend, config.tuning, config.importance],
             "seed": config.seed,
         }
@@ -364,123 +261,61 @@ class _MethodSearch:
         return tuner.tune(
             model,
             inputs,
-            validation=self.validation(),
-            target=self.target["forget"],
-            target_source=self.source,
-            gap=lambda edited: self.gap(edited, self.held(edited)),
+            validation=self.aims.validation(),
+            target=self.aims.target["forget"],
+            target_source=self.aims.source,
+            gap=lambda edited: self.aims.gap(edited, self.aims.held(edited)),
             progress=self.job.progress,
         )
 
-    def validation(self) -> Validation:
-        batches = self.job.experiment.evaluation_batches
-        return Validation(retain=batches(self.retain), forget=batches(self.forget))
-
     def judged_outcome(self, model: nn.Module, attempt: Attempt) -> _Outcome:
         """Score a model as the candidates of a search are."""
-        objective, config = self.job.experiment.objective, self.job.experiment.config
-        original = scores_of(self.job.original, self.validation(), objective)
-        seen, held = scores_of(model, self.validation(), objective), self.held(model)
-        candidate = judged(
-            seen,
-            target=self.target["forget"],
-            original=original,
-            budget=config.tuning.budget,
-            gap=self.gap(model, held),
-            options=dict(attempt.options),
-        )
-        problem = "" if candidate.feasible else f"loses {candidate.damage:.3f} of retain accuracy"
+        held = self.aims.held(model)
+        found = self.aims.judge(model, held)
         attempt = attrs.evolve(
             attempt,
-            forget=candidate.forget,
-            retain=candidate.retain,
+            forget=found.forget,
+            retain=found.retain,
             swap=held["swap"],
             recovery=held.get("recovery"),
-            score=candidate.score,
-            problem=problem,
+            score=found.score,
+            problem="" if found.feasible else f"loses {found.damage:.3f} of retain accuracy",
         )
         return _Outcome(attempt=attempt, model=model)
-
-    def gap(self, model: nn.Module, held: Mapping[str, float]) -> float:
-        """Return how far a model is from the aims beside its accuracy on test samples, 0 … 1.
-
-        What it holds from the target, beyond the tolerance, and its accuracy on samples it was trained on from that of
-        the original.
-        """
-        far = [max(0.0, abs(value - self.target[name]) - self.tolerance[name]) for name, value in held.items()]
-        lost = max(0.0, self.train_accuracy - self.accuracy_in_training(model))
-        return 1 - math.prod(1 - distance for distance in (*far, lost))
-
-    def held(self, model: nn.Module, on: LabelledImages | None = None) -> dict[str, float]:
-        """Measure what a model holds of the forget set, or of other samples, below its outputs."""
-        recovery = self.recovery(model, on)
-        return {"swap": self.swap(model, on), **({} if recovery is None else {"recovery": recovery})}
-
-    def scores(self, model: nn.Module, data: LabelledImages) -> dict[str, float]:
-        """Return accuracy and loss."""
-        found = self.job.experiment.scores(model, {"data": data})["data"]
-        assert found.accuracy is not None, "the objective is a CrossEntropy"
-        return {"accuracy": found.accuracy, "loss": found.loss}
-
-    def some_of(self, rows: np.ndarray) -> LabelledImages:
-        """Draw samples of the training set, the same each time."""
-        experiment = self.job.experiment
-        return experiment.bundle.train.subset(rows[some_rows(len(rows), _MOST, seed=experiment.config.seed)])
-
-    def accuracy_in_training(self, model: nn.Module) -> float:
-        """Return the accuracy on retained samples of the training set."""
-        return self.scores(model, self.some_of(self.job.experiment.forgotten.retain))["accuracy"]
-
-    def swap(self, model: nn.Module, on: LabelledImages | None = None) -> float:
-        """Return the accuracy under a fresh head: on unseen samples of the forgotten kind, else on the forget set."""
-        experiment = self.job.experiment
-        batches, retained = experiment.evaluation_batches, experiment.forgotten.retain
-        rows = retained if self.unseen is None else np.arange(len(experiment.bundle.train))
-        return head_swap(
-            model,
-            judged=batches(on or self.unseen or self.forget),
-            learnt=[batches(self.some_of(rows))],
-            retain=batches(self.some_of(retained)),
-            objective=experiment.objective,
-            seed=experiment.config.seed,
-            most=_MOST,
-        )
-
-    def recovery(self, model: nn.Module, on: LabelledImages | None = None) -> float | None:
-        """Return the forget accuracy after an epoch on the retain set; None for whole classes, where it says little."""
-        experiment = self.job.experiment
-        if experiment.forgotten.scenario == "full-class":
-            return None
-        parts = {"retain-train": experiment.splits()["retain-train"], "forget-train": on or self.forget}
-        splits = {name: experiment.importance_batches(data) for name, data in parts.items()}
-        inputs = EvaluationInputs(model=model, splits=splits, objective=experiment.objective)
-        return Recovery(seed=experiment.config.seed).evaluate(inputs)["retain epoch"]
 
     def recommendation(self, found: list[_Outcome], chosen: _Outcome) -> Recommendation:
         config, attempts = self.job.experiment.config, tuple(outcome.attempt for outcome in found)
         return Recommendation(
             attempts=attempts,
             chosen=None if chosen.report is None else found.index(chosen),
-            target=self.target,
-            source=self.source,
+            target=self.aims.target,
+            source=self.aims.source,
             budget=config.tuning.budget,
-            limit=self.limit,
+            limit=self.aims.limit,
             retraining=config.training.epochs,
-            swap_error=self.swap_error,
+            swap_error=self.aims.swap_error,
             # The audits of the target, of the original and of the model from scratch.
-            measured=self.proxy_epochs + 3 * self.audit_epochs,
+            measured=self.aims.proxy_epochs + 3 * self.aims.audit_epochs,
         )
 
 
-def _hold_out(experiment: Experiment) -> tuple[Experiment, LabelledImages, LabelledImages | None]:
-    """Take a part of the test set out of it: retained samples, and those of the forgotten kind, to judge by."""
-    left, aside = divide_test_set(experiment)
-    spec = experiment.config.forget.spec()
-    assert spec is not None, "a job has something to forget"
-    held = aside.splits()
-    missing = [name for name in ("retain-test", "forget-test") if name not in held]
-    if "retain-test" in missing or (spec.carries_over and missing):
-        raise ConfigurationError(f"recommend: expected {missing[0]} samples to hold out, saw none in the test set")
-    return left, held["retain-test"], held.get("forget-test")
+def _methods_to_try(job: Job) -> list[MethodConfig]:
+    """List those of the configuration, else those that declare the scenario and those that are to be tuned."""
+    config, scenario = job.experiment.config, job.experiment.forgotten.scenario
+    provided = list(job.plugins.provided("unlearner"))
+    own = {method.label: method for method in config.method}
+    declared = [p.name for p in provided if scenario in p.cls.traits.forgets]
+    names = config.recommend.methods or (*declared, *(m.label for m in config.method if m.tuned))
+    known = [*own, *(p.name for p in provided)]
+    for name in names:
+        if name not in known:
+            raise ConfigurationError(f"recommend.methods: no method is called {name!r}{nearest(name, known)}")
+    if not names:
+        raise ConfigurationError(
+            f"recommend: expected a method that declares the scenario {scenario!r} in its traits (forgets), saw none: "
+            "name some in recommend.methods"
+        )
+    return [own.get(name, MethodConfig(name=name)) for name in dict.fromkeys(names)]
 
 
 def _training_parts(unlearner: Unlearner) -> dict[str, Unlearner]:
