@@ -68,7 +68,7 @@ ABOUT = """20,000 training images, 10,000 test images, a residual network of 590
 training seeds: {seeds}, three retrained models for each scenario, the same ones for all training seeds.
 Medians over the seeds; in brackets, where there are several, the 95 % interval of their mean by Student's t,
 which covers the training seeds only. *ToW*: Tug-of-War; *AUC*: loss attack; *recovery*: forget accuracy after
-one epoch on the retain set, which the order of its batches changes (standard deviation 0.04 and 0.07 for two
+one epoch on the retain set, which the order of its batches changes (standard deviation 0.02 for each of three
 retrained models of the sub-class, four orders each); *swap*: accuracy of the features under a fresh head
 (classes: on unseen samples of the forgotten kind). The ToW of *retrained* is that of each retrained model
 against the others. Tuned methods of the sub-class and of the mislabelled samples aim at the retrained models'

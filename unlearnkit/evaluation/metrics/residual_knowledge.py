@@ -206,7 +206,7 @@ class Recovery(Metric):
         unit="fraction; logits",
         source="ours; after Golatkar et al. 2020",
         cost="one epoch over the retain set and some steps for each model, and two passes over the forget set",
-        trust="says little of a whole class, whose accuracy one epoch without it lowers in any model; noisy",
+        trust="says little of a whole class, whose accuracy any epoch without it lowers; the order of batches matters",
         holds=("retain epoch",),
     )
 
