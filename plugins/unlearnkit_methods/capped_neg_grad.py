@@ -62,7 +62,7 @@ class CappedNegGrad(TrainingUnlearner):
                 with torch.no_grad():
                     classes = class_logits(inputs.objective, student, batches[1]).shape[1]
                     target = math.log(classes) * float(inputs.objective.predictions(batches[1]).double().mean())
-            retain, forget = (inputs.mean_loss(student, batch) for batch in batches)
+            retain, forget = inputs.mean_losses(student, batches)
             return retain + self.c * (target - forget).clamp(min=0)
 
         return self.paired_epochs(inputs, loss)

@@ -44,7 +44,7 @@ class GradientDifference(TrainingUnlearner):
 
     def passes(self, model: nn.Module, inputs: UnlearningInputs) -> Iterable[EpochConfig]:  # noqa: ARG002
         def loss(student: nn.Module, batches: Any) -> Tensor:
-            retain, forget = (inputs.mean_loss(student, batch) for batch in batches)
+            retain, forget = inputs.mean_losses(student, batches)
             return self.lam * retain - forget
 
         return self.paired_epochs(inputs, loss)

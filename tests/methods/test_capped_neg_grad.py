@@ -42,6 +42,30 @@ def test_equals_a_plain_training_loop(tiny, close, target):
     assert any(reached) == (target != 5.0)
 
 
+def without_dropout(model):
+    model[3].p = 0.0
+
+
+def test_in_train_mode_both_batches_go_through_batch_norm_together(tiny, close):
+    method = CappedNegGrad(target=5.0, c=0.7, epochs=2, **{**SGD, "mode": "train"})
+    model, _ = tiny.unlearned(method, prepare=without_dropout)
+    (x1, y1), (x2, y2) = tiny.forget
+
+    def loss(kept, forgotten):
+        def value(m):
+            logits = m(torch.cat([kept[0], forgotten[0]]))
+            retain, forget = logits.split([len(kept[0]), len(forgotten[0])])
+            return cross_entropy(retain, kept[1]) + 0.7 * (5.0 - cross_entropy(forget, forgotten[1]))
+
+        return value
+
+    plain = tiny.model().train()
+    without_dropout(plain)
+    again = [(x1, y1), (x2, y2), (x1, y1)]
+    tiny.steps(plain, [loss(k, f) for k, f in zip(tiny.retain, again, strict=True)] * 2)
+    close(model, plain)
+
+
 def test_a_target_that_is_reached_leaves_fine_tuning(tiny, close):
     one, _ = tiny.unlearned(CappedNegGrad(target=0.0, c=10.0, epochs=2, mode="eval"))
     other, _ = tiny.unlearned(FineTune(epochs=2, mode="eval"))

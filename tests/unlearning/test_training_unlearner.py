@@ -18,6 +18,7 @@ from unlearnkit_methods.ssd import SelectiveSynapticDampening
 from unlearnkit import (
     ConfigurationError,
     CrossEntropy,
+    MismatchError,
     NonFiniteError,
     Pipeline,
     UnlearningInputs,
@@ -63,6 +64,35 @@ def state(model):
 
 def equal(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
+
+
+# The losses of several batches
+
+
+def test_batches_go_through_batch_norm_together_in_train_mode_alone():
+    model, (one, two, _) = net(torch.float64), batches(dtype=torch.float64)
+    model[3].p = 0.0
+    inputs, apart = UnlearningInputs(), [cross_entropy(model, batch) for batch in (one, two)]
+    assert all(map(torch.equal, inputs.mean_losses(model, [one, two]), apart))
+    before = model[1].running_mean.clone()
+    found = inputs.mean_losses(model.train(), [one, two])
+    x = torch.cat([one[0], two[0]])
+    hidden = model[0](x)
+    normalised = (hidden - hidden.mean(0)) / (hidden.var(0, unbiased=False) + model[1].eps).sqrt()
+    logits = model[4](torch.tanh(normalised))
+    expected = [nn.functional.cross_entropy(logits[:4], one[1]), nn.functional.cross_entropy(logits[4:], two[1])]
+    assert [f.item() for f in found] == pytest.approx([e.item() for e in expected])
+    assert torch.allclose(model[1].running_mean, 0.9 * before + 0.1 * hidden.mean(0)), "one pass, not two"
+
+
+def test_batches_that_cannot_go_through_batch_norm_together_are_named():
+    model = nn.Sequential(nn.Conv1d(1, 2, 1), nn.BatchNorm1d(2), nn.AdaptiveAvgPool1d(1), nn.Flatten()).train()
+    long, short = ((torch.randn(2, 1, size), torch.tensor([0, 1])) for size in (4, 3))
+    with pytest.raises(
+        MismatchError, match=r"saw \[\(2, 1, 4\), \(2,\)\] and \[\(2, 1, 3\), \(2,\)\]: pad the samples"
+    ):
+        UnlearningInputs().mean_losses(model, [long, short])
+    assert len(UnlearningInputs().mean_losses(model.eval(), [long, short])) == 2
 
 
 # The steps

@@ -103,8 +103,7 @@ def batch_norm_batches(model: nn.Module) -> Iterator[Callable[[Iterable[Any]], I
     left_out: list[Any] = []
 
     def usable(batches: Iterable[Any]) -> Iterable[Any]:
-        norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
-        return WithoutSingles.of(batches, left_out) if any(norm.training for norm in norms) else batches
+        return WithoutSingles.of(batches, left_out) if trains_batch_norm(model) else batches
 
     yield usable
     if left_out:
@@ -147,6 +146,11 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, objective
             module.training = mode
     if layers and not seen:
         raise ConfigurationError("expected at least one batch of retain data to re-estimate BatchNorm on, saw none")
+
+
+def trains_batch_norm(model: nn.Module) -> bool:
+    """Say whether a BatchNorm is in train mode, so that the samples of a batch are normalised together."""
+    return any(module.training for module in model.modules() if isinstance(module, _BatchNorm))
 
 
 def batch_norm_layers(model: nn.Module) -> list[_BatchNorm]:

@@ -4,19 +4,21 @@ import abc
 import enum
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar, final
 
 import attrs
+import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.batches import check_batches, lost_samples
+from unlearnkit.data.batches import batch_size, check_batches, joined, lost_samples, tensors
 from unlearnkit.distributed.sharded_tensors import reshard
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import Role
 from unlearnkit.models.objective import CrossEntropy, Objective, check_objective
 from unlearnkit.models.parameters import check_finite, count_changed, digest, trainable
 from unlearnkit.models.snapshot import ModelSnapshot, UndoLog
+from unlearnkit.models.training import trains_batch_norm
 from unlearnkit.unlearning.report import Report, ReportedImportance, TensorChange
 from unlearnkit.utils.errors import (
     BudgetError,
@@ -159,6 +161,28 @@ class UnlearningInputs:
     def mean_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the mean of the objective's losses of a batch, a scalar tensor."""
         return self.objective.losses(model, batch).mean()
+
+    def mean_losses(self, model: nn.Module, batches: Sequence[Any]) -> tuple[Tensor, ...]:
+        """Return the mean loss of each batch, of one forward pass over all of them where BatchNorm is in train mode.
+
+        A forget batch alone, of one class, say, would be normalised by its own statistics: its loss would say little of
+        the model in use, and the running statistics would become those of the forget set.
+
+        Raises:
+            MismatchError: BatchNorm is in train mode, and the batches cannot be joined.
+        """
+        if not trains_batch_norm(model):
+            return tuple(self.mean_loss(model, batch) for batch in batches)
+        sizes = [batch_size(batch) for batch in batches]
+        try:
+            together = joined(batches)
+        except (RuntimeError, ValueError) as error:
+            raise MismatchError(
+                "expected batches of one shape, because BatchNorm in train mode has to see them together, saw "
+                f"{' and '.join(str([tuple(t.shape) for t in tensors(batch)]) for batch in batches)}: pad the samples "
+                'to one size, or choose mode="eval"'
+            ) from error
+        return tuple(losses.mean() for losses in torch.split(self.objective.losses(model, together), sizes))
 
     def check(self, needs: Iterable[Need], *, method: str) -> None:
         """Refuse inputs that lack what a method needs, or whose importances are of different kinds."""
