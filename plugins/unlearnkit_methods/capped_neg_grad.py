@@ -44,6 +44,7 @@ class CappedNegGrad(TrainingUnlearner):
 
     name: ClassVar[str] = "capped-neg-grad"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.FORGET_DATA, Need.RETAIN_DATA})
+    batches_per_step: ClassVar[int] = 2
     traits: ClassVar[UnlearnerTraits] = attrs.evolve(
         TrainingUnlearner.traits, forgets={"full-class", "sub-class", "random", "corrupted"}
     )

@@ -37,6 +37,7 @@ class GradientDifference(TrainingUnlearner):
 
     name: ClassVar[str] = "grad-diff"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.FORGET_DATA, Need.RETAIN_DATA})
+    batches_per_step: ClassVar[int] = 2
 
     lam: float = option(1.0, symbol="λ", at_least=0.0, doc="weight of the retain loss", search=(0.1, 10.0))
     learning_rate: float = option(3e-5, symbol="η", above=0.0, doc="step size", search=(1e-6, 1e-3))

@@ -36,6 +36,7 @@ class NegGradPlus(TrainingUnlearner):
 
     name: ClassVar[str] = "neg-grad-plus"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.FORGET_DATA, Need.RETAIN_DATA})
+    batches_per_step: ClassVar[int] = 2
 
     beta: float = option(
         0.99, symbol="β", at_least=0.0, at_most=1.0, doc="weight of the retain loss", search=(0.9, 0.9999)

@@ -38,6 +38,7 @@ class NegativePreference(TrainingUnlearner):
 
     name: ClassVar[str] = "npo"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.FORGET_DATA, Need.RETAIN_DATA})
+    batches_per_step: ClassVar[int] = 2
 
     beta: float = option(0.1, symbol="β", above=0.0, doc="how soon the push fades", search=(0.01, 1.0))
     lam: float = option(1.0, symbol="λ", at_least=0.0, doc="weight of the retain loss", search=(0.1, 10.0))

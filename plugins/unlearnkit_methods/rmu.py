@@ -49,6 +49,7 @@ class Rmu(TrainingUnlearner):
 
     name: ClassVar[str] = "rmu"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.FORGET_DATA, Need.RETAIN_DATA})
+    batches_per_step: ClassVar[int] = 2
 
     layer: str = option(
         "auto", doc="name or glob of the module with output h; auto: of the longest sequence, a third of the way in"

@@ -37,6 +37,7 @@ class SimpleNegativePreference(TrainingUnlearner):
 
     name: ClassVar[str] = "simnpo"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.FORGET_DATA, Need.RETAIN_DATA})
+    batches_per_step: ClassVar[int] = 2
 
     beta: float = option(2.5, symbol="β", above=0.0, doc="how soon the push fades", search=(0.5, 10.0))
     gamma: float = option(0.0, symbol="γ", at_least=0.0, doc="margin: the push lasts longer", search=(0.0, 5.0))

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from unlearnkit import Need, PluginManager
+from unlearnkit.data.loaders import Paired
 
 NAMES = (
     *("bad-teacher", "capped-neg-grad", "finetune", "jit", "l1-sparse", "neg-grad-plus", "random-label", "reset-last"),
@@ -41,6 +42,20 @@ def test_report_counts_changed_weights_and_the_mode_is_kept(tiny, name):
     assert report.changed > 0
     assert not model.training
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+@each_method
+def test_steps_take_as_many_batches_as_declared(tiny, name):
+    shown = []
+
+    def progress(items, what, total):
+        del what, total
+        shown.append(isinstance(items, Paired))
+        return items
+
+    one = method(name)
+    tiny.unlearned(one, progress=progress)
+    assert any(shown) == (one.batches_per_step == 2)
 
 
 @each_method

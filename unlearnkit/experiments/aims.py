@@ -24,7 +24,6 @@ from unlearnkit.utils.errors import ConfigurationError
 from unlearnkit.utils.progress import Progress
 
 _MOST = 5000  # samples that a head is fitted to
-_PROXY = 6  # the proxy is trained for so many times fewer epochs than the original
 
 
 @final
@@ -39,7 +38,6 @@ class Aims:
         limit: Epochs that an edit may take.
         trained: The model from scratch, trained on the retain set for as many epochs.
         seconds: How long that took.
-        proxy_epochs: Those of the model whose forget loss is a target; 0 for random samples.
         target: ``"forget"``, ``"forget-loss"``, ``"swap"`` and, but for whole classes, ``"recovery"``.
         train_accuracy: That of the original on retained samples of the training set.
     """
@@ -51,21 +49,19 @@ class Aims:
     limit: int
     trained: nn.Module
     seconds: float
-    proxy_epochs: int
     target: Mapping[str, float] = attrs.field(factory=dict)
     train_accuracy: float = 0.0
 
     @classmethod
     def measure(cls, experiment: Experiment, original: nn.Module, *, progress: Progress) -> "Aims":
-        """Hold samples out, train the models from scratch, and measure the targets."""
+        """Hold samples out, train the model from scratch, and measure the targets."""
         experiment, retain, unseen = _hold_out(experiment)
-        random, config = experiment.forgotten.scenario == "random", experiment.config
-        epochs = 0 if random else max(1, round(config.training.epochs / _PROXY))
+        config = experiment.config
         limit = math.floor(config.recommend.cost * config.training.epochs)
-        if limit <= epochs:
+        if limit < 1:
             raise ConfigurationError(
-                f"recommend.cost: expected a share of {config.training.epochs} epochs that leaves one after "
-                f"{epochs} of the proxy, saw {config.recommend.cost:g}: raise it"
+                f"recommend.cost: expected a share of {config.training.epochs} epochs that leaves one, saw "
+                f"{config.recommend.cost:g}: raise it"
             )
         start = time.perf_counter()
         trained = retrained_for(experiment, limit, progress=progress)
@@ -78,21 +74,24 @@ class Aims:
             limit=limit,
             trained=trained,
             seconds=seconds,
-            proxy_epochs=epochs,
         )
-        if random:
+        if aims.random:
             known = aims.scores(original, retain)
             target = {"forget": known["accuracy"], "forget-loss": known["loss"], **aims.held(original, retain)}
         else:
             # Trained for longer, it would be as accurate on retained samples as the original, and on others by as much
             # more than it is.
-            proxy = retrained_for(experiment, epochs, progress=progress)
             full, reached = (aims.scores(model, retain)["accuracy"] for model in (original, trained))
             more = max(1.0, full / max(reached, 1 / len(retain)))
-            known = {"forget": aims.scores(trained, aims.forget)["accuracy"], **aims.held(trained)}
-            target = {name: min(1.0, more * value) for name, value in known.items()}
-            target["forget-loss"] = aims.scores(proxy, aims.forget)["loss"]
+            known = aims.scores(trained, aims.forget)
+            shares = {"forget": known["accuracy"], **aims.held(trained)}
+            target = {name: min(1.0, more * share) for name, share in shares.items()}
+            target["forget-loss"] = known["loss"]
         return attrs.evolve(aims, target=target, train_accuracy=aims.accuracy_in_training(original))
+
+    @property
+    def random(self) -> bool:
+        return self.experiment.forgotten.scenario == "random"
 
     @property
     def forget(self) -> LabelledImages:
@@ -109,7 +108,7 @@ class Aims:
         errors = {"swap": self.swap_error}
         if "recovery" in self.target:
             errors["recovery"] = sampling_error(self.target["recovery"], len(self.forget))
-        return {name: error / 2 if self.proxy_epochs else 0.0 for name, error in errors.items()}
+        return {name: 0.0 if self.random else error / 2 for name, error in errors.items()}
 
     @property
     def audit_epochs(self) -> int:
@@ -118,11 +117,11 @@ class Aims:
 
     @property
     def source(self) -> str:
-        if not self.proxy_epochs:
+        if self.random:
             return f"the original's on {len(self.retain)} samples that it was not trained on"
         return (
-            f"those of a model trained on the retain set for {self.limit} epochs, corrected for its lower accuracy on "
-            f"retained samples, and the loss of one trained for {self.proxy_epochs}"
+            f"those of a model trained on the retain set for {self.limit} epochs, shares corrected for its lower "
+            "accuracy on retained samples"
         )
 
     def validation(self) -> Validation:

@@ -134,11 +134,6 @@ class _MethodSearch:
     job: Job
     aims: Aims
 
-    def shared(self, unlearner: Unlearner, fixed: frozenset[str]) -> int:
-        """The epochs that an edit takes before it begins: those of the proxy, where an option is measured on it."""
-        signals = any(option.signal for option, _ in nested_options(unlearner) if option.name not in fixed)
-        return self.aims.proxy_epochs if signals else 0
-
     @property
     def steps(self) -> int:
         """The number of batches of an epoch over the retain set."""
@@ -155,14 +150,14 @@ class _MethodSearch:
                 f"{method.label}.{unknown[0].name}: expected the signal 'forget-loss', saw {unknown[0].signal!r}"
             )
         values: dict[str, Any] = {name: self.aims.target[o.signal] for name, o in known.items() if o.signal}
-        trained, limit = _training_parts(unlearner), self.aims.limit - self.shared(unlearner, method.fixed)
-        for prefix in trained:
+        trained = _training_parts(unlearner)
+        for prefix, part in trained.items():
             values |= {
                 f"{prefix}optimizer": "adam",
                 f"{prefix}weight_decay": training.weight_decay,
                 f"{prefix}schedule": training.schedule,
                 f"{prefix}learning_rate": training.learning_rate,
-                f"{prefix}epochs": max(1, limit // len(trained)),
+                f"{prefix}epochs": max(1, self.aims.limit // (len(trained) * part.batches_per_step)),
             }
         changed = with_options(unlearner, {name: value for name, value in values.items() if name in known})
         TrialTuner(unlearner=changed, fixed=self.fixed(changed, method)).searched()
@@ -212,7 +207,6 @@ class _MethodSearch:
         tuning, seconds = found[0], time.perf_counter() - start
         # An importance takes one pass over its data; those of both sets are shared by all trials.
         measured = 1.0 if _IMPORTANCES & unlearner.requires() else 0.0
-        shared = self.shared(unlearner, method.fixed) + measured
         audits = 1 + sum(not c.problem for c in tuning.candidates)  # of the original and of each edit
         trained = sum(c.steps for c in tuning.candidates) / self.steps
         attempt = Attempt(
@@ -228,7 +222,7 @@ class _MethodSearch:
         attempt = attrs.evolve(
             attempt,
             options=best.options,
-            epochs=shared + best.steps / self.steps,
+            epochs=measured + best.steps / self.steps,
             # The best edit is made again.
             search_epochs=attempt.search_epochs + best.steps / self.steps + self.aims.audit_epochs,
             seconds=report.seconds.get("edit", 0.0),
@@ -240,7 +234,6 @@ class _MethodSearch:
 
     def tune(self, model: nn.Module, inputs: UnlearningInputs, method: MethodConfig, unlearner: Unlearner) -> Tuning:
         config, fixed = self.job.experiment.config, self.fixed(unlearner, method)
-        limit = self.aims.limit - self.shared(unlearner, method.fixed)
         decides = {
             "model": digest(model),
             "forget": self.job.experiment.forgotten.digest(),
@@ -254,7 +247,7 @@ class _MethodSearch:
             prune=False,  # an edit that undoes more begins worse
             trials=config.recommend.trials,
             budget=config.tuning.budget,
-            most_steps=limit * self.steps,
+            most_steps=self.aims.limit * self.steps,
             storage=trials_of(config),
             study=hashlib.sha256(repr(decides).encode()).hexdigest()[:16],
         )
@@ -294,8 +287,7 @@ class _MethodSearch:
             limit=self.aims.limit,
             retraining=config.training.epochs,
             swap_error=self.aims.swap_error,
-            # The audits of the target, of the original and of the model from scratch.
-            measured=self.aims.proxy_epochs + 3 * self.aims.audit_epochs,
+            measured=3 * self.aims.audit_epochs,  # of the target, the original and the model from scratch
         )
 
 
@@ -318,7 +310,7 @@ def _methods_to_try(job: Job) -> list[MethodConfig]:
     return [own.get(name, MethodConfig(name=name)) for name in dict.fromkeys(names)]
 
 
-def _training_parts(unlearner: Unlearner) -> dict[str, Unlearner]:
+def _training_parts(unlearner: Unlearner) -> dict[str, TrainingUnlearner]:
     """Return what trains, of a method and its steps, by the prefix of its options' names."""
     parts = {"": unlearner, **{f"{label}.": part for label, part in parts_of(unlearner).items()}}
     return {prefix: part for prefix, part in parts.items() if isinstance(part, TrainingUnlearner)}

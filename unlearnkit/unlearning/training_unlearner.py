@@ -147,6 +147,8 @@ class TrainingUnlearner(Unlearner):
     """
 
     traits: ClassVar[UnlearnerTraits] = UnlearnerTraits(edits_buffers=True)
+    batches_per_step: ClassVar[int] = 1
+    """2 where a step takes a batch of each set (`paired_epochs`): `unlearnkit recommend` halves the epochs then."""
 
     epochs: int = option(5, at_least=1, doc="passes over the data", search=(1, 5))
     optimizer: str = option("adam", choices=("adam", "adamw", "sgd"), doc="which optimiser")

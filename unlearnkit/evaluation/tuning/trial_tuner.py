@@ -7,8 +7,10 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Never, final
 
 import attrs
+from scipy.stats.qmc import Halton
 from torch import nn
 
+from unlearnkit.data.loaders import Paired
 from unlearnkit.evaluation.tuning.result import Candidate, Tuning
 from unlearnkit.evaluation.tuning.tuner import Validation, judged, scores_of, tolerance_of
 from unlearnkit.unlearning.report import Report
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     import optuna
 
 _LOG = 10  # a range whose ends are so many times apart is searched by its logarithm
+_SPREAD = 10  # trials before TPE begins
 _CANDIDATE = "candidate"  # key of a trial's attributes
 
 
@@ -34,12 +37,13 @@ def _names(names: Iterable[str]) -> frozenset[str]:
 class TrialTuner:
     """Searches the options that declare a range (``option(search=…)``), and makes the best edit within a budget.
 
-    A trial edits the model, is scored on the validation data as the candidates of `Tuner` are, and is undone. Trials
-    are proposed by Optuna's TPE; with ``prune``, one that is worse after a pass over its data than the median of those
-    before is stopped. The first trial has the options of ``unlearner``. Those named in ``fixed`` stay as they are. All
-    steps of a sequence are searched as one: their options are named ``"ssd.fraction"``.
+    A trial edits the model, is scored on the validation data as the candidates of `Tuner` are, and is undone. The first
+    one has the options of ``unlearner``, the next nine are spread over the ranges by a Halton sequence, those after
+    them are proposed by Optuna's TPE. With ``prune``, one that is worse after a pass over its data than the median of
+    those before is stopped. Options named in ``fixed`` stay as they are. All steps of a sequence are searched as one:
+    their options are named ``"ssd.fraction"``.
 
-    Source: Akiba et al. 2019 (Optuna); Bergstra et al. 2011 (TPE).
+    Source: Akiba et al. 2019 (Optuna); Bergstra et al. 2011 (TPE); Halton 1964, for the first trials.
     """
 
     unlearner: Unlearner
@@ -121,11 +125,10 @@ class TrialTuner:
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=5) if self.prune else optuna.pruners.NopPruner(),
             )
             done = [trial for trial in study.trials if _CANDIDATE in trial.user_attrs]
-            if not done:
-                own, names = nested_options(self.unlearner), {o.name for o in searched}
-                study.enqueue_trial({o.name: value for o, value in own if o.name in names and value is not None})
             left = range(len(done), max(self.trials, len(done)))
             for number in progress_of(progress)(left, f"tuning {self.unlearner.name}", len(left)):
+                if number < _SPREAD:
+                    study.enqueue_trial(self._first(searched, number))
                 study.sampler = optuna.samplers.TPESampler(seed=inputs.seed + number)  # the same after a stop
                 study.optimize(attempt, n_trials=1)
             tried = [trial.user_attrs[_CANDIDATE] for trial in study.trials if _CANDIDATE in trial.user_attrs]
@@ -143,6 +146,14 @@ class TrialTuner:
         if chosen is not None:
             report = with_options(self.unlearner, chosen.options).unlearn(model, inputs)
         return attrs.evolve(found, chosen=chosen, report=report, seconds=time.perf_counter() - start)
+
+    def _first(self, searched: list[Option], number: int) -> dict[str, Any]:
+        """Return the options of one of the first trials: those of the unlearner, then points spread over the ranges."""
+        if number == 0:
+            names = {o.name for o in searched}
+            return {o.name: v for o, v in nested_options(self.unlearner) if o.name in names and v is not None}
+        (point,) = Halton(len(searched), scramble=False).fast_forward(number).random()
+        return {known.name: _value_at(known, float(u)) for known, u in zip(searched, point, strict=True)}
 
     def searched(self) -> list[Option]:
         """List the options to search; a `ConfigurationError` where there are none."""
@@ -178,10 +189,11 @@ class _Steps:
     taken: int = 0
 
     def __call__(self, items: Iterable[Any], what: str, total: int | None) -> Iterator[Any]:
+        each = 2 if isinstance(items, Paired) else 1
         for item in self.progress(items, what, total):
-            if self.taken == self.most:
+            if self.most is not None and self.taken + each > self.most:
                 raise BudgetError(f"expected an edit of at most {self.most} batches, saw more: choose fewer epochs")
-            self.taken += 1
+            self.taken += each
             yield item
 
 
@@ -190,11 +202,25 @@ class _RollBackError(Exception):
 
 
 def _suggest(trial: Any, known: Option) -> float:
+    low, high, log = _range(known)
+    draw = trial.suggest_int if known.kind is int else trial.suggest_float
+    found: float = draw(known.name, known.kind(low), known.kind(high), log=log)
+    return found
+
+
+def _value_at(known: Option, share: float) -> float:
+    """Return the value of an option at a share of its range, 0 < share < 1."""
+    low, high, log = _range(known)
+    if known.kind is int:
+        return int(low + share * (high + 1 - low))
+    return low * (high / low) ** share if log else low + share * (high - low)
+
+
+def _range(known: Option) -> tuple[float, float, bool]:
+    """Return the ends of an option's range, and whether its logarithm is searched."""
     assert known.search is not None, "only such options are searched"
     low, high = known.search
-    draw = trial.suggest_int if known.kind is int else trial.suggest_float
-    found: float = draw(known.name, known.kind(low), known.kind(high), log=low > 0 and high >= _LOG * low)
-    return found
+    return low, high, low > 0 and high >= _LOG * low
 
 
 def _value(candidate: Candidate) -> float:
