@@ -19,16 +19,16 @@ class CappedNegGrad(TrainingUnlearner):
 
     Each step takes one batch of the retain set and one of the forget set, which starts again when it is used up; an
     epoch is one pass over the retain set. A batch whose loss has reached t gets no push any more, so more epochs do not
-    destroy the model, as they do with `neg-grad-plus`.
+    destroy the model, as they do with `neg-grad-plus`. In train mode both batches go through BatchNorm together: one of
+    a single class would be normalised by its own statistics, and its loss be far above t whatever the model knows.
 
     Choose t as the loss of a model that never saw the forget set: for random samples the original's loss on unseen
-    samples, for a class or a part of one the loss on the forget set of a model that was trained on the retain set for a
-    few epochs. Left out it is ln C, the loss of guessing one of C classes, which is too large for random samples; of a
+    samples, for a class or a part of one the loss on the forget set of a model that was trained on the retain set for
+    some epochs. Left out it is ln C, the loss of guessing one of C classes, which is too large for random samples; of a
     text, ln C for each token.
 
     Good for: whole classes, sub-classes and random samples. It changes the features too, for a fifth of the epochs
-    of retraining; the target loss comes from unseen samples or from a short proxy (`unlearnkit recommend` measures
-    it).
+    of retraining; `unlearnkit recommend` measures the target loss.
 
     Source: NegGrad+ of Kurmanji et al. 2023 (Towards Unbounded Machine Unlearning) with a hinge in its second term; we
     know of no paper that has this form.

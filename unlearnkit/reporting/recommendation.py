@@ -13,11 +13,11 @@ ORIGINAL, SCRATCH = "leave as it is", "from scratch"
 class Attempt:
     """The best edit of one method, or the reason why there is none.
 
-    ``epochs`` are passes over the retain set, of this edit and of the proxy; ``search_epochs`` are those of all
-    ``trials``. ``seconds`` is the time of this edit, ``search_seconds`` that of the search. ``forget`` and ``retain``
-    are accuracies on the forget set and on held-out samples, ``swap`` is the metric head-swap, ``recovery`` the forget
-    accuracy after an epoch on the retain set. ``score`` is 1 for a model that is as aimed at and loses no retain
-    accuracy.
+    ``epochs`` are passes over the retain set, of this edit (a step on a batch of each set counts twice);
+    ``search_epochs`` are those of all ``trials``. ``seconds`` is the time of this edit, ``search_seconds`` that of the
+    search. ``forget`` and ``retain`` are accuracies on the forget set and on held-out samples, ``swap`` is the metric
+    head-swap, ``recovery`` the forget accuracy after an epoch on the retain set. ``score`` is 1 for a model that is as
+    aimed at and loses no retain accuracy.
     """
 
     name: str
@@ -56,8 +56,8 @@ class Recommendation:
     """Everything that was tried for one forget set; ``chosen`` is the place of an attempt, None where none is better.
 
     ``target`` has the values to come near to, ``source`` says where they come from. Costs are in epochs over the retain
-    set: ``retraining`` is that of retraining, ``limit`` the largest of an edit, ``measured`` that of the proxy and of
-    the audit of all attempts. ``swap_error`` is the sampling error of head-swap.
+    set: ``retraining`` is that of retraining, ``limit`` the largest of an edit, ``measured`` that of the audits that
+    belong to no method. ``swap_error`` is the sampling error of head-swap.
     """
 
     attempts: tuple[Attempt, ...]

@@ -159,6 +159,13 @@ def test_an_edit_may_go_through_so_many_batches_only(model):
     assert any("batches" in candidate.problem for candidate in found.candidates)
 
 
+def test_the_first_trials_are_spread_over_the_ranges(model):
+    found = searched(model, fixed={"epochs", "learning_rate"}, trials=5)
+    weights = [candidate.options["weight"] for candidate in found.candidates]
+    # 0.01 to 10 by the logarithm, at 1/2, 1/4, 3/4 and 1/8.
+    assert weights == pytest.approx([1.0, *(0.01 * 1000**share for share in (1 / 2, 1 / 4, 3 / 4, 1 / 8))])
+
+
 def test_options_are_tried_once(model):
     """A whole number from a small range comes up again and again."""
     edits = []
