@@ -7,7 +7,7 @@ each scenario and training seed: `unlearnkit compare` of all installed methods a
 tuned, tuned, and of training from scratch for half of the epochs; then `unlearnkit recommend`, whose choice sees no
 retrained model. Each result is written as it ends, and an interrupted study goes on when it is repeated. ``--scenario``
 and ``--seed`` do a part, so that several processes can share the work; ``--page`` writes the page from the results that
-are there.
+are there. The figures are added to docs/results/cifar10.json, from which the page is made: a study can go on elsewhere.
 """
 
 import argparse
@@ -63,7 +63,10 @@ AIMS = {
 """What `recommend` is to reach: the smallest ToW, the largest distance to retrained models, and of the AUC to 0.5."""
 
 
-EARLIER = "From an earlier run of the study, whose recovery had a constant learning rate."
+EARLIER = (
+    "From an earlier run of the study: `recovery` had a constant learning rate, and `capped-neg-grad` was wrong (its "
+    "forget batches went through BatchNorm alone, so that `c` had no effect)."
+)
 ABOUT = """20,000 training images, 10,000 test images, a residual network of 590,000 weights at 32 px, 18 epochs,
 training seeds: {seeds}, three retrained models for each scenario, the same ones for all training seeds.
 Medians over the seeds; in brackets, where there are several, the 95 % interval of their mean by Student's t,
@@ -211,23 +214,29 @@ class Study:
             print(f"{scenario} {seed}: {found.recommendation.sentence()}", flush=True)
 
     def rows(self, scenario, seeds):
-        """Return label to a list of figures, one for each seed that is there."""
-        rows = defaultdict(list)
-        for seed in seeds:
-            folder = self.work / scenario / str(seed)
+        """Return label to seed to figures, of what is there."""
+        rows = defaultdict(dict)
+        for seed in map(str, seeds):
+            folder = self.work / scenario / seed
             for path in sorted((folder / "trials").glob("*.json")):
                 plain = json.loads(path.read_text(encoding="utf-8"))
                 label, result = plain["trial"].split(" · ")[0], plain["result"]
                 if result["status"] != "done":
-                    rows[label].append({"failed": result["error"]})
+                    rows[label][seed] = {"failed": result["error"]}
                     continue
-                rows[label].append(figures(result["after"], result["metrics"], edit_seconds(result["seconds"])))
+                rows[label][seed] = figures(result["after"], result["metrics"], edit_seconds(result["seconds"]))
                 if label == SCRATCH:
-                    rows[ORIGINAL].append(figures(result["before"], result["metrics"], None, prefix="original "))
-                    rows[RETRAINED].append(retrained_figures(result["metrics"]))
+                    rows[ORIGINAL][seed] = figures(result["before"], result["metrics"], None, prefix="original ")
+                    rows[RETRAINED][seed] = retrained_figures(result["metrics"])
             if (folder / "recommended" / "report.json").exists():
-                rows[RECOMMENDED].append(recommended_figures(read_record(folder / "recommended")))
+                rows[RECOMMENDED][seed] = recommended_figures(read_record(folder / "recommended"))
         return rows
+
+    def add_to(self, known, seeds):
+        """Add what is there to scenario to label to seed to figures."""
+        for scenario in SCENARIOS:
+            for label, by_seed in self.rows(scenario, seeds).items():
+                known.setdefault(scenario, {}).setdefault(label, {}).update(by_seed)
 
 
 def edit_seconds(seconds):
@@ -267,7 +276,7 @@ def recommended_figures(record):
     """Return the row of a recommended edit, or why there is none."""
     found = record.recommendation
     if found.best is None:
-        return {"failed": found.sentence()}
+        return {"failed": found.sentence(), "tried": tried(found)}
     plain = {split: {"accuracy": score.accuracy} for split, score in record.after.items()}
     mine = figures(plain, record.metrics, found.best.seconds)
     scratch = next(a for a in found.attempts if a.name == "from scratch")
@@ -278,7 +287,21 @@ def recommended_figures(record):
         "share": found.best.epochs / found.retraining,
         "picked": found.best.name,
         "beside": scratch.score,
+        "tried": tried(found),
     }
+
+
+TRIED = ("tried", "score", "forget", "retain", "recovery", "swap", "epochs", "options")
+
+
+def tried(found):
+    """Write in Markdown what `recommend` tried: the best edit of each method, judged by its held-out samples."""
+    lines = [
+        f"{' | '.join(one.values[column] for column in TRIED)}{one.problem and f'; {one.problem}'} |"
+        for one in found.attempts
+    ]
+    aims = ", ".join(f"{name} {value:.3f}" for name, value in found.target.items())
+    return [*lines, f"*aim: {found.source}* | | | | | | | {aims} |"]
 
 
 def interval(values):
@@ -357,21 +380,12 @@ def reach(scenario, rows):
     return " ".join(said)
 
 
-def tried(study, scenario, seeds):
-    """Write in Markdown what `recommend` tried: the best edit of each method, judged by its held-out samples."""
-    columns = ("tried", "score", "forget", "retain", "recovery", "swap", "epochs", "options")
-    lines = [f"| seed | {' | '.join(columns)} |", "|---" * 9 + "|"]
-    for seed in seeds:
-        folder = study.work / scenario / str(seed) / "recommended"
-        if not (folder / "report.json").exists():
-            continue
-        found = read_record(folder).recommendation
-        for one in found.attempts:
-            shown = [one.values[column] for column in columns]
-            lines.append(f"| {seed} | {' | '.join(shown)}{one.problem and f'; {one.problem}'} |")
-        aims = ", ".join(f"{name} {value:.3f}" for name, value in found.target.items())
-        lines.append(f"| {seed} | *aim: {found.source}* | | | | | | | {aims} |")
-    return "What `recommend` tried:\n\n" + "\n".join(lines) if len(lines) > 2 else ""
+def attempts(rows):
+    """Write in Markdown what `recommend` tried with each training seed."""
+    known = {seed: row["tried"] for seed, row in sorted(rows.get(RECOMMENDED, {}).items())}
+    lines = [f"| {seed} | {line}" for seed, some in known.items() for line in some]
+    head = f"| seed | {' | '.join(TRIED)} |\n{'|---' * 9}|"
+    return "What `recommend` tried:\n\n" + "\n".join([head, *lines]) if lines else ""
 
 
 def sections(text):
@@ -381,26 +395,23 @@ def sections(text):
     )
 
 
-def page(study, seeds, before=""):
-    """Write the page of results; a scenario that the folder has no results of keeps its section of the page before."""
+def page(known, before=""):
+    """Write the page of results; a scenario without figures keeps its section of the page before."""
     version = importlib.metadata.version
-    done = [s for s in seeds if any((study.work / scenario / str(s) / "trials").exists() for scenario in SCENARIOS)]
-    parts = ["# CIFAR-10: every method, tuned methods and `recommend`", ABOUT.format(seeds=", ".join(map(str, done)))]
+    done = sorted({seed for rows in known.values() for by_seed in rows.values() for seed in by_seed})
+    parts = ["# CIFAR-10: every method, tuned methods and `recommend`", ABOUT.format(seeds=", ".join(done))]
     kept = {title: text.replace(f"\n\n{EARLIER}", "") for title, text in sections(before).items()}
+    left = []
     for scenario, title in SCENARIOS.items():
-        rows = study.rows(scenario, seeds)
-        if rows:
-            kept.pop(title, None)
+        if scenario in known:
+            rows = {label: [*by_seed.values()] for label, by_seed in known[scenario].items()}
             parts += [f"## {title}", table(rows)]
-            parts += filter(None, [reach(scenario, rows), tried(study, scenario, seeds)])
+            parts += filter(None, [reach(scenario, rows), attempts(known[scenario])])
         elif title in kept:
             parts += [f"## {title}", kept[title], EARLIER]
-    left = [
-        f"{title.lower()} (seeds {', '.join(map(str, some))})"
-        for scenario, title in SCENARIOS.items()
-        if title not in kept
-        and (some := [n for n in seeds if not (study.work / scenario / str(n) / "recommended").exists()])
-    ]
+            continue
+        missing = [str(seed) for seed in SEEDS if str(seed) not in known.get(scenario, {}).get(RECOMMENDED, {})]
+        left += [f"{title.lower()} (seeds {', '.join(missing)})"] if missing else []
     if left:
         parts.append(f"Not measured yet: `recommend` for {'; '.join(left)}; and methods that are in no table.")
     where = f"Python {platform.python_version()}, torch {version('torch')}, {os.cpu_count()} CPU cores"
@@ -426,7 +437,11 @@ def main():
         for scenario in chosen.scenario:
             study.run(scenario, seed)
     before = chosen.to.read_text(encoding="utf-8") if chosen.to.exists() else ""
-    chosen.to.write_text(page(study, SEEDS, before), encoding="utf-8")
+    path = chosen.to.with_suffix(".json")
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    study.add_to(known, SEEDS)
+    path.write_text(json.dumps(known, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    chosen.to.write_text(page(known, before), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -36,24 +36,27 @@ def test_one_scenario_of_the_study(images, tmp_path, capsys):
     rows = bench.rows("subclass", (0, 1))
     assert set(rows) == {study.SCRATCH, "finetune", "ssd", study.RECOMMENDED, study.ORIGINAL, study.RETRAINED}
     for label in (study.SCRATCH, "finetune", study.ORIGINAL):
-        assert all(0 <= rows[label][0][name] <= 1 for name in ("forget", "test", "ToW", "AUC", "swap", "recovery"))
-    page = study.page(bench, (0, 1))
+        assert all(0 <= rows[label]["0"][name] <= 1 for name in ("forget", "test", "ToW", "AUC", "swap", "recovery"))
+    known = {}
+    bench.add_to(known, (0, 1))
+    page = study.page(known)
     assert "## Sub-class" in page
     assert "## Whole class" not in page
     assert "| finetune | 1 |" in page
     assert "Reached by `recommend`" in page or "1 failed: Nothing was edited" in page
 
-    # What was measured elsewhere stays on the page; what was measured here takes the place of what was there.
-    before = (
-        study.page(bench, (0, 1))
-        .replace("| finetune | 1 |", "| finetune | 9 |")
-        .replace("## ", "## Whole class\n\nx\n\n## ")
+    # What was measured before stays, what was measured now takes the place of what was there.
+    section = f"## Whole class\n\nx\n\n{study.EARLIER}\n\n## Sub-class"
+    before = page.replace("| finetune | 1 |", "| finetune | 9 |").replace(
+        "## Sub-class", "## Whole class\n\nx\n\n## Sub-class"
     )
-    later = study.page(bench, (0, 1), before)
-    assert f"## Whole class\n\nx\n\n{study.EARLIER}\n\n## Sub-class" in later
-    assert "| finetune | 1 |" in later
+    later = study.page(known, before)
+    assert section in later
     assert "| finetune | 9 |" not in later
-    assert study.page(bench, (0, 1), later) == later
+    assert study.page(known, later) == later
+    older = {"subclass": {"finetune": {"0": {"failed": "x"}, "2": rows["finetune"]["0"]}}}
+    bench.add_to(older, (0, 1))
+    assert "| finetune | 2 |" in study.page(older)
 
     capsys.readouterr()
     bench.run("subclass", 0)
