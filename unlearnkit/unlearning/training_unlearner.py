@@ -174,8 +174,8 @@ class TrainingUnlearner(Unlearner):
     def paired_epochs(self, inputs: UnlearningInputs, loss: Loss) -> list[EpochConfig]:
         """Make ``epochs`` passes whose steps take a batch of each set (`unlearnkit.data.Paired`).
 
-        ``loss(model, (retain, forget))`` gets both batches; take their losses by `UnlearningInputs.mean_losses`, so that
-        BatchNorm in train mode sees them together.
+        ``loss(model, (retain, forget))`` gets both batches; take their losses by `UnlearningInputs.mean_losses`, so
+        that BatchNorm in train mode sees them together.
         """
         both = Paired(retain=inputs.retain_data or (), forget=inputs.forget_data or ())
         return EpochConfig.epochs(both, loss, count=self.epochs)
