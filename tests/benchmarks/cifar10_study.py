@@ -76,7 +76,7 @@ retrained models of the sub-class, four orders each); *swap*: accuracy of the fe
 (classes: on unseen samples of the forgotten kind). The ToW of *retrained* is that of each retrained model
 against the others. Tuned methods of the sub-class and of the mislabelled samples aim at the retrained models'
 forget accuracy; `recommend` sees no retrained model, and its row is measured on the half of the test set that
-it did not hold out."""
+it did not hold out (so are those of *retrained* and *original* where *from scratch* has no row)."""
 
 
 @attrs.frozen(kw_only=True)
@@ -229,7 +229,12 @@ class Study:
                     rows[ORIGINAL][seed] = figures(result["before"], result["metrics"], None, prefix="original ")
                     rows[RETRAINED][seed] = retrained_figures(result["metrics"])
             if (folder / "recommended" / "report.json").exists():
-                rows[RECOMMENDED][seed] = recommended_figures(read_record(folder / "recommended"))
+                record = read_record(folder / "recommended")
+                rows[RECOMMENDED][seed] = recommended_figures(record)
+                if record.metrics:
+                    known = figures(accuracies(record.before), record.metrics, None, prefix="original ")
+                    rows[ORIGINAL].setdefault(seed, known)
+                    rows[RETRAINED].setdefault(seed, retrained_figures(record.metrics))
         return rows
 
     def add_to(self, known, seeds):
@@ -272,13 +277,16 @@ def retrained_figures(metrics):
     return {**found, "AUC": metrics["mia-loss"]["retrained AUC"]}
 
 
+def accuracies(scores):
+    return {split: {"accuracy": score.accuracy} for split, score in scores.items()}
+
+
 def recommended_figures(record):
     """Return the row of a recommended edit, or why there is none."""
     found = record.recommendation
     if found.best is None:
         return {"failed": found.sentence(), "tried": tried(found)}
-    plain = {split: {"accuracy": score.accuracy} for split, score in record.after.items()}
-    mine = figures(plain, record.metrics, found.best.seconds)
+    mine = figures(accuracies(record.after), record.metrics, found.best.seconds)
     scratch = next(a for a in found.attempts if a.name == "from scratch")
     costs = {"epochs": found.best.epochs, "search": found.measured + sum(a.search_epochs for a in found.attempts)}
     return {
@@ -372,8 +380,8 @@ def reach(scenario, rows):
     said = [
         f"Reached by `recommend`: {reached}. The edit costs {share:.2f} of retraining, the search {search:.0f} epochs."
     ]
-    if missed:
-        others = [label for label in known if known[label] and label not in {RETRAINED, ORIGINAL, RECOMMENDED}]
+    others = [label for label in known if known[label] and label not in {RETRAINED, ORIGINAL, RECOMMENDED}]
+    if missed and others:
         nearest = min(others, key=lambda label: (len(misses(label)), -value(label, "ToW")))
         why = "; ".join(misses(nearest)) or "every aim reached"
         said.append(f"Nearest: {nearest}, ToW {value(nearest, 'ToW'):.3f} ({why}).")
