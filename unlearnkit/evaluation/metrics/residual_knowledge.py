@@ -28,7 +28,7 @@ from unlearnkit.evaluation.model_outputs import (
     sampling_error,
 )
 from unlearnkit.models.objective import CrossEntropy, Objective
-from unlearnkit.models.training import OptimizerConfig, one_cycle, run_epoch, training_mode
+from unlearnkit.models.training import Loss, OptimizerConfig, one_cycle, run_epoch, training_mode
 from unlearnkit.utils.errors import ConfigurationError, UnsupportedModelError
 from unlearnkit.utils.options import option
 from unlearnkit.utils.progress import length
@@ -157,6 +157,11 @@ class RelearnTime(Metric):
         return float(self.most if found is None else found)
 
 
+def mean_loss(objective: Objective) -> Loss:
+    """Return the loss of a step of training: the mean over the batch."""
+    return lambda model, batch: objective.losses(model, batch).mean()
+
+
 def steps_to_relearn(
     model: nn.Module,
     batches: Iterable[Any],
@@ -177,15 +182,12 @@ def steps_to_relearn(
         accurate = accuracy is None or (found.accuracy is not None and found.accuracy >= accuracy)
         return accurate and (loss is None or found.loss <= loss)
 
-    def mean_loss(student: nn.Module, batch: Any) -> Tensor:
-        return criterion.losses(student, batch).mean()
-
     if reached():
         return 0
     adam = OptimizerConfig(learning_rate=learning_rate).optimizer_for(student)
     with training_mode(student, adam, seed=0, training=False):
         for number, batch in enumerate(islice(cycle(kept), most), start=1):
-            run_epoch(student, [batch], mean_loss, adam, name="relearning")
+            run_epoch(student, [batch], mean_loss(criterion), adam, name="relearning")
             if reached():
                 return number
     return None
@@ -217,9 +219,6 @@ class Recovery(Metric):
     def measure(self, inputs: EvaluationInputs) -> Values:
         outputs = ModelOutputs(inputs)
 
-        def mean_loss(student: nn.Module, batch: Any) -> Tensor:
-            return inputs.objective.losses(student, batch).mean()
-
         def after(
             batches: Callable[[], Iterable[Any]], judged: Callable[[], Iterable[Any]], model: nn.Module
         ) -> Outputs:
@@ -230,7 +229,8 @@ class Recovery(Metric):
             steps = length(data) or sum(1 for _ in data)
             falling = LambdaLR(adam, partial(one_cycle, steps=steps))  # else the order of the batches decides
             with training_mode(student, adam, seed=self.seed) as usable:
-                run_epoch(student, usable(data), mean_loss, adam, name=self.name, after_step=falling.step)
+                loss = mean_loss(inputs.objective)
+                run_epoch(student, usable(data), loss, adam, name=self.name, after_step=falling.step)
             return outputs_of(student, unseen, objective=inputs.objective)
 
         def others() -> list[Any]:
