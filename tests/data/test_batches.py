@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unlearnkit.data.batches import batch_size, digest, has_values, map_tensors, pick, take, tensors, to_device
+from unlearnkit.data.batches import batch_size, digest, has_values, joined, map_tensors, pick, take, tensors, to_device
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
 
 Pair = namedtuple("Pair", ["x", "y"])
@@ -176,6 +176,21 @@ def test_plain_values_are_sliced_with_their_samples(values):
     assert list(take(batch, slice(1, 3))["values"]) == list(values[1:])
     assert list(take(batch, torch.tensor([2, 0]))["values"]) == [values[2], values[0]]
     assert type(take(batch, slice(0, 1))["values"]) is type(values)
+
+
+@pytest.mark.parametrize("values", PLAIN.values(), ids=PLAIN.keys())
+def test_plain_values_are_joined_with_their_samples(values):
+    first, second = ({"x": X[rows], "values": values[rows], "lr": 0.1} for rows in (slice(0, 1), slice(1, 3)))
+    found = joined([first, second])
+    assert torch.equal(found["x"], X)
+    assert list(found["values"]) == list(values)
+    assert type(found["values"]) is type(values)
+    assert found["lr"] == 0.1
+
+
+def test_batches_of_another_nesting_are_not_joined():
+    with pytest.raises(ValueError, match="shorter"):
+        joined([(X, ["a", "b", "c"]), (X,)])
 
 
 @pytest.mark.parametrize("values", [("a", "b"), "abc", {1, 2, 3}, {"k": 3}, np.float32(1.0), [X, X, X], None])

@@ -440,11 +440,19 @@ def test_a_list_in_another_order_or_without_labels_keeps_its_order():
     assert seen == [0.0, 1.0, 2.0, 3.0, 0.0, 0.0, 1.0, 2.0, 3.0, 0.0, 1.0, 2.0, 3.0]
 
 
-def test_batches_in_class_order_that_cannot_be_shuffled_are_refused():
-    named = [{"image": x, "label": y, "file": ["a", "b"]} for x, y in in_class_order()]
+def test_a_shuffled_list_keeps_each_sample_with_its_plain_values():
+    seen = []
+
+    def loss(model, batch):
+        seen.extend(zip(batch["image"][:, 0].tolist(), batch["label"].tolist(), batch["file"], strict=True))
+        return model(batch["image"]).mean()
+
+    named = [{"image": x, "label": y, "file": [f"{int(x[0, 0])}-{i}" for i in range(2)]} for x, y in in_class_order()]
     inputs = UnlearningInputs(objective=CrossEntropy(inputs="image", targets="label"))
-    with pytest.raises(ConfigurationError, match=r"batches in a random order to train on, .* DataLoader with shuffle"):
-        tune(nn.Linear(2, 4), named, inputs=inputs, loss=lambda m, b: m(b["image"]).mean())
+    tune(nn.Linear(2, 4), named, inputs=inputs, count=1, loss=loss)
+    whole = [(float(x[i, 0]), int(y[i]), f"{int(x[i, 0])}-{i}") for x, y in in_class_order() for i in range(2)]
+    assert sorted(seen) == sorted(whole)
+    assert seen != whole
 
 
 def test_a_full_set_that_is_smaller_than_the_forget_set_is_refused():

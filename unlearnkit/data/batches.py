@@ -181,21 +181,28 @@ def take(batch: Any, rows: slice | Tensor) -> Any:
     value that is not a tensor belongs to the whole batch.
     """
     size = batch_size(batch)
-    return _map(batch, lambda item: _is_tensor(item) or _one_each(item, size), lambda item: _some(item, rows))
+    return _map(batch, lambda item: _of_samples(item, size), lambda item: _some(item, rows))
 
 
 def joined(batches: Sequence[Any]) -> Any:
-    """Concatenate the tensors of batches of one nesting; anything else is that of the first batch."""
-    columns = zip(*map(tensors, batches), strict=True)
-    return map_tensors(batches[0], lambda _: torch.cat(next(columns)))
+    """Concatenate what holds one value for each sample (see `take`); anything else is that of the first batch."""
+    columns, size = zip(*map(_values, batches), strict=True), batch_size(batches[0])
+    return _map(batches[0], lambda item: _of_samples(item, size), lambda _: _concatenated(next(columns)))
 
 
 def has_values(batch: Any) -> bool:
     """Say whether a batch holds a value for each sample that is not in a tensor; see `take`."""
-    size = batch_size(batch)
-    found: list[Any] = []
-    _map(batch, lambda item: _one_each(item, size), found.append)
-    return bool(found)
+    return not all(map(_is_tensor, _values(batch)))
+
+
+def _values(batch: Any) -> list[Any]:
+    size, found = batch_size(batch), list[Any]()
+    _map(batch, lambda item: _of_samples(item, size), found.append)
+    return found
+
+
+def _of_samples(item: Any, size: int) -> bool:
+    return _is_tensor(item) or _one_each(item, size)
 
 
 def _is_tensor(item: Any) -> bool:
@@ -215,6 +222,12 @@ def _some(item: Any, rows: slice | Tensor) -> Any:
     if isinstance(item, Tensor) or isinstance(rows, slice):
         return item[rows]
     return item[rows.cpu().numpy()] if isinstance(item, np.ndarray) else type(item)(item[i] for i in rows.tolist())
+
+
+def _concatenated(parts: Sequence[Any]) -> Any:
+    if isinstance(parts[0], Tensor):
+        return torch.cat([*parts])
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else type(parts[0])(chain.from_iterable(parts))
 
 
 def pick(batch: Any, where: int | str, *, what: str) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler, Subset
 
-from unlearnkit.data.batches import batch_size, has_values, joined, lost_samples, take, tensors
+from unlearnkit.data.batches import batch_size, joined, lost_samples, take, tensors
 from unlearnkit.utils.errors import ConfigurationError
 from unlearnkit.utils.progress import length
 
@@ -239,11 +239,6 @@ class _Shuffled:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        if any(map(has_values, self.batches)):
-            raise ConfigurationError(
-                "expected batches in a random order to train on, saw all samples of one class after those of another: "
-                "shuffle them, or pass a DataLoader with shuffle=True"
-            )
         everything, sizes = joined(self.batches), [batch_size(batch) for batch in self.batches]
         order = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(self.seed))
         yield from (take(everything, rows) for rows in torch.split(order, sizes))
