@@ -295,7 +295,10 @@ def test_the_steps_of_a_sequence_share_the_limit_and_get_the_measured_target(dig
     found = recommend(config(digits_toml, steps, *settings))
     both = found.recommendation.attempts[1]
     assert both.epochs == 5, "three of the first step, and one of the second, which takes two batches at a time"
-    assert set(both.options) == {"shrink-perturb.shrink", "capped-neg-grad.c"}
+    rates = {f"{step}.learning_rate" for step in ("shrink-perturb", "capped-neg-grad")}
+    assert set(both.options) == {"shrink-perturb.shrink", "capped-neg-grad.c", *rates}
+    rate = load_config(digits_toml).training.learning_rate
+    assert all(rate <= both.options[name] <= 2 * rate for name in rates)
     named = recommend(config(digits_toml, steps, "recommend.trials=1", "training.epochs=12"), overwrite=True)
     assert "both" in [attempt.name for attempt in named.recommendation.attempts]
     if found.recommendation.best is both:

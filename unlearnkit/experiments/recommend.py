@@ -160,17 +160,8 @@ class _MethodSearch:
                 f"{prefix}epochs": max(1, self.aims.limit // (len(trained) * part.batches_per_step)),
             }
         changed = with_options(unlearner, {name: value for name, value in values.items() if name in known})
-        TrialTuner(unlearner=changed, fixed=self.fixed(changed, method)).searched()
+        self.tuner(changed, method).searched()
         return changed
-
-    def fixed(self, unlearner: Unlearner, method: MethodConfig) -> frozenset[str]:
-        """Name the options that are not searched: those that are set, and epochs and learning rates of training.
-
-        Where nothing else can be searched, learning rates are.
-        """
-        epochs, rates = ({f"{p}{name}" for p in _training_parts(unlearner)} for name in ("epochs", "learning_rate"))
-        own = {o.name for o, _ in nested_options(unlearner) if o.search is not None} - epochs - rates - method.fixed
-        return method.fixed | epochs | (rates if own else set())
 
     def try_all(self, methods: Iterable[MethodConfig]) -> list[_Outcome]:
         """Try everything: leaving the model as it is, each method, and training from scratch."""
@@ -232,26 +223,34 @@ class _MethodSearch:
         attempt = attrs.evolve(outcome.attempt, problem=hidden, score=0.0) if hidden else outcome.attempt
         return attrs.evolve(outcome, attempt=attempt, report=report, tuning=tuning)
 
-    def tune(self, model: nn.Module, inputs: UnlearningInputs, method: MethodConfig, unlearner: Unlearner) -> Tuning:
-        config, fixed = self.job.experiment.config, self.fixed(unlearner, method)
-        decides = {
-            "model": digest(model),
-            "forget": self.job.experiment.forgotten.digest(),
-            "method": [unlearner, sorted(fixed), self.aims.target, self.aims.tolerance],
-            "options": [config.recommend, config.tuning, config.importance],
-            "seed": config.seed,
-        }
-        tuner = TrialTuner(
+    def tuner(self, unlearner: Unlearner, method: MethodConfig) -> TrialTuner:
+        """Make the search for the options that are not set; learning rates from that of the training to twice as much.
+
+        An edit has fewer steps than the training, so it may need larger ones.
+        """
+        config, parts = self.job.experiment.config, _training_parts(unlearner)
+        rate = config.training.learning_rate
+        return TrialTuner(
             unlearner=unlearner,
-            fixed=fixed,
+            fixed=method.fixed | {f"{prefix}epochs" for prefix in parts},
+            ranges={f"{prefix}learning_rate": (rate, 2 * rate) for prefix in parts},
             prune=False,  # an edit that undoes more begins worse
             trials=config.recommend.trials,
             budget=config.tuning.budget,
             most_steps=self.aims.limit * self.steps,
-            storage=trials_of(config),
-            study=hashlib.sha256(repr(decides).encode()).hexdigest()[:16],
         )
-        return tuner.tune(
+
+    def tune(self, model: nn.Module, inputs: UnlearningInputs, method: MethodConfig, unlearner: Unlearner) -> Tuning:
+        config, tuner = self.job.experiment.config, self.tuner(unlearner, method)
+        decides = {
+            "model": digest(model),
+            "forget": self.job.experiment.forgotten.digest(),
+            "method": [unlearner, sorted(tuner.fixed), tuner.ranges, self.aims.target, self.aims.tolerance],
+            "options": [config.recommend, config.tuning, config.importance],
+            "seed": config.seed,
+        }
+        study = hashlib.sha256(repr(decides).encode()).hexdigest()[:16]
+        return attrs.evolve(tuner, storage=trials_of(config), study=study).tune(
             model,
             inputs,
             validation=self.aims.validation(),

@@ -166,6 +166,16 @@ def test_the_first_trials_are_spread_over_the_ranges(model):
     assert weights == pytest.approx([1.0, *(0.01 * 1000**share for share in (1 / 2, 1 / 4, 3 / 4, 1 / 8))])
 
 
+def test_a_range_can_be_replaced_or_added(model):
+    ranges = {"weight": (1.0, 3.0), "learning_rate": (1e-6, 2e-6)}
+    tried = [candidate.options for candidate in searched(model, ranges=ranges, trials=6).candidates]
+    assert all(low <= options[name] <= high for options in tried for name, (low, high) in ranges.items())
+    tuner = TrialTuner(unlearner=Ascent(), fixed={"epochs"}, ranges={"momentum": (0.0, 0.9)})
+    assert "momentum" in [known.name for known in tuner.searched()]
+    with pytest.raises(ConfigurationError, match=r"ranges: 'ascent' has no option 'wieght'; did you mean 'weight'"):
+        TrialTuner(unlearner=Ascent(), ranges={"wieght": (0, 1)}).searched()
+
+
 def test_options_are_tried_once(model):
     """A whole number from a small range comes up again and again."""
     edits = []

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Never, final
 
@@ -15,7 +15,7 @@ from unlearnkit.evaluation.tuning.result import Candidate, Tuning
 from unlearnkit.evaluation.tuning.tuner import Validation, judged, scores_of, tolerance_of
 from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import Unlearner, UnlearningInputs
-from unlearnkit.utils.errors import BudgetError, ConfigurationError, NonFiniteError, UnlearnKitWarning
+from unlearnkit.utils.errors import BudgetError, ConfigurationError, NonFiniteError, UnlearnKitWarning, nearest
 from unlearnkit.utils.options import Option, nested_options, option, with_options
 from unlearnkit.utils.progress import Progress, progress_of
 from unlearnkit.utils.structuring import structure
@@ -40,14 +40,15 @@ class TrialTuner:
     A trial edits the model, is scored on the validation data as the candidates of `Tuner` are, and is undone. The first
     one has the options of ``unlearner``, the next nine are spread over the ranges by a Halton sequence, those after
     them are proposed by Optuna's TPE. With ``prune``, one that is worse after a pass over its data than the median of
-    those before is stopped. Options named in ``fixed`` stay as they are. All steps of a sequence are searched as one:
-    their options are named ``"ssd.fraction"``.
+    those before is stopped. Options named in ``fixed`` stay as they are, and ``ranges`` replaces or adds ranges by the
+    names of options. All steps of a sequence are searched as one: their options are named ``"ssd.fraction"``.
 
     Source: Akiba et al. 2019 (Optuna); Bergstra et al. 2011 (TPE); Halton 1964, for the first trials.
     """
 
     unlearner: Unlearner
     fixed: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+    ranges: Mapping[str, tuple[float, float]] = attrs.field(factory=dict)
     trials: int = option(20, at_least=1, doc="edits to try")
     budget: float = option(0.02, at_least=0, at_most=1, doc="largest loss of retain accuracy on validation data")
     most_steps: int | None = None  # batches that an edit may go through
@@ -157,11 +158,14 @@ class TrialTuner:
 
     def searched(self) -> list[Option]:
         """List the options to search; a `ConfigurationError` where there are none."""
-        found = [
-            known
-            for known, _ in nested_options(self.unlearner)
-            if known.search is not None and not self.fixed & {known.name, known.replaces}
-        ]
+        known = {o.name: o for o, _ in nested_options(self.unlearner)}
+        unknown = sorted(self.ranges.keys() - known.keys())
+        if unknown:
+            raise ConfigurationError(
+                f"TrialTuner.ranges: {self.unlearner.name!r} has no option {unknown[0]!r}{nearest(unknown[0], known)}"
+            )
+        ranged = [attrs.evolve(o, search=self.ranges.get(name, o.search)) for name, o in known.items()]
+        found = [o for o in ranged if o.search is not None and not self.fixed & {o.name, o.replaces}]
         if not found:
             raise ConfigurationError(
                 f"{self.unlearner.name!r}: expected an option to search, saw none that is not fixed: authors declare "
