@@ -96,7 +96,8 @@ def tuned(bench, original, seed):
             target=0.0,
             retain_data=bench.batches(parts.retain),
         )
-        yield f"{name}, tuned", model, "no candidate" if found.chosen is None else ""
+        note = "no candidate" if found.chosen is None else ("" if found.aim_reached else "aim not reached")
+        yield f"{name}, tuned", model, note
     inputs = UnlearningInputs(forget=forget, reference=full)
     for name in GRIDS:
         yield (f"{name}, by grid", *by_grid(name, original, inputs, data, bench.batches(parts.retain)))

@@ -196,7 +196,10 @@ class _Steps:
         each = 2 if isinstance(items, Paired) else 1
         for item in self.progress(items, what, total):
             if self.most is not None and self.taken + each > self.most:
-                raise BudgetError(f"expected an edit of at most {self.most} batches, saw more: choose fewer epochs")
+                raise BudgetError(
+                    f"expected an edit of at most {self.most} batches, saw more: choose fewer epochs, and declare "
+                    "batches_per_step = 2 where a step of the method takes a batch of each set"
+                )
             self.taken += each
             yield item
 
