@@ -76,7 +76,8 @@ retrained models of the sub-class, four orders each); *swap*: accuracy of the fe
 (classes: on unseen samples of the forgotten kind). The ToW of *retrained* is that of each retrained model
 against the others. Tuned methods of the sub-class and of the mislabelled samples aim at the retrained models'
 forget accuracy; `recommend` sees no retrained model, and its row is measured on the half of the test set that
-it did not hold out (so are those of *retrained* and *original* where *from scratch* has no row)."""
+it did not hold out (so are those of *retrained* and *original* where *from scratch* has no row). The rows of
+the sub-class are from before `recommend` searched learning rates."""
 
 
 @attrs.frozen(kw_only=True)
