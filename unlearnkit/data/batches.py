@@ -180,14 +180,13 @@ def take(batch: Any, rows: slice | Tensor) -> Any:
     A numpy array, or a list or tuple without tensors, of the batch's length holds one value for each sample. Any other
     value that is not a tensor belongs to the whole batch.
     """
-    size = batch_size(batch)
-    return _map(batch, lambda item: _of_samples(item, size), lambda item: _some(item, rows))
+    return _map_samples(batch, lambda item: _some(item, rows))
 
 
 def joined(batches: Sequence[Any]) -> Any:
     """Concatenate what holds one value for each sample (see `take`); anything else is that of the first batch."""
-    columns, size = zip(*map(_values, batches), strict=True), batch_size(batches[0])
-    return _map(batches[0], lambda item: _of_samples(item, size), lambda _: _concatenated(next(columns)))
+    columns = zip(*map(_values, batches), strict=True)
+    return _map_samples(batches[0], lambda _: _concatenated(next(columns)))
 
 
 def has_values(batch: Any) -> bool:
@@ -196,13 +195,15 @@ def has_values(batch: Any) -> bool:
 
 
 def _values(batch: Any) -> list[Any]:
-    size, found = batch_size(batch), list[Any]()
-    _map(batch, lambda item: _of_samples(item, size), found.append)
+    found: list[Any] = []
+    _map_samples(batch, found.append)
     return found
 
 
-def _of_samples(item: Any, size: int) -> bool:
-    return _is_tensor(item) or _one_each(item, size)
+def _map_samples(batch: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply ``function`` to whatever holds one value for each sample; see `take`."""
+    size = batch_size(batch)
+    return _map(batch, lambda item: _is_tensor(item) or _one_each(item, size), function)
 
 
 def _is_tensor(item: Any) -> bool:
