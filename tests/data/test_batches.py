@@ -1,6 +1,7 @@
 """Batches: nested structures whose tensors share dimension 0."""
 
 import dataclasses
+import re
 from collections import OrderedDict, UserDict, defaultdict, namedtuple
 from types import MappingProxyType
 from typing import Any
@@ -188,9 +189,24 @@ def test_plain_values_are_joined_with_their_samples(values):
     assert found["lr"] == 0.1
 
 
-def test_batches_of_another_nesting_are_not_joined():
-    with pytest.raises(ValueError, match="shorter"):
-        joined([(X, ["a", "b", "c"]), (X,)])
+@pytest.mark.parametrize(
+    ("other", "seen"),
+    [
+        ((X,), "Tensor (n, 2), list; and Tensor (n, 2) "),
+        ((X[:, :1], ["a", "b", "c"]), "Tensor (n, 2), list; and Tensor (n, 1), list "),
+        ((X, X), "Tensor (n, 2), list; and Tensor (n, 2), Tensor (n, 2) "),
+        ((X[:1], np.zeros(1)), "Tensor (n, 2), list; and Tensor (n, 2), array (n) "),
+    ],
+    ids=["values missing", "another shape", "a tensor", "an array"],
+)
+def test_batches_that_hold_something_else_are_not_joined(other, seen):
+    with pytest.raises(MismatchError, match=re.escape(seen)):
+        joined([(X, ["a", "b", "c"]), other])
+
+
+def test_an_image_size_as_long_as_one_of_the_batches_is_not_joined():
+    with pytest.raises(MismatchError, match=r"saw Tensor \(n, 2\); and Tensor \(n, 2\), tuple \(a list or tuple"):
+        joined([(X, (32, 32)), (X[:2], (32, 32))])
 
 
 @pytest.mark.parametrize("values", [("a", "b"), "abc", {1, 2, 3}, {"k": 3}, np.float32(1.0), [X, X, X], None])

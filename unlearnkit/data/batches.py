@@ -185,7 +185,14 @@ def take(batch: Any, rows: slice | Tensor) -> Any:
 
 def joined(batches: Sequence[Any]) -> Any:
     """Concatenate what holds one value for each sample (see `take`); anything else is that of the first batch."""
-    columns = zip(*map(_values, batches), strict=True)
+    rows = [_values(batch) for batch in batches]
+    kinds = dict.fromkeys(", ".join(map(_kind, row)) for row in rows)
+    if len(kinds) > 1:
+        raise MismatchError(
+            f"expected batches that hold the same for each of their n samples, saw {'; and '.join(kinds)} (a list or "
+            "tuple as long as the batch is read as one value for each sample)"
+        )
+    columns = zip(*rows, strict=True)
     return _map_samples(batches[0], lambda _: _concatenated(next(columns)))
 
 
@@ -217,6 +224,13 @@ def _one_each(item: Any, size: int) -> bool:
     if not isinstance(item, tuple | list) or hasattr(item, "_fields") or len(item) != size:
         return False
     return next(tensors(item), None) is None
+
+
+def _kind(item: Any) -> str:
+    if not isinstance(item, Tensor | np.ndarray):
+        return type(item).__name__
+    shape = ", ".join(map(str, ("n", *item.shape[1:])))
+    return f"{'Tensor' if _is_tensor(item) else 'array'} ({shape})"
 
 
 def _some(item: Any, rows: slice | Tensor) -> Any:

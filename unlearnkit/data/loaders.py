@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler, Subset
 
 from unlearnkit.data.batches import batch_size, joined, lost_samples, take, tensors
-from unlearnkit.utils.errors import ConfigurationError
+from unlearnkit.utils.errors import ConfigurationError, MismatchError
 from unlearnkit.utils.progress import length
 
 
@@ -239,7 +239,13 @@ class _Shuffled:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        everything, sizes = joined(self.batches), [batch_size(batch) for batch in self.batches]
+        sizes = [batch_size(batch) for batch in self.batches]
+        try:
+            everything = joined(self.batches)
+        except MismatchError as error:
+            raise MismatchError(
+                f"{error}: the samples are in the order of their classes; shuffle them before you make batches of them"
+            ) from error
         order = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(self.seed))
         yield from (take(everything, rows) for rows in torch.split(order, sizes))
 

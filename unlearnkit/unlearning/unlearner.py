@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from unlearnkit.data.batches import batch_size, check_batches, joined, lost_samples, tensors
+from unlearnkit.data.batches import batch_size, check_batches, joined, lost_samples
 from unlearnkit.distributed.sharded_tensors import reshard
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import Role
@@ -176,11 +176,10 @@ class UnlearningInputs:
         sizes = [batch_size(batch) for batch in batches]
         try:
             together = joined(batches)
-        except (RuntimeError, ValueError) as error:
+        except MismatchError as error:
             raise MismatchError(
-                "expected batches of one shape, because BatchNorm in train mode has to see them together, saw "
-                f"{' and '.join(str([tuple(t.shape) for t in tensors(batch)]) for batch in batches)}: pad the samples "
-                'to one size, or choose mode="eval"'
+                f"{error}: BatchNorm in train mode has to see the batches together; pad the samples to one size, or "
+                'choose mode="eval"'
             ) from error
         return tuple(losses.mean() for losses in torch.split(self.objective.losses(model, together), sizes))
 
