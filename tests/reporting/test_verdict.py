@@ -83,9 +83,30 @@ def test_no_reference():
     assert sentence.endswith("By accuracy nothing was forgotten: forget-test accuracy 0.900→0.910.")
 
 
-def test_no_classification():
-    assert said(scores(retain_test=None, forget_test=None), retrained=[scores(forget_test=None)])[1] == (
-        "No accuracy to compare with the retrained models, so it is unknown whether this is like retraining."
+def losses(retain, forget):
+    values = {"retain-test": retain, "forget-test": forget}
+    return {split: LossAndAccuracy(loss=loss, accuracy=None, samples=100) for split, loss in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("after", "kind", "sentence"),
+    [
+        (losses(0.21, 0.9), "outputs only", "Within 0.0 sd of retraining on every measure: 2 measures"),
+        (losses(900.0, 0.9), "apart", "Not like retraining: retain-test loss is 900.000, retrained models have 0.210"),
+        (losses(0.21, 0.3), "apart", "Not like retraining: forget-test loss is 0.300"),
+        (losses(0.21, 1.5), "over-forgotten", "Over-forgotten: forget-test loss is 1.500"),
+    ],
+)
+def test_without_accuracies_losses_are_compared(after, kind, sentence):
+    retrained = [losses(0.20, 0.8), losses(0.21, 0.9), losses(0.22, 1.0)]
+    found = judge(EDITED, losses(0.19, 0.2), after, retrained=retrained)
+    assert found.kind == kind
+    assert found.sentence.startswith(sentence)
+
+
+def test_retrained_models_of_other_splits_are_no_reference():
+    assert said(scores(retain_test=None), retrained=[scores(forget_test=None)])[1] == (
+        "Nothing to compare with the retrained models, so it is unknown whether this is like retraining."
     )
 
 
@@ -211,7 +232,9 @@ def test_near_only_where_the_features_are_near():
         "outputs only",
         True,
     )
+    recovers = held("recovery retain epoch", 0.12, 0.0, 0.0, 0.0)
     assert said(LIKE, retrained=RETRAINED, features=[SWAP], whole_class=True)[0] == "near"
+    assert said(LIKE, retrained=RETRAINED, features=[SWAP, recovers], whole_class=True)[0] == "near"
 
 
 def test_features_as_in_the_original_are_suppressed():
@@ -228,9 +251,10 @@ def test_features_as_in_the_original_are_suppressed():
 
 def test_a_measure_by_which_the_original_is_near_too_tells_nothing():
     blind = held("head-swap forget-test", 0.66, 0.64, 0.65, 0.66, original=0.67)
-    kind, sentence = said(LIKE, retrained=RETRAINED, features=[blind], whole_class=True)
-    assert kind == "outputs only"
-    assert sentence.endswith(
+    found = judge(EDITED, GOOD, LIKE, retrained=RETRAINED, features=[blind], whole_class=True)
+    assert (found.kind, found.holds) == ("outputs only", "cannot tell")
+    assert judge(EDITED, GOOD, LIKE, retrained=RETRAINED, features=[blind]).holds == "not looked at"
+    assert found.sentence.endswith(
         "Outputs only: no head-swap that tells forgetting from hiding; the original is as near as this model: "
         "head-swap forget-test is 0.660, retrained models have 0.650 ± 0.010, the original has 0.670."
     )

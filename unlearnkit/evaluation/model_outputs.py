@@ -167,6 +167,16 @@ def outputs_of(model: nn.Module, batches: Iterable[Any], *, objective: Objective
     return Outputs(logits=logits, labels=labels)
 
 
+def _losses_of(model: nn.Module, batches: Iterable[Any], *, objective: Objective) -> Floats:
+    def score(batch: Any, _: int) -> Tensor:
+        return score_batch(model, batch, objective=objective)[0].to("cpu", torch.float64)
+
+    found = map_batches(model, batches, score)
+    if not found:
+        raise InapplicableError("the split is empty")
+    return floats(torch.cat(found), what="losses", dimensions=1)
+
+
 def map_rows(
     model: nn.Module, batches: Iterable[Any], rows: Callable[[Any], tuple[Tensor, Tensor]]
 ) -> tuple[Floats, Ints]:
@@ -198,6 +208,7 @@ class ModelOutputs:
     def __init__(self, inputs: EvaluationInputs, cached: dict[tuple[int, str], Outputs] | None = None) -> None:
         self._inputs = inputs
         self._cached = {} if cached is None else cached
+        self._losses = dict[tuple[int, str], Floats]()
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -223,6 +234,16 @@ class ModelOutputs:
         if key not in self._cached:
             self._cached[key] = outputs_of(model, self.batches(split), objective=self._inputs.objective)
         return self._cached[key]
+
+    def losses(self, model: nn.Module, split: str) -> Floats:
+        """The loss of each sample, nats, computed once; the model need not be a classifier of samples."""
+        key = (id(model), split)
+        if key not in self._losses:
+            try:
+                self._losses[key] = self.of(model, split).losses
+            except InapplicableError:
+                self._losses[key] = _losses_of(model, self.batches(split), objective=self.objective)
+        return self._losses[key]
 
     def batches(self, split: str) -> Iterable[Any]:
         """Batches of a split, or `InapplicableError`."""

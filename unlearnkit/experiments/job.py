@@ -32,7 +32,7 @@ from unlearnkit.plugins.manager import PluginManager
 from unlearnkit.reporting import RunRecord, read_record, write_result
 from unlearnkit.reporting.write import check_replaceable
 from unlearnkit.unlearning import Need, Report
-from unlearnkit.utils.errors import ConfigurationError, StoreError, UnlearnKitWarning, nearest
+from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, StoreError, UnlearnKitWarning, nearest
 from unlearnkit.utils.files import locked_folder
 from unlearnkit.utils.memory import peak_memory
 from unlearnkit.utils.progress import Progress
@@ -235,7 +235,14 @@ class Job:
 
     def evaluated(self, record: RunRecord, model: nn.Module, before: dict[str, LossAndAccuracy]) -> RunRecord:
         start = time.perf_counter()
-        after, inputs = self.evaluate(model), self.inputs(model, self.experiment.splits())
+        try:
+            after = self.evaluate(model)
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                f"method {record.label!r}: the edited model has no finite losses ({error}), and nothing is written for "
+                "it: choose other options or leave it out"
+            ) from error
+        inputs = self.inputs(model, self.experiment.splits())
         metrics = make_metrics(self.experiment.config.evaluation, self.plugins)
         measured = {name: metric.examine(inputs) for name, metric in metrics.items()}
         seconds = {**record.report.seconds, "evaluation": time.perf_counter() - start}
@@ -268,9 +275,12 @@ class Job:
             retrained=self.retrained,
         )
 
-    def with_plot_data(self, record: RunRecord, model: nn.Module) -> RunRecord:
-        """Add what the HTML page shows, if there is to be one; call it on every rank."""
+    def compared(self, record: RunRecord, model: nn.Module) -> RunRecord:
+        """Add the scores of the retrained models and, if there is to be a page, its plots; call it on every rank."""
         chosen, data, parts = self.experiment.config.evaluation, self.experiment.bundle.train, self.experiment.splits()
+        if not self._retrained_scores:
+            self._retrained_scores.extend(self.evaluate(known) for known in self.retrained)
+        record = attrs.evolve(record, retrained=tuple(self._retrained_scores))
         if not chosen.page:
             return record
         rows = {name: np.sort(some_rows(len(part), _MOST, seed=chosen.seed)) for name, part in parts.items()}
@@ -279,9 +289,7 @@ class Job:
         views = collect_plot_data(ModelOutputs(inputs, self._outputs), classes=classes, seed=chosen.seed)
         for key in [key for key in self._outputs if key[0] == id(model)]:
             del self._outputs[key]  # the next edited model may get the same id
-        if not self._retrained_scores:
-            self._retrained_scores.extend(self.evaluate(known) for known in self.retrained)
-        return attrs.evolve(record, retrained=tuple(self._retrained_scores), views=views)
+        return attrs.evolve(record, views=views)
 
 
 def _lacks_page(folder: Path, config: Config) -> bool:

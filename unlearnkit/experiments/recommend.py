@@ -93,7 +93,7 @@ def recommend(
             record = attrs.evolve(job.record(LABEL, report, **fields), manifest=job.experiment.manifest())
         else:
             record = job.evaluated(job.record(LABEL, chosen.report, **fields), chosen.model, job.evaluate(job.original))
-            record = job.with_plot_data(record, chosen.model)
+            record = job.compared(record, chosen.model)
         job.write(folder, chosen.model if chosen.report is not None else None, record)
         job.forget_checkpoints()
     return Recommended(recommendation=recommendation, record=record, folder=folder)

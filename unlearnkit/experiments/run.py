@@ -83,7 +83,7 @@ def edits(
             if record.nothing_edited:
                 record = attrs.evolve(record, manifest=job.experiment.manifest())
             elif not dry_run:
-                record = job.with_plot_data(job.evaluated(record, model, before), model)
+                record = job.compared(job.evaluated(record, model, before), model)
             if not dry_run:
                 job.write(result_folder(config, method.label), None if record.nothing_edited else model, record)
             yield record, tuning

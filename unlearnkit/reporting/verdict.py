@@ -48,8 +48,9 @@ class Judgement:
     """The verdict on an edit, and the measures that were compared with retrained models.
 
     ``says`` is what the outputs say: near, apart or over-forgotten; ``holds`` what the features hold: near, still
-    there, apart or not looked at. Both are empty where there are too few retrained models. ``kind`` follows from both:
-    near only where both are near, suppressed where the features are still there; or it is nothing, no effect,
+    there, apart, not looked at, or cannot tell, where the original is as near. Both are empty where there are too few
+    retrained models. ``kind`` follows from both: near only where both are near, suppressed where the features are still
+    there; or it is nothing, no effect,
     destroyed, no reference, few references, not measured. A notebook shows the sentence and the measures.
     """
 
@@ -131,7 +132,7 @@ def _kind(says: str, holds: str) -> str:
     if says != "apart" and holds == "still there":
         return "suppressed"
     if says == "near":
-        return {"near": "near", "not looked at": "outputs only"}.get(holds, "apart")
+        return {"near": "near", "not looked at": "outputs only", "cannot tell": "outputs only"}.get(holds, "apart")
     return says
 
 
@@ -139,9 +140,9 @@ def _outputs(measures: Sequence[Measure], after: Scores, retrained: Sequence[Sco
     """Return what the outputs say, and the sentence."""
     models = len(retrained)
     far = [measure for measure in measures if measure.distance > near(models)]
-    below = [m for m in far if m.name.startswith("forget") and (m.gap.delta or 0.0) < 0]
+    worse = [m for m in far if m.name.startswith("forget") and ((m.gap.delta or 0.0) > 0) == m.name.endswith("loss")]
     above = _losses_far_above(after, retrained)
-    if (below or above) and all(m in below or m.name.startswith("AUC") for m in far):
+    if (worse or above) and all(m in worse or m.name.startswith("AUC") for m in far):
         sentences = [above] if above else []
         sentences += [_apart(far, measures)] if far else []
         return "over-forgotten", f"Over-forgotten: {' '.join(sentences)}"
@@ -162,7 +163,8 @@ def _losses_far_above(after: Scores, retrained: Sequence[Scores]) -> str:
 
 def _features(features: Sequence[FeatureMeasure], models: int, *, whole_class: bool) -> tuple[str, str]:
     """Return what the features hold, and the sentence."""
-    compared = [(f, gap_to_retrain(f.value, f.retrained)) for f in features if len(f.retrained) >= ENOUGH]
+    told = [f for f in features if not (whole_class and f.name.startswith(f"{RECOVERY} "))]
+    compared = [(f, gap_to_retrain(f.value, f.retrained)) for f in told if len(f.retrained) >= ENOUGH]
 
     def close(value: float, f: FeatureMeasure, gap: Gap) -> bool:
         return abs(value - (gap.mean or 0.0)) <= max(near(models) * (gap.sd or 0.0), f.error)
@@ -182,7 +184,9 @@ def _features(features: Sequence[FeatureMeasure], models: int, *, whole_class: b
         return "near", f"The features are near, too: {'; '.join(_held(f, gap) for f, gap in telling)}."
     blind = [_held(f, gap) for f, gap in compared if (f, gap) not in telling]
     why = f"; the original is as near as this model: {'; '.join(blind)}" if blind else ""
-    return "not looked at", f"Outputs only: no {' and no '.join(missing)} that tells forgetting from hiding{why}."
+    unseen = [name for name in missing if not any(f.name.startswith(f"{name} ") for f, _ in compared)]
+    holds = "not looked at" if unseen else "cannot tell"
+    return holds, f"Outputs only: no {' and no '.join(missing)} that tells forgetting from hiding{why}."
 
 
 def _held(feature: FeatureMeasure, gap: Gap) -> str:
@@ -234,6 +238,9 @@ def _measures(after: Scores, retrained: Sequence[Scores], views: PlotData | None
         if score.accuracy is not None and rates:
             gap = gap_to_retrain(score.accuracy, rates)
             yield Measure(name=f"{split} accuracy", gap=gap, resolution=1 / score.samples)
+        elif score.accuracy is None and known:
+            gap = gap_to_retrain(score.loss, [each[split].loss for each in retrained if split in each])
+            yield Measure(name=f"{split} loss", gap=gap, resolution=0.0)
     curves = views.curves if views is not None else ()
     for mine in (curve for curve in curves if curve.model == "unlearned"):
         areas = [curve.auc for curve in curves if (curve.attack, curve.model) == (mine.attack, "retrained")]
@@ -259,7 +266,7 @@ def _without_reference(
     retrained: Sequence[Scores], before: Scores, after: Scores, features: Sequence[FeatureMeasure]
 ) -> str:
     rates = _rates(before, after)
-    why = "No accuracy to compare with the retrained models" if retrained else "No retrained model at hand"
+    why = "Nothing to compare with the retrained models" if retrained else "No retrained model at hand"
     measured = f" Measured: {_texts(rates)}." if rates else ""
     said = f"{why}, so it is unknown whether this is like retraining.{measured}"
     forgotten, unseen = (after[s].accuracy if s in after else None for s in ("forget-train", "forget-test"))

@@ -11,14 +11,18 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from unlearnkit import EvaluationInputs
+from unlearnkit.data.loaders import reshuffled
 from unlearnkit.distributed import Shared
 from unlearnkit.evaluation import metrics
 from unlearnkit.evaluation.metric import Measurement, Metric, MetricTraits, feature_measures
 from unlearnkit.evaluation.metrics.features import layers_called, linear_cka, pooled_outputs
 from unlearnkit.evaluation.metrics.residual_knowledge import margin
 from unlearnkit.evaluation.model_outputs import Outputs, outputs_of, sampling_error
+from unlearnkit.models.objective import CrossEntropy
 from unlearnkit.models.parameters import digest
 from unlearnkit.utils.errors import MismatchError
+
+FEATURES = "unlearnkit.evaluation.metrics.features"
 
 
 def net(seed):
@@ -88,19 +92,58 @@ def test_sampling_error_is_half_an_agresti_coull_interval():
     assert 0 < sampling_error(0.0, 100) < 0.03
 
 
+def hsic(k, m):
+    """HSIC₁ as Song et al. 2012 write it (equation 5), with matrices."""
+    n, ones = len(k), np.ones(len(k))
+    k, m = (v - np.diag(np.diag(v)) for v in (k, m))
+    sums = (ones @ k @ ones) * (ones @ m @ ones) / ((n - 1) * (n - 2))
+    return (np.trace(k @ m) + sums - 2 / (n - 2) * (ones @ k @ m @ ones)) / (n * (n - 3))
+
+
 def test_linear_cka():
     random = np.random.default_rng(0)
     x, y = random.normal(size=(50, 4)), random.normal(size=(50, 7))
-    h = np.eye(50) - 1 / 50
-    a, b = (h @ v @ v.T @ h for v in (x, y))
-    hsic = np.trace(a @ b) / np.sqrt(np.trace(a @ a) * np.trace(b @ b))
-    assert linear_cka(x, y) == pytest.approx(hsic)  # by kernels, Kornblith et al. 2019, equation 3
-    assert linear_cka(x[:8], y[:8]) == pytest.approx(linear_cka(np.pad(x[:8], ((0, 0), (0, 9))), y[:8]))
+    k, m = x @ x.T, y @ y.T
+    assert linear_cka(x, y) == pytest.approx(hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m)))
+    assert linear_cka(x[:4], y[:4]) == pytest.approx(linear_cka(np.pad(x[:4], ((0, 0), (0, 9))), y[:4]))
     rotation = np.linalg.qr(random.normal(size=(4, 4)))[0]
-    assert linear_cka(x, 3 * x @ rotation + 1) == pytest.approx(1.0)
+    assert linear_cka(x, 3 * x @ rotation + 1e6) == pytest.approx(1.0)
     assert linear_cka(x, np.zeros((50, 2))) == 0
-    with pytest.raises(MismatchError, match="the same samples, saw 50 and 49"):
+    with pytest.raises(MismatchError, match="the same 4 or more samples, saw 50 and 49"):
         linear_cka(x, y[:-1])
+
+
+def test_the_similarity_of_few_samples_is_that_of_many_and_in_its_interval(monkeypatch):
+    random = np.random.default_rng(0)
+    z, a, b = (random.normal(size=size) for size in ((5000, 16), (16, 16), (16, 16)))
+    one, other = (np.maximum(z @ weight, 0) for weight in (a, a + b))
+    x, y = (v - v.mean(axis=0) for v in (one, other))
+    true = np.square(x.T @ y).sum() / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
+    found, models = [], (net(0), net(1))
+    for seed in range(40):
+        rows = random.choice(5000, 30, replace=False)
+        features = {model: v[rows] for model, v in zip(models, (one, other), strict=True)}
+        monkeypatch.setattr(f"{FEATURES}.features_of", lambda model, *_, known=features, **__: (known[model], None))
+        given = EvaluationInputs(model=models[0], original=models[1], splits=SPLITS)
+        found.append(metrics.FeatureSimilarity(seed=seed, draws=40).evaluate(given))
+    values = [values["to original"] for values in found]
+    assert np.mean(values) == pytest.approx(true, abs=3 * np.std(values) / 40**0.5)
+    assert sum(f["to original low"] <= true <= f["to original high"] for f in found) >= 36
+    assert all(f["to original low"] < f["to original"] < f["to original high"] for f in found)
+
+
+@pytest.mark.parametrize(
+    ("samples", "why"), [(1, "at least 5 forgotten samples are needed, saw 1"), (8, "the same for")]
+)
+def test_there_is_no_similarity_of_few_samples_or_of_constant_features(samples, why):
+    constant = net(1)
+    with torch.no_grad():
+        constant[0].weight.zero_()
+    few = [tuple(t[:samples] for t in joined("forget-train"))]
+    given = inputs(model=net(1) if samples < 5 else constant, splits={**SPLITS, "forget-train": few})
+    found = metrics.FeatureSimilarity().examine(given)["to original"]
+    assert found.value is None
+    assert why in found.reason
 
 
 def test_feature_similarity_has_intervals_and_anchors():
@@ -162,6 +205,19 @@ def test_recovery_trains_copies():
     assert found["few samples margin"] > found["retain epoch margin"]
     alone = metrics.Recovery().examine(inputs(splits={**SPLITS, "forget-train": SPLITS["forget-train"][:1]}))
     assert "one batch" in alone["few samples"].reason
+
+
+def test_recovery_trains_in_no_order_of_classes_and_says_what_cannot_be_trained():
+    x, y = (torch.cat([batch[i] for batch in SPLITS["retain-train"]]) for i in (0, 1))
+    rows = torch.argsort(y, stable=True)
+    ordered = list(zip(x[rows].split(4), y[rows].split(4), strict=True))
+    metric = metrics.Recovery(learning_rate=0.05)
+    found = metric.evaluate(inputs(splits={**SPLITS, "retain-train": ordered}))["original retain epoch margin"]
+    shuffled = after_an_epoch(net(1), reshuffled(ordered, seed=0, labels=CrossEntropy().labels))
+    assert found == pytest.approx(margin(outputs_of(shuffled, SPLITS["forget-train"])), rel=1e-5)
+    frozen = metric.examine(inputs(retrained=[net(2).requires_grad_(False)]))
+    assert "all its weights are frozen" in frozen["retrained retain epoch"].reason
+    assert frozen["retain epoch"].value is not None
 
 
 def test_recovery_counts_batches_whose_number_is_unknown():

@@ -18,7 +18,7 @@ from unlearnkit.evaluation.per_sample import jensen_shannon
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.experiment import make_metrics
 from unlearnkit.experiments.run import run
-from unlearnkit.models.objective import Objective
+from unlearnkit.models.objective import Objective, SquaredError
 from unlearnkit.testing import check_metric
 
 CLASSES = [getattr(metrics, name) for name in metrics.__all__]
@@ -80,7 +80,8 @@ def test_an_objective_without_classes(cls):
             return model(batch[0]).square().sum(1)
 
     found = cls().examine(inputs(objective=Size()))
-    assert all("is no classification" in m.reason for m in found.values())
+    named = {name: m.reason for name, m in found.items() if not (cls is metrics.Scores and "loss" in name)}
+    assert all("is no classification" in reason for reason in named.values())
 
 
 def test_the_gap_is_that_of_accuracies_by_scikit_learn():
@@ -308,6 +309,24 @@ def test_attacks_on_a_class_forgotten_completely_without_unseen_samples_of_it():
         for name, m in cls().examine(inputs(splits=splits)).items():
             assert m.value is None, (cls.name, name)
             assert "classes [2] were forgotten completely" in m.reason
+    none = torch.zeros_like(alone)
+    lacking = {"retain-train": [(x, none)], "retain-test": [(x, none)]}
+    lacking |= {"forget-train": [(x, 1 + others)], "forget-test": [(x, alone)]}
+    for name, m in metrics.LossAttack().examine(inputs(splits=lacking)).items():
+        assert m.value is None, name
+        assert "classes [1] were forgotten completely" in m.reason
+
+
+def test_the_loss_of_each_sample_needs_no_classes():
+    x, y = torch.randn(12, 4), torch.randn(12, 3)
+    splits = {"retain-test": [(x[:8], y[:8]), (x[8:], y[8:])]}
+    given = inputs(splits=splits, objective=SquaredError())
+    found = metrics.Scores().examine(given)
+    with torch.no_grad():
+        expected = 0.5 * (given.model.eval()(x) - y).square().sum(1)
+    assert found["retain-test loss"].value == pytest.approx(float(expected.mean()), rel=1e-5)
+    assert found["retain-test loss low"].value < expected.mean() < found["retain-test loss high"].value
+    assert "no classification" in found["retain-test accuracy"].reason
 
 
 def test_random_samples_are_compared_with_half_of_the_unseen_ones():

@@ -2,6 +2,7 @@
 
 import copy
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -86,6 +87,17 @@ def test_accuracy_within_a_margin():
     steps = int(found["steps"])
     assert loss_and_accuracy(trained(net(0), steps), BATCHES).accuracy >= goal
     assert loss_and_accuracy(trained(net(0), steps - 1), BATCHES).accuracy < goal
+
+
+def test_a_bound_is_said_where_a_model_does_not_get_there_and_nowhere_else():
+    original, quick = trained(net(1), 60), trained(net(1), 50)
+    metric = metrics.RelearnTime(**OPTIONS)
+    needed = int(metric.evaluate(inputs(quick, original, []))["steps"])
+    assert needed > 0
+    just = attrs.evolve(metric, most=needed).examine(inputs(quick, original, [quick, net(0)]))
+    assert (just["steps"].value, just["steps"].reason) == (needed, "")
+    for name in ("retrained steps", "relative"):  # the mean of one that gets there and one that does not
+        assert f"a bound: the original's forget loss was not reached in {needed} steps" in just[name].reason
 
 
 def test_reasons():

@@ -137,15 +137,20 @@ class RelativeMembership(MembershipAttack):
 
 def unseen_halves(outputs: ModelOutputs, model: nn.Module, seed: int) -> tuple[Outputs, Outputs]:
     """Samples that no model was trained on: those to learn from, and those of the same kind as the forget set."""
-    unseen = outputs.of(model, "retain-test")
+    unseen, same = outputs.of(model, "retain-test"), None
+    alone = set(outputs.of(model, "forget-train").labels)
     if "forget-test" in outputs.splits:
-        return unseen, outputs.of(model, "forget-test")
-    alone = set(outputs.of(model, "forget-train").labels) - set(outputs.of(model, "retain-train").labels)
+        same = outputs.of(model, "forget-test")
+        alone -= set(same.labels)
+    if alone:  # asked first, because the retain set may be large
+        alone -= set(outputs.of(model, "retain-train").labels)
     if alone:
         raise InapplicableError(
             f"classes {sorted(map(int, alone))} were forgotten completely and there are no unseen samples of them: "
             "other non-members would differ by their class, not by membership"
         )
+    if same is not None:
+        return unseen, same
     if len(unseen) < 2:
         raise InapplicableError("at least two unseen samples are needed, one to learn from and one to judge on")
     rows = np.random.default_rng(seed).permutation(len(unseen))

@@ -33,6 +33,8 @@ from unlearnkit.models.training import batch_norm_layers, reestimate_batch_norm
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, nearest
 from unlearnkit.utils.options import option
 
+_FEWEST = 5  # samples for a similarity with an interval
+_NORMAL_QUANTILE = 1.96
 _CHANNELS_SECOND = (_ConvNd, _NormBase, nn.GroupNorm)  # other layers have channels last
 
 
@@ -204,42 +206,48 @@ class LayerProbe(Metric):
 class FeatureSimilarity(Metric):
     """Linear CKA of the features of the forgotten samples: to retrained models, and to the original.
 
-    CKA(X, Y) = ‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖) of centred features, Frobenius norms; 1 is the same up to rotation and scale.
-    ``"to retrained"`` is the mean over retrained models, ``"to original"`` the nearness to the model before the edit;
-    ``"… low"`` and ``"… high"`` bound 95 % of bootstrap samples. Nothing is trained.
+    1 is the same up to rotation and scale; see `linear_cka`. ``"to retrained"`` is the mean over retrained models,
+    ``"to original"`` the nearness to the model before the edit; ``"… low"`` and ``"… high"`` are the ends of a 95 %
+    interval over samples, by the delete-d jackknife with d a tenth of the samples. (Samples that are drawn twice, as by
+    the bootstrap, would raise the similarity.) Nothing is trained.
     """
 
     name: ClassVar[str] = "feature-similarity"
     traits: ClassVar[MetricTraits] = attrs.evolve(
         FRACTION,
-        source="Kornblith et al. 2019, linear CKA; Efron 1979, the bootstrap",
-        cost="one pass of each model over the forget set, and as many small matrix products as bootstrap samples",
-        trust="compare with the value between retrained models; few samples of wide features look alike",
+        source="Kornblith et al. 2019, linear CKA; Song et al. 2012, without bias; Shao and Wu 1989, the jackknife",
+        cost="one pass of each model over the forget set, and as many small sums as there are draws",
+        trust="compare with the value between retrained models; the interval covers samples, not training seeds",
     )
 
-    seed: int = option(0, at_least=0, doc="of the bootstrap")
-    draws: int = option(100, at_least=20, doc="bootstrap samples")
+    seed: int = option(0, at_least=0, doc="of the jackknife")
+    draws: int = option(100, at_least=20, doc="subsets of the jackknife")
     most: int = option(1000, at_least=10, doc="forgotten samples at most")
 
     def measure(self, inputs: EvaluationInputs) -> Values:
         outputs = ModelOutputs(inputs)
 
         @cache
-        def features(model: nn.Module) -> Floats:
+        def products(model: nn.Module) -> Floats:
             values, _ = features_of(model, outputs.batches("forget-train"), objective=inputs.objective)
-            return _some(values, self.most, self.seed)
+            values = _some(values, self.most, self.seed)
+            if len(values) < _FEWEST:
+                raise InapplicableError(f"at least {_FEWEST} forgotten samples are needed, saw {len(values)}")
+            if not np.ptp(values, axis=0).any():
+                raise InapplicableError("the features of a model are the same for all forgotten samples")
+            return _products(values)
 
         def to_original() -> list[float]:
-            mine = features(inputs.model)  # first, so that a missing split is the reason
+            mine = products(inputs.model)  # first, so that a missing split is the reason
             if inputs.original is None:
                 raise InapplicableError("no original model at hand")
-            return self._interval([(mine, features(inputs.original))])
+            return self._interval([(mine, products(inputs.original))])
 
         def to_retrained(model: nn.Module) -> list[float]:
-            return self._interval([(features(model), features(known)) for known in outputs.retrained()])
+            return self._interval([(products(model), products(known)) for known in outputs.retrained()])
 
         def among() -> list[float]:
-            known = [features(model) for model in outputs.retrained(at_least=2)]
+            known = [products(model) for model in outputs.retrained(at_least=2)]
             return self._interval(list(combinations(known, 2)))
 
         pairs: dict[str, Callable[[], list[float]]] = {"to original": to_original, "among retrained": among}
@@ -250,34 +258,53 @@ class FeatureSimilarity(Metric):
         return values
 
     def _interval(self, pairs: list[tuple[Floats, Floats]]) -> list[float]:
-        """Return the mean CKA of some pairs, and the bounds of 95 % of its bootstrap samples."""
+        """Return the mean CKA of some pairs of inner products, and the ends of its interval."""
         random, samples = np.random.default_rng(self.seed), len(pairs[0][0])
-        drawn = []
+        left_out, drawn = max(1, samples // 10), []
         for _ in range(self.draws):
-            rows = random.integers(samples, size=samples)
-            drawn.append(mean(linear_cka(x[rows], y[rows]) for x, y in pairs))
-        low, high = np.quantile(drawn, (0.025, 0.975))
-        return [mean(linear_cka(x, y) for x, y in pairs), float(low), float(high)]
+            rows = np.ix_(*[random.permutation(samples)[left_out:]] * 2)
+            drawn.append(mean(_cka(k[rows], m[rows]) for k, m in pairs))
+        found = mean(_cka(k, m) for k, m in pairs)
+        error = _NORMAL_QUANTILE * float(np.std(drawn)) * sqrt(samples / left_out - 1)
+        return [max(found, 0.0), max(found - error, 0.0), min(max(found + error, 0.0), 1.0)]
 
 
 def linear_cka(one: ArrayLike, other: ArrayLike) -> float:
-    """Linear CKA of two sets of features of the same samples, shapes (n, d) and (n, e) (Kornblith et al. 2019, eq. 1).
+    """Linear CKA of two sets of features of the same n ≥ 4 samples, shapes (n, d) and (n, e), without bias.
+
+    HSIC₁(K, M)/√(HSIC₁(K, K)·HSIC₁(M, M)) of K = XXᵀ and M = YYᵀ (Kornblith et al. 2019, eq. 2, with the estimator of
+    Song et al. 2012, eq. 5): near 0, perhaps below it, for unrelated features, however few the samples are.
 
     Examples:
-        >>> linear_cka([[0.0, 1.0], [1.0, 0.0]], [[3.0], [5.0]])
+        >>> x = np.random.default_rng(0).normal(size=(20, 3))
+        >>> round(linear_cka(x, 2 * x[:, ::-1] + 1), 6)
         1.0
     """
     x, y = (floats(values, what="features", dimensions=2) for values in (one, other))
-    if len(x) != len(y):
-        raise MismatchError(f"linear_cka: expected features of the same samples, saw {len(x)} and {len(y)}")
-    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-    if len(x) < x.shape[1] + y.shape[1]:
-        x, y = (v @ v.T for v in (x, y))  # the same numbers by way of (n, n) products
-        across, own = float((x * y).sum()), sqrt(float((x * x).sum()) * float((y * y).sum()))
-    else:
-        across = float(np.square(y.T @ x).sum())
-        own = float(np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
-    return min(across / own, 1.0) if own else 0.0
+    if len(x) != len(y) or len(x) < 4:
+        raise MismatchError(f"linear_cka: expected features of the same 4 or more samples, saw {len(x)} and {len(y)}")
+    return _cka(_products(x), _products(y))
+
+
+def _products(features: Floats) -> Floats:
+    x = features - features.mean(axis=0)  # changes nothing but the rounding
+    return np.asarray(x @ x.T)
+
+
+def _cka(one: Floats, other: Floats) -> float:
+    x, y = _u_centred(one), _u_centred(other)
+    own = float(np.linalg.norm(x) * np.linalg.norm(y))
+    return min(float((x * y).sum()) / own, 1.0) if own else 0.0
+
+
+def _u_centred(products: Floats) -> Floats:
+    """Centre so that the mean of the elementwise product of two is HSIC₁ (Székely and Rizzo 2014, definition 2)."""
+    n, found = len(products), products.copy()
+    np.fill_diagonal(found, 0.0)
+    rows = found.sum(axis=0) / (n - 2)
+    found += rows.sum() / (n - 1) - rows - rows[:, None]
+    np.fill_diagonal(found, 0.0)
+    return found
 
 
 def _labels(outputs: ModelOutputs, split: str, objective: Objective) -> int:

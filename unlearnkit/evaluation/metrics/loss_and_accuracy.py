@@ -50,7 +50,7 @@ class Scores(Metric):
             return interval.low, interval.high
 
         def loss_interval() -> tuple[float, float]:
-            losses = outputs.of(model, split).losses
+            losses = outputs.losses(model, split)
             if len(losses) < 2:
                 raise InapplicableError("an interval of the loss needs at least 2 samples, saw 1")
             interval = mean_interval(losses, seed=self.seed)
@@ -58,7 +58,7 @@ class Scores(Metric):
 
         return {
             **outputs.for_each_model(f"{split} accuracy", lambda each: outputs.of(each, split).accuracy),
-            **outputs.for_each_model(f"{split} loss", lambda each: mean(outputs.of(each, split).losses)),
+            **outputs.for_each_model(f"{split} loss", lambda each: mean(outputs.losses(each, split))),
             **answers((f"{split} accuracy low", f"{split} accuracy high"), accuracy_interval),
             **answers((f"{split} loss low", f"{split} loss high"), loss_interval),
         }

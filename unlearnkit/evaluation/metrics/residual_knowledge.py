@@ -22,6 +22,7 @@ from unlearnkit.evaluation.model_outputs import (
     Outputs,
     Values,
     answer,
+    classification_of,
     loss_and_accuracy,
     mean,
     outputs_of,
@@ -118,7 +119,11 @@ class RelearnTime(Metric):
 
     def measure(self, inputs: EvaluationInputs) -> Values:
         outputs = ModelOutputs(inputs)
-        steps = cache(partial(self._steps, outputs, inputs))
+        reached = cache(partial(self._steps, outputs, inputs))
+
+        def steps(model: nn.Module) -> float:
+            found = reached(model)
+            return float(self.most if found is None else found)
 
         def relative() -> float:
             mine, retrained = steps(inputs.model), mean(map(steps, outputs.retrained()))
@@ -126,24 +131,24 @@ class RelearnTime(Metric):
                 raise InapplicableError("the retrained models need no steps either: there is nothing to learn again")
             return mine / retrained
 
+        models: dict[str, tuple[nn.Module, ...]] = {
+            f"{prefix}steps": (model,) for prefix, model in outputs.named.items()
+        }
+        models |= {"retrained steps": inputs.retrained, "relative": (inputs.model, *inputs.retrained)}
         found = {**outputs.for_each_model("steps", steps), "relative": answer(relative)}
         bound = f"a bound: the original's forget {self.until} was not reached in {self.most} steps"
-        at_bound = any(value == self.most for key, value in found.items() if key in {"steps", "retrained steps"})
-        return {
-            key: Measurement(value=value, reason=bound)
-            if isinstance(value, float) and (value == self.most or (key == "relative" and at_bound))
-            else value
-            for key, value in found.items()
-        }
+        for name, value in found.items():
+            if isinstance(value, float) and None in map(reached, models[name]):
+                found[name] = Measurement(value=value, reason=bound)
+        return found
 
-    def _steps(self, outputs: ModelOutputs, inputs: EvaluationInputs, model: nn.Module) -> float:
+    def _steps(self, outputs: ModelOutputs, inputs: EvaluationInputs, model: nn.Module) -> int | None:
         if self.until == "accuracy":
             outputs.of(model, "forget-train")  # first, so that a missing split is the reason
         batches, objective = outputs.batches("forget-train"), inputs.objective
         if inputs.original is None:
             raise InapplicableError("no original model at hand: its forget accuracy is the goal")
-        if not any(p.requires_grad for p in model.parameters()):
-            raise InapplicableError("the model cannot be trained: all its weights are frozen")
+        _check_trainable(model)
         known = loss_and_accuracy(inputs.original, batches, objective=objective)
         goal: dict[str, Any] = {"loss": known.loss + self.margin}
         if self.until == "accuracy":
@@ -151,10 +156,14 @@ class RelearnTime(Metric):
             goal = {"accuracy": known.accuracy * (1 - self.margin)}
         train = partial(steps_to_relearn, learning_rate=self.learning_rate, most=self.most, objective=objective)
         try:
-            found = train(model, batches, **goal)
+            return train(model, batches, **goal)
         except UnsupportedModelError as error:
             raise InapplicableError(f"the model cannot be trained: {error}") from error
-        return float(self.most if found is None else found)
+
+
+def _check_trainable(model: nn.Module) -> None:
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InapplicableError("the model cannot be trained: all its weights are frozen")
 
 
 def mean_loss(objective: Objective) -> Loss:
@@ -223,9 +232,9 @@ class Recovery(Metric):
             batches: Callable[[], Iterable[Any]], judged: Callable[[], Iterable[Any]], model: nn.Module
         ) -> Outputs:
             outputs.of(model, "forget-train")  # first, so that a missing split is the reason
+            _check_trainable(model)
             student, data, unseen = copy.deepcopy(model), batches(), judged()
             adam = OptimizerConfig(learning_rate=self.learning_rate).optimizer_for(student)
-            data = reshuffled(data.items if isinstance(data, Shared) else data, seed=self.seed)
             steps = length(data) or sum(1 for _ in data)
             falling = LambdaLR(adam, partial(one_cycle, steps=steps))  # else the order of the batches decides
             with training_mode(student, adam, seed=self.seed) as usable:
@@ -233,13 +242,17 @@ class Recovery(Metric):
                 run_epoch(student, usable(data), loss, adam, name=self.name, after_step=falling.step)
             return outputs_of(student, unseen, objective=inputs.objective)
 
+        def retain() -> Iterable[Any]:
+            batches, labels = outputs.batches("retain-train"), classification_of(inputs.objective).labels
+            return reshuffled(batches.items if isinstance(batches, Shared) else batches, seed=self.seed, labels=labels)
+
         def others() -> list[Any]:
             rest = list(islice(outputs.batches("forget-train"), 1, None))
             if not rest:
                 raise InapplicableError("the forget set is one batch: no forgotten samples are left to judge by")
             return rest
 
-        whole, retain = partial(outputs.batches, "forget-train"), partial(outputs.batches, "retain-train")
+        whole = partial(outputs.batches, "forget-train")
         kinds = {
             "retain epoch": cache(partial(after, retain, whole)),
             "few samples": cache(partial(after, lambda: [next(iter(whole()))] * self.steps, others)),

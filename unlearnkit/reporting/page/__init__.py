@@ -45,7 +45,8 @@ _HALVES = {
     "apart": ("bad", "not like retraining"),
     "over-forgotten": ("bad", "over-forgotten: worse than retraining"),
     "still there": ("bad", "still there, as in the original"),
-    "not looked at": ("", "not looked at: add head-swap and recovery to evaluation.metrics"),
+    "cannot tell": ("", "measured, but the original is as near to retraining"),
+    "not looked at": ("", "not looked at: evaluation.metrics lacks head-swap or recovery"),
 }
 
 

@@ -252,8 +252,9 @@ def metrics(record: RunRecord) -> Section:
         for name, value in values.items():
             first, _, rest = name.partition(" ")
             model, quantity = (first, rest) if first in _MODELS and rest else ("unlearned", name)
-            reason = record.not_applicable.get(metric, {}).get(name, "no reason given")
-            cells.setdefault(quantity, {})[model] = reason if value is None else number(value)
+            reason = record.not_applicable.get(metric, {}).get(name, "")
+            text = number(value) if value is not None else "" if reason else "no reason given"
+            cells.setdefault(quantity, {})[model] = f"{text} ({reason})" if text and reason else text or reason
         rows += [(f"{metric}: {quantity}", *(row.get(m, "–") for m in _MODELS)) for quantity, row in cells.items()]
     table = Table(caption="Every metric", header=("metric", *_MODELS), rows=tuple(rows))
     return Section(tables=(table,))
