@@ -52,7 +52,9 @@ class BadTeacher(TrainingUnlearner):
             teacher = teachers[is_forget]
             return distillation_loss(teacher, student, batch, objective=inputs.objective, temperature=self.temperature)
 
-        both = Interleaved(retain=inputs.retain_data or (), forget=inputs.forget_data or ())
+        assert inputs.retain_data is not None, "RETAIN_DATA is among the needs"
+        assert inputs.forget_data is not None, "FORGET_DATA is among the needs"
+        both = Interleaved(retain=inputs.retain_data, forget=inputs.forget_data)
         return EpochConfig.epochs(both, loss, count=self.epochs)
 
 

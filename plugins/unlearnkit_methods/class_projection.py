@@ -81,7 +81,8 @@ def prototypes(model: nn.Module, batches: Iterable[Any] | None, inputs: Unlearni
         wanted = isinstance(layer, LAYERS) and getattr(layer, "groups", 1) == 1
         if wanted and model.get_submodule(name).get_parameter("weight").requires_grad:
             layer.register_forward_pre_hook(partial(record, name))
-    for batch in batches or ():
+    assert batches is not None, "both sets are among the needs"
+    for batch in batches:
         labels = class_labels(inputs.objective, batch)
         if labels.dim() != 1:
             raise MismatchError(f"class-projection: expected one label for each sample, saw {tuple(labels.shape)}")

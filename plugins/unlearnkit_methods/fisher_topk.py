@@ -46,7 +46,11 @@ class FisherTopK(Unlearner):
         0.01, at_least=0, at_most=1, doc="of the weights to zero, rounded down", search=(1e-3, 0.5)
     )
     k: int = option(
-        0, symbol="k", at_least=0, doc="how many weights to zero, instead of a fraction; 0 for the fraction"
+        0,
+        symbol="k",
+        at_least=0,
+        doc="how many weights to zero, instead of a fraction; 0 for the fraction",
+        replaces="fraction",
     )
     scope: str = option("global", choices=("global", "tensor"), doc="k of the whole model, or k of each parameter")
 

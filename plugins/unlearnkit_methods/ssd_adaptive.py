@@ -84,7 +84,10 @@ class AdaptiveSynapticDampening(ElementwiseUnlearner):
 
 def percentile(forget: Importance, reference: Importance) -> float:
     """Return α: the percentile 100 − ln(1 + 100·p) of the finite ratios F_f/F_r of all weights; 0 if none is finite."""
-    sizes = (forget.samples, reference.samples) if forget.samples and reference.samples else None
+    sampled = reference.fingerprint is not None and reference.fingerprint.sample  # then its count is that of all
+    if sampled and reference.count == 1:
+        raise MismatchError(f"ssd-adaptive: expected normalise = true beside a reference from a sample ({sampled})")
+    sizes = (forget.samples, reference.samples) if forget.samples and reference.samples and not sampled else None
     part, whole = sizes or (forget.count, reference.count)
     if reference.role is Role.RETAIN:
         whole += part

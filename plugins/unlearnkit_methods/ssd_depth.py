@@ -84,7 +84,8 @@ class DepthDampening(Unlearner):
             p.copy_(torch.where(f > alpha * r, (theta * beta).to(p.dtype), p))
 
     def _forgotten(self, model: nn.Module, inputs: UnlearningInputs) -> bool:
-        seen = loss_and_accuracy(model, inputs.forget_data or (), objective=inputs.objective).accuracy
+        assert inputs.forget_data is not None, "FORGET_DATA is among the needs"
+        seen = loss_and_accuracy(model, inputs.forget_data, objective=inputs.objective).accuracy
         if seen is None:
             raise ConfigurationError("ssd-depth stops at an accuracy: expected the objective CrossEntropy")
         return seen <= self.accuracy

@@ -50,9 +50,8 @@ class Unsir(TrainingUnlearner):
 
     def passes(self, model: nn.Module, inputs: UnlearningInputs) -> Iterator[EpochConfig]:
         teacher = teacher_of(model)
-        seen = {
-            y for batch in inputs.forget_data or () for y in class_labels(inputs.objective, batch).flatten().tolist()
-        }
+        assert inputs.forget_data is not None, "FORGET_DATA is among the needs"
+        seen = {y for batch in inputs.forget_data for y in class_labels(inputs.objective, batch).flatten().tolist()}
         wrong = torch.tensor([*islice(cycle(sorted(seen - {-100})), self.samples)], dtype=torch.long)
         noise: list[Tensor] = []  # learnt when the first batch shows the shape of an input
 

@@ -91,7 +91,13 @@ def test_it_goes_on_after_a_stop_to_the_same_result(digits_toml, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         recommend(parts, progress=stopping)
     assert not (tmp_path / "parts" / "recommended").exists()
+    others = config(digits_toml, f"output='{tmp_path}/parts'", *three, "data.options.seed=1")
+    with pytest.raises(KeyboardInterrupt):
+        recommend(others, progress=lambda items, what, total: stopping(counting(items, what, total), what, total))
+    assert ("tuning capped-neg-grad", 3) in seen, "trials on other data are not those of this search"
+    assert (tmp_path / "parts" / ".trials.sqlite").exists()
     found = recommend(parts, progress=counting)
+    assert not (tmp_path / "parts" / ".trials.sqlite").exists()
     assert ("tuning capped-neg-grad", 0) in seen
     assert ("tuning shrink-perturb", 1) in seen
     assert without_seconds(found) == without_seconds(whole)
@@ -239,6 +245,14 @@ def test_an_unknown_signal_is_named(digits_toml):
 
     with pytest.raises(ConfigurationError, match=r"odd\.goal: expected the signal 'forget-loss', saw 'weather'"):
         recommend(config(digits_toml, "recommend.methods=['odd']"), plugins=manager(Odd))
+
+
+def test_methods_that_pass_over_both_sets_get_fewer_epochs(digits_toml):
+    methods = ["scrub", "random-label"]
+    found = recommend(config(digits_toml, f"recommend.methods={methods}", "training.epochs=4"))
+    tried = {attempt.name: attempt for attempt in found.recommendation.attempts if attempt.name in methods}
+    assert all("batches" not in attempt.problem for attempt in tried.values())
+    assert all(0 < attempt.epochs <= found.recommendation.limit for attempt in tried.values())
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,18 @@ def test_run_tunes_any_method_as_tune_does_and_measures_each_importance_once(dig
     ] * 2
 
 
+@pytest.mark.parametrize("name", ["ssd", "ssd-adaptive"])
+def test_a_strength_that_is_set_stays(digits_toml, name):
+    found = tune(config(digits_toml, f"method=[{{name='{name}', options={{lam=0.5}}}}]", f"tuning.method={name}"))
+    assert {options.get("lam", 0.5) for options in (c.options for c in found.tuning.candidates)} == {0.5}
+    assert found.record.report.options["lam"] == 0.5
+
+
+def test_an_option_that_a_fixed_one_replaces_is_not_searched(digits_toml):
+    with pytest.raises(ConfigurationError, match="expected an option to search"):
+        tune(config(digits_toml, "method=[{name='fisher-topk', options={k=50}}]", "tuning.method=fisher-topk"))
+
+
 def test_run_says_which_searches_edited_nothing(digits_toml, tmp_path):
     nothing = "method=[{name='finetune', tuned=true, options={epochs=1}}, {name='prune'}]"
     stop = ["tuning.forget_accuracy=1.0", "tuning.trials=1"]

@@ -2,12 +2,13 @@
 
 import copy
 import warnings
+from collections import UserList
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from unlearnkit import Need, PluginManager
+from unlearnkit import ConfigurationError, Need, PluginManager
 from unlearnkit.data.loaders import Paired
 
 NAMES = (
@@ -56,6 +57,38 @@ def test_steps_take_as_many_batches_as_declared(tiny, name):
     one = method(name)
     tiny.unlearned(one, progress=progress)
     assert any(shown) == (one.batches_per_step == 2)
+
+
+@each_method
+def test_every_batch_of_a_large_forget_set_is_read(tiny, name):
+    one, seen = method(name, epochs=3), []
+
+    class Watched(UserList):
+        def __iter__(self):
+            for number, batch in enumerate(self.data):
+                seen.append(number)
+                yield batch
+
+    tiny.unlearned(one, forget_data=Watched(tiny.data(1, 2, 2, 2, 2, 2)), retain_data=tiny.data(2, 4, 4))
+    if Need.FORGET_DATA in one.needs:
+        assert set(seen) == set(range(5))
+
+
+class Stream(IterableDataset):
+    def __init__(self, x, y):
+        self.samples = list(zip(x, y, strict=True))
+
+    def __iter__(self):
+        return iter(self.samples)
+
+
+@each_method
+def test_streams_without_a_length_are_read(tiny, name):
+    forget, retain = (DataLoader(Stream(*data[0]), batch_size=4) for data in (tiny.data(1, 8), tiny.data(2, 12)))
+    _, report = tiny.unlearned(method(name), forget_data=forget, retain_data=retain)
+    assert report.changed > 0
+    with pytest.raises(ConfigurationError, match="batches whose number is known"):
+        tiny.unlearned(method(name, schedule="one-cycle"), forget_data=forget, retain_data=retain)
 
 
 @each_method

@@ -2,6 +2,7 @@
 
 import math
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,7 @@ from unlearnkit_methods.ssd_adaptive import AdaptiveSynapticDampening as Adaptiv
 from unlearnkit_methods.ssd_adaptive import percentile
 
 from unlearnkit import ConfigurationError, Importance, MismatchError, UnlearningInputs, UnlearnKitWarning
+from unlearnkit.importance.sampled_reference import sampled_reference
 from unlearnkit.testing import parametrize_with_checks
 
 
@@ -87,6 +89,18 @@ def test_the_share_of_the_forget_set():
     assert rank(importance(*ones, count=1, samples=90, role="retain")) == index(0.1)  # |D| = |D_f| + |D_r|
     assert rank(importance(*ones, count=1, samples=5)) == index(1.0)  # never more than all of D
     assert rank(importance(*ones, count=1)) == index(1.0)  # counts, where samples are not known: 20 of 1
+
+
+@pytest.mark.parametrize("with_forget", [True, False], ids=["full", "retain"])
+def test_the_share_of_the_forget_set_beside_a_reference_from_a_sample(with_forget):
+    forget = importance(*map(float, range(1, 1001)), count=10, samples=10, role="forget")
+    retain = importance(*[30.0] * 1000, count=30, samples=30, role="retain")  # 30 of 90
+    reference = sampled_reference(retain, retained=90, seed=0, forget=forget if with_forget else None)
+    known = attrs.evolve(reference, samples=reference.count, fingerprint=None)
+    assert percentile(forget, reference) == percentile(forget, known)
+    assert percentile(forget, reference) != percentile(forget, attrs.evolve(known, samples=reference.samples))
+    with pytest.raises(MismatchError, match=r"expected normalise = true beside .* \(30 of 90 retained samples"):
+        percentile(forget.unnormalised(), reference.unnormalised())
 
 
 def test_a_given_alpha_is_ssd():

@@ -8,7 +8,15 @@ from torch import nn
 
 from unlearnkit import ConfigurationError, CrossEntropy, MismatchError, Objective, UnlearningInputs
 from unlearnkit.models.parameters import digest
-from unlearnkit.unlearning import class_labels, class_logits, copy_state, divergence, fresh_model, teacher_of
+from unlearnkit.unlearning import (
+    class_labels,
+    class_logits,
+    copy_state,
+    divergence,
+    fresh_model,
+    teacher_of,
+    wrong_label_loss,
+)
 
 
 def net():
@@ -93,7 +101,32 @@ def test_state_is_copied_by_name_and_frozen_parameters_stay():
         assert name == "3.bias" or torch.equal(target.state_dict()[name], value)
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_statistics_of_a_frozen_batch_norm_are_the_models(frozen):
+    def norm():
+        return nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.BatchNorm1d(2))
+
+    model = norm()
+    model(torch.randn(20, 2) + 3)
+    model[1].requires_grad_(requires_grad=not frozen)
+    model[2].bias.requires_grad_(requires_grad=False)
+    fresh = fresh_model(model, UnlearningInputs(model_factory=norm))
+    assert torch.equal(fresh[1].running_mean, model[1].running_mean) == frozen
+    assert torch.equal(fresh[2].running_mean, torch.zeros(2)), "its weight is trained"
+
+
 # Class probabilities
+
+
+def test_the_loss_of_wrong_labels_sums_over_positions():
+    logits, labels = torch.randn(3, 2, 4), torch.randint(2, (3, 4))
+    labels[0], labels[1, 2] = -100, -100
+    found = wrong_label_loss(CrossEntropy(), nn.Identity(), (logits, labels))
+    log_p = torch.log_softmax(logits.double(), dim=1)
+    expected = sum(
+        -log_p[i, 1 - labels[i, j], j] for i in range(3) for j in range(4) if labels[i, j] >= 0
+    )  # of two classes only one is wrong
+    assert float(found) == pytest.approx(float(expected) / 3)
 
 
 def test_only_cross_entropy_has_class_probabilities():

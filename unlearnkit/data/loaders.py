@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, final
 
 import attrs
@@ -85,7 +85,7 @@ def drawn_rows(total: int, count: int, *, seed: int) -> np.ndarray:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Paired:
-    """Batches of the retain set, each with one of the forget set, which repeats.
+    """Batches of the retain set, each with one of the forget set, which repeats, after ``skip`` batches of it.
 
     Examples:
         >>> list(Paired(retain=["r1", "r2", "r3"], forget=["f1", "f2"]))
@@ -94,12 +94,13 @@ class Paired:
 
     retain: Iterable[Any]
     forget: Iterable[Any]
+    skip: int = 0
 
     def __len__(self) -> int:
         return len(self.retain)  # type: ignore[arg-type]  # a TypeError where there is no length
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        return zip(self.retain, _repeat(self.forget), strict=False)
+        return zip(self.retain, islice(_repeat(self.forget), self.skip, None), strict=False)
 
 
 @final
@@ -150,7 +151,9 @@ def reshuffled(batches: Iterable[Any], *, seed: int, labels: Callable[[Any], Ten
         [0, 1, 2, 3]
     """
     if isinstance(batches, Paired | Interleaved):
-        parts = {name: reshuffled(getattr(batches, name), seed=seed, labels=labels) for name in ("retain", "forget")}
+        parts: dict[str, Any] = {
+            name: reshuffled(getattr(batches, name), seed=seed, labels=labels) for name in ("retain", "forget")
+        }
         return attrs.evolve(batches, **parts)
     if isinstance(batches, Sequence) and labels is not None and _in_class_order(batches, labels):
         return _Shuffled(batches=batches, seed=seed)
@@ -206,7 +209,7 @@ class WithoutSingles:
     def of(cls, batches: Iterable[Any], left_out: list[Any]) -> Iterable[Any]:
         """Leave them out of a loader, or of both parts of a mixture."""
         if isinstance(batches, Paired | Interleaved):
-            parts = {name: cls.of(getattr(batches, name), left_out) for name in ("retain", "forget")}
+            parts: dict[str, Any] = {name: cls.of(getattr(batches, name), left_out) for name in ("retain", "forget")}
             return attrs.evolve(batches, **parts)
         return cls(batches=batches, left_out=left_out)
 

@@ -38,6 +38,7 @@ from unlearnkit.utils.memory import peak_memory
 from unlearnkit.utils.progress import Progress
 
 REQUESTS = "unlearnkit.requests"
+TRIALS = ".trials.sqlite"
 """Key of a checkpoint's metadata: a JSON list of the digests of the forget sets that were applied to it."""
 _MOST = 5000  # samples of each split that a page's pictures need
 
@@ -208,7 +209,8 @@ class Job:
         )
 
     def forget_checkpoints(self) -> None:
-        """Delete the checkpoints of the importance passes, once the results are written."""
+        """Delete what is kept to go on after a stop, importance passes and trials, once the results are written."""
+        (Path(self.experiment.config.output) / TRIALS).unlink(missing_ok=True)
         for role in Role:
             folder = self._checkpoint(role)
             if folder is not None:

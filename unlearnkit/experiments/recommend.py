@@ -18,8 +18,7 @@ from unlearnkit.experiments.aims import Aims
 from unlearnkit.experiments.config import Config, MethodConfig
 from unlearnkit.experiments.experiment import make_unlearner
 from unlearnkit.experiments.job import Job, exclusive, result_folder
-from unlearnkit.experiments.search import check_accuracy, report_of, trials_of
-from unlearnkit.models.parameters import digest
+from unlearnkit.experiments.search import check_accuracy, report_of, searched_on, trials_of
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.reporting import RunRecord
 from unlearnkit.reporting.recommendation import ORIGINAL, SCRATCH, Attempt, Recommendation
@@ -137,8 +136,18 @@ class _MethodSearch:
     @property
     def steps(self) -> int:
         """The number of batches of an epoch over the retain set."""
+        return self._batches("retain-train")
+
+    def _batches(self, split: str) -> int:
         experiment = self.job.experiment
-        return len(experiment.importance_batches(experiment.splits()["retain-train"]))
+        return len(experiment.importance_batches(experiment.splits()[split]))
+
+    def _epochs(self, part: TrainingUnlearner, parts: int) -> int:
+        """Share the limit among the parts of a method; an epoch may pass over the forget set, too."""
+        limit = self.aims.limit // (parts * part.batches_per_step)
+        if part.batches_per_step == 1 and {Need.FORGET_DATA, Need.RETAIN_DATA} <= part.requires():
+            limit = limit * self.steps // (self.steps + self._batches("forget-train"))
+        return max(1, limit)
 
     def prepared(self, method: MethodConfig) -> Unlearner:
         """Make a method: options that name a signal get it, and training goes on as that of the original."""
@@ -157,7 +166,7 @@ class _MethodSearch:
                 f"{prefix}weight_decay": training.weight_decay,
                 f"{prefix}schedule": training.schedule,
                 f"{prefix}learning_rate": training.learning_rate,
-                f"{prefix}epochs": max(1, self.aims.limit // (len(trained) * part.batches_per_step)),
+                f"{prefix}epochs": self._epochs(part, len(trained)),
             }
         changed = with_options(unlearner, {name: value for name, value in values.items() if name in known})
         self.tuner(changed, method).searched()
@@ -243,9 +252,15 @@ class _MethodSearch:
     def tune(self, model: nn.Module, inputs: UnlearningInputs, method: MethodConfig, unlearner: Unlearner) -> Tuning:
         config, tuner = self.job.experiment.config, self.tuner(unlearner, method)
         decides = {
-            "model": digest(model),
-            "forget": self.job.experiment.forgotten.digest(),
-            "method": [unlearner, sorted(tuner.fixed), tuner.ranges, self.aims.target, self.aims.tolerance],
+            **searched_on(self.job, model),
+            "method": [
+                attrs.evolve(method, label=""),
+                unlearner,
+                sorted(tuner.fixed),
+                tuner.ranges,
+                self.aims.target,
+                self.aims.tolerance,
+            ],
             "options": [config.recommend, config.tuning, config.importance],
             "seed": config.seed,
         }

@@ -15,8 +15,8 @@ from unlearnkit.distributed import Ranks
 from unlearnkit.evaluation.tuning import TrialTuner, Tuner, Tuning, Validation
 from unlearnkit.experiments.config import Config, MethodConfig
 from unlearnkit.experiments.experiment import Experiment, make_unlearner
-from unlearnkit.experiments.job import Job
-from unlearnkit.experiments.provenance import digest_of
+from unlearnkit.experiments.job import TRIALS, Job
+from unlearnkit.experiments.provenance import data_digest, digest_of, versions
 from unlearnkit.models import CrossEntropy
 from unlearnkit.models.parameters import digest
 from unlearnkit.plugins.manager import PluginManager
@@ -59,7 +59,7 @@ class Editor:
         return self._searches[0]
 
     def forget_checkpoints(self) -> None:
-        """Delete the checkpoints of the importance passes, once the results are written."""
+        """Delete what is kept to go on after a stop, once the results are written."""
         for job in (self.job, *(search.job for search in self._searches)):
             job.forget_checkpoints()
 
@@ -92,7 +92,7 @@ class Search:
 
         def search(model: nn.Module, inputs: UnlearningInputs, *, accept: Callable[[Report], Report]) -> Report:
             if _by_fractions(unlearner):
-                tuning = self._by_fractions(model, unlearner, inputs)
+                tuning = self._by_fractions(model, unlearner, inputs, method)
             else:
                 tuning = self._by_trials(model, unlearner, inputs, method)
             found.append(tuning)
@@ -110,13 +110,16 @@ class Search:
         }
         return self.job.record(method.label, report, tuning={**found[0].to_dict(), "samples": samples}), found[0]
 
-    def _by_fractions(self, model: nn.Module, unlearner: ElementwiseUnlearner, inputs: UnlearningInputs) -> Tuning:
+    def _by_fractions(
+        self, model: nn.Module, unlearner: ElementwiseUnlearner, inputs: UnlearningInputs, method: MethodConfig
+    ) -> Tuning:
         experiment, config = self.job.experiment, self.job.experiment.config.tuning
         assert inputs.forget is not None, "every elementwise method needs it"
         tuner = Tuner(
             unlearner=unlearner,
             operating=config.operating,
             strength=config.strength or None,
+            fixed=method.fixed,
             fractions=config.fractions,
             strengths=config.strengths,
             reestimate=_REESTIMATE[config.reestimate],
@@ -138,12 +141,11 @@ class Search:
     def _by_trials(
         self, model: nn.Module, unlearner: Unlearner, inputs: UnlearningInputs, method: MethodConfig
     ) -> Tuning:
-        config, forgotten, aim = self.job.experiment.config, self.job.experiment.forgotten, self._aim()
+        config, aim = self.job.experiment.config, self._aim()
         if Ranks.current().size > 1:
             raise ConfigurationError(f"method {method.label!r}: expected one process, saw {Ranks.current().size}")
         what = {
-            "model": digest(model),
-            "forget": forgotten.digest(),
+            **searched_on(self.job, model),
             "method": attrs.asdict(attrs.evolve(method, label="")),
             "importance": attrs.asdict(attrs.evolve(config.importance, checkpoint="")),
             "tuning": attrs.asdict(attrs.evolve(config.tuning, method="", trials=1)),
@@ -231,11 +233,24 @@ def report_of(tuning: Tuning, unlearner: Unlearner, accept: Callable[[Report], R
     return report if tuning.chosen is None else accept(report)
 
 
+def searched_on(job: Job, model: nn.Module) -> dict[str, Any]:
+    """Return what the trials of a search depend on besides its options, so that those of another one are not taken."""
+    experiment = job.experiment
+    data = [data_digest(part) for part in (experiment.bundle.train, experiment.bundle.test)]
+    return {
+        "model": digest(model),
+        "data": data,
+        "forget": experiment.forgotten.digest(),
+        "objective": experiment.objective.describe(),
+        "versions": versions(),
+    }
+
+
 def trials_of(config: Config) -> str:
     """Return the URL of the database of trials, with which a search that was stopped goes on."""
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{folder / '.trials.sqlite'}"
+    return f"sqlite:///{folder / TRIALS}"
 
 
 def divide_test_set(experiment: Experiment) -> tuple[Experiment, Experiment]:

@@ -31,8 +31,9 @@ def teacher_of(model: nn.Module) -> nn.Module:
 def fresh_model(model: nn.Module, inputs: UnlearningInputs) -> nn.Module:
     """Make an untrained model of the same kind, on the same device, with ``inputs.model_factory`` at ``inputs.seed``.
 
-    Parameters that are frozen in the model are frozen in the fresh one too, and have the model's values; nothing else
-    of the model has any influence on it. A factory whose model has other parameters or buffers, or shares some, is a
+    Parameters that are frozen in the model are frozen in the fresh one too, and have the model's values, as have the
+    buffers of modules whose own parameters are all frozen (the statistics of a frozen BatchNorm); nothing else of the
+    model has any influence on it. A factory whose model has other parameters or buffers, or shares some, is a
     `MismatchError`; one that makes no module, or none at all, a `ConfigurationError`.
 
     Examples:
@@ -59,11 +60,19 @@ def fresh_model(model: nn.Module, inputs: UnlearningInputs) -> nn.Module:
         elif wanted[name].numel() and wanted[name].data_ptr() == seen[name].data_ptr():
             problems.append(f"{name}: expected a tensor of its own, saw the model's")
     raise_all(problems, where=f"model_factory made no fresh {type(model).__name__}")
+    kept = set[int]()
     with torch.no_grad():
         for name, p in parameters(fresh).items():
             p.requires_grad_(wanted[name].requires_grad)
             if not p.requires_grad:
                 p.copy_(wanted[name])
+        for module in fresh.modules():
+            own = [*module.parameters(recurse=False)]
+            if own and not any(p.requires_grad for p in own):
+                kept |= {id(buffer) for buffer in module.buffers(recurse=False)}
+        for name, buffer in buffers(fresh).items():
+            if id(buffer) in kept:
+                buffer.copy_(wanted[name])
     return fresh
 
 
@@ -103,9 +112,14 @@ def class_labels(objective: Objective, batch: Any) -> Tensor:
 
 
 def wrong_label_loss(objective: Objective, model: nn.Module, batch: Any) -> Tensor:
-    """Return the mean cross-entropy of a batch with `other_labels` in place of its own, a scalar tensor in nats."""
+    """Return the mean cross-entropy of a batch with `other_labels` in place of its own, a scalar tensor in nats.
+
+    That of a sample is a sum over its positions (pixels, tokens), as in the objective's losses.
+    """
     logits, labels = class_logits(objective, model, batch), class_labels(objective, batch)
-    return nn.functional.cross_entropy(logits, other_labels(labels, classes=logits.shape[1]), ignore_index=IGNORED)
+    wrong = other_labels(labels, classes=logits.shape[1])
+    losses = nn.functional.cross_entropy(logits, wrong, ignore_index=IGNORED, reduction="none")
+    return losses.reshape(len(losses), -1).sum(1).mean()
 
 
 def other_labels(labels: Tensor, *, classes: int) -> Tensor:

@@ -102,7 +102,7 @@ def _checked(passes: Any) -> Iterator[EpochConfig]:
 
 
 def _steps(passes: Iterable[EpochConfig]) -> int | None:
-    sizes = [length(one.batches or ()) for one in passes]
+    sizes = [length(() if one.batches is None else one.batches) for one in passes]
     return None if None in sizes else sum(size or 0 for size in sizes)
 
 
@@ -174,11 +174,20 @@ class TrainingUnlearner(Unlearner):
     def paired_epochs(self, inputs: UnlearningInputs, loss: Loss) -> list[EpochConfig]:
         """Make ``epochs`` passes whose steps take a batch of each set (`unlearnkit.data.Paired`).
 
+        Where the forget set has more batches than the retain set, each pass goes on where the one before stopped.
         ``loss(model, (retain, forget))`` gets both batches; take their losses by `UnlearningInputs.mean_losses`, so
         that BatchNorm in train mode sees them together.
         """
-        both = Paired(retain=inputs.retain_data or (), forget=inputs.forget_data or ())
-        return EpochConfig.epochs(both, loss, count=self.epochs)
+        assert inputs.retain_data is not None, "RETAIN_DATA is among the needs"
+        assert inputs.forget_data is not None, "FORGET_DATA is among the needs"
+        steps, size = length(inputs.retain_data), length(inputs.forget_data)
+        ahead = steps if steps and size and steps < size else 0
+        pairs = [
+            Paired(retain=inputs.retain_data, forget=inputs.forget_data, skip=number * ahead % (size or 1))
+            for number in range(self.epochs)
+        ]
+        passes = EpochConfig.epochs(None, loss, count=self.epochs)
+        return [attrs.evolve(one, batches=batches) for one, batches in zip(passes, pairs, strict=True)]
 
     def masks(self, inputs: UnlearningInputs) -> Mapping[str, Tensor]:
         """Return which weights may change, as `fine_tune` takes them; override it to train only some."""

@@ -164,8 +164,10 @@ class TrialTuner:
             raise ConfigurationError(
                 f"TrialTuner.ranges: {self.unlearner.name!r} has no option {unknown[0]!r}{nearest(unknown[0], known)}"
             )
+        replaced = {known[name].replaces for name in self.fixed if name in known}
         ranged = [attrs.evolve(o, search=self.ranges.get(name, o.search)) for name, o in known.items()]
-        found = [o for o in ranged if o.search is not None and not self.fixed & {o.name, o.replaces}]
+        free = [o for o in ranged if not self.fixed & {o.name, o.replaces} and o.name not in replaced]
+        found = [o for o in free if o.search is not None]
         if not found:
             raise ConfigurationError(
                 f"{self.unlearner.name!r}: expected an option to search, saw none that is not fixed: authors declare "

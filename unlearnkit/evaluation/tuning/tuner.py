@@ -61,6 +61,7 @@ class Tuner:
     further round tries finer fractions around the best of the most promising combinations. The best candidate has the
     largest (1 − |forget accuracy − target|)·(1 − loss of retain accuracy) among those within the budget of the latter;
     among equals, the largest `Candidate.margin`. If none is better than the original by that score, nothing is edited.
+    A strength that is named in ``fixed`` stays as it is.
 
     Examples:
         >>> import torch
@@ -80,6 +81,7 @@ class Tuner:
     unlearner: ElementwiseUnlearner = attrs.field(converter=_by_threshold)
     operating: str = option("", doc="the option that selects; by default the monotone one that reaches most weights")
     strength: str | None = None
+    fixed: frozenset[str] = frozenset()
     fractions: tuple[float, ...] = attrs.field(default=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3), converter=_shares)
     strengths: tuple[float, ...] = attrs.field(default=(0.0, 0.3, 1.0), converter=_shares)
     reestimate: tuple[bool, ...] = (False, True)
@@ -171,7 +173,8 @@ class Tuner:
         return [*found.values()]
 
     def _grid(self, trials: "_Trials") -> Iterator[Setting]:
-        strengths = self.strengths if trials.curve.strength else (None,)
+        varied = trials.curve.strength and trials.curve.strength not in self.fixed
+        strengths = self.strengths if varied else (None,)
         norm = trials.inputs.retain_data is not None and bool(batch_norm_layers(trials.model))
         for reestimate in dict.fromkeys(r and norm for r in self.reestimate):
             for strength in strengths:
