@@ -85,7 +85,9 @@ def drawn_rows(total: int, count: int, *, seed: int) -> np.ndarray:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Paired:
-    """Batches of the retain set, each with one of the forget set, which repeats, after ``skip`` batches of it.
+    """Batches of the retain set, each with one of the forget set, which repeats.
+
+    The first ``skip`` batches of the forget set are left out once.
 
     Examples:
         >>> list(Paired(retain=["r1", "r2", "r3"], forget=["f1", "f2"]))
