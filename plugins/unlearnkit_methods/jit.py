@@ -89,10 +89,12 @@ class _Noisy(nn.Module):
         self._sigma, self._clip = sigma, clip
         self.size = torch.ones(())
 
-    def forward(self, x: Any) -> Any:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            seen = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
-            raise UnsupportedModelError(f"jit adds noise to the input: expected a floating tensor, saw {seen}")
+    def forward(self, x: Any = None, **named: Any) -> Any:
+        if named or not isinstance(x, Tensor) or not x.is_floating_point():
+            seen = str(x.dtype) if isinstance(x, Tensor) else ", ".join(named) or type(x).__name__
+            raise UnsupportedModelError(
+                f"jit adds noise to the input: expected one floating tensor by position, saw {seen}"
+            )
         moved = x + self._sigma * torch.randn_like(x)
         if self._clip:
             moved = moved.clamp(x.amin(), x.amax())

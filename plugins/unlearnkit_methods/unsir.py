@@ -89,10 +89,10 @@ class _With(nn.Module):
         self.noise = [] if noise is None else [noise]
         self._count = count
 
-    def forward(self, x: Any) -> Any:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            seen = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
-            raise UnsupportedModelError(f"unsir learns inputs: expected a floating tensor, saw {seen}")
+    def forward(self, x: Any = None, **named: Any) -> Any:
+        if named or not isinstance(x, Tensor) or not x.is_floating_point():
+            seen = str(x.dtype) if isinstance(x, Tensor) else ", ".join(named) or type(x).__name__
+            raise UnsupportedModelError(f"unsir learns inputs: expected one floating tensor by position, saw {seen}")
         if not self.noise:
             self.noise.append(torch.randn(self._count, *x.shape[1:], dtype=x.dtype, device=x.device))
         return self._model[0](self.noise[0] if self._count else torch.cat([x, self.noise[0]]))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from unlearnkit_methods.jit import JustInTime
 
-from unlearnkit import UnlearningInputs, UnsupportedModelError
+from unlearnkit import CrossEntropy, UnlearningInputs, UnsupportedModelError
 from unlearnkit.testing import parametrize_with_checks
 
 
@@ -95,6 +95,17 @@ def test_integer_input_is_refused():
             model, UnlearningInputs(forget_data=[(torch.zeros(2, 2, dtype=torch.long), torch.tensor([0, 1]))])
         )
     assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
+
+
+def test_an_input_by_name_is_refused():
+    class Named(nn.Linear):
+        def forward(self, pixels):
+            return super().forward(pixels)
+
+    named = [{"pixels": torch.zeros(2, 2), "labels": torch.tensor([0, 1])}]
+    objective = CrossEntropy(inputs=("pixels",), targets="labels")
+    with pytest.raises(UnsupportedModelError, match="expected one floating tensor by position, saw pixels"):
+        JustInTime().unlearn(Named(2, 3), UnlearningInputs(forget_data=named, objective=objective))
 
 
 def test_noise_that_does_not_change_the_output_gives_no_edit():

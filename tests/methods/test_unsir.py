@@ -78,6 +78,7 @@ def test_inputs_that_are_not_floating_are_refused():
     model = nn.Sequential(nn.Embedding(4, 3), nn.Flatten(), nn.Linear(6, 2))
     data = [(torch.tensor([[0, 1]]), torch.tensor([0]))]
     with pytest.raises(
-        UnsupportedModelError, match=r"unsir learns inputs: expected a floating tensor, saw torch.int64"
+        UnsupportedModelError,
+        match=r"unsir learns inputs: expected one floating tensor by position, saw torch.int64",
     ):
         Unsir().unlearn(model, UnlearningInputs(forget_data=data, retain_data=data))

@@ -164,6 +164,8 @@ def test_the_first_trials_are_spread_over_the_ranges(model):
     weights = [candidate.options["weight"] for candidate in found.candidates]
     # 0.01 to 10 by the logarithm, at 1/2, 1/4, 3/4 and 1/8.
     assert weights == pytest.approx([1.0, *(0.01 * 1000**share for share in (1 / 2, 1 / 4, 3 / 4, 1 / 8))])
+    found = searched(model, fixed={"weight", "learning_rate"}, ranges={"epochs": (1, 16)}, trials=4)
+    assert [candidate.options["epochs"] for candidate in found.candidates] == [2, 4, 2, 8]  # 17 to the same powers
 
 
 def test_a_range_can_be_replaced_or_added(model):

@@ -221,8 +221,9 @@ def _value_at(known: Option, share: float) -> float:
     """Return the value of an option at a share of its range, 0 < share < 1."""
     low, high, log = _range(known)
     if known.kind is int:
-        return int(low + share * (high + 1 - low))
-    return low * (high / low) ** share if log else low + share * (high - low)
+        high += 1
+    found = low * (high / low) ** share if log else low + share * (high - low)
+    return int(found) if known.kind is int else found
 
 
 def _range(known: Option) -> tuple[float, float, bool]:
