@@ -16,7 +16,14 @@ from unlearnkit.experiments.tune import tune
 from unlearnkit.models.checkpoint import save_checkpoint
 from unlearnkit.models.zoo import small_cnn
 from unlearnkit.reporting import read_record
-from unlearnkit.utils.errors import ConfigurationError, PluginWarning, StoreError, UnknownMethodError, UnlearnKitWarning
+from unlearnkit.utils.errors import (
+    ConfigurationError,
+    NonFiniteError,
+    PluginWarning,
+    StoreError,
+    UnknownMethodError,
+    UnlearnKitWarning,
+)
 
 
 def records(path, *overrides, **options):
@@ -395,3 +402,23 @@ def test_a_dry_run_writes_nothing_to_observe(digits_toml):
     manager.register(observer)
     records(digits_toml, plugins=manager, dry_run=True)
     assert observer.seen == []
+
+
+def test_without_a_page_the_record_still_knows_the_retrained_models(digits_toml):
+    one = [
+        "method=[{name='ssd', options={alpha=5}}]",
+        "training.epochs=1",
+        "evaluation.retrained_seeds=[1]",
+        "evaluation.page=false",
+    ]
+    (record,) = records(digits_toml, *one)
+    assert [sorted(scores) for scores in record.retrained] == [sorted(record.after)]
+    assert record.judgement().kind == "few references"
+    assert record.views is None
+
+
+def test_an_edited_model_without_finite_losses_is_named(digits_toml, tmp_path):
+    noise = ["method=[{name='fisher-noise', options={sigma=1e30}}]", "importance.reference='retain'"]
+    with pytest.raises(NonFiniteError, match=r"method 'fisher-noise': the edited model has no finite losses"):
+        records(digits_toml, *noise)
+    assert not (tmp_path / "out" / "fisher-noise").exists()
