@@ -151,6 +151,13 @@ def test_the_schema_fits_the_configurations_of_the_docs():
         validate({"output": "out", "model": {"factory": "a:b"}, "data": {}, "importence": {}})
 
 
+@pytest.mark.parametrize(("command", "option"), [("train", "--seed"), ("train", "--output"), ("compare", "--seed")])
+def test_options_without_effect_are_refused(digits_toml, command, option):
+    refused = call(command, digits_toml, option, 3)
+    assert refused.exit_code == 2
+    assert "No such option" in refused.output
+
+
 def test_device_output_and_seed_are_options_too(digits_toml, tmp_path):
     other = tmp_path / "other"
     result = call("run", digits_toml, "-q", "-m", "ssd", "--output", other, "--device", "cpu", "--seed", 7)

@@ -255,6 +255,20 @@ def test_methods_that_pass_over_both_sets_get_fewer_epochs(digits_toml):
     assert all(0 < attempt.epochs <= found.recommendation.limit for attempt in tried.values())
 
 
+def test_importances_count_within_the_limit(digits_toml):
+    found = recommend(config(digits_toml, "recommend.methods=['salun']", "training.epochs=8"))
+    tried = {attempt.name: attempt for attempt in found.recommendation.attempts}
+    assert 1 < tried["salun"].epochs <= found.recommendation.limit == 4
+
+
+def test_a_method_that_cannot_keep_the_limit_is_not_tried(digits_toml):
+    found = recommend(config(digits_toml, "training.epochs=2"))
+    tried = {attempt.name: attempt for attempt in found.recommendation.attempts}
+    assert tried["capped-neg-grad"].trials == 0
+    assert "needs more than the 1 epochs that an edit may take" in tried["capped-neg-grad"].problem
+    assert not tried["reset-last"].problem
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [

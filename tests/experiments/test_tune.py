@@ -229,6 +229,24 @@ def test_run_tunes_any_method_as_tune_does_and_measures_each_importance_once(dig
     ] * 2
 
 
+def test_a_stopped_search_is_kept_until_its_own_end(digits_toml, tmp_path):
+    def stopping(items, what, total):
+        del total
+        for number, item in enumerate(items):
+            if what == "tuning finetune" and number == 1:
+                raise KeyboardInterrupt
+            yield item
+
+    method = ["method=[{name='finetune', options={epochs=1}}, {name='ssd'}]", *TRIALS]
+    trials = tmp_path / "out" / ".trials.sqlite"
+    with pytest.raises(KeyboardInterrupt):
+        tune(config(digits_toml, *method, "tuning.method=finetune"), progress=stopping)
+    for other in ("ssd", "finetune"):
+        assert trials.exists()
+        tune(config(digits_toml, *method, f"tuning.method={other}"))
+    assert not trials.exists()
+
+
 @pytest.mark.parametrize("name", ["ssd", "ssd-adaptive"])
 def test_a_strength_that_is_set_stays(digits_toml, name):
     found = tune(config(digits_toml, f"method=[{{name='{name}', options={{lam=0.5}}}}]", f"tuning.method={name}"))

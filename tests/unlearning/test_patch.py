@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from unlearnkit import MismatchError
 from unlearnkit.cli.app import app
-from unlearnkit.models.checkpoint import model_state, read_checkpoint, save_checkpoint
+from unlearnkit.models.checkpoint import REQUESTS, applied_requests, model_state, read_checkpoint, save_checkpoint
 from unlearnkit.models.parameters import bits, digest_tensors
 from unlearnkit.testing import strategies
 from unlearnkit.unlearning.patch import Patch, TensorPatch
@@ -175,3 +175,24 @@ def test_the_commands(tmp_path, monkeypatch):
     assert "another model" in refused.output
     assert call("apply", "ab", names[0], "made").exit_code == 2
     assert "already exists" in call("diff", *names[:2], "ab").output
+
+
+def test_the_forget_sets_that_were_applied_go_with_the_patch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = nn.Linear(3, 2)
+    applied = [[], ["one"], ["one", "two"]]
+    for name, requests in zip("abc", applied, strict=True):
+        save_checkpoint(model, name, {REQUESTS: json.dumps(requests)} if requests else {})
+        with torch.no_grad():
+            model.weight.mul_(0.5)
+    steps = [("diff", "a", "b", "ab"), ("diff", "b", "c", "bc"), ("compose", "ab", "bc", "a", "ac")]
+    steps += [
+        ("apply", "bc", "b", "c2"),
+        ("apply", "ac", "a", "c3"),
+        ("revert", "bc", "c", "b2"),
+        ("revert", "ac", "c", "a2"),
+    ]
+    for arguments in steps:
+        assert CliRunner().invoke(app, ["patch", *arguments]).exit_code == 0, arguments
+    found = [applied_requests(read_checkpoint(name)[1]) for name in ("a2", "b2", "c2", "c3")]
+    assert found == [applied[0], applied[1], applied[2], applied[2]]

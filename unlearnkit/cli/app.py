@@ -23,7 +23,9 @@ app = typer.Typer(
 
 experiments = (init, check, train, run, tune, recommend, compare, report, demo)
 for command in (*experiments, ledger, forget, verify_receipts, rollback, purge, methods, plugins, new_plugin):
-    app.command()(with_shared_options(command))
+    # The training has its own seed, and [comparison] lists all of its seeds.
+    without = {train: ("output", "seed"), compare: ("seed",)}.get(command, ())
+    app.command()(with_shared_options(command, without=without))
 app.add_typer(patch)
 
 

@@ -69,13 +69,15 @@ _SHORTCUTS = {
 """Settings that have an option of their own beside ``--set``."""
 
 
-def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
+def with_shared_options(command: Callable[..., None], *, without: Sequence[str] = ()) -> Callable[..., None]:
     """Add ``--traceback``, and to commands with ``--set`` also ``--output``, ``--device`` and ``--seed``.
 
+    ``without`` names those that would have no effect.
     Without ``--traceback``, an error that a user can fix is shown as one message.
     """
     signature = inspect.signature(command)
-    added = dict(_SHORTCUTS) if "settings" in signature.parameters else {}
+    shortcuts = {name: kind for name, kind in _SHORTCUTS.items() if name not in without}
+    added = shortcuts if "settings" in signature.parameters else {}
 
     @functools.wraps(command)
     def run(*, traceback: bool, **options: Any) -> None:

@@ -1,8 +1,9 @@
 """``unlearnkit patch``: an edit as a file of its own."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,10 +33,12 @@ def diff(
     overwrite: Overwrite = False,
 ) -> None:
     """Write the difference between two checkpoints as a patch."""
-    from unlearnkit.models.checkpoint import read_checkpoint
+    from unlearnkit.models.checkpoint import REQUESTS, applied_requests, read_checkpoint
     from unlearnkit.unlearning import Patch
 
-    made = Patch.between(read_checkpoint(before)[0], read_checkpoint(after)[0], keep_old=keep_old)
+    (old, known), (new, found) = read_checkpoint(before), read_checkpoint(after)
+    requests = [one for one in applied_requests(found) if one not in applied_requests(known)]
+    made = Patch.between(old, new, keep_old=keep_old, about={REQUESTS: requests} if requests else None)
     _save(made, output, overwrite=overwrite)
 
 
@@ -72,13 +75,24 @@ def inspect(patch: PatchFile) -> None:
 
 
 def _change(direction: str, patch: Path, checkpoint: Path, output: Path, *, overwrite: bool) -> None:
-    from unlearnkit.models.checkpoint import read_checkpoint, write_checkpoint
+    from unlearnkit.models.checkpoint import REQUESTS, applied_requests, read_checkpoint, write_checkpoint
     from unlearnkit.unlearning import Patch
 
-    change = getattr(Patch.load(patch), direction)
+    loaded = Patch.load(patch)
     state, metadata = read_checkpoint(checkpoint)
-    write_checkpoint(change(state), _free(output, overwrite=overwrite), metadata)
+    changed, theirs = getattr(loaded, direction)(state), _requests(loaded.about, REQUESTS)
+    requests = [one for one in applied_requests(metadata) if one not in theirs]
+    requests += theirs if direction == "apply" else []
+    metadata = {key: value for key, value in metadata.items() if key != REQUESTS}
+    metadata |= {REQUESTS: json.dumps(requests)} if requests else {}
+    write_checkpoint(changed, _free(output, overwrite=overwrite), metadata)
     line(f"{output}: written")
+
+
+def _requests(about: Mapping[str, Any], key: str) -> list[str]:
+    """List the forget sets of a patch, and of those that it was composed of."""
+    parts = [about[part] for part in ("first", "then") if part in about]
+    return [*about.get(key, []), *(one for part in parts for one in _requests(part, key))]
 
 
 def _save(patch: "Patch", output: Path, *, overwrite: bool) -> None:

@@ -23,7 +23,7 @@ from unlearnkit.importance import Importance, ImportanceStore, Role, fill
 from unlearnkit.importance.importance import counts_of_difference, counts_of_sum
 from unlearnkit.importance.store.files import Edit, difference, on_disk, summed
 from unlearnkit.models import model_state
-from unlearnkit.models.parameters import parameters
+from unlearnkit.models.parameters import digest, parameters
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.unlearning import Report
 from unlearnkit.unlearning.patch import TensorPatch
@@ -81,12 +81,23 @@ class Deletion:
         if not (self.ledger.folder / "ledger.json").exists():
             original, _ = self.experiment.original_model()
             self.ledger.start(original, samples=self._samples, receipt=partial(self.receipt, outcome="started"))
+        else:
+            self._check_original()
         with self.ledger.locked():
             state, _ = self.ledger.state, self.population()
             if not state.measured:
                 self._fill(state.store, state.current)
                 write_state(self.ledger.folder, attrs.evolve(state, measured=True))
             return self.ledger.receipts()[0]
+
+    def _check_original(self) -> None:
+        checkpoint = self.experiment.config.model.checkpoint
+        known = {receipt.model_after for receipt in self.ledger.receipts()}
+        if Path(checkpoint).exists() and (seen := digest(self.experiment.original_model()[0])) not in known:
+            raise StoreError(
+                f"{self.ledger.folder} is the ledger of another model: expected "
+                f"{self.ledger.receipts()[0].model_after}, saw {seen} in {checkpoint}: choose another output"
+            )
 
     def refresh(self) -> Receipt:
         """Measure the importances again, on the model in use and on all samples that are not forgotten."""
@@ -289,6 +300,8 @@ class Deletion:
         )
 
         def within_budget(report: Report) -> Report:
+            if not report.changed and not report.buffers_changed:
+                raise BudgetError(f"{report.sentence()} Choose other options, and ask again")
             after.update(self._scores(model, splits))
             check_budget(before, after, config.deletion.budget)
             return report
@@ -332,7 +345,7 @@ class Deletion:
             before=state.current.digest, after=kept.digest, fraction=report.fraction, request=str(receipt.number)
         )
         earlier = (*state.kept, state.current)
-        earlier = earlier[len(earlier) - config.deletion.keep :]
+        earlier = earlier[max(0, len(earlier) - config.deletion.keep) :]
         return (
             state.with_models(kept, base=state.base, kept=earlier, patch=patch),
             Pending(receipt=receipt, remove=whole, edit=recorded, answered=names),

@@ -26,6 +26,7 @@ from unlearnkit.experiments.provenance import digest_of, forget_record, plain
 from unlearnkit.experiments.train import load_or_retrain
 from unlearnkit.importance import Importance, Role, estimate_together, sampled_reference
 from unlearnkit.importance.multi_process import forget_parts
+from unlearnkit.models.checkpoint import REQUESTS, applied_requests
 from unlearnkit.models.parameters import broadcast_from_rank_0, digest
 from unlearnkit.pipeline import Edit
 from unlearnkit.plugins.manager import PluginManager
@@ -37,8 +38,6 @@ from unlearnkit.utils.files import locked_folder
 from unlearnkit.utils.memory import peak_memory
 from unlearnkit.utils.progress import Progress
 
-REQUESTS = "unlearnkit.requests"
-TRIALS = ".trials.sqlite"
 """Key of a checkpoint's metadata: a JSON list of the digests of the forget sets that were applied to it."""
 _MOST = 5000  # samples of each split that a page's pictures need
 
@@ -90,6 +89,7 @@ class Job:
     retrained: tuple[nn.Module, ...]
     progress: Progress
     requests: list[str] = attrs.field(factory=list)
+    studies: list[str] = attrs.field(factory=list)  # the searches of this job, by their names in the storage
     stage: str = "run"
     seconds: dict[str, float] = attrs.field(factory=dict)
     _known: dict[Role, tuple[Importance, float]] = attrs.field(factory=dict, init=False)
@@ -109,7 +109,7 @@ class Job:
         make_metrics(config.evaluation, plugins)
         experiment.estimator(plugins)
         original, metadata = experiment.original_model()
-        requests, request = json.loads(metadata.get(REQUESTS, "[]")), experiment.forgotten.digest()
+        requests, request = applied_requests(metadata), experiment.forgotten.digest()
         if request in requests and not again:
             raise ConfigurationError(
                 f"this forget set (digest {request}) was applied to {config.model.checkpoint} already: applying a "
@@ -209,8 +209,7 @@ class Job:
         )
 
     def forget_checkpoints(self) -> None:
-        """Delete what is kept to go on after a stop, importance passes and trials, once the results are written."""
-        (Path(self.experiment.config.output) / TRIALS).unlink(missing_ok=True)
+        """Delete the checkpoints of the importance passes, once the results are written."""
         for role in Role:
             folder = self._checkpoint(role)
             if folder is not None:

@@ -18,7 +18,7 @@ from unlearnkit.experiments.aims import Aims
 from unlearnkit.experiments.config import Config, MethodConfig
 from unlearnkit.experiments.experiment import make_unlearner
 from unlearnkit.experiments.job import Job, exclusive, result_folder
-from unlearnkit.experiments.search import check_accuracy, report_of, searched_on, trials_of
+from unlearnkit.experiments.search import check_accuracy, forget_trials, report_of, searched_on, trials_of
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.reporting import RunRecord
 from unlearnkit.reporting.recommendation import ORIGINAL, SCRATCH, Attempt, Recommendation
@@ -95,6 +95,7 @@ def recommend(
             record = job.compared(record, chosen.model)
         job.write(folder, chosen.model if chosen.report is not None else None, record)
         job.forget_checkpoints()
+        forget_trials(job)
     return Recommended(recommendation=recommendation, record=record, folder=folder)
 
 
@@ -142,12 +143,19 @@ class _MethodSearch:
         experiment = self.job.experiment
         return len(experiment.importance_batches(experiment.splits()[split]))
 
-    def _epochs(self, part: TrainingUnlearner, parts: int) -> int:
-        """Share the limit among the parts of a method; an epoch may pass over the forget set, too."""
-        limit = self.aims.limit // (parts * part.batches_per_step)
-        if part.batches_per_step == 1 and {Need.FORGET_DATA, Need.RETAIN_DATA} <= part.requires():
-            limit = limit * self.steps // (self.steps + self._batches("forget-train"))
-        return max(1, limit)
+    def _limit(self, unlearner: Unlearner) -> int:
+        """The epochs that are left after the importances, of which those of both sets take one pass."""
+        return self.aims.limit - bool(_IMPORTANCES & unlearner.requires())
+
+    def _epochs(self, unlearner: Unlearner) -> dict[str, int]:
+        """Share the limit among what trains, by the prefix of its options; a pass may read the forget set, too."""
+        parts = _training_parts(unlearner)
+        share, found = self._limit(unlearner) // max(1, len(parts)), dict[str, int]()
+        for prefix, part in parts.items():
+            found[prefix] = share // part.batches_per_step
+            if part.batches_per_step == 1 and {Need.FORGET_DATA, Need.RETAIN_DATA} <= part.requires():
+                found[prefix] = share * self.steps // (self.steps + self._batches("forget-train"))
+        return found
 
     def prepared(self, method: MethodConfig) -> Unlearner:
         """Make a method: options that name a signal get it, and training goes on as that of the original."""
@@ -159,14 +167,13 @@ class _MethodSearch:
                 f"{method.label}.{unknown[0].name}: expected the signal 'forget-loss', saw {unknown[0].signal!r}"
             )
         values: dict[str, Any] = {name: self.aims.target[o.signal] for name, o in known.items() if o.signal}
-        trained = _training_parts(unlearner)
-        for prefix, part in trained.items():
+        for prefix, epochs in self._epochs(unlearner).items():
             values |= {
                 f"{prefix}optimizer": "adam",
                 f"{prefix}weight_decay": training.weight_decay,
                 f"{prefix}schedule": training.schedule,
                 f"{prefix}learning_rate": training.learning_rate,
-                f"{prefix}epochs": self._epochs(part, len(trained)),
+                f"{prefix}epochs": max(1, epochs),  # where it is 0, the method is not tried
             }
         changed = with_options(unlearner, {name: value for name, value in values.items() if name in known})
         self.tuner(changed, method).searched()
@@ -196,6 +203,9 @@ class _MethodSearch:
 
     def tried(self, method: MethodConfig, unlearner: Unlearner) -> _Outcome:
         """Tune one method, and keep its best edit."""
+        if 0 in self._epochs(unlearner).values():
+            why = f"needs more than the {self.aims.limit} epochs that an edit may take: raise recommend.cost"
+            return _Outcome(attempt=Attempt(name=method.label, problem=why), model=self.job.original)
         model, found, start = copy.deepcopy(self.job.original), list[Tuning](), time.perf_counter()
 
         def search(model: nn.Module, inputs: UnlearningInputs, *, accept: Callable[[Report], Report]) -> Report:
@@ -246,7 +256,7 @@ class _MethodSearch:
             prune=False,  # an edit that undoes more begins worse
             trials=config.recommend.trials,
             budget=config.tuning.budget,
-            most_steps=self.aims.limit * self.steps,
+            most_steps=self._limit(unlearner) * self.steps,
         )
 
     def tune(self, model: nn.Module, inputs: UnlearningInputs, method: MethodConfig, unlearner: Unlearner) -> Tuning:
@@ -265,6 +275,7 @@ class _MethodSearch:
             "seed": config.seed,
         }
         study = hashlib.sha256(repr(decides).encode()).hexdigest()[:16]
+        self.job.studies.append(study)
         return attrs.evolve(tuner, storage=trials_of(config), study=study).tune(
             model,
             inputs,

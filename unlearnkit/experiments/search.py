@@ -15,7 +15,7 @@ from unlearnkit.distributed import Ranks
 from unlearnkit.evaluation.tuning import TrialTuner, Tuner, Tuning, Validation
 from unlearnkit.experiments.config import Config, MethodConfig
 from unlearnkit.experiments.experiment import Experiment, make_unlearner
-from unlearnkit.experiments.job import TRIALS, Job
+from unlearnkit.experiments.job import Job
 from unlearnkit.experiments.provenance import data_digest, digest_of, versions
 from unlearnkit.models import CrossEntropy
 from unlearnkit.models.parameters import digest
@@ -24,6 +24,7 @@ from unlearnkit.reporting import RunRecord
 from unlearnkit.unlearning import ElementwiseUnlearner, Report, Unlearner, UnlearningInputs
 from unlearnkit.utils.errors import ConfigurationError
 
+_TRIALS = ".trials.sqlite"
 _REESTIMATE = {"both": (False, True), "yes": (True,), "no": (False,)}
 
 
@@ -62,6 +63,7 @@ class Editor:
         """Delete what is kept to go on after a stop, once the results are written."""
         for job in (self.job, *(search.job for search in self._searches)):
             job.forget_checkpoints()
+        forget_trials(self.job)
 
 
 @final
@@ -160,6 +162,7 @@ class Search:
             storage=trials_of(config),
             study=digest_of(what)[:16],
         )
+        self.job.studies.append(tuner.study)
         return tuner.tune(model, inputs, **aim)
 
     def _aim(self) -> dict[str, Any]:
@@ -250,7 +253,20 @@ def trials_of(config: Config) -> str:
     """Return the URL of the database of trials, with which a search that was stopped goes on."""
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{folder / TRIALS}"
+    return f"sqlite:///{folder / _TRIALS}"
+
+
+def forget_trials(job: Job) -> None:
+    """Delete the trials of a job's searches, once its results are written; those of other commands stay."""
+    if not job.studies:
+        return
+    import optuna  # noqa: PLC0415 - of the extra "tune"
+
+    storage = trials_of(job.experiment.config)
+    for study in job.studies:
+        optuna.delete_study(study_name=study, storage=storage)
+    if not optuna.get_all_study_names(storage):
+        (Path(job.experiment.config.output) / _TRIALS).unlink()
 
 
 def divide_test_set(experiment: Experiment) -> tuple[Experiment, Experiment]:

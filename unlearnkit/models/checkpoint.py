@@ -1,5 +1,6 @@
 """Checkpoints: weights and buffers in safetensors, loaded only when every name, shape and dtype fits."""
 
+import json
 import pickle
 import struct
 from collections.abc import Mapping
@@ -18,11 +19,17 @@ _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")  # what torch.save writes now, and what
 _PICKLE_SUFFIXES = {".pt", ".pth", ".pkl", ".bin"}
 _WRAPPER = "module."  # of DataParallel and DistributedDataParallel
 _DIGEST = "unlearnkit.digest"  # of the tensors in the file
+REQUESTS = "unlearnkit.requests"  # the digests of the forget sets that were applied, as JSON
 _DAMAGE = (
     *(pickle.UnpicklingError, struct.error, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError),
     *(OSError, RuntimeError, TypeError, ValueError),
 )
 """What torch.load raises for a file that is damaged."""
+
+
+def applied_requests(metadata: Mapping[str, str]) -> list[str]:
+    """Return the digests of the forget sets that were applied to a checkpoint."""
+    return [str(one) for one in json.loads(metadata.get(REQUESTS, "[]"))]
 
 
 def save_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:

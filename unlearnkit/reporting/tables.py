@@ -130,6 +130,9 @@ def details_text(found: Mapping[str, Any]) -> str:
 def _snippet(kind: str, entry: Provided) -> str:
     given = {o.name: o.default for o in entry.options if not o.required and o.default is not None}
     options = f"{{ {', '.join(f'{name} = {json.dumps(value)}' for name, value in given.items())} }}" if given else "{}"
+    if any(o.kind is tuple for o in entry.options):
+        each = f'[[method.steps]]  # one for each step\nname = "NAME"\noptions = {options}'
+        return f'[[method]]\nname = "{entry.name}"\n\n{each}'
     if kind == "unlearner":
         return f'[[method]]\nname = "{entry.name}"\noptions = {options}'
     if kind == "estimator":
@@ -164,7 +167,8 @@ def tuning_table(tuning: Tuning) -> Table:
         options = shown_options(c, "=")
         norm = "–" if c.setting is None else "again" if c.setting.reestimate else "kept"
         mark = "chosen" if c is tuning.chosen else "" if c.feasible else "over budget"
-        table.add_row(options, percent(c.selected), norm, f"{c.retain:.3f}", f"{c.forget:.3f}", mark)
+        share = percent(c.changed if c.setting is None else c.selected)
+        table.add_row(options, share, norm, f"{c.retain:.3f}", f"{c.forget:.3f}", mark)
     return table
 
 

@@ -137,7 +137,7 @@ def _edits(record: RunRecord) -> Section:
     rows = tuple(
         (
             ", ".join(f"{name} = {v if isinstance(v, int | str) else number(v)}" for name, v in c.options.items()),
-            percent(c.selected),
+            percent(c.changed if c.setting is None else c.selected),
             "–" if c.setting is None else "again" if c.setting.reestimate else "kept",
             number(c.retain),
             number(c.forget),
