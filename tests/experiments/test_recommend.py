@@ -4,6 +4,7 @@ import json
 
 import attrs
 import numpy as np
+import optuna
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -95,9 +96,10 @@ def test_it_goes_on_after_a_stop_to_the_same_result(digits_toml, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         recommend(others, progress=lambda items, what, total: stopping(counting(items, what, total), what, total))
     assert ("tuning capped-neg-grad", 3) in seen, "trials on other data are not those of this search"
-    assert (tmp_path / "parts" / ".trials.sqlite").exists()
+    storage = f"sqlite:///{tmp_path / 'parts' / '.trials.sqlite'}"
+    assert len(optuna.get_all_study_names(storage)) == 4
     found = recommend(parts, progress=counting)
-    assert not (tmp_path / "parts" / ".trials.sqlite").exists()
+    assert len(optuna.get_all_study_names(storage)) == 2, "of the other search, which was stopped"
     assert ("tuning capped-neg-grad", 0) in seen
     assert ("tuning shrink-perturb", 1) in seen
     assert without_seconds(found) == without_seconds(whole)
