@@ -33,6 +33,7 @@ from unlearnkit.models import parameters as parameters_module
 from unlearnkit.models import trainable
 from unlearnkit.models.parameters import bits, buffers, digest, parameters
 from unlearnkit.models.snapshot import ModelSnapshot
+from unlearnkit.unlearning.report import Report
 
 
 class Net(nn.Module):
@@ -149,6 +150,7 @@ def test_changed_is_the_real_difference_in_bits(seed):
 def test_a_method_that_does_nothing_says_so():
     report = Author().unlearn(net(), UnlearningInputs())
     assert report.sentence() == "author changed nothing: 0 of 28 weights."
+    assert Report(method="ssd", remarks=("It was not tried.",)).sentence() == "ssd changed nothing. It was not tried."
 
 
 def test_the_author_sees_the_mode_the_model_was_in_and_no_gradients():

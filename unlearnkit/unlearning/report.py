@@ -102,6 +102,8 @@ class Report:
         return {name: changed / (size or 1) for name, (size, changed) in found.items()}
 
     def _counts(self) -> str:
+        if not self.tensors:  # of a search without an edit, say
+            return f"{self.method} changed nothing"
         if self.changed == 0:
             return f"{self.method} changed nothing: 0 of {self.size} weights"
         return f"{self.method} changed {self.changed} of {self.size} weights ({percent(self.fraction)})"
