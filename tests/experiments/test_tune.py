@@ -229,6 +229,13 @@ def test_run_tunes_any_method_as_tune_does_and_measures_each_importance_once(dig
     ] * 2
 
 
+def test_two_labels_share_one_search(digits_toml, tmp_path):
+    same = ", ".join(f"{{name='finetune', label='{label}', tuned=true, options={{epochs=1}}}}" for label in "ab")
+    one, other = run(config(digits_toml, *TRIALS, f"method=[{same}]"))
+    assert Tuning.from_dict(one.tuning).candidates == Tuning.from_dict(other.tuning).candidates
+    assert not (tmp_path / "out" / ".trials.sqlite").exists()
+
+
 def test_a_stopped_search_is_kept_until_its_own_end(digits_toml, tmp_path):
     def stopping(items, what, total):
         del total

@@ -263,7 +263,7 @@ def forget_trials(job: Job) -> None:
     import optuna  # noqa: PLC0415 - of the extra "tune"
 
     storage = trials_of(job.experiment.config)
-    for study in job.studies:
+    for study in dict.fromkeys(job.studies):  # two labels may name the same search
         optuna.delete_study(study_name=study, storage=storage)
     if not optuna.get_all_study_names(storage):
         (Path(job.experiment.config.output) / _TRIALS).unlink()
