@@ -76,8 +76,8 @@ retrained models of the sub-class, four orders each); *swap*: accuracy of the fe
 (classes: on unseen samples of the forgotten kind). The ToW of *retrained* is that of each retrained model
 against the others. Tuned methods of the sub-class and of the mislabelled samples aim at the retrained models'
 forget accuracy; `recommend` sees no retrained model, and its row is measured on the half of the test set that
-it did not hold out (so are those of *retrained* and *original* where *from scratch* has no row). The rows of
-random samples are from before `recommend` searched learning rates."""
+it did not hold out (so are those of *retrained* and *original* where *from scratch* has no row); its aims
+are judged by the retrained models on the same half. The rows of random samples are from before `recommend` searched learning rates."""
 
 
 @attrs.frozen(kw_only=True)
@@ -293,6 +293,7 @@ def recommended_figures(record):
     return {
         **mine,
         **costs,
+        "against": retrained_figures(record.metrics),  # on the same samples
         "share": found.best.epochs / found.retraining,
         "picked": found.best.name,
         "beside": scratch.score,
@@ -363,11 +364,15 @@ def reach(scenario, rows):
         values = [row[name] for row in known[label] if row.get(name) is not None]
         return median(values) if values else float("nan")
 
+    def retrained(label, name):
+        against = [row["against"][name] for row in known[label] if row.get("against")]
+        return median(against) if against else value(RETRAINED, name)
+
     def misses(label):
         found = []
         for name, aim in AIMS[scenario].items():
             seen = value(label, name)
-            wanted = 0.5 if name == "AUC" else value(RETRAINED, name)
+            wanted = 0.5 if name == "AUC" else retrained(label, name)
             near = seen >= aim if name == "ToW" else abs(seen - wanted) <= aim
             text = f"at least {aim}" if name == "ToW" else f"within {aim} of {wanted:.3f}"
             found += [] if near else [f"{name} is {seen:.3f}, not {text}"]
