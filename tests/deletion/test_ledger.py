@@ -317,7 +317,6 @@ def test_the_commands(ledger_toml, tmp_path):
     assert verified.exit_code == 0
     assert "3 receipts, all as they were written" in verified.output
     assert "restored" not in verified.output
-
     assert "put back" in call("rollback", ledger_toml, "-q").output
     assert call("purge", ledger_toml, "-q").exit_code == 0
     path = tmp_path / "out" / "ledger" / "receipts" / "000002.json"

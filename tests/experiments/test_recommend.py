@@ -7,6 +7,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from stopped_progress import stopping_at
 from typer.testing import CliRunner
 
 from unlearnkit import (
@@ -75,14 +76,7 @@ def test_the_command_writes_the_best_edit_and_the_table(digits_toml, tmp_path):
 def test_it_goes_on_after_a_stop_to_the_same_result(digits_toml, tmp_path):
     three = ["recommend.trials=3", "recommend.methods=['capped-neg-grad', 'shrink-perturb']"]
     whole = recommend(config(digits_toml, f"output='{tmp_path}/whole'", *three))
-    seen = []
-
-    def stopping(items, what, total):
-        del total
-        for number, item in enumerate(items):
-            if what == "tuning shrink-perturb" and number == 2:
-                raise KeyboardInterrupt
-            yield item
+    seen, stopping = [], stopping_at("tuning shrink-perturb", 2)
 
     def counting(items, what, total):
         seen.append((what, total))

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from stopped_progress import stopping_at
 from typer.testing import CliRunner
 
 from unlearnkit import ConfigurationError, PluginManager, StoreError, hookimpl
@@ -237,17 +238,10 @@ def test_two_labels_share_one_search(digits_toml, tmp_path):
 
 
 def test_a_stopped_search_is_kept_until_its_own_end(digits_toml, tmp_path):
-    def stopping(items, what, total):
-        del total
-        for number, item in enumerate(items):
-            if what == "tuning finetune" and number == 1:
-                raise KeyboardInterrupt
-            yield item
-
     method = ["method=[{name='finetune', options={epochs=1}}, {name='ssd'}]", *TRIALS]
     trials = tmp_path / "out" / ".trials.sqlite"
     with pytest.raises(KeyboardInterrupt):
-        tune(config(digits_toml, *method, "tuning.method=finetune"), progress=stopping)
+        tune(config(digits_toml, *method, "tuning.method=finetune"), progress=stopping_at("tuning finetune", 1))
     for other in ("ssd", "finetune"):
         assert trials.exists()
         tune(config(digits_toml, *method, f"tuning.method={other}"))

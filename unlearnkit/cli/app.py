@@ -21,11 +21,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# The training has its own seed, and [comparison] lists all of its seeds.
+WITHOUT_EFFECT = {train: ("output", "seed"), compare: ("seed",)}
+
 experiments = (init, check, train, run, tune, recommend, compare, report, demo)
 for command in (*experiments, ledger, forget, verify_receipts, rollback, purge, methods, plugins, new_plugin):
-    # The training has its own seed, and [comparison] lists all of its seeds.
-    without = {train: ("output", "seed"), compare: ("seed",)}.get(command, ())
-    app.command()(with_shared_options(command, without=without))
+    app.command()(with_shared_options(command, without=WITHOUT_EFFECT.get(command, ())))
 app.add_typer(patch)
 
 

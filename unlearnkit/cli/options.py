@@ -72,8 +72,8 @@ _SHORTCUTS = {
 def with_shared_options(command: Callable[..., None], *, without: Sequence[str] = ()) -> Callable[..., None]:
     """Add ``--traceback``, and to commands with ``--set`` also ``--output``, ``--device`` and ``--seed``.
 
-    ``without`` names those that would have no effect.
-    Without ``--traceback``, an error that a user can fix is shown as one message.
+    ``without`` names those that would have no effect. Without ``--traceback``, an error that a user can fix is shown as
+    one message.
     """
     signature = inspect.signature(command)
     shortcuts = {name: kind for name, kind in _SHORTCUTS.items() if name not in without}

@@ -80,7 +80,7 @@ def _change(direction: str, patch: Path, checkpoint: Path, output: Path, *, over
 
     loaded = Patch.load(patch)
     state, metadata = read_checkpoint(checkpoint)
-    changed, theirs = getattr(loaded, direction)(state), _requests(loaded.about, REQUESTS)
+    changed, theirs = getattr(loaded, direction)(state), _requests(loaded.about)
     requests = [one for one in applied_requests(metadata) if one not in theirs]
     requests += theirs if direction == "apply" else []
     metadata = {key: value for key, value in metadata.items() if key != REQUESTS}
@@ -89,10 +89,12 @@ def _change(direction: str, patch: Path, checkpoint: Path, output: Path, *, over
     line(f"{output}: written")
 
 
-def _requests(about: Mapping[str, Any], key: str) -> list[str]:
+def _requests(about: Mapping[str, Any]) -> list[str]:
     """List the forget sets of a patch, and of those that it was composed of."""
+    from unlearnkit.models.checkpoint import REQUESTS
+
     parts = [about[part] for part in ("first", "then") if part in about]
-    return [*about.get(key, []), *(one for part in parts for one in _requests(part, key))]
+    return [*about.get(REQUESTS, []), *(one for part in parts for one in _requests(part))]
 
 
 def _save(patch: "Patch", output: Path, *, overwrite: bool) -> None:

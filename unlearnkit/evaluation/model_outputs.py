@@ -24,7 +24,7 @@ from unlearnkit.utils.rng import private_rng
 
 T = TypeVar("T")
 Values = dict[str, "float | Measurement | NotApplicable | None"]
-_INTERVAL = 1.96
+NORMAL_QUANTILE = 1.96  # half the width of a 95 % interval, in standard errors
 SPLITS = ("retain-train", "forget-train", "retain-test", "forget-test")
 
 
@@ -318,6 +318,6 @@ def mean(values: Iterable[float]) -> float:
 
 def sampling_error(p: float, samples: int) -> float:
     """Half the width of the 95 % interval of a share of some samples (the Agresti-Coull form, never 0)."""
-    n = samples + _INTERVAL**2
-    near = (p * samples + _INTERVAL**2 / 2) / n
-    return _INTERVAL * sqrt(near * (1 - near) / n)
+    n = samples + NORMAL_QUANTILE**2
+    near = (p * samples + NORMAL_QUANTILE**2 / 2) / n
+    return NORMAL_QUANTILE * sqrt(near * (1 - near) / n)

@@ -38,7 +38,6 @@ from unlearnkit.utils.files import locked_folder
 from unlearnkit.utils.memory import peak_memory
 from unlearnkit.utils.progress import Progress
 
-"""Key of a checkpoint's metadata: a JSON list of the digests of the forget sets that were applied to it."""
 _MOST = 5000  # samples of each split that a page's pictures need
 
 

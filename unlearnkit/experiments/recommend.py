@@ -144,8 +144,8 @@ class _MethodSearch:
         return len(experiment.importance_batches(experiment.splits()[split]))
 
     def _limit(self, unlearner: Unlearner) -> int:
-        """The epochs that are left after the importances, of which those of both sets take one pass."""
-        return self.aims.limit - bool(_IMPORTANCES & unlearner.requires())
+        """The epochs that are left after the importances."""
+        return self.aims.limit - _measured(unlearner)
 
     def _epochs(self, unlearner: Unlearner) -> dict[str, int]:
         """Share the limit among what trains, by the prefix of its options; a pass may read the forget set, too."""
@@ -215,8 +215,7 @@ class _MethodSearch:
 
         report = self.job.edit(model, method, self.job.experiment.splits(), edit=search)
         tuning, seconds = found[0], time.perf_counter() - start
-        # An importance takes one pass over its data; those of both sets are shared by all trials.
-        measured = 1.0 if _IMPORTANCES & unlearner.requires() else 0.0
+        measured = _measured(unlearner)  # shared by all trials
         audits = 1 + sum(not c.problem for c in tuning.candidates)  # of the original and of each edit
         trained = sum(c.steps for c in tuning.candidates) / self.steps
         attempt = Attempt(
@@ -339,6 +338,11 @@ def _training_parts(unlearner: Unlearner) -> dict[str, TrainingUnlearner]:
     """Return what trains, of a method and its steps, by the prefix of its options' names."""
     parts = {"": unlearner, **{f"{label}.": part for label, part in parts_of(unlearner).items()}}
     return {prefix: part for prefix, part in parts.items() if isinstance(part, TrainingUnlearner)}
+
+
+def _measured(unlearner: Unlearner) -> int:
+    """Return the epochs that its importances take: each one pass over its data, so one for those of both sets."""
+    return int(bool(_IMPORTANCES & unlearner.requires()))
 
 
 def _why(tuning: Tuning) -> str:

@@ -19,7 +19,8 @@ _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")  # what torch.save writes now, and what
 _PICKLE_SUFFIXES = {".pt", ".pth", ".pkl", ".bin"}
 _WRAPPER = "module."  # of DataParallel and DistributedDataParallel
 _DIGEST = "unlearnkit.digest"  # of the tensors in the file
-REQUESTS = "unlearnkit.requests"  # the digests of the forget sets that were applied, as JSON
+REQUESTS = "unlearnkit.requests"
+"""Key of a checkpoint's metadata: a JSON list of the digests of the forget sets that were applied to it."""
 _DAMAGE = (
     *(pickle.UnpicklingError, struct.error, ArithmeticError, AssertionError, AttributeError, EOFError, LookupError),
     *(OSError, RuntimeError, TypeError, ValueError),

@@ -102,6 +102,12 @@ class _Addresses:
         }
 
 
+def is_frozen(module: nn.Module) -> bool:
+    """Say whether a module has parameters of its own, and none of them has ``requires_grad``."""
+    own = list(module.parameters(recurse=False))
+    return bool(own) and not any(p.requires_grad for p in own)
+
+
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters with ``requires_grad`` by name, in the model's order; an error when there is none."""
     found = {name: p for name, p in parameters(model).items() if p.requires_grad}

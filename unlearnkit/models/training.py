@@ -21,7 +21,7 @@ from unlearnkit.data.batches import feed
 from unlearnkit.data.loaders import WithoutSingles
 from unlearnkit.models.norm_gradients import norm_gradient_fix
 from unlearnkit.models.objective import BatchScores, CrossEntropy, Objective, check_objective, score_batch, total
-from unlearnkit.models.parameters import device_of, trainable
+from unlearnkit.models.parameters import device_of, is_frozen, trainable
 from unlearnkit.utils.errors import (
     ConfigurationError,
     MismatchError,
@@ -118,8 +118,7 @@ def batch_norm_batches(model: nn.Module) -> Iterator[Callable[[Iterable[Any]], I
 def freeze_batch_norm(model: nn.Module) -> None:
     """Put batch-norm layers without trainable parameters into eval mode, so that their statistics stay too."""
     for module in model.modules():
-        own = list(module.parameters(recurse=False))
-        if isinstance(module, _BatchNorm) and own and not any(p.requires_grad for p in own):
+        if isinstance(module, _BatchNorm) and is_frozen(module):
             module.eval()
 
 

@@ -167,8 +167,7 @@ def tuning_table(tuning: Tuning) -> Table:
         options = shown_options(c, "=")
         norm = "–" if c.setting is None else "again" if c.setting.reestimate else "kept"
         mark = "chosen" if c is tuning.chosen else "" if c.feasible else "over budget"
-        share = percent(c.changed if c.setting is None else c.selected)
-        table.add_row(options, share, norm, f"{c.retain:.3f}", f"{c.forget:.3f}", mark)
+        table.add_row(options, percent(c.share), norm, f"{c.retain:.3f}", f"{c.forget:.3f}", mark)
     return table
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from unlearnkit.evaluation import EvaluationInputs, FeatureMeasure, LossAndAccuracy, Metric, loss_and_accuracy
 from unlearnkit.evaluation.metric import feature_measures
 from unlearnkit.evaluation.metrics.retrain_gap import ENOUGH, Gap, gap_to_retrain
-from unlearnkit.evaluation.model_outputs import ModelOutputs
+from unlearnkit.evaluation.model_outputs import NORMAL_QUANTILE, ModelOutputs
 from unlearnkit.evaluation.plot_data import PlotData, collect_plot_data
 from unlearnkit.unlearning.report import Report
 from unlearnkit.utils import display
@@ -18,7 +18,6 @@ from unlearnkit.utils.text import number
 
 DESTROYED = 0.5  # a model that keeps at most this share of its accuracy on retained data is called destroyed
 COVERAGE = 0.95  # the share of further retrained models that lie within the limit of `near`
-_NORMAL_QUANTILE = 1.96
 _FAR = 2.0  # a loss on forgotten samples that is so many times that of retrained models is far above it
 HEAD_SWAP, RECOVERY = "head-swap", "recovery"
 
@@ -50,8 +49,8 @@ class Judgement:
     ``says`` is what the outputs say: near, apart or over-forgotten; ``holds`` what the features hold: near, still
     there, apart, not looked at, or cannot tell, where the original is as near. Both are empty where there are too few
     retrained models. ``kind`` follows from both: near only where both are near, suppressed where the features are still
-    there; or it is nothing, no effect,
-    destroyed, no reference, few references, not measured. A notebook shows the sentence and the measures.
+    there; or it is nothing, no effect, destroyed, no reference, few references, not measured. A notebook shows the
+    sentence and the measures.
     """
 
     kind: str
@@ -233,19 +232,19 @@ def near(models: int) -> float:
 
 def _measures(after: Scores, retrained: Sequence[Scores], views: PlotData | None) -> Iterator[Measure]:
     for split, score in after.items():
-        known = [each[split].accuracy for each in retrained if split in each]
-        rates = [rate for rate in known if rate is not None]
+        known = [each[split] for each in retrained if split in each]
+        rates = [one.accuracy for one in known if one.accuracy is not None]
         if score.accuracy is not None and rates:
             gap = gap_to_retrain(score.accuracy, rates)
             yield Measure(name=f"{split} accuracy", gap=gap, resolution=1 / score.samples)
         elif score.accuracy is None and known:
-            gap = gap_to_retrain(score.loss, [each[split].loss for each in retrained if split in each])
+            gap = gap_to_retrain(score.loss, [one.loss for one in known])
             yield Measure(name=f"{split} loss", gap=gap, resolution=0.0)
     curves = views.curves if views is not None else ()
     for mine in (curve for curve in curves if curve.model == "unlearned"):
         areas = [curve.auc for curve in curves if (curve.attack, curve.model) == (mine.attack, "retrained")]
         if len(areas) == len(retrained) > 0:
-            gap, error = gap_to_retrain(mine.auc, areas), _NORMAL_QUANTILE * mine.guessing_error
+            gap, error = gap_to_retrain(mine.auc, areas), NORMAL_QUANTILE * mine.guessing_error
             yield Measure(name=f"AUC of the {mine.attack} attack", gap=gap, resolution=error)
 
 

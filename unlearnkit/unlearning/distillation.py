@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit.models.objective import IGNORED, Classification, Objective
-from unlearnkit.models.parameters import buffers, device_of, parameters, parameters_and_buffers, trainable
+from unlearnkit.models.parameters import buffers, device_of, is_frozen, parameters, parameters_and_buffers, trainable
 from unlearnkit.unlearning.unlearner import UnlearningInputs
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, raise_all
 from unlearnkit.utils.rng import private_rng
@@ -60,16 +60,12 @@ def fresh_model(model: nn.Module, inputs: UnlearningInputs) -> nn.Module:
         elif wanted[name].numel() and wanted[name].data_ptr() == seen[name].data_ptr():
             problems.append(f"{name}: expected a tensor of its own, saw the model's")
     raise_all(problems, where=f"model_factory made no fresh {type(model).__name__}")
-    kept = set[int]()
     with torch.no_grad():
         for name, p in parameters(fresh).items():
             p.requires_grad_(wanted[name].requires_grad)
             if not p.requires_grad:
                 p.copy_(wanted[name])
-        for module in fresh.modules():
-            own = [*module.parameters(recurse=False)]
-            if own and not any(p.requires_grad for p in own):
-                kept |= {id(buffer) for buffer in module.buffers(recurse=False)}
+        kept = {id(b) for module in fresh.modules() if is_frozen(module) for b in module.buffers(recurse=False)}
         for name, buffer in buffers(fresh).items():
             if id(buffer) in kept:
                 buffer.copy_(wanted[name])

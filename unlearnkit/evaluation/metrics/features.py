@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Metric, MetricTraits
 from unlearnkit.evaluation.model_outputs import (
+    NORMAL_QUANTILE,
     InapplicableError,
     ModelOutputs,
     Values,
@@ -34,7 +35,6 @@ from unlearnkit.utils.errors import ConfigurationError, MismatchError, nearest
 from unlearnkit.utils.options import option
 
 _FEWEST = 5  # samples for a similarity with an interval
-_NORMAL_QUANTILE = 1.96
 _CHANNELS_SECOND = (_ConvNd, _NormBase, nn.GroupNorm)  # other layers have channels last
 
 
@@ -265,7 +265,7 @@ class FeatureSimilarity(Metric):
             rows = np.ix_(*[random.permutation(samples)[left_out:]] * 2)
             drawn.append(mean(_cka(k[rows], m[rows]) for k, m in pairs))
         found = mean(_cka(k, m) for k, m in pairs)
-        error = _NORMAL_QUANTILE * float(np.std(drawn)) * sqrt(samples / left_out - 1)
+        error = NORMAL_QUANTILE * float(np.std(drawn)) * sqrt(samples / left_out - 1)
         return [max(found, 0.0), max(found - error, 0.0), min(max(found + error, 0.0), 1.0)]
 
 

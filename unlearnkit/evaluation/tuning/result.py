@@ -55,6 +55,11 @@ class Candidate:
     problem: str = ""
 
     @property
+    def share(self) -> float:
+        """The share of weights that it selects; of a method that trains, the share that changed."""
+        return self.changed if self.setting is None else self.selected
+
+    @property
     def order(self) -> tuple[float, float, float]:
         """Sort key: the best candidate has the largest score, then margin, then the least change."""
         return (self.score, self.margin, -self.changed)

@@ -137,7 +137,7 @@ def _edits(record: RunRecord) -> Section:
     rows = tuple(
         (
             ", ".join(f"{name} = {v if isinstance(v, int | str) else number(v)}" for name, v in c.options.items()),
-            percent(c.changed if c.setting is None else c.selected),
+            percent(c.share),
             "–" if c.setting is None else "again" if c.setting.reestimate else "kept",
             number(c.retain),
             number(c.forget),
@@ -253,8 +253,11 @@ def metrics(record: RunRecord) -> Section:
             first, _, rest = name.partition(" ")
             model, quantity = (first, rest) if first in _MODELS and rest else ("unlearned", name)
             reason = record.not_applicable.get(metric, {}).get(name, "")
-            text = number(value) if value is not None else "" if reason else "no reason given"
-            cells.setdefault(quantity, {})[model] = f"{text} ({reason})" if text and reason else text or reason
+            if value is None:
+                text = reason or "no reason given"
+            else:
+                text = f"{number(value)} ({reason})" if reason else number(value)
+            cells.setdefault(quantity, {})[model] = text
         rows += [(f"{metric}: {quantity}", *(row.get(m, "–") for m in _MODELS)) for quantity, row in cells.items()]
     table = Table(caption="Every metric", header=("metric", *_MODELS), rows=tuple(rows))
     return Section(tables=(table,))
