@@ -61,7 +61,7 @@ class CappedNegGrad(TrainingUnlearner):
             nonlocal target
             if target is None:
                 with torch.no_grad():
-                    classes = class_logits(inputs.objective, student, batches[1]).shape[1]
+                    classes = class_logits(inputs.objective, student, batches[0]).shape[1]
                     target = math.log(classes) * float(inputs.objective.predictions(batches[1]).double().mean())
             retain, forget = inputs.mean_losses(student, batches)
             return retain + self.c * (target - forget).clamp(min=0)

@@ -27,7 +27,7 @@ class ClassProjection(Unlearner):
     forget direction is the residual of a prototype of the forget set after its projection on the span of the prototypes
     of the retain set. s_l = κ·ρ_l/max ρ, at most 1, where ρ_l is the norm of the residuals over that of the prototypes:
     the edit is strong where the forget set stands apart, which is in deep layers, and weak in early ones. Biases, norm
-    layers, grouped convolutions and frozen weights are left alone.
+    layers, grouped convolutions, parametrized and frozen weights are left alone.
 
     One pass over both sets in eval mode, without gradients. The labels have the shape (batch,), and dimension 0 of a
     layer's input is that of the batch or a multiple of it.
@@ -61,9 +61,8 @@ class ClassProjection(Unlearner):
         largest = max((rho for _, rho in bases.values()), default=0.0)
         for name, (basis, rho) in bases.items():
             if rho > NOTHING:
-                remove(
-                    model.get_submodule(name).get_parameter("weight"), basis, min(1.0, self.strength * rho / largest)
-                )
+                weight = model.get_submodule(name).get_parameter("weight")
+                remove(weight, basis, min(1.0, self.strength * rho / largest))
 
 
 def prototypes(model: nn.Module, batches: Iterable[Any] | None, inputs: UnlearningInputs) -> dict[str, Tensor]:
@@ -78,9 +77,10 @@ def prototypes(model: nn.Module, batches: Iterable[Any] | None, inputs: Unlearni
         seen[name] = x if isinstance(layer, nn.Linear) else x.movedim(1, -1)
 
     for name, layer in copy.named_modules():
-        wanted = isinstance(layer, LAYERS) and getattr(layer, "groups", 1) == 1
-        if wanted and model.get_submodule(name).get_parameter("weight").requires_grad:
-            layer.register_forward_pre_hook(partial(record, name))
+        if isinstance(layer, LAYERS) and getattr(layer, "groups", 1) == 1:
+            weight = dict(model.get_submodule(name).named_parameters(recurse=False)).get("weight")
+            if weight is not None and weight.requires_grad:
+                layer.register_forward_pre_hook(partial(record, name))
     assert batches is not None, "both sets are among the needs"
     for batch in batches:
         labels = class_labels(inputs.objective, batch)

@@ -84,6 +84,13 @@ def test_the_loss_passes_the_target_and_stays_near_it_where_ascent_does_not(tiny
     assert loss(NegGradPlus(beta=0.5, **epochs)) > 10
 
 
+@pytest.mark.parametrize("target", [2.0, None])
+def test_a_single_sample_can_be_forgotten_in_train_mode(tiny, target):
+    x, y = tiny.forget[0]
+    _, report = tiny.unlearned(CappedNegGrad(target=target, epochs=1), forget_data=[(x[:1], y[:1])])
+    assert report.changed
+
+
 def test_a_negative_target_is_refused():
     with pytest.raises(ConfigurationError, match=r"CappedNegGrad.target \(t\): expected a number ≥ 0, saw -1.0"):
         CappedNegGrad(target=-1.0)

@@ -73,6 +73,12 @@ def test_a_convolution_is_edited_as_the_linear_layer_of_its_channels():
     torch.testing.assert_close(conv.weight[:, :, 0, 0], linear.weight)
 
 
+def test_a_parametrized_weight_is_left_alone_and_the_others_are_edited():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(net()[0]), nn.ReLU(), net()[2])
+    report = ClassProjection().unlearn(model, UnlearningInputs(forget_data=FORGET, retain_data=RETAIN))
+    assert [t.name for t in report.tensors if t.changed] == ["2.weight"]
+
+
 def test_where_the_retain_set_spans_everything_nothing_changes():
     model = nn.Linear(3, 5).double()
     forget, retain = data(0, [3, 3, 3, 3, 3], width=3), data(1, [0, 1, 2, 0, 1, 2], width=3)
