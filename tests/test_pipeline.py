@@ -8,6 +8,7 @@ import attrs
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 from unlearnkit_methods.ssd import SelectiveSynapticDampening
 
 from unlearnkit import (
@@ -53,6 +54,20 @@ def data(rows, size=4):
 
 
 FORGET, RETAIN, FULL = data(slice(0, 4)), data(slice(4, 24)), data(slice(0, 24))
+
+
+def test_data_that_are_refused_leave_gradients_and_tied_weights_as_they_are():
+    model = net()
+    model.tied = nn.Linear(3, 8)
+    model.tied.weight.data = model[0].weight.data
+    objects, grads = [*model.parameters()], [p.grad for p in model.parameters()]
+    assert grads[0] is not None
+    with pytest.raises(ConfigurationError, match="saw the data set TensorDataset"):
+        Pipeline(unlearner=SelectiveSynapticDampening()).run(
+            model, forget=TensorDataset(torch.zeros(2, 3), torch.zeros(2).long()), reference=FULL
+        )
+    assert all(p is was for p, was in zip(model.parameters(), objects, strict=True))
+    assert all(p.grad is was for p, was in zip(model.parameters(), grads, strict=True))
 
 
 class Keep(Unlearner):

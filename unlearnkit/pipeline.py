@@ -254,6 +254,7 @@ def _watched(observer: str, *, model: nn.Module, measured: Mapping[str, Importan
     was, digests = ModelSnapshot(model), {role: _digest(found) for role, found in measured.items()}
     changed: list[str] = []
     try:
+        was.hide_gradients()
         yield
         changed += [*was.structure_changes(), *was.changed_parameters(), *was.changed_buffers()]
     finally:

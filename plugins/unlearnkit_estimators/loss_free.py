@@ -41,7 +41,7 @@ class _Sensitivity(ImportanceEstimator):
         terms, totals = len(sizes) if self.weights == "size" else 1, {}
         for (name, p), g in zip(named.items(), grads, strict=True):
             wide = torch.promote_types(p.dtype, torch.float32)
-            totals[name] = torch.zeros_like(p, dtype=wide) if g is None else terms * g.to(wide).abs()
+            totals[name] = torch.zeros_like(p, dtype=wide) if g is None else terms * g.to_dense().to(wide).abs()
         return Importance(totals=totals, count=terms)
 
 

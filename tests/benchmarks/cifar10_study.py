@@ -15,7 +15,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import warnings
 from collections import defaultdict
 from pathlib import Path
@@ -61,12 +60,6 @@ AIMS = {
     "random": {"ToW": 0.95, "recovery": 0.035, "AUC": 0.02},
 }
 """What `recommend` is to reach: the smallest ToW, the largest distance to retrained models, and of the AUC to 0.5."""
-
-
-EARLIER = (
-    "From an earlier run of the study: `recovery` had a constant learning rate, and `capped-neg-grad` was wrong (its "
-    "forget batches went through BatchNorm alone, so that `c` had no effect)."
-)
 ABOUT = """20,000 training images, 10,000 test images, a residual network of 590,000 weights at 32 px, 18 epochs,
 training seeds: {seeds}, three retrained models for each scenario, the same ones for all training seeds.
 Medians over the seeds; in brackets, where there are several, the 95 % interval of their mean by Student's t,
@@ -77,8 +70,7 @@ retrained models of the sub-class, four orders each); *swap*: accuracy of the fe
 against the others. Tuned methods of the sub-class and of the mislabelled samples aim at the retrained models'
 forget accuracy; `recommend` sees no retrained model, and its row is measured on the half of the test set that
 it did not hold out (so are those of *retrained* and *original* where *from scratch* has no row); its aims
-are judged by the retrained models on the same half. The rows of random samples are from before `recommend`
-searched learning rates."""
+are judged by the retrained models on the same half."""
 
 
 @attrs.frozen(kw_only=True)
@@ -403,28 +395,17 @@ def attempts(rows):
     return "What `recommend` tried:\n\n" + "\n".join([head, *lines]) if lines else ""
 
 
-def sections(text):
-    """Return title to text of the sections of a page."""
-    return dict(
-        re.findall(r"^## (.+?)\n\n(.+?)\n\n(?=## |Not measured|Measured)", text, flags=re.DOTALL | re.MULTILINE)
-    )
-
-
-def page(known, before=""):
-    """Write the page of results; a scenario without figures keeps its section of the page before."""
+def page(known):
+    """Write the page of results."""
     version = importlib.metadata.version
     done = sorted({seed for rows in known.values() for by_seed in rows.values() for seed in by_seed})
     parts = ["# CIFAR-10: every method, tuned methods and `recommend`", ABOUT.format(seeds=", ".join(done))]
-    kept = {title: text.replace(f"\n\n{EARLIER}", "") for title, text in sections(before).items()}
     left = []
     for scenario, title in SCENARIOS.items():
         if scenario in known:
             rows = {label: [*by_seed.values()] for label, by_seed in known[scenario].items()}
             parts += [f"## {title}", table(rows)]
             parts += filter(None, [reach(scenario, rows), attempts(known[scenario])])
-        elif title in kept:
-            parts += [f"## {title}", kept[title], EARLIER]
-            continue
         missing = [str(seed) for seed in SEEDS if str(seed) not in known.get(scenario, {}).get(RECOMMENDED, {})]
         left += [f"{title.lower()} (seeds {', '.join(missing)})"] if missing else []
     if left:
@@ -451,12 +432,11 @@ def main():
     for seed in () if chosen.page else chosen.seed:
         for scenario in chosen.scenario:
             study.run(scenario, seed)
-    before = chosen.to.read_text(encoding="utf-8") if chosen.to.exists() else ""
     path = chosen.to.with_suffix(".json")
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     study.add_to(known, SEEDS)
     path.write_text(json.dumps(known, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    chosen.to.write_text(page(known, before), encoding="utf-8")
+    chosen.to.write_text(page(known), encoding="utf-8")
 
 
 if __name__ == "__main__":

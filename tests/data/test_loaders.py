@@ -23,8 +23,10 @@ from unlearnkit_methods.jit import JustInTime
 from unlearnkit_methods.prune import Prune
 
 from unlearnkit import CrossEntropy, DiagonalFisher, EvaluationInputs, Pipeline, UnlearningInputs, UnlearnKitWarning
-from unlearnkit.data import loader
+from unlearnkit.data import loader, reshuffled
 from unlearnkit.data.batches import lost_samples
+from unlearnkit.data.loaders import draw_samples
+from unlearnkit.distributed import Ranks
 from unlearnkit.evaluation import loss_and_accuracy
 from unlearnkit.importance import fisher_statistics
 from unlearnkit.importance.multi_process import estimate_resumable
@@ -192,6 +194,18 @@ def test_loaders_that_leave_out_or_repeat_samples_are_refused_for_a_forget_set_a
 )
 def test_loaders_that_read_each_sample_of_theirs_once_are_fine(batches):
     assert lost_samples(batches) == ""
+
+
+def test_a_loader_that_changes_its_batches_is_not_made_again():
+    class Doubled(DataLoader):
+        def __iter__(self):
+            return (2 * batch for batch in super().__iter__())
+
+    batches = Doubled(torch.arange(1, 7), batch_size=2)
+    assert reshuffled(batches, seed=0) is batches
+    drawn, total = draw_samples(batches, count=6, seed=0)
+    assert (torch.cat([*drawn]).tolist(), total) == ([2, 4, 6, 8, 10, 12], 6)
+    assert [batch.tolist() for batch in Ranks(rank=1, size=2).share(batches)] == [[6, 8]]
 
 
 def test_a_data_set_in_place_of_batches_is_refused_with_what_to_pass():

@@ -43,6 +43,12 @@ def test_store_equals_a_pass_over_the_data(deletion):
         torch.testing.assert_close(total, want[name], rtol=1e-4, atol=1e-5 * scale)
 
 
+def test_a_string_is_not_taken_for_groups_of_one_letter(deletion):
+    with pytest.raises(ConfigurationError, match=r"expected several names, saw '35': write \['35'\]"):
+        deletion.ask("ticket-1", groups="35")
+    assert deletion.work() is None
+
+
 def test_a_whole_group_is_forgotten_without_a_pass_over_data(deletion, monkeypatch):
     monkeypatch.setattr(DiagonalFisher, "accumulator", lambda *_, **__: pytest.fail("a gradient was taken"))
     before = deletion.ledger.store.total().count

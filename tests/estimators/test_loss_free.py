@@ -102,6 +102,17 @@ def test_an_unused_weight_and_half_precision():
     assert found.totals["weight"].tolist() == [[6.0, 6.0]]
 
 
+@pytest.mark.parametrize("kind", [LossFree, OutputNorm])
+def test_sparse_gradients_of_an_embedding(kind):
+    def found(sparse):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(5, 2, sparse=sparse), nn.Flatten(), nn.Linear(4, 3))
+        return kind().estimate(model, [(torch.tensor([[0, 1], [1, 3]]),)], objective=CrossEntropy()).totals
+
+    for name, total in found(sparse=False).items():
+        assert torch.equal(found(sparse=True)[name], total)
+
+
 class NoLogits(Objective):
     def losses(self, model, batch):
         return model(batch[0]).square().sum(1)

@@ -6,8 +6,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from unlearnkit_methods.finetune import FineTune
+from unlearnkit_methods.prune import Prune
 
-from unlearnkit import ConfigurationError, CrossEntropy, DiagonalFisher, NonFiniteError, UnsupportedModelError
+from unlearnkit import (
+    ConfigurationError,
+    CrossEntropy,
+    DiagonalFisher,
+    Importance,
+    NonFiniteError,
+    UnlearningInputs,
+    UnsupportedModelError,
+)
 from unlearnkit.models import device_of, trainable
 from unlearnkit.models.parameters import (
     bit_sum,
@@ -20,6 +30,8 @@ from unlearnkit.models.parameters import (
     parameters,
     wide,
 )
+
+FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2]
 
 
 class Tied(nn.Module):
@@ -151,6 +163,33 @@ def test_an_estimate_refuses_them_before_anything_else():
     for make in UNUSUAL.values():
         with pytest.raises(UnsupportedModelError, match="expected ordinary real weights"):
             DiagonalFisher().estimate(make(), [(torch.ones(2, 2),)], objective=CrossEntropy())
+
+
+@pytest.mark.parametrize("method", [Prune(tau=0.5), FineTune(epochs=1)], ids=lambda m: m.name)
+def test_an_edit_refuses_them_too_and_a_model_that_is_frozen(method):
+    def edit(model):
+        inputs = UnlearningInputs(forget=Importance(totals={"w": torch.ones(1)}, count=1), retain_data=[(torch.ones(2, 2),)])
+        method.unlearn(model, inputs)
+
+    for words, make in UNUSUAL.items():
+        if make is not made_for_inference:  # an elementwise edit takes it
+            with pytest.raises(UnsupportedModelError, match=words):
+                edit(make())
+    with pytest.raises(ConfigurationError, match="at least one trainable parameter"):
+        edit(nn.Linear(2, 2).requires_grad_(False))
+
+
+@pytest.mark.parametrize("dtype", FLOAT8, ids=str)
+def test_frozen_weights_of_eight_bits_are_checked_and_left_alone(dtype):
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    frozen = nn.Parameter(torch.ones(2, 2).to(dtype), requires_grad=False)
+    model[0].weight = frozen
+    forget = Importance(totals={"1.weight": torch.ones(2, 2)}, count=1)
+    assert Prune().unlearn(model, UnlearningInputs(forget=forget)).changed == 4
+    assert model[0].weight is frozen
+    model[0].weight.data = torch.full((2, 2), torch.nan).to(dtype)
+    with pytest.raises(NonFiniteError, match=r"NaN or infinity in 0\.weight"):
+        check_finite(model, when="now")
 
 
 def test_frozen_complex_weights_and_complex_buffers_are_taken():

@@ -165,6 +165,8 @@ def test_restore_puts_back_every_bit_and_object(vandal):
     np.random.set_state(rng[1])
     torch.set_rng_state(rng[2])
     guard = ModelSnapshot(model)
+    assert state(model) == want, "taking a snapshot changes nothing"
+    guard.hide_gradients()
     assert all(p.grad is None for p in model.parameters())
     vandal(model)
     guard.restore()
@@ -249,7 +251,9 @@ def test_nested_snapshots():
     model = fresh()
     want = [p.grad for p in model.parameters()]
     outer = ModelSnapshot(model)
+    outer.hide_gradients()
     inner = ModelSnapshot(model)
+    inner.hide_gradients()
     edit(model)
     inner.restore()
     outer.restore()

@@ -5,6 +5,7 @@ import json
 import re
 import tomllib
 
+import attrs
 import pytest
 from rich.console import Console
 
@@ -44,6 +45,12 @@ def test_runs():
     assert "1,000" in shown
     assert "25 %" in shown
     assert "1.50" in shown
+
+
+def test_a_label_is_no_markup():
+    report = attrs.evolve(REPORT, tensors=(TensorChange(name="[b]w[/red]", size=1, changed=1),))
+    assert "[b]one[/red]" in text(run_table([RunRecord(label="[b]one[/red]", report=report)]))
+    assert "[b]w[/red]" in text(tensor_table(report))
 
 
 def test_tensors():

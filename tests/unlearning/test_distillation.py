@@ -88,6 +88,12 @@ def test_a_factory_that_makes_no_fresh_model_is_refused():
             fresh_model(model, UnlearningInputs(model_factory=factory))
 
 
+def test_a_factory_with_lazy_layers_is_refused_by_their_names():
+    model = nn.Linear(2, 2)
+    with pytest.raises(MismatchError, match=r"weight: not initialised \(call the model once in model_factory\)"):
+        fresh_model(model, UnlearningInputs(model_factory=lambda: nn.LazyLinear(2)))
+
+
 def test_state_is_copied_by_name_and_frozen_parameters_stay():
     source, target = net(), net()
     source(torch.randn(8, 2))

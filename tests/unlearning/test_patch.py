@@ -76,6 +76,16 @@ def test_a_whole_model_with_buffers(tmp_path):
     assert again.inspect()["changed"] == patch.changed > 0
 
 
+def test_complex_tensors(tmp_path):
+    before = {"w": torch.ones(3), "c": torch.tensor([1 + 2j, 3 - 1j]), "kept": torch.tensor([1j])}
+    after = {"w": torch.tensor([1.0, 2.0, 1.0]), "c": torch.tensor([1 + 2j, 3 + 1j]), "kept": torch.tensor([1j])}
+    Patch.between(before, after).save(tmp_path / "p.safetensors")
+    patch = Patch.load(tmp_path / "p.safetensors")
+    assert patch.inspect()["tensors"] == {"w": 1, "c": 1}
+    assert same(patch.apply(before), after)
+    assert same(patch.revert(after), before)
+
+
 def test_composed_patches_equal_one_patch():
     first, middle, last = models()
     both = Patch.between(first, middle).then(Patch.between(middle, last), first)

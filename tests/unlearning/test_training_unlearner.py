@@ -13,6 +13,7 @@ import torch
 import wrong_gradient_model as permuted
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from unlearnkit_methods.finetune import FineTune
 from unlearnkit_methods.ssd import SelectiveSynapticDampening
 
 from unlearnkit import (
@@ -131,6 +132,19 @@ def test_each_optimiser_is_the_one_of_torch(optimizer):
     group = made.param_groups[0]
     assert (group["lr"], group["weight_decay"]) == (optimizer.learning_rate, optimizer.weight_decay)
     assert group.get("momentum", 0.9) == 0.9
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_sparse_gradients_of_an_embedding_are_made_dense(optimizer):
+    def trained(sparse):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(5, 2, sparse=sparse), nn.Flatten(), nn.Linear(4, 3))
+        data = [(torch.tensor([[0, 1], [1, 3]]), torch.tensor([0, 2]))] * 2
+        FineTune(epochs=1, optimizer=optimizer).unlearn(model, UnlearningInputs(retain_data=data))
+        return model.state_dict()
+
+    for name, value in trained(sparse=False).items():
+        assert torch.equal(trained(sparse=True)[name], value)
 
 
 def test_the_mean_loss_of_each_pass_is_returned():

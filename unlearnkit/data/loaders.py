@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import islice, pairwise
-from typing import Any, final
+from typing import Any, TypeGuard, final
 
 import attrs
 import numpy as np
@@ -60,7 +60,7 @@ def draw_samples(batches: Iterable[Any], *, count: int, seed: int) -> tuple[Iter
 
     Of a data loader only the drawn samples are read; of anything else, every batch, twice.
     """
-    if isinstance(batches, DataLoader) and isinstance(batches.dataset, Sized) and not lost_samples(batches):
+    if _is_plain(batches) and isinstance(batches.dataset, Sized) and not lost_samples(batches):
         rows = drawn_rows(len(batches.dataset), count, seed=seed)
         drawn = DataLoader(
             Subset(batches.dataset, rows.tolist()),
@@ -145,7 +145,7 @@ def reshuffled(batches: Iterable[Any], *, seed: int, labels: Callable[[Any], Ten
     """Shuffle the data of a sequential loader, or of a mixture of such: training in data set order can go badly wrong.
 
     So is a list of batches whose ``labels`` change half as often as in a random order, or less. Anything else, a loader
-    with a sampler of its own too, is returned unchanged.
+    with a sampler or an ``__iter__`` of its own too, is returned unchanged.
 
     Examples:
         >>> batches = DataLoader(torch.arange(4), batch_size=2)
@@ -159,7 +159,7 @@ def reshuffled(batches: Iterable[Any], *, seed: int, labels: Callable[[Any], Ten
         return attrs.evolve(batches, **parts)
     if isinstance(batches, Sequence) and labels is not None and _in_class_order(batches, labels):
         return _Shuffled(batches=batches, seed=seed)
-    if not isinstance(batches, DataLoader) or isinstance(batches.dataset, IterableDataset):
+    if not _is_plain(batches) or isinstance(batches.dataset, IterableDataset):
         return batches
     if batches.batch_size is None or not isinstance(batches.sampler, SequentialSampler):
         return batches
@@ -214,6 +214,11 @@ class WithoutSingles:
             parts: dict[str, Any] = {name: cls.of(getattr(batches, name), left_out) for name in ("retain", "forget")}
             return attrs.evolve(batches, **parts)
         return cls(batches=batches, left_out=left_out)
+
+
+def _is_plain(batches: Any) -> TypeGuard["DataLoader[Any]"]:
+    """Say whether it is a loader that can be made again: one with an ``__iter__`` of its own may change batches."""
+    return isinstance(batches, DataLoader) and type(batches).__iter__ is DataLoader.__iter__
 
 
 def _in_class_order(batches: Sequence[Any], labels: Callable[[Any], Tensor]) -> bool:

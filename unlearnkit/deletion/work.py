@@ -29,6 +29,7 @@ from unlearnkit.unlearning import Report
 from unlearnkit.unlearning.patch import TensorPatch
 from unlearnkit.utils.errors import BudgetError, ConfigurationError, StoreError, UnlearnKitError, nearest, raise_all
 from unlearnkit.utils.memory import MIB, peak_memory
+from unlearnkit.utils.options import several
 from unlearnkit.utils.progress import Progress, silent
 
 Scores = dict[str, dict[str, float | int | None]]
@@ -116,11 +117,12 @@ class Deletion:
 
         What cannot be done is an error, and is not queued. Samples with the same content and labels are one sample.
         """
+        numbers, names = [*samples], several(groups)
         with self.ledger.locked() as finished:
-            population, receipts, numbers, names = self.population(), self.ledger.receipts(), [*samples], [*groups]
+            population, receipts = self.population(), self.ledger.receipts()
             gone = {key for receipt in receipts if receipt.outcome == "forgotten" for key in receipt.groups}
             rows = population.asked(numbers, names, gone=gone, where=f"request {name!r}")
-            request = Request(name=name, samples=tuple(sorted(set(self.hashes(rows)))), groups=tuple(names))
+            request = Request(name=name, samples=tuple(sorted(set(self.hashes(rows)))), groups=names)
             put_back = {n for r in receipts if r.outcome == "restored" for n in r.requests}
             done = [r for r in receipts if name in r.requests and r.outcome in {"forgotten", "nothing to forget"}]
             if finished and name in finished.requests and finished.outcome in {"rolled back", "set aside"}:

@@ -66,10 +66,11 @@ class Ranks:
 
 
 def batch_indices(batches: Iterable[Any]) -> Iterable[list[Any]] | None:
-    """Return the batches of indices that a loader draws; the sampler of an iterable data set is a dummy without end."""
-    if isinstance(batches, DataLoader) and not isinstance(batches.dataset, IterableDataset):
-        return batches.batch_sampler
-    return None
+    """Return the batches of indices that a loader draws, where `in_order` can make it again."""
+    if not isinstance(batches, DataLoader) or type(batches).__iter__ is not DataLoader.__iter__:
+        return None  # one with an __iter__ of its own may change its batches
+    # The sampler of an iterable data set is a dummy without end.
+    return None if isinstance(batches.dataset, IterableDataset) else batches.batch_sampler
 
 
 def in_order(batches: Any, indices: list[Any]) -> "DataLoader[Any]":

@@ -118,6 +118,8 @@ class Metric(abc.ABC):
         snapshots = [ModelSnapshot(model) for model in dict.fromkeys(models)]
         problems: list[str] = []
         try:
+            for snapshot in snapshots:
+                snapshot.hide_gradients()
             values = self.measure(inputs)
             for snapshot in snapshots:
                 problems += snapshot.structure_changes()

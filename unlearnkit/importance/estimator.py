@@ -162,8 +162,8 @@ class ImportanceEstimator(abc.ABC):
     ) -> Importance:
         total, trail, samples, moved = None, DataOrder(), 0, None
         snapshot = snapshot or self.snapshot_of(model)
-        snapshot.hide_gradients()
         try:
+            snapshot.hide_gradients()
             sharded, device, named = self._sharded(model), device_of(model), trainable(model)
             snapshot.check_finite(when="before an importance is estimated")
             fingerprint = fingerprint_of(self, snapshot.digest, objective=objective)

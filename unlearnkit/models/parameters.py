@@ -131,7 +131,7 @@ def parameters_and_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 def dense(gradient: Tensor | None) -> Tensor | None:
     """Return a dense gradient: embeddings with ``sparse=True`` get sparse ones."""
-    return gradient.to_dense() if gradient is not None and gradient.layout is not torch.strided else gradient
+    return gradient if gradient is None else gradient.to_dense()
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -221,14 +221,20 @@ def bits(tensor: Tensor) -> Tensor:
     return plain if plain.dtype == torch.bool else plain.view(_INTEGER_OF_SIZE[plain.element_size()])
 
 
+def different(before: Tensor, after: Tensor) -> Tensor:
+    """Say of each element of two tensors of one shape whether its bits differ."""
+    found = bits(before) != bits(after)
+    return found.any(-1) if before.is_complex() else found  # of real and imaginary part
+
+
 def count_changed(before: Tensor, after: Tensor) -> int:
     """Count the elements whose bits differ."""
-    return int(torch.count_nonzero(bits(before) != bits(after)))
+    return int(torch.count_nonzero(different(before, after)))
 
 
 def changed_positions(before: Tensor, after: Tensor) -> Tensor:
     """Return the flat positions, in row-major order, at which the bits of two tensors differ."""
-    differ = (bits(before.detach()) != bits(after.detach())).reshape(-1)
+    differ = different(before.detach(), after.detach()).reshape(-1)
     if differ.device.type != "cpu":
         return torch.nonzero(differ).view(-1)
     return torch.from_numpy(np.flatnonzero(differ.numpy()))  # several times as fast as torch is on a CPU
@@ -270,6 +276,8 @@ def extremes(tensor: Tensor) -> tuple[float, float]:
     if not tensor.numel():
         return 0.0, 0.0
     piece = local(tensor)
+    if piece.element_size() == 1 and piece.is_floating_point():  # no operation takes a float8
+        piece = piece.float()
     low, high = map(float, torch.aminmax(piece)) if piece.numel() else (math.inf, -math.inf)
     return all_reduce_min_max(low, high, device=piece.device) if is_sharded(tensor) else (low, high)
 
@@ -279,9 +287,15 @@ def all_finite(tensor: Tensor) -> bool:
     return all(math.isfinite(value) for value in extremes(tensor))
 
 
+def check_editable(model: nn.Module) -> None:
+    """Raise an error for weights that are lazy, on the meta device or complex, and where none is trainable."""
+    _refuse(parameters_and_buffers(model), _not_editable)
+    trainable(model)
+
+
 def check_differentiable(model: nn.Module) -> None:
     """Raise an error for weights that are lazy, on the meta device, inference tensors or complex."""
-    _refuse(parameters_and_buffers(model), _problem)
+    _refuse(parameters_and_buffers(model), _not_differentiable)
 
 
 def _refuse(named: Mapping[str, Tensor], problem: Callable[[Tensor], str]) -> None:
@@ -297,16 +311,20 @@ def _absent(t: Tensor) -> str:
     return ""
 
 
-def _problem(t: Tensor) -> str:
+def _not_editable(t: Tensor) -> str:
     if is_lazy(t):
         return "not initialised (call the model once)"
     if absent := _absent(t):
         return absent
-    if t.is_inference() and t.requires_grad:
-        return "made under torch.inference_mode, where nothing can be differentiated (make it outside)"
     if t.is_complex() and t.requires_grad:
         return "complex (hold real and imaginary part as real numbers: torch.view_as_complex)"
     return ""
+
+
+def _not_differentiable(t: Tensor) -> str:
+    if not is_lazy(t) and t.is_inference() and t.requires_grad:
+        return "made under torch.inference_mode, where nothing can be differentiated (make it outside)"
+    return _not_editable(t)
 
 
 def check_finite(model: nn.Module, *, when: str, buffers_too: Collection[str] = ()) -> None:

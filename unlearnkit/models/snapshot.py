@@ -74,15 +74,13 @@ class UndoLog:
 class ModelSnapshot:
     """A snapshot of a model and of the random state: weights, buffers, gradients, modes, structure.
 
-    From then on every ``.grad`` is None; `restore_surroundings` puts the originals back. Without ``copies`` of the
-    weights a change of one is noticed by the sum of its bits, but only what is written through ``undo_log`` can be put
-    back.
+    Without ``copies`` of the weights a change of one is noticed by the sum of its bits, but only what is written
+    through ``undo_log`` can be put back.
     """
 
     def __init__(self, model: nn.Module, *, copies: bool = True) -> None:
         self.undo_log = UndoLog()
         self._ties = tie_by_memory(model)
-        self._tie()
         self._names = {m: name or type(m).__name__ for name, m in model.named_modules()}
         self._modules: dict[nn.Module, tuple[bool, tuple[_Members, ...]]] = {
             m: (m.training, tuple(dict(getattr(m, members)) for members in _MEMBERS)) for m in self._names
@@ -95,7 +93,6 @@ class ModelSnapshot:
         self._flags = {p: p.requires_grad for p in everyone}
         self._grads = {p: p.grad for p in self._flags}
         self._rng = _random_state()
-        self.hide_gradients()
 
     @cached_property
     def digest(self) -> str:
@@ -108,19 +105,15 @@ class ModelSnapshot:
             check_finite(self._model, when=when)
             self._finite = True
 
-    def _tie(self) -> None:
-        """Make parameters that are one memory one object, as weights are that were tied properly."""
-        for module, name, _, first in self._ties:
-            module._parameters[name] = first  # noqa: SLF001
-
     def _untie(self) -> None:
         for module, name, alias, first in self._ties:
             alias.data = first.data
             module._parameters[name] = alias  # noqa: SLF001
 
     def hide_gradients(self) -> None:
-        """Set every ``.grad`` to None."""
-        self._tie()
+        """Set every ``.grad`` to None, and make parameters that are one memory one object, until all is restored."""
+        for module, name, _, first in self._ties:
+            module._parameters[name] = first  # noqa: SLF001
         for p in self._flags:
             p.grad = None
 
@@ -140,9 +133,13 @@ class ModelSnapshot:
         """Say which modules, parameters or buffers were added, removed or replaced."""
         problems: list[str] = []
         tied: _Members = {alias: first for _, _, alias, first in self._ties}
+
+        def held_by(members: _Members) -> _Members:
+            return {name: tied.get(p, p) for name, p in members.items()}
+
         for module, (_, (held, buffered, children, *_)) in self._modules.items():
             name = self._names[module]
-            if not _same_members(held, {k: tied.get(p, p) for k, p in dict(module._parameters).items()}):  # noqa: SLF001
+            if not _same_members(held_by(held), held_by(dict(module._parameters))):  # noqa: SLF001
                 problems.append(f"{name} gained, lost or replaced a parameter")
             if not _same_members(children, module._modules):  # noqa: SLF001
                 problems.append(f"{name} gained, lost or replaced a child module")

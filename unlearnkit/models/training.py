@@ -21,7 +21,7 @@ from unlearnkit.data.batches import feed
 from unlearnkit.data.loaders import WithoutSingles
 from unlearnkit.models.norm_gradients import norm_gradient_fix
 from unlearnkit.models.objective import BatchScores, CrossEntropy, Objective, check_objective, score_batch, total
-from unlearnkit.models.parameters import device_of, is_frozen, trainable
+from unlearnkit.models.parameters import dense, device_of, is_frozen, trainable
 from unlearnkit.utils.errors import (
     ConfigurationError,
     MismatchError,
@@ -168,6 +168,7 @@ def run_epoch(
 ) -> float:
     """Take one step for each batch, inside `training_mode`; returns the mean loss over the batches."""
     device, order, losses = device_of(model), norm_gradient_fix(model), []
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
     for number, (_, batch) in enumerate(feed(batches, device), start=1):
         try:
             with order():
@@ -182,6 +183,8 @@ def run_epoch(
         _check(value, where=f"{name}, batch {number}")
         optimizer.zero_grad()
         torch.autograd.backward(value)
+        for p in weights:
+            p.grad = dense(p.grad)
         optimizer.step()
         losses.append(value.detach())
         if after_step is not None:

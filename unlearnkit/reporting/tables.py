@@ -39,7 +39,7 @@ def run_table(records: Sequence[RunRecord]) -> Table:
         scores = [_pair(record, name) for name in splits]
         # Evaluation and retraining are not part of the cost of an edit.
         seconds = sum(v for stage, v in report.seconds.items() if stage not in {"evaluation", "retrained models"})
-        table.add_row(record.label, f"{report.changed:,}", percent(report.fraction), *scores, f"{seconds:.2f}")
+        table.add_row(Text(record.label), f"{report.changed:,}", percent(report.fraction), *scores, f"{seconds:.2f}")
     return table
 
 
@@ -51,9 +51,9 @@ def _pair(record: RunRecord, split: str) -> str:
 def tensor_table(report: Report) -> Table:
     """How many weights of each tensor were edited."""
     numbers = (Column(name, justify="right") for name in ("weights", "edited", "share"))
-    table = Table("tensor", *numbers, title=report.sentence())
+    table = Table("tensor", *numbers, title=Text(report.sentence()))
     for t in report.tensors:
-        table.add_row(t.name, f"{t.size:,}", f"{t.changed:,}", percent(t.fraction))
+        table.add_row(Text(t.name), f"{t.size:,}", f"{t.changed:,}", percent(t.fraction))
     return table
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from unlearnkit.models.objective import IGNORED, Classification, Objective
 from unlearnkit.models.parameters import buffers, device_of, is_frozen, parameters, parameters_and_buffers, trainable
@@ -53,7 +54,9 @@ def fresh_model(model: nn.Module, inputs: UnlearningInputs) -> nn.Module:
     wanted, seen = parameters_and_buffers(model), parameters_and_buffers(fresh)
     problems = [f"{name}: expected, but missing" for name in wanted if name not in seen]
     problems += [f"{name}: not in the model" for name in seen if name not in wanted]
-    for name in (name for name in wanted if name in seen):
+    lazy = {name for name, t in seen.items() if is_lazy(t)}
+    problems += [f"{name}: not initialised (call the model once in model_factory)" for name in seen if name in lazy]
+    for name in (name for name in wanted if name in seen and name not in lazy):
         kinds = [f"shape {tuple(t.shape)}, {t.dtype}" for t in (wanted[name], seen[name])]
         if kinds[0] != kinds[1]:
             problems.append(f"{name}: expected {kinds[0]}, saw {kinds[1]}")

@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from unlearnkit.models.parameters import bits, changed_positions, digest_tensors
+from unlearnkit.models.parameters import changed_positions, different, digest_tensors
 from unlearnkit.utils.errors import MismatchError, StoreError, raise_all
 from unlearnkit.utils.safetensors import load_tensors, save_tensors
 
@@ -41,8 +41,10 @@ class TensorPatch:
         was, now = before.detach().cpu().reshape(-1), after.detach().cpu().reshape(-1)
         where = changed_positions(was, now)
         was, now = was[where], now[where]
-        factor = now.double() / was.double() if was.is_floating_point() else torch.full(was.shape, torch.nan).double()
-        exact = bits((was.double() * factor).to(was.dtype)) == bits(now)
+        factor = torch.full(was.shape, torch.nan, dtype=torch.float64)
+        if was.is_floating_point():
+            factor = now.double() / was.double()
+        exact = ~different(_times(was, factor), now)
         old = torch.cat([was[exact], was[~exact]]) if keep_old else None
         return cls(index=where[exact], factor=factor[exact], value_index=where[~exact], value=now[~exact], old=old)
 
@@ -59,7 +61,7 @@ class TensorPatch:
     def apply(self, tensor: Tensor) -> Tensor:
         """Return the edited tensor: a new one, contiguous, on the CPU."""
         flat = tensor.detach().cpu().reshape(-1).clone()
-        flat[self.index] = (flat[self.index].double() * self.factor).to(flat.dtype)
+        flat[self.index] = _times(flat[self.index], self.factor)
         flat[self.value_index] = self.value
         return flat.reshape(tensor.shape)
 
@@ -228,6 +230,11 @@ class Patch:
             raise MismatchError(f"expected the model that the patch is {what}, {expected}, saw {seen}: another model")
         problems = [p for name, patch in self.tensors.items() for p in patch.problems(name, state.get(name))]
         raise_all(problems, where="the patch does not fit the model")
+
+
+def _times(values: Tensor, factor: Tensor) -> Tensor:
+    """Multiply in double precision, and round to the dtype of the values."""
+    return (values.to(torch.complex128 if values.is_complex() else torch.float64) * factor).to(values.dtype)
 
 
 def _of_digest(state: State, expected: str) -> State:

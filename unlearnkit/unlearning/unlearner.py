@@ -16,7 +16,7 @@ from unlearnkit.distributed.sharded_tensors import reshard
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import Role
 from unlearnkit.models.objective import CrossEntropy, Objective, check_objective
-from unlearnkit.models.parameters import check_finite, count_changed, digest, trainable
+from unlearnkit.models.parameters import check_editable, check_finite, count_changed, digest, trainable
 from unlearnkit.models.snapshot import ModelSnapshot, UndoLog
 from unlearnkit.models.training import trains_batch_norm
 from unlearnkit.unlearning.report import Report, ReportedImportance, TensorChange
@@ -29,7 +29,7 @@ from unlearnkit.utils.errors import (
     raise_all,
 )
 from unlearnkit.utils.global_state import restored_globals
-from unlearnkit.utils.options import class_fault, object_fault, option_values, refuse
+from unlearnkit.utils.options import class_fault, name_set, object_fault, option_values, refuse
 from unlearnkit.utils.progress import Progress, silent
 
 T = TypeVar("T")
@@ -207,10 +207,6 @@ class UnlearningInputs:
                 )
 
 
-def _names(names: Iterable[str]) -> frozenset[str]:
-    return frozenset(names)  # mypy needs a named function with a signature
-
-
 @final
 @attrs.frozen(kw_only=True)
 class UnlearnerTraits:
@@ -233,7 +229,7 @@ class UnlearnerTraits:
         monotone: Names of the options that, when raised, never make any |θ'| smaller.
     """
 
-    forgets: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+    forgets: frozenset[str] = attrs.field(default=frozenset(), converter=name_set)
     deterministic: bool = True
     sharded: bool = False
     edits_buffers: bool = False
@@ -243,7 +239,7 @@ class UnlearnerTraits:
     odd: bool = False
     scale_free: bool = False
     idempotent: bool = False
-    monotone: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+    monotone: frozenset[str] = attrs.field(default=frozenset(), converter=name_set)
 
 
 @final
@@ -332,16 +328,19 @@ class Unlearner(abc.ABC):
             NonFiniteError: NaN or infinity before or after the edit.
             BudgetError: More weights were changed than ``inputs.max_fraction`` allows.
             ConfigurationError: One of the inputs that the method needs is missing, it reads one that it does not
-                declare, or its class has no valid name or needs, or options that would not be recorded.
-            UnsupportedModelError: The model is sharded, and the method cannot edit shards.
+                declare, or its class has no valid name or needs, or options that would not be recorded; or no weight is
+                trainable.
+            UnsupportedModelError: The model is sharded, and the method cannot edit shards. Weights are complex, or have
+                no values yet.
         """
         refuse(method_fault(self))
         sharded = reshard(model)
         if sharded:
             self._check_shardable()
+        check_editable(model)
         snapshot = snapshot or ModelSnapshot(model, copies=False)
-        snapshot.hide_gradients()
         try:
+            snapshot.hide_gradients()
             snapshot.check_finite(when=f"before {self.name!r} edits them")
             before = snapshot.digest
             remarks = self._check_inputs(model, inputs, before)

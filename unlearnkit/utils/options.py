@@ -6,7 +6,7 @@ import inspect
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, TypeVar, final
@@ -323,6 +323,18 @@ def final_fault(cls: type) -> str:
             if overridden and hasattr(declared, "__final__"):
                 return f"{cls.__qualname__}.{name}: is final in {base.__qualname__}, must not be overridden"
     return ""
+
+
+def several(names: Iterable[str]) -> tuple[str, ...]:
+    """Return each name once; one string, whose letters would be taken for names, is an error."""
+    if isinstance(names, str):
+        raise ConfigurationError(f"expected several names, saw {names!r}: write [{names!r}]")
+    return tuple(dict.fromkeys(names))
+
+
+def name_set(names: Iterable[str]) -> frozenset[str]:
+    """Return the set of `several` names."""
+    return frozenset(several(names))
 
 
 def read_only(mapping: Mapping[K, V]) -> Mapping[K, V]:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from unlearnkit import Importance, MismatchError
+from unlearnkit import ConfigurationError, Importance, MismatchError
 from unlearnkit.importance.provenance import Fingerprint, Role
 from unlearnkit.importance.store.files import Edit
 from unlearnkit.importance.store.store import ImportanceStore, writing
@@ -53,6 +53,14 @@ def test_groups_total_and_rest(store):
         Role.FULL,
         Role.RETAIN,
     ]
+
+
+def test_a_string_is_not_taken_for_keys_of_one_letter(store):
+    store.put("c", importance(1.0, 1.0))
+    for call in (store.groups, store.rest, store.remove):
+        with pytest.raises(ConfigurationError, match=r"expected several names, saw 'c': write \['c'\]"):
+            call("c")
+    assert store.keys == ("c", "cat", "dog", "owl")
 
 
 def test_stored_importances_merge_with_measured_ones(store):

@@ -16,7 +16,7 @@ from unlearnkit.evaluation.tuning.tuner import Validation, judged, scores_of, to
 from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import Unlearner, UnlearningInputs
 from unlearnkit.utils.errors import BudgetError, ConfigurationError, NonFiniteError, UnlearnKitWarning, nearest
-from unlearnkit.utils.options import Option, nested_options, option, with_options
+from unlearnkit.utils.options import Option, name_set, nested_options, option, with_options
 from unlearnkit.utils.progress import Progress, progress_of
 from unlearnkit.utils.structuring import structure
 
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 _LOG = 10  # a range whose ends are so many times apart is searched by its logarithm
 _SPREAD = 10  # trials before TPE begins
 _CANDIDATE = "candidate"  # key of a trial's attributes
-
-
-def _names(names: Iterable[str]) -> frozenset[str]:
-    return frozenset(names)  # mypy needs a named function with a signature
 
 
 @final
@@ -47,7 +43,7 @@ class TrialTuner:
     """
 
     unlearner: Unlearner
-    fixed: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+    fixed: frozenset[str] = attrs.field(default=frozenset(), converter=name_set)
     ranges: Mapping[str, tuple[float, float]] = attrs.field(factory=dict)
     trials: int = option(20, at_least=1, doc="edits to try")
     budget: float = option(0.02, at_least=0, at_most=1, doc="largest loss of retain accuracy on validation data")

@@ -27,6 +27,7 @@ from unlearnkit.importance.store.files import (
 )
 from unlearnkit.models.parameters import digest
 from unlearnkit.utils.errors import MismatchError, StoreError, nearest, raise_all
+from unlearnkit.utils.options import several
 
 T = TypeVar("T")
 _TRIES = 5
@@ -99,7 +100,7 @@ class ImportanceStore:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The groups, in the order they were put."""
+        """The groups, in alphabetical order."""
         return tuple(self.manifest.groups)
 
     @property
@@ -113,12 +114,12 @@ class ImportanceStore:
 
     def groups(self, keys: Iterable[str]) -> Importance:
         """Return the sum over at least one group, with the role ``forget``; each counts once."""
-        wanted = tuple(dict.fromkeys(keys))
+        wanted = several(keys)
         return self._read(lambda m: self._sum(m, wanted, Role.FORGET))
 
     def rest(self, keys: Iterable[str]) -> Importance:
         """Return the sum over all other groups: I(D_r), without a subtraction and so without cancellation."""
-        left_out = set(keys)
+        left_out = several(keys)
 
         def read(manifest: StoreManifest) -> Importance:
             for key in left_out:
@@ -176,7 +177,7 @@ class ImportanceStore:
         how many weights have no correct digits after cancellation; usually nothing. A part of another kind or of
         another group, or an edit of another model than the store fits, is a `MismatchError`.
         """
-        removed, lost = set(remove), list[Cancellation]()
+        removed, lost = several(remove), list[Cancellation]()
         with writing(self.folder) as writer:
             manifest = writer.manifest
             if edit and manifest.models and manifest.models[-1] != edit.before:
