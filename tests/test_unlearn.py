@@ -184,12 +184,15 @@ def test_importances_that_are_known_are_taken():
         ({"method": "ssd", "fractoin": 0.1}, ConfigurationError, "'fractoin' of method 'ssd'; did you mean 'fraction'"),
         ({"method": "ssd", "retian": RETAIN}, ConfigurationError, "'retian' of method 'ssd'; did you mean 'retain'"),
         ({"method": "ssd", "fraction": -1.0}, ConfigurationError, r"fraction: expected a number .*, saw -1.0"),
+        ({"method": "ssd", "fraction": 0.1, "alpha": 3.0}, ConfigurationError, "'fraction' is used in place of 'al"),
         ({"method": FineTune(), "epochs": 3}, ConfigurationError, "options of a method .* by name, saw epochs"),
         ({"method": FineTune}, ConfigurationError, "pass an object, not its class"),
         ({"method": "ssd", "retain": None}, ConfigurationError, "'ssd' compares with other data.*retain= or full="),
         ({"method": "finetune", "retain": None, "full": FULL}, ConfigurationError, "on the retain set: pass retain="),
         ({"method": "salun", "forget": "known"}, ConfigurationError, "trains on the forget set.*saw an importance"),
         ({"method": "retrain"}, ConfigurationError, "expected model_factory"),
+        ({"method": "retrain", "model_factory": nn.Linear(3, 3)}, ConfigurationError, "a function .* saw a Linear"),
+        ({"method": "ssd", "forget": FORGET[0]}, ConfigurationError, r"saw a tensor: pass a list of batches"),
         ({"method": "ssd", "fraction": 0.9, "max_fraction": 0.1}, BudgetError, "at most 0.1"),
     ],
 )  # fmt: skip
@@ -234,3 +237,8 @@ def test_stages_are_logged_under_unlearnkit(caplog):
     ]
     assert said[2:] == [report.sentence()]
     assert {record.name.partition(".")[0] for record in caplog.records} == {"unlearnkit"}
+
+
+def test_a_state_dict_is_no_model():
+    with pytest.raises(ConfigurationError, match=r"expected a model, a torch\.nn\.Module, saw a OrderedDict"):
+        unlearn(net().state_dict(), "ssd", forget=FORGET, retain=RETAIN)

@@ -137,6 +137,8 @@ class Pipeline:
             edit: Makes the edit, by default `Unlearner.unlearn`; takes the same arguments.
             progress: Whether to show a bar for each long stage, as in `ImportanceEstimator.estimate`.
         """
+        if not isinstance(model, nn.Module):
+            raise ConfigurationError(f"expected a model, a torch.nn.Module, saw a {type(model).__name__}")
         objective = check_objective(CrossEntropy() if objective is None else objective)
         run = Run(
             method=self.unlearner.name,

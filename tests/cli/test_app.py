@@ -126,18 +126,26 @@ def test_init_writes_a_configuration_that_check_understands(tmp_path, monkeypatc
 def test_check_names_every_mistake_at_once_and_does_nothing(digits_toml, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     settings = ["model.options={widht=3}", "evaluation.metrics=['nothing']", "method.ssd.options.alpha=-1"]
+    settings += ["method.prune.grid={tua=[1]}", "evaluation.splits=['forgettest']", "tuning.method='sdd'"]
+    settings += ["recommend.methods=['shrinkperturb']", "comparison.metrics=['tug']", "deletion.method='sd'"]
     result = call("check", digits_toml, *(part for one in settings for part in ("--set", one)))
     assert result.exit_code == 2
     for said in ("unknown option 'widht'; did you mean 'width'", "'nothing'", "expected a number > 0, saw -1"):
+        assert said in result.output
+    for said in ("'tua'; did you mean 'tau'", "'forgettest'; did you mean 'forget-test'", "comparison.metrics: "):
+        assert said in result.output
+    for said in ("tuning.method: ", "deletion.method: ", "'shrinkperturb'; did you mean 'shrink-perturb'"):
         assert said in result.output
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_check_says_what_is_not_there_yet(digits_toml):
-    result = call("check", digits_toml, "--set", "model.checkpoint=later.safetensors", "--set", "method=[]")
+    settings = ["model.checkpoint=later.safetensors", "method=[]", "evaluation.retrained=['none.safetensors']"]
+    result = call("check", digits_toml, *(part for one in settings for part in ("--set", one)))
     assert result.exit_code == 0
     assert "later.safetensors does not exist yet: `unlearnkit train` makes it" in result.output
     assert "there is no [[method]]" in result.output
+    assert "evaluation.retrained: none.safetensors does not exist" in result.output
 
 
 def test_the_schema_fits_the_configurations_of_the_docs():

@@ -168,7 +168,8 @@ def test_an_estimate_refuses_them_before_anything_else():
 @pytest.mark.parametrize("method", [Prune(tau=0.5), FineTune(epochs=1)], ids=lambda m: m.name)
 def test_an_edit_refuses_them_too_and_a_model_that_is_frozen(method):
     def edit(model):
-        inputs = UnlearningInputs(forget=Importance(totals={"w": torch.ones(1)}, count=1), retain_data=[(torch.ones(2, 2),)])
+        forget = Importance(totals={"w": torch.ones(1)}, count=1)
+        inputs = UnlearningInputs(forget=forget, retain_data=[(torch.ones(2, 2),)])
         method.unlearn(model, inputs)
 
     for words, make in UNUSUAL.items():

@@ -247,6 +247,10 @@ def _concatenated(parts: Sequence[Any]) -> Any:
 
 def pick(batch: Any, where: int | str, *, what: str) -> Any:
     """Take one field out of a batch, by position in a sequence or by key or attribute."""
+    if isinstance(batch, Tensor):
+        raise ConfigurationError(
+            f"expected a batch with the {what} at {where!r}, saw a tensor: pass a list of batches, [(inputs, labels)]"
+        )
     seen = f"a {type(batch).__name__}"
     if isinstance(batch, Mapping):
         if isinstance(where, str) and where in batch:

@@ -31,7 +31,7 @@ class Request:
     @name.validator
     def _check_name(self, _: object, value: str) -> None:
         if not value.strip():
-            raise ConfigurationError("request: expected a name, saw none")
+            raise ConfigurationError("request: expected a name, such as a ticket number (--request NAME), saw none")
         if visible(value) != value:
             raise ConfigurationError(f"request: expected a name without control characters, saw {visible(value)!r}")
         if len(value) > _LONGEST_NAME:

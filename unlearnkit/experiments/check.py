@@ -1,16 +1,18 @@
 """Looks for mistakes in a configuration without doing its work: no data is read, no model is made."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from unlearnkit.distributed.collectives import resolve_device
+from unlearnkit.experiments.comparison.trial import variants
 from unlearnkit.experiments.config import Config
-from unlearnkit.experiments.experiment import make_estimator, make_metrics, make_unlearner
+from unlearnkit.experiments.experiment import KNOWN_SPLITS, chosen_method, make_estimator, make_metrics, make_unlearner
 from unlearnkit.experiments.factories import data_factory, model_factory, normalisation_remark
 from unlearnkit.experiments.search import tunable
 from unlearnkit.models import input_transform
@@ -30,10 +32,20 @@ def _problems(config: Config, plugins: PluginManager) -> Iterator[str]:
     yield from _failure("device", lambda: resolve_device(config.device))
     yield from _failure("forget", config.forget.spec)
     for method in config.method:
-        bare, make = attrs.evolve(method, grid={}), tunable if method.tuned else make_unlearner
-        yield from _failure(f"method.{method.label}", partial(make, bare, plugins))
+        make = tunable if method.tuned else make_unlearner
+        for _, variant in variants(method):
+            yield from _failure(f"method.{method.label}", partial(make, variant, plugins))
+    for key in ("tuning.method", "deletion.method"):
+        wanted = attrgetter(key)(config)
+        if wanted:
+            yield from _failure(key, partial(chosen_method, config, wanted, key=key))
+    known = [*(method.label for method in config.method), *(p.name for p in plugins.provided("unlearner"))]
+    yield from _unknown("recommend.methods", config.recommend.methods, known)
+    yield from _unknown("evaluation.splits", config.evaluation.splits, KNOWN_SPLITS)
     yield from _failure("importance.estimator", lambda: make_estimator(config.importance, plugins))
     yield from _failure("evaluation.metrics", lambda: make_metrics(config.evaluation, plugins))
+    compared = attrs.evolve(config.evaluation, metrics=config.comparison.metrics, options={})
+    yield from _failure("comparison.metrics", lambda: make_metrics(compared, plugins))
     sections = {"data": partial(data_factory, config), "model": partial(model_factory, config.model)}
     for section, factory in sections.items():
         try:
@@ -43,6 +55,10 @@ def _problems(config: Config, plugins: PluginManager) -> Iterator[str]:
     if config.model.name:
         yield from _failure("model", partial(input_transform, config.model.name))
     yield from _factory("objective", config.objective.factory, config.objective.options)
+
+
+def _unknown(key: str, names: Iterable[str], known: Collection[str]) -> Iterator[str]:
+    yield from (f"{key}: there is no {name!r}{nearest(name, known)}" for name in names if name not in known)
 
 
 def _failure(where: str, attempt: Callable[[], object]) -> Iterator[str]:
@@ -75,13 +91,16 @@ def _factory(section: str, path: str, options: Mapping[str, Any]) -> Iterator[st
 def _remarks(config: Config) -> Iterator[str]:
     checkpoint = config.model.checkpoint
     if not checkpoint:
-        yield "model.checkpoint is not set: every command needs it"
+        yield "model.checkpoint is not set: every command but `compare` needs it"
     elif not Path(checkpoint).exists():
         yield f"{checkpoint} does not exist yet: `unlearnkit train` makes it"
-    if not config.forget.given:
-        yield "forget is empty: `run`, `tune` and `compare` need it"
+    if not config.forget.given and not config.comparison.forget:
+        yield "forget is empty: `run`, `tune`, `recommend` and `compare` need it"
     if not config.method:
         yield "there is no [[method]]: `run`, `tune` and `compare` need one"
+    for file in config.evaluation.retrained:
+        if not Path(file).exists():
+            yield f"evaluation.retrained: {file} does not exist"
     root = config.data.options.get("root")
     if isinstance(root, str) and not Path(root).exists():
         yield f"data.options.root: {root} does not exist"

@@ -15,6 +15,7 @@ from unlearnkit.data import DataBundle, ForgetSplit, LabelledImages, Split, forg
 from unlearnkit.distributed import Shared
 from unlearnkit.distributed.collectives import resolve_device
 from unlearnkit.evaluation import LossAndAccuracy, Metric, loss_and_accuracy
+from unlearnkit.evaluation.model_outputs import SPLITS
 from unlearnkit.experiments.config import (
     Config,
     EvaluationConfig,
@@ -34,6 +35,8 @@ from unlearnkit.utils.options import options_of
 from unlearnkit.utils.progress import Progress, silent
 from unlearnkit.utils.rng import private_rng
 from unlearnkit.utils.structuring import call, import_path
+
+KNOWN_SPLITS = ("full-train", *SPLITS)
 
 
 @final

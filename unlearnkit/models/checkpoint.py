@@ -156,7 +156,8 @@ def read_checkpoint(file: str | Path, *, allow_pickle: bool = False) -> tuple[di
         return _read_safetensors(path)
     if not allow_pickle:
         raise StoreError(
-            f"{path} is a pickle, which can run code when it is read: use allow_pickle=True if you trust its maker"
+            f"{path} is a pickle, which can run code when it is read: use allow_pickle=True (in a configuration "
+            "model.allow_pickle = true) if you trust its maker"
         )
     return _read_pickle(path), {}
 
@@ -181,8 +182,10 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file:  # not the path: torch would go by a suffix .safetensors, not by the content
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise StoreError(f"{path} is damaged or holds more than weights: {said}") from error
+        raise StoreError(
+            f"{path} is damaged or holds more than weights, such as a whole model ({type(error).__name__}): save "
+            "model.state_dict(), in safetensors best"
+        ) from error
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]  # of a Lightning .ckpt, and of many training scripts
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):

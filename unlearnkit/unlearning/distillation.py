@@ -45,6 +45,11 @@ def fresh_model(model: nn.Module, inputs: UnlearningInputs) -> nn.Module:
     """
     if inputs.model_factory is None:
         raise ConfigurationError("expected a model_factory in the inputs, saw None: it makes an untrained model")
+    if isinstance(inputs.model_factory, nn.Module):
+        kind = type(inputs.model_factory).__name__
+        raise ConfigurationError(
+            f"model_factory: expected a function that makes an untrained model, saw a {kind}: pass lambda: MyNet()"
+        )
     device = device_of(model)
     with private_rng(device, seed=inputs.seed):
         fresh = inputs.model_factory()

@@ -12,6 +12,7 @@ from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, Iterabl
 from cattrs.gen import make_dict_structure_fn
 
 from unlearnkit.utils.errors import ConfigurationError, nearest, sentence
+from unlearnkit.utils.options import options_of
 
 T = TypeVar("T")
 
@@ -121,4 +122,8 @@ def call(function: Callable[..., T], options: Mapping[str, Any], *, where: str) 
         signature.bind(**options)
     except TypeError as error:
         raise ConfigurationError(f"{where}: {error}") from error
+    given = {name for name, value in options.items() if value is not None}
+    for known in options_of(function):
+        if {known.name, known.replaces} <= given:
+            raise ConfigurationError(f"{where}: {known.name!r} is used in place of {known.replaces!r}: remove one")
     return function(**options)

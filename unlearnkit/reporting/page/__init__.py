@@ -31,11 +31,11 @@ _SECTIONS = (
     ("provenance", "Options and provenance", sections.provenance),
 )
 _BADGES = {
-    "near": ("good", "✓ within the spread of retraining"),
-    "outputs only": ("open", "? only the outputs were looked at"),
-    "suppressed": ("bad", "≠ hidden, not forgotten"),
-    "over-forgotten": ("bad", "≠ more than forgotten"),
-    "apart": ("bad", "≠ outside the spread of retraining"),
+    "near": ("good", "✓ near retraining"),
+    "outputs only": ("open", "? outputs only: the features do not tell"),
+    "suppressed": ("bad", "≠ suppressed: hidden, not forgotten"),
+    "over-forgotten": ("bad", "≠ over-forgotten"),
+    "apart": ("bad", "≠ apart from retraining"),
     "destroyed": ("bad", "✗ model destroyed"),
     "nothing": ("bad", "○ nothing done"),
     "no effect": ("bad", "○ no effect"),
