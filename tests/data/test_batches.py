@@ -152,7 +152,7 @@ def test_pick_by_key_and_by_attribute():
         (("x", "y"), -3, "at -3, saw a tuple of 2 fields"),
         ({"image": 1, "label": 2}, "img", r"at 'img', saw a dict with the keys \['image', 'label'\]"),
         ({"image": 1}, 0, r"saw a dict with the keys \['image'\]"),
-        (torch.zeros(2), 0, "saw a Tensor"),
+        (torch.zeros(2), 0, r"saw a tensor: pass a list of batches, \[\(inputs, labels\)\]"),
         (("x", "y"), "index", "at 'index', saw a tuple"),  # a method of tuples, not a field
         (("x", "y"), "image", "say where they are.*CrossEntropy"),
     ],
