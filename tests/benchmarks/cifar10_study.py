@@ -60,6 +60,7 @@ AIMS = {
     "random": {"ToW": 0.95, "recovery": 0.035, "AUC": 0.02},
 }
 """What `recommend` is to reach: the smallest ToW, the largest distance to retrained models, and of the AUC to 0.5."""
+
 ABOUT = """20,000 training images, 10,000 test images, a residual network of 590,000 weights at 32 px, 18 epochs,
 training seeds: {seeds}, three retrained models for each scenario, the same ones for all training seeds.
 Medians over the seeds; in brackets, where there are several, the 95 % interval of their mean by Student's t,

@@ -217,7 +217,7 @@ class WithoutSingles:
 
 
 def _is_plain(batches: Any) -> TypeGuard["DataLoader[Any]"]:
-    """Say whether it is a loader that can be made again: one with an ``__iter__`` of its own may change batches."""
+    """Say whether a loader can be rebuilt from its data set: an ``__iter__`` of its own may change the batches."""
     return isinstance(batches, DataLoader) and type(batches).__iter__ is DataLoader.__iter__
 
 

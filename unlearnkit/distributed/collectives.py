@@ -66,9 +66,9 @@ class Ranks:
 
 
 def batch_indices(batches: Iterable[Any]) -> Iterable[list[Any]] | None:
-    """Return the batches of indices that a loader draws, where `in_order` can make it again."""
+    """Return the batches of indices that a loader draws, where `in_order` can rebuild it."""
     if not isinstance(batches, DataLoader) or type(batches).__iter__ is not DataLoader.__iter__:
-        return None  # one with an __iter__ of its own may change its batches
+        return None  # an __iter__ of its own may change the batches
     # The sampler of an iterable data set is a dummy without end.
     return None if isinstance(batches.dataset, IterableDataset) else batches.batch_sampler
 

@@ -1,9 +1,8 @@
 """Looks for mistakes in a configuration without doing its work: no data is read, no model is made."""
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ import attrs
 from unlearnkit.distributed.collectives import resolve_device
 from unlearnkit.experiments.comparison.trial import variants
 from unlearnkit.experiments.config import Config
-from unlearnkit.experiments.experiment import KNOWN_SPLITS, chosen_method, make_estimator, make_metrics, make_unlearner
+from unlearnkit.experiments.experiment import check_split, chosen_method, make_estimator, make_metrics, make_unlearner
 from unlearnkit.experiments.factories import data_factory, model_factory, normalisation_remark
+from unlearnkit.experiments.recommend import method_called
 from unlearnkit.experiments.search import tunable
 from unlearnkit.models import input_transform
 from unlearnkit.plugins.manager import PluginManager, default_manager
@@ -35,13 +35,13 @@ def _problems(config: Config, plugins: PluginManager) -> Iterator[str]:
         make = tunable if method.tuned else make_unlearner
         for _, variant in variants(method):
             yield from _failure(f"method.{method.label}", partial(make, variant, plugins))
-    for key in ("tuning.method", "deletion.method"):
-        wanted = attrgetter(key)(config)
-        if wanted:
-            yield from _failure(key, partial(chosen_method, config, wanted, key=key))
-    known = [*(method.label for method in config.method), *(p.name for p in plugins.provided("unlearner"))]
-    yield from _unknown("recommend.methods", config.recommend.methods, known)
-    yield from _unknown("evaluation.splits", config.evaluation.splits, KNOWN_SPLITS)
+    for key, label in {"tuning.method": config.tuning.method, "deletion.method": config.deletion.method}.items():
+        if label:
+            yield from _failure(key, partial(chosen_method, config, label, key=key))
+    for name in config.recommend.methods:
+        yield from _failure("recommend.methods", partial(method_called, name, config, plugins))
+    for name in config.evaluation.splits:
+        yield from _failure("evaluation.splits", partial(check_split, name))
     yield from _failure("importance.estimator", lambda: make_estimator(config.importance, plugins))
     yield from _failure("evaluation.metrics", lambda: make_metrics(config.evaluation, plugins))
     compared = attrs.evolve(config.evaluation, metrics=config.comparison.metrics, options={})
@@ -55,10 +55,6 @@ def _problems(config: Config, plugins: PluginManager) -> Iterator[str]:
     if config.model.name:
         yield from _failure("model", partial(input_transform, config.model.name))
     yield from _factory("objective", config.objective.factory, config.objective.options)
-
-
-def _unknown(key: str, names: Iterable[str], known: Collection[str]) -> Iterator[str]:
-    yield from (f"{key}: there is no {name!r}{nearest(name, known)}" for name in names if name not in known)
 
 
 def _failure(where: str, attempt: Callable[[], object]) -> Iterator[str]:

@@ -36,7 +36,7 @@ from unlearnkit.utils.progress import Progress, silent
 from unlearnkit.utils.rng import private_rng
 from unlearnkit.utils.structuring import call, import_path
 
-KNOWN_SPLITS = ("full-train", *SPLITS)
+_SPLITS = ("full-train", *SPLITS)
 
 
 @final
@@ -192,6 +192,12 @@ def _step(step: StepConfig, plugins: PluginManager, where: str) -> Unlearner:
         return call(plugins.unlearner(step.name), step.options, where="options")
     except (ConfigurationError, UnknownMethodError) as error:
         raise type(error)(f"{where} ({step.name!r}): {error}") from error
+
+
+def check_split(name: str) -> None:
+    """Raise an error for a split to evaluate that does not exist."""
+    if name not in _SPLITS:
+        raise ConfigurationError(f"evaluation.splits: there is no {name!r}{nearest(name, _SPLITS)}")
 
 
 def chosen_method(config: Config, wanted: str, *, key: str) -> MethodConfig:

@@ -21,7 +21,7 @@ from unlearnkit.evaluation.metric import feature_measures
 from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs, Outputs, some_rows
 from unlearnkit.evaluation.plot_data import collect_plot_data
 from unlearnkit.experiments.config import Config, MethodConfig
-from unlearnkit.experiments.experiment import KNOWN_SPLITS, Experiment, make_metrics
+from unlearnkit.experiments.experiment import Experiment, check_split, make_metrics
 from unlearnkit.experiments.provenance import digest_of, forget_record, plain
 from unlearnkit.experiments.train import load_or_retrain
 from unlearnkit.importance import Importance, Role, estimate_together, sampled_reference
@@ -33,7 +33,7 @@ from unlearnkit.plugins.manager import PluginManager
 from unlearnkit.reporting import RunRecord, read_record, write_result
 from unlearnkit.reporting.write import check_replaceable
 from unlearnkit.unlearning import Need, Report
-from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, StoreError, UnlearnKitWarning, nearest
+from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, StoreError, UnlearnKitWarning
 from unlearnkit.utils.files import locked_folder
 from unlearnkit.utils.memory import peak_memory
 from unlearnkit.utils.progress import Progress
@@ -102,16 +102,15 @@ class Job:
         """Load data and models, and check all that can be checked."""
         experiment = Experiment.load(config)
         for name in config.evaluation.splits:
-            if name not in KNOWN_SPLITS:
-                raise ConfigurationError(f"evaluation.splits: there is no {name!r}{nearest(name, KNOWN_SPLITS)}")
+            check_split(name)
         make_metrics(config.evaluation, plugins)
         experiment.estimator(plugins)
         original, metadata = experiment.original_model()
         requests, request = applied_requests(metadata), experiment.forgotten.digest()
         if request in requests and not again:
             raise ConfigurationError(
-                f"this forget set (digest {request}) was applied to {config.model.checkpoint} already: a "
-                "second edit may change far more weights than the first; start from the original model, or pass --again"
+                f"this forget set (digest {request}) was applied to {config.model.checkpoint} already: a second edit "
+                "may change far more weights than the first; start from the original model, or pass --again"
             )
         start = time.perf_counter()
         retrained = load_or_retrain(experiment, progress=progress) if references else ()

@@ -318,20 +318,23 @@ class _MethodSearch:
 def _methods_to_try(job: Job) -> list[MethodConfig]:
     """List those of the configuration, else those that declare the scenario and those that are to be tuned."""
     config, scenario = job.experiment.config, job.experiment.forgotten.scenario
-    provided = list(job.plugins.provided("unlearner"))
-    own = {method.label: method for method in config.method}
-    declared = [p.name for p in provided if scenario in p.cls.traits.forgets]
+    declared = [p.name for p in job.plugins.provided("unlearner") if scenario in p.cls.traits.forgets]
     names = config.recommend.methods or (*declared, *(m.label for m in config.method if m.tuned))
-    known = [*own, *(p.name for p in provided)]
-    for name in names:
-        if name not in known:
-            raise ConfigurationError(f"recommend.methods: no method is called {name!r}{nearest(name, known)}")
     if not names:
         raise ConfigurationError(
             f"recommend: expected a method that declares the scenario {scenario!r} in its traits (forgets), saw none: "
             "name some in recommend.methods"
         )
-    return [own.get(name, MethodConfig(name=name)) for name in dict.fromkeys(names)]
+    return [method_called(name, config, job.plugins) for name in dict.fromkeys(names)]
+
+
+def method_called(name: str, config: Config, plugins: PluginManager) -> MethodConfig:
+    """Find a method of ``recommend.methods``: one of the configuration by its label, else one at its defaults."""
+    own = {method.label: method for method in config.method}
+    known = [*own, *(p.name for p in plugins.provided("unlearner"))]
+    if name not in known:
+        raise ConfigurationError(f"recommend.methods: no method is called {name!r}{nearest(name, known)}")
+    return own.get(name, MethodConfig(name=name))
 
 
 def _training_parts(unlearner: Unlearner) -> dict[str, TrainingUnlearner]:

@@ -322,9 +322,11 @@ def _not_editable(t: Tensor) -> str:
 
 
 def _not_differentiable(t: Tensor) -> str:
-    if not is_lazy(t) and t.is_inference() and t.requires_grad:
+    if problem := _not_editable(t):
+        return problem
+    if t.is_inference() and t.requires_grad:
         return "made under torch.inference_mode, where nothing can be differentiated (make it outside)"
-    return _not_editable(t)
+    return ""
 
 
 def check_finite(model: nn.Module, *, when: str, buffers_too: Collection[str] = ()) -> None:

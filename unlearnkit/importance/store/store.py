@@ -27,7 +27,7 @@ from unlearnkit.importance.store.files import (
 )
 from unlearnkit.models.parameters import digest
 from unlearnkit.utils.errors import MismatchError, StoreError, nearest, raise_all
-from unlearnkit.utils.options import several
+from unlearnkit.utils.options import name_set, several
 
 T = TypeVar("T")
 _TRIES = 5
@@ -119,7 +119,7 @@ class ImportanceStore:
 
     def rest(self, keys: Iterable[str]) -> Importance:
         """Return the sum over all other groups: I(D_r), without a subtraction and so without cancellation."""
-        left_out = several(keys)
+        left_out = name_set(keys)
 
         def read(manifest: StoreManifest) -> Importance:
             for key in left_out:
@@ -177,7 +177,7 @@ class ImportanceStore:
         how many weights have no correct digits after cancellation; usually nothing. A part of another kind or of
         another group, or an edit of another model than the store fits, is a `MismatchError`.
         """
-        removed, lost = several(remove), list[Cancellation]()
+        removed, lost = name_set(remove), list[Cancellation]()
         with writing(self.folder) as writer:
             manifest = writer.manifest
             if edit and manifest.models and manifest.models[-1] != edit.before:
