@@ -161,15 +161,6 @@ def test_the_public_list_is_sorted_and_complete():
     assert all(getattr(unlearnkit, name) is not None for name in unlearnkit.__all__)
 
 
-@pytest.mark.parametrize(("name", "folder"), unlearnkit._MOVED_TO.items())
-def test_moved_name_still_works_and_names_its_new_place(name, folder, monkeypatch):
-    module = importlib.import_module(f"unlearnkit.{folder}")
-    assert name in getattr(module, "__all__", vars(module))
-    monkeypatch.delitem(vars(unlearnkit), name, raising=False)
-    with pytest.warns(DeprecationWarning, match=f"from unlearnkit.{folder} import {name}"):
-        assert getattr(unlearnkit, name) is getattr(module, name)
-
-
 @pytest.mark.parametrize("face", FOLDERS)
 def test_the_public_list_of_a_folder_is_sorted_and_complete(face):
     module = importlib.import_module(f"unlearnkit.{face}")

@@ -7,7 +7,6 @@ The names that most users need are here; everything else that is public is in th
 import importlib
 import importlib.util
 import logging
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from unlearnkit.utils import kernel_source as _kernel_source
@@ -59,36 +58,7 @@ _PUBLIC = {
     ),
     "utils.options": ("option",),
 }
-_MOVED = {
-    "data": ("Interleaved", "Paired", "reshuffled"),
-    "evaluation": ("Measurement", "NotApplicable"),
-    "importance": (
-        "Accumulator",
-        "DataOrder",
-        "Fingerprint",
-        "FisherStatistics",
-        "Role",
-        "estimate_groups",
-        "fisher_statistics",
-    ),
-    "models": ("Loss", "OptimizerConfig", "device_of", "trainable"),
-    "unlearning": (
-        "EpochConfig",
-        "TensorChange",
-        "class_labels",
-        "class_logits",
-        "copy_state",
-        "divergence",
-        "fine_tune",
-        "fresh_model",
-        "teacher_of",
-    ),
-    "utils.options": ("Option", "options_of"),
-    "utils.progress": ("Progress",),
-}
-"""Where the names are that stood here in early versions; here they still work, with a DeprecationWarning."""
 _FOLDER = {name: folder for folder, names in _PUBLIC.items() for name in names}
-_MOVED_TO = {name: folder for folder, names in _MOVED.items() for name in names}
 
 __all__ = [
     "BatchedDiagonalFisher",
@@ -158,10 +128,6 @@ else:
     def __getattr__(name: str) -> Any:
         if name in _FOLDER:
             return _load(name, _FOLDER[name])
-        if name in _MOVED_TO:
-            advice = f"unlearnkit.{name} has moved: from unlearnkit.{_MOVED_TO[name]} import {name}"
-            warnings.warn(advice, DeprecationWarning, stacklevel=2)
-            return _load(name, _MOVED_TO[name])
         if not name.startswith("_") and importlib.util.find_spec(f"unlearnkit.{name}"):
             return importlib.import_module(f"unlearnkit.{name}")
         raise AttributeError(f"module 'unlearnkit' has no attribute {name!r}")

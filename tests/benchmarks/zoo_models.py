@@ -3,6 +3,7 @@
 ``MODELS`` maps a name, which begins with the library's, to a function that makes the model and imports what it needs.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -190,17 +191,13 @@ def peft(config: str, base: str = "bert", **options: Any) -> Callable[[], Made]:
         causal = base != "bert"
         inner = (language("llama") if causal else hugging_face("bert"))().model
         task = "CAUSAL_LM" if causal else "SEQ_CLS"
-        known = {f.name for f in attrs_of(getattr(library, config))}
+        known = {f.name for f in dataclasses.fields(getattr(library, config))}
         targets = {"target_modules": ["q_proj", "v_proj"] if causal else ["query", "value"]}
         chosen = {k: v for k, v in {**targets, **options}.items() if k in known}
         adapted = library.get_peft_model(inner, getattr(library, config)(task_type=task, **chosen))
         return Made(adapted, tokens, Output(lambda model, batch: model(input_ids=batch[0]).logits))
 
     return make
-
-
-def attrs_of(cls: Any) -> Any:
-    return import_module("dataclasses").fields(cls)
 
 
 def torchvision(name: str, side: int = 64, **options: Any) -> Callable[[], Made]:

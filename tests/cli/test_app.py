@@ -139,6 +139,12 @@ def test_check_names_every_mistake_at_once_and_does_nothing(digits_toml, tmp_pat
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_check_takes_options_of_metrics_that_only_a_comparison_measures(digits_toml):
+    settings = ["comparison.metrics=['linear-probe']", "evaluation.options.linear-probe.most=100"]
+    result = call("check", digits_toml, *(part for one in settings for part in ("--set", one)))
+    assert result.exit_code == 0, result.output
+
+
 def test_check_says_what_is_not_there_yet(digits_toml):
     settings = ["model.checkpoint=later.safetensors", "method=[]", "evaluation.retrained=['none.safetensors']"]
     result = call("check", digits_toml, *(part for one in settings for part in ("--set", one)))
@@ -221,9 +227,10 @@ def test_the_module_is_the_command(module):
     assert result.stdout.strip() == f"unlearnkit {__version__}"
 
 
-@pytest.mark.parametrize("command", ["train", "ledger", "forget"])
+@pytest.mark.parametrize("command", ["train", "ledger", "forget", "rollback", "purge"])
 def test_commands_for_one_process_refuse_torchrun(digits_toml, monkeypatch, command):
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = call(command, digits_toml, "-q")
     assert result.exit_code == 2
-    assert "works in one process: expected no torchrun, saw 2 processes" in " ".join(result.stderr.split())
+    said = " ".join(result.stderr.split())
+    assert f"`unlearnkit {command}` works in one process: expected no torchrun, saw 2 processes" in said

@@ -50,7 +50,7 @@ TAIL = """\
 
 
 def names_at_the_top():
-    return sorted(set(unlearnkit.__all__) - unlearnkit._MOVED_TO.keys())
+    return sorted(unlearnkit.__all__)
 
 
 def first_line(name, thing):

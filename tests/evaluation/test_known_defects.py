@@ -15,7 +15,7 @@ from unlearnkit.evaluation.membership.attacks import attack_success, population_
 from unlearnkit.evaluation.metrics.proxies import zero_retrain_forgetting
 from unlearnkit.evaluation.metrics.retrain_gap import tug_of_war
 from unlearnkit.evaluation.model_outputs import Outputs
-from unlearnkit.evaluation.per_sample import margins, modified_entropies, softmax_of
+from unlearnkit.evaluation.per_sample import margins, softmax_of
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.experiment import Experiment
 from unlearnkit.experiments.run import run
@@ -64,14 +64,6 @@ def test_row_04_jensen_shannon_is_a_divergence():
 
 
 def test_row_05_a_score_does_not_depend_on_batch_mates():
-    """ "Modified entropy" indexes all rows by all labels."""
-    p = softmax_of(LOGITS)
-    whole = modified_entropies(p, LABELS)
-    assert whole.shape == (60,)
-    alone = [modified_entropies(p[i : i + 1], LABELS[i : i + 1])[0] for i in range(60)]
-    assert whole.tolist() == alone
-    order = np.random.default_rng(2).permutation(60)
-    assert modified_entropies(p[order], LABELS[order]).tolist() == whole[order].tolist()
     known = Outputs(logits=LOGITS, labels=LABELS)
     unseen = Outputs(logits=LOGITS / 2, labels=LABELS)
     for kind in ("entropy", "loss", "confidence"):

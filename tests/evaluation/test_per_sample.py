@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import logit
 
-from unlearnkit.evaluation.per_sample import entropies, label_losses, margins, modified_entropies, softmax_of
+from unlearnkit.evaluation.per_sample import entropies, label_losses, margins, softmax_of
 
 Z = np.random.default_rng(0).normal(scale=3, size=(20, 4))
 Y = np.random.default_rng(1).integers(0, 4, size=20)
@@ -21,8 +21,6 @@ def test_worked_example():
     assert entropies(softmax_of(z))[0] == pytest.approx(0.25 * math.log(4) + 0.75 * math.log(4 / 3))
     assert label_losses(z, [0])[0] == pytest.approx(math.log(4))
     assert margins(z, [1])[0] == pytest.approx(math.log(3))
-    # −(1 − ¾)·ln ¾ − ¼·ln(1 − ¼)
-    assert modified_entropies(softmax_of(z), [1])[0] == pytest.approx(0.5 * math.log(4 / 3))
 
 
 def test_they_agree_with_float64_one_sample_at_a_time():
@@ -32,8 +30,6 @@ def test_they_agree_with_float64_one_sample_at_a_time():
         assert entropies(softmax_of(Z))[i] == pytest.approx(-sum(v * math.log(v) for v in p))
         assert label_losses(Z, Y)[i] == pytest.approx(-math.log(p[y]))
         assert margins(Z, Y)[i] == pytest.approx(logit(p[y]), rel=1e-9)
-        mentr = -(1 - p[y]) * math.log(p[y]) - sum(p[c] * math.log(1 - p[c]) for c in range(4) if c != y)
-        assert modified_entropies(softmax_of(Z), Y)[i] == pytest.approx(mentr)
 
 
 def test_losses_are_those_of_torch():
@@ -47,7 +43,6 @@ def test_no_score_depends_on_batch_mates(i, j):
     assert entropies(p[rows])[0] == entropies(p[[i]])[0]
     assert label_losses(Z[rows], Y[rows])[0] == label_losses(Z[[i]], Y[[i]])[0]
     assert margins(Z[rows], Y[rows])[0] == margins(Z[[i]], Y[[i]])[0]
-    assert modified_entropies(p[rows], Y[rows])[0] == modified_entropies(p[[i]], Y[[i]])[0]
 
 
 def test_certainty_does_not_overflow():
@@ -55,5 +50,3 @@ def test_certainty_does_not_overflow():
     assert margins(sure, [0])[0] == pytest.approx(900 - math.log(2))
     assert label_losses(sure, [1])[0] == pytest.approx(900)
     assert entropies(softmax_of(sure))[0] == 0
-    assert modified_entropies(softmax_of(sure), [0])[0] == 0
-    assert 0 < modified_entropies(softmax_of(sure), [1])[0] < 2000

@@ -1,5 +1,9 @@
 """The run manifest."""
 
+import datetime as dt
+import json
+import math
+
 import pytest
 import torch
 from PIL import Image
@@ -43,6 +47,12 @@ def test_equal_runs_have_equal_manifests_but_for_the_time():
     assert one == two
     assert one["config"] == {"seed": 0}
     assert one["device"].startswith("cpu (")
+
+
+def test_a_manifest_holds_any_value_of_a_configuration_as_json():
+    config = {"since": dt.date(2020, 1, 1), "alpha": math.inf, "sizes": (1, 2)}
+    found = manifest(config=config, data=digits().train, device=torch.device("cpu"))
+    assert json.loads(json.dumps(found))["config"] == {"since": "2020-01-01", "alpha": "inf", "sizes": [1, 2]}
 
 
 # --- every sample -----------------------------------------------------------------------------------------------------

@@ -165,13 +165,6 @@ def test_an_unknown_kind_and_a_folder_that_is_there_are_refused(tmp_path):
     assert (folder / "README.md").read_text() == "mine"
 
 
-def test_old_name_of_the_training_kind_is_accepted(tmp_path):
-    old, new = (new_plugin("my-thing", kind=kind, output=tmp_path / kind) for kind in ("gradient", "training"))
-    texts = [(folder / "unlearnkit_my_thing" / "__init__.py").read_text() for folder in (old, new)]
-    assert texts[0] == texts[1]
-    assert "(TrainingUnlearner)" in texts[0]
-
-
 @pytest.mark.parametrize(
     ("name", "said"),
     [

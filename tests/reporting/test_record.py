@@ -34,8 +34,8 @@ def test_plain_values():
 
 
 def test_record_marks_estimated_importances(tmp_path):
-    def used(role, error, estimator="sketched-fisher"):
-        kind = Fingerprint(estimator=estimator)
+    def used(role, error):
+        kind = Fingerprint(estimator="sketched-fisher")
         return ReportedImportance(
             role=role, count=9, samples=9, batches="9 × 1", order="", fingerprint=kind, relative_error=error
         )
@@ -54,8 +54,7 @@ def test_record_marks_estimated_importances(tmp_path):
         + where
     )
     assert "total not known (full), where" in said(used("forget", 0.0), used("full", None))
-    for exact in (used("forget", 0.0), used("forget", None, "diagonal-fisher")):  # None: by an older version
-        assert said(exact) == "m changed 1 of 4 weights (25 %)."
+    assert said(used("forget", 0.0)) == "m changed 1 of 4 weights (25 %)."
 
 
 def test_a_folder_with_both_files(tmp_path):

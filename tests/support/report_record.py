@@ -82,6 +82,7 @@ REPORT = Report(
             batches="1 × 64, 1 × 36",
             order="0f" * 16,
             fingerprint=Fingerprint(estimator="diagonal-fisher", objective="CrossEntropy()"),
+            relative_error=0.0,
         ),
     ),
     remarks=("F_f/F_D is large everywhere.",),

@@ -22,7 +22,7 @@ def ledger(
     quiet: Quiet = False,
 ) -> None:
     """Start a ledger of deletion requests: estimate the importances of every group once, and store them."""
-    with deletion(config, settings, quiet=quiet) as work:
+    with deletion("ledger", config, settings, quiet=quiet) as work:
         if refresh:
             work.refresh()
         else:
@@ -41,7 +41,7 @@ def forget(
     quiet: Quiet = False,
 ) -> None:
     """Add a deletion request, if one is given, and process all waiting requests, in one edit where possible."""
-    with deletion(config, settings, quiet=quiet) as work:
+    with deletion("forget", config, settings, quiet=quiet) as work:
         asked = bool(request or samples or group)
         if withdraw:
             if asked or queue:
@@ -65,7 +65,7 @@ def forget(
 
 def rollback(config: ConfigPath, settings: Settings = None, quiet: Quiet = False) -> None:
     """Restore the model from before the last edit; it contains the forgotten samples again."""
-    with deletion(config, settings, quiet=quiet) as work:
+    with deletion("rollback", config, settings, quiet=quiet) as work:
         from unlearnkit.deletion import rollback as restore
 
         restore(work)
@@ -73,7 +73,7 @@ def rollback(config: ConfigPath, settings: Settings = None, quiet: Quiet = False
 
 def purge(config: ConfigPath, settings: Settings = None, quiet: Quiet = False) -> None:
     """Delete all earlier models of a ledger; no rollback is possible afterwards."""
-    with deletion(config, settings, quiet=quiet) as work:
+    with deletion("purge", config, settings, quiet=quiet) as work:
         from unlearnkit.deletion import purge as delete
 
         delete(work)
@@ -111,7 +111,7 @@ def verify_receipts(
 
 
 @contextmanager
-def deletion(config: Path, settings: list[str] | None, *, quiet: bool) -> Iterator["Deletion"]:
+def deletion(command: str, config: Path, settings: list[str] | None, *, quiet: bool) -> Iterator["Deletion"]:
     """Load the data and the ledger of a configuration, and show every receipt; exit with 1 after a refusal."""
     refused = False
 
@@ -129,7 +129,7 @@ def deletion(config: Path, settings: list[str] | None, *, quiet: bool) -> Iterat
     with bars(quiet=quiet) as progress:
         from unlearnkit.deletion import Deletion
 
-        one_process("ledger` and `forget")
+        one_process(command)
         yield Deletion.load(load(config, settings), progress=progress, told=show)
     if refused:
         raise typer.Exit(1)

@@ -41,10 +41,6 @@ _QUEUE = "queue"
 _RECEIPTS = "receipts"
 _LOCK = "lock"
 _SHORTEST_SALT, _LONGEST_SALT = 16, 64  # bytes; a key of BLAKE2b has at most 64
-_OTHER_VERSION = (
-    "an earlier version wrote it, which knew samples by position only: start a new ledger in another folder, with the "
-    "model in use as model.checkpoint"
-)
 _MADE_HERE = re.compile(
     r"(.*/)?\.[0-9a-f]{16}\.tmp|models/[0-9a-f]{32}(\.patch)?\.safetensors|pending/(unlearnkit-[^/]+/)?[0-9a-f]{16}\."
     r"safetensors|importances-[0-9]+/([0-9a-f]{16}\.(safetensors|part)|manifest\.json|lock)"
@@ -97,7 +93,7 @@ class Ledger:
 
     @property
     def state(self) -> State:
-        return read_sealed(self.folder / FILE, State, kind=FORMAT, otherwise=_OTHER_VERSION)
+        return read_sealed(self.folder / FILE, State, kind=FORMAT)
 
     @property
     def samples(self) -> Samples:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import entr, log_softmax, logsumexp, rel_entr, softmax, xlogy
+from scipy.special import entr, log_softmax, logsumexp, rel_entr, softmax
 from torch import Tensor
 
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, NonFiniteError
@@ -78,16 +78,6 @@ def entropies(p: ArrayLike | Tensor) -> Floats:
     return np.asarray(entr(probabilities(p, what="p")).sum(axis=1))
 
 
-def modified_entropies(p: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> Floats:
-    """−(1 − p_y)·ln p_y − Σ_{c≠y} p_c·ln(1 − p_c) of each sample, y its own label (Song and Mittal 2021, "Mentr")."""
-    p = probabilities(p, what="p")
-    y = class_labels(labels, samples=len(p), classes=p.shape[1])
-    own = np.arange(p.shape[1]) == y[:, None]  # exactly one per row
-    tiny = np.finfo(np.float64).tiny
-    right, wrong = xlogy(1 - p, np.maximum(p, tiny)), xlogy(p, np.maximum(1 - p, tiny))
-    return np.asarray(0.0 - np.where(own, right, wrong).sum(axis=1))  # 0 − x is never minus zero
-
-
 def label_losses(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> Floats:
     """Cross-entropy −ln softmax(z)_y of each sample."""
     z, y = _logits_and_labels(logits, labels)
@@ -122,9 +112,3 @@ def jensen_shannon(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> Floats:
 def _logits_and_labels(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> tuple[Floats, Ints]:
     z = floats(logits, what="logits", dimensions=2)
     return z, class_labels(labels, samples=len(z), classes=z.shape[1])
-
-
-def kl_divergence(p: ArrayLike | Tensor, q: ArrayLike | Tensor) -> Floats:
-    """KL(p ‖ q) = Σ_c p_c · ln(p_c/q_c) of each sample, nats (Kullback and Leibler 1951, equation 2.4)."""
-    p, q = two_predictions(p, q, what="kl_divergence")
-    return np.asarray(np.maximum(rel_entr(p, q).sum(axis=1), 0.0))  # rounding may make it negative where p = q

@@ -6,12 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import attrs
-
 from unlearnkit.distributed.collectives import resolve_device
 from unlearnkit.experiments.comparison.trial import variants
 from unlearnkit.experiments.config import Config
-from unlearnkit.experiments.experiment import check_split, chosen_method, make_estimator, make_metrics, make_unlearner
+from unlearnkit.experiments.experiment import (
+    check_split,
+    chosen_method,
+    make_estimator,
+    make_metric,
+    make_metrics,
+    make_unlearner,
+)
 from unlearnkit.experiments.factories import data_factory, model_factory, normalisation_remark
 from unlearnkit.experiments.recommend import method_called
 from unlearnkit.experiments.search import tunable
@@ -43,9 +48,9 @@ def _problems(config: Config, plugins: PluginManager) -> Iterator[str]:
     for name in config.evaluation.splits:
         yield from _failure("evaluation.splits", partial(check_split, name))
     yield from _failure("importance.estimator", lambda: make_estimator(config.importance, plugins))
-    yield from _failure("evaluation.metrics", lambda: make_metrics(config.evaluation, plugins))
-    compared = attrs.evolve(config.evaluation, metrics=config.comparison.metrics, options={})
-    yield from _failure("comparison.metrics", lambda: make_metrics(compared, plugins))
+    yield from _failure("evaluation.metrics", lambda: make_metrics(config, plugins))
+    for name in config.comparison.metrics:
+        yield from _failure("comparison.metrics", partial(make_metric, name, config.evaluation, plugins))
     sections = {"data": partial(data_factory, config), "model": partial(model_factory, config.model)}
     for section, factory in sections.items():
         try:

@@ -211,17 +211,21 @@ def chosen_method(config: Config, wanted: str, *, key: str) -> MethodConfig:
     return known[wanted]
 
 
-def make_metrics(config: EvaluationConfig, plugins: PluginManager) -> dict[str, Metric]:
-    for name in config.options:
-        if name not in config.metrics:
-            hint = nearest(name, config.metrics)
+def make_metrics(config: Config, plugins: PluginManager) -> dict[str, Metric]:
+    evaluation = config.evaluation
+    known = (*evaluation.metrics, *config.comparison.metrics)  # both take evaluation.options
+    for name in evaluation.options:
+        if name not in known:
+            hint = nearest(name, known)
             raise ConfigurationError(f"evaluation.options: expected metrics of evaluation.metrics, saw {name!r}{hint}")
-    made = {}
-    for name in config.metrics:
-        cls, options = plugins.metric(name), dict(config.options.get(name, {}))
-        if any(known.name == "seed" for known in options_of(cls)):
-            options.setdefault("seed", config.seed)
-        made[name] = call(cls, options, where=f"evaluation.options.{name}")
+    return {name: make_metric(name, evaluation, plugins) for name in evaluation.metrics}
+
+
+def make_metric(name: str, config: EvaluationConfig, plugins: PluginManager) -> Metric:
+    cls, options = plugins.metric(name), dict(config.options.get(name, {}))
+    if any(known.name == "seed" for known in options_of(cls)):
+        options.setdefault("seed", config.seed)
+    made: Metric = call(cls, options, where=f"evaluation.options.{name}")
     return made
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, final
 
 import attrs
-import numpy as np
 from torch import nn
 
 from unlearnkit.data import LabelledImages
@@ -18,11 +17,11 @@ from unlearnkit.data.loaders import drawn_rows
 from unlearnkit.distributed import Ranks, raise_on_all_ranks
 from unlearnkit.evaluation import EvaluationInputs, LossAndAccuracy
 from unlearnkit.evaluation.metric import feature_measures
-from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs, Outputs, some_rows
+from unlearnkit.evaluation.model_outputs import SPLITS, ModelOutputs, Outputs
 from unlearnkit.evaluation.plot_data import collect_plot_data
 from unlearnkit.experiments.config import Config, MethodConfig
 from unlearnkit.experiments.experiment import Experiment, check_split, make_metrics
-from unlearnkit.experiments.provenance import digest_of, forget_record, plain
+from unlearnkit.experiments.provenance import digest_of, forget_record
 from unlearnkit.experiments.train import load_or_retrain
 from unlearnkit.importance import Importance, Role, estimate_together, sampled_reference
 from unlearnkit.importance.multi_process import forget_parts
@@ -33,6 +32,7 @@ from unlearnkit.plugins.manager import PluginManager
 from unlearnkit.reporting import RunRecord, read_record, write_result
 from unlearnkit.reporting.write import check_replaceable
 from unlearnkit.unlearning import Need, Report
+from unlearnkit.unlearning.report import plain
 from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, StoreError, UnlearnKitWarning
 from unlearnkit.utils.files import locked_folder
 from unlearnkit.utils.memory import peak_memory
@@ -103,7 +103,7 @@ class Job:
         experiment = Experiment.load(config)
         for name in config.evaluation.splits:
             check_split(name)
-        make_metrics(config.evaluation, plugins)
+        make_metrics(config, plugins)
         experiment.estimator(plugins)
         original, metadata = experiment.original_model()
         requests, request = applied_requests(metadata), experiment.forgotten.digest()
@@ -241,7 +241,7 @@ class Job:
                 "it: choose other options or leave it out"
             ) from error
         inputs = self.inputs(model, self.experiment.splits())
-        metrics = make_metrics(self.experiment.config.evaluation, self.plugins)
+        metrics = make_metrics(self.experiment.config, self.plugins)
         measured = {name: metric.examine(inputs) for name, metric in metrics.items()}
         seconds = {**record.report.seconds, "evaluation": time.perf_counter() - start}
         return attrs.evolve(
@@ -281,7 +281,7 @@ class Job:
         record = attrs.evolve(record, retrained=tuple(self._retrained_scores))
         if not chosen.page:
             return record
-        rows = {name: np.sort(some_rows(len(part), _MOST, seed=chosen.seed)) for name, part in parts.items()}
+        rows = {name: drawn_rows(len(part), _MOST, seed=chosen.seed) for name, part in parts.items()}
         inputs = self.inputs(model, {name: parts[name].subset(rows[name]) for name in SPLITS if name in parts})
         classes = data.class_names.get(data.target, ())
         views = collect_plot_data(ModelOutputs(inputs, self._outputs), classes=classes, seed=chosen.seed)

@@ -4,7 +4,6 @@ import datetime as dt
 import hashlib
 import importlib.metadata
 import json
-import math
 import platform
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
@@ -21,6 +20,7 @@ from unlearnkit.data.batches import Deferred
 from unlearnkit.data.image_folder import ImageFiles
 from unlearnkit.data.labelled import Images
 from unlearnkit.distributed import Ranks
+from unlearnkit.unlearning.report import plain
 from unlearnkit.utils.file_digests import Digests, file_digests
 
 _PACKAGES = ("unlearnkit", "torch", "torchvision", "numpy", "scikit-learn", "safetensors", "pluggy", "attrs", "cattrs")
@@ -32,15 +32,6 @@ _loaded: MutableMapping[Images, Digests] = WeakIdKeyDictionary()
 def digest_of(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def plain(value: Any) -> Any:
-    """Return a configuration as JSON can hold it: infinities, such as α = inf, as text."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def data_digest(data: LabelledImages) -> str:

@@ -19,7 +19,6 @@ from unlearnkit.importance.provenance import (
     Role,
     error_of_difference,
     error_of_sum,
-    recorded_error,
 )
 from unlearnkit.models.parameters import extremes
 from unlearnkit.utils import display
@@ -309,7 +308,7 @@ class Importance:
             role=header["role"],
             fingerprint=fingerprint,
             trail=DataOrder(sizes=trail["sizes"], order=trail["order"]),
-            relative_error=recorded_error(header.get("relative_error"), fingerprint.estimator),
+            relative_error=header.get("relative_error"),
         )
 
 

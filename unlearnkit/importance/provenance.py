@@ -14,9 +14,6 @@ from unlearnkit.distributed.collectives import all_gather, batch_indices, in_ord
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, nearest
 from unlearnkit.utils.options import by_fields, read_only
 
-# Estimators of ours that draw no random numbers: for files written before they recorded a relative error.
-_EXACT = {"diagonal-fisher", "batched-diagonal-fisher", "absolute-gradient", "exact-fisher", "loss-free", "output-norm"}
-
 
 class Role(enum.Enum):
     """The set that an importance was measured on: D_f, D_r, D, or unknown."""
@@ -163,11 +160,8 @@ def error_of_difference(whole: float | None, part: float | None) -> float | None
     return 0.0 if whole == part == 0 else None
 
 
-def recorded_error(error: float | None, estimator: str) -> float | None:
-    """Return a file's relative error; 0.0 for exact estimators in files from before it was recorded."""
-    return 0.0 if error is None and estimator in _EXACT else error
-
-
 def error_text(error: float | None) -> str:
-    """Format a relative error."""
+    """Format a relative error; nothing where there is none."""
+    if error == 0:
+        return ""
     return "not known" if error is None else f"up to {100 * error:.2g} %"

@@ -22,7 +22,7 @@ from unlearnkit.plugins import hookspecs
 from unlearnkit.plugins.entry_points import Discovered, Problem, entry_point_plugins, provider_of, warn_of
 from unlearnkit.plugins.hookspecs import Run
 from unlearnkit.unlearning.report import Report
-from unlearnkit.unlearning.unlearner import Unlearner, describe, plugin_fault
+from unlearnkit.unlearning.unlearner import Unlearner, plugin_fault
 from unlearnkit.utils.errors import (
     ConfigurationError,
     DuplicateMethodError,
@@ -60,7 +60,7 @@ class Provided:
     @property
     def doc(self) -> str:
         """The first line of its docstring."""
-        return describe(self.cls)
+        return str(self.cls.__doc__ or "").strip().partition("\n")[0]
 
     def paragraph(self, label: str) -> str:
         """Return the paragraph of its docstring that begins with a label, such as ``"Source"``, or nothing."""

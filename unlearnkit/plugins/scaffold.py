@@ -47,8 +47,6 @@ def new_plugin(name: str, *, kind: str = "elementwise", output: str | Path = "."
         raise ConfigurationError(
             f"expected a name of lower-case letters, digits and single hyphens, as 'my-method', saw {name!r}"
         )
-    if kind == "gradient":  # its name in early versions
-        kind = "training"
     if kind not in KINDS:
         kinds = ", ".join(KINDS)
         raise ConfigurationError(f"expected a kind of plugin, one of {kinds}, saw {kind!r}{nearest(kind, KINDS)}")

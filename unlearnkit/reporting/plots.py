@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.evaluation.plot_data import BINS, Destination, Histogram, RocCurve, shares
 from unlearnkit.evaluation.tuning import Tuning
+from unlearnkit.reporting.verdict import Scores
 from unlearnkit.unlearning.report import Report, TensorChange
 from unlearnkit.utils.display import fewer
 from unlearnkit.utils.plotting import (
@@ -33,8 +33,6 @@ __all__ = [
     "timings",
     "tuning_frontier",
 ]
-
-Scores = Mapping[str, LossAndAccuracy]
 
 
 SAMPLES = {

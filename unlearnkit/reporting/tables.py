@@ -160,10 +160,7 @@ def tuning_table(tuning: Tuning) -> Table:
     """The frontier of a search, and which candidate was chosen."""
     title = f"the frontier of {len(tuning.candidates)} edits, on validation data (aim: forget {tuning.target:.3f})"
     table = compact(title, "options", "selected", "BatchNorm", "retain", "forget", "")
-    shown = [*tuning.frontier]
-    if tuning.chosen is not None and not any(c is tuning.chosen for c in shown):
-        shown.append(tuning.chosen)
-    for c in shown:
+    for c in tuning.shown:
         options = shown_options(c, "=")
         norm = "–" if c.setting is None else "again" if c.setting.reestimate else "kept"
         mark = "chosen" if c is tuning.chosen else "" if c.feasible else "over budget"

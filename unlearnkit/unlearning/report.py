@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import attrs
 
-from unlearnkit.importance.provenance import Fingerprint, error_text, recorded_error
+from unlearnkit.importance.provenance import Fingerprint, error_text
 from unlearnkit.utils import display
 from unlearnkit.utils.text import percent
 
@@ -41,11 +41,6 @@ class ReportedImportance:
     order: str
     fingerprint: Fingerprint
     relative_error: float | None = None
-
-    @property
-    def error(self) -> float | None:
-        """Its relative error; 0.0 for exact estimators in reports from before it was recorded."""
-        return recorded_error(self.relative_error, self.fingerprint.estimator)
 
 
 @final
@@ -151,10 +146,11 @@ class Report:
         """Return sentences on importances of a sample or with random numbers; none if all are exact and of all data."""
         sampled = [one for one in self.evidence if one.fingerprint.sample]
         sentences = [f"The {one.role} importance is of a sample: {one.fingerprint.sample}." for one in sampled]
-        estimated = [f"{error_text(one.error)} ({one.role})" for one in self.evidence if one.error != 0]
+        errors = [(error_text(one.relative_error), one.role) for one in self.evidence]
+        estimated = [f"{error} ({role})" for error, role in errors if error]
         if estimated:
-            errors, where = ", ".join(estimated), "where its gradients are spread evenly over the batches."
-            sentences.append(f"Importances are estimates: standard deviation of a weight's total {errors}, {where}")
+            known, where = ", ".join(estimated), "where its gradients are spread evenly over the batches."
+            sentences.append(f"Importances are estimates: standard deviation of a weight's total {known}, {where}")
         return tuple(sentences)
 
     def to_frame(self) -> Any:
@@ -170,12 +166,12 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested dicts, lists, strings and numbers for JSON, derived numbers included; infinities as strings."""
-        plain = attrs.asdict(self, value_serializer=lambda _, __, value: _plain(value))
+        fields = attrs.asdict(self, value_serializer=lambda _, __, value: plain(value))
         parts = {"tensors": self.tensors, "layers": self.layers()}
         counted = {name: [{**attrs.asdict(t), "fraction": t.fraction} for t in some] for name, some in parts.items()}
         steps = [step.to_dict() for step in self.steps]
         return {
-            **plain,
+            **fields,
             **counted,
             "steps": steps,
             "changed": self.changed,
@@ -184,13 +180,14 @@ class Report:
         }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value as JSON can hold it: infinities, such as α = inf, and what it does not know as text."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has neither
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str) or attrs.has(type(value)):
         return value
     return str(value)

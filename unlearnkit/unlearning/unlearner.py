@@ -499,9 +499,3 @@ def method_fault(owner: Any) -> str:
         return f"{cls}.promises(): expected UnlearnerTraits, saw {promises!r}"
     unknown = sorted(promises.monotone - option_values(owner).keys())
     return f"{cls}.traits.monotone: expected names of options, saw {', '.join(unknown)}" if unknown else ""
-
-
-def describe(owner: Any) -> str:
-    """Return the first line of an object's or a class's docstring."""
-    kind = owner if isinstance(owner, type) else type(owner)
-    return str(kind.__doc__ or "").strip().partition("\n")[0]

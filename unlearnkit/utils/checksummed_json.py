@@ -50,10 +50,8 @@ def write_sealed(path: Path, value: Any, *, kind: str) -> None:
             raise StoreError(f"cannot write {path}: {error}: what was there is unchanged") from error
 
 
-def read_sealed(
-    path: Path, cls: type[T], *, kind: str, otherwise: str = "another file, or one of another version"
-) -> T:
-    """Read a sealed file, and check every byte of it; ``otherwise`` says what a file of another kind is."""
+def read_sealed(path: Path, cls: type[T], *, kind: str) -> T:
+    """Read a sealed file, and check every byte of it."""
     if path.is_symlink() or not path.is_file():
         raise StoreError(f"{path}: expected a file ({kind}), saw {'a link' if path.is_symlink() else 'none'}")
     try:
@@ -68,7 +66,7 @@ def read_sealed(
     except (ValueError, TypeError, KeyError, RecursionError, UnlearnKitError, cattrs.BaseValidationError) as error:
         raise StoreError(f"{path} is damaged: expected {kind}, saw {_leaves(error)}") from error
     if value is None:
-        raise StoreError(f"{path}: expected {kind}, saw {str(seen)[:80]!r}: {otherwise}")
+        raise StoreError(f"{path}: expected {kind}, saw {str(seen)[:80]!r}: another file, or one of another version")
     if not whole:
         raise StoreError(f"{path}: expected the digest of what was written, saw another: the file was changed")
     return value

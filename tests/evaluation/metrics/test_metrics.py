@@ -387,9 +387,9 @@ def test_metrics_take_options_and_a_seed_of_their_own(digits_toml):
         "seed=3",
         "training.seed=0",
     ]
-    made = make_metrics(load_config(digits_toml, [*settings, "evaluation.options.rmia.gamma=3"]).evaluation, MANAGER)
+    made = make_metrics(load_config(digits_toml, [*settings, "evaluation.options.rmia.gamma=3"]), MANAGER)
     assert (made["rmia"].gamma, made["rmia"].seed, made["mia-loss"].seed) == (3.0, 5, 5)
-    own = load_config(digits_toml, [*settings, "evaluation.options.rmia.seed=9"]).evaluation
+    own = load_config(digits_toml, [*settings, "evaluation.options.rmia.seed=9"])
     assert make_metrics(own, MANAGER)["rmia"].seed == 9
 
 

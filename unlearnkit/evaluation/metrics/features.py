@@ -124,7 +124,7 @@ class HeadSwap(Metric):
                 most=self.most,
             )
 
-        samples = partial(_labels, outputs, judged, inputs.objective)
+        samples = partial(_count_samples, outputs, judged, inputs.objective)
         return outputs.for_every_model(judged, swapped, error=lambda p: sampling_error(p, samples()))
 
 
@@ -191,8 +191,8 @@ class LayerProbe(Metric):
                 x = {s: pooled_outputs(model, batches, layer, inputs.objective) for s, batches in splits.items()}
                 train = [_some(x[s], self.most, self.seed) for s in ("retain-train", "forget-train")]
                 test = [x["retain-test"], x["forget-test"]]
-                probe = linear_probe(np.concatenate(train), _which(train), seed=self.seed, balanced=True)
-                found.append(float(roc_auc_score(_which(test), probe.decision_function(np.concatenate(test)))))
+                probe = linear_probe(np.concatenate(train), _part_numbers(train), seed=self.seed, balanced=True)
+                found.append(float(roc_auc_score(_part_numbers(test), probe.decision_function(np.concatenate(test)))))
             return found
 
         values: Values = {}
@@ -307,7 +307,7 @@ def _u_centred(products: Floats) -> Floats:
     return found
 
 
-def _labels(outputs: ModelOutputs, split: str, objective: Objective) -> int:
+def _count_samples(outputs: ModelOutputs, split: str, objective: Objective) -> int:
     return sum(len(classification_of(objective).labels(batch)) for batch in outputs.batches(split))
 
 
@@ -315,7 +315,7 @@ def _some(values: Floats, most: int, seed: int) -> Floats:
     return values[some_rows(len(values), most, seed=seed)]
 
 
-def _which(parts: list[Floats]) -> Ints:
+def _part_numbers(parts: list[Floats]) -> Ints:
     return np.repeat(np.arange(len(parts)), [len(part) for part in parts])
 
 

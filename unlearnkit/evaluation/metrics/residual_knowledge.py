@@ -34,7 +34,6 @@ from unlearnkit.utils.errors import ConfigurationError, UnsupportedModelError
 from unlearnkit.utils.options import option
 from unlearnkit.utils.progress import length
 
-_Batches = Callable[[], Iterable[Any]]
 BITS = {"INT8": 8, "INT4": 4}
 
 

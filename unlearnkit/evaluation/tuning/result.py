@@ -96,12 +96,15 @@ class Tuning:
         found = "nothing was edited" if self.chosen is None else f"chosen: {shown_options(self.chosen)}"
         return f"Tuning({len(self.candidates)} edits tried, {found})"
 
+    @property
+    def shown(self) -> list[Candidate]:
+        """The rows of a table: the frontier, and what was chosen, which may lie below it."""
+        others = [] if self.chosen is None or any(c is self.chosen for c in self.frontier) else [self.chosen]
+        return [*self.frontier, *others]
+
     def _repr_html_(self) -> str:
-        shown = [*self.frontier]
-        if self.chosen is not None and not any(c is self.chosen for c in shown):
-            shown.append(self.chosen)
         header = ("options", "changed", "retain accuracy", "forget accuracy", "")
-        numbers = ((c, percent(c.changed), f"{c.retain:.3f}", f"{c.forget:.3f}") for c in shown)
+        numbers = ((c, percent(c.changed), f"{c.retain:.3f}", f"{c.forget:.3f}") for c in self.shown)
         rows = ((shown_options(c), *cells, "chosen" if c is self.chosen else "") for c, *cells in numbers)
         return display.paragraphs(self.sentence()) + display.table(header, rows)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from unlearnkit.data.loaders import Paired
 from unlearnkit.evaluation.tuning.result import Candidate, Tuning
-from unlearnkit.evaluation.tuning.tuner import Validation, judged, scores_of, tolerance_of
+from unlearnkit.evaluation.tuning.tuner import RollBackError, Validation, judged, scores_of, tolerance_of
 from unlearnkit.unlearning.report import Report
 from unlearnkit.unlearning.unlearner import Unlearner, UnlearningInputs
 from unlearnkit.utils.errors import BudgetError, ConfigurationError, NonFiniteError, UnlearnKitWarning, nearest
@@ -99,11 +99,11 @@ class TrialTuner:
                 further = 0.0 if gap is None else gap(model)
                 fields = {"options": options, "changed": report.fraction, "steps": counted.taken}
                 made.append(compare(model, gap=further, **fields))
-                raise _RollBackError
+                raise RollBackError
 
             method = with_options(self.unlearner, options)
             try:
-                with warnings.catch_warnings(), suppress(_RollBackError):
+                with warnings.catch_warnings(), suppress(RollBackError):
                     warnings.simplefilter("ignore", UnlearnKitWarning)  # raised once, for the chosen edit
                     method.unlearn(model, attrs.evolve(inputs, after_pass=after_pass, progress=counted), accept=accept)
             except (BudgetError, NonFiniteError) as error:
@@ -200,10 +200,6 @@ class _Steps:
                 )
             self.taken += each
             yield item
-
-
-class _RollBackError(Exception):
-    """Raised inside an edit after it was scored, to roll it back."""
 
 
 def _suggest(trial: Any, known: Option) -> float:

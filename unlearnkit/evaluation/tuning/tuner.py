@@ -270,7 +270,7 @@ def _lowest(unlearner: ElementwiseUnlearner, name: str) -> float:
     return max((bound if sign == "≥" else max(bound, LOWEST) for sign, bound in bounds if sign != "≤"), default=LOWEST)
 
 
-class _RollBackError(Exception):
+class RollBackError(Exception):
     """Raised inside an edit after it was scored, to roll it back."""
 
 
@@ -338,12 +338,12 @@ class _Trials:
         def accept(report: Report) -> Never:
             self._finish(setting)
             seen.update(scores_of(self.model, self.validation, self.inputs.objective), changed=report.fraction)
-            raise _RollBackError
+            raise RollBackError
 
         method = self._method(setting)
         options = {name: getattr(method, name) for name in (self.curve.option, self.curve.strength) if name}
         try:
-            with warnings.catch_warnings(), suppress(_RollBackError):
+            with warnings.catch_warnings(), suppress(RollBackError):
                 warnings.simplefilter("ignore", UnlearnKitWarning)  # raised once, for the chosen edit
                 method.unlearn(self.model, self.inputs, accept=accept)
         except (BudgetError, NonFiniteError) as error:

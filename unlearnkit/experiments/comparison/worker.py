@@ -56,7 +56,7 @@ class Worker:
         experiment, plugins = self._experiment(trial), self._plugins
         make = tunable if trial.method.tuned else make_unlearner
         unlearner, estimator = make(trial.method, plugins), experiment.estimator(plugins)
-        metrics = make_metrics(trial.config.evaluation, plugins).values()
+        metrics = make_metrics(trial.config, plugins).values()
         kinds: list[type] = [type(one) for one in (unlearner, *parts_of(unlearner).values(), estimator, *metrics)]
         return {
             "forget": experiment.forgotten.digest(),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unlearnkit.distributed.sharded_tensors import refuse_sharded
 from unlearnkit.importance.importance import Importance, counts_of_difference, counts_of_sum
-from unlearnkit.importance.provenance import Role, recorded_error
+from unlearnkit.importance.provenance import Role
 from unlearnkit.importance.store.files import (
     Cancellation,
     Edit,
@@ -213,7 +213,7 @@ class ImportanceStore:
             samples=entry.samples,
             role=role,
             fingerprint=attrs.evolve(manifest.fingerprint, model=manifest.models[-1]),
-            relative_error=recorded_error(entry.relative_error, manifest.fingerprint.estimator),
+            relative_error=entry.relative_error,
         )
 
     def _sum(self, manifest: StoreManifest, keys: tuple[str, ...], role: Role) -> Importance:

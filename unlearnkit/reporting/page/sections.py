@@ -1,6 +1,7 @@
 """The sections of a page; each says in words why it has nothing to show."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -21,6 +22,7 @@ from unlearnkit.reporting.verdict import near
 from unlearnkit.utils.text import number, percent
 
 _MODELS = ("unlearned", "original", "retrained")
+_OF_A_FEATURE = re.compile(r"^(error|retrained \d+) ")
 _SHOWN = 12  # values of a list
 _NOT_TAKEN = "This was not measured: evaluation.page was false, no edit was made, or an older version wrote the record."
 
@@ -250,6 +252,8 @@ def metrics(record: RunRecord) -> Section:
     for metric, values in record.metrics.items():
         cells: dict[str, dict[str, str]] = {}
         for name, value in values.items():
+            if (of := _OF_A_FEATURE.sub("", name)) != name and of in values:
+                continue  # in the table of what the features hold
             first, _, rest = name.partition(" ")
             model, quantity = (first, rest) if first in _MODELS and rest else ("unlearned", name)
             reason = record.not_applicable.get(metric, {}).get(name, "")
@@ -322,7 +326,7 @@ def provenance(record: RunRecord) -> Section:
             f"{e.samples:,}",
             e.batches,
             ", ".join(filter(None, (e.fingerprint.estimator, e.fingerprint.objective, e.fingerprint.options))),
-            ", ".join(filter(None, (e.fingerprint.sample, error_text(e.error) if e.error != 0 else ""))) or "exact",
+            ", ".join(filter(None, (e.fingerprint.sample, error_text(e.relative_error)))) or "exact",
         )
         for e in report.evidence
     )
