@@ -208,6 +208,31 @@ def test_a_loader_that_changes_its_batches_is_not_made_again():
     assert [batch.tolist() for batch in Ranks(rank=1, size=2).share(batches)] == [[6, 8]]
 
 
+class Stream(IterableDataset):
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        return iter(torch.arange(1, 5))
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [DataLoader(Stream(), batch_size=2), DataLoader([torch.tensor([1, 2]), torch.tensor([3, 4])], batch_size=None)],
+    ids=["a stream with a length", "a data set of batches"],
+)
+def test_samples_are_drawn_from_the_batches_where_the_data_set_cannot_be_indexed_by_sample(batches):
+    drawn, total = draw_samples(batches, count=3, seed=0)
+    assert total == 4
+    assert set(torch.cat([*drawn]).tolist()) < {1, 2, 3, 4}
+
+
+def test_drawn_samples_are_read_by_workers_that_are_started_alike():
+    start = print
+    drawn, _ = draw_samples(DataLoader(torch.arange(8), worker_init_fn=start), count=3, seed=0)
+    assert drawn.worker_init_fn is start
+
+
 def test_a_data_set_in_place_of_batches_is_refused_with_what_to_pass():
     model = nn.Linear(2, 2)
     said = r"saw the data set TensorDataset: pass unlearnkit.data.loader\(data, batch_size=…\)"

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from unlearnkit import CrossEntropy, DiagonalFisher, Importance, SketchedFisher, StoreError
 from unlearnkit.distributed import Ranks, joined
-from unlearnkit.importance.multi_process import estimate_together, forget_parts
+from unlearnkit.importance import Fingerprint
+from unlearnkit.importance.multi_process import _in_float64, estimate_together, forget_parts
 from unlearnkit.importance.store.store import ImportanceStore
 from unlearnkit.models.checkpoint import read_checkpoint
 
@@ -50,6 +51,11 @@ def test_several_ranks_equal_one_to_1e_12(tmp_path, size, samples, case):
         assert found.fingerprint == one.fingerprint
         for name, total in one.totals.items():
             torch.testing.assert_close(found.totals[name], total, rtol=1e-12, atol=1e-300)
+
+
+def test_how_float32_was_multiplied_is_kept():
+    one = Fingerprint(precision="gradients float32, totals float32, products tf32, convolutions tf32")
+    assert _in_float64(one).precision == "gradients float32, totals float64, products tf32, convolutions tf32"
 
 
 def test_relative_error_of_a_sketch_by_two_ranks(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 import wrong_gradient_model as permuted
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from unlearnkit.data import digits
 from unlearnkit.evaluation import loss_and_accuracy
@@ -207,6 +207,15 @@ class Unsized:
 
     def __iter__(self):
         return iter(self.batches)
+
+
+def test_a_data_set_that_yields_batches_is_read_as_it_is():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter([(X[:4], Y[:4]), (X[4:8], Y[4:8])])
+
+    (record,) = train(norm_net(), Stream(), training=Training(epochs=1))
+    assert math.isfinite(record.loss)
 
 
 def test_all_samples_are_used_without_batch_norm_and_where_it_is_in_eval_mode():

@@ -40,7 +40,7 @@ def largest_held(folder, case):
 
     def watched(self, *arguments):
         found = buffer(self, *arguments)
-        held.append(sum(t.numel() for _, t in self.running()))
+        held.append(sum(t.numel() for t in self.running()))
         return found
 
     with patch.object(Totals, "buffer", watched):

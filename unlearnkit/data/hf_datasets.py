@@ -122,7 +122,7 @@ def _class_names(rows: Any, column: str) -> tuple[str, ...]:
 
 def _numbers(rows: Any, column: str, names: tuple[str, ...], *, where: str) -> Any:
     values = rows.with_format(None)[column][:]
-    if not names or not isinstance(values[0], str):
+    if not names or not values or not isinstance(values[0], str):
         return values
     numbers = {name: number for number, name in enumerate(names)}
     unknown = sorted(set(values) - set(names))

@@ -60,13 +60,14 @@ def draw_samples(batches: Iterable[Any], *, count: int, seed: int) -> tuple[Iter
 
     Of a data loader only the drawn samples are read; of anything else, every batch, twice.
     """
-    if _is_plain(batches) and isinstance(batches.dataset, Sized) and not lost_samples(batches):
+    if _reads_samples(batches) and isinstance(batches.dataset, Sized) and not lost_samples(batches):
         rows = drawn_rows(len(batches.dataset), count, seed=seed)
         drawn = DataLoader(
             Subset(batches.dataset, rows.tolist()),
             batch_size=batches.batch_size or 1,
             collate_fn=batches.collate_fn,
             num_workers=batches.num_workers,
+            worker_init_fn=batches.worker_init_fn,
             generator=torch.Generator().manual_seed(seed),
             pin_memory=batches.pin_memory,
         )
@@ -159,9 +160,7 @@ def reshuffled(batches: Iterable[Any], *, seed: int, labels: Callable[[Any], Ten
         return attrs.evolve(batches, **parts)
     if isinstance(batches, Sequence) and labels is not None and _in_class_order(batches, labels):
         return _Shuffled(batches=batches, seed=seed)
-    if not _is_plain(batches) or isinstance(batches.dataset, IterableDataset):
-        return batches
-    if batches.batch_size is None or not isinstance(batches.sampler, SequentialSampler):
+    if not _reads_samples(batches) or batches.batch_size is None or not isinstance(batches.sampler, SequentialSampler):
         return batches
     return DataLoader(
         batches.dataset,
@@ -219,6 +218,11 @@ class WithoutSingles:
 def _is_plain(batches: Any) -> TypeGuard["DataLoader[Any]"]:
     """Say whether a loader can be rebuilt from its data set: an ``__iter__`` of its own may change the batches."""
     return isinstance(batches, DataLoader) and type(batches).__iter__ is DataLoader.__iter__
+
+
+def _reads_samples(batches: Any) -> TypeGuard["DataLoader[Any]"]:
+    """Say whether a loader that can be rebuilt joins samples of a data set with an index to batches."""
+    return _is_plain(batches) and batches.batch_sampler is not None and not isinstance(batches.dataset, IterableDataset)
 
 
 def _in_class_order(batches: Sequence[Any], labels: Callable[[Any], Tensor]) -> bool:

@@ -11,6 +11,7 @@ from unlearnkit.data.batches import check_batches
 from unlearnkit.models.objective import CrossEntropy, Objective, check_objective
 from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.utils.errors import MismatchError, raise_all
+from unlearnkit.utils.global_state import restored_globals
 from unlearnkit.utils.options import by_fields, read_only
 
 
@@ -112,6 +113,7 @@ class Metric(abc.ABC):
         return {name: found.value for name, found in self.examine(inputs).items()}
 
     @final
+    @restored_globals()
     def examine(self, inputs: EvaluationInputs) -> dict[str, Measurement]:
         """Measure; a changed model, which is restored, and values out of bounds are a `MismatchError`."""
         models = [m for m in (inputs.model, inputs.original, *inputs.retrained) if m is not None]
@@ -125,8 +127,7 @@ class Metric(abc.ABC):
                 problems += snapshot.structure_changes()
                 problems += [f"{n}: edited" for n in snapshot.changed_parameters() + snapshot.changed_buffers()]
         finally:
-            # In reverse order, so that the random state of the first snapshot is restored last.
-            for snapshot in reversed(snapshots):
+            for snapshot in snapshots:
                 snapshot.restore()
         who = f"metric {self.name!r} ({type(self).__module__}.{type(self).__qualname__})"
         raise_all(problems, where=f"{who} changed a model that it measured (it was put back)")

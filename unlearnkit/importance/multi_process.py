@@ -1,6 +1,7 @@
 """Importances in parts: by several processes that add their totals once, in segments that can be resumed, by group."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import nullcontext, suppress
@@ -158,8 +159,7 @@ def _merged_trail(trails: list[DataOrder]) -> DataOrder:
 
 
 def _in_float64(fingerprint: Fingerprint) -> Fingerprint:
-    gradients = fingerprint.precision.partition(",")[0]
-    return attrs.evolve(fingerprint, precision=f"{gradients}, totals float64")
+    return attrs.evolve(fingerprint, precision=re.sub(r"totals [^,]+", "totals float64", fingerprint.precision))
 
 
 def estimate_resumable(

@@ -20,7 +20,7 @@ from unlearnkit.distributed.sharded_tensors import local, reshard, shard_like
 from unlearnkit.importance.importance import Importance
 from unlearnkit.importance.provenance import Fingerprint
 from unlearnkit.models.parameters import trainable
-from unlearnkit.utils.checksummed_json import added, read_sealed, write_sealed
+from unlearnkit.utils.checksummed_json import read_sealed, write_sealed
 from unlearnkit.utils.errors import StoreError, UnlearnKitError, raise_all
 from unlearnkit.utils.files import atomic_folder
 
@@ -61,7 +61,7 @@ class _Saved:
     order: str
     tensors: Mapping[str, _Tensor]
     files: Mapping[str, str] = attrs.field(factory=dict)
-    relative_error: float | None = added(default=None)
+    relative_error: float | None = None
 
     @classmethod
     def of(cls, importance: Importance) -> "_Saved":

@@ -1,11 +1,9 @@
 """Snapshots of a model that detect and undo, bit by bit, what other code does to it."""
 
-import random
 from collections.abc import Container
 from functools import cached_property
 from typing import Any, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -72,7 +70,7 @@ class UndoLog:
 
 @final
 class ModelSnapshot:
-    """A snapshot of a model and of the random state: weights, buffers, gradients, modes, structure.
+    """A snapshot of a model: weights, buffers, gradients, modes, structure.
 
     Without ``copies`` of the weights a change of one is noticed by the sum of its bits, but only what is written
     through ``undo_log`` can be put back.
@@ -92,7 +90,6 @@ class ModelSnapshot:
         everyone = [*self._parameters.objects.values(), *(alias for _, _, alias, _ in self._ties)]
         self._flags = {p: p.requires_grad for p in everyone}
         self._grads = {p: p.grad for p in self._flags}
-        self._rng = _random_state()
 
     @cached_property
     def digest(self) -> str:
@@ -158,7 +155,7 @@ class ModelSnapshot:
         return self._buffers.changed(_buffers_of(self._model))
 
     def restore_surroundings(self, *, buffers: bool = True) -> None:
-        """Put back all but the weights: gradients, modes, ``requires_grad``, buffers, hooks and random state."""
+        """Put back all but the weights: gradients, modes, ``requires_grad``, buffers and hooks."""
         if not buffers:
             self._buffers.adopt(_buffers_of(self._model))
         for module, (training, saved) in self._modules.items():
@@ -170,7 +167,6 @@ class ModelSnapshot:
         if buffers:
             self._buffers.restore()
         self._untie()
-        _set_random_state(self._rng)
 
     def restore(self) -> None:
         """Put everything back, bit by bit, structure included."""
@@ -257,18 +253,3 @@ def _describe(kind: tuple[torch.Size, torch.dtype, torch.device]) -> str:
 def _same_members(before: _Members, held: _Members) -> bool:
     now = dict(held)  # a scripted module has read-only objects that are no dictionaries
     return list(before) == list(now) and all(before[key] is now[key] for key in before)
-
-
-def _random_state() -> tuple[Any, ...]:
-    # Asking for the CUDA state would start CUDA: a process that has not touched it has no state to keep.
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
-
-
-def _set_random_state(state: tuple[Any, ...]) -> None:
-    python, numpy_state, cpu, cuda = state
-    random.setstate(python)
-    np.random.set_state(numpy_state)
-    torch.set_rng_state(cpu)
-    if cuda is not None:
-        torch.cuda.set_rng_state_all(cuda)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from unlearnkit.data.batches import feed
 from unlearnkit.data.loaders import WithoutSingles
@@ -286,7 +286,7 @@ def train(
     config = OptimizerConfig(**shared)
     adam, scores, history = config.optimizer_for(model), list[BatchScores](), list[EpochRecord]()
     batches: Any = data
-    if isinstance(data, Dataset):
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         generator = torch.Generator().manual_seed(options.seed)
         batches = DataLoader(data, batch_size=options.batch_size, shuffle=True, generator=generator)
 

@@ -306,6 +306,7 @@ class Unlearner(abc.ABC):
         return ()
 
     @final
+    @restored_globals()
     def unlearn(
         self,
         model: nn.Module,
@@ -348,8 +349,7 @@ class Unlearner(abc.ABC):
             options, declared = option_values(self), inputs.read_by(self)
             start = time.perf_counter()
             steps = _Steps()
-            with restored_globals():
-                counts = self._edit(model, attrs.evolve(declared, steps=steps), snapshot.undo_log)
+            counts = self._edit(model, attrs.evolve(declared, steps=steps), snapshot.undo_log)
             seconds = time.perf_counter() - start
             buffers_changed = self._check_after(model, snapshot, counts, options)
             changes = _changes(snapshot, counts)

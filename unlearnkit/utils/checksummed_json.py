@@ -5,30 +5,13 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-import attrs
 import cattrs
-from cattrs.gen import make_dict_unstructure_fn, override
 
 from unlearnkit.utils.errors import StoreError, UnlearnKitError
 from unlearnkit.utils.files import atomic_write
 
 T = TypeVar("T")
-_ADDED = "added to the format"
 _CONVERTER = cattrs.Converter()
-
-
-def added(*, default: Any) -> Any:
-    """Declare a field that was added to a format later: files without it can still be read."""
-    return attrs.field(default=default, metadata={_ADDED: True})
-
-
-def _plain(cls: type[attrs.AttrsInstance]) -> Any:
-    added_fields = (field.name for field in attrs.fields(cls) if _ADDED in field.metadata)
-    left_out: dict[str, Any] = dict.fromkeys(added_fields, override(omit_if_default=True))
-    return make_dict_unstructure_fn(cls, _CONVERTER, **left_out)
-
-
-_CONVERTER.register_unstructure_hook_factory(attrs.has, _plain)
 
 
 def seal(value: Any, *, kind: str) -> str:

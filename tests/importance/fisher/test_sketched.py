@@ -10,6 +10,7 @@ from unlearnkit import (
     ConfigurationError,
     CrossEntropy,
     DiagonalFisher,
+    NonFiniteError,
     Objective,
     SketchedFisher,
     UnsupportedModelError,
@@ -123,6 +124,13 @@ def test_recurrent_models_need_no_rule():
 
     data = [(torch.randn(4, 5, 2), torch.randn(4)) for _ in range(3)]
     assert SketchedFisher().estimate(Recurrent(), data, objective=SumOfSquares()).count == 12
+
+
+def test_nan_names_parameter_and_batch():
+    model, data = problem()
+    data[1][0][0] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"in batch 1 .*weight"):
+        sketch(model, data)
 
 
 def test_refusals():

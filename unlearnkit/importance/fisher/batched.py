@@ -1,6 +1,6 @@
 """Squares of the gradients of batch means: what the SSD paper's code and the notebook compute."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, final
 
@@ -86,15 +86,12 @@ class BatchedDiagonalFisher(ImportanceEstimator):
 
 @final
 class InOrder(Accumulator):
-    """Adds the importances of batches, and checks for NaN at the end, so that no batch waits for a device."""
+    """Adds the importances of batches, and checks them for NaN."""
 
     def __init__(self, measure: Callable[[Any], Importance]) -> None:
         self._measure, self._count = measure, 0
         self._totals: dict[str, Tensor] = {}
-        self._nan_check = NanCheck(self._running, lambda: self._totals)
-
-    def _running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
-        yield from ((name, t) for name, t in self._totals.items() if largest is None or t.numel() <= largest)
+        self._nan_check = NanCheck(self._totals.values, lambda: self._totals)
 
     def add(self, batch: Any) -> None:
         one = self._measure(batch)

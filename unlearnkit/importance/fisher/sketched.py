@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unlearnkit.data.batches import batch_size, copy_to
 from unlearnkit.distributed.sharded_tensors import is_sharded_model
 from unlearnkit.importance.estimator import Accumulator, EstimatorTraits, ImportanceEstimator
+from unlearnkit.importance.fisher.engine.nan_check import NanCheck
 from unlearnkit.importance.fisher.engine.per_sample_fallback import refuse_batch_statistics
 from unlearnkit.importance.fisher.sharded.squared_sums import SquaredSums
 from unlearnkit.importance.importance import Importance
@@ -102,6 +103,7 @@ class _Sketch(Accumulator):
         self._totals = {name: torch.zeros_like(p, dtype=wide(p.dtype)) for name, p in self._named.items()}
         self._coins = coins
         self._count = 0
+        self._nan_check = NanCheck(self._totals.values, lambda: self._totals)
 
     def add(self, batch: Any) -> None:
         losses = check_losses(self._objective.losses(self._model, batch), batch, objective=self._objective)
@@ -116,8 +118,11 @@ class _Sketch(Accumulator):
                     wider = g.to(total.dtype)
                     total.addcmul_(wider, wider, value=1 / self._probes)
         self._count += batch_size(batch)
+        self._nan_check.check()
+        self._nan_check.next_batch()
 
     def result(self) -> Importance:
+        self._nan_check.finish(self._totals)
         return Importance(totals=self._totals, count=self._count)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unlearnkit.importance.provenance import Fingerprint
 from unlearnkit.models.parameters import chunk_size, chunks, extremes
-from unlearnkit.utils.checksummed_json import added, read_sealed, write_sealed
+from unlearnkit.utils.checksummed_json import read_sealed, write_sealed
 from unlearnkit.utils.errors import StoreError, raise_all
 from unlearnkit.utils.safetensors import load_tensors, save_tensors
 from unlearnkit.utils.text import percent
@@ -69,7 +69,7 @@ class Entry:
     shards: tuple[Shard, ...] = ()
     count: int
     samples: int
-    relative_error: float | None = added(default=None)
+    relative_error: float | None = None
 
 
 @final

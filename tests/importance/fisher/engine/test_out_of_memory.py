@@ -144,6 +144,26 @@ def test_fallback_batches_are_halved(monkeypatch):
     assert distance(seen, oracle(model, data)) < 1e-5
 
 
+def test_a_chunk_that_was_half_added_when_memory_ran_out_on_a_cpu_is_not_added_twice(monkeypatch):
+    whole, calls = SquaredGradients.add, [0]
+
+    def add(self, batch, receive):
+        def half(name, g):
+            calls[0] += 1
+            if calls[0] == 2:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            receive(name, g)
+
+        return whole(self, batch, half)
+
+    monkeypatch.setattr(SquaredGradients, "add", add)
+    model, data = Mixing(), batches(6)
+    with pytest.warns(UnlearnKitWarning) as caught:
+        seen = estimate(model, data)
+    assert sorted("out of memory" in str(w.message) for w in caught) == [False, True]
+    assert distance(seen, oracle(model, data)) < 1e-5
+
+
 def test_one_sample_that_does_not_fit_is_an_error():
     with pytest.raises(torch.OutOfMemoryError), pytest.warns(UnlearnKitWarning, match="out of memory"):
         estimate(network(), batches(4), Small(0))

@@ -211,7 +211,7 @@ class Engine(Accumulator):
         self._refused, self._reason = True, reason
 
     def _say_why(self) -> None:
-        self._nan_check.check(whole=True)  # a NaN is reason enough: the model is not to blame
+        self._nan_check.check()  # a NaN is reason enough: the model is not to blame
         warnings.warn(
             f"{type(self._model).__name__} cannot be proven to keep its samples apart at {self._reason}: going on with "
             f"{self._fallback.describe()} for the whole model, exactly but two to five times slower",

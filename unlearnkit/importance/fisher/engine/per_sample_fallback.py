@@ -84,7 +84,9 @@ class SquaredGradients:
                     done = rows.stop
             except (UnlearnKitError, torch.OutOfMemoryError):
                 raise
-            except (RuntimeError, ValueError, NotImplementedError):
+            except (RuntimeError, ValueError, NotImplementedError) as error:
+                if out_of_memory(error):  # on a CPU it is a RuntimeError; part of a chunk may have been added
+                    raise
                 # Which of torch's errors mean "vmap cannot" is not documented; a fault of the model fails again below.
                 self._alone = True
         if done < batch_size(batch):

@@ -119,10 +119,9 @@ class Totals:
         else:
             held[layout][0].add_(buffer)
 
-    def running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Yield parameter names and unfinished buffers."""
-        for name, held in self._buffers.items():
-            yield from ((name, t) for t, _ in held.values() if largest is None or t.numel() <= largest)
+    def running(self) -> Iterator[Tensor]:
+        """Yield the unfinished buffers."""
+        return (buffer for held in self._buffers.values() for buffer, _ in held.values())
 
     def whole(self) -> Iterator[tuple[str, str, Tensor, Finish]]:
         """Yield name, layout, buffer and finish of each parameter, one buffer for each.
@@ -378,12 +377,11 @@ class GroupTotals:
         if self.gradients is not None:
             self.gradients.end_batch(size)
 
-    def running(self, *, largest: int | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Yield the buffers of the groups that changed since the last check of everything."""
+    def running(self) -> Iterator[Tensor]:
+        """Yield the buffers of the groups that changed since the last call."""
         for key in self._touched:
-            yield from self._groups[key].squares.running(largest=largest)
-        if largest is None:
-            self._touched.clear()
+            yield from self._groups[key].squares.running()
+        self._touched.clear()
 
     def result(self, *, last: bool = False) -> dict[str, Tensor]:
         if list(self._groups) == [ALL]:

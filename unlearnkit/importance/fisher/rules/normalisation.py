@@ -13,11 +13,9 @@ from unlearnkit.importance.fisher.engine.kernel import KernelOperands
 from unlearnkit.importance.fisher.engine.rule import Call, Rule
 from unlearnkit.importance.fisher.engine.totals import Slot
 from unlearnkit.importance.fisher.rules.linear import sum_of
-from unlearnkit.models.norm_gradients import fix_norm_gradient
 from unlearnkit.utils.errors import UnsupportedModelError
 
 _CACHED = 1 << 20  # bytes of products that stay in a core's cache until they are summed
-_LARGE = 1 << 19  # elements from which reading x again costs more than another function in Python
 _LARGE_MAP = 16  # positions below which torch's own pass spends its time between channels
 
 
@@ -243,10 +241,8 @@ def batch_norm(  # noqa: PLR0917 - torch's own signature
     def run(x: Tensor) -> Tensor:
         return function(x, running_mean, running_var, weight, bias, training, momentum, eps)
 
-    if not input.requires_grad or input.numel() < _LARGE:
-        y = run(input)
-        fix_norm_gradient(function, y)
-        return y
+    if not input.requires_grad:
+        return run(input)
     scale = (running_var + eps).rsqrt()
     scaled: Tensor = FixedNorm.apply(input, scale if weight is None else scale * weight, run)
     return scaled
