@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fisher_oracle import SumOfSquares, distance, engine_only, oracle
+from fisher_oracle import SumOfSquares, distance, engine_only, oracle, squares_added
 from torch import nn
 
 from unlearnkit import BatchedDiagonalFisher, SketchedFisher
@@ -55,7 +55,7 @@ def test_engine_is_correct_where_torch_is_wrong(affine, monkeypatch):
 def test_fallback_is_correct_where_torch_is_wrong(affine):
     model, reference = pair(affine)
     (batch,) = data(3)
-    seen = SquaredGradients(model, SumOfSquares()).one_at_a_time(batch)
+    seen = squares_added(SquaredGradients(model, SumOfSquares()).each, batch)
     assert distance(seen, oracle(reference, [batch], SumOfSquares())) < 1e-4
 
 

@@ -48,6 +48,13 @@ def estimate(model, batches, objective=None, **options):
     return dict(estimator.estimate(model, batches, objective=objective or CrossEntropy()).totals)
 
 
+def squares_added(hand_out, batch):
+    """The squares of all gradients that a function of a batch and a receiver hands out."""
+    totals = {}
+    hand_out(batch, lambda name, g: totals.update({name: totals.get(name, 0) + g.square().sum(0)}))
+    return totals
+
+
 def distance(seen, expected):
     """The largest relative L1 difference over all parameters that are more than rounding error."""
     scale = max((float(t.mean()) for t in expected.values() if t.numel()), default=0.0)

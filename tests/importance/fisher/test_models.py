@@ -3,13 +3,14 @@
 import pytest
 import torch
 import torchvision.models as tv
-from fisher_oracle import distance, engine_only, estimate, oracle
+from fisher_oracle import distance, engine_only, estimate, oracle, squares_added
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from unlearnkit import CrossEntropy, DiagonalFisher, UnlearnKitWarning
 from unlearnkit.importance.fisher.engine.per_sample_fallback import SquaredGradients
+from unlearnkit.models.objective import Autocast
 
 
 def images(*sizes, side=8, classes=5):
@@ -222,7 +223,31 @@ def test_vmap_is_not_trusted_blindly():
     """The LSTM kernel of some builds has no batching rule and gives other gradients under vmap, silently."""
     model, (batch,) = spread(Recurrent()), images(4)
     squares = SquaredGradients(model, CrossEntropy())
-    assert distance(squares(batch), oracle(model, [batch])) < 1e-4
+    assert distance(squares_added(squares.add, batch), oracle(model, [batch])) < 1e-4
+
+
+def test_gradients_that_are_wrong_under_vmap_are_taken_one_sample_at_a_time(monkeypatch):
+    ordinary = SquaredGradients._chunks
+
+    def wrong(self, batch):
+        for rows, gradients in ordinary(self, batch):
+            yield rows, {name: 1.01 * g if name == "1.weight" else g for name, g in gradients.items()}
+
+    monkeypatch.setattr(SquaredGradients, "_chunks", wrong)
+    model, (batch,) = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), images(4)
+    squares = SquaredGradients(model, CrossEntropy())
+    assert distance(squares_added(squares.add, batch), oracle(model, [batch])) < 1e-5
+    assert squares.describe() == "one sample at a time"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_half_precision_is_no_reason_to_distrust_vmap(seed):
+    torch.manual_seed(seed)
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, dropout=0.0)
+    model = nn.Sequential(nn.Embedding(50, 32), layer, nn.Flatten(), nn.Linear(7 * 32, 5)).eval()
+    squares = SquaredGradients(model, Autocast(objective=CrossEntropy()))
+    squares.add((torch.randint(0, 50, (6, 7)), torch.arange(6) % 5), lambda *_: None)
+    assert squares.describe().startswith("torch.func")
 
 
 def test_cross_sample_dependence_is_detected():

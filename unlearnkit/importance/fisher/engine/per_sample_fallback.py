@@ -19,7 +19,7 @@ from unlearnkit.importance.fisher.engine.call_plan import UnprovenError
 from unlearnkit.importance.fisher.engine.interceptor import ProcessWide
 from unlearnkit.importance.fisher.engine.kernel import out_of_memory
 from unlearnkit.models.norm_gradients import norm_gradient_fix
-from unlearnkit.models.objective import Objective, check_losses
+from unlearnkit.models.objective import Autocast, Objective, check_losses
 from unlearnkit.models.parameters import dense, trainable, wide
 from unlearnkit.utils.errors import UnlearnKitError, UnsupportedModelError
 
@@ -43,9 +43,6 @@ _SAME_LOSS = {
     torch.float16: (0.3, 0.1),
 }
 _LARGEST_CHUNK = 16  # above it vmap over convolutions falls off a cliff on CPUs and gains nothing elsewhere
-_ROUNDING = {torch.float64: 1e-6, torch.float32: 5e-3}  # what is wrong in structure is wrong by more
-_COARSE = 0.3  # the same in half precision
-_NOTHING = 1e-4  # of the largest square: below it lie rounding errors
 
 Receive = Callable[[str, Tensor], None]
 """Takes a parameter's name and the gradients of some samples, shape (n, *shape), in the parameter's dtype."""
@@ -53,7 +50,7 @@ Receive = Callable[[str, Tensor], None]
 
 @final
 class SquaredGradients:
-    """The gradients of every sample of a batch; the sum of their squares."""
+    """The gradients of every sample of a batch, by `torch.func` where it gives the same as one sample at a time."""
 
     def __init__(self, model: nn.Module, objective: Objective, *, chunk: int = 0, memory: int = 512 << 20) -> None:
         refuse_batch_statistics(model)
@@ -68,9 +65,6 @@ class SquaredGradients:
         self._chunk = chunk or min(_LARGEST_CHUNK, 1 + memory // max(1, 2 * per_sample))
         self._alone = self._chunk == 1
 
-    def __call__(self, batch: Any) -> dict[str, Tensor]:
-        return self._squares(batch, self.add)
-
     def add(self, batch: Any, receive: Receive) -> None:
         """Pass the gradients of every sample to `receive`, in chunks where `torch.func` works."""
         done = 0
@@ -84,7 +78,7 @@ class SquaredGradients:
                     done = rows.stop
             except (UnlearnKitError, torch.OutOfMemoryError):
                 raise
-            except (RuntimeError, ValueError, NotImplementedError) as error:
+            except (RuntimeError, ValueError, NotImplementedError, UnprovenError) as error:
                 if out_of_memory(error):  # on a CPU it is a RuntimeError; part of a chunk may have been added
                     raise
                 # Which of torch's errors mean "vmap cannot" is not documented; a fault of the model fails again below.
@@ -133,20 +127,6 @@ class SquaredGradients:
             return True
         return False
 
-    def one_at_a_time(self, batch: Any) -> dict[str, Tensor]:
-        """Square and add the gradients of each sample alone."""
-        return self._squares(batch, self.each)
-
-    def vectorised(self, batch: Any) -> dict[str, Tensor]:
-        """Square and add the gradients of a chunk of samples at a time."""
-
-        def hand_out(batch: Any, receive: Receive) -> None:
-            for _, gradients in self._chunks(batch):
-                for name, g in gradients.items():
-                    receive(name, g)
-
-        return self._squares(batch, hand_out)
-
     def describe(self) -> str:
         return "one sample at a time" if self._alone else f"torch.func on {self._chunk} samples at a time"
 
@@ -154,20 +134,19 @@ class SquaredGradients:
         """Compare with one sample at a time, once: some operations give other gradients under vmap, silently."""
         if self._compared:
             return
-        few = take(batch, slice(0, 2))
-        seen, expected = self.vectorised(few), self.one_at_a_time(few)
-        largest = max((float(t.max()) for t in expected.values() if t.numel()), default=0.0)
-        rounding = self._rounding()
-        for name, total in expected.items():
-            difference = float((seen[name] - total).abs().sum())
-            if not difference <= rounding * (float(total.sum()) + _NOTHING * total.numel() * largest):
-                raise RuntimeError(f"torch.func gives other gradients for {name} than autograd")
+        few, comparison = take(batch, slice(0, 2)), Comparison()
+        for _, gradients in self._chunks(few):
+            for name, g in gradients.items():
+                comparison.expect(name, g.to(wide(g.dtype)).square().sum(0))
+        self.each(few, comparison.receive)
+        comparison.verdict(self._precision())
         self._compared = True
 
-    def _rounding(self) -> float:
-        if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
-            return _COARSE
-        return max(_ROUNDING.get(p.dtype, _COARSE) for p in self._named.values())
+    def _precision(self) -> torch.dtype:
+        dtypes = {p.dtype for p in self._named.values()}
+        if isinstance(self._objective, Autocast):
+            dtypes.add(torch.bfloat16)
+        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
     def _chunks(self, batch: Any) -> Iterator[tuple[slice, dict[str, Tensor]]]:
         """Differentiate a chunk of samples at a time with `torch.func`."""
@@ -188,16 +167,6 @@ class SquaredGradients:
             with QUIET:
                 found = gradients(weights, *(t[rows] for t in columns))
             yield rows, {name.removeprefix("model."): g for name, g in found.items()}
-
-    def _squares(self, batch: Any, hand_out: Callable[[Any, Receive], object]) -> dict[str, Tensor]:
-        totals = {name: torch.zeros_like(p, dtype=wide(p.dtype)) for name, p in self._named.items()}
-
-        def receive(name: str, g: Tensor) -> None:
-            # not squared in place: zeros of an unused weight are expanded
-            totals[name].add_(g.to(totals[name].dtype).square().sum(0))
-
-        hand_out(batch, receive)
-        return totals
 
 
 def _by_backward(loss: Tensor, parameters: list[nn.Parameter]) -> list[Tensor | None]:
