@@ -4,13 +4,12 @@ from collections.abc import Iterable
 
 from unlearnkit import hookimpl
 from unlearnkit.importance import Kernel
-from unlearnkit_cpu_kernels.channel_products import BatchNormProducts
 from unlearnkit_cpu_kernels.outer_squares import ConvolutionSquares, LinearSquares
 
-__all__ = ["BatchNormProducts", "ConvolutionSquares", "LinearSquares", "unlearnkit_register_kernels"]
+__all__ = ["ConvolutionSquares", "LinearSquares", "unlearnkit_register_kernels"]
 
 
 @hookimpl
 def unlearnkit_register_kernels() -> Iterable[Kernel]:
     """Offer the kernels; none is compiled before the first layer that it is for."""
-    return [LinearSquares(), ConvolutionSquares(), BatchNormProducts()]
+    return [LinearSquares(), ConvolutionSquares()]

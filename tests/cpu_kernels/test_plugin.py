@@ -48,7 +48,7 @@ def test_removed_option_value_lists_the_valid_ones():
 @pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 def test_a_plain_estimate_uses_the_plugin_that_is_installed():
     names = [kernel.name for kernel, _ in PluginManager().kernels()]
-    assert names == ["cpu-linear", "cpu-convolution", "cpu-batch-norm"]
+    assert names == ["cpu-linear", "cpu-convolution"]
     model, data = network(), batches(4)
     auto, fixed = estimate(model, data), estimate(model, data, kernels="fixed")
     assert any(not torch.equal(auto[name], total) for name, total in fixed.items())
@@ -168,7 +168,7 @@ def test_kernels_are_listed_with_the_plugins():
 
     shown = " ".join(CliRunner().invoke(app, ["plugins"]).output.split())
     assert "kernel cpu-linear for linear layers: plugin 'cpu-kernels' of unlearnkit" in shown
-    assert "kernel cpu-batch-norm for batch_norm layers" in shown
+    assert "kernel cpu-convolution for convolution layers" in shown
 
 
 class Twice:

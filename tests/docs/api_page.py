@@ -19,7 +19,7 @@ FOLDERS = (
     "testing",
 )
 VALUES = {
-    "Layer": "The kind of layer a kernel is for: linear, convolution or batch_norm.",
+    "Layer": "The kind of layer a kernel is for: linear or convolution.",
     "Loss": "A function of the model and a batch that returns the loss to minimise.",
     "Role": "Which set of data an importance was measured on: D_f, D_r, D, or unknown.",
     "hookimpl": "Marks a function of a plugin as the implementation of the hook of that name.",

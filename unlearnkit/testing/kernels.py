@@ -67,7 +67,7 @@ def _cases(layer: Layer, device: str, dtype: torch.dtype) -> Iterator[tuple[str,
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
-    found = {"linear": _linear, "convolution": _convolutions, "batch_norm": _batch_norms}[layer]
+    found = {"linear": _linear, "convolution": _convolutions}[layer]
     for name, g, x, options in found(draw):
         spoilt = g.clone()
         spoilt[tuple(n // 2 for n in g.shape)] = float("nan")  # where the window sees no padding
@@ -103,27 +103,11 @@ def _convolutions(draw: _Draw) -> _Layers:
                 yield f"{geometry}, {channels} to {out} channels, channels last", g, x, geometry
 
 
-def _batch_norms(draw: _Draw) -> _Layers:
-    for shape in ((2, 1, 3), (2, 2, 5, 7), (3, 1, 66, 4, 5), (1, 1, 64, 12, 13)):
-        options = (draw(shape[2]), draw(shape[2]).square(), 1e-3)
-        g, x = draw(*shape), draw(*shape)
-        yield f"maps of shape {shape}", g, x, options
-        if len(shape) == 5:
-            g, x = (t.flatten(0, 1).contiguous(memory_format=torch.channels_last).unsqueeze(1) for t in (g, x))
-            yield f"maps of shape {shape}, channels last", g, x, options
-
-
 def _per_sample(operands: KernelOperands) -> Tensor:
     """Return each sample's weight gradient, in float64."""
     g, x = operands.g.double(), operands.x.double()
     if operands.layer == "linear":
         return torch.einsum("nko,nki->noi", g, x)
-    if operands.layer == "batch_norm":
-        mean, variance, eps = operands.options
-        shape = (-1, *[1] * (g.dim() - 3))
-        scaled = (x - mean.double().view(shape)) / (variance.double() + eps).sqrt().view(shape)
-        found: Tensor = (g * scaled).sum((1, *range(3, g.dim())))
-        return found
     geometry: ConvGeometry = operands.options
     shape = (g.shape[2], x.shape[2] // geometry.groups, *geometry.kernel)
     padding = tuple(before for before, _ in geometry.padding)

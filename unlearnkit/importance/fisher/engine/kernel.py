@@ -17,7 +17,7 @@ _LOG = logging.getLogger(__name__)
 _PLUGIN_FAULTS = (Exception,)
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
-Layer = Literal["linear", "convolution", "batch_norm"]
+Layer = Literal["linear", "convolution"]
 Finish = Callable[[Tensor], Tensor]
 Region = tuple[tuple[slice, ...], tuple[slice, ...]]
 """Output positions that see a pixel through one kernel offset, and these pixels."""
@@ -160,7 +160,7 @@ class KernelOperands:
         layer: Which kind.
         g: Gradient of the output: ``linear`` (n, k, O); else (n, k, O, …), channels first.
         x: Input: ``linear`` (n, k, I); else (n, k, C, …).
-        options: ``convolution``: a `ConvGeometry`; ``batch_norm``: running mean, running variance and ε.
+        options: ``convolution``: a `ConvGeometry`.
     """
 
     layer: Layer

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from unlearnkit.importance.fisher.engine.kernel import KernelOperands
 from unlearnkit.importance.fisher.engine.rule import Call, Rule
 from unlearnkit.importance.fisher.engine.totals import Slot
 from unlearnkit.importance.fisher.rules.linear import sum_of
 from unlearnkit.utils.errors import UnsupportedModelError
 
 _CACHED = 1 << 20  # bytes of products that stay in a core's cache until they are summed
-_LARGE_MAP = 16  # positions below which torch's own pass spends its time between channels
 
 
 class _Norm(Rule):
@@ -26,14 +24,9 @@ class _Norm(Rule):
     def add_squares(self, role: str, g: Tensor, call: Call, slot: Slot) -> None:
         if role == "bias":
             slot.add(self.per_sample(role, g, call))
-        elif not self.by_kernel(g, call, slot):
+        else:
             for rows in slot.chunks(len(g), math.prod(g.shape[1:]), bound=_CACHED):
                 slot.add(self.per_sample(role, g[rows], call.holding(t[rows] for t in call.saved)))
-
-    def by_kernel(self, g: Tensor, call: Call, slot: Slot) -> bool:
-        """Add the squares of γ's gradients by the kernel of a plugin, if there is one for this norm."""
-        del g, call, slot
-        return False
 
 
 class _ChannelNorm(_Norm):
@@ -53,7 +46,7 @@ class _ChannelNorm(_Norm):
 
 @final
 class BatchNormRule(_ChannelNorm):
-    """x̂ = (x − μ) / √(σ² + ε) with running μ and σ²: Σ_t g x̂ = (Σ_t g x − μ Σ_t g) / √(σ² + ε)."""
+    """x̂ = (x − μ) / √(σ² + ε) with running μ and σ²: Σ_t g x̂ = Σ_t g (x − μ) / √(σ² + ε)."""
 
     functions: ClassVar[tuple[Callable[..., Any], ...]] = (F.batch_norm,)
 
@@ -82,16 +75,11 @@ class BatchNormRule(_ChannelNorm):
     def forward(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return batch_norm(function, *args, **kwargs)
 
-    def by_kernel(self, g: Tensor, call: Call, slot: Slot) -> bool:
-        return slot.by_kernel(KernelOperands(layer="batch_norm", g=g, x=call.saved[0], options=call.options))
-
     def products(self, g: Tensor, call: Call) -> Tensor:
         mean, variance, eps = call.options
-        mean, inverse = mean.to(g.dtype), (variance.double() + eps).rsqrt().to(g.dtype)
         x = call.saved[0].flatten(0, 1)
-        if g.device.type == "cpu" and g[0, 0].numel() >= _LARGE_MAP and g.is_contiguous() and x.is_contiguous():
-            return _each_alone(g, x, mean, inverse)
-        result: Tensor = (_positions(g * x) - _positions(g) * mean) * inverse
+        centred = x - mean.to(x.dtype).view(-1, *(1,) * (x.dim() - 2))  # first: nothing cancels
+        result: Tensor = _positions(centred.mul_(g)) * (variance.double() + eps).rsqrt().to(g.dtype)
         return result
 
 
@@ -246,18 +234,6 @@ def batch_norm(  # noqa: PLR0917 - torch's own signature
     scale = (running_var + eps).rsqrt()
     scaled: Tensor = FixedNorm.apply(input, scale if weight is None else scale * weight, run)
     return scaled
-
-
-def _each_alone(g: Tensor, x: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
-    """Return Σ_t g (x − μ) / √(σ² + ε): torch's own gradient of γ, with the channels of all rows side by side."""
-    rows, channels = g.shape[:2]
-    means, ones = mean.repeat(rows), torch.ones(rows * channels, dtype=g.dtype)
-    one = (t.view(1, rows * channels, -1) for t in (g, x))
-    _, found, _ = torch.ops.aten.native_batch_norm_backward(
-        *one, None, means, ones, means, ones, False, 0.0, [False, True, False]
-    )
-    result: Tensor = found.view(rows, channels) * inverse
-    return result
 
 
 def _positions(t: Tensor) -> Tensor:
