@@ -71,8 +71,8 @@ retrained models of the sub-class, four orders each); *swap*: accuracy of the fe
 against the others. Tuned methods of the sub-class and of the mislabelled samples aim at the retrained models'
 forget accuracy; `recommend` sees no retrained model, and its row is measured on the half of the test set that
 it did not hold out (so are those of *retrained* and *original* where *from scratch* has no row); its aims
-are judged by the retrained models on the same half. The rows of the whole class and the sub-class are from
-before `recommend` left the targets of head-swap and recovery uncorrected."""
+are judged by the retrained models on the same half. The rows of the whole class are from before `recommend`
+left the targets of head-swap uncorrected."""
 
 
 @attrs.frozen(kw_only=True)
