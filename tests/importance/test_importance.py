@@ -1,7 +1,6 @@
 """Importances: totals and counts, their algebra, incompatible kinds, and the file."""
 
 import copy
-import json
 import pickle
 
 import attrs
@@ -14,7 +13,6 @@ from torch import nn
 
 from unlearnkit import CrossEntropy, DiagonalFisher, Importance, MismatchError, NonFiniteError, StoreError
 from unlearnkit.importance import DataOrder, Fingerprint, Role
-from unlearnkit.importance import importance as importance_file
 
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=50)
 TERMS = st.lists(st.floats(0, 1e6, width=32), min_size=2, max_size=2)
@@ -282,26 +280,6 @@ def test_save_and_load_round_trip(tmp_path_factory, term, samples, text, role, d
     one.save(path)
     assert same(Importance.load(path), one)
     assert [p.name for p in path.parent.iterdir()] == ["i.safetensors"]
-
-
-@pytest.mark.parametrize(
-    ("estimator", "error"), [("diagonal-fisher", 0.0), ("sketched-fisher", None), ("somebody-elses", None)]
-)
-def test_older_file_is_exact_only_for_built_in_exact_estimators(tmp_path, estimator, error):
-    totals = {"w": torch.ones(2)}
-    header = {
-        "count": 4,
-        "samples": 4,
-        "role": "forget",
-        "fingerprint": attrs.asdict(Fingerprint(estimator=estimator)),
-        "trail": {"sizes": {"2": 2}, "order": "abc"},
-    }
-    text = json.dumps(header)
-    digest = importance_file._digest(text, totals)
-    metadata = {"format": "unlearnkit-importance-1", "importance": text, "digest": digest}
-    save_file(totals, tmp_path / "i", metadata)
-    found = Importance.load(tmp_path / "i")
-    assert (found.count, found.relative_error) == (4, error)
 
 
 def test_views_and_shared_memory_are_saved(tmp_path):

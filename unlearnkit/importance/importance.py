@@ -308,7 +308,7 @@ class Importance:
             role=header["role"],
             fingerprint=fingerprint,
             trail=DataOrder(sizes=trail["sizes"], order=trail["order"]),
-            relative_error=header.get("relative_error"),
+            relative_error=header["relative_error"],
         )
 
 
