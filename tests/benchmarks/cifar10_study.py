@@ -72,7 +72,8 @@ against the others. Tuned methods of the sub-class and of the mislabelled sample
 forget accuracy; `recommend` sees no retrained model, and its row is measured on the half of the test set that
 it did not hold out (so are those of *retrained* and *original* where *from scratch* has no row); its aims
 are judged by the retrained models on the same half. The rows of the whole class are from before `recommend`
-left the targets of head-swap uncorrected."""
+left the targets of head-swap uncorrected. Methods that are called by their name alone are at their defaults.
+The seconds are those of a machine that was busy with other work."""
 
 
 @attrs.frozen(kw_only=True)
