@@ -228,9 +228,8 @@ def test_samples_are_drawn_from_the_batches_where_the_data_set_cannot_be_indexed
 
 
 def test_drawn_samples_are_read_by_workers_that_are_started_alike():
-    start = print
-    drawn, _ = draw_samples(DataLoader(torch.arange(8), worker_init_fn=start), count=3, seed=0)
-    assert drawn.worker_init_fn is start
+    drawn, _ = draw_samples(DataLoader(torch.arange(8), worker_init_fn=print), count=3, seed=0)
+    assert drawn.worker_init_fn is print
 
 
 def test_a_data_set_in_place_of_batches_is_refused_with_what_to_pass():

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from unlearnkit import StoreError
 from unlearnkit.cli.app import app
+from unlearnkit.evaluation.metric import FeatureMeasure
 from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.run import run
@@ -163,6 +164,17 @@ def test_page_marks_estimated_importances(pages):
     said = visible(render_page(record)).partition("Options and provenance")[2]
     assert record.report.uncertainty()[0] in said
     assert "up to 25 %" in said.partition("Importances that were used")[2]
+
+
+def test_single_retrained_models_are_in_the_table_of_the_features_alone():
+    values = {"V": 0.5, "retrained 1 V": 0.41, "error V": 0.03, "retrained 1 other": 0.77}
+    feature = FeatureMeasure(name="head-swap V", value=0.5, retrained=(0.41,), error=0.03)
+    said = visible(render_page(attrs.evolve(FULL, metrics={"head-swap": values}, features=(feature,))))
+    held, table = said.partition("Every metric")[::2]
+    assert "0.410" in held.partition("What the features hold")[2]
+    assert "0.410" not in table.partition("Options and provenance")[0]
+    assert "head-swap: error V" in table
+    assert "0.770" in table  # nowhere else
 
 
 def test_missing_plots_are_explained(pages):

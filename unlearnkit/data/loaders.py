@@ -215,14 +215,11 @@ class WithoutSingles:
         return cls(batches=batches, left_out=left_out)
 
 
-def _is_plain(batches: Any) -> TypeGuard["DataLoader[Any]"]:
-    """Say whether a loader can be rebuilt from its data set: an ``__iter__`` of its own may change the batches."""
-    return isinstance(batches, DataLoader) and type(batches).__iter__ is DataLoader.__iter__
-
-
 def _reads_samples(batches: Any) -> TypeGuard["DataLoader[Any]"]:
-    """Say whether a loader that can be rebuilt joins samples of a data set with an index to batches."""
-    return _is_plain(batches) and batches.batch_sampler is not None and not isinstance(batches.dataset, IterableDataset)
+    """Say whether a loader can be rebuilt from its data set, which it reads by index and sample by sample."""
+    if not isinstance(batches, DataLoader) or type(batches).__iter__ is not DataLoader.__iter__:
+        return False  # an __iter__ of its own may change the batches
+    return batches.batch_sampler is not None and not isinstance(batches.dataset, IterableDataset)
 
 
 def _in_class_order(batches: Sequence[Any], labels: Callable[[Any], Tensor]) -> bool:

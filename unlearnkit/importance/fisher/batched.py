@@ -97,8 +97,7 @@ class InOrder(Accumulator):
         one = self._measure(batch)
         accumulate(self._totals, one.totals)
         self._count += one.count
-        self._nan_check.check()
-        self._nan_check.next_batch()
+        self._nan_check.end_batch()
 
     def result(self) -> Importance:
         self._nan_check.finish(self._totals)

@@ -118,8 +118,7 @@ class _Sketch(Accumulator):
                     wider = g.to(total.dtype)
                     total.addcmul_(wider, wider, value=1 / self._probes)
         self._count += batch_size(batch)
-        self._nan_check.check()
-        self._nan_check.next_batch()
+        self._nan_check.end_batch()
 
     def result(self) -> Importance:
         self._nan_check.finish(self._totals)

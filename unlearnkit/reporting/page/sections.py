@@ -22,7 +22,6 @@ from unlearnkit.reporting.verdict import near
 from unlearnkit.utils.text import number, percent
 
 _MODELS = ("unlearned", "original", "retrained")
-_OF_A_FEATURE = re.compile(r"^(error|retrained \d+) ")
 _SHOWN = 12  # values of a list
 _NOT_TAKEN = "This was not measured: evaluation.page was false, no edit was made, or an older version wrote the record."
 
@@ -248,11 +247,12 @@ def metrics(record: RunRecord) -> Section:
     if not record.metrics:
         text = "No further metrics: list their names in evaluation.metrics; unlearnkit methods shows all."
         return Section(words=(text,))
-    rows = []
+    rows, held = [], {feature.name for feature in record.features}
     for metric, values in record.metrics.items():
         cells: dict[str, dict[str, str]] = {}
         for name, value in values.items():
-            if (of := _OF_A_FEATURE.sub("", name)) != name and of in values:
+            one = re.match(r"retrained \d+ (.*)", name)
+            if one and f"{metric} {one[1]}" in held:
                 continue  # in the table of what the features hold
             first, _, rest = name.partition(" ")
             model, quantity = (first, rest) if first in _MODELS and rest else ("unlearned", name)

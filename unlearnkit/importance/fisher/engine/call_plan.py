@@ -232,3 +232,13 @@ def shared_names(steps: Sequence[Step]) -> frozenset[str]:
     used = Counter(name for step in steps if step.action is not Action.ENTER for name in step.names)
     derived = {name for step in steps if step.action is Action.DERIVE for name in step.names}
     return frozenset(derived | {name for name, times in used.items() if times > 1})
+
+
+def coarsest(dtypes: set[torch.dtype]) -> torch.dtype:
+    """Return the dtype that rounds most."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        if dtype in dtypes:
+            return dtype
+    if dtypes != {torch.float64}:
+        raise UnprovenError(f"expected parameters of a known floating dtype, saw {sorted(map(str, dtypes))}")
+    return torch.float64

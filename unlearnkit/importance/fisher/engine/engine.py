@@ -78,8 +78,7 @@ class Engine(Accumulator):
                 self._halve(rows.stop - rows.start)
         self._totals.end_batch(size)
         self._count += size
-        self._nan_check.check()
-        self._nan_check.next_batch()
+        self._nan_check.end_batch()
 
     def result(self) -> Importance:
         totals = self._totals.result(last=True)

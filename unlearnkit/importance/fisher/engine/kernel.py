@@ -160,7 +160,7 @@ class KernelOperands:
         layer: Which kind.
         g: Gradient of the output: ``linear`` (n, k, O); else (n, k, O, …), channels first.
         x: Input: ``linear`` (n, k, I); else (n, k, C, …).
-        options: ``convolution``: a `ConvGeometry`.
+        options: Of a ``convolution``: its `ConvGeometry`.
     """
 
     layer: Layer

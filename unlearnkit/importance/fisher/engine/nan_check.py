@@ -34,7 +34,8 @@ class NanCheck:
         elif not bool(fine):
             self._raise(self._result(), f"in batch {index} (counted from 0)")
 
-    def next_batch(self) -> None:
+    def end_batch(self) -> None:
+        self.check()
         self._batches += 1
 
     def finish(self, totals: Mapping[str, Tensor]) -> None:
@@ -50,7 +51,7 @@ class NanCheck:
         if names:
             raise NonFiniteError(
                 f"expected finite gradients, saw NaN or infinity {where} in the squares for {', '.join(names)}: "
-                "look at that batch's inputs and losses; squares overflow above 1e19 in float32"
+                "look at the inputs and losses; squares overflow above 1e19 in float32"
             )
 
 

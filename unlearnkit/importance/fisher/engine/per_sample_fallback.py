@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from unlearnkit.data.batches import batch_size, has_values, map_tensors, take, tensors
-from unlearnkit.importance.fisher.engine.call_plan import UnprovenError
+from unlearnkit.importance.fisher.engine.call_plan import UnprovenError, coarsest
 from unlearnkit.importance.fisher.engine.interceptor import ProcessWide
 from unlearnkit.importance.fisher.engine.kernel import out_of_memory
 from unlearnkit.models.norm_gradients import norm_gradient_fix
@@ -146,7 +146,7 @@ class SquaredGradients:
         dtypes = {p.dtype for p in self._named.values()}
         if isinstance(self._objective, Autocast):
             dtypes.add(torch.bfloat16)
-        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+        return coarsest(dtypes)
 
     def _chunks(self, batch: Any) -> Iterator[tuple[slice, dict[str, Tensor]]]:
         """Differentiate a chunk of samples at a time with `torch.func`."""

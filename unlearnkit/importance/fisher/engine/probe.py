@@ -19,6 +19,7 @@ from unlearnkit.importance.fisher.engine.call_plan import (
     Scattered,
     Step,
     UnprovenError,
+    coarsest,
     recognise,
     results,
     shared_names,
@@ -301,7 +302,7 @@ def discover(
         if plan is not None:
             plan.end(len(guide.steps))
         opaque = _opaque(losses, named, guide.steps) or interceptor.unseen
-        guide.precision = _coarsest(guide.precisions | {p.dtype for p in named.values()})
+        guide.precision = coarsest(guide.precisions | {p.dtype for p in named.values()})
         if adding is not None:
             adding.shared = shared_names(guide.steps)
         if begin is not None:
@@ -362,12 +363,3 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     finally:
         for t, data in held:
             t.data = data
-
-
-def _coarsest(dtypes: set[torch.dtype]) -> torch.dtype:
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        if dtype in dtypes:
-            return dtype
-    if dtypes != {torch.float64}:
-        raise UnprovenError(f"expected parameters of a known floating dtype, saw {sorted(map(str, dtypes))}")
-    return torch.float64
