@@ -139,6 +139,20 @@ def test_check_names_every_mistake_at_once_and_does_nothing(digits_toml, tmp_pat
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_check_looks_at_what_a_search_would_need(digits_toml):
+    settings = ["tuning.method=ssd", "tuning.operating=alfa", "method.prune.tuned=true", "tuning.fractions=[2]"]
+    result = call("check", digits_toml, *(part for one in settings for part in ("--set", one)))
+    assert result.exit_code == 2
+    for said in (
+        "tuning.method: Tuner.operating: expected a monotone option of ssd",
+        "method.prune: Tuner.operating: ",
+    ):
+        assert said in result.output
+    settings = settings[:1] + settings[2:]
+    result = call("check", digits_toml, *(part for one in settings for part in ("--set", one)))
+    assert "Tuner.fractions: expected shares above 0 and up to 1, saw (2.0,)" in result.output
+
+
 def test_check_takes_options_of_metrics_that_only_a_comparison_measures(digits_toml):
     settings = ["comparison.metrics=['linear-probe']", "evaluation.options.linear-probe.most=100"]
     result = call("check", digits_toml, *(part for one in settings for part in ("--set", one)))

@@ -12,11 +12,11 @@ from unlearnkit import ConfigurationError, PluginManager, StoreError, hookimpl
 from unlearnkit.cli.app import app
 from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.experiments import job
-from unlearnkit.experiments.config import MethodConfig, StepConfig, load_config
+from unlearnkit.experiments.config import MethodConfig, StepConfig, TuningConfig, load_config
 from unlearnkit.experiments.experiment import Experiment
 from unlearnkit.experiments.job import Job
 from unlearnkit.experiments.run import run
-from unlearnkit.experiments.search import hold_out_unseen, tunable
+from unlearnkit.experiments.search import checked_unlearner, hold_out_unseen
 from unlearnkit.experiments.tune import tune
 from unlearnkit.plugins.manager import default_manager
 from unlearnkit.utils.progress import silent
@@ -293,4 +293,5 @@ def test_every_shipped_method_can_be_tuned():
     assert len(names) > 20
     for name in names:
         steps = [StepConfig(name="finetune")] if name == "sequence" else []
-        assert tunable(MethodConfig(name=name, tuned=True, steps=steps), plugins).name == name
+        method = MethodConfig(name=name, tuned=True, steps=steps)
+        assert checked_unlearner(method, plugins, TuningConfig()).name == name

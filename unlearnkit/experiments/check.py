@@ -15,11 +15,11 @@ from unlearnkit.experiments.experiment import (
     make_estimator,
     make_metric,
     make_metrics,
-    make_unlearner,
 )
 from unlearnkit.experiments.factories import data_factory, model_factory, normalisation_remark
 from unlearnkit.experiments.recommend import method_called
-from unlearnkit.experiments.search import tunable
+from unlearnkit.experiments.search import checked_unlearner
+from unlearnkit.experiments.tune import method_to_tune
 from unlearnkit.models import input_transform
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.utils.errors import ConfigurationError, UnlearnKitError, nearest
@@ -37,12 +37,14 @@ def _problems(config: Config, plugins: PluginManager) -> Iterator[str]:
     yield from _failure("device", lambda: resolve_device(config.device))
     yield from _failure("forget", config.forget.spec)
     for method in config.method:
-        make = tunable if method.tuned else make_unlearner
         for _, variant in variants(method):
-            yield from _failure(f"method.{method.label}", partial(make, variant, plugins))
-    for key, label in {"tuning.method": config.tuning.method, "deletion.method": config.deletion.method}.items():
-        if label:
-            yield from _failure(key, partial(chosen_method, config, label, key=key))
+            yield from _failure(f"method.{method.label}", partial(checked_unlearner, variant, plugins, config.tuning))
+    if config.tuning.method:
+        yield from _failure("tuning.method", lambda: method_to_tune(config, plugins))
+    if config.deletion.method:
+        yield from _failure(
+            "deletion.method", lambda: chosen_method(config, config.deletion.method, key="deletion.method")
+        )
     for name in config.recommend.methods:
         yield from _failure("recommend.methods", partial(method_called, name, config, plugins))
     for name in config.evaluation.splits:

@@ -10,9 +10,8 @@ from unlearnkit.distributed.collectives import barrier
 from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.experiments.config import Config
-from unlearnkit.experiments.experiment import make_unlearner
 from unlearnkit.experiments.job import Job, earlier_results, exclusive, result_folder
-from unlearnkit.experiments.search import Editor, hold_out_unseen, tunable
+from unlearnkit.experiments.search import Editor, checked_unlearner, hold_out_unseen
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.reporting import RunRecord
 from unlearnkit.utils.errors import ConfigurationError
@@ -63,7 +62,7 @@ def edits(
             f"method {tuned[0]!r}: expected fixed options for a dry run, saw tuned: a search makes all its edits"
         )
     for method in config.method:
-        (tunable if method.tuned else make_unlearner)(method, plugins)
+        checked_unlearner(method, plugins, config.tuning)
     with nullcontext() if dry_run else exclusive(config.output):
         earlier = {} if dry_run else earlier_results(config, overwrite=overwrite)
         barrier()  # no process may write before all have looked for earlier results

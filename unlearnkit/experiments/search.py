@@ -13,7 +13,7 @@ from unlearnkit.data import LabelledImages, forget_split
 from unlearnkit.data.splits import ValidationSplit, hold_out, validation_split
 from unlearnkit.distributed import Ranks
 from unlearnkit.evaluation.tuning import TrialTuner, Tuner, Tuning, Validation
-from unlearnkit.experiments.config import Config, MethodConfig
+from unlearnkit.experiments.config import Config, MethodConfig, TuningConfig
 from unlearnkit.experiments.experiment import Experiment, make_unlearner
 from unlearnkit.experiments.job import Job
 from unlearnkit.experiments.provenance import data_digest, digest_of, versions
@@ -90,7 +90,8 @@ class Search:
 
     def edit(self, model: nn.Module, method: MethodConfig) -> tuple[RunRecord, Tuning]:
         """Search, and edit the model with what was found, or not at all."""
-        unlearner, found = tunable(method, self.job.plugins), list[Tuning]()
+        config = self.job.experiment.config
+        unlearner, found = checked_unlearner(method, self.job.plugins, config.tuning), list[Tuning]()
 
         def search(model: nn.Module, inputs: UnlearningInputs, *, accept: Callable[[Report], Report]) -> Report:
             if _by_fractions(unlearner):
@@ -115,20 +116,9 @@ class Search:
     def _by_fractions(
         self, model: nn.Module, unlearner: ElementwiseUnlearner, inputs: UnlearningInputs, method: MethodConfig
     ) -> Tuning:
-        experiment, config = self.job.experiment, self.job.experiment.config.tuning
+        experiment = self.job.experiment
         assert inputs.forget is not None, "every elementwise method needs it"
-        tuner = Tuner(
-            unlearner=unlearner,
-            operating=config.operating,
-            strength=config.strength or None,
-            fixed=method.fixed,
-            fractions=config.fractions,
-            strengths=config.strengths,
-            reestimate=_REESTIMATE[config.reestimate],
-            budget=config.budget,
-            rounds=config.rounds,
-        )
-        return tuner.tune(
+        return _tuner(unlearner, method, experiment.config.tuning).tune(
             model,
             forget=inputs.forget,
             reference=inputs.reference,
@@ -202,10 +192,13 @@ class Search:
         return found
 
 
-def tunable(method: MethodConfig, plugins: PluginManager) -> Unlearner:
-    """Make a method, or say why its options cannot be searched."""
+def checked_unlearner(method: MethodConfig, plugins: PluginManager, config: TuningConfig) -> Unlearner:
+    """Make a method; where it is to be tuned, check that its options can be searched."""
     unlearner = make_unlearner(method, plugins)
+    if not method.tuned:
+        return unlearner
     if _by_fractions(unlearner):
+        _tuner(unlearner, method, config)
         return unlearner
     TrialTuner(unlearner=unlearner, fixed=method.fixed).searched()
     if find_spec("optuna") is None:
@@ -213,6 +206,20 @@ def tunable(method: MethodConfig, plugins: PluginManager) -> Unlearner:
             f"method {method.label!r}: its search needs Optuna, which is not installed: pip install 'unlearnkit[tune]'"
         )
     return unlearner
+
+
+def _tuner(unlearner: ElementwiseUnlearner, method: MethodConfig, config: TuningConfig) -> Tuner:
+    return Tuner(
+        unlearner=unlearner,
+        operating=config.operating,
+        strength=config.strength or None,
+        fixed=method.fixed,
+        fractions=config.fractions,
+        strengths=config.strengths,
+        reestimate=_REESTIMATE[config.reestimate],
+        budget=config.budget,
+        rounds=config.rounds,
+    )
 
 
 def _by_fractions(unlearner: Unlearner) -> TypeGuard[ElementwiseUnlearner]:

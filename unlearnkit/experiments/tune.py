@@ -6,11 +6,11 @@ from typing import final
 import attrs
 
 from unlearnkit.evaluation.tuning import Tuning
-from unlearnkit.experiments.config import Config
+from unlearnkit.experiments.config import Config, MethodConfig
 from unlearnkit.experiments.experiment import chosen_method
 from unlearnkit.experiments.job import result_folder
 from unlearnkit.experiments.run import edits
-from unlearnkit.experiments.search import tunable
+from unlearnkit.experiments.search import checked_unlearner
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.reporting import RunRecord
 from unlearnkit.utils.progress import Progress, silent
@@ -41,10 +41,17 @@ def tune(
     torch.distributed, the ranks share importances, candidates and evaluation, and rank 0 writes. ``overwrite`` and
     ``again`` are those of `run`.
     """
-    method, plugins = chosen_method(config, config.tuning.method, key="tuning.method"), plugins or default_manager()
-    tunable(method, plugins)  # an error names the method by its own label
-    method = attrs.evolve(method, tuned=True, label=f"{method.label}-tuned")
+    plugins = plugins or default_manager()
+    method = method_to_tune(config, plugins)
+    method = attrs.evolve(method, label=f"{method.label}-tuned")
     config = attrs.evolve(config, method=(method,))
     ((record, found),) = edits(config, plugins=plugins, overwrite=overwrite, again=again, progress=progress)
     tuning = found or Tuning.from_dict(record.tuning or {})
     return Tuned(tuning=tuning, record=record, folder=result_folder(config, method.label))
+
+
+def method_to_tune(config: Config, plugins: PluginManager) -> MethodConfig:
+    """Return the method that ``tuning.method`` names, checked."""
+    method = attrs.evolve(chosen_method(config, config.tuning.method, key="tuning.method"), tuned=True)
+    checked_unlearner(method, plugins, config.tuning)
+    return method

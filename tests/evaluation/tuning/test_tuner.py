@@ -137,16 +137,12 @@ def test_the_fraction_falls_as_the_option_rises(trained):
     assert found[-1] == 0
 
 
-def test_options_can_be_named_and_must_be_monotone(trained):
+def test_options_can_be_named(trained):
     model, forget, full = trained
     call = {"forget": forget, "reference": full}
     curve = OperatingCurve.of(AdaptiveSynapticDampening(), model, option="lam", strength="alpha", **call)
     assert (curve.option, curve.strength) == ("lam", "alpha")
     assert OperatingCurve.of(SSD(), model, strength="", **call).strength == ""
-    with pytest.raises(ConfigurationError, match=r"ssd: expected a monotone option, .*saw 'epsilon'"):
-        OperatingCurve.of(SSD(), model, option="epsilon", **call)
-    with pytest.raises(ConfigurationError, match=r"'ssd-soft' declares no monotone option"):
-        OperatingCurve.of(SoftSynapticDampening(), model, **call)
 
 
 def test_unreachable_fraction_gives_the_largest_possible():
@@ -420,6 +416,9 @@ def test_remarks_appear_once(law_case):
     ("options", "said"),
     [
         ({"unlearner": SSD}, "expected an object of an elementwise method"),
+        ({"unlearner": SoftSynapticDampening()}, "'ssd-soft' declares no monotone option"),
+        ({"operating": "epsilon"}, r"Tuner.operating: expected a monotone option of ssd, .*saw 'epsilon'"),
+        ({"strength": "epsilon"}, r"Tuner.strength: expected a monotone option of ssd, .*saw 'epsilon'"),
         ({"fractions": ()}, "expected shares above 0"),
         ({"fractions": (0.0,)}, "expected shares above 0"),
         ({"strengths": (-1.0,)}, "expected numbers ≥ 0"),

@@ -94,6 +94,18 @@ class Tuner:
             raise ConfigurationError(
                 f"Tuner.unlearner: expected an object of an elementwise method, saw {self.unlearner!r}"
             )
+        monotone = [o.name for o in options_of(self.unlearner) if o.name in self.unlearner.promises().monotone]
+        if not monotone:
+            raise ConfigurationError(
+                f"{self.unlearner.name!r} declares no monotone option, so no selected fraction can be found. "
+                "Declare its monotone options in its traits, or tune another method"
+            )
+        for field in ("operating", "strength"):
+            name = getattr(self, field)
+            if name and name not in monotone:
+                raise ConfigurationError(
+                    f"Tuner.{field}: expected a monotone option of {self.unlearner.name}, {monotone}, saw {name!r}"
+                )
         if not self.fractions or not all(0 < f <= 1 for f in self.fractions):
             raise ConfigurationError(f"Tuner.fractions: expected shares above 0 and up to 1, saw {self.fractions}")
         if not self.strengths or not all(s >= 0 for s in self.strengths):
@@ -221,14 +233,6 @@ class OperatingCurve:
     ) -> Self:
         """Choose the options that were not given (``""`` is no strength), and copy the weights."""
         monotone = [o.name for o in options_of(unlearner) if o.name in unlearner.promises().monotone]
-        for name in (option, strength):
-            if name and name not in monotone:
-                raise ConfigurationError(f"{unlearner.name}: expected a monotone option, {monotone}, saw {name!r}")
-        if not monotone:
-            raise ConfigurationError(
-                f"{unlearner.name!r} declares no monotone option, so no selected fraction can be found. "
-                "Declare its monotone options in its traits, or tune another method"
-            )
         weights = {name: p.detach().clone() for name, p in trainable(model).items()}
         curve = partial(cls, weights=weights, forget=forget, reference=reference)
         if not option:

@@ -24,9 +24,9 @@ from unlearnkit.data import forget_split
 from unlearnkit.distributed.collectives import resolve_device
 from unlearnkit.evaluation import LossAndAccuracy
 from unlearnkit.experiments.comparison.trial import Trial, TrialResult, write_result
-from unlearnkit.experiments.experiment import Experiment, make_metrics, make_unlearner
+from unlearnkit.experiments.experiment import Experiment, make_metrics
 from unlearnkit.experiments.job import Job
-from unlearnkit.experiments.search import Editor, hold_out_unseen, tunable
+from unlearnkit.experiments.search import Editor, checked_unlearner, hold_out_unseen
 from unlearnkit.experiments.train import cached_original, retrained_models
 from unlearnkit.models import trainable
 from unlearnkit.plugins.manager import PluginManager, default_manager
@@ -54,8 +54,8 @@ class Worker:
     def facts(self, trial: Trial) -> dict[str, Any]:
         """Check a trial, and return what its result depends on beyond the configuration."""
         experiment, plugins = self._experiment(trial), self._plugins
-        make = tunable if trial.method.tuned else make_unlearner
-        unlearner, estimator = make(trial.method, plugins), experiment.estimator(plugins)
+        unlearner = checked_unlearner(trial.method, plugins, trial.config.tuning)
+        estimator = experiment.estimator(plugins)
         metrics = make_metrics(trial.config, plugins).values()
         kinds: list[type] = [type(one) for one in (unlearner, *parts_of(unlearner).values(), estimator, *metrics)]
         return {
