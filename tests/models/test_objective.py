@@ -20,9 +20,10 @@ from unlearnkit import (
     Objective,
     Pipeline,
     UnlearningInputs,
+    UnlearnKitWarning,
 )
 from unlearnkit.models import BinaryCrossEntropy, SquaredError, train
-from unlearnkit.models.objective import Autocast, check_losses
+from unlearnkit.models.objective import Autocast, check_losses, score_batch
 
 
 def oracle(logits, label):
@@ -43,6 +44,15 @@ def test_cross_entropy_of_two_samples():
     batch = (torch.tensor([[0.0, math.log(3.0)], [1.0, 1.0]], dtype=torch.float64), torch.tensor([1, 0]))
     losses = CrossEntropy().losses(nn.Identity(), batch)
     assert losses.tolist() == pytest.approx([math.log(4 / 3), math.log(2)])
+
+
+def test_outputs_of_a_softmax_are_said_to_be_no_logits():
+    batch = (torch.tensor([[0.5, 2.0], [1.0, -1.0]]), torch.tensor([1, 0]))
+    with pytest.warns(UnlearnKitWarning, match="expected logits, saw outputs from 0 to 1 that add up to 1"):
+        score_batch(nn.Softmax(1), batch, objective=CrossEntropy())
+    for model in (nn.Identity(), nn.LogSoftmax(1), nn.Sigmoid()):
+        score_batch(model, batch, objective=CrossEntropy())  # no warning, which would be an error here
+    score_batch(nn.Identity(), (torch.eye(2), torch.tensor([1, 0])), objective=CrossEntropy())
 
 
 ROW = st.tuples(st.lists(st.floats(-20, 20), min_size=3, max_size=3), st.integers(0, 2))

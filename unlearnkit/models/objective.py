@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from unlearnkit.data.batches import batch_size, pick, tensors
 from unlearnkit.models.parameters import device_of
 from unlearnkit.models.tokens import refuse_left_padding
-from unlearnkit.utils.errors import ConfigurationError, MismatchError
+from unlearnkit.utils.errors import ConfigurationError, MismatchError, UnlearnKitWarning
 from unlearnkit.utils.options import unrecorded
 
 IGNORED = -100
@@ -442,11 +443,25 @@ def score_batch(model: nn.Module, batch: Any, *, objective: Objective) -> tuple[
         logits = objective.logits(model, batch)
         correct, predictions = _count(logits, objective.labels(batch))
         losses = objective.losses_of(logits, batch)
+        if _like_probabilities(logits):
+            warnings.warn(
+                "CrossEntropy: expected logits, saw outputs from 0 to 1 that add up to 1, as after a softmax: "
+                "losses and importances are wrong. Let the model return what goes into its softmax",
+                UnlearnKitWarning,
+                stacklevel=2,
+            )
     else:
         losses = objective.losses(model, batch)
     checked = check_losses(losses, batch, objective=objective)
     loss_sum = float(checked.detach().to("cpu", torch.float64).sum())
     return checked, BatchScores(loss_sum=loss_sum, samples=len(checked), correct=correct, predictions=predictions)
+
+
+def _like_probabilities(logits: Tensor) -> bool:
+    values = logits.detach()
+    if not bool((values >= 0).all()) or not bool(((values > 0) & (values < 1)).any()):  # one-hot rows may be logits
+        return False
+    return bool(((values.sum(1) - 1).abs() < 1e-2).all())  # the rounding of bfloat16, too
 
 
 def _count(logits: Tensor, labels: Tensor) -> tuple[int, int]:
