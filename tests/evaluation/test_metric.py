@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from unlearnkit import CrossEntropy, EvaluationInputs, Metric, MetricTraits, MismatchError
+from unlearnkit import ConfigurationError, CrossEntropy, EvaluationInputs, Metric, MetricTraits, MismatchError
 from unlearnkit.models.parameters import digest
 
 
@@ -126,6 +126,28 @@ def test_a_metric_that_fails_is_an_error_and_undone(error):
     with pytest.raises(type(error)):
         Author(measure).evaluate(paper)
     assert state(paper) == before
+
+
+def test_an_error_of_a_metric_names_it():
+    def measure(inputs):
+        return {"value": len(inputs.splits["forget-test"])}
+
+    with pytest.raises(KeyError) as caught:
+        Author(measure).evaluate(inputs())
+    assert caught.value.__notes__ == [f"raised by metric 'author' ({__name__}.Author)"]
+
+
+@pytest.mark.parametrize(
+    ("traits", "said"),
+    [
+        ({"better": "lower is"}, "MetricTraits.better: expected one of 'higher', 'lower', 'near retrained', saw"),
+        ({"low": 1.0, "high": 0.0}, "expected low < high, saw 1.0 and 0.0"),
+        ({"holds": "abc"}, "expected several names, saw 'abc'"),
+    ],
+)
+def test_traits_that_cannot_be(traits, said):
+    with pytest.raises(ConfigurationError, match=said):
+        MetricTraits(**traits)
 
 
 def test_model_used_twice_is_restored_once():

@@ -1,6 +1,7 @@
 """Tuning from a configuration, and the command."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from unlearnkit.experiments.config import MethodConfig, StepConfig, TuningConfig
 from unlearnkit.experiments.experiment import Experiment
 from unlearnkit.experiments.job import Job
 from unlearnkit.experiments.run import run
-from unlearnkit.experiments.search import checked_unlearner, hold_out_unseen
+from unlearnkit.experiments.search import checked_unlearner, hold_out_unseen, trials_of
 from unlearnkit.experiments.tune import tune
 from unlearnkit.plugins.manager import default_manager
 from unlearnkit.utils.progress import silent
@@ -235,6 +236,13 @@ def test_two_labels_share_one_search(digits_toml, tmp_path):
     one, other = run(config(digits_toml, *TRIALS, f"method=[{same}]"))
     assert Tuning.from_dict(one.tuning).candidates == Tuning.from_dict(other.tuning).candidates
     assert not (tmp_path / "out" / ".trials.sqlite").exists()
+
+
+def test_several_processes_make_the_database_of_trials_at_once(digits_toml, tmp_path):
+    configuration = config(digits_toml, f"output='{tmp_path / 'many'}'")
+    with ThreadPoolExecutor(8) as pool:
+        urls = {*pool.map(lambda _: trials_of(configuration), range(8))}
+    assert len(urls) == 1
 
 
 def test_a_stopped_search_is_kept_until_its_own_end(digits_toml, tmp_path):

@@ -341,6 +341,23 @@ def test_the_author_sees_eval_mode_no_gradients_and_grad_enabled():
     assert seen == {"training": False, "grads": [None] * 6, "enabled": True}
 
 
+def test_backward_of_one_batch_is_not_added_to_the_gradients_of_the_next():
+    class Backward(ImportanceEstimator):
+        name = "backward"
+        traits = EstimatorTraits(unit="batch")
+
+        def estimate_batch(self, model, batch, *, objective):
+            objective.losses(model, batch).mean().backward()
+            return Importance(totals={n: p.grad.square() for n, p in trainable(model).items()}, count=1)
+
+    model = net()
+    model.eval()
+    alone = [Backward().estimate(model, [batch], objective=CE).totals for batch in data()]
+    together = Backward().estimate(model, data(), objective=CE).totals
+    for name, total in together.items():
+        torch.testing.assert_close(total, sum(part[name] for part in alone))
+
+
 def test_estimator_may_return_the_same_tensors_for_every_batch():
     model = net()
     kept = ones(model)

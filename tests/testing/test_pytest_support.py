@@ -10,8 +10,8 @@ import pytest
 from unlearnkit_methods.prune import Prune
 from unlearnkit_methods.ssd import SelectiveSynapticDampening
 
-from unlearnkit import ConfigurationError
-from unlearnkit.testing import cases, laws_for, parametrize_with_checks
+from unlearnkit import ConfigurationError, Unlearner
+from unlearnkit.testing import broken_laws, cases, laws_for, parametrize_with_checks
 
 SUBJECTS = [Prune(), SelectiveSynapticDampening(alpha=float("inf")), Prune()]
 
@@ -55,6 +55,18 @@ def test_expected_failures_may_depend_on_the_object():
 
     marked = [p for p in params(parametrize_with_checks(SUBJECTS, expected_failures=expected)) if p.marks]
     assert len(marked) == 1
+
+
+def test_a_class_that_lacks_something_is_named():
+    class Unfinished(Unlearner):
+        name = "unfinished"
+
+        def apply(self, model, inputs):
+            pass
+
+    for check in (broken_laws, lambda subject: parametrize_with_checks([subject])):
+        with pytest.raises(ConfigurationError, match=r"Unfinished.*needs"):
+            check(Unfinished())
 
 
 def test_an_expected_failure_of_no_law_is_refused():

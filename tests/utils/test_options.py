@@ -76,6 +76,31 @@ def test_evolve_checks_again():
         attrs.evolve(Method(), alpha=-1.0)
 
 
+def test_an_int_of_a_field_that_is_annotated_float_makes_a_float_option():
+    @attrs.frozen(kw_only=True)
+    class Whole:
+        lam: float = option(1, doc="weight", search=(0.1, 10))
+
+    assert (Whole().lam, type(Whole().lam), Whole(lam=0.5).lam) == (1.0, float, 0.5)
+    assert (options_of(Whole)[0].kind, type(options_of(Whole)[0].default)) == (float, float)
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        ((4, 1), r"two finite numbers with low < high, saw \(4, 1\)"),
+        (5, "expected search="),
+        (("a", "b"), "expected search="),
+        ((1, 2, 3), "expected search="),
+        ((1.0, math.inf), "finite"),
+        ((-1, 4), r"expected a range to search > 0, saw search=\(-1, 4\)"),
+    ],
+)
+def test_a_range_that_cannot_be_searched_is_refused(search, said):
+    with pytest.raises(ConfigurationError, match=said):
+        option(1.0, doc="weight", above=0, search=search)
+
+
 def test_options_of_a_class_and_of_an_object_are_described():
     found = {o.name: o for o in options_of(Method)}
     assert list(found) == ["alpha", "share", "steps", "exact", "kind", "limit"]

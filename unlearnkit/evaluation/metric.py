@@ -10,9 +10,9 @@ from torch import nn
 from unlearnkit.data.batches import check_batches
 from unlearnkit.models.objective import CrossEntropy, Objective, check_objective
 from unlearnkit.models.snapshot import ModelSnapshot
-from unlearnkit.utils.errors import MismatchError, raise_all
+from unlearnkit.utils.errors import ConfigurationError, MismatchError, raise_all
 from unlearnkit.utils.global_state import restored_globals
-from unlearnkit.utils.options import by_fields, read_only
+from unlearnkit.utils.options import by_fields, one_of, read_only, several
 
 
 @final
@@ -28,12 +28,18 @@ class MetricTraits:
 
     low: float = float("-inf")
     high: float = float("inf")
-    better: Literal["higher", "lower", "near retrained"] = "near retrained"
+    better: Literal["higher", "lower", "near retrained"] = attrs.field(
+        default="near retrained", validator=one_of("higher", "lower", "near retrained")
+    )
     unit: str = ""
     source: str = ""
     cost: str = ""
     trust: str = ""
-    holds: tuple[str, ...] = ()
+    holds: tuple[str, ...] = attrs.field(default=(), converter=several)
+
+    def __attrs_post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ConfigurationError(f"MetricTraits: expected low < high, saw {self.low!r} and {self.high!r}")
 
 
 FRACTION = MetricTraits(low=0.0, high=1.0, unit="fraction")
@@ -119,17 +125,21 @@ class Metric(abc.ABC):
         models = [m for m in (inputs.model, inputs.original, *inputs.retrained) if m is not None]
         snapshots = [ModelSnapshot(model) for model in dict.fromkeys(models)]
         problems: list[str] = []
+        who = f"metric {self.name!r} ({type(self).__module__}.{type(self).__qualname__})"
         try:
             for snapshot in snapshots:
                 snapshot.hide_gradients()
-            values = self.measure(inputs)
+            try:
+                values = self.measure(inputs)
+            except Exception as error:
+                error.add_note(f"raised by {who}")
+                raise
             for snapshot in snapshots:
                 problems += snapshot.structure_changes()
                 problems += [f"{n}: edited" for n in snapshot.changed_parameters() + snapshot.changed_buffers()]
         finally:
             for snapshot in snapshots:
                 snapshot.restore()
-        who = f"metric {self.name!r} ({type(self).__module__}.{type(self).__qualname__})"
         raise_all(problems, where=f"{who} changed a model that it measured (it was put back)")
         allowed = int | float | Measurement | NotApplicable | None
         if not isinstance(values, Mapping) or not all(isinstance(v, allowed) for v in values.values()):

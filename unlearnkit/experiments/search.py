@@ -7,12 +7,14 @@ from typing import Any, TypeGuard, final
 
 import attrs
 import numpy as np
+from filelock import FileLock
 from torch import nn
 
 from unlearnkit.data import LabelledImages, forget_split
 from unlearnkit.data.splits import ValidationSplit, hold_out, validation_split
 from unlearnkit.distributed import Ranks
 from unlearnkit.evaluation.tuning import TrialTuner, Tuner, Tuning, Validation
+from unlearnkit.evaluation.tuning.trial_tuner import opened_storage
 from unlearnkit.experiments.config import Config, MethodConfig, TuningConfig
 from unlearnkit.experiments.experiment import Experiment, make_unlearner
 from unlearnkit.experiments.job import Job
@@ -257,10 +259,12 @@ def searched_on(job: Job, model: nn.Module) -> dict[str, Any]:
 
 
 def trials_of(config: Config) -> str:
-    """Return the URL of the database of trials, with which a search that was stopped goes on."""
-    folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{folder / _TRIALS}"
+    """Return the URL of the database of trials, with which a search that was stopped goes on; make it if needed."""
+    file = Path(config.output) / _TRIALS
+    file.parent.mkdir(parents=True, exist_ok=True)
+    url = f"sqlite:///{file}"
+    with FileLock(f"{file}.lock"), opened_storage(url):  # two processes that make its tables at once fail
+        return url
 
 
 def forget_trials(job: Job) -> None:
@@ -273,7 +277,9 @@ def forget_trials(job: Job) -> None:
     for study in dict.fromkeys(job.studies):  # two labels may name the same search
         optuna.delete_study(study_name=study, storage=storage)
     if not optuna.get_all_study_names(storage):
-        (Path(job.experiment.config.output) / _TRIALS).unlink()
+        file = Path(job.experiment.config.output) / _TRIALS
+        file.unlink()
+        Path(f"{file}.lock").unlink(missing_ok=True)
 
 
 def divide_test_set(experiment: Experiment) -> tuple[Experiment, Experiment]:

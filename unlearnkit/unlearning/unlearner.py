@@ -29,7 +29,7 @@ from unlearnkit.utils.errors import (
     raise_all,
 )
 from unlearnkit.utils.global_state import restored_globals
-from unlearnkit.utils.options import class_fault, name_set, object_fault, option_values, refuse
+from unlearnkit.utils.options import NAME, class_fault, name_set, object_fault, option_values, refuse
 from unlearnkit.utils.progress import Progress, silent
 
 T = TypeVar("T")
@@ -207,6 +207,14 @@ class UnlearningInputs:
                 )
 
 
+def _scenario_names(_: Any, __: Any, names: frozenset[str]) -> None:
+    wrong = sorted(name for name in names if not NAME.fullmatch(name))
+    if wrong:
+        raise ConfigurationError(
+            f"UnlearnerTraits.forgets: expected names of scenarios, such as 'full-class' and 'sub-class', saw {wrong}"
+        )
+
+
 @final
 @attrs.frozen(kw_only=True)
 class UnlearnerTraits:
@@ -229,7 +237,7 @@ class UnlearnerTraits:
         monotone: Names of the options that, when raised, never make any |θ'| smaller.
     """
 
-    forgets: frozenset[str] = attrs.field(default=frozenset(), converter=name_set)
+    forgets: frozenset[str] = attrs.field(default=frozenset(), converter=name_set, validator=_scenario_names)
     deterministic: bool = True
     sharded: bool = False
     edits_buffers: bool = False

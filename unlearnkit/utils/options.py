@@ -76,9 +76,10 @@ def option(
     """Declare an option of a frozen attrs class, with a check that names the field, the bound and the value seen.
 
     A float option takes an int (TOML writes ``alpha = 10``) and infinity, never NaN, a bool or a string. The type of
-    the default is that of the option; None means: may be left out, else any number. ``at_least`` and ``at_most`` are
-    inclusive bounds, ``above`` is an exclusive one; ``choices`` are the only strings allowed. ``doc`` is one line for
-    ``unlearnkit methods``, ``symbol`` the letter in the equation, as ``"α"``, ``source`` the paper and its equation.
+    the default is that of the option, but for an int of a field that is annotated ``float``; None means: may be left
+    out, else any number. ``at_least`` and ``at_most`` are inclusive bounds, ``above`` is an exclusive one; ``choices``
+    are the only strings allowed. ``doc`` is one line for ``unlearnkit methods``, ``symbol`` the letter in the equation,
+    as ``"α"``, ``source`` the paper and its equation.
     ``meaning`` is False for an option that changes speed or memory only. ``search`` is the range in which
     ``unlearnkit tune`` looks for a value, by its logarithm where it spans a factor of 10 or more, unless the option
     that this one ``replaces`` is set. ``signal`` names what ``unlearnkit recommend`` measures to set it:
@@ -96,13 +97,16 @@ def option(
         unlearnkit.utils.errors.ConfigurationError: Method.alpha (α): expected a number > 0, saw -1.0
     """
     bounds = {"≥": at_least, ">": above, "≤": at_most}
+    limits = tuple((sign, bound) for sign, bound in bounds.items() if bound is not None)
+    if search is not None:
+        _check_search(search, limits)
     described = {
         "symbol": symbol,
         "doc": doc,
         "source": source,
         "meaning": meaning,
         "kind": tuple if parts else float if default is None or default is attrs.NOTHING else type(default),
-        "bounds": tuple((sign, bound) for sign, bound in bounds.items() if bound is not None),
+        "bounds": limits,
         "choices": tuple(choices),
         "search": search,
         "replaces": replaces,
@@ -110,6 +114,17 @@ def option(
     }
     check = attrs.Converter(_checked, takes_self=True, takes_field=True)  # runs before any validator of the author's
     return attrs.field(default=default, converter=check, metadata={_OPTION: described})
+
+
+def _check_search(search: Any, bounds: Iterable[tuple[str, float]]) -> None:
+    pair = isinstance(search, tuple) and len(search) == 2 and all(isinstance(end, int | float) for end in search)
+    if not pair or not search[0] < search[1] or not all(map(math.isfinite, search)):
+        raise ConfigurationError(
+            f"option: expected search=(low, high), two finite numbers with low < high, saw {search!r}"
+        )
+    for sign, bound in bounds:
+        if not all(_COMPARE[sign](end, bound) for end in search):
+            raise ConfigurationError(f"option: expected a range to search {sign} {bound:g}, saw search={search!r}")
 
 
 def _checked(value: Any, owner: Any, field: "attrs.Attribute[Any]") -> Any:
@@ -164,7 +179,10 @@ def options_of(owner: Any) -> tuple[Option, ...]:
 def _describe(field: "attrs.Attribute[Any]") -> Option:
     required = field.default is attrs.NOTHING
     default = None if required else field.default
-    return Option(name=field.name, default=default, required=required, **field.metadata.get(_OPTION, {}))
+    described = field.metadata.get(_OPTION, {})
+    if isinstance(default, int) and described.get("kind") is int and field.type in {float, "float"}:
+        described, default = {**described, "kind": float}, float(default)
+    return Option(name=field.name, default=default, required=required, **described)
 
 
 def option_values(owner: Any, *, meaning_only: bool = False) -> dict[str, Any]:
@@ -335,6 +353,17 @@ def several(names: Iterable[str]) -> tuple[str, ...]:
 def name_set(names: Iterable[str]) -> frozenset[str]:
     """Return the set of `several` names."""
     return frozenset(several(names))
+
+
+def one_of(*choices: str) -> Callable[[Any, "attrs.Attribute[Any]", Any], None]:
+    """Return an attrs validator of a field that takes some strings only."""
+
+    def check(owner: Any, field: "attrs.Attribute[Any]", value: Any) -> None:
+        if value not in choices:
+            expected = ", ".join(map(repr, choices))
+            raise ConfigurationError(f"{type(owner).__name__}.{field.name}: expected one of {expected}, saw {value!r}")
+
+    return check
 
 
 def read_only(mapping: Mapping[K, V]) -> Mapping[K, V]:

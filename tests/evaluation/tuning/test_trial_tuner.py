@@ -119,6 +119,7 @@ def test_trials_worse_than_the_median_are_stopped_after_a_pass(model):
     stopped = [c for c in found.candidates if "below the median" in c.problem]
     assert stopped
     assert not any(c.feasible for c in stopped)
+    assert all(c.retain > 0 for c in stopped), "what was measured after the pass"
 
 
 def test_what_cannot_be_searched_is_refused(model):

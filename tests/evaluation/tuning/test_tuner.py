@@ -17,7 +17,16 @@ from unlearnkit_methods.ssd import SelectiveSynapticDampening
 from unlearnkit_methods.ssd_adaptive import AdaptiveSynapticDampening
 from unlearnkit_methods.ssd_soft import SoftSynapticDampening
 
-from unlearnkit import ConfigurationError, Importance, NonFiniteError, UnlearningInputs, UnlearnKitWarning
+from unlearnkit import (
+    ConfigurationError,
+    ElementwiseUnlearner,
+    Importance,
+    NonFiniteError,
+    UnlearnerTraits,
+    UnlearningInputs,
+    UnlearnKitWarning,
+    option,
+)
 from unlearnkit.data import Split
 from unlearnkit.data.splits import validation_split
 from unlearnkit.evaluation.tuning import Tuner, Tuning, Validation
@@ -143,6 +152,25 @@ def test_options_can_be_named(trained):
     curve = OperatingCurve.of(AdaptiveSynapticDampening(), model, option="lam", strength="alpha", **call)
     assert (curve.option, curve.strength) == ("lam", "alpha")
     assert OperatingCurve.of(SSD(), model, strength="", **call).strength == ""
+
+
+@attrs.frozen(kw_only=True)
+class Keep(ElementwiseUnlearner):
+    name = "keep"
+    traits = UnlearnerTraits(monotone={"alpha", "keep"})
+    alpha: float = option(1.0, above=0, doc="selection")
+    keep: float = option(0.5, above=0, at_most=1, doc="share of a selected weight that is kept")
+
+    def rule(self, theta, forget, reference):
+        return torch.where(forget > self.alpha * reference, self.keep * theta, theta)
+
+
+@pytest.mark.parametrize("operating", ["alpha", "keep"])
+def test_values_of_the_strength_stay_within_its_bounds(law_case, operating):
+    found = quick(Keep(), operating=operating).tune(**law_case)
+    for candidate in found.candidates:
+        assert candidate.options["alpha"] > 0
+        assert 0 < candidate.options["keep"] <= 1
 
 
 def test_unreachable_fraction_gives_the_largest_possible():

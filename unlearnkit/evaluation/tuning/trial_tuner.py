@@ -89,10 +89,11 @@ class TrialTuner:
             counted = _Steps(progress=inputs.progress, most=self.most_steps)
 
             def after_pass(model: nn.Module, number: int) -> None:
-                trial.report(_value(compare(model, options=options)), number)
+                seen = compare(model, options=options, steps=counted.taken)
+                trial.report(_value(seen), number)
                 if trial.should_prune():
                     why = f"stopped after pass {number}: below the median"
-                    made[:] = [Candidate(options=options, steps=counted.taken, problem=why)]
+                    made[:] = [attrs.evolve(seen, feasible=False, problem=why)]
                     raise optuna.TrialPruned
 
             def accept(report: Report) -> Never:
@@ -113,7 +114,7 @@ class TrialTuner:
                     trial.set_user_attr(_CANDIDATE, attrs.asdict(made[0]))
             return _value(made[0])
 
-        with _quiet(optuna), _opened(self.storage) as storage:
+        with _quiet(optuna), opened_storage(self.storage) as storage:
             study = optuna.create_study(
                 storage=storage,
                 study_name=self.study or None,
@@ -233,7 +234,7 @@ def _value(candidate: Candidate) -> float:
 
 
 @contextmanager
-def _opened(url: str) -> Iterator["optuna.storages.RDBStorage | None"]:
+def opened_storage(url: str) -> Iterator["optuna.storages.RDBStorage | None"]:
     """Open the database of the trials, and close its connections at the end."""
     import optuna  # noqa: PLC0415 - of the extra "tune"
 

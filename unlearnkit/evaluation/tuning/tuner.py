@@ -255,8 +255,7 @@ class OperatingCurve:
 
     def value_for(self, fraction: float) -> float:
         """Find the value that selects a share of weights, within 1 %, by bisection on its logarithm."""
-        option = next(o for o in options_of(self.unlearner) if o.name == self.option)
-        high = min((bound for sign, bound in option.bounds if sign == "≤"), default=HIGHEST)
+        high = _highest(self.unlearner, self.option)
         low = max(_lowest(self.unlearner, self.option), LOWEST)
         if self.fraction(low) <= fraction:
             return low
@@ -267,6 +266,11 @@ class OperatingCurve:
                 return middle
             low, high = (middle, high) if found > fraction else (low, middle)
         return high
+
+
+def _highest(unlearner: ElementwiseUnlearner, name: str) -> float:
+    bounds = next(o for o in options_of(unlearner) if o.name == name).bounds
+    return min((bound for sign, bound in bounds if sign == "≤"), default=HIGHEST)
 
 
 def _lowest(unlearner: ElementwiseUnlearner, name: str) -> float:
@@ -379,7 +383,9 @@ class _Trials:
         value = self.curve.value_for(setting.fraction)
         options = {self.curve.option: value}
         if setting.strength is not None:
-            options[self.curve.strength] = setting.strength * value
+            name, multiple = self.curve.strength, setting.strength * value
+            ends = (_lowest(self.tuner.unlearner, name), _highest(self.tuner.unlearner, name))
+            options[name] = min(max(multiple, ends[0]), ends[1])
         return with_options(self.tuner.unlearner, options)
 
     def _finish(self, setting: Setting) -> None:
