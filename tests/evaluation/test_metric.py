@@ -128,6 +128,11 @@ def test_a_metric_that_fails_is_an_error_and_undone(error):
     assert state(paper) == before
 
 
+def test_the_author_sees_models_in_eval_mode():
+    seen = Author(lambda inputs: {"training": float(any(m.training for x in models(inputs) for m in x.modules()))})
+    assert seen.evaluate(inputs()) == {"training": 0.0}
+
+
 def test_an_error_of_a_metric_names_it():
     def measure(inputs):
         return {"value": len(inputs.splits["forget-test"])}

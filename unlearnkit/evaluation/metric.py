@@ -78,7 +78,8 @@ class EvaluationInputs:
     """What a metric may read: the edited model, batches, and the models to compare it with.
 
     ``splits`` maps ``"retain-train"``, ``"forget-train"``, ``"retain-test"`` and ``"forget-test"`` to batches, iterable
-    more than once. ``original`` is the model before the edit; ``retrained`` were trained without the forget set.
+    more than once; a split without samples is missing. ``original`` is the model before the edit; ``retrained``, often
+    none, were trained without the forget set.
     """
 
     model: nn.Module
@@ -107,7 +108,7 @@ class Metric(abc.ABC):
 
     @abc.abstractmethod
     def measure(self, inputs: EvaluationInputs) -> Mapping[str, "float | Measurement | NotApplicable | None"]:
-        """Return name to value; do not change the inputs.
+        """Return name to value; do not change the inputs. All models are in eval mode.
 
         A value is a number, a `Measurement` where a number needs a word (a bound, say), `NotApplicable` with the
         reason why there is none, or None without one.
@@ -129,6 +130,8 @@ class Metric(abc.ABC):
         try:
             for snapshot in snapshots:
                 snapshot.hide_gradients()
+            for model in models:
+                model.eval()
             try:
                 values = self.measure(inputs)
             except Exception as error:

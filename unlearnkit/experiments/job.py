@@ -267,7 +267,7 @@ class Job:
     def inputs(self, model: nn.Module, parts: Mapping[str, LabelledImages]) -> EvaluationInputs:
         return EvaluationInputs(
             model=model,
-            splits={name: self.experiment.shared_batches(data) for name, data in parts.items()},
+            splits={name: self.experiment.shared_batches(parts[name]) for name in SPLITS if name in parts},
             objective=self.experiment.objective,
             original=self.original,
             retrained=self.retrained,
@@ -282,7 +282,7 @@ class Job:
         if not chosen.page:
             return record
         rows = {name: drawn_rows(len(part), _MOST, seed=chosen.seed) for name, part in parts.items()}
-        inputs = self.inputs(model, {name: parts[name].subset(rows[name]) for name in SPLITS if name in parts})
+        inputs = self.inputs(model, {name: part.subset(rows[name]) for name, part in parts.items()})
         classes = data.class_names.get(data.target, ())
         views = collect_plot_data(ModelOutputs(inputs, self._outputs), classes=classes, seed=chosen.seed)
         for key in [key for key in self._outputs if key[0] == id(model)]:
