@@ -36,6 +36,12 @@ class NeedsMoreData(Right):
         return {"inverse": min(1.0, abs(1 / extra))}
 
 
+class TakesTheFirstRetrainedModel(Right):
+    def measure(self, inputs):
+        inputs.retrained[0].eval()
+        return super().measure(inputs)
+
+
 class Trains(Right):
     def evaluate(self, inputs):
         values = super().evaluate(inputs)
@@ -64,6 +70,7 @@ class LooksAtRandom(Right):
 
 WRONG = {
     "runs": NeedsMoreData(),
+    "missing-inputs": TakesTheFirstRetrainedModel(),
     "untouched": Trains(),
     "data": SortsLabels(),
     "range": SaysPercent(),
@@ -84,6 +91,17 @@ class Changes(Right):
         return self.values(found)
 
 
+class NeedsTheOriginal(Right):
+    def measure(self, inputs):
+        inputs.original.eval()
+        return super().measure(inputs)
+
+
+class NeedsUnseenSamples(Right):
+    def measure(self, inputs):
+        return {"batches": min(1.0, float(len(inputs.splits["forget-test"])))}
+
+
 class NeedsAnotherSplit(Right):
     def measure(self, inputs):
         return {"samples": float(len(inputs.splits["validation"]) > 0)}
@@ -91,6 +109,7 @@ class NeedsAnotherSplit(Right):
 
 FURTHER = {
     "runs": [NeedsAnotherSplit(), Changes(values=lambda _: {})],
+    "missing-inputs": [NeedsTheOriginal(), NeedsUnseenSamples()],
     "untouched": [
         Changes(after=lambda inputs: inputs.original.train(not inputs.original.training)),
         Changes(after=lambda inputs: inputs.retrained[0].zero_grad()),

@@ -2,6 +2,8 @@
 
 from functools import partial
 
+import attrs
+
 from unlearnkit import EvaluationInputs, Metric
 from unlearnkit.testing.cases import LawCase, law_cases
 from unlearnkit.testing.law import holds, law, run_twice
@@ -23,6 +25,17 @@ def runs(metric: Metric, law_case: LawCase) -> None:
     """evaluate() measures every model that the metric does not refuse (UnsupportedModelError)."""
     values = metric.evaluate(law_case.evaluation_inputs())
     holds(values, "no value at all: say None for what does not apply")
+
+
+@_law(rejects="takes the first of the retrained models, of which there may be none")
+def missing_inputs(metric: Metric, law_case: LawCase) -> None:
+    """Without an original, retrained models or unseen samples to forget, it measures the rest or says NotApplicable."""
+    inputs = law_case.evaluation_inputs()
+    if _evaluate(metric, inputs) is not None:
+        splits = {name: batches for name, batches in inputs.splits.items() if name != "forget-test"}
+        for changed in ({"retrained": ()}, {"original": None}, {"splits": splits}):
+            values = metric.evaluate(attrs.evolve(inputs, **changed))
+            holds(values, f"no value at all without {', '.join(changed)}: say None for what does not apply")
 
 
 @_law(rejects="trains the model that the next metric measures")
