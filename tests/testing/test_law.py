@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 from unlearnkit_methods.ssd import SelectiveSynapticDampening
 
-from unlearnkit import ConfigurationError, DiagonalFisher, ElementwiseUnlearner, UnlearnerTraits
+from unlearnkit import ConfigurationError, DiagonalFisher, ElementwiseUnlearner, UnlearnerTraits, UnsupportedModelError
 from unlearnkit.testing import (
     Law,
     LawError,
@@ -135,6 +135,14 @@ def test_an_unexpected_error_is_named_and_chained():
     with pytest.raises(LawError, match="Seen: ZeroDivisionError: oh") as caught:
         Law(name="x", sentence="X.", holds=body).check(1)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_a_subject_that_refuses_every_model_breaks_the_law():
+    def refuse(subject, case):
+        raise UnsupportedModelError("the losses have no gradient")
+
+    with pytest.raises(LawError, match="Seen: UnsupportedModelError: the losses have no gradient"):
+        Law(name="any", sentence="Any.", holds=refuse, cases=lambda _: st.integers(0, 100)).check(object())
 
 
 def test_flaky_failure_is_reported():

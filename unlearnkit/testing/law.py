@@ -12,7 +12,7 @@ import attrs
 import torch
 from hypothesis import HealthCheck, Phase, Verbosity, given, reject, settings
 from hypothesis import strategies as st
-from hypothesis.errors import Flaky, HypothesisException
+from hypothesis.errors import Flaky, HypothesisException, Unsatisfiable
 from torch import Tensor
 
 import unlearnkit
@@ -90,6 +90,7 @@ class Law:
     def _search(self, subject: Any, examples: int) -> tuple[Any, Exception, bool] | None:
         """Return the smallest failing case, its error, and whether it fails only now and then."""
         failures: list[tuple[Any, Exception]] = []
+        refusals: list[tuple[Any, Exception]] = []
 
         @settings(
             max_examples=examples,
@@ -111,7 +112,8 @@ class Law:
                     self.holds(subject, case)
             except HypothesisException:
                 raise
-            except UnsupportedModelError:  # the subject refuses this model
+            except UnsupportedModelError as error:  # the subject refuses this model
+                refusals.append((case, error))
                 reject()
             except Exception as error:
                 failures.append((case, error))
@@ -121,6 +123,10 @@ class Law:
             search()
         except Flaky:
             return (*failures[-1], True)
+        except Unsatisfiable:  # no case is left: it refuses each of them, or none could be drawn
+            if not refusals:
+                raise
+            return (*refusals[-1], False)
         except Exception:
             if not failures:
                 raise

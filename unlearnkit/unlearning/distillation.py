@@ -174,6 +174,6 @@ def _classification(objective: Objective) -> Classification:
     if not isinstance(objective, Classification):
         raise ConfigurationError(
             f"expected the objective CrossEntropy, or one of a language model, saw {objective.describe()}, without "
-            "class probabilities: choose a method that needs losses only"
+            "the class probabilities that this method or metric reads"
         )
     return objective

@@ -412,7 +412,8 @@ class Unlearner(abc.ABC):
         problems += [f"{n}: an option was changed" for n, v in values if v is not options[n] and v != options[n]]
         buffers_changed = tuple(snapshot.changed_buffers())
         if not self.promises().edits_buffers:
-            problems += [f"{n}: a buffer was edited" for n in buffers_changed]
+            advice = "keep the model in eval mode, or declare the trait edits_buffers"
+            problems += [f"{n}: a buffer was edited: {advice}" for n in buffers_changed]
         raise_all(problems, where=f"{who} (the model was put back)")
         if counts is None:
             when = f"after {self.name!r} edited them (the model was put back)"
