@@ -64,16 +64,18 @@ AIMS = {
 ABOUT = """20,000 training images, 10,000 test images, a residual network of 590,000 weights at 32 px, 18 epochs,
 training seeds: {seeds}, three retrained models for each scenario, the same ones for all training seeds.
 Medians over the seeds; in brackets, where there are several, the 95 % interval of their mean by Student's t,
-which covers the training seeds only. *ToW*: Tug-of-War; *AUC*: loss attack; *recovery*: forget accuracy after
-one epoch on the retain set, which the order of its batches changes (standard deviation 0.02 for each of three
-retrained models of the sub-class, four orders each); *swap*: accuracy of the features under a fresh head
-(classes: on unseen samples of the forgotten kind). The ToW of *retrained* is that of each retrained model
-against the others. Tuned methods of the sub-class and of the mislabelled samples aim at the retrained models'
-forget accuracy; `recommend` sees no retrained model, and its row is measured on the half of the test set that
-it did not hold out (so are those of *retrained* and *original* where *from scratch* has no row); its aims
-are judged by the retrained models on the same half. The rows of the whole class are from before `recommend`
-left the targets of head-swap uncorrected. Methods that are called by their name alone are at their defaults.
-The seconds are those of a machine that was busy with other work."""
+which covers the training seeds only. *ToW*: Tug-of-War; *AUC*: loss attack; *recovery*: forget accuracy
+after one epoch on the retain set, which the order of its batches changes (standard deviation 0.02 for each
+of three retrained models of the sub-class, four orders each); *swap*: accuracy of the features under a fresh
+head (classes: on unseen samples of the forgotten kind); *healed*: share of mislabelled training samples
+whose true class is predicted, of those that are known and forgotten, and of the others. The ToW of
+*retrained* is that of each retrained model against the others. Tuned methods of the sub-class and of the
+mislabelled samples aim at the retrained models' forget accuracy; `recommend` sees no retrained model, and
+its row is measured on the half of the test set that it did not hold out (so are those of *retrained* and
+*original* where *from scratch* has no row); its aims are judged by the retrained models on the same half.
+The rows of the whole class are from before `recommend` left the targets of head-swap uncorrected. Methods
+that are called by their name alone are at their defaults. The seconds are those of a machine that was busy
+with other work."""
 
 
 @attrs.frozen(kw_only=True)
@@ -247,7 +249,7 @@ def edit_seconds(seconds):
 
 def figures(scores, metrics, seconds, prefix=""):
     """Return the columns of a row, of the edited model or of the original."""
-    audit, healed = metrics[Audit.name], metrics.get("healed", {})
+    audit = metrics[Audit.name]
     return {
         "forget": scores["forget-train"]["accuracy"],
         "test": scores["retain-test"]["accuracy"],
@@ -255,13 +257,14 @@ def figures(scores, metrics, seconds, prefix=""):
         "AUC": metrics["mia-loss"][f"{prefix}AUC"],
         "swap": audit[f"{prefix}swap"],
         "recovery": audit[f"{prefix}recovery"],
-        **{
-            name.removeprefix(prefix): v
-            for name, v in healed.items()
-            if name.startswith(prefix) and "retrained" not in name
-        },
+        **healed(metrics, prefix),
         "seconds": seconds,
     }
+
+
+def healed(metrics, prefix):
+    values = metrics.get("healed", {})
+    return {f"healed, {part}": values[f"{prefix}{part}"] for part in ("known", "unknown") if values}
 
 
 def retrained_figures(metrics):
@@ -271,7 +274,7 @@ def retrained_figures(metrics):
         for name in ("ToW", "swap", "recovery")
     }
     found = {name: float(np.mean(values)) if values else None for name, values in each.items()}
-    return {**found, "AUC": metrics["mia-loss"]["retrained AUC"]}
+    return {**found, "AUC": metrics["mia-loss"]["retrained AUC"], **healed(metrics, "retrained ")}
 
 
 def accuracies(scores):
@@ -334,8 +337,12 @@ def table(rows):
         known = [row["ToW"] for row in rows[label] if row.get("ToW") is not None]
         return -median(known) if known else 1.0
 
-    columns = ("forget", "test", "AUC", "recovery", "swap")
-    lines = ["| model | seeds | ToW [95 %] | " + " | ".join(columns) + " | seconds | |", "|---" * 10 + "|"]
+    columns = ["forget", "test", "AUC", "recovery", "swap"]
+    columns += sorted({name for some in rows.values() for row in some for name in row if name.startswith("healed")})
+    lines = [
+        f"| model | seeds | ToW [95 %] | {' | '.join(columns)} | seconds | |",
+        "|---" * (5 + len(columns)) + "|",
+    ]
     for label in [*first, *sorted(set(rows) - set(first), key=rank)]:
         done = [row for row in rows[label] if "failed" not in row]
         failed = [row["failed"] for row in rows[label] if "failed" in row]
