@@ -7,8 +7,9 @@ import pytest
 import small_ledger as small
 import torch
 
-from unlearnkit.data import LabelledImages
+from unlearnkit.data import DataBundle, LabelledImages
 from unlearnkit.deletion import Deletion, rollback, verify
+from unlearnkit.deletion.requests import Population
 from unlearnkit.deletion.samples import Samples
 from unlearnkit.utils.checksummed_json import seal
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, StoreError
@@ -153,3 +154,14 @@ def test_ledger_of_another_format_is_refused(load):
     for act in (lambda: verify(ledger), load().work, load().start):
         with pytest.raises(StoreError, match=r"'unlearnkit-ledger-2': another file, or one of another version"):
             act()
+
+
+def test_two_groups_of_one_name_are_refused():
+    data = LabelledImages(
+        images=torch.zeros(4, 1, 2, 2),
+        labels={"person": torch.tensor([0, 1, 1, 2])},
+        target="person",
+        class_names={"person": ("Kim", "Lee", "Kim")},
+    )
+    with pytest.raises(ConfigurationError, match="another name for each group of 'person', saw 'Kim' more than once"):
+        Population.of(DataBundle(name="three", train=data, test=data), kind="", forgotten=[False] * 4)

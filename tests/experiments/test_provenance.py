@@ -4,6 +4,7 @@ import datetime as dt
 import json
 import math
 
+import attrs
 import pytest
 import torch
 from PIL import Image
@@ -22,6 +23,13 @@ def test_data_digest_depends_on_labels_and_images():
     assert data_digest(one.subset(range(100))) != data_digest(one)
     two.images.mul_(0.5)
     assert data_digest(two) != data_digest(one)
+
+
+def test_images_of_numpy_have_a_digest():
+    whole = digits().train
+    arrays = [image.numpy() for image in whole.images]
+    data = attrs.evolve(whole, images=arrays)
+    assert data_digest(data) == data_digest(attrs.evolve(whole, images=[*whole.images]))
 
 
 def test_what_is_forgotten():

@@ -55,6 +55,13 @@ def test_a_reference_is_trained_on_the_retain_set_from_fresh_weights(experiment)
     assert digest(first) == digest(expected) != digest(second)
 
 
+def test_a_factory_that_returns_the_trained_weights_is_refused(experiment, digits_toml, tmp_path):
+    save_checkpoint(experiment.fresh_model(), tmp_path / "same.safetensors")
+    changed = load_config(digits_toml, [*TINY, f"model.checkpoint='{tmp_path / 'same.safetensors'}'"])
+    with pytest.raises(ConfigurationError, match=r"expected a model that was not trained on the data, saw the weights"):
+        retrained_models(Experiment.load(changed))
+
+
 def test_retrained_model_is_trained_once(experiment, monkeypatch):
     before = [digest(model) for model in retrained_models(experiment)]
     monkeypatch.setattr("unlearnkit.experiments.train.train", None)  # to train again would be an error

@@ -1,6 +1,7 @@
 """Deletion requests, the queue of those that wait, and the training samples that they refer to."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -89,7 +90,15 @@ class Population:
             raise ConfigurationError(
                 f"deletion.groups: expected one of the label kinds {[*labels]}, saw {kind!r}{hint}"
             )
-        return cls(bundle=bundle, kind=kind or bundle.train.target, remaining=~np.fromiter(forgotten, dtype=bool))
+        kind = kind or bundle.train.target
+        names = Counter(bundle.train.class_names.get(kind, ()))
+        twice = [name for name, count in names.items() if count > 1]
+        if twice:
+            raise ConfigurationError(
+                f"deletion.groups: expected another name for each group of {kind!r}, saw {twice[0]!r} more than once: "
+                "make the class_names of the data unique"
+            )
+        return cls(bundle=bundle, kind=kind, remaining=~np.fromiter(forgotten, dtype=bool))
 
     @property
     def groups(self) -> dict[str, Rows]:

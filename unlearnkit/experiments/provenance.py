@@ -64,8 +64,8 @@ def _image_digests(images: Images) -> Digests:
     return found
 
 
-def _add(state: blake3, tensor: Tensor) -> blake3:
-    whole = tensor.detach().cpu().contiguous()
+def _add(state: blake3, image: Any) -> blake3:
+    whole = torch.as_tensor(image).detach().cpu().contiguous()
     state.update(f"{whole.dtype}{tuple(whole.shape)}".encode())
     return state.update(whole.flatten().view(torch.uint8).numpy().data)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, final
 
 import attrs
+import torch
 from filelock import FileLock
 from torch import nn
 from torch.utils.data import Dataset
@@ -17,8 +18,17 @@ from unlearnkit.evaluation import loss_and_accuracy
 from unlearnkit.experiments.config import Config
 from unlearnkit.experiments.experiment import Experiment
 from unlearnkit.experiments.provenance import data_digest, versions
-from unlearnkit.models import CrossEntropy, Objective, Training, digest, load_checkpoint, save_checkpoint, train
-from unlearnkit.utils.errors import ConfigurationError, StoreError
+from unlearnkit.models import (
+    CrossEntropy,
+    Objective,
+    Training,
+    digest,
+    load_checkpoint,
+    save_checkpoint,
+    train,
+    trainable,
+)
+from unlearnkit.utils.errors import ConfigurationError, StoreError, UnlearnKitError
 from unlearnkit.utils.files import read_text, write_text
 from unlearnkit.utils.progress import Progress, silent
 
@@ -139,6 +149,7 @@ def retrained_models(
     seeds = experiment.config.evaluation.retrained_seeds if seeds is None else seeds
     if not seeds:
         return ()
+    _check_untrained(experiment)
     data, first = experiment.splits()["retain-train"], Ranks.current().rank % len(seeds)
     # Each rank begins with another seed: it trains some, and reads what the others have trained.
     order, forget = [*seeds[first:], *seeds[:first]], experiment.forgotten.digest()
@@ -148,10 +159,28 @@ def retrained_models(
 
 def retrained_for(experiment: Experiment, epochs: int, *, progress: Progress = silent) -> nn.Module:
     """Return the model of a configuration trained without its forget set for other than its epochs; cached."""
+    _check_untrained(experiment)
     config, data = experiment.config, experiment.splits()["retain-train"]
     shorter = attrs.evolve(config, training=attrs.evolve(config.training, epochs=epochs))
     experiment, forget = attrs.evolve(experiment, config=shorter), experiment.forgotten.digest()
     return _cached(experiment, config.training.seed, data, forget=forget, progress=progress)
+
+
+def _check_untrained(experiment: Experiment) -> None:
+    """Refuse a factory that returns the weights of the checkpoint: a model that starts from them has not forgotten."""
+    model = experiment.config.model
+    if not model.checkpoint or not Path(model.checkpoint).exists():
+        return
+    try:
+        original = trainable(experiment.original_model()[0])
+    except UnlearnKitError:  # of another architecture, which matters only where it is edited
+        return
+    fresh = trainable(experiment.fresh_model())
+    if all(torch.equal(fresh[name], trained) for name, trained in original.items()):
+        raise ConfigurationError(
+            f"model.factory: expected a model that was not trained on the data, saw the weights of {model.checkpoint}, "
+            f"from which no model can be retrained: let {model.source} return fresh weights"
+        )
 
 
 def cached_original(experiment: Experiment, *, progress: Progress = silent) -> nn.Module:

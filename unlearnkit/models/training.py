@@ -123,8 +123,9 @@ def freeze_batch_norm(model: nn.Module) -> None:
 
 
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, objective: Objective | None = None) -> None:
-    """Set the running statistics of each BatchNorm to the average over batches (Izmailov et al. 2018), in place."""
-    layers, objective = batch_norm_layers(model), objective or CrossEntropy()
+    """Set the statistics of each BatchNorm that is not frozen to the average over batches (Izmailov et al. 2018)."""
+    layers = [layer for layer in batch_norm_layers(model) if not is_frozen(layer)]
+    objective = objective or CrossEntropy()
     momenta = [layer.momentum for layer in layers]
     modes = {module: module.training for module in model.modules()}
     seen = False

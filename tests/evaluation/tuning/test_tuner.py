@@ -206,6 +206,14 @@ def test_reestimating_batch_norm_changes_only_its_statistics():
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_a_frozen_batch_norm_keeps_its_statistics():
+    model = net()
+    model[1].requires_grad_(requires_grad=False)
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    reestimate_batch_norm(model, batches(5))
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
+
+
 def test_a_last_batch_of_one_sample_is_left_out():
     one, two = net(), net()
     reestimate_batch_norm(one, batches(5))
