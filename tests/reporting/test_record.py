@@ -44,7 +44,7 @@ def test_record_marks_estimated_importances(tmp_path):
         known = record()
         known = attrs.evolve(known, report=attrs.evolve(known.report, evidence=evidence))
         write_result(tmp_path / "m", None, known, metadata={})
-        again = read_record(tmp_path / "m")
+        again = read_record(str(tmp_path / "m"))
         assert again.report.evidence == evidence
         return again.sentence()
 

@@ -159,9 +159,9 @@ def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number in JSON")
 
 
-def read_record(folder: Path) -> RunRecord:
+def read_record(folder: Path | str) -> RunRecord:
     """Read ``report.json`` from a folder of results, or raise `StoreError`."""
-    path = folder / "report.json"
+    path = Path(folder) / "report.json"
     try:
         plain = json.loads(read_text(path), parse_constant=_no_number)
     except (OSError, ValueError, RecursionError) as error:
