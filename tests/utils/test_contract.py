@@ -212,8 +212,7 @@ def test_what_is_final_must_not_be_overridden():
     assert fault_of(Unlearns, Unlearner).endswith(said)
     with pytest.raises(ConfigurationError, match=said):
         check_unlearner(Unlearns())
-    with pytest.raises(ConfigurationError, match=said):
-        broken_laws(Unlearns(), examples=2)
+    assert "runs" in broken_laws(Unlearns(), examples=2)
 
 
 @attrs.define

@@ -44,7 +44,7 @@ def check_metric(metric: Metric, *, examples: int | None = None) -> None:
 
 def broken_laws(subject: Any, *, examples: int | None = None) -> dict[str, LawError]:
     """Return the error of each law that an object breaks, by the name of the law; see `check_unlearner`."""
-    refuse(method_fault(subject) or final_fault(type(subject)))
+    refuse(method_fault(subject))
     broken = {}
     for law in laws_for(subject):
         try:
@@ -58,6 +58,7 @@ def _check(subject: Any, kind: type, examples: int | None) -> None:
     if not isinstance(subject, kind):
         what = f"the class {subject.__name__}" if isinstance(subject, type) else type(subject).__name__
         raise ConfigurationError(f"expected an object of a subclass of {kind.__name__}, saw {what}")
+    refuse(method_fault(subject) or final_fault(type(subject)))
     broken = list(broken_laws(subject, examples=examples).values())
     if broken:
         raise LawError("\n\n".join(map(str, broken))) from broken[0].__cause__
@@ -81,7 +82,7 @@ def parametrize_with_checks(
                 f"subject {number} (counted from 0): expected an object of a subclass of "
                 f"{', '.join(kind.__name__ for kind in _KINDS)}, saw {subject!r}"
             )
-        refuse(method_fault(subject) or final_fault(type(subject)))
+        refuse(method_fault(subject))
         reasons = expected_failures(subject) if callable(expected_failures) else (expected_failures or {})
         named |= set(reasons)
         for law in laws_for(subject):
