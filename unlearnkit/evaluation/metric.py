@@ -12,7 +12,7 @@ from unlearnkit.models.objective import CrossEntropy, Objective, check_objective
 from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, raise_all
 from unlearnkit.utils.global_state import restored_globals
-from unlearnkit.utils.options import by_fields, one_of, read_only, several
+from unlearnkit.utils.options import by_fields, option, read_only, several
 
 
 @final
@@ -28,8 +28,8 @@ class MetricTraits:
 
     low: float = float("-inf")
     high: float = float("inf")
-    better: Literal["higher", "lower", "near retrained"] = attrs.field(
-        default="near retrained", validator=one_of("higher", "lower", "near retrained")
+    better: Literal["higher", "lower", "near retrained"] = option(
+        "near retrained", choices=("higher", "lower", "near retrained"), doc="which values are better"
     )
     unit: str = ""
     source: str = ""
@@ -132,14 +132,13 @@ class Metric(abc.ABC):
                 snapshot.hide_gradients()
             for model in models:
                 model.eval()
-            try:
-                values = self.measure(inputs)
-            except Exception as error:
-                error.add_note(f"raised by {who}")
-                raise
+            values = self.measure(inputs)
             for snapshot in snapshots:
                 problems += snapshot.structure_changes()
                 problems += [f"{n}: edited" for n in snapshot.changed_parameters() + snapshot.changed_buffers()]
+        except Exception as error:
+            error.add_note(f"raised by {who}")
+            raise
         finally:
             for snapshot in snapshots:
                 snapshot.restore()

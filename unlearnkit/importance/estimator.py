@@ -27,7 +27,7 @@ from unlearnkit.utils.errors import (
     raise_all,
 )
 from unlearnkit.utils.global_state import restored_globals
-from unlearnkit.utils.options import class_fault, object_fault, one_of, option_values, refuse
+from unlearnkit.utils.options import class_fault, object_fault, option, option_values, refuse
 from unlearnkit.utils.progress import Progress, length, progress_of
 
 
@@ -47,8 +47,8 @@ class EstimatorTraits:
             is an error all the same.
     """
 
-    unit: Literal["sample", "batch"] = attrs.field(default="sample", validator=one_of("sample", "batch"))
-    labels: Literal["data", "model", "none"] = attrs.field(default="data", validator=one_of("data", "model", "none"))
+    unit: Literal["sample", "batch"] = option("sample", choices=("sample", "batch"), doc="what a term is of")
+    labels: Literal["data", "model", "none"] = option("data", choices=("data", "model", "none"), doc="whose labels")
     batch_free: bool = False
     quadratic: bool = False
     deterministic: bool = True
@@ -347,8 +347,7 @@ class _Merging(Accumulator):
         self._total: Importance | None = None
 
     def add(self, batch: Any) -> None:
-        for parameter in self._model.parameters():
-            parameter.grad = None  # the author's backward of the batch before would be added to
+        self._model.zero_grad()  # or the author's backward would add to that of the batch before
         one = self._estimator.estimate_batch(self._model, batch, objective=self._objective)
         self._estimator._check(one, self._named)  # noqa: SLF001 - same module
         if self._total is None:

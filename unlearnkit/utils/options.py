@@ -355,17 +355,6 @@ def name_set(names: Iterable[str]) -> frozenset[str]:
     return frozenset(several(names))
 
 
-def one_of(*choices: str) -> Callable[[Any, "attrs.Attribute[Any]", Any], None]:
-    """Return an attrs validator of a field that takes some strings only."""
-
-    def check(owner: Any, field: "attrs.Attribute[Any]", value: Any) -> None:
-        if value not in choices:
-            expected = ", ".join(map(repr, choices))
-            raise ConfigurationError(f"{type(owner).__name__}.{field.name}: expected one of {expected}, saw {value!r}")
-
-    return check
-
-
 def read_only(mapping: Mapping[K, V]) -> Mapping[K, V]:
     """Copy a mapping into a read-only one."""
     return MappingProxyType(dict(mapping))

@@ -94,7 +94,7 @@ class Tuner:
             raise ConfigurationError(
                 f"Tuner.unlearner: expected an object of an elementwise method, saw {self.unlearner!r}"
             )
-        monotone = [o.name for o in options_of(self.unlearner) if o.name in self.unlearner.promises().monotone]
+        monotone = _monotone(self.unlearner)
         if not monotone:
             raise ConfigurationError(
                 f"{self.unlearner.name!r} declares no monotone option, so no selected fraction can be found. "
@@ -232,7 +232,7 @@ class OperatingCurve:
         strength: str | None = None,
     ) -> Self:
         """Choose the options that were not given (``""`` is no strength), and copy the weights."""
-        monotone = [o.name for o in options_of(unlearner) if o.name in unlearner.promises().monotone]
+        monotone = _monotone(unlearner)
         weights = {name: p.detach().clone() for name, p in trainable(model).items()}
         curve = partial(cls, weights=weights, forget=forget, reference=reference)
         if not option:
@@ -266,6 +266,10 @@ class OperatingCurve:
                 return middle
             low, high = (middle, high) if found > fraction else (low, middle)
         return high
+
+
+def _monotone(unlearner: ElementwiseUnlearner) -> list[str]:
+    return [o.name for o in options_of(unlearner) if o.name in unlearner.promises().monotone]
 
 
 def _highest(unlearner: ElementwiseUnlearner, name: str) -> float:
