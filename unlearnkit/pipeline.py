@@ -25,7 +25,14 @@ from unlearnkit.models.snapshot import ModelSnapshot
 from unlearnkit.plugins.hookspecs import Run
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.unlearning.report import Report
-from unlearnkit.unlearning.unlearner import Need, Unlearner, UnlearningInputs, check_fraction, method_fault
+from unlearnkit.unlearning.unlearner import (
+    Need,
+    Unlearner,
+    UnlearningInputs,
+    accepted_report,
+    check_fraction,
+    method_fault,
+)
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, nearest, raise_all
 from unlearnkit.utils.options import option_values, options_of, refuse
 from unlearnkit.utils.progress import Progress, progress_of
@@ -197,7 +204,7 @@ class Pipeline:
             return attrs.evolve(report, seconds={**seconds, **report.seconds}, provider=provider, left_out=left_out)
 
         def accepted(report: Report) -> Report:
-            complete = completed(report) if accept is None else accept(completed(report))
+            complete = accepted_report(completed(report), accept)
             self.plugins.after_run(run, complete, watched=watched)
             if _LOG.isEnabledFor(logging.INFO):
                 _LOG.info("%s", complete.sentence())

@@ -120,6 +120,16 @@ def test_a_missing_folder(root, tmp_path):
         image_folder(root)
 
 
+def test_hidden_folders_are_no_classes(root, tmp_path):
+    plain = image_folder(root).train.class_names
+    for part in ("train", "test"):
+        (root / part / ".ipynb_checkpoints").mkdir()
+        (tmp_path / "hidden" / part / ".cache").mkdir(parents=True)
+    assert image_folder(root).train.class_names == plain
+    with pytest.raises(StoreError, match=r"hidden/train: there are hidden folders only: check the path"):
+        image_folder(tmp_path / "hidden")
+
+
 @pytest.mark.parametrize("folder_too", [True, False])
 def test_a_class_without_test_images(root, folder_too):
     (root / "test" / "cat" / "0000.png").unlink()

@@ -117,6 +117,7 @@ def test_subset_indices_must_be_integers(index):
         ({"rows": [0, 1, 2, 9]}, "rows: expected image numbers between 0 and 3"),
         ({"coarse": (0, 0, -1, 0)}, "coarse: expected labels between 0 and 0, saw -1 … 0"),
         ({"class_names": {"fine": ["a"]}}, "fine: expected labels between 0 and 0, saw 0 … 2"),
+        ({"class_names": {"coarse": [101]}}, "class_names: expected text for each class of 'coarse', saw 101"),
         ({"coarse": (0, 0, 1)}, "labels: expected one label of each kind"),
     ],
 )

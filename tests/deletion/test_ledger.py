@@ -15,6 +15,7 @@ from unlearnkit_methods.ssd_adaptive import AdaptiveSynapticDampening as Adaptiv
 from unlearnkit import CrossEntropy, DiagonalFisher
 from unlearnkit.cli.app import app
 from unlearnkit.deletion import Deletion, purge, rollback, verify
+from unlearnkit.deletion.state import lost_accuracy
 from unlearnkit.experiments.config import load_config
 from unlearnkit.experiments.experiment import Experiment
 from unlearnkit.models.checkpoint import save_checkpoint
@@ -182,6 +183,60 @@ def test_rollback_restores_the_model_and_recommends_new_importances(deletion):
     verify(deletion.ledger)
 
 
+def test_a_request_for_what_was_forgotten_may_be_asked_again_after_a_rollback(gentle):
+    gentle.ask("ticket-1", samples=[4, 5])
+    gentle.work()
+    gentle.ask("ticket-2", samples=[5])
+    assert gentle.work().outcome == "nothing to forget"
+    with pytest.raises(ConfigurationError, match=r"'ticket-2' was dealt with already \(receipt 3: nothing to forget\)"):
+        gentle.ask("ticket-2", samples=[5])
+    rollback(gentle)
+    gentle.refresh()
+    gentle.ask("ticket-2", samples=[5])
+    assert gentle.work().samples == tuple(gentle.hashes([5]))
+    verify(gentle.ledger)
+    with pytest.raises(ConfigurationError, match="'ticket-2' was dealt with already"):
+        gentle.ask("ticket-2", samples=[5])
+    gentle.ask("ticket-1", samples=[4, 5])  # not all of them are forgotten
+    assert [request.name for request in gentle.ledger.queue.waiting()] == ["ticket-1"]
+
+
+def test_test_samples_of_groups_that_were_emptied_before_are_in_no_split(deletion):
+    counts = np.bincount(deletion.experiment.bundle.test.targets.numpy())
+    for digit, left in ((3, counts.sum() - counts[3]), (5, counts.sum() - counts[3] - counts[5])):
+        deletion.ask(f"ticket-{digit}", groups=[str(digit)])
+        after = deletion.work().after
+        assert (after["forget-test"]["samples"], after["retain-test"]["samples"]) == (counts[digit], left)
+
+
+def test_a_receipt_says_that_the_loss_did_not_rise(load, monkeypatch):
+    lower = iter([1.0, 2.0, 0.5, 1.5])  # before and after the edit, of forget-train and of retain-test
+
+    def scores(self, model, splits):
+        return {name: {"loss": next(lower), "accuracy": 1.0, "samples": 1} for name in ("forget-train", "retain-test")}
+
+    monkeypatch.setattr(Deletion, "_scores", scores)
+    load().ask("t1", groups=["ant"])
+    said = "but their loss did not rise (1 → 0.5), so the edit may have forgotten nothing"
+    assert load().work().reason == said
+
+
+@pytest.mark.parametrize("setting", ["importance.estimator='loss-free'", "objective.options.targets=label"])
+def test_other_settings_than_those_of_the_stored_importances_are_refused(load, setting):
+    load().ask("t1", groups=["ant"])
+    for work in (load(setting).start, load(setting).work):
+        with pytest.raises(StoreError, match=r"were measured with other settings: .*Set them as they were, or measure"):
+            work()
+    assert load().work().outcome == "forgotten"
+
+
+def test_groups_that_do_not_exist_start_no_ledger(load):
+    shutil.rmtree(load().ledger.folder)
+    with pytest.raises(ConfigurationError, match=r"deletion.groups: expected one of the label kinds .*saw 'person'"):
+        load("deletion.groups=person").start()
+    assert not load().ledger.folder.exists()
+
+
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_rollback_after_the_importances_were_measured_again(load, monkeypatch, interrupted):
     """They are of the model after the edit, and without the samples that come back."""
@@ -237,7 +292,7 @@ def test_bad_requests(deletion):
 
 def test_missing_ledger_is_an_error(deletion, tmp_path):
     shutil.rmtree(deletion.ledger.folder)
-    with pytest.raises(StoreError, match=r"ledger.json: expected a file"):
+    with pytest.raises(StoreError, match=r"out/ledger: there is no ledger: `unlearnkit ledger CONFIG.toml` starts one"):
         deletion.work()
     assert not deletion.ledger.folder.exists()
 
@@ -330,6 +385,29 @@ def test_the_commands(ledger_toml, tmp_path):
     tampered = call("verify-receipts", ledger_toml)
     assert tampered.exit_code == 2
     assert "000002.json" in tampered.output
+
+
+def test_what_all_edits_have_cost_is_shown(load):
+    def retained(receipt):
+        return receipt.before["retain-test"]["accuracy"] - receipt.after["retain-test"]["accuracy"]
+
+    assert "in all" not in call("forget", "small.toml", "-q", "-r", "t1", "-g", "ant").output
+    said = call("forget", "small.toml", "-q", "-r", "t2", "-g", "bee").output
+    cost = sum(map(retained, load().ledger.receipts()[1:]))
+    assert f"2 edits have cost {cost:.3f} of the accuracy on retained test data in all" in " ".join(said.split())
+    call("rollback", "small.toml", "-q")
+    first = retained(load().ledger.receipts()[1])
+    assert lost_accuracy(load().ledger.receipts()) == (1, pytest.approx(first))
+
+
+def test_ctrl_c_says_which_requests_still_wait(load, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Deletion, "_edit", Mock(side_effect=KeyboardInterrupt))
+        stopped = call("forget", "small.toml", "-q", "-r", "t1", "-g", "ant")
+    assert stopped.exit_code == 130
+    assert "the next `unlearnkit forget` without a request goes on with t1" in " ".join(stopped.output.split())
+    assert call("forget", "small.toml", "-q").exit_code == 0
+    assert load().ledger.receipts()[-1].requests == ("t1",)
 
 
 def test_a_ledger_refuses_a_tuned_method(ledger_toml):

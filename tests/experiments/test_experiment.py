@@ -22,6 +22,10 @@ def not_a_bundle():
     return []
 
 
+def damaged_bundle():
+    raise ConfigurationError("the author's own words")
+
+
 def experiment(path, *overrides):
     return Experiment.load(load_config(path, overrides))
 
@@ -71,6 +75,13 @@ def test_nothing_to_forget(digits_toml):
 def test_invalid_factories_are_refused(digits_toml, override, message):
     with pytest.raises(ConfigurationError, match=message):
         experiment(digits_toml, override)
+
+
+def test_an_error_names_the_factory_that_raised_it(digits_toml):
+    factory = f"{__name__}:damaged_bundle"
+    with pytest.raises(ConfigurationError, match="own words") as error:
+        experiment(digits_toml, "data.name=''", f"data.factory='{factory}'", "data.options={}")
+    assert error.value.__notes__ == [f"This was raised by data.factory {factory!r}."]
 
 
 def test_a_fresh_model_depends_on_the_seed_alone(digits_toml):

@@ -267,6 +267,7 @@ def test_a_method_that_cannot_keep_the_limit_is_not_tried(digits_toml):
     assert tried["capped-neg-grad"].trials == 0
     assert "needs more than the 1 epochs that an edit may take" in tried["capped-neg-grad"].problem
     assert not tried["reset-last"].problem
+    assert [tried["capped-neg-grad"].values[key] for key in ("epochs", "seconds", "score")] == ["–"] * 3
 
 
 @pytest.mark.parametrize(

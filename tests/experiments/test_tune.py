@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from stopped_progress import stopping_at
 from typer.testing import CliRunner
 
-from unlearnkit import ConfigurationError, PluginManager, StoreError, hookimpl
+from unlearnkit import ConfigurationError, PluginManager, StoreError, UnlearnKitWarning, hookimpl
 from unlearnkit.cli.app import app
 from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.experiments import job
@@ -145,6 +145,12 @@ def test_the_target_of_unseen_samples_takes_them_out_of_the_test_set(digits_toml
     whole = tune(config(digits_toml, "tuning.target=unseen", "tuning.unseen_fraction=0.2"), overwrite=True)
     assert whole.record.tuning["samples"]["unseen"] == 9  # only the forgotten digit
     assert whole.record.after["retain-test"].samples + whole.record.after["forget-test"].samples == 360
+
+
+def test_random_samples_are_not_tuned_to_zero_without_a_warning(digits_toml):
+    random = config(digits_toml, "forget={indices=[0, 1, 2, 3]}", "tuning.rounds=0", "tuning.fractions=[0.1]")
+    with pytest.warns(UnlearnKitWarning, match=r"aims at a forget accuracy of 0, but .* set tuning.target = 'unseen'"):
+        tune(random)
 
 
 def test_sums_and_the_retain_set_as_reference(digits_toml):

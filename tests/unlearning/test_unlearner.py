@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from unlearnkit_methods.prune import Prune
 
 from unlearnkit import (
@@ -349,6 +350,22 @@ def test_accept_can_refuse_the_report():
     with Left(model), pytest.raises(KeyboardInterrupt):
         Author(zero_first_row).unlearn(model, UnlearningInputs(), accept=refuse)
     assert seen == [(4, True)]
+
+
+def test_accept_must_return_the_report():
+    model, message = net(), r"accept: expected it to return the report, or to raise .*saw False"
+    with Left(model), pytest.raises(ConfigurationError, match=message):
+        Author(zero_first_row).unlearn(model, UnlearningInputs(), accept=lambda _: False)
+
+
+@pytest.mark.parametrize("empty", [[], DataLoader(TensorDataset(torch.zeros(0, 3)), batch_size=2)])
+def test_data_without_a_batch_are_refused(empty):
+    class Reads(Author):
+        needs = frozenset({Need.FORGET_DATA})
+
+    model = net()
+    with Left(model), pytest.raises(ConfigurationError, match="forget_data: expected at least one batch, saw none"):
+        Reads(zero_first_row).unlearn(model, UnlearningInputs(forget_data=empty))
 
 
 @pytest.mark.parametrize(("budget", "allowed"), [(0.0, False), (0.14, False), (1 / 7, True), (1.0, True), (None, True)])

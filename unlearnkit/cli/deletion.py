@@ -42,6 +42,8 @@ def forget(
 ) -> None:
     """Add a deletion request, if one is given, and process all waiting requests, in one edit where possible."""
     with deletion("forget", config, settings, quiet=quiet) as work:
+        from unlearnkit.deletion.state import lost_accuracy
+
         asked = bool(request or samples or group)
         if withdraw:
             if asked or queue:
@@ -56,11 +58,19 @@ def forget(
         if queue:
             line(f"{len(work.ledger.queue.waiting())} requests are waiting")
             return
-        receipt = work.work()
+        try:
+            receipt = work.work()
+        except KeyboardInterrupt:
+            names = ", ".join(request.name for request in work.ledger.queue.waiting())
+            line(f"the next `unlearnkit forget` without a request goes on with {names}", soft_wrap=True)
+            raise
         if receipt is None and not asked:
             line("no request is waiting")
         if receipt and receipt.outcome == "forgotten":
             line(work.ledger.store.staleness().sentence(), soft_wrap=True)
+            edits, lost = lost_accuracy(work.ledger.receipts())
+            if edits > 1:
+                line(f"{edits} edits have cost {lost:.3f} of the accuracy on retained test data in all", soft_wrap=True)
 
 
 def rollback(config: ConfigPath, settings: Settings = None, quiet: Quiet = False) -> None:

@@ -92,8 +92,8 @@ def image_folder(
 
     Images have shape (3, image_size, image_size), float32, normalised by ``mean`` and ``std`` (`imagenet_transform`);
     `read_image` says how unusual files are read. Classes are the folders of ``train``, numbered in the order of their
-    names, coarse ones in the order of ``groups``. A class may be without images in one of the two parts; a class
-    without training images keeps its number as long as its empty folder is there.
+    names, coarse ones in the order of ``groups``; hidden folders are left out. A class may be without images in one of
+    the two parts; a class without training images keeps its number as long as its empty folder is there.
 
     Args:
         root: The folder that holds ``train`` and ``test``.
@@ -162,7 +162,9 @@ def _classes(path: Path) -> list[str]:
     from torchvision.datasets.folder import find_classes  # noqa: PLC0415 - torchvision takes a second
 
     with _explained(path):
-        classes: list[str] = find_classes(path)[0]
+        classes = [name for name in find_classes(path)[0] if not name.startswith(".")]  # such as .ipynb_checkpoints
+        if not classes:
+            raise FileNotFoundError("there are hidden folders only")
     return classes
 
 

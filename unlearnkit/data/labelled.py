@@ -81,6 +81,10 @@ class LabelledImages(Dataset[tuple[Any, ...]]):
         problems = [] if count == len(self) else [f"expected a label for each of {count} images, saw {len(self)}"]
         if self.rows is not None and bool(((self.rows < 0) | (self.rows >= len(self.images))).any()):
             problems.append(f"rows: expected image numbers between 0 and {len(self.images) - 1}")
+        for kind, names in self.class_names.items():
+            other = [name for name in names if not isinstance(name, str)]
+            if other:
+                problems.append(f"class_names: expected text for each class of {kind!r}, saw {other[0]!r}")
         for kind, labels in self.labels.items():
             low, high = int(labels.min()), int(labels.max())
             known = len(self.class_names.get(kind, ())) or high + 1

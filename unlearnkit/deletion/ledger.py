@@ -93,6 +93,8 @@ class Ledger:
 
     @property
     def state(self) -> State:
+        if not (self.folder / FILE).exists():
+            raise StoreError(f"{self.folder}: there is no ledger: `unlearnkit ledger CONFIG.toml` starts one")
         return read_sealed(self.folder / FILE, State, kind=FORMAT)
 
     @property

@@ -137,9 +137,13 @@ class Population:
         return tuple(key for key, members in self.groups.items() if np.isin(members, rows).all())
 
     def splits(self, rows: Rows) -> Mapping[str, LabelledImages]:
-        """Return the parts of the data that an edit is evaluated on."""
-        test, left = self.bundle.test, self.groups.keys() - set(self.whole(rows))
-        kept = np.array([self.name(g) in left for g in test.labels[self.kind].tolist()], dtype=bool)
-        parts = {"retain-test": np.flatnonzero(kept), "forget-test": np.flatnonzero(~kept)}
+        """Return the parts of the data that an edit is evaluated on; groups that were emptied before are in none."""
+        test, emptied = self.bundle.test, set(self.whole(rows))
+        left = self.groups.keys() - emptied
+        names = [self.name(g) for g in test.labels[self.kind].tolist()]
+        parts = {
+            "retain-test": [i for i, name in enumerate(names) if name in left],
+            "forget-test": [i for i, name in enumerate(names) if name in emptied],
+        }
         found = {name: test.subset(some) for name, some in parts.items() if len(some)}
         return {"forget-train": self.bundle.train.subset(rows), **found}

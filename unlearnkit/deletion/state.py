@@ -99,6 +99,18 @@ class Receipt:
             raise StoreError(f"{path} already exists with another receipt")
 
 
+def lost_accuracy(receipts: Iterable[Receipt]) -> tuple[int, float]:
+    """Return how many edits led to the model in use, and how much retained test accuracy they cost in all."""
+    edits: list[Receipt] = []
+    for receipt in receipts:
+        if receipt.outcome == "forgotten":
+            edits.append(receipt)
+        elif receipt.outcome == "restored":
+            edits.pop()
+    scores = [[each.get("retain-test", {}).get("accuracy") for each in (r.before, r.after)] for r in edits]
+    return len(edits), sum(was - now for was, now in scores if was is not None and now is not None)
+
+
 def _named(pattern: str) -> Callable[[Any, "attrs.Attribute[str]", str], None]:
     """Refuse other names: the file may have been edited by somebody, and must not lead out of the folder."""
 

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, final
@@ -20,6 +20,7 @@ from unlearnkit.experiments.config import Config
 from unlearnkit.experiments.experiment import Experiment, chosen_method, make_unlearner
 from unlearnkit.experiments.provenance import versions
 from unlearnkit.importance import Importance, ImportanceStore, Role, fill
+from unlearnkit.importance.estimator import fingerprint_of
 from unlearnkit.importance.importance import counts_of_difference, counts_of_sum
 from unlearnkit.importance.store.files import Edit, difference, on_disk, summed
 from unlearnkit.models import model_state
@@ -80,13 +81,16 @@ class Deletion:
     def start(self) -> Receipt:
         """Start the ledger, or continue after a kill: measure the importances of every group on the original model."""
         if not (self.ledger.folder / "ledger.json").exists():
+            self._population(forgotten=())  # refuses groups that do not exist before anything is written
             original, _ = self.experiment.original_model()
             self.ledger.start(original, samples=self._samples, receipt=partial(self.receipt, outcome="started"))
         else:
             self._check_original()
         with self.ledger.locked():
             state, _ = self.ledger.state, self.population()
-            if not state.measured:
+            if state.measured:
+                self._check_settings()
+            else:
                 self._fill(state.store, state.current)
                 write_state(self.ledger.folder, attrs.evolve(state, measured=True))
             return self.ledger.receipts()[0]
@@ -123,13 +127,12 @@ class Deletion:
             gone = {key for receipt in receipts if receipt.outcome == "forgotten" for key in receipt.groups}
             rows = population.asked(numbers, names, gone=gone, where=f"request {name!r}")
             request = Request(name=name, samples=tuple(sorted(set(self.hashes(rows)))), groups=names)
-            put_back = {n for r in receipts if r.outcome == "restored" for n in r.requests}
             done = [r for r in receipts if name in r.requests and r.outcome in {"forgotten", "nothing to forget"}]
             if finished and name in finished.requests and finished.outcome in {"rolled back", "set aside"}:
                 return  # repeated after a crash
             if finished and name in finished.requests and self.ledger.forgotten().issuperset(request.samples):
                 return
-            if done and name not in put_back:
+            if done and self.ledger.forgotten().issuperset(done[-1].samples):
                 raise ConfigurationError(
                     f"request {name!r} was dealt with already (receipt {done[-1].number}: {done[-1].outcome}): "
                     "a request is asked for once"
@@ -194,8 +197,8 @@ class Deletion:
         """Decide on requests; an error of one that is not alone may be another's fault."""
         state, population, names = self.ledger.state, self.population(), tuple(request.name for request in requests)
 
-        def answer(outcome: Outcome, reason: str) -> Decision:
-            receipt = self.receipt(state, outcome, reason=reason, requests=names)
+        def answer(outcome: Outcome, reason: str, samples: tuple[str, ...] = ()) -> Decision:
+            receipt = self.receipt(state, outcome, reason=reason, requests=names, samples=samples)
             return state, Pending(receipt=receipt, answered=names), ()
 
         try:
@@ -205,7 +208,8 @@ class Deletion:
                 raise
             return answer("set aside", str(error))
         if not len(rows):
-            return answer("nothing to forget", "all of these samples were forgotten before")
+            asked = tuple(sorted({digest for request in requests for digest in request.samples}))
+            return answer("nothing to forget", "all of these samples were forgotten before", asked)
         return self._edit(state, population, rows, names)
 
     def population(self, *, put_back: Iterable[str] = ()) -> Population:
@@ -217,8 +221,22 @@ class Deletion:
         when = " before the edit that is rolled back" if put_back else ""
         where = f"the training data are not those of the ledger {self.ledger.folder}{when}"
         self.ledger.samples.check(now, forgotten=forgotten, where=where, name=partial(sample_name, data))
+        return self._population(forgotten=(d in forgotten for d in now.digests))
+
+    def _population(self, *, forgotten: Iterable[bool]) -> Population:
         kind = self.experiment.config.deletion.groups
-        return Population.of(self.experiment.bundle, kind=kind, forgotten=(d in forgotten for d in now.digests))
+        return Population.of(self.experiment.bundle, kind=kind, forgotten=forgotten)
+
+    def _check_settings(self) -> None:
+        """Refuse importances that were measured with other settings."""
+        store = self.ledger.store
+        if (kept := store.manifest.fingerprint) is not None:
+            estimator = self.experiment.estimator(self.plugins)
+            now = fingerprint_of(estimator, kept.model, objective=self.experiment.importance_objective)
+            problems = kept.differences(attrs.evolve(now, precision=kept.precision))
+            advice = "Set them as they were, or measure again: `unlearnkit ledger CONFIG.toml --refresh`"
+            where = f"the importances in {store.folder} were measured with other settings"
+            raise_all(["; ".join(problems) + f". {advice}"] if problems else [], where=where, error=StoreError)
 
     def hashes(self, rows: Iterable[int]) -> list[str]:
         """Return the keyed digests of training samples, as receipts have them, from their numbers now."""
@@ -290,6 +308,7 @@ class Deletion:
                 f"the importances in {self.ledger.folder} are not complete: `unlearnkit ledger CONFIG.toml` continues"
             )
         start, config, train = time.perf_counter(), self.experiment.config, self.experiment.bundle.train
+        self._check_settings()
         self.ledger.store.verify()  # before the first change: making it smaller reads all of it
         measure, role = partial(self.measure, state.base), Role(config.importance.reference)
         forget, reference, parts = find(self.ledger.store, population, rows, measure=measure, role=role)
@@ -332,7 +351,7 @@ class Deletion:
         receipt = attrs.evolve(
             receipt,
             outcome="forgotten",
-            reason="" if "retain-test" in splits else "no test data are retained, so the budget was not checked",
+            reason="; ".join(remarks(before, after)),
             samples=tuple(sorted(self.hashes(rows))),
             groups=whole,
             model_after=kept.digest,
@@ -444,6 +463,15 @@ def check_budget(before: Scores, after: Scores, budget: float) -> None:
             f"expected to lose at most {budget:.3g} of the accuracy on retained test data, saw {was:.3f} → {now:.3f}: "
             "choose weaker options, or raise deletion.budget"
         )
+
+
+def remarks(before: Scores, after: Scores) -> Iterator[str]:
+    """Yield what somebody who reads that an edit forgot must know."""
+    was, now = (scores["forget-train"]["loss"] for scores in (before, after))
+    if was is not None and now is not None and now <= was:
+        yield f"but their loss did not rise ({was:.3g} → {now:.3g}), so the edit may have forgotten nothing"
+    if "retain-test" not in before:
+        yield "no test data are retained, so the budget was not checked"
 
 
 def find_ledger(config: Config, *, told: Callable[[Receipt], None] | None = None) -> Ledger:

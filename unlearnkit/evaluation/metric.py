@@ -1,6 +1,7 @@
 """The contract of a metric: what it may read, and what it returns."""
 
 import abc
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, final
 
@@ -143,15 +144,20 @@ class Metric(abc.ABC):
             for snapshot in snapshots:
                 snapshot.restore()
         raise_all(problems, where=f"{who} changed a model that it measured (it was put back)")
-        allowed = int | float | Measurement | NotApplicable | None
-        if not isinstance(values, Mapping) or not all(isinstance(v, allowed) for v in values.values()):
+        if not isinstance(values, Mapping):
             raise MismatchError(f"{who}: expected a mapping of names to numbers or None, saw {values!r}")
+        other = [f"{key}: saw {value!r}" for key, value in values.items() if not _is_value(value)]
+        raise_all(other, where=f"{who}: expected a number (float(…) makes one), a Measurement, NotApplicable or None")
         found = {str(key): _measurement(value) for key, value in values.items()}
         low, high = self.traits.low, self.traits.high
-        numbers = {key: m.value for key, m in found.items() if m.value is not None}
-        outside = [f"{key}: saw {v}" for key, v in numbers.items() if not low <= v <= high]  # or NaN
+        known = {key: m.value for key, m in found.items() if m.value is not None}
+        outside = [f"{key}: saw {v}" for key, v in known.items() if not low <= v <= high]  # or NaN
         raise_all(outside, where=f"{who}: expected None or a number from {low:g} to {high:g}")
         return found
+
+
+def _is_value(value: Any) -> bool:
+    return value is None or isinstance(value, numbers.Real | Measurement | NotApplicable)
 
 
 def _measurement(value: float | Measurement | NotApplicable | None) -> Measurement:
@@ -187,17 +193,17 @@ def feature_measures(
     """
     found = []
     for name, metric in metrics.items():
-        numbers = {key: m.value for key, m in measured[name].items() if m.value is not None}
+        known = {key: m.value for key, m in measured[name].items() if m.value is not None}
         for value in metric.traits.holds:
-            if value in numbers:
-                retrained = (numbers.get(f"retrained {i} {value}") for i in range(1, len(numbers) + 1))
+            if value in known:
+                retrained = (known.get(f"retrained {i} {value}") for i in range(1, len(known) + 1))
                 found.append(
                     FeatureMeasure(
                         name=f"{name} {value}",
-                        value=numbers[value],
-                        original=numbers.get(f"original {value}"),
+                        value=known[value],
+                        original=known.get(f"original {value}"),
                         retrained=tuple(number for number in retrained if number is not None),
-                        error=numbers.get(f"error {value}", 0.0),
+                        error=known.get(f"error {value}", 0.0),
                     )
                 )
     return tuple(found)

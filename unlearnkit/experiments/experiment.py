@@ -231,7 +231,11 @@ def make_metric(name: str, config: EvaluationConfig, plugins: PluginManager) -> 
 
 def _made(section: str, factory: str, options: Mapping[str, Any], kind: type, what: str) -> Any:
     """Call the factory of a section of the configuration, and check what it returns."""
-    made = call(import_path(factory), options, where=f"{section}.options")
+    try:
+        made = call(import_path(factory), options, where=f"{section}.options")
+    except Exception as error:
+        error.add_note(f"This was raised by {section}.factory {factory!r}.")
+        raise
     if not isinstance(made, kind):
         raise ConfigurationError(
             f"{section}.factory {factory!r}: expected it to return {what}, saw {type(made).__name__}"

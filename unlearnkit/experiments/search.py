@@ -1,5 +1,6 @@
 """Edits from a configuration: with fixed options, or with those that a search finds on validation data."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +25,7 @@ from unlearnkit.models.parameters import digest
 from unlearnkit.plugins.manager import PluginManager
 from unlearnkit.reporting import RunRecord
 from unlearnkit.unlearning import ElementwiseUnlearner, Report, Unlearner, UnlearningInputs
-from unlearnkit.utils.errors import ConfigurationError
+from unlearnkit.utils.errors import ConfigurationError, UnlearnKitWarning
 
 _TRIALS = ".trials.sqlite"
 _REESTIMATE = {"both": (False, True), "yes": (True,), "no": (False,)}
@@ -85,6 +86,13 @@ class Search:
             raise ConfigurationError(
                 "tuning.target 'retrained': expected retrained models, saw none: name checkpoints in "
                 "evaluation.retrained, or training seeds in evaluation.retrained_seeds"
+            )
+        if config.target == "stated" and config.forget_accuracy == 0 and experiment.forgotten.scenario == "random":
+            warnings.warn(
+                "tune aims at a forget accuracy of 0, but a model that was trained without random samples knows most "
+                "of them all the same: set tuning.target = 'unseen', or tuning.forget_accuracy",
+                UnlearnKitWarning,
+                stacklevel=2,
             )
         targets, seed = experiment.bundle.train.targets, experiment.config.seed
         split = validation_split(experiment.forgotten, targets, fraction=config.validation_fraction, seed=seed)

@@ -43,8 +43,8 @@ class Attempt:
             "tried": self.name,
             "options": ", ".join(shown),
             "edits": str(self.trials),
-            "epochs": f"{self.epochs:.1f}",
-            "seconds": f"{self.seconds:.0f}",
+            "epochs": f"{self.epochs:.1f}" if self.forget is not None else "–",
+            "seconds": f"{self.seconds:.0f}" if self.forget is not None else "–",
             **{name: "–" if rate is None else f"{rate:.3f}" for name, rate in rates.items()},
             "score": f"{self.score:.3f}" if self.forget is not None else "–",
         }

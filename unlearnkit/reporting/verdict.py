@@ -79,8 +79,11 @@ def judge(
 ) -> Judgement:
     """Give the verdict on an edit; forgetting more than the retrained models is a gap too.
 
-    A whole class is judged without `RECOVERY`, which says little of it.
+    A whole class is judged without `RECOVERY`, which says little of it, and without the head-swap that was not fitted
+    to it, which is 0 for every model.
     """
+    if whole_class:
+        features = [feature for feature in features if feature.name != f"{HEAD_SWAP} forget-train"]
     measures, models = tuple(_measures(after, retrained, views)), len(retrained)
     found = findings(report, before, after)
     said, says, holds = " ".join(found.values()), "", ""
@@ -273,12 +276,9 @@ def _without_reference(
         said += f" Accuracy on forgotten samples is {forgotten:.3f}, on unseen ones of their kind {unseen:.3f}."
     for feature in features:
         if feature.original is not None:
-            like = (
-                " as in the original,"
-                if abs(feature.value - feature.original) <= feature.error
-                else ", in the original"
-            )
-            said += f" {feature.name} is {feature.value:.3f}{like} {feature.original:.3f}."
+            same = abs(feature.value - feature.original) <= feature.error
+            beside = "within sampling error of the original's" if same else "in the original"
+            said += f" {feature.name} is {feature.value:.3f}, {beside} {feature.original:.3f}."
     return said
 
 

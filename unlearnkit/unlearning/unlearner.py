@@ -30,7 +30,7 @@ from unlearnkit.utils.errors import (
 )
 from unlearnkit.utils.global_state import restored_globals
 from unlearnkit.utils.options import NAME, class_fault, name_set, object_fault, option_values, refuse
-from unlearnkit.utils.progress import Progress, silent
+from unlearnkit.utils.progress import Progress, length, silent
 
 T = TypeVar("T")
 
@@ -192,7 +192,9 @@ class UnlearningInputs:
         ]
         raise_all(missing, where=f"inputs for {method!r}", error=ConfigurationError)
         for need in _DATA & frozenset(needs):
-            check_batches(getattr(self, need.value), what=need.value)
+            check_batches(batches := getattr(self, need.value), what=need.value)
+            if length(batches) == 0:
+                raise ConfigurationError(f"{need.value}: expected at least one batch, saw none")
         lost = lost_samples(self.forget_data) if Need.FORGET_DATA in needs else ""
         if lost:
             raise ConfigurationError(f"forget_data: expected a loader that reads each sample once: {lost}")
@@ -379,7 +381,7 @@ class Unlearner(abc.ABC):
                 model_before=before,
                 model_after=digest(model),
             )
-            return accept(report) if accept else report
+            return accepted_report(report, accept)
         except BaseException:
             snapshot.restore()
             raise
@@ -450,6 +452,16 @@ def _check_importance(importance: Importance, model: nn.Module, model_digest: st
             "the model was edited or trained since; estimate again"
         )
     importance.check_values(who=f"the {importance.role.value} importance")
+
+
+def accepted_report(report: Report, accept: Callable[[Report], Report] | None) -> Report:
+    """Pass a report through ``accept``, which returns it or raises."""
+    accepted = report if accept is None else accept(report)
+    if not isinstance(accepted, Report):
+        raise ConfigurationError(
+            f"accept: expected it to return the report, or to raise so that the edit is undone, saw {accepted!r}"
+        )
+    return accepted
 
 
 def _changes(snapshot: ModelSnapshot, counts: EditCounts | None) -> tuple[TensorChange, ...]:
