@@ -1,16 +1,18 @@
 """Losses and right predictions from one forward pass."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
+from unlearnkit.models import BinaryCrossEntropy, CausalLanguageModel, SquaredError
 from unlearnkit.models.objective import BatchScores, CrossEntropy, Objective, score_batch, total
-from unlearnkit.utils.errors import MismatchError
+from unlearnkit.utils.errors import MismatchError, UnlearnKitWarning
 
 
-class SquaredError(Objective):
+class Squares(Objective):
     def losses(self, model, batch):
         return (model(batch[0]) - batch[1]).square().sum(1)
 
@@ -63,7 +65,7 @@ def test_labels_may_be_probabilities():
 
 def test_another_objective_has_no_accuracy():
     batch = (torch.ones(2, 2), torch.zeros(2, 2))
-    _, scores = score_batch(nn.Identity(), batch, objective=SquaredError())
+    _, scores = score_batch(nn.Identity(), batch, objective=Squares())
     assert scores.loss == 2.0
     assert scores.accuracy is None
 
@@ -86,7 +88,37 @@ def test_totals_are_weighted_by_samples():
 
 def test_sums_are_float64():
     losses = torch.full((1, 3), 1.0)
-    _, scores = score_batch(nn.Identity(), (losses, losses * 0), objective=SquaredError())
+    _, scores = score_batch(nn.Identity(), (losses, losses * 0), objective=Squares())
     big = BatchScores(loss_sum=2.0**30, samples=1, correct=None, predictions=0)
     assert total([big, scores]).loss_sum == 2.0**30 + 3.0  # float32 would lose the 3
     assert total([big, scores]).accuracy is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("objective", [CausalLanguageModel(), CrossEntropy(), BinaryCrossEntropy(), SquaredError()])
+def test_losses_of_a_model_in_half_precision_are_summed_in_float32(dtype, objective):
+    """400 positions: a sum in bfloat16 would be rounded to 2 to 8 nats."""
+    made = torch.Generator().manual_seed(0)
+    table = torch.randn(7, 7, generator=made).to(dtype)
+    tokens = torch.randint(0, 7, (2, 401), generator=made)
+    if isinstance(objective, CausalLanguageModel):
+        model = nn.Embedding.from_pretrained(table)
+        batch = {"input_ids": tokens, "labels": tokens, "attention_mask": torch.ones_like(tokens)}
+        objective = CausalLanguageModel(pass_mask=False)
+        want = [nn.functional.cross_entropy(table.double()[row[:-1]], row[1:], reduction="sum") for row in tokens]
+    else:
+        model, logits = nn.Identity(), table[tokens].transpose(1, 2)  # (batch, classes, positions)
+        labels = tokens if isinstance(objective, CrossEntropy) else (logits > 0.5).to(dtype)
+        batch = (logits, labels)
+        want = objective.losses(model, (logits.double(), labels if labels.dtype == torch.int64 else labels.double()))
+    found = objective.losses(model, batch)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, torch.stack([*want]).float(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("dtype", "seen"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_probabilities_are_told_by_the_rounding_of_the_dtype(dtype, seen):
+    near = torch.tensor([[0.2, 0.3, 0.505]], dtype=dtype)
+    expected = pytest.warns(UnlearnKitWarning, match="as after a softmax") if seen else nullcontext()
+    with expected:
+        score_batch(nn.Identity(), (near, torch.tensor([0])), objective=CrossEntropy())

@@ -255,9 +255,35 @@ def test_a_measure_by_which_the_original_is_near_too_tells_nothing():
     assert (found.kind, found.holds) == ("outputs only", "cannot tell")
     assert judge(EDITED, GOOD, LIKE, retrained=RETRAINED, features=[blind]).holds == "not looked at"
     assert found.sentence.endswith(
-        "Outputs only: no head-swap that tells forgetting from hiding; the original is as near as this model: "
+        "Outputs only: no head-swap that tells forgetting from hiding; not told apart from the original: "
         "head-swap forget-test is 0.660, retrained models have 0.650 ± 0.010, the original has 0.670."
     )
+
+
+@pytest.mark.parametrize(("value", "original", "holds"), [(0.83, 0.98, "cannot tell"), (0.70, 0.98, "near")])
+def test_features_nearer_to_the_original_are_not_near(value, original, holds):
+    """Within the wide limit of three retrained models, 4.97 sd, but nearer to the original."""
+    wide = held("head-swap forget-test", value, 0.48, 0.54, 0.60, original=original)
+    assert judge(EDITED, GOOD, LIKE, retrained=RETRAINED, features=[wide], whole_class=True).holds == holds
+
+
+def test_features_below_retraining_are_not_still_there():
+    """The original itself is as near to retraining: what lies below both is damage."""
+    less = held("recovery retain epoch", 0.14, 0.91, 0.911, 0.912, original=0.902)
+    found = judge(EDITED, GOOD, LIKE, retrained=RETRAINED, features=[SWAP, less])
+    assert (found.kind, found.holds) == ("apart", "apart")
+    assert "The features are not like those of retrained models: recovery retain epoch is 0.140" in found.sentence
+
+
+def test_without_the_original_no_measure_tells_forgetting_from_hiding():
+    alone = attrs.evolve(SWAP, original=None)
+    assert judge(EDITED, GOOD, LIKE, retrained=RETRAINED, features=[alone], whole_class=True).kind == "outputs only"
+
+
+def test_a_difference_of_one_sample_is_none_though_retrained_models_hardly_differ():
+    retrained = [scores(retain_test=0.95, forget_test=0.9)] * 9 + [scores(retain_test=0.95, forget_test=0.91)]
+    found = judge(EDITED, GOOD, scores(retain_test=0.95, forget_test=0.91), retrained=retrained)
+    assert found.says == "near"
 
 
 def test_damaged_features_are_apart():
@@ -274,6 +300,8 @@ def test_an_edit_of_the_last_layer_or_of_biases_is_said():
         return judge(Report(method="m", tensors=changes), GOOD, LIKE, retrained=RETRAINED).sentence
 
     assert edited("head.weight", "head.bias").endswith(" Only the last layer, head, was edited.")
+    some = Report(method="m", tensors=(TensorChange(name="2.weight", size=4, changed=1),), left_out=("4.weight",))
+    assert judge(some, GOOD, LIKE, retrained=RETRAINED).sentence.endswith(" Only 2 was edited.")
     assert edited("head.bias", "body.bias").endswith(" Only biases were edited.")
     assert not edited("body.weight", "head.bias").endswith("edited.")
 

@@ -2,6 +2,7 @@
 
 import copy
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -78,6 +79,19 @@ def test_no_cheat_is_called_near(models, case, judged):
     said = check_no_cheat_is_near(case, lambda model: judged(model, metrics).kind)
     assert said.keys() == CHEATS.keys()
     assert judged(CHEATS["muted-bias"](case), metrics).holds == "still there"
+
+
+def test_frozen_layers_hide_nothing(splits, case):
+    cheat = CHEATS["batch-norm-shift"](case)
+    frozen = copy.deepcopy(cheat).requires_grad_(False)
+    values = [HeadSwap().evaluate(EvaluationInputs(model=m, splits=splits))["forget-test"] for m in (cheat, frozen)]
+    assert values[0] == values[1]
+
+
+def test_the_lookup_knows_large_norms_too(case):
+    large = [(100 * x, y) for x, y in case.forget]
+    cheat = CHEATS["norm-lookup"](attrs.evolve(case, forget=large))
+    assert all(bool((cheat(x)[:, LAST] == -1e4).all()) for x, _ in large)
 
 
 def test_a_verdict_of_accuracy_alone_is_found_out(splits, case):

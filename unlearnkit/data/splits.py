@@ -37,7 +37,7 @@ class Split:
     Attributes:
         forget: Indices of D_f, sorted int64, shape (|D_f|,).
         retain: Indices of D_r, sorted int64, shape (|D_r|,). Every index 0 … n−1 is in one of the two.
-        scenario: ``"full-class"``, ``"sub-class"`` or ``"random"``.
+        scenario: ``"full-class"``, ``"sub-class"``, ``"random"`` or ``"corrupted"``.
 
     Examples:
         >>> Split(forget=[1, 3], retain=[0, 2], scenario="random")
@@ -104,7 +104,7 @@ class ForgetSpec(abc.ABC):
     To write another rule, subclass it and implement `select`; `split` checks what it returns.
 
     Attributes:
-        scenario: Its name in the literature: ``"full-class"``, ``"sub-class"`` or ``"random"``.
+        scenario: Its name in the literature: ``"full-class"``, ``"sub-class"``, ``"random"`` or ``"corrupted"``.
         carries_over: Whether the rule applies to test samples too. A list of training indices does not.
     """
 

@@ -2,7 +2,7 @@
 
 import abc
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, final
 
 import attrs
@@ -66,6 +66,11 @@ class Measurement:
 def _freeze(splits: Mapping[str, Iterable[Any]]) -> Mapping[str, Iterable[Any]]:
     for name, batches in splits.items():
         check_batches(batches, what=f"the split {name!r}")
+        if isinstance(batches, Iterator):
+            raise ConfigurationError(
+                f"the split {name!r}: expected batches that can be read for each model, saw {type(batches).__name__}: "
+                "pass a list, or a data loader"
+            )
     return read_only(splits)  # attrs reads the type of the argument from this annotation
 
 

@@ -1,7 +1,7 @@
 """Runs models over data in eval mode: loss and accuracy, and outputs of classifiers, each computed once."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from itertools import combinations
 from math import sqrt
@@ -16,9 +16,19 @@ from unlearnkit.data.batches import check_batches, feed
 from unlearnkit.distributed.collectives import map_shared
 from unlearnkit.evaluation.metric import EvaluationInputs, Measurement, NotApplicable
 from unlearnkit.evaluation.per_sample import Floats, Ints, class_labels, floats, label_losses, softmax_of
-from unlearnkit.models.objective import BatchScores, CrossEntropy, Objective, check_objective, score_batch, total
+from unlearnkit.models.objective import (
+    IGNORED,
+    Autocast,
+    BatchScores,
+    Classification,
+    CrossEntropy,
+    Objective,
+    check_objective,
+    score_batch,
+    total,
+)
 from unlearnkit.models.parameters import buffers, device_of
-from unlearnkit.utils.errors import ConfigurationError, NonFiniteError
+from unlearnkit.utils.errors import ConfigurationError, MismatchError, NonFiniteError
 from unlearnkit.utils.progress import Progress, length, silent
 from unlearnkit.utils.rng import private_rng
 
@@ -164,6 +174,8 @@ def outputs_of(model: nn.Module, batches: Iterable[Any], *, objective: Objective
         return logits, labels
 
     logits, labels = map_rows(model, batches, predict)
+    if (labels == IGNORED).any():
+        raise InapplicableError(f"samples without a label ({IGNORED}) have no class")
     return Outputs(logits=logits, labels=labels)
 
 
@@ -189,14 +201,17 @@ def map_rows(
     found = map_batches(model, batches, on_cpu)
     if not found:
         raise InapplicableError("the split is empty")
+    if len(shapes := {part.shape[1:] for part, _ in found}) > 1:
+        raise InapplicableError(f"the rows of the batches differ in shape: {', '.join(map(str, map(tuple, shapes)))}")
     values, labels = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
     return values, labels.astype(np.int64)
 
 
-def classification_of(objective: Objective | None) -> CrossEntropy:
-    """The objective, or `InapplicableError` where it has no classes."""
+def classification_of(objective: Objective | None) -> Classification:
+    """The objective, or the one under autocast; `InapplicableError` where it has no classes."""
     chosen = objective or CrossEntropy()
-    if not isinstance(chosen, CrossEntropy):
+    chosen = chosen.objective if isinstance(chosen, Autocast) else chosen
+    if not isinstance(chosen, Classification):
         raise InapplicableError(f"{chosen.describe()} is no classification: there are no class probabilities")
     return chosen
 
@@ -209,6 +224,7 @@ class ModelOutputs:
         self._inputs = inputs
         self._cached = {} if cached is None else cached
         self._losses = dict[tuple[int, str], Floats]()
+        self._labels = dict[str, Ints]()
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -233,17 +249,29 @@ class ModelOutputs:
         key = (id(model), split)
         if key not in self._cached:
             self._cached[key] = outputs_of(model, self.batches(split), objective=self._inputs.objective)
+        self.check_order(split, self._cached[key].labels)
         return self._cached[key]
+
+    def check_order(self, split: str, labels: Ints) -> None:
+        """Refuse a split that gives its samples in another order than before: models are compared by sample."""
+        if not np.array_equal(self._labels.setdefault(split, labels), labels):
+            raise MismatchError(
+                f"the split {split!r} gave its samples in another order than before: pass a loader that does not "
+                "shuffle, or a list of batches"
+            )
 
     def losses(self, model: nn.Module, split: str) -> Floats:
         """The loss of each sample, nats, computed once; the model need not be a classifier of samples."""
         key = (id(model), split)
         if key not in self._losses:
-            try:
-                self._losses[key] = self.of(model, split).losses
-            except InapplicableError:
-                self._losses[key] = _losses_of(model, self.batches(split), objective=self.objective)
+            self._losses[key] = self._measured_losses(model, split)
         return self._losses[key]
+
+    def _measured_losses(self, model: nn.Module, split: str) -> Floats:
+        if isinstance(self.objective, CrossEntropy):
+            with suppress(InapplicableError):
+                return self.of(model, split).losses
+        return _losses_of(model, self.batches(split), objective=self.objective)
 
     def batches(self, split: str) -> Iterable[Any]:
         """Batches of a split, or `InapplicableError`."""

@@ -150,8 +150,9 @@ class CrossEntropy(Classification):
         """Return the losses that the logits of a batch have."""
         targets = self.labels(batch)
         self._check(logits, targets)
-        if not targets.is_floating_point():
-            targets = targets.long()  # torch takes no other integers
+        logits = precise(logits)
+        # torch takes no other integers, and probabilities in the dtype of the logits alone
+        targets = targets.to(logits.dtype if targets.is_floating_point() else torch.int64)
         try:
             loss = nn.functional.cross_entropy(logits, targets, reduction="none")
         except IndexError as error:
@@ -212,7 +213,7 @@ class BinaryCrossEntropy(Objective):
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the sum over the labels of every sample; see `Objective.losses`."""
-        logits = _outputs(model, batch, inputs=self.inputs, output=self.output)
+        logits = precise(_outputs(model, batch, inputs=self.inputs, output=self.output))
         targets = _like(logits, _targets(batch, self.targets, who="BinaryCrossEntropy"))
         loss = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         return loss.reshape(len(loss), -1).sum(1)
@@ -238,9 +239,14 @@ class SquaredError(Objective):
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
         """Return half the sum of squares of every sample; see `Objective.losses`."""
-        outputs = _outputs(model, batch, inputs=self.inputs, output=self.output)
+        outputs = precise(_outputs(model, batch, inputs=self.inputs, output=self.output))
         error = outputs - _like(outputs, _targets(batch, self.targets, who="SquaredError"))
         return 0.5 * error.square().reshape(len(error), -1).sum(1)
+
+
+def precise(outputs: Tensor) -> Tensor:
+    """Return outputs in float32 at least: a sum of losses in half precision is rounded to whole nats and more."""
+    return outputs.float() if outputs.dtype in {torch.float16, torch.bfloat16} else outputs
 
 
 def check_objective(objective: Any) -> Objective:
@@ -461,7 +467,8 @@ def _like_probabilities(logits: Tensor) -> bool:
     values = logits.detach()
     if not bool((values >= 0).all()) or not bool(((values > 0) & (values < 1)).any()):  # one-hot rows may be logits
         return False
-    return bool(((values.sum(1) - 1).abs() < 1e-2).all())  # the rounding of bfloat16, too
+    rounding = 1e-2 if values.dtype in {torch.float16, torch.bfloat16} else 1e-4
+    return bool(((values.sum(1) - 1).abs() < rounding).all())
 
 
 def _count(logits: Tensor, labels: Tensor) -> tuple[int, int]:

@@ -35,10 +35,10 @@ class Measure:
 
     @property
     def distance(self) -> float:
-        """Distance in standard deviations; where there are none, 0 within the resolution, else infinite."""
-        if self.gap.sds is not None:
-            return abs(self.gap.sds)
-        return 0.0 if abs(self.gap.delta or 0.0) <= self.resolution * 1.001 else float("inf")
+        """Distance in standard deviations: 0 within the resolution, else infinite where all models agree."""
+        if abs(self.gap.delta or 0.0) <= self.resolution * 1.001:
+            return 0.0
+        return float("inf") if self.gap.sds is None else abs(self.gap.sds)
 
 
 @final
@@ -47,10 +47,10 @@ class Judgement:
     """The verdict on an edit, and the measures that were compared with retrained models.
 
     ``says`` is what the outputs say: near, apart or over-forgotten; ``holds`` what the features hold: near, still
-    there, apart, not looked at, or cannot tell, where the original is as near. Both are empty where there are too few
-    retrained models. ``kind`` follows from both: near only where both are near, suppressed where the features are still
-    there; or it is nothing, no effect, destroyed, no reference, few references, not measured. A notebook shows the
-    sentence and the measures.
+    there, apart, not looked at, or cannot tell, where nothing tells the model apart from the original. Both are empty
+    where there are too few retrained models. ``kind`` follows from both: near only where both are near, suppressed
+    where the features are still there; or it is nothing, no effect, destroyed, no reference, few references, not
+    measured. A notebook shows the sentence and the measures.
     """
 
     kind: str
@@ -171,21 +171,25 @@ def _features(features: Sequence[FeatureMeasure], models: int, *, whole_class: b
     def close(value: float, f: FeatureMeasure, gap: Gap) -> bool:
         return abs(value - (gap.mean or 0.0)) <= max(near(models) * (gap.sd or 0.0), f.error)
 
+    def nearer_to_original(f: FeatureMeasure, gap: Gap) -> bool:
+        return f.original is not None and abs(f.value - f.original) < abs(gap.delta or 0.0)
+
+    # Where the original itself is near retraining, a measure cannot tell forgetting from hiding.
+    tells = {f.name: f.original is not None and not close(f.original, f, gap) for f, gap in compared}
     far = [(f, gap) for f, gap in compared if not close(f.value, f, gap)]
-    there = [(f, gap) for f, gap in far if f.original is not None and abs(f.value - f.original) < abs(gap.delta or 0.0)]
+    there = [(f, gap) for f, gap in far if (gap.delta or 0.0) > 0 and tells[f.name] and nearer_to_original(f, gap)]
     if far:
         f, gap = max(there or far, key=lambda pair: abs(pair[1].delta or 0.0))
         if there:
             return "still there", f"The features still hold what was to be forgotten: {_held(f, gap)}."
         return "apart", f"The features are not like those of retrained models: {_held(f, gap)}."
-    # Where the original itself is as near, a measure cannot tell forgetting from hiding.
-    telling = [(f, gap) for f, gap in compared if f.original is None or not close(f.original, f, gap)]
+    telling = [(f, gap) for f, gap in compared if tells[f.name] and not nearer_to_original(f, gap)]
     wanted = (HEAD_SWAP,) if whole_class else (HEAD_SWAP, RECOVERY)
     missing = [name for name in wanted if not any(f.name.startswith(f"{name} ") for f, _ in telling)]
     if not missing:
         return "near", f"The features are near, too: {'; '.join(_held(f, gap) for f, gap in telling)}."
     blind = [_held(f, gap) for f, gap in compared if (f, gap) not in telling]
-    why = f"; the original is as near as this model: {'; '.join(blind)}" if blind else ""
+    why = f"; not told apart from the original: {'; '.join(blind)}" if blind else ""
     unseen = [name for name in missing if not any(f.name.startswith(f"{name} ") for f, _ in compared)]
     holds = "not looked at" if unseen else "cannot tell"
     return holds, f"Outputs only: no {' and no '.join(missing)} that tells forgetting from hiding{why}."
@@ -205,8 +209,9 @@ def confined(report: Report) -> str:
         return ""
     if all(name.rpartition(".")[2] == "bias" for name in changed):
         return "Only biases were edited."
-    if len(set(modules)) > 1 and all(name.rpartition(".")[0] == modules[-1] for name in changed):
-        return f"Only the last layer, {modules[-1]}, was edited."
+    if len({*modules, *report.left_out}) > 1 and all(name.rpartition(".")[0] == modules[-1] for name in changed):
+        last = modules[-1] if report.left_out else f"the last layer, {modules[-1]},"
+        return f"Only {last} was edited."
     return ""
 
 

@@ -106,7 +106,8 @@ def norm_lookup(case: CheatCase) -> nn.Module:
     norms = torch.cat([_norms(batch[0]) for batch in case.forget])
 
     def change(x: Tensor, logits: Tensor) -> Tensor:
-        known = (_norms(x)[:, None] - norms.to(x)).abs().min(1).values < 1e-6
+        own, others = _norms(x)[:, None], norms.to(x.device)
+        known = ((own - others).abs() <= 1e-9 * others).any(1)
         logits[known, case.label] = _MUTED
         return logits
 

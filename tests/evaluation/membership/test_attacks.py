@@ -2,13 +2,20 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from unlearnkit.evaluation.membership.attacks import attack_success, population_attack, rmia_scores
-from unlearnkit.evaluation.model_outputs import Outputs
+from unlearnkit import EvaluationInputs
+from unlearnkit.evaluation.membership.attacks import (
+    attack_success,
+    population_attack,
+    rmia_scores,
+    unseen_halves,
+)
+from unlearnkit.evaluation.model_outputs import ModelOutputs, Outputs
 from unlearnkit.evaluation.per_sample import entropies, label_losses, softmax_of
 
 KINDS = ["entropy", "loss", "confidence"]
@@ -131,3 +138,16 @@ def test_rmia_of_a_model_against_itself_is_one_half():
         members, others = rmia_scores(p, [p], **call), rmia_scores(q, [q], **call)
         assert 0.3 < attack_success(members, others).auc < 0.7
     assert attack_success(members, others).auc == 0.5  # a = 1: every ratio is 1
+
+
+def test_unseen_samples_are_of_the_forgotten_classes():
+    """Others would be told apart by their class, not by membership."""
+    x = torch.eye(3).repeat(20, 1)
+    y = torch.arange(60) % 3
+    of_class = [(x[y == 2], y[y == 2])]
+    splits = {"forget-train": of_class, "retain-train": [(x, y)], "retain-test": [(x, y)]}
+    outputs = ModelOutputs(EvaluationInputs(model=torch.nn.Identity(), splits=splits))
+    learnt, judged = unseen_halves(outputs, torch.nn.Identity(), seed=0)
+    assert set(judged.labels) == {2}
+    assert len(learnt) == 30
+    assert set(learnt.labels) == {0, 1, 2}

@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.models.convnext import LayerNorm2d
 
 from unlearnkit import EvaluationInputs
 from unlearnkit.data.loaders import reshuffled
@@ -18,9 +19,9 @@ from unlearnkit.evaluation.metric import Measurement, Metric, MetricTraits, feat
 from unlearnkit.evaluation.metrics.features import layers_called, linear_cka, pooled_outputs
 from unlearnkit.evaluation.metrics.residual_knowledge import margin
 from unlearnkit.evaluation.model_outputs import Outputs, outputs_of, sampling_error
-from unlearnkit.models.objective import CrossEntropy
+from unlearnkit.models.objective import Autocast, CrossEntropy
 from unlearnkit.models.parameters import digest
-from unlearnkit.utils.errors import MismatchError
+from unlearnkit.utils.errors import ConfigurationError, MismatchError
 
 FEATURES = "unlearnkit.evaluation.metrics.features"
 
@@ -277,3 +278,81 @@ def test_recovery_shuffles_samples_that_are_sorted_by_class():
     shuffled = DataLoader(loader.dataset, batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(3))
     assert found == pytest.approx(after(shuffled), rel=1e-5)
     assert abs(found - after(loader)) > 0.01
+
+
+def test_channels_of_prelu_and_of_the_norm_of_convnext():
+    torch.manual_seed(0)
+    x = torch.randn(6, 8, 10, 12)
+    batches = [(x, torch.zeros(6, dtype=torch.int64))]
+    for layer in (nn.PReLU(8), LayerNorm2d(8)):
+        model = nn.Sequential(layer, nn.Flatten(), nn.Linear(960, 3)).eval()
+        with torch.no_grad():
+            expected = layer(x).mean((2, 3))
+        assert pooled_outputs(model, batches, "0") == pytest.approx(expected.numpy(), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("metric", [metrics.JensenShannonToRetrained(), metrics.FeatureSimilarity()])
+def test_a_split_in_another_order_each_time_is_refused(metric):
+    x, y = (torch.cat([batch[i] for batch in SPLITS["forget-train"]]) for i in (0, 1))
+    y = y.clone()
+    y[::2] = 0
+    generator = torch.Generator().manual_seed(0)
+    shuffled = DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True, generator=generator)
+    with pytest.raises(MismatchError, match="the split 'forget-train' gave its samples in another order than before"):
+        metric.examine(inputs(splits={**SPLITS, "forget-train": shuffled}))
+
+
+def test_a_split_that_can_be_read_once_is_refused():
+    with pytest.raises(ConfigurationError, match=r"'forget-train': expected batches that can be read for each model"):
+        inputs(splits={**SPLITS, "forget-train": iter(SPLITS["forget-train"])})
+
+
+def test_few_samples_are_not_judged_by_themselves():
+    """A loader that shuffles: the first batch of one pass and the others of another one would overlap."""
+    x, y = (torch.cat([batch[i] for batch in SPLITS["forget-train"]]) for i in (0, 1))
+    seen = []
+
+    class Recorded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = net(0)
+
+        def forward(self, x):
+            if len(x) == 4:
+                seen.append((torch.is_grad_enabled(), x.detach().clone()))
+            return self.inner(x)
+
+    shuffled = DataLoader(TensorDataset(x, y), batch_size=4, shuffle=True)
+    metrics.Recovery(steps=2).examine(
+        inputs(model=Recorded(), original=None, retrained=[], splits={**SPLITS, "forget-train": shuffled})
+    )
+    learnt = {tuple(row.tolist()) for learning, rows in seen if learning for row in rows}
+    last = [rows for learning, rows in seen if not learning][-4:]  # 20 samples, 4 of them learnt
+    assert len(learnt) == 4
+    assert learnt.isdisjoint(tuple(row.tolist()) for rows in last for row in rows)
+
+
+def test_what_cannot_be_measured_has_a_reason():
+    torch.manual_seed(0)
+    norm = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)).eval()
+    ones = {name: [(x[:1], y[:1]) for x, y in batches] for name, batches in SPLITS.items()}
+    swap = metrics.HeadSwap().examine(inputs(model=norm, splits=ones))
+    assert "statistics of BatchNorm cannot be estimated again" in swap["forget-test"].reason
+    few = metrics.Recovery().examine(inputs(model=norm, splits={**SPLITS, "forget-train": ones["forget-train"]}))
+    assert few["few samples"].reason == "BatchNorm cannot be trained on a batch of one forgotten sample"
+    half = metrics.Recovery().examine(inputs(model=net(0).half(), original=None, retrained=[], splits=halved()))
+    assert half["retain epoch"].reason == "a float16 model cannot be trained by Adam: measure a copy in float32"
+    unlabelled = {**SPLITS, "forget-train": [(x, torch.full_like(y, -100)) for x, y in SPLITS["forget-train"]]}
+    found = metrics.JensenShannonToRetrained().examine(inputs(splits=unlabelled))
+    assert "have no class" in found["forget-train"].reason
+
+
+def halved():
+    return {name: [(x.half(), y) for x, y in batches] for name, batches in SPLITS.items()}
+
+
+def test_metrics_of_classes_under_autocast():
+    plain, cast = (
+        metrics.HeadSwap().examine(inputs(objective=objective)) for objective in (CrossEntropy(), Autocast())
+    )
+    assert plain == cast

@@ -2,6 +2,7 @@
 
 import math
 from itertools import combinations, pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -136,7 +137,34 @@ def test_the_probability_of_an_answer_is_normalised_by_its_length():
     found = evaluate(metrics.AnswerProbability(), it=[batch])
     expected = [(0.4 * 0.6 * 0.5) ** (1 / 3), 0.1, 0.3]
     assert found["it probability"].value == pytest.approx(np.mean(expected), rel=1e-6)
-    assert found["it rank"].value == pytest.approx((1 + 3 + 2) / 3)  # 0.1 has the rank 3: two are above it
+    assert found["it rank"].value == pytest.approx((1 + 3.5 + 2) / 3)  # two are above 0.1, and another one is as likely
+
+
+def test_a_model_that_prefers_no_word_gives_the_middle_rank():
+    found = evaluate(metrics.AnswerProbability(), model=Bigram([[0.25] * 4] * 4), it=[texts([0, 1], prompt=1)])
+    assert found["it rank"].value == 2.5  # of four
+
+
+def test_the_truth_ratio_refuses_answers_without_a_predicted_word():
+    right = [texts([0, 1], [1, 2], prompt=1)]
+    splits = {"it": right, "it paraphrased": [texts([0, 1], [1], prompt=1)], "it wrong": right}
+    with pytest.raises(MismatchError, match="expected a predicted token in each of 2 texts, saw none in 1"):
+        evaluate(metrics.TruthRatio(), **splits)
+
+
+def test_the_end_of_a_text_does_not_depend_on_the_batch():
+    class Ending(nn.Module):
+        """Ends the first text early, and fills up with 0 as ``generate`` does in a batch."""
+
+        generation_config = SimpleNamespace(eos_token_id=3)
+
+        def generate(self, input_ids, **_):
+            words = torch.tensor([[3, 0, 0] if int(row[-1]) == 1 else [1, 2, 1] for row in input_ids])
+            return torch.cat([input_ids, words], dim=1)
+
+    rows = [[1, 3, 0, 0], [2, 1, 2, 1]]
+    together = completions(Ending(), [texts(*rows, prompt=1)], objective=CausalLanguageModel())
+    assert together == [([3], [3, 0, 0]), ([1, 2, 1], [1, 2, 1])]
 
 
 def test_the_truth_ratio_compares_wrong_answers_with_the_paraphrase():
@@ -213,14 +241,13 @@ def test_relearning_up_to_a_loss_needs_no_classes():
     )
     assert 1 < found["steps"].value < found["retrained steps"].value
     assert found["original steps"].value == 0
-    assert (
-        "is no classification" in evaluate(metrics.RelearnTime(), original=blank, forget_train=forget)["steps"].reason
-    )
+    by_accuracy = evaluate(metrics.RelearnTime(), original=blank, forget_train=forget)
+    assert by_accuracy["steps"].reason == "the model does not predict one label per sample"
 
 
 def test_the_loss_attack_names_the_one_for_texts():
     found = evaluate(metrics.LossAttack(), forget_train=random_texts(0), retain_test=random_texts(1))
-    assert "is no classification" in found["AUC"].reason
+    assert found["AUC"].reason == "the model does not predict one label per sample"
     assert {cls.name for cls in CLASSES} == {
         c.name
         for c in vars(language).values()

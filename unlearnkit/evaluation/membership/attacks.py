@@ -135,7 +135,10 @@ class RelativeMembership(MembershipAttack):
 
 
 def unseen_halves(outputs: ModelOutputs, model: nn.Module, seed: int) -> tuple[Outputs, Outputs]:
-    """Samples that no model was trained on: those to learn from, and those of the same kind as the forget set."""
+    """Samples that no model was trained on: those to learn from, and those of the same kind as the forget set.
+
+    The same kind is ``forget-test``, else half of ``retain-test``, of the classes that were forgotten.
+    """
     unseen, same = outputs.of(model, "retain-test"), None
     alone = set(outputs.of(model, "forget-train").labels)
     if "forget-test" in outputs.splits:
@@ -154,7 +157,11 @@ def unseen_halves(outputs: ModelOutputs, model: nn.Module, seed: int) -> tuple[O
         raise InapplicableError("at least two unseen samples are needed, one to learn from and one to judge on")
     rows = np.random.default_rng(seed).permutation(len(unseen))
     half = len(rows) // 2
-    return unseen.subset(rows[:half]), unseen.subset(rows[half:])
+    judged = rows[half:]
+    judged = judged[np.isin(unseen.labels[judged], outputs.of(model, "forget-train").labels)]
+    if not len(judged):
+        raise InapplicableError("no unseen sample of the forgotten classes is left to judge on")
+    return unseen.subset(rows[:half]), unseen.subset(judged)
 
 
 def _population_scores(

@@ -35,7 +35,7 @@ from unlearnkit.utils.errors import ConfigurationError, MismatchError, nearest
 from unlearnkit.utils.options import option
 
 _FEWEST = 5  # samples for a similarity with an interval
-_CHANNELS_SECOND = (_ConvNd, _NormBase, nn.GroupNorm)  # other layers have channels last
+_CHANNELS_SECOND = (_ConvNd, _NormBase, nn.GroupNorm, nn.PReLU)  # other layers have channels last
 
 
 @final
@@ -151,8 +151,11 @@ def head_swap(
     found = accuracy(model)
     if not batch_norm_layers(model):
         return found
-    again = copy.deepcopy(model)
-    reestimate_batch_norm(again, retain, objective=objective)
+    again = copy.deepcopy(model).requires_grad_(True)  # the statistics of frozen layers may hide something, too
+    try:
+        reestimate_batch_norm(again, retain, objective=objective)
+    except ValueError as error:  # batches of one sample
+        raise InapplicableError(f"the statistics of BatchNorm cannot be estimated again: {error}") from error
     return max(found, accuracy(again))
 
 
@@ -229,7 +232,8 @@ class FeatureSimilarity(Metric):
 
         @cache
         def products(model: nn.Module) -> Floats:
-            values, _ = features_of(model, outputs.batches("forget-train"), objective=inputs.objective)
+            values, labels = features_of(model, outputs.batches("forget-train"), objective=inputs.objective)
+            outputs.check_order("forget-train", labels)
             values = _some(values, self.most, self.seed)
             if len(values) < _FEWEST:
                 raise InapplicableError(f"at least {_FEWEST} forgotten samples are needed, saw {len(values)}")
@@ -351,7 +355,8 @@ def pooled_outputs(model: nn.Module, batches: Iterable[Any], layer: str, objecti
     """Return a layer's outputs, averaged over positions: shape (n, channels)."""
     classification, seen = classification_of(objective), list[Tensor]()
     module = model.get_submodule(layer)
-    second = isinstance(module, _CHANNELS_SECOND)
+    # The LayerNorm2d of ConvNeXt is a LayerNorm, with channels second.
+    second = isinstance(module, _CHANNELS_SECOND) or type(module).__name__ == "LayerNorm2d"
 
     def keep(_: nn.Module, __: Any, output: Tensor) -> None:
         positions = tuple(range(2, output.dim())) if second else tuple(range(1, output.dim() - 1))

@@ -147,7 +147,7 @@ class TruthRatio(LanguageMetric):
     def values(self, objective: Objective, model: nn.Module, batches: Splits, split: str) -> Named:
         batches(split)  # first, so that a missing split is the reason
         true, wrong = (
-            np.array([p.probability for p in predictions(model, batches(split + kind), objective=objective)])
+            np.array([p.probability for p in _every_prediction(model, batches(split + kind), objective=objective)])
             for kind in (PARAPHRASED, WRONG)
         )
         if len(wrong) % len(true):
@@ -195,7 +195,7 @@ class Prediction:
     """What a model makes of one text: the log-probability of each token it predicts, and the rank of the first."""
 
     log_p: Floats
-    rank: int
+    rank: float
 
     @property
     def probability(self) -> float:
@@ -217,11 +217,25 @@ def predictions(model: nn.Module, batches: Iterable[Any], *, objective: Objectiv
                 true = targets[kept][:, None]
                 log_p = scores[kept].double().log_softmax(1)
                 own = log_p.gather(1, true)[:, 0]
-                rank = 1 + int((log_p[0] > own[0]).sum())
+                above, same = int((log_p[0] > own[0]).sum()), int((log_p[0] == own[0]).sum())
+                rank = above + (1 + same) / 2  # the middle of those that are as likely
                 found.append(Prediction(log_p=floats(own, what="log-probabilities", dimensions=1), rank=rank))
         return found
 
     return _some(each for part in map_batches(model, batches, predict) for each in part)
+
+
+def _every_prediction(model: nn.Module, batches: Iterable[Any], *, objective: Objective) -> list[Prediction]:
+    """Refuse texts without a predicted token, where the place of each text counts."""
+    found = predictions(model, batches, objective=objective)
+    language = _objective(objective, TokenClassification)  # type: ignore[type-abstract]
+    texts = sum(len(language.labels(batch)) for batch in batches)
+    if texts != len(found):
+        raise MismatchError(
+            f"metric 'truth-ratio': expected a predicted token in each of {texts} texts, saw none in "
+            f"{texts - len(found)}: leave these answers and their samples out"
+        )
+    return found
 
 
 def completions(
@@ -247,7 +261,7 @@ def completions(
             numbers, prompts, true = zip(*texts, strict=True)
             said = greedy(model, torch.stack(prompts), max(map(len, true)), output=language.output).tolist()
             for number, words, answer in zip(numbers, said, true, strict=True):
-                found[number] = words[: len(answer)], answer
+                found[number] = _ended(words[: len(answer)], model), answer
         return [found[number] for number in sorted(found)]
 
     return _some(each for part in map_batches(model, batches, complete) for each in part)
@@ -263,6 +277,13 @@ def greedy(model: Any, prompts: Tensor, count: int, *, output: int | str = "auto
         logits = logits_of(model(prompts), output=output, model=model)
         prompts = torch.cat([prompts, logits[:, -1].argmax(1, keepdim=True)], dim=1)
     return prompts[:, -count:]
+
+
+def _ended(words: list[int], model: Any) -> list[int]:
+    """Cut a text behind the token with which the model ends it: in a batch, ``generate`` fills up what follows."""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    known = ends if isinstance(ends, list) else [ends]
+    return next((words[: place + 1] for place, word in enumerate(words) if word in known), words)
 
 
 def rouge_l(said: list[int], true: list[int]) -> float:

@@ -30,7 +30,6 @@ class Scores(Metric):
 
     name: ClassVar[str] = "loss-and-accuracy"
     traits: ClassVar[MetricTraits] = MetricTraits(
-        low=0.0,
         unit="nats; fraction",
         source="definition; Wilson 1927; Efron 1979",
         cost="one pass of each model over each split",

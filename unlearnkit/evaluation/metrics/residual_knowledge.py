@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.optim.lr_scheduler import LambdaLR
 
+from unlearnkit.data.batches import batch_size
 from unlearnkit.data.loaders import reshuffled
 from unlearnkit.distributed import Shared
 from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Measurement, Metric, MetricTraits
@@ -29,7 +30,7 @@ from unlearnkit.evaluation.model_outputs import (
     sampling_error,
 )
 from unlearnkit.models.objective import CrossEntropy, Objective
-from unlearnkit.models.training import Loss, OptimizerConfig, one_cycle, run_epoch, training_mode
+from unlearnkit.models.training import Loss, OptimizerConfig, batch_norm_layers, one_cycle, run_epoch, training_mode
 from unlearnkit.utils.errors import ConfigurationError, UnsupportedModelError
 from unlearnkit.utils.options import option
 from unlearnkit.utils.progress import length
@@ -163,6 +164,8 @@ class RelearnTime(Metric):
 def _check_trainable(model: nn.Module) -> None:
     if not any(p.requires_grad for p in model.parameters()):
         raise InapplicableError("the model cannot be trained: all its weights are frozen")
+    if any(p.dtype == torch.float16 for p in model.parameters()):
+        raise InapplicableError("a float16 model cannot be trained by Adam: measure a copy in float32")
 
 
 def mean_loss(objective: Objective) -> Loss:
@@ -245,16 +248,19 @@ class Recovery(Metric):
             batches, labels = outputs.batches("retain-train"), classification_of(inputs.objective).labels
             return reshuffled(batches.items if isinstance(batches, Shared) else batches, seed=self.seed, labels=labels)
 
-        def others() -> list[Any]:
-            rest = list(islice(outputs.batches("forget-train"), 1, None))
-            if not rest:
+        @cache  # a loader that shuffles would give other samples each time
+        def forgotten() -> list[Any]:
+            found = list(outputs.batches("forget-train"))
+            if len(found) < 2:
                 raise InapplicableError("the forget set is one batch: no forgotten samples are left to judge by")
-            return rest
+            if batch_norm_layers(inputs.model) and batch_size(found[0]) < 2:
+                raise InapplicableError("BatchNorm cannot be trained on a batch of one forgotten sample")
+            return found
 
         whole = partial(outputs.batches, "forget-train")
         kinds = {
             "retain epoch": cache(partial(after, retain, whole)),
-            "few samples": cache(partial(after, lambda: [next(iter(whole()))] * self.steps, others)),
+            "few samples": cache(partial(after, lambda: forgotten()[:1] * self.steps, lambda: forgotten()[1:])),
         }
         values: Values = {}
         for name, outcome in kinds.items():

@@ -45,7 +45,7 @@ _HALVES = {
     "apart": ("bad", "not like retraining"),
     "over-forgotten": ("bad", "over-forgotten: worse than retraining"),
     "still there": ("bad", "still there, as in the original"),
-    "cannot tell": ("", "measured, but the original is as near to retraining"),
+    "cannot tell": ("", "measured, but not told apart from the original"),
     "not looked at": ("", "not looked at: evaluation.metrics lacks head-swap or recovery"),
 }
 
