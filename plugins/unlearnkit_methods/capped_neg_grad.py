@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit import Need, TrainingUnlearner, Unlearner, UnlearnerTraits, UnlearningInputs, hookimpl, option
-from unlearnkit.unlearning import EpochConfig, class_logits
+from unlearnkit.unlearning import EpochConfig, class_logits, teacher_of
 
 
 @final
@@ -61,7 +61,8 @@ class CappedNegGrad(TrainingUnlearner):
             nonlocal target
             if target is None:
                 with torch.no_grad():
-                    classes = class_logits(inputs.objective, student, batches[0]).shape[1]
+                    # Of a copy: in train mode, a pass changes BatchNorm and draws dropout.
+                    classes = class_logits(inputs.objective, teacher_of(student), batches[0]).shape[1]
                     target = math.log(classes) * float(inputs.objective.predictions(batches[1]).double().mean())
             retain, forget = inputs.mean_losses(student, batches)
             return retain + self.c * (target - forget).clamp(min=0)

@@ -82,7 +82,7 @@ def prototypes(model: nn.Module, batches: Iterable[Any] | None, inputs: Unlearni
             if weight is not None and weight.requires_grad:
                 layer.register_forward_pre_hook(partial(record, name))
     assert batches is not None, "both sets are among the needs"
-    for batch in batches:
+    for batch in inputs.progress(batches, "prototypes", None):
         labels = class_labels(inputs.objective, batch)
         if labels.dim() != 1:
             raise MismatchError(f"class-projection: expected one label for each sample, saw {tuple(labels.shape)}")

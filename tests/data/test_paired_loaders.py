@@ -16,10 +16,6 @@ def test_pairs_repeat_the_forget_set_and_stop_with_the_retain_set():
     assert list(Paired(retain=[], forget=["a"])) == []
 
 
-def test_pairs_can_begin_in_the_middle_of_the_forget_set():
-    assert list(Paired(retain=range(3), forget="abcd", skip=3)) == [(0, "d"), (1, "a"), (2, "b")]
-
-
 @pytest.mark.parametrize("forget", [[], iter([])])
 def test_pairs_need_something_to_forget(forget):
     with pytest.raises(ConfigurationError, match="at least one batch of the forget set"):

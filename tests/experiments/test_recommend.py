@@ -17,6 +17,7 @@ from unlearnkit import (
     TrainingUnlearner,
     Unlearner,
     UnlearnerTraits,
+    UnlearnKitError,
     hookimpl,
     option,
 )
@@ -253,6 +254,31 @@ def test_methods_that_pass_over_both_sets_get_fewer_epochs(digits_toml):
     tried = {attempt.name: attempt for attempt in found.recommendation.attempts if attempt.name in methods}
     assert all("batches" not in attempt.problem for attempt in tried.values())
     assert all(0 < attempt.epochs <= found.recommendation.limit for attempt in tried.values())
+
+
+def test_methods_that_read_the_forget_set_alone_keep_the_limit_where_it_is_larger(digits_toml):
+    classes = "forget.classes=[0, 1, 2, 3, 4, 5, 6]"
+    found = recommend(config(digits_toml, "recommend.methods=['undial']", classes, "training.epochs=8"))
+    tried = {attempt.name: attempt for attempt in found.recommendation.attempts}
+    assert "batches" not in tried["undial"].problem
+    assert found.recommendation.limit == 4
+
+
+def test_trials_are_used_again_when_another_method_is_left_out(digits_toml):
+    """An error of one method costs the others nothing."""
+    wrong = "method=[{name='rmu', label='wrong', tuned=true, options={layer='absent'}}]"
+    both = config(digits_toml, "recommend.methods=['shrink-perturb', 'wrong']", wrong, "recommend.trials=2")
+    with pytest.raises(UnlearnKitError, match="absent"):
+        recommend(both)
+    alone = config(digits_toml, "recommend.methods=['shrink-perturb']", "recommend.trials=2")
+    edits = []
+
+    def progress(items, what, total):
+        edits.append((what, total))
+        return items
+
+    recommend(alone, progress=progress)
+    assert ("tuning shrink-perturb", 0) in edits
 
 
 def test_importances_count_within_the_limit(digits_toml):

@@ -29,6 +29,14 @@ def test_a_checkpoint_is_not_replaced_unasked(digits_toml, trained_checkpoint):
     assert trained_checkpoint.read_bytes() == before
 
 
+def test_a_folder_that_cannot_be_made_costs_no_training(digits_toml, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("unlearnkit.experiments.train.train", lambda *_, **__: pytest.fail("it trained"))
+    config = load_config(digits_toml, [f"model.checkpoint='{tmp_path}/file/new.safetensors'"])
+    with pytest.raises(StoreError, match=r"model.checkpoint: cannot make the folder .*file"):
+        train_original(config)
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_user_s_file_beside_the_checkpoint_stays(digits_toml, tmp_path, overwrite):
     (tmp_path / "mine.json").write_text("{}")

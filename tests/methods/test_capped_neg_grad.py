@@ -94,3 +94,13 @@ def test_a_single_sample_can_be_forgotten_in_train_mode(tiny, target):
 def test_a_negative_target_is_refused():
     with pytest.raises(ConfigurationError, match=r"CappedNegGrad.target \(t\): expected a number ≥ 0, saw -1.0"):
         CappedNegGrad(target=-1.0)
+
+
+def test_counting_the_classes_changes_nothing(tiny, close):
+    """The default target is ln C: the edit is the one with this number, BatchNorm and dropout included."""
+    target = math.log(4)
+    one, _ = tiny.unlearned(CappedNegGrad(epochs=2), seed=5)
+    other, _ = tiny.unlearned(CappedNegGrad(epochs=2, target=target), seed=5)
+    close(one, other, rtol=0, atol=0)
+    pairs = zip(one.buffers(), other.buffers(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)

@@ -12,6 +12,7 @@ from unlearnkit_methods.retrain import Retrain
 from unlearnkit import UnlearningInputs
 from unlearnkit.models import resnet18_classifier, small_cnn
 from unlearnkit.testing import parametrize_with_checks
+from unlearnkit.unlearning import fresh_model
 
 SGD = {"optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.05}
 
@@ -64,12 +65,10 @@ def residual():
     return nn.Sequential(Residual(), Residual(), nn.Linear(3, 4)).double()
 
 
-def trained(train, *, seed=0):
+def trained(train):
     """A loop of its own: the last two blocks anew, and steps of gradient descent in train mode."""
     model = made(1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        fresh = residual()
+    fresh = fresh_model(model, UnlearningInputs(model_factory=residual))
     for i in (1, 2):
         model[i] = fresh[i]
     weights = [p for part in (model if train == "all" else model[1:]) for p in part.parameters()]

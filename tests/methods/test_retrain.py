@@ -7,6 +7,7 @@ from unlearnkit_methods.retrain import Retrain
 from unlearnkit import ConfigurationError, MismatchError
 from unlearnkit.models.training import Training, train
 from unlearnkit.testing import parametrize_with_checks
+from unlearnkit.unlearning import fresh_model
 
 
 @parametrize_with_checks([Retrain(epochs=1), Retrain(epochs=1, optimizer="sgd", weight_decay=0.1)])
@@ -17,9 +18,8 @@ def test_contract(subject, law):
 def test_it_is_training_a_fresh_model(tiny, close):
     """Adam on the mean loss in train mode: what `unlearnkit.models.train` does with the same batches and seed."""
     model, report = tiny.unlearned(Retrain(epochs=3, learning_rate=0.01), seed=4)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        fresh = tiny.factory()
+    original = tiny.model(4)
+    fresh = fresh_model(original, tiny.inputs(original))
     train(fresh, tiny.retain, training=Training(epochs=3, learning_rate=0.01, seed=0))
     close(model, fresh, rtol=0, atol=0)
     assert report.fraction == 1.0

@@ -9,6 +9,7 @@ from unlearnkit_methods.shrink_perturb import ShrinkPerturb
 
 from unlearnkit import ConfigurationError
 from unlearnkit.testing import parametrize_with_checks
+from unlearnkit.unlearning import fresh_model
 
 SGD = {"optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.05}
 
@@ -18,15 +19,10 @@ def test_contract(subject, law):
     law.check(subject, examples=6)
 
 
-def fresh_of(tiny, seed=0):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return tiny.factory()
-
-
 def test_equals_a_plain_training_loop_from_the_mixed_weights(tiny, close):
     model, report = tiny.unlearned(ShrinkPerturb(shrink=0.25, epochs=2, mode="eval", **SGD), seed=5)
-    expected, fresh = tiny.model(5), fresh_of(tiny)
+    expected = tiny.model(5)
+    fresh = fresh_model(expected, tiny.inputs(expected))
     with torch.no_grad():
         for p, new in zip(expected.parameters(), fresh.parameters(), strict=True):
             p.copy_(0.25 * p + 0.75 * new)

@@ -25,6 +25,7 @@ from unlearnkit.models.parameters import (
     buffers,
     check_differentiable,
     check_finite,
+    copy_of,
     count_changed,
     digest,
     parameters,
@@ -216,3 +217,13 @@ def test_the_sum_of_bits_takes_any_offset_and_notices_the_sign_of_zero():
     held[2] = -0.0
     assert before == bit_sum(torch.zeros(4)) != bit_sum(held[1:])
     assert bit_sum(torch.zeros(3, device="meta")) == bit_sum(torch.zeros(0)) == 0
+
+
+def test_a_copy_keeps_weights_tied_that_share_memory():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    model[2].weight.data = model[0].weight.data
+    copied = copy_of(model)
+    assert copied[2].weight is copied[0].weight
+    assert copied[0].weight.data_ptr() != model[0].weight.data_ptr()
+    assert [*map(torch.equal, copied.state_dict().values(), model.state_dict().values())] == [True] * 6
+    assert model[2].weight is not model[0].weight

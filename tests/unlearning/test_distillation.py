@@ -17,6 +17,7 @@ from unlearnkit.unlearning import (
     teacher_of,
     wrong_label_loss,
 )
+from unlearnkit.utils.rng import private_rng
 
 
 def net():
@@ -55,6 +56,13 @@ def test_a_fresh_model_depends_on_the_seed_and_on_no_trained_weight():
     assert len(digests) == 1
     assert digests != {digest(fresh_model(one, UnlearningInputs(model_factory=net, seed=6)))}
     assert not digests & {digest(one), digest(other)}
+
+
+def test_a_fresh_model_is_not_what_training_with_the_same_seed_began_with():
+    original = net()
+    with private_rng(seed=7):
+        start = net()
+    assert digest(fresh_model(original, UnlearningInputs(model_factory=net, seed=7))) != digest(start)
 
 
 def test_frozen_parameters_are_the_models():

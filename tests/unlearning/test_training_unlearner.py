@@ -20,11 +20,14 @@ from unlearnkit import (
     ConfigurationError,
     CrossEntropy,
     MismatchError,
+    Need,
     NonFiniteError,
     Pipeline,
+    TrainingUnlearner,
     UnlearningInputs,
     UnsupportedModelError,
 )
+from unlearnkit.data import loader
 from unlearnkit.models import OptimizerConfig
 from unlearnkit.models.objective import Autocast
 from unlearnkit.unlearning import EpochConfig, fine_tune
@@ -509,3 +512,32 @@ def test_one_cycle_follows_its_formula_and_needs_the_number_of_steps():
     assert rates == pytest.approx([*rising, *(0.5 * (20 - step) / 14 for step in range(6, 20))])
     with pytest.raises(ConfigurationError, match="batches whose number is known"):
         tune(net(), iter(batches()), optimizer=optimizer)
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_forget_set_with_more_batches_is_read_in_rounds(as_list):
+    """60 forgotten samples in 6 batches, 2 retained batches and 3 epochs: each forgotten sample once."""
+
+    @attrs.frozen(kw_only=True)
+    class Both(TrainingUnlearner):
+        name = "both"
+        needs = frozenset({Need.FORGET_DATA, Need.RETAIN_DATA})
+
+        def passes(self, model, inputs):  # noqa: ARG002
+            def loss(student, batches):
+                seen.extend(batches[1][0][:, 0].tolist())
+                return sum(inputs.mean_losses(student, batches))
+
+            return self.paired_epochs(inputs, loss)
+
+    seen, x = [], torch.arange(60.0)[:, None].repeat(1, 2) / 60
+    forget = loader(TensorDataset(x, torch.arange(60) % 3), batch_size=10)
+    retain = loader(TensorDataset(torch.randn(20, 2), torch.arange(20) % 3), batch_size=10)
+    given = {"forget_data": list(forget) if as_list else forget, "retain_data": retain}
+    Both(epochs=3).unlearn(nn.Linear(2, 3), UnlearningInputs(**given))
+    assert sorted(seen) == pytest.approx(x[:, 0].tolist())
+    if not as_list:
+        assert seen != sorted(seen)
+    seen.clear()
+    Both(epochs=6).unlearn(nn.Linear(2, 3), UnlearningInputs(**given))
+    assert sorted(seen[60:]) == pytest.approx(x[:, 0].tolist())

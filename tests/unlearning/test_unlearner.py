@@ -34,7 +34,8 @@ from unlearnkit.models import parameters as parameters_module
 from unlearnkit.models import trainable
 from unlearnkit.models.parameters import bits, buffers, digest, parameters
 from unlearnkit.models.snapshot import ModelSnapshot
-from unlearnkit.unlearning.report import Report
+from unlearnkit.unlearning.report import Report, TensorChange
+from unlearnkit.unlearning.unlearner import _check_budget
 
 
 class Net(nn.Module):
@@ -350,6 +351,13 @@ def test_accept_can_refuse_the_report():
     with Left(model), pytest.raises(KeyboardInterrupt):
         Author(zero_first_row).unlearn(model, UnlearningInputs(), accept=refuse)
     assert seen == [(4, True)]
+
+
+def test_a_budget_that_is_met_exactly_is_kept():
+    """0.29 · 100 is 28.999…96 in floating point."""
+    _check_budget((TensorChange(name="w", size=100, changed=29),), 0.29, method="m")
+    with pytest.raises(BudgetError, match="saw 30 of 100"):
+        _check_budget((TensorChange(name="w", size=100, changed=30),), 0.29, method="m")
 
 
 def test_accept_must_return_the_report():

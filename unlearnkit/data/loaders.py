@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any, TypeGuard, final
 
 import attrs
@@ -88,8 +88,6 @@ def drawn_rows(total: int, count: int, *, seed: int) -> np.ndarray:
 class Paired:
     """Batches of the retain set, each with one of the forget set, which repeats.
 
-    The first ``skip`` batches of the forget set are left out once.
-
     Examples:
         >>> list(Paired(retain=["r1", "r2", "r3"], forget=["f1", "f2"]))
         [('r1', 'f1'), ('r2', 'f2'), ('r3', 'f1')]
@@ -97,13 +95,12 @@ class Paired:
 
     retain: Iterable[Any]
     forget: Iterable[Any]
-    skip: int = 0
 
     def __len__(self) -> int:
         return len(self.retain)  # type: ignore[arg-type]  # a TypeError where there is no length
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        return zip(self.retain, islice(_repeat(self.forget), self.skip, None), strict=False)
+        return zip(self.retain, _repeat(self.forget), strict=False)
 
 
 @final

@@ -335,7 +335,7 @@ class Deletion:
                 reference=reference,
                 forget_data=self.experiment.importance_batches(train.subset(rows)),
                 retain_data=self.experiment.importance_batches(train.subset(population.without(rows))),
-                model_factory=self.experiment.fresh_model,
+                model_factory=self.experiment.make_model,
                 objective=self.experiment.objective,
                 seed=config.seed,
                 accept=within_budget,

@@ -71,14 +71,18 @@ class Experiment:
 
         Without ``pretrained``, a factory with that option is told so: a checkpoint will replace the weights.
         """
+        with private_rng(seed=self.config.training.seed if seed is None else seed):
+            return self.make_model(pretrained=pretrained)
+
+    def make_model(self, *, pretrained: bool = True) -> nn.Module:
+        """Make a model as `fresh_model` does, with the global generators as they are."""
         path, options = model_factory(self.config.model)
         takes = inspect.signature(import_path(path)).parameters
         if "num_classes" in takes:
             options.setdefault("num_classes", self.bundle.num_classes)
         if "pretrained" in takes and not pretrained:
             options["pretrained"] = False
-        with private_rng(seed=self.config.training.seed if seed is None else seed):
-            model: nn.Module = _made("model", path, options, nn.Module, "a torch.nn.Module")
+        model: nn.Module = _made("model", path, options, nn.Module, "a torch.nn.Module")
         return model.to(self.device)
 
     def original_model(self) -> tuple[nn.Module, dict[str, str]]:

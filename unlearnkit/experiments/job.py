@@ -157,7 +157,7 @@ class Job:
                 reference=importances[Need.REFERENCE_IMPORTANCE],
                 forget_data=experiment.importance_batches(parts["forget-train"]),
                 retain_data=experiment.importance_batches(parts["retain-train"]),
-                model_factory=experiment.fresh_model,
+                model_factory=experiment.make_model,
                 objective=experiment.objective,
                 seed=experiment.config.seed,
                 edit=edit,

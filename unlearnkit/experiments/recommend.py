@@ -1,6 +1,5 @@
 """Recommend an edit: try the methods that can forget within a cost, judged without a retrained model."""
 
-import copy
 import hashlib
 import os
 import time
@@ -19,6 +18,7 @@ from unlearnkit.experiments.config import Config, MethodConfig
 from unlearnkit.experiments.experiment import make_unlearner
 from unlearnkit.experiments.job import Job, exclusive, result_folder
 from unlearnkit.experiments.search import check_accuracy, forget_trials, report_of, searched_on, trials_of
+from unlearnkit.models.parameters import copy_of
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.reporting import RunRecord
 from unlearnkit.reporting.recommendation import ORIGINAL, SCRATCH, Attempt, Recommendation
@@ -153,8 +153,10 @@ class _MethodSearch:
         share, found = self._limit(unlearner) // max(1, len(parts)), dict[str, int]()
         for prefix, part in parts.items():
             found[prefix] = share // part.batches_per_step
-            if part.batches_per_step == 1 and {Need.FORGET_DATA, Need.RETAIN_DATA} <= part.requires():
-                found[prefix] = share * self.steps // (self.steps + self._batches("forget-train"))
+            reads = {Need.FORGET_DATA, Need.RETAIN_DATA} & part.requires()
+            if part.batches_per_step == 1 and Need.FORGET_DATA in reads:
+                forget = self._batches("forget-train")
+                found[prefix] = share * self.steps // (forget + (self.steps if Need.RETAIN_DATA in reads else 0))
         return found
 
     def prepared(self, method: MethodConfig) -> Unlearner:
@@ -187,7 +189,7 @@ class _MethodSearch:
 
     def scratch(self) -> _Outcome:
         """Put the model from scratch in the place of the original."""
-        model, limit = copy.deepcopy(self.job.original), self.aims.limit
+        model, limit = copy_of(self.job.original), self.aims.limit
         inputs = UnlearningInputs(model_factory=lambda: self.aims.trained)
         report = _FromScratch(epochs=limit).unlearn(model, inputs)
         attempt = Attempt(
@@ -206,7 +208,7 @@ class _MethodSearch:
         if 0 in self._epochs(unlearner).values():
             why = f"needs more than the {self.aims.limit} epochs that an edit may take: raise recommend.cost"
             return _Outcome(attempt=Attempt(name=method.label, problem=why), model=self.job.original)
-        model, found, start = copy.deepcopy(self.job.original), list[Tuning](), time.perf_counter()
+        model, found, start = copy_of(self.job.original), list[Tuning](), time.perf_counter()
 
         def search(model: nn.Module, inputs: UnlearningInputs, *, accept: Callable[[Report], Report]) -> Report:
             tuning = self.tune(model, inputs, method, unlearner)
@@ -270,7 +272,8 @@ class _MethodSearch:
                 self.aims.target,
                 self.aims.tolerance,
             ],
-            "options": [config.recommend, config.tuning, config.importance],
+            # Of the other methods nothing depends, nor do earlier trials on how many there will be.
+            "options": [attrs.evolve(config.recommend, methods=(), trials=1), config.tuning, config.importance],
             "seed": config.seed,
         }
         study = hashlib.sha256(repr(decides).encode()).hexdigest()[:16]

@@ -1,6 +1,5 @@
 """The main job from a configuration: importances once, then every method on a copy of the original model."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -12,6 +11,7 @@ from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.experiments.config import Config
 from unlearnkit.experiments.job import Job, earlier_results, exclusive, result_folder
 from unlearnkit.experiments.search import Editor, checked_unlearner, hold_out_unseen
+from unlearnkit.models.parameters import copy_of
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.reporting import RunRecord
 from unlearnkit.utils.errors import ConfigurationError
@@ -77,7 +77,7 @@ def edits(
                 continue
             if not before and not dry_run:
                 before = job.evaluate(job.original)
-            model = copy.deepcopy(job.original)
+            model = copy_of(job.original)
             record, tuning = editor.edit(model, method)
             if record.nothing_edited:
                 record = attrs.evolve(record, manifest=job.experiment.manifest())

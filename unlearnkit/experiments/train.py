@@ -57,9 +57,14 @@ def train_original(config: Config, *, overwrite: bool = False, progress: Progres
             f"{about}: expected the record of an earlier training or nothing, saw another file: move it away, or "
             "choose another checkpoint"
         )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # before the training, which would be lost
+    except OSError as error:
+        raise StoreError(f"model.checkpoint: cannot make the folder {path.parent}: {error}") from error
     experiment = Experiment.load(config)
     model, objective = experiment.fresh_model(), experiment.objective
     history = train(model, experiment.bundle.train, objective=objective, training=config.training, progress=progress)
+    save_checkpoint(model, path, {"unlearnkit.factory": config.model.source})
     batches = experiment.evaluation_batches(experiment.bundle.test)
     test = loss_and_accuracy(model, batches, objective=objective, progress=progress)
     record = {
@@ -68,8 +73,6 @@ def train_original(config: Config, *, overwrite: bool = False, progress: Progres
         "test": attrs.asdict(test),
         "manifest": experiment.manifest(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(model, path, {"unlearnkit.factory": config.model.source})
     write_text(about, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return record
 

@@ -1,8 +1,9 @@
 """A model's parameters and buffers by name; digests, bitwise comparison, pieces and checks of their values."""
 
+import copy
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -58,6 +59,14 @@ def tie_by_memory(model: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter, 
     first: dict[object, nn.Parameter] = {}
     held = [(m, key, p) for m in model.modules() for key, p in m._parameters.items() if p is not None]  # noqa: SLF001
     return [(m, key, p, one) for m, key, p in held if (one := first.setdefault(_place(p), p)) is not p]
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """Copy a model; parameters that are one memory and several objects are one object in the copy."""
+    memo: dict[int, Any] = {}
+    for _, _, p, first in tie_by_memory(model):
+        memo[id(p)] = copy.deepcopy(first, memo)
+    return copy.deepcopy(model, memo)
 
 
 def _check_overlaps(model: nn.Module) -> None:

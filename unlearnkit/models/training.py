@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from unlearnkit.data.batches import feed
-from unlearnkit.data.loaders import WithoutSingles
+from unlearnkit.data.loaders import WithoutSingles, reshuffled
 from unlearnkit.models.norm_gradients import norm_gradient_fix
 from unlearnkit.models.objective import BatchScores, CrossEntropy, Objective, check_objective, score_batch, total
 from unlearnkit.models.parameters import dense, device_of, is_frozen, trainable
@@ -123,7 +123,10 @@ def freeze_batch_norm(model: nn.Module) -> None:
 
 
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, objective: Objective | None = None) -> None:
-    """Set the statistics of each BatchNorm that is not frozen to the average over batches (Izmailov et al. 2018)."""
+    """Set the statistics of each BatchNorm that is not frozen to the average over batches (Izmailov et al. 2018).
+
+    Batches in the order of the data set are shuffled: the variance of batches of one class lacks that between classes.
+    """
     layers = [layer for layer in batch_norm_layers(model) if not is_frozen(layer)]
     objective = objective or CrossEntropy()
     momenta = [layer.momentum for layer in layers]
@@ -136,7 +139,9 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, objective
             layer.reset_running_stats()
             layer.momentum = None  # what torch calls a cumulative average
         with torch.no_grad(), private_rng(device_of(model)), batch_norm_batches(model) as usable:
-            for _, moved in feed(usable(batches), device_of(model)):
+            labels = objective.labels if isinstance(objective, CrossEntropy) else None
+            shuffled = reshuffled(batches, seed=0, labels=labels)
+            for _, moved in feed(usable(shuffled), device_of(model)):
                 seen = True
                 objective.losses(model, moved)
     finally:

@@ -1,7 +1,8 @@
 """Methods that train: optimiser, epochs, mode and masks are shared; authors write the losses."""
 
 import abc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import count
 from typing import Any, ClassVar, final
 
 import attrs
@@ -65,9 +66,6 @@ def fine_tune(
         UnsupportedModelError: The loss does not depend on any trainable parameter.
     """
     steps, masked, means = optimizer.optimizer_for(model), _masked_weights(model, masks or {}), []
-    objective = inputs.objective.objective if isinstance(inputs.objective, Autocast) else inputs.objective
-    labels = objective.labels if isinstance(objective, CrossEntropy) else None
-
     passes = _checked(passes)
     if optimizer.schedule != "constant":
         passes = list(passes)
@@ -84,12 +82,23 @@ def fine_tune(
         freeze_batch_norm(model)
         for number, one in enumerate(passes):
             given = () if one.batches is None else one.batches
-            batches = usable(reshuffled(given, seed=inputs.seed + number, labels=labels))
+            batches = usable(reshuffled(given, seed=inputs.seed + number, labels=_labels(inputs)))
             shown = inputs.progress(batches, one.name, length(batches))
             means.append(run_epoch(model, shown, one.loss, steps, name=one.name, after_step=after_step))
             if inputs.after_pass is not None:
                 inputs.after_pass(model, number + 1)
     return tuple(means)
+
+
+def _rounds(inputs: UnlearningInputs) -> Iterator[Any]:
+    """Yield the batches of the forget set again and again, shuffled anew in each round."""
+    for number in count():
+        yield from reshuffled(inputs.forget_data or (), seed=inputs.seed + number, labels=_labels(inputs))
+
+
+def _labels(inputs: UnlearningInputs) -> Callable[[Any], Tensor] | None:
+    objective = inputs.objective.objective if isinstance(inputs.objective, Autocast) else inputs.objective
+    return objective.labels if isinstance(objective, CrossEntropy) else None
 
 
 def _checked(passes: Any) -> Iterator[EpochConfig]:
@@ -181,13 +190,8 @@ class TrainingUnlearner(Unlearner):
         assert inputs.retain_data is not None, "RETAIN_DATA is among the needs"
         assert inputs.forget_data is not None, "FORGET_DATA is among the needs"
         steps, size = length(inputs.retain_data), length(inputs.forget_data)
-        ahead = steps if steps and size and steps < size else 0
-        pairs = [
-            Paired(retain=inputs.retain_data, forget=inputs.forget_data, skip=number * ahead % (size or 1))
-            for number in range(self.epochs)
-        ]
-        passes = EpochConfig.epochs(None, loss, count=self.epochs)
-        return [attrs.evolve(one, batches=batches) for one, batches in zip(passes, pairs, strict=True)]
+        forget = _rounds(inputs) if steps and size and steps < size else inputs.forget_data
+        return EpochConfig.epochs(Paired(retain=inputs.retain_data, forget=forget), loss, count=self.epochs)
 
     def masks(self, inputs: UnlearningInputs) -> Mapping[str, Tensor]:
         """Return which weights may change, as `fine_tune` takes them; override it to train only some."""

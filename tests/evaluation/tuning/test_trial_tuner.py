@@ -1,6 +1,7 @@
 """The search by trials: the best edit within the budget, undone trials, ranges, and going on after a stop."""
 
 import attrs
+import optuna
 import pytest
 import torch
 from torch import nn
@@ -227,3 +228,18 @@ def test_a_search_that_was_stopped_tries_what_it_would_have_tried(model, tmp_pat
     storage = {"storage": f"sqlite:///{tmp_path / 'trials.sqlite'}", "study": "one"}
     searched(model, trials=2, target=1.0, **storage)
     assert searched(model, trials=6, target=1.0, **storage).candidates == whole.candidates
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+def test_a_search_that_was_killed_tries_what_it_would_have_tried(model, tmp_path, waiting):
+    """A kill leaves a trial that runs, or one that waits."""
+    whole = searched(model, trials=13, target=1.0)
+    storage = {"storage": f"sqlite:///{tmp_path / 'trials.sqlite'}", "study": "one"}
+    searched(model, trials=2, target=1.0, **storage)
+    study = optuna.load_study(study_name="one", storage=storage["storage"])
+    if waiting:
+        study.enqueue_trial(dict(whole.candidates[2].options))
+    else:
+        study.ask()
+    assert searched(model, trials=13, target=1.0, **storage).candidates == whole.candidates
+    assert searched(model, trials=5, target=1.0, **storage).candidates == whole.candidates[:5]

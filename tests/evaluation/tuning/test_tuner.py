@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
+from torch.utils.data import TensorDataset
 from unlearnkit_methods.binary_mask import BinaryMask
 from unlearnkit_methods.prune import Prune
 from unlearnkit_methods.ssd import SelectiveSynapticDampening
@@ -27,7 +28,7 @@ from unlearnkit import (
     UnlearnKitWarning,
     option,
 )
-from unlearnkit.data import Split
+from unlearnkit.data import Split, loader
 from unlearnkit.data.splits import validation_split
 from unlearnkit.evaluation.tuning import Tuner, Tuning, Validation
 from unlearnkit.evaluation.tuning.result import Candidate, Setting
@@ -206,6 +207,17 @@ def test_reestimating_batch_norm_changes_only_its_statistics():
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_batches_of_one_class_each_give_the_statistics_of_all_classes():
+    """A loader reads an image folder class by class; the variance between classes counts, too."""
+    torch.manual_seed(0)
+    y = torch.arange(3).repeat_interleave(200)
+    x = 5.0 * y[:, None] + torch.randn(600, 6)
+    model = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3))
+    for data in (loader(TensorDataset(x, y), batch_size=100), list(zip(x.split(100), y.split(100), strict=True))):
+        reestimate_batch_norm(model, data)
+        assert torch.allclose(model[0].running_var, x.var(0), rtol=0.1)
+
+
 def test_a_frozen_batch_norm_keeps_its_statistics():
     model = net()
     model[1].requires_grad_(requires_grad=False)
@@ -320,8 +332,12 @@ def test_it_says_that_the_aim_is_not_reached_and_which_budget_would():
     found = result(candidate(0.2, 0.01), candidate(0.05, 0.08), candidate(0.0, 0.2), chosen=0)
     assert (found.aim_reached, found.distance_left, found.budget_to_reach) == (False, 0.2, 0.08)
     assert found.sentence().endswith(
-        " The aim is not reached: 0.200 is left; a budget of 0.080 would reach it (now 0.02)."
+        " The aim is not reached: 0.200 is left; a budget of 0.08 would reach it (now 0.02)."
     )
+    third = result(candidate(0.2, 0.01), candidate(0.0, 1 / 30), chosen=0)
+    assert third.sentence().endswith("a budget of 0.034 would reach it (now 0.02).")  # rounded up: 0.033 would not
+    traded = result(candidate(0.2, 0.01), candidate(0.0, 0.019), chosen=0)
+    assert traded.sentence().endswith("0.200 is left; an edit that was tried reaches it, but loses more than it gains.")
     never = result(candidate(0.2, 0.01), candidate(0.1, 0.08), chosen=0)
     assert never.budget_to_reach is None
     assert never.sentence().endswith("0.200 is left, and no edit that was tried reaches it.")

@@ -118,6 +118,14 @@ def test_a_tuned_trial_depends_on_the_section_tuning(small):
     assert one != other
 
 
+def test_a_tuned_trial_depends_on_which_options_are_fixed(small):
+    """λ = 1 is the default; but given, it is not searched."""
+    free, given = (
+        key(small(f"method=[{{name='ssd', tuned=true{options}}}]")) for options in ("", ", options={lam=1.0}")
+    )
+    assert free != given
+
+
 def test_run_and_tune_refuse_options_of_compare(small):
     from unlearnkit.experiments.run import run
     from unlearnkit.experiments.tune import tune

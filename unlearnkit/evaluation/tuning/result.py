@@ -214,12 +214,13 @@ class Tuning:
     def _left(self) -> str:
         if self.aim_reached:
             return ""
-        if self.budget_to_reach is None:
-            return f" The aim is not reached: {self.distance_left:.3f} is left, and no edit that was tried reaches it."
-        return (
-            f" The aim is not reached: {self.distance_left:.3f} is left; a budget of {self.budget_to_reach:.3f} would "
-            f"reach it (now {self.budget:g})."
-        )
+        left, budget = f" The aim is not reached: {self.distance_left:.3f} is left", self.budget_to_reach
+        if budget is None:
+            return f"{left}, and no edit that was tried reaches it."
+        if budget <= self.budget:
+            return f"{left}; an edit that was tried reaches it, but loses more than it gains."
+        up = math.ceil(1000 * budget - 1e-6) / 1000
+        return f"{left}; a budget of {max(up, budget):.6g} would reach it (now {self.budget:g})."
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "Tuning":

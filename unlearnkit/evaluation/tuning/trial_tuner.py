@@ -122,14 +122,16 @@ class TrialTuner:
                 direction="maximize",
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=5) if self.prune else optuna.pruners.NopPruner(),
             )
+            _end_interrupted(study)
             done = [trial for trial in study.trials if _CANDIDATE in trial.user_attrs]
             left = range(len(done), max(self.trials, len(done)))
             for number in progress_of(progress)(left, f"tuning {self.unlearner.name}", len(left)):
-                if number < _SPREAD:
+                if number < _SPREAD and not study.get_trials(states=[optuna.trial.TrialState.WAITING]):
                     study.enqueue_trial(self._first(searched, number))
-                study.sampler = optuna.samplers.TPESampler(seed=inputs.seed + number)  # the same after a stop
+                study.sampler = optuna.samplers.TPESampler(seed=inputs.seed + number, constant_liar=False)
                 study.optimize(attempt, n_trials=1)
-            tried = [trial.user_attrs[_CANDIDATE] for trial in study.trials if _CANDIDATE in trial.user_attrs]
+            # An earlier search may have made more.
+            tried = [t.user_attrs[_CANDIDATE] for t in study.trials if _CANDIDATE in t.user_attrs][: self.trials]
         found = Tuning(
             target=target,
             target_source=target_source,
@@ -140,9 +142,8 @@ class TrialTuner:
             tolerance=tolerance_of(target, original),
             candidates=tuple(structure(one, Candidate, where="a trial in the storage") for one in tried),
         )
-        chosen, report = found.best, None
-        if chosen is not None:
-            report = with_options(self.unlearner, chosen.options).unlearn(model, inputs)
+        chosen = found.best
+        report = None if chosen is None else with_options(self.unlearner, chosen.options).unlearn(model, inputs)
         return attrs.evolve(found, chosen=chosen, report=report, seconds=time.perf_counter() - start)
 
     def _first(self, searched: list[Option], number: int) -> dict[str, Any]:
@@ -231,6 +232,14 @@ def _value(candidate: Candidate) -> float:
     if candidate.problem:
         return -1.0
     return candidate.score - (not candidate.feasible)
+
+
+def _end_interrupted(study: "optuna.Study") -> None:
+    """End the trials that a kill left running, which the sampler would take for bad ones."""
+    from optuna.trial import TrialState  # noqa: PLC0415 - of the extra "tune"
+
+    for trial in study.get_trials(states=[TrialState.RUNNING]):
+        study.tell(trial.number, state=TrialState.FAIL)
 
 
 @contextmanager

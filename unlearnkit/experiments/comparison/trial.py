@@ -93,6 +93,7 @@ def keyed(trial: Trial, facts: Mapping[str, Any]) -> Trial:
         "normalise": trial.method.normalise,
         "max_fraction": trial.method.max_fraction,
         **{key: some for key in ("only", "exclude") if (some := getattr(trial.method, key))},
+        **({"fixed": sorted(trial.method.fixed)} if trial.method.tuned else {}),
         "tuning": attrs.asdict(config.tuning) if trial.method.tuned or config.tuning.target == "unseen" else None,
         "evaluation": attrs.asdict(attrs.evolve(config.evaluation, retrained_folder="")),
         "objective": attrs.asdict(config.objective),

@@ -1,6 +1,5 @@
 """Runs trials, in this process or in several; a process keeps what its trials share: data, models, importances."""
 
-import copy
 import multiprocessing
 import os
 import signal
@@ -29,6 +28,7 @@ from unlearnkit.experiments.job import Job
 from unlearnkit.experiments.search import Editor, checked_unlearner, hold_out_unseen
 from unlearnkit.experiments.train import cached_original, retrained_models
 from unlearnkit.models import trainable
+from unlearnkit.models.parameters import copy_of
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.utils.errors import UnlearnKitWarning
 from unlearnkit.utils.memory import MIB, peak_memory, reset_peak
@@ -131,7 +131,7 @@ class _Group:
 
     def run(self, trial: Trial) -> TrialResult:
         job, method = self.editor.job, trial.method
-        model = copy.deepcopy(job.original)
+        model = copy_of(job.original)
         record, tuning = self.editor.edit(model, method)
         if tuning is not None:
             remarks = (*record.report.remarks, tuning.sentence())
