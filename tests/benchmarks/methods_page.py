@@ -58,8 +58,8 @@ trained for 20 epochs of Adam at 3·10⁻³ in batches of 64. All figures are me
   0 is best; an edit that does nothing has about 1/3.
 - **edited**: share of weights that changed. **moved**: share of training images whose predicted digit changed.
 - **seconds**: CPU time of one thread, for the importances that the method needs and the edit. Compare with `retrain`.
-  Those of `bad-teacher`, `capped-neg-grad`, `reset-last`, `retrain` and `shrink-perturb` are of a machine that did other
-  work, about twice as much as otherwise.
+  Those of `bad-teacher`, `capped-neg-grad`, `reset-last`, `retrain` and `shrink-perturb` are of a machine that did
+  other work, about twice as much as otherwise.
 
 Rows without options are at the defaults, with `diagonal-fisher` importances and F_r on the full set. Where the
 defaults forget little or destroy the model, a second row has another setting: the smallest gap in a grid, on an

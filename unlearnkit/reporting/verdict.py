@@ -253,7 +253,9 @@ def _measures(after: Scores, retrained: Sequence[Scores], views: PlotData | None
         areas = [curve.auc for curve in curves if (curve.attack, curve.model) == (mine.attack, "retrained")]
         if len(areas) == len(retrained) > 0:
             gap, error = gap_to_retrain(mine.auc, areas), NORMAL_QUANTILE * mine.guessing_error
-            yield Measure(name=f"AUC of the {mine.attack} attack", gap=gap, resolution=error)
+            # The samples are the same for all models, so their error counts only where the models do not differ.
+            resolution = error if gap.sds is None else 0.0
+            yield Measure(name=f"AUC of the {mine.attack} attack", gap=gap, resolution=resolution)
 
 
 def _nothing(report: Report) -> str:
