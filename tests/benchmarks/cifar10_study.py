@@ -73,7 +73,10 @@ whose true class is predicted, of those that are known and forgotten, and of the
 mislabelled samples aim at the retrained models' forget accuracy; `recommend` sees no retrained model, and
 its row is measured on the half of the test set that it did not hold out (so are those of *retrained* and
 *original* where *from scratch* has no row); its aims are judged by the retrained models on the same half.
-The rows of the whole class are from before `recommend` left the targets of head-swap uncorrected. Methods
+The rows of the whole class are from before `recommend` left the targets of head-swap uncorrected. All rows
+are from before `shrink-perturb`, `reset-last` and `bad-teacher` took fresh weights by the seed of the edit:
+theirs were those from which the original was trained (which-method.md has what that changes on one seed),
+and from before BatchNorm was estimated again on mixed classes. Methods
 that are called by their name alone are at their defaults. The seconds are those of a machine that was busy
 with other work."""
 

@@ -86,7 +86,7 @@ def test_disk_full_after_the_decision_is_recorded(folder, monkeypatch):
         result = CliRunner().invoke(app, list(FORGET))
     said = " ".join(result.output.split())
     assert result.exit_code == 2
-    assert said.startswith("error: No space left on device; Receipt 3 (ticket-2): 136 samples were forgotten.")
+    assert said.startswith("error: No space left on device; Receipt 3 (ticket-2): 136 samples were forgotten")
     assert "It is decided, and the next command on the ledger finishes it." in said
     assert CliRunner().invoke(app, list(VERIFY)).exit_code == 0
     again = CliRunner().invoke(app, list(FORGET))
