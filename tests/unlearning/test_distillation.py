@@ -174,6 +174,14 @@ def test_the_divergence_goes_from_the_teacher_to_the_student(temperature):
     assert wanted != pytest.approx(backward)
 
 
+def test_masked_classes_have_no_part_in_the_divergence():
+    teacher, student = torch.tensor([[0.0, 1.0, -math.inf]]), torch.tensor([[1.0, 0.0, -math.inf]], requires_grad=True)
+    found = divergence(teacher, student)
+    assert torch.allclose(found, divergence(teacher[:, :2], student[:, :2]))
+    (grad,) = torch.autograd.grad(found.sum(), student)
+    assert bool(torch.isfinite(grad).all())
+
+
 def test_the_divergence_is_zero_for_equals_and_finite_for_opposites():
     logits = torch.tensor([[1e4, -1e4], [3.0, 3.0]])
     assert divergence(logits, logits).tolist() == [0.0, 0.0]

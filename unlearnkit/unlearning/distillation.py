@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import math
 from typing import Any
 
 import torch
@@ -160,7 +161,8 @@ def divergence(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) ->
         shapes = f"{tuple(teacher.shape)} from the teacher and {tuple(student.shape)} from the student"
         raise MismatchError(f"expected logits of one shape, saw {shapes}")
     log_p, log_q = (torch.log_softmax(logits / temperature, dim=1) for logits in (teacher, student))
-    return temperature**2 * (log_p.exp() * (log_p - log_q)).flatten(1).sum(1)
+    ratios = (log_p - log_q).masked_fill(log_p == -math.inf, 0)  # 0·ln 0 is 0, of classes that are masked
+    return temperature**2 * (log_p.exp() * ratios).flatten(1).sum(1)
 
 
 def distillation_loss(
