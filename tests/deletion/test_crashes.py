@@ -1,17 +1,20 @@
 """SIGKILL at any moment of an importance pass, an edit, a store write, a receipt: nothing is lost or incomplete."""
 
 import random
+import shutil
 import signal
 import time
+from unittest.mock import Mock
 
 import forked_process as forked
 import pytest
 import torch
 from kill_during_work import work
 
-from unlearnkit.deletion import Ledger, verify
+from unlearnkit.deletion import Ledger, Receipt, verify
 from unlearnkit.models.parameters import digest
 from unlearnkit.models.zoo import small_cnn
+from unlearnkit.utils.errors import UnlearnKitWarning
 
 SHORT = {"requests": ("ticket-1", "ticket-2"), "refresh": False}
 
@@ -107,3 +110,15 @@ def test_killed_again_and_again(started, tmp_path, whole, seed):
         run(started / "ledger.toml", tmp_path / "ledger", rng.randrange(1, events + 1))
     assert run(started / "ledger.toml", tmp_path / "ledger") == 0
     check(Ledger(tmp_path / "ledger"), ledger)
+
+
+def test_a_start_that_was_killed_before_its_receipt_goes_on(load, monkeypatch):
+    shutil.rmtree(load().ledger.folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Receipt, "write", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            load().start()
+    assert not list((load().ledger.folder / "receipts").iterdir())
+    with pytest.warns(UnlearnKitWarning, match="what it had decided was finished now, receipt 1"):
+        assert load().start().outcome == "started"
+    verify(load().ledger)

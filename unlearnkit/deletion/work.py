@@ -80,13 +80,14 @@ class Deletion:
 
     def start(self) -> Receipt:
         """Start the ledger, or continue after a kill: measure the importances of every group on the original model."""
-        if not (self.ledger.folder / "ledger.json").exists():
+        begun = (self.ledger.folder / "ledger.json").exists()
+        if not begun:
             self._population(forgotten=())  # refuses groups that do not exist before anything is written
             original, _ = self.experiment.original_model()
             self.ledger.start(original, samples=self._samples, receipt=partial(self.receipt, outcome="started"))
-        else:
-            self._check_original()
-        with self.ledger.locked():
+        with self.ledger.locked():  # which writes the first receipt, where a kill came before it
+            if begun:
+                self._check_original()
             state, _ = self.ledger.state, self.population()
             if state.measured:
                 self._check_settings()
