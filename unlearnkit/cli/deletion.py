@@ -42,8 +42,6 @@ def forget(
 ) -> None:
     """Add a deletion request, if one is given, and process all waiting requests, in one edit where possible."""
     with deletion("forget", config, settings, quiet=quiet) as work:
-        from unlearnkit.deletion.state import lost_accuracy
-
         asked = bool(request or samples or group)
         if withdraw:
             if asked or queue:
@@ -68,6 +66,8 @@ def forget(
             line("no request is waiting")
         if receipt and receipt.outcome == "forgotten":
             line(work.ledger.store.staleness().sentence(), soft_wrap=True)
+            from unlearnkit.deletion.state import lost_accuracy
+
             edits, lost = lost_accuracy(work.ledger.receipts())
             if edits > 1:
                 line(f"{edits} edits have cost {lost:.3f} of the accuracy on retained test data in all", soft_wrap=True)

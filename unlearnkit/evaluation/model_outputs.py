@@ -18,7 +18,6 @@ from unlearnkit.evaluation.metric import EvaluationInputs, Measurement, NotAppli
 from unlearnkit.evaluation.per_sample import Floats, Ints, class_labels, floats, label_losses, softmax_of
 from unlearnkit.models.objective import (
     IGNORED,
-    Autocast,
     BatchScores,
     Classification,
     CrossEntropy,
@@ -26,6 +25,7 @@ from unlearnkit.models.objective import (
     check_objective,
     score_batch,
     total,
+    without_autocast,
 )
 from unlearnkit.models.parameters import buffers, device_of
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, NonFiniteError
@@ -209,8 +209,7 @@ def map_rows(
 
 def classification_of(objective: Objective | None) -> Classification:
     """The objective, or the one under autocast; `InapplicableError` where it has no classes."""
-    chosen = objective or CrossEntropy()
-    chosen = chosen.objective if isinstance(chosen, Autocast) else chosen
+    chosen = without_autocast(objective or CrossEntropy())
     if not isinstance(chosen, Classification):
         raise InapplicableError(f"{chosen.describe()} is no classification: there are no class probabilities")
     return chosen

@@ -18,7 +18,7 @@ from unlearnkit.models.objective import (
     logits_of,
     named_inputs,
     named_keys,
-    precise,
+    upcast_half,
 )
 from unlearnkit.models.tokens import (
     left_padded,
@@ -71,7 +71,7 @@ class TokenClassification(Classification):
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the loss of every text, 0 without a predicted token; see `Objective.losses`."""
         logits, labels = self._logits(model, batch, self._checked_mask(batch)), self.labels(batch)
-        logits = precise(logits.transpose(1, 2))
+        logits = upcast_half(logits.transpose(1, 2))
         return nn.functional.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED).sum(1)
 
     @final

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -20,6 +20,7 @@ from unlearnkit.utils.errors import ConfigurationError, MismatchError, UnlearnKi
 from unlearnkit.utils.options import unrecorded
 
 IGNORED = -100
+HALF = frozenset({torch.bfloat16, torch.float16})
 """The label that cross entropy leaves out, in torch and in Hugging Face's libraries."""
 
 _WRITE = "write an Objective of your own (docs/how-to/own-model-and-data.md)"
@@ -150,7 +151,7 @@ class CrossEntropy(Classification):
         """Return the losses that the logits of a batch have."""
         targets = self.labels(batch)
         self._check(logits, targets)
-        logits = precise(logits)
+        logits = upcast_half(logits)
         # torch takes no other integers, and probabilities in the dtype of the logits alone
         targets = targets.to(logits.dtype if targets.is_floating_point() else torch.int64)
         try:
@@ -213,7 +214,7 @@ class BinaryCrossEntropy(Objective):
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the sum over the labels of every sample; see `Objective.losses`."""
-        logits = precise(_outputs(model, batch, inputs=self.inputs, output=self.output))
+        logits = upcast_half(_outputs(model, batch, inputs=self.inputs, output=self.output))
         targets = _like(logits, _targets(batch, self.targets, who="BinaryCrossEntropy"))
         loss = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         return loss.reshape(len(loss), -1).sum(1)
@@ -239,14 +240,14 @@ class SquaredError(Objective):
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
         """Return half the sum of squares of every sample; see `Objective.losses`."""
-        outputs = precise(_outputs(model, batch, inputs=self.inputs, output=self.output))
+        outputs = upcast_half(_outputs(model, batch, inputs=self.inputs, output=self.output))
         error = outputs - _like(outputs, _targets(batch, self.targets, who="SquaredError"))
         return 0.5 * error.square().reshape(len(error), -1).sum(1)
 
 
-def precise(outputs: Tensor) -> Tensor:
-    """Return outputs in float32 at least: a sum of losses in half precision is rounded to whole nats and more."""
-    return outputs.float() if outputs.dtype in {torch.float16, torch.bfloat16} else outputs
+def upcast_half(outputs: Tensor) -> Tensor:
+    """Cast half precision to float32: a sum of losses in half precision is rounded to whole nats and more."""
+    return outputs.float() if outputs.dtype in HALF else outputs
 
 
 def check_objective(objective: Any) -> Objective:
@@ -297,6 +298,19 @@ class Autocast(Objective):
         with _autocast(model):
             found: Tensor = find(model, batch)
             return found.float()
+
+
+def without_autocast(objective: Objective) -> Objective:
+    """Return the objective under `Autocast`, or the objective itself."""
+    while isinstance(objective, Autocast):
+        objective = objective.objective
+    return objective
+
+
+def labels_of(objective: Objective) -> Callable[[Any], Tensor] | None:
+    """Return what reads the labels of a batch, for `reshuffled`; None where there are no class labels."""
+    plain = without_autocast(objective)
+    return plain.labels if isinstance(plain, CrossEntropy) else None
 
 
 def _outputs(model: nn.Module, batch: Any, *, inputs: Inputs, output: int | str) -> Tensor:
@@ -467,7 +481,7 @@ def _like_probabilities(logits: Tensor) -> bool:
     values = logits.detach()
     if not bool((values >= 0).all()) or not bool(((values > 0) & (values < 1)).any()):  # one-hot rows may be logits
         return False
-    rounding = 1e-2 if values.dtype in {torch.float16, torch.bfloat16} else 1e-4
+    rounding = 1e-2 if values.dtype in HALF else 1e-4
     return bool(((values.sum(1) - 1).abs() < rounding).all())
 
 

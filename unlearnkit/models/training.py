@@ -20,7 +20,15 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from unlearnkit.data.batches import feed
 from unlearnkit.data.loaders import WithoutSingles, reshuffled
 from unlearnkit.models.norm_gradients import norm_gradient_fix
-from unlearnkit.models.objective import BatchScores, CrossEntropy, Objective, check_objective, score_batch, total
+from unlearnkit.models.objective import (
+    BatchScores,
+    CrossEntropy,
+    Objective,
+    check_objective,
+    labels_of,
+    score_batch,
+    total,
+)
 from unlearnkit.models.parameters import dense, device_of, is_frozen, trainable
 from unlearnkit.utils.errors import (
     ConfigurationError,
@@ -139,8 +147,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, objective
             layer.reset_running_stats()
             layer.momentum = None  # what torch calls a cumulative average
         with torch.no_grad(), private_rng(device_of(model)), batch_norm_batches(model) as usable:
-            labels = objective.labels if isinstance(objective, CrossEntropy) else None
-            shuffled = reshuffled(batches, seed=0, labels=labels)
+            shuffled = reshuffled(batches, seed=0, labels=labels_of(objective))
             for _, moved in feed(usable(shuffled), device_of(model)):
                 seen = True
                 objective.losses(model, moved)

@@ -34,8 +34,8 @@ def teacher_of(model: nn.Module) -> nn.Module:
 def fresh_model(model: nn.Module, inputs: UnlearningInputs) -> nn.Module:
     """Make an untrained model of the same kind, on the same device, with ``inputs.model_factory``.
 
-    Its weights are drawn with a seed that ``inputs.seed`` decides and that is another number, so that they are not
-    those that the training of the model began with.
+    The weights are drawn with a seed that is derived from ``inputs.seed``: with that number itself they could be the
+    initial weights of the model's own training.
 
     Parameters that are frozen in the model are frozen in the fresh one too, and have the model's values, as have the
     buffers of modules whose own parameters are all frozen (the statistics of a frozen BatchNorm); nothing else of the
@@ -56,8 +56,8 @@ def fresh_model(model: nn.Module, inputs: UnlearningInputs) -> nn.Module:
             f"model_factory: expected a function that makes an untrained model, saw a {kind}: pass lambda: MyNet()"
         )
     device = device_of(model)
-    other = hashlib.blake2b(f"fresh model {inputs.seed}".encode(), digest_size=4).digest()
-    with private_rng(device, seed=int.from_bytes(other, "big")):
+    derived = hashlib.blake2b(f"fresh model {inputs.seed}".encode(), digest_size=4).digest()
+    with private_rng(device, seed=int.from_bytes(derived, "big")):
         fresh = inputs.model_factory()
     if not isinstance(fresh, nn.Module):
         raise ConfigurationError(f"model_factory: expected a torch.nn.Module, saw {type(fresh).__name__}")

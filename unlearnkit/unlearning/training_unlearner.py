@@ -1,7 +1,7 @@
 """Methods that train: optimiser, epochs, mode and masks are shared; authors write the losses."""
 
 import abc
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any, ClassVar, final
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit.data.loaders import Paired, reshuffled
-from unlearnkit.models.objective import Autocast, CrossEntropy
+from unlearnkit.models.objective import labels_of
 from unlearnkit.models.parameters import trainable
 from unlearnkit.models.training import SCHEDULES, Loss, OptimizerConfig, freeze_batch_norm, run_epoch, training_mode
 from unlearnkit.unlearning.distillation import copy_state
@@ -82,7 +82,7 @@ def fine_tune(
         freeze_batch_norm(model)
         for number, one in enumerate(passes):
             given = () if one.batches is None else one.batches
-            batches = usable(reshuffled(given, seed=inputs.seed + number, labels=_labels(inputs)))
+            batches = usable(reshuffled(given, seed=inputs.seed + number, labels=labels_of(inputs.objective)))
             shown = inputs.progress(batches, one.name, length(batches))
             means.append(run_epoch(model, shown, one.loss, steps, name=one.name, after_step=after_step))
             if inputs.after_pass is not None:
@@ -93,12 +93,7 @@ def fine_tune(
 def _rounds(inputs: UnlearningInputs) -> Iterator[Any]:
     """Yield the batches of the forget set again and again, shuffled anew in each round."""
     for number in count():
-        yield from reshuffled(inputs.forget_data or (), seed=inputs.seed + number, labels=_labels(inputs))
-
-
-def _labels(inputs: UnlearningInputs) -> Callable[[Any], Tensor] | None:
-    objective = inputs.objective.objective if isinstance(inputs.objective, Autocast) else inputs.objective
-    return objective.labels if isinstance(objective, CrossEntropy) else None
+        yield from reshuffled(inputs.forget_data or (), seed=inputs.seed + number, labels=labels_of(inputs.objective))
 
 
 def _checked(passes: Any) -> Iterator[EpochConfig]:

@@ -192,7 +192,8 @@ class UnlearningInputs:
         ]
         raise_all(missing, where=f"inputs for {method!r}", error=ConfigurationError)
         for need in _DATA & frozenset(needs):
-            check_batches(batches := getattr(self, need.value), what=need.value)
+            batches = getattr(self, need.value)
+            check_batches(batches, what=need.value)
             if length(batches) == 0:
                 raise ConfigurationError(f"{need.value}: expected at least one batch, saw none")
         lost = lost_samples(self.forget_data) if Need.FORGET_DATA in needs else ""

@@ -17,7 +17,7 @@ from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Metric, Met
 from unlearnkit.evaluation.model_outputs import SPLITS, InapplicableError, ModelOutputs, Values, map_batches, mean
 from unlearnkit.evaluation.per_sample import Floats, floats
 from unlearnkit.models.language import CausalLanguageModel, TokenClassification
-from unlearnkit.models.objective import IGNORED, Autocast, Objective, logits_of
+from unlearnkit.models.objective import IGNORED, Autocast, Objective, logits_of, without_autocast
 from unlearnkit.utils.errors import MismatchError
 from unlearnkit.utils.options import option
 
@@ -304,7 +304,7 @@ def rouge_l(said: list[int], true: list[int]) -> float:
 
 
 def _objective(objective: Objective, kind: type[_Kind]) -> _Kind:
-    plain = objective.objective if isinstance(objective, Autocast) else objective
+    plain = without_autocast(objective)
     if not isinstance(plain, kind):
         wanted = "CausalLanguageModel" if kind is CausalLanguageModel else "objective of a language model"
         raise InapplicableError(f"{objective.describe()} is no {wanted}: there is no text to predict")

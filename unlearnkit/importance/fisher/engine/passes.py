@@ -20,7 +20,6 @@ from unlearnkit.importance.fisher.engine.kernel import KernelFailedError, out_of
 from unlearnkit.importance.fisher.engine.nan_check import Underflow
 from unlearnkit.importance.fisher.engine.per_sample_fallback import Comparison, SquaredGradients, check_alone
 from unlearnkit.importance.fisher.engine.probe import (
-    HALF,
     Begin,
     discover,
     first_proof,
@@ -28,7 +27,7 @@ from unlearnkit.importance.fisher.engine.probe import (
 )
 from unlearnkit.importance.fisher.engine.rule import number_of_rules
 from unlearnkit.importance.fisher.engine.totals import GroupTotals, Part
-from unlearnkit.models.objective import Autocast, Objective, check_losses
+from unlearnkit.models.objective import HALF, Autocast, Objective, check_losses, without_autocast
 from unlearnkit.models.parameters import trainable
 from unlearnkit.utils.errors import UnlearnKitError, UnlearnKitWarning, UnsupportedModelError
 
@@ -282,9 +281,7 @@ class Passes:
         """
         if not self._half():
             return self._compared(few, self._objective, self._fallback, (), alone)
-        objective = self._objective
-        while isinstance(objective, Autocast):
-            objective = objective.objective
+        objective = without_autocast(self._objective)
         wide = map_tensors(few, lambda t: t.float() if t.dtype in HALF else t)
         with in_float32(self._model):
             exact = self._compared(wide, objective, SquaredGradients(self._model, objective, chunk=1), (), alone)

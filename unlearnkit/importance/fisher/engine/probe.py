@@ -46,11 +46,10 @@ from unlearnkit.importance.fisher.engine.row_owners import (
     row_maxima,
 )
 from unlearnkit.importance.fisher.engine.rule import Call, Rule, rule_for
-from unlearnkit.models.objective import Objective
+from unlearnkit.models.objective import HALF, Objective
 from unlearnkit.models.parameters import buffers
 
 _T = TypeVar("_T")
-HALF = frozenset({torch.bfloat16, torch.float16})
 _PROBED = (2, 3)  # samples: a second size, because another dimension may be equal to the first by chance
 _AS = frozenset({"to", "type_as", "view_as", "reshape_as"})  # take no more than a shape or dtype from other tensors
 
