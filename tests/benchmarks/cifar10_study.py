@@ -76,8 +76,9 @@ its row is measured on the half of the test set that it did not hold out (so are
 The rows of the whole class are from before `recommend` left the targets of head-swap uncorrected. All rows
 are from before `shrink-perturb`, `reset-last` and `bad-teacher` took fresh weights by the seed of the edit:
 theirs were those from which the original was trained (which-method.md has what that changes on one seed),
-and from before BatchNorm was estimated again on mixed classes. Methods
-that are called by their name alone are at their defaults. The seconds are those of a machine that was busy
+and from before BatchNorm was estimated again on mixed classes; those of random samples from before unseen
+samples had each class as often as the forget set. Methods that are called by their name alone are at their
+defaults. The seconds are those of a machine that was busy
 with other work."""
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unlearnkit.data import ByClass, ByIndex, BySubclass, ForgetSpec, Split
-from unlearnkit.data.splits import label_arrays, split_of
+from unlearnkit.data.splits import label_arrays, matching_rows, split_of
 from unlearnkit.utils.errors import ConfigurationError, StoreError
 
 COARSE = {"fine": np.array([0, 1, 2, 3, 2]), "coarse": np.array([0, 0, 1, 1, 1])}
@@ -303,3 +303,20 @@ def test_a_number_that_is_the_name_of_another_class_is_refused():
 def test_indices_with_a_byte_order_mark(tmp_path):
     (tmp_path / "indices.txt").write_bytes(b"\xef\xbb\xbf7\r\n3\r\n")
     assert ByIndex.from_file(tmp_path / "indices.txt") == ByIndex(indices=[7, 3])
+
+
+CLASSES = st.lists(st.integers(0, 3), min_size=1, max_size=60).map(np.array)
+
+
+@given(labels=CLASSES, like=CLASSES, seed=st.integers(0, 3))
+def test_matching_rows_have_the_shares_of_the_other_labels(labels, like, seed):
+    rows = matching_rows(labels, like, seed=seed)
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    drawn, wanted, there = (np.bincount(each, minlength=4) for each in (labels[rows], like, labels))
+    wanted[there == 0] = 0
+    if not wanted.any():
+        assert not rows.size
+        return
+    scale = np.min(there[wanted > 0] / wanted[wanted > 0])
+    assert np.abs(drawn - scale * wanted).max() <= 0.5
+    assert (drawn == there)[wanted > 0].any(), "more could be drawn"

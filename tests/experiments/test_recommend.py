@@ -22,7 +22,7 @@ from unlearnkit import (
     option,
 )
 from unlearnkit.cli.app import app
-from unlearnkit.data.splits import hold_out
+from unlearnkit.data.splits import hold_out, matching_rows
 from unlearnkit.evaluation import EvaluationInputs, loss_and_accuracy
 from unlearnkit.evaluation.metrics import Recovery
 from unlearnkit.evaluation.model_outputs import sampling_error
@@ -101,12 +101,20 @@ def test_it_goes_on_after_a_stop_to_the_same_result(digits_toml, tmp_path):
     assert found.record.report.model_after == whole.record.report.model_after
 
 
-def test_random_samples_are_compared_with_unseen_ones(digits_toml):
-    found = recommend(config(digits_toml, RANDOM, "recommend.methods=['capped-neg-grad']"))
-    experiment = Experiment.load(config(digits_toml, RANDOM))
+@pytest.mark.parametrize("classes", [range(10), [8], [1, 8]])
+def test_random_samples_are_compared_with_unseen_ones_of_their_classes(digits_toml, classes):
+    everything = Experiment.load(config(digits_toml)).bundle.train.targets.numpy()
+    somebodys = f"forget={{indices={np.flatnonzero(np.isin(everything, classes))[:60].tolist()}}}"
+    found = recommend(config(digits_toml, somebodys, "recommend.methods=['capped-neg-grad']"))
+    experiment = Experiment.load(config(digits_toml, somebodys))
     test = experiment.bundle.test
     _, aside = hold_out(np.arange(len(test)), test.targets.numpy(), 0.5, 0)
+    like = experiment.splits()["forget-train"].targets.numpy()
+    aside = aside[matching_rows(test.targets.numpy()[aside], like, seed=0)]
+    assert set(test.targets.numpy()[aside]) == set(classes)
     unseen = loss_and_accuracy(experiment.original_model()[0], experiment.evaluation_batches(test.subset(aside)))
+    said = f"the original's on {len(aside)} samples of the same classes that it was not trained on"
+    assert found.recommendation.source == said
     target = found.recommendation.target
     assert (target["forget"], target["forget-loss"]) == (unseen.accuracy, pytest.approx(unseen.loss))
     assert 0.5 < target["swap"] <= 1

@@ -370,3 +370,19 @@ def hold_out(rows: Indices, labels: Indices, fraction: float, seed: int) -> list
     possible = counts.min() > 1 and len(counts) <= min(size, len(rows) - size)
     cut = train_test_split(rows, test_size=size, random_state=seed, stratify=labels if possible else None)
     return [np.sort(part) for part in cut]
+
+
+def matching_rows(labels: Indices, like: Indices, *, seed: int) -> Indices:
+    """Draw as many rows as possible so that their labels have the shares that they have in ``like``.
+
+    Labels of ``like`` that no row has are passed over.
+
+    Examples:
+        >>> matching_rows(np.array([0, 0, 1, 1, 1, 2]), np.array([0, 1, 1, 1, 9]), seed=0)
+        array([0, 2, 3, 4])
+    """
+    classes, counts = np.unique(like, return_counts=True)
+    found = [(np.flatnonzero(labels == label), count) for label, count in zip(classes, counts, strict=True)]
+    scale = min((len(rows) / count for rows, count in found if len(rows)), default=0.0)
+    rng = np.random.default_rng(seed)
+    return np.sort(np.concatenate([rng.permutation(rows)[: round(scale * count)] for rows, count in found]))

@@ -18,7 +18,7 @@ from unlearnkit.evaluation.tuning import Validation
 from unlearnkit.evaluation.tuning.result import Candidate
 from unlearnkit.evaluation.tuning.tuner import judged, scores_of
 from unlearnkit.experiments.experiment import Experiment
-from unlearnkit.experiments.search import divide_test_set
+from unlearnkit.experiments.search import divide_test_set, like_forgotten
 from unlearnkit.experiments.train import retrained_for
 from unlearnkit.utils.errors import ConfigurationError
 from unlearnkit.utils.progress import Progress
@@ -34,7 +34,8 @@ class Aims:
     Attributes:
         experiment: Without the samples that were held out.
         retain: Held-out samples of the retained kind.
-        unseen: Held-out samples of the forgotten kind; None where the test set has none.
+        unseen: Held-out samples of the forgotten class or sub-class; None for others.
+        alike: For single samples: held-out ones of the same classes, each as often as in the forget set; else None.
         limit: Epochs that an edit may take.
         trained: The model from scratch, trained on the retain set for as many epochs.
         seconds: How long that took.
@@ -46,6 +47,7 @@ class Aims:
     original: nn.Module
     retain: LabelledImages
     unseen: LabelledImages | None
+    alike: LabelledImages | None
     limit: int
     trained: nn.Module
     seconds: float
@@ -56,6 +58,7 @@ class Aims:
     def measure(cls, experiment: Experiment, original: nn.Module, *, progress: Progress) -> "Aims":
         """Hold samples out, train the model from scratch, and measure the targets."""
         experiment, retain, unseen = _hold_out(experiment)
+        alike = _like_single_samples(retain, experiment)
         config = experiment.config
         limit = math.floor(config.recommend.cost * config.training.epochs)
         if limit < 1:
@@ -71,13 +74,14 @@ class Aims:
             original=original,
             retain=retain,
             unseen=unseen,
+            alike=alike,
             limit=limit,
             trained=trained,
             seconds=seconds,
         )
-        if aims.random:
-            known = aims.scores(original, retain)
-            target = {"forget": known["accuracy"], "forget-loss": known["loss"], **aims.held(original, retain)}
+        if alike is not None:
+            known = aims.scores(original, alike)
+            target = {"forget": known["accuracy"], "forget-loss": known["loss"], **aims.held(original, alike)}
         else:
             # Trained for longer, it would be as accurate on retained samples as the original, and on the forget set by
             # as much more than it is. What its features hold hardly grows (measured: docs/how-to/which-method.md).
@@ -86,10 +90,6 @@ class Aims:
             known = aims.scores(trained, aims.forget)
             target = {"forget": min(1.0, more * known["accuracy"]), "forget-loss": known["loss"], **aims.held(trained)}
         return attrs.evolve(aims, target=target, train_accuracy=aims.accuracy_in_training(original))
-
-    @property
-    def random(self) -> bool:
-        return self.experiment.forgotten.scenario == "random"
 
     @property
     def forget(self) -> LabelledImages:
@@ -106,7 +106,7 @@ class Aims:
         errors = {"swap": self.swap_error}
         if "recovery" in self.target:
             errors["recovery"] = sampling_error(self.target["recovery"], len(self.forget))
-        return {name: 0.0 if self.random else error / 2 for name, error in errors.items()}
+        return {name: error / 2 if self.alike is None else 0.0 for name, error in errors.items()}
 
     @property
     def audit_epochs(self) -> int:
@@ -115,8 +115,8 @@ class Aims:
 
     @property
     def source(self) -> str:
-        if self.random:
-            return f"the original's on {len(self.retain)} samples that it was not trained on"
+        if self.alike is not None:
+            return f"the original's on {len(self.alike)} samples of the same classes that it was not trained on"
         return (
             f"those of a model trained on the retain set for {self.limit} epochs, the forget accuracy raised as far as "
             "the original is more accurate on retained samples"
@@ -204,3 +204,14 @@ def _hold_out(experiment: Experiment) -> tuple[Experiment, LabelledImages, Label
     if "retain-test" in missing or (spec.carries_over and missing):
         raise ConfigurationError(f"recommend: expected {missing[0]} samples to hold out, saw none in the test set")
     return left, held["retain-test"], held.get("forget-test")
+
+
+def _like_single_samples(retain: LabelledImages, experiment: Experiment) -> LabelledImages | None:
+    if experiment.forgotten.scenario != "random":
+        return None
+    alike = like_forgotten(retain, experiment)
+    if alike is None:
+        raise ConfigurationError(
+            "recommend: expected samples of the forgotten classes to hold out, saw none in the test set"
+        )
+    return alike

@@ -12,7 +12,7 @@ from filelock import FileLock
 from torch import nn
 
 from unlearnkit.data import LabelledImages, forget_split
-from unlearnkit.data.splits import ValidationSplit, hold_out, validation_split
+from unlearnkit.data.splits import ValidationSplit, hold_out, matching_rows, validation_split
 from unlearnkit.distributed import Ranks
 from unlearnkit.evaluation.tuning import TrialTuner, Tuner, Tuning, Validation
 from unlearnkit.evaluation.tuning.trial_tuner import opened_storage
@@ -302,14 +302,29 @@ def divide_test_set(experiment: Experiment) -> tuple[Experiment, Experiment]:
 
 
 def hold_out_unseen(job: Job) -> tuple[Job, LabelledImages | None]:
-    """For the target ``"unseen"``: take part of the test set out of it, so that it can set the target."""
+    """For the target ``"unseen"``: take part of the test set out of it, so that it can set the target.
+
+    Of single samples, these are of the classes of the forget set, each as often as there.
+    """
     config = job.experiment.config
     if config.tuning.target != "unseen":
         return job, None
     left, aside = divide_test_set(job.experiment)
     spec = config.forget.spec()
     assert spec is not None, "a job has something to forget"
-    unseen = aside.splits().get("forget-test") if spec.carries_over else aside.bundle.test
+    if job.experiment.forgotten.scenario == "corrupted":
+        raise ConfigurationError(
+            "tuning.target 'unseen': corrupted samples have other labels than unseen ones: expected 'retrained', or "
+            "'stated' with tuning.forget_accuracy"
+        )
+    unseen = aside.splits().get("forget-test") if spec.carries_over else like_forgotten(aside.bundle.test, left)
     if unseen is None:
         raise ConfigurationError("tuning.target 'unseen': the test set has no sample of what is forgotten")
     return attrs.evolve(job, experiment=left), unseen
+
+
+def like_forgotten(data: LabelledImages, experiment: Experiment) -> LabelledImages | None:
+    """Return the samples whose classes have the shares that they have in the forget set, if there are any."""
+    forgotten = experiment.splits()["forget-train"].targets.numpy()
+    rows = matching_rows(data.targets.numpy(), forgotten, seed=experiment.config.seed)
+    return data.subset(rows) if len(rows) else None

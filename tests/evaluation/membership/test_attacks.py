@@ -10,6 +10,9 @@ from sklearn.metrics import roc_auc_score
 
 from unlearnkit import EvaluationInputs
 from unlearnkit.evaluation.membership.attacks import (
+    ConfidenceAttack,
+    EntropyAttack,
+    LossAttack,
     attack_success,
     population_attack,
     rmia_scores,
@@ -151,3 +154,17 @@ def test_unseen_samples_are_of_the_forgotten_classes():
     assert set(judged.labels) == {2}
     assert len(learnt) == 30
     assert set(learnt.labels) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("attack", [EntropyAttack(), LossAttack(), ConfidenceAttack()])
+def test_a_model_that_is_less_sure_of_the_forgotten_classes_gives_nobody_away(attack):
+    """Unseen samples have each class as often as the forget set, so only membership tells them apart."""
+    labels = torch.arange(600) % 2
+    logits = torch.where(labels == 0, 4.0, 1.0)[:, None] * torch.eye(2)[labels]
+    rows = torch.cat([torch.arange(0, 20, 2), torch.arange(1, 180, 2)])
+    forget, everything = (logits[rows], labels[rows]), (logits, labels)
+    splits = {"forget-train": [forget], "retain-train": [everything], "retain-test": [everything]}
+    inputs = EvaluationInputs(model=torch.nn.Identity(), splits=splits)
+    zeros, ones = np.bincount(unseen_halves(ModelOutputs(inputs), inputs.model, seed=0)[1].labels)
+    assert zeros == round(ones / 9)
+    assert attack.measure(inputs)["AUC"] == pytest.approx(0.5, abs=0.01)

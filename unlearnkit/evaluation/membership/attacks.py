@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from unlearnkit.data.splits import matching_rows
 from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Metric, MetricTraits
 from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs, Outputs, Values, some_rows
 from unlearnkit.evaluation.per_sample import Floats, entropies, floats
@@ -137,7 +138,8 @@ class RelativeMembership(MembershipAttack):
 def unseen_halves(outputs: ModelOutputs, model: nn.Module, seed: int) -> tuple[Outputs, Outputs]:
     """Samples that no model was trained on: those to learn from, and those of the same kind as the forget set.
 
-    The same kind is ``forget-test``, else half of ``retain-test``, of the classes that were forgotten.
+    The same kind is ``forget-test``, else half of ``retain-test``, with each class as often as in the forget set: where
+    somebody's samples are of few classes, others would differ by their class, not by membership.
     """
     unseen, same = outputs.of(model, "retain-test"), None
     alone = set(outputs.of(model, "forget-train").labels)
@@ -158,7 +160,7 @@ def unseen_halves(outputs: ModelOutputs, model: nn.Module, seed: int) -> tuple[O
     rows = np.random.default_rng(seed).permutation(len(unseen))
     half = len(rows) // 2
     judged = rows[half:]
-    judged = judged[np.isin(unseen.labels[judged], outputs.of(model, "forget-train").labels)]
+    judged = judged[matching_rows(unseen.labels[judged], outputs.of(model, "forget-train").labels, seed=seed)]
     if not len(judged):
         raise InapplicableError("no unseen sample of the forgotten classes is left to judge on")
     return unseen.subset(rows[:half]), unseen.subset(judged)
