@@ -83,6 +83,20 @@ def test_no_reference():
     assert sentence.endswith("By accuracy nothing was forgotten: forget-test accuracy 0.900→0.910.")
 
 
+def test_without_retrained_models_the_attack_compares_with_unseen_samples():
+    """Of single samples there are no unseen ones in the scores."""
+    scored = [("unlearned", np.arange(100)), ("original", np.arange(100) + 20)]
+    curves = tuple(RocCurve.of(mine, np.arange(100), attack="loss", model=name) for name, mine in scored)
+    after = scores(retain_test=0.95, forget_train=0.9)
+    kind, sentence = said(after, views=PlotData(curves=curves))
+    assert kind == "no reference"
+    assert (
+        " The loss attack tells forgotten from unseen samples of their kind with an AUC of 0.500, in the original of "
+        "0.680; guessing has 0.5 ± 0.080."
+    ) in sentence
+    assert "attack" not in said(after, views=PlotData())[1]
+
+
 def losses(retain, forget):
     values = {"retain-test": retain, "forget-test": forget}
     return {split: LossAndAccuracy(loss=loss, accuracy=None, samples=100) for split, loss in values.items()}

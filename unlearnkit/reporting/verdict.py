@@ -96,7 +96,7 @@ def judge(
     elif "model destroyed" in found:
         kind, said = "destroyed", said + _chance(views)
     elif not measures:
-        parts = (_without_reference(retrained, before, after, features), said, confined(report))
+        parts = (_without_reference(retrained, before, after, features, views), said, confined(report))
         kind, said = "no reference", " ".join(part for part in parts if part)
     elif models < ENOUGH:
         kind, said = "few references", _few(measures, models)
@@ -272,7 +272,11 @@ def _chance(views: PlotData | None) -> str:
 
 
 def _without_reference(
-    retrained: Sequence[Scores], before: Scores, after: Scores, features: Sequence[FeatureMeasure]
+    retrained: Sequence[Scores],
+    before: Scores,
+    after: Scores,
+    features: Sequence[FeatureMeasure],
+    views: PlotData | None,
 ) -> str:
     rates = _rates(before, after)
     why = "Nothing to compare with the retrained models" if retrained else "No retrained model at hand"
@@ -281,6 +285,12 @@ def _without_reference(
     forgotten, unseen = (after[s].accuracy if s in after else None for s in ("forget-train", "forget-test"))
     if forgotten is not None and unseen is not None:
         said += f" Accuracy on forgotten samples is {forgotten:.3f}, on unseen ones of their kind {unseen:.3f}."
+    attacks = {c.model: c for c in (views.curves if views is not None else ()) if c.attack == "loss"}
+    if "unlearned" in attacks:
+        mine, error = attacks["unlearned"], NORMAL_QUANTILE * attacks["unlearned"].guessing_error
+        said += f" The loss attack tells forgotten from unseen samples of their kind with an AUC of {mine.auc:.3f}"
+        said += f", in the original of {attacks['original'].auc:.3f}" if "original" in attacks else ""
+        said += f"; guessing has 0.5 ± {error:.3f}."
     for feature in features:
         if feature.original is not None:
             same = abs(feature.value - feature.original) <= feature.error
