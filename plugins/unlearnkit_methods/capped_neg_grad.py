@@ -27,8 +27,8 @@ class CappedNegGrad(TrainingUnlearner):
     some epochs. Left out it is ln C, the loss of guessing one of C classes, which is too large for random samples; of a
     text, ln C for each token.
 
-    Good for: whole classes, sub-classes and random samples. It changes the features too, for a fifth of the epochs
-    of retraining; `unlearnkit recommend` measures the target loss.
+    Good for: whole classes, sub-classes and random samples. It changes the features too, on CIFAR-10 with 4 epochs of
+    two batches a step, where retraining takes 18; `unlearnkit recommend` measures the target loss.
 
     Source: NegGrad+ of Kurmanji et al. 2023 (Towards Unbounded Machine Unlearning) with a hinge in its second term; we
     know of no paper that has this form.

@@ -18,8 +18,8 @@ class FineTune(TrainingUnlearner):
     The forget set is not used: the model forgets it only as far as further training on the retain set overwrites it
     (catastrophic forgetting). The baseline that every method has to beat. Train mode by default, as in training.
 
-    Good for: repairing the damage of another edit. By itself it forgets part of a whole class and little of
-    anything else.
+    Good for: repairing the damage of another edit. By itself it forgets part of a whole class on the digits, the
+    outputs of one on CIFAR-10, and little of anything else.
 
     Source: Golatkar, Achille and Soatto 2020 (Eternal Sunshine of the Spotless Net), the baseline
     "fine-tune"; Warnecke et al. 2023 (Machine Unlearning of Features and Labels), fine-tuning.

@@ -32,20 +32,25 @@ Every public name, with the first line of its docstring; `help(name)` shows the 
 what is returned, what is raised, an example. This page is generated from the code
 (`python -m tests.docs.api_page > docs/reference/api.md`), and a test keeps it complete.
 
-Plugins import from `unlearnkit` and from the folders below, and from nowhere else.
+Plugins import from `unlearnkit` and from the modules below, and from nowhere else.
 """
 TAIL = """\
 ## Other modules
 
 | module | what is in it |
 |---|---|
-| `unlearnkit.evaluation.tuning` | `Tuner`: [the search for the right edit](../how-to/find-the-right-edit.md) |
+| `unlearnkit.evaluation.metrics` | the classes of the [metrics](metrics.md) |
+| `unlearnkit.evaluation.tuning` | `Tuner`, `TrialTuner` and their values: [tuning](../how-to/find-the-right-edit.md) |
 | `unlearnkit.plugins.manager` | `default_manager`: the shared plugin manager |
 | `unlearnkit.reporting.page` | `render_page`, `write_page`: the HTML page of a run |
 | `unlearnkit.reporting.plots` | [the plots of a run](../how-to/read-the-report.md), drawn on matplotlib axes |
+| `unlearnkit.testing.cheats` | ten edits that hide a class without forgetting it, for authors of metrics |
 | `unlearnkit.utils.memory` | `peak_memory`: the most memory that the process has used |
 | `unlearnkit.utils.options` | `Option`, `options_of`: the options of a method or an estimator |
 | `unlearnkit.utils.progress` | `Progress`: the type of a function as argument `progress`, which shows a bar |
+
+Adapters and trackers for other libraries are in `unlearnkit_adapters` and `unlearnkit_trackers`; see
+[Use it with other libraries](../how-to/integrations.md).
 """
 
 

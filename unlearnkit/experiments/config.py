@@ -184,7 +184,7 @@ class TuningConfig:
 class RecommendConfig:
     """What ``unlearnkit recommend`` tries."""
 
-    cost: float = option(0.5, above=0, at_most=1, doc="of retraining, in epochs: the largest of an edit")
+    cost: float = option(0.5, above=0, at_most=1, doc="largest cost of an edit, as a share of the epochs of retraining")
     trials: int = option(6, at_least=1, doc="edits to try with each method")
     methods: tuple[str, ...] = ()
 

@@ -119,7 +119,7 @@ class RelativeMembership(MembershipAttack):
     )
 
     gamma: float = option(2.0, symbol="γ", at_least=1, doc="how much more likely a member must be")
-    a: float = option(0.3, symbol="a", at_least=0, at_most=1, doc="1: members are no more likely than non-members")
+    a: float = option(0.3, symbol="a", at_least=0, at_most=1, doc="a member's p is taken as a·p_out + 1 − a")
 
     def scores(self, outputs: ModelOutputs, model: nn.Module) -> tuple[Floats, Floats]:
         retrained = outputs.retrained()

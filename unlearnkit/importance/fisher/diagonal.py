@@ -73,8 +73,8 @@ class DiagonalFisher(ImportanceEstimator):
         64,
         at_least=0,
         meaning=False,
-        doc="verify three random samples of one pass in so many by running them alone: does the model still keep "
-        "samples independent? 0: only in the first batch",
+        doc="check one pass of every N: do three random samples have the same losses when they run alone? 0: only the "
+        "first batch",
     )
 
     def accumulator(self, model: nn.Module, *, objective: Objective) -> Accumulator:
