@@ -248,3 +248,10 @@ def test_commands_for_one_process_refuse_torchrun(digits_toml, monkeypatch, comm
     assert result.exit_code == 2
     said = " ".join(result.stderr.split())
     assert f"`unlearnkit {command}` works in one process: expected no torchrun, saw 2 processes" in said
+
+
+def test_an_output_with_an_emoji(digits_toml, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["run", str(digits_toml), "-q", "-m", "prune", "--output", "out😀"])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out😀" / "prune" / "report.json").exists()

@@ -221,7 +221,7 @@ def test_a_receipt_says_that_the_loss_did_not_rise(load, monkeypatch):
     assert load().work().reason == said
 
 
-@pytest.mark.parametrize("setting", ["importance.estimator='loss-free'", "objective.options.targets=label"])
+@pytest.mark.parametrize("setting", ["importance.estimator='sampled-fisher'", "objective.options.targets=label"])
 def test_other_settings_than_those_of_the_stored_importances_are_refused(load, setting):
     load().ask("t1", groups=["ant"])
     for work in (load(setting).start, load(setting).work):
@@ -425,3 +425,10 @@ def test_a_ledger_is_of_one_model(ledger_toml, deletion):
     assert deletion.ledger.state == state
     assert call("ledger", ledger_toml, "-q").exit_code == 0
     assert call("ledger", ledger_toml, "-q", "-s", "model.checkpoint=deleted.safetensors").exit_code == 0
+
+
+def test_an_estimator_of_batches_is_refused_before_a_ledger_is_made(ledger_toml):
+    batched = [f"output='{ledger_toml.parent}/batched'", "importance.estimator='batched-diagonal-fisher'"]
+    with pytest.raises(ConfigurationError, match=r"expected one term per sample for a ledger.*saw 'batched-diagonal"):
+        Deletion.load(load_config(ledger_toml, batched))
+    assert not (ledger_toml.parent / "batched").exists()

@@ -116,6 +116,26 @@ def test_purge_deletes_the_patch_files(make):
     verify(deletion.ledger)
 
 
+@pytest.mark.parametrize("keep_as", ["smaller", "model"])
+def test_after_a_purge_the_model_before_an_edit_is_kept_for_rollback_alone(make, keep_as):
+    """The importances were measured on a model that was purged, so nothing else needs the one before the edit."""
+    deletion = make("deletion.keep=0", f"deletion.keep_as={keep_as}", "method.gentle.options.alpha=2.0")
+    forget(deletion, 4, 5)
+    purge(deletion)
+    deletion.ask("ticket-2", groups=["5"])
+    assert deletion.work().outcome == "forgotten"
+    assert set(models(deletion)) == {f"{deletion.ledger.state.current.digest}.safetensors"}
+    verify(deletion.ledger)
+    keeping = make("deletion.keep=1", f"deletion.keep_as={keep_as}", "method.gentle.options.alpha=2.0")
+    before = keeping.ledger.state.current
+    keeping.ask("ticket-3", groups=["6"])
+    keeping.work()
+    assert len(models(keeping)) == 2
+    assert rollback(keeping).model_after == before.digest
+    assert set(models(keeping)) == {f"{before.digest}.safetensors"}
+    verify(keeping.ledger)
+
+
 def test_purge_that_cannot_delete_is_an_error(make, monkeypatch):
     deletion = make()
     forget(deletion, 4, 5)

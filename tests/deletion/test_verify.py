@@ -146,6 +146,17 @@ def test_repeating_an_interrupted_command_does_not_start_another(load, monkeypat
 # --- the salt ---------------------------------------------------------------------------------------------------------
 
 
+def test_salt_that_is_named_inside_the_folder(load):
+    setting = "deletion.salt='out/ledger/salt'"
+    load().ledger.folder.mkdir(parents=True, exist_ok=True)
+    other = [setting, "deletion.folder='out/other'", "deletion.salt='out/other/salt'"]
+    verify(load(setting).ledger)
+    load(*other).ledger.folder.mkdir()
+    load(*other).start()
+    forget(load(*other), "first", samples=[3])
+    verify(load(*other).ledger)
+
+
 def test_salt_outside_the_folder(load, tmp_path):
     salt, settings = tmp_path / "vault" / "salt", ["deletion.salt='vault/salt'", "deletion.folder='other'"]
     with pytest.raises(StoreError, match="cannot make a ledger"):

@@ -367,3 +367,11 @@ def test_the_steps_of_a_sequence_share_the_limit_and_get_the_measured_target(dig
     if found.recommendation.best is both:
         target = found.recommendation.target["forget-loss"]
         assert found.record.report.steps[1].options["target"] == pytest.approx(target)
+
+
+def test_a_wrong_option_is_an_error_before_anything_is_trained(digits_toml, tmp_path):
+    steps = "{name='ssd'}, {name='finetune'}, {name='prune'}"
+    wrong = f"method=[{{name='sequence', steps=[{steps}]}}]"
+    with pytest.raises(ConfigurationError, match="no importances after the first step"):
+        recommend(config(digits_toml, wrong, "recommend.methods=['sequence']"))
+    assert not (tmp_path / "out" / ".retrained").exists()

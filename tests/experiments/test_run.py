@@ -177,6 +177,17 @@ def test_stopped_run_keeps_what_it_has_written(digits_toml, tmp_path):
     assert (new.after, new.report.model_after) == (ssd.after, ssd.report.model_after)
 
 
+def test_a_search_that_edited_nothing_is_kept_by_the_next_run(digits_toml, tmp_path):
+    settings = ["method=[{name='ssd', tuned=true}, {name='prune'}]", "tuning.forget_accuracy=1.0", "tuning.budget=0.0"]
+    settings += ["tuning.rounds=0", "tuning.fractions=[0.1]"]
+    stopped = run(load_config(digits_toml, settings))
+    assert next(stopped).nothing_edited
+    stopped.close()
+    with pytest.warns(UnlearnKitWarning, match=r"out/ssd is kept: the run that was stopped wrote it"):
+        records(digits_toml, *settings)
+    assert (tmp_path / "out" / "prune" / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("other", ["method.prune.options.tau=1", "seed=1", "forget.classes=[4]"])
 def test_results_of_another_configuration_are_not_kept(digits_toml, other):
     stopped = run(load_config(digits_toml, [other]))

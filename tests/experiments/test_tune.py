@@ -273,6 +273,20 @@ def test_a_stopped_search_is_kept_until_its_own_end(digits_toml, tmp_path):
     assert not trials.exists()
 
 
+@pytest.mark.parametrize("name", ["what?", "a%20b", "é#"])
+def test_trials_are_in_the_output_folder_whatever_its_name(digits_toml, tmp_path, name):
+    folder = tmp_path / name
+    method = ["method=[{name='finetune', options={epochs=1}}]", "tuning.method=finetune", *TRIALS]
+    chosen = config(digits_toml, f"output='{folder}'", *method)
+    with pytest.raises(KeyboardInterrupt):
+        tune(chosen, progress=stopping_at("tuning finetune", 1))
+    assert (folder / ".trials.sqlite").exists()
+    tune(chosen)
+    assert not (folder / ".trials.sqlite").exists()
+    assert name in {path.name for path in tmp_path.iterdir()}
+    assert name[:1] not in {path.name for path in tmp_path.iterdir()}
+
+
 @pytest.mark.parametrize("name", ["ssd", "ssd-adaptive"])
 def test_a_strength_that_is_set_stays(digits_toml, name):
     found = tune(config(digits_toml, f"method=[{{name='{name}', options={{lam=0.5}}}}]", f"tuning.method={name}"))

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from unlearnkit import CrossEntropy, DiagonalFisher, Importance, MismatchError, NonFiniteError, StoreError
+from unlearnkit import (
+    CrossEntropy,
+    DiagonalFisher,
+    Importance,
+    MismatchError,
+    NonFiniteError,
+    StoreError,
+    UnlearnKitWarning,
+)
 from unlearnkit.importance import DataOrder, Fingerprint, Role
 
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=50)
@@ -338,3 +346,26 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(StoreError, match=r"expected the folder"):
         importance([1.0, 1.0]).save(tmp_path / "no" / "i")
+
+
+def test_rounding_of_float32_gradients_is_allowed_beside_large_totals():
+    kind = Fingerprint(precision="gradients float32, totals float64")
+    whole, part = (
+        Importance(totals={"w": torch.tensor(values, dtype=torch.float64)}, count=n, fingerprint=kind)
+        for values, n in (([1.0, 1e-15, 0.5], 9), ([0.5, 2e-15, 0.5 + 1e-8], 8))
+    )
+    assert (whole - part).totals["w"].tolist() == [0.5, 0.0, 0.0]
+    with pytest.raises(MismatchError, match="the part is larger than the whole"):
+        whole - attrs.evolve(part, totals={"w": torch.tensor([0.5, 1e-3, 0.5], dtype=torch.float64)})
+
+
+def test_squares_of_batch_means_are_not_subtracted_without_a_warning():
+    kind = Fingerprint(unit="batch")
+    whole, part = (
+        Importance(totals={"w": torch.tensor([v])}, count=n, fingerprint=kind) for v, n in ((3.0, 2), (1.0, 1))
+    )
+    with pytest.warns(
+        UnlearnKitWarning, match="squares of batch means, so the difference is that of the rest only where"
+    ):
+        rest = whole - part
+    assert rest.totals["w"].tolist() == [2.0]

@@ -86,7 +86,11 @@ def with_shared_options(command: Callable[..., None], *, without: Sequence[str] 
                 _refuse_control_characters(name, value)
             given = {name: options.pop(name) for name in added}
             if added:
-                set_ = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
+                set_ = [
+                    f"{name}={json.dumps(value, ensure_ascii=False)}"
+                    for name, value in given.items()
+                    if value is not None
+                ]
                 options["settings"] = [*(options["settings"] or []), *set_]
             command(**options)
 

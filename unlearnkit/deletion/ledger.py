@@ -260,7 +260,10 @@ class Ledger:
         return sorted(name for name in names if name not in kept)
 
     def _referenced(self, state: State, stores: Collection[str]) -> Iterator[str]:
-        yield from (FILE, SAMPLES, _LOCK, *([] if self.salt else [_SALT]))
+        folder, salt = self.folder.resolve(), (self.salt or self.folder / _SALT).resolve()
+        yield from (FILE, SAMPLES, _LOCK)
+        if salt.is_relative_to(folder):
+            yield salt.relative_to(folder).as_posix()
         decided = 1 if state.pending else 0
         yield from (f"{_RECEIPTS}/{receipt_name(n)}" for n in range(1, state.receipts + decided + 1))
         yield from (f"{_QUEUE}/{path.name}" for path in self.queue.folder.glob("*.json"))

@@ -71,8 +71,15 @@ class Deletion:
                 f"{config.importance.reference_samples}"
             )
         make_unlearner(method, plugins)
+        experiment = Experiment.load(attrs.evolve(config, forget=type(config.forget)()))
+        estimator = experiment.estimator(plugins)
+        if estimator.traits.unit != "sample":
+            raise ConfigurationError(
+                "importance.estimator: expected one term per sample for a ledger, which keeps the importances of "
+                f"groups, saw {estimator.name!r}: one per batch"
+            )
         return cls(
-            experiment=Experiment.load(attrs.evolve(config, forget=type(config.forget)())),
+            experiment=experiment,
             ledger=find_ledger(config, told=told),
             plugins=plugins,
             progress=progress,
@@ -369,10 +376,15 @@ class Deletion:
         earlier = (*state.kept, state.current)
         earlier = earlier[max(0, len(earlier) - config.deletion.keep) :]
         return (
-            state.with_models(kept, base=state.base, kept=earlier, patch=patch),
+            state.with_models(kept, base=self.base(state, kept), kept=earlier, patch=patch),
             Pending(receipt=receipt, remove=whole, edit=recorded, answered=names),
             parts.items(),
         )
+
+    def base(self, state: State, current: KeptModel) -> KeptModel:
+        """Return the model that the importances were measured on, which is kept; the one in use where it was purged."""
+        kind = self.ledger.store.manifest.fingerprint
+        return state.base if kind is None or kind.model == state.base.digest else current
 
     def _patch(self, before: KeptModel, model: nn.Module, report: Report, names: tuple[str, ...]) -> KeptModel | None:
         """Keep the model before the edit as a patch, where that is asked for or smaller; None keeps the full model."""
@@ -426,7 +438,7 @@ def rollback(deletion: Deletion) -> Receipt:
             model_file=earlier.file,
         )
         if earlier.digest in ledger.store.manifest.models:
-            new = state.with_models(earlier, base=state.base, kept=state.kept[:-1])
+            new = state.with_models(earlier, base=deletion.base(state, earlier), kept=state.kept[:-1])
             return ledger.commit(new, Pending(receipt=receipt, back_to=earlier.digest))
         # The importances were measured after the edit: of another model, and without these samples.
         new = state.with_models(earlier, base=earlier, kept=state.kept[:-1])

@@ -76,7 +76,9 @@ def recommend(
         check_replaceable(folder)
         job = Job.start(config, plugins, again=again, progress=progress)
         check_accuracy(job.experiment, command="recommend")
-        wanted = _methods_to_try(job)  # a wrong name is an error before anything is trained
+        wanted = _methods_to_try(job)
+        for method in wanted:  # a wrong name or option is an error before anything is trained
+            make_unlearner(method, plugins)
         aims = Aims.measure(job.experiment, job.original, progress=progress)
         job = attrs.evolve(job, experiment=aims.experiment, stage="recommend")
         search = _MethodSearch(job=job, aims=aims)

@@ -11,7 +11,7 @@ from unlearnkit.evaluation.tuning import Tuning
 from unlearnkit.experiments.config import Config
 from unlearnkit.experiments.job import Job, earlier_results, exclusive, result_folder
 from unlearnkit.experiments.search import Editor, checked_unlearner, hold_out_unseen
-from unlearnkit.models.parameters import copy_of
+from unlearnkit.models.parameters import copy_of, digest
 from unlearnkit.plugins.manager import PluginManager, default_manager
 from unlearnkit.reporting import RunRecord
 from unlearnkit.utils.errors import ConfigurationError
@@ -80,7 +80,10 @@ def edits(
             model = copy_of(job.original)
             record, tuning = editor.edit(model, method)
             if record.nothing_edited:
-                record = attrs.evolve(record, manifest=job.experiment.manifest())
+                report = attrs.evolve(
+                    record.report, model_before=digest(job.original)
+                )  # by which `go_on` knows it again
+                record = attrs.evolve(record, report=report, manifest=job.experiment.manifest())
             elif not dry_run:
                 record = job.compared(job.evaluated(record, model, before), model)
             if not dry_run:

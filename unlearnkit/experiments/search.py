@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeGuard, final
+from urllib.parse import quote
 
 import attrs
 import numpy as np
@@ -270,7 +271,7 @@ def trials_of(config: Config) -> str:
     """Return the URL of the database of trials, with which a search that was stopped goes on; make it if needed."""
     file = Path(config.output) / _TRIALS
     file.parent.mkdir(parents=True, exist_ok=True)
-    url = f"sqlite:///{file}"
+    url = f"sqlite:///{quote(str(file))}"
     with FileLock(f"{file}.lock"), opened_storage(url):  # two processes that make its tables at once fail
         return url
 

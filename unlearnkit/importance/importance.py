@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -17,12 +18,20 @@ from unlearnkit.importance.provenance import (
     DataOrder,
     Fingerprint,
     Role,
+    coarsest_eps,
     error_of_difference,
     error_of_sum,
 )
 from unlearnkit.models.parameters import extremes
 from unlearnkit.utils import display
-from unlearnkit.utils.errors import MismatchError, NonFiniteError, StoreError, UnlearnKitError, raise_all
+from unlearnkit.utils.errors import (
+    MismatchError,
+    NonFiniteError,
+    StoreError,
+    UnlearnKitError,
+    UnlearnKitWarning,
+    raise_all,
+)
 from unlearnkit.utils.options import by_fields, read_only
 from unlearnkit.utils.safetensors import load_tensors, save_tensors
 
@@ -167,7 +176,8 @@ class Importance:
         """Subtract the importance of data that this one contains: I(D) − I(D_f) = I(D_r).
 
         Differences that are negative by rounding become 0; larger ones mean that ``other`` is not a part of this
-        importance: a `MismatchError`. The ``relative_error`` is None unless both are exact.
+        importance: a `MismatchError`. The ``relative_error`` is None unless both are exact. A warning says that squares
+        of batch means cannot be subtracted, but for those of whole batches.
         """
         self.check_same_kind(other)
         problems = []
@@ -175,14 +185,24 @@ class Importance:
             problems.append(f"expected a part of {self.count} terms, saw {other.count}")
         totals = {}
         for name, total in self.totals.items():
-            rest = local(total) - local(other.totals[name])
-            # Adding n terms of one sign in any order is off by at most n·eps, relative.
-            allowed = local(total).abs() * torch.finfo(total.dtype).eps * max(4, self.count, self.samples)
+            rest, top = local(total) - local(other.totals[name]), extremes(total)[1]
+            eps = coarsest_eps(f"{total.dtype} {self.fingerprint.precision}")
+            # n terms of one sign, added in any order, are off by at most n·eps, relative. A gradient is off by eps of
+            # the large ones beside it, from whose sums it was made: g² then by 2·g·eps·g_top.
+            whole = local(total)
+            allowed = (whole + 2 * (whole * top).sqrt() + eps * top) * eps * max(4, self.count, self.samples)
             too_low, _ = extremes(shard_like(torch.where(rest < -allowed, rest, 0), total))
             if too_low < 0:
                 problems.append(f"{name}: the part is larger than the whole by {-too_low:.3g}")
             totals[name] = shard_like(rest.clamp_(min=0), total)
         raise_all(problems, where="Importance.subtract")
+        if self.fingerprint.unit == "batch":
+            warnings.warn(
+                "Importance.subtract: these are squares of batch means, so the difference is that of the rest "
+                "only where whole batches are taken out: use a per-sample estimator",
+                UnlearnKitWarning,
+                stacklevel=2,
+            )
         return attrs.evolve(
             self,
             totals=totals,
@@ -206,7 +226,10 @@ class Importance:
         return self.count
 
     def unnormalised(self) -> "Importance":
-        """Set ``count`` to 1, so that `mean` returns the totals: the notebook's un-normalised variant."""
+        """Set ``count`` to 1, so that `mean` returns the totals: the notebook's un-normalised variant.
+
+        Take it last: of a sum or difference of such importances, `mean` is something else.
+        """
         return attrs.evolve(self, count=1)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Importance":

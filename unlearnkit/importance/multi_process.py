@@ -19,7 +19,7 @@ from unlearnkit.distributed.sharded_tensors import is_sharded_model
 from unlearnkit.importance.estimator import ImportanceEstimator, check_data, fingerprint_of
 from unlearnkit.importance.importance import Importance, counts_of_sum
 from unlearnkit.importance.provenance import DataOrder, Fingerprint, Role, check_same_on_every_rank
-from unlearnkit.importance.store.store import ImportanceStore
+from unlearnkit.importance.store.store import ImportanceStore, check_key
 from unlearnkit.models.objective import Objective
 from unlearnkit.models.parameters import device_of, digest, trainable
 from unlearnkit.utils.errors import ConfigurationError, StoreError, UnlearnKitError, UnsupportedModelError, raise_all
@@ -182,6 +182,8 @@ def estimate_resumable(
     if estimator.traits.unit != "sample":
         who = f"{estimator.name!r}: expected an estimator with one term per sample"
         raise ConfigurationError(f"{who}, saw one per batch")
+    if every < 1:
+        raise ConfigurationError(f"every: expected at least one batch in a segment, saw {every}")
     check_data(batches, Role(role))
     path, rest = Path(checkpoint), iter(batches)
     total = Importance.load(path).to(device_of(model)) if path.exists() else None
@@ -239,6 +241,7 @@ def fill(
     """
     estimate = estimate_together if together else estimate_resumable
     for key, batches in data.items():
+        check_key(key)
         name = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
         # A file, or a folder with a file for each rank.
         part = store.folder / (f"{name}.parts" if together else f"{name}.part")

@@ -8,6 +8,7 @@ from itertools import chain, islice
 from typing import Any, final
 
 import attrs
+import torch
 
 from unlearnkit.data.batches import batch_size, digest
 from unlearnkit.distributed.collectives import all_gather, batch_indices, in_order, raise_on_all_ranks
@@ -165,3 +166,9 @@ def error_text(error: float | None) -> str:
     if error == 0:
         return ""
     return "not known" if error is None else f"up to {100 * error:.2g} %"
+
+
+def coarsest_eps(precision: str) -> float:
+    """Return the machine epsilon of the coarsest dtype that a text names."""
+    name = next(name for name in ("bfloat16", "float16", "float32", "float64") if name in precision)
+    return torch.finfo(getattr(torch, name)).eps

@@ -81,6 +81,11 @@ def test_recurrent_layers_and_accumulation_options_cause_no_sync(options):
 @pytest.mark.parametrize("estimator", [DiagonalFisher(), SketchedFisher()])
 @pytest.mark.parametrize("objective", [CrossEntropy(), Autocast()])
 def test_bfloat16_and_the_sketch_cause_no_sync(estimator, objective):
+    if isinstance(objective, Autocast):
+        try:
+            objective.losses(Sequences(), sequences(2)[0])
+        except RuntimeError as error:
+            pytest.skip(f"torch has no bfloat16 LSTM on this CPU: {error}")
     run = estimator.accumulator(Sequences().eval(), objective=objective)
     first, second = sequences(6, 6)
     run.add(first)

@@ -264,3 +264,33 @@ def test_scripted_modules_fall_back_to_one_sample_at_a_time(whole):
     with pytest.warns(UnlearnKitWarning, match="used by a function that cannot be intercepted"):
         seen = estimate(scripted, data)
     assert distance(seen, expected) < 1e-5
+
+
+def test_a_model_that_is_random_in_eval_mode_is_said_to_be():
+    class Drops(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 16), nn.Linear(16, 5)
+
+        def forward(self, x):
+            return self.two(F.dropout(self.one(x).relu(), 0.5))  # training=True is the default
+
+    torch.manual_seed(0)
+    with pytest.warns(UnlearnKitWarning, match="Drops gives one sample other losses each time, in eval mode"):
+        estimate(Drops(), [(torch.randn(6, 4), torch.randint(0, 5, (6,)))])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 16), (16,), (1, 16)])
+@pytest.mark.parametrize("operate", [torch.add, torch.mul])
+def test_a_parameter_with_dimensions_of_one_beside_time_major_data(shape, operate):
+    class TimeMajor(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 16), nn.Linear(16, 5)
+            self.p = nn.Parameter(torch.randn(shape))
+
+        def forward(self, x):
+            return self.two(operate(self.one(x).transpose(0, 1), self.p).tanh().mean(0))
+
+    torch.manual_seed(0)
+    engine_only(TimeMajor(), [(torch.randn(6, 3, 4), torch.randint(0, 5, (6,)))])

@@ -120,3 +120,22 @@ def test_fill_resumes_with_the_next_group(tmp_path):
     for name, total in whole.total().totals.items():
         assert torch.equal(total, cut.total().totals[name])
     assert [p for p in cut.folder.iterdir() if p.suffix == ".part"] == []
+
+
+@pytest.mark.parametrize("every", [0, -1])
+def test_a_segment_has_at_least_one_batch(tmp_path, every):
+    with pytest.raises(ConfigurationError, match=f"every: expected at least one batch in a segment, saw {every}"):
+        estimate_resumable(
+            DiagonalFisher(), nn.Linear(2, 2), [], objective=CrossEntropy(), checkpoint=tmp_path / "part", every=every
+        )
+
+
+def test_a_key_of_a_group_is_text(tmp_path):
+    store = ImportanceStore.create(tmp_path / "store")
+    batch = [(torch.randn(2, 2), torch.tensor([0, 1]))]
+    found = DiagonalFisher().estimate(nn.Linear(2, 2), batch, objective=CrossEntropy())
+    with pytest.raises(StoreError, match=r"expected text as the key of a group, saw 1: use str\(key\)"):
+        store.put(1, found)
+    with pytest.raises(StoreError, match="expected text as the key of a group, saw 1"):
+        fill(store, DiagonalFisher(), nn.Linear(2, 2), {1: batch}, objective=CrossEntropy())
+    assert store.keys == ()

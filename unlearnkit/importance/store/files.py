@@ -13,7 +13,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from unlearnkit.importance.provenance import Fingerprint
+from unlearnkit.importance.provenance import Fingerprint, coarsest_eps
 from unlearnkit.models.parameters import chunk_size, chunks, extremes
 from unlearnkit.utils.checksummed_json import read_sealed, write_sealed
 from unlearnkit.utils.errors import StoreError, raise_all
@@ -140,9 +140,7 @@ class StoreManifest:
     def rounding(self) -> float:
         """The machine epsilon of the coarsest precision that made the totals."""
         # Gradients count too: those of one sample differ in their last digits with the batch that it is in.
-        measured = f"{self.precision} {self.fingerprint.precision if self.fingerprint else ''}"
-        coarsest = next(name for name in ("bfloat16", "float16", "float32", "float64") if name in measured)
-        return torch.finfo(getattr(torch, coarsest)).eps
+        return coarsest_eps(f"{self.precision} {self.fingerprint.precision if self.fingerprint else ''}")
 
     @classmethod
     def read(cls, folder: Path) -> "StoreManifest":

@@ -75,7 +75,8 @@ class ImportanceStore:
         """Create an empty store in a new folder; a `StoreError` for one with something in it.
 
         ``data`` is a digest of the training data, for `check`. The totals in float32 take half the size, each rounded
-        once, by at most 6·10⁻⁸. ``versions`` of libraries are recorded.
+        once, by at most 6·10⁻⁸; that of all groups is rounded again with each `put`. ``versions`` of libraries are
+        recorded.
         """
         path = Path(folder)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -154,6 +155,7 @@ class ImportanceStore:
 
     def put(self, key: str, importance: Importance) -> None:
         """Add a new group: the importance of its samples, one term per sample, of the kind of those in the store."""
+        check_key(key)
         with writing(self.folder) as writer:
             manifest = writer.manifest
             if key in manifest.groups:
@@ -322,6 +324,12 @@ def _delete_unreferenced(folder: Path, manifest: StoreManifest) -> None:
         if path.name not in files and path.suffix in {".safetensors", ".tmp"}:
             with suppress(OSError):  # open in a reader on Windows: the next writer deletes it
                 path.unlink()
+
+
+def check_key(key: object) -> None:
+    """Refuse the key of a group that is no text."""
+    if not isinstance(key, str):
+        raise StoreError(f"expected text as the key of a group, saw {key!r}: use str(key)")
 
 
 def _entry(manifest: StoreManifest, key: str) -> Entry:

@@ -168,3 +168,29 @@ def test_and_falls_back_where_that_way_mixes_samples():
     with pytest.warns(UnlearnKitWarning, match="cannot be proven to keep its samples apart"):
         seen = estimate(model, batches)
     assert distance(seen, oracle(model, batches)) < 1e-5
+
+
+class Switched(nn.Module):
+    """A switch in an object of its own, as configurations of models are."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = types.SimpleNamespace(centred=False)
+        self.one, self.two = nn.Linear(7, 16), nn.Linear(16, 5)
+
+    def forward(self, x):
+        h = self.one(x)
+        return self.two((h - h.mean(0, keepdim=True) if self.config.centred else h).tanh())
+
+
+def test_a_change_that_no_attribute_shows_is_found_in_the_first_batch():
+    torch.manual_seed(0)
+    model = Switched()
+    batches = [(torch.randn(6, 7), torch.randint(0, 5, (6,)))]
+    engine_only(model, batches)
+    model.config.centred = True
+    with pytest.warns(UnlearnKitWarning, match="cannot be proven to keep its samples apart"):
+        found = estimate(model, batches)
+    assert distance(found, oracle(model, batches)) < 1e-5
+    model.config.centred = False
+    assert distance(estimate(model, batches), oracle(model, batches)) < 1e-5

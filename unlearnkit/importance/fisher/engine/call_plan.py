@@ -24,6 +24,11 @@ class UnprovenError(Exception):
     """The engine cannot prove that it would be exact here; the message says where and why."""
 
 
+@final
+class NothingShownError(Exception):
+    """The samples that were compared have no gradients, which proves nothing of others."""
+
+
 class Rows(abc.ABC):
     """Which rows of a tensor belong to which sample: of its dimension 0, or of dimensions 0 and 1."""
 

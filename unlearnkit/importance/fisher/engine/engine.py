@@ -4,6 +4,7 @@ import gc
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, final
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from unlearnkit.data.batches import batch_size, copy_to, take, tensors
 from unlearnkit.importance.estimator import Accumulator
-from unlearnkit.importance.fisher.engine.call_plan import UnprovenError
+from unlearnkit.importance.fisher.engine.call_plan import NothingShownError, UnprovenError
 from unlearnkit.importance.fisher.engine.interceptor import EAGER
 from unlearnkit.importance.fisher.engine.kernel import KernelFailedError, out_of_memory
 from unlearnkit.importance.fisher.engine.nan_check import NanCheck, Underflow
@@ -51,7 +52,7 @@ class Engine(Accumulator):
     ) -> None:
         refuse_batch_statistics(model)
         self._model: nn.Module = getattr(model, "_orig_mod", model)  # compiled code cannot be looked into
-        self._totals, self._fallback = totals, fallback
+        self._objective, self._totals, self._fallback = objective, totals, fallback
         self._device, self._underflow = device_of(self._model), Underflow()
         self._passes = Passes(
             self._model, objective, totals=totals, fallback=fallback, underflow=self._underflow, recheck=recheck
@@ -164,6 +165,9 @@ class Engine(Accumulator):
         elif batch_size(batch) > 1:
             try:
                 self._by_plan(batch, parts, kind)
+            except NothingShownError:
+                self._totals.begin(parts)
+                self._fall_back_on(batch, parts)  # this batch alone; the next one may show more
             except UnprovenError as unproven:
                 self._fall_back(batch, parts, str(unproven))
 
@@ -207,13 +211,24 @@ class Engine(Accumulator):
     def _fall_back(self, batch: Any, parts: Sequence[Part], reason: str) -> None:
         self._totals.begin(parts)
         self._fall_back_on(batch, parts)
-        self._refused, self._reason = True, reason
+        self._refused, self._reason = True, f"cannot be proven to keep its samples apart at {reason}"
+        if self._draws(take(batch, slice(0, 1))):
+            self._reason = (
+                "gives one sample other losses each time, in eval mode (F.dropout without training=self.training?), so "
+                "its importances depend on random numbers"
+            )
+
+    def _draws(self, one: Any) -> bool:
+        with suppress(Exception):  # a model may refuse a batch of one
+            first, second = (self._objective.losses(self._model, one) for _ in range(2))
+            return not torch.allclose(first, second, rtol=1e-3, equal_nan=True)
+        return False
 
     def _say_why(self) -> None:
         self._nan_check.check()  # a NaN is reason enough: the model is not to blame
         warnings.warn(
-            f"{type(self._model).__name__} cannot be proven to keep its samples apart at {self._reason}: going on with "
-            f"{self._fallback.describe()} for the whole model, exactly but two to five times slower",
+            f"{type(self._model).__name__} {self._reason}: going on with {self._fallback.describe()} for the whole "
+            "model, exactly but two to five times slower",
             UnlearnKitWarning,
             stacklevel=2,
         )

@@ -225,7 +225,7 @@ class Interceptor(TorchFunctionMode):
             if tensor.requires_grad and (id(tensor) not in self._labels or tensor is edited):
                 self._derived_of(tensor, bases)
                 base = self._named.get(next(iter(bases))) if len(bases) == 1 and tensor is not edited else None
-                region = region_of(seen.function, seen.args, tensor, base) if base is not None else None
+                region = region_of(seen.function, seen.args, seen.kwargs, tensor, base) if base is not None else None
                 if region is not None:
                     self.regions[self._labels[id(tensor)]] = region
         return result

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unlearnkit.data.batches import batch_size, map_tensors, take, tensors
 from unlearnkit.importance.fisher.engine.accumulate import Accumulation
-from unlearnkit.importance.fisher.engine.call_plan import CallPlan, UnprovenError
+from unlearnkit.importance.fisher.engine.call_plan import CallPlan, NothingShownError, UnprovenError
 from unlearnkit.importance.fisher.engine.fallback_rules import Rerun
 from unlearnkit.importance.fisher.engine.interceptor import Guide
 from unlearnkit.importance.fisher.engine.kernel import KernelFailedError, out_of_memory
@@ -103,8 +103,8 @@ class Passes:
     """Adds squares by call plans, and proves that they are right.
 
     The first batch of each kind is recorded: which function uses which parameter, and which rows are whose.
-    The totals of its first sample must equal those of that sample alone. Of the first batch of each size, of one of
-    every `recheck`, and of all where the rows depend on the data, the rows are derived again.
+    The totals of the sample with the largest loss must equal those of that sample alone. Of the first batch of each
+    size, of one of every `recheck`, and of all where the rows depend on the data, the rows are derived again.
     """
 
     def __init__(
@@ -121,6 +121,8 @@ class Passes:
         self._totals, self._fallback, self._underflow = totals, fallback, underflow
         self._spot_checks = SpotChecks(recheck)
         self._store = plans_of(model, objective)
+        self._sure: set[Kind] = set()
+        """Kinds whose plans this estimate has proven, or compared with a batch."""
         self._slow: set[str] = set()
 
     def known(self, kind: Kind) -> CallPlan | None:
@@ -137,6 +139,9 @@ class Passes:
         index, rows = self._spot_checks.passes, self._spot_checks.rows(size)
         if kind not in self._store.plans:
             self._prove(batch, kind, parts)
+            return
+        if kind not in self._sure:
+            self._begin_again(batch, kind, parts)
             return
         plan = self._store.plans[kind]
         self._say_slow(plan)
@@ -155,6 +160,20 @@ class Passes:
                 self._follow_or_record(batch, kind, parts)
         self._store.sizes.add((kind, size))
 
+    def _begin_again(self, batch: Any, kind: Kind, parts: Sequence[Part]) -> None:
+        """Add the first batch of a kind that an earlier estimate knows: what no key sees may have changed since."""
+        self._sure.add(kind)
+        plan, size = self._store.plans[kind], batch_size(batch)
+        if plan.dynamic or (kind, size) not in self._store.sizes:
+            self._prove(batch, kind, parts)
+            return
+        self._say_slow(plan)
+        ends = [0, size - 1]
+        try:
+            self.follow(batch, plan, parts, _compare_losses(ends, self._alone_losses(batch, ends)))
+        except UnprovenError:
+            self._prove(batch, kind, parts)
+
     def _follow_or_record(self, batch: Any, kind: Kind, parts: Sequence[Part]) -> None:
         plan = self._store.plans[kind]
         try:
@@ -166,20 +185,22 @@ class Passes:
     def _prove(self, batch: Any, kind: Kind, parts: Sequence[Part]) -> None:
         """Add the first batch of a kind, and find its plan.
 
-        What the batch shows itself is the plan if the totals of its first sample are right. If not, a few samples are
+        What the batch shows itself is the plan if the totals of one sample are right. If not, a few samples are
         recorded alone: one dimension of this batch may be as long as another by chance.
         """
+        self._store.plans.pop(kind, None)
         plan = None
         self._totals.begin(parts)
         if not self._half():
-            with suppress(UnprovenError):
+            with suppress(UnprovenError, NothingShownError):
                 plan = self._compared(batch, self._objective, self._fallback, parts)
         if plan is None:
             self._totals.begin(parts)
-            alone: list[Tensor] = []
-            known = first_proof(batch, lambda few: self._proven(few, alone))
+            alone: list[tuple[slice, Tensor]] = []
+            known = first_proof(batch, lambda few: self._proven_few(few, alone))
             self._say_slow(known)
-            plan = self._record(batch, known, parts, _compare_losses(range(len(alone[-1])), alone[-1]))
+            rows, losses = alone[-1]
+            plan = self._record(batch, known, parts, _compare_losses(range(rows.start, rows.stop), losses))
             if not plan.same_calls(known):
                 self._proven(batch, alone)  # a few samples took other calls, which proves nothing about these
                 plan = attrs.evolve(plan, dynamic=True)
@@ -188,6 +209,7 @@ class Passes:
         self._say_slow(plan)
         self._store.plans[kind] = plan
         self._store.sizes.add((kind, batch_size(batch)))
+        self._sure.add(kind)
 
     def _compare(self, batch: Any, kind: Kind, plan: CallPlan, found: CallPlan) -> None:
         """Keep a plan that another batch confirms; else record every batch from now on."""
@@ -200,12 +222,14 @@ class Passes:
         elif plan.doubtful:
             self._store.plans[kind] = plan.filled(found)
 
-    def follow(self, batch: Any, plan: CallPlan, parts: Sequence[Part]) -> None:
+    def follow(self, batch: Any, plan: CallPlan, parts: Sequence[Part], begin: Begin | None = None) -> None:
         """Make one pass by a plan; raise `UnprovenError` where the calls are others, before anything is added."""
         accumulation = Accumulation(plan, batch_size(batch), parts, self._totals.pattern, named=self._named)
         try:
             losses = accumulation.interceptor.forward(self._model, self._objective, batch)
             accumulation.end_forward()
+            if begin is not None:
+                begin(None, losses, plan.precision, False)
             accumulation.interceptor.backward(losses.sum())
             accumulation.finish()
         finally:
@@ -274,17 +298,24 @@ class Passes:
     def _half(self) -> bool:
         return isinstance(self._objective, Autocast) or any(p.dtype in HALF for p in self._named.values())
 
-    def _proven(self, few: Any, alone: list[Tensor]) -> CallPlan:
+    def _proven_few(self, few: Any, alone: list[tuple[slice, Tensor]]) -> CallPlan:
+        try:
+            return self._proven(few, alone)
+        except NothingShownError:  # by the smaller parameters
+            return self._proven(few, alone, everything=True)
+
+    def _proven(self, few: Any, alone: list[tuple[slice, Tensor]], *, everything: bool = False) -> CallPlan:
         """Record a few samples, and compare their totals with those of one sample at a time.
 
         Half precision rounds too much to tell a mistake from rounding: the comparison is in float32.
         """
         if not self._half():
-            return self._compared(few, self._objective, self._fallback, (), alone)
+            return self._compared(few, self._objective, self._fallback, (), alone, everything=everything)
         objective = without_autocast(self._objective)
         wide = map_tensors(few, lambda t: t.float() if t.dtype in HALF else t)
         with in_float32(self._model):
-            exact = self._compared(wide, objective, SquaredGradients(self._model, objective, chunk=1), (), alone)
+            slow = SquaredGradients(self._model, objective, chunk=1)
+            exact = self._compared(wide, objective, slow, (), alone, everything=everything)
         plan = self._discover(self._objective, few, None, None)
         if [(s.function, s.action) for s in plan.steps] != [(s.function, s.action) for s in exact.steps]:
             raise UnprovenError("calls that are others in float32")
@@ -296,19 +327,26 @@ class Passes:
         objective: Objective,
         fallback: SquaredGradients,
         parts: Sequence[Part],
-        alone: list[Tensor] | None = None,
+        alone: list[tuple[slice, Tensor]] | None = None,
+        *,
+        everything: bool = False,
     ) -> CallPlan:
-        """Add a batch by what it shows, and compare the totals of its first samples with those of each alone.
+        """Add a batch by what it shows, and compare the totals of some samples with those of each alone.
 
-        Where looking at calls proves which parameter is used where, one sample and the smaller parameters will do.
+        Where looking at calls proves which parameter is used where, one sample and the smaller parameters will do, and
+        those that are used in parts. It is a sample with a large loss: one without a gradient proves nothing.
         """
         comparison, trials, losses = Comparison(), list[Part](), list[Tensor]()
 
         def begin(accumulation: Accumulation | None, seen: Tensor, precision: torch.dtype, opaque: bool) -> None:
             del precision
             assert accumulation is not None, "asked for"
-            only = frozenset(self._named) if opaque else _some(self._named)
-            trial = self._totals.trial(min(_ALONE, len(seen)) if opaque else 1, comparison.expect, only=only)
+            derived, regions = accumulation.interceptor.derived, accumulation.interceptor.regions
+            parted = frozenset[str]().union(*(derived[label][1] for label in regions))
+            only = frozenset(self._named) if opaque or everything else _some(self._named) | parted
+            count = min(_ALONE, len(seen)) if opaque else 1
+            first = min(int(seen.detach().argmax()), len(seen) - count)
+            trial = self._totals.trial(slice(first, first + count), comparison.expect, only=only)
             accumulation.parts.append(trial)
             trials.append(trial)
             losses.append(seen.detach())
@@ -325,10 +363,10 @@ class Passes:
             self._underflow.check(name, g, self._totals.dtype(name))
 
         expected = fallback.each(take(batch, trial.rows), receive, names=names)
-        check_alone(seen, expected, plan.precision)
+        check_alone(seen[trial.rows], expected, plan.precision)
         comparison.verdict(plan.precision)
         if alone is not None:
-            alone.append(expected)
+            alone.append((trial.rows, expected))
         return plan
 
     def _say_slow(self, plan: CallPlan) -> None:

@@ -1,7 +1,7 @@
 """Parts of a parameter, each used like a parameter of its own: views, and rows chosen by a constant index."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, final
 
 import attrs
@@ -36,9 +36,13 @@ class Region:
         return whole
 
 
-def region_of(function: Callable[..., Any], args: tuple[Any, ...], result: Tensor, parameter: Tensor) -> Region | None:
+def region_of(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor, parameter: Tensor
+) -> Region | None:
     """Find the elements that a function has chosen from a parameter; None where it did anything else."""
     if result._base is parameter:  # noqa: SLF001 - torch has no public name for it
+        if torch.empty_like(parameter, device="meta").stride() != parameter.stride():
+            return None  # its memory has gaps, which a total has not
         size, stride = result.shape, result.stride()
         offset, span = int(result.storage_offset()) - int(parameter.storage_offset()), 1
         for step, length in sorted(zip(stride, size, strict=True)):
@@ -49,7 +53,9 @@ def region_of(function: Callable[..., Any], args: tuple[Any, ...], result: Tenso
         put = lambda whole, part: whole.as_strided(size, stride, offset).copy_(part)  # noqa: E731
         return Region(key=key, shape=tuple(size), start=offset, stop=offset + span, put=put)
     if function in {F.embedding, Tensor.__getitem__} and parameter.is_contiguous():
-        index = args[0] if function is F.embedding else args[1]
+        index, table = args[:2] if function is F.embedding else (args[1], args[0])
+        if table is not parameter or kwargs.get("padding_idx") is not None:
+            return None  # rows of something made of it; a row without a gradient
         if isinstance(index, Tensor) and index.dtype == torch.int64 and 0 < index.numel() < parameter.numel():
             rows, width = index.reshape(-1), parameter[0].numel()
             listed = rows.tolist()

@@ -365,9 +365,9 @@ class GroupTotals:
         """Whether what is being added can still be rolled back."""
         return bool(self._open)
 
-    def trial(self, samples: int, take: Callable[[str, Tensor], None], *, only: frozenset[str]) -> Part:
+    def trial(self, rows: slice, take: Callable[[str, Tensor], None], *, only: frozenset[str]) -> Part:
         """Return a part whose totals are handed out, parameter by parameter, and not kept."""
-        return Part(rows=slice(0, samples), sums=Sums(squares=self.pattern.empty()), take=take, only=only)
+        return Part(rows=rows, sums=Sums(squares=self.pattern.empty()), take=take, only=only)
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype in which a parameter's gradients are squared and added."""

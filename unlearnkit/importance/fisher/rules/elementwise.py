@@ -39,8 +39,11 @@ class _Broadcast(Rule):
         assert theta is not None, "a role with a gradient has a weight"
         # g has one dimension more than y: (n, k, …) for y of (n·k, …), or as many for y of (k, n, …); θ is aligned at
         # the right.
-        shape = (1,) * (g.dim() - 1 - theta.dim()) + tuple(theta.shape)
-        if shape[0] != 1:
+        own = tuple(theta.shape)
+        while len(own) >= g.dim() and own[0] == 1:
+            own = own[1:]
+        shape = (1,) * (g.dim() - 1 - len(own)) + own
+        if len(shape) != g.dim() - 1 or shape[0] != 1:
             raise RuntimeError(f"expected a parameter that every sample shares, saw shape {tuple(theta.shape)}")
         found: Tensor = self.slope(role, g, call).sum_to_size(len(g), *shape)
         return found
