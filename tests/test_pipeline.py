@@ -28,6 +28,7 @@ from unlearnkit import (
     UnlearningInputs,
     UnlearnKitWarning,
     hookimpl,
+    unlearn,
 )
 from unlearnkit.importance import Role
 from unlearnkit.models import parameters
@@ -454,3 +455,9 @@ def test_provider_of_the_method_is_recorded():
     report = Pipeline(unlearner=SelectiveSynapticDampening(alpha=1.5)).run(net(), forget=FORGET, reference=FULL)
     assert report.provider.startswith("unlearnkit ")
     assert pipeline().run(net(), forget=FORGET, reference=FULL).provider == ""
+
+
+def test_a_function_that_makes_batches_is_no_importance():
+    batch = [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))]
+    with pytest.raises(ConfigurationError, match="forget: expected a function that returns an Importance"):
+        unlearn(nn.Linear(3, 2), "ssd", forget=lambda: batch, retain=batch)

@@ -178,6 +178,11 @@ class Pipeline:
                 found = source
             elif callable(source):
                 found = source()
+                if not isinstance(found, Importance):
+                    raise ConfigurationError(
+                        f"{role.value}: expected a function that returns an Importance, saw one that returns a "
+                        f"{type(found).__name__}: pass the batches themselves, as a list or a loader"
+                    )
             else:
                 found = estimated(source, role)
             if found is not source:

@@ -6,6 +6,7 @@ import attrs
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, SequentialSampler, Subset, SubsetRandomSampler, TensorDataset
 from unlearnkit_methods.fisher_noise import FisherNoise
 from unlearnkit_methods.ssd import SelectiveSynapticDampening as SSD
 
@@ -21,7 +22,7 @@ from unlearnkit import (
     hookimpl,
 )
 from unlearnkit.data import LabelledImages, digits, forget_split, loader
-from unlearnkit.data.loaders import draw_samples, drawn_rows
+from unlearnkit.data.loaders import draw_samples, drawn_rows, reshuffled
 from unlearnkit.data.splits import ByClass
 from unlearnkit.deletion import Deletion
 from unlearnkit.experiments.config import load_config
@@ -187,3 +188,24 @@ def test_a_ledger_refuses_it(digits_toml):
     settings = ["deletion.method=ssd", "importance.reference_samples=100"]
     with pytest.raises(UnlearnKitError, match="reference_samples: expected 0 for a ledger"):
         Deletion.load(load_config(digits_toml, settings))
+
+
+@pytest.mark.parametrize("how", ["subset", "sampler", "list", "batches", "sequential"])
+def test_samples_are_drawn_from_what_a_loader_reads_not_from_its_data_set(how):
+    data = TensorDataset(torch.arange(100.0)[:, None], torch.arange(100) // 90)
+    kept = list(range(90))
+    loader = {
+        "subset": lambda: DataLoader(Subset(data, kept), 10),
+        "sampler": lambda: DataLoader(data, 10, sampler=SubsetRandomSampler(kept)),
+        "list": lambda: DataLoader(data, 10, sampler=kept[::-1]),
+        "batches": lambda: DataLoader(data, batch_sampler=[kept[:50], kept[50:]]),
+        "sequential": lambda: DataLoader(data, 10, sampler=SequentialSampler(range(90))),
+    }[how]()
+    state = torch.get_rng_state()
+    drawn, total = draw_samples(loader, count=80, seed=0)
+    found = torch.cat([x for x, _ in drawn]).flatten().tolist()
+    assert (len(found), total) == (80, 90)
+    assert found == sorted(found)
+    assert max(found) < 90
+    assert torch.equal(torch.get_rng_state(), state)
+    assert max(float(x.max()) for x, _ in reshuffled(loader, seed=0)) < 90

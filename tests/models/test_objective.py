@@ -321,3 +321,34 @@ def test_what_is_no_objective_is_refused_wherever_one_is_passed(use, wrong, said
     record_property("tried", ("misused objectives", 1))
     with pytest.raises(ConfigurationError, match=said):
         use(wrong)
+
+
+def test_binary_targets_are_from_0_to_1_and_minus_100_is_left_out():
+    torch.manual_seed(0)
+    x, objective = torch.randn(2, 3), BinaryCrossEntropy()
+    y = torch.tensor([[0, 1, -100], [-100, -100, -100]])
+    kept = [0, 1]
+    expected = nn.functional.binary_cross_entropy_with_logits(x[0, kept], y[0, kept].float(), reduction="sum")
+    assert objective.losses(nn.Identity(), (x, y)).tolist() == pytest.approx([float(expected), 0.0])
+    for wrong in (-1, 255, 1.5):
+        with pytest.raises(ConfigurationError, match="expected targets from 0 to 1, and -100 for those to"):
+            objective.losses(nn.Identity(), (x, torch.full((2, 3), wrong)))
+
+
+def test_objectives_are_told_apart_by_the_tensors_and_modules_among_their_options():
+    @attrs.frozen
+    class Wrapped(Objective):
+        option: object
+
+        def losses(self, model, batch):
+            raise NotImplementedError
+
+    values = [
+        nn.CrossEntropyLoss(),
+        nn.CrossEntropyLoss(label_smoothing=0.2),
+        nn.CrossEntropyLoss(weight=torch.tensor([100.0, 1.0])),
+        torch.ones(2000),
+        torch.cat([torch.ones(1000), torch.zeros(1), torch.ones(999)]),
+    ]
+    assert len({Wrapped(value).describe() for value in values}) == len(values)
+    assert Wrapped(torch.ones(3)).describe() == Wrapped(torch.ones(3)).describe()

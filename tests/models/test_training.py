@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from unlearnkit.data import digits
 from unlearnkit.evaluation import loss_and_accuracy
 from unlearnkit.models.objective import Objective
-from unlearnkit.models.training import EpochRecord, Training, train, training_mode
+from unlearnkit.models.training import EpochRecord, OptimizerConfig, Training, train, training_mode
 from unlearnkit.models.zoo import small_cnn
 from unlearnkit.utils.errors import ConfigurationError, NonFiniteError, UnlearnKitWarning
 
@@ -190,13 +190,13 @@ def test_a_last_batch_of_one_sample_is_left_out_with_batch_norm(samples, as_load
         assert seen == sizes * 2
         assert totals == [2 * len(sizes)]
         said = [str(w.message) for w in caught if w.category is UnlearnKitWarning]
-        assert [text[:37] for text in said] == ["a last batch of one sample was left o"] * alone
+        assert [text[:35] for text in said] == ["batches of one sample were left out"] * alone
 
 
 def test_data_set_and_iterator_lose_a_last_batch_of_one_too():
     model, data = norm_net(), TensorDataset(X[:9], Y[:9])
     for given in (data, Unsized([(X[:4], Y[:4]), (X[4:5], Y[4:5])])):
-        with pytest.warns(UnlearnKitWarning, match="last batch of one sample"):
+        with pytest.warns(UnlearnKitWarning, match="batches of one sample"):
             (record,) = train(model, given, training=Training(epochs=1, batch_size=4))
         assert math.isfinite(record.loss)
 
@@ -336,3 +336,12 @@ def test_one_cycle_ends_with_tiny_steps():
     moves = [float((b - a).norm()) for a, b in itertools.pairwise(weights)]
     assert moves[-1] < 0.2 * max(moves)
     assert moves[0] < 0.5 * max(moves)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_adam_is_refused_in_float16(optimizer):
+    model = nn.Linear(2, 2).half()
+    with pytest.raises(ConfigurationError, match="saw float16, in which squared gradients are 0 and steps NaN"):
+        OptimizerConfig(optimizer=optimizer).optimizer_for(model)
+    assert OptimizerConfig(optimizer="sgd").optimizer_for(model)
+    assert OptimizerConfig().optimizer_for(model.bfloat16())

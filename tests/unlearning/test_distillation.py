@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from unlearnkit import ConfigurationError, CrossEntropy, MismatchError, Objective, UnlearningInputs
+from unlearnkit.models import Autocast
 from unlearnkit.models.parameters import digest
 from unlearnkit.unlearning import (
     class_labels,
@@ -196,3 +197,27 @@ def test_further_positions_are_summed_and_shapes_must_agree():
     assert torch.allclose(divergence(teacher, student), wanted, atol=1e-6)
     with pytest.raises(MismatchError, match=r"saw \(2, 3, 5\) from the teacher and \(2, 4\) from the student"):
         divergence(teacher, torch.randn(2, 4))
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_model_that_keeps_computed_tensors_can_be_copied(norm):
+    torch.manual_seed(0)
+    model, x = norm(nn.Linear(3, 2)).eval(), torch.randn(4, 3)
+    expected = model(x)  # which leaves a weight that is no parameter in the module
+    assert not model.weight.is_leaf
+    teacher = teacher_of(model)
+    assert torch.equal(teacher(x), expected)
+
+
+def test_logits_of_an_objective_under_autocast():
+    torch.manual_seed(0)
+    model, batch = nn.Linear(3, 2), (torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
+    assert torch.allclose(class_logits(Autocast(), model, batch), model(batch[0]), atol=0.05)
+    assert class_labels(Autocast(), batch).tolist() == [0, 1, 1, 0]
+
+
+def test_a_fresh_model_in_inference_mode_can_be_trained():
+    with torch.inference_mode():
+        fresh = fresh_model(nn.Linear(2, 2), UnlearningInputs(model_factory=lambda: nn.Linear(2, 2)))
+    assert not fresh.weight.is_inference()

@@ -5,6 +5,7 @@ import json
 import math
 import random
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 
 import attrs
 import numpy as np
@@ -26,8 +27,10 @@ from unlearnkit import (
     Unlearner,
     UnlearnerTraits,
     UnlearningInputs,
+    UnlearnKitError,
     UnlearnKitWarning,
     option,
+    unlearn,
 )
 from unlearnkit.importance import Fingerprint, Role
 from unlearnkit.models import parameters as parameters_module
@@ -563,3 +566,69 @@ def test_a_method_may_call_another_one_with_needs_that_it_declares_too():
     calls = Declares()
     calls.unlearn(model, given)
     assert calls.inner.changed > 0
+
+
+@attrs.frozen(kw_only=True)
+class Leaves(Unlearner):
+    """Leaves hooks and options of layers behind, as careless methods do."""
+
+    name = "leaves"
+    needs = frozenset()
+    fails: bool = option(False, doc="at the end")
+
+    def apply(self, model, inputs):
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        for p in model.parameters():
+            p.register_hook(torch.zeros_like)
+            p.register_post_accumulate_grad_hook(lambda p: None)  # noqa: ARG005
+            p.data += 1
+        if self.fails:
+            raise OSError("disk")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_hooks_of_weights_and_options_of_layers_are_put_back(fails):
+    model = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.3)).eval()
+    method = Leaves(fails=fails)
+    with pytest.raises(OSError, match="disk") if fails else nullcontext():
+        method.unlearn(model, UnlearningInputs())
+    assert model[1].p == 0.3
+    model(torch.ones(1, 3)).sum().backward()
+    assert float(model[0].weight.grad.abs().sum()) == 6
+    assert not model[0].weight._post_accumulate_grad_hooks
+
+
+class Merged(nn.Linear):
+    """Merges an adapter into its weight in eval mode, as loralib does."""
+
+    def __init__(self):
+        super().__init__(3, 2)
+        self.adapter, self.merged = nn.Parameter(torch.randn(2, 3)), False
+        self.weight.requires_grad_(requires_grad=False)
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.merged == mode:
+            self.weight.data += self.adapter.data if not mode else -self.adapter.data
+            self.merged = not mode
+        return self
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight if self.merged else self.weight + self.adapter, self.bias)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("method", ["ssd", "finetune"])
+def test_a_model_whose_train_changes_weights_is_refused_and_left_as_it_was(mode, method):
+    torch.manual_seed(0)
+    model = nn.Sequential(Merged()).train(mode)
+    before, x = digest(model), torch.randn(4, 3)
+    expected, batch = model(x), [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))]
+    with suppress(UnlearnKitError):
+        unlearn(model, method, forget=batch, retain=batch)
+        return
+    assert digest(model) == before
+    assert (model[0].merged, model.training) == (not mode, mode)
+    assert torch.equal(model(x), expected)

@@ -146,7 +146,7 @@ def lost_samples(batches: Any) -> str:
         found = f"{drawn} of {len(sized)} samples are drawn with replacement: some often, some not at all"
     elif getattr(sampler, "num_replicas", 1) > 1:
         found = f"the sampler reads the part of one of {sampler.num_replicas} processes"
-    elif drawn != whole:
+    elif drawn is not None and drawn != whole:
         found = f"the sampler draws {drawn} times from {whole} samples"
     elif drawn and drawn % size and getattr(batches.batch_sampler, "drop_last", False):
         found = f"drop_last leaves out {drawn % size} of {drawn} samples"

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, TypeGuard, final
 
 import attrs
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSam
 from unlearnkit.data.batches import batch_size, joined, lost_samples, take, tensors
 from unlearnkit.utils.errors import ConfigurationError, MismatchError
 from unlearnkit.utils.progress import length
+from unlearnkit.utils.rng import private_rng
 
 
 def loader(
@@ -61,7 +62,8 @@ def draw_samples(batches: Iterable[Any], *, count: int, seed: int) -> tuple[Iter
     Of a data loader only the drawn samples are read; of anything else, every batch, twice.
     """
     if _reads_samples(batches) and isinstance(batches.dataset, Sized) and not lost_samples(batches):
-        rows = drawn_rows(len(batches.dataset), count, seed=seed)
+        own = _indices(batches)
+        rows = own[drawn_rows(len(own), count, seed=seed)]
         drawn = DataLoader(
             Subset(batches.dataset, rows.tolist()),
             batch_size=batches.batch_size or 1,
@@ -71,11 +73,18 @@ def draw_samples(batches: Iterable[Any], *, count: int, seed: int) -> tuple[Iter
             generator=torch.Generator().manual_seed(seed),
             pin_memory=batches.pin_memory,
         )
-        return drawn, len(batches.dataset)
+        return drawn, len(own)
     sizes = [batch_size(batch) for batch in batches]
     rows, ends = drawn_rows(sum(sizes), count, seed=seed), np.cumsum([0, *sizes])
     parts = [torch.from_numpy(rows[(a <= rows) & (rows < b)] - a) for a, b in pairwise(ends.tolist())]
     return [take(batch, part) for batch, part in zip(batches, parts, strict=True) if len(part)], sum(sizes)
+
+
+def _indices(batches: "DataLoader[Any]") -> np.ndarray:
+    """Return the indices of the samples that a loader reads, in order; its sampler may take some of the data set."""
+    assert batches.batch_sampler is not None, "a loader of samples"
+    with private_rng(seed=0):  # a sampler may draw from the global generator
+        return np.sort(np.fromiter(chain.from_iterable(batches.batch_sampler), dtype=np.int64))
 
 
 def drawn_rows(total: int, count: int, *, seed: int) -> np.ndarray:
@@ -159,6 +168,8 @@ def reshuffled(batches: Iterable[Any], *, seed: int, labels: Callable[[Any], Ten
         return _Shuffled(batches=batches, seed=seed)
     if not _reads_samples(batches) or batches.batch_size is None or not isinstance(batches.sampler, SequentialSampler):
         return batches
+    if not isinstance(batches.dataset, Sized) or len(batches.sampler) != len(batches.dataset):
+        return batches  # it reads some of the data set
     return DataLoader(
         batches.dataset,
         batch_size=batches.batch_size,

@@ -189,10 +189,10 @@ class ImportanceEstimator(abc.ABC):
                 total = pass_.result()
                 self._check(total, named)
             self._check_untouched(snapshot, lambda: objective.losses(model, moved))
+            snapshot.restore_surroundings()
         except BaseException:
             snapshot.restore()
             raise
-        snapshot.restore_surroundings()
         if total is None:
             raise ConfigurationError(
                 f"expected data for the {role.value} importance, saw an empty iterable: "
@@ -212,7 +212,7 @@ class ImportanceEstimator(abc.ABC):
         """Check that a model can be differentiated, and take a snapshot of it for `estimate`."""
         check_differentiable(model)
         reshard(model)
-        return ModelSnapshot(model, copies=not self.traits.leaves_weights)
+        return ModelSnapshot(model, copies=not self.traits.leaves_weights or any(map(_switches, model.modules())))
 
     def _sharded(self, model: nn.Module) -> bool:
         sharded = reshard(model)
@@ -399,3 +399,9 @@ def with_precision(fingerprint: Fingerprint, total: Importance, named: Mapping[s
     return attrs.evolve(
         fingerprint, precision=", ".join([f"gradients {'/'.join(gradients)}", f"totals {'/'.join(totals)}", *products])
     )
+
+
+def _switches(module: nn.Module) -> bool:
+    """Whether a module has a ``train()`` or ``eval()`` of its own, where adapters may be merged into weights."""
+    own = type(module)
+    return own.train is not nn.Module.train or own.eval is not nn.Module.eval

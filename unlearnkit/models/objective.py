@@ -5,7 +5,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, final
 
 import attrs
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit.data.batches import batch_size, pick, tensors
-from unlearnkit.models.parameters import device_of
+from unlearnkit.models.parameters import device_of, digest, digest_tensors
 from unlearnkit.models.tokens import refuse_left_padding
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, UnlearnKitWarning
 from unlearnkit.utils.options import unrecorded
 
 IGNORED = -100
-HALF = frozenset({torch.bfloat16, torch.float16})
 """The label that cross entropy leaves out, in torch and in Hugging Face's libraries."""
+HALF = frozenset({torch.bfloat16, torch.float16})
 
 _WRITE = "write an Objective of your own (docs/how-to/own-model-and-data.md)"
 _ELSE = f"these are in unlearnkit.models; for anything else {_WRITE}"
@@ -85,7 +85,7 @@ class Objective(abc.ABC):
         Any other class with options is a `ConfigurationError`: its fingerprint would not tell them apart.
         """
         if attrs.has(type(self)) or dataclasses.is_dataclass(self):
-            return repr(self)
+            return " ".join([repr(self), *_digests({key: getattr(self, key) for key in _fields(self)})])
         lost = ", ".join(unrecorded(type(self)))
         if lost:
             raise ConfigurationError(
@@ -93,6 +93,21 @@ class Objective(abc.ABC):
                 "decorate the class with @attrs.frozen(kw_only=True)"
             )
         return type(self).__qualname__
+
+
+def _fields(objective: Objective) -> list[str]:
+    kind: Any = type(objective)
+    return [one.name for one in (attrs.fields(kind) if attrs.has(kind) else dataclasses.fields(kind))]
+
+
+def _digests(options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what the repr of an option does not show: the values of tensors, and the attributes of modules."""
+    for name, value in options.items():
+        if isinstance(value, Tensor):
+            yield f"{name}: {digest_tensors({name: value})}"
+        elif isinstance(value, nn.Module):
+            plain = {key: one for key, one in vars(value).items() if isinstance(one, bool | int | float | str)}
+            yield f"{name}: {plain} {digest(value)}"
 
 
 class Classification(Objective):
@@ -199,8 +214,8 @@ class CrossEntropy(Classification):
 class BinaryCrossEntropy(Objective):
     """Negative log-likelihood of yes-or-no labels, several for each sample or one: −log σ(±f(x)), summed, in nats.
 
-    Targets are 0 or 1, or probabilities, of the shape of the logits; dimensions of size 1 may differ. The attributes
-    are those of `CrossEntropy`.
+    Targets are 0 or 1, or probabilities, of the shape of the logits; dimensions of size 1 may differ. −100 is left out,
+    and any other target is a `ConfigurationError`. The attributes are those of `CrossEntropy`.
 
     Examples:
         >>> batch = (torch.zeros(1, 3), torch.tensor([[1, 0, 1]]))
@@ -216,7 +231,15 @@ class BinaryCrossEntropy(Objective):
         """Return the sum over the labels of every sample; see `Objective.losses`."""
         logits = upcast_half(_outputs(model, batch, inputs=self.inputs, output=self.output))
         targets = _like(logits, _targets(batch, self.targets, who="BinaryCrossEntropy"))
-        loss = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        kept = targets != IGNORED
+        targets = targets.where(kept, 0.0)
+        with suppress(RuntimeError):  # the tensors of torch.func have no values to look at
+            if bool(((targets < 0) | (targets > 1)).any()):
+                raise ConfigurationError(
+                    f"BinaryCrossEntropy: expected targets from 0 to 1, and {IGNORED} for those to leave out, saw "
+                    f"{float(targets.min()):g} … {float(targets.max()):g}"
+                )
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none") * kept
         return loss.reshape(len(loss), -1).sum(1)
 
 

@@ -62,8 +62,12 @@ def tie_by_memory(model: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter, 
 
 
 def copy_of(model: nn.Module) -> nn.Module:
-    """Copy a model; parameters that are one memory and several objects are one object in the copy."""
-    memo: dict[int, Any] = {}
+    """Copy a model; parameters that are one memory and several objects are one object in the copy.
+
+    Tensors that a module has computed and kept, as the weights of `torch.nn.utils.weight_norm`, are constants there.
+    """
+    kept = (value for module in model.modules() for value in vars(module).values())
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in kept if isinstance(t, Tensor) and not t.is_leaf}
     for _, _, p, first in tie_by_memory(model):
         memo[id(p)] = copy.deepcopy(first, memo)
     return copy.deepcopy(model, memo)

@@ -90,6 +90,8 @@ class ModelSnapshot:
         everyone = [*self._parameters.objects.values(), *(alias for _, _, alias, _ in self._ties)]
         self._flags = {p: p.requires_grad for p in everyone}
         self._grads = {p: p.grad for p in self._flags}
+        self._hooks = {p: tuple(dict(hooks or {}) for hooks in _hooks_of(p)) for p in everyone}
+        self._attributes = {m: _plain(m) for m in self._names}
 
     @cached_property
     def digest(self) -> str:
@@ -155,15 +157,21 @@ class ModelSnapshot:
         return self._buffers.changed(_buffers_of(self._model))
 
     def restore_surroundings(self, *, buffers: bool = True) -> None:
-        """Put back all but the weights: gradients, modes, ``requires_grad``, buffers and hooks."""
+        """Put back all but the weights: gradients, modes, ``requires_grad``, buffers, hooks and plain attributes."""
         if not buffers:
             self._buffers.adopt(_buffers_of(self._model))
         for module, (training, saved) in self._modules.items():
-            module.training = training
             _put_back(module, saved, ("_buffers", *_HOOKS))
+            module.training = training
+            changed = {k: v for k, v in self._attributes[module].items() if vars(module).get(k) is not v}
+            vars(module).update(changed)
         for p, flag in self._flags.items():
             p.requires_grad_(flag)
             p.grad = self._grads[p]
+            for hooks, known in zip(_hooks_of(p), self._hooks[p], strict=True):
+                if hooks is not None and dict(hooks) != known:
+                    hooks.clear()
+                    hooks.update(known)
         if buffers:
             self._buffers.restore()
         self._untie()
@@ -231,6 +239,15 @@ class _Tensors:
                 tensor.data = self.storages[name]
                 if name in self.copies and not same_bits(local(tensor), local(self.copies[name])):
                     local(tensor).copy_(local(self.copies[name]))
+
+
+def _hooks_of(p: Tensor) -> tuple[Any, Any]:
+    return p._backward_hooks, getattr(p, "_post_accumulate_grad_hooks", None)  # noqa: SLF001 - torch has no public names
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes that a method, or a ``train()`` of the model's own, may set, such as ``p`` of dropout."""
+    return {k: v for k, v in vars(module).items() if v is None or isinstance(v, bool | int | float | str)}
 
 
 def _put_back(module: nn.Module, saved: tuple[_Members, ...], which: tuple[str, ...]) -> None:

@@ -62,6 +62,11 @@ class OptimizerConfig:
     def optimizer_for(self, model: nn.Module) -> Optimizer:
         """Make an optimiser of the model's trainable parameters."""
         weights, rate, decay = list(trainable(model).values()), self.learning_rate, self.weight_decay
+        if self.optimizer != "sgd" and any(p.dtype == torch.float16 for p in weights):
+            raise ConfigurationError(
+                f"optimizer {self.optimizer!r}: expected weights of float32 or bfloat16, saw float16, in which squared "
+                "gradients are 0 and steps NaN: convert the model, or use optimizer='sgd'"
+            )
         if self.optimizer == "sgd":
             return SGD(weights, lr=rate, momentum=self.momentum, weight_decay=decay)
         return (AdamW if self.optimizer == "adamw" else Adam)(weights, lr=rate, weight_decay=decay)
@@ -116,8 +121,8 @@ def batch_norm_batches(model: nn.Module) -> Iterator[Callable[[Iterable[Any]], I
     yield usable
     if left_out:
         warnings.warn(
-            "a last batch of one sample was left out in each pass: BatchNorm cannot be trained on one sample; "
-            "another batch size leaves none over",
+            f"batches of one sample were left out, {len(left_out)} in all passes: BatchNorm cannot be trained on one "
+            "sample; another batch size leaves none over",
             UnlearnKitWarning,
             stacklevel=3,
         )

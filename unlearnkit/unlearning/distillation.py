@@ -1,6 +1,5 @@
 """Teachers, fresh models, class logits and the divergence between two models, for methods that distil."""
 
-import copy
 import hashlib
 import math
 from typing import Any
@@ -9,8 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from unlearnkit.models.objective import IGNORED, Classification, Objective
-from unlearnkit.models.parameters import buffers, device_of, is_frozen, parameters, parameters_and_buffers, trainable
+from unlearnkit.models.objective import IGNORED, Classification, Objective, without_autocast
+from unlearnkit.models.parameters import (
+    buffers,
+    copy_of,
+    device_of,
+    is_frozen,
+    parameters,
+    parameters_and_buffers,
+    trainable,
+)
 from unlearnkit.unlearning.unlearner import UnlearningInputs
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, raise_all
 from unlearnkit.utils.rng import private_rng
@@ -25,7 +32,7 @@ def teacher_of(model: nn.Module) -> nn.Module:
         >>> teacher.training, teacher.weight.requires_grad, teacher.weight.data_ptr() == model.weight.data_ptr()
         (False, False, False)
     """
-    teacher = copy.deepcopy(model)
+    teacher = copy_of(model)
     for p in teacher.parameters():
         p.grad = None
     return teacher.requires_grad_(requires_grad=False).eval()
@@ -57,7 +64,7 @@ def fresh_model(model: nn.Module, inputs: UnlearningInputs) -> nn.Module:
         )
     device = device_of(model)
     derived = hashlib.blake2b(f"fresh model {inputs.seed}".encode(), digest_size=4).digest()
-    with private_rng(device, seed=int.from_bytes(derived, "big")):
+    with private_rng(device, seed=int.from_bytes(derived, "big")), torch.inference_mode(mode=False):
         fresh = inputs.model_factory()
     if not isinstance(fresh, nn.Module):
         raise ConfigurationError(f"model_factory: expected a torch.nn.Module, saw {type(fresh).__name__}")
@@ -107,7 +114,9 @@ def class_logits(objective: Objective, model: nn.Module, batch: Any) -> Tensor:
     Those of a language model have the shape (batch, vocabulary, tokens) and are 0 where nothing is predicted. A
     `ConfigurationError` for an objective that is no `Classification`: it has no class probabilities.
     """
-    return _classification(objective).logits(model, batch)
+    _classification(objective)
+    logits: Tensor = objective.logits(model, batch)  # type: ignore[attr-defined]  # `Autocast` has one too
+    return logits
 
 
 def class_labels(objective: Objective, batch: Any) -> Tensor:
@@ -178,9 +187,10 @@ def distillation_loss(
 
 
 def _classification(objective: Objective) -> Classification:
-    if not isinstance(objective, Classification):
+    found = without_autocast(objective)
+    if not isinstance(found, Classification):
         raise ConfigurationError(
             f"expected the objective CrossEntropy, or one of a language model, saw {objective.describe()}, without "
             "the class probabilities that this method or metric reads"
         )
-    return objective
+    return found

@@ -317,7 +317,6 @@ class Unlearner(abc.ABC):
         return ()
 
     @final
-    @restored_globals()
     def unlearn(
         self,
         model: nn.Module,
@@ -352,37 +351,38 @@ class Unlearner(abc.ABC):
         check_editable(model)
         snapshot = snapshot or ModelSnapshot(model, copies=False)
         try:
-            snapshot.hide_gradients()
-            snapshot.check_finite(when=f"before {self.name!r} edits them")
-            before = snapshot.digest
-            remarks = self._check_inputs(model, inputs, before)
-            snapshot.keep_copies(keep=self._needs_copy())
-            options, declared = option_values(self), inputs.read_by(self)
-            start = time.perf_counter()
-            steps = _Steps()
-            counts = self._edit(model, attrs.evolve(declared, steps=steps), snapshot.undo_log)
-            seconds = time.perf_counter() - start
-            buffers_changed = self._check_after(model, snapshot, counts, options)
-            changes = _changes(snapshot, counts)
-            if not sharded and not any(t.changed for t in changes):
-                remarks += self._sentences("remarks_if_unchanged", self.remarks_if_unchanged(declared))
-            remarks += tuple(f"{step.method}: {remark}" for step in steps.reports for remark in step.remarks)
-            _check_budget(changes, inputs.max_fraction, method=self.name)
-            snapshot.restore_surroundings(buffers=not self.promises().edits_buffers)
-            report = Report(
-                method=self.name,
-                options=options,
-                derived=counts.derived if counts else {},
-                tensors=changes,
-                buffers_changed=buffers_changed,
-                evidence=tuple(map(_reported, inputs.importances())),
-                steps=tuple(steps.reports),
-                remarks=remarks,
-                seconds={"edit": seconds},
-                model_before=before,
-                model_after=digest(model),
-            )
-            return accepted_report(report, accept)
+            with restored_globals():  # inside, so that an interrupt there rolls back too
+                snapshot.hide_gradients()
+                snapshot.check_finite(when=f"before {self.name!r} edits them")
+                before = snapshot.digest
+                remarks = self._check_inputs(model, inputs, before)
+                snapshot.keep_copies(keep=self._needs_copy())
+                options, declared = option_values(self), inputs.read_by(self)
+                start = time.perf_counter()
+                steps = _Steps()
+                counts = self._edit(model, attrs.evolve(declared, steps=steps), snapshot.undo_log)
+                seconds = time.perf_counter() - start
+                buffers_changed = self._check_after(model, snapshot, counts, options)
+                changes = _changes(snapshot, counts)
+                if not sharded and not any(t.changed for t in changes):
+                    remarks += self._sentences("remarks_if_unchanged", self.remarks_if_unchanged(declared))
+                remarks += tuple(f"{step.method}: {remark}" for step in steps.reports for remark in step.remarks)
+                _check_budget(changes, inputs.max_fraction, method=self.name)
+                snapshot.restore_surroundings(buffers=not self.promises().edits_buffers)
+                report = Report(
+                    method=self.name,
+                    options=options,
+                    derived=counts.derived if counts else {},
+                    tensors=changes,
+                    buffers_changed=buffers_changed,
+                    evidence=tuple(map(_reported, inputs.importances())),
+                    steps=tuple(steps.reports),
+                    remarks=remarks,
+                    seconds={"edit": seconds},
+                    model_before=before,
+                    model_after=digest(model),
+                )
+                return accepted_report(report, accept)
         except BaseException:
             snapshot.restore()
             raise

@@ -1,6 +1,5 @@
 """What the features of a model still hold of the forgotten samples: the outputs alone can hide it."""
 
-import copy
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import cache, partial
@@ -30,6 +29,7 @@ from unlearnkit.evaluation.model_outputs import (
 )
 from unlearnkit.evaluation.per_sample import Floats, Ints, floats
 from unlearnkit.models.objective import Objective
+from unlearnkit.models.parameters import copy_of
 from unlearnkit.models.training import batch_norm_layers, reestimate_batch_norm
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, nearest
 from unlearnkit.utils.options import option
@@ -151,7 +151,7 @@ def head_swap(
     found = accuracy(model)
     if not batch_norm_layers(model):
         return found
-    again = copy.deepcopy(model).requires_grad_(True)  # the statistics of frozen layers may hide something, too
+    again = copy_of(model).requires_grad_(True)  # the statistics of frozen layers may hide something, too
     try:
         reestimate_batch_norm(again, retain, objective=objective)
     except ValueError as error:  # batches of one sample

@@ -1,6 +1,5 @@
 """Proxies for when there is no retrained model: ZRF, and the divergence of class means."""
 
-import copy
 from functools import cache, partial
 from typing import ClassVar, final
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from unlearnkit.evaluation.metric import FRACTION, EvaluationInputs, Metric, MetricTraits
 from unlearnkit.evaluation.model_outputs import InapplicableError, ModelOutputs, Values, outputs_of
 from unlearnkit.evaluation.per_sample import LN2, Floats, jensen_shannon
-from unlearnkit.models.parameters import device_of
+from unlearnkit.models.parameters import copy_of, device_of
 from unlearnkit.utils.options import option
 from unlearnkit.utils.rng import private_rng
 
@@ -59,7 +58,7 @@ def zero_retrain_forgetting(p: ArrayLike | Tensor, incompetent: ArrayLike | Tens
 
 def _untrained(model: nn.Module, seed: int) -> nn.Module:
     """Copy a model and reset every module that can be reset, inner ones first."""
-    fresh = copy.deepcopy(model)
+    fresh = copy_of(model)
     with private_rng(device_of(model), seed=seed):
         with torch.no_grad():
             for p in filter(torch.is_floating_point, fresh.parameters()):

@@ -1,6 +1,5 @@
 """Whether a model still holds what it forgot: after its weights are rounded, and after some training."""
 
-import copy
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 from itertools import cycle, islice
@@ -30,6 +29,7 @@ from unlearnkit.evaluation.model_outputs import (
     sampling_error,
 )
 from unlearnkit.models.objective import CrossEntropy, Objective
+from unlearnkit.models.parameters import copy_of
 from unlearnkit.models.training import Loss, OptimizerConfig, batch_norm_layers, one_cycle, run_epoch, training_mode
 from unlearnkit.utils.errors import ConfigurationError, UnsupportedModelError
 from unlearnkit.utils.options import option
@@ -84,7 +84,7 @@ def quantised(weight: Tensor, *, bits: int, channel: int = 0) -> Tensor:
 
 def round_trip(model: nn.Module, *, bits: int) -> nn.Module:
     """Copy a model with every weight of two or more dimensions rounded; biases, normalisation and buffers are kept."""
-    rounded = copy.deepcopy(model)
+    rounded = copy_of(model)
     transposed = {id(m.weight) for m in rounded.modules() if isinstance(m, _ConvTransposeNd)}
     with torch.no_grad():
         for p in rounded.parameters():
@@ -184,7 +184,7 @@ def steps_to_relearn(
     objective: Objective | None = None,
 ) -> int | None:
     """Steps of Adam, one per batch, until a copy in eval mode has this accuracy and loss; None after ``most`` steps."""
-    criterion, student, kept = objective or CrossEntropy(), copy.deepcopy(model), list(batches)
+    criterion, student, kept = objective or CrossEntropy(), copy_of(model), list(batches)
     if not kept:
         raise ConfigurationError("expected at least one batch to relearn from, saw none")
 
@@ -235,7 +235,7 @@ class Recovery(Metric):
         ) -> Outputs:
             outputs.of(model, "forget-train")  # first, so that a missing split is the reason
             _check_trainable(model)
-            student, data, unseen = copy.deepcopy(model), batches(), judged()
+            student, data, unseen = copy_of(model), batches(), judged()
             adam = OptimizerConfig(learning_rate=self.learning_rate).optimizer_for(student)
             steps = length(data) or sum(1 for _ in data)
             falling = LambdaLR(adam, partial(one_cycle, steps=steps))  # else the order of the batches decides
