@@ -1,6 +1,5 @@
 """One test per defect found in published unlearning code; the docstring is what went wrong there."""
 
-import copy
 import json
 import subprocess
 import sys
@@ -44,7 +43,7 @@ from unlearnkit.models.checkpoint import load_checkpoint, save_checkpoint
 from unlearnkit.models.parameters import digest
 from unlearnkit.models.training import Training, train
 from unlearnkit.plugins.manager import default_manager
-from unlearnkit.unlearning import EpochConfig, fine_tune
+from unlearnkit.unlearning import EpochConfig, distillation, fine_tune
 
 ROOT = Path(__file__).parent.parent
 CE = CrossEntropy()
@@ -127,19 +126,18 @@ def test_row_02_masked_and_frozen_weights_do_not_move(optimizer):
 @pytest.mark.parametrize("name", TRAINING)
 def test_row_03_a_method_that_trains_changes_the_model_and_no_teacher(name, monkeypatch):
     """A method is a no-op because its optimiser holds the teacher's parameters."""
-    copies, optimised, deepcopy, optimizer_for = [], [], copy.deepcopy, OptimizerConfig.optimizer_for
+    copies, optimised, copy_of, optimizer_for = [], [], distillation.copy_of, OptimizerConfig.optimizer_for
 
-    def remember(value, *rest):
-        copied = deepcopy(value, *rest)
-        copies.extend([copied] if isinstance(value, nn.Module) and not rest else [])
-        return copied
+    def remember(model):
+        copies.append(copy_of(model))
+        return copies[-1]
 
     def held(optimizer, model):
         made = optimizer_for(optimizer, model)
         optimised.append((model, {id(p) for group in made.param_groups for p in group["params"]}))
         return made
 
-    monkeypatch.setattr(copy, "deepcopy", remember)
+    monkeypatch.setattr(distillation, "copy_of", remember)
     monkeypatch.setattr(OptimizerConfig, "optimizer_for", held)
     model = net()
     original = {key: value.clone() for key, value in model.state_dict().items()}

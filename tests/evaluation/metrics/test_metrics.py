@@ -333,7 +333,8 @@ def test_random_samples_are_compared_with_half_of_the_unseen_ones():
     paper = inputs(splits=("retain-train", "forget-train", "retain-test"))
     found = metrics.LossAttack().examine(paper)
     assert 0.3 < found["AUC"].value < 0.7
-    assert "at least 100 non-members, saw 60" in found["TPR at 1 % FPR"].reason
+    # 53 of 60: as many as there are with each class as often as in the forget set
+    assert "at least 100 non-members, saw 53" in found["TPR at 1 % FPR"].reason
 
 
 def test_rmia_detects_memorised_samples():

@@ -228,7 +228,7 @@ def run_in_processes(waves: Iterable[Iterable[Unit]], *, jobs: int, watch: Watch
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_initialise, initargs=(events,))
     try:
         for wave in waves:
-            with _sigint_ignored():
+            with _sigint_blocked():
                 left = {pool.submit(_run, unit) for unit in wave}
             while left:
                 ended, left = wait(left, timeout=_TICK, return_when=FIRST_COMPLETED)
@@ -249,16 +249,16 @@ def run_in_processes(waves: Iterable[Iterable[Unit]], *, jobs: int, watch: Watch
 
 
 @contextmanager
-def _sigint_ignored() -> Iterator[None]:
-    """Spawn workers with SIGINT ignored; the parent stops them."""
-    if threading.current_thread() is not threading.main_thread():
+def _sigint_blocked() -> Iterator[None]:
+    """Spawn workers with SIGINT blocked: the parent stops them. One that comes meanwhile is raised at the end."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows no process inherits it
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _worker: list[tuple[Worker, Watch]] = []  # of this process, when it is one of a pool

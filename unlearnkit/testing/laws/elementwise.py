@@ -133,7 +133,7 @@ def locality(method: ElementwiseUnlearner, case: RuleInputs) -> None:
     _all((case.forget != 0) | torch.tensor(kept).reshape(case.theta.shape), case, edited=edited)
 
 
-@_law(promise="non_amplifying", rejects="dampens without the clamp min(…, 1)")
+@_law(examples=200, promise="non_amplifying", rejects="dampens without the clamp min(…, 1)")
 def no_amplification(method: ElementwiseUnlearner, case: RuleInputs) -> None:
     """|θ'| ≤ |θ|."""
     edited = _edited(method, case)
