@@ -80,9 +80,8 @@ def edits(
             model = copy_of(job.original)
             record, tuning = editor.edit(model, method)
             if record.nothing_edited:
-                report = attrs.evolve(
-                    record.report, model_before=digest(job.original)
-                )  # by which `go_on` knows it again
+                # `go_on` compares it with the original of the next run.
+                report = attrs.evolve(record.report, model_before=digest(job.original))
                 record = attrs.evolve(record, report=report, manifest=job.experiment.manifest())
             elif not dry_run:
                 record = job.compared(job.evaluated(record, model, before), model)

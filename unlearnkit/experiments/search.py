@@ -310,14 +310,14 @@ def hold_out_unseen(job: Job) -> tuple[Job, LabelledImages | None]:
     config = job.experiment.config
     if config.tuning.target != "unseen":
         return job, None
-    left, aside = divide_test_set(job.experiment)
-    spec = config.forget.spec()
-    assert spec is not None, "a job has something to forget"
     if job.experiment.forgotten.scenario == "corrupted":
         raise ConfigurationError(
             "tuning.target 'unseen': corrupted samples have other labels than unseen ones: expected 'retrained', or "
             "'stated' with tuning.forget_accuracy"
         )
+    left, aside = divide_test_set(job.experiment)
+    spec = config.forget.spec()
+    assert spec is not None, "a job has something to forget"
     unseen = aside.splits().get("forget-test") if spec.carries_over else like_forgotten(aside.bundle.test, left)
     if unseen is None:
         raise ConfigurationError("tuning.target 'unseen': the test set has no sample of what is forgotten")

@@ -212,7 +212,7 @@ class ImportanceEstimator(abc.ABC):
         """Check that a model can be differentiated, and take a snapshot of it for `estimate`."""
         check_differentiable(model)
         reshard(model)
-        return ModelSnapshot(model, copies=not self.traits.leaves_weights or any(map(_switches, model.modules())))
+        return ModelSnapshot(model, copies=not self.traits.leaves_weights or any(map(_overrides_mode, model.modules())))
 
     def _sharded(self, model: nn.Module) -> bool:
         sharded = reshard(model)
@@ -401,7 +401,7 @@ def with_precision(fingerprint: Fingerprint, total: Importance, named: Mapping[s
     )
 
 
-def _switches(module: nn.Module) -> bool:
+def _overrides_mode(module: nn.Module) -> bool:
     """Whether a module has a ``train()`` or ``eval()`` of its own, where adapters may be merged into weights."""
     own = type(module)
     return own.train is not nn.Module.train or own.eval is not nn.Module.eval

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnkit.data.batches import batch_size, pick, tensors
-from unlearnkit.models.parameters import device_of, digest, digest_tensors
+from unlearnkit.models.parameters import device_of, digest, digest_tensors, plain_attributes
 from unlearnkit.models.tokens import refuse_left_padding
 from unlearnkit.utils.errors import ConfigurationError, MismatchError, UnlearnKitWarning
 from unlearnkit.utils.options import unrecorded
@@ -106,8 +106,7 @@ def _digests(options: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(value, Tensor):
             yield f"{name}: {digest_tensors({name: value})}"
         elif isinstance(value, nn.Module):
-            plain = {key: one for key, one in vars(value).items() if isinstance(one, bool | int | float | str)}
-            yield f"{name}: {plain} {digest(value)}"
+            yield f"{name}: {plain_attributes(value)} {digest(value)}"
 
 
 class Classification(Objective):

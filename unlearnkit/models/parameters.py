@@ -61,6 +61,11 @@ def tie_by_memory(model: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter, 
     return [(m, key, p, one) for m, key, p in held if (one := first.setdefault(_place(p), p)) is not p]
 
 
+def plain_attributes(value: object) -> dict[str, bool | int | float | str]:
+    """Return the attributes of a module or an objective that are numbers, flags or text, such as ``p`` of dropout."""
+    return {name: one for name, one in vars(value).items() if isinstance(one, bool | int | float | str)}
+
+
 def copy_of(model: nn.Module) -> nn.Module:
     """Copy a model; parameters that are one memory and several objects are one object in the copy.
 

@@ -15,6 +15,7 @@ from unlearnkit.models.parameters import (
     check_finite,
     digest,
     parameters,
+    plain_attributes,
     same_bits,
     tie_by_memory,
 )
@@ -91,7 +92,7 @@ class ModelSnapshot:
         self._flags = {p: p.requires_grad for p in everyone}
         self._grads = {p: p.grad for p in self._flags}
         self._hooks = {p: tuple(dict(hooks or {}) for hooks in _hooks_of(p)) for p in everyone}
-        self._attributes = {m: _plain(m) for m in self._names}
+        self._attributes = {m: _attributes_of(m) for m in self._names}
 
     @cached_property
     def digest(self) -> str:
@@ -245,9 +246,9 @@ def _hooks_of(p: Tensor) -> tuple[Any, Any]:
     return p._backward_hooks, getattr(p, "_post_accumulate_grad_hooks", None)  # noqa: SLF001 - torch has no public names
 
 
-def _plain(module: nn.Module) -> dict[str, Any]:
-    """Return the attributes that a method, or a ``train()`` of the model's own, may set, such as ``p`` of dropout."""
-    return {k: v for k, v in vars(module).items() if v is None or isinstance(v, bool | int | float | str)}
+def _attributes_of(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes that a method, or a ``train()`` of the model's own, may set."""
+    return {**plain_attributes(module), **{name: None for name, value in vars(module).items() if value is None}}
 
 
 def _put_back(module: nn.Module, saved: tuple[_Members, ...], which: tuple[str, ...]) -> None:

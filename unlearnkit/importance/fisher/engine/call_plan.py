@@ -25,7 +25,7 @@ class UnprovenError(Exception):
 
 
 @final
-class NothingShownError(Exception):
+class ZeroGradientsError(Exception):
     """The samples that were compared have no gradients, which proves nothing of others."""
 
 

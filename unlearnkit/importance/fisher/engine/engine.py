@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unlearnkit.data.batches import batch_size, copy_to, take, tensors
 from unlearnkit.importance.estimator import Accumulator
-from unlearnkit.importance.fisher.engine.call_plan import NothingShownError, UnprovenError
+from unlearnkit.importance.fisher.engine.call_plan import UnprovenError, ZeroGradientsError
 from unlearnkit.importance.fisher.engine.interceptor import EAGER
 from unlearnkit.importance.fisher.engine.kernel import KernelFailedError, out_of_memory
 from unlearnkit.importance.fisher.engine.nan_check import NanCheck, Underflow
@@ -165,7 +165,7 @@ class Engine(Accumulator):
         elif batch_size(batch) > 1:
             try:
                 self._by_plan(batch, parts, kind)
-            except NothingShownError:
+            except ZeroGradientsError:
                 self._totals.begin(parts)
                 self._fall_back_on(batch, parts)  # this batch alone; the next one may show more
             except UnprovenError as unproven:
@@ -212,13 +212,13 @@ class Engine(Accumulator):
         self._totals.begin(parts)
         self._fall_back_on(batch, parts)
         self._refused, self._reason = True, f"cannot be proven to keep its samples apart at {reason}"
-        if self._draws(take(batch, slice(0, 1))):
+        if self._is_random(take(batch, slice(0, 1))):
             self._reason = (
                 "gives one sample other losses each time, in eval mode (F.dropout without training=self.training?), so "
                 "its importances depend on random numbers"
             )
 
-    def _draws(self, one: Any) -> bool:
+    def _is_random(self, one: Any) -> bool:
         with suppress(Exception):  # a model may refuse a batch of one
             first, second = (self._objective.losses(self._model, one) for _ in range(2))
             return not torch.allclose(first, second, rtol=1e-3, equal_nan=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unlearnkit.data.batches import batch_size, map_tensors, take, tensors
 from unlearnkit.importance.fisher.engine.accumulate import Accumulation
-from unlearnkit.importance.fisher.engine.call_plan import CallPlan, NothingShownError, UnprovenError
+from unlearnkit.importance.fisher.engine.call_plan import CallPlan, UnprovenError, ZeroGradientsError
 from unlearnkit.importance.fisher.engine.fallback_rules import Rerun
 from unlearnkit.importance.fisher.engine.interceptor import Guide
 from unlearnkit.importance.fisher.engine.kernel import KernelFailedError, out_of_memory
@@ -121,7 +121,7 @@ class Passes:
         self._totals, self._fallback, self._underflow = totals, fallback, underflow
         self._spot_checks = SpotChecks(recheck)
         self._store = plans_of(model, objective)
-        self._sure: set[Kind] = set()
+        self._verified: set[Kind] = set()
         """Kinds whose plans this estimate has proven, or compared with a batch."""
         self._slow: set[str] = set()
 
@@ -140,8 +140,8 @@ class Passes:
         if kind not in self._store.plans:
             self._prove(batch, kind, parts)
             return
-        if kind not in self._sure:
-            self._begin_again(batch, kind, parts)
+        if kind not in self._verified:
+            self._verify_known_plan(batch, kind, parts)
             return
         plan = self._store.plans[kind]
         self._say_slow(plan)
@@ -160,9 +160,9 @@ class Passes:
                 self._follow_or_record(batch, kind, parts)
         self._store.sizes.add((kind, size))
 
-    def _begin_again(self, batch: Any, kind: Kind, parts: Sequence[Part]) -> None:
+    def _verify_known_plan(self, batch: Any, kind: Kind, parts: Sequence[Part]) -> None:
         """Add the first batch of a kind that an earlier estimate knows: what no key sees may have changed since."""
-        self._sure.add(kind)
+        self._verified.add(kind)
         plan, size = self._store.plans[kind], batch_size(batch)
         if plan.dynamic or (kind, size) not in self._store.sizes:
             self._prove(batch, kind, parts)
@@ -192,7 +192,7 @@ class Passes:
         plan = None
         self._totals.begin(parts)
         if not self._half():
-            with suppress(UnprovenError, NothingShownError):
+            with suppress(UnprovenError, ZeroGradientsError):
                 plan = self._compared(batch, self._objective, self._fallback, parts)
         if plan is None:
             self._totals.begin(parts)
@@ -209,7 +209,7 @@ class Passes:
         self._say_slow(plan)
         self._store.plans[kind] = plan
         self._store.sizes.add((kind, batch_size(batch)))
-        self._sure.add(kind)
+        self._verified.add(kind)
 
     def _compare(self, batch: Any, kind: Kind, plan: CallPlan, found: CallPlan) -> None:
         """Keep a plan that another batch confirms; else record every batch from now on."""
@@ -301,7 +301,7 @@ class Passes:
     def _proven_few(self, few: Any, alone: list[tuple[slice, Tensor]]) -> CallPlan:
         try:
             return self._proven(few, alone)
-        except NothingShownError:  # by the smaller parameters
+        except ZeroGradientsError:  # by the smaller parameters
             return self._proven(few, alone, everything=True)
 
     def _proven(self, few: Any, alone: list[tuple[slice, Tensor]], *, everything: bool = False) -> CallPlan:

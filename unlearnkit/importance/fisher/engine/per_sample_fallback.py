@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from unlearnkit.data.batches import batch_size, has_values, map_tensors, take, tensors
-from unlearnkit.importance.fisher.engine.call_plan import NothingShownError, UnprovenError, coarsest
+from unlearnkit.importance.fisher.engine.call_plan import UnprovenError, ZeroGradientsError, coarsest
 from unlearnkit.importance.fisher.engine.interceptor import ProcessWide
 from unlearnkit.importance.fisher.engine.kernel import out_of_memory
 from unlearnkit.models.norm_gradients import norm_gradient_fix
@@ -78,7 +78,7 @@ class SquaredGradients:
                     done = rows.stop
             except (UnlearnKitError, torch.OutOfMemoryError):
                 raise
-            except NothingShownError:
+            except ZeroGradientsError:
                 pass  # compared again with the next batch
             except (RuntimeError, ValueError, NotImplementedError, UnprovenError) as error:
                 if out_of_memory(error):  # on a CPU it is a RuntimeError; part of a chunk may have been added
@@ -277,7 +277,7 @@ class Comparison:
     def verdict(
         self, precision: torch.dtype, *, together: Callable[[Tensor], Tensor] = lambda numbers: numbers
     ) -> None:
-        """Raise `UnprovenError` where the totals differ by more than rounding, `NothingShownError` where all are 0."""
+        """Raise `UnprovenError` where the totals differ by more than rounding, `ZeroGradientsError` where all are 0."""
         relative, share = _TOLERANCES[precision]
         device = next((total.device for total in self._sums.values()), None)
         columns = torch.tensor([self._row(name) for name in self._rest], dtype=torch.float64, device=device)
@@ -294,7 +294,7 @@ class Comparison:
                     "one sample at a time"
                 )
         if rows and not any(size for _, _, size, _ in rows.values()):
-            raise NothingShownError("samples without gradients")
+            raise ZeroGradientsError("samples without gradients")
 
     def _row(self, name: str) -> tuple[float, float, float, float]:
         """Sum of squares, element count, size of the projection, and its difference."""

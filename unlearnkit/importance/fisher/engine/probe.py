@@ -14,12 +14,12 @@ from unlearnkit.importance.fisher.engine.call_plan import (
     Action,
     CallPlan,
     Layout,
-    NothingShownError,
     Order,
     Rows,
     Scattered,
     Step,
     UnprovenError,
+    ZeroGradientsError,
     coarsest,
     recognise,
     results,
@@ -263,11 +263,11 @@ def _step(action: Action, seen: Seen, rule: Rule | None = None) -> Step:
 
 def first_proof(batch: Any, attempt: Callable[[Any], _T]) -> _T:
     """Attempt something with two samples of a batch, and with three when it cannot be proven."""
-    reason: UnprovenError | NothingShownError | None = None
+    reason: UnprovenError | ZeroGradientsError | None = None
     for samples in (n for n in _PROBED if n <= batch_size(batch)):
         try:
             return attempt(take(batch, slice(0, samples)))
-        except (UnprovenError, NothingShownError) as error:
+        except (UnprovenError, ZeroGradientsError) as error:
             reason = reason or error
     assert reason is not None, "a batch of one sample is not probed"
     raise reason

@@ -18,7 +18,7 @@ from unlearnkit.data.batches import batch_size, map_tensors, take
 from unlearnkit.distributed.collectives import Ranks, all_gather
 from unlearnkit.importance.estimator import Accumulator
 from unlearnkit.importance.fisher.engine.accumulate import Accumulation
-from unlearnkit.importance.fisher.engine.call_plan import Action, CallPlan, NothingShownError, Step, UnprovenError
+from unlearnkit.importance.fisher.engine.call_plan import Action, CallPlan, Step, UnprovenError, ZeroGradientsError
 from unlearnkit.importance.fisher.engine.interceptor import EAGER, Gradients, Guide, Seen, Sink
 from unlearnkit.importance.fisher.engine.passes import signature
 from unlearnkit.importance.fisher.engine.per_sample_fallback import Comparison, check_alone, refuse_batch_statistics
@@ -148,7 +148,7 @@ class ShardedEngine(Accumulator):
         if kind not in self._plans:
             try:
                 self._plans[kind], alone = first_proof(batch, self._probed)
-            except NothingShownError as nothing:
+            except ZeroGradientsError as nothing:
                 return str(nothing)
             except UnprovenError as unproven:
                 return self._give_up(str(unproven))
